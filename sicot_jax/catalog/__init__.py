@@ -1,0 +1,1 @@
+"""Catalogues: photos, SKUs and titles, imported, generated or exported; never imports jax."""
