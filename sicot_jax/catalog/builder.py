@@ -1,0 +1,428 @@
+"""A TFDS data set from rows and photos: everything is written into one folder that appears when it is whole."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+import sicot_jax
+from sicot_jax.catalog.catalog import SPLITS, ClassTable, Tokenizer
+from sicot_jax.catalog.image import JPEG_QUALITY
+from sicot_jax.catalog.import_report import ImportReport
+from sicot_jax.catalog.manifest import DroppedRow, ManifestRow
+from sicot_jax.catalog.photos import PhotoReader, prepare_all
+from sicot_jax.catalog.splits import Assignment, Photo, assign_splits, order_key
+from sicot_jax.catalog.statistics import class_counts, default_head_boundary, head_mask, shared_vocabulary
+from sicot_jax.catalog.text import build_tokenizer
+from sicot_jax.catalog.word_vectors import train_word_vectors
+
+FORMAT_VERSION = 1
+CATALOG_FILE = "catalog.json"
+CLASSES_FILE = "classes.csv"
+VECTORS_FILE = "word_vectors.npy"
+REPORT_FILES = ("report.json", "report.md")
+CLASS_COLUMNS = ("class_id", "sku", "title", "category", *SPLITS, "withdrawn")
+
+_SPOOL_FILE = "spool.tmp"
+# A shard is held in memory while it is written, and is the unit that machines share out among each other.
+_SHARD_BYTES = 256 << 20
+
+
+class ImportFailed(ValueError):
+    """An import that stopped; nothing of it is left. The message is one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportSettings:
+    """How photos, words and splits are made. `min_photos` None: what the data set's builder says (1 for a manifest)."""
+
+    seed: int = 0
+    short_side: int = 256
+    test_per_class: int | None = None
+    tail_cut: int | None = None
+    min_photos: int | None = None
+    tokenizer: str = "words"
+    drop_top_share: float = 0.001
+    min_count: int = 3
+    max_vocabulary: int = 400_000
+    word_width: int = 128
+    word_epochs: int = 5
+    max_bad_share: float = 0.05
+    max_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, low in (("short_side", 1), ("word_width", 1), ("word_epochs", 1)):
+            if getattr(self, name) < low:
+                raise ImportFailed(f"{name}={getattr(self, name)}, wanted at least {low}")
+        for name in ("test_per_class", "tail_cut", "min_photos", "max_rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ImportFailed(f"{name}={value}, wanted at least 1, or leave it out")
+        if not 0 <= self.max_bad_share <= 1:
+            raise ImportFailed(f"max_bad_share={self.max_bad_share}, wanted a share from 0 to 1; the default is 0.05")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Stored:
+    """A decoded photo: its row and where its bytes lie in the spool file."""
+
+    row: ManifestRow
+    image_id: str
+    offset: int
+    size: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Example:
+    stored: _Stored
+    class_id: int
+    token_ids: np.ndarray
+
+
+class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+    """Base of all catalogues on disk; a subclass yields rows and says where photos are read.
+
+    ShardBasedBuilder and not GeneratorBasedBuilder: the latter's shuffle needs TensorFlow for a split above 1 GB.
+    Records lie in the order of a hash of (seed, image_id), so order depends on neither rows nor workers.
+    """
+
+    name = "catalogue"
+    VERSION = tfds.core.Version("1.0.0")
+    MIN_PHOTOS = 1
+    url_infos = None  # nothing is downloaded; TFDS would look for checksums with a package it does not depend on
+
+    def __init__(
+        self,
+        *,
+        source: Path,
+        data_dir: Path,
+        settings: ImportSettings,
+        workers: int = 1,
+        name: str | None = None,
+        version: str = "1.0.0",
+        previous: ClassTable | None = None,
+    ):
+        """Rows of `source` become `data_dir/name/version`; `previous` is the class table whose ids are kept."""
+        self.source, self.settings, self.workers, self.previous = Path(source), settings, workers, previous
+        self.name = name or self.name
+        self.VERSION = tfds.core.Version(version)
+        self.report: ImportReport | None = None
+        super().__init__(data_dir=data_dir)
+
+    def rows(self) -> Iterable[ManifestRow | DroppedRow]:
+        """All rows of the source, dropped ones named."""
+        raise NotImplementedError
+
+    def photos(self) -> PhotoReader:
+        """Reader of the photos that `ManifestRow.image` names."""
+        raise NotImplementedError
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        features = tfds.features.FeaturesDict(
+            {
+                "image_id": text,
+                "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+                "sku": text,
+                "class_id": np.int32,
+                "title": text,
+                "tags": text,
+                "token_ids": tfds.features.Sequence(np.int32),
+                "category": text,
+                "box": tfds.features.Tensor(shape=(4,), dtype=np.float32),
+                "role": text,
+                "reference": text,
+            }
+        )
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _shard_iterators_per_split(self, dl_manager: object) -> Mapping[str, Sequence[Any]]:
+        folder = Path(self.data_path)  # the incomplete folder: TFDS renames it when all is whole
+        self._spool = folder / _SPOOL_FILE
+        rows, dropped = self._read_rows()
+        stored, broken = self._store_photos(rows, total=len(rows) + sum(drop.bad for drop in dropped), bad=dropped)
+        dropped += broken
+        if not stored:
+            raise ImportFailed(f"no photo of {self.source} can be used, wanted at least 1; {_named(dropped)}")
+        assignment = assign_splits(
+            [Photo(item.image_id, item.row.sku, item.row.image, item.row.split) for item in stored],
+            seed=self.settings.seed,
+            test_per_class=self.settings.test_per_class,
+            tail_cut=self.settings.tail_cut,
+        )
+        by_split = self._ordered(stored, assignment.split)
+        if not by_split["train"]:
+            raise ImportFailed(f"no photo of {self.source} is in the train split, wanted at least 1; check column split")
+        table, tokenizer = self._write_tables(folder, by_split, dropped, assignment, stored)
+        class_ids = {sku: c for c, sku in enumerate(table.sku)}
+        return {
+            split: [partial(self._examples, shard, class_ids, tokenizer) for shard in _shards(items)]
+            for split, items in by_split.items()
+            if items
+        }
+
+    def _examples(
+        self, items: Sequence[_Stored], class_ids: Mapping[str, int], tokenizer: Tokenizer
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        with self._spool.open("rb") as spool:
+            for key, item in enumerate(items):
+                spool.seek(item.offset)
+                row = item.row
+                yield (
+                    key,
+                    {
+                        "image_id": item.image_id,
+                        "image": spool.read(item.size),
+                        "sku": row.sku,
+                        "class_id": class_ids[row.sku],
+                        "title": row.title,
+                        "tags": row.tags,
+                        "token_ids": tokenizer.encode(product_text(row.title, row.tags)),
+                        "category": row.category,
+                        "box": np.array(row.box, np.float32),
+                        "role": row.role,
+                        "reference": row.image,
+                    },
+                )
+
+    def _download_and_prepare(self, dl_manager: object, download_config: object = None) -> None:
+        super()._download_and_prepare(dl_manager, download_config)
+        self._spool.unlink()
+
+    def _read_rows(self) -> tuple[list[ManifestRow], list[DroppedRow]]:
+        settings = self.settings
+        rows: list[ManifestRow] = []
+        dropped: list[DroppedRow] = []
+        for row in self.rows():
+            if isinstance(row, DroppedRow):
+                dropped.append(row)
+            else:
+                rows.append(row)
+            if settings.max_rows is not None and len(rows) >= settings.max_rows:
+                break
+        least = self.MIN_PHOTOS if settings.min_photos is None else settings.min_photos
+        counts = Counter(row.sku for row in rows)
+        reason = f"class under {least} photos (min_photos)"
+        dropped += [DroppedRow(row.image, reason, row.sku, bad=False) for row in rows if counts[row.sku] < least]
+        rows = [row for row in rows if counts[row.sku] >= least]
+        return rows, dropped
+
+    def _store_photos(
+        self, rows: Sequence[ManifestRow], *, total: int, bad: Iterable[DroppedRow]
+    ) -> tuple[list[_Stored], list[DroppedRow]]:
+        """Decode all photos into the spool file; stop as soon as more rows are bad than the limit allows."""
+        named = [drop for drop in bad if drop.bad]
+        broken: list[DroppedRow] = []
+        stored: list[_Stored] = []
+        self._check_bad_share(named, total, seen=total - len(rows))
+        prepared = prepare_all(
+            self.photos(), [row.image for row in rows], short_side=self.settings.short_side, workers=self.workers
+        )
+        progress = tqdm(prepared, total=len(rows), unit="photos", desc="import", file=sys.stderr, mininterval=0.5)
+        with self._spool.open("wb") as spool, progress:
+            for row, photo in zip(rows, progress, strict=True):
+                if photo.error:
+                    reason, _, detail = photo.error.partition(": ")
+                    broken.append(DroppedRow(row.image, reason, detail))
+                    self._check_bad_share(named + broken, total, seen=total - len(rows) + len(stored) + len(broken))
+                    continue
+                stored.append(_Stored(row, photo.image_id, spool.tell(), len(photo.image)))
+                spool.write(photo.image)
+        return stored, broken
+
+    def _check_bad_share(self, bad: Sequence[DroppedRow], total: int, *, seen: int) -> None:
+        limit = self.settings.max_bad_share
+        # One bad row of a dozen is dropped and named like one of a million, unless the limit is zero.
+        if len(bad) > max(limit * total, 1 if limit else 0):
+            raise ImportFailed(
+                f"{len(bad)} of the first {seen} rows of {self.source} are bad, at most {limit:g} of {total} may be; "
+                f"{_named(bad)}; correct them or raise --max-bad-share"
+            )
+
+    def _ordered(self, stored: Sequence[_Stored], split: Sequence[str]) -> dict[str, list[_Stored]]:
+        """Records of each split in stored order: by hash of (seed, image_id), then SKU where a photo has several."""
+        seed = self.settings.seed
+        order = sorted(
+            (i for i, name in enumerate(split) if name),
+            # Another salt than in assign_splits: else each class's train photos would all come after its test photos.
+            key=lambda i: (order_key(seed, stored[i].image_id, "record"), stored[i].row.sku),
+        )
+        return {name: [stored[i] for i in order if split[i] == name] for name in SPLITS}
+
+    def _write_tables(
+        self,
+        folder: Path,
+        by_split: Mapping[str, Sequence[_Stored]],
+        dropped: Sequence[DroppedRow],
+        assignment: Assignment,
+        stored: Sequence[_Stored],
+    ) -> tuple[ClassTable, Tokenizer]:
+        settings = self.settings
+        table, labels = build_class_table(by_split, self.previous)
+        train_text = [product_text(item.row.title, item.row.tags) for item in by_split["train"]]
+        tokenizer = build_tokenizer(
+            train_text,
+            kind=settings.tokenizer,
+            drop_top_share=settings.drop_top_share,
+            min_count=settings.min_count,
+            max_vocabulary=settings.max_vocabulary,
+            seed=settings.seed,
+        )
+        token_ids = [tokenizer.encode(text) for text in train_text]
+        vectors = train_word_vectors(
+            token_ids,
+            vocabulary_size=len(tokenizer.vocabulary),
+            width=settings.word_width,
+            epochs=settings.word_epochs,
+            seed=settings.seed,
+        )
+        write_class_table(folder / CLASSES_FILE, table)
+        for split in SPLITS:
+            np.save(folder / f"labels_{split}.npy", labels[split])
+        np.save(folder / VECTORS_FILE, vectors)
+        tokenizer.save(folder)  # type: ignore[attr-defined]
+
+        counts = table.counts["train"]
+        boundary = default_head_boundary(counts)
+        head = head_mask(counts, boundary)
+        self.report = ImportReport.of(
+            name=self.name,
+            version=str(self.version),
+            source=self.source.name,
+            dropped=dropped,
+            assignment=assignment,
+            references=[item.row.image for item in stored],
+            skus=[item.row.sku for item in stored],
+            table=table,
+            head_boundary=boundary,
+            head=head,
+            vocabulary=len(tokenizer.vocabulary) - 1,
+            shared_words=shared_vocabulary(token_ids, labels["train"], head),
+            without_words=sum(len(ids) == 0 for ids in token_ids),
+        )
+        description = {
+            "format_version": FORMAT_VERSION,
+            "package_version": sicot_jax.__version__,
+            "name": self.name,
+            "version": str(self.version),
+            "data_hash": self._data_hash(folder, by_split, labels),
+            "num_classes": len(table),
+            "num_photos": {split: len(items) for split, items in by_split.items()},
+            "vocabulary_size": len(tokenizer.vocabulary),
+            "head_boundary": boundary,
+            "settings": dataclasses.asdict(settings),
+        }
+        (folder / CATALOG_FILE).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        self.report.write(folder)
+        return table, tokenizer
+
+    def _data_hash(
+        self, folder: Path, by_split: Mapping[str, Sequence[_Stored]], labels: Mapping[str, np.ndarray]
+    ) -> str:
+        """sha256 over the sorted records, then the tables, then what the stored pixels depend on."""
+        digest = hashlib.sha256()
+        lines = sorted(
+            json.dumps([item.image_id, int(label), split, row.title, row.tags, row.category, row.box, row.role])
+            for split in SPLITS
+            for item, label in zip(by_split[split], labels[split], strict=True)
+            for row in [item.row]
+        )
+        for line in lines:
+            digest.update(line.encode() + b"\n")
+        tables = [file for file in folder.iterdir() if file.name not in (_SPOOL_FILE, CATALOG_FILE, *REPORT_FILES)]
+        for file in sorted(tables):
+            digest.update(file.name.encode() + b"\n" + file.read_bytes())
+        digest.update(json.dumps([self.settings.short_side, JPEG_QUALITY]).encode())
+        return digest.hexdigest()
+
+
+def product_text(title: str, tags: str) -> str:
+    """The text of a photo: its title, then its tags."""
+    return f"{title} {tags}".strip()
+
+
+def build_class_table(
+    by_split: Mapping[str, Sequence[_Stored]], previous: ClassTable | None
+) -> tuple[ClassTable, dict[str, np.ndarray]]:
+    """The class table and int32 labels per split.
+
+    Ids of `previous` stay; its SKUs without a photo are withdrawn; new SKUs follow in sorted order. Title and category
+    are those of the class's first training photo, `catalogue` before `query` (without one, of any photo).
+    """
+    first: dict[str, ManifestRow] = {}
+    everything = [item.row for split in SPLITS for item in by_split[split]]
+    for role in ("catalogue", "query"):
+        for row in (item.row for item in by_split["train"]):
+            if row.role == role:
+                first.setdefault(row.sku, row)
+    for row in everything:
+        first.setdefault(row.sku, row)
+
+    old = list(previous.sku) if previous else []
+    skus = old + sorted(set(first) - set(old))
+    ids = {sku: c for c, sku in enumerate(skus)}
+    labels = {split: np.array([ids[item.row.sku] for item in by_split[split]], np.int32) for split in SPLITS}
+    titles, categories = [], []
+    for c, sku in enumerate(skus):
+        row = first.get(sku)
+        titles.append(row.title if row else previous.title[c])  # type: ignore[union-attr]
+        categories.append(row.category if row else previous.category[c])  # type: ignore[union-attr]
+    counts = {split: class_counts(labels[split], len(skus)) for split in SPLITS}
+    withdrawn = np.array([sku not in first for sku in skus], dtype=bool)
+    return ClassTable(skus, titles, categories, counts, withdrawn), labels
+
+
+def write_class_table(path: Path, table: ClassTable) -> None:
+    """`classes.csv`, one row per class in the order of ids."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(CLASS_COLUMNS)
+        for c in range(len(table)):
+            counts = [int(table.counts[split][c]) for split in SPLITS]
+            described = (table.sku[c], table.title[c], table.category[c])
+            writer.writerow([c, *described, *counts, int(table.withdrawn[c])])
+
+
+def read_class_table(path: Path) -> ClassTable:
+    """The table that `write_class_table` wrote."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = csv.reader(file)
+        header = next(rows, [])
+        if tuple(header) != CLASS_COLUMNS:
+            raise ValueError(f"{path} has columns {header}, wanted {list(CLASS_COLUMNS)}; import the catalogue again")
+        columns = list(zip(*rows, strict=True)) or [()] * len(CLASS_COLUMNS)
+    values = dict(zip(CLASS_COLUMNS, columns, strict=True))
+    return ClassTable(
+        sku=list(values["sku"]),
+        title=list(values["title"]),
+        category=list(values["category"]),
+        counts={split: np.array(values[split], np.int64) for split in SPLITS},
+        withdrawn=np.array(values["withdrawn"], np.int64).astype(bool),
+    )
+
+
+def _shards(items: Sequence[_Stored]) -> Iterator[Sequence[_Stored]]:
+    start, size = 0, 0
+    for end, item in enumerate(items):
+        if size + item.size > _SHARD_BYTES and end > start:
+            yield items[start:end]
+            start, size = end, 0
+        size += item.size
+    yield items[start:]
+
+
+def _named(bad: Iterable[DroppedRow]) -> str:
+    first = [str(drop) for drop in bad if drop.bad][:3]
+    return f"first: {'; '.join(first)}" if first else "all rows were left out on purpose"

@@ -1,0 +1,171 @@
+"""What an import read, kept and dropped, and why: `report.json` in full, `report.md` to read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sicot_jax.catalog.catalog import SPLITS, ClassTable
+from sicot_jax.catalog.manifest import DroppedRow
+from sicot_jax.catalog.splits import Assignment
+
+# Rows left out on purpose can be most of a source; bad rows are few and all named.
+_NAMED_ON_PURPOSE = 100
+_NAMED_IN_TEXT = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportReport:
+    """Counts and names; `dropped` maps a reason to {"bad", "count", "rows"}, the lists below name SKUs or photos."""
+
+    name: str
+    version: str
+    source: str
+    read: int
+    kept: int
+    photos: Mapping[str, int]
+    classes: int
+    withdrawn: int
+    dropped: Mapping[str, Mapping[str, Any]]
+    conflicting: Sequence[Mapping[str, Any]]  # identical photos under several SKUs: in train only
+    surplus_copies: int
+    surplus: Sequence[str]
+    tail_cut: int
+    small_classes: Sequence[str]  # under 4 photos: trained, not tested
+    untested_classes: Sequence[str]  # not enough photos for --test-per-class
+    classes_without_train: Sequence[str]
+    photos_without_words: int
+    vocabulary: int
+    head_boundary: int
+    head_classes: int
+    head_train_photos: int
+    shared_words: Mapping[str, float]
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        name: str,
+        version: str,
+        source: str,
+        dropped: Sequence[DroppedRow],
+        assignment: Assignment,
+        references: Sequence[str],
+        skus: Sequence[str],
+        table: ClassTable,
+        head_boundary: int,
+        head: np.ndarray,
+        vocabulary: int,
+        shared_words: Mapping[str, float],
+        without_words: int,
+    ) -> ImportReport:
+        """`references` and `skus` name the decoded photos that `assignment` speaks of by index."""
+        reasons: defaultdict[str, list[DroppedRow]] = defaultdict(list)
+        for drop in dropped:
+            reasons[drop.reason].append(drop)
+        counts = table.counts
+        train = counts["train"]
+        return cls(
+            name=name,
+            version=version,
+            source=source,
+            read=len(dropped) + len(references),
+            kept=int(sum(counts[split].sum() for split in SPLITS)),
+            photos={split: int(counts[split].sum()) for split in SPLITS},
+            classes=len(table),
+            withdrawn=int(table.withdrawn.sum()),
+            dropped={reason: _named(drops) for reason, drops in sorted(reasons.items())},
+            conflicting=[
+                {"image_id": image_id, "photos": [{"image": references[i], "sku": skus[i]} for i in group]}
+                for image_id, group in assignment.conflicting
+            ],
+            surplus_copies=len(assignment.surplus),
+            surplus=[references[i] for i in assignment.surplus],
+            tail_cut=len(assignment.cut),
+            small_classes=[str(label) for label in assignment.small_classes],
+            untested_classes=[str(label) for label in assignment.untested_classes],
+            classes_without_train=[table.sku[c] for c in np.flatnonzero((train == 0) & ~table.withdrawn)],
+            photos_without_words=without_words,
+            vocabulary=vocabulary,
+            head_boundary=head_boundary,
+            head_classes=int(head.sum()),
+            head_train_photos=int(train[head].sum()),
+            shared_words=shared_words,
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write `report.json` and `report.md`."""
+        text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
+        (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "report.md").write_text(self.markdown(), encoding="utf-8")
+
+    def summary(self) -> str:
+        """A few lines for the terminal."""
+        tail = self.classes - self.withdrawn - self.head_classes
+        dropped = ", ".join(f"{entry['count']} {reason}" for reason, entry in self.dropped.items())
+        lines = [
+            f"{self.name} {self.version}: {self.read} rows read, {self.kept} photos kept in {self.classes} classes",
+            "photos: " + ", ".join(f"{split} {count}" for split, count in self.photos.items()),
+            f"head: {self.head_classes} classes with more than {self.head_boundary} train photos, "
+            f"{self.head_train_photos} of {self.photos['train']} train photos; tail: {tail} classes",
+            f"words: {self.vocabulary}, {self.shared_words['share']:.1%} shared by head and tail; "
+            f"{self.photos_without_words} train photos without a known word",
+            f"dropped: {dropped or 'none'}",
+            f"identical photos: {self.surplus_copies} surplus copies dropped, "
+            f"{len(self.conflicting)} under several SKUs (train only)",
+        ]
+        if self.tail_cut:
+            lines.append(f"tail cut: {self.tail_cut} train photos removed")
+        if self.withdrawn:
+            lines.append(f"withdrawn: {self.withdrawn} SKUs of earlier versions have no photo any more")
+        for text, skus in self._named_classes():
+            if skus:
+                lines.append(f"{text}: {len(skus)} classes")
+        return "\n".join(lines)
+
+    def _named_classes(self) -> list[tuple[str, Sequence[str]]]:
+        return [
+            ("under 4 photos, trained but not tested", self.small_classes),
+            ("not enough photos for the asked test set, not tested", self.untested_classes),
+            ("without a train photo, cannot be learned", self.classes_without_train),
+        ]
+
+    def markdown(self) -> str:
+        """The report as a page."""
+        parts = [f"# Import of {self.source}\n", *(f"- {line}" for line in self.summary().splitlines())]
+        for reason, entry in self.dropped.items():
+            kind = "bad" if entry["bad"] else "left out on purpose"
+            parts += [f"\n## Dropped: {reason} ({entry['count']}, {kind})\n", *_bullets(entry["rows"], entry["count"])]
+        if self.conflicting:
+            lines = [
+                ", ".join(f"`{photo['image']}` ({photo['sku']})" for photo in group["photos"])
+                for group in self.conflicting
+            ]
+            parts += [f"\n## Identical photos under several SKUs ({len(lines)})\n", *_bullets(lines, len(lines))]
+        if self.surplus:
+            parts += [f"\n## Surplus identical copies ({len(self.surplus)})\n"]
+            parts += _bullets(self.surplus, len(self.surplus))
+        for text, skus in self._named_classes():
+            if skus:
+                parts += [f"\n## Classes {text} ({len(skus)})\n", *_bullets(skus, len(skus))]
+        return "\n".join(parts) + "\n"
+
+
+def _named(drops: Sequence[DroppedRow]) -> dict[str, Any]:
+    bad = any(drop.bad for drop in drops)
+    shown = drops if bad else drops[:_NAMED_ON_PURPOSE]
+    rows = [drop.row + (f": {drop.detail}" if drop.detail else "") for drop in shown]
+    return {"bad": bad, "count": len(drops), "rows": rows}
+
+
+def _bullets(lines: Sequence[str], count: int) -> list[str]:
+    shown = [f"- {' '.join(line.split())}" for line in lines[:_NAMED_IN_TEXT]]
+    if count > len(shown):
+        shown.append(f"- and {count - len(shown)} more, see report.json")
+    return shown

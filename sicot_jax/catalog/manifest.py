@@ -1,0 +1,317 @@
+"""What a catalogue is imported from: a manifest (CSV, Parquet, JSONL) or one folder per SKU."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from sicot_jax.catalog.catalog import SPLITS
+
+COLUMNS = ("image", "sku", "title", "tags", "category", "box", "role", "split")
+REQUIRED = ("image", "sku")
+ROLES = ("catalogue", "query")
+SUFFIXES = (".csv", ".parquet", ".jsonl")
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+MAX_SKU_LENGTH = 256
+MAX_TEXT_LENGTH = 20_000
+NO_BOX = (0.0, 0.0, 0.0, 0.0)
+
+# A line break in a SKU would shift a one-name-a-line table, a lone surrogate cannot be written as UTF-8.
+_REFUSED_CATEGORIES = ("Cc", "Zl", "Zp", "Cs")
+
+
+class ManifestError(ValueError):
+    """The source as a whole cannot be read; the message is one line."""
+
+
+class RowError(ValueError):
+    """One row cannot be used."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ManifestRow:
+    """One photo of one SKU. `image` is as written in the source; `box` fractions of the upright photo, or all zero."""
+
+    image: str
+    sku: str
+    title: str = ""
+    tags: str = ""
+    category: str = ""
+    box: tuple[float, float, float, float] = NO_BOX
+    role: str = "catalogue"
+    split: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DroppedRow:
+    """A row that is not imported. `bad` rows count towards the limit at which an import stops."""
+
+    row: str  # where: "row 17" or a path
+    reason: str  # the kind, the same words for all rows of one kind
+    detail: str = ""
+    bad: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.row}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+
+
+def read_manifest(path: Path) -> Iterator[ManifestRow | DroppedRow]:
+    """Rows of a manifest file; all values are text (SKU `0012` stays `0012`, `NA` stays `NA`).
+
+    Raises ManifestError (on the call or while iterating): no such file, unknown suffix, unreadable, not UTF-8, a
+    column missing, no rows. A row that cannot be used comes as a DroppedRow.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ManifestError(f"manifest {path} not found; wanted a file or a folder with one folder per SKU")
+    readers: dict[str, Callable[[Path], Iterator[tuple[str, Mapping[str, str] | DroppedRow]]]] = {
+        ".csv": _read_csv,
+        ".parquet": _read_parquet,
+        ".jsonl": _read_jsonl,
+    }
+    if path.suffix.lower() not in readers:
+        raise ManifestError(f"manifest {path} ends in {path.suffix!r}, wanted one of {', '.join(SUFFIXES)}; rename it")
+    return check_rows(readers[path.suffix.lower()](path))
+
+
+def read_folders(root: Path) -> Iterator[ManifestRow | DroppedRow]:
+    """Rows of a folder with one folder per SKU: folder name = SKU, title empty, `image` relative to `root`.
+
+    Photos may lie deeper inside a SKU's folder; hidden files are passed over, other files are named as dropped.
+    Raises ManifestError where `root` holds no folder.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ManifestError(f"folder {root} not found; wanted one folder per SKU in it")
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not folders:
+        raise ManifestError(f"folder {root} has no folders in it; wanted one folder per SKU, each with its photos")
+    return check_rows(_walk(root, folders))
+
+
+def _walk(root: Path, folders: Iterable[Path]) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]]:
+    for entry in sorted(root.iterdir()):
+        if entry.is_file() and entry.suffix.lower() in PHOTO_SUFFIXES:
+            yield entry.name, DroppedRow(entry.name, "photo outside a SKU folder")
+    for folder in folders:
+        for file in sorted(folder.rglob("*")):
+            if not file.is_file() or file.name.startswith("."):
+                continue
+            name = os.fspath(file.relative_to(root))
+            if file.suffix.lower() in PHOTO_SUFFIXES:
+                yield name, {"image": name, "sku": folder.name}
+            else:
+                yield name, DroppedRow(name, "no photo file", bad=False)
+
+
+def check_rows(rows: Iterable[tuple[str, Mapping[str, str] | DroppedRow]]) -> Iterator[ManifestRow | DroppedRow]:
+    """(where, column -> text) to checked rows; a bad row and a second row of the same image and SKU are dropped."""
+    seen: set[tuple[str, str]] = set()
+    for where, values in rows:
+        if isinstance(values, DroppedRow):
+            yield values
+            continue
+        try:
+            row = parse_row(values)
+        except RowError as error:
+            reason, _, detail = str(error).partition(": ")
+            yield DroppedRow(where, reason, detail)
+            continue
+        key = (os.path.normpath(row.image), row.sku)
+        if key in seen:
+            yield DroppedRow(where, "duplicate row", f"image {row.image!r} of SKU {row.sku!r} came before")
+            continue
+        seen.add(key)
+        yield row
+
+
+def parse_row(values: Mapping[str, str]) -> ManifestRow:
+    """Check one row. Raises RowError whose text is `reason: detail`."""
+    for column, value in values.items():
+        if len(value) > MAX_TEXT_LENGTH:
+            raise RowError(f"text too long: column {column}, {len(value)} characters, at most {MAX_TEXT_LENGTH}")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise RowError(f"text is not valid Unicode: column {column}, {value!a:.80}") from None
+    raw_sku = values.get("sku", "")
+    if any(unicodedata.category(char) in _REFUSED_CATEGORIES for char in raw_sku):
+        raise RowError(f"SKU with a line break, tab or control character: {raw_sku!r:.80}")
+    image, sku = values.get("image", "").strip(), raw_sku.strip()
+    if not sku:
+        raise RowError(f"empty SKU: image {image!r}")
+    if len(sku) > MAX_SKU_LENGTH:
+        raise RowError(f"SKU too long: {len(sku)} characters, at most {MAX_SKU_LENGTH}")
+    if not image or "\0" in image:
+        raise RowError(f"no image path: SKU {sku!r}")
+    role = values.get("role", "").strip() or "catalogue"
+    if role not in ROLES:
+        raise RowError(f"unknown role: {role!r}, wanted {' or '.join(ROLES)}")
+    split = values.get("split", "").strip()
+    if split and split not in SPLITS:
+        raise RowError(f"unknown split: {split!r}, wanted {', '.join(SPLITS)} or empty")
+    return ManifestRow(
+        image=image,
+        sku=sku,
+        title=values.get("title", ""),
+        tags=values.get("tags", ""),
+        category=values.get("category", ""),
+        box=_parse_box(values.get("box", "")),
+        role=role,
+        split=split,
+    )
+
+
+def _parse_box(text: str) -> tuple[float, float, float, float]:
+    parts = text.replace(",", " ").split()
+    if not parts:
+        return NO_BOX
+    wanted = "wanted 'x_min y_min x_max y_max' as fractions, 0 <= min < max <= 1"
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        raise RowError(f"bad box: {text!r:.80}, {wanted}") from None
+    if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
+        raise RowError(f"bad box: {text!r:.80}, {wanted}")
+    x_min, y_min, x_max, y_max = numbers
+    if not (0 <= x_min < x_max <= 1 and 0 <= y_min < y_max <= 1):
+        raise RowError(f"bad box: {text!r:.80}, {wanted}")
+    return x_min, y_min, x_max, y_max
+
+
+def _check_columns(path: Path, columns: Iterable[str]) -> list[str]:
+    found = list(columns)
+    missing = [column for column in REQUIRED if column not in found]
+    if missing:
+        raise ManifestError(
+            f"manifest {path} has no column {' and '.join(missing)}; found {', '.join(map(repr, found))[:200]}, "
+            f"wanted {', '.join(REQUIRED)} and optionally {', '.join(COLUMNS[2:])}; add or rename the column"
+        )
+    repeated = [column for column in COLUMNS if found.count(column) > 1]
+    if repeated:
+        raise ManifestError(f"manifest {path} has column {repeated[0]!r} more than once, wanted once; remove one")
+    return [column for column in COLUMNS if column in found]
+
+
+def _first_bad_line(path: Path) -> str:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return f"line {number}"
+    return "its first bytes"
+
+
+def _encoding_error(path: Path) -> ManifestError:
+    return ManifestError(f"manifest {path} is not UTF-8 ({_first_bad_line(path)}); save it again as UTF-8")
+
+
+def _read_csv(path: Path) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]]:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    broken: list[DroppedRow] = []
+
+    def skip(row: csv.InvalidRow) -> str:
+        where = f"line {row.number}" if row.number is not None else "a line"
+        detail = f"{row.actual_columns} fields, wanted {row.expected_columns}; quote fields that contain commas"
+        broken.append(DroppedRow(where, "wrong number of fields", detail))
+        return "skip"
+
+    # Values may hold line breaks inside quotes. One thread: the parser numbers lines only then.
+    parse = csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip)
+    read = csv.ReadOptions(use_threads=False)
+    try:
+        with csv.open_csv(path, read_options=read, parse_options=parse) as header:
+            known = _check_columns(path, header.schema.names)
+        broken.clear()
+        convert = csv.ConvertOptions(
+            column_types=dict.fromkeys(known, pa.string()), include_columns=known, strings_can_be_null=False
+        )
+        with csv.open_csv(path, read_options=read, parse_options=parse, convert_options=convert) as reader:
+            yield from _from_batches(path, reader, broken)
+    except pa.ArrowInvalid as error:
+        raise _arrow_error(path, error) from None
+    except (UnicodeDecodeError, pa.ArrowKeyError):
+        raise _encoding_error(path) from None
+
+
+def _arrow_error(path: Path, error: Exception) -> ManifestError:
+    text = " ".join(str(error).split())
+    if "UTF8" in text or "UTF-8" in text:
+        return _encoding_error(path)
+    return ManifestError(f"manifest {path} cannot be read ({text[:200]}); check that it is a {path.suffix[1:]} file")
+
+
+def _from_batches(
+    path: Path, batches: Iterable[object], broken: list[DroppedRow]
+) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]]:
+    number = 0
+    for batch in batches:
+        for values in batch.to_pylist():  # type: ignore[attr-defined]
+            number += 1
+            yield f"row {number}", {column: "" if value is None else value for column, value in values.items()}
+        for row in broken:
+            yield row.row, row
+        broken.clear()
+    for row in broken:
+        yield row.row, row
+    if number == 0:
+        raise ManifestError(f"manifest {path} has no rows, wanted at least one photo; check the export that wrote it")
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]]:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            known = _check_columns(path, file.schema_arrow.names)
+            types = pa.schema([(column, pa.string()) for column in known])
+            batches = (batch.select(known).cast(types) for batch in file.iter_batches(columns=known))
+            yield from _from_batches(path, batches, [])
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise _arrow_error(path, error) from None
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]]:
+    found: set[str] = set()
+    number = 0
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    # Numbers keep the characters they were written with.
+                    values = json.loads(line, parse_int=str, parse_float=str)
+                    if not isinstance(values, dict):
+                        raise RowError("not an object")
+                    found.update(values)
+                    row = {column: _text(values[column]) for column in COLUMNS if column in values}
+                except (ValueError, RecursionError) as error:
+                    yield f"line {number}", DroppedRow(f"line {number}", "unreadable JSON line", str(error)[:120])
+                    continue
+                yield f"line {number}", row
+    except UnicodeDecodeError:
+        raise _encoding_error(path) from None
+    if number == 0:
+        raise ManifestError(f"manifest {path} has no rows, wanted at least one photo; check the export that wrote it")
+    _check_columns(path, sorted(found))
+
+
+def _text(value: object) -> str:
+    """A JSON value as text: null is empty, a list of tags or box numbers is joined with spaces."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return " ".join(value)
+    raise RowError(f"a value is {type(value).__name__}, wanted text")

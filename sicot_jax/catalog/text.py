@@ -1,0 +1,215 @@
+"""Titles to words and to token ids: one tokenizer for training, evaluation, export and service."""
+
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+import re
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sicot_jax.catalog.catalog import Tokenizer
+
+WORDS_FILE = "words.txt"
+SENTENCEPIECE_FILE = "sentencepiece.model"
+# More pieces than this turn sentencepiece into a list of whole phrases.
+MAX_PIECES = 32_000
+
+_APOSTROPHES = re.compile("['\u2019\u02bc]")
+# Scripts written without spaces between words: Thai, Lao, Khmer, Burmese, Chinese, Japanese.
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+
+
+@functools.cache
+def _word_pattern() -> re.Pattern[str]:
+    # `\w` leaves out combining marks, which would cut the words of Hindi, Thai or Arabic at their vowels.
+    marks = [code for code in range(0x300, sys.maxunicode + 1) if unicodedata.category(chr(code))[0] == "M"]
+    starts = [code for i, code in enumerate(marks) if i == 0 or marks[i - 1] != code - 1]
+    ends = [code for i, code in enumerate(marks) if i == len(marks) - 1 or marks[i + 1] != code + 1]
+    ranges = "".join(f"{chr(a)}-{chr(b)}" for a, b in zip(starts, ends, strict=True))
+    return re.compile(rf"[^\W_](?:[^\W_]|[{ranges}])*")
+
+
+def _normalise(text: str) -> str:
+    # Lower-casing may undo the composition ("İ" becomes two characters), hence NFKC twice.
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
+
+
+def words(text: str) -> list[str]:
+    """Words of a text in order: NFKC, lower-case, letters and digits of any script; punctuation is dropped.
+
+    Apostrophes join ("men's" -> "mens"), any other punctuation separates ("t-shirt" -> "t", "shirt").
+    """
+    normalised = _APOSTROPHES.sub("", _normalise(text))
+    if normalised.isascii():
+        return re.findall(r"[a-z0-9]+", normalised)
+    return _word_pattern().findall(normalised)
+
+
+class WordTokenizer:
+    """Known words to ids; needs only numpy and the standard library. `vocabulary[0]` is the padding ""."""
+
+    def __init__(self, vocabulary: Sequence[str]):
+        self.vocabulary: Sequence[str] = list(vocabulary)
+        if not self.vocabulary or self.vocabulary[0] != "":
+            raise ValueError(f"vocabulary starts with {list(self.vocabulary[:1])}, wanted the padding '' as entry 0")
+        self._ids = {word: i for i, word in enumerate(self.vocabulary) if i}
+
+    def encode(self, text: str) -> np.ndarray:
+        """int32 [number of known words] in text order; unknown words are left out."""
+        return np.array([self._ids[word] for word in words(text) if word in self._ids], dtype=np.int32)
+
+    def save(self, folder: Path) -> None:
+        """Write `words.txt`: line i is word i, the first line is empty."""
+        text = "".join(f"{word}\n" for word in self.vocabulary)
+        (Path(folder) / WORDS_FILE).write_text(text, encoding="utf-8", newline="\n")
+
+
+class SentencePieceTokenizer:
+    """Pieces of a sentencepiece model, for scripts without spaces. Id 0 is padding, the unknown piece is left out.
+
+    Holds the model as bytes and loads sentencepiece at first use, so that it can be pickled and opened without it.
+    """
+
+    def __init__(self, model: bytes):
+        self.model = model
+
+    @functools.cached_property
+    def _processor(self) -> Any:
+        import sentencepiece
+
+        return sentencepiece.SentencePieceProcessor(model_proto=self.model)
+
+    @functools.cached_property
+    def vocabulary(self) -> Sequence[str]:
+        processor = self._processor
+        return ["", *(processor.id_to_piece(i) for i in range(1, processor.get_piece_size()))]
+
+    def __getstate__(self) -> dict[str, bytes]:
+        return {"model": self.model}
+
+    def encode(self, text: str) -> np.ndarray:
+        """int32 [number of known pieces] in text order."""
+        ids = np.array(self._processor.encode(text), dtype=np.int32)
+        return ids[(ids != 0) & (ids != self._processor.unk_id())]
+
+    def save(self, folder: Path) -> None:
+        """Write `sentencepiece.model`."""
+        (Path(folder) / SENTENCEPIECE_FILE).write_bytes(self.model)
+
+
+def build_tokenizer(
+    texts: Iterable[str],
+    *,
+    kind: str = "words",
+    drop_top_share: float = 0.001,
+    min_count: int = 3,
+    max_vocabulary: int = 400_000,
+    seed: int = 0,
+) -> Tokenizer:
+    """Tokenizer of the training texts.
+
+    words: of the W distinct words the floor(drop_top_share * W) most frequent and those seen under `min_count`
+    times are dropped, at most `max_vocabulary` of the rest are kept; ids follow (count descending, word).
+    sentencepiece: a unigram model of at most min(max_vocabulary, 32,000) pieces; `drop_top_share` and `min_count`
+    do not apply (its pieces are no words), `seed` chooses the sentences where there are more than two million.
+    Texts without a single word give the vocabulary [""].
+    """
+    if not 0 <= drop_top_share < 1:
+        raise ValueError(f"drop_top_share={drop_top_share}, wanted 0 <= drop_top_share < 1; the default is 0.001")
+    if min_count < 1 or max_vocabulary < 1:
+        raise ValueError(f"min_count={min_count}, max_vocabulary={max_vocabulary}, wanted both at least 1")
+    if kind == "words":
+        counts = Counter(itertools.chain.from_iterable(map(words, texts)))
+        ordered = sorted(counts, key=lambda word: (-counts[word], word))
+        kept = [word for word in ordered[int(drop_top_share * len(ordered)) :] if counts[word] >= min_count]
+        return WordTokenizer(["", *kept[:max_vocabulary]])
+    if kind == "sentencepiece":
+        return _build_sentencepiece(texts, max_vocabulary, seed)
+    raise ValueError(f"tokenizer kind {kind!r}, wanted 'words' or 'sentencepiece'")
+
+
+def _build_sentencepiece(texts: Iterable[str], max_vocabulary: int, seed: int) -> Tokenizer:
+    sentences: Iterator[str] = (" ".join(text.split()) for text in texts if words(text))
+    first = next(sentences, None)
+    if first is None:
+        return WordTokenizer([""])
+    import sentencepiece
+
+    sentencepiece.set_random_generator_seed(seed)
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=itertools.chain([first], sentences),
+            model_writer=model,
+            vocab_size=min(max_vocabulary, MAX_PIECES),
+            hard_vocab_limit=False,  # a small catalogue has fewer pieces than asked for
+            normalization_rule_name="nmt_nfkc_cf",
+            input_sentence_size=2_000_000,
+            shuffle_input_sentence=True,
+            num_threads=4,  # a fixed number: partial sums, and with them the pieces, depend on it
+            pad_id=0,
+            unk_id=1,
+            bos_id=-1,
+            eos_id=-1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"sentencepiece failed ({reason}); raise max_vocabulary={max_vocabulary} or use words"
+        ) from error
+    return SentencePieceTokenizer(model.getvalue())
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer that `save` wrote to `folder`."""
+    folder = Path(folder)
+    if (folder / WORDS_FILE).exists():
+        text = (folder / WORDS_FILE).read_text(encoding="utf-8")
+        return WordTokenizer(text.split("\n")[:-1])
+    if (folder / SENTENCEPIECE_FILE).exists():
+        return SentencePieceTokenizer((folder / SENTENCEPIECE_FILE).read_bytes())
+    raise FileNotFoundError(f"no tokenizer in {folder}: wanted {WORDS_FILE} or {SENTENCEPIECE_FILE}; import again")
+
+
+def _forms(word: str) -> set[str]:
+    """The word and what it may be the plural of: two words are the same article when their forms meet."""
+    forms = {word}
+    if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
+        forms.add(word[:-1])
+        if word.endswith(("ses", "xes", "zes", "ches", "shes", "oes")):
+            forms.add(word[:-2])
+        if word.endswith("ies"):
+            forms.add(word[:-3] + "y")
+        if word.endswith("ves"):
+            forms.update((word[:-3] + "f", word[:-3] + "fe"))
+    return forms
+
+
+def mask_words(title: str, label_text: str) -> str:
+    """The title's words, in order and normalised, without those that occur in `label_text` (SKU and category).
+
+    Singular and plural are one word ("dresses", "dress"), and so are a word and its split or hyphenated spelling
+    ("tshirts", "T-shirt"). In scripts without spaces the label's words are also cut out of longer runs.
+    """
+    label = words(label_text)
+    joined = [a + b for a, b in itertools.pairwise(label)]
+    hidden = set().union(*(_forms(word) for word in (*label, *joined)))
+    unspaced = [word for word in label if _UNSPACED.search(word)]
+    found = words(title)
+    keep = [hidden.isdisjoint(_forms(word)) for word in found]
+    for i, (a, b) in enumerate(itertools.pairwise(found)):
+        if not hidden.isdisjoint(_forms(a + b)):
+            keep[i] = keep[i + 1] = False
+    kept = [word for word, shown in zip(found, keep, strict=True) if shown]
+    for label_word in unspaced:
+        kept = [word.replace(label_word, " ").strip() for word in kept]
+    return " ".join(" ".join(kept).split())

@@ -1,0 +1,76 @@
+"""Word vectors that initialise the semantic stream; they train on end to end afterwards."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+# Below this many tokens no occurrence is dropped: subsampling would leave a small catalogue hardly any pairs.
+_SUBSAMPLE_FROM = 1_000_000
+
+
+def random_word_vectors(vocabulary_size: int, width: int, seed: int) -> np.ndarray:
+    """float32 [V, E]: normal with deviation 1 / sqrt(E), so that a word has norm about 1; row 0 (padding) is zero."""
+    if vocabulary_size < 1 or width < 1:
+        raise ValueError(f"vocabulary_size={vocabulary_size}, width={width}, wanted both at least 1")
+    vectors = np.random.default_rng(seed).standard_normal((vocabulary_size, width), dtype=np.float32)
+    vectors /= np.float32(width) ** 0.5
+    vectors[0] = 0
+    return vectors
+
+
+class _Sentences:
+    """Token ids as the strings that gensim wants; re-iterable, one pass per epoch."""
+
+    def __init__(self, token_ids: Sequence[np.ndarray], vocabulary_size: int):
+        self._token_ids = token_ids
+        self._names = [str(i) for i in range(vocabulary_size)]
+
+    def __iter__(self) -> Iterator[list[str]]:
+        for ids in self._token_ids:
+            yield [self._names[i] for i in ids]
+
+
+def train_word_vectors(
+    token_ids: Sequence[np.ndarray], *, vocabulary_size: int, width: int, epochs: int = 5, seed: int = 0
+) -> np.ndarray:
+    """word2vec (skip-gram, 5 negatives) over titles: float32 [V, E], row 0 (padding) zero.
+
+    `token_ids[i]` int [number of words] holds ids in 1..V-1. Words that no title of two or more words contains keep a
+    small random start. Equal input gives equal vectors: one worker.
+    """
+    vectors = random_word_vectors(vocabulary_size, width, seed) * np.float32(0.1)
+    lengths = [len(ids) for ids in token_ids]
+    low = min((int(ids.min()) for ids in token_ids if len(ids)), default=1)
+    high = max((int(ids.max()) for ids in token_ids if len(ids)), default=1)
+    if low < 1 or (high >= vocabulary_size and any(lengths)):
+        raise ValueError(
+            f"token ids from {low} to {high}, wanted 1 to {vocabulary_size - 1}: encode with one tokenizer"
+        )
+    titles = [ids for ids in token_ids if len(ids) > 1]  # a lone word has no context
+    if not titles:
+        return vectors
+    log = logging.getLogger("gensim")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it warns of every small corpus
+    try:
+        from gensim.models import Word2Vec
+
+        model = Word2Vec(
+            sentences=_Sentences(titles, vocabulary_size),
+            vector_size=width,
+            sg=1,
+            negative=5,
+            window=10,  # the order of a title's words means little: let nearly all of them meet
+            min_count=1,
+            sample=0 if sum(lengths) < _SUBSAMPLE_FROM else 1e-3,
+            epochs=epochs,
+            seed=seed,
+            workers=1,
+        )
+    finally:
+        log.setLevel(level)
+    vectors[[int(name) for name in model.wv.index_to_key]] = model.wv.vectors
+    return vectors

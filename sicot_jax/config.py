@@ -1,0 +1,356 @@
+"""What a run is: frozen dataclasses, loading, overrides and every cross-field check.
+
+A config file is Python with `get_config() -> Config`. `--config` takes a path first, then the name of a bundled config,
+or the `config.json` that a run wrote. `--config.optim.learning_rate=0.05` overrides one field.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sicot_jax.catalog.generated import GeneratedSpec
+from sicot_jax.preprocessing import Preprocessing
+
+FORMAT = 1
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run; the message is one line: what, got, wanted, remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where records come from and how their titles are used.
+
+    source: "generated" (from `generated`), "imported" (a folder of `sicot import`) or "arrays" (a file of
+      `sicot export-arrays`); the last two at `path`.
+    head_boundary: a class with more training photos is head; -1 takes the catalogue's own.
+    title: "raw", "masked" (words of SKU and category removed), "shuffled" (another photo's title),
+      "shuffled_within_class" or "none".
+    title_dropout, word_dropout: chance to drop a whole title or a single word in training.
+    max_tokens: words of a title that are read.
+    sampling: "uniform", "class_balanced" or "square_root".
+    workers: processes that prepare batches; 0 uses threads of this process.
+    """
+
+    source: str = "generated"
+    path: str = ""
+    generated: GeneratedSpec = GeneratedSpec()
+    head_boundary: int = -1
+    title: str = "raw"
+    title_dropout: float = 0.0
+    word_dropout: float = 0.0
+    max_tokens: int = 16
+    sampling: str = "uniform"
+    workers: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Random resized crop (area share from `min_area` to 1, aspect ratio up to `max_ratio`) and horizontal flip."""
+
+    enabled: bool = True
+    min_area: float = 0.35
+    max_ratio: float = 4 / 3
+    flip: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """The semantic stream; see `models/attention.py` for encoders and weightings. `word_width` is the catalogue's."""
+
+    encoder: str = "bilinear"
+    word_width: int = 64
+    windows: int = 8
+    hidden: int = 64
+    weighting: str = "softmax"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The visual stream (see `models/resnet.py`); `embedding_width=0` takes the ResNet's own width.
+
+    init_from: a run folder whose streams this one starts from (the classifier too where its class table is the same).
+    """
+
+    depth: int = 50
+    width: int = 64
+    stem: str = "imagenet"
+    last_stride: int = 2
+    embedding_width: int = 0
+    text: TextConfig = TextConfig()
+    init_from: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights of the cross-entropies through the shared classifier, and the tau of logit adjustment.
+
+    Baseline: visual 1, mixed 0. Co-training (Eq. 1): visual 1, mixed lambda = 1. Doubled baseline: visual 2, mixed 0.
+    """
+
+    visual: float = 1.0
+    semantic: float = 0.0
+    mixed: float = 1.0
+    logit_adjustment: float = 0.0
+
+    @property
+    def with_text(self) -> bool:
+        """Whether the semantic stream takes part."""
+        return bool(self.semantic or self.mixed)
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+    """How loss and update of the classifier are computed: "class_sharded" or its plain reference "dense"."""
+
+    kind: str = "class_sharded"
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer and schedule (see `optim.py`); the defaults but momentum and decay are SICoT 4.3's.
+
+    trainable: regex on parameter names ("visual/...", "semantic/...", "classifier/kernel"); e.g. "classifier" trains
+      the classifier alone, "(?!visual/resnet)" freezes the backbone.
+    """
+
+    name: str = "sgd"
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    schedule: str = "step"
+    gamma: float = 0.8
+    decay_epochs: float = 1.0
+    warmup_epochs: float = 0.0
+    trainable: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The loop. `batch_size` is global; `steps` (0 = from `epochs`) wins over `epochs`.
+
+    micro_batches: parts of the batch that go through the backbone one after the other (gradient accumulation).
+    evaluate_every_epochs: validation and choice of the best; checkpoint_every_seconds: the last state.
+    """
+
+    batch_size: int = 256
+    epochs: float = 10.0
+    steps: int = 0
+    micro_batches: int = 1
+    compute_dtype: str = "float32"
+    evaluate_every_epochs: float = 1.0
+    checkpoint_every_seconds: float = 120.0
+    checkpoint_every_steps: int = 0
+    log_every_steps: int = 20
+    tensorboard: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; data=0 takes all that are left over."""
+
+    data: int = 0
+    model: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """`max_photos=0` reads all; `class_chunk` bounds temporary memory at batch_size * class_chunk logits a device."""
+
+    batch_size: int = 256
+    max_photos: int = 0
+    top_k: int = 10
+    class_chunk: int = 16384
+    keep_embeddings_up_to_classes: int = 50_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides a run's result; where it writes is `--workdir`."""
+
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    preprocessing: Preprocessing = Preprocessing()
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    head: HeadConfig = HeadConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
+    eval: EvalConfig = EvalConfig()
+
+    def __post_init__(self):
+        _check(self)
+
+
+# Fields that may differ between a run and its continuation: where and how fast it runs, not what it computes.
+FREE_ON_RESUME = (
+    "mesh.data",
+    "mesh.model",
+    "data.path",
+    "data.workers",
+    "train.checkpoint_every_seconds",
+    "train.checkpoint_every_steps",
+    "train.log_every_steps",
+    "train.tensorboard",
+    "eval.batch_size",
+    "eval.class_chunk",
+)
+
+
+def _check(config: Config) -> None:
+    data, train, loss = config.data, config.train, config.loss
+    choices = {
+        "data.source": (data.source, ("generated", "imported", "arrays")),
+        "data.title": (data.title, ("raw", "masked", "shuffled", "shuffled_within_class", "none")),
+        "train.compute_dtype": (train.compute_dtype, ("float32", "bfloat16")),
+    }
+    for name, (got, wanted) in choices.items():
+        if got not in wanted:
+            raise ConfigError(f"{name}={got!r}, wanted one of {wanted}{_hint(got, wanted)}")
+    if data.source != "generated" and not data.path:
+        raise ConfigError(f"data.source={data.source!r} needs data.path; add --config.data.path=PATH (see sicot import)")
+    positive = {
+        "train.batch_size": train.batch_size,
+        "train.micro_batches": train.micro_batches,
+        "train.log_every_steps": train.log_every_steps,
+        "train.evaluate_every_epochs": train.evaluate_every_epochs,
+        "eval.batch_size": config.eval.batch_size,
+        "eval.top_k": config.eval.top_k,
+        "eval.class_chunk": config.eval.class_chunk,
+        "data.max_tokens": data.max_tokens,
+        "optim.learning_rate": config.optim.learning_rate,
+        "steps or epochs": train.steps or train.epochs,
+    }
+    for name, got in positive.items():
+        if not got > 0:
+            raise ConfigError(f"{name}={got}, wanted a positive number")
+    for name, got in {"data.title_dropout": data.title_dropout, "data.word_dropout": data.word_dropout}.items():
+        if not 0 <= got < 1:
+            raise ConfigError(f"{name}={got}, wanted a chance from 0 up to (not including) 1")
+    if train.batch_size % train.micro_batches:
+        raise ConfigError(
+            f"train.batch_size={train.batch_size} is not divisible by train.micro_batches={train.micro_batches}; change one"
+        )
+    if not (loss.visual or loss.semantic or loss.mixed):
+        raise ConfigError("loss.visual, loss.semantic and loss.mixed are all 0; give at least one a weight")
+    if min(loss.visual, loss.semantic, loss.mixed) < 0:
+        raise ConfigError(f"loss weights {loss.visual}, {loss.semantic}, {loss.mixed}: wanted no negative one")
+    if loss.with_text and data.title == "none":
+        raise ConfigError("data.title='none' leaves the semantic stream nothing to read; set loss.mixed=0 and loss.semantic=0")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _hint(got: Any, wanted: Sequence[str]) -> str:
+    close = difflib.get_close_matches(str(got), wanted, 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def from_dict(tree: dict[str, Any], kind: type = Config, prefix: str = "") -> Any:
+    """Nested dict -> dataclass. ConfigError on an unknown key (with the nearest known one) or a value of another type."""
+    types = typing.get_type_hints(kind)
+    fields = {field.name: types[field.name] for field in dataclasses.fields(kind)}
+    values = {}
+    for key, value in tree.items():
+        if key not in fields:
+            raise ConfigError(f"unknown config key {prefix}{key}{_hint(key, list(fields))}")
+        if dataclasses.is_dataclass(fields[key]):
+            values[key] = from_dict(value, fields[key], f"{prefix}{key}.")
+        else:
+            values[key] = _typed(value, fields[key], prefix + key)
+    try:
+        return kind(**values)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _typed(value: Any, wanted: Any, name: str) -> Any:
+    origin = typing.get_origin(wanted) or wanted
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(value)
+    if origin is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
+        raise ConfigError(f"{name}={value!r} is {type(value).__name__}, wanted {getattr(origin, '__name__', origin)}")
+    return value
+
+
+def bundled_configs() -> Path:
+    """`configs/` of the checkout, or its copy inside the installed package."""
+    package = Path(__file__).parent
+    checkout = package.parent / "configs"
+    return checkout if (package.parent / "pyproject.toml").exists() else package / "configs"
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Config:
+    """Config of a file (`.py`, or a run's `config.json`), else of a bundled name, with `--config.a.b=value` overrides.
+
+    Raises ConfigError: no such config, unknown key, wrong type, or a combination that cannot run.
+    """
+    path = Path(name)
+    if not path.is_file():
+        bundled = bundled_configs() / f"{name.removesuffix('.py').removeprefix('configs/')}.py"
+        if not bundled.is_file():
+            known = sorted(p.stem for p in bundled_configs().glob("*.py"))
+            raise ConfigError(f"--config={name}: no such file and no bundled config; bundled are {', '.join(known)}")
+        path = bundled
+    if path.suffix == ".json":
+        stored = json.loads(path.read_text())
+        if stored.get("format") != FORMAT:
+            raise ConfigError(f"{path}: format {stored.get('format')}, this version reads {FORMAT}")
+        config = from_dict(stored["config"])
+    else:
+        spec = importlib.util.spec_from_file_location(f"sicot_config_{path.stem}", path)
+        if spec is None or spec.loader is None:
+            raise ConfigError(f"--config={name}: wanted a .py file or a run's config.json")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    return override(config, overrides)
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """Config with `--config.a.b=value` flags applied, parsed to the type of the field by ml_collections."""
+    if not overrides:
+        return config
+    from absl import flags
+    from ml_collections import config_dict, config_flags
+
+    tree = to_dict(config)
+    known = list(flatten(tree))
+    for flag in overrides:
+        name = flag.partition("=")[0].removeprefix("--").removeprefix("config.")
+        if name not in known:
+            raise ConfigError(f"unknown option {flag}{_hint(name, known)}")
+        if "=" not in flag:
+            raise ConfigError(f"option {flag}: wanted {flag}=VALUE")
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_dict("config", config_dict.ConfigDict(tree), flag_values=values)
+    try:
+        values(["sicot", *overrides])
+    except (flags.Error, TypeError, ValueError) as error:
+        raise ConfigError(f"{' '.join(overrides)}: {str(error).splitlines()[0]}") from error
+    return from_dict(holder.value.to_dict())

@@ -1,0 +1,158 @@
+"""Photos -> predictions -> accuracy. Only the visual stream and the classifier are here: text cannot be seen."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sicot_jax import class_sharded, mesh, pipeline
+from sicot_jax.catalog.catalog import Catalog, Split
+from sicot_jax.config import Config
+from sicot_jax.heads import Classifier
+from sicot_jax.metrics import accuracy
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Per photo, in record order."""
+
+    image_id: np.ndarray  # str [N]
+    label: np.ndarray  # int32 [N]
+    top_classes: np.ndarray  # int32 [N, K], best first
+    top_logits: np.ndarray  # float32 [N, K]
+    label_log_prob: np.ndarray  # float32 [N]
+    embedding: np.ndarray | None  # float32 [N, D], where it was asked for
+
+
+def make_recognize(config: Config, visual_graphdef: nnx.GraphDef, num_classes: int) -> Callable[..., Any]:
+    """Jitted (visual params, visual batch stats, classifier, uint8 photos, label) -> (classes, logits, log-prob, embedding).
+
+    By construction it takes no text: the semantic stream's parameters are not among its arguments.
+    """
+    preprocessing = config.preprocessing
+
+    @jax.jit
+    def recognize(params, batch_stats, classifier: Classifier, image, label):
+        visual = nnx.merge(visual_graphdef, params, batch_stats, copy=True)
+        embedding = visual(preprocessing.normalise(preprocessing.centre_crop(image)), train=False)
+        classes, logits, log_prob = class_sharded.log_prob_top_k(
+            embedding,
+            classifier.kernel,
+            classifier.bias,
+            label,
+            k=config.eval.top_k,
+            num_classes=num_classes,
+            chunk=config.eval.class_chunk,
+            dtype=jnp.dtype(config.train.compute_dtype),
+        )
+        return classes, logits, log_prob, mesh.replicate(embedding)
+
+    return recognize
+
+
+def predict(
+    recognize, state: Any, split: Split, config: Config, device_mesh, *, max_photos: int = 0, keep_embedding: bool = False
+) -> Predictions:
+    """Run `recognize` over a split's photos with the visual stream and classifier of `state`."""
+    batches = pipeline.photo_batches(
+        split, config.preprocessing, batch_size=config.eval.batch_size, max_photos=max_photos
+    )
+    visual = state.params["visual"], state.batch_stats["visual"], state.classifier
+    rows: list[tuple] = []
+    pending = None
+    source = pipeline.ahead(batches, 0, len(batches), workers=config.data.workers, source=config.data.source)
+    for batch in source:
+        arrays = pipeline.to_device(batch, device_mesh)
+        result = recognize(*visual, arrays["image"], arrays["label"])
+        if pending is not None:  # fetch one batch late, so that the device never waits
+            rows.append(_fetch(*pending, keep_embedding))
+        pending = batch, result
+    if pending is None:
+        width = state.classifier.kernel.shape[1]
+        k = config.eval.top_k
+        rows.append((np.zeros(0, "<U1"), np.zeros(0, np.int32), np.zeros((0, k), np.int32), np.zeros((0, k), np.float32),
+                     np.zeros(0, np.float32), np.zeros((0, width), np.float32)))  # fmt: skip
+    else:
+        rows.append(_fetch(*pending, keep_embedding))
+    columns = [np.concatenate(column) for column in zip(*rows, strict=True)]
+    return Predictions(*columns[:5], columns[5] if keep_embedding else None)
+
+
+def _fetch(batch, result, keep_embedding: bool) -> tuple:
+    classes, logits, log_prob, embedding = result
+    real = batch["label"] >= 0
+    kept = embedding if keep_embedding else embedding[:, :0]
+    arrays = [np.asarray(x)[real] for x in (classes, logits, log_prob, kept)]
+    return batch["image_id"][real].astype(str), batch["label"][real], *arrays
+
+
+def summarise(predictions: Predictions, catalog: Catalog, config: Config) -> dict[str, Any]:
+    """Accuracy of predictions with the catalogue's (or the config's) head boundary."""
+    boundary = head_boundary(catalog, config)
+    return accuracy(predictions.label, predictions.top_classes, catalog.classes.counts["train"], boundary)
+
+
+def head_boundary(catalog: Catalog, config: Config) -> int:
+    return catalog.head_boundary if config.data.head_boundary < 0 else config.data.head_boundary
+
+
+def class_table_hash(catalog: Catalog) -> str:
+    digest = hashlib.sha256()
+    for sku in catalog.classes.sku:
+        digest.update(sku.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def test_set_hash(predictions: Predictions) -> str:
+    """Over the sorted (photo, label) pairs: equal for runs that were tested on the same photos."""
+    pairs = sorted(f"{image}\t{label}" for image, label in zip(predictions.image_id, predictions.label, strict=True))
+    return hashlib.sha256("\n".join(pairs).encode()).hexdigest()
+
+
+def write_results(
+    workdir: Path, predictions: Predictions, catalog: Catalog, config: Config, *, split: str, info: dict[str, Any]
+) -> dict[str, Any]:
+    """`predictions.npz` and `results.json`, each written whole or not at all; returns the results."""
+    hashes = {"class_table": class_table_hash(catalog), "test_set": test_set_hash(predictions)}
+    arrays = {name: value for name, value in vars(predictions).items() if value is not None}
+    temporary = workdir / "predictions.tmp.npz"
+    np.savez(temporary, **arrays, hashes=json.dumps(hashes), format=FORMAT)
+    temporary.replace(workdir / "predictions.npz")
+    results = {
+        "format": FORMAT,
+        "split": split,
+        "accuracy": summarise(predictions, catalog, config),
+        "head_boundary": head_boundary(catalog, config),
+        "hashes": {"data": catalog.data_hash, **hashes},
+        **info,
+    }
+    write_json(workdir / "results.json", results)
+    return results
+
+
+def write_json(path: Path, value: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def accuracy_lines(results: dict[str, Any]) -> list[str]:
+    """A small table for the terminal."""
+    lines = [f"{'':<12}{'top-1':>8}{'top-3':>8}{'photos':>9}{'classes':>9}"]
+    for name, row in results["accuracy"].items():
+        figures = "".join("       -" if row[k] is None else f"{row[k]:8.2f}" for k in ("top1", "top3"))
+        lines.append(f"{name.replace('_', ' '):<12}{figures}{row['photos']:>9}{row['classes']:>9}")
+    return lines

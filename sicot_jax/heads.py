@@ -1,0 +1,101 @@
+"""The classifier's state and the heads: (embeddings, label, classifier) -> (losses, embedding cotangents, new classifier).
+
+A head owns loss, gradient and update of the classifier, so that one may update rows as it goes, or only some of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sicot_jax import class_sharded, losses, mesh
+from sicot_jax.config import HeadConfig, LossConfig
+
+Losses = dict[str, jax.Array]  # "total" and one mean cross-entropy per stream
+Embeddings = dict[str, jax.Array]  # stream -> [B, D]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """The shared output layer, rows divided over all devices: kernel [C padded, D], bias and log_prior [C padded], float32.
+
+    `log_prior` is the log share of each class in the training photos: constant, and here because it lives with the rows.
+    """
+
+    kernel: jax.Array
+    bias: jax.Array
+    log_prior: jax.Array
+    opt_state: optax.OptState
+
+
+Head = Callable[[Embeddings, jax.Array, Classifier], tuple[Losses, Embeddings, Classifier]]
+
+
+def start_classifier(key, log_prior, *, num_classes: int, width: int, tx: optax.GradientTransformation) -> Classifier:
+    """Rows ~ N(0, 0.01^2), bias 0; padding rows are zero and stay so. To be jitted: arrays are made where they live.
+
+    Args:
+      log_prior: float32 [C padded], divided by class.
+    """
+    num_classes_padded = log_prior.shape[0]
+    kernel = 0.01 * jax.random.normal(key, (num_classes_padded, width), out_sharding=mesh.CLASS_ROWS)
+    kernel = jnp.where(jnp.arange(num_classes_padded)[:, None] < num_classes, kernel, 0.0)
+    bias = jnp.zeros((num_classes_padded,), out_sharding=mesh.CLASS)
+    return Classifier(kernel, bias, log_prior, tx.init({"classifier": {"kernel": kernel, "bias": bias}}))
+
+
+def loss_weights(config: LossConfig) -> Mapping[str, float]:
+    """Stream -> weight of its cross-entropy, streams without one left out."""
+    weights = {stream: float(getattr(config, stream)) for stream in losses.STREAMS}
+    return {stream: weight for stream, weight in weights.items() if weight}
+
+
+def make_head(
+    config: HeadConfig, loss_config: LossConfig, *, num_classes: int, tx: optax.GradientTransformation, dtype=jnp.float32
+) -> Head:
+    """The head `config.kind`: "class_sharded" (rows divided over all devices) or its plain reference "dense".
+
+    Args:
+      num_classes: rows of the kernel beyond it are padding: no probability, no gradient.
+      tx: of {"classifier": {"kernel", "bias"}}.
+      dtype: of the inputs of the products; sums, softmax and loss are float32.
+    """
+    match config.kind:
+        case "class_sharded":
+            loss_function, place = class_sharded.co_training_loss, lambda x: x
+        case "dense":
+            loss_function, place = losses.co_training_loss, mesh.replicate
+        case other:
+            raise ValueError(f"head.kind={other!r}, wanted class_sharded or dense")
+    weights = loss_weights(loss_config)
+
+    def head(embeddings: Embeddings, label, classifier: Classifier):
+        def loss(embeddings, kernel, bias):
+            return loss_function(
+                embeddings,
+                label,
+                place(kernel),
+                place(bias),
+                weights=weights,
+                log_prior=place(classifier.log_prior),
+                tau=loss_config.logit_adjustment,
+                num_classes=num_classes,
+                dtype=dtype,
+            )
+
+        (total, by_stream), (cotangents, kernel, bias) = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(
+            {stream: embeddings[stream] for stream in weights}, classifier.kernel, classifier.bias
+        )
+        old = {"classifier": {"kernel": classifier.kernel, "bias": classifier.bias}}
+        gradient = {"classifier": {"kernel": kernel, "bias": bias}}
+        updates, opt_state = tx.update(gradient, classifier.opt_state, old)
+        new = optax.apply_updates(old, updates)["classifier"]
+        new_classifier = dataclasses.replace(classifier, kernel=new["kernel"], bias=new["bias"], opt_state=opt_state)
+        return {"total": total, **by_stream}, cotangents, new_classifier
+
+    return head

@@ -1,0 +1,79 @@
+"""The co-training loss, dense: the short reference that every faster head is tested against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+STREAMS = ("visual", "semantic", "mixed")
+
+
+def cross_entropy(logits, label):
+    """-log softmax(logits)[label] per row, in float32: [B, C], int [B] -> [B]."""
+    logits = logits.astype(jnp.float32)
+    highest = jax.lax.stop_gradient(jnp.max(logits, -1))
+    log_sum = jnp.log(jnp.sum(jnp.exp(logits - highest[:, None]), -1)) + highest
+    # A masked sum, not an index: the gradient of an index would scatter, and nothing here is sharded over classes.
+    picked = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == label[:, None], logits, 0.0), -1)
+    return log_sum - picked
+
+
+def class_offset(bias, log_prior, tau: float, num_classes: int):
+    """What is added to the products of one block of classes: bias + tau * log prior, padding at -inf.
+
+    Adding tau * log(prior) during training is logit adjustment (Menon et al. 2021, eq. 10); tau = 1 is balanced softmax.
+    A class without a training photo has log prior -inf: it takes part as if tau were 0, it has no label to learn from.
+    """
+    if tau:
+        bias = bias + tau * jnp.where(jnp.isfinite(log_prior), log_prior, 0.0)
+    return jnp.where(jnp.arange(bias.shape[0]) < num_classes, bias, -jnp.inf)
+
+
+def classifier_logits(embedding, kernel, offset, dtype=jnp.float32):
+    """embedding @ kernel^T + offset, products in `dtype`, sums in float32: [B, D], [C, D], [C] -> [B, C]."""
+    products = jnp.einsum("bd,cd->bc", embedding.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
+    return products + offset
+
+
+def co_training_loss(
+    embeddings: Mapping[str, jax.Array],
+    label,
+    kernel,
+    bias,
+    *,
+    weights: Mapping[str, float],
+    log_prior=None,
+    tau: float = 0.0,
+    num_classes: int | None = None,
+    dtype=jnp.float32,
+):
+    """L = sum over streams of w * mean CE(classifier(stream), y) (SICoT Eq. 1: visual and mixed, both with weight 1).
+
+    Args:
+      embeddings: stream -> [B, D].
+      label: int32 [B].
+      kernel: float32 [C, D], rows beyond `num_classes` are padding.
+      bias: float32 [C].
+      weights: stream -> w; only the streams named here count.
+      log_prior, tau: logit adjustment, see `class_offset`.
+      dtype: of the product's inputs; sums, softmax and loss are float32.
+
+    Returns: (loss, {stream: mean cross-entropy}).
+    """
+    if log_prior is None:
+        log_prior = jnp.zeros_like(bias)
+    offset = class_offset(bias, log_prior, tau, num_classes or kernel.shape[0])
+    losses = {
+        stream: jnp.mean(cross_entropy(classifier_logits(embeddings[stream], kernel, offset, dtype), label))
+        for stream in weights
+    }
+    return sum(weight * losses[stream] for stream, weight in weights.items()), losses
+
+
+def log_prob_top_k(embedding, kernel, offset, label, k: int):
+    """Dense reference of evaluation: (top-k classes [B, k], their logits [B, k], log-probability of the label [B])."""
+    logits = classifier_logits(embedding, kernel, offset)
+    values, classes = jax.lax.top_k(logits, k)
+    return classes, values, -cross_entropy(logits, label)

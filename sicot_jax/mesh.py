@@ -1,0 +1,70 @@
+"""The device mesh and every PartitionSpec; the only file that names mesh axes.
+
+The backbone's batch is divided over both axes, and so are the classifier's rows: every device owns
+`num_classes_padded / number of devices` rows, so that no gradient of the kernel ever crosses devices.
+"""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "model")
+CLASS_ROWS = P(AXES, None)  # classifier kernel [C, D]
+CLASS = P(AXES)  # classifier bias, log prior [C]
+
+
+def make_mesh(*, data: int = 0, model: int = 1, devices=None) -> Mesh:
+    """Mesh of `data` x `model` devices with explicit axes; `data=0` takes all devices that are left over.
+
+    Raises ValueError when there are not enough devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    if data == 0:
+        if len(devices) % model:
+            raise ValueError(f"mesh.model={model} does not divide {len(devices)} devices; set mesh.data and mesh.model")
+        data = len(devices) // model
+    if data * model > len(devices):
+        raise ValueError(f"mesh {data}x{model} wants {data * model} devices, found {len(devices)}; lower mesh.data or mesh.model")
+    grid = np.asarray(devices[: data * model]).reshape(data, model)
+    return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * 2)
+
+
+def pad_classes(num_classes: int, mesh: Mesh) -> int:
+    """The smallest multiple of the number of devices that holds all classes."""
+    return -(-num_classes // mesh.size) * mesh.size
+
+
+def batch_spec(ndim: int) -> P:
+    """The leading axis of an array of `ndim` axes divided over all devices."""
+    return P(AXES, *(None,) * (ndim - 1))
+
+
+def on_devices(shapes, mesh: Mesh):
+    """Tree of ShapeDtypeStructs as `eval_shape` gives it (PartitionSpecs at most) -> with shardings on real devices."""
+
+    def place(x):
+        spec = x.sharding.spec if x.sharding is not None else P()
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, shapes)
+
+
+def class_sharding(mesh: Mesh) -> NamedSharding:
+    """Of a vector with one entry a class."""
+    return NamedSharding(mesh, CLASS)
+
+
+def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's part of a host batch -> global arrays divided over all devices."""
+    return {
+        name: jax.make_array_from_process_local_data(NamedSharding(mesh, batch_spec(array.ndim)), array)
+        for name, array in batch.items()
+    }
+
+
+def replicate(x: jax.Array) -> jax.Array:
+    """Gather to every device, inside or outside jit."""
+    return jax.reshard(x, P(*(None,) * x.ndim))

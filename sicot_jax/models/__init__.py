@@ -1,0 +1,1 @@
+"""ResNet, word attention and the three streams."""

@@ -1,0 +1,122 @@
+"""The three streams of SICoT (section 3): visual, semantic and mixed. The shared classifier lives in `heads.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sicot_jax.config import ModelConfig, TextConfig
+from sicot_jax.models.attention import TextEncoder
+from sicot_jax.models.layers import BatchNorm, linear
+from sicot_jax.models.resnet import ResNet, global_average_pool
+
+
+def mix(visual, semantic):
+    """m = max(v, s), element by element (SICoT 3.3): [B, D], [B, D] -> [B, D]."""
+    return jnp.maximum(visual, semantic)
+
+
+def take_rows(table, ids):
+    """table[ids] for a replicated table and ids divided over devices: [V, E], [B, T] -> [B, T, E]."""
+    spec = jax.typeof(ids).sharding.spec
+    return table.at[ids].get(out_sharding=jax.P(*spec, None))
+
+
+class VisualStream(nnx.Module):
+    """Normalised photo [B, H, W, 3] -> visual embedding v [B, D] >= 0 in float32: all that runs at test time.
+
+    v = average pool of the ResNet's last map, or ReLU(BN(W f)) where `embedding_width` asks for another D.
+    """
+
+    def __init__(self, config: ModelConfig, *, dtype, rngs: nnx.Rngs):
+        self.resnet = ResNet(
+            depth=config.depth, width=config.width, stem=config.stem, last_stride=config.last_stride, dtype=dtype, rngs=rngs
+        )
+        features = self.resnet.num_features
+        width = config.embedding_width
+        self.project = linear(features, width, bias=False, dtype=dtype, rngs=rngs) if width else None
+        self.norm = BatchNorm(width) if width else None
+        self.embedding_width = width or features
+
+    def __call__(self, image, *, train: bool):
+        embedding = global_average_pool(self.resnet(image, train=train))
+        if self.project is not None:
+            embedding = jax.nn.relu(self.norm(self.project(embedding).astype(jnp.float32), train=train))
+        return embedding
+
+
+class SemanticStream(nnx.Module):
+    """Title words [B, T] (0 = padding) -> semantic embedding s = ReLU(BN(W e)) [B, D] >= 0 in float32.
+
+    The range of v, because both meet in an element-wise max. Rows without a word are left out of BN's statistics
+    and come back as zero, so that m = max(v, 0) = v for them.
+    """
+
+    def __init__(self, config: TextConfig, vocabulary_size: int, embedding_width: int, *, dtype, rngs: nnx.Rngs):
+        self.dtype = dtype
+        # Filled with the catalogue's word vectors by `start_words`.
+        self.words = nnx.Param(jnp.zeros((vocabulary_size, config.word_width), jnp.float32))
+        self.encoder = TextEncoder(
+            config.encoder,
+            config.word_width,
+            windows=config.windows,
+            hidden=config.hidden,
+            weighting=config.weighting,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.project = linear(config.word_width, embedding_width, bias=False, dtype=dtype, rngs=rngs)
+        self.norm = BatchNorm(embedding_width)
+
+    def __call__(self, token_ids, *, train: bool):
+        mask = token_ids > 0
+        words = take_rows(self.words[...], token_ids).astype(self.dtype)
+        text, weights = self.encoder(words, mask)
+        titled = jnp.any(mask, -1)
+        embedding = self.norm(self.project(text).astype(jnp.float32), train=train, mask=titled)
+        return jnp.where(titled[:, None], jax.nn.relu(embedding), 0.0), weights
+
+
+class Sicot(nnx.Module):
+    """Photo and title -> {"visual", "semantic", "mixed": [B, D], "attention": [B, T]}; without text only "visual".
+
+    A photo without a title falls back on its visual embedding in the other two streams: m = v, s = v.
+    """
+
+    def __init__(self, config: ModelConfig, *, vocabulary_size: int, with_text: bool, dtype, rngs: nnx.Rngs):
+        self.visual = VisualStream(config, dtype=dtype, rngs=rngs)
+        width = self.visual.embedding_width
+        semantic = SemanticStream(config.text, vocabulary_size, width, dtype=dtype, rngs=rngs) if with_text else None
+        self.semantic = semantic
+
+    def __call__(self, image, token_ids=None, *, train: bool | dict[str, bool]):
+        if isinstance(train, bool):
+            train = {"visual": train, "semantic": train}
+        visual = self.visual(image, train=train["visual"])
+        if self.semantic is None:
+            return {"visual": visual}
+        semantic, attention = self.semantic(token_ids, train=train["semantic"])
+        titled = jnp.any(token_ids > 0, -1, keepdims=True)
+        return {
+            "visual": visual,
+            "semantic": jnp.where(titled, semantic, visual),
+            "mixed": mix(visual, semantic),
+            "attention": attention,
+        }
+
+
+def start_words(state, word_vectors: np.ndarray):
+    """A TrainState whose word table [V, E] is the catalogue's vectors; ValueError on another shape."""
+    words = state.params["semantic"]["words"]
+    if word_vectors.shape != words.shape:
+        raise ValueError(
+            f"word vectors are {word_vectors.shape}, the model wants {words.shape} (vocabulary, word width); "
+            f"set model.text.word_width={word_vectors.shape[-1]}"
+        )
+    vectors = jax.device_put(jnp.asarray(word_vectors, jnp.float32), words.sharding)
+    semantic = {**state.params["semantic"], "words": vectors}
+    return dataclasses.replace(state, params={**state.params, "semantic": semantic})

@@ -1,0 +1,168 @@
+"""Records -> host batches -> global arrays. Training batches carry words; photo batches cannot."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from sicot_jax import mesh as mesh_lib
+from sicot_jax.catalog.catalog import Catalog, Record, Split
+from sicot_jax.catalog.text import mask_words
+from sicot_jax.config import Config
+from sicot_jax.preprocessing import Preprocessing
+from sicot_jax.sampling import Sampler, permute
+
+Batch = dict[str, np.ndarray]
+_PREFETCH = 4  # host batches made ahead
+
+
+class TitleReader:
+    """Token ids of a training record's title in the variant that the config asks for; randomness keyed by (seed, position)."""
+
+    def __init__(self, catalog: Catalog, config: Config):
+        self.split = catalog.splits["train"]
+        self.tokenizer = catalog.tokenizer
+        self.config = config.data
+        self.seed = config.seed
+        if self.config.title == "shuffled_within_class":
+            labels = self.split.labels
+            self.order = np.argsort(labels, kind="stable")
+            self.rank = np.empty_like(self.order)
+            self.rank[self.order] = np.arange(len(labels))
+            _, self.starts, self.counts = np.unique(labels[self.order], return_index=True, return_counts=True)
+            self.row = np.searchsorted(np.unique(labels), labels)
+
+    def _donor(self, index: int) -> int:
+        """The record whose title `index` gets: a fixed derangement-like shuffle by the seed."""
+        if self.config.title == "shuffled":
+            return int(permute(np.asarray([index]), size=len(self.split), seed=self.seed, epoch=-1 % 2**63)[0])
+        row = self.row[index]
+        start, count = self.starts[row], self.counts[row]
+        return int(self.order[start + (self.rank[index] - start + 1 + self.seed % max(count - 1, 1)) % count])
+
+    def __call__(self, record: Record, index: int, position: int) -> np.ndarray:
+        """int32 [max_tokens], padded with 0."""
+        match self.config.title:
+            case "none":
+                ids = np.zeros(0, np.int32)
+            case "raw":
+                ids = record["token_ids"]
+            case "masked":
+                text = mask_words(f"{record['title']} {record['tags']}", f"{record['sku']} {record['category']}")
+                ids = self.tokenizer.encode(text)
+            case _:
+                ids = self.split[self._donor(index)]["token_ids"]
+        ids = np.asarray(ids, np.int32)
+        if self.config.title_dropout or self.config.word_dropout:
+            rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
+            ids = ids[rng.random(len(ids)) >= self.config.word_dropout]
+            if rng.random() < self.config.title_dropout:
+                ids = ids[:0]
+        padded = np.zeros(self.config.max_tokens, np.int32)
+        ids = ids[: self.config.max_tokens]
+        padded[: len(ids)] = ids
+        return padded
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainBatches:
+    """step -> this process's part of the training batch: image uint8, label, and token_ids where titles are read."""
+
+    split: Split
+    sampler: Sampler
+    preprocessing: Preprocessing
+    titles: TitleReader | None
+    process_index: int = 0
+    process_count: int = 1
+
+    def __call__(self, step: int) -> Batch:
+        indices = self.sampler(step)
+        share = len(indices) // self.process_count
+        mine = range(self.process_index * share, (self.process_index + 1) * share)
+        images, labels, tokens = [], [], []
+        for place in mine:
+            index = int(indices[place])
+            record = self.split[index]
+            images.append(self.preprocessing.load(record["image"]))
+            labels.append(record["class_id"])
+            if self.titles is not None:
+                tokens.append(self.titles(record, index, step * len(indices) + place))
+        batch = {"image": np.stack(images), "label": np.asarray(labels, np.int32)}
+        return batch | ({"token_ids": np.stack(tokens)} if self.titles is not None else {})
+
+
+def train_batches(catalog: Catalog, config: Config) -> TrainBatches:
+    split = catalog.splits["train"]
+    sampler = Sampler(split.labels, config.train.batch_size, config.seed, config.data.sampling)
+    titles = TitleReader(catalog, config) if config.loss.with_text else None
+    return TrainBatches(
+        split, sampler, config.preprocessing, titles, jax.process_index(), jax.process_count()
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PhotoBatches:
+    """number -> batch of photos in record order: image, label, image_id. No text, whatever the record holds.
+
+    The last batch is filled up with black photos of label -1.
+    """
+
+    split: Split
+    preprocessing: Preprocessing
+    batch_size: int
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __call__(self, number: int) -> Batch:
+        records = [
+            self.split[int(i)] for i in self.indices[number * self.batch_size : (number + 1) * self.batch_size]
+        ]
+        height, width = self.preprocessing.resize_height, self.preprocessing.resize_width
+        image = np.zeros((self.batch_size, height, width, 3), np.uint8)
+        label = np.full(self.batch_size, -1, np.int32)
+        image_id = np.full(self.batch_size, "", object)
+        for row, record in enumerate(records):
+            image[row] = self.preprocessing.load(record["image"])
+            label[row] = record["class_id"]
+            image_id[row] = record["image_id"]
+        return {"image": image, "label": label, "image_id": image_id}
+
+
+def photo_batches(split: Split, preprocessing: Preprocessing, *, batch_size: int, max_photos: int = 0) -> PhotoBatches:
+    """All photos of a split, or `max_photos` of them spread evenly over it."""
+    total = len(split)
+    count = min(max_photos, total) if max_photos else total
+    return PhotoBatches(split, preprocessing, batch_size, np.arange(count) * total // max(count, 1))
+
+
+def ahead(make: Callable[[int], Batch], start: int, stop: int, *, workers: int, source: str) -> Iterator[Batch]:
+    """make(start), make(start + 1) ... in order, prepared ahead by grain's threads (workers=0) or processes."""
+    if source == "arrays":
+        # Nothing to decode; the device runs asynchronously, so the next batch is copied while it computes. And a bare
+        # accelerator image has no grain.
+        yield from map(make, range(start, stop))
+        return
+    import grain
+
+    data = grain.MapDataset.range(start, stop).map(make)
+    if workers:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        iterator: Any = data.to_iter_dataset(grain.ReadOptions(num_threads=0)).mp_prefetch(options)
+    else:
+        iterator = data.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=_PREFETCH))
+    yield from iterator
+
+
+def to_device(batch: Batch, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    """The arrays of a batch, divided over all devices; strings stay on the host."""
+    return mesh_lib.to_global({name: array for name, array in batch.items() if array.dtype != object}, mesh)

@@ -1,0 +1,86 @@
+"""What a run tells: a progress line, `log.jsonl`, TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+class RunLog:
+    """Writes every record of numbers to `log.jsonl` (and TensorBoard), and one progress line to the terminal.
+
+    A resumed run appends; records beyond the step it resumes from are dropped first, so that each step stands once.
+    """
+
+    def __init__(self, workdir: Path, *, start_step: int, total_steps: int, batch_size: int, tensorboard: bool):
+        self.total_steps, self.batch_size = total_steps, batch_size
+        path = workdir / "log.jsonl"
+        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= start_step] if path.exists() else []
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(line + "\n" for line in kept))
+        temporary.replace(path)
+        self.file = path.open("a", buffering=1)
+        self.writer: Any = None
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self.writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        self.start_step, self.last_step, self.last_time = start_step, start_step, time.perf_counter()
+        self.seconds_a_step: float | None = None
+        self.live = sys.stderr.isatty()
+
+    def numbers(self, step: int, kind: str, values: dict[str, float]) -> None:
+        self.file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(f"{kind}/{name}", value, step)
+
+    def progress(self, step: int, losses: dict[str, float]) -> None:
+        """Progress after `step` steps, with rate and time to go measured since the last call (evaluation excluded)."""
+        now = time.perf_counter()
+        if step > self.last_step:
+            current = (now - self.last_time) / (step - self.last_step)
+            # The first interval holds the compilation.
+            first = self.last_step == self.start_step
+            self.seconds_a_step = current if first or self.seconds_a_step is None else 0.7 * self.seconds_a_step + 0.3 * current
+        self.last_step, self.last_time = step, now
+        rate = self.batch_size / self.seconds_a_step if self.seconds_a_step else 0.0
+        to_go = int((self.total_steps - step) * (self.seconds_a_step or 0))
+        detail = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        self.numbers(step, "train", {**losses, "images_per_second": round(rate, 1)})
+        self._line(f"step {step}/{self.total_steps}  {detail}  {rate:.0f} images/s  {to_go // 60}:{to_go % 60:02d} to go")
+
+    def pause(self) -> None:
+        """Call before, and `resume_clock` after, work that is not training."""
+        self._paused = time.perf_counter()
+
+    def resume_clock(self) -> None:
+        self.last_time += time.perf_counter() - self._paused
+
+    def _line(self, text: str) -> None:
+        if self.live:
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def message(self, text: str) -> None:
+        if self.live:
+            print("\r\x1b[K", end="", file=sys.stderr)
+        print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self.live:
+            print(file=sys.stderr)
+        self.file.close()
+        if self.writer is not None:
+            self.writer.close()
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return sys.maxsize  # a line cut off by a kill

@@ -1,0 +1,175 @@
+"""A run folder: what was run, on which data, with which code; and its state, brought back."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import sicot_jax
+from sicot_jax import config as config_lib
+from sicot_jax import mesh
+from sicot_jax.catalog.catalog import Catalog
+from sicot_jax.checkpoint import CheckpointError, Checkpoints
+from sicot_jax.config import Config, ConfigError
+from sicot_jax.evaluate import class_table_hash, write_json
+from sicot_jax.step import Setup, TrainState, abstract_state, make_setup
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """`config.json` of a run folder."""
+
+    workdir: Path
+    config: Config
+    num_classes: int
+    vocabulary_size: int
+    train_photos: int
+    data_hash: str
+    class_table: str
+
+
+def describe(config: Config, catalog: Catalog) -> dict[str, Any]:
+    return {
+        "format": config_lib.FORMAT,
+        "version": sicot_jax.__version__,
+        "commit": commit(),
+        "config": config_lib.to_dict(config),
+        "data": {
+            "name": catalog.name,
+            "hash": catalog.data_hash,
+            "class_table": class_table_hash(catalog),
+            "num_classes": len(catalog.classes),
+            "vocabulary_size": len(catalog.tokenizer.vocabulary),
+            "train_photos": len(catalog.splits["train"]),
+        },
+    }
+
+
+def commit() -> str:
+    """Commit of the checkout this code runs from, "+" where it has changes; "" for an installed package."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return ""
+    try:
+        name = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return name.strip() + ("+" if changed.stdout.strip() else "")
+
+
+def hardware(device_mesh) -> str:
+    device = device_mesh.devices.flat[0]
+    return f"{device_mesh.size} x {device.device_kind} ({platform.machine()}), jax {jax.__version__}"
+
+
+def read_run(workdir: Path) -> Run:
+    """ConfigError where the folder is not a run."""
+    path = workdir / "config.json"
+    try:
+        stored = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path}: no run there ({type(error).__name__}); give the --workdir of a training run") from error
+    config, data = config_lib.load(str(path)), stored["data"]
+    return Run(
+        workdir, config, data["num_classes"], data["vocabulary_size"], data["train_photos"], data["hash"], data["class_table"]
+    )
+
+
+def start_or_continue(workdir: Path, config: Config, catalog: Catalog) -> None:
+    """Write `config.json`, or check that the run already there is the same one. ConfigError names every difference."""
+    path = workdir / "config.json"
+    new = describe(config, catalog)
+    if not path.exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(path, new)
+        return
+    old = json.loads(path.read_text())
+    before, now = (config_lib.flatten(json.loads(json.dumps(d["config"]))) for d in (old, new))
+    different = [
+        f"{name}: {before.get(name)} -> {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and name not in config_lib.FREE_ON_RESUME
+    ]
+    if old["data"]["hash"] != new["data"]["hash"]:
+        different.append(f"data: {old['data']['hash'][:12]} -> {new['data']['hash'][:12]}")
+    if different:
+        raise ConfigError(f"{workdir} holds another run ({'; '.join(different)}); use another --workdir or remove that one")
+
+
+@contextlib.contextmanager
+def alone(workdir: Path) -> Iterator[None]:
+    """Hold the run folder; ConfigError when another process trains in it."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"{workdir}: another process is training there; wait for it or use another --workdir") from error
+        yield
+
+
+def run_setup(run: Run, device_mesh) -> Setup:
+    return make_setup(
+        run.config,
+        num_classes=run.num_classes,
+        vocabulary_size=run.vocabulary_size,
+        train_photos=run.train_photos,
+        device_mesh=device_mesh,
+    )
+
+
+def restore_best(run: Run, device_mesh) -> tuple[Setup, TrainState]:
+    """The run's best checkpoint (the last one where it has no validation photos) on this mesh, under `jax.set_mesh`."""
+    setup = run_setup(run, device_mesh)
+    checkpoints = Checkpoints(run.workdir, num_classes=run.num_classes)
+    try:
+        kind = "best" if checkpoints.latest_step("best") is not None else "last"
+        return setup, checkpoints.restore(abstract_state(setup, run.vocabulary_size), kind)
+    finally:
+        checkpoints.close()
+
+
+def init_from(state: TrainState, config: Config, catalog: Catalog, device_mesh) -> TrainState:
+    """`state` with the streams of the run `model.init_from`; with its classifier too where the class table is the same.
+
+    Raises CheckpointError naming every parameter of another shape.
+    """
+    run = read_run(Path(config.model.init_from))
+    _, source = restore_best(run, device_mesh)
+    faults = []
+
+    def take(path, mine, theirs):
+        if mine.shape != theirs.shape:
+            faults.append(f"{'/'.join(str(getattr(k, 'key', k)) for k in path)} is {theirs.shape}, wanted {mine.shape}")
+        return theirs
+
+    shared = [stream for stream in state.params if stream in source.params]
+    params, batch_stats = dict(state.params), dict(state.batch_stats)
+    for stream in shared:
+        params[stream] = jax.tree_util.tree_map_with_path(take, state.params[stream], source.params[stream])
+        batch_stats[stream] = source.batch_stats[stream]
+    if faults:
+        raise CheckpointError(f"model.init_from={run.workdir}: another model: {'; '.join(faults)}")
+    classifier = state.classifier
+    if run.class_table == class_table_hash(catalog):
+        classifier = dataclasses.replace(classifier, kernel=source.classifier.kernel, bias=source.classifier.bias)
+    return dataclasses.replace(state, params=params, batch_stats=batch_stats, classifier=classifier)
+
+
+def start_mesh(config: Config) -> jax.sharding.Mesh:
+    return mesh.make_mesh(data=config.mesh.data, model=config.mesh.model)
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,262 @@
+"""TrainState and the training step: forward -> head -> backward -> optax."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from sicot_jax import heads, mesh
+from sicot_jax.augment import augment
+from sicot_jax.config import Config, ConfigError
+from sicot_jax.models.sicot import Sicot
+from sicot_jax.optim import make_schedule, make_tx, stream_trains
+
+ExtraLoss = Callable[[dict[str, jax.Array], dict[str, jax.Array]], jax.Array]  # (outputs, batch) -> scalar
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything a run needs to go on. `step` is also the data position; random keys are fold_in(seed, step)."""
+
+    step: jax.Array  # int32 scalar: updates done
+    params: dict[str, Any]  # {"visual": ..., "semantic": ...}, float32, replicated
+    batch_stats: dict[str, Any]
+    opt_state: optax.OptState
+    classifier: heads.Classifier
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What is fixed for a run: the functions and shapes behind `train_step`."""
+
+    config: Config
+    mesh: jax.sharding.Mesh
+    graphdef: nnx.GraphDef
+    visual_graphdef: nnx.GraphDef
+    tx: optax.GradientTransformation
+    head: heads.Head
+    schedule: optax.Schedule
+    num_classes: int
+    steps: int
+    steps_per_epoch: float
+
+
+def compute_dtype(config: Config):
+    return jnp.dtype(config.train.compute_dtype)
+
+
+def make_setup(config: Config, *, num_classes: int, vocabulary_size: int, train_photos: int, device_mesh) -> Setup:
+    """Check the config against data and mesh, and build the run's functions. Allocates nothing on the device."""
+    devices = device_mesh.size
+    for name, size in {
+        "train.batch_size / train.micro_batches": config.train.batch_size // config.train.micro_batches,
+        "eval.batch_size": config.eval.batch_size,
+    }.items():
+        if size % devices:
+            raise ConfigError(f"{name}={size} is not divisible by {devices} devices; use a multiple of {devices}")
+    if config.loss.with_text and vocabulary_size < 2:
+        raise ConfigError("the catalogue has no titles, and loss.mixed or loss.semantic wants them; set both to 0 (baseline)")
+    if config.eval.top_k > num_classes:
+        raise ConfigError(f"eval.top_k={config.eval.top_k}, the catalogue has {num_classes} classes; lower eval.top_k")
+    steps_per_epoch = train_photos / config.train.batch_size
+    steps = config.train.steps or max(1, math.ceil(config.train.epochs * steps_per_epoch))
+    schedule = make_schedule(config.optim, steps=steps, steps_per_epoch=steps_per_epoch)
+    tx = make_tx(config.optim, schedule)
+
+    def graph():
+        net = new_net(config, vocabulary_size)
+        return net, net.visual
+
+    net, visual = nnx.eval_shape(graph)
+    return Setup(
+        config=config,
+        mesh=device_mesh,
+        graphdef=nnx.split(net, nnx.Param, nnx.BatchStat)[0],
+        visual_graphdef=nnx.split(visual, nnx.Param, nnx.BatchStat)[0],
+        tx=tx,
+        head=heads.make_head(config.head, config.loss, num_classes=num_classes, tx=tx, dtype=compute_dtype(config)),
+        schedule=schedule,
+        num_classes=num_classes,
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
+    )
+
+
+def new_net(config: Config, vocabulary_size: int) -> Sicot:
+    return Sicot(
+        config.model,
+        vocabulary_size=vocabulary_size,
+        with_text=config.loss.with_text,
+        dtype=compute_dtype(config),
+        rngs=nnx.Rngs(config.seed),
+    )
+
+
+def start_state(setup: Setup, vocabulary_size: int, log_prior: jax.Array) -> TrainState:
+    """A fresh state, a pure function of the config's seed. To be jitted (or only shaped) under the mesh.
+
+    Args:
+      log_prior: float32 [C padded], divided by class.
+    """
+    net = new_net(setup.config, vocabulary_size)
+    _, params, batch_stats = nnx.split(net, nnx.Param, nnx.BatchStat)
+    params, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+    classifier = heads.start_classifier(
+        jax.random.fold_in(jax.random.key(setup.config.seed), 1),
+        log_prior,
+        num_classes=setup.num_classes,
+        width=net.visual.embedding_width,
+        tx=setup.tx,
+    )
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, setup.tx.init(params), classifier)
+
+
+def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | None = None):
+    """The step: (state, batch) -> (state, losses); to be jitted with the state donated.
+
+    forward -> head(embeddings, label, classifier) -> backward -> optax. `losses` holds "total", the mean cross-entropy
+    of each stream, and each of `extra_losses` (named pure functions of (outputs, batch), added to the total).
+
+    With micro-batches: all of them forward for their embeddings, one head call over the stacked embeddings, then each
+    forward again and backward from its share of the cotangents, so that memory is that of one micro-batch. Batch-norm
+    statistics are those of each micro-batch. Extra losses are means over micro-batches.
+    """
+    config = setup.config
+    preprocessing = config.preprocessing
+    extra_losses = dict(extra_losses or {})
+    streams = tuple(heads.loss_weights(config.loss))
+    parts = config.train.micro_batches
+
+    def photos(key, image):
+        if not config.augment.enabled:
+            return preprocessing.normalise(preprocessing.centre_crop(image))
+        options = config.augment
+        return preprocessing.normalise(
+            augment(
+                key,
+                image,
+                height=preprocessing.height,
+                width=preprocessing.width,
+                min_area=options.min_area,
+                max_ratio=options.max_ratio,
+                flip=options.flip,
+            )
+        )
+
+    def forward(params, batch_stats, image, token_ids):
+        """-> outputs, new batch statistics."""
+        net = nnx.merge(setup.graphdef, params, batch_stats, copy=True)
+        outputs = net(image, token_ids, train=stream_trains(config.optim, params))
+        return outputs, nnx.to_pure_dict(nnx.state(net, nnx.BatchStat))
+
+    def extras(outputs, batch):
+        values = {name: function(outputs, batch) for name, function in extra_losses.items()}
+        return sum(values.values(), jnp.zeros(())), values
+
+    def linearise(params, batch_stats, image, batch):
+        """-> outputs, their pull-back to the parameters, new batch statistics."""
+        return jax.vjp(lambda p: forward(p, batch_stats, image, batch.get("token_ids")), params, has_aux=True)
+
+    def pull_back(outputs, vjp, batch, cotangents):
+        """Gradient of the head's loss and the extra losses, and the latters' values."""
+        (_, values), extra = jax.value_and_grad(extras, has_aux=True)(outputs, batch)
+        # The head's loss is a mean over the whole batch already, the extra ones over this part of it.
+        full = {name: extra[name] / parts + cotangents.get(name, 0) for name in outputs}
+        return vjp(full)[0], values
+
+    def whole(state, image, batch):
+        outputs, vjp, batch_stats = linearise(state.params, state.batch_stats, image, batch)
+        losses, cotangents, classifier = setup.head(
+            {stream: outputs[stream] for stream in streams}, batch["label"], state.classifier
+        )
+        gradient, values = pull_back(outputs, vjp, batch, cotangents)
+        return losses, classifier, gradient, batch_stats, values
+
+    def in_parts(state, image, batch):
+        def cut(x):
+            # [B, ...] -> [parts, B / parts, ...]; part p takes rows p, p + parts, ..., so that no row changes its device.
+            shape = (x.shape[0] // parts, parts, *x.shape[1:])
+            return x.reshape(shape, out_sharding=mesh.batch_spec(len(shape))).swapaxes(0, 1)
+
+        def join(x):
+            x = x.swapaxes(0, 1)
+            return x.reshape((-1, *x.shape[2:]), out_sharding=mesh.batch_spec(x.ndim - 1))
+
+        images, batches = cut(image), jax.tree.map(cut, batch)
+
+        def embed(_, part):
+            image, batch = part
+            outputs, _ = forward(state.params, state.batch_stats, image, batch.get("token_ids"))
+            return None, {stream: outputs[stream] for stream in streams}
+
+        _, embeddings = jax.lax.scan(embed, None, (images, batches))
+        losses, cotangents, classifier = setup.head(
+            jax.tree.map(join, embeddings), join(batches["label"]), state.classifier
+        )
+
+        def one(carry, part):
+            gradient, batch_stats = carry
+            image, batch, cotangents = part
+            outputs, vjp, batch_stats = linearise(state.params, batch_stats, image, batch)
+            new, values = pull_back(outputs, vjp, batch, cotangents)
+            return (jax.tree.map(jnp.add, gradient, new), batch_stats), values
+
+        start = (jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
+        (gradient, batch_stats), values = jax.lax.scan(
+            one, start, (images, batches, jax.tree.map(cut, cotangents))
+        )
+        return losses, classifier, gradient, batch_stats, jax.tree.map(jnp.mean, values)
+
+    def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, heads.Losses]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        image = photos(key, batch["image"])
+        batch = {name: value for name, value in batch.items() if name != "image"}
+        losses, classifier, gradient, batch_stats, values = (whole if parts == 1 else in_parts)(state, image, batch)
+        losses = {**losses, **values, "total": losses["total"] + sum(values.values(), jnp.zeros(()))}
+        updates, opt_state = setup.tx.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, batch_stats, opt_state, classifier), losses
+
+    return train_step
+
+
+def class_log_prior(train_counts: np.ndarray, device_mesh) -> np.ndarray:
+    """float32 [C padded]: log of each class's share of the training photos; -inf without one, and for padding."""
+    counts = np.zeros(mesh.pad_classes(len(train_counts), device_mesh), np.float64)
+    counts[: len(train_counts)] = train_counts
+    with np.errstate(divide="ignore"):
+        return np.log(counts / counts.sum()).astype(np.float32)
+
+
+def abstract_state(setup: Setup, vocabulary_size: int) -> TrainState:
+    """Shapes, dtypes and shardings of the state, nothing allocated; under `jax.set_mesh(setup.mesh)`."""
+    padded = mesh.pad_classes(setup.num_classes, setup.mesh)
+    prior = jax.ShapeDtypeStruct((padded,), jnp.float32, sharding=mesh.class_sharding(setup.mesh))
+    state = jax.eval_shape(lambda prior: start_state(setup, vocabulary_size, prior), prior)
+    return mesh.on_devices(state, setup.mesh)
+
+
+def memory_lines(state: TrainState, device_mesh) -> list[str]:
+    """Bytes of the state per device, a line each."""
+
+    def mib(tree, devices):
+        return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)) / devices / 2**20
+
+    rows = {
+        "streams: parameters": mib((state.params, state.batch_stats), 1),
+        "streams: optimizer": mib(state.opt_state, 1),
+        "classifier: kernel, bias, prior": mib(dataclasses.replace(state.classifier, opt_state=()), device_mesh.size),
+        "classifier: optimizer": mib(state.classifier.opt_state, device_mesh.size),
+    }
+    return [f"  {name:<32} {value:10.1f} MiB" for name, value in rows.items()] + [
+        f"  {'sum, without activations':<32} {sum(rows.values()):10.1f} MiB"
+    ]

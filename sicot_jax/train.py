@@ -1,0 +1,250 @@
+"""The training loop: from a config to a finished, evaluated run folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sicot_jax import evaluate, mesh, pipeline, runs
+from sicot_jax.catalog.catalog import Catalog
+from sicot_jax.catalog.opening import open_catalog
+from sicot_jax.checkpoint import Checkpoints
+from sicot_jax.config import Config
+from sicot_jax.models.sicot import start_words
+from sicot_jax.run_log import RunLog
+from sicot_jax.step import Setup, TrainState, abstract_state, class_log_prior, make_train_step, memory_lines, start_state
+
+
+class TrainingStopped(RuntimeError):
+    """Training ended before its last step; the message says why and how to go on."""
+
+
+def train(config: Config, workdir: Path, *, catalog: Catalog | None = None) -> dict[str, Any]:
+    """Train (or resume, or find finished) the run in `workdir`, evaluate it once on the test split, return the results.
+
+    Raises ConfigError, CheckpointError, or TrainingStopped (a signal, or a loss that is not finite).
+    """
+    with runs.alone(workdir):
+        catalog = catalog or open_catalog(config.data)
+        finished = finished_results(workdir, config, catalog)
+        if finished is not None:
+            return finished
+        device_mesh = runs.start_mesh(config)
+        with jax.set_mesh(device_mesh):
+            setup = _setup(config, catalog, device_mesh)
+            runs.start_or_continue(workdir, config, catalog)
+            _Loop(setup, catalog, workdir).run()
+            return test(workdir, catalog=catalog, device_mesh=device_mesh)
+
+
+def finished_results(workdir: Path, config: Config, catalog: Catalog) -> dict[str, Any] | None:
+    """The results of a run that has ended, after checking that it is this one."""
+    path = workdir / "results.json"
+    if not path.exists():
+        return None
+    runs.start_or_continue(workdir, config, catalog)
+    print(f"{workdir}: finished before; its results stand in {path.name}", file=sys.stderr)
+    return json.loads(path.read_text())
+
+
+def test(workdir: Path, *, catalog: Catalog | None = None, device_mesh=None) -> dict[str, Any]:
+    """Evaluate a trained run's best checkpoint on the test split: writes `results.json` and `predictions.npz`."""
+    run = runs.read_run(workdir)
+    config = run.config
+    catalog = catalog or open_catalog(config.data)
+    device_mesh = device_mesh or runs.start_mesh(config)
+    if catalog.data_hash != run.data_hash:
+        raise runs.ConfigError(
+            f"{workdir} was trained on data {run.data_hash[:12]}, {config.data.path or 'the catalogue'} is "
+            f"{catalog.data_hash[:12]}; evaluate on the catalogue it was trained on"
+        )
+    with jax.set_mesh(device_mesh):
+        setup, state = runs.restore_best(run, device_mesh)
+        recognize = evaluate.make_recognize(config, setup.visual_graphdef, run.num_classes)
+        predictions = evaluate.predict(
+            recognize,
+            state,
+            catalog.splits["test"],
+            config,
+            device_mesh,
+            max_photos=config.eval.max_photos,
+            keep_embedding=run.num_classes <= config.eval.keep_embeddings_up_to_classes,
+        )
+    return evaluate.write_results(
+        workdir,
+        predictions,
+        catalog,
+        config,
+        split="test",
+        info={"step": int(state.step), "when": runs.now(), "commit": runs.commit(), "hardware": runs.hardware(device_mesh)},
+    )
+
+
+def _setup(config: Config, catalog: Catalog, device_mesh) -> Setup:
+    from sicot_jax.step import make_setup
+
+    return make_setup(
+        config,
+        num_classes=len(catalog.classes),
+        vocabulary_size=len(catalog.tokenizer.vocabulary),
+        train_photos=len(catalog.splits["train"]),
+        device_mesh=device_mesh,
+    )
+
+
+class _Signals:
+    """SIGTERM and SIGINT set a flag that the loop reads between steps; a second SIGINT interrupts at once."""
+
+    def __enter__(self):
+        self.received: int | None = None
+        self.old = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def _note(self, number, frame):
+        if self.received == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def __exit__(self, *exception):
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+
+
+class _Loop:
+    """One run: restore or start, step, log, validate, save."""
+
+    def __init__(self, setup: Setup, catalog: Catalog, workdir: Path):
+        self.setup, self.catalog, self.workdir = setup, catalog, workdir
+        self.config = setup.config
+        self.checkpoints = Checkpoints(workdir, num_classes=setup.num_classes)
+
+    def run(self) -> None:
+        setup, config = self.setup, self.config
+        vocabulary_size = len(self.catalog.tokenizer.vocabulary)
+        target = abstract_state(setup, vocabulary_size)
+        self._describe(target)
+        try:
+            if self.checkpoints.latest_step() is None:
+                state = self._start(vocabulary_size)
+            else:
+                state = self.checkpoints.restore(target)
+                print(f"resuming {self.workdir} from step {int(state.step)}", file=sys.stderr)
+            if int(state.step) >= setup.steps:
+                return
+            self.log = RunLog(
+                self.workdir,
+                start_step=int(state.step),
+                total_steps=setup.steps,
+                batch_size=config.train.batch_size,
+                tensorboard=config.train.tensorboard,
+            )
+            try:
+                self._steps(state)
+            finally:
+                self.log.close()
+        finally:
+            self.checkpoints.wait()
+            self.checkpoints.close()
+
+    def _describe(self, target: TrainState) -> None:
+        catalog, setup = self.catalog, self.setup
+        boundary = evaluate.head_boundary(catalog, self.config)
+        counts = catalog.classes.counts["train"]
+        print(
+            f"{self.workdir}: {catalog.name}, {setup.num_classes} classes ({int((counts > boundary).sum())} head: more than "
+            f"{boundary} photos), {len(catalog.splits['train'])} train, {len(catalog.splits['validation'])} validation, "
+            f"{len(catalog.splits['test'])} test photos; {setup.steps} steps of {self.config.train.batch_size} on "
+            f"{runs.hardware(setup.mesh)}",
+            file=sys.stderr,
+        )
+        print("memory a device, before the first step:", *memory_lines(target, setup.mesh), sep="\n", file=sys.stderr)
+
+    def _start(self, vocabulary_size: int) -> TrainState:
+        prior = class_log_prior(self.catalog.classes.counts["train"], self.setup.mesh)
+        prior = mesh.to_global({"prior": prior}, self.setup.mesh)["prior"]
+        state = jax.jit(lambda prior: start_state(self.setup, vocabulary_size, prior))(prior)
+        if self.config.loss.with_text:
+            state = start_words(state, self.catalog.word_vectors)
+        if self.config.model.init_from:
+            state = runs.init_from(state, self.config, self.catalog, self.setup.mesh)
+        return state
+
+    def _batches(self, start: int) -> Iterator[pipeline.Batch]:
+        make = pipeline.train_batches(self.catalog, self.config)
+        data = self.config.data
+        return pipeline.ahead(make, start, self.setup.steps, workers=data.workers, source=data.source)
+
+    def _steps(self, state: TrainState) -> None:
+        """Losses are read one step late, so that the device never waits; nothing is saved before its loss was read."""
+        config, setup = self.config.train, self.setup
+        train_step = jax.jit(make_train_step(setup), donate_argnums=0)
+        first = int(state.step)
+        evaluate_every = max(1, round(config.evaluate_every_epochs * setup.steps_per_epoch))
+        last_save, pending = time.monotonic(), None
+        with _Signals() as signals:
+            for step, batch in enumerate(self._batches(first), first + 1):
+                state, losses = train_step(state, pipeline.to_device(batch, setup.mesh))
+                if pending is not None:
+                    self._read(*pending)
+                pending = step, losses
+                evaluating = step % evaluate_every == 0 or step == setup.steps
+                due = time.monotonic() - last_save > config.checkpoint_every_seconds
+                due |= bool(config.checkpoint_every_steps) and step % config.checkpoint_every_steps == 0
+                if evaluating or due or signals.received or step == setup.steps:
+                    self._read(*pending)
+                    pending = None
+                    self.log.pause()
+                    if evaluating:
+                        self._validate(state, step)
+                    if due or signals.received or step == setup.steps:
+                        self.checkpoints.save(state, step)
+                        last_save = time.monotonic()
+                    self.log.resume_clock()
+                if signals.received and step < setup.steps:
+                    self.checkpoints.wait()
+                    name = signal.Signals(signals.received).name
+                    raise TrainingStopped(f"{name}: saved at step {step}; the same command goes on from there")
+
+    def _read(self, step: int, losses: dict[str, jax.Array]) -> None:
+        """Fetch a step's losses, stop on one that is not finite, log now and then."""
+        values = {name: float(value) for name, value in losses.items()}
+        if not math.isfinite(values["total"]):
+            self.log.numbers(step, "train", values)
+            kept = self.checkpoints.latest_step()
+            last = f"the last good checkpoint is of step {kept}" if kept else "no checkpoint was saved yet"
+            raise TrainingStopped(
+                f"loss is {values['total']} at step {step}, wanted a finite number; {last}; lower optim.learning_rate or add "
+                "optim.warmup_epochs and train in another --workdir"
+            )
+        if step % self.config.train.log_every_steps == 0 or step == self.setup.steps:
+            self.log.progress(step, values)
+
+    def _validate(self, state: TrainState, step: int) -> None:
+        """Accuracy on validation; a better top-1 than any before becomes the best checkpoint."""
+        split = self.catalog.splits["validation"]
+        if not len(split):
+            return
+        if not hasattr(self, "recognize"):
+            self.recognize = evaluate.make_recognize(self.config, self.setup.visual_graphdef, self.setup.num_classes)
+        predictions = evaluate.predict(
+            self.recognize, state, split, self.config, self.setup.mesh, max_photos=self.config.eval.max_photos
+        )
+        result = evaluate.summarise(predictions, self.catalog, self.config)
+        numbers = {f"{group}_{k}": row[k] for group, row in result.items() for k in ("top1", "top3") if row[k] is not None}
+        numbers["log_prob"] = float(np.mean(predictions.label_log_prob))
+        self.log.numbers(step, "validation", numbers)
+        best = self.checkpoints.info("best")
+        better = best is None or numbers["overall_top1"] > best["validation_top1"]
+        shares = "  ".join(f"{group} {result[group]['top1']:.2f}" for group in result if result[group]["top1"] is not None)
+        self.log.message(f"epoch {step / self.setup.steps_per_epoch:.2f}  validation top-1: {shares}{'  (best)' if better else ''}")
+        if better:
+            self.checkpoints.save(state, step, kind="best", info={"validation_top1": numbers["overall_top1"]})
