@@ -12,11 +12,13 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from sicot_jax.errors import InputError
+
 FORMAT = 1
 KINDS = ("last", "best")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint that cannot be used here; the message is one line."""
 
 

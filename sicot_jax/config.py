@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from sicot_jax.catalog.generated import GeneratedSpec
+from sicot_jax.errors import InputError
 from sicot_jax.preprocessing import Preprocessing
 
 FORMAT = 1
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """A config that cannot be run; the message is one line: what, got, wanted, remedy."""
 
 
@@ -164,7 +165,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """`max_photos=0` reads all; `class_chunk` bounds temporary memory at batch_size * class_chunk logits a device."""
+    """`max_photos=0` reads all; `top_k` classes are kept (fewer where there are fewer); `class_chunk` bounds temporary memory at batch_size * class_chunk logits a device."""
 
     batch_size: int = 256
     max_photos: int = 0

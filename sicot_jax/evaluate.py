@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from flax import nnx
 from sicot_jax import class_sharded, mesh, pipeline
 from sicot_jax.catalog.catalog import Catalog, Split
 from sicot_jax.config import Config
+from sicot_jax.errors import InputError
 from sicot_jax.heads import Classifier
 from sicot_jax.metrics import accuracy
 
@@ -53,7 +52,7 @@ def make_recognize(config: Config, visual_graphdef: nnx.GraphDef, num_classes: i
             classifier.kernel,
             classifier.bias,
             label,
-            k=config.eval.top_k,
+            k=min(config.eval.top_k, num_classes),
             num_classes=num_classes,
             chunk=config.eval.class_chunk,
             dtype=jnp.dtype(config.train.compute_dtype),
@@ -81,12 +80,8 @@ def predict(
             rows.append(_fetch(*pending, keep_embedding))
         pending = batch, result
     if pending is None:
-        width = state.classifier.kernel.shape[1]
-        k = config.eval.top_k
-        rows.append((np.zeros(0, "<U1"), np.zeros(0, np.int32), np.zeros((0, k), np.int32), np.zeros((0, k), np.float32),
-                     np.zeros(0, np.float32), np.zeros((0, width), np.float32)))  # fmt: skip
-    else:
-        rows.append(_fetch(*pending, keep_embedding))
+        raise InputError("no photo to evaluate: the split is empty; import with a test split (sicot import --help)")
+    rows.append(_fetch(*pending, keep_embedding))
     columns = [np.concatenate(column) for column in zip(*rows, strict=True)]
     return Predictions(*columns[:5], columns[5] if keep_embedding else None)
 
@@ -129,7 +124,7 @@ def write_results(
     hashes = {"class_table": class_table_hash(catalog), "test_set": test_set_hash(predictions)}
     arrays = {name: value for name, value in vars(predictions).items() if value is not None}
     temporary = workdir / "predictions.tmp.npz"
-    np.savez(temporary, **arrays, hashes=json.dumps(hashes), format=FORMAT)
+    np.savez_compressed(temporary, **arrays, train_counts=catalog.classes.counts["train"], hashes=json.dumps(hashes), format=FORMAT)
     temporary.replace(workdir / "predictions.npz")
     results = {
         "format": FORMAT,

@@ -65,6 +65,11 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     }
 
 
+def copy_to_all(tree, mesh: Mesh):
+    """Every array of a tree whole on every device."""
+    return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
 def replicate(x: jax.Array) -> jax.Array:
     """Gather to every device, inside or outside jit."""
     return jax.reshard(x, P(*(None,) * x.ndim))

@@ -65,8 +65,6 @@ def make_setup(config: Config, *, num_classes: int, vocabulary_size: int, train_
             raise ConfigError(f"{name}={size} is not divisible by {devices} devices; use a multiple of {devices}")
     if config.loss.with_text and vocabulary_size < 2:
         raise ConfigError("the catalogue has no titles, and loss.mixed or loss.semantic wants them; set both to 0 (baseline)")
-    if config.eval.top_k > num_classes:
-        raise ConfigError(f"eval.top_k={config.eval.top_k}, the catalogue has {num_classes} classes; lower eval.top_k")
     steps_per_epoch = train_photos / config.train.batch_size
     steps = config.train.steps or max(1, math.ceil(config.train.epochs * steps_per_epoch))
     schedule = make_schedule(config.optim, steps=steps, steps_per_epoch=steps_per_epoch)
@@ -97,27 +95,28 @@ def new_net(config: Config, vocabulary_size: int) -> Sicot:
         vocabulary_size=vocabulary_size,
         with_text=config.loss.with_text,
         dtype=compute_dtype(config),
-        rngs=nnx.Rngs(config.seed),
+        rng=np.random.default_rng(config.seed),
     )
 
 
 def start_state(setup: Setup, vocabulary_size: int, log_prior: jax.Array) -> TrainState:
-    """A fresh state, a pure function of the config's seed. To be jitted (or only shaped) under the mesh.
+    """A fresh state under the mesh, a pure function of the config's seed.
 
     Args:
       log_prior: float32 [C padded], divided by class.
     """
     net = new_net(setup.config, vocabulary_size)
     _, params, batch_stats = nnx.split(net, nnx.Param, nnx.BatchStat)
-    params, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
-    classifier = heads.start_classifier(
-        jax.random.fold_in(jax.random.key(setup.config.seed), 1),
-        log_prior,
-        num_classes=setup.num_classes,
-        width=net.visual.embedding_width,
-        tx=setup.tx,
-    )
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, setup.tx.init(params), classifier)
+    params, batch_stats = mesh.copy_to_all((nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)), setup.mesh)
+
+    def classifier(key, log_prior):
+        return heads.start_classifier(
+            key, log_prior, num_classes=setup.num_classes, width=net.visual.embedding_width, tx=setup.tx
+        )
+
+    key = jax.random.fold_in(jax.random.key(setup.config.seed), 1)
+    step, opt_state = mesh.copy_to_all((jnp.zeros((), jnp.int32), setup.tx.init(params)), setup.mesh)
+    return TrainState(step, params, batch_stats, opt_state, jax.jit(classifier)(key, log_prior))
 
 
 def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | None = None):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import signal
@@ -19,13 +20,10 @@ from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.opening import open_catalog
 from sicot_jax.checkpoint import Checkpoints
 from sicot_jax.config import Config
+from sicot_jax.errors import InputError, TrainingStopped
 from sicot_jax.models.sicot import start_words
 from sicot_jax.run_log import RunLog
-from sicot_jax.step import Setup, TrainState, abstract_state, class_log_prior, make_train_step, memory_lines, start_state
-
-
-class TrainingStopped(RuntimeError):
-    """Training ended before its last step; the message says why and how to go on."""
+from sicot_jax.step import Setup, TrainState, abstract_state, class_log_prior, make_setup, make_train_step, memory_lines, start_state
 
 
 def train(config: Config, workdir: Path, *, catalog: Catalog | None = None) -> dict[str, Any]:
@@ -56,19 +54,24 @@ def finished_results(workdir: Path, config: Config, catalog: Catalog) -> dict[st
     return json.loads(path.read_text())
 
 
-def test(workdir: Path, *, catalog: Catalog | None = None, device_mesh=None) -> dict[str, Any]:
-    """Evaluate a trained run's best checkpoint on the test split: writes `results.json` and `predictions.npz`."""
+def test(workdir: Path, *, catalog: Catalog | None = None, device_mesh=None, path: str = "") -> dict[str, Any]:
+    """Evaluate a trained run's best checkpoint on the test split: writes `results.json` and `predictions.npz`.
+
+    `path` says where the run's catalogue is now, if it was moved.
+    """
     run = runs.read_run(workdir)
     config = run.config
-    catalog = catalog or open_catalog(config.data)
+    if catalog is None:
+        catalog = open_catalog(dataclasses.replace(config.data, path=path or config.data.path))
     device_mesh = device_mesh or runs.start_mesh(config)
     if catalog.data_hash != run.data_hash:
-        raise runs.ConfigError(
+        raise InputError(
             f"{workdir} was trained on data {run.data_hash[:12]}, {config.data.path or 'the catalogue'} is "
             f"{catalog.data_hash[:12]}; evaluate on the catalogue it was trained on"
         )
     with jax.set_mesh(device_mesh):
         setup, state = runs.restore_best(run, device_mesh)
+        step = int(state.step)
         recognize = evaluate.make_recognize(config, setup.visual_graphdef, run.num_classes)
         predictions = evaluate.predict(
             recognize,
@@ -85,13 +88,11 @@ def test(workdir: Path, *, catalog: Catalog | None = None, device_mesh=None) -> 
         catalog,
         config,
         split="test",
-        info={"step": int(state.step), "when": runs.now(), "commit": runs.commit(), "hardware": runs.hardware(device_mesh)},
+        info={"step": step, "step_of_end": setup.steps, "when": runs.now(), "commit": runs.commit(), "hardware": runs.hardware(device_mesh)},
     )
 
 
 def _setup(config: Config, catalog: Catalog, device_mesh) -> Setup:
-    from sicot_jax.step import make_setup
-
     return make_setup(
         config,
         num_classes=len(catalog.classes),
@@ -171,7 +172,7 @@ class _Loop:
     def _start(self, vocabulary_size: int) -> TrainState:
         prior = class_log_prior(self.catalog.classes.counts["train"], self.setup.mesh)
         prior = mesh.to_global({"prior": prior}, self.setup.mesh)["prior"]
-        state = jax.jit(lambda prior: start_state(self.setup, vocabulary_size, prior))(prior)
+        state = start_state(self.setup, vocabulary_size, prior)
         if self.config.loss.with_text:
             state = start_words(state, self.catalog.word_vectors)
         if self.config.model.init_from:

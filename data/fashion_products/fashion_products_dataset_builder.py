@@ -23,7 +23,10 @@ def brand_of(title: str) -> str:
 
 
 def parse_styles(path: Path) -> Iterator[dict[str, str] | DroppedRow]:
-    """Rows of `styles.csv` by column name. The public file has titles with bare commas: surplus fields rejoin the title."""
+    """Rows of `styles.csv` by column name.
+
+    The public file has titles with bare commas: surplus fields rejoin the title, where it is the last column.
+    """
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file)
         header = next(reader, [])

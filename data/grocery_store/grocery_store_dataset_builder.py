@@ -31,7 +31,9 @@ class Builder(CatalogBuilder, skip_registration=True):
             return list(check_rows(_photos(reader, _classes(reader))))
         except (OSError, KeyError, UnicodeDecodeError) as error:
             text = " ".join(str(error).split())
-            raise ManifestError(f"{self.source} is not the Grocery Store Dataset in its owner's layout ({text})") from None
+            raise ManifestError(
+                f"{self.source} is not the Grocery Store Dataset in its owner's layout ({text})"
+            ) from None
         finally:
             if isinstance(reader, ZipPhotos):
                 reader.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -21,57 +20,25 @@ import sicot_jax
 from sicot_jax.catalog.catalog import SPLITS, ClassTable, Tokenizer
 from sicot_jax.catalog.image import JPEG_QUALITY
 from sicot_jax.catalog.import_report import ImportReport
+from sicot_jax.catalog.import_settings import ImportFailed, ImportSettings
 from sicot_jax.catalog.manifest import DroppedRow, ManifestRow
 from sicot_jax.catalog.photos import PhotoReader, prepare_all
 from sicot_jax.catalog.splits import Assignment, Photo, assign_splits, order_key
 from sicot_jax.catalog.statistics import class_counts, default_head_boundary, head_mask, shared_vocabulary
+from sicot_jax.catalog.tables import (
+    CATALOG_FILE,
+    CLASSES_FILE,
+    FORMAT_VERSION,
+    REPORT_FILES,
+    VECTORS_FILE,
+    write_class_table,
+)
 from sicot_jax.catalog.text import build_tokenizer
 from sicot_jax.catalog.word_vectors import train_word_vectors
-
-FORMAT_VERSION = 1
-CATALOG_FILE = "catalog.json"
-CLASSES_FILE = "classes.csv"
-VECTORS_FILE = "word_vectors.npy"
-REPORT_FILES = ("report.json", "report.md")
-CLASS_COLUMNS = ("class_id", "sku", "title", "category", *SPLITS, "withdrawn")
 
 _SPOOL_FILE = "spool.tmp"
 # A shard is held in memory while it is written, and is the unit that machines share out among each other.
 _SHARD_BYTES = 256 << 20
-
-
-class ImportFailed(ValueError):
-    """An import that stopped; nothing of it is left. The message is one line."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ImportSettings:
-    """How photos, words and splits are made. `min_photos` None: what the data set's builder says (1 for a manifest)."""
-
-    seed: int = 0
-    short_side: int = 256
-    test_per_class: int | None = None
-    tail_cut: int | None = None
-    min_photos: int | None = None
-    tokenizer: str = "words"
-    drop_top_share: float = 0.001
-    min_count: int = 3
-    max_vocabulary: int = 400_000
-    word_width: int = 128
-    word_epochs: int = 5
-    max_bad_share: float = 0.05
-    max_rows: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, low in (("short_side", 1), ("word_width", 1), ("word_epochs", 1)):
-            if getattr(self, name) < low:
-                raise ImportFailed(f"{name}={getattr(self, name)}, wanted at least {low}")
-        for name in ("test_per_class", "tail_cut", "min_photos", "max_rows"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ImportFailed(f"{name}={value}, wanted at least 1, or leave it out")
-        if not 0 <= self.max_bad_share <= 1:
-            raise ImportFailed(f"max_bad_share={self.max_bad_share}, wanted a share from 0 to 1; the default is 0.05")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -91,7 +58,7 @@ class _Example:
     token_ids: np.ndarray
 
 
-class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Base of all catalogues on disk; a subclass yields rows and says where photos are read.
 
     ShardBasedBuilder and not GeneratorBasedBuilder: the latter's shuffle needs TensorFlow for a split above 1 GB.
@@ -164,7 +131,9 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         )
         by_split = self._ordered(stored, assignment.split)
         if not by_split["train"]:
-            raise ImportFailed(f"no photo of {self.source} is in the train split, wanted at least 1; check column split")
+            raise ImportFailed(
+                f"no photo of {self.source} is in the train split, wanted at least 1; check column split"
+            )
         table, tokenizer = self._write_tables(folder, by_split, dropped, assignment, stored)
         class_ids = {sku: c for c, sku in enumerate(table.sku)}
         return {
@@ -176,8 +145,9 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def _examples(
         self, items: Sequence[_Stored], class_ids: Mapping[str, int], tokenizer: Tokenizer
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        with self._spool.open("rb") as spool:
-            for key, item in enumerate(items):
+        progress = tqdm(items, unit="photos", desc="write", file=sys.stderr, mininterval=0.5, leave=False)
+        with self._spool.open("rb") as spool, progress:
+            for key, item in enumerate(progress):
                 spool.seek(item.offset)
                 row = item.row
                 yield (
@@ -224,7 +194,7 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     ) -> tuple[list[_Stored], list[DroppedRow]]:
         """Decode all photos into the spool file; stop as soon as more rows are bad than the limit allows."""
         named = [drop for drop in bad if drop.bad]
-        broken: list[DroppedRow] = []
+        before = len(named)
         stored: list[_Stored] = []
         self._check_bad_share(named, total, seen=total - len(rows))
         prepared = prepare_all(
@@ -235,12 +205,12 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             for row, photo in zip(rows, progress, strict=True):
                 if photo.error:
                     reason, _, detail = photo.error.partition(": ")
-                    broken.append(DroppedRow(row.image, reason, detail))
-                    self._check_bad_share(named + broken, total, seen=total - len(rows) + len(stored) + len(broken))
+                    named.append(DroppedRow(row.image, reason, detail))
+                    self._check_bad_share(named, total, seen=len(stored) + len(named))
                     continue
                 stored.append(_Stored(row, photo.image_id, spool.tell(), len(photo.image)))
                 spool.write(photo.image)
-        return stored, broken
+        return stored, named[before:]
 
     def _check_bad_share(self, bad: Sequence[DroppedRow], total: int, *, seen: int) -> None:
         limit = self.settings.max_bad_share
@@ -376,41 +346,15 @@ def build_class_table(
     labels = {split: np.array([ids[item.row.sku] for item in by_split[split]], np.int32) for split in SPLITS}
     titles, categories = [], []
     for c, sku in enumerate(skus):
-        row = first.get(sku)
-        titles.append(row.title if row else previous.title[c])  # type: ignore[union-attr]
-        categories.append(row.category if row else previous.category[c])  # type: ignore[union-attr]
+        if sku in first:
+            titles.append(first[sku].title)
+            categories.append(first[sku].category)
+        elif previous is not None:
+            titles.append(previous.title[c])
+            categories.append(previous.category[c])
     counts = {split: class_counts(labels[split], len(skus)) for split in SPLITS}
     withdrawn = np.array([sku not in first for sku in skus], dtype=bool)
     return ClassTable(skus, titles, categories, counts, withdrawn), labels
-
-
-def write_class_table(path: Path, table: ClassTable) -> None:
-    """`classes.csv`, one row per class in the order of ids."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(CLASS_COLUMNS)
-        for c in range(len(table)):
-            counts = [int(table.counts[split][c]) for split in SPLITS]
-            described = (table.sku[c], table.title[c], table.category[c])
-            writer.writerow([c, *described, *counts, int(table.withdrawn[c])])
-
-
-def read_class_table(path: Path) -> ClassTable:
-    """The table that `write_class_table` wrote."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.reader(file)
-        header = next(rows, [])
-        if tuple(header) != CLASS_COLUMNS:
-            raise ValueError(f"{path} has columns {header}, wanted {list(CLASS_COLUMNS)}; import the catalogue again")
-        columns = list(zip(*rows, strict=True)) or [()] * len(CLASS_COLUMNS)
-    values = dict(zip(CLASS_COLUMNS, columns, strict=True))
-    return ClassTable(
-        sku=list(values["sku"]),
-        title=list(values["title"]),
-        category=list(values["category"]),
-        counts={split: np.array(values[split], np.int64) for split in SPLITS},
-        withdrawn=np.array(values["withdrawn"], np.int64).astype(bool),
-    )
 
 
 def _shards(items: Sequence[_Stored]) -> Iterator[Sequence[_Stored]]:

@@ -8,17 +8,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 
 from sicot_jax.catalog import pictures
-from sicot_jax.catalog.catalog import SPLITS, Catalog, ClassTable, Record
+from sicot_jax.catalog.catalog import SPLITS, Catalog, ClassTable, Record, Split
 from sicot_jax.catalog.statistics import default_head_boundary
+from sicot_jax.catalog.strings import LazyStrings, checked_index
 from sicot_jax.catalog.text import WordTokenizer, words
 from sicot_jax.catalog.word_vectors import random_word_vectors, train_word_vectors
+from sicot_jax.errors import InputError
 
 # Part of the data hash: raise it with every change that alters a picture, a title or a table.
 GENERATOR_VERSION = 1
@@ -42,7 +45,7 @@ COLOURS = ("red", "orange", "yellow", "lime", "green", "mint", "cyan", "azure", 
 _PATTERN_ENDS = ("", "line", "spot", "fade", "grid")  # "shirt", "shirtline", "shirtspot": a type is body and pattern
 _KINDS = ("brand", "type", "colour", "pattern", "mark", "series")
 
-_SAMPLED_TITLES = 20_000
+_SAMPLED_TITLES = 10_000
 _MAX_SERIES = 20_000
 # Streams of random numbers that must not depend on one another.
 _IDENTITY, _RANKS, _WORDS, _PHOTO, _TITLE = range(5)
@@ -56,13 +59,13 @@ class GeneratedSpec:
     train_photos: N, all training photos; counts fall as rank^-zipf_exponent, at least one each, ranks in random order.
     validation_per_class, test_per_class: photos of every class in these splits.
     image_size: photos are square.
-    box_area: share of the photo that the product's tight box takes, drawn uniformly from this range.
+    box_area: share of the photo that the product's tight box takes, its logarithm uniform over this range.
     clutter: 0 to 1, chance of a distractor product and amount of clutter shapes.
     informativeness: 0 to 1, chance that each informative word (brand, type, colour, pattern, mark, series) is in a
       title; otherwise a promotion word stands there, or nothing.
     word_sharing: 0 to 1, share of the informative words that head and tail classes have in common; the others have
       another form in each. Of the informative vocabulary that is word_sharing / (2 - word_sharing).
-    word_vectors: "word2vec" (on at most 20,000 training titles) or "random"; word_vector_width: E.
+    word_vectors: "word2vec" (on at most 10,000 training titles) or "random"; word_vector_width: E.
     """
 
     num_classes: int = 100
@@ -82,7 +85,7 @@ class GeneratedSpec:
 
 def _check(spec: GeneratedSpec) -> None:
     def refuse(name: str, wanted: str) -> None:
-        raise ValueError(f"generated.{name}={getattr(spec, name)!r}, wanted {wanted}")
+        raise InputError(f"generated.{name}={getattr(spec, name)!r}, wanted {wanted}")
 
     if spec.num_classes < 1:
         refuse("num_classes", "at least 1")
@@ -110,7 +113,11 @@ def _check(spec: GeneratedSpec) -> None:
 
 def data_hash(spec: GeneratedSpec) -> str:
     """Hex sha256 of the spec and the generator's version."""
-    text = json.dumps({**dataclasses.asdict(spec), "generator_version": GENERATOR_VERSION}, sort_keys=True)
+    fields = dataclasses.asdict(spec)
+    for name in ("zipf_exponent", "clutter", "informativeness", "word_sharing"):
+        fields[name] = float(fields[name])  # 1 and 1.0 are the same catalogue
+    fields["box_area"] = [float(share) for share in spec.box_area]
+    text = json.dumps({**fields, "generator_version": GENERATOR_VERSION}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -154,7 +161,6 @@ class _World:
     """Everything about a spec that all records share: counts and, per class, a few numbers in arrays."""
 
     def __init__(self, spec: GeneratedSpec):
-        _check(spec)
         self.spec = spec
         self.data_hash = data_hash(spec)
         total = spec.num_classes
@@ -303,27 +309,6 @@ def _world(spec: GeneratedSpec) -> _World:
     return _World(spec)
 
 
-class LazyStrings(Sequence[str]):
-    """A sequence of strings computed from their index, so that a million of them need no memory."""
-
-    def __init__(self, length: int, make: Callable[[int], str]):
-        self._length, self._make = length, make
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index):  # type: ignore[override]
-        if isinstance(index, slice):
-            return [self._make(i) for i in range(*index.indices(self._length))]
-        return self._make(_inside(index, self._length))
-
-
-def _inside(index: int, length: int) -> int:
-    if not -length <= index < length:
-        raise IndexError(f"index {index} of {length}")
-    return int(index) % length
-
-
 class GeneratedSplit:
     """Records of one split, made when asked for; pickles as its spec."""
 
@@ -344,7 +329,7 @@ class GeneratedSplit:
         return np.repeat(ids, self._world.counts if self._name == "train" else self._world.per_class(self._name))
 
     def __getitem__(self, index: int) -> Record:
-        world, index = self._world, _inside(index, len(self))
+        world, index = self._world, checked_index(index, len(self))
         class_id = world.class_of(self._name, index)
         rng = _rng(self._spec.seed, _PHOTO, SPLITS.index(self._name), index)
         distractor = int(rng.integers(self._spec.num_classes))
@@ -389,9 +374,10 @@ def open_generated(spec: GeneratedSpec) -> Catalog:
     """The catalogue of a spec; equal specs give equal catalogues on every machine and in every process.
 
     The vocabulary is known in closed form: every word that a class can have in a title, and the promotion words (their
-    low value is for the attention to find). Raises ValueError naming the field that is out of range.
+    low value is for the attention to find). Raises InputError naming the field that is out of range.
     """
-    spec = dataclasses.replace(spec, box_area=tuple(spec.box_area))  # a list, after a trip through JSON
+    _check(spec)
+    spec = dataclasses.replace(spec, box_area=(spec.box_area[0], spec.box_area[1]))  # a list, after a trip through JSON
     world, tokenizer = _world(spec), _tokenizer(spec)
     size, width = len(tokenizer.vocabulary), spec.word_vector_width
     if spec.word_vectors == "random":
@@ -419,5 +405,21 @@ def open_generated(spec: GeneratedSpec) -> Catalog:
         head_boundary=world.head_boundary,
         tokenizer=tokenizer,
         word_vectors=vectors,
-        splits={name: _open_split(spec, name) for name in SPLITS},
+        splits={name: cast(Split, _open_split(spec, name)) for name in SPLITS},
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratedPhotos:
+    """Reader of photos by "split/index" as PNG, for an import that writes the catalogue to disk."""
+
+    spec: GeneratedSpec
+
+    def read(self, image: str) -> bytes:
+        from PIL import Image
+
+        split, _, index = image.partition("/")
+        out = io.BytesIO()
+        photo = _open_split(self.spec, split)[int(index)]["image"]
+        Image.fromarray(np.asarray(photo)).save(out, "PNG", compress_level=1)
+        return out.getvalue()

@@ -43,7 +43,7 @@ def _one_line_errors() -> Iterator[None]:
         except Image.DecompressionBombError as error:
             raise ImageError(f"too many pixels: {error}") from None
         except Image.UnidentifiedImageError:
-            raise ImageError(f"not a photo in one of the formats {', '.join(FORMATS)}") from None
+            raise ImageError(f"not a photo: wanted one of {', '.join(FORMATS)}") from None
         except Exception as error:
             raise ImageError(f"broken photo: {type(error).__name__}, {' '.join(str(error).split())[:120]}") from None
 
@@ -110,7 +110,7 @@ def image_id(pixels: np.ndarray) -> str:
 
 
 def resize_short_side(photo: Image.Image, short_side: int) -> Image.Image:
-    """The photo with its shorter side at most `short_side` pixels, sides in proportion; a small photo is returned as is.
+    """The photo with its shorter side at most `short_side` pixels, in proportion; a small photo is returned as is.
 
     Bicubic with support over all covered pixels (no aliasing), after a box reduction where the photo is far larger.
     """

@@ -90,7 +90,7 @@ class ImportReport:
             tail_cut=len(assignment.cut),
             small_classes=[str(label) for label in assignment.small_classes],
             untested_classes=[str(label) for label in assignment.untested_classes],
-            classes_without_train=[table.sku[c] for c in np.flatnonzero((train == 0) & ~table.withdrawn)],
+            classes_without_train=[table.sku[int(c)] for c in np.flatnonzero((train == 0) & ~table.withdrawn)],
             photos_without_words=without_words,
             vocabulary=vocabulary,
             head_boundary=head_boundary,

@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from sicot_jax.catalog.builder import CATALOG_FILE, CLASSES_FILE, FORMAT_VERSION, VECTORS_FILE, read_class_table
 from sicot_jax.catalog.catalog import SPLITS, Catalog, Record
+from sicot_jax.catalog.tables import CATALOG_FILE, CLASSES_FILE, FORMAT_VERSION, VECTORS_FILE, read_class_table
 from sicot_jax.catalog.text import load_tokenizer
+from sicot_jax.errors import InputError
 
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
 
-class CatalogError(ValueError):
+class CatalogError(InputError):
     """A folder that cannot be opened as a catalogue; the message is one line."""
 
 
@@ -69,7 +70,9 @@ def version_folders(data_set: Path) -> list[Path]:
     """Whole versions of a data set folder, oldest first."""
     if not data_set.is_dir():
         return []
-    found = [entry for entry in data_set.iterdir() if _VERSION.fullmatch(entry.name) and (entry / CATALOG_FILE).exists()]
+    found = [
+        entry for entry in data_set.iterdir() if _VERSION.fullmatch(entry.name) and (entry / CATALOG_FILE).exists()
+    ]
     return sorted(found, key=lambda entry: tuple(map(int, entry.name.split("."))))
 
 
@@ -119,12 +122,12 @@ def read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
-def open_imported(directory: Path) -> Catalog:
+def open_imported(directory: Path | str) -> Catalog:
     """The newest version in an import's output folder, or the version folder given.
 
     Reads tables only; photos are opened at the first access of a split. Raises CatalogError in one line.
     """
-    folder = newest_version(directory).absolute()
+    folder = newest_version(Path(directory)).absolute()
     description: Mapping[str, Any] = read_description(folder)
     try:
         classes = read_class_table(folder / CLASSES_FILE)
@@ -138,6 +141,6 @@ def open_imported(directory: Path) -> Catalog:
             word_vectors=np.load(folder / VECTORS_FILE),
             splits=splits,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError) as error:
         detail = " ".join(str(error).split())[:200]
         raise CatalogError(f"catalogue {folder} is damaged ({detail}); import it again") from error

@@ -14,16 +14,20 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import sicot_jax
-from sicot_jax.catalog.builder import CLASSES_FILE, CatalogBuilder, ImportFailed, ImportSettings, read_class_table
-from sicot_jax.catalog.import_report import ImportReport
+from sicot_jax.catalog.import_settings import ImportFailed, ImportSettings
 from sicot_jax.catalog.imported import data_set_folders, read_description, version_folders
-from sicot_jax.catalog.manifest import DroppedRow, ManifestRow, read_folders, read_manifest
-from sicot_jax.catalog.photos import FolderPhotos
+from sicot_jax.catalog.tables import CLASSES_FILE, read_class_table
+
+if TYPE_CHECKING:
+    from sicot_jax.catalog.builder import CatalogBuilder
+    from sicot_jax.catalog.import_report import ImportReport
 
 DATA_SETS = ("fashion_products", "grocery_store")
 
@@ -37,16 +41,6 @@ class Imported:
 
     folder: Path
     report: ImportReport
-
-
-class ManifestBuilder(CatalogBuilder, skip_registration=True):
-    """A catalogue from a manifest file, or from a folder with one folder per SKU."""
-
-    def rows(self) -> Iterable[ManifestRow | DroppedRow]:
-        return read_folders(self.source) if self.source.is_dir() else read_manifest(self.source)
-
-    def photos(self) -> FolderPhotos:
-        return FolderPhotos(self.source if self.source.is_dir() else self.source.parent)
 
 
 def import_catalog(
@@ -63,7 +57,7 @@ def import_catalog(
     Args:
       source: a manifest, a folder with one folder per SKU, or with `dataset` the folder with the owner's files.
       dataset: one of DATA_SETS.
-      name: lower-case letters, digits, underscores; by default the one already in `out`, else after the source.
+      name: lower-case letters, digits, underscores; by default `dataset`, else the one in `out`, else after the source.
       workers: processes that decode photos; by default one per CPU core. The result does not depend on it.
 
     Raises ImportFailed or ManifestError with one line; whatever stops an import, `out` holds nothing of it.
@@ -75,14 +69,21 @@ def import_catalog(
         raise ImportFailed(f"workers={workers}, wanted at least 1")
     if not source.exists():
         raise ImportFailed(f"{source} not found; wanted a manifest, or a folder with photos")
+    # Not at the top: the command line reads this file for its flags, also where TFDS is not installed.
+    from sicot_jax.catalog.manifest_builder import ManifestBuilder
+
     builder_class = ManifestBuilder if dataset is None else load_builder(dataset)
     with _locked(out):
         present = [folder.name for folder in data_set_folders(out)]
-        chosen = name or (present[0] if present else dataset or _name_of(source))
+        chosen = name or dataset or (present[0] if present else _name_of(source))
         if not _NAME.fullmatch(chosen):
-            raise ImportFailed(f"name {chosen!r}, wanted lower-case letters, digits and underscores; give another --name")
+            raise ImportFailed(
+                f"name {chosen!r}, wanted lower-case letters, digits and underscores; give another --name"
+            )
         if present and chosen not in present:
-            raise ImportFailed(f"{out} holds the catalogue {present[0]!r}, not {chosen!r}; choose another --out or --name")
+            raise ImportFailed(
+                f"{out} holds the catalogue {present[0]!r}, not {chosen!r}; choose another --out or --name"
+            )
         for leftover in (out / chosen).glob("incomplete.*"):
             shutil.rmtree(leftover)
         versions = version_folders(out / chosen)
@@ -103,10 +104,14 @@ def import_catalog(
         )
         try:
             _write(builder, out)
+        except BrokenProcessPool:
+            raise ImportFailed("a decoding process died, wanted it to go on; out of memory? try --workers 1") from None
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise ImportFailed(f"no space left in {out}; nothing was kept of it; free space or give another --out") from None
+            raise ImportFailed(
+                f"no space left in {out}; nothing was kept of it; free space or give another --out"
+            ) from None
         assert builder.report is not None
         return Imported(out / chosen / version, builder.report)
 
@@ -165,7 +170,7 @@ def load_builder(dataset: str) -> type[CatalogBuilder]:
     relative = Path("data", dataset, f"{dataset}_dataset_builder.py")
     for root in (package.parent, package):
         if (root / relative).is_file():
-            return _load_module(f"sicot_jax.data.{dataset}", root / relative).Builder
+            return _load_module(f"sicot_jax.data.{dataset}.{dataset}_dataset_builder", root / relative).Builder
     raise ImportFailed(f"no {relative} in {package.parent} or {package}; install sicot_jax again")
 
 
@@ -208,7 +213,9 @@ def run_import(args: argparse.Namespace) -> None:
     """Run `sicot import` and print a summary. Raises ImportFailed where the source is not given exactly once."""
     source = args.source_folder if args.dataset else args.source
     if source is None or (args.source is not None and args.source_folder is not None):
-        raise ImportFailed("wanted either a manifest or folder, or --dataset NAME --from DIR; see `sicot import --help`")
+        raise ImportFailed(
+            "wanted either a manifest or folder, or --dataset NAME --from DIR; see `sicot import --help`"
+        )
     fields = [field.name for field in dataclasses.fields(ImportSettings)]
     settings = ImportSettings(**{field: getattr(args, field) for field in fields})
     made = import_catalog(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from sicot_jax.catalog.catalog import SPLITS
+from sicot_jax.errors import InputError
 
 COLUMNS = ("image", "sku", "title", "tags", "category", "box", "role", "split")
 REQUIRED = ("image", "sku")
@@ -25,7 +26,7 @@ NO_BOX = (0.0, 0.0, 0.0, 0.0)
 _REFUSED_CATEGORIES = ("Cc", "Zl", "Zp", "Cs")
 
 
-class ManifestError(ValueError):
+class ManifestError(InputError):
     """The source as a whole cannot be read; the message is one line."""
 
 

@@ -110,9 +110,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def prepare_all(
-    reader: PhotoReader, images: Sequence[str], *, short_side: int, workers: int
-) -> Iterator[Prepared]:
+def prepare_all(reader: PhotoReader, images: Sequence[str], *, short_side: int, workers: int) -> Iterator[Prepared]:
     """One Prepared per image, in the order of `images` whatever the number of workers; few are held in memory.
 
     One worker decodes in this process. More are started by `spawn`: forking a process that has threads (jax, grain,

@@ -342,6 +342,16 @@ def _blur(canvas: np.ndarray, k: float) -> None:
         canvas[middle] = blurred
 
 
+def _as_seen(product: Product, draw: Callable[[], float]) -> Product:
+    """The product from a slightly other side and in another camera's colours."""
+    hue, saturation, value = product.colour
+    return dataclasses.replace(
+        product,
+        aspect=product.aspect * math.exp(0.4 * (draw() - 0.5)),
+        colour=(hue + 0.05 * (draw() - 0.5), min(1.0, saturation * (0.75 + 0.5 * draw())), value),
+    )
+
+
 def render(
     product: Product,
     distractor: Product,
@@ -358,9 +368,11 @@ def render(
     """
     draw = iter(rng.random(128).tolist()).__next__
     canvas = _background(size, rng, draw)
+    product = _as_seen(product, draw)
     low, high = box_area
     angle = 0.7 * (draw() - 0.5)
-    pose, box = _place(product, low + (high - low) * draw(), angle, draw(), draw())
+    # In proportion, not by difference: else most boxes are large, lie in the middle, and one guess finds them.
+    pose, box = _place(product, low * (high / low) ** draw(), angle, draw(), draw())
 
     for _ in range(round(8 * clutter * draw())):
         name = MARKS[int(draw() * len(MARKS))]
@@ -372,24 +384,24 @@ def render(
         area = (0.1 + 0.15 * draw()) * (box[2] - box[0]) * (box[3] - box[1])
         x, y = draw(), draw()
         if box[0] < x < box[2] and box[1] < y < box[3]:
-            sides = ((box[0], (0.5 * box[0], y)), (1 - box[2], (0.5 + 0.5 * box[2], y)))
-            sides += ((box[1], (x, 0.5 * box[1])), (1 - box[3], (x, 0.5 + 0.5 * box[3])))
-            x, y = max(sides)[1]
+            sides = [(box[0], 0.5 * box[0], y), (1 - box[2], 0.5 + 0.5 * box[2], y)]
+            sides += [(box[1], x, 0.5 * box[1]), (1 - box[3], x, 0.5 + 0.5 * box[3])]
+            _, x, y = max(sides)
         other, _ = _place(distractor, area, 0.7 * (draw() - 0.5), 0.5, 0.5)
         _draw_product(canvas, distractor, other._replace(x=x, y=y))
 
     _draw_product(canvas, product, pose)
 
-    if draw() < 0.3:  # something in front, over an edge of the product
-        side = (0.1 + 0.1 * draw()) * math.sqrt((box[2] - box[0]) * (box[3] - box[1]))
+    if draw() < 0.4:  # something in front, over an edge of the product
+        side = (0.1 + 0.15 * draw()) * math.sqrt((box[2] - box[0]) * (box[3] - box[1]))
         edge_x = box[0] if draw() < 0.5 else box[2]
         where = (edge_x, box[1] + draw() * (box[3] - box[1]), side, side * (0.7 + draw()), 6.3 * draw())
         _draw_plain(canvas, "box" if draw() < 0.5 else "disc", where, (draw(), 0.6 * draw(), 0.2 + 0.7 * draw()))
 
     centres, _ = _grid(size)
-    gain, slope_x, slope_y = 0.75 + 0.4 * draw(), 0.4 * (draw() - 0.5), 0.4 * (draw() - 0.5)
+    gain, slope_x, slope_y = 0.65 + 0.5 * draw(), 0.4 * (draw() - 0.5), 0.4 * (draw() - 0.5)
     light = gain + slope_x * (centres - 0.5) + slope_y * (centres[:, None] - 0.5)
-    cast = np.array([0.94 + 0.12 * draw(), 0.94 + 0.12 * draw(), 0.94 + 0.12 * draw()], np.float32)
+    cast = np.array([0.85 + 0.3 * draw(), 0.85 + 0.3 * draw(), 0.85 + 0.3 * draw()], np.float32)
     canvas *= light * cast[:, None, None]
     if draw() < 0.5:
         _blur(canvas, 0.3 * draw())

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from sicot_jax.catalog.catalog import Tokenizer
+from sicot_jax.errors import InputError
 
 WORDS_FILE = "words.txt"
 SENTENCEPIECE_FILE = "sentencepiece.model"
+PIECES_FILE = "pieces.txt"
 # More pieces than this turn sentencepiece into a list of whole phrases.
 MAX_PIECES = 32_000
 
@@ -38,6 +40,8 @@ def _word_pattern() -> re.Pattern[str]:
 
 
 def _normalise(text: str) -> str:
+    if text.isascii():
+        return text.lower()
     # Lower-casing may undo the composition ("İ" becomes two characters), hence NFKC twice.
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
 
@@ -51,6 +55,14 @@ def words(text: str) -> list[str]:
     if normalised.isascii():
         return re.findall(r"[a-z0-9]+", normalised)
     return _word_pattern().findall(normalised)
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+
+
+def _read_lines(path: Path) -> list[str]:
+    return path.read_bytes().decode("utf-8").split("\n")[:-1]
 
 
 class WordTokenizer:
@@ -68,18 +80,18 @@ class WordTokenizer:
 
     def save(self, folder: Path) -> None:
         """Write `words.txt`: line i is word i, the first line is empty."""
-        text = "".join(f"{word}\n" for word in self.vocabulary)
-        (Path(folder) / WORDS_FILE).write_text(text, encoding="utf-8", newline="\n")
+        _write_lines(Path(folder) / WORDS_FILE, self.vocabulary)
 
 
 class SentencePieceTokenizer:
     """Pieces of a sentencepiece model, for scripts without spaces. Id 0 is padding, the unknown piece is left out.
 
-    Holds the model as bytes and loads sentencepiece at first use, so that it can be pickled and opened without it.
+    Holds the model as bytes and loads sentencepiece when first encoding: opened and pickled it can be without.
     """
 
-    def __init__(self, model: bytes):
+    def __init__(self, model: bytes, vocabulary: Sequence[str]):
         self.model = model
+        self.vocabulary: Sequence[str] = list(vocabulary)
 
     @functools.cached_property
     def _processor(self) -> Any:
@@ -87,13 +99,8 @@ class SentencePieceTokenizer:
 
         return sentencepiece.SentencePieceProcessor(model_proto=self.model)
 
-    @functools.cached_property
-    def vocabulary(self) -> Sequence[str]:
-        processor = self._processor
-        return ["", *(processor.id_to_piece(i) for i in range(1, processor.get_piece_size()))]
-
-    def __getstate__(self) -> dict[str, bytes]:
-        return {"model": self.model}
+    def __reduce__(self) -> tuple:
+        return SentencePieceTokenizer, (self.model, self.vocabulary)
 
     def encode(self, text: str) -> np.ndarray:
         """int32 [number of known pieces] in text order."""
@@ -101,8 +108,9 @@ class SentencePieceTokenizer:
         return ids[(ids != 0) & (ids != self._processor.unk_id())]
 
     def save(self, folder: Path) -> None:
-        """Write `sentencepiece.model`."""
+        """Write `sentencepiece.model` and its pieces, `pieces.txt`, laid out as `words.txt`."""
         (Path(folder) / SENTENCEPIECE_FILE).write_bytes(self.model)
+        _write_lines(Path(folder) / PIECES_FILE, self.vocabulary)
 
 
 def build_tokenizer(
@@ -123,9 +131,9 @@ def build_tokenizer(
     Texts without a single word give the vocabulary [""].
     """
     if not 0 <= drop_top_share < 1:
-        raise ValueError(f"drop_top_share={drop_top_share}, wanted 0 <= drop_top_share < 1; the default is 0.001")
+        raise InputError(f"drop_top_share={drop_top_share}, wanted 0 <= drop_top_share < 1; the default is 0.001")
     if min_count < 1 or max_vocabulary < 1:
-        raise ValueError(f"min_count={min_count}, max_vocabulary={max_vocabulary}, wanted both at least 1")
+        raise InputError(f"min_count={min_count}, max_vocabulary={max_vocabulary}, wanted both at least 1")
     if kind == "words":
         counts = Counter(itertools.chain.from_iterable(map(words, texts)))
         ordered = sorted(counts, key=lambda word: (-counts[word], word))
@@ -133,7 +141,7 @@ def build_tokenizer(
         return WordTokenizer(["", *kept[:max_vocabulary]])
     if kind == "sentencepiece":
         return _build_sentencepiece(texts, max_vocabulary, seed)
-    raise ValueError(f"tokenizer kind {kind!r}, wanted 'words' or 'sentencepiece'")
+    raise InputError(f"tokenizer kind {kind!r}, wanted 'words' or 'sentencepiece'")
 
 
 def _build_sentencepiece(texts: Iterable[str], max_vocabulary: int, seed: int) -> Tokenizer:
@@ -163,21 +171,22 @@ def _build_sentencepiece(texts: Iterable[str], max_vocabulary: int, seed: int) -
         )
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise ValueError(
+        raise InputError(
             f"sentencepiece failed ({reason}); raise max_vocabulary={max_vocabulary} or use words"
         ) from error
-    return SentencePieceTokenizer(model.getvalue())
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    pieces = ["", *(processor.id_to_piece(i) for i in range(1, processor.get_piece_size()))]
+    return SentencePieceTokenizer(model.getvalue(), pieces)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer that `save` wrote to `folder`."""
     folder = Path(folder)
     if (folder / WORDS_FILE).exists():
-        text = (folder / WORDS_FILE).read_text(encoding="utf-8")
-        return WordTokenizer(text.split("\n")[:-1])
+        return WordTokenizer(_read_lines(folder / WORDS_FILE))
     if (folder / SENTENCEPIECE_FILE).exists():
-        return SentencePieceTokenizer((folder / SENTENCEPIECE_FILE).read_bytes())
-    raise FileNotFoundError(f"no tokenizer in {folder}: wanted {WORDS_FILE} or {SENTENCEPIECE_FILE}; import again")
+        return SentencePieceTokenizer((folder / SENTENCEPIECE_FILE).read_bytes(), _read_lines(folder / PIECES_FILE))
+    raise InputError(f"no tokenizer in {folder}: wanted {WORDS_FILE} or {SENTENCEPIECE_FILE}; import again")
 
 
 def _forms(word: str) -> set[str]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from sicot_jax.models.layers import linear
+from sicot_jax.models.layers import Linear
 
 ENCODERS = ("mean", "bilinear", "low_rank", "bilinear_form", "dot", "lstm", "lstm_attention")
 WEIGHTINGS = ("softmax", "sigmoid")
@@ -89,7 +90,7 @@ class WordAttention(nnx.Module):
     "dot"            c^T e_i / sqrt(E), no parameters
     """
 
-    def __init__(self, kind: str, width: int, *, windows: int, hidden: int, dtype, rngs: nnx.Rngs):
+    def __init__(self, kind: str, width: int, *, windows: int, hidden: int, dtype, rng: np.random.Generator):
         self.kind = kind
         self.windows = windows
         first = second = out = None
@@ -97,14 +98,14 @@ class WordAttention(nnx.Module):
             case "bilinear":
                 if width % windows:
                     raise ValueError(f"text.word_width={width} is not divisible by text.windows={windows}; change one of them")
-                first = linear(windows * windows, hidden, dtype=dtype, rngs=rngs)
-                out = linear(hidden, 1, dtype=dtype, rngs=rngs)
+                first = Linear(windows * windows, hidden, dtype=dtype, rng=rng)
+                out = Linear(hidden, 1, dtype=dtype, rng=rng)
             case "low_rank":
-                first = linear(width, hidden, bias=False, dtype=dtype, rngs=rngs)
-                second = linear(width, hidden, bias=False, dtype=dtype, rngs=rngs)
-                out = linear(hidden, 1, bias=False, dtype=dtype, rngs=rngs)
+                first = Linear(width, hidden, bias=False, dtype=dtype, rng=rng)
+                second = Linear(width, hidden, bias=False, dtype=dtype, rng=rng)
+                out = Linear(hidden, 1, bias=False, dtype=dtype, rng=rng)
             case "bilinear_form":
-                first = linear(width, width, bias=False, dtype=dtype, rngs=rngs)
+                first = Linear(width, width, bias=False, dtype=dtype, rng=rng)
         self.first, self.second, self.out = first, second, out
 
     def __call__(self, words, mask):
@@ -123,14 +124,13 @@ class WordAttention(nnx.Module):
 class BiLSTM(nnx.Module):
     """Forward and backward LSTM of width E / 2 each, outputs side by side: [B, T, E] -> [B, T, E]."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, rng: np.random.Generator):
         if width % 2:
             raise ValueError(f"text.word_width={width}: a bi-LSTM wants an even width; change text.word_width")
         units = width // 2
-        init = nnx.initializers.lecun_normal()
-        orthogonal = nnx.initializers.orthogonal()
-        self.kernel = nnx.Param(init(rngs.params(), (2, width, 4 * units)))
-        self.recurrent = nnx.Param(jnp.stack([orthogonal(rngs.params(), (units, 4 * units)) for _ in range(2)]))
+        recurrent = [np.linalg.qr(rng.standard_normal((4 * units, units)))[0].T for _ in range(2)]
+        self.kernel = nnx.Param(jnp.asarray(rng.standard_normal((2, width, 4 * units), np.float32) * width**-0.5))
+        self.recurrent = nnx.Param(jnp.asarray(np.stack(recurrent), jnp.float32))
         # A forget gate that starts open (Jozefowicz et al. 2015).
         self.bias = nnx.Param(jnp.zeros((2, 4 * units)).at[:, units : 2 * units].set(1.0))
 
@@ -151,7 +151,7 @@ class TextEncoder(nnx.Module):
     softmax(w^T tanh(W h_i)) (Lin et al. 2017); the rest are `WordAttention`.
     """
 
-    def __init__(self, encoder: str, width: int, *, windows: int, hidden: int, weighting: str, dtype, rngs: nnx.Rngs):
+    def __init__(self, encoder: str, width: int, *, windows: int, hidden: int, weighting: str, dtype, rng: np.random.Generator):
         if encoder not in ENCODERS:
             raise ValueError(f"text.encoder={encoder!r}, wanted one of {ENCODERS}")
         if weighting not in WEIGHTINGS:
@@ -163,13 +163,13 @@ class TextEncoder(nnx.Module):
             case "mean":
                 pass
             case "lstm":
-                lstm = BiLSTM(width, rngs=rngs)
+                lstm = BiLSTM(width, rng=rng)
             case "lstm_attention":
-                lstm = BiLSTM(width, rngs=rngs)
-                first = linear(width, hidden, bias=False, dtype=dtype, rngs=rngs)
-                out = linear(hidden, 1, bias=False, dtype=dtype, rngs=rngs)
+                lstm = BiLSTM(width, rng=rng)
+                first = Linear(width, hidden, bias=False, dtype=dtype, rng=rng)
+                out = Linear(hidden, 1, bias=False, dtype=dtype, rng=rng)
             case _:
-                attention = WordAttention(encoder, width, windows=windows, hidden=hidden, dtype=dtype, rngs=rngs)
+                attention = WordAttention(encoder, width, windows=windows, hidden=hidden, dtype=dtype, rng=rng)
         self.attention, self.lstm, self.first, self.out = attention, lstm, first, out
 
     def __call__(self, words, mask):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 BATCH_NORM_EPSILON = 1e-5
@@ -62,20 +63,47 @@ class BatchNorm(nnx.Module):
         return normalise(x, mean, variance, self.scale[...], self.bias[...])
 
 
-def conv(inputs: int, outputs: int, size: int, *, stride: int = 1, dtype, rngs: nnx.Rngs) -> nnx.Conv:
-    """Convolution without bias and with torch's padding `size // 2` on every side ("SAME" pads strided ones unevenly)."""
-    return nnx.Conv(
-        inputs,
-        outputs,
-        (size, size),
-        strides=stride,
-        padding=[(size // 2, size // 2)] * 2,
-        use_bias=False,
-        kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        dtype=dtype,
-        param_dtype=jnp.float32,
-        rngs=rngs,
+class Conv(nnx.Module):
+    """Convolution without bias, padded as torch does by `size // 2` on every side ("SAME" pads strided ones unevenly).
+
+    Kernel [size, size, inputs, outputs] ~ N(0, 2 / (size^2 outputs)) (He et al. 2015, fan out). Starting values are drawn
+    by numpy on the host: the same on every mesh, and XLA takes a second of compilation for each shape of random array.
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1, dtype, rng: np.random.Generator):
+        self.stride, self.dtype = stride, dtype
+        self.kernel = nnx.Param(_normal(rng, (size, size, inputs, outputs), (2 / (size * size * outputs)) ** 0.5))
+
+    def __call__(self, x):
+        return conv(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride)
+
+
+def conv(x, kernel, stride: int):
+    """[B, H, W, I], [k, k, I, O] -> [B, ceil(H / stride), ceil(W / stride), O] for odd k."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(kernel.shape[0] // 2, kernel.shape[1] // 2)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+
+
+class Linear(nnx.Module):
+    """x @ kernel (+ bias), kernel [inputs, outputs] ~ N(0, 1 / inputs)."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, dtype, rng: np.random.Generator):
+        self.dtype = dtype
+        self.kernel = nnx.Param(_normal(rng, (inputs, outputs), inputs**-0.5))
+        self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
+
+    def __call__(self, x):
+        y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, ...], deviation: float):
+    return jnp.asarray(rng.standard_normal(shape, np.float32) * np.float32(deviation))
 
 
 def max_pool_3x3(x):
@@ -95,6 +123,3 @@ def max_pool_3x3(x):
         result = jnp.maximum(result, piece)
     return result
 
-
-def linear(inputs: int, outputs: int, *, bias: bool = True, dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(inputs, outputs, use_bias=bias, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from sicot_jax.models.layers import BatchNorm, conv, max_pool_3x3
+from sicot_jax.models.layers import BatchNorm, Conv, max_pool_3x3
 
 STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-STEMS = ("imagenet", "small")
+STEMS = {"imagenet": (7, 2), "half": (3, 2), "small": (3, 1)}  # size and stride of the first convolution
 
 
 class Block(nnx.Module):
     """Basic block (two 3x3) or bottleneck (1x1, 3x3, 1x1 with 4 times the width), plus the shortcut."""
 
-    def __init__(self, inputs: int, width: int, *, stride: int, bottleneck: bool, dtype, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, width: int, *, stride: int, bottleneck: bool, dtype, rng: np.random.Generator):
         outputs = width * 4 if bottleneck else width
         if bottleneck:
             shapes = [(inputs, width, 1, 1), (width, width, 3, stride), (width, outputs, 1, 1)]
         else:
             shapes = [(inputs, width, 3, stride), (width, width, 3, 1)]
-        self.convs = nnx.List([conv(i, o, k, stride=s, dtype=dtype, rngs=rngs) for i, o, k, s in shapes])
+        self.convs = nnx.List([Conv(i, o, k, stride=s, dtype=dtype, rng=rng) for i, o, k, s in shapes])
         self.norms = nnx.List([BatchNorm(o) for _, o, _, _ in shapes])
         change = stride != 1 or inputs != outputs
-        self.downsample = conv(inputs, outputs, 1, stride=stride, dtype=dtype, rngs=rngs) if change else None
+        self.downsample = Conv(inputs, outputs, 1, stride=stride, dtype=dtype, rng=rng) if change else None
         self.downsample_norm = BatchNorm(outputs) if change else None
 
     def __call__(self, x, *, train: bool):
@@ -44,22 +45,22 @@ class ResNet(nnx.Module):
     Args:
       depth: 18, 34, 50, 101 or 152.
       width: channels of the first stage, 64 in the paper.
-      stem: "imagenet" (7x7 stride 2, max pool) or "small" (3x3 stride 1, no pool) for photos of 32 px or so.
+      stem: "imagenet" (7x7 stride 2, max pool), for small photos "half" (3x3 stride 2) or "small" (3x3 stride 1), no pool.
       last_stride: stride of the last stage, 2 in the paper; 1 keeps the map of small photos at 4x4 or more (on CPU, 3x3
         convolutions on maps of 3x2 are some 50 times slower than on 5x4).
       dtype: of the computation; parameters stay float32.
     """
 
-    def __init__(self, *, depth: int, width: int, stem: str, last_stride: int, dtype, rngs: nnx.Rngs):
+    def __init__(self, *, depth: int, width: int, stem: str, last_stride: int, dtype, rng: np.random.Generator):
         if depth not in STAGES:
             raise ValueError(f"model.depth={depth}, wanted one of {tuple(STAGES)}")
         if stem not in STEMS:
-            raise ValueError(f"model.stem={stem!r}, wanted one of {STEMS}")
+            raise ValueError(f"model.stem={stem!r}, wanted one of {tuple(STEMS)}")
         self.stem = stem
         self.dtype = dtype
         bottleneck = depth >= 50
-        size, stride = (7, 2) if stem == "imagenet" else (3, 1)
-        self.conv1 = conv(3, width, size, stride=stride, dtype=dtype, rngs=rngs)
+        size, stride = STEMS[stem]
+        self.conv1 = Conv(3, width, size, stride=stride, dtype=dtype, rng=rng)
         self.norm1 = BatchNorm(width)
         channels, stages = width, []
         for stage, blocks in enumerate(STAGES[depth]):
@@ -68,7 +69,7 @@ class ResNet(nnx.Module):
             row = []
             for block in range(blocks):
                 stride = first_stride if block == 0 else 1
-                row.append(Block(channels, stage_width, stride=stride, bottleneck=bottleneck, dtype=dtype, rngs=rngs))
+                row.append(Block(channels, stage_width, stride=stride, bottleneck=bottleneck, dtype=dtype, rng=rng))
                 channels = stage_width * (4 if bottleneck else 1)
             stages.append(nnx.List(row))
         self.stages = nnx.List(stages)

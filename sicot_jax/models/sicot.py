@@ -11,7 +11,7 @@ from flax import nnx
 
 from sicot_jax.config import ModelConfig, TextConfig
 from sicot_jax.models.attention import TextEncoder
-from sicot_jax.models.layers import BatchNorm, linear
+from sicot_jax.models.layers import BatchNorm, Linear
 from sicot_jax.models.resnet import ResNet, global_average_pool
 
 
@@ -32,13 +32,13 @@ class VisualStream(nnx.Module):
     v = average pool of the ResNet's last map, or ReLU(BN(W f)) where `embedding_width` asks for another D.
     """
 
-    def __init__(self, config: ModelConfig, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, dtype, rng: np.random.Generator):
         self.resnet = ResNet(
-            depth=config.depth, width=config.width, stem=config.stem, last_stride=config.last_stride, dtype=dtype, rngs=rngs
+            depth=config.depth, width=config.width, stem=config.stem, last_stride=config.last_stride, dtype=dtype, rng=rng
         )
         features = self.resnet.num_features
         width = config.embedding_width
-        self.project = linear(features, width, bias=False, dtype=dtype, rngs=rngs) if width else None
+        self.project = Linear(features, width, bias=False, dtype=dtype, rng=rng) if width else None
         self.norm = BatchNorm(width) if width else None
         self.embedding_width = width or features
 
@@ -56,7 +56,7 @@ class SemanticStream(nnx.Module):
     and come back as zero, so that m = max(v, 0) = v for them.
     """
 
-    def __init__(self, config: TextConfig, vocabulary_size: int, embedding_width: int, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: TextConfig, vocabulary_size: int, embedding_width: int, *, dtype, rng: np.random.Generator):
         self.dtype = dtype
         # Filled with the catalogue's word vectors by `start_words`.
         self.words = nnx.Param(jnp.zeros((vocabulary_size, config.word_width), jnp.float32))
@@ -67,9 +67,9 @@ class SemanticStream(nnx.Module):
             hidden=config.hidden,
             weighting=config.weighting,
             dtype=dtype,
-            rngs=rngs,
+            rng=rng,
         )
-        self.project = linear(config.word_width, embedding_width, bias=False, dtype=dtype, rngs=rngs)
+        self.project = Linear(config.word_width, embedding_width, bias=False, dtype=dtype, rng=rng)
         self.norm = BatchNorm(embedding_width)
 
     def __call__(self, token_ids, *, train: bool):
@@ -87,10 +87,10 @@ class Sicot(nnx.Module):
     A photo without a title falls back on its visual embedding in the other two streams: m = v, s = v.
     """
 
-    def __init__(self, config: ModelConfig, *, vocabulary_size: int, with_text: bool, dtype, rngs: nnx.Rngs):
-        self.visual = VisualStream(config, dtype=dtype, rngs=rngs)
+    def __init__(self, config: ModelConfig, *, vocabulary_size: int, with_text: bool, dtype, rng: np.random.Generator):
+        self.visual = VisualStream(config, dtype=dtype, rng=rng)
         width = self.visual.embedding_width
-        semantic = SemanticStream(config.text, vocabulary_size, width, dtype=dtype, rngs=rngs) if with_text else None
+        semantic = SemanticStream(config.text, vocabulary_size, width, dtype=dtype, rng=rng) if with_text else None
         self.semantic = semantic
 
     def __call__(self, image, token_ids=None, *, train: bool | dict[str, bool]):

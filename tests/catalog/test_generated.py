@@ -2,18 +2,25 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
+import io
 import json
 import multiprocessing
 import pickle
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sicot_jax.catalog import pictures
+from sicot_jax.catalog.builder import ImportSettings
 from sicot_jax.catalog.catalog import SPLITS
 from sicot_jax.catalog.generated import PROMOTIONS, GeneratedSpec, data_hash, open_generated, zipf_counts
+from sicot_jax.catalog.manifest import ManifestError
+from sicot_jax.catalog.photos import prepare_all
 from sicot_jax.catalog.text import words
 
 SMALL = GeneratedSpec(num_classes=20, train_photos=300, word_vectors="random", word_vector_width=8)
@@ -97,6 +104,9 @@ def test_hash_and_validation():
     assert len(hashes | {data_hash(SMALL)}) == len(changes) + 1
     as_list = dataclasses.replace(SMALL, box_area=[0.3, 0.8])
     assert open_generated(as_list).data_hash == data_hash(SMALL) == open_generated(SMALL).data_hash
+    assert data_hash(dataclasses.replace(SMALL, zipf_exponent=1)) == data_hash(SMALL)
+    with pytest.raises(ValueError, match="box_area"):
+        open_generated(dataclasses.replace(SMALL, box_area=(0.3,)))
     bad = {
         "num_classes": 0, "train_photos": 19, "zipf_exponent": -1, "validation_per_class": 0, "test_per_class": 0,
         "image_size": 4, "box_area": (0.8, 0.3), "clutter": 1.5, "informativeness": -0.1, "word_sharing": 2,
@@ -243,3 +253,33 @@ def test_a_million_classes_open_fast_in_little_memory():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 250e6
+
+
+def _builder_module():
+    path = Path(__file__).parents[2] / "data" / "generated" / "generated_dataset_builder.py"
+    spec = importlib.util.spec_from_file_location("generated_dataset_builder", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_written_to_disk_it_is_an_ordinary_import(tmp_path):
+    module = _builder_module()
+    (tmp_path / "spec.json").write_text('{"num_classes": 3, "train_photos": 9, "test_per_class": 1}')
+    source = open_generated(module.read_spec(tmp_path))
+    builder = module.Builder(source=tmp_path, data_dir=tmp_path / "out", settings=ImportSettings(word_width=4))
+    rows = list(builder.rows())
+    assert [row.split for row in rows] == ["train"] * 9 + ["validation"] * 6 + ["test"] * 3
+    assert rows[4].title == source.splits["train"][4]["title"]
+    prepared = list(prepare_all(builder.photos(), [row.image for row in rows], short_side=48, workers=1))
+    assert not any(photo.error for photo in prepared) and len({photo.image_id for photo in prepared}) == 18
+    with Image.open(io.BytesIO(builder.photos().read("test/1"))) as image:
+        np.testing.assert_array_equal(np.asarray(image), source.splits["test"][1]["image"])
+    pickle.loads(pickle.dumps(builder.photos()))
+    for text, message in (('{"classes": 3}', "wanted a JSON object"), ("[", "wanted"), ('{"seed": -1}', "seed=-1")):
+        (tmp_path / "spec.json").write_text(text)
+        with pytest.raises(ManifestError, match=message):
+            list(builder.rows())
+    (tmp_path / "spec.json").unlink()
+    with pytest.raises(ManifestError, match="write one"):
+        list(builder.rows())

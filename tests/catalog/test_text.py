@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sicot_jax.catalog.text import build_tokenizer, load_tokenizer, mask_words, words
+from sicot_jax.errors import InputError
 
 
 def test_words_by_hand():
@@ -85,5 +86,5 @@ def test_bad_arguments_and_missing_file(tmp_path):
         build_tokenizer([], drop_top_share=1)
     with pytest.raises(ValueError, match="min_count=0"):
         build_tokenizer([], min_count=0)
-    with pytest.raises(FileNotFoundError, match="import again"):
+    with pytest.raises(InputError, match="import again"):
         load_tokenizer(tmp_path)

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# ./run.sh                 environment, then the main job: baseline against co-training on a small generated catalogue
+# ./run.sh test [--all]    environment, then the fast tests (with --all every test)
+# ./run.sh ARGS...         python -m sicot_jax.main ARGS... in that environment
+# PYTHON picks the interpreter (3.11 or newer), SICOT_VENV the folder of the environment (default .venv).
+set -euo pipefail
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+venv="${SICOT_VENV:-$root/.venv}"
+
+find_python() {
+  for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11; do
+    if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$candidate"; return
+    fi
+  done
+  echo "run.sh: found no Python 3.11 or newer; install one, or name it: PYTHON=/path/to/python ./run.sh" >&2
+  exit 2
+}
+
+# install KIND LOCKS...: once for each state of the lock files; a killed install is done again.
+install() {
+  local kind="$1"; shift
+  local stamp="$venv/.installed-$kind" now
+  now="$(cat "$@" "$root/pyproject.toml" | cksum)"
+  [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$now" ] && return
+  [ -x "$venv/bin/python" ] || { echo "making the environment in $venv" >&2; "$(find_python)" -m venv "$venv"; }
+  echo "installing packages ($kind), a minute or two" >&2
+  local requirements=()
+  for lock in "$@"; do requirements+=(-r "$lock"); done
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${requirements[@]}"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -e "$root"
+  echo "$now" > "$stamp"
+}
+
+install runtime "$root/locks/runtime.txt"
+case "${1:-}" in
+  "")
+    exec "$venv/bin/python" -m sicot_jax.cli compare --config=generated --workdir="$root/runs/generated" ;;
+  test)
+    shift
+    install test "$root/locks/runtime.txt" "$root/locks/test.txt"
+    marks='not slow and not real_data and not browser and not database and not cluster'
+    if [ "${1:-}" = --all ]; then shift; marks=''; fi
+    cd "$root"
+    exec "$venv/bin/python" -m pytest -m "$marks" "$@" ;;
+  *)
+    exec "$venv/bin/python" -m sicot_jax.main "$@" ;;
+esac

@@ -1,0 +1,143 @@
+"""The `sicot` command. Every sub-command is flags and one call; ConfigError and its like become one line and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import sicot_jax
+from sicot_jax.errors import InputError, TrainingStopped
+
+INPUT_ERROR, STOPPED, INTERRUPTED = 2, 3, 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sicot", description=sicot_jax.__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"sicot_jax {sicot_jax.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        return sub
+
+    def config_arguments(sub: argparse.ArgumentParser, default: str | None = None) -> None:
+        sub.add_argument(
+            "--config",
+            default=default,
+            required=default is None,
+            help="config file, bundled name or a run's config.json"
+            + (f" (default {default})" if default else "")
+            + "; --config.a.b=VALUE overrides a field",
+        )
+        sub.add_argument("--workdir", type=Path, help="run folder; default runs/NAME of the config")
+
+    command_import = command("import", _import, "import a manifest (CSV, Parquet, JSONL) or a folder per SKU")
+    from sicot_jax.catalog.importing import add_import_arguments
+
+    add_import_arguments(command_import)
+
+    sub = command("train", _train, "train one run and evaluate it; the same command resumes")
+    config_arguments(sub)
+
+    sub = command("compare", _compare, "train and evaluate baseline and co-training on one catalogue, write a report")
+    config_arguments(sub, "generated")
+
+    sub = command("evaluate", _evaluate, "evaluate a finished run's best checkpoint on the test split")
+    sub.add_argument("--workdir", type=Path, required=True, help="run folder")
+    sub.add_argument("--path", default="", help="where its catalogue is now, if it was moved")
+
+    sub = command("report", _report, "tables and figures from finished runs")
+    sub.add_argument("runs", type=Path, nargs="+", help="run folders; the first is the one compared against")
+    sub.add_argument("--out", type=Path, required=True, help="folder for report.md and figures")
+
+    sub = command("export-arrays", _export_arrays, "write a config's catalogue as one array file")
+    config_arguments(sub)
+    sub.add_argument("--out", type=Path, required=True, help="file to write, e.g. fashion.npz")
+    return parser
+
+
+def _import(args: argparse.Namespace, _) -> None:
+    from sicot_jax.catalog.importing import run_import
+
+    run_import(args)
+
+
+def _workdir(args: argparse.Namespace) -> Path:
+    return args.workdir or Path("runs") / Path(args.config).stem
+
+
+def _train(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from sicot_jax import config, evaluate, train
+
+    results = train.train(config.load(args.config, overrides), _workdir(args))
+    print("\n".join(evaluate.accuracy_lines(results)))
+
+
+def _compare(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from sicot_jax import compare, config
+
+    compare.compare(config.load(args.config, overrides), _workdir(args))
+
+
+def _evaluate(args: argparse.Namespace, _) -> None:
+    from sicot_jax import evaluate, train
+
+    print("\n".join(evaluate.accuracy_lines(train.test(args.workdir, path=args.path))))
+
+
+def _report(args: argparse.Namespace, _) -> None:
+    from sicot_jax.report import short
+
+    print(short.write_report(args.runs, args.out))
+
+
+def _export_arrays(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from sicot_jax import config
+    from sicot_jax.catalog.arrays import export_arrays
+    from sicot_jax.catalog.opening import open_catalog
+
+    chosen = config.load(args.config, overrides)
+    export_arrays(
+        open_catalog(chosen.data), args.out, to_image=lambda record: chosen.preprocessing.load(record["image"])
+    )
+    print(f"wrote {args.out}: train with --config.data.source=arrays --config.data.path={args.out}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done, 2 wrong input, 3 training stopped (signal or a loss that is not finite), 130 interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # Overrides are not argparse's: their names come from the config.
+    overrides = [a for a in argv if a.startswith("--config.")]
+    args = _parser().parse_args([a for a in argv if not a.startswith("--config.")])
+    if overrides and not hasattr(args, "config"):
+        print(f"sicot {args.command}: {overrides[0]} is for commands that take --config", file=sys.stderr)
+        return INPUT_ERROR
+    _quiet()
+    try:
+        args.run(args, overrides)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
+    except InputError as error:
+        print(f"sicot {args.command}: {error}", file=sys.stderr)
+        return INPUT_ERROR
+    except TrainingStopped as error:
+        print(f"sicot {args.command}: {error}", file=sys.stderr)
+        return STOPPED
+    return 0
+
+
+def _quiet() -> None:
+    """Libraries log what a user can do nothing about."""
+    import logging
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

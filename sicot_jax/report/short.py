@@ -1,0 +1,175 @@
+"""The short report: accuracy of runs side by side for head and tail, and the class histogram."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sicot_jax.errors import InputError
+from sicot_jax.report.intervals import paired_interval
+
+GROUPS = ("overall", "head", "tail", "class_mean")
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """What a finished run left behind."""
+
+    name: str
+    results: dict[str, Any]
+    config: dict[str, Any]
+    predictions: dict[str, np.ndarray]
+    validation: list[tuple[float, float]]  # (share of the run, top-1)
+
+
+def read_finished(workdir: Path) -> Finished:
+    """InputError by name for a run that is not finished."""
+    try:
+        results = json.loads((workdir / "results.json").read_text())
+        config = json.loads((workdir / "config.json").read_text())["config"]
+        with np.load(workdir / "predictions.npz") as arrays:
+            wanted = ("image_id", "label", "top_classes", "train_counts")
+            predictions = {name: arrays[name] for name in wanted}
+    except FileNotFoundError as error:
+        raise InputError(f"{workdir}: not a finished run, {Path(error.filename).name} is missing; train it to its end") from error
+    validation = []
+    for line in (workdir / "log.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if record["kind"] == "validation":
+            validation.append((record["step"] / results["step_of_end"], record["overall_top1"]))
+    return Finished(workdir.name, results, config, predictions, validation)
+
+
+def still_improving(run: Finished) -> bool:
+    """Whether validation top-1 rose by more than half a point in the last quarter of the run: it is under-trained."""
+    late = [value for share, value in run.validation if share > 0.75]
+    early = [value for share, value in run.validation if share <= 0.75]
+    return bool(late and early and max(late) - max(early) > 0.5)
+
+
+def check_comparable(runs: Sequence[Finished]) -> None:
+    """InputError naming the runs that were tested on other photos or another class table."""
+    for key in ("test_set", "class_table"):
+        for run in runs[1:]:
+            if run.results["hashes"][key] != runs[0].results["hashes"][key]:
+                raise InputError(
+                    f"{run.name} and {runs[0].name} have another {key.replace('_', ' ')}; report them apart, or train both on "
+                    "one catalogue"
+                )
+    boundaries = {run.results["head_boundary"] for run in runs}
+    if len(boundaries) > 1:
+        raise InputError(f"runs with head boundaries {sorted(boundaries)} in one table; set one data.head_boundary")
+
+
+def difference_rows(first: Finished, other: Finished) -> dict[str, tuple[float, float, float]]:
+    """Group -> (top-1 difference in points, 95 % interval) of `other` minus `first`, photo by photo."""
+    label, boundary = first.predictions["label"], first.results["head_boundary"]
+    place = {image: i for i, image in enumerate(zip(other.predictions["image_id"], other.predictions["label"], strict=True))}
+    order = np.asarray([place[key] for key in zip(first.predictions["image_id"], label, strict=True)], int)
+    hits = [
+        first.predictions["top_classes"][:, 0] == label,
+        other.predictions["top_classes"][order, 0] == label,
+    ]
+    difference = 100.0 * (hits[1].astype(float) - hits[0])
+    head = first.predictions["train_counts"][label] > boundary
+    members = {"overall": np.ones(len(label), bool), "head": head, "tail": ~head}
+    rows = {name: (float(difference[m].mean()) if m.any() else float("nan"), *paired_interval(difference[m])) for name, m in members.items()}
+    if len(label):
+        _, inverse, counts = np.unique(label, return_inverse=True, return_counts=True)
+        mean = float(np.mean(np.bincount(inverse, difference) / counts))
+        rows["class_mean"] = (mean, *paired_interval(difference, label))
+    else:
+        rows["class_mean"] = (float("nan"),) * 3
+    return rows
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Aligned columns, so that it reads well in a terminal too."""
+    cells = [list(header), *map(list, rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+
+    def line(row):
+        return "| " + " | ".join(f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True))) + " |"
+
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
+
+
+def accuracy_table(runs: Sequence[Finished]) -> str:
+    """Top-1 (top-3) of every run; under them the difference of each to the first with its interval."""
+
+    def figure(row):
+        return "-" if row["top1"] is None else f"{row['top1']:.2f} ({row['top3']:.2f})"
+
+    first = runs[0].results["accuracy"]
+    rows = [[run.name.replace("_", "-"), *(figure(run.results["accuracy"][g]) for g in GROUPS)] for run in runs]
+    for run in runs[1:]:
+        gains = difference_rows(runs[0], run)
+        cells = []
+        for group in GROUPS:
+            gain, low, high = gains[group]
+            cells.append("-" if np.isnan(gain) else f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]")
+        rows.append([f"{run.name} - {runs[0].name}".replace("_", "-"), *cells])
+    rows.append(["test photos", *(str(first[g]["photos"]) for g in GROUPS)])
+    return markdown_table(["top-1 (top-3), %", "overall", "head", "tail", "class mean"], rows)
+
+
+def plot_histogram(train_counts: np.ndarray, head_boundary: int, path: Path) -> None:
+    """Training photos per class, most frequent first, with the head/tail boundary (SICoT Fig. 6)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    ordered = np.sort(train_counts)[::-1]
+    head = int((ordered > head_boundary).sum())
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    rank = np.arange(1, len(ordered) + 1)
+    shown = np.maximum(ordered, 0.5)  # a class without a photo stays visible on the log axis
+    axes.fill_between(rank[:head], shown[:head], 0.5, step="mid", color="#d1495b", alpha=0.85, label=f"head: {head} classes")
+    tail = slice(max(head - 1, 0), None)
+    axes.fill_between(rank[tail], shown[tail], 0.5, step="mid", color="#30638e", alpha=0.85, label=f"tail: {len(ordered) - head} classes")
+    axes.axhline(head_boundary + 0.5, color="black", linewidth=0.8, linestyle="--")
+    axes.annotate(f"head if more than {head_boundary} photos", (len(ordered), head_boundary + 0.5), ha="right", va="bottom", fontsize=8)
+    axes.set(yscale="log", xlabel="class, most frequent first", ylabel="training photos", xlim=(0.5, len(ordered) + 0.5))
+    axes.set_title(f"{int(train_counts.sum()):,} training photos in {len(ordered):,} classes", fontsize=10)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+
+
+def write_report(workdirs: Sequence[Path], out: Path) -> str:
+    """`report.md` and `class_histogram.png` in `out`; returns the table. InputError where runs cannot be compared."""
+    runs = [read_finished(path) for path in workdirs]
+    check_comparable(runs)
+    out.mkdir(parents=True, exist_ok=True)
+    first = runs[0]
+    counts, boundary = first.predictions["train_counts"], first.results["head_boundary"]
+    plot_histogram(counts, boundary, out / "class_histogram.png")
+    table = accuracy_table(runs)
+    head = counts > boundary
+    photos = np.bincount(first.predictions["label"], minlength=len(counts))
+    notes = [
+        f"{len(counts)} classes, {int(head.sum())} of them head (more than {boundary} training photos), "
+        f"{int(counts.sum())} training photos, {int((photos == 0).sum())} classes without a test photo.",
+        "Differences are paired, photo by photo, with a 95 % bootstrap interval over photos; one seed each, so the "
+        "interval does not hold the luck of training.",
+    ]
+    for run in runs:
+        if still_improving(run):
+            notes.append(f"{run.name.replace('_', '-')} is under-trained: its validation top-1 was still rising at the end.")
+    origin = [
+        f"- {run.name}: seed {run.config['seed']}, {run.results['step']} of {run.results['step_of_end']} steps (best on "
+        f"validation), data {run.results['hashes']['data'][:12]}, commit {run.results['commit'][:12] or 'unknown'}, {run.results['hardware']}"
+        for run in runs
+    ]
+    text = "\n\n".join(["# Report", table, *notes, "![class histogram](class_histogram.png)", "\n".join(origin)]) + "\n"
+    temporary = out / "report.tmp"
+    temporary.write_text(text)
+    temporary.replace(out / "report.md")
+    return "\n".join(["", table, "", *notes])

@@ -1,0 +1,502 @@
+from __future__ import annotations
+
+import argparse
+import csv
+import errno
+import fcntl
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sicot_jax.catalog import builder as builder_module
+from sicot_jax.catalog.catalog import SPLITS
+from sicot_jax.catalog.image import decode, image_id
+from sicot_jax.catalog.import_settings import ImportFailed, ImportSettings
+from sicot_jax.catalog.imported import CatalogError, open_imported
+from sicot_jax.catalog.importing import add_import_arguments, import_catalog, run_import
+from sicot_jax.catalog.manifest import ManifestError
+
+ROOT = Path(__file__).parents[2]
+SMALL = ImportSettings(word_width=8, word_epochs=1, min_count=1, short_side=24)
+CLASSES = {"0012": 12, "NA": 8, "b": 5, "c": 3}
+
+
+def photo(path, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def write_manifest(folder, rows, name="photos.csv"):
+    with (folder / name).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ("image", "sku", "title", "tags", "category", "box", "role", "split"))
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder / name
+
+
+def make_source(folder, classes):
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for sku, n in classes.items():
+        for i in range(n):
+            name = f"{sku}_{i}.png"
+            photo(folder / name, [ord(char) for char in name])
+            rows.append({"image": name, "sku": sku, "title": f"word{sku} nice photo{sku}{i}", "tags": "blue"})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("source")
+    return write_manifest(folder, make_source(folder, CLASSES))
+
+
+@pytest.fixture
+def rows(source):
+    with source.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def imported(source, tmp_path_factory):
+    return import_catalog(source, tmp_path_factory.mktemp("out"), settings=SMALL, workers=1)
+
+
+def records(catalog):
+    return {split: [catalog.splits[split][i] for i in range(len(catalog.splits[split]))] for split in SPLITS}
+
+
+def left_behind(out):
+    return sorted(os.fspath(path.relative_to(out)) for path in out.rglob("*") if path.name != ".import.lock")
+
+
+def test_records_and_tables_agree(imported, source):
+    catalog = open_imported(imported.folder.parent.parent)
+    assert catalog.name == "photos" and imported.folder.name == "1.0.0"
+    assert catalog.classes.sku == ["0012", "NA", "b", "c"] and not catalog.classes.withdrawn.any()
+    found = records(catalog)
+    for split in SPLITS:
+        labels = catalog.splits[split].labels
+        assert labels.dtype == np.int32
+        assert [record["class_id"] for record in found[split]] == labels.tolist()
+        counts = np.bincount(labels, minlength=4)
+        np.testing.assert_array_equal(catalog.classes.counts[split], counts)
+    expected = {"train": [8, 5, 3, 3], "validation": [2, 1, 1, 0], "test": [2, 2, 1, 0]}
+    assert {split: counts.tolist() for split, counts in catalog.classes.counts.items()} == expected
+    assert catalog.head_boundary == 4
+    for record in found["train"] + found["test"]:
+        assert record["sku"] == catalog.classes.sku[record["class_id"]]
+        assert record["title"].startswith(f"word{record['sku']} ") and record["tags"] == "blue"
+        np.testing.assert_array_equal(record["token_ids"], catalog.tokenizer.encode(f"{record['title']} blue"))
+        assert record["token_ids"].dtype == np.int32 and record["box"].tolist() == [0, 0, 0, 0]
+        assert record["role"] == "catalogue"
+        original = decode((source.parent / record["reference"]).read_bytes())
+        assert record["image_id"] == image_id(original)
+        assert decode(record["image"]).shape == (24, 32, 3)
+    first = next(record for record in found["train"] if record["sku"] == "NA")
+    assert catalog.classes.title[1] == first["title"]
+
+
+def test_words_come_from_train_alone(imported):
+    catalog = open_imported(imported.folder)
+    found = records(catalog)
+    # Every photo has a word of its own: exactly those of train are known.
+    own = {split: {record["title"].split()[-1].lower() for record in found[split]} for split in SPLITS}
+    known = set(catalog.tokenizer.vocabulary)
+    assert own["train"] <= known
+    assert not known & (own["validation"] | own["test"])
+    assert catalog.word_vectors.shape == (len(catalog.tokenizer.vocabulary), 8)
+    assert not catalog.word_vectors[0].any()
+
+
+def test_splits_are_pickled_unopened(imported):
+    split = open_imported(imported.folder).splits["train"]
+    expected = split[2]["image_id"]
+    copy = pickle.loads(pickle.dumps(split))
+    assert copy[2]["image_id"] == expected and len(copy) == len(split)
+    assert len(pickle.dumps(split)) < 2000
+    with pytest.raises(IndexError, match="wanted 0 to"):
+        split[len(split)]
+
+
+def test_nothing_but_the_data_set_is_written(imported):
+    names = {path.name for path in imported.folder.iterdir()}
+    assert not any("tmp" in name or "incomplete" in name for name in names)
+    assert {"classes.csv", "labels_train.npy", "catalog.json", "report.json", "report.md", "words.txt"} <= names
+    out = imported.folder.parent.parent
+    assert {path.name for path in out.iterdir()} == {"photos", ".import.lock"}
+
+
+def test_order_and_hash_depend_on_neither_rows_nor_workers(tmp_path, rows, source, imported):
+    # Enough photos that two processes start.
+    big = tmp_path / "big"
+    many = make_source(big, {"a": 90, "b": 30})
+    manifest = write_manifest(big, many)
+    reversed_manifest = write_manifest(big, many[::-1], "reversed.csv")
+    one = import_catalog(manifest, tmp_path / "one", settings=SMALL, workers=1)
+    two = import_catalog(reversed_manifest, tmp_path / "two", settings=SMALL, workers=2, name="photos")
+    first, second = open_imported(one.folder), open_imported(two.folder)
+    assert first.data_hash == second.data_hash
+    for split in SPLITS:
+        np.testing.assert_array_equal(first.splits[split].labels, second.splits[split].labels)
+        for i in range(len(first.splits[split])):
+            a, b = first.splits[split][i], second.splits[split][i]
+            assert (a["image_id"], a["image"], a["title"]) == (b["image_id"], b["image"], b["title"])
+    seeded = import_catalog(
+        manifest, tmp_path / "three", settings=ImportSettings(seed=1, word_width=8, min_count=1), workers=1
+    )
+    assert open_imported(seeded.folder).data_hash != first.data_hash
+
+
+def test_class_ids_are_append_only(tmp_path, rows, source):
+    folder = source.parent
+    out = tmp_path / "out"
+    import_catalog(source, out, settings=SMALL, workers=1)
+    photo(folder / "new.png", 999)
+    changed = [row for row in rows if row["sku"] != "NA"] + [{"image": "new.png", "sku": "A new", "title": "first"}]
+    second = import_catalog(write_manifest(folder, changed, "other.csv"), out, settings=SMALL, workers=1)
+    assert second.folder == out / "photos" / "1.0.1"
+    catalog = open_imported(out)
+    assert catalog.classes.sku == ["0012", "NA", "b", "c", "A new"]
+    assert catalog.classes.withdrawn.tolist() == [False, True, False, False, False]
+    assert catalog.classes.title[1].startswith("wordNA") and catalog.classes.counts["train"].tolist() == [8, 0, 3, 3, 1]
+    assert set(catalog.splits["train"].labels.tolist()) == {0, 2, 3, 4}
+    assert "withdrawn: 1" in second.report.summary()
+    third = import_catalog(source, out, settings=SMALL, workers=1)
+    assert open_imported(out).classes.withdrawn.tolist() == [False, False, False, False, True]
+    assert third.folder.name == "1.0.2"
+    assert open_imported(out / "photos" / "1.0.0").classes.sku == ["0012", "NA", "b", "c"]
+    with pytest.raises(ImportFailed, match="holds the catalogue 'photos', not 'fresh'"):
+        import_catalog(source, out, settings=SMALL, workers=1, name="fresh")
+
+
+def test_identical_photos_stay_in_one_split(tmp_path, rows, source):
+    folder = source.parent
+    copies = tmp_path / "copies"
+    shutil.copytree(folder, copies)
+    # The same pixels in other files, one of them in another format; then one photo under two SKUs.
+    for i in range(6):
+        shutil.copy(copies / f"0012_{i}.png", copies / f"copy_{i}.png")
+    with Image.open(copies / "0012_6.png") as image:
+        image.save(copies / "copy_6.bmp")
+    rows += [{"image": f"copy_{i}.png", "sku": "0012", "title": "copy"} for i in range(6)]
+    rows += [{"image": "copy_6.bmp", "sku": "0012", "title": "copy"}]
+    rows += [{"image": "NA_0.png", "sku": "b", "title": "both"}]
+    made = import_catalog(write_manifest(copies, rows), tmp_path / "out", settings=SMALL, workers=1)
+    catalog = open_imported(made.folder)
+    where = Counter()
+    for split, found in records(catalog).items():
+        where.update({(image, split) for image in {record["image_id"] for record in found}})
+    assert max(Counter(image for image, _ in where).values()) == 1
+    assert made.report.surplus_copies == 7 and made.report.kept == sum(CLASSES.values()) + 1
+    (conflict,) = made.report.conflicting
+    assert {(entry["image"], entry["sku"]) for entry in conflict["photos"]} == {("NA_0.png", "NA"), ("NA_0.png", "b")}
+    assert (conflict["image_id"], "train") in where
+    text = (made.folder / "report.md").read_text(encoding="utf-8")
+    assert "`NA_0.png` (NA), `NA_0.png` (b)" in text and "copy_3.png" in text
+
+
+def test_bad_rows_are_dropped_and_named(tmp_path, rows, source):
+    folder = tmp_path / "bad"
+    shutil.copytree(source.parent, folder)
+    (folder / "broken.jpg").write_bytes(b"no photo")
+    (folder / "cut.png").write_bytes((folder / "b_0.png").read_bytes()[:800])
+    Image.new("1", (10_001, 10_000)).save(folder / "huge.png")
+    (folder / "folder.jpg").mkdir()
+    rows += [
+        {"image": "broken.jpg", "sku": "b"},
+        {"image": "cut.png", "sku": "b"},
+        {"image": "huge.png", "sku": "b"},
+        {"image": "folder.jpg", "sku": "b"},
+        {"image": "none.jpg", "sku": "b"},
+        {"image": "b_0.png", "sku": " "},
+        {"image": "b_0.png", "sku": "b"},
+    ]
+    manifest = write_manifest(folder, rows)
+    with pytest.raises(ImportFailed) as caught:
+        import_catalog(manifest, tmp_path / "out", settings=SMALL, workers=1)
+    message = str(caught.value)
+    assert "\n" not in message and "at most 0.05 of 35" in message and "--max-bad-share" in message
+    assert "empty SKU" in message and "duplicate row" in message
+    assert not (tmp_path / "out").exists()
+
+    tolerant = ImportSettings(word_width=8, min_count=1, max_bad_share=0.3)
+    made = import_catalog(manifest, tmp_path / "out", settings=tolerant, workers=1)
+    counts = {reason: entry["count"] for reason, entry in made.report.dropped.items()}
+    assert counts == {
+        "broken photo": 1,
+        "not a photo": 1,
+        "photo missing": 1,
+        "photo unreadable": 1,
+        "too many pixels": 1,
+        "empty SKU": 1,
+        "duplicate row": 1,
+    }
+    assert made.report.read == 35 and made.report.kept == 28
+    report = json.loads((made.folder / "report.json").read_text(encoding="utf-8"))
+    assert report["dropped"]["photo missing"]["rows"] == ["none.jpg: no such file"]
+    assert report["small_classes"] == ["c"]
+    text = (made.folder / "report.md").read_text(encoding="utf-8")
+    assert "none.jpg" in text and "under 4 photos" in text and "- c\n" in text
+
+
+def test_one_bad_row_never_stops_an_import_unless_the_limit_is_zero(tmp_path, source, rows):
+    manifest = write_manifest(source.parent, [*rows[:12], {"image": "none.jpg", "sku": "x"}], "dozen.csv")
+    made = import_catalog(manifest, tmp_path / "out", settings=SMALL, workers=1)
+    assert made.report.kept == 12
+    with pytest.raises(ImportFailed, match=r"1 of the first 13 rows .* at most 0 of 13 .*none.jpg: photo missing"):
+        import_catalog(manifest, tmp_path / "none", settings=ImportSettings(max_bad_share=0), workers=1)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"image,title\na.png,b\n", "no column sku"),
+        ("image,sku\ncaf\u00e9.png,b\n".encode("latin-1"), "not UTF-8"),
+        (b"image,sku\nnone.png,b\n", "no photo of .* can be used"),
+    ],
+)
+def test_unusable_manifests_leave_nothing(tmp_path, content, words):
+    (tmp_path / "m.csv").write_bytes(content)
+    with pytest.raises((ManifestError, ImportFailed), match=words) as caught:
+        import_catalog(tmp_path / "m.csv", tmp_path / "deep" / "out", settings=SMALL, workers=1)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "deep").exists()
+
+
+def test_a_failed_second_import_keeps_the_first(tmp_path, source):
+    out = tmp_path / "out"
+    import_catalog(source, out, settings=SMALL, workers=1)
+    before = left_behind(out)
+    (tmp_path / "m.csv").write_bytes(b"image,sku\nnone.png,b\nnone2.png,b\n")
+    with pytest.raises(ImportFailed):
+        import_catalog(tmp_path / "m.csv", out, settings=SMALL, workers=1)
+    assert left_behind(out) == before
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_disk_full_and_ctrl_c_leave_nothing(tmp_path, source, monkeypatch, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(builder_module, "train_word_vectors", fail)
+    with pytest.raises((ImportFailed, KeyboardInterrupt)) as caught:
+        import_catalog(source, tmp_path / "out", settings=SMALL, workers=1)
+    assert not (tmp_path / "out").exists()
+    if isinstance(caught.value, ImportFailed):
+        assert "no space left" in str(caught.value)
+
+
+def test_two_imports_at_once_are_refused(tmp_path, source):
+    (tmp_path / ".import.lock").touch()
+    with (tmp_path / ".import.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ImportFailed, match="another import is writing"):
+            import_catalog(source, tmp_path, settings=SMALL, workers=1)
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+import sicot_jax.catalog.builder as builder
+
+def wait(*args, **kwargs):
+    print("decoded", file=sys.__stdout__, flush=True)
+    time.sleep(60)
+
+builder.train_word_vectors = wait
+from sicot_jax.catalog.importing import import_catalog
+import_catalog(Path(sys.argv[1]), Path(sys.argv[2]), workers=1)
+"""
+
+
+def test_a_killed_import_leaves_nothing_that_opens(tmp_path, source):
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, os.fspath(source), os.fspath(out)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None and process.stdout.readline() == "decoded\n"
+        with pytest.raises(ImportFailed, match="another import"):
+            import_catalog(source, out, settings=SMALL, workers=1)
+        process.send_signal(signal.SIGKILL)
+    (leftover,) = (out / "photos").iterdir()
+    for directory in (out, out / "photos", leftover):
+        with pytest.raises(CatalogError, match="unfinished import"):
+            open_imported(directory)
+    made = import_catalog(source, out, settings=SMALL, workers=1)
+    assert not leftover.exists() and made.folder.name == "1.0.0"
+    assert open_imported(out).classes.sku == ["0012", "NA", "b", "c"]
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    """Orphans of a pool would keep memory and locks for ever."""
+    script = (
+        "import sys, time\nfrom sicot_jax.catalog.photos import FolderPhotos, prepare_all\n"
+        "from pathlib import Path\nimport multiprocessing\n"
+        "if __name__ == '__main__':\n"
+        "    found = prepare_all(FolderPhotos(Path('.')), ['none.jpg'] * 400, short_side=8, workers=2)\n"
+        "    next(found)\n"
+        "    print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    (tmp_path / "script.py").write_text(script, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": os.fspath(ROOT)}
+    command = [sys.executable, os.fspath(tmp_path / "script.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
+        assert process.stdout is not None
+        workers = [int(pid) for pid in process.stdout.readline().split()]
+        process.kill()
+    assert len(workers) == 2
+    deadline = time.monotonic() + 10
+    while any(map(_runs, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(_runs, workers))
+
+
+def _runs(pid):
+    try:
+        # A container's first process may not collect orphans: a zombie has ended.
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_given_splits_boxes_roles_and_categories(tmp_path, rows, source):
+    for i, row in enumerate(rows):
+        row.update(split=SPLITS[i % 3], box="0 0.25 0.5 1", role="query", category="shoes")
+    rows[0].update(role="catalogue", title="the card")
+    made = import_catalog(write_manifest(source.parent, rows, "given.csv"), tmp_path, settings=SMALL, workers=1)
+    catalog = open_imported(tmp_path)
+    assert made.report.photos == {"train": 10, "validation": 9, "test": 9}
+    record = catalog.splits["test"][0]
+    assert record["box"].tolist() == [0, 0.25, 0.5, 1] and record["box"].dtype == np.float32
+    assert record["role"] == "query" and catalog.classes.category == ["shoes"] * 4
+    assert catalog.classes.title[0] == "the card"  # a catalogue photo describes its SKU before a query photo does
+
+
+def test_folders_without_titles(tmp_path):
+    for sku in ("0012", "b"):
+        for i in range(5):
+            photo(tmp_path / "shop" / sku / f"{i}.png", [ord(sku[0]), i])
+    made = import_catalog(tmp_path / "shop", tmp_path / "out", settings=SMALL, workers=1)
+    catalog = open_imported(made.folder)
+    assert catalog.name == "shop" and catalog.classes.sku == ["0012", "b"]
+    record = catalog.splits["train"][0]
+    assert record["title"] == "" and record["token_ids"].shape == (0,) and record["token_ids"].dtype == np.int32
+    assert catalog.word_vectors.shape == (1, 8) and made.report.photos_without_words == made.report.photos["train"]
+
+
+def test_splits_without_a_photo_are_empty(tmp_path, rows, source):
+    manifest = write_manifest(source.parent, rows[:3], "three.csv")
+    catalog = open_imported(import_catalog(manifest, tmp_path, settings=SMALL, workers=1).folder)
+    assert [len(catalog.splits[split]) for split in SPLITS] == [3, 0, 0]
+
+
+def test_options(tmp_path, source):
+    settings = ImportSettings(
+        word_width=8, min_count=1, test_per_class=4, tail_cut=3, min_photos=4, tokenizer="sentencepiece"
+    )
+    made = import_catalog(source, tmp_path, settings=settings, workers=1)
+    catalog = open_imported(tmp_path)
+    assert catalog.classes.sku == ["0012", "NA", "b"]
+    assert catalog.classes.counts["test"].tolist() == [4, 4, 4]
+    assert catalog.classes.counts["train"].tolist() == [3, 2, 1]
+    assert made.report.dropped["class under 4 photos (min_photos)"]["count"] == 3
+    assert (made.folder / "sentencepiece.model").exists() and len(catalog.splits["train"][0]["token_ids"])
+    limited = import_catalog(source, tmp_path / "few", settings=ImportSettings(max_rows=6, word_width=8), workers=1)
+    assert limited.report.kept == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"short_side": 0}, "short_side=0"),
+        ({"test_per_class": 0}, "test_per_class=0"),
+        ({"max_bad_share": 2}, "max_bad_share=2"),
+        ({"drop_top_share": 1}, "drop_top_share=1"),
+        ({"tokenizer": "letters"}, "tokenizer='letters'"),
+        ({"min_count": 0}, "min_count=0"),
+    ],
+)
+def test_settings_are_checked(change, words):
+    with pytest.raises(ImportFailed, match=words):
+        ImportSettings(**change)
+
+
+def test_what_cannot_be_opened(tmp_path, imported):
+    with pytest.raises(CatalogError, match="not found"):
+        open_imported(tmp_path / "none")
+    with pytest.raises(CatalogError, match="is no catalogue"):
+        open_imported(tmp_path)
+    newer = tmp_path / "newer"
+    shutil.copytree(imported.folder, newer)
+    description = json.loads((newer / "catalog.json").read_text(encoding="utf-8"))
+    (newer / "catalog.json").write_text(json.dumps({**description, "format_version": 99}), encoding="utf-8")
+    with pytest.raises(CatalogError, match="has format 99, this version reads up to 1"):
+        open_imported(newer)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(imported.folder, damaged)
+    (damaged / "labels_test.npy").write_bytes(b"")
+    with pytest.raises(CatalogError, match="is damaged"):
+        open_imported(damaged)
+    two = tmp_path / "two"
+    for name in ("a", "b"):
+        shutil.copytree(imported.folder, two / name / "1.0.0")
+    with pytest.raises(CatalogError, match="holds 2 catalogues"):
+        open_imported(two)
+
+
+def test_command_line(tmp_path, source, capsys):
+    parser = argparse.ArgumentParser()
+    add_import_arguments(parser)
+    run_import(parser.parse_args([os.fspath(source), "--out", os.fspath(tmp_path), "--workers=1", "--short-side=16"]))
+    out = capsys.readouterr().out
+    assert "28 rows read, 28 photos kept in 4 classes" in out and "report.md" in out
+    with pytest.raises(ImportFailed, match="--dataset NAME --from DIR"):
+        run_import(parser.parse_args(["--out", os.fspath(tmp_path)]))
+
+
+def test_flags_and_tables_need_no_tfds(imported):
+    """The command line and an array-file run start where TFDS, Pillow and pyarrow are not installed."""
+    script = (
+        "import argparse, sys\nfrom sicot_jax.catalog.importing import add_import_arguments\n"
+        "from sicot_jax.catalog.imported import open_imported\n"
+        "add_import_arguments(argparse.ArgumentParser())\n"
+        "open_imported(sys.argv[1])\n"
+        "heavy = {'tensorflow_datasets', 'PIL', 'pyarrow', 'gensim', 'tqdm', 'jax'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    command = [sys.executable, "-W", "error", "-c", script, os.fspath(imported.folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_neither_tensorflow_nor_jax_is_imported(tmp_path, source):
+    script = (
+        "import sys\nfrom pathlib import Path\n"
+        "from sicot_jax.catalog.importing import import_catalog\nfrom sicot_jax.catalog.imported import open_imported\n"
+        "made = import_catalog(Path(sys.argv[1]), Path(sys.argv[2]), workers=1)\n"
+        "open_imported(made.folder).splits['train'][0]\n"
+        "assert not {'tensorflow', 'jax'} & set(sys.modules), 'imported'\n"
+    )
+    command = [sys.executable, "-W", "error", "-c", script, os.fspath(source), os.fspath(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

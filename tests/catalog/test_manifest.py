@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from sicot_jax.catalog.manifest import NO_BOX, DroppedRow, ManifestError, ManifestRow, read_folders, read_manifest
+
+
+def rows_of(tmp_path, text, name="m.csv", encoding="utf-8"):
+    path = tmp_path / name
+    path.write_bytes(text.encode(encoding))
+    return list(read_manifest(path))
+
+
+def test_values_stay_text(tmp_path):
+    rows = rows_of(tmp_path, 'image,sku,title,price\na.jpg,0012,NA,1\nb.jpg,NA,"a, b\nc",2\nc.jpg,1e5,null,3\n')
+    assert [(row.sku, row.title) for row in rows] == [("0012", "NA"), ("NA", "a, b\nc"), ("1e5", "null")]
+    assert rows[0].role == "catalogue" and rows[0].box == NO_BOX and rows[0].split == ""
+
+
+def test_byte_order_mark_and_all_columns(tmp_path):
+    text = "\ufeffimage,sku,title,tags,category,box,role,split\na.jpg,S,t,u,c,0.1 0.2 0.5 1,query,test\n"
+    expected = ManifestRow("a.jpg", "S", "t", "u", "c", (0.1, 0.2, 0.5, 1.0), "query", "test")
+    assert rows_of(tmp_path, text) == [expected]
+
+
+def test_parquet_and_jsonl_read_like_csv(tmp_path):
+    table = pa.table({"image": ["a.jpg", "b.jpg"], "sku": ["0012", "7"], "title": ["NA", None], "other": [1, 2]})
+    parquet.write_table(table, tmp_path / "m.parquet")
+    lines = [{"image": "a.jpg", "sku": "0012", "title": "NA"}, {"image": "b.jpg", "sku": 7, "title": None}]
+    from_json = rows_of(tmp_path, "\n".join(map(json.dumps, lines)), "m.jsonl")
+    assert list(read_manifest(tmp_path / "m.parquet")) == from_json
+    assert [(row.sku, row.title) for row in from_json] == [("0012", "NA"), ("7", "")]
+
+
+def test_jsonl_lists_and_broken_lines(tmp_path):
+    good = '{"image": "a", "sku": "A", "tags": ["x", "y"], "box": [0, 0, 0.5, 1]}'
+    lines = [good, '{"image": ', "[1]", '{"image": "b", "sku": {}}']
+    rows = rows_of(tmp_path, "\n".join(lines), "m.jsonl")
+    assert rows[0].tags == "x y" and rows[0].box == (0, 0, 0.5, 1)
+    assert [row.row for row in rows[1:]] == ["line 2", "line 3", "line 4"]
+    assert all(isinstance(row, DroppedRow) and row.reason == "unreadable JSON line" for row in rows[1:])
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("a.jpg,  ,t,,,", "empty SKU"),
+        ('a.jpg,"x\ny",t,,,', "SKU with a line break, tab or control character"),
+        ("a.jpg,x\ty,t,,,", "SKU with a line break, tab or control character"),
+        ("a.jpg,x\u2028y,t,,,", "SKU with a line break, tab or control character"),
+        (f"a.jpg,{'x' * 257},t,,,", "SKU too long"),
+        (",S,t,,,", "no image path"),
+        ("a.jpg,S,t,0 0 1,,", "bad box"),
+        ("a.jpg,S,t,0.5 0 0.5 1,,", "bad box"),
+        ("a.jpg,S,t,0 0 nan 1,,", "bad box"),
+        ("a.jpg,S,t,0 0 10 20,,", "bad box"),
+        ("a.jpg,S,t,a b c d,,", "bad box"),
+        ("a.jpg,S,t,,seller,", "unknown role"),
+        ("a.jpg,S,t,,,dev", "unknown split"),
+        ("./ok.jpg,OK,t,,,", "duplicate row"),
+        (f"a.jpg,S,{'t' * 20_001},,,", "text too long"),
+        ("a.jpg,S", "wrong number of fields"),
+    ],
+)
+def test_a_bad_row_is_dropped_and_named(tmp_path, row, reason):
+    rows = rows_of(tmp_path, f"image,sku,title,box,role,split\nok.jpg,OK,fine,,,\n{row}\nother.jpg,OK,fine,,,\n")
+    dropped = [row for row in rows if isinstance(row, DroppedRow)]
+    assert [row.image for row in rows if isinstance(row, ManifestRow)] == ["ok.jpg", "other.jpg"]
+    assert [drop.reason for drop in dropped] == [reason] and dropped[0].bad
+    assert dropped[0].row in ("row 2", "line 3") and "\n" not in str(dropped[0])
+
+
+def test_lone_surrogate_is_a_bad_row(tmp_path):
+    (row,) = rows_of(tmp_path, '{"image": "a", "sku": "A", "title": "\\ud800"}\n', "m.jsonl")
+    assert isinstance(row, DroppedRow) and row.reason == "text is not valid Unicode"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("m.csv", b"image,title\na,b\n", ["no column sku", "found 'image', 'title'"]),
+        ("m.csv", b"image;sku\na;b\n", ["no column image and sku", "'image;sku'"]),
+        ("m.csv", b"image,sku,sku\na,b,c\n", ["'sku' more than once"]),
+        ("m.csv", "image,sku,title\na,b,ok\na,b,caf\u00e9\n".encode("latin-1"), ["not UTF-8 (line 3)"]),
+        ("m.csv", "image,sku\na,b\n".encode("utf-16"), ["not UTF-8 (line 1)"]),
+        ("m.csv", b"", ["cannot be read"]),
+        ("m.csv", b"image,sku\n", ["no rows"]),
+        ("m.jsonl", b"", ["no rows"]),
+        ("m.jsonl", b'{"image": "a", "code": "b"}\n', ["no column sku"]),
+        ("m.jsonl", '{"image": "caf\u00e9"}\n'.encode("latin-1"), ["not UTF-8 (line 1)"]),
+        ("m.parquet", b"not parquet", ["cannot be read"]),
+        ("m.xlsx", b"", ["'.xlsx'", ".csv, .parquet, .jsonl"]),
+    ],
+)
+def test_unreadable_manifest_is_one_line(tmp_path, name, content, words):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ManifestError) as caught:
+        list(read_manifest(path))
+    message = str(caught.value)
+    assert "\n" not in message and str(path) in message
+    assert all(word in message for word in words), message
+
+
+def test_missing_manifest(tmp_path):
+    with pytest.raises(ManifestError, match="not found"):
+        read_manifest(tmp_path / "none.csv")
+
+
+def test_one_folder_per_sku(tmp_path):
+    for name in ("0012/a.jpg", "0012/deep/b.PNG", "NA/a.jpg", "NA/.hidden.jpg", "NA/notes.txt", "loose.jpg", "m.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    rows = list(read_folders(tmp_path))
+    found = [(row.image, row.sku, row.title) for row in rows if isinstance(row, ManifestRow)]
+    assert found == [("0012/a.jpg", "0012", ""), ("0012/deep/b.PNG", "0012", ""), ("NA/a.jpg", "NA", "")]
+    dropped = [(row.row, row.bad) for row in rows if isinstance(row, DroppedRow)]
+    assert dropped == [("loose.jpg", True), ("NA/notes.txt", False)]
+
+
+def test_folder_without_folders(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    with pytest.raises(ManifestError, match="one folder per SKU"):
+        read_folders(tmp_path)

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from sicot_jax.catalog.splits import Photo, assign_splits, held_out, order_key, split_sizes, tail_targets
+
+
+def photos_of(**classes):
+    return [Photo(f"{label}{i}", label, f"{label}/{i}.jpg") for label, n in classes.items() for i in range(n)]
+
+
+def count(photos, assignment, label):
+    return Counter(split for photo, split in zip(photos, assignment.split, strict=True) if photo.label == label)
+
+
+@pytest.mark.parametrize(
+    ("n", "train", "validation", "test"),
+    [
+        (1, 1, 0, 0),
+        (2, 2, 0, 0),
+        (3, 3, 0, 0),
+        (4, 3, 0, 1),  # 3 are left: too few to hold one out
+        (5, 3, 1, 1),
+        (7, 5, 1, 1),
+        (8, 5, 1, 2),
+        (10, 6, 2, 2),
+        (50, 32, 8, 10),
+        (100, 64, 16, 20),
+        (557, 517, 20, 20),
+    ],
+)
+def test_share_rule_by_hand(n, train, validation, test):
+    assert split_sizes(n) == (train, validation, test)
+
+
+def test_held_out_bounds():
+    for n in range(1, 300):
+        train, validation, test = split_sizes(n)
+        assert train >= 1 and train + validation + test == n
+        assert test == held_out(n) and (test >= 1) == (n >= 4) and max(test, validation) <= 20
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"), [(3, (3, 0, 0)), (5, (5, 0, 0)), (6, (1, 0, 5)), (9, (3, 1, 5)), (20, (12, 3, 5))]
+)
+def test_equal_test_sets(n, expected):
+    assert split_sizes(n, test_per_class=5) == expected
+
+
+def test_small_classes_are_trained_not_tested():
+    photos = photos_of(a=3, b=4)
+    result = assign_splits(photos, seed=0)
+    assert count(photos, result, "a") == {"train": 3}
+    assert count(photos, result, "b") == {"train": 3, "test": 1}
+    assert result.small_classes == ["a"] and result.untested_classes == []
+
+
+def test_untested_classes_are_named():
+    photos = photos_of(a=3, b=5, c=6)
+    result = assign_splits(photos, seed=0, test_per_class=5)
+    assert result.small_classes == ["a"] and result.untested_classes == ["b"]
+    assert count(photos, result, "c") == {"train": 1, "test": 5}
+
+
+def test_row_order_does_not_matter_and_the_seed_does():
+    photos = photos_of(a=30, b=11, c=2)
+    expected = dict(zip((p.image_id for p in photos), assign_splits(photos, seed=1).split, strict=True))
+    shuffled = photos[:]
+    random.Random(0).shuffle(shuffled)
+    assert dict(zip((p.image_id for p in shuffled), assign_splits(shuffled, seed=1).split, strict=True)) == expected
+    assert assign_splits(photos, seed=2).split != assign_splits(photos, seed=1).split
+
+
+def test_another_class_does_not_change_a_class():
+    alone = photos_of(a=30)
+    assert assign_splits(alone + photos_of(b=9), seed=0).split[:30] == assign_splits(alone, seed=0).split
+
+
+def test_given_split_wins():
+    given = [Photo(f"x{i}", "x", f"{i}", "test" if i < 9 else "train") for i in range(10)]
+    assert assign_splits(given, seed=0).split == ["test"] * 9 + ["train"]
+    mixed = [*given, *(Photo(f"f{i}", "x", f"f{i}") for i in range(5))]
+    result = assign_splits(mixed, seed=0)
+    assert result.split[:10] == ["test"] * 9 + ["train"]
+    assert Counter(result.split[10:]) == {"train": 3, "validation": 1, "test": 1}
+
+
+def test_surplus_copies_of_one_label_leave_one():
+    photos = [Photo("same", "a", "2.jpg"), Photo("same", "a", "1.jpg"), *photos_of(a=4)]
+    result = assign_splits(photos, seed=0)
+    assert result.surplus == [0] and result.split[0] == "" and result.split[1] != ""
+    assert result.conflicting == []
+
+
+def test_a_copy_of_an_official_test_photo_leaves_train():
+    photos = [Photo("same", "a", "1.jpg", "train"), Photo("same", "a", "2.jpg", "test"), Photo("x", "a", "3", "train")]
+    result = assign_splits(photos, seed=0)
+    assert result.split == ["", "test", "train"] and result.surplus == [0]
+
+
+def test_identical_photos_of_two_labels_are_trained_only_and_named():
+    photos = [*photos_of(a=40, b=40), Photo("same", "a", "p.jpg", "test"), Photo("same", "b", "q.jpg", "test")]
+    photos.append(Photo("same", "b", "r.jpg"))
+    result = assign_splits(photos, seed=0)
+    assert result.split[80:] == ["train", "train", ""]
+    assert result.conflicting == [("same", [80, 81])] and result.surplus == [82]
+    for seed in range(5):  # never held out, whatever the order
+        pinned = [Photo(p.image_id, p.label, p.reference) for p in photos]
+        assert assign_splits(pinned, seed=seed).split[80] == "train"
+
+
+def test_no_photo_is_in_two_splits():
+    generator = random.Random(0)
+    photos = [Photo(str(generator.randrange(200)), generator.randrange(12), str(i)) for i in range(600)]
+    result = assign_splits(photos, seed=3)
+    where = {}
+    for photo, split in zip(photos, result.split, strict=True):
+        if split:
+            assert where.setdefault(photo.image_id, split) == split
+    kept = [(p.image_id, p.label) for p, split in zip(photos, result.split, strict=True) if split]
+    assert len(kept) == len(set(kept)) and len(kept) + len(result.surplus) == 600
+
+
+def test_tail_cut_leaves_validation_and_test():
+    assert tail_targets([100, 100, 100, 100, 100], 16) == [16, 8, 4, 2, 1]
+    assert tail_targets([3, 100, 5], 16) == [1, 16, 4]
+    photos = photos_of(a=50, b=50, c=50)
+    whole, cut = assign_splits(photos, seed=0), assign_splits(photos, seed=0, tail_cut=9)
+    assert [count(photos, cut, label)["train"] for label in "abc"] == [9, 3, 1]
+    assert len(cut.cut) == 3 * 32 - 13
+    for before, after in zip(whole.split, cut.split, strict=True):
+        assert after == before or (before == "train" and after == "")
+
+
+def test_arguments_are_checked():
+    with pytest.raises(ValueError, match="test_per_class=0"):
+        assign_splits(photos_of(a=3), seed=0, test_per_class=0)
+    with pytest.raises(ValueError, match="tail_cut=0"):
+        assign_splits(photos_of(a=3), seed=0, tail_cut=0)
+
+
+def test_order_key_is_fixed_for_ever():
+    """A changed hash would move photos between train and test of catalogues that exist."""
+    assert order_key(0, "a").hex() == "62cef9350db43c6159af201adbc0f168"

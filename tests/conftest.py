@@ -1,0 +1,52 @@
+"""CPU with eight devices; skips in CI only where tests/allowed_skips.txt says so."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+
+ROOT = Path(__file__).parent.parent
+MESHES = [(1, 1), (8, 1), (1, 8), (4, 2), (2, 4)]
+
+
+@pytest.fixture(params=MESHES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
+def device_mesh(request):
+    """Each of the five meshes in turn, set for the test."""
+    from sicot_jax.mesh import make_mesh
+
+    data, model = request.param
+    with jax.set_mesh(made := make_mesh(data=data, model=model, devices=jax.devices()[: data * model])):
+        yield made
+
+
+@pytest.fixture
+def one_device():
+    from sicot_jax.mesh import make_mesh
+
+    with jax.set_mesh(made := make_mesh(data=1, model=1, devices=jax.devices()[:1])):
+        yield made
+
+
+@pytest.fixture
+def shared_data():
+    """The folder of real photos; skips with a reason where there is none."""
+    folder = Path(os.environ.get("SICOT_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("real photos not found: set SICOT_SHARED_DATA to their folder")
+    return folder
+
+
+def pytest_sessionfinish(session):
+    """In CI a skip that nobody agreed to is a failure: tools that vanish must not pass unseen."""
+    if not os.environ.get("CI"):
+        return
+    allowed = {line.split("#")[0].strip() for line in (Path(__file__).parent / "allowed_skips.txt").read_text().splitlines()}
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    unexpected = [r.nodeid for r in reporter.stats.get("skipped", []) if r.nodeid not in allowed]
+    if unexpected:
+        reporter.write_line(f"skips that tests/allowed_skips.txt does not list: {unexpected}", red=True)
+        session.exitstatus = 1

@@ -1,0 +1,56 @@
+"""The Fashion photos at hand, imported as a whole once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sicot_jax.catalog.catalog import SPLITS
+from sicot_jax.catalog.import_settings import ImportSettings
+from sicot_jax.catalog.imported import open_imported
+from sicot_jax.catalog.importing import import_catalog
+
+pytestmark = pytest.mark.real_data
+
+DATA = Path(os.environ.get("SICOT_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = DATA / "fashion_products"
+    if not (folder / "styles.csv").exists():
+        pytest.skip(f"no Fashion photos in {folder}; set SICOT_SHARED_DATA to the folder that holds fashion_products/")
+    settings = ImportSettings(word_epochs=1, word_width=16)
+    return import_catalog(folder, tmp_path_factory.mktemp("fashion"), settings=settings, dataset="fashion_products")
+
+
+def test_counts(made):
+    report = made.report
+    assert report.read == 37_551 and report.dropped["no brand in the title"]["count"] == 3_188
+    assert report.classes == 672 and not report.small_classes
+    assert report.kept + report.surplus_copies == 37_551 - sum(entry["count"] for entry in report.dropped.values())
+    assert not any(entry["bad"] for entry in report.dropped.values())
+    assert len(report.conflicting) > 0
+
+
+def test_no_photo_is_in_two_splits(made):
+    catalog = open_imported(made.folder)
+    seen: dict[str, str] = {}
+    for split in SPLITS:
+        records = catalog.splits[split]
+        for i in range(len(records)):
+            record = records[i]
+            assert seen.setdefault(record["image_id"], split) == split
+            assert record["class_id"] == records.labels[i]
+    conflicting = {group["image_id"] for group in made.report.conflicting}
+    assert {seen[image_id] for image_id in conflicting} == {"train"}
+
+
+def test_every_class_has_all_three_splits(made):
+    counts = open_imported(made.folder).classes.counts
+    for split in SPLITS:
+        assert np.count_nonzero(counts[split]) >= 0.99 * 672
+    assert counts["test"].max() == 20 and counts["train"].min() >= 1
