@@ -62,8 +62,7 @@ def test_logit_adjustment_is_balanced_softmax():
     np.testing.assert_allclose(total, -np.log(0.25 / (0.75 + 0.25 + 1.0)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("num_classes", [1, 7, 8, 37])
-@pytest.mark.parametrize("tau", [0.0, 1.0])
+@pytest.mark.parametrize("num_classes, tau", [(1, 0.0), (8, 0.0), (37, 1.0)])
 def test_sharded_loss_and_gradients_equal_dense(device_mesh, num_classes, tau):
     embeddings, label, kernel, bias, prior = case(num_classes, device_mesh)
 
@@ -93,11 +92,11 @@ def test_streaming_top_k_equals_dense(device_mesh, num_classes, k, chunk):
     embeddings, label, kernel, bias, _ = case(num_classes, device_mesh)
     top_k = jax.jit(lambda *a: class_sharded.log_prob_top_k(*a, k=k, num_classes=num_classes, chunk=chunk))
     classes, values, log_prob = top_k(embeddings["visual"], kernel, bias, label)
-    whole = [jnp.asarray(x) for x in jax.device_get((embeddings["visual"], kernel[:], bias, label))]
+    whole = [jnp.asarray(x) for x in jax.device_get((embeddings["visual"], kernel, bias, label))]
     offset = losses.class_offset(whole[2], None, 0.0, num_classes)
     dense_classes, dense_values, dense_log_prob = losses.log_prob_top_k(whole[0], whole[1], offset, whole[3], k)
     np.testing.assert_array_equal(classes, dense_classes)
-    np.testing.assert_allclose(values, dense_values, rtol=1e-5)
+    np.testing.assert_allclose(values, dense_values, rtol=1e-5, atol=1e-6)  # atol: logits near zero are differences
     np.testing.assert_allclose(log_prob, dense_log_prob, rtol=1e-5, atol=1e-6)
 
 

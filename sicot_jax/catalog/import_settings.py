@@ -30,15 +30,9 @@ class ImportSettings:
     max_rows: int | None = None
 
     def __post_init__(self) -> None:
-        for name, low in (
-            ("short_side", 1),
-            ("word_width", 1),
-            ("word_epochs", 1),
-            ("min_count", 1),
-            ("max_vocabulary", 1),
-        ):
-            if getattr(self, name) < low:
-                raise ImportFailed(f"{name}={getattr(self, name)}, wanted at least {low}")
+        for name in ("short_side", "word_width", "word_epochs", "min_count", "max_vocabulary"):
+            if getattr(self, name) < 1:
+                raise ImportFailed(f"{name}={getattr(self, name)}, wanted at least 1")
         for name in ("test_per_class", "tail_cut", "min_photos", "max_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sicot_jax.catalog.builder import CatalogBuilder
     from sicot_jax.catalog.import_report import ImportReport
 
-DATA_SETS = ("fashion_products", "grocery_store")
+DATA_SETS = ("fashion_products", "generated", "grocery_store")
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _LOCK_FILE = ".import.lock"
@@ -218,8 +218,13 @@ def run_import(args: argparse.Namespace) -> None:
         )
     fields = [field.name for field in dataclasses.fields(ImportSettings)]
     settings = ImportSettings(**{field: getattr(args, field) for field in fields})
-    made = import_catalog(
-        source, args.out, settings=settings, dataset=args.dataset, name=args.name, workers=args.workers
-    )
+    try:
+        made = import_catalog(
+            source, args.out, settings=settings, dataset=args.dataset, name=args.name, workers=args.workers
+        )
+    except OSError as error:
+        raise ImportFailed(
+            f"{error.filename or args.out}: {error.strerror or error}; check --out and source"
+        ) from error
     print(made.report.summary())
     print(f"written to {made.folder}, report in {made.folder / 'report.md'}")

@@ -472,6 +472,8 @@ def test_command_line(tmp_path, source, capsys):
     assert "28 rows read, 28 photos kept in 4 classes" in out and "report.md" in out
     with pytest.raises(ImportFailed, match="--dataset NAME --from DIR"):
         run_import(parser.parse_args(["--out", os.fspath(tmp_path)]))
+    with pytest.raises(ImportFailed, match=r"photos\.csv: .*check --out"):
+        run_import(parser.parse_args([os.fspath(source), "--out", os.fspath(source)]))
 
 
 def test_flags_and_tables_need_no_tfds(imported):
