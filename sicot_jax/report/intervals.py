@@ -12,8 +12,7 @@ def paired_interval(difference: np.ndarray, groups: np.ndarray | None = None, *,
 
     Args:
       difference: float [N], per photo (hit of one run minus hit of the other).
-      groups: int [N] or None; with classes given, the statistic is the mean over classes of their mean difference, and
-        photos are resampled within classes and classes as well, so that a class of one photo still varies.
+      groups: int [N] or None; with classes given, the statistic is the mean over (drawn) classes of their mean difference.
 
     Returns: (low, high); (nan, nan) without photos.
     """
@@ -21,17 +20,13 @@ def paired_interval(difference: np.ndarray, groups: np.ndarray | None = None, *,
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
     if groups is not None:
-        order = np.argsort(groups, kind="stable")
-        _, starts, counts = np.unique(groups[order], return_index=True, return_counts=True)
-        ordered = difference[order]
+        _, row = np.unique(groups, return_inverse=True)
         means = []
         for _ in range(RESAMPLES):
-            chosen = rng.integers(0, len(counts), len(counts))
-            spread = counts[chosen]
-            rows = np.repeat(starts[chosen], spread) + (rng.random(spread.sum()) * np.repeat(spread, spread)).astype(np.int64)
-            ends = np.cumsum(spread)
-            sums = np.add.reduceat(ordered[rows], ends - spread)
-            means.append(np.mean(sums / spread))
+            drawn = rng.integers(0, len(row), len(row))
+            counts = np.bincount(row[drawn])
+            sums = np.bincount(row[drawn], difference[drawn])
+            means.append(np.mean(sums[counts > 0] / counts[counts > 0]))
     else:
         # A mean depends on how often each distinct value is drawn, not on which photo gave it.
         values, counts = np.unique(difference, return_counts=True)

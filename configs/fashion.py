@@ -1,0 +1,23 @@
+"""Fashion Product Images (Small), brand x article type: real catalogue photos of 60x80 pixels with real titles.
+
+Import:   sicot import --dataset fashion_products --from DIR --out runs/catalogs/fashion      (DIR: see data/fashion_products)
+Command:  ./run.sh --config=configs/fashion.py --workdir=runs/fashion/co_training
+Both:     sicot compare --config=configs/fashion.py --workdir=runs/fashion
+Hardware: two CPU cores; see README.md for time and result.
+"""
+
+from sicot_jax.config import AugmentConfig, Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TextConfig, TrainConfig
+from sicot_jax.preprocessing import Preprocessing
+
+
+def get_config() -> Config:
+    return Config(
+        data=DataConfig(source="imported", path="runs/catalogs/fashion", head_boundary=100),
+        preprocessing=Preprocessing(height=80, width=60, resize_height=80, resize_width=60),
+        augment=AugmentConfig(min_area=0.5),
+        # Half width, and the last map kept at 5x4: two CPU cores do an epoch in minutes.
+        model=ModelConfig(depth=18, width=32, last_stride=1, text=TextConfig(word_width=128)),
+        optim=OptimConfig(learning_rate=0.1, schedule="step", gamma=0.8, decay_epochs=1.0),
+        train=TrainConfig(batch_size=128, epochs=10),
+        eval=EvalConfig(batch_size=128),
+    )
