@@ -20,7 +20,10 @@ def resize_matrix(start, length, *, inputs: int, outputs: int):
 
 
 def random_windows(key, batch: int, *, height: int, width: int, min_area: float, max_ratio: float):
-    """Window (top, left, rows, columns) in pixels, each [B]: area share uniform in [min_area, 1], log aspect ratio uniform."""
+    """Window (top, left, rows, columns) in pixels, each [B]: area share uniform in [min_area, 1], log aspect ratio uniform.
+
+    A window longer than the photo is cut there: its area may then be less than min_area, but not than 1 / max_ratio.
+    """
     area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
     area = jax.random.uniform(area_key, (batch,), minval=min_area, maxval=1.0)
     stretch = jnp.log(max_ratio) * jax.random.uniform(ratio_key, (batch,), minval=-0.5, maxval=0.5)

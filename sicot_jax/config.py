@@ -236,6 +236,12 @@ def _check(config: Config) -> None:
     for name, got in positive.items():
         if not got > 0:
             raise ConfigError(f"{name}={got}, wanted a positive number")
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"seed={config.seed}, wanted 0 to 2^32 - 1")  # jax's keys take no more
+    if not 0 < config.augment.min_area <= 1:
+        raise ConfigError(f"augment.min_area={config.augment.min_area}, wanted a share above 0 up to 1")
+    if not config.augment.max_ratio >= 1:
+        raise ConfigError(f"augment.max_ratio={config.augment.max_ratio}, wanted 1 or more")
     for name, got in {"data.title_dropout": data.title_dropout, "data.word_dropout": data.word_dropout}.items():
         if not 0 <= got < 1:
             raise ConfigError(f"{name}={got}, wanted a chance from 0 up to (not including) 1")
@@ -270,6 +276,8 @@ def _hint(got: Any, wanted: Sequence[str]) -> str:
 
 def from_dict(tree: dict[str, Any], kind: type = Config, prefix: str = "") -> Any:
     """Nested dict -> dataclass. ConfigError on an unknown key (with the nearest known one) or a value of another type."""
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{prefix.rstrip('.') or 'config'}={tree!r} is {type(tree).__name__}, wanted a table of fields")
     types = typing.get_type_hints(kind)
     fields = {field.name: types[field.name] for field in dataclasses.fields(kind)}
     values = {}
@@ -319,7 +327,12 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
             raise ConfigError(f"--config={name}: no such file and no bundled config; bundled are {', '.join(known)}")
         path = bundled
     if path.suffix == ".json":
-        stored = json.loads(path.read_text())
+        try:
+            stored = json.loads(path.read_text())
+        except ValueError as error:
+            raise ConfigError(f"{path}: no JSON ({error}); wanted the config.json of a run") from error
+        if not isinstance(stored, dict) or "config" not in stored:
+            raise ConfigError(f"{path}: no config in it; wanted the config.json of a run")
         if stored.get("format") != FORMAT:
             raise ConfigError(f"{path}: format {stored.get('format')}, this version reads {FORMAT}")
         config = from_dict(stored["config"])
@@ -349,9 +362,11 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
         if "=" not in flag:
             raise ConfigError(f"option {flag}: wanted {flag}=VALUE")
     values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_dict("config", config_dict.ConfigDict(tree), flag_values=values)
+    argv = ["sicot", *overrides]
+    tree = config_dict.ConfigDict(tree)
     try:
-        values(["sicot", *overrides])
+        holder = config_flags.DEFINE_config_dict("config", tree, flag_values=values, sys_argv=argv)
+        values(argv)
     except (flags.Error, TypeError, ValueError) as error:
         raise ConfigError(f"{' '.join(overrides)}: {str(error).splitlines()[0]}") from error
     return from_dict(holder.value.to_dict())

@@ -37,8 +37,10 @@ class Preprocessing:
                 f"preprocessing: input {self.height}x{self.width} does not fit into resized photo "
                 f"{self.resize_height}x{self.resize_width}; raise resize_height / resize_width"
             )
-        if min(self.std) <= 0:
-            raise ValueError(f"preprocessing.std={self.std}, wanted positive numbers")
+        if len(self.mean) != 3:
+            raise ValueError(f"preprocessing.mean={self.mean}, wanted 3 numbers (red, green, blue)")
+        if len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"preprocessing.std={self.std}, wanted 3 positive numbers")
 
     def load(self, photo: bytes | np.ndarray) -> np.ndarray:
         """Encoded bytes or uint8 [H, W, 3] -> uint8 [resize_height, resize_width, 3]. Raises ImageError on a broken photo."""

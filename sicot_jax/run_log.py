@@ -30,6 +30,7 @@ class RunLog:
             self.writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
         self.start_step, self.last_step, self.last_time = start_step, start_step, time.perf_counter()
         self.seconds_a_step: float | None = None
+        self.warm = False
         self.live = sys.stderr.isatty()
 
     def numbers(self, step: int, kind: str, values: dict[str, float]) -> None:
@@ -43,9 +44,9 @@ class RunLog:
         now = time.perf_counter()
         if step > self.last_step:
             current = (now - self.last_time) / (step - self.last_step)
-            # The first interval holds the compilation.
-            first = self.last_step == self.start_step
-            self.seconds_a_step = current if first or self.seconds_a_step is None else 0.7 * self.seconds_a_step + 0.3 * current
+            # The first interval holds the compilation: the second one replaces it.
+            self.seconds_a_step = 0.7 * self.seconds_a_step + 0.3 * current if self.seconds_a_step and self.warm else current
+            self.warm = self.last_step > self.start_step
         self.last_step, self.last_time = step, now
         rate = self.batch_size / self.seconds_a_step if self.seconds_a_step else 0.0
         to_go = int((self.total_steps - step) * (self.seconds_a_step or 0))

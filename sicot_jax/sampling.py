@@ -7,6 +7,8 @@ import functools
 
 import numpy as np
 
+from sicot_jax.errors import InputError
+
 SAMPLINGS = ("uniform", "class_balanced", "square_root")
 _ROUNDS = 6
 
@@ -58,9 +60,9 @@ class Sampler:
 
     def __post_init__(self):
         if self.sampling not in SAMPLINGS:
-            raise ValueError(f"data.sampling={self.sampling!r}, wanted one of {SAMPLINGS}")
+            raise InputError(f"data.sampling={self.sampling!r}, wanted one of {SAMPLINGS}")
         if not len(self.labels):
-            raise ValueError("no training records to sample from; check the catalogue's splits")
+            raise InputError("no training records to sample from; check the catalogue's splits")
 
     def __call__(self, step: int) -> np.ndarray:
         """Record indices of the global batch of that step, int64 [batch_size]."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sicot_jax.errors import InputError
 from sicot_jax.models.layers import Linear
 
 ENCODERS = ("mean", "bilinear", "low_rank", "bilinear_form", "dot", "lstm", "lstm_attention")
@@ -97,7 +98,7 @@ class WordAttention(nnx.Module):
         match kind:
             case "bilinear":
                 if width % windows:
-                    raise ValueError(f"text.word_width={width} is not divisible by text.windows={windows}; change one of them")
+                    raise InputError(f"text.word_width={width} is not divisible by text.windows={windows}; change one of them")
                 first = Linear(windows * windows, hidden, dtype=dtype, rng=rng)
                 out = Linear(hidden, 1, dtype=dtype, rng=rng)
             case "low_rank":
@@ -126,7 +127,7 @@ class BiLSTM(nnx.Module):
 
     def __init__(self, width: int, *, rng: np.random.Generator):
         if width % 2:
-            raise ValueError(f"text.word_width={width}: a bi-LSTM wants an even width; change text.word_width")
+            raise InputError(f"text.word_width={width}: a bi-LSTM wants an even width; change text.word_width")
         units = width // 2
         recurrent = [np.linalg.qr(rng.standard_normal((4 * units, units)))[0].T for _ in range(2)]
         self.kernel = nnx.Param(jnp.asarray(rng.standard_normal((2, width, 4 * units), np.float32) * width**-0.5))
@@ -153,9 +154,9 @@ class TextEncoder(nnx.Module):
 
     def __init__(self, encoder: str, width: int, *, windows: int, hidden: int, weighting: str, dtype, rng: np.random.Generator):
         if encoder not in ENCODERS:
-            raise ValueError(f"text.encoder={encoder!r}, wanted one of {ENCODERS}")
+            raise InputError(f"text.encoder={encoder!r}, wanted one of {ENCODERS}")
         if weighting not in WEIGHTINGS:
-            raise ValueError(f"text.weighting={weighting!r}, wanted one of {WEIGHTINGS}")
+            raise InputError(f"text.weighting={weighting!r}, wanted one of {WEIGHTINGS}")
         self.encoder = encoder
         self.weighting = weighting
         attention = lstm = first = out = None

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sicot_jax.errors import InputError
 from sicot_jax.models.layers import BatchNorm, Conv, max_pool_3x3
 
 STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -53,9 +54,9 @@ class ResNet(nnx.Module):
 
     def __init__(self, *, depth: int, width: int, stem: str, last_stride: int, dtype, rng: np.random.Generator):
         if depth not in STAGES:
-            raise ValueError(f"model.depth={depth}, wanted one of {tuple(STAGES)}")
+            raise InputError(f"model.depth={depth}, wanted one of {tuple(STAGES)}")
         if stem not in STEMS:
-            raise ValueError(f"model.stem={stem!r}, wanted one of {tuple(STEMS)}")
+            raise InputError(f"model.stem={stem!r}, wanted one of {tuple(STEMS)}")
         self.stem = stem
         self.dtype = dtype
         bottleneck = depth >= 50

@@ -35,10 +35,11 @@ def read_finished(workdir: Path) -> Finished:
         with np.load(workdir / "predictions.npz") as arrays:
             wanted = ("image_id", "label", "top_classes", "train_counts")
             predictions = {name: arrays[name] for name in wanted}
+        log = (workdir / "log.jsonl").read_text()
     except FileNotFoundError as error:
         raise InputError(f"{workdir}: not a finished run, {Path(error.filename).name} is missing; train it to its end") from error
     validation = []
-    for line in (workdir / "log.jsonl").read_text().splitlines():
+    for line in log.splitlines():
         record = json.loads(line)
         if record["kind"] == "validation":
             validation.append((record["step"] / results["step_of_end"], record["overall_top1"]))

@@ -97,8 +97,7 @@ def test_features_equal_torch(depth):
     got = np.asarray(jax.jit(lambda state, x: nnx.merge(graphdef, state)(x, train=False))(state, photo))
     assert got.shape == wanted.shape == (2, 3, 2, model.num_features)
     assert (wanted > 0).mean() > 0.2  # not a comparison of zeros
-    print('MEAS', np.abs(got-wanted).max()/np.abs(wanted).max())
-    # Measured: MEASURED of the greatest feature.
+    # Measured: 5e-7 of the greatest feature at either depth; sums are ordered otherwise on other machines.
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
     np.testing.assert_allclose(global_average_pool(jnp.asarray(got)), got.mean((1, 2)), rtol=1e-5)
 
