@@ -210,9 +210,9 @@ def test_bad_dict_is_named(tree, message):
     ],
 )
 def test_every_check_names_field_and_remedy(settings, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as error:
         Config(**settings)
-    assert "\n" not in message
+    assert "\n" not in str(error.value)
 
 
 def test_the_edges_of_the_checks_are_allowed():

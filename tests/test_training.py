@@ -131,8 +131,13 @@ def test_a_checkpoint_of_eight_devices_continues_on_fewer(tmp_path, monkeypatch,
     wanted = last_state(tmp_path / "eight", few)
     got = last_state(tmp_path / "moved", few)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        # Sums over devices are added in another order.
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * max(1e-30, np.abs(b).max(initial=0)))
+        # Sums over devices are added in another order; an entry that cancels to nearly nothing keeps that noise, so the
+        # bound is relative to the largest of each array (measured on both meshes: at most 4.0e-6), and arrays that are
+        # noise altogether (the attention's first bias, 9e-7 after four steps) are bounded absolutely.
+        finite = np.isfinite(b)
+        np.testing.assert_array_equal(np.isfinite(a), finite)
+        a, b = np.where(finite, a, 0), np.where(finite, b, 0)
+        assert np.abs(a - b).max(initial=0) <= 1e-5 * np.abs(b).max(initial=0) + 1e-9
 
 
 def test_sigterm_saves_first_and_the_same_command_goes_on(tmp_path):

@@ -91,7 +91,9 @@ class WordAttention(nnx.Module):
     "dot"            c^T e_i / sqrt(E), no parameters
     """
 
-    def __init__(self, kind: str, width: int, *, windows: int, hidden: int, dtype, rng: np.random.Generator):
+    def __init__(
+        self, kind: str, width: int, *, windows: int, hidden: int, weighting: str, dtype, rng: np.random.Generator
+    ):
         self.kind = kind
         self.windows = windows
         first = second = out = None
@@ -100,7 +102,8 @@ class WordAttention(nnx.Module):
                 if width % windows:
                     raise InputError(f"text.word_width={width} is not divisible by text.windows={windows}; change one of them")
                 first = Linear(windows * windows, hidden, dtype=dtype, rng=rng)
-                out = Linear(hidden, 1, dtype=dtype, rng=rng)
+                # A softmax does not see a constant added to every score; a sigmoid does.
+                out = Linear(hidden, 1, bias=weighting == "sigmoid", dtype=dtype, rng=rng)
             case "low_rank":
                 first = Linear(width, hidden, bias=False, dtype=dtype, rng=rng)
                 second = Linear(width, hidden, bias=False, dtype=dtype, rng=rng)
@@ -170,7 +173,9 @@ class TextEncoder(nnx.Module):
                 first = Linear(width, hidden, bias=False, dtype=dtype, rng=rng)
                 out = Linear(hidden, 1, bias=False, dtype=dtype, rng=rng)
             case _:
-                attention = WordAttention(encoder, width, windows=windows, hidden=hidden, dtype=dtype, rng=rng)
+                attention = WordAttention(
+                    encoder, width, windows=windows, hidden=hidden, weighting=weighting, dtype=dtype, rng=rng
+                )
         self.attention, self.lstm, self.first, self.out = attention, lstm, first, out
 
     def __call__(self, words, mask):
