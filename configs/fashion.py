@@ -6,7 +6,15 @@ Both:     sicot compare --config=configs/fashion.py --workdir=runs/fashion
 Hardware: two CPU cores; see README.md for time and result.
 """
 
-from sicot_jax.config import AugmentConfig, Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TextConfig, TrainConfig
+from sicot_jax.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
 from sicot_jax.preprocessing import Preprocessing
 
 
@@ -16,7 +24,7 @@ def get_config() -> Config:
         preprocessing=Preprocessing(height=80, width=60, resize_height=80, resize_width=60),
         augment=AugmentConfig(min_area=0.5),
         # Half width, and the last map kept at 5x4: two CPU cores do an epoch in minutes.
-        model=ModelConfig(depth=18, width=32, last_stride=1, text=TextConfig(word_width=128)),
+        model=ModelConfig(depth=18, width=32, last_stride=1),
         optim=OptimConfig(learning_rate=0.1, schedule="step", gamma=0.8, decay_epochs=1.0),
         train=TrainConfig(batch_size=128, epochs=10),
         eval=EvalConfig(batch_size=128),

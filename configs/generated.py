@@ -13,7 +13,9 @@ from sicot_jax.preprocessing import Preprocessing
 def get_config() -> Config:
     return Config(
         data=DataConfig(
-            generated=GeneratedSpec(num_classes=60, train_photos=2400, image_size=32, test_per_class=20, validation_per_class=5)
+            generated=GeneratedSpec(
+                num_classes=60, train_photos=2400, image_size=32, test_per_class=20, validation_per_class=5
+            )
         ),
         preprocessing=Preprocessing(height=32, width=32, resize_height=32, resize_width=32),
         augment=AugmentConfig(min_area=0.6, flip=False),  # where the mark sits tells products apart

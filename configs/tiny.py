@@ -6,7 +6,16 @@ Result:   none worth quoting; it is there to be quick.
 """
 
 from sicot_jax.catalog.generated import GeneratedSpec
-from sicot_jax.config import AugmentConfig, Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TextConfig, TrainConfig
+from sicot_jax.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    TextConfig,
+    TrainConfig,
+)
 from sicot_jax.preprocessing import Preprocessing
 
 
@@ -26,7 +35,7 @@ def get_config() -> Config:
         ),
         preprocessing=Preprocessing(height=24, width=24, resize_height=24, resize_width=24),
         augment=AugmentConfig(flip=False),
-        model=ModelConfig(depth=18, width=8, stem="small", embedding_width=16, text=TextConfig(word_width=16, windows=4, hidden=8)),
+        model=ModelConfig(depth=18, width=8, stem="small", embedding_width=16, text=TextConfig(windows=4, hidden=8)),
         optim=OptimConfig(learning_rate=0.05),
         train=TrainConfig(batch_size=32, epochs=2, log_every_steps=2, tensorboard=False),
         eval=EvalConfig(batch_size=16, top_k=5),

@@ -44,13 +44,19 @@ class Checkpoints:
         if self.managers[kind].latest_step() == step:
             return
         info = {"format": FORMAT, "num_classes": self.num_classes, "step": step, **(info or {})}
-        self.managers[kind].save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), info=ocp.args.JsonSave(info)))
+        self.managers[kind].save(
+            step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), info=ocp.args.JsonSave(info))
+        )
 
     def info(self, kind: str) -> dict[str, Any] | None:
         """What was saved beside the newest state of that kind, or None."""
         manager = self.managers[kind]
         step = manager.latest_step()
-        return None if step is None else dict(manager.restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore()))["info"])
+        return (
+            None
+            if step is None
+            else dict(manager.restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore()))["info"])
+        )
 
     def restore(self, target: Any, kind: str = "last") -> Any:
         """The newest state of that kind in the shapes and shardings of `target` (ShapeDtypeStructs with shardings).
@@ -61,7 +67,7 @@ class Checkpoints:
         step = manager.latest_step()
         if step is None:
             raise CheckpointError(f"{manager.directory}: holds no checkpoint; train first, or check --workdir")
-        info = self.info(kind)
+        info = self.info(kind) or {}
         if info["format"] != FORMAT:
             raise CheckpointError(f"{manager.directory}: format {info['format']}, this version reads {FORMAT}")
         if info["num_classes"] != self.num_classes:
@@ -71,7 +77,9 @@ class Checkpoints:
             )
         self._check_shapes(manager, step, target)
         arguments = jax.tree.map(
-            lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype, strict=False),
+            lambda leaf: ocp.ArrayRestoreArgs(
+                sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype, strict=False
+            ),
             target,
         )
         restored = manager.restore(

@@ -24,14 +24,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    def config_arguments(sub: argparse.ArgumentParser, default: str | None = None) -> None:
+    def config_arguments(sub: argparse.ArgumentParser, *, required: bool = True, note: str = "") -> None:
         sub.add_argument(
             "--config",
-            default=default,
-            required=default is None,
-            help="config file, bundled name or a run's config.json"
-            + (f" (default {default})" if default else "")
-            + "; --config.a.b=VALUE overrides a field",
+            required=required,
+            help=f"config file, bundled name or a run's config.json{note}; --config.a.b=VALUE overrides a field",
         )
         sub.add_argument("--workdir", type=Path, help="run folder; default runs/NAME of the config")
 
@@ -44,7 +41,10 @@ def _parser() -> argparse.ArgumentParser:
     config_arguments(sub)
 
     sub = command("compare", _compare, "train and evaluate baseline and co-training on one catalogue, write a report")
-    config_arguments(sub, "generated")
+    config_arguments(sub, required=False, note=" (default: generated, or base with --manifest)")
+    sub.add_argument(
+        "--manifest", type=Path, help="manifest or folder per SKU to import first, into WORKDIR/catalog (see sicot import)"
+    )
 
     sub = command("evaluate", _evaluate, "evaluate a finished run's best checkpoint on the test split")
     sub.add_argument("--workdir", type=Path, required=True, help="run folder")
@@ -80,7 +80,23 @@ def _train(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 def _compare(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from sicot_jax import compare, config
 
-    compare.compare(config.load(args.config, overrides), _workdir(args))
+    args.config = args.config or ("base" if args.manifest else "generated")
+    workdir = _workdir(args)
+    if args.manifest:
+        overrides = [f"--config.data.path={_imported(args.manifest, workdir / 'catalog')}", *overrides]
+        overrides = ["--config.data.source=imported", *overrides]
+    compare.compare(config.load(args.config, overrides), workdir)
+
+
+def _imported(manifest: Path, catalog: Path) -> Path:
+    """`manifest` imported into `catalog`, unless that was done before."""
+    from sicot_jax.catalog.importing import import_catalog
+
+    if catalog.exists():
+        print(f"using the import in {catalog}; remove it, or give another --workdir, to import again", file=sys.stderr)
+    else:
+        print(import_catalog(manifest, catalog).report.summary(), file=sys.stderr)
+    return catalog
 
 
 def _evaluate(args: argparse.Namespace, _) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sicot_jax.catalog.opening import open_catalog
 from sicot_jax.config import Config, ConfigError, LossConfig
+from sicot_jax.errors import InputError
 from sicot_jax.report.short import write_report
 from sicot_jax.train import train
 
@@ -24,6 +25,11 @@ def compare(config: Config, workdir: Path) -> None:
     """Train, evaluate and report both arms under `workdir`; what is done is not done again."""
     configs = arms(config)
     catalog = open_catalog(config.data)
+    if len(catalog.tokenizer.vocabulary) < 2:
+        raise InputError(
+            f"{catalog.name} has no title with a known word, and co-training wants some; import titles, lower "
+            "--min-count, or train the baseline alone: sicot train ... --config.loss.mixed=0"
+        )
     for number, (name, arm) in enumerate(configs.items(), 1):
         print(f"\n[{number}/{len(configs)}] {name.replace('_', '-')}", file=sys.stderr)
         train(arm, workdir / name, catalog=catalog)

@@ -65,10 +65,9 @@ class AugmentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """The semantic stream; see `models/attention.py` for encoders and weightings. `word_width` is the catalogue's."""
+    """The semantic stream; see `models/attention.py` for encoders and weightings. The word width is the catalogue's."""
 
     encoder: str = "bilinear"
-    word_width: int = 64
     windows: int = 8
     hidden: int = 64
     weighting: str = "softmax"
@@ -165,7 +164,11 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """`max_photos=0` reads all; `top_k` classes are kept (fewer where there are fewer); `class_chunk` bounds temporary memory at batch_size * class_chunk logits a device."""
+    """How photos are recognised in validation and test.
+
+    max_photos: 0 reads all; top_k: classes kept for each photo (fewer where the catalogue has fewer).
+    class_chunk: bounds the temporary memory at batch_size * class_chunk logits a device.
+    """
 
     batch_size: int = 256
     max_photos: int = 0
@@ -220,7 +223,9 @@ def _check(config: Config) -> None:
         if got not in wanted:
             raise ConfigError(f"{name}={got!r}, wanted one of {wanted}{_hint(got, wanted)}")
     if data.source != "generated" and not data.path:
-        raise ConfigError(f"data.source={data.source!r} needs data.path; add --config.data.path=PATH (see sicot import)")
+        raise ConfigError(
+            f"data.source={data.source!r} needs data.path; add --config.data.path=PATH (see sicot import)"
+        )
     positive = {
         "train.batch_size": train.batch_size,
         "train.micro_batches": train.micro_batches,
@@ -233,18 +238,18 @@ def _check(config: Config) -> None:
         "optim.learning_rate": config.optim.learning_rate,
         "steps or epochs": train.steps or train.epochs,
     }
-    for name, got in positive.items():
-        if not got > 0:
-            raise ConfigError(f"{name}={got}, wanted a positive number")
+    for name, number in positive.items():
+        if not number > 0:
+            raise ConfigError(f"{name}={number}, wanted a positive number")
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"seed={config.seed}, wanted 0 to 2^32 - 1")  # jax's keys take no more
     if not 0 < config.augment.min_area <= 1:
         raise ConfigError(f"augment.min_area={config.augment.min_area}, wanted a share above 0 up to 1")
     if not config.augment.max_ratio >= 1:
         raise ConfigError(f"augment.max_ratio={config.augment.max_ratio}, wanted 1 or more")
-    for name, got in {"data.title_dropout": data.title_dropout, "data.word_dropout": data.word_dropout}.items():
-        if not 0 <= got < 1:
-            raise ConfigError(f"{name}={got}, wanted a chance from 0 up to (not including) 1")
+    for name, chance in {"data.title_dropout": data.title_dropout, "data.word_dropout": data.word_dropout}.items():
+        if not 0 <= chance < 1:
+            raise ConfigError(f"{name}={chance}, wanted a chance from 0 up to (not including) 1")
     if train.batch_size % train.micro_batches:
         raise ConfigError(
             f"train.batch_size={train.batch_size} is not divisible by train.micro_batches={train.micro_batches}; change one"
@@ -254,7 +259,9 @@ def _check(config: Config) -> None:
     if min(loss.visual, loss.semantic, loss.mixed) < 0:
         raise ConfigError(f"loss weights {loss.visual}, {loss.semantic}, {loss.mixed}: wanted no negative one")
     if loss.with_text and data.title == "none":
-        raise ConfigError("data.title='none' leaves the semantic stream nothing to read; set loss.mixed=0 and loss.semantic=0")
+        raise ConfigError(
+            "data.title='none' leaves the semantic stream nothing to read; set loss.mixed=0 and loss.semantic=0"
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -263,7 +270,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
@@ -277,7 +284,9 @@ def _hint(got: Any, wanted: Sequence[str]) -> str:
 def from_dict(tree: dict[str, Any], kind: type = Config, prefix: str = "") -> Any:
     """Nested dict -> dataclass. ConfigError on an unknown key (with the nearest known one) or a value of another type."""
     if not isinstance(tree, dict):
-        raise ConfigError(f"{prefix.rstrip('.') or 'config'}={tree!r} is {type(tree).__name__}, wanted a table of fields")
+        raise ConfigError(
+            f"{prefix.rstrip('.') or 'config'}={tree!r} is {type(tree).__name__}, wanted a table of fields"
+        )
     types = typing.get_type_hints(kind)
     fields = {field.name: types[field.name] for field in dataclasses.fields(kind)}
     values = {}

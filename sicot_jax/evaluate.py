@@ -63,7 +63,14 @@ def make_recognize(config: Config, visual_graphdef: nnx.GraphDef, num_classes: i
 
 
 def predict(
-    recognize, state: Any, split: Split, config: Config, device_mesh, *, max_photos: int = 0, keep_embedding: bool = False
+    recognize,
+    state: Any,
+    split: Split,
+    config: Config,
+    device_mesh,
+    *,
+    max_photos: int = 0,
+    keep_embedding: bool = False,
 ) -> Predictions:
     """Run `recognize` over a split's photos with the visual stream and classifier of `state`."""
     batches = pipeline.photo_batches(
@@ -83,7 +90,8 @@ def predict(
         raise InputError("no photo to evaluate: the split is empty; import with a test split (sicot import --help)")
     rows.append(_fetch(*pending, keep_embedding))
     columns = [np.concatenate(column) for column in zip(*rows, strict=True)]
-    return Predictions(*columns[:5], columns[5] if keep_embedding else None)
+    image_id, label, classes, logits, log_prob, embedding = columns
+    return Predictions(image_id, label, classes, logits, log_prob, embedding if keep_embedding else None)
 
 
 def _fetch(batch, result, keep_embedding: bool) -> tuple:
@@ -124,7 +132,9 @@ def write_results(
     hashes = {"class_table": class_table_hash(catalog), "test_set": test_set_hash(predictions)}
     arrays = {name: value for name, value in vars(predictions).items() if value is not None}
     temporary = workdir / "predictions.tmp.npz"
-    np.savez_compressed(temporary, **arrays, train_counts=catalog.classes.counts["train"], hashes=json.dumps(hashes), format=FORMAT)
+    np.savez_compressed(
+        temporary, **arrays, train_counts=catalog.classes.counts["train"], hashes=json.dumps(hashes), format=FORMAT
+    )
     temporary.replace(workdir / "predictions.npz")
     results = {
         "format": FORMAT,

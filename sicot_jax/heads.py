@@ -14,6 +14,7 @@ import optax
 
 from sicot_jax import class_sharded, losses, mesh
 from sicot_jax.config import HeadConfig, LossConfig
+from sicot_jax.errors import InputError
 
 Losses = dict[str, jax.Array]  # "total" and one mean cross-entropy per stream
 Embeddings = dict[str, jax.Array]  # stream -> [B, D]
@@ -56,7 +57,12 @@ def loss_weights(config: LossConfig) -> Mapping[str, float]:
 
 
 def make_head(
-    config: HeadConfig, loss_config: LossConfig, *, num_classes: int, tx: optax.GradientTransformation, dtype=jnp.float32
+    config: HeadConfig,
+    loss_config: LossConfig,
+    *,
+    num_classes: int,
+    tx: optax.GradientTransformation,
+    dtype=jnp.float32,
 ) -> Head:
     """The head `config.kind`: "class_sharded" (rows divided over all devices) or its plain reference "dense".
 
@@ -71,7 +77,7 @@ def make_head(
         case "dense":
             loss_function, place = losses.co_training_loss, mesh.replicate
         case other:
-            raise ValueError(f"head.kind={other!r}, wanted class_sharded or dense")
+            raise InputError(f"head.kind={other!r}, wanted class_sharded or dense")
     weights = loss_weights(loss_config)
 
     def head(embeddings: Embeddings, label, classifier: Classifier):

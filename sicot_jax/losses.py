@@ -33,7 +33,9 @@ def class_offset(bias, log_prior, tau: float, num_classes: int):
 
 def classifier_logits(embedding, kernel, offset, dtype=jnp.float32):
     """embedding @ kernel^T + offset, products in `dtype`, sums in float32: [B, D], [C, D], [C] -> [B, C]."""
-    products = jnp.einsum("bd,cd->bc", embedding.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
+    products = jnp.einsum(
+        "bd,cd->bc", embedding.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32
+    )
     return products + offset
 
 

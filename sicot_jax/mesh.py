@@ -11,6 +11,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from sicot_jax.errors import InputError
+
 AXES = ("data", "model")
 CLASS_ROWS = P(AXES, None)  # classifier kernel [C, D]
 CLASS = P(AXES)  # classifier bias, log prior [C]
@@ -19,15 +21,17 @@ CLASS = P(AXES)  # classifier bias, log prior [C]
 def make_mesh(*, data: int = 0, model: int = 1, devices=None) -> Mesh:
     """Mesh of `data` x `model` devices with explicit axes; `data=0` takes all devices that are left over.
 
-    Raises ValueError when there are not enough devices.
+    Raises InputError when there are not enough devices.
     """
     devices = jax.devices() if devices is None else devices
     if data == 0:
         if len(devices) % model:
-            raise ValueError(f"mesh.model={model} does not divide {len(devices)} devices; set mesh.data and mesh.model")
+            raise InputError(f"mesh.model={model} does not divide {len(devices)} devices; set mesh.data and mesh.model")
         data = len(devices) // model
     if data * model > len(devices):
-        raise ValueError(f"mesh {data}x{model} wants {data * model} devices, found {len(devices)}; lower mesh.data or mesh.model")
+        raise InputError(
+            f"mesh {data}x{model} wants {data * model} devices, found {len(devices)}; lower mesh.data or mesh.model"
+        )
     grid = np.asarray(devices[: data * model]).reshape(data, model)
     return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * 2)
 
@@ -50,6 +54,11 @@ def on_devices(shapes, mesh: Mesh):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
 
     return jax.tree.map(place, shapes)
+
+
+def divided(x: jax.ShapeDtypeStruct, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """The shape with its leading axis divided over all devices."""
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, batch_spec(x.ndim)))
 
 
 def class_sharding(mesh: Mesh) -> NamedSharding:

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 
 
-def accuracy(label: np.ndarray, top_classes: np.ndarray, train_counts: np.ndarray, head_boundary: int) -> dict[str, Any]:
+def accuracy(
+    label: np.ndarray, top_classes: np.ndarray, train_counts: np.ndarray, head_boundary: int
+) -> dict[str, Any]:
     """Top-1 and top-3 in per cent with the number of photos (or classes) behind each figure.
 
     Args:

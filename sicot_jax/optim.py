@@ -8,6 +8,7 @@ import jax
 import optax
 
 from sicot_jax.config import OptimConfig
+from sicot_jax.errors import InputError
 
 FROZEN, TRAINED = "frozen", "trained"
 
@@ -29,7 +30,7 @@ def make_schedule(config: OptimConfig, *, steps: int, steps_per_epoch: float) ->
         case "constant":
             main = optax.constant_schedule(config.learning_rate)
         case other:
-            raise ValueError(f"optim.schedule={other!r}, wanted step, cosine or constant")
+            raise InputError(f"optim.schedule={other!r}, wanted step, cosine or constant")
     if not warmup:
         return main
     rise = optax.linear_schedule(config.learning_rate / warmup, config.learning_rate, warmup)
@@ -70,7 +71,7 @@ def make_tx(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTran
         case "adamw":
             tx = optax.adamw(schedule, weight_decay=config.weight_decay, mask=decayed)
         case other:
-            raise ValueError(f"optim.name={other!r}, wanted sgd or adamw")
+            raise InputError(f"optim.name={other!r}, wanted sgd or adamw")
 
     def label(params):
         return jax.tree_util.tree_map_with_path(

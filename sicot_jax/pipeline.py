@@ -99,9 +99,7 @@ def train_batches(catalog: Catalog, config: Config) -> TrainBatches:
     split = catalog.splits["train"]
     sampler = Sampler(split.labels, config.train.batch_size, config.seed, config.data.sampling)
     titles = TitleReader(catalog, config) if config.loss.with_text else None
-    return TrainBatches(
-        split, sampler, config.preprocessing, titles, jax.process_index(), jax.process_count()
-    )
+    return TrainBatches(split, sampler, config.preprocessing, titles, jax.process_index(), jax.process_count())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,9 +118,7 @@ class PhotoBatches:
         return -(-len(self.indices) // self.batch_size)
 
     def __call__(self, number: int) -> Batch:
-        records = [
-            self.split[int(i)] for i in self.indices[number * self.batch_size : (number + 1) * self.batch_size]
-        ]
+        records = [self.split[int(i)] for i in self.indices[number * self.batch_size : (number + 1) * self.batch_size]]
         height, width = self.preprocessing.resize_height, self.preprocessing.resize_width
         image = np.zeros((self.batch_size, height, width, 3), np.uint8)
         label = np.full(self.batch_size, -1, np.int32)

@@ -45,14 +45,18 @@ class RunLog:
         if step > self.last_step:
             current = (now - self.last_time) / (step - self.last_step)
             # The first interval holds the compilation: the second one replaces it.
-            self.seconds_a_step = 0.7 * self.seconds_a_step + 0.3 * current if self.seconds_a_step and self.warm else current
+            self.seconds_a_step = (
+                0.7 * self.seconds_a_step + 0.3 * current if self.seconds_a_step and self.warm else current
+            )
             self.warm = self.last_step > self.start_step
         self.last_step, self.last_time = step, now
         rate = self.batch_size / self.seconds_a_step if self.seconds_a_step else 0.0
         to_go = int((self.total_steps - step) * (self.seconds_a_step or 0))
         detail = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
         self.numbers(step, "train", {**losses, "images_per_second": round(rate, 1)})
-        self._line(f"step {step}/{self.total_steps}  {detail}  {rate:.0f} images/s  {to_go // 60}:{to_go % 60:02d} to go")
+        self._line(
+            f"step {step}/{self.total_steps}  {detail}  {rate:.0f} images/s  {to_go // 60}:{to_go % 60:02d} to go"
+        )
 
     def pause(self) -> None:
         """Call before, and `resume_clock` after, work that is not training."""

@@ -22,7 +22,7 @@ from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.checkpoint import CheckpointError, Checkpoints
 from sicot_jax.config import Config, ConfigError
 from sicot_jax.evaluate import class_table_hash, write_json
-from sicot_jax.step import Setup, TrainState, abstract_state, make_setup
+from sicot_jax.step import DataShape, Setup, TrainState, abstract_state, make_setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +31,7 @@ class Run:
 
     workdir: Path
     config: Config
-    num_classes: int
-    vocabulary_size: int
-    train_photos: int
+    shape: DataShape
     data_hash: str
     class_table: str
 
@@ -48,9 +46,7 @@ def describe(config: Config, catalog: Catalog) -> dict[str, Any]:
             "name": catalog.name,
             "hash": catalog.data_hash,
             "class_table": class_table_hash(catalog),
-            "num_classes": len(catalog.classes),
-            "vocabulary_size": len(catalog.tokenizer.vocabulary),
-            "train_photos": len(catalog.splits["train"]),
+            "shape": dataclasses.asdict(DataShape.of(catalog)),
         },
     }
 
@@ -79,10 +75,16 @@ def read_run(workdir: Path) -> Run:
     try:
         stored = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: no run there ({type(error).__name__}); give the --workdir of a training run") from error
+        raise ConfigError(
+            f"{path}: no run there ({type(error).__name__}); give the --workdir of a training run"
+        ) from error
     config, data = config_lib.load(str(path)), stored["data"]
     return Run(
-        workdir, config, data["num_classes"], data["vocabulary_size"], data["train_photos"], data["hash"], data["class_table"]
+        workdir,
+        config,
+        DataShape(**data["shape"]),
+        data["hash"],
+        data["class_table"],
     )
 
 
@@ -104,7 +106,9 @@ def start_or_continue(workdir: Path, config: Config, catalog: Catalog) -> None:
     if old["data"]["hash"] != new["data"]["hash"]:
         different.append(f"data: {old['data']['hash'][:12]} -> {new['data']['hash'][:12]}")
     if different:
-        raise ConfigError(f"{workdir} holds another run ({'; '.join(different)}); use another --workdir or remove that one")
+        raise ConfigError(
+            f"{workdir} holds another run ({'; '.join(different)}); use another --workdir or remove that one"
+        )
 
 
 @contextlib.contextmanager
@@ -115,27 +119,19 @@ def alone(workdir: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConfigError(f"{workdir}: another process is training there; wait for it or use another --workdir") from error
+            raise ConfigError(
+                f"{workdir}: another process is training there; wait for it or use another --workdir"
+            ) from error
         yield
-
-
-def run_setup(run: Run, device_mesh) -> Setup:
-    return make_setup(
-        run.config,
-        num_classes=run.num_classes,
-        vocabulary_size=run.vocabulary_size,
-        train_photos=run.train_photos,
-        device_mesh=device_mesh,
-    )
 
 
 def restore_best(run: Run, device_mesh) -> tuple[Setup, TrainState]:
     """The run's best checkpoint (the last one where it has no validation photos) on this mesh, under `jax.set_mesh`."""
-    setup = run_setup(run, device_mesh)
-    checkpoints = Checkpoints(run.workdir, num_classes=run.num_classes)
+    setup = make_setup(run.config, run.shape, device_mesh)
+    checkpoints = Checkpoints(run.workdir, num_classes=run.shape.num_classes)
     try:
         kind = "best" if checkpoints.latest_step("best") is not None else "last"
-        return setup, checkpoints.restore(abstract_state(setup, run.vocabulary_size), kind)
+        return setup, checkpoints.restore(abstract_state(setup), kind)
     finally:
         checkpoints.close()
 

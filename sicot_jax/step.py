@@ -15,6 +15,7 @@ from flax import nnx
 
 from sicot_jax import heads, mesh
 from sicot_jax.augment import augment
+from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.config import Config, ConfigError
 from sicot_jax.models.sicot import Sicot
 from sicot_jax.optim import make_schedule, make_tx, stream_trains
@@ -35,17 +36,32 @@ class TrainState:
 
 
 @dataclasses.dataclass(frozen=True)
+class DataShape:
+    """What a catalogue decides about the model and the schedule."""
+
+    num_classes: int
+    vocabulary_size: int
+    word_width: int
+    train_photos: int
+
+    @classmethod
+    def of(cls, catalog: Catalog) -> DataShape:
+        vocabulary_size, word_width = catalog.word_vectors.shape
+        return cls(len(catalog.classes), vocabulary_size, word_width, len(catalog.splits["train"]))
+
+
+@dataclasses.dataclass(frozen=True)
 class Setup:
     """What is fixed for a run: the functions and shapes behind `train_step`."""
 
     config: Config
+    shape: DataShape
     mesh: jax.sharding.Mesh
     graphdef: nnx.GraphDef
     visual_graphdef: nnx.GraphDef
     tx: optax.GradientTransformation
     head: heads.Head
     schedule: optax.Schedule
-    num_classes: int
     steps: int
     steps_per_epoch: float
 
@@ -54,7 +70,7 @@ def compute_dtype(config: Config):
     return jnp.dtype(config.train.compute_dtype)
 
 
-def make_setup(config: Config, *, num_classes: int, vocabulary_size: int, train_photos: int, device_mesh) -> Setup:
+def make_setup(config: Config, shape: DataShape, device_mesh) -> Setup:
     """Check the config against data and mesh, and build the run's functions. Allocates nothing on the device."""
     devices = device_mesh.size
     for name, size in {
@@ -63,59 +79,64 @@ def make_setup(config: Config, *, num_classes: int, vocabulary_size: int, train_
     }.items():
         if size % devices:
             raise ConfigError(f"{name}={size} is not divisible by {devices} devices; use a multiple of {devices}")
-    if config.loss.with_text and vocabulary_size < 2:
-        raise ConfigError("the catalogue has no titles, and loss.mixed or loss.semantic wants them; set both to 0 (baseline)")
-    steps_per_epoch = train_photos / config.train.batch_size
+    if config.loss.with_text and shape.vocabulary_size < 2:
+        raise ConfigError(
+            "the catalogue has no titles, and loss.mixed or loss.semantic wants them; set both to 0 (baseline)"
+        )
+    steps_per_epoch = shape.train_photos / config.train.batch_size
     steps = config.train.steps or max(1, math.ceil(config.train.epochs * steps_per_epoch))
     schedule = make_schedule(config.optim, steps=steps, steps_per_epoch=steps_per_epoch)
     tx = make_tx(config.optim, schedule)
 
     def graph():
-        net = new_net(config, vocabulary_size)
+        net = new_net(config, shape)
         return net, net.visual
 
     net, visual = nnx.eval_shape(graph)
     return Setup(
         config=config,
+        shape=shape,
         mesh=device_mesh,
         graphdef=nnx.split(net, nnx.Param, nnx.BatchStat)[0],
         visual_graphdef=nnx.split(visual, nnx.Param, nnx.BatchStat)[0],
         tx=tx,
-        head=heads.make_head(config.head, config.loss, num_classes=num_classes, tx=tx, dtype=compute_dtype(config)),
+        head=heads.make_head(
+            config.head, config.loss, num_classes=shape.num_classes, tx=tx, dtype=compute_dtype(config)
+        ),
         schedule=schedule,
-        num_classes=num_classes,
         steps=steps,
         steps_per_epoch=steps_per_epoch,
     )
 
 
-def new_net(config: Config, vocabulary_size: int) -> Sicot:
+def new_net(config: Config, shape: DataShape) -> Sicot:
     return Sicot(
         config.model,
-        vocabulary_size=vocabulary_size,
-        with_text=config.loss.with_text,
+        words=(shape.vocabulary_size, shape.word_width) if config.loss.with_text else None,
         dtype=compute_dtype(config),
         rng=np.random.default_rng(config.seed),
     )
 
 
-def start_state(setup: Setup, vocabulary_size: int, log_prior: jax.Array) -> TrainState:
+def start_state(setup: Setup, log_prior: jax.Array) -> TrainState:
     """A fresh state under the mesh, a pure function of the config's seed.
 
     Args:
       log_prior: float32 [C padded], divided by class.
     """
-    net = new_net(setup.config, vocabulary_size)
-    _, params, batch_stats = nnx.split(net, nnx.Param, nnx.BatchStat)
+    net = new_net(setup.config, setup.shape)
+    split: Any = nnx.split(net, nnx.Param, nnx.BatchStat)
+    _, params, batch_stats = split
     params, batch_stats = mesh.copy_to_all((nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)), setup.mesh)
 
     def classifier(key, log_prior):
         return heads.start_classifier(
-            key, log_prior, num_classes=setup.num_classes, width=net.visual.embedding_width, tx=setup.tx
+            key, log_prior, num_classes=setup.shape.num_classes, width=net.visual.embedding_width, tx=setup.tx
         )
 
     key = jax.random.fold_in(jax.random.key(setup.config.seed), 1)
-    step, opt_state = mesh.copy_to_all((jnp.zeros((), jnp.int32), setup.tx.init(params)), setup.mesh)
+    step = mesh.copy_to_all(jnp.zeros((), jnp.int32), setup.mesh)
+    opt_state = mesh.copy_to_all(setup.tx.init(params), setup.mesh)
     return TrainState(step, params, batch_stats, opt_state, jax.jit(classifier)(key, log_prior))
 
 
@@ -210,9 +231,7 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
             return (jax.tree.map(jnp.add, gradient, new), batch_stats), values
 
         start = (jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
-        (gradient, batch_stats), values = jax.lax.scan(
-            one, start, (images, batches, jax.tree.map(cut, cotangents))
-        )
+        (gradient, batch_stats), values = jax.lax.scan(one, start, (images, batches, jax.tree.map(cut, cotangents)))
         return losses, classifier, gradient, batch_stats, jax.tree.map(jnp.mean, values)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, heads.Losses]:
@@ -236,11 +255,11 @@ def class_log_prior(train_counts: np.ndarray, device_mesh) -> np.ndarray:
         return np.log(counts / counts.sum()).astype(np.float32)
 
 
-def abstract_state(setup: Setup, vocabulary_size: int) -> TrainState:
+def abstract_state(setup: Setup) -> TrainState:
     """Shapes, dtypes and shardings of the state, nothing allocated; under `jax.set_mesh(setup.mesh)`."""
-    padded = mesh.pad_classes(setup.num_classes, setup.mesh)
+    padded = mesh.pad_classes(setup.shape.num_classes, setup.mesh)
     prior = jax.ShapeDtypeStruct((padded,), jnp.float32, sharding=mesh.class_sharding(setup.mesh))
-    state = jax.eval_shape(lambda prior: start_state(setup, vocabulary_size, prior), prior)
+    state = jax.eval_shape(lambda prior: start_state(setup, prior), prior)
     return mesh.on_devices(state, setup.mesh)
 
 

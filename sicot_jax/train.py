@@ -16,14 +16,24 @@ import jax
 import numpy as np
 
 from sicot_jax import evaluate, mesh, pipeline, runs
-from sicot_jax.catalog.catalog import Catalog
+from sicot_jax.catalog.catalog import SPLITS, Catalog
 from sicot_jax.catalog.opening import open_catalog
 from sicot_jax.checkpoint import Checkpoints
 from sicot_jax.config import Config
 from sicot_jax.errors import InputError, TrainingStopped
 from sicot_jax.models.sicot import start_words
 from sicot_jax.run_log import RunLog
-from sicot_jax.step import Setup, TrainState, abstract_state, class_log_prior, make_setup, make_train_step, memory_lines, start_state
+from sicot_jax.step import (
+    DataShape,
+    Setup,
+    TrainState,
+    abstract_state,
+    class_log_prior,
+    make_setup,
+    make_train_step,
+    memory_lines,
+    start_state,
+)
 
 
 def train(config: Config, workdir: Path, *, catalog: Catalog | None = None) -> dict[str, Any]:
@@ -38,7 +48,7 @@ def train(config: Config, workdir: Path, *, catalog: Catalog | None = None) -> d
             return finished
         device_mesh = runs.start_mesh(config)
         with jax.set_mesh(device_mesh):
-            setup = _setup(config, catalog, device_mesh)
+            setup = make_setup(config, DataShape.of(catalog), device_mesh)
             runs.start_or_continue(workdir, config, catalog)
             _Loop(setup, catalog, workdir).run()
             return test(workdir, catalog=catalog, device_mesh=device_mesh)
@@ -72,7 +82,7 @@ def test(workdir: Path, *, catalog: Catalog | None = None, device_mesh=None, pat
     with jax.set_mesh(device_mesh):
         setup, state = runs.restore_best(run, device_mesh)
         step = int(state.step)
-        recognize = evaluate.make_recognize(config, setup.visual_graphdef, run.num_classes)
+        recognize = evaluate.make_recognize(config, setup.visual_graphdef, run.shape.num_classes)
         predictions = evaluate.predict(
             recognize,
             state,
@@ -80,7 +90,7 @@ def test(workdir: Path, *, catalog: Catalog | None = None, device_mesh=None, pat
             config,
             device_mesh,
             max_photos=config.eval.max_photos,
-            keep_embedding=run.num_classes <= config.eval.keep_embeddings_up_to_classes,
+            keep_embedding=run.shape.num_classes <= config.eval.keep_embeddings_up_to_classes,
         )
     return evaluate.write_results(
         workdir,
@@ -88,17 +98,13 @@ def test(workdir: Path, *, catalog: Catalog | None = None, device_mesh=None, pat
         catalog,
         config,
         split="test",
-        info={"step": step, "step_of_end": setup.steps, "when": runs.now(), "commit": runs.commit(), "hardware": runs.hardware(device_mesh)},
-    )
-
-
-def _setup(config: Config, catalog: Catalog, device_mesh) -> Setup:
-    return make_setup(
-        config,
-        num_classes=len(catalog.classes),
-        vocabulary_size=len(catalog.tokenizer.vocabulary),
-        train_photos=len(catalog.splits["train"]),
-        device_mesh=device_mesh,
+        info={
+            "step": step,
+            "step_of_end": setup.steps,
+            "when": runs.now(),
+            "commit": runs.commit(),
+            "hardware": runs.hardware(device_mesh),
+        },
     )
 
 
@@ -126,16 +132,15 @@ class _Loop:
     def __init__(self, setup: Setup, catalog: Catalog, workdir: Path):
         self.setup, self.catalog, self.workdir = setup, catalog, workdir
         self.config = setup.config
-        self.checkpoints = Checkpoints(workdir, num_classes=setup.num_classes)
+        self.checkpoints = Checkpoints(workdir, num_classes=setup.shape.num_classes)
 
     def run(self) -> None:
         setup, config = self.setup, self.config
-        vocabulary_size = len(self.catalog.tokenizer.vocabulary)
-        target = abstract_state(setup, vocabulary_size)
+        target = abstract_state(setup)
         self._describe(target)
         try:
             if self.checkpoints.latest_step() is None:
-                state = self._start(vocabulary_size)
+                state = self._start()
             else:
                 state = self.checkpoints.restore(target)
                 print(f"resuming {self.workdir} from step {int(state.step)}", file=sys.stderr)
@@ -160,19 +165,19 @@ class _Loop:
         catalog, setup = self.catalog, self.setup
         boundary = evaluate.head_boundary(catalog, self.config)
         counts = catalog.classes.counts["train"]
+        head = int((counts > boundary).sum())
+        sizes = ", ".join(f"{len(catalog.splits[split])} {split}" for split in SPLITS)
         print(
-            f"{self.workdir}: {catalog.name}, {setup.num_classes} classes ({int((counts > boundary).sum())} head: more than "
-            f"{boundary} photos), {len(catalog.splits['train'])} train, {len(catalog.splits['validation'])} validation, "
-            f"{len(catalog.splits['test'])} test photos; {setup.steps} steps of {self.config.train.batch_size} on "
-            f"{runs.hardware(setup.mesh)}",
+            f"{self.workdir}: {catalog.name}, {setup.shape.num_classes} classes ({head} head: more than {boundary} photos), "
+            f"{sizes} photos; {setup.steps} steps of {self.config.train.batch_size} on {runs.hardware(setup.mesh)}",
             file=sys.stderr,
         )
         print("memory a device, before the first step:", *memory_lines(target, setup.mesh), sep="\n", file=sys.stderr)
 
-    def _start(self, vocabulary_size: int) -> TrainState:
+    def _start(self) -> TrainState:
         prior = class_log_prior(self.catalog.classes.counts["train"], self.setup.mesh)
-        prior = mesh.to_global({"prior": prior}, self.setup.mesh)["prior"]
-        state = start_state(self.setup, vocabulary_size, prior)
+        placed = mesh.to_global({"prior": prior}, self.setup.mesh)
+        state = start_state(self.setup, placed["prior"])
         if self.config.loss.with_text:
             state = start_words(state, self.catalog.word_vectors)
         if self.config.model.init_from:
@@ -235,17 +240,25 @@ class _Loop:
         if not len(split):
             return
         if not hasattr(self, "recognize"):
-            self.recognize = evaluate.make_recognize(self.config, self.setup.visual_graphdef, self.setup.num_classes)
+            self.recognize = evaluate.make_recognize(
+                self.config, self.setup.visual_graphdef, self.setup.shape.num_classes
+            )
         predictions = evaluate.predict(
             self.recognize, state, split, self.config, self.setup.mesh, max_photos=self.config.eval.max_photos
         )
         result = evaluate.summarise(predictions, self.catalog, self.config)
-        numbers = {f"{group}_{k}": row[k] for group, row in result.items() for k in ("top1", "top3") if row[k] is not None}
+        numbers = {
+            f"{group}_{k}": row[k] for group, row in result.items() for k in ("top1", "top3") if row[k] is not None
+        }
         numbers["log_prob"] = float(np.mean(predictions.label_log_prob))
         self.log.numbers(step, "validation", numbers)
         best = self.checkpoints.info("best")
         better = best is None or numbers["overall_top1"] > best["validation_top1"]
-        shares = "  ".join(f"{group} {result[group]['top1']:.2f}" for group in result if result[group]["top1"] is not None)
-        self.log.message(f"epoch {step / self.setup.steps_per_epoch:.2f}  validation top-1: {shares}{'  (best)' if better else ''}")
+        shares = "  ".join(
+            f"{group} {result[group]['top1']:.2f}" for group in result if result[group]["top1"] is not None
+        )
+        self.log.message(
+            f"epoch {step / self.setup.steps_per_epoch:.2f}  validation top-1: {shares}{'  (best)' if better else ''}"
+        )
         if better:
             self.checkpoints.save(state, step, kind="best", info={"validation_top1": numbers["overall_top1"]})

@@ -1,6 +1,7 @@
 """CPU with eight devices; skips in CI only where tests/allowed_skips.txt says so."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import jax
@@ -8,6 +9,11 @@ import pytest
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
+# Tests compile the same steps again and again; sub-processes find the folder in the environment.
+_cache = tempfile.TemporaryDirectory(prefix="sicot-xla-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+jax.config.update("jax_compilation_cache_dir", _cache.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 ROOT = Path(__file__).parent.parent
 MESHES = [(1, 1), (8, 1), (1, 8), (4, 2), (2, 4)]
@@ -44,7 +50,9 @@ def pytest_sessionfinish(session):
     """In CI a skip that nobody agreed to is a failure: tools that vanish must not pass unseen."""
     if not os.environ.get("CI"):
         return
-    allowed = {line.split("#")[0].strip() for line in (Path(__file__).parent / "allowed_skips.txt").read_text().splitlines()}
+    allowed = {
+        line.split("#")[0].strip() for line in (Path(__file__).parent / "allowed_skips.txt").read_text().splitlines()
+    }
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     unexpected = [r.nodeid for r in reporter.stats.get("skipped", []) if r.nodeid not in allowed]
     if unexpected:

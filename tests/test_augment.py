@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sicot_jax import mesh
 from sicot_jax import augment as augment_lib
+from sicot_jax import mesh
 from sicot_jax.augment import augment, random_windows
 from sicot_jax.mesh import make_mesh
 
@@ -34,7 +34,7 @@ def test_whole_window_of_the_same_size_changes_nothing():
 
 
 def test_resize_matrix_by_hand():
-    """4 pixels to 2: triangles of width 4 about 1 and 3; the first touches pixel centres 0.5, 1.5, 2.5 at distance 1/4, 1/4, 3/4."""
+    """4 pixels to 2: triangles of width 4 about 1 and 3; pixels 0.5, 1.5, 2.5 lie 1/4, 1/4, 3/4 from the first."""
     weights = np.array([3, 3, 1, 0]) / 7
     np.testing.assert_allclose(resize_matrix(0.0, 4.0, inputs=4, outputs=2), [weights, weights[::-1]], rtol=1e-6)
     shifted = resize_matrix(jnp.array([0.0, 1.0]), jnp.array([2.0, 2.0]), inputs=4, outputs=2)
@@ -91,7 +91,13 @@ def test_windows_lie_in_the_photo(min_area, max_ratio):
 def compiled(flip, min_area, height, width):
     return jax.jit(
         lambda key, image: augment(
-            key, image, height=height, width=width, min_area=min_area, max_ratio=4 / 3 if min_area < 1 else 1.0, flip=flip
+            key,
+            image,
+            height=height,
+            width=width,
+            min_area=min_area,
+            max_ratio=4 / 3 if min_area < 1 else 1.0,
+            flip=flip,
         )
     )
 

@@ -29,7 +29,9 @@ from sicot_jax.preprocessing import Preprocessing
 CUSTOM = Config(
     seed=7,
     data=DataConfig(source="arrays", path="a.npz", title_dropout=0.25),
-    preprocessing=Preprocessing(height=10, width=12, resize_height=14, resize_width=15, fit="pad", mean=(0.1, 0.2, 0.3)),
+    preprocessing=Preprocessing(
+        height=10, width=12, resize_height=14, resize_width=15, fit="pad", mean=(0.1, 0.2, 0.3)
+    ),
     model=ModelConfig(depth=18, text=TextConfig(encoder="lstm")),
     optim=OptimConfig(nesterov=True),
 )
@@ -46,7 +48,9 @@ def test_bundled_configs_load_by_name_and_by_path():
 
 
 def test_a_path_comes_before_a_bundled_name(tmp_path, monkeypatch):
-    (tmp_path / "tiny.py").write_text("from sicot_jax.config import Config\ndef get_config():\n    return Config(seed=99)\n")
+    (tmp_path / "tiny.py").write_text(
+        "from sicot_jax.config import Config\ndef get_config():\n    return Config(seed=99)\n"
+    )
     monkeypatch.chdir(tmp_path)
     assert load("tiny.py").seed == 99
     assert load("tiny").seed == 0
@@ -77,7 +81,9 @@ def test_bad_config_json_is_named(tmp_path, text, message):
 
 
 def test_unknown_name_lists_what_is_bundled(tmp_path):
-    with pytest.raises(ConfigError, match=r"--config=tinny: no such file and no bundled config; bundled are .*generated.*tiny"):
+    with pytest.raises(
+        ConfigError, match=r"--config=tinny: no such file and no bundled config; bundled are .*generated.*tiny"
+    ):
         load("tinny")
     other = tmp_path / "config.yaml"
     other.write_text("seed: 1\n")
@@ -139,7 +145,10 @@ def test_override_is_checked_as_a_whole():
 @pytest.mark.parametrize(
     "flag, message",
     [
-        ("--config.optim.learning_rat=1", r"unknown option --config.optim.learning_rat=1; did you mean optim.learning_rate\?"),
+        (
+            "--config.optim.learning_rat=1",
+            r"unknown option --config.optim.learning_rat=1; did you mean optim.learning_rate\?",
+        ),
         ("--config.zzz=1", r"unknown option --config.zzz=1$"),
         ("--config.optim=1", r"unknown option --config.optim=1"),
         ("--config.seed", r"option --config.seed: wanted --config.seed=VALUE"),
@@ -183,7 +192,10 @@ def test_bad_dict_is_named(tree, message):
         ({"data": DataConfig(source="array")}, r"data.source='array', wanted one of .*; did you mean arrays\?"),
         ({"data": DataConfig(title="mask")}, r"data.title='mask', wanted one of .*; did you mean masked\?"),
         ({"train": TrainConfig(compute_dtype="float16")}, r"train.compute_dtype='float16', wanted one of .*'bfloat16'"),
-        ({"data": DataConfig(source="imported")}, r"data.source='imported' needs data.path; add --config.data.path=PATH"),
+        (
+            {"data": DataConfig(source="imported")},
+            r"data.source='imported' needs data.path; add --config.data.path=PATH",
+        ),
         ({"train": TrainConfig(batch_size=0)}, r"train.batch_size=0, wanted a positive number"),
         ({"train": TrainConfig(micro_batches=0)}, r"train.micro_batches=0, wanted a positive"),
         ({"train": TrainConfig(log_every_steps=0)}, r"train.log_every_steps=0, wanted a positive"),
@@ -203,10 +215,16 @@ def test_bad_dict_is_named(tree, message):
         ({"augment": AugmentConfig(max_ratio=0.5)}, r"augment.max_ratio=0.5, wanted 1 or more"),
         ({"data": DataConfig(title_dropout=1.0)}, r"data.title_dropout=1.0, wanted a chance"),
         ({"data": DataConfig(word_dropout=-0.1)}, r"data.word_dropout=-0.1, wanted a chance"),
-        ({"train": TrainConfig(batch_size=10, micro_batches=4)}, r"train.batch_size=10 is not divisible by train.micro_batches=4"),
+        (
+            {"train": TrainConfig(batch_size=10, micro_batches=4)},
+            r"train.batch_size=10 is not divisible by train.micro_batches=4",
+        ),
         ({"loss": LossConfig(visual=0.0, mixed=0.0)}, r"loss.visual, loss.semantic and loss.mixed are all 0"),
         ({"loss": LossConfig(visual=-1.0)}, r"loss weights -1.0, 0.0, 1.0: wanted no negative one"),
-        ({"data": DataConfig(title="none")}, r"data.title='none' leaves the semantic stream nothing to read; set loss.mixed=0"),
+        (
+            {"data": DataConfig(title="none")},
+            r"data.title='none' leaves the semantic stream nothing to read; set loss.mixed=0",
+        ),
     ],
 )
 def test_every_check_names_field_and_remedy(settings, message):

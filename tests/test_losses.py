@@ -103,9 +103,9 @@ def test_streaming_top_k_equals_dense(device_mesh, num_classes, k, chunk):
 def test_top_k_ties_go_to_the_lower_class(device_mesh):
     kernel, bias = jnp.zeros((16, 3)), jnp.zeros(16)
     placed = mesh.to_global({"k": np.asarray(kernel), "b": np.asarray(bias)}, device_mesh)
-    classes, _, _ = jax.jit(
-        lambda e, k, b, y: class_sharded.log_prob_top_k(e, k, b, y, k=4, num_classes=13, chunk=1)
-    )(jnp.ones((2, 3)), placed["k"], placed["b"], jnp.zeros(2, jnp.int32))
+    classes, _, _ = jax.jit(lambda e, k, b, y: class_sharded.log_prob_top_k(e, k, b, y, k=4, num_classes=13, chunk=1))(
+        jnp.ones((2, 3)), placed["k"], placed["b"], jnp.zeros(2, jnp.int32)
+    )
     np.testing.assert_array_equal(classes, [[0, 1, 2, 3]] * 2)
 
 

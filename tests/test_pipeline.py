@@ -34,7 +34,9 @@ def hand_made(split=None, vocabulary=("",)):
     split = HandMade() if split is None else split
     names = ["a", "b", "c", "d"]
     table = ClassTable(names, names, names, {"train": np.bincount(HandMade.labels)}, np.zeros(4, bool))
-    return Catalog("hand-made", "0", table, 1, WordTokenizer(vocabulary), np.zeros((len(vocabulary), 2)), {"train": split})
+    return Catalog(
+        "hand-made", "0", table, 1, WordTokenizer(vocabulary), np.zeros((len(vocabulary), 2)), {"train": split}
+    )
 
 
 def config(*, seed=0, batch=6, **data):
@@ -54,19 +56,25 @@ def titles(catalog, chosen):
 
 def test_raw_titles_are_the_records_own_words_padded_or_cut():
     catalog = open_generated(SPEC)
-    got = titles(catalog, config(title="raw", max_tokens=4))
-    assert got.shape == (23, 4) and got.dtype == np.int32
+    got = titles(catalog, config(title="raw", max_tokens=6))
+    assert got.shape == (23, 6) and got.dtype == np.int32
     lengths = set()
     for row, record in zip(got, (catalog.splits["train"][i] for i in range(23)), strict=True):
-        ids = record["token_ids"][:4].tolist()
-        assert row.tolist() == ids + [0] * (4 - len(ids))
+        ids = record["token_ids"][:6].tolist()
+        assert row.tolist() == ids + [0] * (6 - len(ids))
         lengths.add(len(record["token_ids"]))
-    assert min(lengths) < 4 < max(lengths)  # both cases occur
+    assert min(lengths) < 6 < max(lengths)  # both cases occur
 
 
 def test_masked_titles_lose_the_words_of_sku_and_category_alone():
     vocabulary = ["", "red", "shirts", "nike", "k12", "cotton", "summer"]
-    record = {"title": "Red Shirts Nike K12", "tags": "cotton, summer", "sku": "K12", "category": "Shirt", "token_ids": None}
+    record = {
+        "title": "Red Shirts Nike K12",
+        "tags": "cotton, summer",
+        "sku": "K12",
+        "category": "Shirt",
+        "token_ids": None,
+    }
     catalog = hand_made(vocabulary=vocabulary)
     reader = TitleReader(catalog, config(title="masked"))
     assert reader(record, 0, 0).tolist() == [1, 3, 5, 6, 0]
@@ -177,7 +185,12 @@ class Textless(HandMade):
     """Photos that say who they are; a title would be found out."""
 
     def __getitem__(self, index):
-        record = {"image_id": f"photo {index}", "class_id": int(self.labels[index]), "title": "text", "token_ids": np.ones(3)}
+        record = {
+            "image_id": f"photo {index}",
+            "class_id": int(self.labels[index]),
+            "title": "text",
+            "token_ids": np.ones(3),
+        }
         return record | {"image": np.full((10, 9, 3), index, np.uint8)}
 
 
@@ -195,7 +208,8 @@ def test_photo_batches_hold_no_text_and_pad_the_last():
 
 
 @pytest.mark.parametrize(
-    "max_photos, wanted", [(0, list(range(72))), (72, list(range(72))), (100, list(range(72))), (4, [0, 18, 36, 54]), (1, [0])]
+    "max_photos, wanted",
+    [(0, list(range(72))), (72, list(range(72))), (100, list(range(72))), (4, [0, 18, 36, 54]), (1, [0])],
 )
 def test_max_photos_are_spread_evenly(max_photos, wanted):
     batches = photo_batches(Textless(), SMALL, batch_size=10, max_photos=max_photos)

@@ -21,7 +21,8 @@ def test_permute_is_a_permutation(size):
 def test_permute_differs_between_epochs_and_seeds():
     orders = [whole(1000, seed, epoch) for seed, epoch in [(0, 0), (0, 1), (1, 0), (1, 1)]]
     for i, one in enumerate(orders):
-        # A random permutation has one fixed point on average, two have one place in common; more than 10 happens once in 10^7.
+        # A random permutation has one fixed point on average, and two have one place in common; more than 10 of
+        # either is less than one chance in 10^7.
         assert (one == np.arange(1000)).sum() <= 10
         for other in orders[:i]:
             assert (one == other).sum() <= 10

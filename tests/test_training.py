@@ -17,7 +17,7 @@ from sicot_jax import runs
 from sicot_jax.checkpoint import CheckpointError, Checkpoints
 from sicot_jax.config import Config, ConfigError
 from sicot_jax.errors import TrainingStopped
-from sicot_jax.step import abstract_state
+from sicot_jax.step import abstract_state, make_setup
 from sicot_jax.train import test as evaluate_run
 from sicot_jax.train import train
 
@@ -38,9 +38,9 @@ def last_state(workdir: Path, config: Config):
     run = runs.read_run(workdir)
     device_mesh = runs.start_mesh(config)
     with jax.set_mesh(device_mesh):
-        setup = runs.run_setup(dataclasses.replace(run, config=config), device_mesh)
-        checkpoints = Checkpoints(workdir, num_classes=run.num_classes)
-        state = checkpoints.restore(abstract_state(setup, run.vocabulary_size))
+        setup = make_setup(config, run.shape, device_mesh)
+        checkpoints = Checkpoints(workdir, num_classes=run.shape.num_classes)
+        state = checkpoints.restore(abstract_state(setup))
         checkpoints.close()
         return jax.device_get(state)
 
@@ -116,6 +116,7 @@ def test_kill_and_resume_equals_uninterrupted_bit_for_bit(uninterrupted, tmp_pat
     assert losses(tmp_path / "run") == losses(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data, model", [(1, 1), (2, 2)])
 def test_a_checkpoint_of_eight_devices_continues_on_fewer(tmp_path, monkeypatch, data, model):
     """11 classes are padded to 16 rows on eight devices, to 12 on four, to 11 on one."""
@@ -142,17 +143,24 @@ def test_a_checkpoint_of_eight_devices_continues_on_fewer(tmp_path, monkeypatch,
 
 def test_sigterm_saves_first_and_the_same_command_goes_on(tmp_path):
     workdir = tmp_path / "run"
-    command = [sys.executable, "-m", "sicot_jax.main", "--config=tiny", f"--workdir={workdir}", "--config.train.steps=4000"]
+    command = [
+        sys.executable,
+        "-m",
+        "sicot_jax.main",
+        "--config=tiny",
+        f"--workdir={workdir}",
+        "--config.train.steps=4000",
+    ]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    seen = []
-    for line in process.stderr:
-        seen.append(line)
-        if line.startswith("step "):
-            process.send_signal(signal.SIGTERM)
-            break
-    rest = process.stderr.read()
-    assert process.wait(60) == 3, seen + [rest]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        seen = []
+        for line in process.stderr:
+            seen.append(line)
+            if line.startswith("step "):
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stderr.read()
+    assert process.returncode == 3, [*seen, rest]
     assert "SIGTERM: saved at step" in rest
     saved = int(rest.split("saved at step ")[1].split(";")[0])
     checkpoints = Checkpoints(workdir, num_classes=11)
@@ -191,10 +199,12 @@ def test_restoring_another_model_names_every_difference(uninterrupted):
     wider = dataclasses.replace(config, model=dataclasses.replace(config.model, embedding_width=24))
     device_mesh = runs.start_mesh(config)
     with jax.set_mesh(device_mesh):
-        setup = runs.run_setup(dataclasses.replace(run, config=wider), device_mesh)
-        checkpoints = Checkpoints(workdir, num_classes=run.num_classes)
-        with pytest.raises(CheckpointError, match=r"classifier/kernel is \(11, 16\), wanted \(11, 24\).*params/visual/project"):
-            checkpoints.restore(abstract_state(setup, run.vocabulary_size))
+        setup = make_setup(wider, run.shape, device_mesh)
+        checkpoints = Checkpoints(workdir, num_classes=run.shape.num_classes)
+        with pytest.raises(
+            CheckpointError, match=r"classifier/kernel is \(11, 16\), wanted \(11, 24\).*params/visual/project"
+        ):
+            checkpoints.restore(abstract_state(setup))
         checkpoints.close()
 
 

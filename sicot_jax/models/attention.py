@@ -5,6 +5,8 @@ Shapes: words [B, T, E] float, mask [B, T] bool (True = a real word). A row with
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,11 +98,15 @@ class WordAttention(nnx.Module):
     ):
         self.kind = kind
         self.windows = windows
-        first = second = out = None
+        first: Any = None
+        second: Any = None
+        out: Any = None
         match kind:
             case "bilinear":
                 if width % windows:
-                    raise InputError(f"text.word_width={width} is not divisible by text.windows={windows}; change one of them")
+                    raise InputError(
+                        f"text.windows={windows} does not divide the word width {width} of the catalogue; change text.windows"
+                    )
                 first = Linear(windows * windows, hidden, dtype=dtype, rng=rng)
                 # A softmax does not see a constant added to every score; a sigmoid does.
                 out = Linear(hidden, 1, bias=weighting == "sigmoid", dtype=dtype, rng=rng)
@@ -130,7 +136,9 @@ class BiLSTM(nnx.Module):
 
     def __init__(self, width: int, *, rng: np.random.Generator):
         if width % 2:
-            raise InputError(f"text.word_width={width}: a bi-LSTM wants an even width; change text.word_width")
+            raise InputError(
+                f"word vectors of width {width}: a bi-LSTM wants an even width; import with another word width"
+            )
         units = width // 2
         recurrent = [np.linalg.qr(rng.standard_normal((4 * units, units)))[0].T for _ in range(2)]
         self.kernel = nnx.Param(jnp.asarray(rng.standard_normal((2, width, 4 * units), np.float32) * width**-0.5))
@@ -155,14 +163,19 @@ class TextEncoder(nnx.Module):
     softmax(w^T tanh(W h_i)) (Lin et al. 2017); the rest are `WordAttention`.
     """
 
-    def __init__(self, encoder: str, width: int, *, windows: int, hidden: int, weighting: str, dtype, rng: np.random.Generator):
+    def __init__(
+        self, encoder: str, width: int, *, windows: int, hidden: int, weighting: str, dtype, rng: np.random.Generator
+    ):
         if encoder not in ENCODERS:
             raise InputError(f"text.encoder={encoder!r}, wanted one of {ENCODERS}")
         if weighting not in WEIGHTINGS:
             raise InputError(f"text.weighting={weighting!r}, wanted one of {WEIGHTINGS}")
         self.encoder = encoder
         self.weighting = weighting
-        attention = lstm = first = out = None
+        attention: Any = None
+        lstm: Any = None
+        first: Any = None
+        out: Any = None
         match encoder:
             case "mean":
                 pass

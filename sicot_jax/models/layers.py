@@ -55,7 +55,7 @@ class BatchNorm(nnx.Module):
         if not train:
             return normalise(x, self.mean[...], self.var[...], self.scale[...], self.bias[...])
         mean, variance = batch_moments(x, mask)
-        rate = 1 - BATCH_NORM_MOMENTUM
+        rate = jnp.float32(1 - BATCH_NORM_MOMENTUM)
         if mask is not None:
             rate = jnp.where(jnp.any(mask), rate, 0.0)
         self.mean[...] = self.mean[...] + rate * (mean - self.mean[...])
@@ -122,4 +122,3 @@ def max_pool_3x3(x):
     for piece in slices[1:]:
         result = jnp.maximum(result, piece)
     return result
-

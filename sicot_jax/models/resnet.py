@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,8 +28,8 @@ class Block(nnx.Module):
         self.convs = nnx.List([Conv(i, o, k, stride=s, dtype=dtype, rng=rng) for i, o, k, s in shapes])
         self.norms = nnx.List([BatchNorm(o) for _, o, _, _ in shapes])
         change = stride != 1 or inputs != outputs
-        self.downsample = Conv(inputs, outputs, 1, stride=stride, dtype=dtype, rng=rng) if change else None
-        self.downsample_norm = BatchNorm(outputs) if change else None
+        self.downsample: Any = Conv(inputs, outputs, 1, stride=stride, dtype=dtype, rng=rng) if change else None
+        self.downsample_norm: Any = BatchNorm(outputs) if change else None
 
     def __call__(self, x, *, train: bool):
         shortcut = x

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +35,17 @@ class VisualStream(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, dtype, rng: np.random.Generator):
         self.resnet = ResNet(
-            depth=config.depth, width=config.width, stem=config.stem, last_stride=config.last_stride, dtype=dtype, rng=rng
+            depth=config.depth,
+            width=config.width,
+            stem=config.stem,
+            last_stride=config.last_stride,
+            dtype=dtype,
+            rng=rng,
         )
         features = self.resnet.num_features
         width = config.embedding_width
-        self.project = Linear(features, width, bias=False, dtype=dtype, rng=rng) if width else None
-        self.norm = BatchNorm(width) if width else None
+        self.project: Any = Linear(features, width, bias=False, dtype=dtype, rng=rng) if width else None
+        self.norm: Any = BatchNorm(width) if width else None
         self.embedding_width = width or features
 
     def __call__(self, image, *, train: bool):
@@ -56,20 +62,22 @@ class SemanticStream(nnx.Module):
     and come back as zero, so that m = max(v, 0) = v for them.
     """
 
-    def __init__(self, config: TextConfig, vocabulary_size: int, embedding_width: int, *, dtype, rng: np.random.Generator):
+    def __init__(
+        self, config: TextConfig, words: tuple[int, int], embedding_width: int, *, dtype, rng: np.random.Generator
+    ):
         self.dtype = dtype
         # Filled with the catalogue's word vectors by `start_words`.
-        self.words = nnx.Param(jnp.zeros((vocabulary_size, config.word_width), jnp.float32))
+        self.words = nnx.Param(jnp.zeros(words, jnp.float32))
         self.encoder = TextEncoder(
             config.encoder,
-            config.word_width,
+            words[1],
             windows=config.windows,
             hidden=config.hidden,
             weighting=config.weighting,
             dtype=dtype,
             rng=rng,
         )
-        self.project = Linear(config.word_width, embedding_width, bias=False, dtype=dtype, rng=rng)
+        self.project = Linear(words[1], embedding_width, bias=False, dtype=dtype, rng=rng)
         self.norm = BatchNorm(embedding_width)
 
     def __call__(self, token_ids, *, train: bool):
@@ -84,13 +92,14 @@ class SemanticStream(nnx.Module):
 class Sicot(nnx.Module):
     """Photo and title -> {"visual", "semantic", "mixed": [B, D], "attention": [B, T]}; without text only "visual".
 
+    `words` is the shape (V, E) of the word table, None for the visual stream alone.
     A photo without a title falls back on its visual embedding in the other two streams: m = v, s = v.
     """
 
-    def __init__(self, config: ModelConfig, *, vocabulary_size: int, with_text: bool, dtype, rng: np.random.Generator):
+    def __init__(self, config: ModelConfig, *, words: tuple[int, int] | None, dtype, rng: np.random.Generator):
         self.visual = VisualStream(config, dtype=dtype, rng=rng)
         width = self.visual.embedding_width
-        semantic = SemanticStream(config.text, vocabulary_size, width, dtype=dtype, rng=rng) if with_text else None
+        semantic = SemanticStream(config.text, words, width, dtype=dtype, rng=rng) if words else None
         self.semantic = semantic
 
     def __call__(self, image, token_ids=None, *, train: bool | dict[str, bool]):
@@ -114,8 +123,8 @@ def start_words(state, word_vectors: np.ndarray):
     words = state.params["semantic"]["words"]
     if word_vectors.shape != words.shape:
         raise ValueError(
-            f"word vectors are {word_vectors.shape}, the model wants {words.shape} (vocabulary, word width); "
-            f"set model.text.word_width={word_vectors.shape[-1]}"
+            f"word vectors are {word_vectors.shape}, the model wants {words.shape} (vocabulary, word width); open the "
+            "catalogue the model was made for"
         )
     vectors = jax.device_put(jnp.asarray(word_vectors, jnp.float32), words.sharding)
     semantic = {**state.params["semantic"], "words": vectors}

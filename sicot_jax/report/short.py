@@ -37,7 +37,9 @@ def read_finished(workdir: Path) -> Finished:
             predictions = {name: arrays[name] for name in wanted}
         log = (workdir / "log.jsonl").read_text()
     except FileNotFoundError as error:
-        raise InputError(f"{workdir}: not a finished run, {Path(error.filename).name} is missing; train it to its end") from error
+        raise InputError(
+            f"{workdir}: not a finished run, {Path(error.filename).name} is missing; train it to its end"
+        ) from error
     validation = []
     for line in log.splitlines():
         record = json.loads(line)
@@ -70,7 +72,9 @@ def check_comparable(runs: Sequence[Finished]) -> None:
 def difference_rows(first: Finished, other: Finished) -> dict[str, tuple[float, float, float]]:
     """Group -> (top-1 difference in points, 95 % interval) of `other` minus `first`, photo by photo."""
     label, boundary = first.predictions["label"], first.results["head_boundary"]
-    place = {image: i for i, image in enumerate(zip(other.predictions["image_id"], other.predictions["label"], strict=True))}
+    place = {
+        image: i for i, image in enumerate(zip(other.predictions["image_id"], other.predictions["label"], strict=True))
+    }
     order = np.asarray([place[key] for key in zip(first.predictions["image_id"], label, strict=True)], int)
     hits = [
         first.predictions["top_classes"][:, 0] == label,
@@ -79,7 +83,10 @@ def difference_rows(first: Finished, other: Finished) -> dict[str, tuple[float, 
     difference = 100.0 * (hits[1].astype(float) - hits[0])
     head = first.predictions["train_counts"][label] > boundary
     members = {"overall": np.ones(len(label), bool), "head": head, "tail": ~head}
-    rows = {name: (float(difference[m].mean()) if m.any() else float("nan"), *paired_interval(difference[m])) for name, m in members.items()}
+    rows = {
+        name: (float(difference[m].mean()) if m.any() else float("nan"), *paired_interval(difference[m]))
+        for name, m in members.items()
+    }
     if len(label):
         _, inverse, counts = np.unique(label, return_inverse=True, return_counts=True)
         mean = float(np.mean(np.bincount(inverse, difference) / counts))
@@ -95,7 +102,14 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
 
     def line(row):
-        return "| " + " | ".join(f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True))) + " |"
+        return (
+            "| "
+            + " | ".join(
+                f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}"
+                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+            + " |"
+        )
 
     rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
     return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
@@ -124,22 +138,35 @@ def plot_histogram(train_counts: np.ndarray, head_boundary: int, path: Path) -> 
     """Training photos per class, most frequent first, with the head/tail boundary (SICoT Fig. 6)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     ordered = np.sort(train_counts)[::-1]
-    head = int((ordered > head_boundary).sum())
+    total, head = len(ordered), int((ordered > head_boundary).sum())
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    rank = np.arange(1, len(ordered) + 1)
-    shown = np.maximum(ordered, 0.5)  # a class without a photo stays visible on the log axis
-    axes.fill_between(rank[:head], shown[:head], 0.5, step="mid", color="#d1495b", alpha=0.85, label=f"head: {head} classes")
-    tail = slice(max(head - 1, 0), None)
-    axes.fill_between(rank[tail], shown[tail], 0.5, step="mid", color="#30638e", alpha=0.85, label=f"tail: {len(ordered) - head} classes")
-    axes.axhline(head_boundary + 0.5, color="black", linewidth=0.8, linestyle="--")
-    axes.annotate(f"head if more than {head_boundary} photos", (len(ordered), head_boundary + 0.5), ha="right", va="bottom", fontsize=8)
-    axes.set(yscale="log", xlabel="class, most frequent first", ylabel="training photos", xlim=(0.5, len(ordered) + 0.5))
-    axes.set_title(f"{int(train_counts.sum()):,} training photos in {len(ordered):,} classes", fontsize=10)
-    axes.legend(frameon=False)
+    # One step for all classes of equal count, so that a million classes are some thousand; the tail begins at a step.
+    starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+    for name, first, last, colour in [("head", 0, head, "#d1495b"), ("tail", head, total, "#30638e")]:
+        if first < last:
+            label = f"{name}: {last - first:,} {'class' if last - first == 1 else 'classes'}"
+            steps = starts[(first <= starts) & (starts < last)]
+            values, edges = np.maximum(ordered[steps], 0.5), np.append(steps, last) + 0.5
+            axes.stairs(values, edges, baseline=0.5, fill=True, color=colour, label=label)
+    boundary = f"head: more than {head_boundary:,} photos"
+    axes.axhline(head_boundary + 0.5, color="black", linewidth=0.8, linestyle="--", label=boundary)
+    # Room for the legend above counts that do not fall. Of many classes the head is but a line on a linear axis.
+    axes.set(yscale="log", ylim=(0.5, 6 * max(ordered[0], head_boundary, 1)), ylabel="training photos")
+    axes.set(xscale="log" if total > 5000 else "linear", xlim=(0.5, total + 0.5), xlabel="class, most frequent first")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    if total <= 5000:
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    empty = int((ordered == 0).sum())
+    without = f", {empty:,} without a photo" if empty else ""
+    classes = f"{total:,} {'class' if total == 1 else 'classes'}"
+    axes.set_title(f"{int(train_counts.sum()):,} training photos in {classes}{without}", fontsize=10)
+    axes.legend(frameon=False, loc="upper right", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
 
@@ -163,10 +190,13 @@ def write_report(workdirs: Sequence[Path], out: Path) -> str:
     ]
     for run in runs:
         if still_improving(run):
-            notes.append(f"{run.name.replace('_', '-')} is under-trained: its validation top-1 was still rising at the end.")
+            notes.append(
+                f"{run.name.replace('_', '-')} is under-trained: its validation top-1 was still rising at the end."
+            )
     origin = [
         f"- {run.name}: seed {run.config['seed']}, {run.results['step']} of {run.results['step_of_end']} steps (best on "
-        f"validation), data {run.results['hashes']['data'][:12]}, commit {run.results['commit'][:12] or 'unknown'}, {run.results['hardware']}"
+        f"validation), data {run.results['hashes']['data'][:12]}, commit {run.results['commit'][:12] or 'unknown'}, "
+        f"{run.results['hardware']}"
         for run in runs
     ]
     text = "\n\n".join(["# Report", table, *notes, "![class histogram](class_histogram.png)", "\n".join(origin)]) + "\n"

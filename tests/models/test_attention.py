@@ -41,7 +41,7 @@ def make(encoder, *, weighting="softmax", width=WIDTH, windows=WINDOWS):
 
 @functools.cache
 def compiled(encoder, weighting):
-    """The encoder, and a jitted (words, mask) -> (vector, weights, gradients of a sum of squares by words and by parameters)."""
+    """The encoder, and a jitted (words, mask) -> (vector, weights, gradients by words and by parameters)."""
     module = make(encoder, weighting=weighting)
     graphdef, parameters = nnx.split(module)
 
@@ -134,7 +134,7 @@ def test_encoder_by_its_formula(encoder):
 
 @pytest.mark.parametrize("encoder, weighting", [*((e, "softmax") for e in ENCODERS), ("bilinear", "sigmoid")])
 def test_padding_changes_nothing(encoder, weighting):
-    """Other vectors at padded places: the same output and no gradient; a row of padding alone gives zeros, never NaN."""
+    """Other vectors at padded places: the same output, no gradient; a row of padding alone gives zeros, never NaN."""
     _, run = compiled(encoder, weighting)
     vector, weights, (by_words, by_parameters) = run(WORDS, MASK)
     altered = np.where(MASK[..., None], WORDS, 7 * WORDS[::-1] + 3)
@@ -175,7 +175,11 @@ def test_bi_lstm_equals_torch():
     reference = torch.nn.LSTM(WIDTH, units, batch_first=True, bidirectional=True)
     with torch.no_grad():
         for side, suffix in enumerate(["", "_reverse"]):
-            for name, parameter in [("weight_ih", module.kernel), ("weight_hh", module.recurrent), ("bias_ih", module.bias)]:
+            for name, parameter in [
+                ("weight_ih", module.kernel),
+                ("weight_hh", module.recurrent),
+                ("bias_ih", module.bias),
+            ]:
                 values = np.array(parameter[...][side].T)
                 getattr(reference, f"{name}_l0{suffix}").copy_(torch.from_numpy(values))
             getattr(reference, f"bias_hh_l0{suffix}").zero_()
@@ -194,9 +198,13 @@ def test_mix_is_the_greater_element():
 @pytest.mark.parametrize("with_text", [True, False])
 def test_untitled_photo_falls_back_on_its_visual_embedding(one_device, with_text):
     config = ModelConfig(
-        depth=18, width=4, stem="small", embedding_width=6, text=TextConfig(word_width=WIDTH, windows=WINDOWS, hidden=HIDDEN)
+        depth=18,
+        width=4,
+        stem="small",
+        embedding_width=6,
+        text=TextConfig(windows=WINDOWS, hidden=HIDDEN),
     )
-    model = Sicot(config, vocabulary_size=9, with_text=with_text, dtype=jnp.float32, rng=np.random.default_rng(3))
+    model = Sicot(config, words=(9, WIDTH) if with_text else None, dtype=jnp.float32, rng=np.random.default_rng(3))
     if not with_text:
         model.visual = lambda image, train: image  # the ResNet has its own tests
         out = model(jnp.ones((3, 6)), jnp.ones((3, 4), jnp.int32), train=True)
@@ -227,8 +235,8 @@ def test_untitled_photo_falls_back_on_its_visual_embedding(one_device, with_text
 @pytest.mark.parametrize(
     "build, message",
     [
-        (lambda: make("bilinear", windows=3), r"text.word_width=8 is not divisible by text.windows=3"),
-        (lambda: make("lstm", width=7), r"text.word_width=7: a bi-LSTM wants an even width"),
+        (lambda: make("bilinear", windows=3), r"text.windows=3 does not divide the word width 8"),
+        (lambda: make("lstm", width=7), r"width 7: a bi-LSTM wants an even width"),
         (lambda: make("transformer"), r"text.encoder='transformer', wanted one of \('mean', 'bilinear'"),
         (lambda: make("dot", weighting="relu"), r"text.weighting='relu', wanted one of \('softmax', 'sigmoid'\)"),
     ],

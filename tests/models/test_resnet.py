@@ -1,4 +1,4 @@
-"""The ResNet against torchvision's, written out again in torch; pooling, batch norm, map sizes, number of parameters."""
+"""The ResNet against torchvision's, written again in torch; pooling, batch norm, map sizes, number of parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +24,19 @@ def torch_resnet(torch, depth, width):
         def __init__(self, inputs, planes, stride):
             super().__init__()
             if depth >= 50:
-                outputs, sizes = 4 * planes, [(inputs, planes, 1, 1), (planes, planes, 3, stride), (planes, 4 * planes, 1, 1)]
+                outputs, sizes = (
+                    4 * planes,
+                    [(inputs, planes, 1, 1), (planes, planes, 3, stride), (planes, 4 * planes, 1, 1)],
+                )
             else:
                 outputs, sizes = planes, [(inputs, planes, 3, stride), (planes, planes, 3, 1)]
             self.convs = nn.ModuleList(nn.Conv2d(i, o, k, s, padding=k // 2, bias=False) for i, o, k, s in sizes)
             self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o, _, _ in sizes)
             self.downsample = None
             if stride != 1 or inputs != outputs:
-                self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+                self.downsample = nn.Sequential(
+                    nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+                )
 
         def forward(self, x):
             y = x
@@ -55,7 +60,12 @@ def copy_convolution(mine, theirs):
 
 
 def copy_norm(mine, theirs):
-    for name, value in [("scale", theirs.weight), ("bias", theirs.bias), ("mean", theirs.running_mean), ("var", theirs.running_var)]:
+    for name, value in [
+        ("scale", theirs.weight),
+        ("bias", theirs.bias),
+        ("mean", theirs.running_mean),
+        ("var", theirs.running_var),
+    ]:
         getattr(mine, name)[...] = jnp.asarray(value.detach().numpy())
 
 
@@ -106,7 +116,8 @@ def test_features_equal_torch(depth):
 def test_max_pool_and_its_gradient_equal_torch(height, width):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(height)
-    # No two values alike: where values tie, torch gives the gradient to one of them, we to all. All below zero: padding loses.
+    # No two values alike: where values tie, torch gives the gradient to one of them, we to all.
+    # All below zero: a padding of zeros would win.
     x = (rng.permutation(2 * height * width * 3).astype(np.float32) - 1000).reshape(2, height, width, 3)
     theirs = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).requires_grad_()
     pooled = torch.nn.functional.max_pool2d(theirs, 3, 2, 1)

@@ -1,0 +1,84 @@
+"""What the benchmarks share: contenders in turn, the machine in words, Markdown tables. Never a verdict on a time."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import os
+import platform
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+NOT_MEASURED = "not measured"
+
+
+def in_turn(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[Any]]:
+    """Results of `rounds` rounds, in each of which every contender has its turn: noise of the machine hits them alike."""
+    results: dict[str, list[Any]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            results[name].append(contender())
+    return results
+
+
+def middle(values: Iterable[float], digits: int = 0) -> str:
+    """Median, or "not measured"."""
+    values = list(values)
+    return f"{statistics.median(values):,.{digits}f}" if values else NOT_MEASURED
+
+
+def spread(values: Iterable[float], digits: int = 0) -> str:
+    """Least to greatest."""
+    values = list(values)
+    return f"{min(values):,.{digits}f} to {max(values):,.{digits}f}" if values else NOT_MEASURED
+
+
+def ratio(values: Sequence[float], base: Sequence[float], *, digits: int = 2) -> str:
+    """Median over rounds of value / base of the same round."""
+    return middle([value / other for value, other in zip(values, base, strict=True)], digits)
+
+
+def missing(*modules: str) -> str:
+    """Why a row cannot be measured: "no grain", or "" where all modules are there."""
+    absent = [name for name in modules if importlib.util.find_spec(name) is None]
+    return f"no {', '.join(absent)}" if absent else ""
+
+
+def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A Markdown table; a short row is one that was not measured, its last cell says why."""
+    print(f"\n{title}\n\n| {' | '.join(header)} |\n|{'|'.join(['---', *['---:'] * (len(header) - 1)])}|")
+    for row in rows:
+        if len(row) < len(header):
+            name, why = row
+            row = [name, f"{NOT_MEASURED} ({why})", *[""] * (len(header) - 2)]
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def print_machine(rounds: int) -> None:
+    """Machine, versions and date in one line. Starts jax's devices: call it where that disturbs nothing."""
+    import jax
+
+    devices = jax.devices()
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    print(
+        f"{cores()} cores ({_cpu_model()}{load}), {len(devices)} x {devices[0].device_kind}, jax {jax.__version__}, "
+        f"Python {platform.python_version()}, {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC; "
+        f"medians of {rounds} rounds",
+        flush=True,
+    )

@@ -1,0 +1,45 @@
+"""SICoT's largest experiment in shape: 998,131 classes, ResNet-50, D = 2048, the paper's schedule (section 4.3).
+
+Command:  python -m sicot_jax.main --config=configs/1m.py
+Hardware: state alone 25 GB over the mesh (kernel, gradient and momentum 8.2 GB each); eight devices of 32 GB or more.
+          Compiled for an 8-device mesh in tests/test_scale.py.
+Result:   not measured. The paper's 55.8 M photos are private: the catalogue here is generated, with their counts.
+
+Batch 256 is global (the paper does not say whether it is per GPU). Momentum, weight decay and augmentation are ours.
+"""
+
+from sicot_jax.catalog.generated import GeneratedSpec
+from sicot_jax.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
+from sicot_jax.preprocessing import Preprocessing
+
+
+def get_config() -> Config:
+    return Config(
+        data=DataConfig(
+            generated=GeneratedSpec(
+                num_classes=998_131,
+                train_photos=55_776_960,
+                validation_per_class=1,
+                test_per_class=8,
+                image_size=224,
+                word_vectors="random",
+                word_vector_width=128,
+            ),
+            head_boundary=200,
+            workers=8,
+        ),
+        preprocessing=Preprocessing(height=224, width=224, resize_height=224, resize_width=224),
+        augment=AugmentConfig(flip=False),
+        model=ModelConfig(depth=50, width=64),
+        optim=OptimConfig(learning_rate=0.1, schedule="step", gamma=0.8, decay_epochs=1.0),
+        train=TrainConfig(batch_size=256, epochs=10, compute_dtype="bfloat16"),
+        eval=EvalConfig(batch_size=256, max_photos=100_000),
+    )

@@ -1,0 +1,201 @@
+"""The short report on run folders made by hand: cells, intervals, refusals and the histogram."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sicot_jax.errors import InputError
+from sicot_jax.metrics import accuracy
+from sicot_jax.report import short
+from sicot_jax.report.short import markdown_table, plot_histogram, read_finished, still_improving, write_report
+
+# Class 0 is head; class 1 and 2 are tail; class 3 is tail and has neither training nor test photos.
+COUNTS = np.array([9, 3, 1, 0])
+LABEL = np.array([0, 0, 0, 0, 1, 1, 2, 2])
+FIRST = [0, 0, 1, 1, 1, 0, 0, 0]  # best class of each photo: 2 of 4, 1 of 2, 0 of 2 right
+SECOND = [0, 0, 0, 1, 1, 1, 2, 0]  # 3 of 4, 2 of 2, 1 of 2
+
+
+def make_run(workdir, best, *, order=None, hashes=(), boundary=5, validation=(10.0, 20.0, 20.1), label=LABEL):
+    """A finished run whose photo i has best class best[i]; `order` is the order in which its photos are stored."""
+    order = np.arange(len(label)) if order is None else order
+    best = np.asarray(best)
+    rest = [[c for c in (3, 2, 1, 0) if c != b] for b in best]
+    top = np.concatenate([best[:, None], rest], 1) if len(best) else np.zeros((0, 4), int)
+    workdir.mkdir(parents=True)
+    np.savez(
+        workdir / "predictions.npz",
+        image_id=np.array([f"photo {i}" for i in range(len(label))], str)[order],
+        label=label[order],
+        top_classes=top[order],
+        train_counts=COUNTS,
+    )
+    results = {
+        "accuracy": accuracy(label, top, COUNTS, boundary),
+        "head_boundary": boundary,
+        "hashes": {"data": "d" * 64, "class_table": "c" * 64, "test_set": "t" * 64, **dict(hashes)},
+        "step": 30,
+        "step_of_end": 40,
+        "commit": "",
+        "hardware": "1 x cpu",
+    }
+    (workdir / "results.json").write_text(json.dumps(results))
+    (workdir / "config.json").write_text(json.dumps({"format": 1, "config": {"seed": 3}}))
+    lines = [{"step": 10, "kind": "train", "total": 1.0}]
+    steps = np.linspace(40 / len(validation), 40, len(validation)) if validation else []
+    lines += [
+        {"step": float(s), "kind": "validation", "overall_top1": v} for s, v in zip(steps, validation, strict=True)
+    ]
+    (workdir / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return workdir
+
+
+def cells(table):
+    """First cell -> the others, of every row."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")
+    ]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_table_of_two_runs(tmp_path):
+    """The second run stored its photos in another order: differences are taken photo by photo all the same."""
+    first = make_run(tmp_path / "baseline", FIRST)
+    second = make_run(tmp_path / "co_training", SECOND, order=np.array([7, 2, 0, 5, 1, 3, 6, 4]))
+    rows = cells(write_report([first, second], tmp_path / "report"))
+    assert rows["top-1 (top-3), %"] == ["overall", "head", "tail", "class mean"]
+    # Behind the best class come 3, 2, 1, 0: top-3 misses label 0 behind another class, and label 1 behind 0.
+    assert rows["baseline"] == ["37.50 (62.50)", "50.00 (50.00)", "25.00 (75.00)", "33.33 (66.67)"]
+    assert rows["co-training"] == ["75.00 (87.50)", "75.00 (75.00)", "75.00 (100.00)", "75.00 (91.67)"]
+    assert rows["test photos"] == ["8", "4", "4", "8"]
+    gains = rows["co-training - baseline"]
+    for cell, gain in zip(gains, ["+37.50", "+25.00", "+50.00", "+41.67"], strict=True):
+        value, low, high = cell.replace("[", "").replace("]", "").replace(",", "").split()
+        assert value == gain
+        assert float(low) <= float(value) <= float(high) and float(low) < float(high)
+    assert float(gains[0].split("[")[1].split(",")[0]) >= 0  # no photo got worse
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert (
+        "4 classes, 1 of them head (more than 5 training photos), 13 training photos, 1 classes without a test photo"
+        in text
+    )
+    assert "- baseline: seed 3, 30 of 40 steps (best on validation), data dddddddddddd, commit unknown, 1 x cpu" in text
+    assert "under-trained" not in text
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["class_histogram.png", "report.md"]
+
+
+def test_a_run_against_itself_differs_by_nothing(tmp_path):
+    runs = [make_run(tmp_path / name, FIRST) for name in ("one", "two")]
+    rows = cells(write_report(runs, tmp_path / "report"))
+    assert rows["two - one"] == ["+0.00 [+0.00, +0.00]"] * 4
+
+
+def test_a_group_without_photos_is_a_dash(tmp_path):
+    runs = [make_run(tmp_path / name, best, boundary=0) for name, best in [("one", FIRST), ("two", SECOND)]]
+    rows = cells(write_report(runs, tmp_path / "report"))
+    assert (rows["one"][2], rows["two - one"][2], rows["test photos"][2]) == ("-", "-", "0")
+    assert rows["one"][1] == rows["one"][0]
+
+
+def test_one_run_alone(tmp_path):
+    rows = cells(write_report([make_run(tmp_path / "one", FIRST)], tmp_path / "report"))
+    assert [name for name in rows if name.strip("-")] == ["top-1 (top-3), %", "one", "test photos"]
+
+
+@pytest.mark.parametrize("key, words", [("test_set", "another test set"), ("class_table", "another class table")])
+def test_runs_on_other_data_are_refused_by_name(tmp_path, key, words):
+    runs = [make_run(tmp_path / name, FIRST) for name in ("one", "two")]
+    runs.append(make_run(tmp_path / "odd_one", FIRST, hashes={key: "x"}.items()))
+    with pytest.raises(InputError, match=rf"odd_one and one have {words}; report them apart"):
+        write_report(runs, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_runs_of_several_boundaries_are_refused(tmp_path):
+    runs = [make_run(tmp_path / str(b), FIRST, boundary=b) for b in (5, 2)]
+    with pytest.raises(InputError, match=r"head boundaries \[2, 5\] in one table; set one data.head_boundary"):
+        write_report(runs, tmp_path / "report")
+
+
+@pytest.mark.parametrize("missing", ["results.json", "config.json", "predictions.npz", "log.jsonl"])
+def test_unfinished_run_is_refused_by_name(tmp_path, missing):
+    run = make_run(tmp_path / "half_done", FIRST)
+    (run / missing).unlink()
+    with pytest.raises(InputError, match=rf"half_done: not a finished run, {missing} is missing; train it to its end"):
+        write_report([make_run(tmp_path / "one", FIRST), run], tmp_path / "report")
+    with pytest.raises(InputError, match=r"nowhere: not a finished run"):
+        read_finished(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "validation, rising",
+    [
+        ((10.0, 20.0, 20.4, 20.8), False),
+        ((10.0, 20.0, 20.2, 20.8), True),
+        ((30.0, 20.0, 20.0, 29.0), False),
+        ((40.0,), False),
+        ((), False),
+    ],
+)
+def test_still_improving(tmp_path, validation, rising):
+    """The last of four validations is in the last quarter; it must beat the best before by more than half a point."""
+    run = make_run(tmp_path / "a_run", FIRST, validation=validation)
+    assert still_improving(read_finished(run)) == rising
+
+
+def test_under_trained_run_is_named_in_the_report(tmp_path):
+    run = make_run(tmp_path / "a_run", FIRST, validation=(10.0, 20.0, 30.0, 40.0))
+    assert "a-run is under-trained" in write_report([run], tmp_path / "report")
+
+
+def test_markdown_table():
+    table = markdown_table(["name", "x"], [["a", "1.25"], ["longer", "-"]])
+    assert table.splitlines() == ["| name   |    x |", "|--------|-----:|", "| a      | 1.25 |", "| longer |    - |"]
+
+
+RED, BLUE = (0xD1, 0x49, 0x5B), (0x30, 0x63, 0x8E)
+
+
+def areas(path):
+    """Pixels of the head's and of the tail's colour, the legend's small samples included."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    return [int((pixels == colour).all(-1).sum()) for colour in (RED, BLUE)]
+
+
+def falling(classes):
+    return np.maximum(1, (500 / np.arange(1, classes + 1)).astype(int))[np.random.default_rng(0).permutation(classes)]
+
+
+@pytest.mark.parametrize(
+    "counts, boundary, head, tail",
+    [
+        (falling(60), 50, True, True),
+        (falling(1000), 20, True, True),
+        (falling(60), 0, True, False),
+        (falling(60), 500, False, True),
+        (np.array([40, 3, 1]), 5, True, True),  # a head of one class
+        (np.array([40, 0]), 5, True, False),  # the only tail class has no photo, so no area but in the legend
+        (np.array([7]), 9, False, True),
+    ],
+)
+def test_histogram_shows_head_and_tail(tmp_path, counts, boundary, head, tail):
+    """A group without a class has no pixel of its colour, the others an area."""
+    plot_histogram(counts, boundary, tmp_path / "histogram.png")
+    in_head, in_tail = areas(tmp_path / "histogram.png")
+    for area, present in [(in_head, head), (in_tail, tail)]:
+        assert area > 2000 if present else area < 500
+
+
+def test_histogram_of_many_classes_is_quick_and_keeps_the_head_in_sight(tmp_path):
+    """A million classes, 100 of them head: on a linear axis that is a tenth of a pixel."""
+    counts = np.ones(1_000_000, int)
+    counts[:100] = np.arange(100, 200)
+    plot_histogram(counts, 50, tmp_path / "histogram.png")
+    assert all(area > 2000 for area in areas(tmp_path / "histogram.png"))
+
+
+def test_groups_are_those_of_metrics():
+    assert set(short.GROUPS) == set(accuracy(LABEL, np.zeros((8, 1), int), COUNTS, 5))
