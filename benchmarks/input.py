@@ -166,7 +166,9 @@ def main() -> None:
 
         pipelines: dict[str, Callable[[], tuple[float, float]]] = {}
         pieces: dict[str, Callable[[], float]] = {}
-        rows: list[tuple[str, ...]] = [(f"{imported}, {workers_name(w)}", absent[imported]) for w in args.workers if why]
+        rows: list[tuple[str, ...]] = [
+            (f"{imported}, {workers_name(w)}", absent[imported]) for w in args.workers if why
+        ]
         no_grain = timing.missing("grain")
         for name, (catalog, its_config) in catalogs.items():
             for workers in args.workers:
@@ -200,9 +202,7 @@ def main() -> None:
             micro = [1e6 * value for value in seconds]
             rates_a_core = [1 / value for value in seconds]
             rows.append((name, timing.middle(micro, 1), timing.middle(rates_a_core), timing.spread(micro, 1)))
-        timing.print_table(
-            "Parts, one thread.", ("part", "us a photo", "images/s a core", "us a photo, range"), rows
-        )
+        timing.print_table("Parts, one thread.", ("part", "us a photo", "images/s a core", "us a photo, range"), rows)
 
 
 if __name__ == "__main__":

@@ -263,18 +263,24 @@ def abstract_state(setup: Setup) -> TrainState:
     return mesh.on_devices(state, setup.mesh)
 
 
-def memory_lines(state: TrainState, device_mesh) -> list[str]:
-    """Bytes of the state per device, a line each."""
+def memory_lines(state: TrainState, setup: Setup) -> list[str]:
+    """Bytes of a step per device, a line each; activations are the compiler's and not among them."""
 
-    def mib(tree, devices):
+    def mib(tree, devices=1):
         return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)) / devices / 2**20
 
-    rows = {
-        "streams: parameters": mib((state.params, state.batch_stats), 1),
-        "streams: optimizer": mib(state.opt_state, 1),
-        "classifier: kernel, bias, prior": mib(dataclasses.replace(state.classifier, opt_state=()), device_mesh.size),
-        "classifier: optimizer": mib(state.classifier.opt_state, device_mesh.size),
+    devices, classifier = setup.mesh.size, state.classifier
+    rows = setup.config.train.batch_size * len(heads.loss_weights(setup.config.loss))
+    kernel = mib((classifier.kernel, classifier.bias), devices)
+    items = {
+        "streams: parameters": mib((state.params, state.batch_stats)),
+        "streams: optimizer": mib(state.opt_state),
+        "streams: gradient": mib(state.params),
+        "classifier: kernel and bias": kernel,
+        "classifier: optimizer": mib(classifier.opt_state, devices),
+        "classifier: gradient": kernel,
+        # Logits, their exponentials and their gradient.
+        "head: three times the logits": 3 * rows * classifier.bias.shape[0] * 4 / devices / 2**20,
     }
-    return [f"  {name:<32} {value:10.1f} MiB" for name, value in rows.items()] + [
-        f"  {'sum, without activations':<32} {sum(rows.values()):10.1f} MiB"
-    ]
+    items["sum, without activations"] = sum(items.values())
+    return [f"  {name:<32} {value:10.1f} MiB" for name, value in items.items()]

@@ -172,7 +172,7 @@ class _Loop:
             f"{sizes} photos; {setup.steps} steps of {self.config.train.batch_size} on {runs.hardware(setup.mesh)}",
             file=sys.stderr,
         )
-        print("memory a device, before the first step:", *memory_lines(target, setup.mesh), sep="\n", file=sys.stderr)
+        print("memory a device, before the first step:", *memory_lines(target, setup), sep="\n", file=sys.stderr)
 
     def _start(self) -> TrainState:
         prior = class_log_prior(self.catalog.classes.counts["train"], self.setup.mesh)

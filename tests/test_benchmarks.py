@@ -1,0 +1,94 @@
+"""The benchmarks run at their smallest and print every row they promise; times are nobody's business here."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """A catalogue of two products with eight photos each."""
+    from PIL import Image
+
+    from sicot_jax.catalog.importing import import_catalog
+
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("image", "sku", "title"))
+        for index in range(16):
+            Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(folder / f"{index}.jpg")
+            writer.writerow((f"{index}.jpg", f"sku-{index % 2}", "red shirt"))
+    import_catalog(folder / "manifest.csv", folder / "catalogue", workers=1)
+    return folder / "catalogue"
+
+
+def rows(name: str, *options: str) -> dict[str, list[str]]:
+    """First cell -> other cells of every row that the script prints, after a look at its machine line."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--rounds", "1", *options]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first = done.stdout.splitlines()[0]
+    assert re.search(r"^\d+ cores .*, jax \d+\..*, Python 3\..*, \d{4}-\d\d-\d\d .* UTC", first)
+    cells = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    return {line[0]: line[1:] for line in cells}
+
+
+def test_input(imported):
+    printed = rows(
+        "input",
+        *("--path", str(imported), "--batch-size", "4", "--batches", "2", "--photos", "20", "--workers", "0", "1"),
+    )
+    catalogs = ["imported 60x80", "generated 48x48", "array file 48x48"]
+    pipelines = [f"{name}, {how}" for name in catalogs[:2] for how in ("threads", "1 worker process")]
+    parts = ["read record", "decode and fit photo", "read title", "stack photos", "put on device"]
+    wanted = {
+        *pipelines,
+        "array file 48x48, in line",
+        *(f"{name}: {part}" for name in catalogs for part in parts),
+    }
+    assert set(printed) == {"pipeline", "part", *wanted}
+    assert not [name for name in wanted if "not measured" in printed[name][0]]
+
+
+def test_loop(imported):
+    printed = rows(
+        "loop",
+        *("--config", "tiny", "--path", str(imported), "--batch-size", "8", "--steps", "2"),
+        *("--classes", "5", "--train-photos", "20", "--vocabulary", "9", "--word-width", "8", "--encoders", "bilinear"),
+    )
+    streams = ["baseline", "co-training, bilinear"]
+    bare = ["bare step", "bare step, imported"]
+    loops = ["loop, array file", "loop, generated on the fly", "loop, imported, threads"]
+    assert set(printed) == {"step", "loop", *streams, *bare, *loops}
+    assert not [name for name, cells in printed.items() if "not measured" in cells[0]]
+
+
+def test_rows_without_their_data_say_so():
+    options = ("--batch-size", "4", "--batches", "2", "--photos", "20", "--workers", "0")
+    assert rows("input", *options)["imported, threads"][0] == "not measured (no --path)"
+
+
+def test_importing():
+    """300 photos: enough for two worker processes."""
+    printed = rows("importing", *("--sizes", "30x40", "300x280", "--photos", "300", "--part-photos", "4"))
+    stages = ["whole import", "photos", "words", "splits, tables, records"]
+    parts = ["read file", "decode", "hash pixels", "shrink", "encode"]
+    wanted = {
+        f"{size}: {part}"
+        for size in ("30x40", "300x280")
+        for part in [*(f"{stage}, {n}" for stage in stages for n in ("1 worker", "2 workers")), *parts]
+    }
+    assert set(printed) == {"part", *wanted}
+    assert not [name for name in wanted if "not measured" in printed[name][0]]

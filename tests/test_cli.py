@@ -1,0 +1,107 @@
+"""The command as users type it: exit codes and one-line messages, the main job end to end."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sicot_jax import cli
+
+ROOT = Path(__file__).parent.parent
+TINY = ["--config=tiny", "--config.mesh.data=1", "--config.train.steps=4"]
+
+
+def fails_with(capsys, arguments, *, code=cli.INPUT_ERROR):
+    """The one line on stderr of a command that refuses its input."""
+    assert cli.main(arguments) == code
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return captured.err.strip().splitlines()[-1]
+
+
+def test_the_main_job_end_to_end(tmp_path, capsys):
+    """`compare` on the tiny config: two runs, a report with a table and a figure; a second call trains nothing."""
+    command = ["compare", *TINY, f"--workdir={tmp_path / 'run'}"]
+    assert cli.main(command) == 0
+    table = capsys.readouterr().out
+    for row in ("baseline", "co-training", "co-training - baseline", "test photos"):
+        assert f"| {row}" in table
+    report = (tmp_path / "run" / "report" / "report.md").read_text()
+    assert "11 classes, 3 of them head" in report
+    assert (tmp_path / "run" / "report" / "class_histogram.png").stat().st_size > 5000
+    arms = [json.loads((tmp_path / "run" / arm / "config.json").read_text())["config"] for arm in ("baseline", "co_training")]
+    assert [arm.pop("loss")["mixed"] for arm in arms] == [0.0, 1.0]
+    assert arms[0] == arms[1]  # the same schedule, data and seed
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*/results.json")}
+    assert cli.main(command) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*/results.json")}
+
+
+def test_arrays_train_like_the_catalogue_they_came_from(tmp_path, capsys):
+    """The same photos and words in the same order give the same run, to the bit."""
+    assert cli.main(["export-arrays", "--config=tiny", f"--out={tmp_path / 'tiny.npz'}"]) == 0
+    arrays = ["--config.data.source=arrays", f"--config.data.path={tmp_path / 'tiny.npz'}"]
+    for name, extra in {"generated": [], "arrays": arrays}.items():
+        assert cli.main(["train", *TINY, f"--workdir={tmp_path / name}", *extra]) == 0
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("generated", "arrays")]
+    assert results[0]["accuracy"] == results[1]["accuracy"]
+    logs = [
+        [json.loads(line).get("total") for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("generated", "arrays")
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_training_from_arrays_needs_only_numpy_and_jax(tmp_path):
+    """As on a bare accelerator image: everything else is hidden from the import system."""
+    cli.main(["export-arrays", "--config=tiny", f"--out={tmp_path / 'tiny.npz'}"])
+    program = f"""
+import sys
+for name in ("tensorflow_datasets", "grain", "PIL", "pyarrow", "gensim", "sentencepiece", "ml_collections", "matplotlib",
+             "tensorboardX", "tqdm", "array_record", "tensorflow"):
+    sys.modules[name] = None  # importing it raises ImportError
+import dataclasses
+from pathlib import Path
+from sicot_jax import config
+from sicot_jax.train import train
+tiny = config.load("tiny")
+data = dataclasses.replace(tiny.data, source="arrays", path={str(tmp_path / "tiny.npz")!r})
+tiny = dataclasses.replace(tiny, data=data, train=dataclasses.replace(tiny.train, steps=2))
+print(train(tiny, Path({str(tmp_path / "run")!r}))["accuracy"]["overall"]["photos"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == "22"
+
+
+def test_tensorflow_is_never_imported():
+    program = "import sys; from sicot_jax import cli, compare, train; assert 'tensorflow' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["train", "--config=fashoin"], "no such file and no bundled config"),
+        (["train", "--config=tiny", "--config.optim.learning_rat=1"], "did you mean optim.learning_rate?"),
+        (["train", "--config=tiny", "--config.optim.learning_rate=fast"], "learning_rate"),
+        (["train", "--config=fashion", "--config.data.path=nowhere"], "nowhere"),
+        (["train", "--config=tiny", "--config.mesh.data=64"], "wants 64 devices, found 8"),
+        (["train", "--config=tiny", "--config.train.batch_size=20"], "not divisible by 8 devices"),
+        (["train", "--config=tiny", "--config.model.init_from=nowhere"], "no run there"),
+        (["evaluate", "--workdir=nowhere"], "no run there"),
+        (["report", "nowhere", "--out=report"], "not a finished run"),
+        (["compare", "--config=tiny", "--config.loss.mixed=0"], "wants a co-training config"),
+    ],
+)
+def test_wrong_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in fails_with(capsys, arguments)
+
+
+def test_overrides_belong_to_commands_with_a_config(capsys):
+    assert "is for commands that take --config" in fails_with(
+        capsys, ["evaluate", "--workdir=x", "--config.train.steps=1"]
+    )
