@@ -54,3 +54,26 @@ def test_every_class_has_all_three_splits(made):
     for split in SPLITS:
         assert np.count_nonzero(counts[split]) >= 0.99 * 672
     assert counts["test"].max() == 20 and counts["train"].min() >= 1
+
+
+def test_both_arms_train_on_real_photos(made, tmp_path):
+    """Two steps of the Fashion config for each arm; accuracy means nothing yet, the table's counts do."""
+    import dataclasses
+
+    from sicot_jax import compare, config
+    from sicot_jax.report.short import read_finished
+
+    fashion = config.load("fashion", [f"--config.data.path={made.folder}", "--config.train.steps=2"])
+    fashion = dataclasses.replace(
+        fashion,
+        model=dataclasses.replace(fashion.model, width=8),
+        eval=dataclasses.replace(fashion.eval, max_photos=256),
+    )
+    compare.compare(fashion, tmp_path)
+    for arm in ("baseline", "co_training"):
+        finished = read_finished(tmp_path / arm)
+        accuracy = finished.results["accuracy"]
+        assert accuracy["overall"]["photos"] == 256
+        assert accuracy["head"]["photos"] + accuracy["tail"]["photos"] == 256
+        assert np.isfinite(finished.results["accuracy"]["overall"]["top1"])
+    assert "head (more than 100 training photos)" in (tmp_path / "report" / "report.md").read_text()
