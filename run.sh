@@ -25,9 +25,10 @@ install() {
   [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$now" ] && return
   [ -x "$venv/bin/python" ] || { echo "making the environment in $venv" >&2; "$(find_python)" -m venv "$venv"; }
   echo "installing packages ($kind), a minute or two" >&2
-  local requirements=()
+  local requirements=() quiet=()
+  [ -t 2 ] || quiet=(--quiet)  # a person sees pip's progress, a log does not
   for lock in "$@"; do requirements+=(-r "$lock"); done
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${requirements[@]}"
+  "$venv/bin/python" -m pip install "${quiet[@]}" --disable-pip-version-check "${requirements[@]}"
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -e "$root"
   echo "$now" > "$stamp"
 }

@@ -3,7 +3,8 @@
 Import:   sicot import --dataset fashion_products --from DIR --out runs/catalogs/fashion      (DIR: see data/fashion_products)
 Command:  ./run.sh --config=configs/fashion.py --workdir=runs/fashion/co_training
 Both:     sicot compare --config=configs/fashion.py --workdir=runs/fashion
-Hardware: two CPU cores; see README.md for time and result.
+Hardware: two CPU cores.
+Result:   not measured with this schedule; four epochs (cosine) stand in README.md, under-trained.
 """
 
 from sicot_jax.config import (

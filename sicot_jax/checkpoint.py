@@ -6,6 +6,7 @@ zero padding, whose number depends on the mesh; restoring onto another mesh cuts
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sicot_jax.errors import InputError
 
 FORMAT = 1
 KINDS = ("last", "best")
+_DAMAGED = (OSError, ValueError, KeyError, AttributeError)  # what Orbax raises on missing, cut or unreadable files
 
 
 class CheckpointError(InputError):
@@ -49,32 +51,50 @@ class Checkpoints:
         )
 
     def info(self, kind: str) -> dict[str, Any] | None:
-        """What was saved beside the newest state of that kind, or None."""
-        manager = self.managers[kind]
-        step = manager.latest_step()
-        return (
-            None
-            if step is None
-            else dict(manager.restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore()))["info"])
-        )
+        """What was saved beside the newest readable state of that kind, or None."""
+        for step in sorted(self.managers[kind].all_steps(), reverse=True):
+            try:
+                return self._info(kind, step)
+            except _DAMAGED:
+                continue
+        return None
+
+    def _info(self, kind: str, step: int) -> dict[str, Any]:
+        restored = self.managers[kind].restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore()))
+        return dict(restored["info"])
 
     def restore(self, target: Any, kind: str = "last") -> Any:
         """The newest state of that kind in the shapes and shardings of `target` (ShapeDtypeStructs with shardings).
 
-        Raises CheckpointError when there is none, or when it is of another class count, shape or structure.
+        A damaged one is passed over with a line that says so. Raises CheckpointError when none is left, or when the
+        newest is of another class count, shape or structure.
         """
         manager = self.managers[kind]
-        step = manager.latest_step()
-        if step is None:
-            raise CheckpointError(f"{manager.directory}: holds no checkpoint; train first, or check --workdir")
-        info = self.info(kind) or {}
+        steps = sorted(manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                self._check_info(self._info(kind, step), manager.directory)
+                return self._restore(manager, step, target)
+            except CheckpointError:
+                raise
+            except _DAMAGED as error:
+                reason = f"{type(error).__name__}: {error}".splitlines()[0][:100]
+                print(f"{manager.directory / str(step)}: damaged ({reason}), trying the one before", file=sys.stderr)
+        found = f"only damaged checkpoints ({', '.join(map(str, steps))})" if steps else "no checkpoint"
+        raise CheckpointError(
+            f"{manager.directory}: holds {found}; train again in another --workdir, or check --workdir"
+        )
+
+    def _check_info(self, info: dict[str, Any], directory: Any) -> None:
         if info["format"] != FORMAT:
-            raise CheckpointError(f"{manager.directory}: format {info['format']}, this version reads {FORMAT}")
+            raise CheckpointError(f"{directory}: format {info['format']}, this version reads {FORMAT}")
         if info["num_classes"] != self.num_classes:
             raise CheckpointError(
-                f"{manager.directory}: num_classes={info['num_classes']}, the catalogue has {self.num_classes}; "
+                f"{directory}: num_classes={info['num_classes']}, the catalogue has {self.num_classes}; "
                 "use another --workdir, or model.init_from to start from it"
             )
+
+    def _restore(self, manager: ocp.CheckpointManager, step: int, target: Any) -> Any:
         self._check_shapes(manager, step, target)
         arguments = jax.tree.map(
             lambda leaf: ocp.ArrayRestoreArgs(

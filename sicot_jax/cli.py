@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,9 @@ def _parser() -> argparse.ArgumentParser:
             required=required,
             help=f"config file, bundled name or a run's config.json{note}; --config.a.b=VALUE overrides a field",
         )
-        sub.add_argument("--workdir", type=Path, help="run folder; default runs/NAME of the config")
+
+    def workdir_argument(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--workdir", type=Path, help="run folder; default runs/NAME of the config or manifest")
 
     command_import = command("import", _import, "import a manifest (CSV, Parquet, JSONL) or a folder per SKU")
     from sicot_jax.catalog.importing import add_import_arguments
@@ -39,11 +42,15 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("train", _train, "train one run and evaluate it; the same command resumes")
     config_arguments(sub)
+    workdir_argument(sub)
 
     sub = command("compare", _compare, "train and evaluate baseline and co-training on one catalogue, write a report")
     config_arguments(sub, required=False, note=" (default: generated, or base with --manifest)")
+    workdir_argument(sub)
     sub.add_argument(
-        "--manifest", type=Path, help="manifest or folder per SKU to import first, into WORKDIR/catalog (see sicot import)"
+        "--manifest",
+        type=Path,
+        help="manifest or folder per SKU to import first, into WORKDIR/catalog (see sicot import)",
     )
 
     sub = command("evaluate", _evaluate, "evaluate a finished run's best checkpoint on the test split")
@@ -67,7 +74,7 @@ def _import(args: argparse.Namespace, _) -> None:
 
 
 def _workdir(args: argparse.Namespace) -> Path:
-    return args.workdir or Path("runs") / Path(args.config).stem
+    return args.workdir or Path("runs") / Path(getattr(args, "manifest", None) or args.config).stem
 
 
 def _train(args: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -89,13 +96,17 @@ def _compare(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _imported(manifest: Path, catalog: Path) -> Path:
-    """`manifest` imported into `catalog`, unless that was done before."""
-    from sicot_jax.catalog.importing import import_catalog
+    """`manifest` imported into `catalog`, unless that very import stands there."""
+    from sicot_jax.catalog.imported import import_source
+    from sicot_jax.catalog.importing import import_catalog, source_sha256
 
-    if catalog.exists():
-        print(f"using the import in {catalog}; remove it, or give another --workdir, to import again", file=sys.stderr)
-    else:
+    there = import_source(catalog)
+    if there is None:
         print(import_catalog(manifest, catalog).report.summary(), file=sys.stderr)
+    elif there["source_sha256"] != source_sha256(manifest):
+        raise InputError(
+            f"{catalog} holds an import of another {there['source']}, got {manifest}; give another --workdir, or remove it"
+        )
     return catalog
 
 
@@ -120,7 +131,8 @@ def _export_arrays(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     export_arrays(
         open_catalog(chosen.data), args.out, to_image=lambda record: chosen.preprocessing.load(record["image"])
     )
-    print(f"wrote {args.out}: train with --config.data.source=arrays --config.data.path={args.out}")
+    path = shlex.quote(f"--config.data.path={args.out}")
+    print(f"wrote {args.out}: train with --config.data.source=arrays {path}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,6 +152,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except InputError as error:
         print(f"sicot {args.command}: {error}", file=sys.stderr)
+        return INPUT_ERROR
+    except OSError as error:
+        print(f"sicot {args.command}: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
         return INPUT_ERROR
     except TrainingStopped as error:
         print(f"sicot {args.command}: {error}", file=sys.stderr)

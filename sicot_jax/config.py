@@ -6,10 +6,12 @@ or the `config.json` that a run wrote. `--config.optim.learning_rate=0.05` overr
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import importlib.util
 import json
+import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 from sicot_jax.catalog.generated import GeneratedSpec
 from sicot_jax.errors import InputError
 from sicot_jax.preprocessing import Preprocessing
+from sicot_jax.sampling import SAMPLINGS
 
 FORMAT = 1
 
@@ -217,6 +220,7 @@ def _check(config: Config) -> None:
     choices = {
         "data.source": (data.source, ("generated", "imported", "arrays")),
         "data.title": (data.title, ("raw", "masked", "shuffled", "shuffled_within_class", "none")),
+        "data.sampling": (data.sampling, SAMPLINGS),
         "train.compute_dtype": (train.compute_dtype, ("float32", "bfloat16")),
     }
     for name, (got, wanted) in choices.items():
@@ -237,10 +241,23 @@ def _check(config: Config) -> None:
         "data.max_tokens": data.max_tokens,
         "optim.learning_rate": config.optim.learning_rate,
         "steps or epochs": train.steps or train.epochs,
+        "model.width": config.model.width,
+        "model.text.windows": config.model.text.windows,
+        "model.text.hidden": config.model.text.hidden,
+        "mesh.model": config.mesh.model,
     }
     for name, number in positive.items():
         if not number > 0:
             raise ConfigError(f"{name}={number}, wanted a positive number")
+    for name, count in {"mesh.data": config.mesh.data, "model.embedding_width": config.model.embedding_width}.items():
+        if count < 0:
+            raise ConfigError(f"{name}={count}, wanted 0 or more")
+    if config.eval.top_k < 3:
+        raise ConfigError(f"eval.top_k={config.eval.top_k}, wanted 3 or more: the tables show top-1 and top-3")
+    try:
+        re.compile(config.optim.trainable)
+    except re.error as error:
+        raise ConfigError(f"optim.trainable={config.optim.trainable!r} is no regular expression: {error}") from error
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"seed={config.seed}, wanted 0 to 2^32 - 1")  # jax's keys take no more
     if not 0 < config.augment.min_area <= 1:
@@ -308,7 +325,12 @@ def from_dict(tree: dict[str, Any], kind: type = Config, prefix: str = "") -> An
 def _typed(value: Any, wanted: Any, name: str) -> Any:
     origin = typing.get_origin(wanted) or wanted
     if origin is tuple and isinstance(value, list | tuple):
-        return tuple(value)
+        kinds = typing.get_args(wanted)
+        if len(value) != len(kinds):
+            raise ConfigError(f"{name}={tuple(value)}, wanted {len(kinds)} values")
+        return tuple(
+            _typed(item, kind, f"{name}[{i}]") for i, (item, kind) in enumerate(zip(value, kinds, strict=True))
+        )
     if origin is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
@@ -350,32 +372,48 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
         if spec is None or spec.loader is None:
             raise ConfigError(f"--config={name}: wanted a .py file or a run's config.json")
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        config = module.get_config()
+        try:
+            spec.loader.exec_module(module)
+            config = module.get_config()
+        except (SyntaxError, NameError, AttributeError, ImportError, TypeError) as error:
+            raise ConfigError(
+                f"{path}: {type(error).__name__}: {error}; wanted Python with get_config() -> Config"
+            ) from error
+        if not isinstance(config, Config):
+            raise ConfigError(f"{path}: get_config() gave {type(config).__name__}, wanted Config")
     return override(config, overrides)
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
-    """Config with `--config.a.b=value` flags applied, parsed to the type of the field by ml_collections."""
+    """Config with `--config.a.b=VALUE` flags applied; VALUE is read as the field's type (text as it is, else a literal)."""
     if not overrides:
         return config
-    from absl import flags
-    from ml_collections import config_dict, config_flags
-
     tree = to_dict(config)
-    known = list(flatten(tree))
+    known = flatten(tree)
     for flag in overrides:
-        name = flag.partition("=")[0].removeprefix("--").removeprefix("config.")
+        key, equals, text = flag.partition("=")
+        name = key.removeprefix("--").removeprefix("config.")
         if name not in known:
-            raise ConfigError(f"unknown option {flag}{_hint(name, known)}")
-        if "=" not in flag:
+            section = [field for field in known if field.startswith(name + ".")]
+            hint = f", a section; its fields are {', '.join(section)}" if section else _hint(name, list(known))
+            raise ConfigError(f"unknown option {flag}{hint}")
+        if not equals:
             raise ConfigError(f"option {flag}: wanted {flag}=VALUE")
-    values = flags.FlagValues()
-    argv = ["sicot", *overrides]
-    tree = config_dict.ConfigDict(tree)
+        *path, last = name.split(".")
+        place = tree
+        for part in path:
+            place = place[part]
+        place[last] = _parse(text, known[name], flag)
+    return from_dict(tree)
+
+
+def _parse(text: str, old: Any, flag: str) -> Any:
+    """The text of a flag as a value like `old`; `from_dict` checks the type."""
+    if isinstance(old, str):
+        return text
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
     try:
-        holder = config_flags.DEFINE_config_dict("config", tree, flag_values=values, sys_argv=argv)
-        values(argv)
-    except (flags.Error, TypeError, ValueError) as error:
-        raise ConfigError(f"{' '.join(overrides)}: {str(error).splitlines()[0]}") from error
-    return from_dict(holder.value.to_dict())
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError) as error:
+        raise ConfigError(f"{flag}: {text!r} is no {type(old).__name__}") from error

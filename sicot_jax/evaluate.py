@@ -148,6 +148,17 @@ def write_results(
     return results
 
 
+def read_json(path: Path, wanted: str) -> dict[str, Any]:
+    """InputError where the file is missing, no JSON, or no table."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {type(error).__name__}, wanted {wanted}; check the folder") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds no table, wanted {wanted}; check the folder")
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(value, indent=1) + "\n")

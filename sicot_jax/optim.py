@@ -52,12 +52,14 @@ def trains(config: OptimConfig, name: str) -> bool:
     return re.match(config.trainable, name) is not None
 
 
-def stream_trains(config: OptimConfig, params: dict) -> dict[str, bool]:
-    """Stream -> whether any of its parameters trains; a stream that does not also keeps its batch statistics."""
-    return {
-        stream: any(trains(config, path_name(path)) for path, _ in jax.tree_util.tree_leaves_with_path({stream: tree}))
-        for stream, tree in params.items()
-    }
+def trained_parts(config: OptimConfig, params: dict) -> dict[str, bool]:
+    """Part ("visual/resnet", "semantic", ...) -> whether any of its parameters trains; others keep their batch statistics."""
+    parts: dict[str, bool] = {}
+    for path, _ in jax.tree_util.tree_leaves_with_path(params):
+        name = path_name(path)
+        part = "visual/resnet" if name.startswith("visual/resnet/") else name.partition("/")[0]
+        parts[part] = parts.get(part, False) or trains(config, name)
+    return parts
 
 
 def make_tx(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -25,9 +25,12 @@ class RunLog:
         self.file = path.open("a", buffering=1)
         self.writer: Any = None
         if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self.writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+            try:
+                from tensorboardX import SummaryWriter
+            except ImportError:  # a bare accelerator image
+                print("no tensorboardX here: numbers go to log.jsonl alone", file=sys.stderr)
+            else:
+                self.writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
         self.start_step, self.last_step, self.last_time = start_step, start_step, time.perf_counter()
         self.seconds_a_step: float | None = None
         self.warm = False
@@ -87,5 +90,5 @@ class RunLog:
 def _step_of(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return sys.maxsize  # a line cut off by a kill

@@ -21,7 +21,7 @@ from sicot_jax import mesh
 from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.checkpoint import CheckpointError, Checkpoints
 from sicot_jax.config import Config, ConfigError
-from sicot_jax.evaluate import class_table_hash, write_json
+from sicot_jax.evaluate import class_table_hash, read_json, write_json
 from sicot_jax.step import DataShape, Setup, TrainState, abstract_state, make_setup
 
 
@@ -72,12 +72,7 @@ def hardware(device_mesh) -> str:
 def read_run(workdir: Path) -> Run:
     """ConfigError where the folder is not a run."""
     path = workdir / "config.json"
-    try:
-        stored = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(
-            f"{path}: no run there ({type(error).__name__}); give the --workdir of a training run"
-        ) from error
+    stored = read_json(path, "the config.json of a training run (is it a run's --workdir?)")
     config, data = config_lib.load(str(path)), stored["data"]
     return Run(
         workdir,
@@ -92,11 +87,12 @@ def start_or_continue(workdir: Path, config: Config, catalog: Catalog) -> None:
     """Write `config.json`, or check that the run already there is the same one. ConfigError names every difference."""
     path = workdir / "config.json"
     new = describe(config, catalog)
-    if not path.exists():
+    started = any((workdir / "checkpoints").glob("*/*/")) or (workdir / "results.json").exists()
+    if not path.exists() or not started:  # a run without a checkpoint holds nothing that another config could spoil
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(path, new)
         return
-    old = json.loads(path.read_text())
+    old = read_json(path, "the config.json of this run")
     before, now = (config_lib.flatten(json.loads(json.dumps(d["config"]))) for d in (old, new))
     different = [
         f"{name}: {before.get(name)} -> {now.get(name)}"
@@ -105,10 +101,11 @@ def start_or_continue(workdir: Path, config: Config, catalog: Catalog) -> None:
     ]
     if old["data"]["hash"] != new["data"]["hash"]:
         different.append(f"data: {old['data']['hash'][:12]} -> {new['data']['hash'][:12]}")
-    if different:
-        raise ConfigError(
-            f"{workdir} holds another run ({'; '.join(different)}); use another --workdir or remove that one"
-        )
+    if not different:
+        if before != now:  # another mesh, path or batch size: what it evaluates with from now on
+            write_json(path, {**old, "config": new["config"]})
+        return
+    raise ConfigError(f"{workdir} holds another run ({'; '.join(different)}); use another --workdir or remove that one")
 
 
 @contextlib.contextmanager
@@ -125,13 +122,16 @@ def alone(workdir: Path) -> Iterator[None]:
         yield
 
 
-def restore_best(run: Run, device_mesh) -> tuple[Setup, TrainState]:
-    """The run's best checkpoint (the last one where it has no validation photos) on this mesh, under `jax.set_mesh`."""
+def restore_best(run: Run, device_mesh) -> tuple[Setup, TrainState, int]:
+    """Setup, the run's best checkpoint (the last one where it has no validation photos), and the steps it was trained.
+
+    On this mesh, under `jax.set_mesh`.
+    """
     setup = make_setup(run.config, run.shape, device_mesh)
     checkpoints = Checkpoints(run.workdir, num_classes=run.shape.num_classes)
     try:
         kind = "best" if checkpoints.latest_step("best") is not None else "last"
-        return setup, checkpoints.restore(abstract_state(setup), kind)
+        return setup, checkpoints.restore(abstract_state(setup), kind), checkpoints.latest_step() or 0
     finally:
         checkpoints.close()
 
@@ -142,7 +142,7 @@ def init_from(state: TrainState, config: Config, catalog: Catalog, device_mesh) 
     Raises CheckpointError naming every parameter of another shape.
     """
     run = read_run(Path(config.model.init_from))
-    _, source = restore_best(run, device_mesh)
+    _, source, _ = restore_best(run, device_mesh)
     faults = []
 
     def take(path, mine, theirs):

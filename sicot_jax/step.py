@@ -18,7 +18,7 @@ from sicot_jax.augment import augment
 from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.config import Config, ConfigError
 from sicot_jax.models.sicot import Sicot
-from sicot_jax.optim import make_schedule, make_tx, stream_trains
+from sicot_jax.optim import make_schedule, make_tx, path_name, trained_parts, trains
 
 ExtraLoss = Callable[[dict[str, jax.Array], dict[str, jax.Array]], jax.Array]  # (outputs, batch) -> scalar
 
@@ -72,19 +72,12 @@ def compute_dtype(config: Config):
 
 def make_setup(config: Config, shape: DataShape, device_mesh) -> Setup:
     """Check the config against data and mesh, and build the run's functions. Allocates nothing on the device."""
-    devices = device_mesh.size
-    for name, size in {
-        "train.batch_size / train.micro_batches": config.train.batch_size // config.train.micro_batches,
-        "eval.batch_size": config.eval.batch_size,
-    }.items():
-        if size % devices:
-            raise ConfigError(f"{name}={size} is not divisible by {devices} devices; use a multiple of {devices}")
     if config.loss.with_text and shape.vocabulary_size < 2:
         raise ConfigError(
             "the catalogue has no titles, and loss.mixed or loss.semantic wants them; set both to 0 (baseline)"
         )
     steps_per_epoch = shape.train_photos / config.train.batch_size
-    steps = config.train.steps or max(1, math.ceil(config.train.epochs * steps_per_epoch))
+    steps = config.train.steps or max(1, round(config.train.epochs * steps_per_epoch))
     schedule = make_schedule(config.optim, steps=steps, steps_per_epoch=steps_per_epoch)
     tx = make_tx(config.optim, schedule)
 
@@ -93,6 +86,13 @@ def make_setup(config: Config, shape: DataShape, device_mesh) -> Setup:
         return net, net.visual
 
     net, visual = nnx.eval_shape(graph)
+    names = [
+        path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(net, nnx.Param)))
+    ]
+    if not any(trains(config.optim, name) for name in (*names, "classifier/kernel", "classifier/bias")):
+        raise ConfigError(
+            f"optim.trainable={config.optim.trainable!r} matches no parameter; e.g. classifier, visual/resnet"
+        )
     return Setup(
         config=config,
         shape=shape,
@@ -107,6 +107,17 @@ def make_setup(config: Config, shape: DataShape, device_mesh) -> Setup:
         steps=steps,
         steps_per_epoch=steps_per_epoch,
     )
+
+
+def check_batches(config: Config, device_mesh) -> None:
+    """ConfigError where a batch cannot be divided over the devices."""
+    devices = device_mesh.size
+    for name, size in {
+        "train.batch_size / train.micro_batches": config.train.batch_size // config.train.micro_batches,
+        "eval.batch_size": config.eval.batch_size,
+    }.items():
+        if size % devices:
+            raise ConfigError(f"{name}={size} is not divisible by {devices} devices; use a multiple of {devices}")
 
 
 def new_net(config: Config, shape: DataShape) -> Sicot:
@@ -175,7 +186,7 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
     def forward(params, batch_stats, image, token_ids):
         """-> outputs, new batch statistics."""
         net = nnx.merge(setup.graphdef, params, batch_stats, copy=True)
-        outputs = net(image, token_ids, train=stream_trains(config.optim, params))
+        outputs = net(image, token_ids, train=trained_parts(config.optim, params))
         return outputs, nnx.to_pure_dict(nnx.state(net, nnx.BatchStat))
 
     def extras(outputs, batch):

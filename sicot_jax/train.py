@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import signal
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sicot_jax import evaluate, mesh, pipeline, runs
@@ -28,6 +28,7 @@ from sicot_jax.step import (
     Setup,
     TrainState,
     abstract_state,
+    check_batches,
     class_log_prior,
     make_setup,
     make_train_step,
@@ -41,6 +42,8 @@ def train(config: Config, workdir: Path, *, catalog: Catalog | None = None) -> d
 
     Raises ConfigError, CheckpointError, or TrainingStopped (a signal, or a loss that is not finite).
     """
+    if jax.process_count() > 1:
+        raise InputError(f"{jax.process_count()} processes; training runs in one process with all its devices for now")
     with runs.alone(workdir):
         catalog = catalog or open_catalog(config.data)
         finished = finished_results(workdir, config, catalog)
@@ -49,9 +52,22 @@ def train(config: Config, workdir: Path, *, catalog: Catalog | None = None) -> d
         device_mesh = runs.start_mesh(config)
         with jax.set_mesh(device_mesh):
             setup = make_setup(config, DataShape.of(catalog), device_mesh)
+            check_batches(config, device_mesh)
+            _check_splits(catalog)
             runs.start_or_continue(workdir, config, catalog)
             _Loop(setup, catalog, workdir).run()
-            return test(workdir, catalog=catalog, device_mesh=device_mesh)
+            return _test(runs.read_run(workdir), catalog, device_mesh)
+
+
+def _check_splits(catalog: Catalog) -> None:
+    """Found out before the first step, not after the last."""
+    if not len(catalog.splits["test"]):
+        raise InputError(
+            f"{catalog.name} has no test photos (classes of under 4 photos give none); add photos, or a split column to "
+            "the manifest"
+        )
+    if not len(catalog.splits["validation"]):
+        print(f"{catalog.name} has no validation photos: the last state is tested, not the best", file=sys.stderr)
 
 
 def finished_results(workdir: Path, config: Config, catalog: Catalog) -> dict[str, Any] | None:
@@ -61,51 +77,56 @@ def finished_results(workdir: Path, config: Config, catalog: Catalog) -> dict[st
         return None
     runs.start_or_continue(workdir, config, catalog)
     print(f"{workdir}: finished before; its results stand in {path.name}", file=sys.stderr)
-    return json.loads(path.read_text())
+    return evaluate.read_json(path, "the results of a finished run; remove it to evaluate again")
 
 
-def test(workdir: Path, *, catalog: Catalog | None = None, device_mesh=None, path: str = "") -> dict[str, Any]:
-    """Evaluate a trained run's best checkpoint on the test split: writes `results.json` and `predictions.npz`.
+def test(workdir: Path, *, path: str = "") -> dict[str, Any]:
+    """Evaluate a finished run's best checkpoint on the test split, on all devices here: writes `results.json` and
+    `predictions.npz`.
 
-    `path` says where the run's catalogue is now, if it was moved.
+    `path` says where the run's catalogue is now, if it was moved. Raises InputError for a run that is not trained to its
+    end (its training would be over), or on another catalogue.
     """
     run = runs.read_run(workdir)
+    with runs.alone(workdir):
+        device_mesh = mesh.make_mesh()
+        batch = -(-run.config.eval.batch_size // device_mesh.size) * device_mesh.size
+        data = dataclasses.replace(run.config.data, path=path or run.config.data.path)
+        config = dataclasses.replace(run.config, eval=dataclasses.replace(run.config.eval, batch_size=batch), data=data)
+        with jax.set_mesh(device_mesh):
+            return _test(dataclasses.replace(run, config=config), open_catalog(data), device_mesh)
+
+
+def _test(run: runs.Run, catalog: Catalog, device_mesh: jax.sharding.Mesh) -> dict[str, Any]:
     config = run.config
-    if catalog is None:
-        catalog = open_catalog(dataclasses.replace(config.data, path=path or config.data.path))
-    device_mesh = device_mesh or runs.start_mesh(config)
     if catalog.data_hash != run.data_hash:
         raise InputError(
-            f"{workdir} was trained on data {run.data_hash[:12]}, {config.data.path or 'the catalogue'} is "
+            f"{run.workdir} was trained on data {run.data_hash[:12]}, {config.data.path or 'the catalogue'} is "
             f"{catalog.data_hash[:12]}; evaluate on the catalogue it was trained on"
         )
-    with jax.set_mesh(device_mesh):
-        setup, state = runs.restore_best(run, device_mesh)
-        step = int(state.step)
-        recognize = evaluate.make_recognize(config, setup.visual_graphdef, run.shape.num_classes)
-        predictions = evaluate.predict(
-            recognize,
-            state,
-            catalog.splits["test"],
-            config,
-            device_mesh,
-            max_photos=config.eval.max_photos,
-            keep_embedding=run.shape.num_classes <= config.eval.keep_embeddings_up_to_classes,
+    setup, state, trained = runs.restore_best(run, device_mesh)
+    if trained < setup.steps:
+        raise InputError(
+            f"{run.workdir} is trained for {trained} of {setup.steps} steps; the command that started it goes on from there"
         )
-    return evaluate.write_results(
-        workdir,
-        predictions,
-        catalog,
+    recognize = evaluate.make_recognize(config, setup.visual_graphdef, run.shape.num_classes)
+    predictions = evaluate.predict(
+        recognize,
+        state,
+        catalog.splits["test"],
         config,
-        split="test",
-        info={
-            "step": step,
-            "step_of_end": setup.steps,
-            "when": runs.now(),
-            "commit": runs.commit(),
-            "hardware": runs.hardware(device_mesh),
-        },
+        device_mesh,
+        max_photos=config.eval.max_photos,
+        keep_embedding=run.shape.num_classes <= config.eval.keep_embeddings_up_to_classes,
     )
+    info = {
+        "step": int(state.step),
+        "step_of_end": setup.steps,
+        "when": runs.now(),
+        "commit": runs.commit(),
+        "hardware": runs.hardware(device_mesh),
+    }
+    return evaluate.write_results(run.workdir, predictions, catalog, config, split="test", info=info)
 
 
 class _Signals:
@@ -117,9 +138,10 @@ class _Signals:
         return self
 
     def _note(self, number, frame):
-        if self.received == signal.SIGINT == number:
+        if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
+        print("\nstopping after this step, then saving; Ctrl-C stops at once", file=sys.stderr)
 
     def __exit__(self, *exception):
         for number, handler in self.old.items():
@@ -193,6 +215,7 @@ class _Loop:
         """Losses are read one step late, so that the device never waits; nothing is saved before its loss was read."""
         config, setup = self.config.train, self.setup
         train_step = jax.jit(make_train_step(setup), donate_argnums=0)
+        self.log.message("compiling the step")
         first = int(state.step)
         evaluate_every = max(1, round(config.evaluate_every_epochs * setup.steps_per_epoch))
         last_save, pending = time.monotonic(), None
@@ -212,10 +235,11 @@ class _Loop:
                     if evaluating:
                         self._validate(state, step)
                     if due or signals.received or step == setup.steps:
+                        self._check_state(state, step)
                         self.checkpoints.save(state, step)
                         last_save = time.monotonic()
                     self.log.resume_clock()
-                if signals.received and step < setup.steps:
+                if signals.received:
                     self.checkpoints.wait()
                     name = signal.Signals(signals.received).name
                     raise TrainingStopped(f"{name}: saved at step {step}; the same command goes on from there")
@@ -225,14 +249,21 @@ class _Loop:
         values = {name: float(value) for name, value in losses.items()}
         if not math.isfinite(values["total"]):
             self.log.numbers(step, "train", values)
-            kept = self.checkpoints.latest_step()
-            last = f"the last good checkpoint is of step {kept}" if kept else "no checkpoint was saved yet"
-            raise TrainingStopped(
-                f"loss is {values['total']} at step {step}, wanted a finite number; {last}; lower optim.learning_rate or add "
-                "optim.warmup_epochs and train in another --workdir"
-            )
+            raise self._not_finite(f"loss is {values['total']} at step {step}, wanted a finite number")
         if step % self.config.train.log_every_steps == 0 or step == self.setup.steps:
             self.log.progress(step, values)
+
+    def _check_state(self, state: TrainState, step: int) -> None:
+        """A step's loss speaks of the parameters before its update; what is saved is what came after it."""
+        if not bool(_all_finite((state.params, state.batch_stats, state.classifier.kernel, state.classifier.bias))):
+            raise self._not_finite(f"parameters are not finite after step {step}")
+
+    def _not_finite(self, what: str) -> TrainingStopped:
+        kept = self.checkpoints.latest_step()
+        last = f"the last good checkpoint is of step {kept}" if kept else "no checkpoint was saved yet"
+        return TrainingStopped(
+            f"{what}; {last}; lower optim.learning_rate or add optim.warmup_epochs and train in another --workdir"
+        )
 
     def _validate(self, state: TrainState, step: int) -> None:
         """Accuracy on validation; a better top-1 than any before becomes the best checkpoint."""
@@ -252,8 +283,10 @@ class _Loop:
         }
         numbers["log_prob"] = float(np.mean(predictions.label_log_prob))
         self.log.numbers(step, "validation", numbers)
+        # A small validation set ties often: the higher log-probability of the right label decides then.
+        value = [numbers["overall_top1"], numbers["log_prob"]]
         best = self.checkpoints.info("best")
-        better = best is None or numbers["overall_top1"] > best["validation_top1"]
+        better = best is None or value > best["validation"]
         shares = "  ".join(
             f"{group} {result[group]['top1']:.2f}" for group in result if result[group]["top1"] is not None
         )
@@ -261,4 +294,10 @@ class _Loop:
             f"epoch {step / self.setup.steps_per_epoch:.2f}  validation top-1: {shares}{'  (best)' if better else ''}"
         )
         if better:
-            self.checkpoints.save(state, step, kind="best", info={"validation_top1": numbers["overall_top1"]})
+            self._check_state(state, step)
+            self.checkpoints.save(state, step, kind="best", info={"validation": value})
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)]))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from sicot_jax import config as config_lib
 from sicot_jax import runs
 from sicot_jax.checkpoint import CheckpointError, Checkpoints
 from sicot_jax.config import Config, ConfigError
-from sicot_jax.errors import TrainingStopped
+from sicot_jax.errors import InputError, TrainingStopped
 from sicot_jax.step import abstract_state, make_setup
 from sicot_jax.train import test as evaluate_run
 from sicot_jax.train import train
@@ -171,13 +172,16 @@ def test_sigterm_saves_first_and_the_same_command_goes_on(tmp_path):
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     config = tiny(steps=30, checkpoint_every_steps=1)
     config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, learning_rate=1e30))
-    with pytest.raises(TrainingStopped, match=r"loss is (nan|inf) at step \d+.*lower optim.learning_rate"):
+    with pytest.raises(
+        TrainingStopped,
+        match=r"(loss is (nan|inf) at|parameters are not finite after) step \d+.*lower optim.learning_rate",
+    ):
         train(config, tmp_path / "run")
     checkpoints = Checkpoints(tmp_path / "run", num_classes=11)
     kept = checkpoints.latest_step()
     checkpoints.close()
-    stopped = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()][-1]
-    assert kept is not None and kept < stopped["step"]
+    if kept is not None:
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(last_state(tmp_path / "run", config).params))
     assert not (tmp_path / "run" / "results.json").exists()
 
 
@@ -234,23 +238,70 @@ def test_evaluation_again_gives_the_same_and_cannot_see_text(uninterrupted, monk
             return {k: v for k, v in record.items() if k not in ("title", "tags", "token_ids", "category")}
 
     blind = dataclasses.replace(catalog, splits={**catalog.splits, "test": NoText()})
-    assert evaluate_run(workdir, catalog=blind)["accuracy"] == results["accuracy"]
+    monkeypatch.setattr("sicot_jax.train.open_catalog", lambda data: blind)
+    assert evaluate_run(workdir)["accuracy"] == results["accuracy"]  # and on eight devices instead of one
+
+
+def test_an_unfinished_run_is_not_evaluated(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4)
+        with pytest.raises(ZeroDivisionError):
+            train(tiny(steps=6, checkpoint_every_steps=3), tmp_path)
+    with pytest.raises(InputError, match="trained for 3 of 6 steps; the command that started it goes on"):
+        evaluate_run(tmp_path)
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_a_damaged_checkpoint_is_passed_over(uninterrupted, tmp_path, capsys):
+    """The newest of the two is cut off: the run goes on from the one before and comes to the same end."""
+    whole, config, results = uninterrupted
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    (workdir / "results.json").unlink()
+    shutil.rmtree(workdir / "checkpoints" / "last" / "6" / "state")
+    assert train(config, workdir)["accuracy"] == results["accuracy"]
+    assert "damaged" in capsys.readouterr().err
+    assert runs.read_run(workdir).shape.num_classes == 11
+
+
+@pytest.mark.slow
+def test_sigkill_and_the_same_command_equals_uninterrupted(tmp_path):
+    """A real kill -9, wherever it happens to fall, twice; then the same checkpoint as without it."""
+
+    def command(workdir):
+        options = ["--config.mesh.data=1", "--config.train.steps=40", "--config.train.checkpoint_every_steps=5"]
+        return [sys.executable, "-m", "sicot_jax.main", "--config=tiny", f"--workdir={workdir}", *options]
+
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    for step in (12, 26):
+        with subprocess.Popen(command(tmp_path / "run"), stderr=subprocess.PIPE, text=True, env=environment) as process:
+            for line in process.stderr:
+                if line.startswith(f"step {step}/"):
+                    process.kill()
+                    break
+        assert process.returncode == -signal.SIGKILL
+    for workdir in (tmp_path / "run", tmp_path / "whole"):
+        subprocess.run(command(workdir), check=True, capture_output=True, env=environment)
+    config = runs.read_run(tmp_path / "run").config
+    states = [last_state(tmp_path / name, config) for name in ("run", "whole")]
+    for got, wanted in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_array_equal(got, wanted)
 
 
 def test_init_from_takes_streams_and_classifier(uninterrupted, tmp_path):
     workdir, config, _ = uninterrupted
     model = dataclasses.replace(config.model, init_from=str(workdir))
-    frozen = dataclasses.replace(config.optim, trainable="nothing")
+    frozen = dataclasses.replace(config.optim, trainable="classifier/bias")
     warm = dataclasses.replace(config, model=model, optim=frozen)
     train(dataclasses.replace(warm, train=dataclasses.replace(warm.train, steps=1)), tmp_path / "warm")
     run = runs.read_run(workdir)
     device_mesh = runs.start_mesh(config)
     with jax.set_mesh(device_mesh):
-        _, best = runs.restore_best(run, device_mesh)
+        _, best, _ = runs.restore_best(run, device_mesh)
     got = last_state(tmp_path / "warm", warm)
     for a, b in zip(jax.tree.leaves(got.params), jax.tree.leaves(best.params), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(got.classifier.kernel, best.classifier.kernel)
-    # Nothing trains, so batch statistics stand still too.
+    # No stream trains, so batch statistics stand still too.
     for a, b in zip(jax.tree.leaves(got.batch_stats), jax.tree.leaves(best.batch_stats), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -21,6 +21,7 @@ from sicot_jax.catalog.catalog import SPLITS, ClassTable, Tokenizer
 from sicot_jax.catalog.image import JPEG_QUALITY
 from sicot_jax.catalog.import_report import ImportReport
 from sicot_jax.catalog.import_settings import ImportFailed, ImportSettings
+from sicot_jax.catalog.importing import source_sha256
 from sicot_jax.catalog.manifest import DroppedRow, ManifestRow
 from sicot_jax.catalog.photos import PhotoReader, prepare_all
 from sicot_jax.catalog.splits import Assignment, Photo, assign_splits, order_key
@@ -118,6 +119,7 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
     def _shard_iterators_per_split(self, dl_manager: object) -> Mapping[str, Sequence[Any]]:
         folder = Path(self.data_path)  # the incomplete folder: TFDS renames it when all is whole
         self._spool = folder / _SPOOL_FILE
+        self._source_sha256 = source_sha256(self.source)  # before the rows: a source changed meanwhile is then noticed
         rows, dropped = self._read_rows()
         stored, broken = self._store_photos(rows, total=len(rows) + sum(drop.bad for drop in dropped), bad=dropped)
         dropped += broken
@@ -145,7 +147,7 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
     def _examples(
         self, items: Sequence[_Stored], class_ids: Mapping[str, int], tokenizer: Tokenizer
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        progress = tqdm(items, unit="photos", desc="write", file=sys.stderr, mininterval=0.5, leave=False)
+        progress = tqdm(items, unit="photos", desc="write", file=sys.stderr, mininterval=0.5, leave=False, disable=None)
         with self._spool.open("rb") as spool, progress:
             for key, item in enumerate(progress):
                 spool.seek(item.offset)
@@ -200,7 +202,9 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         prepared = prepare_all(
             self.photos(), [row.image for row in rows], short_side=self.settings.short_side, workers=self.workers
         )
-        progress = tqdm(prepared, total=len(rows), unit="photos", desc="import", file=sys.stderr, mininterval=0.5)
+        progress = tqdm(
+            prepared, total=len(rows), unit="photos", desc="import", file=sys.stderr, mininterval=0.5, disable=None
+        )
         with self._spool.open("wb") as spool, progress:
             for row, photo in zip(rows, progress, strict=True):
                 if photo.error:
@@ -276,6 +280,7 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             references=[item.row.image for item in stored],
             skus=[item.row.sku for item in stored],
             table=table,
+            previous=self.previous,
             head_boundary=boundary,
             head=head,
             vocabulary=len(tokenizer.vocabulary) - 1,
@@ -287,6 +292,8 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             "package_version": sicot_jax.__version__,
             "name": self.name,
             "version": str(self.version),
+            "source": self.source.name,
+            "source_sha256": self._source_sha256,
             "data_hash": self._data_hash(folder, by_split, labels),
             "num_classes": len(table),
             "num_photos": {split: len(items) for split, items in by_split.items()},

@@ -18,6 +18,7 @@ from sicot_jax.catalog.splits import Assignment
 # Rows left out on purpose can be most of a source; bad rows are few and all named.
 _NAMED_ON_PURPOSE = 100
 _NAMED_IN_TEXT = 20
+_NAMED_IN_SUMMARY = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,10 @@ class ImportReport:
     photos: Mapping[str, int]
     classes: int
     withdrawn: int
+    previous_skus: int | None  # SKUs with photos in the version before; None for a first import
+    new_skus: int  # with photos now and not in the version before
+    newly_withdrawn: int  # with photos in the version before and not now
+    first_bad: Sequence[str]
     dropped: Mapping[str, Mapping[str, Any]]
     conflicting: Sequence[Mapping[str, Any]]  # identical photos under several SKUs: in train only
     surplus_copies: int
@@ -59,6 +64,7 @@ class ImportReport:
         references: Sequence[str],
         skus: Sequence[str],
         table: ClassTable,
+        previous: ClassTable | None,
         head_boundary: int,
         head: np.ndarray,
         vocabulary: int,
@@ -71,6 +77,7 @@ class ImportReport:
             reasons[drop.reason].append(drop)
         counts = table.counts
         train = counts["train"]
+        now, before = _sold(table), _sold(previous) if previous else set()
         return cls(
             name=name,
             version=version,
@@ -80,6 +87,10 @@ class ImportReport:
             photos={split: int(counts[split].sum()) for split in SPLITS},
             classes=len(table),
             withdrawn=int(table.withdrawn.sum()),
+            previous_skus=len(before) if previous else None,
+            new_skus=len(now - before),
+            newly_withdrawn=len(before - now),
+            first_bad=[str(drop) for drop in dropped if drop.bad][:_NAMED_IN_SUMMARY],
             dropped={reason: _named(drops) for reason, drops in sorted(reasons.items())},
             conflicting=[
                 {"image_id": image_id, "photos": [{"image": references[i], "sku": skus[i]} for i in group]}
@@ -117,6 +128,7 @@ class ImportReport:
             f"words: {self.vocabulary}, {self.shared_words['share']:.1%} shared by head and tail; "
             f"{self.photos_without_words} train photos without a known word",
             f"dropped: {dropped or 'none'}",
+            *(f"bad row: {row}" for row in self.first_bad),
             f"identical photos: {self.surplus_copies} surplus copies dropped, "
             f"{len(self.conflicting)} under several SKUs (train only)",
         ]
@@ -127,7 +139,25 @@ class ImportReport:
         for text, skus in self._named_classes():
             if skus:
                 lines.append(f"{text}: {len(skus)} classes")
-        return "\n".join(lines)
+        if self.previous_skus is not None:
+            lines.append(
+                f"version {self.version} of {self.name}: {self.new_skus} new SKUs, {self.newly_withdrawn} withdrawn"
+            )
+        return "\n".join(lines + [f"WARNING: {line}" for line in self._warnings()])
+
+    def _warnings(self) -> list[str]:
+        lines = []
+        if self.previous_skus and 2 * self.newly_withdrawn > self.previous_skus:
+            lines.append(
+                f"{self.newly_withdrawn} of {self.previous_skus} SKUs are withdrawn, more than half; "
+                "if this source is another catalogue, import it with another --out"
+            )
+        for split in ("test", "validation"):
+            if not self.photos[split]:
+                small = len(self.small_classes) == self.classes - self.withdrawn
+                why = "every class has under 4 photos" if small else f"no class has enough, no row has split {split}"
+                lines.append(f"no {split} photos: {why}; give a `split` column or more photos")
+        return lines
 
     def _named_classes(self) -> list[tuple[str, Sequence[str]]]:
         return [
@@ -155,6 +185,10 @@ class ImportReport:
             if skus:
                 parts += [f"\n## Classes {text} ({len(skus)})\n", *_bullets(skus, len(skus))]
         return "\n".join(parts) + "\n"
+
+
+def _sold(table: ClassTable) -> set[str]:
+    return {sku for sku, withdrawn in zip(table.sku, table.withdrawn, strict=True) if not withdrawn}
 
 
 def _named(drops: Sequence[DroppedRow]) -> dict[str, Any]:

@@ -81,14 +81,7 @@ def data_set_folders(directory: Path) -> list[Path]:
     return sorted(entry for entry in directory.iterdir() if entry.is_dir() and version_folders(entry))
 
 
-def newest_version(directory: Path) -> Path:
-    """The version folder to open: `directory` itself, or the newest version in it or in its only data set.
-
-    Raises CatalogError: no such folder, nothing imported there, only an unfinished import, several data sets.
-    """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise CatalogError(f"catalogue {directory} not found; make one with `sicot import`")
+def _find_version(directory: Path) -> Path | None:
     if (directory / CATALOG_FILE).exists() and not directory.name.startswith("incomplete."):
         return directory
     versions = version_folders(directory)
@@ -98,8 +91,20 @@ def newest_version(directory: Path) -> Path:
     if len(data_sets) > 1:
         names = ", ".join(entry.name for entry in data_sets)
         raise CatalogError(f"{directory} holds {len(data_sets)} catalogues ({names}), wanted one; name its folder")
-    if data_sets:
-        return version_folders(data_sets[0])[-1]
+    return version_folders(data_sets[0])[-1] if data_sets else None
+
+
+def newest_version(directory: Path) -> Path:
+    """The version folder to open: `directory` itself, or the newest version in it or in its only data set.
+
+    Raises CatalogError: no such folder, nothing imported there, only an unfinished import, several data sets.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise CatalogError(f"catalogue {directory} not found; make one with `sicot import`")
+    found = _find_version(directory)
+    if found is not None:
+        return found
     unfinished = directory.name.startswith("incomplete.") or any(
         True for pattern in ("incomplete.*", "*/incomplete.*") for _ in directory.glob(pattern)
     )
@@ -120,6 +125,20 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"{folder} has format {found}, this version reads up to {FORMAT_VERSION}; upgrade sicot or import again"
         )
     return description
+
+
+def import_source(directory: Path | str) -> dict[str, str] | None:
+    """{"source", "source_sha256"} of the newest whole version: the name of what was imported, and its fingerprint.
+
+    None where `directory` holds no whole version: missing, empty or an unfinished import. Both are "" in a catalogue
+    that does not name them. Raises CatalogError: several data sets, unreadable, of a newer format.
+    """
+    directory = Path(directory)
+    folder = _find_version(directory) if directory.is_dir() else None
+    if folder is None:
+        return None
+    description = read_description(folder)
+    return {key: str(description.get(key, "")) for key in ("source", "source_sha256")}
 
 
 def open_imported(directory: Path | str) -> Catalog:

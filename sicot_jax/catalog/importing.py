@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import hashlib
 import importlib.util
 import io
 import os
@@ -60,19 +61,65 @@ def import_catalog(
       name: lower-case letters, digits, underscores; by default `dataset`, else the one in `out`, else after the source.
       workers: processes that decode photos; by default one per CPU core. The result does not depend on it.
 
-    Raises ImportFailed or ManifestError with one line; whatever stops an import, `out` holds nothing of it.
+    Raises ImportFailed or ManifestError with one line, also where `out` cannot be written; whatever stops an import,
+    `out` holds nothing of it.
     """
     source, out = Path(source).absolute(), Path(out).absolute()
     settings = settings or ImportSettings()
     workers = _cpu_count() if workers is None else workers
     if workers < 1:
         raise ImportFailed(f"workers={workers}, wanted at least 1")
-    if not source.exists():
-        raise ImportFailed(f"{source} not found; wanted a manifest, or a folder with photos")
+    if not source.is_file() and not source.is_dir():
+        raise ImportFailed(f"{source} not found as a file or folder; wanted a manifest, or a folder with photos")
     # Not at the top: the command line reads this file for its flags, also where TFDS is not installed.
     from sicot_jax.catalog.manifest_builder import ManifestBuilder
 
     builder_class = ManifestBuilder if dataset is None else load_builder(dataset)
+    try:
+        return _import_locked(builder_class, source, out, settings, workers, dataset=dataset, name=name)
+    except BrokenProcessPool:
+        raise ImportFailed("a decoding process died, wanted it to go on; out of memory? try --workers 1") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ImportFailed(
+                f"no space left in {out}; nothing was kept of it; free space or give another --out"
+            ) from None
+        raise ImportFailed(f"{error.filename or out}: {error.strerror or error}; check --out and source") from error
+
+
+def source_sha256(source: Path) -> str:
+    """Fingerprint of what is imported: sha256 of a file's bytes, or of a folder's sorted relative paths.
+
+    Raises ImportFailed: neither a file nor a folder.
+    """
+    source = Path(source)
+    digest = hashlib.sha256()
+    if source.is_dir():
+        # The walk of read_folders: hidden files are passed over, a SKU's folder may be a link.
+        entries = [entry for entry in source.iterdir() if not entry.name.startswith(".")]
+        found = [file for entry in entries for file in (entry.rglob("*") if entry.is_dir() else [entry])]
+        files = [file for file in found if file.is_file() and not file.name.startswith(".")]
+        for name in sorted(file.relative_to(source).as_posix() for file in files):
+            digest.update(os.fsencode(name) + b"\0")
+    elif source.is_file():
+        with source.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    else:
+        raise ImportFailed(f"{source} not found as a file or folder; wanted a manifest, or a folder with photos")
+    return digest.hexdigest()
+
+
+def _import_locked(
+    builder_class: type[CatalogBuilder],
+    source: Path,
+    out: Path,
+    settings: ImportSettings,
+    workers: int,
+    *,
+    dataset: str | None,
+    name: str | None,
+) -> Imported:
     with _locked(out):
         present = [folder.name for folder in data_set_folders(out)]
         chosen = name or dataset or (present[0] if present else _name_of(source))
@@ -102,16 +149,7 @@ def import_catalog(
             version=version,
             previous=previous,
         )
-        try:
-            _write(builder, out)
-        except BrokenProcessPool:
-            raise ImportFailed("a decoding process died, wanted it to go on; out of memory? try --workers 1") from None
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise ImportFailed(
-                f"no space left in {out}; nothing was kept of it; free space or give another --out"
-            ) from None
+        _write(builder, out)
         assert builder.report is not None
         return Imported(out / chosen / version, builder.report)
 
@@ -218,13 +256,8 @@ def run_import(args: argparse.Namespace) -> None:
         )
     fields = [field.name for field in dataclasses.fields(ImportSettings)]
     settings = ImportSettings(**{field: getattr(args, field) for field in fields})
-    try:
-        made = import_catalog(
-            source, args.out, settings=settings, dataset=args.dataset, name=args.name, workers=args.workers
-        )
-    except OSError as error:
-        raise ImportFailed(
-            f"{error.filename or args.out}: {error.strerror or error}; check --out and source"
-        ) from error
+    made = import_catalog(
+        source, args.out, settings=settings, dataset=args.dataset, name=args.name, workers=args.workers
+    )
     print(made.report.summary())
     print(f"written to {made.folder}, report in {made.folder / 'report.md'}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
 import math
+import mmap
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +27,11 @@ NO_BOX = (0.0, 0.0, 0.0, 0.0)
 
 # A line break in a SKU would shift a one-name-a-line table, a lone surrogate cannot be written as UTF-8.
 _REFUSED_CATEGORIES = ("Cc", "Zl", "Zp", "Cs")
+
+# A quoted CSV cell as pyarrow reads it: up to the next single quote, or to the end; what follows should be nothing.
+_QUOTED_CELL = re.compile(
+    rb'(?:\A(?:\xef\xbb\xbf)?|[,\r\n])(?P<cell>"[^"]*+(?:""[^"]*+)*+)(?P<end>"?)(?P<after>[^,\r\n]*)'
+)
 
 
 class ManifestError(InputError):
@@ -58,7 +66,12 @@ class DroppedRow:
     bad: bool = True
 
     def __str__(self) -> str:
-        return f"{self.row}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+        return printable(f"{self.row}: {self.reason}" + (f" ({self.detail})" if self.detail else ""))
+
+
+def printable(text: str, limit: int = 300) -> str:
+    """`text` on one line of at most `limit` characters, safe for a terminal: control characters become `?`."""
+    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))[:limit]
 
 
 def read_manifest(path: Path) -> Iterator[ManifestRow | DroppedRow]:
@@ -209,6 +222,57 @@ def _first_bad_line(path: Path) -> str:
     return "its first bytes"
 
 
+def _check_utf8(path: Path) -> None:
+    """pyarrow's handler of invalid rows prints a traceback on bytes that are no text: refuse them before."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                decoder.decode(block)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        raise _encoding_error(path) from None
+
+
+def _check_quotes(path: Path) -> None:
+    """Refuse an unclosed quote, which would swallow the rows after it into one cell.
+
+    Such a cell holds line breaks and is never closed, or is closed by the opening quote of a later cell, with text
+    after it; where that text starts with a comma, an odd number of quotes tells. Quotes inside unquoted cells (15")
+    are characters like any other.
+    """
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            start = _unclosed_quote(data)
+            line = None if start is None else data[:start].count(b"\n") + 1
+    if line is not None:
+        raise ManifestError(
+            f"manifest {path}: the quote that begins in line {line} is not closed where its cell ends; "
+            f'close it, or write " inside a quoted cell as ""'
+        )
+
+
+def _unclosed_quote(data: mmap.mmap) -> int | None:
+    suspect = None
+    for match in _QUOTED_CELL.finditer(data):
+        cell = match["cell"]
+        if b"\n" not in cell and b"\r" not in cell:
+            continue
+        if not match["end"] or match["after"]:
+            return match.start("cell")
+        if suspect is None:
+            line_end = data.find(b"\n", match.end())
+            rest = data[match.end() : line_end if line_end >= 0 else len(data)]
+            if rest.count(b'"') % 2:
+                suspect = match.start("cell")
+    if suspect is None:
+        return None
+    quotes = sum(data[start : start + (1 << 24)].count(b'"') for start in range(0, len(data), 1 << 24))
+    return suspect if quotes % 2 else None
+
+
 def _encoding_error(path: Path) -> ManifestError:
     return ManifestError(f"manifest {path} is not UTF-8 ({_first_bad_line(path)}); save it again as UTF-8")
 
@@ -217,6 +281,8 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]
     import pyarrow as pa
     from pyarrow import csv
 
+    _check_utf8(path)
+    _check_quotes(path)
     broken: list[DroppedRow] = []
 
     def skip(row: csv.InvalidRow) -> str:
@@ -244,10 +310,10 @@ def _read_csv(path: Path) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]
 
 
 def _arrow_error(path: Path, error: Exception) -> ManifestError:
-    text = " ".join(str(error).split())
+    text = printable(str(error), 200)
     if "UTF8" in text or "UTF-8" in text:
         return _encoding_error(path)
-    return ManifestError(f"manifest {path} cannot be read ({text[:200]}); check that it is a {path.suffix[1:]} file")
+    return ManifestError(f"manifest {path} cannot be read ({text}); check that it is a {path.suffix[1:]} file")
 
 
 def _from_batches(

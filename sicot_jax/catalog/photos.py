@@ -6,6 +6,7 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import stat
 import threading
 import zipfile
 from collections import deque
@@ -35,7 +36,11 @@ class FolderPhotos:
 
     def read(self, image: str) -> bytes:
         path = self.root / image
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            # A pipe would wait for ever, a device may have no end.
+            raise ImageError("not a file: wanted a photo file, not a folder, pipe or device")
+        size = status.st_size
         if size > MAX_FILE_BYTES:
             raise ImageError(f"file too large: {size} bytes, at most {MAX_FILE_BYTES}")
         return path.read_bytes()

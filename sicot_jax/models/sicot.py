@@ -48,8 +48,9 @@ class VisualStream(nnx.Module):
         self.norm: Any = BatchNorm(width) if width else None
         self.embedding_width = width or features
 
-    def __call__(self, image, *, train: bool):
-        embedding = global_average_pool(self.resnet(image, train=train))
+    def __call__(self, image, *, train: bool, train_resnet: bool | None = None):
+        """`train` takes batch statistics from the batch; `train_resnet` says otherwise for a frozen backbone."""
+        embedding = global_average_pool(self.resnet(image, train=train if train_resnet is None else train_resnet))
         if self.project is not None:
             embedding = jax.nn.relu(self.norm(self.project(embedding).astype(jnp.float32), train=train))
         return embedding
@@ -102,10 +103,9 @@ class Sicot(nnx.Module):
         semantic = SemanticStream(config.text, words, width, dtype=dtype, rng=rng) if words else None
         self.semantic = semantic
 
-    def __call__(self, image, token_ids=None, *, train: bool | dict[str, bool]):
-        if isinstance(train, bool):
-            train = {"visual": train, "semantic": train}
-        visual = self.visual(image, train=train["visual"])
+    def __call__(self, image, token_ids=None, *, train: dict[str, bool]):
+        """`train`: part -> whether its batch norms take the batch's statistics, see `optim.trained_parts`."""
+        visual = self.visual(image, train=train.get("visual", False), train_resnet=train["visual/resnet"])
         if self.semantic is None:
             return {"visual": visual}
         semantic, attention = self.semantic(token_ids, train=train["semantic"])

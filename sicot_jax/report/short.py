@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sicot_jax.errors import InputError
+from sicot_jax.evaluate import read_json
 from sicot_jax.report.intervals import paired_interval
 
 GROUPS = ("overall", "head", "tail", "class_mean")
@@ -30,8 +31,11 @@ class Finished:
 def read_finished(workdir: Path) -> Finished:
     """InputError by name for a run that is not finished."""
     try:
-        results = json.loads((workdir / "results.json").read_text())
-        config = json.loads((workdir / "config.json").read_text())["config"]
+        for name in ("results.json", "config.json"):
+            if not (workdir / name).exists():
+                raise InputError(f"{workdir}: not a finished run, {name} is missing; train it to its end")
+        results = read_json(workdir / "results.json", "the results of a finished run")
+        config = read_json(workdir / "config.json", "the config of a run")["config"]
         with np.load(workdir / "predictions.npz") as arrays:
             wanted = ("image_id", "label", "top_classes", "train_counts")
             predictions = {name: arrays[name] for name in wanted}
@@ -42,7 +46,10 @@ def read_finished(workdir: Path) -> Finished:
         ) from error
     validation = []
     for line in log.splitlines():
-        record = json.loads(line)
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{workdir}/log.jsonl: a line is no JSON ({line[:40]!r}); remove that line") from error
         if record["kind"] == "validation":
             validation.append((record["step"] / results["step_of_end"], record["overall_top1"]))
     return Finished(workdir.name, results, config, predictions, validation)
@@ -185,9 +192,12 @@ def write_report(workdirs: Sequence[Path], out: Path) -> str:
     notes = [
         f"{len(counts)} classes, {int(head.sum())} of them head (more than {boundary} training photos), "
         f"{int(counts.sum())} training photos, {int((photos == 0).sum())} classes without a test photo.",
-        "Differences are paired, photo by photo, with a 95 % bootstrap interval over photos; one seed each, so the "
-        "interval does not hold the luck of training.",
     ]
+    if len(runs) > 1:
+        notes.append(
+            "Differences are paired, photo by photo, with a 95 % bootstrap interval over photos; one seed each, so the "
+            "interval does not hold the luck of training."
+        )
     for run in runs:
         if still_improving(run):
             notes.append(

@@ -4,6 +4,7 @@ import argparse
 import csv
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import pickle
@@ -23,9 +24,10 @@ from sicot_jax.catalog import builder as builder_module
 from sicot_jax.catalog.catalog import SPLITS
 from sicot_jax.catalog.image import decode, image_id
 from sicot_jax.catalog.import_settings import ImportFailed, ImportSettings
-from sicot_jax.catalog.imported import CatalogError, open_imported
-from sicot_jax.catalog.importing import add_import_arguments, import_catalog, run_import
+from sicot_jax.catalog.imported import CatalogError, import_source, open_imported
+from sicot_jax.catalog.importing import add_import_arguments, import_catalog, run_import, source_sha256
 from sicot_jax.catalog.manifest import ManifestError
+from sicot_jax.catalog.photos import FolderPhotos, prepare_all
 
 ROOT = Path(__file__).parents[2]
 SMALL = ImportSettings(word_width=8, word_epochs=1, min_count=1, short_side=24)
@@ -239,7 +241,7 @@ def test_bad_rows_are_dropped_and_named(tmp_path, rows, source):
         "broken photo": 1,
         "not a photo": 1,
         "photo missing": 1,
-        "photo unreadable": 1,
+        "not a file": 1,
         "too many pixels": 1,
         "empty SKU": 1,
         "duplicate row": 1,
@@ -259,6 +261,96 @@ def test_one_bad_row_never_stops_an_import_unless_the_limit_is_zero(tmp_path, so
     with pytest.raises(ImportFailed, match=r"1 of the first 13 rows .* at most 0 of 13 .*none.jpg: photo missing"):
         import_catalog(manifest, tmp_path / "none", settings=ImportSettings(max_bad_share=0), workers=1)
     assert not (tmp_path / "none").exists()
+
+
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    names = ["pipe.jpg", "/dev/zero", "folder.jpg"]
+    found = prepare_all(FolderPhotos(tmp_path), names, short_side=8, workers=1)
+    assert [photo.error.partition(":")[0] for photo in found] == ["not a file"] * 3
+    with pytest.raises(ImportFailed, match="not found as a file or folder"):
+        import_catalog(tmp_path / "pipe.jpg", tmp_path / "out", workers=1)
+
+
+def test_summary_names_the_first_bad_rows(tmp_path, source, rows):
+    bad = [{"image": f"none{i}.png", "sku": "b"} for i in range(5)]
+    settings = ImportSettings(word_width=8, min_count=1, max_bad_share=0.5)
+    made = import_catalog(
+        write_manifest(source.parent, rows + bad, "named.csv"), tmp_path, settings=settings, workers=1
+    )
+    named = [line for line in made.report.summary().splitlines() if line.startswith("bad row: ")]
+    assert named == [f"bad row: none{i}.png: photo missing (no such file)" for i in range(3)]
+
+
+def test_summary_of_a_second_version(tmp_path, source, rows):
+    first = import_catalog(source, tmp_path, settings=SMALL, workers=1, name="shop")
+    assert "version 1.0.0" not in first.report.summary() and "WARNING" not in first.report.summary()
+    half = [row for row in rows if row["sku"] in ("0012", "NA")]
+    photo(source.parent / "second.png", 998)
+    half.append({"image": "second.png", "sku": "second"})
+    made = import_catalog(write_manifest(source.parent, half, "half.csv"), tmp_path, settings=SMALL, workers=1)
+    summary = made.report.summary()
+    assert "version 1.0.1 of shop: 1 new SKUs, 2 withdrawn" in summary and "WARNING" not in summary
+    one = [row for row in rows if row["sku"] == "0012"]
+    made = import_catalog(write_manifest(source.parent, one, "one.csv"), tmp_path, settings=SMALL, workers=1)
+    summary = made.report.summary()
+    assert "version 1.0.2 of shop: 0 new SKUs, 2 withdrawn" in summary
+    assert "WARNING: 2 of 3 SKUs are withdrawn, more than half" in summary
+
+
+def test_summary_says_that_nothing_is_tested(tmp_path, source, rows):
+    few = [row for row in rows if row["image"].endswith(("_0.png", "_1.png"))]
+    made = import_catalog(write_manifest(source.parent, few, "few.csv"), tmp_path / "few", settings=SMALL, workers=1)
+    for split in ("test", "validation"):
+        line = f"WARNING: no {split} photos: every class has under 4 photos; give a `split` column or more photos"
+        assert line in made.report.summary().splitlines()
+    four = [row for row in rows if row["image"].endswith(("_0.png", "_1.png", "_2.png", "_3.png"))]
+    made = import_catalog(write_manifest(source.parent, four, "four.csv"), tmp_path / "4", settings=SMALL, workers=1)
+    assert made.report.photos["test"] and "no test photos" not in made.report.summary()
+    assert "WARNING: no validation photos: no class has enough, no row has split validation" in made.report.summary()
+
+
+def test_no_progress_bars_without_a_terminal(tmp_path, source, capfd):
+    import_catalog(source, tmp_path, settings=SMALL, workers=1)
+    captured = capfd.readouterr()
+    assert captured.err == "" and captured.out == ""
+
+
+def test_what_was_imported_is_recorded(tmp_path, source, imported):
+    expected = {"source": "photos.csv", "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest()}
+    for directory in (imported.folder, imported.folder.parent, os.fspath(imported.folder.parent.parent)):
+        assert import_source(directory) == expected
+    assert source_sha256(source) == expected["source_sha256"]
+    unfinished = tmp_path / "out" / "shop" / "incomplete.123_1.0.0"
+    unfinished.mkdir(parents=True)
+    shutil.copy(imported.folder / "catalog.json", unfinished)
+    for directory in (tmp_path / "none", tmp_path, tmp_path / "out", unfinished.parent, unfinished):
+        assert import_source(directory) is None
+    for name in ("a", "b"):
+        shutil.copytree(imported.folder, tmp_path / "two" / name / "1.0.0")
+    with pytest.raises(CatalogError, match="holds 2 catalogues"):
+        import_source(tmp_path / "two")
+
+
+def test_fingerprint_of_a_folder_is_of_its_paths(tmp_path):
+    for sku in ("a", "b"):
+        photo(tmp_path / "shop" / sku / "0.png", 1)
+    before = source_sha256(tmp_path / "shop")
+    made = import_catalog(tmp_path / "shop", tmp_path / "out", settings=SMALL, workers=1)
+    assert import_source(made.folder) == {"source": "shop", "source_sha256": before}
+    (tmp_path / "shop" / ".hidden").touch()
+    assert source_sha256(tmp_path / "shop") == before
+    (tmp_path / "shop" / "a" / "0.png").rename(tmp_path / "shop" / "a" / "1.png")
+    assert source_sha256(tmp_path / "shop") != before
+
+
+def test_an_out_that_cannot_be_written_is_one_line(tmp_path, source):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "deep"):
+        with pytest.raises(ImportFailed, match=r"file.*check --out") as caught:
+            import_catalog(source, out, settings=SMALL, workers=1)
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

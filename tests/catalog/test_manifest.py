@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pyarrow as pa
 import pytest
@@ -104,6 +105,44 @@ def test_unreadable_manifest_is_one_line(tmp_path, name, content, words):
     message = str(caught.value)
     assert "\n" not in message and str(path) in message
     assert all(word in message for word in words), message
+
+
+def stray(quote_row=11, later="plain"):
+    rows = [f"{i}.jpg,S{i},plain" for i in range(60)]
+    rows[quote_row - 1] = f'{quote_row - 1}.jpg,S{quote_row - 1},"plain'
+    rows[39] = f"39.jpg,S39,{later}"
+    return "\n".join(["image,sku,title", *rows]) + "\n"
+
+
+@pytest.mark.parametrize("later", ["plain", '"a, b"', '",x"', '"two ""words"""', 'a 15" screen, "'])
+def test_an_unclosed_quote_is_refused_where_it_begins(tmp_path, later):
+    with pytest.raises(ManifestError, match=r"the quote that begins in line 12 is not closed") as caught:
+        rows_of(tmp_path, stray(later=later))
+    assert "\n" not in str(caught.value)
+
+
+def test_quotes_that_are_no_mistake(tmp_path):
+    titles = ['15" screen', 'a "b" c', '"two\nlines, ""quoted"""', '"3""\r\n"', '""', '"a"', '"same line" after']
+    text = "image,sku,title\n" + "".join(f"{i}.jpg,S,{title}\n" for i, title in enumerate(titles))
+    expected = ['15" screen', 'a "b" c', 'two\nlines, "quoted"', '3"\r\n', "", "a", "same line after"]
+    assert [row.title for row in rows_of(tmp_path, text)] == expected
+    assert [row.title for row in rows_of(tmp_path, 'image,sku,title\na.jpg,S,"b\nc"')] == ["b\nc"]
+    assert [row.title for row in rows_of(tmp_path, 'image,sku,title\na.jpg,S,"b\nc"\nd.jpg,S,5"\n')] == ["b\nc", '5"']
+
+
+@pytest.mark.parametrize("start", [b"", b"image,sku\n"])
+def test_a_binary_csv_is_one_clean_line(tmp_path, capfd, start):
+    path = tmp_path / "m.csv"
+    path.write_bytes(start + random.Random(0).randbytes(5000))
+    with pytest.raises(ManifestError, match=r"not UTF-8 \(line \d\)") as caught:
+        list(read_manifest(path))
+    assert str(caught.value).isprintable()
+    assert capfd.readouterr().err == ""
+
+
+def test_messages_hold_no_control_characters():
+    drop = DroppedRow("\x1b[31m.jpg", "photo missing", "a\nb" + "x" * 1000)
+    assert str(drop).isprintable() and len(str(drop)) <= 300 and str(drop).startswith("?[31m.jpg: photo missing (a b")
 
 
 def test_missing_manifest(tmp_path):

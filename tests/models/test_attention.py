@@ -195,6 +195,9 @@ def test_mix_is_the_greater_element():
     np.testing.assert_array_equal(mix(jnp.array([[1.0, 0.0, 3.0]]), jnp.array([[0.5, 2.0, 3.0]])), [[1.0, 2.0, 3.0]])
 
 
+TRAIN = {"visual": True, "visual/resnet": True, "semantic": True}
+
+
 @pytest.mark.parametrize("with_text", [True, False])
 def test_untitled_photo_falls_back_on_its_visual_embedding(one_device, with_text):
     config = ModelConfig(
@@ -206,15 +209,15 @@ def test_untitled_photo_falls_back_on_its_visual_embedding(one_device, with_text
     )
     model = Sicot(config, words=(9, WIDTH) if with_text else None, dtype=jnp.float32, rng=np.random.default_rng(3))
     if not with_text:
-        model.visual = lambda image, train: image  # the ResNet has its own tests
-        out = model(jnp.ones((3, 6)), jnp.ones((3, 4), jnp.int32), train=True)
+        model.visual = lambda image, train, train_resnet: image  # the ResNet has its own tests
+        out = model(jnp.ones((3, 6)), jnp.ones((3, 4), jnp.int32), train=TRAIN)
         assert set(out) == {"visual"}
         return
     visual = jnp.asarray(np.random.default_rng(4).random((3, 6), np.float32))
-    model.visual = lambda image, train: image
+    model.visual = lambda image, train, train_resnet: image
     model.semantic.words[...] = jnp.asarray(np.random.default_rng(5).normal(size=(9, WIDTH)), jnp.float32)
     tokens = jnp.array([[3, 4, 0, 0], [0, 0, 0, 0], [7, 0, 0, 0]])
-    out = model(visual, tokens, train=True)
+    out = model(visual, tokens, train=TRAIN)
     assert {name: x.shape for name, x in out.items()} == {
         "visual": (3, 6),
         "semantic": (3, 6),
