@@ -53,14 +53,22 @@ def train(config: Config, workdir: Path, *, catalog: Catalog | None = None) -> d
         with jax.set_mesh(device_mesh):
             setup = make_setup(config, DataShape.of(catalog), device_mesh)
             check_batches(config, device_mesh)
-            _check_splits(catalog)
+            _check_catalog(catalog, config)
             runs.start_or_continue(workdir, config, catalog)
             _Loop(setup, catalog, workdir).run()
             return _test(runs.read_run(workdir), catalog, device_mesh)
 
 
-def _check_splits(catalog: Catalog) -> None:
+def _check_catalog(catalog: Catalog, config: Config) -> None:
     """Found out before the first step, not after the last."""
+    if config.data.source == "arrays":
+        got = np.asarray(catalog.splits["train"][0]["image"]).shape[:2]
+        wanted = config.preprocessing.resize_height, config.preprocessing.resize_width
+        if got != wanted:  # cut to size at export: resizing them again would not be the same
+            raise InputError(
+                f"{config.data.path} holds photos of {got[0]}x{got[1]}, the config wants {wanted[0]}x{wanted[1]}; export "
+                "again with this config"
+            )
     if not len(catalog.splits["test"]):
         raise InputError(
             f"{catalog.name} has no test photos (classes of under 4 photos give none); add photos, or a split column to "

@@ -57,6 +57,14 @@ def test_arrays_train_like_the_catalogue_they_came_from(tmp_path, capsys):
     assert logs[0] == logs[1]
 
 
+def test_an_array_file_of_another_photo_size_is_refused(tmp_path, capsys):
+    assert cli.main(["export-arrays", "--config=tiny", f"--out={tmp_path / 'tiny.npz'}"]) == 0
+    arrays = ["--config.data.source=arrays", f"--config.data.path={tmp_path / 'tiny.npz'}"]
+    sizes = ["--config.preprocessing.resize_height=32", "--config.preprocessing.resize_width=32"]
+    line = fails_with(capsys, ["train", "--config=tiny", f"--workdir={tmp_path / 'run'}", *arrays, *sizes])
+    assert "holds photos of 24x24, the config wants 32x32; export again" in line
+
+
 def test_training_from_arrays_needs_only_numpy_and_jax(tmp_path):
     """As on a bare accelerator image: everything else is hidden from the import system."""
     cli.main(["export-arrays", "--config=tiny", f"--out={tmp_path / 'tiny.npz'}"])
