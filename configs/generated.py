@@ -21,6 +21,6 @@ def get_config() -> Config:
         augment=AugmentConfig(min_area=0.6, flip=False),  # where the mark sits tells products apart
         model=ModelConfig(depth=18, width=16, stem="half", last_stride=1, embedding_width=128),
         optim=OptimConfig(learning_rate=0.1, schedule="cosine", warmup_epochs=0.5),
-        train=TrainConfig(batch_size=64, epochs=8, evaluate_every_epochs=2, log_every_steps=50),
+        train=TrainConfig(batch_size=64, epochs=16, evaluate_every_epochs=4, log_every_steps=50),
         eval=EvalConfig(batch_size=100),
     )
