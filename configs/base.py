@@ -2,7 +2,7 @@
 
 Import:   sicot import products.csv --out catalog          (columns image, sku[, title, ...]; or a folder per SKU)
 Command:  sicot compare --config=base --config.data.path=catalog --workdir=runs/mine
-Hardware: anything; on two CPU cores about 25 photos/s, on an accelerator raise preprocessing, model.depth and batch size.
+Hardware: anything; on an accelerator raise preprocessing, model.depth and batch size. Speed: not measured.
 Result:   yours.
 """
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from sicot_jax.catalog.statistics import head_mask
+
 
 def accuracy(
     label: np.ndarray, top_classes: np.ndarray, train_counts: np.ndarray, head_boundary: int
@@ -21,7 +23,7 @@ def accuracy(
     """
     hit1 = top_classes[:, 0] == label
     hit3 = (top_classes[:, :3] == label[:, None]).any(-1)
-    in_head = train_counts[label] > head_boundary
+    in_head = head_mask(train_counts, head_boundary)[label]
     groups = {"overall": np.ones(len(label), bool), "head": in_head, "tail": ~in_head}
     result = {name: _share(hit1, hit3, label, member) for name, member in groups.items()}
     photos = np.bincount(label, minlength=len(train_counts))

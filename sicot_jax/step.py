@@ -16,6 +16,7 @@ from flax import nnx
 from sicot_jax import heads, mesh
 from sicot_jax.augment import augment
 from sicot_jax.catalog.catalog import Catalog
+from sicot_jax.catalog.statistics import log_prior
 from sicot_jax.config import Config, ConfigError
 from sicot_jax.models.sicot import Sicot
 from sicot_jax.optim import make_schedule, make_tx, path_name, trained_parts, trains
@@ -61,7 +62,6 @@ class Setup:
     visual_graphdef: nnx.GraphDef
     tx: optax.GradientTransformation
     head: heads.Head
-    schedule: optax.Schedule
     steps: int
     steps_per_epoch: float
 
@@ -103,7 +103,6 @@ def make_setup(config: Config, shape: DataShape, device_mesh) -> Setup:
         head=heads.make_head(
             config.head, config.loss, num_classes=shape.num_classes, tx=tx, dtype=compute_dtype(config)
         ),
-        schedule=schedule,
         steps=steps,
         steps_per_epoch=steps_per_epoch,
     )
@@ -260,10 +259,8 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
 
 def class_log_prior(train_counts: np.ndarray, device_mesh) -> np.ndarray:
     """float32 [C padded]: log of each class's share of the training photos; -inf without one, and for padding."""
-    counts = np.zeros(mesh.pad_classes(len(train_counts), device_mesh), np.float64)
-    counts[: len(train_counts)] = train_counts
-    with np.errstate(divide="ignore"):
-        return np.log(counts / counts.sum()).astype(np.float32)
+    padding = mesh.pad_classes(len(train_counts), device_mesh) - len(train_counts)
+    return np.pad(log_prior(train_counts), (0, padding), constant_values=-np.inf).astype(np.float32)
 
 
 def abstract_state(setup: Setup) -> TrainState:

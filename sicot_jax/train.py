@@ -18,6 +18,7 @@ import numpy as np
 from sicot_jax import evaluate, mesh, pipeline, runs
 from sicot_jax.catalog.catalog import SPLITS, Catalog
 from sicot_jax.catalog.opening import open_catalog
+from sicot_jax.catalog.statistics import head_mask
 from sicot_jax.checkpoint import Checkpoints
 from sicot_jax.config import Config
 from sicot_jax.errors import InputError, TrainingStopped
@@ -195,7 +196,7 @@ class _Loop:
         catalog, setup = self.catalog, self.setup
         boundary = evaluate.head_boundary(catalog, self.config)
         counts = catalog.classes.counts["train"]
-        head = int((counts > boundary).sum())
+        head = int(head_mask(counts, boundary).sum())
         sizes = ", ".join(f"{len(catalog.splits[split])} {split}" for split in SPLITS)
         print(
             f"{self.workdir}: {catalog.name}, {setup.shape.num_classes} classes ({head} head: more than {boundary} photos), "

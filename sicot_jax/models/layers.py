@@ -109,7 +109,8 @@ def _normal(rng: np.random.Generator, shape: tuple[int, ...], deviation: float):
 def max_pool_3x3(x):
     """3x3 max pooling, stride 2, padding 1: [B, H, W, F] -> [B, ceil(H / 2), ceil(W / 2), F].
 
-    The maximum over nine shifted slices: on CPU its backward pass is some 12 times faster than reduce_window's.
+    The maximum over nine shifted slices: on two CPU cores its gradient took a quarter of the time of
+    reduce_window's (27 against 113 ms on 128x40x30x32).
     """
     _, height, width, _ = x.shape
     lowest = jnp.finfo(x.dtype).min

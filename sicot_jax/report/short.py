@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sicot_jax.catalog.statistics import head_mask
 from sicot_jax.errors import InputError
 from sicot_jax.evaluate import read_json
 from sicot_jax.report.intervals import paired_interval
@@ -88,7 +89,7 @@ def difference_rows(first: Finished, other: Finished) -> dict[str, tuple[float, 
         other.predictions["top_classes"][order, 0] == label,
     ]
     difference = 100.0 * (hits[1].astype(float) - hits[0])
-    head = first.predictions["train_counts"][label] > boundary
+    head = head_mask(first.predictions["train_counts"], boundary)[label]
     members = {"overall": np.ones(len(label), bool), "head": head, "tail": ~head}
     rows = {
         name: (float(difference[m].mean()) if m.any() else float("nan"), *paired_interval(difference[m]))
@@ -187,7 +188,7 @@ def write_report(workdirs: Sequence[Path], out: Path) -> str:
     counts, boundary = first.predictions["train_counts"], first.results["head_boundary"]
     plot_histogram(counts, boundary, out / "class_histogram.png")
     table = accuracy_table(runs)
-    head = counts > boundary
+    head = head_mask(counts, boundary)
     photos = np.bincount(first.predictions["label"], minlength=len(counts))
     notes = [
         f"{len(counts)} classes, {int(head.sum())} of them head (more than {boundary} training photos), "
