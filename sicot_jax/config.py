@@ -112,9 +112,16 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """How loss and update of the classifier are computed: "class_sharded" or its plain reference "dense"."""
+    """How loss and update of the classifier are computed: "class_sharded" or its plain reference "dense".
+
+    chunk: classes at a time on a device; bounds the temporary memory at a few times chunk * (2 * batch + D) numbers.
+    keep_logits: "no" computes the probabilities a second time for the gradient; "bfloat16" or "float32" keeps all logits
+      of a step instead: one product of four less, for 2 * batch * classes / devices numbers.
+    """
 
     kind: str = "class_sharded"
+    chunk: int = 4096
+    keep_logits: str = "no"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +229,8 @@ def _check(config: Config) -> None:
         "data.title": (data.title, ("raw", "masked", "shuffled", "shuffled_within_class", "none")),
         "data.sampling": (data.sampling, SAMPLINGS),
         "train.compute_dtype": (train.compute_dtype, ("float32", "bfloat16")),
+        "head.kind": (config.head.kind, ("class_sharded", "dense")),
+        "head.keep_logits": (config.head.keep_logits, ("no", "bfloat16", "float32")),
     }
     for name, (got, wanted) in choices.items():
         if got not in wanted:
@@ -238,6 +247,7 @@ def _check(config: Config) -> None:
         "eval.batch_size": config.eval.batch_size,
         "eval.top_k": config.eval.top_k,
         "eval.class_chunk": config.eval.class_chunk,
+        "head.chunk": config.head.chunk,
         "data.max_tokens": data.max_tokens,
         "optim.learning_rate": config.optim.learning_rate,
         "steps or epochs": train.steps or train.epochs,

@@ -64,44 +64,63 @@ def make_head(
     tx: optax.GradientTransformation,
     dtype=jnp.float32,
 ) -> Head:
-    """The head `config.kind`: "class_sharded" (rows divided over all devices) or its plain reference "dense".
+    """The head `config.kind`: "class_sharded" (rows divided over all devices, streaming) or its plain reference "dense".
 
     Args:
       num_classes: rows of the kernel beyond it are padding: no probability, no gradient.
-      tx: of {"classifier": {"kernel", "bias"}}.
+      tx: of {"classifier": {"kernel", "bias"}}; works element by element, since the class-sharded head applies it to
+        some rows at a time.
       dtype: of the inputs of the products; sums, softmax and loss are float32.
     """
-    match config.kind:
-        case "class_sharded":
-            loss_function, place = class_sharded.co_training_loss, lambda x: x
-        case "dense":
-            loss_function, place = losses.co_training_loss, mesh.replicate
-        case other:
-            raise InputError(f"head.kind={other!r}, wanted class_sharded or dense")
     weights = loss_weights(loss_config)
+    tau = loss_config.logit_adjustment
 
-    def head(embeddings: Embeddings, label, classifier: Classifier):
-        def loss(embeddings, kernel, bias):
-            return loss_function(
+    def update(gradient, opt_state, params):
+        updates, opt_state = tx.update({"classifier": gradient}, opt_state, {"classifier": params})
+        return optax.apply_updates({"classifier": params}, updates)["classifier"], opt_state
+
+    def dense(embeddings: Embeddings, label, classifier: Classifier):
+        def loss(embeddings, params):
+            return losses.co_training_loss(
                 embeddings,
                 label,
-                place(kernel),
-                place(bias),
+                mesh.replicate(params["kernel"]),
+                mesh.replicate(params["bias"]),
                 weights=weights,
-                log_prior=place(classifier.log_prior),
-                tau=loss_config.logit_adjustment,
+                log_prior=mesh.replicate(classifier.log_prior),
+                tau=tau,
                 num_classes=num_classes,
                 dtype=dtype,
             )
 
-        (total, by_stream), (cotangents, kernel, bias) = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(
-            {stream: embeddings[stream] for stream in weights}, classifier.kernel, classifier.bias
+        params = {"kernel": classifier.kernel, "bias": classifier.bias}
+        (total, by_stream), (cotangents, gradient) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
+            {stream: embeddings[stream] for stream in weights}, params
         )
-        old = {"classifier": {"kernel": classifier.kernel, "bias": classifier.bias}}
-        gradient = {"classifier": {"kernel": kernel, "bias": bias}}
-        updates, opt_state = tx.update(gradient, classifier.opt_state, old)
-        new = optax.apply_updates(old, updates)["classifier"]
-        new_classifier = dataclasses.replace(classifier, kernel=new["kernel"], bias=new["bias"], opt_state=opt_state)
-        return {"total": total, **by_stream}, cotangents, new_classifier
+        params, opt_state = update(gradient, classifier.opt_state, params)
+        return {"total": total, **by_stream}, cotangents, dataclasses.replace(classifier, **params, opt_state=opt_state)
 
-    return head
+    def sharded(embeddings: Embeddings, label, classifier: Classifier):
+        values, cotangents, params, opt_state = class_sharded.loss_and_update(
+            embeddings,
+            label,
+            {"kernel": classifier.kernel, "bias": classifier.bias},
+            classifier.opt_state,
+            classifier.log_prior,
+            weights=weights,
+            update=update,
+            num_classes=num_classes,
+            tau=tau,
+            dtype=dtype,
+            chunk=config.chunk,
+            keep_logits=None if config.keep_logits == "no" else jnp.dtype(config.keep_logits),
+        )
+        return values, cotangents, dataclasses.replace(classifier, **params, opt_state=opt_state)
+
+    match config.kind:
+        case "class_sharded":
+            return sharded
+        case "dense":
+            return dense
+        case other:
+            raise InputError(f"head.kind={other!r}, wanted class_sharded or dense")

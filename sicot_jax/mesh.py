@@ -46,6 +46,27 @@ def batch_spec(ndim: int) -> P:
     return P(AXES, *(None,) * (ndim - 1))
 
 
+def is_per_class(x, num_rows: int) -> bool:
+    """Whether an array of the classifier's state has one entry a class, like its kernel, and not e.g. a step count."""
+    return x.ndim > 0 and x.shape[0] == num_rows
+
+
+def class_spec(x, num_rows: int) -> P:
+    """Of an array of the classifier's state."""
+    return batch_spec(x.ndim) if is_per_class(x, num_rows) else P()
+
+
+def split_per_class(tree, num_rows: int):
+    """A tree of the classifier's state -> (its arrays with one entry a class, the others), each with None for the rest."""
+    own = jax.tree.map(lambda x: x if is_per_class(x, num_rows) else None, tree)
+    return own, jax.tree.map(lambda x: None if is_per_class(x, num_rows) else x, tree)
+
+
+def join_per_class(per_class, shared):
+    """The inverse of `split_per_class`."""
+    return jax.tree.map(lambda a, b: b if a is None else a, per_class, shared, is_leaf=lambda x: x is None)
+
+
 def on_devices(shapes, mesh: Mesh):
     """Tree of ShapeDtypeStructs as `eval_shape` gives it (PartitionSpecs at most) -> with shardings on real devices."""
 

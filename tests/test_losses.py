@@ -62,29 +62,78 @@ def test_logit_adjustment_is_balanced_softmax():
     np.testing.assert_allclose(total, -np.log(0.25 / (0.75 + 0.25 + 1.0)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("num_classes, tau", [(1, 0.0), (8, 0.0), (37, 1.0)])
-def test_sharded_loss_and_gradients_equal_dense(device_mesh, num_classes, tau):
+@pytest.mark.parametrize("keep_logits", [None, jnp.float32], ids=["recompute", "keep"])
+@pytest.mark.parametrize(
+    "num_classes, chunk, tau",
+    [(1, 4, 0.0), (8, 8, 0.0), (37, 2, 1.0), (37, 100, 1.0), (300, 7, 0.0)],
+    ids=["one class", "one chunk", "chunks", "chunk larger than shard", "many chunks and a rest"],
+)
+def test_sharded_loss_and_gradients_equal_dense(device_mesh, num_classes, chunk, tau, keep_logits):
     embeddings, label, kernel, bias, prior = case(num_classes, device_mesh)
+    options = {"weights": WEIGHTS, "tau": tau, "num_classes": num_classes}
 
-    def run(function, *arguments):
-        def loss(embeddings, kernel, bias, label, prior):
-            return function(
-                embeddings, label, kernel, bias, weights=WEIGHTS, log_prior=prior, tau=tau, num_classes=num_classes
-            )
+    @jax.jit
+    def sharded(embeddings, label, kernel, bias, prior):
+        """The gradient in place of new parameters, its negative in place of the optimizer's state."""
+        params = {"kernel": kernel, "bias": bias}
+        return class_sharded.loss_and_update(
+            embeddings,
+            label,
+            params,
+            (params, jnp.int32(6)),
+            prior,
+            update=lambda g, state, p: (g, (jax.tree.map(jnp.negative, g), state[1] + 1)),
+            chunk=chunk,
+            keep_logits=keep_logits,
+            **options,
+        )
 
-        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*arguments)
+    got = sharded(embeddings, label, kernel, bias, prior)
+    whole = jax.tree.map(jnp.asarray, jax.device_get((embeddings, label, {"kernel": kernel, "bias": bias}, prior)))
 
-    (total, by_stream), gradients = run(class_sharded.co_training_loss, embeddings, kernel, bias, label, prior)
-    whole = jax.tree.map(jnp.asarray, jax.device_get((embeddings, kernel, bias, label, prior)))
-    (dense_total, dense_by_stream), dense_gradients = run(losses.co_training_loss, *whole)
-    np.testing.assert_allclose(total, dense_total, rtol=1e-5)
-    for stream in WEIGHTS:
-        np.testing.assert_allclose(by_stream[stream], dense_by_stream[stream], rtol=1e-5)
-    for got, wanted in zip(jax.tree.leaves(gradients), jax.tree.leaves(dense_gradients), strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
-    # Padding has no probability and no gradient.
-    assert not np.asarray(gradients[1])[num_classes:].any()
-    assert not np.asarray(gradients[2])[num_classes:].any()
+    @jax.jit
+    def dense(embeddings, label, params, prior):
+        def loss(embeddings, params):
+            return losses.co_training_loss(embeddings, label, **params, log_prior=prior, **options)
+
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(embeddings, params)
+
+    (total, by_stream), (cotangents, gradient) = dense(*whole)
+    np.testing.assert_allclose(got[0]["total"], total, rtol=1e-5)
+    negative, count = got[3]
+    assert count == 7  # what has no entry a class is updated once, not once a chunk
+    for a, b in [
+        (got[0], {"total": total, **by_stream}),
+        (got[1], cotangents),
+        (got[2], gradient),
+        (negative, jax.tree.map(jnp.negative, gradient)),
+    ]:
+        assert a.keys() == b.keys()
+        for name in b:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    assert not np.asarray(got[2]["kernel"])[num_classes:].any()  # padding has no probability and no gradient
+    assert not np.asarray(got[2]["bias"])[num_classes:].any()
+
+
+def test_nothing_is_updated_where_the_loss_is_not_finite(device_mesh):
+    embeddings, label, kernel, bias, prior = case(37, device_mesh)
+    embeddings["mixed"] = embeddings["mixed"].at[3, 2].set(jnp.nan)
+    values, _, params, count = jax.jit(
+        lambda *a: class_sharded.loss_and_update(
+            *a[:2],
+            {"kernel": a[2], "bias": a[3]},
+            jnp.int32(6),
+            a[4],
+            weights=WEIGHTS,
+            update=lambda g, state, p: (jax.tree.map(jnp.add, p, g), state + 1),
+            num_classes=37,
+            chunk=2,
+        )
+    )(embeddings, label, kernel, bias, prior)
+    assert np.isnan(values["total"]) and np.isfinite(values["visual"])
+    np.testing.assert_array_equal(params["kernel"], kernel)
+    np.testing.assert_array_equal(params["bias"], bias)
+    assert count == 6
 
 
 @pytest.mark.parametrize("num_classes, k, chunk", [(1, 1, 4), (7, 3, 2), (37, 10, 3), (37, 37, 100)])
