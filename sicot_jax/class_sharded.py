@@ -37,7 +37,7 @@ def shard_start(rows: int):
 def shard_offset(bias, log_prior, tau: float, num_classes: int):
     """`losses.class_offset` for this device's rows, padding at MASKED."""
     if tau:
-        bias = bias + tau * jnp.where(jnp.isfinite(log_prior), log_prior, 0.0)
+        bias = bias + tau * log_prior
     ids = shard_start(bias.shape[0]) + jnp.arange(bias.shape[0])
     return jnp.where(ids < num_classes, bias, MASKED)
 
@@ -52,6 +52,11 @@ def cut(x, first, size: int):
     return lax.dynamic_slice_in_dim(x, first, size)
 
 
+def put(x, part, first):
+    """Rows from `first` on replaced."""
+    return lax.dynamic_update_slice_in_dim(x, part, first, 0)
+
+
 def over_chunks(function, carry, rows: int, chunk: int):
     """`carry = function(carry, first, size)` for all rows, `chunk` at a time: a loop, then what is left over."""
     size = min(chunk, rows)
@@ -60,11 +65,11 @@ def over_chunks(function, carry, rows: int, chunk: int):
     return function(carry, whole * size, rest) if rest else carry
 
 
-def running_log_sum(state, logits):
-    """One block more for a running log-sum-exp: state (maximum [R], sum of exp(logit - maximum) [R]), logits [R, n]."""
+def running_log_sum(state, logits, *, axis: int = -1):
+    """One block more for a running log-sum-exp: state (maximum [R], sum of exp(logit - maximum) [R]), classes along axis."""
     highest, total = state
-    new = jnp.maximum(highest, jnp.max(logits, -1))
-    return new, total * jnp.exp(highest - new) + jnp.sum(jnp.exp(logits - new[:, None]), -1)
+    new = jnp.maximum(highest, jnp.max(logits, axis))
+    return new, total * jnp.exp(highest - new) + jnp.sum(jnp.exp(logits - jnp.expand_dims(new, axis)), axis)
 
 
 def log_sum_over_devices(state):
@@ -79,14 +84,42 @@ def varying(x):
     return lax.pcast(x, mesh_lib.AXES, to="varying")
 
 
+def normal_rows(key, rows: int, *, num_classes: int, width: int, scale: float, chunk: int = 4096):
+    """float32 [rows, D] divided by class: row c ~ N(0, scale^2) drawn from fold_in(key, c), zero from `num_classes` on.
+
+    A chunk at a time: the random bits of a whole kernel would need as much memory again, twice over.
+    """
+
+    def shard(key, like):
+        start = shard_start(like.shape[0])
+
+        def draw(kernel, first, size):
+            own = start + first + jnp.arange(size)
+            numbers = jax.vmap(lambda c: jax.random.normal(jax.random.fold_in(key, c), (width,)))(own)
+            return put(kernel, jnp.where(own[:, None] < num_classes, scale * numbers, 0.0), first)
+
+        return over_chunks(draw, varying(jnp.zeros((like.shape[0], width))), like.shape[0], chunk)
+
+    like = jnp.zeros(rows, out_sharding=mesh_lib.CLASS)
+    return jax.shard_map(shard, in_specs=(P(), mesh_lib.CLASS), out_specs=mesh_lib.CLASS_ROWS)(key, like)
+
+
+def _packed(logits, dtype):
+    """Logits to be kept; 16-bit ones as integers, since XLA on CPU widens an array of bfloat16 whole to write a slice."""
+    logits = logits.astype(dtype)
+    return lax.bitcast_convert_type(logits, jnp.uint16) if logits.itemsize == 2 else logits
+
+
+def _unpacked(kept, dtype):
+    return (lax.bitcast_convert_type(kept, dtype) if kept.dtype == jnp.uint16 else kept).astype(jnp.float32)
+
+
 def label_logits(rows, labels, kernel, offset, dtype):
     """The logit of each row's own class, from the device that has it: [R, D], int [R] -> [R], equal on all devices."""
     local = labels - shard_start(kernel.shape[0])
     here = (local >= 0) & (local < kernel.shape[0])
     local = jnp.where(here, local, 0)
-    logits = jnp.einsum(
-        "rd,rd->r", rows.astype(dtype), kernel[local].astype(dtype), preferred_element_type=jnp.float32
-    )
+    logits = jnp.einsum("rd,rd->r", rows.astype(dtype), kernel[local].astype(dtype), preferred_element_type=jnp.float32)
     return lax.psum(jnp.where(here, logits + offset[local], 0.0), mesh_lib.AXES)
 
 
@@ -141,22 +174,24 @@ def loss_and_update(
 
         def sum_chunk(carry, first, size):
             sums, kept = carry
-            logits = products(rows, cut(kernel, first, size), dtype) + cut(offset, first, size)
+            logits = products(cut(kernel, first, size), rows, dtype) + cut(offset, first, size)[:, None]  # [n, R]
             if kept is not None:
-                kept = lax.dynamic_update_slice_in_dim(kept, logits.astype(kept.dtype), first, 1)
-            return running_log_sum(sums, logits), kept
+                kept = put(kept, _packed(logits, keep_logits), first)
+            return running_log_sum(sums, logits, axis=0), kept
 
         sums = varying(jnp.full(len(rows), MASKED)), varying(jnp.zeros(len(rows)))
-        kept = None if keep_logits is None else varying(jnp.zeros((len(rows), shard_rows), keep_logits))
+        kept = None
+        if keep_logits is not None:
+            kept = varying(_packed(jnp.zeros((shard_rows, len(rows))), keep_logits))
         sums, kept = over_chunks(sum_chunk, (sums, kept), shard_rows, chunk)
         log_sum = log_sum_over_devices(sums)
         losses = log_sum - label_logits(rows, labels, kernel, offset, dtype)
         losses = jnp.mean(losses.reshape(num_streams, batch), -1)
         total = jnp.sum(losses * factors)
 
-        factor = jnp.repeat(factors / batch, batch)[:, None]  # a_r
-        scaled = (rows * factor).astype(dtype)
-        ids = shard_start(shard_rows) + jnp.arange(shard_rows)
+        factor = jnp.repeat(factors / batch, batch)  # a_r
+        scaled = (rows * factor[:, None]).astype(dtype)
+        start = shard_start(shard_rows)
         per_class, shared = mesh_lib.split_per_class(state, shard_rows)
 
         def update_chunk(carry, first, size):
@@ -165,25 +200,27 @@ def loss_and_update(
             params, opt_state = old
             rows_of_kernel = params["kernel"].astype(dtype)
             if kept is None:
-                logits = products(rows, rows_of_kernel, dtype) + cut(offset, first, size)
+                logits = products(rows_of_kernel, rows, dtype) + cut(offset, first, size)[:, None]
             else:
-                logits = lax.dynamic_slice_in_dim(kept, first, size, 1).astype(jnp.float32)
-            pull = jnp.exp(logits - log_sum[:, None]) - (cut(ids, first, size) == labels[:, None])  # [R, n]
-            cotangent += jnp.einsum("rn,nd->rd", pull.astype(dtype), rows_of_kernel, preferred_element_type=jnp.float32)
+                logits = _unpacked(cut(kept, first, size), keep_logits)
+            ids = start + first + jnp.arange(size)
+            pull = jnp.exp(logits - log_sum) - (ids[:, None] == labels)  # [n, R]
+            narrow = pull.astype(dtype)
+            cotangent += jnp.einsum("nr,nd->rd", narrow, rows_of_kernel, preferred_element_type=jnp.float32)
             gradient = {
-                "kernel": jnp.einsum("rn,rd->nd", pull.astype(dtype), scaled, preferred_element_type=jnp.float32),
-                "bias": jnp.sum(pull * factor, 0),
+                "kernel": jnp.einsum("nr,rd->nd", narrow, scaled, preferred_element_type=jnp.float32),
+                "bias": jnp.sum(pull * factor, 1),
             }
             # The branch is more than a guard: without it XLA fuses the reads of one array with the writes of another and
             # then copies both whole for every chunk (CPU, jax 0.10: 20 x the time).
             new = lax.cond(jnp.isfinite(total), lambda: update(gradient, opt_state, params), lambda: old)
             new, new_shared = mesh_lib.split_per_class(new, size)
-            per_class = jax.tree.map(lambda x, part: lax.dynamic_update_slice_in_dim(x, part, first, 0), per_class, new)
+            per_class = jax.tree.map(lambda x, part: put(x, part, first), per_class, new)
             return per_class, new_shared, cotangent
 
         carry = per_class, shared, varying(jnp.zeros_like(rows))
         per_class, shared, cotangent = over_chunks(update_chunk, carry, shard_rows, chunk)
-        cotangent = (cotangent * factor).reshape(stacked.shape)
+        cotangent = (cotangent * factor[:, None]).reshape(stacked.shape)
         cotangent = lax.psum_scatter(cotangent, mesh_lib.AXES, scatter_dimension=1, tiled=True)
         return losses, cotangent, mesh_lib.join_per_class(per_class, shared)
 
@@ -218,7 +255,7 @@ def log_prob_top_k(embedding, kernel, bias, label, *, k: int, num_classes: int, 
     def shard(embedding, label, kernel, bias):
         batch, shard_rows = embedding.shape[0], kernel.shape[0]
         offset = shard_offset(bias, bias, 0.0, num_classes)
-        ids = shard_start(shard_rows) + jnp.arange(shard_rows)
+        start = shard_start(shard_rows)
         keep = min(k, shard_rows)
 
         def add_chunk(carry, first, size):
@@ -226,7 +263,7 @@ def log_prob_top_k(embedding, kernel, bias, label, *, k: int, num_classes: int, 
             logits = products(embedding, cut(kernel, first, size), dtype) + cut(offset, first, size)
             best, where = lax.top_k(logits, min(keep, size))
             values = jnp.concatenate([values, best], -1)
-            classes = jnp.concatenate([classes, cut(ids, first, size)[where]], -1)
+            classes = jnp.concatenate([classes, start + first + where], -1)
             values, where = lax.top_k(values, keep)
             return values, jnp.take_along_axis(classes, where, -1), running_log_sum(sums, logits)
 

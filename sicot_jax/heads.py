@@ -41,12 +41,11 @@ def start_classifier(key, log_prior, *, num_classes: int, width: int, tx: optax.
     """Rows ~ N(0, 0.01^2), bias 0; padding rows are zero and stay so. To be jitted: arrays are made where they live.
 
     Args:
+      key: row c is drawn from fold_in(key, c), whatever the mesh and the number of classes.
       log_prior: float32 [C padded], divided by class.
     """
-    num_classes_padded = log_prior.shape[0]
-    kernel = 0.01 * jax.random.normal(key, (num_classes_padded, width), out_sharding=mesh.CLASS_ROWS)
-    kernel = jnp.where(jnp.arange(num_classes_padded)[:, None] < num_classes, kernel, 0.0)
-    bias = jnp.zeros((num_classes_padded,), out_sharding=mesh.CLASS)
+    kernel = class_sharded.normal_rows(key, log_prior.shape[0], num_classes=num_classes, width=width, scale=0.01)
+    bias = jnp.zeros_like(log_prior)
     return Classifier(kernel, bias, log_prior, tx.init({"classifier": {"kernel": kernel, "bias": bias}}))
 
 
@@ -124,3 +123,18 @@ def make_head(
             return dense
         case other:
             raise InputError(f"head.kind={other!r}, wanted class_sharded or dense")
+
+
+def temporary_bytes(config: HeadConfig, *, rows: int, width: int, shard_classes: int) -> int:
+    """What a head holds on one device while it runs, beyond kernel and optimizer; float32.
+
+    Args:
+      rows: embeddings of a step, streams times batch.
+      shard_classes: classes of one device.
+    """
+    if config.kind == "dense":  # the kernel's gradient and update; logits, their exponentials and their gradient
+        return 4 * shard_classes * (2 * width + 3 * rows)
+    # A chunk of kernel, momentum and both of them updated, its logits; bias and offset of all classes.
+    chunk = min(config.chunk, shard_classes)
+    kept = {"no": 0, "bfloat16": 2, "float32": 4}[config.keep_logits]
+    return 4 * chunk * (4 * width + rows) + shard_classes * (4 + kept * rows)

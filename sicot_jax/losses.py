@@ -24,10 +24,9 @@ def class_offset(bias, log_prior, tau: float, num_classes: int):
     """What is added to the products of one block of classes: bias + tau * log prior, padding at -inf.
 
     Adding tau * log(prior) during training is logit adjustment (Menon et al. 2021, eq. 10); tau = 1 is balanced softmax.
-    A class without a training photo has log prior -inf: it takes part as if tau were 0, it has no label to learn from.
     """
     if tau:
-        bias = bias + tau * jnp.where(jnp.isfinite(log_prior), log_prior, 0.0)
+        bias = bias + tau * log_prior
     return jnp.where(jnp.arange(bias.shape[0]) < num_classes, bias, -jnp.inf)
 
 

@@ -258,9 +258,9 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
 
 
 def class_log_prior(train_counts: np.ndarray, device_mesh) -> np.ndarray:
-    """float32 [C padded]: log of each class's share of the training photos; -inf without one, and for padding."""
+    """float32 [C padded]: `log_prior` of the classes, 0 for padding."""
     padding = mesh.pad_classes(len(train_counts), device_mesh) - len(train_counts)
-    return np.pad(log_prior(train_counts), (0, padding), constant_values=-np.inf).astype(np.float32)
+    return np.pad(log_prior(train_counts), (0, padding)).astype(np.float32)
 
 
 def abstract_state(setup: Setup) -> TrainState:
@@ -278,17 +278,19 @@ def memory_lines(state: TrainState, setup: Setup) -> list[str]:
         return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)) / devices / 2**20
 
     devices, classifier = setup.mesh.size, state.classifier
-    rows = setup.config.train.batch_size * len(heads.loss_weights(setup.config.loss))
-    kernel = mib((classifier.kernel, classifier.bias), devices)
     items = {
         "streams: parameters": mib((state.params, state.batch_stats)),
         "streams: optimizer": mib(state.opt_state),
         "streams: gradient": mib(state.params),
-        "classifier: kernel and bias": kernel,
+        "classifier: kernel and bias": mib((classifier.kernel, classifier.bias), devices),
         "classifier: optimizer": mib(classifier.opt_state, devices),
-        "classifier: gradient": kernel,
-        # Logits, their exponentials and their gradient.
-        "head: three times the logits": 3 * rows * classifier.bias.shape[0] * 4 / devices / 2**20,
+        "classifier: temporary": heads.temporary_bytes(
+            setup.config.head,
+            rows=setup.config.train.batch_size * len(heads.loss_weights(setup.config.loss)),
+            width=classifier.kernel.shape[1],
+            shard_classes=classifier.kernel.shape[0] // devices,
+        )
+        / 2**20,
     }
     items["sum, without activations"] = sum(items.values())
     return [f"  {name:<32} {value:10.1f} MiB" for name, value in items.items()]

@@ -5,13 +5,63 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 from sicot_jax import config as config_lib
-from sicot_jax import mesh
+from sicot_jax import heads, mesh, optim
 from sicot_jax.step import DataShape, abstract_state, make_setup, make_train_step
 
 VOCABULARY = 345_656  # of the paper's Table 1
+CLASSES, CLASSES_PADDED = 998_131, 998_136
+
+
+def check_collectives(compiled, *, largest: int):
+    """No collective's size has to do with the number of classes, or is above `largest` numbers."""
+    found_any = False
+    for line in compiled.as_text().splitlines():
+        found = re.search(
+            r"= (.*?) (all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all)(-start)?\(", line
+        )
+        if not found:
+            continue
+        found_any = True
+        for shape in re.findall(r"\[([\d,]+)\]", found.group(1)):
+            sizes = [int(n) for n in shape.split(",")]
+            assert not {CLASSES_PADDED // 8, CLASSES, CLASSES_PADDED} & set(sizes), line
+            assert math.prod(sizes) <= largest, line
+    assert found_any
+
+
+@pytest.mark.parametrize("keep_logits", ["no", "bfloat16"])
+@pytest.mark.parametrize("data, model", [(8, 1), (4, 2), (2, 4), (1, 8)])
+def test_the_million_class_head_is_exact_in_its_memory_and_sends_only_embeddings(data, model, keep_logits):
+    batch, width = 256, 2048
+    device_mesh = mesh.make_mesh(data=data, model=model)
+    config = config_lib.HeadConfig(keep_logits=keep_logits)
+    tx = optim.make_tx(config_lib.OptimConfig(), optax.constant_schedule(0.1))
+    head = heads.make_head(config, config_lib.LossConfig(), num_classes=CLASSES, tx=tx)
+    with jax.set_mesh(device_mesh):
+        prior = jax.ShapeDtypeStruct((CLASSES_PADDED,), jnp.float32, sharding=mesh.class_sharding(device_mesh))
+        classifier = jax.eval_shape(
+            lambda p: heads.start_classifier(jax.random.key(0), p, num_classes=CLASSES, width=width, tx=tx), prior
+        )
+        classifier = mesh.on_devices(classifier, device_mesh)
+        embedding = mesh.divided(jax.ShapeDtypeStruct((batch, width), jnp.float32), device_mesh)
+        label = mesh.divided(jax.ShapeDtypeStruct((batch,), jnp.int32), device_mesh)
+        compiled = (
+            jax.jit(head, donate_argnums=2)
+            .lower({"visual": embedding, "mixed": embedding}, label, classifier)
+            .compile()
+        )
+    check_collectives(compiled, largest=2 * batch * width)
+    memory = compiled.memory_analysis()
+    shard_classes = CLASSES_PADDED // 8
+    kernel = 4 * shard_classes * width
+    assert memory.alias_size_in_bytes >= 2 * kernel  # kernel and momentum stay where they are
+    temporary = heads.temporary_bytes(config, rows=2 * batch, width=width, shard_classes=shard_classes)
+    np.testing.assert_allclose(memory.temp_size_in_bytes, temporary, rtol=0.1)
 
 
 @pytest.mark.parametrize("data, model", [(8, 1), (2, 4)])
@@ -30,19 +80,9 @@ def test_the_million_class_step_compiles_and_moves_nothing_that_grows_with_class
         }
         batch = {n: mesh.divided(x, device_mesh) for n, x in batch.items()}
         compiled = jax.jit(make_train_step(setup), donate_argnums=0).lower(state, batch).compile()
-    rows = 998_136 // 8
     # The largest that may travel is the gradient of the word table, which every device holds.
-    largest_allowed = VOCABULARY * 128
-    for line in compiled.as_text().splitlines():
-        found = re.search(
-            r"= (.*?) (all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all)(-start)?\(", line
-        )
-        if not found:
-            continue
-        for shape in re.findall(r"\[([\d,]+)\]", found.group(1)):
-            sizes = [int(n) for n in shape.split(",")]
-            assert not {rows, 998_131, 998_136} & set(sizes), line
-            assert math.prod(sizes) <= largest_allowed, line
+    check_collectives(compiled, largest=VOCABULARY * 128)
+    rows = 998_136 // 8
     memory = compiled.memory_analysis()
     kernel = rows * 2048 * 4
     # Donated: kernel and momentum are updated where they are; the words too.

@@ -133,8 +133,9 @@ def test_micro_batches_equal_the_whole_batch_up_to_batch_statistics():
         jax.tree_util.tree_leaves_with_path(parts.params), jax.tree.leaves(whole.params), strict=True
     ):
         # In the norm, and looser than elsewhere: statistics summed in another order move activations by 1e-7, and one
-        # that crosses zero lets its whole gradient through or not (measured: at most 4e-4).
-        assert np.linalg.norm(a - b) <= 2e-3 * np.linalg.norm(b) + 1e-8, jax.tree_util.keystr(path)
+        # that crosses zero lets its whole gradient through or not (measured for two draws of the classifier: at most
+        # 4e-4 and 6.5e-3). A wrong share of the cotangents would show as a factor.
+        assert np.linalg.norm(a - b) <= 2e-2 * np.linalg.norm(b) + 1e-8, jax.tree_util.keystr(path)
 
 
 def test_an_extra_loss_reaches_the_parameters():
@@ -192,4 +193,4 @@ def test_golden_step():
     np.testing.assert_allclose(totals, GOLDEN, rtol=1e-3)  # other jax versions sum in another order
 
 
-GOLDEN = [4.834201, 4.644373]
+GOLDEN = [4.785869, 4.636126]

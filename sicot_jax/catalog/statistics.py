@@ -35,13 +35,16 @@ def head_mask(train_counts: np.ndarray, head_boundary: int) -> np.ndarray:
 
 
 def log_prior(train_counts: np.ndarray) -> np.ndarray:
-    """float64 [C]: log(n_c / sum n). A class without training photos gets -inf: it cannot be predicted from priors."""
+    """float64 [C]: log(n_c / sum n); a class without a training photo (withdrawn, or only tested) counts as having one.
+
+    With prior 0 it would leave the softmax, learn nothing, and win against what was trained; with no adjustment at all
+    its prior would be 1, above that of any other.
+    """
     counts = np.asarray(train_counts, dtype=np.float64)
     total = counts.sum()
     if total <= 0:
         raise ValueError(f"{int(total)} training photos, wanted at least 1; import a catalogue with a train split")
-    with np.errstate(divide="ignore"):
-        return np.log(counts) - np.log(total)
+    return np.log(np.maximum(counts, 1)) - np.log(total)
 
 
 def shared_vocabulary(token_ids: Sequence[np.ndarray], labels: np.ndarray, head: np.ndarray) -> Mapping[str, float]:
