@@ -8,13 +8,26 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 venv="${SICOT_VENV:-$root/.venv}"
 
 find_python() {
-  for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11; do
-    if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+  local candidates=(python3 python3.13 python3.12 python3.11)
+  [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+  for candidate in "${candidates[@]}"; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
       echo "$candidate"; return
     fi
   done
-  echo "run.sh: found no Python 3.11 or newer; install one, or name it: PYTHON=/path/to/python ./run.sh" >&2
-  exit 2
+  echo "run.sh: no Python 3.11 or newer as ${candidates[*]}; install one, or name it: PYTHON=/path/to/python ./run.sh" >&2
+  return 2
+}
+
+version() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }
+
+# An environment that was killed before it had pip is made again.
+environment() {
+  local python
+  if "$venv/bin/python" -m pip --version >/dev/null 2>&1; then return; fi
+  python="$(find_python)" || exit 2
+  echo "making the environment in $venv" >&2
+  "$python" -m venv "$venv"
 }
 
 # install KIND LOCKS...: once for each state of the lock files; a killed install is done again.
@@ -23,7 +36,7 @@ install() {
   local stamp="$venv/.installed-$kind" now
   now="$(cat "$@" "$root/pyproject.toml" | cksum)"
   [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$now" ] && return
-  [ -x "$venv/bin/python" ] || { echo "making the environment in $venv" >&2; "$(find_python)" -m venv "$venv"; }
+  environment
   echo "installing packages ($kind), a minute or two" >&2
   local requirements=() quiet=()
   [ -t 2 ] || quiet=(--quiet)  # a person sees pip's progress, a log does not
@@ -33,6 +46,14 @@ install() {
   echo "$now" > "$stamp"
 }
 
+if [ -n "${PYTHON:-}" ] && [ -x "$venv/bin/python" ]; then
+  wanted="$(find_python)" || exit 2
+  wanted="$(version "$wanted")" found="$(version "$venv/bin/python")"
+  if [ "$wanted" != "$found" ]; then
+    echo "run.sh: $venv has Python $found, PYTHON is $wanted; remove it, or name another folder: SICOT_VENV=DIR" >&2
+    exit 2
+  fi
+fi
 install runtime "$root/locks/runtime.txt"
 case "${1:-}" in
   "")

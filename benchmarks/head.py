@@ -33,7 +33,7 @@ import numpy as np
 import optax
 
 from benchmarks import timing
-from sicot_jax import heads, mesh, optim
+from sicot_jax import class_sharded, heads, mesh, optim, sampled
 from sicot_jax.config import HeadConfig, LossConfig, OptimConfig
 
 LR, MOMENTUM, DECAY = 0.1, 0.9, 1e-4
@@ -148,19 +148,31 @@ def ours(config: HeadConfig):
     def measure(size: Size, steps: int, dtype) -> dict:
         device_mesh = mesh.make_mesh()
         with jax.set_mesh(device_mesh):
-            tx = optim.make_tx(OptimConfig(momentum=MOMENTUM, weight_decay=DECAY), optax.constant_schedule(LR))
+            sgd, rate = OptimConfig(momentum=MOMENTUM, weight_decay=DECAY), optax.constant_schedule(LR)
+            tx = optim.make_tx(sgd, rate)
             head = heads.make_head(
-                config, LossConfig(visual=1.0, mixed=1.0), num_classes=size.classes, tx=tx, dtype=dtype
+                config,
+                LossConfig(visual=1.0, mixed=1.0),
+                num_classes=size.classes,
+                tx=tx,
+                catch_up=optim.make_catch_up(sgd, rate),
+                dtype=dtype,
             )
             padded = mesh.pad_classes(size.classes, device_mesh)
             prior = mesh.to_global({"p": np.zeros(padded, np.float32)}, device_mesh)["p"]
             state = [
                 jax.jit(
                     lambda key, prior: heads.start_classifier(
-                        key, prior, num_classes=size.classes, width=size.width, tx=tx
+                        config, key, prior, num_classes=size.classes, width=size.width, tx=tx
                     )
                 )(jax.random.key(1), prior)
             ]
+            if config.kind == "knn":  # any graph costs a step the same; building it has a table of its own
+                shape = state[0].sampling["neighbours"].shape
+                graph = np.random.default_rng(0).integers(0, size.classes, shape, dtype=np.int32)
+                graph = mesh.to_global({"graph": graph}, device_mesh)["graph"]
+                sampling = {**state[0].sampling, "neighbours": graph, "step": state[0].sampling["step"] + 1}
+                state[0] = dataclasses.replace(state[0], sampling=sampling)
             embeddings, label = map(np.asarray, _random(size))
             batch = mesh.to_global({"visual": embeddings[::2], "mixed": embeddings[1::2], "label": label}, device_mesh)
             label = batch.pop("label")
@@ -173,6 +185,28 @@ def ours(config: HeadConfig):
             return {"seconds": _seconds(run, steps), "temporary": compiled.memory_analysis().temp_size_in_bytes}
 
     return measure
+
+
+def graph_table(sizes: list[str], dtype) -> None:
+    """Building the graph of KNN softmax: exact, all pairs of classes."""
+    rows = []
+    device_mesh = mesh.make_mesh()
+    for text in sizes:
+        size = Size.parse(text)
+        padded = mesh.pad_classes(size.classes, device_mesh)
+        with jax.set_mesh(device_mesh):
+            kernel = class_sharded.normal_rows(
+                jax.random.key(0), padded, num_classes=size.classes, width=size.width, scale=1.0
+            )
+            k = HeadConfig().neighbours
+            build = jax.jit(lambda w, n=size.classes, k=k: sampled.class_graph(w, num_classes=n, k=k, dtype=dtype))
+            seconds = _seconds(lambda build=build, kernel=kernel: build(kernel), 1)[0]
+        rows.append((f"{size.classes:,} x {size.width}", f"{k}", f"{seconds:,.1f}", f"{seconds:,.1f}"))
+    timing.print_table(
+        "The graph of KNN softmax over all classes; rebuilt every 1,000 steps it adds a thousandth of that to a step.",
+        ("classes x width", "neighbours", "seconds", "ms a step"),
+        rows,
+    )
 
 
 def _torch_steps(size: Size, steps: int, step: Callable[[], None]) -> dict:
@@ -273,6 +307,8 @@ CONTENDERS: dict[str, Callable[[Size, int, object], dict]] = {
     "ours, exact": ours(HeadConfig()),
     "ours, exact, bf16 logits kept": ours(HeadConfig(keep_logits="bfloat16")),
     "ours, exact, f32 logits kept": ours(HeadConfig(keep_logits="float32")),
+    "ours, sampled, rate 0.1": ours(HeadConfig(kind="sampled", sample_rate=0.1)),
+    "ours, KNN, rate 0.1": ours(HeadConfig(kind="knn", sample_rate=0.1)),
 }
 
 
@@ -346,6 +382,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--steps", type=int, default=3, help="timed steps a round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--graphs", nargs="*", default=["128x128x16384", "128x128x34258"], help="sizes of the graph table"
+    )
     parser.add_argument("--child", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -354,6 +393,8 @@ def main() -> None:
     timing.print_machine(args.rounds)
     for size in args.sizes:
         table(size, args)
+    if args.graphs:
+        graph_table(args.graphs, jnp.dtype(args.dtype))
 
 
 if __name__ == "__main__":

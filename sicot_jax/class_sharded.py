@@ -1,9 +1,9 @@
-"""The co-training loss and the classifier's update over classes divided among all devices: exact and streaming.
+"""The co-training loss and the classifier's update over classes divided among all devices, streaming.
 
-Each device owns rows [C / devices, D] and runs through them in chunks, twice. First pass: a running maximum and sum of
-exponentials for each embedding. Second pass: the chunk's probabilities (computed again, or from kept logits), its
-gradient, and at once its update, so that no gradient of the size of the kernel ever exists. The visual and the mixed
-embeddings are stacked: one product with a chunk serves both.
+Each device owns rows [C / devices, D] and runs through them (or through those that take part) in chunks, twice. First
+pass: a running maximum and sum of exponentials for each embedding. Second pass: the chunk's probabilities (computed
+again, or from kept logits), its gradient, and at once its update, so that no gradient of the size of the kernel ever
+exists. Visual and mixed embeddings are stacked: one product with a chunk serves both.
 
 Across devices travel the embeddings [S * B, D], their gradient, and vectors of length S * B; nothing that grows with
 the number of classes. `losses.py` is the reference.
@@ -11,12 +11,12 @@ the number of classes. `losses.py` is the reference.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
@@ -24,9 +24,12 @@ from sicot_jax import mesh as mesh_lib
 
 MASKED = -1e30  # the logit of a padding class: finite, so that a shard of nothing but padding makes no inf - inf
 
-Params = dict[str, jax.Array]  # {"kernel": [C, D], "bias": [C]}, rows divided over all devices
-# (gradient of rows, optimizer state, rows) -> (new rows, new optimizer state); element by element.
-Update = Callable[[Params, optax.OptState, Params], tuple[Params, optax.OptState]]
+# The classifier's trained arrays, {"kernel": [C, D], "bias": [C], "opt_state": ...}, rows divided over all devices; a
+# sampled head keeps more there.
+State = dict[str, Any]
+Update = Callable[
+    [dict[str, jax.Array], State], State
+]  # (gradient of kernel and bias, state) of some rows -> new state
 
 
 def shard_start(rows: int):
@@ -34,17 +37,9 @@ def shard_start(rows: int):
     return lax.axis_index(mesh_lib.AXES) * rows
 
 
-def shard_offset(bias, log_prior, tau: float, num_classes: int):
-    """`losses.class_offset` for this device's rows, padding at MASKED."""
-    if tau:
-        bias = bias + tau * log_prior
-    ids = shard_start(bias.shape[0]) + jnp.arange(bias.shape[0])
-    return jnp.where(ids < num_classes, bias, MASKED)
-
-
-def products(rows, kernel, dtype):
-    """rows @ kernel^T with inputs in `dtype` and float32 sums: [R, D], [n, D] -> [R, n]."""
-    return jnp.einsum("rd,nd->rn", rows.astype(dtype), kernel.astype(dtype), preferred_element_type=jnp.float32)
+def products(kernel, rows, dtype):
+    """kernel @ rows^T with inputs in `dtype` and float32 sums: [n, D], [R, D] -> [n, R]."""
+    return jnp.einsum("nd,rd->nr", kernel.astype(dtype), rows.astype(dtype), preferred_element_type=jnp.float32)
 
 
 def cut(x, first, size: int):
@@ -65,11 +60,20 @@ def over_chunks(function, carry, rows: int, chunk: int):
     return function(carry, whole * size, rest) if rest else carry
 
 
-def running_log_sum(state, logits, *, axis: int = -1):
-    """One block more for a running log-sum-exp: state (maximum [R], sum of exp(logit - maximum) [R]), classes along axis."""
+def varying(x):
+    """A value that starts equal on all devices and then differs."""
+    return lax.pcast(x, mesh_lib.AXES, to="varying")
+
+
+def running_log_sum(state, logits):
+    """One chunk more for a running log-sum-exp: state (maximum [R], sum of exp(logit - maximum) [R]), logits [n, R]."""
     highest, total = state
-    new = jnp.maximum(highest, jnp.max(logits, axis))
-    return new, total * jnp.exp(highest - new) + jnp.sum(jnp.exp(logits - jnp.expand_dims(new, axis)), axis)
+    new = jnp.maximum(highest, jnp.max(logits, 0))
+    return new, total * jnp.exp(highest - new) + jnp.sum(jnp.exp(logits - new), 0)
+
+
+def start_log_sum(rows: int):
+    return varying(jnp.full(rows, MASKED)), varying(jnp.zeros(rows))
 
 
 def log_sum_over_devices(state):
@@ -79,9 +83,56 @@ def log_sum_over_devices(state):
     return jnp.log(lax.psum(total * jnp.exp(highest - top), mesh_lib.AXES)) + top
 
 
-def varying(x):
-    """A value that starts equal on all devices and then differs."""
-    return lax.pcast(x, mesh_lib.AXES, to="varying")
+@dataclasses.dataclass(frozen=True)
+class Taking:
+    """The rows of a device that take part: all in order, or those at `active` (int32 [A], -1 for an empty slot)."""
+
+    shard_rows: int
+    num_classes: int
+    active: jax.Array | None = None
+
+    @property
+    def count(self) -> int:
+        return self.shard_rows if self.active is None else len(self.active)
+
+    def _places(self, first, size: int):
+        return first + jnp.arange(size) if self.active is None else cut(self.active, first, size)
+
+    def classes(self, first, size: int):
+        """Class ids of a chunk; -1 for an empty slot and for padding."""
+        places = self._places(first, size)
+        ids = shard_start(self.shard_rows) + places
+        return jnp.where((places >= 0) & (ids < self.num_classes), ids, -1)
+
+    def read(self, tree, first, size: int):
+        """A chunk of arrays with one entry a class."""
+        if self.active is None:
+            return jax.tree.map(lambda x: cut(x, first, size), tree)
+        places = jnp.maximum(self._places(first, size), 0)
+        return jax.tree.map(lambda x: x.at[places].get(mode="promise_in_bounds"), tree)
+
+    def write(self, tree, part, first, size: int):
+        """The arrays with a chunk replaced; what belongs to an empty slot goes nowhere."""
+        if self.active is None:
+            return jax.tree.map(lambda x, new: put(x, new, first), tree, part)
+        places = self._places(first, size)
+        places = jnp.where(places < 0, self.shard_rows + jnp.arange(size), places)  # out of bounds, and each once
+        return jax.tree.map(lambda x, new: x.at[places].set(new, mode="drop", unique_indices=True), tree, part)
+
+
+def offset(bias, log_prior, classes, tau: float):
+    """`losses.class_offset` of a chunk [n]: bias + tau * log prior, MASKED where there is no class."""
+    return jnp.where(classes >= 0, bias + tau * log_prior if tau else bias, MASKED)
+
+
+def _packed(logits, dtype):
+    """Logits to be kept; 16-bit ones as integers, since XLA on CPU widens an array of bfloat16 whole to write a slice."""
+    logits = logits.astype(dtype)
+    return lax.bitcast_convert_type(logits, jnp.uint16) if logits.itemsize == 2 else logits
+
+
+def _unpacked(kept, dtype):
+    return (lax.bitcast_convert_type(kept, dtype) if kept.dtype == jnp.uint16 else kept).astype(jnp.float32)
 
 
 def normal_rows(key, rows: int, *, num_classes: int, width: int, scale: float, chunk: int = 4096):
@@ -104,30 +155,10 @@ def normal_rows(key, rows: int, *, num_classes: int, width: int, scale: float, c
     return jax.shard_map(shard, in_specs=(P(), mesh_lib.CLASS), out_specs=mesh_lib.CLASS_ROWS)(key, like)
 
 
-def _packed(logits, dtype):
-    """Logits to be kept; 16-bit ones as integers, since XLA on CPU widens an array of bfloat16 whole to write a slice."""
-    logits = logits.astype(dtype)
-    return lax.bitcast_convert_type(logits, jnp.uint16) if logits.itemsize == 2 else logits
-
-
-def _unpacked(kept, dtype):
-    return (lax.bitcast_convert_type(kept, dtype) if kept.dtype == jnp.uint16 else kept).astype(jnp.float32)
-
-
-def label_logits(rows, labels, kernel, offset, dtype):
-    """The logit of each row's own class, from the device that has it: [R, D], int [R] -> [R], equal on all devices."""
-    local = labels - shard_start(kernel.shape[0])
-    here = (local >= 0) & (local < kernel.shape[0])
-    local = jnp.where(here, local, 0)
-    logits = jnp.einsum("rd,rd->r", rows.astype(dtype), kernel[local].astype(dtype), preferred_element_type=jnp.float32)
-    return lax.psum(jnp.where(here, logits + offset[local], 0.0), mesh_lib.AXES)
-
-
 def loss_and_update(
     embeddings: Mapping[str, jax.Array],
     label,
-    params: Params,
-    opt_state: optax.OptState,
+    state: State,
     log_prior,
     *,
     weights: Mapping[str, float],
@@ -137,102 +168,122 @@ def loss_and_update(
     dtype=jnp.float32,
     chunk: int = 4096,
     keep_logits: Any = None,
+    active=None,
+    fresh: Callable[[State], State] = lambda state: state,
 ):
     """`losses.co_training_loss`, its gradient for the embeddings, and the updated classifier.
 
     For logits z_rc = x_r . w_c + offset_c of row r (one stream's embedding of one photo) and
     g_rc = softmax(z_r)_c - [c = y_r]: dL/dx_r = a_r sum_c g_rc w_c and dL/dw_c = sum_r g_rc a_r x_r, with a_r the weight
-    of the stream over B. Exact: no small probability is dropped. Where the loss is not finite nothing is updated.
+    of the stream over B. Over all classes, exactly (no small probability is dropped), or over the active ones.
+    Where the loss is not finite nothing is updated.
 
     Args:
       embeddings: stream -> float32 [B, D], divided by batch.
       label: int32 [B], divided by batch.
-      params, opt_state, log_prior: the classifier, rows divided over all devices; to be donated.
+      state, log_prior: the classifier, rows divided over all devices; the state is to be donated.
       weights: stream -> w; only the streams named here count.
-      update: applied chunk by chunk, with the optimizer state's entries of those rows.
+      update: applied chunk by chunk to the state's entries of those rows.
       num_classes: rows beyond it are padding: no probability, no gradient.
       tau: logit adjustment, see `losses.class_offset`.
       dtype: of the products' inputs; sums, softmax and update are float32.
       chunk: classes at a time on a device; temporary memory is a few times chunk * (S * B + D) numbers.
-      keep_logits: dtype in which all logits [S * B, C / devices] stay for the second pass; None computes them again.
+      keep_logits: dtype in which all logits [C / devices, S * B] stay for the second pass; None computes them again.
+      active: int32 [devices * A], divided: places (in its own rows) of the classes that a device takes, -1 for none.
+        The labels' classes must be among them, and none twice.
+      fresh: brings rows up to date before they are used.
 
-    Returns: losses ("total", and each stream's mean cross-entropy), cotangents stream -> [B, D], params, opt_state.
+    Returns: losses ("total", and each stream's mean cross-entropy), cotangents stream -> [B, D], new state.
     """
     streams = tuple(weights)
     stacked = mesh_lib.replicate(jnp.stack([embeddings[stream] for stream in streams]))  # [S, B, D]
     label = mesh_lib.replicate(label)
     factors = jnp.asarray([weights[stream] for stream in streams], jnp.float32)
-    class_specs = jax.tree.map(lambda x: mesh_lib.class_spec(x, log_prior.shape[0]), (params, opt_state))
+    state_specs = jax.tree.map(lambda x: mesh_lib.class_spec(x, log_prior.shape[0]), state)
 
-    def shard(stacked, label, state, log_prior):
+    def shard(stacked, label, state, log_prior, active):
         num_streams, batch, width = stacked.shape
         shard_rows = log_prior.shape[0]
+        taking = Taking(shard_rows, num_classes, active)
         rows = stacked.reshape(-1, width)  # [R, D], R = S * B
         labels = jnp.tile(label, num_streams)
-        kernel, bias = state[0]["kernel"], state[0]["bias"]
-        offset = shard_offset(bias, log_prior, tau, num_classes)
+        per_class, shared = mesh_lib.split_per_class(state, shard_rows)
+
+        def logits_of(part, first, size):
+            classes = taking.classes(first, size)
+            added = offset(part["bias"], taking.read(log_prior, first, size), classes, tau)
+            return products(part["kernel"], rows, dtype) + added[:, None]  # [n, R]
 
         def sum_chunk(carry, first, size):
             sums, kept = carry
-            logits = products(cut(kernel, first, size), rows, dtype) + cut(offset, first, size)[:, None]  # [n, R]
+            part = fresh(mesh_lib.join_per_class(taking.read(per_class, first, size), shared))
+            logits = logits_of(part, first, size)
             if kept is not None:
                 kept = put(kept, _packed(logits, keep_logits), first)
-            return running_log_sum(sums, logits, axis=0), kept
+            return running_log_sum(sums, logits), kept
 
-        sums = varying(jnp.full(len(rows), MASKED)), varying(jnp.zeros(len(rows)))
         kept = None
         if keep_logits is not None:
-            kept = varying(_packed(jnp.zeros((shard_rows, len(rows))), keep_logits))
-        sums, kept = over_chunks(sum_chunk, (sums, kept), shard_rows, chunk)
+            kept = varying(_packed(jnp.zeros((taking.count, len(rows))), keep_logits))
+        sums, kept = over_chunks(sum_chunk, (start_log_sum(len(rows)), kept), taking.count, chunk)
         log_sum = log_sum_over_devices(sums)
-        losses = log_sum - label_logits(rows, labels, kernel, offset, dtype)
-        losses = jnp.mean(losses.reshape(num_streams, batch), -1)
+        own = label_logits(stacked, label, state, log_prior, tau=tau, dtype=dtype, fresh=fresh)
+        losses = jnp.mean(log_sum.reshape(num_streams, batch) - own, -1)
         total = jnp.sum(losses * factors)
 
         factor = jnp.repeat(factors / batch, batch)  # a_r
         scaled = (rows * factor[:, None]).astype(dtype)
-        start = shard_start(shard_rows)
-        per_class, shared = mesh_lib.split_per_class(state, shard_rows)
 
         def update_chunk(carry, first, size):
             per_class, new_shared, cotangent = carry
-            old = mesh_lib.join_per_class(jax.tree.map(lambda x: cut(x, first, size), per_class), shared)
-            params, opt_state = old
-            rows_of_kernel = params["kernel"].astype(dtype)
-            if kept is None:
-                logits = products(rows_of_kernel, rows, dtype) + cut(offset, first, size)[:, None]
-            else:
-                logits = _unpacked(cut(kept, first, size), keep_logits)
-            ids = start + first + jnp.arange(size)
-            pull = jnp.exp(logits - log_sum) - (ids[:, None] == labels)  # [n, R]
+            stale = mesh_lib.join_per_class(taking.read(per_class, first, size), shared)
+            part = fresh(stale)
+            logits = logits_of(part, first, size) if kept is None else _unpacked(cut(kept, first, size), keep_logits)
+            pull = jnp.exp(logits - log_sum) - (taking.classes(first, size)[:, None] == labels)  # [n, R]
             narrow = pull.astype(dtype)
-            cotangent += jnp.einsum("nr,nd->rd", narrow, rows_of_kernel, preferred_element_type=jnp.float32)
+            cotangent += jnp.einsum(
+                "nr,nd->rd", narrow, part["kernel"].astype(dtype), preferred_element_type=jnp.float32
+            )
             gradient = {
                 "kernel": jnp.einsum("nr,rd->nd", narrow, scaled, preferred_element_type=jnp.float32),
                 "bias": jnp.sum(pull * factor, 1),
             }
             # The branch is more than a guard: without it XLA fuses the reads of one array with the writes of another and
             # then copies both whole for every chunk (CPU, jax 0.10: 20 x the time).
-            new = lax.cond(jnp.isfinite(total), lambda: update(gradient, opt_state, params), lambda: old)
+            new = lax.cond(jnp.isfinite(total), lambda: update(gradient, part), lambda: stale)
             new, new_shared = mesh_lib.split_per_class(new, size)
-            per_class = jax.tree.map(lambda x, part: put(x, part, first), per_class, new)
-            return per_class, new_shared, cotangent
+            return taking.write(per_class, new, first, size), new_shared, cotangent
 
         carry = per_class, shared, varying(jnp.zeros_like(rows))
-        per_class, shared, cotangent = over_chunks(update_chunk, carry, shard_rows, chunk)
+        per_class, shared, cotangent = over_chunks(update_chunk, carry, taking.count, chunk)
         cotangent = (cotangent * factor[:, None]).reshape(stacked.shape)
         cotangent = lax.psum_scatter(cotangent, mesh_lib.AXES, scatter_dimension=1, tiled=True)
         return losses, cotangent, mesh_lib.join_per_class(per_class, shared)
 
     by_batch = P(None, *mesh_lib.batch_spec(2))
-    losses, cotangents, (params, opt_state) = jax.shard_map(
+    losses, cotangents, state = jax.shard_map(
         shard,
-        in_specs=(P(None, None, None), P(None), class_specs, mesh_lib.CLASS),
-        out_specs=(P(None), by_batch, class_specs),
-    )(stacked, label, (params, opt_state), log_prior)
+        in_specs=(P(None, None, None), P(None), state_specs, mesh_lib.CLASS, mesh_lib.CLASS),
+        out_specs=(P(None), by_batch, state_specs),
+    )(stacked, label, state, log_prior, active)
     by_stream = {stream: losses[i] for i, stream in enumerate(streams)}
     cotangent_of = {stream: cotangents[i] for i, stream in enumerate(streams)}
-    return {"total": jnp.sum(losses * factors), **by_stream}, cotangent_of, params, opt_state
+    return {"total": jnp.sum(losses * factors), **by_stream}, cotangent_of, state
+
+
+def label_logits(stacked, label, state: State, log_prior, *, tau: float = 0.0, dtype, fresh=lambda state: state):
+    """Each row's logit of its own class, from the device that has it: [S, B, D], int [B] -> [S, B], equal on all devices."""
+    shard_rows = log_prior.shape[0]
+    local = label - shard_start(shard_rows)
+    here = (local >= 0) & (local < shard_rows)
+    taking = Taking(shard_rows, shard_rows, jnp.where(here, local, 0))
+    per_class, shared = mesh_lib.split_per_class(state, shard_rows)
+    own = fresh(mesh_lib.join_per_class(taking.read(per_class, 0, len(label)), shared))
+    logits = jnp.einsum(
+        "sbd,bd->sb", stacked.astype(dtype), own["kernel"].astype(dtype), preferred_element_type=jnp.float32
+    )
+    added = offset(own["bias"], taking.read(log_prior, 0, len(label)), label, tau)
+    return lax.psum(jnp.where(here, logits + added, 0.0), mesh_lib.AXES)
 
 
 def log_prob_top_k(embedding, kernel, bias, label, *, k: int, num_classes: int, chunk: int = 16384, dtype=jnp.float32):
@@ -254,14 +305,15 @@ def log_prob_top_k(embedding, kernel, bias, label, *, k: int, num_classes: int, 
 
     def shard(embedding, label, kernel, bias):
         batch, shard_rows = embedding.shape[0], kernel.shape[0]
-        offset = shard_offset(bias, bias, 0.0, num_classes)
         start = shard_start(shard_rows)
+        taking = Taking(shard_rows, num_classes)
         keep = min(k, shard_rows)
 
         def add_chunk(carry, first, size):
             values, classes, sums = carry
-            logits = products(embedding, cut(kernel, first, size), dtype) + cut(offset, first, size)
-            best, where = lax.top_k(logits, min(keep, size))
+            added = offset(cut(bias, first, size), None, taking.classes(first, size), 0.0)
+            logits = products(cut(kernel, first, size), embedding, dtype) + added[:, None]
+            best, where = lax.top_k(logits.T, min(keep, size))
             values = jnp.concatenate([values, best], -1)
             classes = jnp.concatenate([classes, start + first + where], -1)
             values, where = lax.top_k(values, keep)
@@ -269,9 +321,10 @@ def log_prob_top_k(embedding, kernel, bias, label, *, k: int, num_classes: int, 
 
         values = varying(jnp.full((batch, keep), -jnp.inf))
         classes = varying(jnp.zeros((batch, keep), jnp.int32))
-        sums = varying(jnp.full(batch, MASKED)), varying(jnp.zeros(batch))
-        values, classes, sums = over_chunks(add_chunk, (values, classes, sums), shard_rows, chunk)
-        log_prob = label_logits(embedding, label, kernel, offset, dtype) - log_sum_over_devices(sums)
+        carry = values, classes, start_log_sum(batch)
+        values, classes, sums = over_chunks(add_chunk, carry, shard_rows, chunk)
+        own = label_logits(embedding[None], label, {"kernel": kernel, "bias": bias}, bias, dtype=dtype)[0]
+        log_prob = own - log_sum_over_devices(sums)
         values = _gather(values)
         classes = _gather(classes)
         values, where = lax.top_k(values, k)

@@ -105,7 +105,8 @@ def _imported(manifest: Path, catalog: Path) -> Path:
         print(import_catalog(manifest, catalog).report.summary(), file=sys.stderr)
     elif there["source_sha256"] != source_sha256(manifest):
         raise InputError(
-            f"{catalog} holds an import of another {there['source']}, got {manifest}; give another --workdir, or remove it"
+            f"{manifest} or its photos changed since the import of {there['source']} into {catalog}; give another --workdir, "
+            f"or remove {catalog.parent}"
         )
     return catalog
 
@@ -124,13 +125,11 @@ def _report(args: argparse.Namespace, _) -> None:
 
 def _export_arrays(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from sicot_jax import config
-    from sicot_jax.catalog.arrays import export_arrays
+    from sicot_jax.catalog.arrays import export_arrays, resized
     from sicot_jax.catalog.opening import open_catalog
 
     chosen = config.load(args.config, overrides)
-    export_arrays(
-        open_catalog(chosen.data), args.out, to_image=lambda record: chosen.preprocessing.load(record["image"])
-    )
+    export_arrays(resized(open_catalog(chosen.data), chosen.preprocessing), args.out)
     path = shlex.quote(f"--config.data.path={args.out}")
     print(f"wrote {args.out}: train with --config.data.source=arrays {path}")
 

@@ -112,16 +112,23 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """How loss and update of the classifier are computed: "class_sharded" or its plain reference "dense".
+    """How loss and update of the classifier are computed.
 
+    kind: "class_sharded" (all classes, exactly), "sampled" (the labels' classes and a random share of the others), "knn"
+      (the labels' classes and their nearest ones) or "dense" (the plain reference).
     chunk: classes at a time on a device; bounds the temporary memory at a few times chunk * (2 * batch + D) numbers.
     keep_logits: "no" computes the probabilities a second time for the gradient; "bfloat16" or "float32" keeps all logits
       of a step instead: one product of four less, for 2 * batch * classes / devices numbers.
+    sample_rate: share of each device's classes that take part in a step beside the labels' own ("sampled", "knn").
+    neighbours: classes that the graph of "knn" holds for each class; rebuild_steps: steps between two graphs.
     """
 
     kind: str = "class_sharded"
     chunk: int = 4096
     keep_logits: str = "no"
+    sample_rate: float = 0.1
+    neighbours: int = 64
+    rebuild_steps: int = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +236,7 @@ def _check(config: Config) -> None:
         "data.title": (data.title, ("raw", "masked", "shuffled", "shuffled_within_class", "none")),
         "data.sampling": (data.sampling, SAMPLINGS),
         "train.compute_dtype": (train.compute_dtype, ("float32", "bfloat16")),
-        "head.kind": (config.head.kind, ("class_sharded", "dense")),
+        "head.kind": (config.head.kind, ("class_sharded", "sampled", "knn", "dense")),
         "head.keep_logits": (config.head.keep_logits, ("no", "bfloat16", "float32")),
     }
     for name, (got, wanted) in choices.items():
@@ -248,8 +255,12 @@ def _check(config: Config) -> None:
         "eval.top_k": config.eval.top_k,
         "eval.class_chunk": config.eval.class_chunk,
         "head.chunk": config.head.chunk,
+        "head.neighbours": config.head.neighbours,
+        "head.rebuild_steps": config.head.rebuild_steps,
         "data.max_tokens": data.max_tokens,
         "optim.learning_rate": config.optim.learning_rate,
+        "optim.gamma": config.optim.gamma,
+        "optim.decay_epochs": config.optim.decay_epochs,
         "steps or epochs": train.steps or train.epochs,
         "model.width": config.model.width,
         "model.text.windows": config.model.text.windows,
@@ -259,9 +270,25 @@ def _check(config: Config) -> None:
     for name, number in positive.items():
         if not number > 0:
             raise ConfigError(f"{name}={number}, wanted a positive number")
-    for name, count in {"mesh.data": config.mesh.data, "model.embedding_width": config.model.embedding_width}.items():
-        if count < 0:
-            raise ConfigError(f"{name}={count}, wanted 0 or more")
+    not_negative = {
+        "mesh.data": config.mesh.data,
+        "model.embedding_width": config.model.embedding_width,
+        "data.workers": data.workers,
+        "optim.weight_decay": config.optim.weight_decay,
+        "optim.warmup_epochs": config.optim.warmup_epochs,
+        "loss.logit_adjustment": loss.logit_adjustment,
+        "train.checkpoint_every_seconds": train.checkpoint_every_seconds,
+        "train.checkpoint_every_steps": train.checkpoint_every_steps,
+        "eval.max_photos": config.eval.max_photos,
+        "eval.keep_embeddings_up_to_classes": config.eval.keep_embeddings_up_to_classes,
+    }
+    for name, number in not_negative.items():
+        if not number >= 0:
+            raise ConfigError(f"{name}={number}, wanted 0 or more")
+    if config.model.last_stride not in (1, 2):
+        raise ConfigError(f"model.last_stride={config.model.last_stride}, wanted 1 or 2")
+    if not 0 <= config.optim.momentum < 1:
+        raise ConfigError(f"optim.momentum={config.optim.momentum}, wanted 0 up to (not including) 1")
     if config.eval.top_k < 3:
         raise ConfigError(f"eval.top_k={config.eval.top_k}, wanted 3 or more: the tables show top-1 and top-3")
     try:
@@ -277,6 +304,13 @@ def _check(config: Config) -> None:
     for name, chance in {"data.title_dropout": data.title_dropout, "data.word_dropout": data.word_dropout}.items():
         if not 0 <= chance < 1:
             raise ConfigError(f"{name}={chance}, wanted a chance from 0 up to (not including) 1")
+    if not 0 < config.head.sample_rate <= 1:
+        raise ConfigError(f"head.sample_rate={config.head.sample_rate}, wanted a share above 0 up to 1")
+    if config.head.kind in ("sampled", "knn") and config.optim.name != "sgd":
+        raise ConfigError(
+            f"head.kind={config.head.kind!r} with optim.name={config.optim.name!r}: rows that miss steps can be brought up "
+            "to date for sgd alone; set optim.name=sgd or head.kind=class_sharded"
+        )
     if train.batch_size % train.micro_batches:
         raise ConfigError(
             f"train.batch_size={train.batch_size} is not divisible by train.micro_batches={train.micro_batches}; change one"
@@ -385,7 +419,9 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
         try:
             spec.loader.exec_module(module)
             config = module.get_config()
-        except (SyntaxError, NameError, AttributeError, ImportError, TypeError) as error:
+        except InputError:
+            raise
+        except (SyntaxError, NameError, AttributeError, ImportError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"{path}: {type(error).__name__}: {error}; wanted Python with get_config() -> Config"
             ) from error

@@ -26,7 +26,7 @@ FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Per photo, in record order."""
+    """Per photo, in record order. Logits are of the embeddings rounded to `train.compute_dtype`, here as they were before."""
 
     image_id: np.ndarray  # str [N]
     label: np.ndarray  # int32 [N]

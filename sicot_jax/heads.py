@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sicot_jax import class_sharded, losses, mesh
-from sicot_jax.config import HeadConfig, LossConfig
-from sicot_jax.errors import InputError
+from sicot_jax import class_sharded, losses, mesh, sampled
+from sicot_jax.config import ConfigError, HeadConfig, LossConfig
+from sicot_jax.optim import CatchUp
 
 Losses = dict[str, jax.Array]  # "total" and one mean cross-entropy per stream
 Embeddings = dict[str, jax.Array]  # stream -> [B, D]
@@ -26,18 +26,23 @@ class Classifier:
     """The shared output layer, rows divided over all devices: kernel [C padded, D], bias and log_prior [C padded], float32.
 
     `log_prior` is the log share of each class in the training photos: constant, and here because it lives with the rows.
+    `sampling` is what a sampled head keeps: "step" (int32, heads run so far), "touched" (int32 [C padded], the step up to
+    which a row is accounted for) and "neighbours" (int32 [C padded, K], the graph of KNN softmax); empty otherwise.
     """
 
     kernel: jax.Array
     bias: jax.Array
     log_prior: jax.Array
     opt_state: optax.OptState
+    sampling: dict[str, jax.Array]
 
 
 Head = Callable[[Embeddings, jax.Array, Classifier], tuple[Losses, Embeddings, Classifier]]
 
 
-def start_classifier(key, log_prior, *, num_classes: int, width: int, tx: optax.GradientTransformation) -> Classifier:
+def start_classifier(
+    config: HeadConfig, key, log_prior, *, num_classes: int, width: int, tx: optax.GradientTransformation
+) -> Classifier:
     """Rows ~ N(0, 0.01^2), bias 0; padding rows are zero and stay so. To be jitted: arrays are made where they live.
 
     Args:
@@ -46,7 +51,32 @@ def start_classifier(key, log_prior, *, num_classes: int, width: int, tx: optax.
     """
     kernel = class_sharded.normal_rows(key, log_prior.shape[0], num_classes=num_classes, width=width, scale=0.01)
     bias = jnp.zeros_like(log_prior)
-    return Classifier(kernel, bias, log_prior, tx.init({"classifier": {"kernel": kernel, "bias": bias}}))
+    sampling = {}
+    if config.kind in ("sampled", "knn"):
+        sampling = {"step": jnp.zeros((), jnp.int32), "touched": jnp.zeros_like(log_prior, jnp.int32)}
+    if config.kind == "knn":
+        shape = log_prior.shape[0], config.neighbours
+        sampling["neighbours"] = jnp.zeros(shape, jnp.int32, out_sharding=mesh.CLASS_ROWS)
+    opt_state = tx.init({"classifier": {"kernel": kernel, "bias": bias}})
+    return Classifier(kernel, bias, log_prior, opt_state, sampling)
+
+
+def check(config: HeadConfig, *, num_classes: int, devices: int) -> None:
+    """ConfigError where the head cannot run on that many classes and devices."""
+    if num_classes < devices:
+        raise ConfigError(
+            f"{num_classes} classes on {devices} devices leave some without a class; lower mesh.data and mesh.model"
+        )
+    shard_classes = -(-num_classes // devices)
+    if config.kind in ("sampled", "knn") and sampled.slots(config.sample_rate, shard_classes) < 1:
+        raise ConfigError(
+            f"head.sample_rate={config.sample_rate} of {shard_classes} classes a device leaves no class beside the labels'; "
+            "raise it, or set head.kind=class_sharded"
+        )
+    if config.kind == "knn" and config.neighbours >= num_classes:
+        raise ConfigError(
+            f"head.neighbours={config.neighbours} of {num_classes} classes, wanted fewer than classes; lower it"
+        )
 
 
 def loss_weights(config: LossConfig) -> Mapping[str, float]:
@@ -61,22 +91,31 @@ def make_head(
     *,
     num_classes: int,
     tx: optax.GradientTransformation,
+    catch_up: CatchUp,
+    seed: int = 0,
     dtype=jnp.float32,
 ) -> Head:
-    """The head `config.kind`: "class_sharded" (rows divided over all devices, streaming) or its plain reference "dense".
+    """The head `config.kind`.
+
+    "class_sharded": all classes, exactly, rows divided over all devices, streaming (`class_sharded.loss_and_update`).
+    "sampled": the labels' classes and a random share of the others; "knn": the labels' classes and their neighbours
+    (`sampled`). Rows that take no part stand still, and are brought up to date when they do.
+    "dense": the plain reference.
 
     Args:
       num_classes: rows of the kernel beyond it are padding: no probability, no gradient.
-      tx: of {"classifier": {"kernel", "bias"}}; works element by element, since the class-sharded head applies it to
-        some rows at a time.
+      tx: of {"classifier": {"kernel", "bias"}}; works element by element, since it is applied to some rows at a time.
+      catch_up: what tx would have done to rows that missed steps; for the sampled heads.
+      seed: of the sampled classes.
       dtype: of the inputs of the products; sums, softmax and loss are float32.
     """
     weights = loss_weights(loss_config)
     tau = loss_config.logit_adjustment
 
-    def update(gradient, opt_state, params):
-        updates, opt_state = tx.update({"classifier": gradient}, opt_state, {"classifier": params})
-        return optax.apply_updates({"classifier": params}, updates)["classifier"], opt_state
+    def update(gradient, state):
+        params = {"classifier": {"kernel": state["kernel"], "bias": state["bias"]}}
+        updates, opt_state = tx.update({"classifier": gradient}, state["opt_state"], params)
+        return {**optax.apply_updates(params, updates)["classifier"], "opt_state": opt_state}
 
     def dense(embeddings: Embeddings, label, classifier: Classifier):
         def loss(embeddings, params):
@@ -96,33 +135,61 @@ def make_head(
         (total, by_stream), (cotangents, gradient) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
             {stream: embeddings[stream] for stream in weights}, params
         )
-        params, opt_state = update(gradient, classifier.opt_state, params)
-        return {"total": total, **by_stream}, cotangents, dataclasses.replace(classifier, **params, opt_state=opt_state)
+        state = update(gradient, {**params, "opt_state": classifier.opt_state})
+        return {"total": total, **by_stream}, cotangents, dataclasses.replace(classifier, **state)
+
+    streaming = {
+        "weights": weights,
+        "num_classes": num_classes,
+        "tau": tau,
+        "dtype": dtype,
+        "chunk": config.chunk,
+        "keep_logits": None if config.keep_logits == "no" else jnp.dtype(config.keep_logits),
+    }
 
     def sharded(embeddings: Embeddings, label, classifier: Classifier):
-        values, cotangents, params, opt_state = class_sharded.loss_and_update(
-            embeddings,
-            label,
-            {"kernel": classifier.kernel, "bias": classifier.bias},
-            classifier.opt_state,
-            classifier.log_prior,
-            weights=weights,
-            update=update,
-            num_classes=num_classes,
-            tau=tau,
-            dtype=dtype,
-            chunk=config.chunk,
-            keep_logits=None if config.keep_logits == "no" else jnp.dtype(config.keep_logits),
+        state = {"kernel": classifier.kernel, "bias": classifier.bias, "opt_state": classifier.opt_state}
+        values, cotangents, state = class_sharded.loss_and_update(
+            embeddings, label, state, classifier.log_prior, update=update, **streaming
         )
-        return values, cotangents, dataclasses.replace(classifier, **params, opt_state=opt_state)
+        return values, cotangents, dataclasses.replace(classifier, **state)
 
-    match config.kind:
-        case "class_sharded":
-            return sharded
-        case "dense":
-            return dense
-        case other:
-            raise InputError(f"head.kind={other!r}, wanted class_sharded or dense")
+    def fresh(state):
+        return catch_up(state, missed=state["step"] - state["touched"], step=state["step"])
+
+    def update_taken(gradient, state):
+        step = state["step"] + 1
+        return {**update(gradient, state), "step": step, "touched": jnp.maximum(state["touched"], step)}
+
+    def of_some(embeddings: Embeddings, label, classifier: Classifier):
+        sampling = dict(classifier.sampling)
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2), sampling["step"])
+        if config.kind == "knn":
+            sampling["neighbours"] = jax.lax.cond(
+                sampling["step"] % config.rebuild_steps == 0,
+                lambda: sampled.class_graph(
+                    classifier.kernel, num_classes=num_classes, k=config.neighbours, dtype=dtype
+                ),
+                lambda: sampling["neighbours"],
+            )
+            active = sampled.neighbour_classes(key, label, sampling["neighbours"], rate=config.sample_rate)
+        else:
+            rows = classifier.kernel.shape[0]
+            active = sampled.uniform_classes(key, label, num_rows=rows, rate=config.sample_rate)
+        state = {
+            "kernel": classifier.kernel,
+            "bias": classifier.bias,
+            "opt_state": classifier.opt_state,
+            "step": sampling["step"],
+            "touched": sampling["touched"],
+        }
+        values, cotangents, state = class_sharded.loss_and_update(
+            embeddings, label, state, classifier.log_prior, update=update_taken, active=active, fresh=fresh, **streaming
+        )
+        sampling |= {"step": state.pop("step"), "touched": state.pop("touched")}
+        return values, cotangents, dataclasses.replace(classifier, **state, sampling=sampling)
+
+    return {"class_sharded": sharded, "sampled": of_some, "knn": of_some, "dense": dense}[config.kind]
 
 
 def temporary_bytes(config: HeadConfig, *, rows: int, width: int, shard_classes: int) -> int:
@@ -134,7 +201,11 @@ def temporary_bytes(config: HeadConfig, *, rows: int, width: int, shard_classes:
     """
     if config.kind == "dense":  # the kernel's gradient and update; logits, their exponentials and their gradient
         return 4 * shard_classes * (2 * width + 3 * rows)
-    # A chunk of kernel, momentum and both of them updated, its logits; bias and offset of all classes.
-    chunk = min(config.chunk, shard_classes)
+    # A chunk of kernel, momentum and both of them updated, its logits.
+    taken, copies = shard_classes, 4.0
+    if config.kind != "class_sharded":  # gathered, and brought up to date
+        copies = 5.5
+        taken = rows + sampled.slots(config.sample_rate, shard_classes)
+    chunk = min(config.chunk, taken)
     kept = {"no": 0, "bfloat16": 2, "float32": 4}[config.keep_logits]
-    return 4 * chunk * (4 * width + rows) + shard_classes * (4 + kept * rows)
+    return round(4 * chunk * (copies * width + rows) + taken * kept * rows)

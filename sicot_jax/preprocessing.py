@@ -10,6 +10,8 @@ import dataclasses
 
 import numpy as np
 
+from sicot_jax.errors import InputError
+
 FITS = ("crop", "pad", "stretch")
 
 
@@ -31,16 +33,16 @@ class Preprocessing:
 
     def __post_init__(self):
         if self.fit not in FITS:
-            raise ValueError(f"preprocessing.fit={self.fit!r}, wanted one of {FITS}")
+            raise InputError(f"preprocessing.fit={self.fit!r}, wanted one of {FITS}")
         if not (0 < self.height <= self.resize_height and 0 < self.width <= self.resize_width):
-            raise ValueError(
+            raise InputError(
                 f"preprocessing: input {self.height}x{self.width} does not fit into resized photo "
                 f"{self.resize_height}x{self.resize_width}; raise resize_height / resize_width"
             )
         if len(self.mean) != 3:
-            raise ValueError(f"preprocessing.mean={self.mean}, wanted 3 numbers (red, green, blue)")
+            raise InputError(f"preprocessing.mean={self.mean}, wanted 3 numbers (red, green, blue)")
         if len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError(f"preprocessing.std={self.std}, wanted 3 positive numbers")
+            raise InputError(f"preprocessing.std={self.std}, wanted 3 positive numbers")
 
     def load(self, photo: bytes | np.ndarray) -> np.ndarray:
         """Encoded bytes or uint8 [H, W, 3] -> uint8 [resize_height, resize_width, 3]. Raises ImageError on a broken photo."""

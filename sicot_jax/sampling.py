@@ -11,6 +11,15 @@ from sicot_jax.errors import InputError
 
 SAMPLINGS = ("uniform", "class_balanced", "square_root")
 _ROUNDS = 6
+ORDER, CLASSES, TITLES = range(3)  # what random numbers are for
+
+
+def generator(purpose: int, seed: int, number: int) -> np.random.Generator:
+    """Random numbers of this purpose, seed and number (epoch, step, position) alone.
+
+    The purpose is the highest word of Philox's counter: streams of the same key that can never meet.
+    """
+    return np.random.Generator(np.random.Philox(key=[seed, number], counter=[0, 0, 0, purpose]))
 
 
 def permute(index: np.ndarray, *, size: int, seed: int, epoch: int) -> np.ndarray:
@@ -21,7 +30,7 @@ def permute(index: np.ndarray, *, size: int, seed: int, epoch: int) -> np.ndarra
     """
     half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)
-    keys = np.random.Generator(np.random.Philox(key=[seed, epoch])).integers(0, 2**63, _ROUNDS, dtype=np.uint64)
+    keys = generator(ORDER, seed, epoch).integers(0, 2**63, _ROUNDS, dtype=np.uint64)
 
     def network(x):
         left, right = x >> np.uint64(half), x & mask
@@ -75,7 +84,7 @@ class Sampler:
                 result[here] = permute(index[here], size=len(self.labels), seed=self.seed, epoch=int(e))
             return result
         order, starts, counts, cumulative = self._by_class
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, step]))
+        rng = generator(CLASSES, self.seed, step)
         classes = np.searchsorted(cumulative, rng.random(self.batch_size) * cumulative[-1], side="right")
         classes = np.minimum(classes, len(counts) - 1)
         within = (rng.random(self.batch_size) * counts[classes]).astype(np.int64)

@@ -19,7 +19,7 @@ from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.statistics import log_prior
 from sicot_jax.config import Config, ConfigError
 from sicot_jax.models.sicot import Sicot
-from sicot_jax.optim import make_schedule, make_tx, path_name, trained_parts, trains
+from sicot_jax.optim import make_catch_up, make_schedule, make_tx, path_name, trained_parts, trains
 
 ExtraLoss = Callable[[dict[str, jax.Array], dict[str, jax.Array]], jax.Array]  # (outputs, batch) -> scalar
 
@@ -76,6 +76,7 @@ def make_setup(config: Config, shape: DataShape, device_mesh) -> Setup:
         raise ConfigError(
             "the catalogue has no titles, and loss.mixed or loss.semantic wants them; set both to 0 (baseline)"
         )
+    heads.check(config.head, num_classes=shape.num_classes, devices=device_mesh.size)
     steps_per_epoch = shape.train_photos / config.train.batch_size
     steps = config.train.steps or max(1, round(config.train.epochs * steps_per_epoch))
     schedule = make_schedule(config.optim, steps=steps, steps_per_epoch=steps_per_epoch)
@@ -101,7 +102,13 @@ def make_setup(config: Config, shape: DataShape, device_mesh) -> Setup:
         visual_graphdef=nnx.split(visual, nnx.Param, nnx.BatchStat)[0],
         tx=tx,
         head=heads.make_head(
-            config.head, config.loss, num_classes=shape.num_classes, tx=tx, dtype=compute_dtype(config)
+            config.head,
+            config.loss,
+            num_classes=shape.num_classes,
+            tx=tx,
+            catch_up=make_catch_up(config.optim, schedule),
+            seed=config.seed,
+            dtype=compute_dtype(config),
         ),
         steps=steps,
         steps_per_epoch=steps_per_epoch,
@@ -141,7 +148,12 @@ def start_state(setup: Setup, log_prior: jax.Array) -> TrainState:
 
     def classifier(key, log_prior):
         return heads.start_classifier(
-            key, log_prior, num_classes=setup.shape.num_classes, width=net.visual.embedding_width, tx=setup.tx
+            setup.config.head,
+            key,
+            log_prior,
+            num_classes=setup.shape.num_classes,
+            width=net.visual.embedding_width,
+            tx=setup.tx,
         )
 
     key = jax.random.fold_in(jax.random.key(setup.config.seed), 1)

@@ -1,13 +1,17 @@
 """The command as users type it: exit codes and one-line messages, the main job end to end."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sicot_jax import cli
+from sicot_jax.catalog.arrays import open_arrays
 
 ROOT = Path(__file__).parent.parent
 TINY = ["--config=tiny", "--config.mesh.data=1", "--config.train.steps=4"]
@@ -113,3 +117,35 @@ def test_overrides_belong_to_commands_with_a_config(capsys):
     assert "is for commands that take --config" in fails_with(
         capsys, ["evaluate", "--workdir=x", "--config.train.steps=1"]
     )
+
+
+def test_compare_notices_that_a_manifest_or_its_photos_changed(tmp_path, capsys):
+    """Without titles it stops after the import, so nothing is trained here."""
+    for i in range(9):
+        Image.fromarray(np.full((8, 8, 3), 20 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    manifest = tmp_path / "p.csv"
+    manifest.write_text("image,sku\n" + "".join(f"{i}.png,A\n" for i in range(9)))
+    command = ["compare", f"--manifest={manifest}", f"--workdir={tmp_path / 'run'}"]
+    catalog = tmp_path / "run" / "catalog"
+    changed = f"p.csv or its photos changed since the import of p.csv into {catalog}; give another --workdir"
+    for _ in range(2):
+        assert "has no title with a known word" in fails_with(capsys, command)
+    photo = (tmp_path / "0.png").read_bytes()
+    (tmp_path / "0.png").write_bytes((tmp_path / "1.png").read_bytes())
+    assert changed in fails_with(capsys, command)
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "0.png").write_bytes(photo)
+    assert "has no title with a known word" in fails_with(capsys, command)
+    manifest.write_text(manifest.read_text().replace("8.png,A", "8.png,B"))
+    assert changed in fails_with(capsys, command)
+
+
+def test_an_array_file_knows_how_its_photos_were_resized(tmp_path, capsys):
+    hashes = set()
+    for fit in ("crop", "pad"):
+        out = tmp_path / f"{fit}.npz"
+        assert cli.main(["export-arrays", "--config=tiny", f"--config.preprocessing.fit={fit}", f"--out={out}"]) == 0
+        catalog = open_arrays(out)
+        assert catalog.resized_by == {"resize_height": 24, "resize_width": 24, "fit": fit}
+        hashes.add(catalog.data_hash)
+    assert len(hashes) == 2

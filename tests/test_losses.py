@@ -75,18 +75,14 @@ def test_sharded_loss_and_gradients_equal_dense(device_mesh, num_classes, chunk,
     @jax.jit
     def sharded(embeddings, label, kernel, bias, prior):
         """The gradient in place of new parameters, its negative in place of the optimizer's state."""
+
+        def update(gradient, state):
+            return {**gradient, "opt_state": jax.tree.map(jnp.negative, gradient), "count": state["count"] + 1}
+
         params = {"kernel": kernel, "bias": bias}
-        return class_sharded.loss_and_update(
-            embeddings,
-            label,
-            params,
-            (params, jnp.int32(6)),
-            prior,
-            update=lambda g, state, p: (g, (jax.tree.map(jnp.negative, g), state[1] + 1)),
-            chunk=chunk,
-            keep_logits=keep_logits,
-            **options,
-        )
+        state = {**params, "opt_state": params, "count": jnp.int32(6)}
+        options_here = {**options, "chunk": chunk, "keep_logits": keep_logits}
+        return class_sharded.loss_and_update(embeddings, label, state, prior, update=update, **options_here)
 
     got = sharded(embeddings, label, kernel, bias, prior)
     whole = jax.tree.map(jnp.asarray, jax.device_get((embeddings, label, {"kernel": kernel, "bias": bias}, prior)))
@@ -100,40 +96,35 @@ def test_sharded_loss_and_gradients_equal_dense(device_mesh, num_classes, chunk,
 
     (total, by_stream), (cotangents, gradient) = dense(*whole)
     np.testing.assert_allclose(got[0]["total"], total, rtol=1e-5)
-    negative, count = got[3]
-    assert count == 7  # what has no entry a class is updated once, not once a chunk
+    new = got[2]
+    assert new["count"] == 7  # what has no entry a class is updated once, not once a chunk
     for a, b in [
         (got[0], {"total": total, **by_stream}),
         (got[1], cotangents),
-        (got[2], gradient),
-        (negative, jax.tree.map(jnp.negative, gradient)),
+        ({name: new[name] for name in gradient}, gradient),
+        (new["opt_state"], jax.tree.map(jnp.negative, gradient)),
     ]:
         assert a.keys() == b.keys()
         for name in b:
             np.testing.assert_allclose(a[name], b[name], rtol=1e-5, atol=1e-6, err_msg=name)
-    assert not np.asarray(got[2]["kernel"])[num_classes:].any()  # padding has no probability and no gradient
-    assert not np.asarray(got[2]["bias"])[num_classes:].any()
+    assert not np.asarray(new["kernel"])[num_classes:].any()  # padding has no probability and no gradient
+    assert not np.asarray(new["bias"])[num_classes:].any()
 
 
 def test_nothing_is_updated_where_the_loss_is_not_finite(device_mesh):
     embeddings, label, kernel, bias, prior = case(37, device_mesh)
     embeddings["mixed"] = embeddings["mixed"] * jnp.where(jnp.arange(5) == 2, jnp.nan, 1.0)
-    values, _, params, count = jax.jit(
-        lambda *a: class_sharded.loss_and_update(
-            *a[:2],
-            {"kernel": a[2], "bias": a[3]},
-            jnp.int32(6),
-            a[4],
-            weights=WEIGHTS,
-            update=lambda g, state, p: (jax.tree.map(jnp.add, p, g), state + 1),
-            num_classes=37,
-            chunk=2,
-        )
-    )(embeddings, label, kernel, bias, prior)
+    state = {"kernel": kernel, "bias": bias, "count": jnp.int32(6)}
+
+    def update(gradient, state):
+        return {**jax.tree.map(jnp.add, {n: state[n] for n in gradient}, gradient), "count": state["count"] + 1}
+
+    values, _, new = jax.jit(
+        lambda *a: class_sharded.loss_and_update(*a, weights=WEIGHTS, update=update, num_classes=37, chunk=2)
+    )(embeddings, label, state, prior)
     assert np.isnan(values["total"]) and np.isfinite(values["visual"])
-    np.testing.assert_array_equal(params["kernel"], kernel)
-    np.testing.assert_array_equal(params["bias"], bias)
-    assert count == 6
+    for name in state:
+        np.testing.assert_array_equal(new[name], state[name])
 
 
 @pytest.mark.parametrize("num_classes, k, chunk", [(1, 1, 4), (7, 3, 2), (37, 10, 3), (37, 37, 100)])

@@ -34,18 +34,24 @@ def check_collectives(compiled, *, largest: int):
     assert found_any
 
 
-@pytest.mark.parametrize("keep_logits", ["no", "bfloat16"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"keep_logits": "bfloat16"}, {"kind": "sampled", "sample_rate": 0.1}],
+    ids=["exact", "kept logits", "sampled"],
+)
 @pytest.mark.parametrize("data, model", [(8, 1), (4, 2), (2, 4), (1, 8)])
-def test_the_million_class_head_is_exact_in_its_memory_and_sends_only_embeddings(data, model, keep_logits):
+def test_the_million_class_head_is_exact_in_its_memory_and_sends_only_embeddings(data, model, options):
     batch, width = 256, 2048
     device_mesh = mesh.make_mesh(data=data, model=model)
-    config = config_lib.HeadConfig(keep_logits=keep_logits)
-    tx = optim.make_tx(config_lib.OptimConfig(), optax.constant_schedule(0.1))
-    head = heads.make_head(config, config_lib.LossConfig(), num_classes=CLASSES, tx=tx)
+    config = config_lib.HeadConfig(**options)
+    rate, sgd = optax.constant_schedule(0.1), config_lib.OptimConfig()
+    tx, catch_up = optim.make_tx(sgd, rate), optim.make_catch_up(sgd, rate)
+    head = heads.make_head(config, config_lib.LossConfig(), num_classes=CLASSES, tx=tx, catch_up=catch_up)
     with jax.set_mesh(device_mesh):
         prior = jax.ShapeDtypeStruct((CLASSES_PADDED,), jnp.float32, sharding=mesh.class_sharding(device_mesh))
         classifier = jax.eval_shape(
-            lambda p: heads.start_classifier(jax.random.key(0), p, num_classes=CLASSES, width=width, tx=tx), prior
+            lambda p: heads.start_classifier(config, jax.random.key(0), p, num_classes=CLASSES, width=width, tx=tx),
+            prior,
         )
         classifier = mesh.on_devices(classifier, device_mesh)
         embedding = mesh.divided(jax.ShapeDtypeStruct((batch, width), jnp.float32), device_mesh)

@@ -7,25 +7,76 @@ memory-mapped where they lie in the file, so that opening it costs the same for 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import hashlib
 import json
 import os
 import struct
 import zipfile
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
-from sicot_jax.catalog.catalog import SPLITS, Catalog, ClassTable, Record, Tokenizer
+from sicot_jax.catalog.catalog import SPLITS, Catalog, ClassTable, Record, Split, Tokenizer
 from sicot_jax.catalog.strings import LazyStrings, checked_index, pack_strings, unpack_strings
 from sicot_jax.catalog.text import SentencePieceTokenizer, WordTokenizer
 from sicot_jax.errors import InputError
+from sicot_jax.preprocessing import Preprocessing
 
-FORMAT = 1
+FORMAT = 2
 _META = "catalog.json"
 _ROLES = ("catalogue", "query")
 _TEXTS = ("image_id", "title", "tags", "reference")
+
+
+def resized(catalog: Catalog, preprocessing: Preprocessing) -> Catalog:
+    """The catalogue with decoded photos of one size, ready for `export_arrays`; boxes follow their photos.
+
+    Other photos are other data: its hash is of the catalogue's hash and of how they were resized.
+    """
+    how = {name: getattr(preprocessing, name) for name in ("resize_height", "resize_width", "fit")}
+    return dataclasses.replace(
+        catalog,
+        data_hash=hashlib.sha256(json.dumps([catalog.data_hash, how]).encode()).hexdigest(),
+        splits={name: _Resized(split, preprocessing) for name, split in catalog.splits.items()},
+        resized_by=how,
+    )
+
+
+class _Resized:
+    def __init__(self, split: Split, preprocessing: Preprocessing):
+        self.labels, self._split, self._preprocessing = split.labels, split, preprocessing
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self._split[index]
+        photo = record["image"]
+        if not isinstance(photo, np.ndarray):
+            from sicot_jax.catalog.image import decode
+
+            photo = decode(photo)
+        box = _resized_box(record["box"], photo.shape[0], photo.shape[1], self._preprocessing)
+        return Record(**{**record, "image": self._preprocessing.load(photo), "box": box})  # type: ignore[typeddict-item]
+
+
+def _resized_box(box: np.ndarray, height: int, width: int, preprocessing: Preprocessing) -> np.ndarray:
+    """The box as fractions of the resized photo; all zero where it was, or where the photo's cut left nothing of it."""
+    wider = preprocessing.resize_width / preprocessing.resize_height * height / width  # new aspect ratio by old
+    match preprocessing.fit:
+        case "crop":
+            seen = np.minimum(1, [wider, 1 / wider])
+        case "pad":
+            seen = np.maximum(1, [wider, 1 / wider])
+        case "stretch":
+            seen = np.ones(2)
+    corners = np.clip((np.reshape(box, (2, 2)) - 0.5) / seen + 0.5, 0, 1)
+    empty = np.any(corners[1] <= corners[0])
+    return np.zeros(4, np.float32) if empty else corners.reshape(4).astype(np.float32)
 
 
 class _Writer:
@@ -90,10 +141,10 @@ def export_arrays(
     catalog: Catalog,
     out: str | Path,
     *,
-    to_image: Callable[[Record], np.ndarray],
+    to_image: Callable[[Record], np.ndarray] = itemgetter("image"),
     splits: Sequence[str] = SPLITS,
 ) -> None:
-    """Write the catalogue as one file, photos as `to_image` makes them: uint8 [H, W, 3], the same for all.
+    """Write the catalogue as one file, photos as `to_image` makes them (see `resized`): uint8 [H, W, 3], the same for all.
 
     The file appears under its name only when whole. Raises InputError where a photo has another size or type.
     """
@@ -105,6 +156,7 @@ def export_arrays(
         "format": FORMAT,
         "name": catalog.name,
         "data_hash": catalog.data_hash,
+        "resized_by": dict(catalog.resized_by),
         "head_boundary": int(catalog.head_boundary),
         "tokenizer": "sentencepiece" if model is not None else "words",
         "splits": list(splits),
@@ -246,4 +298,5 @@ def open_arrays(path: str | Path) -> Catalog:
         tokenizer=tokenizer,
         word_vectors=reader.array("word_vectors"),
         splits={name: ArraySplit(path, name) for name in meta["splits"]},
+        resized_by=meta["resized_by"],
     )

@@ -31,8 +31,10 @@ from sicot_jax.catalog.tables import (
     CLASSES_FILE,
     FORMAT_VERSION,
     REPORT_FILES,
+    SPLITS_FILE,
     VECTORS_FILE,
     write_class_table,
+    write_split_table,
 )
 from sicot_jax.catalog.text import build_tokenizer
 from sicot_jax.catalog.word_vectors import train_word_vectors
@@ -81,9 +83,15 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         name: str | None = None,
         version: str = "1.0.0",
         previous: ClassTable | None = None,
+        previous_splits: Mapping[str, str] | None = None,
     ):
-        """Rows of `source` become `data_dir/name/version`; `previous` is the class table whose ids are kept."""
-        self.source, self.settings, self.workers, self.previous = Path(source), settings, workers, previous
+        """Rows of `source` become `data_dir/name/version`.
+
+        `previous` is the class table whose ids are kept, `previous_splits` the split of photos (image_id) that were there.
+        """
+        self.source, self.settings, self.workers = Path(source), settings, workers
+        self.previous, self.previous_splits = previous, previous_splits or {}
+        self.unused_columns: list[str] = []  # `rows` may name some
         self.name = name or self.name
         self.VERSION = tfds.core.Version(version)
         self.report: ImportReport | None = None
@@ -130,6 +138,7 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             seed=self.settings.seed,
             test_per_class=self.settings.test_per_class,
             tail_cut=self.settings.tail_cut,
+            previous=self.previous_splits,
         )
         by_split = self._ordered(stored, assignment.split)
         if not by_split["train"]:
@@ -267,6 +276,8 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             np.save(folder / f"labels_{split}.npy", labels[split])
         np.save(folder / VECTORS_FILE, vectors)
         tokenizer.save(folder)  # type: ignore[attr-defined]
+        splits = {item.image_id: split for split in SPLITS for item in by_split[split]}
+        write_split_table(folder / SPLITS_FILE, {**self.previous_splits, **splits})
 
         counts = table.counts["train"]
         boundary = default_head_boundary(counts)
@@ -275,6 +286,7 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             name=self.name,
             version=str(self.version),
             source=self.source.name,
+            unused_columns=self.unused_columns,
             dropped=dropped,
             assignment=assignment,
             references=[item.row.image for item in stored],
@@ -318,7 +330,9 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         )
         for line in lines:
             digest.update(line.encode() + b"\n")
-        tables = [file for file in folder.iterdir() if file.name not in (_SPOOL_FILE, CATALOG_FILE, *REPORT_FILES)]
+        # The table of splits remembers photos that are gone.
+        others = (_SPOOL_FILE, CATALOG_FILE, SPLITS_FILE, *REPORT_FILES)
+        tables = [file for file in folder.iterdir() if file.name not in others]
         for file in sorted(tables):
             digest.update(file.name.encode() + b"\n" + file.read_bytes())
         digest.update(json.dumps([self.settings.short_side, JPEG_QUALITY]).encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
@@ -70,6 +70,7 @@ class Catalog:
 
     `head_boundary`: a class is head when it has more training photos than this, otherwise tail.
     `data_hash`: hex digest over records, splits and tables; equal hashes mean equal data.
+    `resized_by`: the fields of Preprocessing that its photos were resized with, empty where they are as they came.
     """
 
     name: str
@@ -79,3 +80,4 @@ class Catalog:
     tokenizer: Tokenizer
     word_vectors: np.ndarray  # float32 [V, E], row 0 zero
     splits: Mapping[str, Split]
+    resized_by: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from sicot_jax.errors import InputError
+
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 100_000_000
 JPEG_QUALITY = 90
@@ -27,7 +29,7 @@ _UPRIGHT = {
 }
 
 
-class ImageError(ValueError):
+class ImageError(InputError):
     """A photo that cannot or must not be decoded; the message is one line."""
 
 

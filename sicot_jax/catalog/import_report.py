@@ -14,6 +14,7 @@ import numpy as np
 from sicot_jax.catalog.catalog import SPLITS, ClassTable
 from sicot_jax.catalog.manifest import DroppedRow
 from sicot_jax.catalog.splits import Assignment
+from sicot_jax.catalog.strings import counted
 
 # Rows left out on purpose can be most of a source; bad rows are few and all named.
 _NAMED_ON_PURPOSE = 100
@@ -36,6 +37,8 @@ class ImportReport:
     previous_skus: int | None  # SKUs with photos in the version before; None for a first import
     new_skus: int  # with photos now and not in the version before
     newly_withdrawn: int  # with photos in the version before and not now
+    settled: int  # photos that keep the split of an earlier version
+    unused_columns: Sequence[str]  # each with the column it may be a misspelling of
     first_bad: Sequence[str]
     dropped: Mapping[str, Mapping[str, Any]]
     conflicting: Sequence[Mapping[str, Any]]  # identical photos under several SKUs: in train only
@@ -43,7 +46,8 @@ class ImportReport:
     surplus: Sequence[str]
     tail_cut: int
     small_classes: Sequence[str]  # under 4 photos: trained, not tested
-    untested_classes: Sequence[str]  # not enough photos for --test-per-class
+    untested_classes: Sequence[str]  # 4 photos or more, but not enough for a test set
+    uneven_classes: Sequence[str]  # tested with another number of photos than --test-per-class
     classes_without_train: Sequence[str]
     photos_without_words: int
     vocabulary: int
@@ -59,6 +63,7 @@ class ImportReport:
         name: str,
         version: str,
         source: str,
+        unused_columns: Sequence[str],
         dropped: Sequence[DroppedRow],
         assignment: Assignment,
         references: Sequence[str],
@@ -90,6 +95,8 @@ class ImportReport:
             previous_skus=len(before) if previous else None,
             new_skus=len(now - before),
             newly_withdrawn=len(before - now),
+            settled=assignment.settled,
+            unused_columns=unused_columns,
             first_bad=[str(drop) for drop in dropped if drop.bad][:_NAMED_IN_SUMMARY],
             dropped={reason: _named(drops) for reason, drops in sorted(reasons.items())},
             conflicting=[
@@ -101,6 +108,7 @@ class ImportReport:
             tail_cut=len(assignment.cut),
             small_classes=[str(label) for label in assignment.small_classes],
             untested_classes=[str(label) for label in assignment.untested_classes],
+            uneven_classes=[str(label) for label in assignment.uneven_classes],
             classes_without_train=[table.sku[int(c)] for c in np.flatnonzero((train == 0) & ~table.withdrawn)],
             photos_without_words=without_words,
             vocabulary=vocabulary,
@@ -121,27 +129,33 @@ class ImportReport:
         tail = self.classes - self.withdrawn - self.head_classes
         dropped = ", ".join(f"{entry['count']} {reason}" for reason, entry in self.dropped.items())
         lines = [
-            f"{self.name} {self.version}: {self.read} rows read, {self.kept} photos kept in {self.classes} classes",
+            f"{self.name} {self.version}: {counted(self.read, 'row')} read, {counted(self.kept, 'photo')} kept in "
+            f"{counted(self.classes, 'class')}",
             "photos: " + ", ".join(f"{split} {count}" for split, count in self.photos.items()),
-            f"head: {self.head_classes} classes with more than {self.head_boundary} train photos, "
-            f"{self.head_train_photos} of {self.photos['train']} train photos; tail: {tail} classes",
+            f"head: {counted(self.head_classes, 'class')} with more than {counted(self.head_boundary, 'train photo')}, "
+            f"{self.head_train_photos} of {counted(self.photos['train'], 'train photo')}; "
+            f"tail: {counted(tail, 'class')}",
             f"words: {self.vocabulary}, {self.shared_words['share']:.1%} shared by head and tail; "
-            f"{self.photos_without_words} train photos without a known word",
+            f"{counted(self.photos_without_words, 'train photo')} without a known word",
             f"dropped: {dropped or 'none'}",
             *(f"bad row: {row}" for row in self.first_bad),
-            f"identical photos: {self.surplus_copies} surplus copies dropped, "
+            f"identical photos: {self.surplus_copies} surplus dropped, "
             f"{len(self.conflicting)} under several SKUs (train only)",
         ]
+        if self.unused_columns:
+            lines.append(f"unused columns: {', '.join(self.unused_columns)}")
         if self.tail_cut:
-            lines.append(f"tail cut: {self.tail_cut} train photos removed")
+            lines.append(f"tail cut: {counted(self.tail_cut, 'train photo')} removed")
         if self.withdrawn:
-            lines.append(f"withdrawn: {self.withdrawn} SKUs of earlier versions have no photo any more")
+            lines.append(f"withdrawn: {counted(self.withdrawn, 'SKU')} of earlier versions without a photo now")
         for text, skus in self._named_classes():
             if skus:
-                lines.append(f"{text}: {len(skus)} classes")
+                lines.append(f"{text}: {counted(len(skus), 'class')}")
         if self.previous_skus is not None:
             lines.append(
-                f"version {self.version} of {self.name}: {self.new_skus} new SKUs, {self.newly_withdrawn} withdrawn"
+                f"version {self.version} of {self.name}: {counted(self.new_skus, 'new SKU')}, "
+                f"{self.newly_withdrawn} withdrawn; {self.settled} of {counted(self.kept, 'photo')} keep the split of an "
+                "earlier version"
             )
         return "\n".join(lines + [f"WARNING: {line}" for line in self._warnings()])
 
@@ -149,7 +163,7 @@ class ImportReport:
         lines = []
         if self.previous_skus and 2 * self.newly_withdrawn > self.previous_skus:
             lines.append(
-                f"{self.newly_withdrawn} of {self.previous_skus} SKUs are withdrawn, more than half; "
+                f"{self.newly_withdrawn} of {counted(self.previous_skus, 'SKU')} withdrawn, more than half; "
                 "if this source is another catalogue, import it with another --out"
             )
         for split in ("test", "validation"):
@@ -163,6 +177,7 @@ class ImportReport:
         return [
             ("under 4 photos, trained but not tested", self.small_classes),
             ("not enough photos for the asked test set, not tested", self.untested_classes),
+            ("tested with another number of photos than --test-per-class", self.uneven_classes),
             ("without a train photo, cannot be learned", self.classes_without_train),
         ]
 

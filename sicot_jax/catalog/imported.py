@@ -128,7 +128,8 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def import_source(directory: Path | str) -> dict[str, str] | None:
-    """{"source", "source_sha256"} of the newest whole version: the name of what was imported, and its fingerprint.
+    """{"source", "source_sha256"} of the newest whole version: the name of what was imported, and its fingerprint
+    (`importing.source_sha256`).
 
     None where `directory` holds no whole version: missing, empty or an unfinished import. Both are "" in a catalogue
     that does not name them. Raises CatalogError: several data sets, unreadable, of a newer format.

@@ -13,6 +13,7 @@ import io
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING
 import sicot_jax
 from sicot_jax.catalog.import_settings import ImportFailed, ImportSettings
 from sicot_jax.catalog.imported import data_set_folders, read_description, version_folders
-from sicot_jax.catalog.tables import CLASSES_FILE, read_class_table
+from sicot_jax.catalog.tables import CLASSES_FILE, SPLITS_FILE, read_class_table, read_split_table
 
 if TYPE_CHECKING:
     from sicot_jax.catalog.builder import CatalogBuilder
@@ -54,6 +55,8 @@ def import_catalog(
     workers: int | None = None,
 ) -> Imported:
     """Import `source` into `out/<name>/<version>`; a second import into `out` makes the next version.
+
+    The next version keeps the class ids and, but for what the source says, the split of every photo.
 
     Args:
       source: a manifest, a folder with one folder per SKU, or with `dataset` the folder with the owner's files.
@@ -88,25 +91,34 @@ def import_catalog(
 
 
 def source_sha256(source: Path) -> str:
-    """Fingerprint of what is imported: sha256 of a file's bytes, or of a folder's sorted relative paths.
+    """Fingerprint of what is imported: a manifest's bytes, and path, size and time of change of every photo (in a
+    folder: of every file). Photos themselves are not read.
 
-    Raises ImportFailed: neither a file nor a folder.
+    Raises ImportFailed: neither a file nor a folder; ManifestError: a manifest that cannot be read.
     """
+    from sicot_jax.catalog.manifest import ManifestRow, read_manifest
+
     source = Path(source)
     digest = hashlib.sha256()
     if source.is_dir():
         # The walk of read_folders: hidden files are passed over, a SKU's folder may be a link.
         entries = [entry for entry in source.iterdir() if not entry.name.startswith(".")]
         found = [file for entry in entries for file in (entry.rglob("*") if entry.is_dir() else [entry])]
-        files = [file for file in found if file.is_file() and not file.name.startswith(".")]
-        for name in sorted(file.relative_to(source).as_posix() for file in files):
-            digest.update(os.fsencode(name) + b"\0")
+        root = source
+        names = [os.fspath(file.relative_to(root)) for file in found if not file.name.startswith(".")]
     elif source.is_file():
         with source.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
+        root = source.parent
+        names = [row.image for row in read_manifest(source) if isinstance(row, ManifestRow)]
     else:
         raise ImportFailed(f"{source} not found as a file or folder; wanted a manifest, or a folder with photos")
+    for name in sorted(set(names)):
+        with contextlib.suppress(OSError):  # a photo that is missing counts when it comes
+            status = (root / name).stat()
+            if not stat.S_ISDIR(status.st_mode):
+                digest.update(os.fsencode(f"{name}\0{status.st_size} {status.st_mtime_ns}\0"))
     return digest.hexdigest()
 
 
@@ -134,10 +146,11 @@ def _import_locked(
         for leftover in (out / chosen).glob("incomplete.*"):
             shutil.rmtree(leftover)
         versions = version_folders(out / chosen)
-        previous, version = None, "1.0.0"
+        previous, splits, version = None, None, "1.0.0"
         if versions:
             read_description(versions[-1])  # refuses a newer format
             previous = read_class_table(versions[-1] / CLASSES_FILE)
+            splits = read_split_table(versions[-1] / SPLITS_FILE)
             major, minor, patch = map(int, versions[-1].name.split("."))
             version = f"{major}.{minor}.{patch + 1}"
         builder = builder_class(
@@ -148,6 +161,7 @@ def _import_locked(
             name=chosen,
             version=version,
             previous=previous,
+            previous_splits=splits,
         )
         _write(builder, out)
         assert builder.report is not None

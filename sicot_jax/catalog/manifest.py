@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import difflib
 import json
 import math
 import mmap
@@ -12,9 +13,13 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sicot_jax.catalog.catalog import SPLITS
 from sicot_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 COLUMNS = ("image", "sku", "title", "tags", "category", "box", "role", "split")
 REQUIRED = ("image", "sku")
@@ -24,14 +29,19 @@ PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".ti
 MAX_SKU_LENGTH = 256
 MAX_TEXT_LENGTH = 20_000
 NO_BOX = (0.0, 0.0, 0.0, 0.0)
+_OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
-# A line break in a SKU would shift a one-name-a-line table, a lone surrogate cannot be written as UTF-8.
-_REFUSED_CATEGORIES = ("Cc", "Zl", "Zp", "Cs")
+# A line break in a SKU would shift a one-name-a-line table, a lone surrogate cannot be written as UTF-8, and an
+# invisible character (zero-width space, byte order mark, bidi override) would make a second class that looks the same.
+_REFUSED_CATEGORIES = ("Cc", "Zl", "Zp", "Cs", "Cf")
 
 # A quoted CSV cell as pyarrow reads it: up to the next single quote, or to the end; what follows should be nothing.
 _QUOTED_CELL = re.compile(
     rb'(?:\A(?:\xef\xbb\xbf)?|[,\r\n])(?P<cell>"[^"]*+(?:""[^"]*+)*+)(?P<end>"?)(?P<after>[^,\r\n]*)'
 )
+# One physical row and its line end, read by the same rule.
+_CELL = rb'(?:"[^"]*+(?:""[^"]*+)*+"?)?+[^,\r\n]*+'
+_CSV_ROW = re.compile(rb"(?P<cells>%b(?:,%b)*+)(?:\r\n|\n|\r|\Z)" % (_CELL, _CELL))
 
 
 class ManifestError(InputError):
@@ -60,7 +70,7 @@ class ManifestRow:
 class DroppedRow:
     """A row that is not imported. `bad` rows count towards the limit at which an import stops."""
 
-    row: str  # where: "row 17" or a path
+    row: str  # where: "line 17" of a file, "row 17" of a table without lines, or a path
     reason: str  # the kind, the same words for all rows of one kind
     detail: str = ""
     bad: bool = True
@@ -74,23 +84,24 @@ def printable(text: str, limit: int = 300) -> str:
     return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))[:limit]
 
 
-def read_manifest(path: Path) -> Iterator[ManifestRow | DroppedRow]:
+def read_manifest(path: Path, unused: list[str] | None = None) -> Iterator[ManifestRow | DroppedRow]:
     """Rows of a manifest file; all values are text (SKU `0012` stays `0012`, `NA` stays `NA`).
 
+    `unused` receives the names of other columns, each with the one it may be a misspelling of; whole after the last row.
     Raises ManifestError (on the call or while iterating): no such file, unknown suffix, unreadable, not UTF-8, a
     column missing, no rows. A row that cannot be used comes as a DroppedRow.
     """
     path = Path(path)
     if not path.is_file():
         raise ManifestError(f"manifest {path} not found; wanted a file or a folder with one folder per SKU")
-    readers: dict[str, Callable[[Path], Iterator[tuple[str, Mapping[str, str] | DroppedRow]]]] = {
+    readers: dict[str, Callable[[Path, list[str]], Iterator[tuple[str, Mapping[str, str] | DroppedRow]]]] = {
         ".csv": _read_csv,
         ".parquet": _read_parquet,
         ".jsonl": _read_jsonl,
     }
     if path.suffix.lower() not in readers:
         raise ManifestError(f"manifest {path} ends in {path.suffix!r}, wanted one of {', '.join(SUFFIXES)}; rename it")
-    return check_rows(readers[path.suffix.lower()](path))
+    return check_rows(readers[path.suffix.lower()](path, [] if unused is None else unused))
 
 
 def read_folders(root: Path) -> Iterator[ManifestRow | DroppedRow]:
@@ -153,9 +164,9 @@ def parse_row(values: Mapping[str, str]) -> ManifestRow:
             value.encode()
         except UnicodeEncodeError:
             raise RowError(f"text is not valid Unicode: column {column}, {value!a:.80}") from None
-    raw_sku = values.get("sku", "")
+    raw_sku = unicodedata.normalize("NFC", values.get("sku", ""))  # an accent in one character or in two: the same SKU
     if any(unicodedata.category(char) in _REFUSED_CATEGORIES for char in raw_sku):
-        raise RowError(f"SKU with a line break, tab or control character: {raw_sku!r:.80}")
+        raise RowError(f"SKU with a line break, tab or invisible character: {raw_sku!a:.80}")
     image, sku = values.get("image", "").strip(), raw_sku.strip()
     if not sku:
         raise RowError(f"empty SKU: image {image!r}")
@@ -198,10 +209,15 @@ def _parse_box(text: str) -> tuple[float, float, float, float]:
     return x_min, y_min, x_max, y_max
 
 
-def _check_columns(path: Path, columns: Iterable[str]) -> list[str]:
+def _check_columns(path: Path, columns: Iterable[str], unused: list[str]) -> list[str]:
     found = list(columns)
     missing = [column for column in REQUIRED if column not in found]
     if missing:
+        for delimiter, plural in _OTHER_DELIMITERS.items():
+            if set(REQUIRED) <= {cell.strip(' "') for column in found for cell in column.split(delimiter)}:
+                raise ManifestError(
+                    f"manifest {path} separates columns by {plural}, wanted commas; save it with commas"
+                )
         raise ManifestError(
             f"manifest {path} has no column {' and '.join(missing)}; found {', '.join(map(repr, found))[:200]}, "
             f"wanted {', '.join(REQUIRED)} and optionally {', '.join(COLUMNS[2:])}; add or rename the column"
@@ -209,6 +225,10 @@ def _check_columns(path: Path, columns: Iterable[str]) -> list[str]:
     repeated = [column for column in COLUMNS if found.count(column) > 1]
     if repeated:
         raise ManifestError(f"manifest {path} has column {repeated[0]!r} more than once, wanted once; remove one")
+    for column in found:
+        if column not in COLUMNS:
+            close = difflib.get_close_matches(column.strip().lower(), [c for c in COLUMNS if c not in found], 1, 0.7)
+            unused.append(printable(column, 80) + (f" (did you mean {close[0]}?)" if close else ""))
     return [column for column in COLUMNS if column in found]
 
 
@@ -277,32 +297,42 @@ def _encoding_error(path: Path) -> ManifestError:
     return ManifestError(f"manifest {path} is not UTF-8 ({_first_bad_line(path)}); save it again as UTF-8")
 
 
-def _read_csv(path: Path) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]]:
+def _csv_lines(path: Path) -> Iterator[int]:
+    """The line in which each row begins, the header's first; empty lines are no rows."""
+    line = 1
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        start = len(codecs.BOM_UTF8) if data[:3] == codecs.BOM_UTF8 else 0
+        for match in _CSV_ROW.finditer(data, start):
+            if match["cells"]:
+                yield line
+            line += len(match[0].splitlines())
+
+
+def _read_csv(path: Path, unused: list[str]) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]]:
     import pyarrow as pa
     from pyarrow import csv
 
     _check_utf8(path)
     _check_quotes(path)
-    broken: list[DroppedRow] = []
+    broken: dict[int, str] = {}
 
     def skip(row: csv.InvalidRow) -> str:
-        where = f"line {row.number}" if row.number is not None else "a line"
-        detail = f"{row.actual_columns} fields, wanted {row.expected_columns}; quote fields that contain commas"
-        broken.append(DroppedRow(where, "wrong number of fields", detail))
+        wanted = f"wanted {row.expected_columns}; quote fields that contain commas"
+        broken[row.number] = f"{row.actual_columns} fields, {wanted}"
         return "skip"
 
-    # Values may hold line breaks inside quotes. One thread: the parser numbers lines only then.
+    # Values may hold line breaks inside quotes. One thread: the parser numbers rows only then.
     parse = csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip)
     read = csv.ReadOptions(use_threads=False)
     try:
         with csv.open_csv(path, read_options=read, parse_options=parse) as header:
-            known = _check_columns(path, header.schema.names)
+            known = _check_columns(path, header.schema.names, unused)
         broken.clear()
         convert = csv.ConvertOptions(
             column_types=dict.fromkeys(known, pa.string()), include_columns=known, strings_can_be_null=False
         )
         with csv.open_csv(path, read_options=read, parse_options=parse, convert_options=convert) as reader:
-            yield from _from_batches(path, reader, broken)
+            yield from _csv_rows(path, reader, broken)
     except pa.ArrowInvalid as error:
         raise _arrow_error(path, error) from None
     except (UnicodeDecodeError, pa.ArrowKeyError):
@@ -316,38 +346,70 @@ def _arrow_error(path: Path, error: Exception) -> ManifestError:
     return ManifestError(f"manifest {path} cannot be read ({text}); check that it is a {path.suffix[1:]} file")
 
 
-def _from_batches(
-    path: Path, batches: Iterable[object], broken: list[DroppedRow]
+def _csv_rows(
+    path: Path, batches: Iterable[pa.RecordBatch], broken: Mapping[int, str]
 ) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]]:
-    number = 0
+    """Rows in the order of the file: those the parser skipped, `broken` by number (the header is 1), in their places."""
+    lines = enumerate(_csv_lines(path), start=1)
+    _, line = next(lines)
+    values = None
     for batch in batches:
-        for values in batch.to_pylist():  # type: ignore[attr-defined]
-            number += 1
-            yield f"row {number}", {column: "" if value is None else value for column, value in values.items()}
-        for row in broken:
-            yield row.row, row
-        broken.clear()
-    for row in broken:
-        yield row.row, row
-    if number == 0:
-        raise ManifestError(f"manifest {path} has no rows, wanted at least one photo; check the export that wrote it")
+        for values in batch.to_pylist():
+            for number, line in lines:
+                if number not in broken:
+                    break
+                yield _wrong_fields(line, broken[number])
+            yield f"line {line}", values
+    for number, line in lines:
+        if number in broken:
+            yield _wrong_fields(line, broken[number])
+    if values is None:
+        raise _no_rows(path)
 
 
-def _read_parquet(path: Path) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]]:
+def _wrong_fields(line: int, detail: str) -> tuple[str, DroppedRow]:
+    return f"line {line}", DroppedRow(f"line {line}", "wrong number of fields", detail)
+
+
+def _no_rows(path: Path) -> ManifestError:
+    return ManifestError(f"manifest {path} has no rows, wanted at least one photo; check the export that wrote it")
+
+
+def _read_parquet(path: Path, unused: list[str]) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]]:
     import pyarrow as pa
     from pyarrow import parquet
 
+    number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            known = _check_columns(path, file.schema_arrow.names)
-            types = pa.schema([(column, pa.string()) for column in known])
-            batches = (batch.select(known).cast(types) for batch in file.iter_batches(columns=known))
-            yield from _from_batches(path, batches, [])
+            known = _check_columns(path, file.schema_arrow.names, unused)
+            for batch in file.iter_batches(columns=known):
+                columns = [_text_column(path, column, batch.column(column)) for column in known]
+                for values in zip(*columns, strict=True):
+                    number += 1
+                    yield f"row {number}", dict(zip(known, values, strict=True))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise _arrow_error(path, error) from None
+    if number == 0:
+        raise _no_rows(path)
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]]:
+def _text_column(path: Path, name: str, column: pa.Array) -> list[str]:
+    import pyarrow as pa
+
+    kind = column.type
+    try:
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+            column.flatten().cast(pa.string())  # refuses lists of anything but text and numbers
+            return [" ".join(str(item) for item in value or () if item is not None) for value in column.to_pylist()]
+        return column.cast(pa.string()).fill_null("").to_pylist()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise ManifestError(
+            f"manifest {path}: column {name} is {printable(str(kind), 80)}, wanted text, numbers or a list of them; convert it"
+        ) from None
+
+
+def _read_jsonl(path: Path, unused: list[str]) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]]:
     found: set[str] = set()
     number = 0
     try:
@@ -369,8 +431,8 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, str] | DroppedRo
     except UnicodeDecodeError:
         raise _encoding_error(path) from None
     if number == 0:
-        raise ManifestError(f"manifest {path} has no rows, wanted at least one photo; check the export that wrote it")
-    _check_columns(path, sorted(found))
+        raise _no_rows(path)
+    _check_columns(path, sorted(found), unused)
 
 
 def _text(value: object) -> str:

@@ -13,7 +13,7 @@ class ManifestBuilder(CatalogBuilder, skip_registration=True):  # type: ignore[c
     """A catalogue from a manifest file, or from a folder with one folder per SKU."""
 
     def rows(self) -> Iterable[ManifestRow | DroppedRow]:
-        return read_folders(self.source) if self.source.is_dir() else read_manifest(self.source)
+        return read_folders(self.source) if self.source.is_dir() else read_manifest(self.source, self.unused_columns)
 
     def photos(self) -> FolderPhotos:
         return FolderPhotos(self.source if self.source.is_dir() else self.source.parent)

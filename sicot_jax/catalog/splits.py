@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
 
 MIN_TESTED = 4
 MAX_HELD_OUT = 20
@@ -32,8 +32,10 @@ class Assignment:
     surplus: list[int]  # photos dropped because another of the same label is identical
     conflicting: list[tuple[str, list[int]]]  # image_id -> the photos kept of it, under two labels or more
     small_classes: list[Hashable]  # under MIN_TESTED photos: trained, not tested
-    untested_classes: list[Hashable]  # enough for the share rule but not for `test_per_class`
+    untested_classes: list[Hashable]  # MIN_TESTED photos or more, but too few that may be tested
+    uneven_classes: list[Hashable]  # tested with another number of photos than `test_per_class`
     cut: list[int]  # train photos removed by `tail_cut`
+    settled: int  # photos kept that have the split of `previous`
 
 
 def order_key(seed: int, image_id: str, *salt: str) -> bytes:
@@ -76,16 +78,23 @@ def tail_targets(counts: Sequence[int], largest: int) -> list[int]:
 
 
 def assign_splits(
-    photos: Sequence[Photo], *, seed: int, test_per_class: int | None = None, tail_cut: int | None = None
+    photos: Sequence[Photo],
+    *,
+    seed: int,
+    test_per_class: int | None = None,
+    tail_cut: int | None = None,
+    previous: Mapping[str, str] | None = None,
 ) -> Assignment:
     """Split of every photo; depends on neither the order of `photos` nor on how they were read.
 
     1. Identical photos (same image_id) of one label: one stays (the most held-out `given`, then the smallest
        reference), the others are surplus.
     2. Identical photos of several labels: one per label stays, all in train.
-    3. A `given` split wins for every other photo.
-    4. The rest of each class, n photos (those of rule 2 included), is divided by `split_sizes(n)`, test first, in the
-       order of `order_key`.
+    3. A `given` split wins for every other photo; without one, the split that `previous` names for its image_id: what
+       an earlier version trained on is never tested on.
+    4. Each class's n photos without a given split (those of rule 2 included) aim at `split_sizes(n)`: the new ones fill
+       what is missing, test first, in the order of `order_key`, and leave at least one for train. With `test_per_class`
+       given test photos count too, and a class that cannot reach it gets no new one.
     5. `tail_cut` removes train photos down to `tail_targets`, the last in the order of `order_key` first; classes
        are ranked by (count, label).
     """
@@ -93,6 +102,7 @@ def assign_splits(
         raise ValueError(f"test_per_class={test_per_class}, wanted at least 1; leave it out for the share rule")
     if tail_cut is not None and tail_cut < 1:
         raise ValueError(f"tail_cut={tail_cut}, wanted the largest class's train photos, at least 1")
+    previous = previous or {}
     kept, surplus = _drop_copies(photos)
     labels_of: defaultdict[str, list[int]] = defaultdict(list)
     for i in kept:
@@ -104,27 +114,48 @@ def assign_splits(
     classes: defaultdict[Hashable, list[int]] = defaultdict(list)
     for i in kept:
         classes[photos[i].label].append(i)
-    small, untested = [], []
+    small: list[Hashable] = []
+    untested: list[Hashable] = []
+    uneven: list[Hashable] = []
     for label, members in sorted(classes.items(), key=lambda item: str(item[0])):
         members.sort(key=lambda i: order_key(seed, photos[i].image_id))
-        free = [i for i in members if i not in pinned and not photos[i].given]
-        n = sum(1 for i in members if i in pinned or not photos[i].given)
-        _, validation, test = split_sizes(n, test_per_class=test_per_class)
-        if not any(photos[i].given for i in members):
-            if n < MIN_TESTED:
-                small.append(label)
-            elif test == 0:
-                untested.append(label)
         for i in members:
-            split[i] = "train" if i in pinned else photos[i].given
-        for position, i in enumerate(free):
-            held = "test" if position < test else "validation"
-            split[i] = held if position < test + validation else "train"
+            split[i] = "train" if i in pinned else photos[i].given or previous.get(photos[i].image_id, "")
+        _fill(photos, members, split, pinned, test_per_class)
+        tested = sum(split[i] == "test" for i in members)
+        if not tested and (test_per_class is not None or not any(photos[i].given for i in members)):
+            (small if len(members) < MIN_TESTED else untested).append(label)
+        elif test_per_class is not None and tested != test_per_class:
+            uneven.append(label)
 
     cut = _cut_tail(photos, classes, split, tail_cut) if tail_cut is not None else []
     for i in cut:
         split[i] = ""
-    return Assignment(split, sorted(surplus), conflicting, small, untested, sorted(cut))
+    settled = sum(previous.get(photos[i].image_id) == split[i] for i in kept)
+    return Assignment(split, sorted(surplus), conflicting, small, untested, uneven, sorted(cut), settled)
+
+
+def _fill(
+    photos: Sequence[Photo], members: Sequence[int], split: list[str], pinned: set[int], test_per_class: int | None
+) -> None:
+    """Rule 4 for one class: give every member without a split one."""
+    free = [i for i in members if not split[i]]
+    counted = [
+        i
+        for i in members
+        if i in pinned or not photos[i].given or (test_per_class is not None and photos[i].given == "test")
+    ]
+    have = Counter(split[i] for i in counted)
+    _, validation, test = split_sizes(len(counted), test_per_class=test_per_class)
+    spare = max(0, len(free) - (have["train"] == 0))
+    test = max(0, test - have["test"])
+    if test > spare:
+        test = spare if test_per_class is None else 0
+    validation = max(0, validation - have["validation"]) if test + have["test"] else 0
+    validation = min(validation, spare - test)
+    for position, i in enumerate(free):
+        held = "test" if position < test else "validation"
+        split[i] = held if position < test + validation else "train"
 
 
 def _drop_copies(photos: Sequence[Photo]) -> tuple[list[int], list[int]]:

@@ -1,4 +1,7 @@
-"""Sequences of strings that are computed or decoded one at a time, so that a million of them cost little memory."""
+"""Sequences of strings that are computed or decoded one at a time, so that a million of them cost little memory.
+
+And the count of a noun in messages.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import overload
 
 import numpy as np
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 class", "2 classes", "3 photos"."""
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{ending}"
 
 
 class LazyStrings(Sequence[str]):

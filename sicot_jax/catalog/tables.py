@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ FORMAT_VERSION = 1
 CATALOG_FILE = "catalog.json"
 CLASSES_FILE = "classes.csv"
 VECTORS_FILE = "word_vectors.npy"
+SPLITS_FILE = "splits.csv"
 REPORT_FILES = ("report.json", "report.md")
 CLASS_COLUMNS = ("class_id", "sku", "title", "category", *SPLITS, "withdrawn")
 
@@ -44,3 +46,13 @@ def read_class_table(path: Path) -> ClassTable:
         counts={split: np.array(values[split], np.int64) for split in SPLITS},
         withdrawn=np.array(values["withdrawn"], np.int64).astype(bool),
     )
+
+
+def write_split_table(path: Path, splits: Mapping[str, str]) -> None:
+    """`splits.csv`: image_id -> split of every photo of this version and of those before, for the next one to keep."""
+    path.write_text("".join(f"{image},{split}\n" for image, split in sorted(splits.items())), encoding="ascii")
+
+
+def read_split_table(path: Path) -> dict[str, str]:
+    """The table that `write_split_table` wrote."""
+    return dict(line.split(",") for line in path.read_text(encoding="ascii").splitlines())  # type: ignore[misc]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from sicot_jax.catalog.statistics import head_mask
+from sicot_jax.catalog.strings import counted
+from sicot_jax.config import FREE_ON_RESUME, flatten
 from sicot_jax.errors import InputError
 from sicot_jax.evaluate import read_json
 from sicot_jax.report.intervals import paired_interval
@@ -28,6 +32,21 @@ class Finished:
     predictions: dict[str, np.ndarray]
     validation: list[tuple[float, float]]  # (share of the run, top-1)
 
+    @property
+    def title(self) -> str:
+        return self.name.replace("_", "-")
+
+
+def run_names(workdirs: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell the runs apart. InputError where a run is given twice."""
+    parts = [path.resolve().parts for path in workdirs]
+    for length in range(1, 1 + max(map(len, parts))):
+        names = ["/".join(path[-length:]) for path in parts]
+        if len(set(names)) == len(names):
+            return names
+    twice = next(path for i, path in enumerate(workdirs) if parts[i] in parts[:i])
+    raise InputError(f"{twice} is given twice; name each run once")
+
 
 def read_finished(workdir: Path) -> Finished:
     """InputError by name for a run that is not finished."""
@@ -37,9 +56,7 @@ def read_finished(workdir: Path) -> Finished:
                 raise InputError(f"{workdir}: not a finished run, {name} is missing; train it to its end")
         results = read_json(workdir / "results.json", "the results of a finished run")
         config = read_json(workdir / "config.json", "the config of a run")["config"]
-        with np.load(workdir / "predictions.npz") as arrays:
-            wanted = ("image_id", "label", "top_classes", "train_counts")
-            predictions = {name: arrays[name] for name in wanted}
+        predictions = _read_predictions(workdir)
         log = (workdir / "log.jsonl").read_text()
     except FileNotFoundError as error:
         raise InputError(
@@ -56,11 +73,32 @@ def read_finished(workdir: Path) -> Finished:
     return Finished(workdir.name, results, config, predictions, validation)
 
 
+def _read_predictions(workdir: Path) -> dict[str, np.ndarray]:
+    with (workdir / "predictions.npz").open("rb") as file:
+        try:
+            with np.load(file) as arrays:
+                return {name: arrays[name] for name in ("image_id", "label", "top_classes", "train_counts")}
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
+            raise InputError(
+                f"{file.name} is damaged ({error}); write it again: sicot evaluate --workdir={workdir}"
+            ) from error
+
+
 def still_improving(run: Finished) -> bool:
     """Whether validation top-1 rose by more than half a point in the last quarter of the run: it is under-trained."""
     late = [value for share, value in run.validation if share > 0.75]
     early = [value for share, value in run.validation if share <= 0.75]
     return bool(late and early and max(late) - max(early) > 0.5)
+
+
+def config_differences(first: Finished, other: Finished) -> str:
+    """ "seed 0 -> 1, ..." of the fields that decide a result, and of the data; empty where nothing differs."""
+    before, now = ({**flatten(run.config), "data": run.results["hashes"]["data"][:12]} for run in (first, other))
+    return ", ".join(
+        f"{name} {before.get(name)} -> {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and name not in FREE_ON_RESUME
+    )
 
 
 def check_comparable(runs: Sequence[Finished]) -> None:
@@ -130,14 +168,14 @@ def accuracy_table(runs: Sequence[Finished]) -> str:
         return "-" if row["top1"] is None else f"{row['top1']:.2f} ({row['top3']:.2f})"
 
     first = runs[0].results["accuracy"]
-    rows = [[run.name.replace("_", "-"), *(figure(run.results["accuracy"][g]) for g in GROUPS)] for run in runs]
+    rows = [[run.title, *(figure(run.results["accuracy"][g]) for g in GROUPS)] for run in runs]
     for run in runs[1:]:
         gains = difference_rows(runs[0], run)
         cells = []
         for group in GROUPS:
             gain, low, high = gains[group]
             cells.append("-" if np.isnan(gain) else f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]")
-        rows.append([f"{run.name} - {runs[0].name}".replace("_", "-"), *cells])
+        rows.append([f"{run.title} - {runs[0].title}", *cells])
     rows.append(["test photos", *(str(first[g]["photos"]) for g in GROUPS)])
     return markdown_table(["top-1 (top-3), %", "overall", "head", "tail", "class mean"], rows)
 
@@ -181,7 +219,8 @@ def plot_histogram(train_counts: np.ndarray, head_boundary: int, path: Path) -> 
 
 def write_report(workdirs: Sequence[Path], out: Path) -> str:
     """`report.md` and `class_histogram.png` in `out`; returns the table. InputError where runs cannot be compared."""
-    runs = [read_finished(path) for path in workdirs]
+    names = run_names(workdirs)
+    runs = [dataclasses.replace(read_finished(path), name=name) for path, name in zip(workdirs, names, strict=True)]
     check_comparable(runs)
     out.mkdir(parents=True, exist_ok=True)
     first = runs[0]
@@ -191,23 +230,25 @@ def write_report(workdirs: Sequence[Path], out: Path) -> str:
     head = head_mask(counts, boundary)
     photos = np.bincount(first.predictions["label"], minlength=len(counts))
     notes = [
-        f"{len(counts)} classes, {int(head.sum())} of them head (more than {boundary} training photos), "
-        f"{int(counts.sum())} training photos, {int((photos == 0).sum())} classes without a test photo.",
+        f"{counted(len(counts), 'class')}, {int(head.sum())} of them head (more than {counted(boundary, 'training photo')}), "
+        f"{counted(int(counts.sum()), 'training photo')}, {counted(int((photos == 0).sum()), 'class')} without a test photo.",
     ]
     if len(runs) > 1:
         notes.append(
             "Differences are paired, photo by photo, with a 95 % bootstrap interval over photos; one seed each, so the "
             "interval does not hold the luck of training."
         )
+    for run in runs[1:]:
+        differences = config_differences(first, run)
+        if differences:
+            notes.append(f"{run.title} differs from {first.title} in: {differences}.")
     for run in runs:
         if still_improving(run):
-            notes.append(
-                f"{run.name.replace('_', '-')} is under-trained: its validation top-1 was still rising at the end."
-            )
+            notes.append(f"{run.title} is under-trained: its validation top-1 was still rising at the end.")
     origin = [
-        f"- {run.name}: seed {run.config['seed']}, {run.results['step']} of {run.results['step_of_end']} steps (best on "
-        f"validation), data {run.results['hashes']['data'][:12]}, commit {run.results['commit'][:12] or 'unknown'}, "
-        f"{run.results['hardware']}"
+        f"- {run.name}: seed {run.config['seed']}, {run.results['step']} of {run.results['step_of_end']} steps "
+        f"({'best on validation' if run.validation else 'the last: no validation photos'}), data "
+        f"{run.results['hashes']['data'][:12]}, commit {run.results['commit'][:12] or 'unknown'}, {run.results['hardware']}"
         for run in runs
     ]
     text = "\n\n".join(["# Report", table, *notes, "![class histogram](class_histogram.png)", "\n".join(origin)]) + "\n"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import multiprocessing
 import pickle
 import subprocess
@@ -9,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from sicot_jax.catalog.arrays import export_arrays, open_arrays
+from sicot_jax.catalog.arrays import export_arrays, open_arrays, resized
 from sicot_jax.catalog.catalog import SPLITS, Catalog, Record
 from sicot_jax.catalog.generated import GeneratedSpec, open_generated
 from sicot_jax.catalog.strings import pack_strings, unpack_strings
 from sicot_jax.catalog.text import build_tokenizer
 from sicot_jax.errors import InputError
+from sicot_jax.preprocessing import Preprocessing
 
 SPEC = GeneratedSpec(
     num_classes=6, train_photos=20, validation_per_class=1, test_per_class=1, image_size=16, word_vectors="random"
@@ -69,6 +72,65 @@ def test_round_trip(source, tmp_path):
     with np.load(path) as plain:  # an ordinary .npz to everyone else
         np.testing.assert_array_equal(plain["train/labels"], source.splits["train"].labels)
         assert plain["test/images"].shape == (6, 16, 16, 3)
+
+
+def _shape(height: int, width: int, fit: str) -> Preprocessing:
+    return Preprocessing(height=8, width=8, resize_height=height, resize_width=width, fit=fit)
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize("size", [(48, 32), (32, 48), (40, 40)])
+def test_boxes_follow_their_photos(source, tmp_path, size, fit, encoded):
+    """A red rectangle is where its box says, before and after, to a pixel."""
+    photo = np.full((60, 100, 3), 20, np.uint8)
+    photo[12:36, 20:70] = (255, 0, 0)
+    file = io.BytesIO()
+    Image.fromarray(photo).save(file, "PNG")
+    box = np.array([0.2, 0.2, 0.7, 0.6], np.float32)
+    record = {**source.splits["train"][0], "image": file.getvalue() if encoded else photo, "box": box}
+    catalog = dataclasses.replace(source, splits={"train": _Records([record])})
+    export_arrays(resized(catalog, _shape(*size, fit)), tmp_path / "c.npz", splits=("train",))
+    got = open_arrays(tmp_path / "c.npz").splits["train"][0]
+    assert got["image"].shape == (*size, 3)
+    red = (got["image"][..., 0] > 128) & (got["image"][..., 1] < 128)
+    rows, columns = (np.flatnonzero(red.any(axis)) for axis in (1, 0))
+    seen = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    np.testing.assert_allclose(got["box"] * [size[1], size[0], size[1], size[0]], seen, atol=1)
+
+
+class _Records(list):
+    labels = np.zeros(1, np.int32)
+
+
+def test_a_box_that_was_cut_away_and_none_are_zero(source):
+    gone = [0.0, 0.2, 0.15, 0.8]
+    for fit, box, wanted in [
+        ("crop", gone, [0, 0, 0, 0]),
+        ("crop", [0.0, 0.25, 0.5, 1.0], [0, 0.25, 0.5, 1]),
+        ("crop", [0, 0, 0, 0], [0, 0, 0, 0]),
+        ("pad", gone, [0, 0.35, 0.15, 0.65]),
+        ("pad", [0, 0, 0, 0], [0, 0, 0, 0]),
+        ("stretch", gone, gone),
+    ]:
+        record = {**source.splits["train"][0], "image": np.zeros((10, 20, 3), np.uint8), "box": np.float32(box)}
+        catalog = dataclasses.replace(source, splits={"train": _Records([record])})
+        got = resized(catalog, _shape(16, 16, fit)).splits["train"][0]["box"]
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, wanted, atol=1e-6, err_msg=fit)
+
+
+def test_how_photos_were_resized_is_stored_and_part_of_the_hash(source, tmp_path):
+    assert source.resized_by == {}
+    hashes = {source.data_hash}
+    for fit in ("crop", "pad"):
+        made = resized(source, _shape(8, 12, fit))
+        export_arrays(made, tmp_path / fit)
+        opened = open_arrays(tmp_path / fit)
+        assert opened.resized_by == {"resize_height": 8, "resize_width": 12, "fit": fit}
+        assert opened.data_hash == made.data_hash
+        hashes.add(opened.data_hash)
+    assert len(hashes) == 3
 
 
 def _title_of(split, index: int) -> str:

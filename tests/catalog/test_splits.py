@@ -145,3 +145,47 @@ def test_arguments_are_checked():
 def test_order_key_is_fixed_for_ever():
     """A changed hash would move photos between train and test of catalogues that exist."""
     assert order_key(0, "a").hex() == "62cef9350db43c6159af201adbc0f168"
+
+
+def test_a_later_version_keeps_the_split_of_every_photo():
+    """Classes grow from 20 to 30 photos: nothing moves, the new photos fill up; without `previous` many would move."""
+    old = photos_of(a=20, b=20, c=7, d=3)
+    first = assign_splits(old, seed=0)
+    previous = {photo.image_id: split for photo, split in zip(old, first.split, strict=True)}
+    grown = photos_of(a=30, b=30, c=7, d=9)
+    second = assign_splits(grown, seed=0, previous=previous)
+    where = {photo.image_id: split for photo, split in zip(grown, second.split, strict=True)}
+    assert {image: where[image] for image in previous} == previous and second.settled == 50
+    assert [count(grown, second, label) for label in "abcd"] == [
+        {"train": 19, "validation": 5, "test": 6},
+        {"train": 19, "validation": 5, "test": 6},
+        {"train": 5, "validation": 1, "test": 1},
+        {"train": 6, "validation": 1, "test": 2},
+    ]
+    anew = assign_splits(grown, seed=0)
+    assert any(
+        previous.get(p.image_id, "test") != "test" for p, s in zip(grown, anew.split, strict=True) if s == "test"
+    )
+
+
+def test_a_photo_kept_in_test_never_leaves_a_class_without_train():
+    photos = photos_of(a=4)
+    result = assign_splits(photos, seed=0, previous={"a0": "validation", "a1": "validation", "a2": "validation"})
+    assert result.split == ["validation"] * 3 + ["train"]
+    given = [Photo("x", "a", "x", "test"), *photos_of(a=1)]
+    assert assign_splits(given, seed=0, previous={"x": "train", "a0": "test"}).split == ["test", "test"]
+
+
+def test_equal_test_sets_count_given_photos_and_only_those_that_may_be_tested():
+    """Each class with another number of test photos than asked is named."""
+    pinned = [Photo(f"same{i}", label, f"{label}{i}") for i in range(4) for label in ("a", "z")]
+    given = [Photo(f"g{label}{i}", label, str(i), "test") for label, n in [("c", 5), ("d", 2)] for i in range(n)]
+    photos = [*photos_of(a=3, z=30, c=10, d=10), *pinned, *given]
+    five = assign_splits(photos, seed=0, test_per_class=5)
+    assert [count(photos, five, label)["test"] for label in "azcd"] == [0, 5, 5, 5]
+    assert five.untested_classes == ["a"] and not five.uneven_classes and not five.small_classes
+    assert count(photos, five, "a") == {"train": 7}
+    three = assign_splits(photos, seed=0, test_per_class=3)
+    assert [count(photos, three, label)["test"] for label in "azcd"] == [3, 3, 5, 3]
+    assert three.uneven_classes == ["c"] and not three.untested_classes
+    assert assign_splits(pinned, seed=0).untested_classes == ["a", "z"]

@@ -18,7 +18,7 @@ FIRST = [0, 0, 1, 1, 1, 0, 0, 0]  # best class of each photo: 2 of 4, 1 of 2, 0 
 SECOND = [0, 0, 0, 1, 1, 1, 2, 0]  # 3 of 4, 2 of 2, 1 of 2
 
 
-def make_run(workdir, best, *, order=None, hashes=(), boundary=5, validation=(10.0, 20.0, 20.1), label=LABEL):
+def make_run(workdir, best, *, order=None, hashes=(), boundary=5, validation=(10.0, 20.0, 20.1), label=LABEL, **config):
     """A finished run whose photo i has best class best[i]; `order` is the order in which its photos are stored."""
     order = np.arange(len(label)) if order is None else order
     best = np.asarray(best)
@@ -42,7 +42,7 @@ def make_run(workdir, best, *, order=None, hashes=(), boundary=5, validation=(10
         "hardware": "1 x cpu",
     }
     (workdir / "results.json").write_text(json.dumps(results))
-    (workdir / "config.json").write_text(json.dumps({"format": 1, "config": {"seed": 3}}))
+    (workdir / "config.json").write_text(json.dumps({"format": 1, "config": {"seed": 3, **config}}))
     lines = [{"step": 10, "kind": "train", "total": 1.0}]
     steps = np.linspace(40 / len(validation), 40, len(validation)) if validation else []
     lines += [
@@ -78,7 +78,7 @@ def test_table_of_two_runs(tmp_path):
     assert float(gains[0].split("[")[1].split(",")[0]) >= 0  # no photo got worse
     text = (tmp_path / "report" / "report.md").read_text()
     assert (
-        "4 classes, 1 of them head (more than 5 training photos), 13 training photos, 1 classes without a test photo"
+        "4 classes, 1 of them head (more than 5 training photos), 13 training photos, 1 class without a test photo"
         in text
     )
     assert "- baseline: seed 3, 30 of 40 steps (best on validation), data dddddddddddd, commit unknown, 1 x cpu" in text
@@ -102,6 +102,41 @@ def test_a_group_without_photos_is_a_dash(tmp_path):
 def test_one_run_alone(tmp_path):
     rows = cells(write_report([make_run(tmp_path / "one", FIRST)], tmp_path / "report"))
     assert [name for name in rows if name.strip("-")] == ["top-1 (top-3), %", "one", "test photos"]
+
+
+def test_runs_are_named_by_what_tells_them_apart(tmp_path):
+    paths = [tmp_path / name for name in ("small/one_seed/base", "large/one_seed/base", "large/co")]
+    runs = [make_run(path, FIRST) for path in paths]
+    rows = cells(write_report(runs, tmp_path / "report"))
+    names = ["small/one-seed/base", "large/one-seed/base", f"{tmp_path.name.replace('_', '-')}/large/co"]
+    assert set(names) < set(rows) and f"{names[1]} - {names[0]}" in rows
+    with pytest.raises(InputError, match=r"large/co is given twice; name each run once"):
+        write_report([*runs, paths[2].parent / "co"], tmp_path / "report")
+
+
+def test_what_else_differs_between_runs_is_said(tmp_path):
+    """Not what has no part in the result, such as the number of devices."""
+    first = make_run(tmp_path / "first", FIRST, loss={"mixed": 0.0}, mesh={"data": 1}, train={"epochs": 4.0})
+    second = make_run(tmp_path / "second", FIRST, loss={"mixed": 1.0}, mesh={"data": 8}, train={"epochs": 8.0})
+    same = make_run(tmp_path / "same", FIRST, loss={"mixed": 0.0}, train={"epochs": 4.0}, hashes={"data": "e" * 64})
+    shown = write_report([first, second, same], tmp_path / "report").splitlines()
+    assert "second differs from first in: loss.mixed 0.0 -> 1.0, train.epochs 4.0 -> 8.0." in shown
+    assert "same differs from first in: data dddddddddddd -> eeeeeeeeeeee." in shown
+
+
+def test_a_run_without_validation_is_not_called_the_best(tmp_path):
+    write_report([make_run(tmp_path / "one", FIRST, validation=())], tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "30 of 40 steps (the last: no validation photos)" in text and "best" not in text
+
+
+@pytest.mark.parametrize("keep", [0, 3, 300, -30])
+def test_a_cut_predictions_file_is_one_line(tmp_path, keep):
+    run = make_run(tmp_path / "cut", FIRST)
+    whole = (run / "predictions.npz").read_bytes()
+    (run / "predictions.npz").write_bytes(whole[:keep])
+    with pytest.raises(InputError, match=r"predictions.npz is damaged .*; write it again: sicot evaluate --workdir="):
+        read_finished(run)
 
 
 @pytest.mark.parametrize("key, words", [("test_set", "another test set"), ("class_table", "another class table")])

@@ -1,0 +1,192 @@
+"""Which classes take part in a step of a sampled head: places in each device's rows, chosen on that device.
+
+Fixed sizes, so that a step compiles once: a device takes its labels' classes and a fixed number of others; slots that
+hold no class, or one that is there already, are -1. Both streams share one set.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from sicot_jax import mesh as mesh_lib
+from sicot_jax.class_sharded import cut, over_chunks, put, shard_start, varying
+
+
+def random_places(key, rows: int, count: int):
+    """int32 [count]: distinct random places in 0 .. rows - 1, -1 in about count / sqrt(rows) of them.
+
+    The first `count` positions of a keyed permutation of a grid a x b just above `rows`: four Feistel rounds on (row,
+    column), so the cost does not depend on `rows`, unlike a draw of scores for all of them. count <= a * b.
+    """
+    a = math.isqrt(rows - 1) + 1
+    b = -(-rows // a)
+    position = jnp.arange(count, dtype=jnp.uint32)
+    left, right = position // b, position % b
+    for i, round_key in enumerate(jax.random.bits(key, (4,))):
+        if i % 2:
+            right = (right + _mix(left ^ round_key) % b) % b
+        else:
+            left = (left + _mix(right ^ round_key) % a) % a
+    place = (left * b + right).astype(jnp.int32)
+    return jnp.where(place < rows, place, -1)
+
+
+def _mix(x):
+    """The finaliser of MurmurHash3 (Appleby 2011) on uint32."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def grid_size(rows: int) -> int:
+    """Positions of the permutation behind `random_places`: that many slots hold every row once."""
+    a = math.isqrt(rows - 1) + 1
+    return a * -(-rows // a)
+
+
+def slots(rate: float, rows: int) -> int:
+    """Slots of a device beside those of the labels: every one of its rows is taken with chance `rate`."""
+    return round(rate * grid_size(rows))
+
+
+def label_places(label, shard_rows: int):
+    """int32 [B]: this device's places of the labels' classes, ascending, each once, then -1."""
+    local = label - shard_start(shard_rows)
+    ordered = jnp.sort(jnp.where((local >= 0) & (local < shard_rows), local, shard_rows))
+    first = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
+    return jnp.sort(jnp.where(first, ordered, shard_rows))
+
+
+def without(places, ordered):
+    """`places` with -1 where `ordered` (ascending) has the same one."""
+    found = ordered[jnp.minimum(jnp.searchsorted(ordered, places), len(ordered) - 1)]
+    return jnp.where(found == places, -1, places)
+
+
+def uniform_classes(key, label, *, num_rows: int, rate: float):
+    """The labels' classes, and every other class with the same chance `rate` (after Partial FC, An et al. 2021).
+
+    Args:
+      key: of this step, the same on all devices.
+      label: int32 [B].
+      num_rows: rows of the classifier, padding included.
+
+    Returns: int32 [devices * A], divided, for `class_sharded.loss_and_update`.
+    """
+
+    def shard(key, label, like):
+        rows = like.shape[0]
+        key = jax.random.fold_in(key, lax.axis_index(mesh_lib.AXES))
+        own = label_places(label, rows)
+        others = without(random_places(key, rows, slots(rate, rows)), own)
+        return jnp.concatenate([jnp.where(own < rows, own, -1), others])
+
+    like = jnp.zeros(num_rows, out_sharding=mesh_lib.CLASS)
+    return jax.shard_map(shard, in_specs=(P(), P(None), mesh_lib.CLASS), out_specs=mesh_lib.CLASS)(
+        key, mesh_lib.replicate(label), like
+    )
+
+
+def neighbour_classes(key, label, neighbours, *, rate: float):
+    """The labels' classes and their nearest ones, up to a fixed number a device (KNN softmax, Song et al. 2020).
+
+    Nearest first: a device takes all classes of its own that are first neighbours of any label, then all second ones,
+    until `rate` of its rows are taken; slots that are left hold random classes.
+
+    Args:
+      neighbours: int32 [C padded, K], divided by class: class ids, nearest first (`class_graph`).
+
+    Returns: int32 [devices * A], divided.
+    """
+
+    def shard(key, label, neighbours):
+        rows, width = neighbours.shape
+        start = shard_start(rows)
+        key = jax.random.fold_in(key, lax.axis_index(mesh_lib.AXES))
+        own = label_places(label, rows)
+        # The labels' neighbours, from whichever device has them: [B, K].
+        local = label - start
+        here = (local >= 0) & (local < rows)
+        wanted = lax.psum(jnp.where(here[:, None], neighbours[jnp.where(here, local, 0)], 0), mesh_lib.AXES)
+        wanted = wanted - start
+        wanted = jnp.where((wanted >= 0) & (wanted < rows), wanted, rows)  # out of bounds: dropped
+        rank = varying(jnp.full(rows, width))  # best rank of each row as a neighbour of any label
+        rank = rank.at[wanted].min(jnp.broadcast_to(jnp.arange(width), wanted.shape), mode="drop")
+        rank = rank.at[own].set(width, mode="drop")  # the labels' own classes have their slots
+        free = slots(rate, rows)
+        taken = jnp.cumsum(jnp.zeros(width + 1, jnp.int32).at[rank].add(1))  # rows of rank <= k
+        last = jnp.sum(taken[:width] <= free)  # ranks below it fit whole
+        nearest = jnp.nonzero(rank < last, size=free, fill_value=-1)[0].astype(jnp.int32)
+        others = without(random_places(key, rows, free), own)
+        new = (others >= 0) & (rank[others] >= last)
+        slot = jnp.where(new, jnp.sum(nearest >= 0) + jnp.cumsum(new) - 1, free)  # after the nearest; -> nowhere
+        return jnp.concatenate([jnp.where(own < rows, own, -1), nearest.at[slot].set(others, mode="drop")])
+
+    return jax.shard_map(shard, in_specs=(P(), P(None), mesh_lib.CLASS_ROWS), out_specs=mesh_lib.CLASS)(
+        key, mesh_lib.replicate(label), neighbours
+    )
+
+
+def class_graph(kernel, *, num_classes: int, k: int, chunk: int = 4096, dtype=jnp.float32):
+    """Each class's k nearest other classes by the cosine of their rows, exact (Song et al. 2020, section on the graph).
+
+    Every device keeps the running top-k of its own rows while the blocks of rows are passed round the devices, so that
+    no device ever holds more than two blocks.
+
+    Args:
+      kernel: float32 [C padded, D], divided by class.
+      k: less than the number of classes.
+      chunk: rows compared at a time: chunk x chunk cosines are held.
+
+    Returns: int32 [C padded, k], divided by class, nearest first; ties to the lower class id within a block.
+    """
+
+    def shard(kernel):
+        rows = kernel.shape[0]
+        start = shard_start(rows)
+        devices = lax.axis_size(mesh_lib.AXES)
+        unit = (kernel * lax.rsqrt(jnp.maximum(jnp.sum(kernel**2, -1, keepdims=True), 1e-30))).astype(dtype)
+
+        def compare(block, block_start, best):
+            """`best` (values, ids [rows, k]) after the rows of a block."""
+
+            def queries(best, first, size):
+                query = cut(unit, first, size)
+                query_id = start + first + jnp.arange(size)
+
+                def candidates(carry, other, width):
+                    values, ids = carry
+                    ids_here = block_start + other + jnp.arange(width)
+                    cosine = jnp.einsum(
+                        "qd,nd->qn", query, cut(block, other, width), preferred_element_type=jnp.float32
+                    )
+                    wrong = (ids_here >= num_classes) | (ids_here == query_id[:, None])
+                    found, where = lax.top_k(jnp.where(wrong, -jnp.inf, cosine), min(k, width))
+                    values = jnp.concatenate([values, found], -1)
+                    ids = jnp.concatenate([ids, ids_here[where]], -1)
+                    values, where = lax.top_k(values, k)
+                    return values, jnp.take_along_axis(ids, where, -1)
+
+                mine = jax.tree.map(lambda x: cut(x, first, size), best)
+                mine = over_chunks(candidates, mine, rows, chunk)
+                return jax.tree.map(lambda x, part: put(x, part, first), best, mine)
+
+            return over_chunks(queries, best, rows, chunk)
+
+        def one_block(i, carry):
+            block, best = carry
+            owner = (lax.axis_index(mesh_lib.AXES) + i) % devices
+            best = compare(block, owner * rows, best)
+            pairs = [(d, (d - 1) % devices) for d in range(devices)]
+            return lax.ppermute(block, mesh_lib.AXES, pairs), best
+
+        best = varying(jnp.full((rows, k), -jnp.inf)), varying(jnp.zeros((rows, k), jnp.int32))
+        _, (_, ids) = lax.fori_loop(0, devices, one_block, (unit, best))
+        return ids
+
+    return jax.shard_map(shard, in_specs=(mesh_lib.CLASS_ROWS,), out_specs=mesh_lib.CLASS_ROWS)(kernel)
