@@ -6,7 +6,9 @@ zero padding, whose number depends on the mesh; restoring onto another mesh cuts
 
 from __future__ import annotations
 
+import shutil
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ import jax
 import orbax.checkpoint as ocp
 
 from sicot_jax.errors import InputError
+from sicot_jax.optim import path_name
 
 FORMAT = 1
 KINDS = ("last", "best")
+_NAMED = 12  # differences between two models that an error message names
 _DAMAGED = (OSError, ValueError, KeyError, AttributeError)  # what Orbax raises on missing, cut or unreadable files
 
 
@@ -25,15 +29,24 @@ class CheckpointError(InputError):
 
 
 class Checkpoints:
-    """`workdir/checkpoints/last` (the newest two: one may be half written when the machine dies) and `best` (one)."""
+    """`workdir/checkpoints/last` (the newest two: one may be half written when the machine dies) and `best` (one).
 
-    def __init__(self, workdir: Path, *, num_classes: int):
+    `writer`: the run itself, which alone may clear away what an earlier process left half written.
+    """
+
+    def __init__(self, workdir: Path, *, num_classes: int, writer: bool = False):
         self.num_classes = num_classes
         self.managers = {
             kind: ocp.CheckpointManager(
                 (workdir / "checkpoints" / kind).absolute(),
                 item_handlers={"state": ocp.PyTreeCheckpointHandler(), "info": ocp.JsonCheckpointHandler()},
-                options=ocp.CheckpointManagerOptions(max_to_keep=2 if kind == "last" else 1, create=True),
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=2 if kind == "last" else 1,
+                    create=True,
+                    cleanup_tmp_directories=writer,
+                    # Otherwise a save is left out while the one before is still being written.
+                    enable_should_save_is_saving_in_progress_check=False,
+                ),
             )
             for kind in KINDS
         }
@@ -42,21 +55,38 @@ class Checkpoints:
         return self.managers[kind].latest_step()
 
     def save(self, state: Any, step: int, *, kind: str = "last", info: dict[str, Any] | None = None) -> None:
-        """Start writing; the arrays are copied before this returns, the rest goes on behind."""
-        if self.managers[kind].latest_step() == step:
-            return
+        """Start writing; the arrays are copied before this returns, the rest goes on behind.
+
+        A new best one replaces the old one whatever its step: a run that resumed before its best may find another.
+        Raises CheckpointError where a last one of this or a later step lies there.
+        """
+        manager = self.managers[kind]
+        if kind == "best":
+            for old in (old for old in manager.all_steps() if old >= step):
+                manager.delete(old)
         info = {"format": FORMAT, "num_classes": self.num_classes, "step": step, **(info or {})}
-        self.managers[kind].save(
-            step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), info=ocp.args.JsonSave(info))
-        )
+        arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(state), info=ocp.args.JsonSave(info))
+        if not manager.save(step, args=arguments):
+            raise CheckpointError(
+                f"{manager.directory}: step {step} was not saved, step {manager.latest_step()} lies there; "
+                "move that one away, or use another --workdir"
+            )
 
     def info(self, kind: str) -> dict[str, Any] | None:
         """What was saved beside the newest readable state of that kind, or None."""
-        for step in sorted(self.managers[kind].all_steps(), reverse=True):
+        return self._newest(kind, lambda step: self._info(kind, step))
+
+    def _newest(self, kind: str, read: Callable[[int], Any]) -> Any:
+        """`read` of the newest step, passing over damaged ones with a line that says so; None where none is left."""
+        manager = self.managers[kind]
+        for step in sorted(manager.all_steps(), reverse=True):
             try:
-                return self._info(kind, step)
-            except _DAMAGED:
-                continue
+                return read(step)
+            except CheckpointError:
+                raise
+            except _DAMAGED as error:
+                reason = f"{type(error).__name__}: {error}".splitlines()[0][:100]
+                print(f"{manager.directory / str(step)}: damaged ({reason}), trying the one before", file=sys.stderr)
         return None
 
     def _info(self, kind: str, step: int) -> dict[str, Any]:
@@ -64,26 +94,39 @@ class Checkpoints:
         return dict(restored["info"])
 
     def restore(self, target: Any, kind: str = "last") -> Any:
-        """The newest state of that kind in the shapes and shardings of `target` (ShapeDtypeStructs with shardings).
+        """The newest readable state of that kind in the shapes and shardings of `target` (ShapeDtypeStructs).
 
-        A damaged one is passed over with a line that says so. Raises CheckpointError when none is left, or when the
-        newest is of another class count, shape or structure.
+        Raises CheckpointError when there is none, or when it is of another class count, shape or structure.
         """
         manager = self.managers[kind]
-        steps = sorted(manager.all_steps(), reverse=True)
-        for step in steps:
-            try:
-                self._check_info(self._info(kind, step), manager.directory)
-                return self._restore(manager, step, target)
-            except CheckpointError:
-                raise
-            except _DAMAGED as error:
-                reason = f"{type(error).__name__}: {error}".splitlines()[0][:100]
-                print(f"{manager.directory / str(step)}: damaged ({reason}), trying the one before", file=sys.stderr)
-        found = f"only damaged checkpoints ({', '.join(map(str, steps))})" if steps else "no checkpoint"
-        raise CheckpointError(
-            f"{manager.directory}: holds {found}; train again in another --workdir, or check --workdir"
-        )
+
+        def read(step):
+            self._check_info(self._info(kind, step), manager.directory)
+            return self._restore(manager, step, target)
+
+        state = self._newest(kind, read)
+        if state is None:
+            steps = ", ".join(map(str, sorted(manager.all_steps())))
+            found = f"only damaged checkpoints ({steps})" if steps else "no checkpoint"
+            raise CheckpointError(
+                f"{manager.directory}: holds {found}; train again in another --workdir, or check --workdir"
+            )
+        return state
+
+    def resume(self, target: Any) -> Any:
+        """`restore` of the last state for a run that goes on from it.
+
+        Damaged ones after it become `damaged-STEP`: Orbax saves no step below one that lies there, and would count
+        them among the two to keep.
+        """
+        state = self.restore(target)
+        manager = self.managers["last"]
+        folder = Path(manager.directory)
+        for step in (step for step in manager.all_steps() if step > int(state.step)):
+            shutil.rmtree(folder / f"damaged-{step}", ignore_errors=True)  # of an earlier time
+            (folder / str(step)).rename(folder / f"damaged-{step}")
+        manager.reload()
+        return state
 
     def _check_info(self, info: dict[str, Any], directory: Any) -> None:
         if info["format"] != FORMAT:
@@ -108,18 +151,15 @@ class Checkpoints:
         return restored["state"]
 
     def _check_shapes(self, manager, step: int, target: Any) -> None:
-        """Every difference at once. Leading axes may differ where both hold all classes: the rest is padding."""
-        stored = _shapes(manager.item_metadata(step)["state"].tree)
-        wanted = _shapes(target)
-        faults = [f"{name} missing" for name in wanted.keys() - stored.keys()]
-        faults += [f"{name} unexpected" for name in stored.keys() - wanted.keys()]
-        for name in wanted.keys() & stored.keys():
+        """Leading axes of the classifier may differ where both hold all classes: the rest is padding."""
+        stored, wanted = shapes(manager.item_metadata(step)["state"].tree), shapes(target)
+        for name in stored.keys() & wanted.keys():
             have, want = stored[name], wanted[name]
             padded = have[1:] == want[1:] and have and want and min(have[0], want[0]) >= self.num_classes
-            if have != want and not (padded and name.startswith("classifier")):
-                faults.append(f"{name} is {have}, wanted {want}")
-        if faults:
-            raise CheckpointError(f"{manager.directory}: another model: {'; '.join(sorted(faults))}")
+            if padded and name.startswith("classifier"):
+                stored[name] = want
+        if faults := differences(stored, wanted):
+            raise CheckpointError(f"{manager.directory}: another model: {faults}")
 
     def wait(self) -> None:
         for manager in self.managers.values():
@@ -130,7 +170,17 @@ class Checkpoints:
             manager.close()
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    from sicot_jax.optim import path_name
-
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Path name of each array -> its shape."""
     return {path_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def differences(stored: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> str:
+    """How two `shapes` differ, the first of many; "" where they are equal."""
+    faults = [f"{name} missing" for name in wanted.keys() - stored.keys()]
+    faults += [f"{name} unexpected" for name in stored.keys() - wanted.keys()]
+    both = stored.keys() & wanted.keys()
+    faults += [f"{name} is {stored[name]}, wanted {wanted[name]}" for name in both if stored[name] != wanted[name]]
+    faults.sort(key=lambda fault: ("opt_state" in fault, fault))  # optimizers only repeat their parameters
+    more = [f"and {len(faults) - _NAMED} more"] if len(faults) > _NAMED else []
+    return "; ".join(faults[:_NAMED] + more)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+import itertools
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator
+from multiprocessing import resource_tracker
 from typing import Any
 
 import jax
@@ -13,8 +18,9 @@ from sicot_jax import mesh as mesh_lib
 from sicot_jax.catalog.catalog import Catalog, Record, Split
 from sicot_jax.catalog.text import mask_words
 from sicot_jax.config import Config
+from sicot_jax.errors import InputError
 from sicot_jax.preprocessing import Preprocessing
-from sicot_jax.sampling import Sampler, permute
+from sicot_jax.sampling import TITLES, Sampler, generator, permute
 
 Batch = dict[str, np.ndarray]
 _PREFETCH = 4  # host batches made ahead
@@ -58,7 +64,7 @@ class TitleReader:
                 ids = self.split[self._donor(index)]["token_ids"]
         ids = np.asarray(ids, np.int32)
         if self.config.title_dropout or self.config.word_dropout:
-            rng = np.random.Generator(np.random.Philox(key=[self.seed, position]))
+            rng = generator(TITLES, self.seed, position)
             ids = ids[rng.random(len(ids)) >= self.config.word_dropout]
             if rng.random() < self.config.title_dropout:
                 ids = ids[:0]
@@ -66,6 +72,13 @@ class TitleReader:
         ids = ids[: self.config.max_tokens]
         padded[: len(ids)] = ids
         return padded
+
+
+def _photo(preprocessing: Preprocessing, record: Record) -> np.ndarray:
+    try:
+        return preprocessing.load(record["image"])
+    except InputError as error:
+        raise InputError(f"photo {record['image_id']}: {error}; import the catalogue again") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +100,7 @@ class TrainBatches:
         for place in mine:
             index = int(indices[place])
             record = self.split[index]
-            images.append(self.preprocessing.load(record["image"]))
+            images.append(_photo(self.preprocessing, record))
             labels.append(record["class_id"])
             if self.titles is not None:
                 tokens.append(self.titles(record, index, step * len(indices) + place))
@@ -124,7 +137,7 @@ class PhotoBatches:
         label = np.full(self.batch_size, -1, np.int32)
         image_id = np.full(self.batch_size, "", object)
         for row, record in enumerate(records):
-            image[row] = self.preprocessing.load(record["image"])
+            image[row] = _photo(self.preprocessing, record)
             label[row] = record["class_id"]
             image_id[row] = record["image_id"]
         return {"image": image, "label": label, "image_id": image_id}
@@ -137,7 +150,7 @@ def photo_batches(split: Split, preprocessing: Preprocessing, *, batch_size: int
     return PhotoBatches(split, preprocessing, batch_size, np.arange(count) * total // max(count, 1))
 
 
-def ahead(make: Callable[[int], Batch], start: int, stop: int, *, workers: int, source: str) -> Iterator[Batch]:
+def ahead(make: Callable[[int], Batch], start: int, stop: int, *, workers: int, source: str) -> Generator[Batch]:
     """make(start), make(start + 1) ... in order, prepared ahead by grain's threads (workers=0) or processes."""
     if source == "arrays":
         # Nothing to decode; the device runs asynchronously, so the next batch is copied while it computes. And a bare
@@ -147,16 +160,40 @@ def ahead(make: Callable[[int], Batch], start: int, stop: int, *, workers: int, 
     import grain
 
     data = grain.MapDataset.range(start, stop).map(make)
-    if workers:
-        from absl import flags
+    if not workers:
+        yield from data.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=_PREFETCH))
+        return
+    from absl import flags
 
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
-        options = grain.MultiprocessingOptions(num_workers=workers)
-        iterator: Any = data.to_iter_dataset(grain.ReadOptions(num_threads=0)).mp_prefetch(options)
-    else:
-        iterator = data.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=_PREFETCH))
-    yield from iterator
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
+    options = grain.MultiprocessingOptions(num_workers=workers)
+    iterator: Any = iter(data.to_iter_dataset(grain.ReadOptions(num_threads=0)).mp_prefetch(options, _start_worker))
+    with contextlib.closing(iterator):
+        with _signals_blocked():
+            first = list(itertools.islice(iterator, 1))  # starts the workers
+        yield from itertools.chain(first, iterator)
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Processes started here never see SIGINT and SIGTERM, which a terminal or a cluster sends to the whole group.
+
+    They are for this process, which wants its batches until it has saved, and then ends its workers. A worker could
+    ignore them itself only seconds after its start.
+    """
+    resource_tracker.ensure_running()  # its own start would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(index: int, count: int) -> None:
+    from sicot_jax.catalog.photos import _end_with_parent
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def to_device(batch: Batch, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:

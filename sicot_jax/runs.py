@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +21,9 @@ import sicot_jax
 from sicot_jax import config as config_lib
 from sicot_jax import mesh
 from sicot_jax.catalog.catalog import Catalog
-from sicot_jax.checkpoint import CheckpointError, Checkpoints
-from sicot_jax.config import Config, ConfigError
+from sicot_jax.checkpoint import CheckpointError, Checkpoints, differences, shapes
+from sicot_jax.config import Config, ConfigError, DataConfig
+from sicot_jax.errors import InputError
 from sicot_jax.evaluate import class_table_hash, read_json, write_json
 from sicot_jax.step import DataShape, Setup, TrainState, abstract_state, make_setup
 
@@ -34,6 +37,7 @@ class Run:
     shape: DataShape
     data_hash: str
     class_table: str
+    vocabulary: str
 
 
 def describe(config: Config, catalog: Catalog) -> dict[str, Any]:
@@ -46,9 +50,15 @@ def describe(config: Config, catalog: Catalog) -> dict[str, Any]:
             "name": catalog.name,
             "hash": catalog.data_hash,
             "class_table": class_table_hash(catalog),
+            "vocabulary": vocabulary_hash(catalog),
             "shape": dataclasses.asdict(DataShape.of(catalog)),
         },
     }
+
+
+def vocabulary_hash(catalog: Catalog) -> str:
+    """Equal where word ids mean the same words."""
+    return hashlib.sha256("\n".join(catalog.tokenizer.vocabulary).encode()).hexdigest()
 
 
 def commit() -> str:
@@ -80,6 +90,7 @@ def read_run(workdir: Path) -> Run:
         DataShape(**data["shape"]),
         data["hash"],
         data["class_table"],
+        data.get("vocabulary", ""),  # "" in runs of before it was kept: no vocabulary is the same then
     )
 
 
@@ -87,7 +98,9 @@ def start_or_continue(workdir: Path, config: Config, catalog: Catalog) -> None:
     """Write `config.json`, or check that the run already there is the same one. ConfigError names every difference."""
     path = workdir / "config.json"
     new = describe(config, catalog)
-    started = any((workdir / "checkpoints").glob("*/*/")) or (workdir / "results.json").exists()
+    # Entries that are no number are what Orbax left half written.
+    saved = any(entry.name.isdigit() for entry in (workdir / "checkpoints").glob("*/*"))
+    started = saved or (workdir / "results.json").exists()
     if not path.exists() or not started:  # a run without a checkpoint holds nothing that another config could spoil
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(path, new)
@@ -100,12 +113,25 @@ def start_or_continue(workdir: Path, config: Config, catalog: Catalog) -> None:
         if before.get(name) != now.get(name) and name not in config_lib.FREE_ON_RESUME
     ]
     if old["data"]["hash"] != new["data"]["hash"]:
-        different.append(f"data: {old['data']['hash'][:12]} -> {new['data']['hash'][:12]}")
+        where = same_data(config.data, old["data"]["hash"])
+        different.append(f"data: {old['data']['hash'][:12]} -> {new['data']['hash'][:12]}{where}")
     if not different:
         if before != now:  # another mesh, path or batch size: what it evaluates with from now on
             write_json(path, {**old, "config": new["config"]})
         return
     raise ConfigError(f"{workdir} holds another run ({'; '.join(different)}); use another --workdir or remove that one")
+
+
+def same_data(data: DataConfig, data_hash: str) -> str:
+    """Where an older version of an imported catalogue is the one wanted: ", which PATH holds", else ""."""
+    if data.source == "imported":
+        from sicot_jax.catalog import imported
+
+        for folder in imported.version_folders(imported.newest_version(Path(data.path)).parent):
+            with contextlib.suppress(InputError):  # that of a version that nobody asked for
+                if imported.read_description(folder)["data_hash"] == data_hash:
+                    return f", which {folder} holds"
+    return ""
 
 
 @contextlib.contextmanager
@@ -131,7 +157,8 @@ def restore_best(run: Run, device_mesh) -> tuple[Setup, TrainState, int]:
     checkpoints = Checkpoints(run.workdir, num_classes=run.shape.num_classes)
     try:
         kind = "best" if checkpoints.latest_step("best") is not None else "last"
-        return setup, checkpoints.restore(abstract_state(setup), kind), checkpoints.latest_step() or 0
+        state = checkpoints.restore(abstract_state(setup), kind)
+        return setup, state, int(state.step) if kind == "last" else checkpoints.latest_step() or 0
     finally:
         checkpoints.close()
 
@@ -139,24 +166,23 @@ def restore_best(run: Run, device_mesh) -> tuple[Setup, TrainState, int]:
 def init_from(state: TrainState, config: Config, catalog: Catalog, device_mesh) -> TrainState:
     """`state` with the streams of the run `model.init_from`; with its classifier too where the class table is the same.
 
-    Raises CheckpointError naming every parameter of another shape.
+    Word vectors are taken only where the vocabulary is the same: ids of another one mean other words.
+    Raises CheckpointError naming parameters of another shape.
     """
     run = read_run(Path(config.model.init_from))
-    _, source, _ = restore_best(run, device_mesh)
-    faults = []
-
-    def take(path, mine, theirs):
-        if mine.shape != theirs.shape:
-            faults.append(f"{'/'.join(str(getattr(k, 'key', k)) for k in path)} is {theirs.shape}, wanted {mine.shape}")
-        return theirs
-
+    setup, source, trained = restore_best(run, device_mesh)
+    what = f"model.init_from={run.workdir}"
+    if trained < setup.steps:
+        print(f"{what}: a run trained for {trained} of {setup.steps} steps", file=sys.stderr)
     shared = [stream for stream in state.params if stream in source.params]
-    params, batch_stats = dict(state.params), dict(state.batch_stats)
+    params, batch_stats = ({**mine} for mine in (state.params, state.batch_stats))
     for stream in shared:
-        params[stream] = jax.tree_util.tree_map_with_path(take, state.params[stream], source.params[stream])
-        batch_stats[stream] = source.batch_stats[stream]
-    if faults:
-        raise CheckpointError(f"model.init_from={run.workdir}: another model: {'; '.join(faults)}")
+        params[stream], batch_stats[stream] = source.params[stream], source.batch_stats[stream]
+    if "semantic" in shared and run.vocabulary != vocabulary_hash(catalog):
+        print(f"{what}: another vocabulary; word vectors are the catalogue's own", file=sys.stderr)
+        params["semantic"] = {**params["semantic"], "words": state.params["semantic"]["words"]}
+    if faults := differences(shapes(params), shapes(state.params)):
+        raise CheckpointError(f"{what}: another model: {faults}")
     classifier = state.classifier
     if run.class_table == class_table_hash(catalog):
         classifier = dataclasses.replace(classifier, kernel=source.classifier.kernel, bias=source.classifier.bias)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
+import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,12 @@ def _check_catalog(catalog: Catalog, config: Config) -> None:
                 f"{config.data.path} holds photos of {got[0]}x{got[1]}, the config wants {wanted[0]}x{wanted[1]}; export "
                 "again with this config"
             )
+        for name, made_with in catalog.resized_by.items():
+            if made_with != getattr(config.preprocessing, name):
+                raise InputError(
+                    f"{config.data.path} holds photos made with preprocessing.{name}={made_with}, the config wants "
+                    f"{getattr(config.preprocessing, name)}; export again with this config"
+                )
     if not len(catalog.splits["test"]):
         raise InputError(
             f"{catalog.name} has no test photos (classes of under 4 photos give none); add photos, or a split column to "
@@ -109,9 +117,10 @@ def test(workdir: Path, *, path: str = "") -> dict[str, Any]:
 def _test(run: runs.Run, catalog: Catalog, device_mesh: jax.sharding.Mesh) -> dict[str, Any]:
     config = run.config
     if catalog.data_hash != run.data_hash:
+        where = runs.same_data(config.data, run.data_hash)
         raise InputError(
-            f"{run.workdir} was trained on data {run.data_hash[:12]}, {config.data.path or 'the catalogue'} is "
-            f"{catalog.data_hash[:12]}; evaluate on the catalogue it was trained on"
+            f"{run.workdir} was trained on data {run.data_hash[:12]}{where}; {config.data.path or 'the catalogue'} is "
+            f"{catalog.data_hash[:12]}; evaluate on the catalogue it was trained on (--path)"
         )
     setup, state, trained = runs.restore_best(run, device_mesh)
     if trained < setup.steps:
@@ -150,7 +159,9 @@ class _Signals:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
-        print("\nstopping after this step, then saving; Ctrl-C stops at once", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            # Not print: the signal may have come in the middle of one.
+            os.write(2, b"\nstopping after this step, then saving; Ctrl-C stops at once\n")
 
     def __exit__(self, *exception):
         for number, handler in self.old.items():
@@ -163,29 +174,33 @@ class _Loop:
     def __init__(self, setup: Setup, catalog: Catalog, workdir: Path):
         self.setup, self.catalog, self.workdir = setup, catalog, workdir
         self.config = setup.config
-        self.checkpoints = Checkpoints(workdir, num_classes=setup.shape.num_classes)
+        self.checkpoints = Checkpoints(workdir, num_classes=setup.shape.num_classes, writer=True)
 
     def run(self) -> None:
         setup, config = self.setup, self.config
         target = abstract_state(setup)
         self._describe(target)
         try:
+            validate = False
             if self.checkpoints.latest_step() is None:
                 state = self._start()
             else:
-                state = self.checkpoints.restore(target)
+                state = self.checkpoints.resume(target)
+                validate = (self.checkpoints.info("last") or {}).get("validate", False)
                 print(f"resuming {self.workdir} from step {int(state.step)}", file=sys.stderr)
-            if int(state.step) >= setup.steps:
-                return
+            step = int(state.step)
             self.log = RunLog(
                 self.workdir,
-                start_step=int(state.step),
+                start_step=step,
                 total_steps=setup.steps,
                 batch_size=config.train.batch_size,
                 tensorboard=config.train.tensorboard,
             )
             try:
-                self._steps(state)
+                if validate:  # a signal came before its validation
+                    self._validate(state, step)
+                if step < setup.steps:
+                    self._steps(state)
             finally:
                 self.log.close()
         finally:
@@ -215,7 +230,7 @@ class _Loop:
             state = runs.init_from(state, self.config, self.catalog, self.setup.mesh)
         return state
 
-    def _batches(self, start: int) -> Iterator[pipeline.Batch]:
+    def _batches(self, start: int) -> Generator[pipeline.Batch]:
         make = pipeline.train_batches(self.catalog, self.config)
         data = self.config.data
         return pipeline.ahead(make, start, self.setup.steps, workers=data.workers, source=data.source)
@@ -228,8 +243,8 @@ class _Loop:
         first = int(state.step)
         evaluate_every = max(1, round(config.evaluate_every_epochs * setup.steps_per_epoch))
         last_save, pending = time.monotonic(), None
-        with _Signals() as signals:
-            for step, batch in enumerate(self._batches(first), first + 1):
+        with _Signals() as signals, contextlib.closing(self._batches(first)) as batches:
+            for step, batch in enumerate(batches, first + 1):
                 state, losses = train_step(state, pipeline.to_device(batch, setup.mesh))
                 if pending is not None:
                     self._read(*pending)
@@ -241,11 +256,12 @@ class _Loop:
                     self._read(*pending)
                     pending = None
                     self.log.pause()
-                    if evaluating:
+                    if evaluating and not signals.received:
                         self._validate(state, step)
+                        evaluating = False
                     if due or signals.received or step == setup.steps:
                         self._check_state(state, step)
-                        self.checkpoints.save(state, step)
+                        self.checkpoints.save(state, step, info={"validate": evaluating})
                         last_save = time.monotonic()
                     self.log.resume_clock()
                 if signals.received:

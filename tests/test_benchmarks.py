@@ -92,3 +92,13 @@ def test_importing():
     }
     assert set(printed) == {"part", *wanted}
     assert not [name for name in wanted if "not measured" in printed[name][0]]
+
+
+def test_head():
+    """Every contender runs, those of PyTorch where it is; the graph's table too."""
+    printed = rows("head", *("--sizes", "8x16x500", "--steps", "1", "--graphs", "8x16x100"))
+    ours = {f"ours, {name}" for name in ("exact", "exact, bf16 logits kept", "exact, f32 logits kept")}
+    ours |= {"ours, sampled, rate 0.1", "ours, KNN, rate 0.1", "reference", "dense JAX (optax loss)"}
+    torch = {"plain PyTorch", "Partial FC, rate 1 (PyTorch)", "Partial FC, rate 0.1 (PyTorch)"}
+    assert set(printed) == {"head", "classes x width", "100 x 16", *ours, *torch}
+    assert not [name for name in ours if "not measured" in printed[name][0]]

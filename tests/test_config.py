@@ -24,6 +24,7 @@ from sicot_jax.config import (
     override,
     to_dict,
 )
+from sicot_jax.errors import InputError
 from sicot_jax.preprocessing import Preprocessing
 
 CUSTOM = Config(
@@ -89,6 +90,20 @@ def test_unknown_name_lists_what_is_bundled(tmp_path):
     other.write_text("seed: 1\n")
     with pytest.raises(ConfigError, match=r"wanted a .py file or a run's config.json"):
         load(str(other))
+
+
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        ("return Config(preprocessing=Preprocessing(height=300))", r"^preprocessing: input 300x224 does not fit"),
+        ("return Config(seed=int('one'))", r"broken.py: ValueError: invalid literal .*; wanted Python with get_config"),
+    ],
+)
+def test_a_config_file_that_raises_is_one_line(tmp_path, body, message):
+    imports = "from sicot_jax.config import Config\nfrom sicot_jax.preprocessing import Preprocessing\n"
+    (tmp_path / "broken.py").write_text(f"{imports}def get_config():\n    {body}\n")
+    with pytest.raises(InputError, match=message):
+        load(str(tmp_path / "broken.py"))
 
 
 def test_dict_and_back():
@@ -206,6 +221,17 @@ def test_bad_dict_is_named(tree, message):
         ({"data": DataConfig(max_tokens=0)}, r"data.max_tokens=0, wanted a positive"),
         ({"optim": OptimConfig(learning_rate=0.0)}, r"optim.learning_rate=0.0, wanted a positive"),
         ({"optim": OptimConfig(learning_rate=float("nan"))}, r"optim.learning_rate=nan, wanted a positive"),
+        ({"optim": OptimConfig(gamma=-2.0)}, r"optim.gamma=-2.0, wanted a positive"),
+        ({"optim": OptimConfig(decay_epochs=-1.0)}, r"optim.decay_epochs=-1.0, wanted a positive"),
+        ({"optim": OptimConfig(warmup_epochs=-3.0)}, r"optim.warmup_epochs=-3.0, wanted 0 or more"),
+        ({"optim": OptimConfig(weight_decay=float("nan"))}, r"optim.weight_decay=nan, wanted 0 or more"),
+        ({"optim": OptimConfig(momentum=5.0)}, r"optim.momentum=5.0, wanted 0 up to"),
+        ({"model": ModelConfig(last_stride=0)}, r"model.last_stride=0, wanted 1 or 2"),
+        ({"model": ModelConfig(embedding_width=-1)}, r"model.embedding_width=-1, wanted 0 or more"),
+        ({"data": DataConfig(workers=-1)}, r"data.workers=-1, wanted 0 or more"),
+        ({"eval": EvalConfig(max_photos=-5)}, r"eval.max_photos=-5, wanted 0 or more"),
+        ({"train": TrainConfig(checkpoint_every_steps=-1)}, r"train.checkpoint_every_steps=-1, wanted 0 or more"),
+        ({"loss": LossConfig(logit_adjustment=-1.0)}, r"loss.logit_adjustment=-1.0, wanted 0 or more"),
         ({"train": TrainConfig(epochs=0.0)}, r"steps or epochs=0.0, wanted a positive"),
         ({"train": TrainConfig(steps=-3)}, r"steps or epochs=-3, wanted a positive"),
         ({"seed": -1}, r"seed=-1, wanted 0 to 2\^32 - 1"),

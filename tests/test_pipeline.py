@@ -1,6 +1,7 @@
 """Title variants, host batches of several processes, photo batches without text, and preparing them ahead."""
 
 import dataclasses
+import re
 from collections import Counter
 
 import numpy as np
@@ -10,6 +11,7 @@ from sicot_jax.catalog.catalog import Catalog, ClassTable
 from sicot_jax.catalog.generated import GeneratedSpec, open_generated
 from sicot_jax.catalog.text import WordTokenizer
 from sicot_jax.config import Config, DataConfig, LossConfig, TrainConfig
+from sicot_jax.errors import InputError
 from sicot_jax.pipeline import PhotoBatches, TitleReader, TrainBatches, ahead, photo_batches, to_device, train_batches
 from sicot_jax.preprocessing import Preprocessing
 from sicot_jax.sampling import Sampler
@@ -250,6 +252,19 @@ def test_batches_made_ahead_are_the_same(workers, source):
     assert_same(photos, [test(number) for number in range(len(test))])
     labels = np.concatenate([batch["label"] for batch in photos])
     assert Counter(labels.tolist()) == {0: 5, 1: 5, 2: 5, 3: 5, -1: 1}
+
+
+class Broken(Textless):
+    def __getitem__(self, index):
+        return super().__getitem__(index) | ({"image": b"no photo", "image_id": "17"} if index == 17 else {})
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_broken_photo_is_named_in_one_line(workers):
+    batches = photo_batches(Broken(), SMALL, batch_size=8)
+    with pytest.raises(InputError) as error:
+        list(ahead(batches, 0, len(batches), workers=workers, source="imported"))
+    assert re.fullmatch("photo 17: not a photo.*; import the catalogue again", str(error.value))
 
 
 def test_strings_stay_on_the_host(one_device):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from sicot_jax.catalog.image import ImageError
+from sicot_jax.errors import InputError
 from sicot_jax.preprocessing import FITS, Preprocessing
 
 
@@ -106,5 +107,5 @@ def test_centre_crop_by_hand():
     ],
 )
 def test_bad_settings_are_named(settings, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         make(**settings)

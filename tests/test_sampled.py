@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from sicot_jax import heads, mesh, optim, sampled
-from sicot_jax.config import HeadConfig, LossConfig, OptimConfig
+from sicot_jax.config import Config, ConfigError, HeadConfig, LossConfig, OptimConfig
 
 SGD = OptimConfig(momentum=0.9, weight_decay=0.05)
 
@@ -184,3 +184,22 @@ def test_untouched_rows_stand_still_and_catch_up_on_return(device_mesh):
     np.testing.assert_allclose(after.bias, bias, rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(after.sampling["touched"][:num_classes], touched[:num_classes])
     assert after.sampling["step"] == steps
+
+
+def test_a_head_that_cannot_run_is_refused_with_both_numbers():
+    for config, num_classes, devices, message in [
+        (HeadConfig(), 7, 8, r"7 classes on 8 devices.*lower mesh"),
+        (
+            HeadConfig(kind="sampled", sample_rate=0.01),
+            100,
+            8,
+            r"head.sample_rate=0.01 of 13 classes a device.*raise it",
+        ),
+        (HeadConfig(kind="knn", neighbours=64), 64, 1, r"head.neighbours=64 of 64 classes.*lower it"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            heads.check(config, num_classes=num_classes, devices=devices)
+    with pytest.raises(ConfigError, match="head.sample_rate=0.0, wanted"):
+        Config(head=HeadConfig(sample_rate=0.0))
+    with pytest.raises(ConfigError, match=r"'knn' with optim.name='adamw'.*set optim.name=sgd"):
+        Config(head=HeadConfig(kind="knn"), optim=OptimConfig(name="adamw"))

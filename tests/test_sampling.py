@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sicot_jax.sampling import SAMPLINGS, Sampler, permute
+from sicot_jax.sampling import CLASSES, ORDER, SAMPLINGS, TITLES, Sampler, generator, permute
 
 
 def whole(size, seed=0, epoch=0):
@@ -41,6 +41,12 @@ def test_permute_sends_a_record_everywhere_alike():
     landed = [permute(np.array([1]), size=5, seed=0, epoch=epoch)[0] for epoch in range(2000)]
     counts = np.bincount(landed, minlength=5)
     assert ((counts - 400) ** 2 / 400).sum() < 23.5
+
+
+def test_equal_numbers_give_other_streams_for_other_purposes():
+    streams = [generator(purpose, 3, 5).random(1000) for purpose in (ORDER, CLASSES, TITLES)]
+    assert len(np.unique(streams)) == 3000
+    np.testing.assert_array_equal(generator(TITLES, 3, 5).random(1000), streams[2])
 
 
 def test_permute_leaves_no_runs():
