@@ -437,6 +437,7 @@ def test_what_was_left_half_written_is_no_checkpoint(tmp_path):
     runs.start_or_continue(tmp_path, tiny(steps=7), catalog)  # no step was saved: any config may start
     for writer in (False, True):
         checkpoints = Checkpoints(tmp_path, num_classes=3, writer=writer)
+        checkpoints.save(small(2 + writer), 2 + writer)  # waits for the clearing, which goes on behind
         checkpoints.wait()
         checkpoints.close()
         assert left.exists() is not writer
