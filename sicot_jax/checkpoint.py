@@ -44,8 +44,6 @@ class Checkpoints:
                     max_to_keep=2 if kind == "last" else 1,
                     create=True,
                     cleanup_tmp_directories=writer,
-                    # Otherwise a save is left out while the one before is still being written.
-                    enable_should_save_is_saving_in_progress_check=False,
                 ),
             )
             for kind in KINDS

@@ -110,8 +110,13 @@ def test_micro_batches_of_the_classifier_alone_equal_the_whole_batch():
     assert_close(parts[2], whole[2], rtol=1e-5)
 
 
-def test_micro_batches_equal_the_whole_batch_up_to_batch_statistics():
-    """Each part normalises by its own statistics; made of the same rows twice, parts and whole agree."""
+def test_micro_batches_equal_the_whole_batch_up_to_batch_statistics(monkeypatch):
+    """Each part normalises by its own statistics; made of the same rows twice, parts and whole agree.
+
+    With softplus in place of ReLU, whose derivative jumps: statistics summed in another order move activations by 1e-7,
+    and one that crosses zero would let its whole gradient through or not (up to 3e-2 of an array's norm).
+    """
+    monkeypatch.setattr(jax.nn, "relu", jax.nn.softplus)
     batch = {
         name: np.repeat(array[: BATCH // 2], 2, 0) for name, array in host_batch().items()
     }  # part p: rows p, p + 2...
@@ -129,13 +134,7 @@ def test_micro_batches_equal_the_whole_batch_up_to_batch_statistics():
     (whole, whole_losses), (parts, part_losses) = run(1), run(2)
     assert_close(part_losses, whole_losses, rtol=1e-5)
     assert_close(parts.classifier, whole.classifier)
-    for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(parts.params), jax.tree.leaves(whole.params), strict=True
-    ):
-        # In the norm, and looser than elsewhere: statistics summed in another order move activations by 1e-7, and one
-        # that crosses zero lets its whole gradient through or not (measured for two draws of the classifier: at most
-        # 4e-4 and 6.5e-3). A wrong share of the cotangents would show as a factor.
-        assert np.linalg.norm(a - b) <= 2e-2 * np.linalg.norm(b) + 1e-8, jax.tree_util.keystr(path)
+    assert_close(parts.params, whole.params)
 
 
 def test_an_extra_loss_reaches_the_parameters():
