@@ -191,9 +191,9 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _start_worker(index: int, count: int) -> None:
-    from sicot_jax.catalog.photos import _end_with_parent
+    from sicot_jax.catalog.photos import end_with_parent
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def to_device(batch: Batch, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:

@@ -247,7 +247,12 @@ class Group(subprocess.Popen):
         )
 
     def wait_for(self, start):
-        assert any(line.startswith(start) for line in self.stderr), "the run ended before"
+        seen = []
+        for line in self.stderr:
+            seen.append(line)
+            if line.startswith(start):
+                return
+        raise AssertionError(f"ended before {start!r}: {''.join(seen)[-2000:]}")
 
     def is_gone(self):
         """Whether every process of the group ends within ten seconds."""

@@ -104,10 +104,10 @@ class _worker:
 def _start_worker(reader: PhotoReader, short_side: int) -> None:
     _worker.reader, _worker.short_side = reader, short_side
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which stops the pool
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     # A pool's workers outlive a parent that was killed; nobody would ever end them.
     parent = multiprocessing.parent_process()
     if parent is not None:
