@@ -335,7 +335,8 @@ def ask(name: str, size: str, args: argparse.Namespace) -> dict | None:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def table(size: str, args: argparse.Namespace) -> None:
+def table(size: str, args: argparse.Namespace) -> dict[str, float]:
+    """Prints the table of a size; returns contender -> median seconds a step."""
     results: dict[str, list[dict | None]] = {name: [] for name in args.contenders}
     torch_missing = timing.missing("torch")
     for _ in range(args.rounds):
@@ -347,11 +348,12 @@ def table(size: str, args: argparse.Namespace) -> None:
     base = statistics.median(s for r in bare for s in r["seconds"]) if bare else float("nan")
     rate = max((r["square_rate"] for r in bare), default=float("nan"))
     rows: list[tuple[str, ...]] = []
+    medians: dict[str, float] = {}
     for name, measured in results.items():
         if not measured or None in measured:
             rows.append((name, torch_missing if "PyTorch" in name and torch_missing else "it failed, see above"))
             continue
-        seconds = statistics.median(s for r in measured for s in r["seconds"])
+        medians[name] = seconds = statistics.median(s for r in measured for s in r["seconds"])
         exact = "0.1" not in name
         temporary = f"{measured[0]['temporary'] / 2**20:,.0f}" if "temporary" in measured[0] else ""
         rows.append(
@@ -371,6 +373,30 @@ def table(size: str, args: argparse.Namespace) -> None:
         ("head", "ms a step", "best", "of reference", "of square rate", "peak GiB", "temporary MiB"),
         rows,
     )
+    return medians
+
+
+def plot(seconds: dict[str, dict[str, float]], path: str) -> None:
+    """Seconds a step over classes, a line for each contender; size -> contender -> seconds."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    sizes = sorted(seconds, key=lambda size: Size.parse(size).classes)
+    for name in seconds[sizes[0]]:
+        points = [(Size.parse(size).classes, seconds[size][name]) for size in sizes if name in seconds[size]]
+        style = "-" if name.startswith("ours") else "--"
+        axes.plot(*zip(*points, strict=True), style, marker="o", markersize=4, label=name)
+    first = Size.parse(sizes[0])
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="classes",
+        ylabel="seconds a step",
+        title=f"{first.rows} embeddings of {first.width}",
+    )
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
@@ -385,14 +411,16 @@ def main() -> None:
     parser.add_argument(
         "--graphs", nargs="*", default=["128x128x16384", "128x128x34258"], help="sizes of the graph table"
     )
+    parser.add_argument("--plot", metavar="FILE", help="PNG of the seconds over the classes, for sizes of one RxD")
     parser.add_argument("--child", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         child(args.child, Size.parse(args.sizes[0]), args.steps, jnp.dtype(args.dtype))
         return
     timing.print_machine(args.rounds)
-    for size in args.sizes:
-        table(size, args)
+    seconds = {size: table(size, args) for size in args.sizes}
+    if args.plot:
+        plot(seconds, args.plot)
     if args.graphs:
         graph_table(args.graphs, jnp.dtype(args.dtype))
 

@@ -1,7 +1,8 @@
 """SICoT's largest experiment in shape: 998,131 classes, ResNet-50, D = 2048, the paper's schedule (section 4.3).
 
 Command:  python -m sicot_jax.main --config=configs/1m.py
-Hardware: by arithmetic 16.4 GB over the mesh (kernel and momentum 8.2 GB each) besides the streams.
+Hardware: kernel and momentum take 15.2 GiB together, divided over the devices; `sicot plan --config=1m --devices=N` counts
+          the rest. Where it does not fit, the command prints that plan and overrides that fit, and ends.
           Compiled for an 8-device mesh in tests/test_scale.py.
 Result:   not measured. The paper's 55.8 M photos are private: the catalogue here is generated, with their counts.
 

@@ -7,7 +7,6 @@ zero padding, whose number depends on the mesh; restoring onto another mesh cuts
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from sicot_jax import hosts
 from sicot_jax.errors import InputError
 from sicot_jax.optim import path_name
 
@@ -84,7 +84,7 @@ class Checkpoints:
                 raise
             except _DAMAGED as error:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0][:100]
-                print(f"{manager.directory / str(step)}: damaged ({reason}), trying the one before", file=sys.stderr)
+                hosts.say(f"{manager.directory / str(step)}: damaged ({reason}), trying the one before")
         return None
 
     def _info(self, kind: str, step: int) -> dict[str, Any]:
@@ -120,9 +120,10 @@ class Checkpoints:
         state = self.restore(target)
         manager = self.managers["last"]
         folder = Path(manager.directory)
-        for step in (step for step in manager.all_steps() if step > int(state.step)):
+        for step in (step for step in manager.all_steps() if step > int(state.step) and hosts.is_first()):
             shutil.rmtree(folder / f"damaged-{step}", ignore_errors=True)  # of an earlier time
             (folder / str(step)).rename(folder / f"damaged-{step}")
+        hosts.wait_for_all("damaged checkpoints are aside")
         manager.reload()
         return state
 

@@ -3,7 +3,8 @@
 Each device owns rows [C / devices, D] and runs through them (or through those that take part) in chunks, twice. First
 pass: a running maximum and sum of exponentials for each embedding. Second pass: the chunk's probabilities (computed
 again, or from kept logits), its gradient, and at once its update, so that no gradient of the size of the kernel ever
-exists. Visual and mixed embeddings are stacked: one product with a chunk serves both.
+exists. Visual and mixed embeddings are stacked: one product with a chunk serves both. An optimizer that wants norms of
+the whole gradient (LARS) costs a pass between the two: logits and gradient of each chunk once more, for two sums.
 
 Across devices travel the embeddings [S * B, D], their gradient, and vectors of length S * B; nothing that grows with
 the number of classes. `losses.py` is the reference.
@@ -21,15 +22,14 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from sicot_jax import mesh as mesh_lib
+from sicot_jax.optim import TrustRatio
 
 MASKED = -1e30  # the logit of a padding class: finite, so that a shard of nothing but padding makes no inf - inf
 
 # The classifier's trained arrays, {"kernel": [C, D], "bias": [C], "opt_state": ...}, rows divided over all devices; a
 # sampled head keeps more there.
 State = dict[str, Any]
-Update = Callable[
-    [dict[str, jax.Array], State], State
-]  # (gradient of kernel and bias, state) of some rows -> new state
+Update = Callable[..., State]  # (gradient of kernel and bias, state) of some rows [, trust_ratio=scalar] -> new state
 
 
 def shard_start(rows: int):
@@ -170,6 +170,7 @@ def loss_and_update(
     keep_logits: Any = None,
     active=None,
     fresh: Callable[[State], State] = lambda state: state,
+    trust_ratio: TrustRatio | None = None,
 ):
     """`losses.co_training_loss`, its gradient for the embeddings, and the updated classifier.
 
@@ -192,6 +193,8 @@ def loss_and_update(
       active: int32 [devices * A], divided: places (in its own rows) of the classes that a device takes, -1 for none.
         The labels' classes must be among them, and none twice.
       fresh: brings rows up to date before they are used.
+      trust_ratio: of LARS, of the whole kernel: found in a pass of its own, and given to `update` as `trust_ratio`. Two
+        products more, or one with `keep_logits`; across devices goes one vector of two numbers.
 
     Returns: losses ("total", and each stream's mean cross-entropy), cotangents stream -> [B, D], new state.
     """
@@ -234,23 +237,41 @@ def loss_and_update(
         factor = jnp.repeat(factors / batch, batch)  # a_r
         scaled = (rows * factor[:, None]).astype(dtype)
 
+        def pull_of(part, first, size):
+            """g_rc of a chunk: [n, R]."""
+            logits = logits_of(part, first, size) if kept is None else _unpacked(cut(kept, first, size), keep_logits)
+            return jnp.exp(logits - log_sum) - (taking.classes(first, size)[:, None] == labels)
+
+        def kernel_gradient(narrow):
+            return jnp.einsum("nr,rd->nd", narrow, scaled, preferred_element_type=jnp.float32)
+
+        def ratio_of(trust_ratio: TrustRatio):
+            def add_squares(squares, first, size):
+                part = fresh(mesh_lib.join_per_class(taking.read(per_class, first, size), shared))
+                gradient = kernel_gradient(pull_of(part, first, size).astype(dtype))
+                return squares + trust_ratio.squares(gradient, part["kernel"])
+
+            squares = over_chunks(add_squares, varying(jnp.zeros(2)), taking.count, chunk)
+            return trust_ratio.of(lax.psum(squares, mesh_lib.AXES))
+
+        scaling = {"trust_ratio": ratio_of(trust_ratio)} if trust_ratio else {}
+
         def update_chunk(carry, first, size):
             per_class, new_shared, cotangent = carry
             stale = mesh_lib.join_per_class(taking.read(per_class, first, size), shared)
             part = fresh(stale)
-            logits = logits_of(part, first, size) if kept is None else _unpacked(cut(kept, first, size), keep_logits)
-            pull = jnp.exp(logits - log_sum) - (taking.classes(first, size)[:, None] == labels)  # [n, R]
+            pull = pull_of(part, first, size)
             narrow = pull.astype(dtype)
             cotangent += jnp.einsum(
                 "nr,nd->rd", narrow, part["kernel"].astype(dtype), preferred_element_type=jnp.float32
             )
             gradient = {
-                "kernel": jnp.einsum("nr,rd->nd", narrow, scaled, preferred_element_type=jnp.float32),
+                "kernel": kernel_gradient(narrow),
                 "bias": jnp.sum(pull * factor, 1),
             }
             # The branch is more than a guard: without it XLA fuses the reads of one array with the writes of another and
             # then copies both whole for every chunk (CPU, jax 0.10: 20 x the time).
-            new = lax.cond(jnp.isfinite(total), lambda: update(gradient, part), lambda: stale)
+            new = lax.cond(jnp.isfinite(total), lambda: update(gradient, part, **scaling), lambda: stale)
             new, new_shared = mesh_lib.split_per_class(new, size)
             return taking.write(per_class, new, first, size), new_shared, cotangent
 

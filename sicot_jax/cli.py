@@ -32,6 +32,13 @@ def _parser() -> argparse.ArgumentParser:
             help=f"config file, bundled name or a run's config.json{note}; --config.a.b=VALUE overrides a field",
         )
 
+    def distributed_argument(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--distributed",
+            action="store_true",
+            help="this is one of several processes of one run: meet the others first",
+        )
+
     def workdir_argument(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--workdir", type=Path, help="run folder; default runs/NAME of the config or manifest")
 
@@ -43,6 +50,13 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("train", _train, "train one run and evaluate it; the same command resumes")
     config_arguments(sub)
     workdir_argument(sub)
+    distributed_argument(sub)
+
+    sub = command("plan", _plan, "what a run of a config takes of each device, and what fits; nothing is allocated")
+    config_arguments(sub)
+    sub.add_argument(
+        "--devices", type=int, default=0, help="as many of the kind here, there or not; default: those here"
+    )
 
     sub = command("compare", _compare, "train and evaluate baseline and co-training on one catalogue, write a report")
     config_arguments(sub, required=False, note=" (default: generated, or base with --manifest)")
@@ -56,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("evaluate", _evaluate, "evaluate a finished run's best checkpoint on the test split")
     sub.add_argument("--workdir", type=Path, required=True, help="run folder")
     sub.add_argument("--path", default="", help="where its catalogue is now, if it was moved")
+    distributed_argument(sub)
 
     sub = command("report", _report, "tables and figures from finished runs")
     sub.add_argument("runs", type=Path, nargs="+", help="run folders; the first is the one compared against")
@@ -77,11 +92,27 @@ def _workdir(args: argparse.Namespace) -> Path:
     return args.workdir or Path("runs") / Path(getattr(args, "manifest", None) or args.config).stem
 
 
-def _train(args: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from sicot_jax import config, evaluate, train
+def _print_accuracy(results: dict) -> None:
+    from sicot_jax import evaluate, hosts
 
-    results = train.train(config.load(args.config, overrides), _workdir(args))
-    print("\n".join(evaluate.accuracy_lines(results)))
+    if hosts.is_first():
+        print("\n".join(evaluate.accuracy_lines(results)))
+
+
+def _train(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from sicot_jax import config, train
+
+    _print_accuracy(train.train(config.load(args.config, overrides), _workdir(args)))
+
+
+def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from sicot_jax import config, plan
+    from sicot_jax.catalog.opening import open_catalog
+    from sicot_jax.step import DataShape
+
+    chosen = config.load(args.config, overrides)
+    for line in plan.plan_lines(chosen, DataShape.of(open_catalog(chosen.data)), devices=args.devices):
+        print(line, flush=True)  # the rest waits for a compiler
 
 
 def _compare(args: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -112,9 +143,9 @@ def _imported(manifest: Path, catalog: Path) -> Path:
 
 
 def _evaluate(args: argparse.Namespace, _) -> None:
-    from sicot_jax import evaluate, train
+    from sicot_jax import train
 
-    print("\n".join(evaluate.accuracy_lines(train.test(args.workdir, path=args.path))))
+    _print_accuracy(train.test(args.workdir, path=args.path))
 
 
 def _report(args: argparse.Namespace, _) -> None:
@@ -145,7 +176,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INPUT_ERROR
     _quiet()
     try:
-        args.run(args, overrides)
+        if not getattr(args, "distributed", False):
+            args.run(args, overrides)
+        else:
+            from sicot_jax import hosts
+
+            hosts.join()
+            args.run(args, overrides)
+            hosts.wait_for_all("the end")  # the first may still write
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED

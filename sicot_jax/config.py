@@ -20,7 +20,7 @@ from typing import Any
 from sicot_jax.catalog.generated import GeneratedSpec
 from sicot_jax.errors import InputError
 from sicot_jax.preprocessing import Preprocessing
-from sicot_jax.sampling import SAMPLINGS
+from sicot_jax.sampling import SAMPLINGS, BatchPlan
 
 FORMAT = 1
 
@@ -135,6 +135,9 @@ class HeadConfig:
 class OptimConfig:
     """Optimizer and schedule (see `optim.py`); the defaults but momentum and decay are SICoT 4.3's.
 
+    name: "sgd", "lars" (for large batches; its learning rates are above 1) or "adamw".
+    trust_coefficient: of "lars": the share of its own norm that a kernel's step has at learning rate 1.
+    schedule: "step", "exponential", "cosine" or "constant".
     trainable: regex on parameter names ("visual/...", "semantic/...", "classifier/kernel"); e.g. "classifier" trains
       the classifier alone, "(?!visual/resnet)" freezes the backbone.
     """
@@ -144,6 +147,7 @@ class OptimConfig:
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4
+    trust_coefficient: float = 0.001
     schedule: str = "step"
     gamma: float = 0.8
     decay_epochs: float = 1.0
@@ -156,6 +160,8 @@ class TrainConfig:
     """The loop. `batch_size` is global; `steps` (0 = from `epochs`) wins over `epochs`.
 
     micro_batches: parts of the batch that go through the backbone one after the other (gradient accumulation).
+    grow_every_epochs: epochs after which batch and micro-batches double, again and again up to `max_micro_batches`, a
+      micro-batch staying as large as it is; 0 keeps `batch_size`. Schedules go on by epochs (`sampling.BatchPlan`).
     evaluate_every_epochs: validation and choice of the best; checkpoint_every_seconds: the last state.
     """
 
@@ -163,12 +169,20 @@ class TrainConfig:
     epochs: float = 10.0
     steps: int = 0
     micro_batches: int = 1
+    grow_every_epochs: float = 0.0
+    max_micro_batches: int = 0
     compute_dtype: str = "float32"
     evaluate_every_epochs: float = 1.0
     checkpoint_every_seconds: float = 120.0
     checkpoint_every_steps: int = 0
     log_every_steps: int = 20
     tensorboard: bool = True
+
+    def batch_plan(self, train_photos: int) -> BatchPlan:
+        """The batch of every step, on a catalogue of that many training photos."""
+        doublings = (self.max_micro_batches // self.micro_batches).bit_length() - 1 if self.grow_every_epochs else 0
+        every = self.grow_every_epochs * train_photos / self.batch_size
+        return BatchPlan.growing(self.batch_size, doublings=doublings, every=every)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,6 +275,7 @@ def _check(config: Config) -> None:
         "optim.learning_rate": config.optim.learning_rate,
         "optim.gamma": config.optim.gamma,
         "optim.decay_epochs": config.optim.decay_epochs,
+        "optim.trust_coefficient": config.optim.trust_coefficient,
         "steps or epochs": train.steps or train.epochs,
         "model.width": config.model.width,
         "model.text.windows": config.model.text.windows,
@@ -277,6 +292,8 @@ def _check(config: Config) -> None:
         "optim.weight_decay": config.optim.weight_decay,
         "optim.warmup_epochs": config.optim.warmup_epochs,
         "loss.logit_adjustment": loss.logit_adjustment,
+        "train.grow_every_epochs": train.grow_every_epochs,
+        "train.max_micro_batches": train.max_micro_batches,
         "train.checkpoint_every_seconds": train.checkpoint_every_seconds,
         "train.checkpoint_every_steps": train.checkpoint_every_steps,
         "eval.max_photos": config.eval.max_photos,
@@ -307,14 +324,29 @@ def _check(config: Config) -> None:
     if not 0 < config.head.sample_rate <= 1:
         raise ConfigError(f"head.sample_rate={config.head.sample_rate}, wanted a share above 0 up to 1")
     if config.head.kind in ("sampled", "knn") and config.optim.name != "sgd":
+        reason = "rows that miss steps can be brought up to date for sgd alone"
+        if config.optim.name == "lars":
+            reason = "the norm of a kernel whose rows are not all up to date is no norm of it"
         raise ConfigError(
-            f"head.kind={config.head.kind!r} with optim.name={config.optim.name!r}: rows that miss steps can be brought up "
-            "to date for sgd alone; set optim.name=sgd or head.kind=class_sharded"
+            f"head.kind={config.head.kind!r} with optim.name={config.optim.name!r}: {reason}; set optim.name=sgd or "
+            "head.kind=class_sharded"
         )
     if train.batch_size % train.micro_batches:
         raise ConfigError(
             f"train.batch_size={train.batch_size} is not divisible by train.micro_batches={train.micro_batches}; change one"
         )
+    if train.grow_every_epochs or train.max_micro_batches:
+        if not (train.grow_every_epochs and train.max_micro_batches):
+            raise ConfigError(
+                f"train.grow_every_epochs={train.grow_every_epochs} with train.max_micro_batches="
+                f"{train.max_micro_batches}: a batch that grows wants both; set both, or both to 0"
+            )
+        times, rest = divmod(train.max_micro_batches, train.micro_batches)
+        if rest or times < 2 or times & (times - 1):
+            raise ConfigError(
+                f"train.max_micro_batches={train.max_micro_batches}, wanted train.micro_batches={train.micro_batches} "
+                "doubled once or more often"
+            )
     if not (loss.visual or loss.semantic or loss.mixed):
         raise ConfigError("loss.visual, loss.semantic and loss.mixed are all 0; give at least one a weight")
     if min(loss.visual, loss.semantic, loss.mixed) < 0:

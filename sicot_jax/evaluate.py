@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sicot_jax import class_sharded, mesh, pipeline
+from sicot_jax import class_sharded, hosts, mesh, pipeline
 from sicot_jax.catalog.catalog import Catalog, Split
 from sicot_jax.config import Config
 from sicot_jax.errors import InputError
@@ -33,7 +33,7 @@ class Predictions:
     top_classes: np.ndarray  # int32 [N, K], best first
     top_logits: np.ndarray  # float32 [N, K]
     label_log_prob: np.ndarray  # float32 [N]
-    embedding: np.ndarray | None  # float32 [N, D], where it was asked for
+    embedding: np.ndarray | None = None  # float32 [N, D], where it was asked for
 
 
 def make_recognize(config: Config, visual_graphdef: nnx.GraphDef, num_classes: int) -> Callable[..., Any]:
@@ -89,17 +89,18 @@ def predict(
     if pending is None:
         raise InputError("no photo to evaluate: the split is empty; import with a test split (sicot import --help)")
     rows.append(_fetch(*pending, keep_embedding))
-    columns = [np.concatenate(column) for column in zip(*rows, strict=True)]
-    image_id, label, classes, logits, log_prob, embedding = columns
-    return Predictions(image_id, label, classes, logits, log_prob, embedding if keep_embedding else None)
+    own, whole = ([np.stack(column) for column in zip(*part, strict=True)] for part in zip(*rows, strict=True))
+    label, image_id = map(hosts.side_by_side, own)
+    real = label >= 0  # [batches, B]
+    classes, logits, log_prob, *embedding = (column[real] for column in whole)
+    return Predictions(image_id[real], label[real], classes, logits, log_prob, *embedding)
 
 
 def _fetch(batch, result, keep_embedding: bool) -> tuple:
-    classes, logits, log_prob, embedding = result
-    real = batch["label"] >= 0
-    kept = embedding if keep_embedding else embedding[:, :0]
-    arrays = [np.asarray(x)[real] for x in (classes, logits, log_prob, kept)]
-    return batch["image_id"][real].astype(str), batch["label"][real], *arrays
+    """-> what this process read, what all have computed."""
+    *arrays, embedding = result
+    arrays += [embedding] * keep_embedding
+    return (batch["label"], batch["image_id"].astype(str)), tuple(np.asarray(x) for x in arrays)
 
 
 def summarise(predictions: Predictions, catalog: Catalog, config: Config) -> dict[str, Any]:
@@ -130,12 +131,6 @@ def write_results(
 ) -> dict[str, Any]:
     """`predictions.npz` and `results.json`, each written whole or not at all; returns the results."""
     hashes = {"class_table": class_table_hash(catalog), "test_set": test_set_hash(predictions)}
-    arrays = {name: value for name, value in vars(predictions).items() if value is not None}
-    temporary = workdir / "predictions.tmp.npz"
-    np.savez_compressed(
-        temporary, **arrays, train_counts=catalog.classes.counts["train"], hashes=json.dumps(hashes), format=FORMAT
-    )
-    temporary.replace(workdir / "predictions.npz")
     results = {
         "format": FORMAT,
         "split": split,
@@ -144,7 +139,14 @@ def write_results(
         "hashes": {"data": catalog.data_hash, **hashes},
         **info,
     }
-    write_json(workdir / "results.json", results)
+    if hosts.is_first():
+        arrays = {name: value for name, value in vars(predictions).items() if value is not None}
+        temporary = workdir / "predictions.tmp.npz"
+        np.savez_compressed(
+            temporary, **arrays, train_counts=catalog.classes.counts["train"], hashes=json.dumps(hashes), format=FORMAT
+        )
+        temporary.replace(workdir / "predictions.npz")
+        write_json(workdir / "results.json", results)
     return results
 
 

@@ -14,7 +14,7 @@ import optax
 
 from sicot_jax import class_sharded, losses, mesh, sampled
 from sicot_jax.config import ConfigError, HeadConfig, LossConfig
-from sicot_jax.optim import CatchUp
+from sicot_jax.optim import CatchUp, TrustRatio
 
 Losses = dict[str, jax.Array]  # "total" and one mean cross-entropy per stream
 Embeddings = dict[str, jax.Array]  # stream -> [B, D]
@@ -92,6 +92,7 @@ def make_head(
     num_classes: int,
     tx: optax.GradientTransformation,
     catch_up: CatchUp,
+    trust_ratio: TrustRatio | None = None,
     seed: int = 0,
     dtype=jnp.float32,
 ) -> Head:
@@ -104,17 +105,19 @@ def make_head(
 
     Args:
       num_classes: rows of the kernel beyond it are padding: no probability, no gradient.
-      tx: of {"classifier": {"kernel", "bias"}}; works element by element, since it is applied to some rows at a time.
+      tx: of {"classifier": {"kernel", "bias"}}; works element by element, since it is applied to some rows at a time,
+        but for a trust ratio that it is given.
       catch_up: what tx would have done to rows that missed steps; for the sampled heads.
+      trust_ratio: of tx, where it scales by the norm of the whole kernel (LARS); for "class_sharded".
       seed: of the sampled classes.
       dtype: of the inputs of the products; sums, softmax and loss are float32.
     """
     weights = loss_weights(loss_config)
     tau = loss_config.logit_adjustment
 
-    def update(gradient, state):
+    def update(gradient, state, **scaling):
         params = {"classifier": {"kernel": state["kernel"], "bias": state["bias"]}}
-        updates, opt_state = tx.update({"classifier": gradient}, state["opt_state"], params)
+        updates, opt_state = tx.update({"classifier": gradient}, state["opt_state"], params, **scaling)
         return {**optax.apply_updates(params, updates)["classifier"], "opt_state": opt_state}
 
     def dense(embeddings: Embeddings, label, classifier: Classifier):
@@ -150,7 +153,7 @@ def make_head(
     def sharded(embeddings: Embeddings, label, classifier: Classifier):
         state = {"kernel": classifier.kernel, "bias": classifier.bias, "opt_state": classifier.opt_state}
         values, cotangents, state = class_sharded.loss_and_update(
-            embeddings, label, state, classifier.log_prior, update=update, **streaming
+            embeddings, label, state, classifier.log_prior, update=update, trust_ratio=trust_ratio, **streaming
         )
         return values, cotangents, dataclasses.replace(classifier, **state)
 

@@ -21,9 +21,11 @@ CLASS = P(AXES)  # classifier bias, log prior [C]
 def make_mesh(*, data: int = 0, model: int = 1, devices=None) -> Mesh:
     """Mesh of `data` x `model` devices with explicit axes; `data=0` takes all devices that are left over.
 
+    Devices of one process are neighbours, so that its batch rows are.
+
     Raises InputError when there are not enough devices.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = sorted(jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id))
     if data == 0:
         if len(devices) % model:
             raise InputError(f"mesh.model={model} does not divide {len(devices)} devices; set mesh.data and mesh.model")
@@ -31,6 +33,11 @@ def make_mesh(*, data: int = 0, model: int = 1, devices=None) -> Mesh:
     if data * model > len(devices):
         raise InputError(
             f"mesh {data}x{model} wants {data * model} devices, found {len(devices)}; lower mesh.data or mesh.model"
+        )
+    if data * model < len(devices) and len({d.process_index for d in devices}) > 1:
+        raise InputError(
+            f"mesh {data}x{model} takes {data * model} of {len(devices)} devices of several processes, wanted all; set "
+            "mesh.data=0"
         )
     grid = np.asarray(devices[: data * model]).reshape(data, model)
     return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * 2)
@@ -85,6 +92,11 @@ def divided(x: jax.ShapeDtypeStruct, mesh: Mesh) -> jax.ShapeDtypeStruct:
 def class_sharding(mesh: Mesh) -> NamedSharding:
     """Of a vector with one entry a class."""
     return NamedSharding(mesh, CLASS)
+
+
+def class_vector(x: np.ndarray, mesh: Mesh) -> jax.Array:
+    """A vector with one entry a class, which every process has whole, divided over all devices."""
+    return jax.make_array_from_callback(x.shape, class_sharding(mesh), lambda index: x[index])
 
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -2,42 +2,53 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from sicot_jax import mesh
 from sicot_jax.config import OptimConfig
 from sicot_jax.errors import InputError
+from sicot_jax.sampling import BatchPlan
 
 FROZEN, TRAINED = "frozen", "trained"
 
 
-def make_schedule(config: OptimConfig, *, steps: int, steps_per_epoch: float) -> optax.Schedule:
-    """Step -> learning rate, after a linear warm-up of `warmup_epochs`.
+def make_schedule(config: OptimConfig, plan: BatchPlan, *, steps: int, photos: int) -> optax.Schedule:
+    """Step -> learning rate, after a linear warm-up of `warmup_epochs`; `epoch` and progress count from its end.
 
     "step":   lr * gamma^floor(epoch / decay_epochs)  (SICoT 4.3: gamma 0.8, every epoch)
+    "exponential": lr * gamma^(epoch / decay_epochs)  (the same decay, continuous)
     "cosine": lr * (1 + cos(pi * progress)) / 2 over the steps after the warm-up (Loshchilov & Hutter 2017)
     "constant": lr
+
+    Args:
+      plan: the batch of every step; an epoch stays one of all `photos` where the batch grows.
+      steps: of the whole run.
     """
-    warmup = min(round(config.warmup_epochs * steps_per_epoch), max(steps - 1, 0))
+    batches_per_epoch = photos / plan.batch_size
+    batches = plan.batches_before(steps)
+    warmup = min(round(config.warmup_epochs * batches_per_epoch), max(batches - 1, 0))
+    rate, every = config.learning_rate, config.decay_epochs * batches_per_epoch
     match config.schedule:
         case "step":
-            every = max(1, round(config.decay_epochs * steps_per_epoch))
-            main = optax.exponential_decay(config.learning_rate, every, config.gamma, staircase=True)
+            main = optax.exponential_decay(rate, max(1, round(every)), config.gamma, staircase=True)
+        case "exponential":
+            main = optax.exponential_decay(rate, every, config.gamma)
         case "cosine":
-            main = optax.cosine_decay_schedule(config.learning_rate, max(1, steps - warmup))
+            main = optax.cosine_decay_schedule(rate, max(1, batches - warmup))
         case "constant":
-            main = optax.constant_schedule(config.learning_rate)
+            main = optax.constant_schedule(rate)
         case other:
-            raise InputError(f"optim.schedule={other!r}, wanted step, cosine or constant")
-    if not warmup:
-        return main
-    rise = optax.linear_schedule(config.learning_rate / warmup, config.learning_rate, warmup)
-    return optax.join_schedules([rise, main], [warmup])
+            raise InputError(f"optim.schedule={other!r}, wanted step, exponential, cosine or constant")
+    if warmup:
+        main = optax.join_schedules([optax.linear_schedule(rate / warmup, rate, warmup), main], [warmup])
+    return lambda step: main(plan.batches_before(step))
 
 
 def decayed(params):
@@ -65,18 +76,73 @@ def trained_parts(config: OptimConfig, params: dict) -> dict[str, bool]:
     return parts
 
 
-def make_tx(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """SGD with momentum (decay added to the gradient, as torch does) or AdamW (decoupled), frozen parameters untouched."""
+@dataclasses.dataclass(frozen=True)
+class TrustRatio:
+    """LARS's trust ratio of a kernel that is met some rows at a time (You, Gitman & Ginsburg 2017).
+
+    ratio = coefficient * |W| / |G + weight_decay * W|, norms over the whole kernel, 1 where one of them is 0: what
+    `optax.scale_by_trust_ratio` computes of a kernel in one piece.
+    """
+
+    coefficient: float
+    weight_decay: float
+
+    def squares(self, gradient, kernel):
+        """float32 [2]: the sums of squares of W and of G + weight_decay * W, of some rows [n, D]; to be added up."""
+        update = gradient + self.weight_decay * kernel
+        return jnp.stack([jnp.sum(jnp.square(kernel)), jnp.sum(jnp.square(update))])
+
+    def of(self, squares):
+        """The ratio, a scalar, from the `squares` of all rows."""
+        kernel, update = jnp.sqrt(squares)
+        return jnp.where((kernel == 0) | (update == 0), 1.0, self.coefficient * kernel / update)
+
+
+def make_trust_ratio(config: OptimConfig) -> TrustRatio | None:
+    """What a head that updates the kernel some rows at a time has to find out about all of it first; None for nothing."""
+    if config.name != "lars" or not trains(config, "classifier/kernel"):
+        return None
+    return TrustRatio(config.trust_coefficient, config.weight_decay)
+
+
+def scale_by_trust_ratio(coefficient: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.scale_by_trust_ratio`, or by the `trust_ratio` that the update is given: for some rows of a kernel."""
+    whole = optax.scale_by_trust_ratio(trust_coefficient=coefficient)
+
+    def update(updates, state, params=None, *, trust_ratio=None, **extra_args):
+        if trust_ratio is None:
+            return whole.update(updates, state, params)
+        return jax.tree.map(lambda x: x * trust_ratio, updates), state
+
+    return optax.GradientTransformationExtraArgs(whole.init, update)
+
+
+def make_tx(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """What one update does to parameters; frozen ones are left untouched. Decay and trust ratio are for kernels alone.
+
+    "sgd":   with momentum, decay added to the gradient, as torch does
+    "lars":  sgd with each kernel's step scaled to its norm, the learning rate inside the momentum, as `optax.lars`
+    "adamw": decoupled decay
+
+    Of lars an update may be given the `trust_ratio` of the kernel (`TrustRatio`) whose rows it updates.
+    """
     match config.name:
         case "sgd":
             tx = optax.chain(
                 optax.add_decayed_weights(config.weight_decay, mask=decayed),
                 optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov),
             )
+        case "lars":
+            tx = optax.chain(
+                optax.add_decayed_weights(config.weight_decay, mask=decayed),
+                optax.masked(scale_by_trust_ratio(config.trust_coefficient), decayed),
+                optax.scale_by_learning_rate(schedule),
+                optax.trace(config.momentum, nesterov=config.nesterov),
+            )
         case "adamw":
             tx = optax.adamw(schedule, weight_decay=config.weight_decay, mask=decayed)
         case other:
-            raise InputError(f"optim.name={other!r}, wanted sgd or adamw")
+            raise InputError(f"optim.name={other!r}, wanted sgd, lars or adamw")
 
     def label(params):
         return jax.tree_util.tree_map_with_path(

@@ -103,39 +103,44 @@ class TrainBatches:
             images.append(_photo(self.preprocessing, record))
             labels.append(record["class_id"])
             if self.titles is not None:
-                tokens.append(self.titles(record, index, step * len(indices) + place))
+                tokens.append(self.titles(record, index, self.sampler.plan.first_position(step) + place))
         batch = {"image": np.stack(images), "label": np.asarray(labels, np.int32)}
         return batch | ({"token_ids": np.stack(tokens)} if self.titles is not None else {})
 
 
 def train_batches(catalog: Catalog, config: Config) -> TrainBatches:
     split = catalog.splits["train"]
-    sampler = Sampler(split.labels, config.train.batch_size, config.seed, config.data.sampling)
+    plan = config.train.batch_plan(len(split))
+    sampler = Sampler(split.labels, plan.batch_size, config.seed, config.data.sampling, plan.doubled_at)
     titles = TitleReader(catalog, config) if config.loss.with_text else None
     return TrainBatches(split, sampler, config.preprocessing, titles, jax.process_index(), jax.process_count())
 
 
 @dataclasses.dataclass(frozen=True)
 class PhotoBatches:
-    """number -> batch of photos in record order: image, label, image_id. No text, whatever the record holds.
+    """number -> this process's part of a batch of photos in record order: image, label, image_id.
 
-    The last batch is filled up with black photos of label -1.
+    No text, whatever the record holds. The last batch is filled up with black photos of label -1.
     """
 
     split: Split
     preprocessing: Preprocessing
     batch_size: int
     indices: np.ndarray
+    process_index: int = 0
+    process_count: int = 1
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)
 
     def __call__(self, number: int) -> Batch:
-        records = [self.split[int(i)] for i in self.indices[number * self.batch_size : (number + 1) * self.batch_size]]
+        share = self.batch_size // self.process_count
+        first = number * self.batch_size + self.process_index * share
+        records = [self.split[int(i)] for i in self.indices[first : first + share]]
         height, width = self.preprocessing.resize_height, self.preprocessing.resize_width
-        image = np.zeros((self.batch_size, height, width, 3), np.uint8)
-        label = np.full(self.batch_size, -1, np.int32)
-        image_id = np.full(self.batch_size, "", object)
+        image = np.zeros((share, height, width, 3), np.uint8)
+        label = np.full(share, -1, np.int32)
+        image_id = np.full(share, "", object)
         for row, record in enumerate(records):
             image[row] = _photo(self.preprocessing, record)
             label[row] = record["class_id"]
@@ -147,7 +152,8 @@ def photo_batches(split: Split, preprocessing: Preprocessing, *, batch_size: int
     """All photos of a split, or `max_photos` of them spread evenly over it."""
     total = len(split)
     count = min(max_photos, total) if max_photos else total
-    return PhotoBatches(split, preprocessing, batch_size, np.arange(count) * total // max(count, 1))
+    indices = np.arange(count) * total // max(count, 1)
+    return PhotoBatches(split, preprocessing, batch_size, indices, jax.process_index(), jax.process_count())
 
 
 def ahead(make: Callable[[int], Batch], start: int, stop: int, *, workers: int, source: str) -> Generator[Batch]:

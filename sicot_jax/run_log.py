@@ -5,18 +5,38 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from sicot_jax import hosts
 
 
 class RunLog:
     """Writes every record of numbers to `log.jsonl` (and TensorBoard), and one progress line to the terminal.
 
+    `photos_before` says how many photos the steps before one take.
     A resumed run appends; records beyond the step it resumes from are dropped first, so that each step stands once.
+    Of several processes the first one alone tells.
     """
 
-    def __init__(self, workdir: Path, *, start_step: int, total_steps: int, batch_size: int, tensorboard: bool):
-        self.total_steps, self.batch_size = total_steps, batch_size
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        start_step: int,
+        total_steps: int,
+        photos_before: Callable[[int], int],
+        tensorboard: bool,
+    ):
+        self.total_steps, self.photos_before = total_steps, photos_before
+        self.tells = hosts.is_first()
+        self.start_step, self.last_step, self.last_time = start_step, start_step, time.perf_counter()
+        self.seconds_a_photo: float | None = None
+        self.warm = False
+        self.live = sys.stderr.isatty()
+        if not self.tells:
+            return
         path = workdir / "log.jsonl"
         kept = [line for line in path.read_text().splitlines() if _step_of(line) <= start_step] if path.exists() else []
         temporary = path.with_suffix(".tmp")
@@ -31,12 +51,10 @@ class RunLog:
                 print("no tensorboardX here: numbers go to log.jsonl alone", file=sys.stderr)
             else:
                 self.writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
-        self.start_step, self.last_step, self.last_time = start_step, start_step, time.perf_counter()
-        self.seconds_a_step: float | None = None
-        self.warm = False
-        self.live = sys.stderr.isatty()
 
     def numbers(self, step: int, kind: str, values: dict[str, float]) -> None:
+        if not self.tells:
+            return
         self.file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         if self.writer is not None:
             for name, value in values.items():
@@ -46,15 +64,16 @@ class RunLog:
         """Progress after `step` steps, with rate and time to go measured since the last call (evaluation excluded)."""
         now = time.perf_counter()
         if step > self.last_step:
-            current = (now - self.last_time) / (step - self.last_step)
-            # The first interval holds the compilation: the second one replaces it.
-            self.seconds_a_step = (
-                0.7 * self.seconds_a_step + 0.3 * current if self.seconds_a_step and self.warm else current
+            current = (now - self.last_time) / (self.photos_before(step) - self.photos_before(self.last_step))
+            # The first interval holds what happens once: the second one replaces it.
+            self.seconds_a_photo = (
+                0.7 * self.seconds_a_photo + 0.3 * current if self.seconds_a_photo and self.warm else current
             )
             self.warm = self.last_step > self.start_step
         self.last_step, self.last_time = step, now
-        rate = self.batch_size / self.seconds_a_step if self.seconds_a_step else 0.0
-        to_go = int((self.total_steps - step) * (self.seconds_a_step or 0))
+        rate = 1 / self.seconds_a_photo if self.seconds_a_photo else 0.0
+        photos_to_go = self.photos_before(self.total_steps) - self.photos_before(step)
+        to_go = int(photos_to_go * (self.seconds_a_photo or 0))
         detail = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
         self.numbers(step, "train", {**losses, "images_per_second": round(rate, 1)})
         self._line(
@@ -69,17 +88,19 @@ class RunLog:
         self.last_time += time.perf_counter() - self._paused
 
     def _line(self, text: str) -> None:
-        if self.live:
+        if self.live and self.tells:
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
         else:
-            print(text, file=sys.stderr, flush=True)
+            hosts.say(text)
 
     def message(self, text: str) -> None:
-        if self.live:
+        if self.live and self.tells:
             print("\r\x1b[K", end="", file=sys.stderr)
-        print(text, file=sys.stderr, flush=True)
+        hosts.say(text)
 
     def close(self) -> None:
+        if not self.tells:
+            return
         if self.live:
             print(file=sys.stderr)
         self.file.close()

@@ -9,7 +9,6 @@ import hashlib
 import json
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ import jax
 
 import sicot_jax
 from sicot_jax import config as config_lib
-from sicot_jax import mesh
+from sicot_jax import hosts, mesh
 from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.checkpoint import CheckpointError, Checkpoints, differences, shapes
 from sicot_jax.config import Config, ConfigError, DataConfig
@@ -102,8 +101,9 @@ def start_or_continue(workdir: Path, config: Config, catalog: Catalog) -> None:
     saved = any(entry.name.isdigit() for entry in (workdir / "checkpoints").glob("*/*"))
     started = saved or (workdir / "results.json").exists()
     if not path.exists() or not started:  # a run without a checkpoint holds nothing that another config could spoil
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(path, new)
+        if hosts.is_first():
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_json(path, new)
         return
     old = read_json(path, "the config.json of this run")
     before, now = (config_lib.flatten(json.loads(json.dumps(d["config"]))) for d in (old, new))
@@ -116,7 +116,7 @@ def start_or_continue(workdir: Path, config: Config, catalog: Catalog) -> None:
         where = same_data(config.data, old["data"]["hash"])
         different.append(f"data: {old['data']['hash'][:12]} -> {new['data']['hash'][:12]}{where}")
     if not different:
-        if before != now:  # another mesh, path or batch size: what it evaluates with from now on
+        if before != now and hosts.is_first():  # another mesh, path or batch size: what it evaluates with from now on
             write_json(path, {**old, "config": new["config"]})
         return
     raise ConfigError(f"{workdir} holds another run ({'; '.join(different)}); use another --workdir or remove that one")
@@ -138,6 +138,9 @@ def same_data(data: DataConfig, data_hash: str) -> str:
 def alone(workdir: Path) -> Iterator[None]:
     """Hold the run folder; ConfigError when another process trains in it."""
     workdir.mkdir(parents=True, exist_ok=True)
+    if not hosts.is_first():  # one process holds it for all of its run
+        yield
+        return
     with (workdir / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -173,13 +176,13 @@ def init_from(state: TrainState, config: Config, catalog: Catalog, device_mesh) 
     setup, source, trained = restore_best(run, device_mesh)
     what = f"model.init_from={run.workdir}"
     if trained < setup.steps:
-        print(f"{what}: a run trained for {trained} of {setup.steps} steps", file=sys.stderr)
+        hosts.say(f"{what}: a run trained for {trained} of {setup.steps} steps")
     shared = [stream for stream in state.params if stream in source.params]
     params, batch_stats = ({**mine} for mine in (state.params, state.batch_stats))
     for stream in shared:
         params[stream], batch_stats[stream] = source.params[stream], source.batch_stats[stream]
     if "semantic" in shared and run.vocabulary != vocabulary_hash(catalog):
-        print(f"{what}: another vocabulary; word vectors are the catalogue's own", file=sys.stderr)
+        hosts.say(f"{what}: another vocabulary; word vectors are the catalogue's own")
         params["semantic"] = {**params["semantic"], "words": state.params["semantic"]["words"]}
     if faults := differences(shapes(params), shapes(state.params)):
         raise CheckpointError(f"{what}: another model: {faults}")

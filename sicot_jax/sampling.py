@@ -54,8 +54,63 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
+class BatchPlan:
+    """How many records each step takes: `batch_size`, and twice as many from each step of `doubled_at` on (ascending).
+
+    Time is counted in batches of the first size: a step on 4 * `batch_size` records is four of them. So epochs and
+    schedules mean the same number of records whatever the batch has grown to (Smith et al. 2018, "Don't decay the
+    learning rate, increase the batch size").
+    """
+
+    batch_size: int
+    doubled_at: tuple[int, ...] = ()
+
+    @classmethod
+    def growing(cls, batch_size: int, *, doublings: int, every: float) -> BatchPlan:
+        """Doubled `doublings` times: at the first steps with at least `every`, 2 * `every`, ... batches before them."""
+        plan = cls(batch_size)
+        for i in range(1, doublings + 1):
+            plan = cls(batch_size, (*plan.doubled_at, plan.steps_for(round(i * every))))
+        return plan
+
+    def batches_before(self, step):
+        """What the steps before this one take, in batches of the first size: step + sum_i 2^i max(0, step - doubled_at_i).
+
+        `step` is an int or an integer array, also one that JAX traces.
+        """
+        return step + sum(2**i * (step - at) * (step > at) for i, at in enumerate(self.doubled_at))
+
+    def steps_for(self, batches: int) -> int:
+        """The first step with at least that many batches of the first size before it: the inverse of `batches_before`."""
+        step, size = batches, 1
+        for at in self.doubled_at:
+            before = int(self.batches_before(at))
+            if before >= batches:
+                break
+            size *= 2
+            step = at + -(-(batches - before) // size)
+        return step
+
+    def passes(self, step: int, every: int) -> bool:
+        """Whether the last of `step` steps makes the batches, counted in the first size, reach a multiple of `every`."""
+        return self.batches_before(step) // every > self.batches_before(step - 1) // every
+
+    def size(self, step: int) -> int:
+        """Records of that step's batch."""
+        return self.batch_size * 2 ** sum(step >= at for at in self.doubled_at)
+
+    def sizes(self, start: int, stop: int) -> list[int]:
+        """The sizes that the steps start .. stop - 1 have, each once, ascending."""
+        return sorted({self.size(step) for step in (start, *self.doubled_at) if start <= step < stop})
+
+    def first_position(self, step: int) -> int:
+        """Records that all steps before this one take: its batch is positions first_position .. + size in the order."""
+        return self.batches_before(step) * self.batch_size
+
+
+@dataclasses.dataclass(frozen=True)
 class Sampler:
-    """Which records make the batch of a step.
+    """Which records make the batch of a step; how many, `BatchPlan` says.
 
     "uniform":        every record once an epoch, in a new order each epoch.
     "class_balanced": class uniform among those with a record, then a record of it (probability ~ n^0).
@@ -66,6 +121,7 @@ class Sampler:
     batch_size: int
     seed: int
     sampling: str = "uniform"
+    doubled_at: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.sampling not in SAMPLINGS:
@@ -73,10 +129,16 @@ class Sampler:
         if not len(self.labels):
             raise InputError("no training records to sample from; check the catalogue's splits")
 
+    @property
+    def plan(self) -> BatchPlan:
+        return BatchPlan(self.batch_size, self.doubled_at)
+
     def __call__(self, step: int) -> np.ndarray:
-        """Record indices of the global batch of that step, int64 [batch_size]."""
+        """Record indices of the global batch of that step, int64 [plan.size(step)]."""
+        size = self.plan.size(step)
         if self.sampling == "uniform":
-            position = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64)
+            first = self.plan.first_position(step)
+            position = np.arange(first, first + size, dtype=np.int64)
             epoch, index = np.divmod(position, len(self.labels))
             result = np.empty_like(index)
             for e in np.unique(epoch):
@@ -85,9 +147,9 @@ class Sampler:
             return result
         order, starts, counts, cumulative = self._by_class
         rng = generator(CLASSES, self.seed, step)
-        classes = np.searchsorted(cumulative, rng.random(self.batch_size) * cumulative[-1], side="right")
+        classes = np.searchsorted(cumulative, rng.random(size) * cumulative[-1], side="right")
         classes = np.minimum(classes, len(counts) - 1)
-        within = (rng.random(self.batch_size) * counts[classes]).astype(np.int64)
+        within = (rng.random(size) * counts[classes]).astype(np.int64)
         return order[starts[classes] + within]
 
     @functools.cached_property

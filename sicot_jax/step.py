@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +19,16 @@ from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.statistics import log_prior
 from sicot_jax.config import Config, ConfigError
 from sicot_jax.models.sicot import Sicot
-from sicot_jax.optim import make_catch_up, make_schedule, make_tx, path_name, trained_parts, trains
+from sicot_jax.optim import (
+    make_catch_up,
+    make_schedule,
+    make_trust_ratio,
+    make_tx,
+    path_name,
+    trained_parts,
+    trains,
+)
+from sicot_jax.sampling import BatchPlan
 
 ExtraLoss = Callable[[dict[str, jax.Array], dict[str, jax.Array]], jax.Array]  # (outputs, batch) -> scalar
 
@@ -53,7 +62,11 @@ class DataShape:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What is fixed for a run: the functions and shapes behind `train_step`."""
+    """What is fixed for a run: the functions and shapes behind `train_step`.
+
+    `steps` are updates; `steps_per_epoch` those of the first batch size, more than there are once the batch has grown
+    (`epoch_at` counts records).
+    """
 
     config: Config
     shape: DataShape
@@ -62,8 +75,13 @@ class Setup:
     visual_graphdef: nnx.GraphDef
     tx: optax.GradientTransformation
     head: heads.Head
+    plan: BatchPlan
     steps: int
     steps_per_epoch: float
+
+    def epoch_at(self, step: int) -> float:
+        """Epochs done before that step."""
+        return self.plan.batches_before(step) / self.steps_per_epoch
 
 
 def compute_dtype(config: Config):
@@ -78,8 +96,9 @@ def make_setup(config: Config, shape: DataShape, device_mesh) -> Setup:
         )
     heads.check(config.head, num_classes=shape.num_classes, devices=device_mesh.size)
     steps_per_epoch = shape.train_photos / config.train.batch_size
-    steps = config.train.steps or max(1, round(config.train.epochs * steps_per_epoch))
-    schedule = make_schedule(config.optim, steps=steps, steps_per_epoch=steps_per_epoch)
+    plan = config.train.batch_plan(shape.train_photos)
+    steps = config.train.steps or plan.steps_for(max(1, round(config.train.epochs * steps_per_epoch)))
+    schedule = make_schedule(config.optim, plan, steps=steps, photos=shape.train_photos)
     tx = make_tx(config.optim, schedule)
 
     def graph():
@@ -107,9 +126,11 @@ def make_setup(config: Config, shape: DataShape, device_mesh) -> Setup:
             num_classes=shape.num_classes,
             tx=tx,
             catch_up=make_catch_up(config.optim, schedule),
+            trust_ratio=make_trust_ratio(config.optim),
             seed=config.seed,
             dtype=compute_dtype(config),
         ),
+        plan=plan,
         steps=steps,
         steps_per_epoch=steps_per_epoch,
     )
@@ -171,12 +192,15 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
     With micro-batches: all of them forward for their embeddings, one head call over the stacked embeddings, then each
     forward again and backward from its share of the cotangents, so that memory is that of one micro-batch. Batch-norm
     statistics are those of each micro-batch. Extra losses are means over micro-batches.
+
+    How many micro-batches a batch has follows from its size, theirs being fixed; so each size of a batch that grows
+    compiles once. ValueError (when traced) for a size that they do not divide.
     """
     config = setup.config
     preprocessing = config.preprocessing
     extra_losses = dict(extra_losses or {})
     streams = tuple(heads.loss_weights(config.loss))
-    parts = config.train.micro_batches
+    micro_batch = config.train.batch_size // config.train.micro_batches
 
     def photos(key, image):
         if not config.augment.enabled:
@@ -208,7 +232,7 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
         """-> outputs, their pull-back to the parameters, new batch statistics."""
         return jax.vjp(lambda p: forward(p, batch_stats, image, batch.get("token_ids")), params, has_aux=True)
 
-    def pull_back(outputs, vjp, batch, cotangents):
+    def pull_back(outputs, vjp, batch, cotangents, parts=1):
         """Gradient of the head's loss and the extra losses, and the latters' values."""
         (_, values), extra = jax.value_and_grad(extras, has_aux=True)(outputs, batch)
         # The head's loss is a mean over the whole batch already, the extra ones over this part of it.
@@ -223,7 +247,7 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
         gradient, values = pull_back(outputs, vjp, batch, cotangents)
         return losses, classifier, gradient, batch_stats, values
 
-    def in_parts(state, image, batch):
+    def in_parts(parts, state, image, batch):
         def cut(x):
             # [B, ...] -> [parts, B / parts, ...]; part p takes rows p, p + parts, ..., so that no row changes its device.
             shape = (x.shape[0] // parts, parts, *x.shape[1:])
@@ -249,7 +273,7 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
             gradient, batch_stats = carry
             image, batch, cotangents = part
             outputs, vjp, batch_stats = linearise(state.params, batch_stats, image, batch)
-            new, values = pull_back(outputs, vjp, batch, cotangents)
+            new, values = pull_back(outputs, vjp, batch, cotangents, parts)
             return (jax.tree.map(jnp.add, gradient, new), batch_stats), values
 
         start = (jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
@@ -260,7 +284,11 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         image = photos(key, batch["image"])
         batch = {name: value for name, value in batch.items() if name != "image"}
-        losses, classifier, gradient, batch_stats, values = (whole if parts == 1 else in_parts)(state, image, batch)
+        parts, rest = divmod(len(image), micro_batch)
+        if rest or not parts:
+            raise ValueError(f"a batch of {len(image)} photos, wanted a multiple of micro-batches of {micro_batch}")
+        run = whole if parts == 1 else functools.partial(in_parts, parts)
+        losses, classifier, gradient, batch_stats, values = run(state, image, batch)
         losses = {**losses, **values, "total": losses["total"] + sum(values.values(), jnp.zeros(()))}
         updates, opt_state = setup.tx.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -281,28 +309,3 @@ def abstract_state(setup: Setup) -> TrainState:
     prior = jax.ShapeDtypeStruct((padded,), jnp.float32, sharding=mesh.class_sharding(setup.mesh))
     state = jax.eval_shape(lambda prior: start_state(setup, prior), prior)
     return mesh.on_devices(state, setup.mesh)
-
-
-def memory_lines(state: TrainState, setup: Setup) -> list[str]:
-    """Bytes of a step per device, a line each; activations are the compiler's and not among them."""
-
-    def mib(tree, devices=1):
-        return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)) / devices / 2**20
-
-    devices, classifier = setup.mesh.size, state.classifier
-    items = {
-        "streams: parameters": mib((state.params, state.batch_stats)),
-        "streams: optimizer": mib(state.opt_state),
-        "streams: gradient": mib(state.params),
-        "classifier: kernel and bias": mib((classifier.kernel, classifier.bias), devices),
-        "classifier: optimizer": mib(classifier.opt_state, devices),
-        "classifier: temporary": heads.temporary_bytes(
-            setup.config.head,
-            rows=setup.config.train.batch_size * len(heads.loss_weights(setup.config.loss)),
-            width=classifier.kernel.shape[1],
-            shard_classes=classifier.kernel.shape[0] // devices,
-        )
-        / 2**20,
-    }
-    items["sum, without activations"] = sum(items.values())
-    return [f"  {name:<32} {value:10.1f} MiB" for name, value in items.items()]

@@ -7,9 +7,8 @@ import dataclasses
 import math
 import os
 import signal
-import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sicot_jax import evaluate, mesh, pipeline, runs
+from sicot_jax import evaluate, hosts, mesh, pipeline, plan, runs
 from sicot_jax.catalog.catalog import SPLITS, Catalog
 from sicot_jax.catalog.opening import open_catalog
 from sicot_jax.catalog.statistics import head_mask
@@ -34,8 +33,6 @@ from sicot_jax.step import (
     check_batches,
     class_log_prior,
     make_setup,
-    make_train_step,
-    memory_lines,
     start_state,
 )
 
@@ -45,10 +42,9 @@ def train(config: Config, workdir: Path, *, catalog: Catalog | None = None) -> d
 
     Raises ConfigError, CheckpointError, or TrainingStopped (a signal, or a loss that is not finite).
     """
-    if jax.process_count() > 1:
-        raise InputError(f"{jax.process_count()} processes; training runs in one process with all its devices for now")
     with runs.alone(workdir):
         catalog = catalog or open_catalog(config.data)
+        hosts.check_same("the catalogue", catalog.data_hash, "give every process the same one")
         finished = finished_results(workdir, config, catalog)
         if finished is not None:
             return finished
@@ -84,7 +80,7 @@ def _check_catalog(catalog: Catalog, config: Config) -> None:
             "the manifest"
         )
     if not len(catalog.splits["validation"]):
-        print(f"{catalog.name} has no validation photos: the last state is tested, not the best", file=sys.stderr)
+        hosts.say(f"{catalog.name} has no validation photos: the last state is tested, not the best")
 
 
 def finished_results(workdir: Path, config: Config, catalog: Catalog) -> dict[str, Any] | None:
@@ -93,7 +89,7 @@ def finished_results(workdir: Path, config: Config, catalog: Catalog) -> dict[st
     if not path.exists():
         return None
     runs.start_or_continue(workdir, config, catalog)
-    print(f"{workdir}: finished before; its results stand in {path.name}", file=sys.stderr)
+    hosts.say(f"{workdir}: finished before; its results stand in {path.name}")
     return evaluate.read_json(path, "the results of a finished run; remove it to evaluate again")
 
 
@@ -174,26 +170,31 @@ class _Loop:
     def __init__(self, setup: Setup, catalog: Catalog, workdir: Path):
         self.setup, self.catalog, self.workdir = setup, catalog, workdir
         self.config = setup.config
+        self.memory_plan = plan.make_plan(setup.config, setup.shape, devices=setup.mesh.size)
+        self.train_steps: dict[int, jax.stages.Compiled] = {}  # by batch size
         self.checkpoints = Checkpoints(workdir, num_classes=setup.shape.num_classes, writer=True)
+        self.best = (self.checkpoints.info("best") or {}).get("validation")
 
     def run(self) -> None:
         setup, config = self.setup, self.config
-        target = abstract_state(setup)
-        self._describe(target)
         try:
+            self._describe()
+            first = self.checkpoints.latest_step() or 0
+            self._compile(setup.plan.sizes(first, setup.steps))
+            target = abstract_state(setup)
             validate = False
             if self.checkpoints.latest_step() is None:
                 state = self._start()
             else:
                 state = self.checkpoints.resume(target)
                 validate = (self.checkpoints.info("last") or {}).get("validate", False)
-                print(f"resuming {self.workdir} from step {int(state.step)}", file=sys.stderr)
+                hosts.say(f"resuming {self.workdir} from step {int(state.step)}")
             step = int(state.step)
             self.log = RunLog(
                 self.workdir,
                 start_step=step,
                 total_steps=setup.steps,
-                batch_size=config.train.batch_size,
+                photos_before=setup.plan.first_position,
                 tensorboard=config.train.tensorboard,
             )
             try:
@@ -207,23 +208,30 @@ class _Loop:
             self.checkpoints.wait()
             self.checkpoints.close()
 
-    def _describe(self, target: TrainState) -> None:
+    def _describe(self) -> None:
         catalog, setup = self.catalog, self.setup
         boundary = evaluate.head_boundary(catalog, self.config)
         counts = catalog.classes.counts["train"]
         head = int(head_mask(counts, boundary).sum())
+        first, last = setup.plan.size(0), setup.plan.size(setup.steps - 1)
+        photos = first if first == last else f"{first} to {last}"
         sizes = ", ".join(f"{len(catalog.splits[split])} {split}" for split in SPLITS)
-        print(
+        hosts.say(
             f"{self.workdir}: {catalog.name}, {setup.shape.num_classes} classes ({head} head: more than {boundary} photos), "
-            f"{sizes} photos; {setup.steps} steps of {self.config.train.batch_size} on {runs.hardware(setup.mesh)}",
-            file=sys.stderr,
+            f"{sizes} photos; {setup.steps} steps of {photos} on {runs.hardware(setup.mesh)}",
+            *plan.memory_lines(self.memory_plan),
         )
-        print("memory a device, before the first step:", *memory_lines(target, setup), sep="\n", file=sys.stderr)
+
+    def _compile(self, batch_sizes: Iterable[int]) -> None:
+        """The steps for those sizes, before anything is allocated: a run that does not fit ends here."""
+        hosts.say("compiling the step")
+        self.train_steps |= plan.compile_within_memory(
+            self.memory_plan, self.setup, abstract_state(self.setup), batch_sizes
+        )
 
     def _start(self) -> TrainState:
         prior = class_log_prior(self.catalog.classes.counts["train"], self.setup.mesh)
-        placed = mesh.to_global({"prior": prior}, self.setup.mesh)
-        state = start_state(self.setup, placed["prior"])
+        state = start_state(self.setup, mesh.class_vector(prior, self.setup.mesh))
         if self.config.loss.with_text:
             state = start_words(state, self.catalog.word_vectors)
         if self.config.model.init_from:
@@ -238,35 +246,42 @@ class _Loop:
     def _steps(self, state: TrainState) -> None:
         """Losses are read one step late, so that the device never waits; nothing is saved before its loss was read."""
         config, setup = self.config.train, self.setup
-        train_step = jax.jit(make_train_step(setup), donate_argnums=0)
-        self.log.message("compiling the step")
         first = int(state.step)
+        if setup.plan.size(first) not in self.train_steps:  # the newest checkpoint was damaged
+            self._compile([setup.plan.size(first)])
         evaluate_every = max(1, round(config.evaluate_every_epochs * setup.steps_per_epoch))
         last_save, pending = time.monotonic(), None
         with _Signals() as signals, contextlib.closing(self._batches(first)) as batches:
             for step, batch in enumerate(batches, first + 1):
-                state, losses = train_step(state, pipeline.to_device(batch, setup.mesh))
+                state, losses = self.train_steps[setup.plan.size(step - 1)](
+                    state, pipeline.to_device(batch, setup.mesh)
+                )
                 if pending is not None:
                     self._read(*pending)
                 pending = step, losses
-                evaluating = step % evaluate_every == 0 or step == setup.steps
-                due = time.monotonic() - last_save > config.checkpoint_every_seconds
+                evaluating = step == setup.steps or setup.plan.passes(step, evaluate_every)
+                # Clocks and signals are each process's own; asking the others waits for the step.
+                agreeing = not hosts.several() or evaluating or step % config.log_every_steps == 0
+                stop = agreeing and hosts.any_of(signals.received is not None)
+                due = agreeing and hosts.of_first(time.monotonic() - last_save > config.checkpoint_every_seconds)
                 due |= bool(config.checkpoint_every_steps) and step % config.checkpoint_every_steps == 0
-                if evaluating or due or signals.received or step == setup.steps:
+                if evaluating or due or stop:
                     self._read(*pending)
                     pending = None
                     self.log.pause()
-                    if evaluating and not signals.received:
+                    if evaluating and not stop:
                         self._validate(state, step)
                         evaluating = False
-                    if due or signals.received or step == setup.steps:
+                        # A signal that came meanwhile is not left for the next time.
+                        stop = hosts.any_of(signals.received is not None)
+                    if due or stop or step == setup.steps:
                         self._check_state(state, step)
                         self.checkpoints.save(state, step, info={"validate": evaluating})
                         last_save = time.monotonic()
                     self.log.resume_clock()
-                if signals.received:
+                if stop:
                     self.checkpoints.wait()
-                    name = signal.Signals(signals.received).name
+                    name = signal.Signals(signals.received).name if signals.received else "a signal to another process"
                     raise TrainingStopped(f"{name}: saved at step {step}; the same command goes on from there")
 
     def _read(self, step: int, losses: dict[str, jax.Array]) -> None:
@@ -310,17 +325,17 @@ class _Loop:
         self.log.numbers(step, "validation", numbers)
         # A small validation set ties often: the higher log-probability of the right label decides then.
         value = [numbers["overall_top1"], numbers["log_prob"]]
-        best = self.checkpoints.info("best")
-        better = best is None or value > best["validation"]
+        better = self.best is None or value > self.best
         shares = "  ".join(
             f"{group} {result[group]['top1']:.2f}" for group in result if result[group]["top1"] is not None
         )
         self.log.message(
-            f"epoch {step / self.setup.steps_per_epoch:.2f}  validation top-1: {shares}{'  (best)' if better else ''}"
+            f"epoch {self.setup.epoch_at(step):.2f}  validation top-1: {shares}{'  (best)' if better else ''}"
         )
         if better:
             self._check_state(state, step)
             self.checkpoints.save(state, step, kind="best", info={"validation": value})
+            self.best = value
 
 
 @jax.jit

@@ -12,6 +12,7 @@ from sicot_jax.config import (
     ConfigError,
     DataConfig,
     EvalConfig,
+    HeadConfig,
     LossConfig,
     ModelConfig,
     OptimConfig,
@@ -226,6 +227,11 @@ def test_bad_dict_is_named(tree, message):
         ({"optim": OptimConfig(warmup_epochs=-3.0)}, r"optim.warmup_epochs=-3.0, wanted 0 or more"),
         ({"optim": OptimConfig(weight_decay=float("nan"))}, r"optim.weight_decay=nan, wanted 0 or more"),
         ({"optim": OptimConfig(momentum=5.0)}, r"optim.momentum=5.0, wanted 0 up to"),
+        ({"optim": OptimConfig(trust_coefficient=0.0)}, r"optim.trust_coefficient=0.0, wanted a positive"),
+        (
+            {"optim": OptimConfig(name="lars"), "head": HeadConfig(kind="sampled")},
+            r"'sampled' with optim.name='lars': the norm of a kernel whose rows are not .* set optim.name=sgd or head.kind",
+        ),
         ({"model": ModelConfig(last_stride=0)}, r"model.last_stride=0, wanted 1 or 2"),
         ({"model": ModelConfig(embedding_width=-1)}, r"model.embedding_width=-1, wanted 0 or more"),
         ({"data": DataConfig(workers=-1)}, r"data.workers=-1, wanted 0 or more"),
@@ -244,6 +250,22 @@ def test_bad_dict_is_named(tree, message):
         (
             {"train": TrainConfig(batch_size=10, micro_batches=4)},
             r"train.batch_size=10 is not divisible by train.micro_batches=4",
+        ),
+        ({"train": TrainConfig(grow_every_epochs=-1.0)}, r"train.grow_every_epochs=-1.0, wanted 0 or more"),
+        (
+            {"train": TrainConfig(grow_every_epochs=2.0)},
+            r"grow_every_epochs=2.0 with train.max_micro_batches=0: .* set both, or both to 0",
+        ),
+        (
+            {"train": TrainConfig(max_micro_batches=8)},
+            r"grow_every_epochs=0.0 with train.max_micro_batches=8: .* set both, or both to 0",
+        ),
+        *(
+            (
+                {"train": TrainConfig(micro_batches=4, grow_every_epochs=2.0, max_micro_batches=most)},
+                rf"train.max_micro_batches={most}, wanted train.micro_batches=4 doubled once or more often",
+            )
+            for most in (2, 4, 6, 12)
         ),
         ({"loss": LossConfig(visual=0.0, mixed=0.0)}, r"loss.visual, loss.semantic and loss.mixed are all 0"),
         ({"loss": LossConfig(visual=-1.0)}, r"loss weights -1.0, 0.0, 1.0: wanted no negative one"),
@@ -267,6 +289,19 @@ def test_the_edges_of_the_checks_are_allowed():
         augment=AugmentConfig(min_area=1.0, max_ratio=1.0),
         train=TrainConfig(batch_size=1, steps=1, epochs=0.0),
         eval=EvalConfig(batch_size=1, top_k=3, class_chunk=1),
+    )
+
+
+def test_batch_plan_of_a_config():
+    """100 photos in batches of 10: doubled after 2 and 4 epochs, from one micro-batch to four."""
+    plan = TrainConfig(batch_size=10, grow_every_epochs=2.0, max_micro_batches=4).batch_plan(100)
+    assert [plan.size(step) for step in (0, 19, 20, 29, 30, 1000)] == [10, 10, 20, 20, 40, 40]
+    assert TrainConfig(batch_size=10).batch_plan(100).doubled_at == ()
+
+
+def test_what_decides_the_order_of_records_is_not_free():
+    assert not {"train.batch_size", "train.micro_batches", "train.grow_every_epochs", "train.max_micro_batches"} & set(
+        config_lib.FREE_ON_RESUME
     )
 
 

@@ -183,6 +183,17 @@ def test_parts_of_several_processes_make_the_whole_batch(processes):
             np.testing.assert_array_equal(np.concatenate([part(step)[name] for part in parts]), array)
 
 
+def test_batches_that_grow_hold_the_same_photos_and_words():
+    """23 photos in batches of 6, of 12 from the end of epoch 1 on: cut elsewhere, position by position the same."""
+    catalog, plain = open_generated(SPEC), config(title_dropout=0.3, word_dropout=0.3)
+    train = dataclasses.replace(plain.train, grow_every_epochs=1.0, max_micro_batches=2)
+    grown = [train_batches(catalog, dataclasses.replace(plain, train=train))(step) for step in range(6)]
+    assert [len(batch["label"]) for batch in grown] == [6, 6, 6, 6, 12, 12]
+    whole = [train_batches(catalog, plain)(step) for step in range(8)]
+    for name in whole[0]:
+        np.testing.assert_array_equal(*(np.concatenate([batch[name] for batch in made]) for made in (grown, whole)))
+
+
 class Textless(HandMade):
     """Photos that say who they are; a title would be found out."""
 

@@ -25,7 +25,11 @@ def clock(monkeypatch):
 
 def opened(workdir, *, start_step=0, total_steps=1000, batch_size=32, tensorboard=False):
     return RunLog(
-        workdir, start_step=start_step, total_steps=total_steps, batch_size=batch_size, tensorboard=tensorboard
+        workdir,
+        start_step=start_step,
+        total_steps=total_steps,
+        photos_before=lambda step: step * batch_size,
+        tensorboard=tensorboard,
     )
 
 

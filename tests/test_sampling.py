@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sicot_jax.sampling import CLASSES, ORDER, SAMPLINGS, TITLES, Sampler, generator, permute
+from sicot_jax.sampling import CLASSES, ORDER, SAMPLINGS, TITLES, BatchPlan, Sampler, generator, permute
 
 
 def whole(size, seed=0, epoch=0):
@@ -66,6 +66,59 @@ def test_uniform_takes_every_record_once_an_epoch(records, batch):
     np.testing.assert_array_equal(np.sort(rounds, 1), np.tile(np.arange(records), (epochs, 1)))
     if records > 6:
         assert not (rounds[0] == rounds[1]).all()
+
+
+def test_batch_plan_by_hand():
+    """Batches of 3, from step 4 on of 6, from step 6 on of 12: 0 3 6 9 12 18 24 36 ... records before a step."""
+    plan = BatchPlan(3, (4, 6))
+    assert [plan.size(step) for step in range(8)] == [3, 3, 3, 3, 6, 6, 12, 12]
+    assert [plan.first_position(step) for step in range(9)] == [0, 3, 6, 9, 12, 18, 24, 36, 48]
+    assert [plan.batches_before(step) for step in range(9)] == [0, 1, 2, 3, 4, 6, 8, 12, 16]
+    np.testing.assert_array_equal(plan.batches_before(np.arange(9)), [0, 1, 2, 3, 4, 6, 8, 12, 16])
+    assert [plan.steps_for(batches) for batches in (0, 3, 4, 5, 6, 7, 8, 9, 12, 13)] == [0, 3, 4, 5, 5, 6, 6, 7, 7, 8]
+    assert plan.sizes(0, 7) == [3, 6, 12] and plan.sizes(4, 6) == [6] and plan.sizes(5, 5) == []
+    assert [step for step in range(1, 9) if plan.passes(step, 5)] == [5, 7, 8]  # of 1 2 3 4 6 8 12 16 batches
+    assert BatchPlan(3).batches_before(7) == 7 and BatchPlan(3).steps_for(7) == 7
+
+
+@pytest.mark.parametrize("every", [5.0, 3.3, 1.0, 0.4])
+def test_a_batch_grows_at_the_first_step_after_each_so_many_batches(every):
+    """The last two: a period shorter than a step of the grown batch, and than the first step."""
+    plan = BatchPlan.growing(8, doublings=3, every=every)
+    assert len(plan.doubled_at) == 3
+    for i, step in enumerate(plan.doubled_at):
+        due = round((i + 1) * every)
+        assert plan.batches_before(step) >= due
+        assert step == 0 or plan.batches_before(step - 1) < due
+    assert plan.size(plan.doubled_at[-1]) == 64
+    for batches in range(40):
+        step = plan.steps_for(batches)
+        assert plan.batches_before(step) >= batches and (step == 0 or plan.batches_before(step - 1) < batches)
+
+
+def test_uniform_takes_every_record_once_an_epoch_while_the_batch_grows():
+    """11 records in batches of 2, doubled after epochs 1 and 2 to 8: boundaries meet neither epochs nor steps."""
+    plan = BatchPlan.growing(2, doublings=2, every=11 / 2)
+    sampler = Sampler(np.zeros(11, np.int32), 2, seed=5, doubled_at=plan.doubled_at)
+    drawn = [sampler(step) for step in range(12)]
+    assert [len(batch) for batch in drawn] == [2] * 6 + [4] * 3 + [8] * 3
+    rounds = np.concatenate(drawn)[:44].reshape(4, 11)
+    np.testing.assert_array_equal(np.sort(rounds, 1), np.tile(np.arange(11), (4, 1)))
+    # The same records in the same order as without growth, and from any step on: resume is a step number.
+    plain = Sampler(np.zeros(11, np.int32), 2, seed=5)
+    np.testing.assert_array_equal(np.concatenate(drawn), np.concatenate([plain(step) for step in range(24)]))
+    for step in (7, 2, 10):
+        np.testing.assert_array_equal(Sampler(sampler.labels, 2, 5, "uniform", plan.doubled_at)(step), drawn[step])
+
+
+@pytest.mark.parametrize("sampling", ["class_balanced", "square_root"])
+def test_balanced_samplings_draw_the_batch_of_the_step(sampling):
+    """Before the first doubling the same records as without one, then twice as many."""
+    sampler, plain = Sampler(LABELS, 6, 0, sampling, (2,)), Sampler(LABELS, 6, 0, sampling)
+    for step in range(2):
+        np.testing.assert_array_equal(sampler(step), plain(step))
+    assert [len(sampler(step)) for step in (2, 3)] == [12, 12]
+    assert not (sampler(2) == sampler(3)).all()
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)

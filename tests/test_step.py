@@ -11,7 +11,7 @@ from sicot_jax import config as config_lib
 from sicot_jax import heads, mesh
 from sicot_jax.config import Config
 from sicot_jax.models.sicot import start_words
-from sicot_jax.step import DataShape, class_log_prior, make_setup, make_train_step, start_state
+from sicot_jax.step import DataShape, abstract_state, class_log_prior, make_setup, make_train_step, start_state
 
 NUM_CLASSES, VOCABULARY, BATCH = 11, 30, 16  # 11 rows divide over no mesh of more than one device
 
@@ -22,7 +22,7 @@ def tiny(**changes) -> Config:
     """A step of plain SGD with rate 1, so that new - old is minus the gradient."""
     config = config_lib.load("tiny")
     optim = dataclasses.replace(config.optim, learning_rate=1.0, schedule="constant", weight_decay=0.0)
-    train = dataclasses.replace(config.train, batch_size=BATCH, **changes.pop("train", {}))
+    train = dataclasses.replace(config.train, **{"batch_size": BATCH} | changes.pop("train", {}))
     optim = dataclasses.replace(optim, **changes.pop("optim", {}))
     return dataclasses.replace(config, optim=optim, train=train, **changes)
 
@@ -110,31 +110,48 @@ def test_micro_batches_of_the_classifier_alone_equal_the_whole_batch():
     assert_close(parts[2], whole[2], rtol=1e-5)
 
 
-def test_micro_batches_equal_the_whole_batch_up_to_batch_statistics(monkeypatch):
-    """Each part normalises by its own statistics; made of the same rows twice, parts and whole agree.
+def test_a_batch_that_grew_equals_the_step_on_the_bigger_batch(monkeypatch):
+    """A step on 8 rows and, grown, one on 16 in two micro-batches, against the same with 16 in one piece.
 
-    With softplus in place of ReLU, whose derivative jumps: statistics summed in another order move activations by 1e-7,
-    and one that crosses zero would let its whole gradient through or not (up to 3e-2 of an array's norm).
+    Each part normalises by its own statistics; the second batch is made of the same rows twice, so parts and whole
+    agree. With softplus in place of ReLU, whose derivative jumps: statistics summed in another order move activations by
+    1e-7, and one that crosses zero would let its whole gradient through or not (up to 3e-2 of an array's norm).
     """
     monkeypatch.setattr(jax.nn, "relu", jax.nn.softplus)
-    batch = {
+    first = {name: array[BATCH // 2 :] for name, array in host_batch().items()}
+    second = {
         name: np.repeat(array[: BATCH // 2], 2, 0) for name, array in host_batch().items()
-    }  # part p: rows p, p + 2...
+    }  # part p: p, p + 2, ...
+    device_mesh = on(1, 1)
 
-    def run(parts):
-        config = tiny(train={"micro_batches": parts}, augment=config_lib.AugmentConfig(enabled=False))
-        device_mesh = on(1, 1)
-        with jax.set_mesh(device_mesh):
-            setup = make_setup(config, SHAPE, device_mesh)
-            prior = jnp.asarray(class_log_prior(np.ones(NUM_CLASSES), device_mesh))
-            state = start_state(setup, mesh.to_global({"p": np.asarray(prior)}, device_mesh)["p"])
-            state = start_words(state, np.random.default_rng(5).normal(size=(VOCABULARY, 16)).astype(np.float32))
-            return jax.device_get(jax.jit(make_train_step(setup))(state, mesh.to_global(batch, device_mesh)))
+    def setup_of(**train):
+        config = tiny(train=train, augment=config_lib.AugmentConfig(enabled=False))
+        return make_setup(config, SHAPE, device_mesh)
 
-    (whole, whole_losses), (parts, part_losses) = run(1), run(2)
+    with jax.set_mesh(device_mesh):
+        grows = setup_of(batch_size=8, grow_every_epochs=0.05, max_micro_batches=2, epochs=0.2)
+        assert [grows.plan.size(step) for step in range(3)] == [8, 16, 16]
+        assert grows.steps == 3 and grows.epoch_at(3) == 0.25  # 8 + 16 + 16 photos: the first to reach 32 of 160
+        prior = mesh.to_global({"p": class_log_prior(np.ones(NUM_CLASSES), device_mesh)}, device_mesh)["p"]
+        state = start_state(grows, prior)
+        step = jax.jit(make_train_step(grows))
+        state, _ = step(state, mesh.to_global(first, device_mesh))
+        second = mesh.to_global(second, device_mesh)
+        parts, part_losses = jax.device_get(step(state, second))
+        whole, whole_losses = jax.device_get(jax.jit(make_train_step(setup_of()))(state, second))
     assert_close(part_losses, whole_losses, rtol=1e-5)
     assert_close(parts.classifier, whole.classifier)
     assert_close(parts.params, whole.params)
+
+
+def test_a_batch_that_micro_batches_do_not_divide_is_refused():
+    device_mesh = on(1, 1)
+    with jax.set_mesh(device_mesh):
+        setup = make_setup(tiny(train={"batch_size": 32, "micro_batches": 4}), SHAPE, device_mesh)
+        state = abstract_state(setup)
+        batch = {name: jax.ShapeDtypeStruct((12, *x.shape[1:]), x.dtype) for name, x in host_batch().items()}
+        with pytest.raises(ValueError, match=r"a batch of 12 photos, wanted a multiple of micro-batches of 8"):
+            jax.eval_shape(make_train_step(setup), state, batch)
 
 
 def test_an_extra_loss_reaches_the_parameters():

@@ -121,6 +121,22 @@ def test_kill_and_resume_equals_uninterrupted_bit_for_bit(uninterrupted, tmp_pat
 
 
 @pytest.mark.slow
+def test_a_run_whose_batch_grows_resumes_bit_for_bit_before_and_after_it_grew(tmp_path, monkeypatch):
+    """Batches of 32, 32, 64, 128, 128; saved after each and killed after the first, the second and the third."""
+    config = tiny(epochs=2.5, grow_every_epochs=0.4, max_micro_batches=4, checkpoint_every_steps=1)
+    results = train(config, tmp_path / "whole")
+    for step in (2, 2, 2):
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            stop_at(patch, step)
+            train(config, tmp_path / "run")
+    resumed = train(config, tmp_path / "run")
+    states = [last_state(tmp_path / name, config) for name in ("run", "whole")]
+    for got, wanted in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    assert resumed["accuracy"] == results["accuracy"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("data, model", [(1, 1), (2, 2)])
 def test_a_checkpoint_of_eight_devices_continues_on_fewer(tmp_path, monkeypatch, data, model):
     """11 classes are padded to 16 rows on eight devices, to 12 on four, to 11 on one.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,20 @@ class ImportedSplit:
         return {**self.__dict__, "_source": None}
 
 
-def _open_source(folder: Path, split: str) -> Any:
-    import tensorflow_datasets as tfds
+_opening = threading.Lock()
 
-    builder = tfds.builder_from_directory(folder)
-    return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+
+def _open_source(folder: Path, split: str) -> Any:
+    # One thread at a time: TFDS imports its parts when they are first used, and two threads that do so, one inside the
+    # other's import, wait for each other for ever (etils' lazy modules on Python 3.11). The first record brings the rest.
+    with _opening:
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder_from_directory(folder)
+        source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        if len(source):
+            source[0]
+        return source
 
 
 def version_folders(data_set: Path) -> list[Path]:

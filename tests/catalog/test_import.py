@@ -14,10 +14,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from sicot_jax.catalog import builder as builder_module
@@ -121,6 +123,26 @@ def test_words_come_from_train_alone(imported):
     assert not known & (own["validation"] | own["test"])
     assert catalog.word_vectors.shape == (len(catalog.tokenizer.vocabulary), 8)
     assert not catalog.word_vectors[0].any()
+
+
+def test_threads_open_one_after_the_other(imported, monkeypatch):
+    """Two of them inside TFDS's imports at once have waited for each other for ever."""
+    inside, most = [], []
+    original = tfds.builder_from_directory
+
+    def opening(folder):
+        inside.append(folder)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.pop()
+        return original(folder)
+
+    monkeypatch.setattr(tfds, "builder_from_directory", opening)
+    split = pickle.loads(pickle.dumps(open_imported(imported.folder).splits["train"]))
+    with ThreadPoolExecutor(4) as threads:
+        records = list(threads.map(split.__getitem__, [0, 1, 0, 1]))
+    assert max(most) == 1
+    assert records[0]["image_id"] == records[2]["image_id"] != records[1]["image_id"]
 
 
 def test_splits_are_pickled_unopened(imported):

@@ -1,0 +1,104 @@
+"""Accuracy of the sampled heads against the full softmax, and how much of the neighbour graph outlives its making.
+
+Command:  python -m benchmarks.sampled_heads --config fashion --config.loss.mixed=0 --out runs/sampled_heads/fashion
+Again:    the same command: runs that have ended are not trained again, one that was stopped goes on.
+Table:    test accuracy in per cent after the same steps from the same seed; differences to the full softmax over the same
+          photos, with 95 % intervals (over photos, so without the luck of training).
+          "recall" is the share of each class's nearest classes at the end of the run that its graph still names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from benchmarks import timing
+from sicot_jax import config as config_lib
+from sicot_jax import runs, sampled, train
+from sicot_jax.checkpoint import Checkpoints
+from sicot_jax.config import Config, HeadConfig
+from sicot_jax.report.intervals import paired_interval
+from sicot_jax.step import abstract_state, compute_dtype, make_setup
+
+
+def contenders(head: HeadConfig, rates: list[float]) -> dict[str, HeadConfig]:
+    """Name -> head: the full softmax first."""
+    heads = {"class_sharded": dataclasses.replace(head, kind="class_sharded")}
+    for kind in ("sampled", "knn"):
+        heads |= {f"{kind}_{rate}": dataclasses.replace(head, kind=kind, sample_rate=rate) for rate in rates}
+    return heads
+
+
+def graph_recall(workdir: Path) -> tuple[float, int]:
+    """(share of the nearest classes of now that the graph of the run's last state names, the graph's age in steps)."""
+    run = runs.read_run(workdir)
+    device_mesh = runs.start_mesh(run.config)
+    with jax.set_mesh(device_mesh):
+        checkpoints = Checkpoints(workdir, num_classes=run.shape.num_classes)
+        classifier = checkpoints.restore(abstract_state(make_setup(run.config, run.shape, device_mesh))).classifier
+        checkpoints.close()
+        build = jax.jit(
+            lambda kernel: sampled.class_graph(
+                kernel,
+                num_classes=run.shape.num_classes,
+                k=run.config.head.neighbours,
+                dtype=compute_dtype(run.config),
+            )
+        )
+        now = np.asarray(build(classifier.kernel))[: run.shape.num_classes]
+    then = np.asarray(classifier.sampling["neighbours"])[: run.shape.num_classes]
+    shared = [len(np.intersect1d(a, b)) for a, b in zip(now, then, strict=True)]
+    step = int(classifier.sampling["step"])
+    # The graph is made before the steps 0, rebuild_steps, ...
+    return float(np.mean(shared)) / now.shape[1], step - (
+        step - 1
+    ) // run.config.head.rebuild_steps * run.config.head.rebuild_steps
+
+
+def row(workdir: Path, results: dict, full: Path) -> tuple[str, ...]:
+    accuracy = results["accuracy"]
+    with np.load(workdir / "predictions.npz") as mine, np.load(full / "predictions.npz") as others:
+        hit, other_hit = (x["top_classes"][:, 0] == x["label"] for x in (mine, others))
+        assert np.array_equal(mine["image_id"], others["image_id"])
+    difference = 100 * (hit.astype(float) - other_hit)
+    low, high = paired_interval(difference)
+    return (
+        f"{accuracy['overall']['top1']:.2f}",
+        f"{accuracy['overall']['top3']:.2f}",
+        *(f"{accuracy[group]['top1']:.2f}" for group in ("head", "tail", "class_mean")),
+        "" if workdir == full else f"{difference.mean():+.2f} [{low:+.2f}, {high:+.2f}]",
+    )
+
+
+def compare(config: Config, rates: list[float], out: Path) -> None:
+    rows = []
+    for name, head in contenders(config.head, rates).items():
+        results = train.train(dataclasses.replace(config, head=head), out / name)
+        recall = ""
+        if head.kind == "knn":
+            share, age = graph_recall(out / name)
+            recall = f"{100 * share:.1f} % after {age}"
+        rows.append((name.replace("_", " "), *row(out / name, results, out / "class_sharded"), recall))
+    timing.print_table(
+        f"{out.name}: {results['accuracy']['overall']['photos']:,} test photos, {results['step_of_end']:,} steps, seed "
+        f"{config.seed}, {results['hardware']}",
+        ("head", "top-1", "top-3", "head", "tail", "class mean", "top-1 less the full softmax's", "recall"),
+        rows,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--rates", nargs="+", type=float, default=[0.05, 0.1, 0.2])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs, one each")
+    args, overrides = parser.parse_known_args()
+    compare(config_lib.load(args.config, overrides), args.rates, args.out)
+
+
+if __name__ == "__main__":
+    main()

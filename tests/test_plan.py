@@ -1,0 +1,381 @@
+"""The plan against what XLA compiles: bytes held, bytes sent; what it says would fit, fits; what does not is refused."""
+
+import dataclasses
+import math
+import re
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sicot_jax import cli, device_memory, mesh, pipeline, plan
+from sicot_jax import config as config_lib
+from sicot_jax.checkpoint import Checkpoints
+from sicot_jax.step import DataShape, abstract_state, make_setup, make_train_step, start_state
+
+ROOT = Path(__file__).parent.parent
+MESHES = [(8, 1), (4, 2), (2, 4)]
+CLASSES, BATCH, WIDTH = 99_995, 64, 256
+SHAPE = DataShape(CLASSES, 50, 16, 160_000)
+KINDS = {
+    "exact": [],
+    "kept logits": ["--config.head.keep_logits=bfloat16"],
+    "sampled": ["--config.head.kind=sampled", "--config.head.sample_rate=0.5"],
+    "adamw": ["--config.optim.name=adamw"],
+    "lars": ["--config.optim.name=lars"],
+    "knn": ["--config.head.kind=knn"],
+    "dense": ["--config.head.kind=dense"],
+}
+
+
+def wide(*overrides):
+    """The tiny config with a head that outweighs its streams."""
+    sizes = [f"--config.model.embedding_width={WIDTH}", f"--config.train.batch_size={BATCH}"]
+    return config_lib.load("tiny", [*sizes, *overrides])
+
+
+def quick(*overrides):
+    """A step that compiles in seconds: the backbone only goes forward."""
+    return config_lib.load("tiny", ["--config.optim.trainable=(?!visual/resnet)", *overrides])
+
+
+def planned(config, shape=SHAPE, *, devices=8, activations=0):
+    new = plan.make_plan(config, shape, devices=devices)
+    return dataclasses.replace(new, activations=activations, activations_of=new.photos_at_a_time, compiled_for="a test")
+
+
+def collectives(compiled) -> dict[str, int]:
+    """Bytes of the arrays that cross devices, by kind; of a reduce-scatter what goes in, of the others what comes out."""
+    sizes: dict[str, int] = {}
+    for line in compiled.as_text().splitlines():
+        found = re.search(
+            r"= (.*?) (all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all)(-start)?\(", line
+        )
+        for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", found.group(1)) if found else []:
+            numbers = math.prod(int(n) for n in shape.split(",") if n)
+            width = {"pred": 1, "bf16": 2, "f32": 4, "s32": 4}[kind]
+            devices = 8 if found.group(2) == "reduce-scatter" else 1
+            sizes[found.group(2)] = sizes.get(found.group(2), 0) + numbers * width * devices
+    return sizes
+
+
+def of_messages(messages, part: str) -> dict[str, float]:
+    sizes: dict[str, float] = {}
+    for name, message in messages.items():
+        if name.startswith(part):
+            sizes[message.kind] = sizes.get(message.kind, 0) + message.size * message.times
+    return sizes
+
+
+@pytest.mark.parametrize("data, model", MESHES)
+@pytest.mark.parametrize("options", ["exact", "adamw", "knn"])
+def test_the_state_by_formula_is_what_the_compiled_program_takes(data, model, options):
+    config = wide(*KINDS[options])
+    device_mesh = mesh.make_mesh(data=data, model=model)
+    with jax.set_mesh(device_mesh):
+        state = abstract_state(make_setup(config, SHAPE, device_mesh))
+        compiled = jax.jit(lambda state: state, donate_argnums=0).lower(state).compile()
+    taken = compiled.memory_analysis().argument_size_in_bytes
+    np.testing.assert_allclose(sum(planned(config).state().values()), taken, rtol=0.001)
+
+
+@pytest.mark.parametrize(
+    "data, model, options",
+    [(*shape, "exact") for shape in MESHES]
+    + [(8, 1, "kept logits"), (8, 1, "adamw"), (4, 2, "lars"), (4, 2, "sampled"), (2, 4, "knn"), (4, 2, "dense")],
+)
+def test_the_head_by_formula_is_what_the_compiled_head_takes_and_sends(data, model, options):
+    config = wide(*KINDS[options])
+    device_mesh = mesh.make_mesh(data=data, model=model)
+    with jax.set_mesh(device_mesh):
+        setup = make_setup(config, SHAPE, device_mesh)
+        classifier = abstract_state(setup).classifier
+        embedding = mesh.divided(jax.ShapeDtypeStruct((BATCH, WIDTH), jnp.float32), device_mesh)
+        label = mesh.divided(jax.ShapeDtypeStruct((BATCH,), jnp.int32), device_mesh)
+        both = {"visual": embedding, "mixed": embedding}
+        compiled = jax.jit(setup.head, donate_argnums=2).lower(both, label, classifier).compile()
+    new = planned(config)
+    np.testing.assert_allclose(new.head(), compiled.memory_analysis().temp_size_in_bytes, rtol=0.1)
+    expected = of_messages(new.messages(), "classifier")
+    if options == "knn":  # a block goes round once for each device and graph
+        expected["collective-permute"] *= config.head.rebuild_steps / 8
+    found = collectives(compiled)
+    assert expected.keys() == found.keys()
+    for kind, size in expected.items():
+        np.testing.assert_allclose(size, found[kind], rtol=0.1, err_msg=kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data, model", MESHES)
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_the_step_by_formula_is_what_the_compiled_step_takes_and_sends(data, model, micro_batches):
+    config = wide(f"--config.train.micro_batches={micro_batches}")
+    device_mesh = mesh.make_mesh(data=data, model=model)
+    with jax.set_mesh(device_mesh):
+        setup = make_setup(config, SHAPE, device_mesh)
+        compiled = plan.compile_step(setup, abstract_state(setup), BATCH)
+    new = planned(config)
+    size = compiled.memory_analysis()
+    arguments = sum(new.state().values()) + new.batch()
+    np.testing.assert_allclose(arguments, size.argument_size_in_bytes, rtol=0.01)
+    # The program's text has the body of a loop once: the sums of one micro-batch stand there for all.
+    messages = {n: dataclasses.replace(m, times=m.times / micro_batches) for n, m in new.messages().items()}
+    expected = of_messages(messages, "streams")["all-reduce"] + of_messages(new.messages(), "class")["all-reduce"]
+    np.testing.assert_allclose(expected, collectives(compiled)["all-reduce"], rtol=0.01)
+    # One device's share, compiled alone, foretells the whole: the backbone and nothing else is left to it.
+    whole = plan.with_activations(new).total()
+    np.testing.assert_allclose(whole, plan.needed_bytes(compiled), rtol=0.1)
+
+
+def test_a_ring_sends_what_others_lack():
+    assert plan.Message("all-gather", 800).sent(8) == 700
+    assert plan.Message("reduce-scatter", 800).sent(8) == 700
+    assert plan.Message("all-reduce", 800, 0.5).sent(8) == 700
+    assert plan.Message("collective-permute", 800, 8 / 1000).sent(8) == 6.4
+    for kind in ("all-gather", "reduce-scatter", "all-reduce", "collective-permute"):
+        assert plan.Message(kind, 800).sent(1) == 0
+
+
+@pytest.mark.parametrize("options", ["exact", "kept logits", "sampled", "knn"])
+@pytest.mark.parametrize("devices", [1, 8, 64])
+def test_one_class_more_a_device_than_the_largest_number_does_not_fit(options, devices):
+    new, memory = planned(wide(*KINDS[options]), activations=100 * plan.MIB), 4 * plan.GIB
+    largest = plan.largest_classes(new, memory, devices=devices)
+    totals = [
+        dataclasses.replace(new, devices=devices, shape=dataclasses.replace(SHAPE, num_classes=largest + more)).total()
+        for more in (0, 1, devices)
+    ]
+    assert totals[0] <= plan.SHARE * memory < totals[1] == totals[2]
+    assert plan.largest_classes(new, plan.MIB, devices=devices) == 0
+
+
+def test_activations_follow_the_photos_at_a_time():
+    config = wide("--config.train.micro_batches=2")
+    new = planned(config, activations=8 * plan.MIB)
+    assert new.photos == 8 and new.photos_at_a_time == 4
+    half = dataclasses.replace(new, config=config_lib.override(config, ["--config.train.micro_batches=4"]))
+    more = dataclasses.replace(new, devices=16)
+    for one in (half, more):
+        assert one.memory()["activations, compiled for a test"] == 4 * plan.MIB
+
+
+def test_a_batch_that_grows_is_planned_for_its_largest():
+    growing = ["--config.train.grow_every_epochs=1", "--config.train.max_micro_batches=4"]
+    new, constant = planned(wide(*growing)), planned(wide())
+    assert (new.batch_size, new.micro_batches) == (4 * BATCH, 4)
+    assert new.photos_at_a_time == constant.photos_at_a_time
+    assert new.batch() == 4 * constant.batch()
+
+
+def test_what_does_not_train_has_no_gradient():
+    new = planned(wide("--config.optim.trainable=classifier"))
+    assert new.gradient == new.moments == 0
+    assert new.parameters > 0
+
+
+@pytest.mark.parametrize(
+    "options, activations, memory, first",
+    [
+        # activations alone are too many: fewer photos at a time
+        ([], 1000, 500, "--config.train.micro_batches=4"),
+        # the classifier alone is: a narrower one
+        ([], 10, 42, "--config.model.embedding_width=128"),
+        (["--config.head.keep_logits=float32"], 10, 62, "--config.head.keep_logits=no"),
+        (["--config.head.kind=dense"], 10, 200, "--config.head.kind=class_sharded"),
+        # both: no single change is enough
+        ([], 1000, 170, "--config.model.embedding_width=128 --config.train.micro_batches=8"),
+    ],
+)
+def test_what_would_fit_instead_does_by_the_same_formulas(options, activations, memory, first):
+    config, memory = wide(*options), memory * plan.MIB
+    new = planned(config, activations=activations * plan.MIB)
+    assert not new.fits(memory)
+    others = plan.alternatives(new, memory)
+    assert str(others[0]) == first
+    for other in others:
+        devices = other.plan.devices
+        again = planned(config_lib.override(config, other.overrides), devices=devices)
+        again = dataclasses.replace(again, activations=new.activations, activations_of=new.activations_of)
+        assert again.total() == other.plan.total() <= plan.SHARE * memory
+        assert other.overrides or devices > 8
+
+
+def test_the_limits_of_control_groups_count(tmp_path):
+    root, groups = tmp_path / "cgroup", tmp_path / "self"
+    (root / "job" / "task").mkdir(parents=True)
+    (root / "memory" / "old").mkdir(parents=True)
+    for path, limit in {"job/task/memory.max": "max", "job/memory.max": "700", "memory.max": "900"}.items():
+        (root / path).write_text(f"{limit}\n")
+    (root / "memory" / "old" / "memory.limit_in_bytes").write_text("800\n")
+    groups.write_text("5:cpu,cpuacct:/old\n3:memory:/old\n0::/job/task\n")
+    assert sorted(device_memory._control_group_limits(root, groups)) == [700, 800, 900, sys.maxsize]
+    assert 0 < device_memory.host_memory() < 2**50
+
+
+def test_device_kinds_are_whole_words():
+    assert device_memory.is_kind("NVIDIA L4", "NVIDIA L4")
+    assert device_memory.is_kind("NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB")
+    assert not device_memory.is_kind("NVIDIA L40S", "NVIDIA L4")
+
+
+def test_devices_that_are_one_host_share_its_memory(monkeypatch):
+    monkeypatch.setattr(device_memory, "host_memory", lambda: 800)
+    assert device_memory.device_memory(jax.devices()[:1]) == 800
+    assert device_memory.device_memory(jax.devices()) == 100
+
+
+def test_a_device_without_memory_for_the_state_is_refused_without_a_compiler(monkeypatch, capsys):
+    config = wide("--config.train.micro_batches=8")
+    monkeypatch.setattr(plan, "device_memory", lambda devices: 20 * plan.MIB)
+    monkeypatch.setattr(plan, "with_activations", lambda new: planned(config, activations=plan.MIB))
+    monkeypatch.delattr(plan, "compile_step")
+    device_mesh = mesh.make_mesh()
+    before = len(jax.live_arrays())
+    with jax.set_mesh(device_mesh):
+        setup = make_setup(config, SHAPE, device_mesh)
+        state = abstract_state(setup)
+        with pytest.raises(plan.DoesNotFit) as refused:
+            plan.compile_within_memory(plan.make_plan(config, SHAPE, devices=8), setup, state, [BATCH])
+    assert len(jax.live_arrays()) == before
+    assert str(refused.value) == (
+        "parameters and optimizer take 26.08 MiB on a device that has 20.00 MiB; add --config.model.embedding_width=64"
+    )
+    printed = capsys.readouterr().err
+    assert "classifier: kernel, bias, prior" in printed and "what would fit instead:" in printed
+
+
+def test_a_device_without_memory_for_the_compiled_step_is_refused(monkeypatch, capsys):
+    config = wide()
+    new = plan.make_plan(config, SHAPE, devices=8)
+    kept, temporary = sum(new.state().values()), sum(new.temporary().values())
+    size = types.SimpleNamespace(
+        argument_size_in_bytes=kept + new.batch(),
+        output_size_in_bytes=kept + 12,
+        alias_size_in_bytes=kept,
+        temp_size_in_bytes=temporary + 100 * plan.MIB,
+    )
+    compiled = types.SimpleNamespace(memory_analysis=lambda: size)
+    needed = new.total() + 12 + 100 * plan.MIB
+    assert plan.needed_bytes(compiled) == needed
+    monkeypatch.setattr(plan, "compile_step", lambda setup, state, batch_size: compiled)
+    device_mesh = mesh.make_mesh()
+    with jax.set_mesh(device_mesh):
+        setup = make_setup(config, SHAPE, device_mesh)
+        target = abstract_state(setup)
+        monkeypatch.setattr(plan, "device_memory", lambda devices: needed)
+        assert plan.compile_within_memory(new, setup, target, [BATCH]) == {BATCH: compiled}
+        monkeypatch.setattr(plan, "device_memory", lambda devices: None)  # not known: nothing to refuse by
+        assert plan.compile_within_memory(new, setup, target, [BATCH]) == {BATCH: compiled}
+        monkeypatch.setattr(plan, "device_memory", lambda devices: needed - 1)
+        with pytest.raises(plan.DoesNotFit) as refused:
+            plan.compile_within_memory(new, setup, target, [BATCH])
+    amount = plan.size_text(needed)
+    assert str(refused.value) == (
+        f"a step takes {amount} on a device that has {amount}; add --config.train.micro_batches=2"
+    )
+    assert re.search(r"activations, compiled for cpu +100.00 MiB", capsys.readouterr().err)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data, model", [(1, 1), (8, 1), (2, 4)])
+def test_steps_compiled_ahead_run_on_started_returned_and_restored_states(data, model, tmp_path):
+    """Shardings and weak types must be those of the shapes: what is compiled ahead takes nothing else."""
+    config = quick("--config.train.grow_every_epochs=1", "--config.train.max_micro_batches=2")
+    shape = DataShape(11, 50, 16, 160)
+    device_mesh = mesh.make_mesh(data=data, model=model, devices=jax.devices()[: data * model])
+    numbers = np.random.default_rng(0)
+    with jax.set_mesh(device_mesh):
+        setup, new = make_setup(config, shape, device_mesh), plan.make_plan(config, shape, devices=device_mesh.size)
+        target = abstract_state(setup)
+        steps = plan.compile_within_memory(new, setup, target, [32, 64])
+        state = start_state(setup, mesh.class_vector(np.zeros(target.classifier.bias.shape, np.float32), device_mesh))
+        checkpoints = Checkpoints(tmp_path, num_classes=11, writer=True)
+        for batch_size in (32, 64):
+            batch = {
+                "image": numbers.integers(0, 256, (batch_size, 24, 24, 3)).astype(np.uint8),
+                "label": numbers.integers(0, 11, batch_size).astype(np.int32),
+                "token_ids": numbers.integers(0, 50, (batch_size, 8)).astype(np.int32),
+            }
+            batch = pipeline.to_device(batch, device_mesh)
+            state, _ = steps[batch_size](state, batch)
+            checkpoints.save(state, int(state.step), info={})
+            checkpoints.wait()
+            _, losses = steps[batch_size](checkpoints.resume(target), batch)
+            _, expected = jax.jit(make_train_step(setup))(checkpoints.resume(target), batch)
+            assert losses["total"] == expected["total"]
+        checkpoints.close()
+
+
+def test_the_command_prints_the_plan_of_devices_that_are_not_here(capsys):
+    arguments = [
+        "plan",
+        "--config=tiny",
+        "--config.optim.trainable=classifier",
+        "--config.data.generated.num_classes=20",
+    ]
+    assert cli.main([*arguments, "--devices=16"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "20 classes x 16 numbers, head class_sharded, on 16 devices"
+    assert max(map(len, lines)) <= 100
+    text = "\n".join(lines)
+    for part in (
+        "classifier: embeddings",
+        "memory a device, 2 of its 2 photos",
+        "compiled for cpu",
+        "fits: a cpu here has",
+    ):
+        assert part in text
+    kinds = lines[lines.index(next(line for line in lines if line.startswith("largest number of classes"))) + 2 :]
+    assert [line.split()[-2:] == ["at", "hand"] for line in kinds] == [True] + [False] * len(device_memory.DEVICE_KINDS)
+    assert all(line.endswith("estimate") for line in kinds[1:])
+
+
+def test_the_command_prints_what_would_fit(monkeypatch, capsys):
+    monkeypatch.setattr(device_memory, "host_memory", lambda: 4 * plan.MIB)
+    monkeypatch.setattr(
+        plan,
+        "with_activations",
+        lambda new: planned(new.config, DataShape(11, 50, 16, 160), devices=1, activations=8 * plan.MIB),
+    )
+    assert cli.main(["plan", "--config=tiny", "--devices=1"]) == 0
+    out = capsys.readouterr().out
+    assert "does not fit: a cpu here has 4.00 MiB" in out
+    assert "  --config.train.micro_batches=" in out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--devices=5"], "not divisible by 5 devices"),
+        (["--devices=-1"], "wanted 1 or more"),
+        (["--config.mesh.model=3"], "does not divide 8 devices"),
+        (["--devices=16"], "leave some without a class"),
+    ],
+)
+def test_devices_that_cannot_share_the_work_are_refused(capsys, arguments, message):
+    assert cli.main(["plan", "--config=tiny", *arguments]) == cli.INPUT_ERROR
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_million_classes_are_planned_in_two_minutes_and_two_gib():
+    program = """
+import resource, sys
+from sicot_jax.cli import main
+code = main(["plan", "--config=1m", "--devices=8"])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+sys.exit(code)
+"""
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert time.monotonic() - start < 120
+    assert int(done.stderr.splitlines()[-1]) < 2 * 2**20  # KiB
+    assert "998,131 classes x 2048 numbers, head class_sharded, on 8 devices" in done.stdout
+    assert re.search(r"classifier: kernel, bias, prior +975\.69 MiB", done.stdout)
