@@ -106,12 +106,12 @@ def _train(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from sicot_jax import config, plan
+    from sicot_jax import config, plan_report
     from sicot_jax.catalog.opening import open_catalog
     from sicot_jax.step import DataShape
 
     chosen = config.load(args.config, overrides)
-    for line in plan.plan_lines(chosen, DataShape.of(open_catalog(chosen.data)), devices=args.devices):
+    for line in plan_report.plan_lines(chosen, DataShape.of(open_catalog(chosen.data)), devices=args.devices):
         print(line, flush=True)  # the rest waits for a compiler
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 
 # JAX takes three quarters of a GPU (docs.jax.dev/en/latest/gpu_memory_allocation.html), and a TPU whole.
 _GPU_SHARE = 0.75
@@ -70,3 +70,7 @@ def device_memory(devices: Sequence[jax.Device]) -> int | None:
 
 def is_kind(device_kind: str, known: str) -> bool:
     return f"{device_kind} ".startswith(f"{known} ")
+
+
+def size_text(size: float) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.2f} MiB"

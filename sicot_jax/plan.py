@@ -1,51 +1,29 @@
-"""Bytes a device holds, sends and needs by item, before anything is allocated; and what fits.
-
-Formulas, from shapes alone, own the state, the head and the messages. Activations are the temporary memory of a compiled
-step less what the formulas own of it, and belong to the backend that it was compiled for.
-"""
+"""Bytes that a device holds and sends in a step, by item, from shapes alone; activations are added by `fit`."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
 import math
-import sys
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
-from sicot_jax import config as config_lib
 from sicot_jax import heads, mesh
-from sicot_jax.config import Config, HeadConfig
-from sicot_jax.device_memory import DEVICE_KINDS, GIB, device_memory, is_kind
-from sicot_jax.errors import InputError
+from sicot_jax.config import Config
 from sicot_jax.optim import path_name, trained_parts, trains
 from sicot_jax.step import (
     DataShape,
-    Setup,
-    TrainState,
     abstract_state,
     check_batches,
     compute_dtype,
     make_setup,
-    make_train_step,
 )
-
-MIB = 2**20
 
 # Of a device's memory that a plan may take: the allocator leaves gaps, and programs and their constants live there too.
 SHARE = 0.95
 
 GRAPH_CHUNK = 4096  # of `sampled.class_graph`
-FEW_CLASSES = 8  # of the classifier in a step that is compiled for its activations
-
-
-class DoesNotFit(InputError):
-    """A step that needs more memory than its devices have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,55 +223,6 @@ def make_plan(config: Config, shape: DataShape, *, devices: int) -> Plan:
     )
 
 
-def compile_step(setup: Setup, state: TrainState, batch_size: int) -> jax.stages.Compiled:
-    """The training step of a batch of that size, under `jax.set_mesh`: (state, batch) -> (state, losses), state donated.
-
-    Args:
-      state: shapes and shardings, see `abstract_state`; what it is called with must have the same.
-    """
-    config, side = setup.config, setup.config.preprocessing
-    batch = {
-        "image": jax.ShapeDtypeStruct((batch_size, side.resize_height, side.resize_width, 3), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-    }
-    if config.loss.with_text:
-        batch["token_ids"] = jax.ShapeDtypeStruct((batch_size, config.data.max_tokens), jnp.int32)
-    batch = {name: mesh.divided(x, setup.mesh) for name, x in batch.items()}
-    return jax.jit(make_train_step(setup), donate_argnums=0).lower(state, batch).compile()
-
-
-def with_activations(plan: Plan) -> Plan:
-    """The plan with the activations of one device's share of the batch, from a step compiled for the backend here.
-
-    One device and few classes: what streams hold depends on neither, and so any number of devices can be planned for.
-    """
-    config = dataclasses.replace(_of_batch(plan.config, plan.photos, plan.micro_batches), head=HeadConfig())
-    shape = dataclasses.replace(plan.shape, num_classes=FEW_CLASSES)
-    device_mesh = mesh.make_mesh(data=1, model=1, devices=jax.local_devices())
-    with jax.set_mesh(device_mesh):
-        setup = make_setup(config, shape, device_mesh)
-        compiled = compile_step(setup, abstract_state(setup), plan.photos)
-    return _with_compiled(plan, compiled, of=dataclasses.replace(plan, config=config, shape=shape, devices=1))
-
-
-def _of_batch(config: Config, batch_size: int, micro_batches: int) -> Config:
-    train = dataclasses.replace(
-        config.train, batch_size=batch_size, micro_batches=micro_batches, grow_every_epochs=0.0, max_micro_batches=0
-    )
-    return dataclasses.replace(config, train=train)
-
-
-def _with_compiled(plan: Plan, compiled: jax.stages.Compiled, *, of: Plan) -> Plan:
-    """The plan with the activations of a compiled step: what it holds for a while, less what formulas own `of` it."""
-    rest = _analysis(compiled).temp_size_in_bytes - sum(of.temporary().values())
-    return dataclasses.replace(
-        plan,
-        activations=max(0, rest),
-        activations_of=of.photos_at_a_time,
-        compiled_for=jax.default_backend(),
-    )
-
-
 def largest_classes(plan: Plan, memory: int, *, devices: int) -> int:
     """The largest number of classes that fits that many devices of `memory` bytes, all else as planned; 0 for none."""
 
@@ -308,198 +237,3 @@ def largest_classes(plan: Plan, memory: int, *, devices: int) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low * devices
-
-
-@dataclasses.dataclass(frozen=True)
-class Alternative:
-    """A change that makes a plan fit: overrides, or more devices of the same kind."""
-
-    overrides: tuple[str, ...]
-    plan: Plan
-
-    def __str__(self) -> str:
-        return " ".join(self.overrides) or f"{self.plan.devices} devices of this kind"
-
-
-def alternatives(plan: Plan, memory: int) -> list[Alternative]:
-    """What fits instead of a plan with activations: overrides, as few and as mild as do, then more devices."""
-    return [*_overrides_that_fit(plan, memory), *_devices_that_fit(plan, memory)]
-
-
-def _overrides_that_fit(plan: Plan, memory: int) -> list[Alternative]:
-    config, train, powers = plan.config, plan.config.train, [2**i for i in range(20)]
-    # From the one that changes most to the one that changes least: the model, then the statistics of batch norm, then time.
-    choices: dict[str, list] = {
-        "model.embedding_width": [n for n in reversed(powers) if 64 <= n < plan.width],
-        "train.micro_batches": [
-            n
-            for n in powers
-            if n > train.micro_batches
-            and train.batch_size % (n * plan.devices) == 0
-            and (not train.max_micro_batches or 2 * n <= train.max_micro_batches)
-        ],
-        "head.kind": ["class_sharded"] if config.head.kind == "dense" else [],
-        "head.keep_logits": ["no"] if config.head.keep_logits != "no" else [],
-    }
-
-    @functools.cache
-    def of_width(width: int) -> Plan:
-        new = make_plan(
-            config_lib.override(config, [f"--config.model.embedding_width={width}"]), plan.shape, devices=plan.devices
-        )
-        return dataclasses.replace(
-            new, activations=plan.activations, activations_of=plan.activations_of, compiled_for=plan.compiled_for
-        )
-
-    @functools.cache
-    def planned(overrides: tuple[str, ...]) -> Plan:
-        changed = config_lib.override(config, overrides)
-        same_model = changed.model.embedding_width == config.model.embedding_width
-        return dataclasses.replace(plan if same_model else of_width(changed.model.embedding_width), config=changed)
-
-    found: list[Alternative] = []
-    for count in range(1, len(choices) + 1):
-        for names in itertools.combinations(choices, count):
-            for values in itertools.product(*(choices[name] for name in names)):
-                overrides = tuple(f"--config.{name}={value}" for name, value in zip(names, values, strict=True))
-                if planned(overrides).fits(memory):
-                    found.insert(0, Alternative(overrides, planned(overrides)))
-                    break
-        if found:
-            break
-    return found
-
-
-def _devices_that_fit(plan: Plan, memory: int) -> list[Alternative]:
-    config, devices = plan.config, plan.devices
-    micro_batch = config.train.batch_size // config.train.micro_batches
-    while math.gcd(micro_batch, config.eval.batch_size) % (2 * devices) == 0:
-        devices *= 2
-        more = dataclasses.replace(plan, devices=devices)
-        if more.fits(memory):
-            return [Alternative((), more)]
-    return []
-
-
-def compile_within_memory(
-    plan: Plan, setup: Setup, state: TrainState, batch_sizes: Iterable[int]
-) -> dict[int, jax.stages.Compiled]:
-    """Batch size -> the training step for it (see `compile_step`), all compiled before anything is allocated.
-
-    Raises DoesNotFit, with the plan on stderr, where a device has less memory than the state takes (known without
-    compiling), or than a compiled step takes. Host memory counts as free as it is now, and what Python and the catalogue
-    will still take of it is not known.
-    """
-    memory = device_memory(setup.mesh.local_devices)
-    kept = sum(plan.state().values())
-    if memory is not None and kept > memory:
-        raise _refusal(with_activations(plan), memory, f"parameters and optimizer take {size_text(kept)}")
-    steps = {}
-    for batch_size in sorted(set(batch_sizes), reverse=True):  # the largest first: it takes most
-        steps[batch_size] = compiled = compile_step(setup, state, batch_size)
-        needed = needed_bytes(compiled)
-        if memory is not None and needed > memory:
-            micro_batch = setup.config.train.batch_size // setup.config.train.micro_batches
-            config = _of_batch(setup.config, batch_size, batch_size // micro_batch)
-            planned = _with_compiled(plan, compiled, of=dataclasses.replace(plan, config=config))
-            raise _refusal(planned, memory, f"a step takes {size_text(needed)}")
-    return steps
-
-
-def needed_bytes(compiled: jax.stages.Compiled) -> int:
-    """What a device holds while a compiled step runs: arguments, results that are not written over them, temporary."""
-    size = _analysis(compiled)
-    return size.argument_size_in_bytes + size.output_size_in_bytes - size.alias_size_in_bytes + size.temp_size_in_bytes
-
-
-def _analysis(compiled: jax.stages.Compiled):
-    size = compiled.memory_analysis()
-    assert size is not None, f"no memory analysis on {jax.default_backend()}"
-    return size
-
-
-def _refusal(plan: Plan, memory: int, what: str) -> DoesNotFit:
-    """The plan goes to stderr, one line into the error."""
-    others = alternatives(plan, memory)
-    print(*memory_lines(plan), *alternative_lines(plan, others, memory), sep="\n", file=sys.stderr)
-    add = f"{'add' if others[0].overrides else 'take'} {others[0]}" if others else ""
-    remedy = add or "take more devices or a smaller model"
-    return DoesNotFit(f"{what} on a device that has {size_text(memory)}; {remedy}")
-
-
-def size_text(size: float) -> str:
-    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.2f} MiB"
-
-
-def _count_text(count: int) -> str:
-    return f"{count / 1e6:,.2f} M" if count >= 1_000_000 else f"{count:,}"
-
-
-def _line(name: str, size: float) -> str:
-    return f"  {name:<42}{size_text(size):>12}"
-
-
-def memory_lines(plan: Plan) -> list[str]:
-    """Bytes of one device by item, and their sum."""
-    with_or_without = "without" if plan.activations is None else "with"
-    items = {**plan.memory(), f"sum, {with_or_without} activations": plan.total()}
-    title = f"memory a device, {plan.photos_at_a_time} of its {plan.photos} photos at a time:"
-    return [title, *(_line(name, size) for name, size in items.items())]
-
-
-def message_lines(plan: Plan) -> list[str]:
-    """What a device sends in a step by item, and the sum."""
-    if plan.devices == 1:
-        return []
-    sent = {name: message.sent(plan.devices) for name, message in plan.messages().items()}
-    lines = [f"{_line(name, size)}  {plan.messages()[name].kind}" for name, size in sent.items()]
-    return ["sent by a device in a step:", *lines, _line("sum", sum(sent.values()))]
-
-
-def alternative_lines(plan: Plan, others: list[Alternative], memory: int) -> list[str]:
-    lines = [f"  {str(other):<64}{size_text(other.plan.total()):>12}" for other in others]
-    if most := largest_classes(plan, memory, devices=plan.devices):
-        lines.append(f"  up to {most:,} classes, all else as it is")
-    return ["what would fit instead:", *(lines or ["  nothing with this model and batch"])]
-
-
-def kind_lines(plan: Plan, memory: int | None, kind: str) -> list[str]:
-    """The largest number of classes for each kind of device, the one at hand first."""
-    counts = [1, 8, 64]
-    sizes = {name: round(size * GIB) for name, size in DEVICE_KINDS.items() if not is_kind(kind, name)}
-    here = {} if memory is None else {kind: memory}
-    header = f"  {'kind':<24}{'memory':>12}" + "".join(f"{n:>13}" for n in counts) + "  devices"
-    lines = [f"largest number of classes in {SHARE:.0%} of the memory, all else as planned:", header]
-    for name, size in (here | sizes).items():
-        classes = "".join(f"{_count_text(largest_classes(plan, size, devices=n)):>13}" for n in counts)
-        lines.append(f"  {name:<24}{size_text(size):>12}{classes}  {'at hand' if name in here else 'estimate'}")
-    return lines
-
-
-def plan_lines(config: Config, shape: DataShape, *, devices: int = 0) -> Iterator[str]:
-    """The whole report, line by line: what formulas know at once, then what waits for a step to be compiled.
-
-    Args:
-      devices: as many of the kind at hand, here or not; 0 for those that the config would train on here.
-    """
-    at_hand = jax.local_devices()
-    if devices < 0:
-        raise InputError(f"--devices={devices}, wanted 1 or more, or 0 for those here")
-    wanted = config.mesh
-    devices = devices or wanted.data * wanted.model or mesh.make_mesh(model=wanted.model).size
-    plan = make_plan(config, shape, devices=devices)
-    many = "device" if devices == 1 else "devices"
-    yield f"{shape.num_classes:,} classes x {plan.width} numbers, head {config.head.kind}, on {devices} {many}"
-    yield from (*message_lines(plan), *memory_lines(plan))
-    plan = with_activations(plan)
-    name, size = list(plan.memory().items())[-1]
-    yield from (_line(name, size), _line("sum", plan.total()))
-    memory, kind = device_memory(at_hand[:devices]), at_hand[0].device_kind
-    if memory is None:
-        yield f"the memory of a {kind} is not known"
-    else:
-        fits = "fits" if plan.fits(memory) else "does not fit"
-        yield f"{fits}: a {kind} here has {size_text(memory)}, of which {SHARE:.0%} may be taken"
-        if not plan.fits(memory):
-            yield from alternative_lines(plan, alternatives(plan, memory), memory)
-    yield from kind_lines(plan, memory, kind)

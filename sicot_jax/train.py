@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import signal
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sicot_jax import evaluate, hosts, mesh, pipeline, plan, runs
+from sicot_jax import evaluate, fit, hosts, mesh, pipeline, plan, plan_report, runs
 from sicot_jax.catalog.catalog import SPLITS, Catalog
 from sicot_jax.catalog.opening import open_catalog
 from sicot_jax.catalog.statistics import head_mask
@@ -219,15 +220,22 @@ class _Loop:
         hosts.say(
             f"{self.workdir}: {catalog.name}, {setup.shape.num_classes} classes ({head} head: more than {boundary} photos), "
             f"{sizes} photos; {setup.steps} steps of {photos} on {runs.hardware(setup.mesh)}",
-            *plan.memory_lines(self.memory_plan),
+            *plan_report.memory_lines(self.memory_plan),
         )
 
     def _compile(self, batch_sizes: Iterable[int]) -> None:
         """The steps for those sizes, before anything is allocated: a run that does not fit ends here."""
         hosts.say("compiling the step")
-        self.train_steps |= plan.compile_within_memory(
-            self.memory_plan, self.setup, abstract_state(self.setup), batch_sizes
-        )
+        target = abstract_state(self.setup)
+        try:
+            self.train_steps |= fit.compile_within_memory(self.memory_plan, self.setup, target, batch_sizes)
+        except fit.DoesNotFit as error:
+            lines = (
+                plan_report.memory_lines(error.plan),
+                plan_report.alternative_lines(error.plan, error.others, error.memory),
+            )
+            hosts.say(*itertools.chain(*lines))
+            raise
 
     def _start(self) -> TrainState:
         prior = class_log_prior(self.catalog.classes.counts["train"], self.setup.mesh)

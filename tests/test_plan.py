@@ -5,7 +5,6 @@ import math
 import re
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sicot_jax import cli, device_memory, mesh, pipeline, plan
+from sicot_jax import cli, device_memory, fit, mesh, pipeline, plan, plan_report
 from sicot_jax import config as config_lib
 from sicot_jax.checkpoint import Checkpoints
 from sicot_jax.step import DataShape, abstract_state, make_setup, make_train_step, start_state
@@ -119,7 +118,7 @@ def test_the_step_by_formula_is_what_the_compiled_step_takes_and_sends(data, mod
     device_mesh = mesh.make_mesh(data=data, model=model)
     with jax.set_mesh(device_mesh):
         setup = make_setup(config, SHAPE, device_mesh)
-        compiled = plan.compile_step(setup, abstract_state(setup), BATCH)
+        compiled = fit.compile_step(setup, abstract_state(setup), BATCH)
     new = planned(config)
     size = compiled.memory_analysis()
     arguments = sum(new.state().values()) + new.batch()
@@ -129,8 +128,8 @@ def test_the_step_by_formula_is_what_the_compiled_step_takes_and_sends(data, mod
     expected = of_messages(messages, "streams")["all-reduce"] + of_messages(new.messages(), "class")["all-reduce"]
     np.testing.assert_allclose(expected, collectives(compiled)["all-reduce"], rtol=0.01)
     # One device's share, compiled alone, foretells the whole: the backbone and nothing else is left to it.
-    whole = plan.with_activations(new).total()
-    np.testing.assert_allclose(whole, plan.needed_bytes(compiled), rtol=0.1)
+    whole = fit.with_activations(new).total()
+    np.testing.assert_allclose(whole, fit.needed_bytes(compiled), rtol=0.1)
 
 
 def test_a_ring_sends_what_others_lack():
@@ -145,24 +144,24 @@ def test_a_ring_sends_what_others_lack():
 @pytest.mark.parametrize("options", ["exact", "kept logits", "sampled", "knn"])
 @pytest.mark.parametrize("devices", [1, 8, 64])
 def test_one_class_more_a_device_than_the_largest_number_does_not_fit(options, devices):
-    new, memory = planned(wide(*KINDS[options]), activations=100 * plan.MIB), 4 * plan.GIB
+    new, memory = planned(wide(*KINDS[options]), activations=100 * device_memory.MIB), 4 * device_memory.GIB
     largest = plan.largest_classes(new, memory, devices=devices)
     totals = [
         dataclasses.replace(new, devices=devices, shape=dataclasses.replace(SHAPE, num_classes=largest + more)).total()
         for more in (0, 1, devices)
     ]
     assert totals[0] <= plan.SHARE * memory < totals[1] == totals[2]
-    assert plan.largest_classes(new, plan.MIB, devices=devices) == 0
+    assert plan.largest_classes(new, device_memory.MIB, devices=devices) == 0
 
 
 def test_activations_follow_the_photos_at_a_time():
     config = wide("--config.train.micro_batches=2")
-    new = planned(config, activations=8 * plan.MIB)
+    new = planned(config, activations=8 * device_memory.MIB)
     assert new.photos == 8 and new.photos_at_a_time == 4
     half = dataclasses.replace(new, config=config_lib.override(config, ["--config.train.micro_batches=4"]))
     more = dataclasses.replace(new, devices=16)
     for one in (half, more):
-        assert one.memory()["activations, compiled for a test"] == 4 * plan.MIB
+        assert one.memory()["activations, compiled for a test"] == 4 * device_memory.MIB
 
 
 def test_a_batch_that_grows_is_planned_for_its_largest():
@@ -193,10 +192,10 @@ def test_what_does_not_train_has_no_gradient():
     ],
 )
 def test_what_would_fit_instead_does_by_the_same_formulas(options, activations, memory, first):
-    config, memory = wide(*options), memory * plan.MIB
-    new = planned(config, activations=activations * plan.MIB)
+    config, memory = wide(*options), memory * device_memory.MIB
+    new = planned(config, activations=activations * device_memory.MIB)
     assert not new.fits(memory)
-    others = plan.alternatives(new, memory)
+    others = fit.alternatives(new, memory)
     assert str(others[0]) == first
     for other in others:
         devices = other.plan.devices
@@ -230,27 +229,27 @@ def test_devices_that_are_one_host_share_its_memory(monkeypatch):
     assert device_memory.device_memory(jax.devices()) == 100
 
 
-def test_a_device_without_memory_for_the_state_is_refused_without_a_compiler(monkeypatch, capsys):
+def test_a_device_without_memory_for_the_state_is_refused_without_a_compiler(monkeypatch):
     config = wide("--config.train.micro_batches=8")
-    monkeypatch.setattr(plan, "device_memory", lambda devices: 20 * plan.MIB)
-    monkeypatch.setattr(plan, "with_activations", lambda new: planned(config, activations=plan.MIB))
-    monkeypatch.delattr(plan, "compile_step")
+    monkeypatch.setattr(fit, "device_memory", lambda devices: 20 * device_memory.MIB)
+    monkeypatch.setattr(fit, "with_activations", lambda new: planned(config, activations=device_memory.MIB))
+    monkeypatch.delattr(fit, "compile_step")
     device_mesh = mesh.make_mesh()
     before = len(jax.live_arrays())
     with jax.set_mesh(device_mesh):
         setup = make_setup(config, SHAPE, device_mesh)
         state = abstract_state(setup)
-        with pytest.raises(plan.DoesNotFit) as refused:
-            plan.compile_within_memory(plan.make_plan(config, SHAPE, devices=8), setup, state, [BATCH])
+        with pytest.raises(fit.DoesNotFit) as refused:
+            fit.compile_within_memory(plan.make_plan(config, SHAPE, devices=8), setup, state, [BATCH])
     assert len(jax.live_arrays()) == before
     assert str(refused.value) == (
         "parameters and optimizer take 26.08 MiB on a device that has 20.00 MiB; add --config.model.embedding_width=64"
     )
-    printed = capsys.readouterr().err
-    assert "classifier: kernel, bias, prior" in printed and "what would fit instead:" in printed
+    lines = plan_report.alternative_lines(refused.value.plan, refused.value.others, refused.value.memory)
+    assert lines[0] == "what would fit instead:" and "embedding_width=64" in lines[1]
 
 
-def test_a_device_without_memory_for_the_compiled_step_is_refused(monkeypatch, capsys):
+def test_a_device_without_memory_for_the_compiled_step_is_refused(monkeypatch):
     config = wide()
     new = plan.make_plan(config, SHAPE, devices=8)
     kept, temporary = sum(new.state().values()), sum(new.temporary().values())
@@ -258,28 +257,28 @@ def test_a_device_without_memory_for_the_compiled_step_is_refused(monkeypatch, c
         argument_size_in_bytes=kept + new.batch(),
         output_size_in_bytes=kept + 12,
         alias_size_in_bytes=kept,
-        temp_size_in_bytes=temporary + 100 * plan.MIB,
+        temp_size_in_bytes=temporary + 100 * device_memory.MIB,
     )
     compiled = types.SimpleNamespace(memory_analysis=lambda: size)
-    needed = new.total() + 12 + 100 * plan.MIB
-    assert plan.needed_bytes(compiled) == needed
-    monkeypatch.setattr(plan, "compile_step", lambda setup, state, batch_size: compiled)
+    needed = new.total() + 12 + 100 * device_memory.MIB
+    assert fit.needed_bytes(compiled) == needed
+    monkeypatch.setattr(fit, "compile_step", lambda setup, state, batch_size: compiled)
     device_mesh = mesh.make_mesh()
     with jax.set_mesh(device_mesh):
         setup = make_setup(config, SHAPE, device_mesh)
         target = abstract_state(setup)
-        monkeypatch.setattr(plan, "device_memory", lambda devices: needed)
-        assert plan.compile_within_memory(new, setup, target, [BATCH]) == {BATCH: compiled}
-        monkeypatch.setattr(plan, "device_memory", lambda devices: None)  # not known: nothing to refuse by
-        assert plan.compile_within_memory(new, setup, target, [BATCH]) == {BATCH: compiled}
-        monkeypatch.setattr(plan, "device_memory", lambda devices: needed - 1)
-        with pytest.raises(plan.DoesNotFit) as refused:
-            plan.compile_within_memory(new, setup, target, [BATCH])
-    amount = plan.size_text(needed)
+        monkeypatch.setattr(fit, "device_memory", lambda devices: needed)
+        assert fit.compile_within_memory(new, setup, target, [BATCH]) == {BATCH: compiled}
+        monkeypatch.setattr(fit, "device_memory", lambda devices: None)  # not known: nothing to refuse by
+        assert fit.compile_within_memory(new, setup, target, [BATCH]) == {BATCH: compiled}
+        monkeypatch.setattr(fit, "device_memory", lambda devices: needed - 1)
+        with pytest.raises(fit.DoesNotFit) as refused:
+            fit.compile_within_memory(new, setup, target, [BATCH])
+    amount = device_memory.size_text(needed)
     assert str(refused.value) == (
         f"a step takes {amount} on a device that has {amount}; add --config.train.micro_batches=2"
     )
-    assert re.search(r"activations, compiled for cpu +100.00 MiB", capsys.readouterr().err)
+    assert refused.value.plan.memory()["activations, compiled for cpu"] == 100 * device_memory.MIB
 
 
 @pytest.mark.slow
@@ -293,7 +292,7 @@ def test_steps_compiled_ahead_run_on_started_returned_and_restored_states(data, 
     with jax.set_mesh(device_mesh):
         setup, new = make_setup(config, shape, device_mesh), plan.make_plan(config, shape, devices=device_mesh.size)
         target = abstract_state(setup)
-        steps = plan.compile_within_memory(new, setup, target, [32, 64])
+        steps = fit.compile_within_memory(new, setup, target, [32, 64])
         state = start_state(setup, mesh.class_vector(np.zeros(target.classifier.bias.shape, np.float32), device_mesh))
         checkpoints = Checkpoints(tmp_path, num_classes=11, writer=True)
         for batch_size in (32, 64):
@@ -337,16 +336,32 @@ def test_the_command_prints_the_plan_of_devices_that_are_not_here(capsys):
 
 
 def test_the_command_prints_what_would_fit(monkeypatch, capsys):
-    monkeypatch.setattr(device_memory, "host_memory", lambda: 4 * plan.MIB)
+    monkeypatch.setattr(device_memory, "host_memory", lambda: 4 * device_memory.MIB)
     monkeypatch.setattr(
-        plan,
+        fit,
         "with_activations",
-        lambda new: planned(new.config, DataShape(11, 50, 16, 160), devices=1, activations=8 * plan.MIB),
+        lambda new: planned(new.config, DataShape(11, 50, 16, 160), devices=1, activations=8 * device_memory.MIB),
     )
     assert cli.main(["plan", "--config=tiny", "--devices=1"]) == 0
     out = capsys.readouterr().out
     assert "does not fit: a cpu here has 4.00 MiB" in out
     assert "  --config.train.micro_batches=" in out
+
+
+def test_a_run_that_does_not_fit_ends_with_its_plan_and_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(device_memory, "host_memory", lambda: 8 * device_memory.MIB)
+    monkeypatch.setattr(
+        fit,
+        "with_activations",
+        lambda new: planned(new.config, DataShape(11, 50, 16, 160), devices=8, activations=8 * device_memory.MIB),
+    )
+    before = len(jax.live_arrays())
+    assert cli.main(["train", "--config=tiny", f"--workdir={tmp_path}"]) == cli.INPUT_ERROR
+    assert len(jax.live_arrays()) == before
+    *printed, last = capsys.readouterr().err.splitlines()
+    assert "what would fit instead:" in printed and any("activations, compiled for" in line for line in printed)
+    assert re.fullmatch(r"sicot train: parameters and optimizer take .* on a device that has 1.00 MiB; .*", last)
+    assert not list((tmp_path / "checkpoints").glob("*/*"))
 
 
 @pytest.mark.parametrize(
@@ -364,7 +379,7 @@ def test_devices_that_cannot_share_the_work_are_refused(capsys, arguments, messa
 
 
 @pytest.mark.slow
-def test_a_million_classes_are_planned_in_two_minutes_and_two_gib():
+def test_a_million_classes_are_planned_in_two_gib():
     program = """
 import resource, sys
 from sicot_jax.cli import main
@@ -372,10 +387,8 @@ code = main(["plan", "--config=1m", "--devices=8"])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
 sys.exit(code)
 """
-    start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert time.monotonic() - start < 120
     assert int(done.stderr.splitlines()[-1]) < 2 * 2**20  # KiB
     assert "998,131 classes x 2048 numbers, head class_sharded, on 8 devices" in done.stdout
     assert re.search(r"classifier: kernel, bias, prior +975\.69 MiB", done.stdout)
