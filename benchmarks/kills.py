@@ -54,12 +54,12 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def until_a_save(process: subprocess.Popen, workdir: Path) -> None:
+def until_a_save(process: subprocess.Popen, workdir: Path, log: Path) -> None:
     """Returns when a save of this process has begun: its second one, where there was none before."""
     old = set(unfinished(workdir))  # cleared away when the run starts
     while not (saved(workdir) and set(unfinished(workdir)) - old):
         if process.poll() is not None:
-            raise SystemExit(f"the run ended by itself: {process.stderr.read()[-2000:] if process.stderr else ''}")
+            raise SystemExit(f"the run ended by itself: {log.read_text()[-2000:]}")
         time.sleep(0.002)
 
 
@@ -84,7 +84,7 @@ def main() -> None:
                 stderr=(log := (Path(folder) / "log").open("w+")),
                 env=environment,
             )
-            until_a_save(run, workdir)
+            until_a_save(run, workdir, Path(log.name))
             text = Path(log.name).read_text()
             found = re.search(r"resuming .* from step (\d+)", text)
             if known:

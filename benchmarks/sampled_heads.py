@@ -76,6 +76,8 @@ def row(workdir: Path, results: dict, full: Path) -> tuple[str, ...]:
 
 def compare(config: Config, rates: list[float], out: Path) -> None:
     rows = []
+    # One validation, at the end: what is tested is the last state, of the same step for all.
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, evaluate_every_epochs=1e6))
     for name, head in contenders(config.head, rates).items():
         results = train.train(dataclasses.replace(config, head=head), out / name)
         recall = ""

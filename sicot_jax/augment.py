@@ -1,9 +1,24 @@
-"""Training augmentation on the device: random resized crop (Szegedy et al. 2014) and horizontal flip."""
+"""Training augmentation on the device: random resized crop (Szegedy et al. 2014) and horizontal flip.
+
+Drawing and cropping are two functions, so that a batch in micro-batches draws once and keeps its photos as they came.
+"""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+
+
+class Crops(NamedTuple):
+    """A window in pixels for each photo, and whether it is mirrored: [B] each."""
+
+    top: jax.Array
+    left: jax.Array
+    rows: jax.Array
+    columns: jax.Array
+    flipped: jax.Array
 
 
 def resize_matrix(start, length, *, inputs: int, outputs: int):
@@ -34,20 +49,21 @@ def random_windows(key, batch: int, *, height: int, width: int, min_area: float,
     return top, left, rows, columns
 
 
-def augment(key, image, *, height: int, width: int, min_area: float, max_ratio: float, flip: bool):
-    """uint8 [B, H, W, 3] -> float32 [B, height, width, 3] of 0..255; the same key gives the same result on any mesh."""
-    batch, in_height, in_width, _ = image.shape
+def random_crops(key, image, *, min_area: float, max_ratio: float, flip: bool) -> Crops:
+    """For photos [B, H, W, 3], divided as they are; the same key gives the same on any mesh."""
+    batch, height, width, _ = image.shape
     window_key, flip_key = jax.random.split(key)
-    top, left, rows, columns = random_windows(
-        window_key, batch, height=in_height, width=in_width, min_area=min_area, max_ratio=max_ratio
-    )
-    vertical = resize_matrix(top, rows, inputs=in_height, outputs=height)
-    horizontal = resize_matrix(left, columns, inputs=in_width, outputs=width)
-    if flip:
-        flipped = jax.random.bernoulli(flip_key, shape=(batch,))
-        horizontal = jnp.where(flipped[:, None, None], horizontal[:, ::-1], horizontal)
+    windows = random_windows(window_key, batch, height=height, width=width, min_area=min_area, max_ratio=max_ratio)
+    flipped = jax.random.bernoulli(flip_key, shape=(batch,)) if flip else jnp.zeros(batch, bool)
     # Random numbers are made whole on every device; only their use is divided with the batch.
-    spec = jax.typeof(image).sharding.spec
-    vertical, horizontal = (jax.reshard(m, jax.P(spec[0], None, None)) for m in (vertical, horizontal))
+    return jax.reshard(Crops(*windows, flipped), jax.P(jax.typeof(image).sharding.spec[0]))
+
+
+def crop(image, crops: Crops, *, height: int, width: int):
+    """uint8 [B, H, W, 3] -> float32 [B, height, width, 3] of 0..255."""
+    _, in_height, in_width, _ = image.shape
+    vertical = resize_matrix(crops.top, crops.rows, inputs=in_height, outputs=height)
+    horizontal = resize_matrix(crops.left, crops.columns, inputs=in_width, outputs=width)
+    horizontal = jnp.where(crops.flipped[:, None, None], horizontal[:, ::-1], horizontal)
     rows_done = jnp.einsum("bhH,bHWc->bhWc", vertical, image.astype(jnp.float32))
     return jnp.einsum("bwW,bhWc->bhwc", horizontal, rows_done)

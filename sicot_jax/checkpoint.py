@@ -58,6 +58,7 @@ class Checkpoints:
         A new best one replaces the old one whatever its step: a run that resumed before its best may find another.
         Raises CheckpointError where a last one of this or a later step lies there.
         """
+        self.wait()  # a host's memory holds copies of what is being written: one state at a time
         manager = self.managers[kind]
         if kind == "best":
             for old in (old for old in manager.all_steps() if old >= step):

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import math
 import re
 import typing
 from collections.abc import Sequence
@@ -182,6 +183,11 @@ class TrainConfig:
         """The batch of every step, on a catalogue of that many training photos."""
         doublings = (self.max_micro_batches // self.micro_batches).bit_length() - 1 if self.grow_every_epochs else 0
         every = self.grow_every_epochs * train_photos / self.batch_size
+        if doublings and every < 1:
+            raise ConfigError(
+                f"train.grow_every_epochs={self.grow_every_epochs} is {every:.2g} steps of {self.batch_size} of "
+                f"{train_photos} photos, wanted one or more; raise it"
+            )
         return BatchPlan.growing(self.batch_size, doublings=doublings, every=every)
 
 
@@ -249,6 +255,8 @@ def _check(config: Config) -> None:
         "data.source": (data.source, ("generated", "imported", "arrays")),
         "data.title": (data.title, ("raw", "masked", "shuffled", "shuffled_within_class", "none")),
         "data.sampling": (data.sampling, SAMPLINGS),
+        "optim.name": (config.optim.name, ("sgd", "lars", "adamw")),
+        "optim.schedule": (config.optim.schedule, ("step", "exponential", "cosine", "constant")),
         "train.compute_dtype": (train.compute_dtype, ("float32", "bfloat16")),
         "head.kind": (config.head.kind, ("class_sharded", "sampled", "knn", "dense")),
         "head.keep_logits": (config.head.keep_logits, ("no", "bfloat16", "float32")),
@@ -256,6 +264,9 @@ def _check(config: Config) -> None:
     for name, (got, wanted) in choices.items():
         if got not in wanted:
             raise ConfigError(f"{name}={got!r}, wanted one of {wanted}{_hint(got, wanted)}")
+    for name, value in flatten(to_dict(config)).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name}={value}, wanted a finite number")
     if data.source != "generated" and not data.path:
         raise ConfigError(
             f"data.source={data.source!r} needs data.path; add --config.data.path=PATH (see sicot import)"

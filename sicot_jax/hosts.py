@@ -6,8 +6,10 @@ cost nothing. What decides whether a process enters a collective must be equal e
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -32,6 +34,8 @@ def join() -> None:
         if missing := [name for name in _VARIABLES if name not in given]:
             raise InputError(f"--distributed: {', '.join(given)} set, {', '.join(missing)} not; set all three or none")
         address, count, index = (given[name] for name in _VARIABLES)
+        if not address.rpartition(":")[2].isdigit():
+            raise InputError(f"--distributed: JAX_COORDINATOR_ADDRESS={address}, wanted HOST:PORT of process 0")
         if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
             raise InputError(
                 f"--distributed: JAX_PROCESS_ID={index} of JAX_NUM_PROCESSES={count}, wanted 0 up to one less than their number"
@@ -41,10 +45,13 @@ def join() -> None:
         jax.distributed.initialize(**arguments, shutdown_timeout_seconds=_LEAVING_SECONDS)
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"--distributed: the processes did not meet ({reason}); start it by srun or on every worker of a TPU slice, or "
-            f"set {', '.join(_VARIABLES)} for each process"
-        ) from error
+        remedy = (
+            "check that it can be reached and that nobody else uses its port"
+            if given
+            else f"start it by srun or on every worker of a TPU slice, or set {', '.join(_VARIABLES)} for each process"
+        )
+        where = f" at {given[_VARIABLES[0]]}" if given else ""
+        raise InputError(f"--distributed: the processes did not meet{where} ({reason}); {remedy}") from error
 
 
 def several() -> bool:
@@ -96,6 +103,18 @@ def check_same(what: str, digest: str, remedy: str) -> None:
             f"{what} of process {different[0]} is {others[different[0]].tobytes().hex()[:12]}, that of process 0 is "
             f"{others[0].tobytes().hex()[:12]}; {remedy}"
         )
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What is refused inside in one process is refused in all, so that none waits for the others; no collectives inside."""
+    try:
+        yield
+    except InputError:
+        any_of(True)
+        raise
+    if any_of(False):
+        raise InputError("refused in another process, which says why")
 
 
 def wait_for_all(why: str) -> None:

@@ -13,7 +13,6 @@ import optax
 
 from sicot_jax import mesh
 from sicot_jax.config import OptimConfig
-from sicot_jax.errors import InputError
 from sicot_jax.sampling import BatchPlan
 
 FROZEN, TRAINED = "frozen", "trained"
@@ -42,10 +41,8 @@ def make_schedule(config: OptimConfig, plan: BatchPlan, *, steps: int, photos: i
             main = optax.exponential_decay(rate, every, config.gamma)
         case "cosine":
             main = optax.cosine_decay_schedule(rate, max(1, batches - warmup))
-        case "constant":
+        case _:  # "constant"; the config knows no other
             main = optax.constant_schedule(rate)
-        case other:
-            raise InputError(f"optim.schedule={other!r}, wanted step, exponential, cosine or constant")
     if warmup:
         main = optax.join_schedules([optax.linear_schedule(rate / warmup, rate, warmup), main], [warmup])
     return lambda step: main(plan.batches_before(step))
@@ -139,10 +136,8 @@ def make_tx(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTran
                 optax.scale_by_learning_rate(schedule),
                 optax.trace(config.momentum, nesterov=config.nesterov),
             )
-        case "adamw":
+        case _:  # "adamw"; the config knows no other
             tx = optax.adamw(schedule, weight_decay=config.weight_decay, mask=decayed)
-        case other:
-            raise InputError(f"optim.name={other!r}, wanted sgd, lars or adamw")
 
     def label(params):
         return jax.tree_util.tree_map_with_path(

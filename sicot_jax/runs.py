@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import platform
+import secrets
 import subprocess
 import time
 from collections.abc import Iterator
@@ -122,6 +123,14 @@ def start_or_continue(workdir: Path, config: Config, catalog: Catalog) -> None:
     raise ConfigError(f"{workdir} holds another run ({'; '.join(different)}); use another --workdir or remove that one")
 
 
+def check_same_everywhere(config: Config, catalog: Catalog) -> None:
+    """InputError where processes of one run would train different things; where the catalogue lies is each one's own."""
+    settings = config_lib.flatten(config_lib.to_dict(config)) | {"data.path": "", "version": sicot_jax.__version__}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    hosts.check_same("the config", digest, "start every process with the same command and version")
+    hosts.check_same("the catalogue", catalog.data_hash, "give every process the same one")
+
+
 def same_data(data: DataConfig, data_hash: str) -> str:
     """Where an older version of an imported catalogue is the one wanted: ", which PATH holds", else ""."""
     if data.source == "imported":
@@ -136,18 +145,24 @@ def same_data(data: DataConfig, data_hash: str) -> str:
 
 @contextlib.contextmanager
 def alone(workdir: Path) -> Iterator[None]:
-    """Hold the run folder; ConfigError when another process trains in it."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    if not hosts.is_first():  # one process holds it for all of its run
-        yield
-        return
-    with (workdir / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"{workdir}: another process is training there; wait for it or use another --workdir"
-            ) from error
+    """Hold the run folder, one process for all of its run; ConfigError when another one trains in it, or where it is not
+    the same folder for all."""
+    path = workdir / ".lock"
+    with contextlib.ExitStack() as held:
+        with hosts.together():
+            workdir.mkdir(parents=True, exist_ok=True)
+            if hosts.is_first():
+                lock = held.enter_context(path.open("a"))
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    raise ConfigError(
+                        f"{workdir}: another process is training there; wait for it or use another --workdir"
+                    ) from error
+                path.write_text(secrets.token_hex())
+        seen = path.read_bytes() if path.exists() else b""
+        remedy = "give every process the same folder, one that all machines share"
+        hosts.check_same(f"the run folder {workdir}", hashlib.sha256(seen).hexdigest(), remedy)
         yield
 
 

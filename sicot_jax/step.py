@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 
 from sicot_jax import heads, mesh
-from sicot_jax.augment import augment
+from sicot_jax.augment import crop, random_crops
 from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.statistics import log_prior
 from sicot_jax.config import Config, ConfigError
@@ -202,35 +202,31 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
     streams = tuple(heads.loss_weights(config.loss))
     micro_batch = config.train.batch_size // config.train.micro_batches
 
-    def photos(key, image):
-        if not config.augment.enabled:
-            return preprocessing.normalise(preprocessing.centre_crop(image))
+    def draw(key, image):
+        """-> what makes the network's input of bytes: small, unlike the input, which micro-batches make one at a time."""
         options = config.augment
-        return preprocessing.normalise(
-            augment(
-                key,
-                image,
-                height=preprocessing.height,
-                width=preprocessing.width,
-                min_area=options.min_area,
-                max_ratio=options.max_ratio,
-                flip=options.flip,
-            )
-        )
+        if not options.enabled:
+            return None
+        return random_crops(key, image, min_area=options.min_area, max_ratio=options.max_ratio, flip=options.flip)
 
-    def forward(params, batch_stats, image, token_ids):
+    def pixels(image, crops):
+        if crops is None:
+            return preprocessing.normalise(preprocessing.centre_crop(image))
+        return preprocessing.normalise(crop(image, crops, height=preprocessing.height, width=preprocessing.width))
+
+    def forward(params, batch_stats, photos, token_ids):
         """-> outputs, new batch statistics."""
         net = nnx.merge(setup.graphdef, params, batch_stats, copy=True)
-        outputs = net(image, token_ids, train=trained_parts(config.optim, params))
+        outputs = net(pixels(*photos), token_ids, train=trained_parts(config.optim, params))
         return outputs, nnx.to_pure_dict(nnx.state(net, nnx.BatchStat))
 
     def extras(outputs, batch):
         values = {name: function(outputs, batch) for name, function in extra_losses.items()}
         return sum(values.values(), jnp.zeros(())), values
 
-    def linearise(params, batch_stats, image, batch):
+    def linearise(params, batch_stats, photos, batch):
         """-> outputs, their pull-back to the parameters, new batch statistics."""
-        return jax.vjp(lambda p: forward(p, batch_stats, image, batch.get("token_ids")), params, has_aux=True)
+        return jax.vjp(lambda p: forward(p, batch_stats, photos, batch.get("token_ids")), params, has_aux=True)
 
     def pull_back(outputs, vjp, batch, cotangents, parts=1):
         """Gradient of the head's loss and the extra losses, and the latters' values."""
@@ -239,15 +235,15 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
         full = {name: extra[name] / parts + cotangents.get(name, 0) for name in outputs}
         return vjp(full)[0], values
 
-    def whole(state, image, batch):
-        outputs, vjp, batch_stats = linearise(state.params, state.batch_stats, image, batch)
+    def whole(state, photos, batch):
+        outputs, vjp, batch_stats = linearise(state.params, state.batch_stats, photos, batch)
         losses, cotangents, classifier = setup.head(
             {stream: outputs[stream] for stream in streams}, batch["label"], state.classifier
         )
         gradient, values = pull_back(outputs, vjp, batch, cotangents)
         return losses, classifier, gradient, batch_stats, values
 
-    def in_parts(parts, state, image, batch):
+    def in_parts(parts, state, photos, batch):
         def cut(x):
             # [B, ...] -> [parts, B / parts, ...]; part p takes rows p, p + parts, ..., so that no row changes its device.
             shape = (x.shape[0] // parts, parts, *x.shape[1:])
@@ -257,38 +253,39 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
             x = x.swapaxes(0, 1)
             return x.reshape((-1, *x.shape[2:]), out_sharding=mesh.batch_spec(x.ndim - 1))
 
-        images, batches = cut(image), jax.tree.map(cut, batch)
+        cut_photos, batches = jax.tree.map(cut, (photos, batch))
 
         def embed(_, part):
-            image, batch = part
-            outputs, _ = forward(state.params, state.batch_stats, image, batch.get("token_ids"))
+            photos, batch = part
+            outputs, _ = forward(state.params, state.batch_stats, photos, batch.get("token_ids"))
             return None, {stream: outputs[stream] for stream in streams}
 
-        _, embeddings = jax.lax.scan(embed, None, (images, batches))
+        _, embeddings = jax.lax.scan(embed, None, (cut_photos, batches))
         losses, cotangents, classifier = setup.head(
             jax.tree.map(join, embeddings), join(batches["label"]), state.classifier
         )
 
         def one(carry, part):
             gradient, batch_stats = carry
-            image, batch, cotangents = part
-            outputs, vjp, batch_stats = linearise(state.params, batch_stats, image, batch)
+            photos, batch, cotangents = part
+            outputs, vjp, batch_stats = linearise(state.params, batch_stats, photos, batch)
             new, values = pull_back(outputs, vjp, batch, cotangents, parts)
             return (jax.tree.map(jnp.add, gradient, new), batch_stats), values
 
         start = (jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
-        (gradient, batch_stats), values = jax.lax.scan(one, start, (images, batches, jax.tree.map(cut, cotangents)))
+        (gradient, batch_stats), values = jax.lax.scan(one, start, (cut_photos, batches, jax.tree.map(cut, cotangents)))
         return losses, classifier, gradient, batch_stats, jax.tree.map(jnp.mean, values)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, heads.Losses]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        image = photos(key, batch["image"])
+        photos = batch["image"], draw(key, batch["image"])
         batch = {name: value for name, value in batch.items() if name != "image"}
-        parts, rest = divmod(len(image), micro_batch)
+        size = len(batch["label"])
+        parts, rest = divmod(size, micro_batch)
         if rest or not parts:
-            raise ValueError(f"a batch of {len(image)} photos, wanted a multiple of micro-batches of {micro_batch}")
+            raise ValueError(f"a batch of {size} photos, wanted a multiple of micro-batches of {micro_batch}")
         run = whole if parts == 1 else functools.partial(in_parts, parts)
-        losses, classifier, gradient, batch_stats, values = run(state, image, batch)
+        losses, classifier, gradient, batch_stats, values = run(state, photos, batch)
         losses = {**losses, **values, "total": losses["total"] + sum(values.values(), jnp.zeros(()))}
         updates, opt_state = setup.tx.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -44,8 +44,9 @@ def train(config: Config, workdir: Path, *, catalog: Catalog | None = None) -> d
     Raises ConfigError, CheckpointError, or TrainingStopped (a signal, or a loss that is not finite).
     """
     with runs.alone(workdir):
-        catalog = catalog or open_catalog(config.data)
-        hosts.check_same("the catalogue", catalog.data_hash, "give every process the same one")
+        with hosts.together():
+            catalog = catalog or open_catalog(config.data)
+        runs.check_same_everywhere(config, catalog)
         finished = finished_results(workdir, config, catalog)
         if finished is not None:
             return finished
@@ -87,7 +88,7 @@ def _check_catalog(catalog: Catalog, config: Config) -> None:
 def finished_results(workdir: Path, config: Config, catalog: Catalog) -> dict[str, Any] | None:
     """The results of a run that has ended, after checking that it is this one."""
     path = workdir / "results.json"
-    if not path.exists():
+    if not hosts.of_first(path.exists()):
         return None
     runs.start_or_continue(workdir, config, catalog)
     hosts.say(f"{workdir}: finished before; its results stand in {path.name}")
@@ -228,7 +229,8 @@ class _Loop:
         hosts.say("compiling the step")
         target = abstract_state(self.setup)
         try:
-            self.train_steps |= fit.compile_within_memory(self.memory_plan, self.setup, target, batch_sizes)
+            with hosts.together():
+                self.train_steps |= fit.compile_within_memory(self.memory_plan, self.setup, target, batch_sizes)
         except fit.DoesNotFit as error:
             lines = (
                 plan_report.memory_lines(error.plan),
@@ -255,8 +257,9 @@ class _Loop:
         """Losses are read one step late, so that the device never waits; nothing is saved before its loss was read."""
         config, setup = self.config.train, self.setup
         first = int(state.step)
-        if setup.plan.size(first) not in self.train_steps:  # the newest checkpoint was damaged
-            self._compile([setup.plan.size(first)])
+        # More where the newest checkpoint was damaged and this one is from before the batch grew.
+        if missing := set(setup.plan.sizes(first, setup.steps)) - self.train_steps.keys():
+            self._compile(missing)
         evaluate_every = max(1, round(config.evaluate_every_epochs * setup.steps_per_epoch))
         last_save, pending = time.monotonic(), None
         with _Signals() as signals, contextlib.closing(self._batches(first)) as batches:

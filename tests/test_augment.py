@@ -10,7 +10,7 @@ from PIL import Image
 
 from sicot_jax import augment as augment_lib
 from sicot_jax import mesh
-from sicot_jax.augment import augment, random_windows
+from sicot_jax.augment import crop, random_crops, random_windows
 from sicot_jax.mesh import make_mesh
 
 resize_matrix = jax.jit(augment_lib.resize_matrix, static_argnames=("inputs", "outputs"))
@@ -90,14 +90,11 @@ def test_windows_lie_in_the_photo(min_area, max_ratio):
 @functools.cache
 def compiled(flip, min_area, height, width):
     return jax.jit(
-        lambda key, image: augment(
-            key,
+        lambda key, image: crop(
             image,
+            random_crops(key, image, min_area=min_area, max_ratio=4 / 3 if min_area < 1 else 1.0, flip=flip),
             height=height,
             width=width,
-            min_area=min_area,
-            max_ratio=4 / 3 if min_area < 1 else 1.0,
-            flip=flip,
         )
     )
 

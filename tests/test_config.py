@@ -221,11 +221,17 @@ def test_bad_dict_is_named(tree, message):
         ({"eval": EvalConfig(class_chunk=0)}, r"eval.class_chunk=0, wanted a positive"),
         ({"data": DataConfig(max_tokens=0)}, r"data.max_tokens=0, wanted a positive"),
         ({"optim": OptimConfig(learning_rate=0.0)}, r"optim.learning_rate=0.0, wanted a positive"),
-        ({"optim": OptimConfig(learning_rate=float("nan"))}, r"optim.learning_rate=nan, wanted a positive"),
+        ({"optim": OptimConfig(learning_rate=float("nan"))}, r"optim.learning_rate=nan, wanted a finite number"),
+        (
+            {"train": TrainConfig(grow_every_epochs=float("inf"))},
+            r"train.grow_every_epochs=inf, wanted a finite number",
+        ),
+        ({"optim": OptimConfig(schedule="steps")}, r"optim.schedule='steps', wanted one of .*; did you mean step\?"),
+        ({"optim": OptimConfig(name="lamb")}, r"optim.name='lamb', wanted one of \('sgd', 'lars', 'adamw'\)"),
         ({"optim": OptimConfig(gamma=-2.0)}, r"optim.gamma=-2.0, wanted a positive"),
         ({"optim": OptimConfig(decay_epochs=-1.0)}, r"optim.decay_epochs=-1.0, wanted a positive"),
         ({"optim": OptimConfig(warmup_epochs=-3.0)}, r"optim.warmup_epochs=-3.0, wanted 0 or more"),
-        ({"optim": OptimConfig(weight_decay=float("nan"))}, r"optim.weight_decay=nan, wanted 0 or more"),
+        ({"optim": OptimConfig(weight_decay=float("nan"))}, r"optim.weight_decay=nan, wanted a finite number"),
         ({"optim": OptimConfig(momentum=5.0)}, r"optim.momentum=5.0, wanted 0 up to"),
         ({"optim": OptimConfig(trust_coefficient=0.0)}, r"optim.trust_coefficient=0.0, wanted a positive"),
         (
@@ -312,3 +318,12 @@ def test_free_fields_exist():
 def test_with_text():
     assert LossConfig().with_text and LossConfig(mixed=0.0, semantic=0.1).with_text
     assert not LossConfig(mixed=0.0).with_text
+
+
+def test_a_batch_that_would_grow_before_its_first_step_is_refused():
+    train = TrainConfig(batch_size=32, grow_every_epochs=0.1, max_micro_batches=2)
+    with pytest.raises(
+        ConfigError, match=r"grow_every_epochs=0.1 is 0.31 steps of 32 of 100 photos, wanted one or more"
+    ):
+        train.batch_plan(100)
+    assert train.batch_plan(320).doubled_at == (1,)

@@ -142,15 +142,29 @@ def test_a_run_stopped_in_one_process_goes_on_in_another_number_of_them(tmp_path
 
 
 @pytest.mark.cluster
-def test_processes_with_other_catalogues_are_refused_in_one_line(tmp_path):
-    def catalogue(rank):
-        return (f"--config.data.generated.seed={rank}",)
-
-    ended = train(tmp_path / "run", processes=2, own=catalogue)
+@pytest.mark.parametrize(
+    "own, what",
+    [
+        ("--config.optim.learning_rate=0.{rank}1", "the config of process 1"),
+        ("--workdir={folder}/{rank}", "the run folder .* of process 1"),
+    ],
+)
+def test_processes_that_differ_are_refused_in_one_line_each(tmp_path, own, what):
+    ended = train(tmp_path / "run", processes=2, own=lambda rank: (own.format(rank=rank, folder=tmp_path),))
     for code, _, errors in ended:
-        assert code == 2 and re.fullmatch(
-            r"sicot train: the catalogue of process 1 is \w{12}, that of process 0 is \w{12}; .*\n", errors
-        )
+        wanted = rf"sicot train: {what} is \w{{12}}, that of process 0 is \w{{12}}; .*\n"
+        assert code == 2 and re.fullmatch(wanted, errors), errors
+
+
+@pytest.mark.cluster
+def test_what_one_process_refuses_ends_all_of_them(tmp_path):
+    def own(rank):
+        return ("--config.data.source=imported", f"--config.data.path={tmp_path / 'nowhere'}") if rank else ()
+
+    (first, _, others), (second, _, its) = train(tmp_path / "run", processes=2, own=own)
+    assert (first, second) == (2, 2)
+    assert others == "sicot train: refused in another process, which says why\n"
+    assert re.fullmatch(r"sicot train: catalogue .*nowhere not found; .*\n", its)
 
 
 def test_half_set_variables_are_refused(monkeypatch, capsys):
@@ -161,6 +175,11 @@ def test_half_set_variables_are_refused(monkeypatch, capsys):
         "or none\n"
     )
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_PROCESS_ID", "1")
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost")
+    assert cli.main(["train", "--config=tiny", "--distributed"]) == 2
+    assert "JAX_COORDINATOR_ADDRESS=localhost, wanted HOST:PORT" in capsys.readouterr().err
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
     monkeypatch.setenv("JAX_PROCESS_ID", "2")
     assert cli.main(["train", "--config=tiny", "--distributed"]) == 2
     assert "JAX_PROCESS_ID=2 of JAX_NUM_PROCESSES=2, wanted 0 up to one less" in capsys.readouterr().err

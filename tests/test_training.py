@@ -137,6 +137,20 @@ def test_a_run_whose_batch_grows_resumes_bit_for_bit_before_and_after_it_grew(tm
 
 
 @pytest.mark.slow
+def test_a_growing_run_resumes_before_a_damaged_checkpoint(tmp_path, monkeypatch):
+    """Batches of 32, 32, 64, 128, ...: the step of 64 is compiled although the newest checkpoint is past it."""
+    config = tiny(epochs=2.5, grow_every_epochs=0.4, max_micro_batches=4, checkpoint_every_steps=2)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        stop_at(patch, 5)
+        train(config, tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoints" / "last" / "4").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    results = train(config, tmp_path / "run")
+    assert results["step"] == results["step_of_end"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("data, model", [(1, 1), (2, 2)])
 def test_a_checkpoint_of_eight_devices_continues_on_fewer(tmp_path, monkeypatch, data, model):
     """11 classes are padded to 16 rows on eight devices, to 12 on four, to 11 on one.
