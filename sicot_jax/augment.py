@@ -53,10 +53,12 @@ def random_crops(key, image, *, min_area: float, max_ratio: float, flip: bool) -
     """For photos [B, H, W, 3], divided as they are; the same key gives the same on any mesh."""
     batch, height, width, _ = image.shape
     window_key, flip_key = jax.random.split(key)
-    windows = random_windows(window_key, batch, height=height, width=width, min_area=min_area, max_ratio=max_ratio)
+    top, left, rows, columns = random_windows(
+        window_key, batch, height=height, width=width, min_area=min_area, max_ratio=max_ratio
+    )
     flipped = jax.random.bernoulli(flip_key, shape=(batch,)) if flip else jnp.zeros(batch, bool)
     # Random numbers are made whole on every device; only their use is divided with the batch.
-    return jax.reshard(Crops(*windows, flipped), jax.P(jax.typeof(image).sharding.spec[0]))
+    return jax.reshard(Crops(top, left, rows, columns, flipped), jax.P(jax.typeof(image).sharding.spec[0]))
 
 
 def crop(image, crops: Crops, *, height: int, width: int):

@@ -57,7 +57,7 @@ class Checkpoints:
         return self.managers[kind].latest_step()
 
     def save(self, state: Any, step: int, *, kind: str = "last", info: dict[str, Any] | None = None) -> None:
-        """Start writing; the arrays are copied before this returns, the rest goes on behind.
+        """Start writing behind the caller, who may go on with steps that donate the arrays: they are copied where need be.
 
         A new best one replaces the old one whatever its step: a run that resumed before its best may find another.
         Raises CheckpointError where a last one of this or a later step lies there.

@@ -179,6 +179,11 @@ class TrainConfig:
     log_every_steps: int = 20
     tensorboard: bool = True
 
+    def total_steps(self, train_photos: int) -> int:
+        """Steps of the whole run, on a catalogue of that many training photos."""
+        batches = max(1, round(self.epochs * train_photos / self.batch_size))
+        return self.steps or self.batch_plan(train_photos).steps_for(batches)
+
     def batch_plan(self, train_photos: int) -> BatchPlan:
         """The batch of every step, on a catalogue of that many training photos."""
         doublings = (self.max_micro_batches // self.micro_batches).bit_length() - 1 if self.grow_every_epochs else 0

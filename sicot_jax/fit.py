@@ -10,17 +10,18 @@ import dataclasses
 import functools
 import itertools
 import math
+import sys
 from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 
 from sicot_jax import config as config_lib
-from sicot_jax import mesh
-from sicot_jax.config import Config, HeadConfig
+from sicot_jax import evaluate, mesh
+from sicot_jax.config import Config, ConfigError, HeadConfig
 from sicot_jax.device_memory import device_memory, size_text
 from sicot_jax.errors import InputError
-from sicot_jax.plan import Plan, make_plan
+from sicot_jax.plan import SHARE, Plan, can_divide, make_plan
 from sicot_jax.step import Setup, TrainState, abstract_state, make_setup, make_train_step
 
 FEW_CLASSES = 8  # of the classifier in a step that is compiled for its activations
@@ -33,7 +34,7 @@ class DoesNotFit(InputError):
         self.plan, self.memory, self.others = plan, memory, alternatives(plan, memory)
         best = self.others[0] if self.others else None
         remedy = f"{'add' if best.overrides else 'take'} {best}" if best else "take more devices or a smaller model"
-        super().__init__(f"{what} on a device that has {size_text(memory)}; {remedy}")
+        super().__init__(f"{what}, more than {SHARE:.0%} of the {size_text(memory)} that a device has; {remedy}")
 
 
 def compile_step(setup: Setup, state: TrainState, batch_size: int) -> jax.stages.Compiled:
@@ -51,6 +52,18 @@ def compile_step(setup: Setup, state: TrainState, batch_size: int) -> jax.stages
         batch["token_ids"] = jax.ShapeDtypeStruct((batch_size, config.data.max_tokens), jnp.int32)
     batch = {name: mesh.divided(x, setup.mesh) for name, x in batch.items()}
     return jax.jit(make_train_step(setup), donate_argnums=0).lower(state, batch).compile()
+
+
+def evaluation_bytes(setup: Setup, state: TrainState) -> int:
+    """What a device holds for a batch of an evaluation beyond the state, by its compiled program."""
+    config, side = setup.config, setup.config.preprocessing
+    image = jax.ShapeDtypeStruct((config.eval.batch_size, side.resize_height, side.resize_width, 3), jnp.uint8)
+    label = jax.ShapeDtypeStruct((config.eval.batch_size,), jnp.int32)
+    recognize = jax.jit(evaluate.make_recognize(config, setup.visual_graphdef, setup.shape.num_classes))
+    visual = state.params["visual"], state.batch_stats["visual"], state.classifier
+    size = _analysis(recognize.lower(*visual, *(mesh.divided(x, setup.mesh) for x in (image, label))).compile())
+    photos = math.prod(image.shape) // setup.mesh.size
+    return size.temp_size_in_bytes + size.output_size_in_bytes + 2 * photos  # this batch and the next
 
 
 def with_activations(plan: Plan) -> Plan:
@@ -99,13 +112,14 @@ def _analysis(compiled: jax.stages.Compiled):
 
 @dataclasses.dataclass(frozen=True)
 class Alternative:
-    """A change that makes a plan fit: overrides, or more devices of the same kind."""
+    """A change that makes a plan fit: overrides, or more devices like those at hand."""
 
     overrides: tuple[str, ...]
     plan: Plan
 
     def __str__(self) -> str:
-        return " ".join(self.overrides) or f"{self.plan.devices} devices of this kind"
+        like = "on machines like this one" if self.plan.platform == "cpu" else "of this kind"
+        return " ".join(self.overrides) or f"{self.plan.devices} devices {like}"
 
 
 def alternatives(plan: Plan, memory: int) -> list[Alternative]:
@@ -131,9 +145,8 @@ def _overrides_that_fit(plan: Plan, memory: int) -> list[Alternative]:
 
     @functools.cache
     def of_width(width: int) -> Plan:
-        new = make_plan(
-            config_lib.override(config, [f"--config.model.embedding_width={width}"]), plan.shape, devices=plan.devices
-        )
+        narrower = config_lib.override(config, [f"--config.model.embedding_width={width}"])
+        new = make_plan(narrower, plan.shape, devices=plan.devices, platform=plan.platform)
         return dataclasses.replace(
             new, activations=plan.activations, activations_of=plan.activations_of, compiled_for=plan.compiled_for
         )
@@ -158,9 +171,8 @@ def _overrides_that_fit(plan: Plan, memory: int) -> list[Alternative]:
 
 
 def _devices_that_fit(plan: Plan, memory: int) -> list[Alternative]:
-    config, devices = plan.config, plan.devices
-    micro_batch = config.train.batch_size // config.train.micro_batches
-    while math.gcd(micro_batch, config.eval.batch_size) % (2 * devices) == 0:
+    devices = plan.devices
+    while can_divide(plan.config, 2 * devices):
         devices *= 2
         more = dataclasses.replace(plan, devices=devices)
         if more.fits(memory):
@@ -173,21 +185,30 @@ def compile_within_memory(
 ) -> dict[int, jax.stages.Compiled]:
     """Batch size -> the training step for it (see `compile_step`), all compiled before anything is allocated.
 
-    Raises DoesNotFit where a device has less memory than the state takes (known without
-    compiling), or than a compiled step takes. Host memory counts as free as it is now, and what Python and the catalogue
-    will still take of it is not known.
+    Raises DoesNotFit where a device has less memory than the state takes (known without compiling) or a compiled step,
+    and what is held beside it; ConfigError where it has less than the evaluation takes. Host memory counts as free as it
+    is now, and what Python and the catalogue will still take of it is not known.
     """
-    memory = device_memory(setup.mesh.local_devices)
-    kept = sum(plan.state().values())
-    if memory is not None and kept > memory:
-        raise DoesNotFit(f"parameters and optimizer take {size_text(kept)}", with_activations(plan), memory)
+    found = device_memory(setup.mesh.local_devices)
+    memory = sys.maxsize if found is None else found  # not known: nothing to refuse by
+    beside = sum(plan.beside_step().values())
+    kept = sum(plan.state().values()) + beside
+    if kept > SHARE * memory:
+        what = f"parameters, optimizer and what is held beside a step take {size_text(kept)}"
+        raise DoesNotFit(what, with_activations(plan), memory)
     steps = {}
+    micro_batch = setup.config.train.batch_size // setup.config.train.micro_batches
     for batch_size in sorted(set(batch_sizes), reverse=True):  # the largest first: it takes most
         steps[batch_size] = compiled = compile_step(setup, state, batch_size)
-        needed = needed_bytes(compiled)
-        if memory is not None and needed > memory:
-            micro_batch = setup.config.train.batch_size // setup.config.train.micro_batches
+        needed = needed_bytes(compiled) + beside
+        if needed > SHARE * memory:
             config = _of_batch(setup.config, batch_size, batch_size // micro_batch)
             planned = _with_compiled(plan, compiled, of=dataclasses.replace(plan, config=config))
-            raise DoesNotFit(f"a step takes {size_text(needed)}", planned, memory)
+            raise DoesNotFit(f"a step and what is held beside it take {size_text(needed)}", planned, memory)
+    evaluated = setup.config.eval.batch_size
+    if evaluated > micro_batch and (needed := kept + evaluation_bytes(setup, state)) > SHARE * memory:
+        raise ConfigError(
+            f"an evaluation of {evaluated} photos at a time takes {size_text(needed)}, more than {SHARE:.0%} of the "
+            f"{size_text(memory)} that a device has; lower eval.batch_size"
+        )
     return steps

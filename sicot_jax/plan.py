@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -24,6 +25,7 @@ from sicot_jax.step import (
 SHARE = 0.95
 
 GRAPH_CHUNK = 4096  # of `sampled.class_graph`
+MOST_CLASSES = 2**31 - 1  # class ids are int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +53,15 @@ class Plan:
     per_class: item -> bytes for each class of the device.
     width: D.
     moments: numbers in the batch statistics that a step computes (mean and variance of each batch norm that trains).
+    platform: of the devices, as JAX calls it; "cpu" devices share their memory with the host.
     activations: of `activations_of` photos at a time, on the backend `compiled_for`; None before a step is compiled.
+      Those of training: an evaluation of more photos at a time than a micro-batch has (eval.batch_size) is not in it.
     """
 
     config: Config
     shape: DataShape
     devices: int
+    platform: str
     parameters: int
     optimizer: int
     gradient: int
@@ -71,15 +76,16 @@ class Plan:
     def shard_classes(self) -> int:
         return -(-self.shape.num_classes // self.devices)
 
+    @functools.cached_property
+    def batch_size(self) -> int:
+        """Photos of the largest batch of the run."""
+        train, photos = self.config.train, self.shape.train_photos
+        return train.batch_plan(photos).sizes(0, train.total_steps(photos))[-1]
+
     @property
     def micro_batches(self) -> int:
         """Of the largest batch: one that grows has the more of them."""
-        return max(self.config.train.micro_batches, self.config.train.max_micro_batches)
-
-    @property
-    def batch_size(self) -> int:
-        """Photos of the largest batch."""
-        return self.config.train.batch_size // self.config.train.micro_batches * self.micro_batches
+        return self.batch_size * self.config.train.micro_batches // self.config.train.batch_size
 
     @property
     def photos(self) -> int:
@@ -91,9 +97,18 @@ class Plan:
         return -(-self.photos // self.micro_batches)
 
     @property
+    def streams(self) -> int:
+        """With a loss."""
+        return len(heads.loss_weights(self.config.loss))
+
+    @property
     def rows(self) -> int:
-        """Embeddings of a step, streams times batch."""
-        return len(heads.loss_weights(self.config.loss)) * self.batch_size
+        """Embeddings of a step."""
+        return self.streams * self.batch_size
+
+    @property
+    def kernel_trains(self) -> bool:
+        return trains(self.config.optim, "classifier/kernel")
 
     def state(self) -> dict[str, int]:
         """Item -> bytes that stay from step to step."""
@@ -107,22 +122,25 @@ class Plan:
 
     def head(self) -> int:
         """What the head holds while it runs."""
-        if self.config.head.kind == "dense" and self.devices > 1:  # the whole kernel, its gradient by stream, their sum
-            streams = self.rows // self.batch_size
-            return 4 * self.shard_classes * self.devices * self.width * (2 + streams)
         running = heads.temporary_bytes(
-            self.config.head, rows=self.rows, width=self.width, shard_classes=self.shard_classes
+            self.config.head,
+            streams=self.streams,
+            batch=self.batch_size,
+            width=self.width,
+            shard_classes=self.shard_classes,
+            devices=self.devices,
+            itemsize=compute_dtype(self.config).itemsize,
+            trains=self.kernel_trains,
+            moments=self.per_class["optimizer"] // (4 * self.width),
         )
-        # That counts one array of the kernel's shape in the optimizer: AdamW's second adds a chunk of it, updated.
-        second = self.per_class["optimizer"] // (4 * self.width) - 1
-        running += max(0, second) * 4 * min(self.config.head.chunk, self.shard_classes) * self.width
         return max(running, self._graph()) if self.config.head.kind == "knn" else running
 
     def _graph(self) -> int:
         """What building the graph of neighbours holds; not at the same time as the rest of the head."""
         rows, k, number = self.shard_classes, self.config.head.neighbours, compute_dtype(self.config).itemsize
         chunk = min(GRAPH_CHUNK, rows)
-        blocks = 3 * number * rows * self.width + 4 * rows * k  # own rows, a block and the next one; the best so far
+        # Own rows, a block and the next one, on CPU one of them widened; the best so far, cosines and classes.
+        blocks = (3 * number + (4 if number < 4 else 0)) * rows * self.width + 8 * rows * k
         slices = (2 * number * chunk * self.width + 8 * chunk * k) if rows > chunk else 0
         return blocks + slices + 4 * chunk * (chunk + rows % chunk)  # cosines of whole chunks and of the last one
 
@@ -130,14 +148,22 @@ class Plan:
         """Item -> bytes that live within a step, without activations."""
         items = {"classifier: head, while it runs": self.head(), "streams: gradient": self.gradient}
         if self.micro_batches > 1:
-            size = self.config.preprocessing
             items["streams: gradient"] *= 2  # of one micro-batch, and the sum
-            items["photos of all micro-batches"] = self.photos * 4 * 3 * size.height * size.width
+            items["batch, in order of micro-batches"] = self.batch()
+        return items
+
+    def beside_step(self) -> dict[str, int]:
+        """Item -> bytes that are held while a step runs, and are not the step's."""
+        items = {"batch: the next one": self.batch()}
+        if self.platform == "cpu":  # accelerators copy to the host
+            # Steps go on in new arrays while a save still writes the old ones; one save at a time. Measured: 1.01 times a
+            # state of 787 MiB (resident 1298 MiB before the save, 2096 while it is written).
+            items["checkpoint: copy of the state"] = sum(self.state().values())
         return items
 
     def memory(self) -> dict[str, int]:
         """Item -> bytes; activations last, where they are known, in proportion to the photos at a time."""
-        items = {**self.state(), **self.temporary(), "batch": self.batch()}
+        items = {**self.state(), **self.temporary(), "batch": self.batch(), **self.beside_step()}
         if self.activations is not None:
             now = round(self.activations * self.photos_at_a_time / self.activations_of)
             items[f"activations, compiled for {self.compiled_for}"] = now
@@ -160,10 +186,9 @@ class Plan:
         }
         if config.head.kind == "dense":
             kernel = 4 * (width + 1) * self.shard_classes * self.devices
-            return streams | {
-                "classifier: kernel and bias": Message("all-gather", kernel),
-                "classifier: gradient of each stream": Message("all-reduce", kernel, self.rows // photos),
-            }
+            gathered = {"classifier: kernel and bias": Message("all-gather", kernel)}
+            gradient = {"classifier: gradient of each stream": Message("all-reduce", kernel, self.streams)}
+            return streams | gathered | (gradient if self.kernel_trains else {})
         items = streams | {
             "classifier: embeddings": Message("all-gather", 4 * self.rows * width),
             "classifier: labels": Message("all-gather", 4 * photos),
@@ -182,7 +207,7 @@ def size_of(tree: Any) -> int:
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def make_plan(config: Config, shape: DataShape, *, devices: int) -> Plan:
+def make_plan(config: Config, shape: DataShape, *, devices: int, platform: str) -> Plan:
     """The plan of a config on that many devices, whether they are here or not. Nothing is allocated or compiled.
 
     Raises ConfigError where batch or classes cannot be divided over the devices.
@@ -214,6 +239,7 @@ def make_plan(config: Config, shape: DataShape, *, devices: int) -> Plan:
         config=config,
         shape=shape,
         devices=devices,
+        platform=platform,
         parameters=size_of((params, state.batch_stats)),
         optimizer=size_of(state.opt_state),
         gradient=size_of(trained),
@@ -223,6 +249,11 @@ def make_plan(config: Config, shape: DataShape, *, devices: int) -> Plan:
     )
 
 
+def can_divide(config: Config, devices: int) -> bool:
+    """Whether that many devices can divide the batches among them (what `step.check_batches` refuses otherwise)."""
+    return math.gcd(config.train.batch_size // config.train.micro_batches, config.eval.batch_size) % devices == 0
+
+
 def largest_classes(plan: Plan, memory: int, *, devices: int) -> int:
     """The largest number of classes that fits that many devices of `memory` bytes, all else as planned; 0 for none."""
 
@@ -230,9 +261,7 @@ def largest_classes(plan: Plan, memory: int, *, devices: int) -> int:
         shape = dataclasses.replace(plan.shape, num_classes=rows * devices)
         return dataclasses.replace(plan, shape=shape, devices=devices).fits(memory)
 
-    low, high = 0, 1
-    while fits(high):
-        low, high = high, 2 * high
+    low, high = 0, MOST_CLASSES // devices + 1
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import jax
 
 from sicot_jax import fit, mesh
 from sicot_jax.config import Config
-from sicot_jax.device_memory import DEVICE_KINDS, GIB, device_memory, is_kind, size_text
+from sicot_jax.device_memory import DEVICE_KINDS, GIB, device_memory, size_text
 from sicot_jax.errors import InputError
-from sicot_jax.plan import SHARE, Plan, largest_classes, make_plan
+from sicot_jax.plan import SHARE, Plan, can_divide, largest_classes, make_plan
 from sicot_jax.step import DataShape
 
 
@@ -47,16 +48,33 @@ def alternative_lines(plan: Plan, others: list[fit.Alternative], memory: int) ->
 
 
 def kind_lines(plan: Plan, memory: int | None, kind: str) -> list[str]:
-    """The largest number of classes for each kind of device, the one at hand first."""
+    """The largest number of classes for each kind of device, the one at hand first; "-" where the batch cannot be divided."""
     counts = [1, 8, 64]
-    sizes = {name: round(size * GIB) for name, size in DEVICE_KINDS.items() if not is_kind(kind, name)}
-    here = {} if memory is None else {kind: memory}
+    rows = [] if memory is None else [(kind, memory, plan, "at hand")]
+    for other in DEVICE_KINDS:
+        if kind not in other.called:
+            there = dataclasses.replace(plan, platform=other.platform)
+            rows.append((other.name, round(other.gib * GIB), there, "estimate"))
     header = f"  {'kind':<24}{'memory':>12}" + "".join(f"{n:>13}" for n in counts) + "  devices"
     lines = [f"largest number of classes in {SHARE:.0%} of the memory, all else as planned:", header]
-    for name, size in (here | sizes).items():
-        classes = "".join(f"{_count_text(largest_classes(plan, size, devices=n)):>13}" for n in counts)
-        lines.append(f"  {name:<24}{size_text(size):>12}{classes}  {'at hand' if name in here else 'estimate'}")
+    for name, size, there, source in rows:
+        classes = [
+            _count_text(largest_classes(there, size, devices=n)) if can_divide(plan.config, n) else "-" for n in counts
+        ]
+        lines.append(f"  {name:<24}{size_text(size):>12}{''.join(f'{text:>13}' for text in classes)}  {source}")
     return lines
+
+
+def _number_of_devices(config: Config, wanted: int) -> int:
+    """As many as wanted, 0 for those that the config would train on here; InputError where its mesh has others."""
+    data, model = config.mesh.data, config.mesh.model
+    if wanted < 0:
+        raise InputError(f"--devices={wanted}, wanted 1 or more, or 0 for those here")
+    if wanted % model or (wanted and data and wanted != data * model):
+        raise InputError(
+            f"--devices={wanted} is not a mesh of {data or 'any'} x {model}; set mesh.data and mesh.model, or give another"
+        )
+    return wanted or data * model or mesh.make_mesh(model=model).size
 
 
 def plan_lines(config: Config, shape: DataShape, *, devices: int = 0) -> Iterator[str]:
@@ -66,11 +84,8 @@ def plan_lines(config: Config, shape: DataShape, *, devices: int = 0) -> Iterato
       devices: as many of the kind at hand, here or not; 0 for those that the config would train on here.
     """
     at_hand = jax.local_devices()
-    if devices < 0:
-        raise InputError(f"--devices={devices}, wanted 1 or more, or 0 for those here")
-    wanted = config.mesh
-    devices = devices or wanted.data * wanted.model or mesh.make_mesh(model=wanted.model).size
-    plan = make_plan(config, shape, devices=devices)
+    devices = _number_of_devices(config, devices)
+    plan = make_plan(config, shape, devices=devices, platform=jax.default_backend())
     many = "device" if devices == 1 else "devices"
     yield f"{shape.num_classes:,} classes x {plan.width} numbers, head {config.head.kind}, on {devices} {many}"
     yield from (*message_lines(plan), *memory_lines(plan))

@@ -136,7 +136,7 @@ def class_graph(kernel, *, num_classes: int, k: int, chunk: int = 4096, dtype=jn
     """Each class's k nearest other classes by the cosine of their rows, exact (Song et al. 2020, section on the graph).
 
     Every device keeps the running top-k of its own rows while the blocks of rows are passed round the devices, so that
-    no device ever holds more than two blocks.
+    no device ever holds more than three blocks: its own, the one compared with, the next one.
 
     Args:
       kernel: float32 [C padded, D], divided by class.

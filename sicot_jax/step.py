@@ -97,7 +97,7 @@ def make_setup(config: Config, shape: DataShape, device_mesh) -> Setup:
     heads.check(config.head, num_classes=shape.num_classes, devices=device_mesh.size)
     steps_per_epoch = shape.train_photos / config.train.batch_size
     plan = config.train.batch_plan(shape.train_photos)
-    steps = config.train.steps or plan.steps_for(max(1, round(config.train.epochs * steps_per_epoch)))
+    steps = config.train.total_steps(shape.train_photos)
     schedule = make_schedule(config.optim, plan, steps=steps, photos=shape.train_photos)
     tx = make_tx(config.optim, schedule)
 

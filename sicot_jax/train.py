@@ -172,7 +172,9 @@ class _Loop:
     def __init__(self, setup: Setup, catalog: Catalog, workdir: Path):
         self.setup, self.catalog, self.workdir = setup, catalog, workdir
         self.config = setup.config
-        self.memory_plan = plan.make_plan(setup.config, setup.shape, devices=setup.mesh.size)
+        self.memory_plan = plan.make_plan(
+            setup.config, setup.shape, devices=setup.mesh.size, platform=jax.default_backend()
+        )
         self.train_steps: dict[int, jax.stages.Compiled] = {}  # by batch size
         self.checkpoints = Checkpoints(workdir, num_classes=setup.shape.num_classes, writer=True)
         self.best = (self.checkpoints.info("best") or {}).get("validation")

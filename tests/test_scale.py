@@ -66,7 +66,7 @@ def test_the_million_class_head_is_exact_in_its_memory_and_sends_only_embeddings
     shard_classes = CLASSES_PADDED // 8
     kernel = 4 * shard_classes * width
     assert memory.alias_size_in_bytes >= 2 * kernel  # kernel and momentum stay where they are
-    temporary = heads.temporary_bytes(config, rows=2 * batch, width=width, shard_classes=shard_classes)
+    temporary = heads.temporary_bytes(config, streams=2, batch=batch, width=width, shard_classes=shard_classes)
     np.testing.assert_allclose(memory.temp_size_in_bytes, temporary, rtol=0.1)
 
 
