@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--longest", type=float, default=1.0, help="seconds after a save's begin, at most")
     args = parser.parse_args()
-    timing.print_machine(1)
+    timing.print_machine()
     moment = random.Random(0)
     during = resumed = lost = 0
     known: set[int] = set()

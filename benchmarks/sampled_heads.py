@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--rates", nargs="+", type=float, default=[0.05, 0.1, 0.2])
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs, one each")
     args, overrides = parser.parse_known_args()
+    timing.print_machine()
     compare(config_lib.load(args.config, overrides), args.rates, args.out)
 
 

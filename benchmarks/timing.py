@@ -70,7 +70,7 @@ def _cpu_model() -> str:
     return names[0] if names else platform.machine()
 
 
-def print_machine(rounds: int) -> None:
+def print_machine(rounds: int = 0) -> None:
     """Machine, versions and date in one line. Starts jax's devices: call it where that disturbs nothing."""
     import jax
 
@@ -78,7 +78,7 @@ def print_machine(rounds: int) -> None:
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     print(
         f"{cores()} cores ({_cpu_model()}{load}), {len(devices)} x {devices[0].device_kind}, jax {jax.__version__}, "
-        f"Python {platform.python_version()}, {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC; "
-        f"medians of {rounds} rounds",
+        f"Python {platform.python_version()}, {datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC"
+        + (f"; medians of {rounds} rounds" if rounds else ""),
         flush=True,
     )

@@ -35,7 +35,11 @@ def imported(tmp_path_factory):
 
 def rows(name: str, *options: str) -> dict[str, list[str]]:
     """First cell -> other cells of every row that the script prints, after a look at its machine line."""
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--rounds", "1", *options]
+    return printed_by(name, "--rounds", "1", *options)
+
+
+def printed_by(name: str, *options: str) -> dict[str, list[str]]:
+    command = [sys.executable, "-m", f"benchmarks.{name}", *options]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -102,3 +106,20 @@ def test_head():
     torch = {"plain PyTorch", "Partial FC, rate 1 (PyTorch)", "Partial FC, rate 0.1 (PyTorch)"}
     assert set(printed) == {"head", "classes x width", "100 x 16", *ours, *torch}
     assert not [name for name in ours if "not measured" in printed[name][0]]
+
+
+def test_kills():
+    """Two kills of a small run: every start goes on from a whole checkpoint."""
+    printed = printed_by("kills", "--tries", "2", "--classes", "500", "--width", "16", "--longest", "0.05")
+    during, resumed, lost = printed["2"]
+    assert (resumed, lost) == ("2", "0") and int(during) <= 2
+
+
+def test_sampled_heads(tmp_path):
+    """Recall is a share, and the graph's age the steps since its last making: 4 steps, made every 3."""
+    options = "--rates", "0.5", "--out", str(tmp_path), "--config.train.steps=4", "--config.head.rebuild_steps=3"
+    options = *options, "--config.head.neighbours=4", "--config.mesh.data=1"
+    printed = printed_by("sampled_heads", "--config", "tiny", *options)
+    assert set(printed) == {"head", "class sharded", "sampled 0.5", "knn 0.5"}
+    share, age = re.fullmatch(r"([\d.]+) % after (\d+)", printed["knn 0.5"][-1]).groups()
+    assert 0 < float(share) <= 100 and age == "1"
