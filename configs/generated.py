@@ -1,7 +1,7 @@
 """Baseline against co-training on a small generated catalogue: what `./run.sh` runs.
 
 Command:  ./run.sh
-Hardware: two CPU cores, some two minutes an arm.
+Hardware: two CPU cores, under two minutes an arm.
 Result:   printed at its end; small and quick, so not worth quoting.
 """
 

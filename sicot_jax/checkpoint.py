@@ -39,7 +39,7 @@ class Checkpoints:
         self.managers = {
             kind: ocp.CheckpointManager(
                 (workdir / "checkpoints" / kind).absolute(),
-                # Compressing takes as much memory as the state once more and twice the time, for 8 % of a trained kernel.
+                # Compressing takes as much memory as the state once more and twice the time, for 8 % of random float32 numbers.
                 item_handlers={
                     "state": ocp.PyTreeCheckpointHandler(use_compression=False),
                     "info": ocp.JsonCheckpointHandler(),

@@ -68,14 +68,18 @@ def test_sharded_loss_and_gradients_equal_dense(device_mesh, tau, keep_logits):
     assert_sharded_equals_dense(device_mesh, 300, 7, tau, keep_logits)
 
 
-@pytest.mark.parametrize("device_mesh", [(4, 2)], indirect=True)
+@pytest.mark.parametrize(
+    "device_mesh",
+    [(4, 2), *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(1, 1), (8, 1), (1, 8), (2, 4)])],
+    indirect=True,
+)
 @pytest.mark.parametrize(
     "num_classes, chunk, tau, keep_logits",
     [(1, 4, 0.0, None), (8, 8, 0.0, jnp.float32), (37, 100, 1.0, None)],
     ids=["one class", "one chunk, kept", "chunk larger than shard"],
 )
 def test_sharded_loss_and_gradients_of_few_classes(device_mesh, num_classes, chunk, tau, keep_logits):
-    """Where devices have nothing but padding, or one chunk: no other way through the code on another mesh."""
+    """Where devices have nothing but padding, or one chunk."""
     assert_sharded_equals_dense(device_mesh, num_classes, chunk, tau, keep_logits)
 
 

@@ -153,9 +153,12 @@ def test_neighbours_at_rate_one_equal_the_dense_head(device_mesh, dense_run):
     assert_rate_one_equals_dense("knn", dense_run, device_mesh)
 
 
-@pytest.mark.parametrize("device_mesh", [(4, 2)], indirect=True)
+@pytest.mark.parametrize(
+    "device_mesh",
+    [(4, 2), *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(1, 1), (8, 1), (1, 8), (2, 4)])],
+    indirect=True,
+)
 def test_random_classes_at_rate_one_equal_the_dense_head(device_mesh, dense_run):
-    """On one mesh: the next test has this head on all of them."""
     assert_rate_one_equals_dense("sampled", dense_run, device_mesh)
 
 
