@@ -63,12 +63,17 @@ def trains(config: OptimConfig, name: str) -> bool:
     return re.match(config.trainable, name) is not None
 
 
+def part_of(name: str) -> str:
+    """Path name -> the part of the model that it belongs to: "visual/resnet", "visual" (its projection), "semantic"."""
+    return "visual/resnet" if name.startswith("visual/resnet/") else name.partition("/")[0]
+
+
 def trained_parts(config: OptimConfig, params: dict) -> dict[str, bool]:
     """Part ("visual/resnet", "semantic", ...) -> whether any of its parameters trains; others keep their batch statistics."""
     parts: dict[str, bool] = {}
     for path, _ in jax.tree_util.tree_leaves_with_path(params):
         name = path_name(path)
-        part = "visual/resnet" if name.startswith("visual/resnet/") else name.partition("/")[0]
+        part = part_of(name)
         parts[part] = parts.get(part, False) or trains(config, name)
     return parts
 

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
-from sicot_jax import heads, mesh
+from sicot_jax import heads, mesh, sampled
 from sicot_jax.config import Config
-from sicot_jax.optim import path_name, trained_parts, trains
+from sicot_jax.optim import part_of, path_name, trained_parts, trains
 from sicot_jax.step import (
     DataShape,
     abstract_state,
@@ -24,7 +24,6 @@ from sicot_jax.step import (
 # Of a device's memory that a plan may take: the allocator leaves gaps, and programs and their constants live there too.
 SHARE = 0.95
 
-GRAPH_CHUNK = 4096  # of `sampled.class_graph`
 MOST_CLASSES = 2**31 - 1  # class ids are int32
 
 
@@ -138,11 +137,13 @@ class Plan:
     def _graph(self) -> int:
         """What building the graph of neighbours holds; not at the same time as the rest of the head."""
         rows, k, number = self.shard_classes, self.config.head.neighbours, compute_dtype(self.config).itemsize
-        chunk = min(GRAPH_CHUNK, rows)
-        # Own rows, a block and the next one, on CPU one of them widened; the best so far, cosines and classes.
-        blocks = (3 * number + (4 if number < 4 else 0)) * rows * self.width + 8 * rows * k
-        slices = (2 * number * chunk * self.width + 8 * chunk * k) if rows > chunk else 0
-        return blocks + slices + 4 * chunk * (chunk + rows % chunk)  # cosines of whole chunks and of the last one
+        chunk = min(sampled.GRAPH_CHUNK, rows)
+        cosines = 4 * chunk * (chunk + rows % chunk)  # of whole chunks and of the last one
+        if self.devices == 1:  # the best so far: cosines, for the classes are written to their place; slices of rows
+            return cosines + 4 * rows * k + 20 * chunk * self.width + 16 * chunk * k
+        # A block and the next one, on CPU one of them widened; the best so far, cosines and classes.
+        blocks = (2 * number + (4 if number < 4 else 0)) * rows * self.width + 8 * rows * k
+        return cosines + blocks + (2 * number * chunk * self.width + 8 * chunk * k if rows > chunk else 0)
 
     def temporary(self) -> dict[str, int]:
         """Item -> bytes that live within a step, without activations."""
@@ -197,7 +198,7 @@ class Plan:
         }
         if config.head.kind == "knn":
             block = compute_dtype(config).itemsize * width * self.shard_classes
-            passed = self.devices / config.head.rebuild_steps
+            passed = (self.devices - 1) / config.head.rebuild_steps
             items["classifier: neighbours of labels"] = Message("all-reduce", 4 * photos * config.head.neighbours)
             items["classifier: rows, for the graph"] = Message("collective-permute", block, passed)
         return items
@@ -231,9 +232,7 @@ def make_plan(config: Config, shape: DataShape, *, devices: int, platform: str) 
     trained = [x for path, x in jax.tree_util.tree_leaves_with_path(params) if trains(config.optim, path_name(path))]
     parts = trained_parts(config.optim, params)
     moments = [
-        x
-        for path, x in jax.tree_util.tree_leaves_with_path(state.batch_stats)
-        if parts["visual/resnet" if path_name(path).startswith("visual/resnet/") else path_name(path).partition("/")[0]]
+        x for path, x in jax.tree_util.tree_leaves_with_path(state.batch_stats) if parts[part_of(path_name(path))]
     ]
     return Plan(
         config=config,

@@ -16,6 +16,8 @@ from jax.sharding import PartitionSpec as P
 from sicot_jax import mesh as mesh_lib
 from sicot_jax.class_sharded import cut, over_chunks, put, shard_start, varying
 
+GRAPH_CHUNK = 4096  # rows that `class_graph` compares at a time
+
 
 def random_places(key, rows: int, count: int):
     """int32 [count]: distinct random places in 0 .. rows - 1, -1 in about count / sqrt(rows) of them.
@@ -132,11 +134,11 @@ def neighbour_classes(key, label, neighbours, *, rate: float):
     )
 
 
-def class_graph(kernel, *, num_classes: int, k: int, chunk: int = 4096, dtype=jnp.float32):
+def class_graph(kernel, *, num_classes: int, k: int, chunk: int = GRAPH_CHUNK, dtype=jnp.float32):
     """Each class's k nearest other classes by the cosine of their rows, exact (Song et al. 2020, section on the graph).
 
     Every device keeps the running top-k of its own rows while the blocks of rows are passed round the devices, so that
-    no device ever holds more than three blocks: its own, the one compared with, the next one.
+    no device ever holds more than two blocks beside its rows: the one compared with, the next one. One device holds none.
 
     Args:
       kernel: float32 [C padded, D], divided by class.
@@ -150,21 +152,24 @@ def class_graph(kernel, *, num_classes: int, k: int, chunk: int = 4096, dtype=jn
         rows = kernel.shape[0]
         start = shard_start(rows)
         devices = lax.axis_size(mesh_lib.AXES)
-        unit = (kernel * lax.rsqrt(jnp.maximum(jnp.sum(kernel**2, -1, keepdims=True), 1e-30))).astype(dtype)
+
+        def unit(x):
+            return (x * lax.rsqrt(jnp.maximum(jnp.sum(x**2, -1, keepdims=True), 1e-30))).astype(dtype)
+
+        def own(first, size):  # normalised when it is needed, so that no copy of the rows is held
+            return unit(cut(kernel, first, size))
 
         def compare(block, block_start, best):
-            """`best` (values, ids [rows, k]) after the rows of a block."""
+            """`best` (values, ids [rows, k]) after the rows of a block, a function (first, size) -> unit rows."""
 
             def queries(best, first, size):
-                query = cut(unit, first, size)
+                query = own(first, size)
                 query_id = start + first + jnp.arange(size)
 
                 def candidates(carry, other, width):
                     values, ids = carry
                     ids_here = block_start + other + jnp.arange(width)
-                    cosine = jnp.einsum(
-                        "qd,nd->qn", query, cut(block, other, width), preferred_element_type=jnp.float32
-                    )
+                    cosine = jnp.einsum("qd,nd->qn", query, block(other, width), preferred_element_type=jnp.float32)
                     wrong = (ids_here >= num_classes) | (ids_here == query_id[:, None])
                     found, where = lax.top_k(jnp.where(wrong, -jnp.inf, cosine), min(k, width))
                     values = jnp.concatenate([values, found], -1)
@@ -178,15 +183,16 @@ def class_graph(kernel, *, num_classes: int, k: int, chunk: int = 4096, dtype=jn
 
             return over_chunks(queries, best, rows, chunk)
 
-        def one_block(i, carry):
+        def next_block(i, carry):
             block, best = carry
+            block = lax.ppermute(block, mesh_lib.AXES, [(d, (d - 1) % devices) for d in range(devices)])
             owner = (lax.axis_index(mesh_lib.AXES) + i) % devices
-            best = compare(block, owner * rows, best)
-            pairs = [(d, (d - 1) % devices) for d in range(devices)]
-            return lax.ppermute(block, mesh_lib.AXES, pairs), best
+            return block, compare(lambda first, size: cut(block, first, size), owner * rows, best)
 
         best = varying(jnp.full((rows, k), -jnp.inf)), varying(jnp.zeros((rows, k), jnp.int32))
-        _, (_, ids) = lax.fori_loop(0, devices, one_block, (unit, best))
-        return ids
+        best = compare(own, start, best)
+        if devices > 1:
+            _, best = lax.fori_loop(1, devices, next_block, (unit(kernel), best))
+        return best[1]
 
     return jax.shard_map(shard, in_specs=(mesh_lib.CLASS_ROWS,), out_specs=mesh_lib.CLASS_ROWS)(kernel)
