@@ -402,7 +402,7 @@ def plot(seconds: dict[str, dict[str, float]], path: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--sizes", nargs="+", default=["128x512x16384", "128x512x262144", "128x128x1048576"], help="RxDxC"
+        "--sizes", nargs="*", default=["128x512x16384", "128x512x262144", "128x128x1048576"], help="RxDxC"
     )
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS, metavar="NAME")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
