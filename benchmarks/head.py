@@ -402,7 +402,10 @@ def plot(seconds: dict[str, dict[str, float]], path: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--sizes", nargs="*", default=["128x512x16384", "128x512x262144", "128x128x1048576"], help="RxDxC"
+        "--sizes",
+        nargs="*",
+        default=["128x512x16384", "128x512x262144", "128x128x1048576"],
+        help="RxDxC; none: graphs alone",
     )
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS, metavar="NAME")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -417,6 +420,8 @@ def main() -> None:
     if args.child:
         child(args.child, Size.parse(args.sizes[0]), args.steps, jnp.dtype(args.dtype))
         return
+    if args.plot and not args.sizes:
+        parser.error("--plot draws the tables of --sizes; name some")
     timing.print_machine(args.rounds)
     seconds = {size: table(size, args) for size in args.sizes}
     if args.plot:
