@@ -16,12 +16,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from benchmarks import timing
+from benchmarks import timing, training
 from sicot_jax import config as config_lib
 from sicot_jax import runs, sampled, train
 from sicot_jax.checkpoint import Checkpoints
 from sicot_jax.config import Config, HeadConfig
-from sicot_jax.report.intervals import paired_interval
 from sicot_jax.step import abstract_state, compute_dtype, make_setup
 
 
@@ -59,38 +58,17 @@ def graph_recall(workdir: Path) -> tuple[float, int]:
     ) // run.config.head.rebuild_steps * run.config.head.rebuild_steps
 
 
-def row(workdir: Path, results: dict, full: Path) -> tuple[str, ...]:
-    accuracy = results["accuracy"]
-    with np.load(workdir / "predictions.npz") as mine, np.load(full / "predictions.npz") as others:
-        hit, other_hit = (x["top_classes"][:, 0] == x["label"] for x in (mine, others))
-        assert np.array_equal(mine["image_id"], others["image_id"])
-    difference = 100 * (hit.astype(float) - other_hit)
-    low, high = paired_interval(difference)
-    return (
-        f"{accuracy['overall']['top1']:.2f}",
-        f"{accuracy['overall']['top3']:.2f}",
-        *(f"{accuracy[group]['top1']:.2f}" for group in ("head", "tail", "class_mean")),
-        "" if workdir == full else f"{difference.mean():+.2f} [{low:+.2f}, {high:+.2f}]",
-    )
-
-
 def compare(config: Config, rates: list[float], out: Path) -> None:
     rows = []
-    # One validation, at the end: what is tested is the last state, of the same step for all.
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, evaluate_every_epochs=1e6))
+    config = training.tested_at_the_end(config)
     for name, head in contenders(config.head, rates).items():
         results = train.train(dataclasses.replace(config, head=head), out / name)
         recall = ""
         if head.kind == "knn":
             share, age = graph_recall(out / name)
             recall = f"{100 * share:.1f} % after {age}"
-        rows.append((name.replace("_", " "), *row(out / name, results, out / "class_sharded"), recall))
-    timing.print_table(
-        f"{out.name}: {results['accuracy']['overall']['photos']:,} test photos, {results['step_of_end']:,} steps, seed "
-        f"{config.seed}, {results['hardware']}",
-        ("head", "top-1", "top-3", "head", "tail", "class mean", "top-1 less the full softmax's", "recall"),
-        rows,
-    )
+        rows.append((name.replace("_", " "), *training.row(out / name, results, out / "class_sharded"), recall))
+    timing.print_table(training.title(out.name, config, results), ("head", *training.HEADER, "recall"), rows)
 
 
 def main() -> None:

@@ -155,12 +155,17 @@ class Checkpoints:
         return restored["state"]
 
     def _check_shapes(self, manager, step: int, target: Any) -> None:
-        """Leading axes of the classifier may differ where both hold all classes: the rest is padding."""
+        """Leading axes of the classifier may differ where both hold all classes: the rest is padding.
+
+        What devices have not sent yet has a leading axis of devices: fewer take their part of it, more start with zeros.
+        """
         stored, wanted = shapes(manager.item_metadata(step)["state"].tree), shapes(target)
         for name in stored.keys() & wanted.keys():
             have, want = stored[name], wanted[name]
             padded = have[1:] == want[1:] and have and want and min(have[0], want[0]) >= self.num_classes
             if padded and name.startswith("classifier"):
+                stored[name] = want
+            if name.startswith("unsent") and have[1:] == want[1:]:
                 stored[name] = want
         if faults := differences(stored, wanted):
             raise CheckpointError(f"{manager.directory}: another model: {faults}")

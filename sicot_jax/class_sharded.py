@@ -180,7 +180,7 @@ def loss_and_update(
     Where the loss is not finite nothing is updated.
 
     Args:
-      embeddings: stream -> float32 [B, D], divided by batch.
+      embeddings: stream -> float32 [B, D], divided by batch, or on all devices already.
       label: int32 [B], divided by batch.
       state, log_prior: the classifier, rows divided over all devices; the state is to be donated.
       weights: stream -> w; only the streams named here count.

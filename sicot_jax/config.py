@@ -161,6 +161,8 @@ class TrainConfig:
     """The loop. `batch_size` is global; `steps` (0 = from `epochs`) wins over `epochs`.
 
     micro_batches: parts of the batch that go through the backbone one after the other (gradient accumulation).
+    gradient_ratio: share of each kernel's gradient, the largest entries, that a device sends the others in a step; what
+      it keeps counts in its next ones (`exchange`). 1 sends all of it. For slow connections between devices.
     grow_every_epochs: epochs after which batch and micro-batches double, again and again up to `max_micro_batches`, a
       micro-batch staying as large as it is; 0 keeps `batch_size`. Schedules go on by epochs (`sampling.BatchPlan`).
     evaluate_every_epochs: validation and choice of the best; checkpoint_every_seconds: the last state.
@@ -170,6 +172,7 @@ class TrainConfig:
     epochs: float = 10.0
     steps: int = 0
     micro_batches: int = 1
+    gradient_ratio: float = 1.0
     grow_every_epochs: float = 0.0
     max_micro_batches: int = 0
     compute_dtype: str = "float32"
@@ -320,6 +323,8 @@ def _check(config: Config) -> None:
             raise ConfigError(f"{name}={number}, wanted 0 or more")
     if config.model.last_stride not in (1, 2):
         raise ConfigError(f"model.last_stride={config.model.last_stride}, wanted 1 or 2")
+    if not 0 < train.gradient_ratio <= 1:
+        raise ConfigError(f"train.gradient_ratio={train.gradient_ratio}, wanted above 0, up to 1")
     if not 0 <= config.optim.momentum < 1:
         raise ConfigError(f"optim.momentum={config.optim.momentum}, wanted 0 up to (not including) 1")
     if config.eval.top_k < 3:

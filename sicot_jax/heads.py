@@ -136,7 +136,7 @@ def make_head(
 
         params = {"kernel": classifier.kernel, "bias": classifier.bias}
         (total, by_stream), (cotangents, gradient) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
-            {stream: embeddings[stream] for stream in weights}, params
+            {stream: mesh.divide(embeddings[stream]) for stream in weights}, params
         )
         state = update(gradient, {**params, "opt_state": classifier.opt_state})
         return {"total": total, **by_stream}, cotangents, dataclasses.replace(classifier, **state)

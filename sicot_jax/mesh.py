@@ -16,6 +16,7 @@ from sicot_jax.errors import InputError
 AXES = ("data", "model")
 CLASS_ROWS = P(AXES, None)  # classifier kernel [C, D]
 CLASS = P(AXES)  # classifier bias, log prior [C]
+BATCH = P(AXES)  # any array whose leading axis is the batch, or has one entry a device
 
 
 def make_mesh(*, data: int = 0, model: int = 1, devices=None) -> Mesh:
@@ -110,6 +111,22 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 def copy_to_all(tree, mesh: Mesh):
     """Every array of a tree whole on every device."""
     return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
+def mean_over_devices(x):
+    """Inside shard_map the mean of what each device has; elsewhere x is of all devices already."""
+    axes = tuple(jax.sharding.get_abstract_mesh().manual_axes)
+    return jax.lax.pmean(x, axes) if axes else x
+
+
+def gather_devices(x):
+    """Inside shard_map: what the devices have, one after the other, on all of them: [n, ...] -> [devices * n, ...]."""
+    return jax.lax.all_gather(x, AXES, tiled=True, to="invarying")
+
+
+def divide(x: jax.Array) -> jax.Array:
+    """Its leading axis divided over all devices; of an array that all have, every device takes its part."""
+    return jax.reshard(x, batch_spec(x.ndim))
 
 
 def replicate(x: jax.Array) -> jax.Array:

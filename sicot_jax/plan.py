@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType
 
-from sicot_jax import heads, mesh, sampled
+from sicot_jax import exchange, heads, mesh, sampled
 from sicot_jax.config import Config
 from sicot_jax.optim import part_of, path_name, trained_parts, trains
 from sicot_jax.step import (
@@ -49,6 +49,7 @@ class Plan:
     """What a training step holds and sends; bytes of one device.
 
     parameters, optimizer, gradient: of the streams, whole on every device; the gradient is that of what trains.
+    unsent: what a device keeps of kernels' gradients with `train.gradient_ratio` below 1; `entries_sent` of them it sends.
     per_class: item -> bytes for each class of the device.
     width: D.
     moments: numbers in the batch statistics that a step computes (mean and variance of each batch norm that trains).
@@ -64,6 +65,8 @@ class Plan:
     parameters: int
     optimizer: int
     gradient: int
+    unsent: int
+    entries_sent: int
     per_class: dict[str, int]
     width: int
     moments: int
@@ -112,7 +115,10 @@ class Plan:
     def state(self) -> dict[str, int]:
         """Item -> bytes that stay from step to step."""
         classifier = {f"classifier: {item}": size * self.shard_classes for item, size in self.per_class.items()}
-        return {"streams: parameters": self.parameters, "streams: optimizer": self.optimizer, **classifier}
+        streams = {"streams: parameters": self.parameters, "streams: optimizer": self.optimizer}
+        if self.unsent:
+            streams["streams: gradient not sent yet"] = self.unsent
+        return streams | classifier
 
     def batch(self) -> int:
         side = self.config.preprocessing
@@ -148,6 +154,8 @@ class Plan:
     def temporary(self) -> dict[str, int]:
         """Item -> bytes that live within a step, without activations."""
         items = {"classifier: head, while it runs": self.head(), "streams: gradient": self.gradient}
+        if self.unsent:
+            items["streams: gradient and what waited of it"] = self.unsent
         if self.micro_batches > 1:
             items["streams: gradient"] *= 2  # of one micro-batch, and the sum
             items["batch, in order of micro-batches"] = self.batch()
@@ -180,18 +188,24 @@ class Plan:
         """Item -> what crosses devices in a step."""
         config, width = self.config, self.width
         photos, parts = self.batch_size, self.micro_batches
-        passes = 3 if parts == 1 else 5  # mean and variance forward, once or twice; the mean's gradient
+        passes = 4 if parts == 1 else 6  # mean and variance, forward once or twice, and their gradients
         streams = {
-            "streams: gradient": Message("all-reduce", self.gradient, parts),
+            "streams: gradient": Message("all-reduce", self.gradient - self.unsent),
             "streams: batch-norm statistics": Message("all-reduce", 4 * self.moments // 2, parts * passes),
         }
+        if self.unsent:
+            streams["streams: largest entries of the gradient"] = Message(
+                "all-gather", 8 * self.entries_sent * self.devices
+            )
         if config.head.kind == "dense":
             kernel = 4 * (width + 1) * self.shard_classes * self.devices
             gathered = {"classifier: kernel and bias": Message("all-gather", kernel)}
             gradient = {"classifier: gradient of each stream": Message("all-reduce", kernel, self.streams)}
             return streams | gathered | (gradient if self.kernel_trains else {})
         items = streams | {
-            "classifier: embeddings": Message("all-gather", 4 * self.rows * width),
+            "classifier: embeddings": Message(
+                "all-gather", 4 * self.rows * width, 1 if parts == 1 else (parts + 1) / parts
+            ),
             "classifier: labels": Message("all-gather", 4 * photos),
             "classifier: cotangents": Message("reduce-scatter", 4 * self.rows * width),
             "classifier: maxima, sums, label logits": Message("all-reduce", 4 * self.rows, 3),
@@ -242,6 +256,10 @@ def make_plan(config: Config, shape: DataShape, *, devices: int, platform: str) 
         parameters=size_of((params, state.batch_stats)),
         optimizer=size_of(state.opt_state),
         gradient=size_of(trained),
+        unsent=size_of(state.unsent) // devices,
+        entries_sent=sum(
+            exchange.entries_sent(x.size // devices, config.train.gradient_ratio) for x in state.unsent.values()
+        ),
         per_class=per_class,
         width=classifier.kernel.shape[1],
         moments=size_of(moments) // 4,

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from sicot_jax import heads, mesh
+from sicot_jax import exchange, heads, mesh
 from sicot_jax.augment import crop, random_crops
 from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.statistics import log_prior
@@ -43,6 +43,7 @@ class TrainState:
     batch_stats: dict[str, Any]
     opt_state: optax.OptState
     classifier: heads.Classifier
+    unsent: exchange.Unsent  # what each device has not sent yet of its gradients, with train.gradient_ratio below 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +181,15 @@ def start_state(setup: Setup, log_prior: jax.Array) -> TrainState:
     key = jax.random.fold_in(jax.random.key(setup.config.seed), 1)
     step = mesh.copy_to_all(jnp.zeros((), jnp.int32), setup.mesh)
     opt_state = mesh.copy_to_all(setup.tx.init(params), setup.mesh)
-    return TrainState(step, params, batch_stats, opt_state, jax.jit(classifier)(key, log_prior))
+    unsent = jax.jit(lambda: exchange.nothing_unsent(kernels_sent_in_part(setup.config, params), setup.mesh.size))()
+    return TrainState(step, params, batch_stats, opt_state, jax.jit(classifier)(key, log_prior), unsent)
+
+
+def kernels_sent_in_part(config: Config, params: dict) -> dict[str, tuple[int, ...]]:
+    """Path name -> shape of the kernels of whose gradients devices send the largest entries alone."""
+    shapes = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
+    sparse = config.train.gradient_ratio < 1
+    return {name: shape for name, shape in shapes.items() if sparse and len(shape) > 1 and trains(config.optim, name)}
 
 
 def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | None = None):
@@ -189,9 +198,13 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
     forward -> head(embeddings, label, classifier) -> backward -> optax. `losses` holds "total", the mean cross-entropy
     of each stream, and each of `extra_losses` (named pure functions of (outputs, batch), added to the total).
 
+    The streams run on each device by itself, but for batch-norm statistics, which are of all devices. Their gradients
+    are exchanged once a step (`exchange`).
+
     With micro-batches: all of them forward for their embeddings, one head call over the stacked embeddings, then each
-    forward again and backward from its share of the cotangents, so that memory is that of one micro-batch. Batch-norm
-    statistics are those of each micro-batch. Extra losses are means over micro-batches.
+    forward again and backward from its share of the cotangents, so that memory is that of one micro-batch. While one is
+    in the streams, the embeddings of the one before travel. Batch-norm statistics are those of each micro-batch. Extra
+    losses are means over micro-batches.
 
     How many micro-batches a batch has follows from its size, theirs being fixed; so each size of a batch that grows
     compiles once. ValueError (when traced) for a size that they do not divide.
@@ -214,19 +227,24 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
             return preprocessing.normalise(preprocessing.centre_crop(image))
         return preprocessing.normalise(crop(image, crops, height=preprocessing.height, width=preprocessing.width))
 
-    def forward(params, batch_stats, photos, token_ids):
-        """-> outputs, new batch statistics."""
+    def on_device(copies, batch_stats, photos, token_ids):
+        params = exchange.own(copies)
         net = nnx.merge(setup.graphdef, params, batch_stats, copy=True)
         outputs = net(pixels(*photos), token_ids, train=trained_parts(config.optim, params))
         return outputs, nnx.to_pure_dict(nnx.state(net, nnx.BatchStat))
+
+    # (a copy of the parameters for each device, batch statistics, photos, token ids) -> outputs, new batch statistics
+    forward = jax.shard_map(
+        on_device, in_specs=(mesh.BATCH, jax.P(), mesh.BATCH, mesh.BATCH), out_specs=(mesh.BATCH, jax.P())
+    )
 
     def extras(outputs, batch):
         values = {name: function(outputs, batch) for name, function in extra_losses.items()}
         return sum(values.values(), jnp.zeros(())), values
 
-    def linearise(params, batch_stats, photos, batch):
-        """-> outputs, their pull-back to the parameters, new batch statistics."""
-        return jax.vjp(lambda p: forward(p, batch_stats, photos, batch.get("token_ids")), params, has_aux=True)
+    def linearise(copies, batch_stats, photos, batch):
+        """-> outputs, their pull-back to each device's copy of the parameters, new batch statistics."""
+        return jax.vjp(lambda p: forward(p, batch_stats, photos, batch.get("token_ids")), copies, has_aux=True)
 
     def pull_back(outputs, vjp, batch, cotangents, parts=1):
         """Gradient of the head's loss and the extra losses, and the latters' values."""
@@ -235,44 +253,46 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
         full = {name: extra[name] / parts + cotangents.get(name, 0) for name in outputs}
         return vjp(full)[0], values
 
-    def whole(state, photos, batch):
-        outputs, vjp, batch_stats = linearise(state.params, state.batch_stats, photos, batch)
+    def whole(copies, state, photos, batch):
+        outputs, vjp, batch_stats = linearise(copies, state.batch_stats, photos, batch)
         losses, cotangents, classifier = setup.head(
             {stream: outputs[stream] for stream in streams}, batch["label"], state.classifier
         )
         gradient, values = pull_back(outputs, vjp, batch, cotangents)
         return losses, classifier, gradient, batch_stats, values
 
-    def in_parts(parts, state, photos, batch):
+    def in_parts(parts, copies, state, photos, batch):
         def cut(x):
             # [B, ...] -> [parts, B / parts, ...]; part p takes rows p, p + parts, ..., so that no row changes its device.
             shape = (x.shape[0] // parts, parts, *x.shape[1:])
             return x.reshape(shape, out_sharding=mesh.batch_spec(len(shape))).swapaxes(0, 1)
 
-        def join(x):
-            x = x.swapaxes(0, 1)
-            return x.reshape((-1, *x.shape[2:]), out_sharding=mesh.batch_spec(x.ndim - 1))
-
         cut_photos, batches = jax.tree.map(cut, (photos, batch))
 
-        def embed(_, part):
+        def embed(before, part):
             photos, batch = part
-            outputs, _ = forward(state.params, state.batch_stats, photos, batch.get("token_ids"))
-            return None, {stream: outputs[stream] for stream in streams}
+            gathered = jax.tree.map(mesh.replicate, before)  # on its way while these photos are in the streams
+            outputs, _ = forward(copies, state.batch_stats, photos, batch.get("token_ids"))
+            return {stream: outputs[stream] for stream in streams}, gathered
 
-        _, embeddings = jax.lax.scan(embed, None, (cut_photos, batches))
+        def join(gathered, last):
+            x = jnp.concatenate([gathered[1:], mesh.replicate(last)[None]])  # [parts, B / parts, D]
+            return x.swapaxes(0, 1).reshape(-1, x.shape[-1])
+
+        nothing = jnp.zeros((micro_batch, state.classifier.kernel.shape[1]), out_sharding=mesh.batch_spec(2))
+        last, gathered = jax.lax.scan(embed, dict.fromkeys(streams, nothing), (cut_photos, batches))
         losses, cotangents, classifier = setup.head(
-            jax.tree.map(join, embeddings), join(batches["label"]), state.classifier
+            jax.tree.map(join, gathered, last), batch["label"], state.classifier
         )
 
         def one(carry, part):
             gradient, batch_stats = carry
             photos, batch, cotangents = part
-            outputs, vjp, batch_stats = linearise(state.params, batch_stats, photos, batch)
+            outputs, vjp, batch_stats = linearise(copies, batch_stats, photos, batch)
             new, values = pull_back(outputs, vjp, batch, cotangents, parts)
             return (jax.tree.map(jnp.add, gradient, new), batch_stats), values
 
-        start = (jax.tree.map(jnp.zeros_like, state.params), state.batch_stats)
+        start = (jax.tree.map(jnp.zeros_like, copies), state.batch_stats)
         (gradient, batch_stats), values = jax.lax.scan(one, start, (cut_photos, batches, jax.tree.map(cut, cotangents)))
         return losses, classifier, gradient, batch_stats, jax.tree.map(jnp.mean, values)
 
@@ -285,11 +305,15 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
         if rest or not parts:
             raise ValueError(f"a batch of {size} photos, wanted a multiple of micro-batches of {micro_batch}")
         run = whole if parts == 1 else functools.partial(in_parts, parts)
-        losses, classifier, gradient, batch_stats, values = run(state, photos, batch)
+        losses, classifier, gradient, batch_stats, values = run(exchange.copies(state.params), state, photos, batch)
         losses = {**losses, **values, "total": losses["total"] + sum(values.values(), jnp.zeros(()))}
+        if state.unsent:
+            gradient, unsent = exchange.largest_summed(gradient, state.unsent, ratio=config.train.gradient_ratio)
+        else:
+            gradient, unsent = exchange.summed(gradient), {}
         updates, opt_state = setup.tx.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, batch_stats, opt_state, classifier), losses
+        return TrainState(state.step + 1, params, batch_stats, opt_state, classifier, unsent), losses
 
     return train_step
 

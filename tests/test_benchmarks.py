@@ -38,9 +38,9 @@ def rows(name: str, *options: str) -> dict[str, list[str]]:
     return printed_by(name, "--rounds", "1", *options)
 
 
-def printed_by(name: str, *options: str) -> dict[str, list[str]]:
+def printed_by(name: str, *options: str, **variables: str) -> dict[str, list[str]]:
     command = [sys.executable, "-m", f"benchmarks.{name}", *options]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **variables}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     first = done.stdout.splitlines()[0]
@@ -113,6 +113,14 @@ def test_kills():
     printed = printed_by("kills", "--tries", "2", "--classes", "500", "--width", "16", "--longest", "0.05")
     during, resumed, lost = printed["2"]
     assert (resumed, lost) == ("2", "0") and int(during) <= 2
+
+
+def test_sparse_gradients(tmp_path):
+    """Of 8 devices, summing an entry sends 7 bytes, gathering a value and its place 56: a hundredth costs 0.08, and biases."""
+    options = "--ratios", "1", "0.01", "--out", str(tmp_path), "--config.train.steps=2"
+    printed = printed_by("sparse_gradients", "--config", "tiny", *options, JAX_NUM_CPU_DEVICES="8")
+    assert set(printed) == {"ratio", "1", "0.01"}
+    assert printed["1"][-1] == "1.000" and 0.08 < float(printed["0.01"][-1]) < 0.1
 
 
 def test_sampled_heads(tmp_path):

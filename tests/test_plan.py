@@ -37,6 +37,7 @@ KINDS = {
     "frozen": ["--config.optim.trainable=visual"],
     "all neighbours": ["--config.head.sample_rate=1.0", "--config.head.neighbours=500"],
     "small chunks": ["--config.head.chunk=1000"],
+    "largest entries": ["--config.train.gradient_ratio=0.01"],
 }
 SLOWER_HEADS = [
     "16 bits",
@@ -116,7 +117,7 @@ def of_messages(messages, part: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("data, model", MESHES)
-@pytest.mark.parametrize("options", ["exact", "adamw", "knn"])
+@pytest.mark.parametrize("options", ["exact", "adamw", "knn", "largest entries"])
 def test_the_state_by_formula_is_what_the_compiled_program_takes(data, model, options):
     config = wide(*KINDS[options])
     device_mesh = mesh.make_mesh(data=data, model=model)
@@ -157,10 +158,12 @@ def test_the_graph_of_one_device_by_formula_is_what_the_compiled_head_takes(opti
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("data, model", MESHES)
-@pytest.mark.parametrize("micro_batches", [1, 4])
-def test_the_step_by_formula_is_what_the_compiled_step_takes_and_sends(data, model, micro_batches):
-    config = wide(f"--config.train.micro_batches={micro_batches}")
+@pytest.mark.parametrize(
+    "data, model, micro_batches, options",
+    [(*shape, parts, "exact") for shape in MESHES for parts in (1, 4)] + [(8, 1, 1, "largest entries")],
+)
+def test_the_step_by_formula_is_what_the_compiled_step_takes_and_sends(data, model, micro_batches, options):
+    config = wide(f"--config.train.micro_batches={micro_batches}", *options_of(options))
     device_mesh = mesh.make_mesh(data=data, model=model)
     with jax.set_mesh(device_mesh):
         setup = make_setup(config, SHAPE, device_mesh)
@@ -170,9 +173,17 @@ def test_the_step_by_formula_is_what_the_compiled_step_takes_and_sends(data, mod
     arguments = sum(new.state().values()) + new.batch()
     np.testing.assert_allclose(arguments, size.argument_size_in_bytes, rtol=0.01)
     # The program's text has the body of a loop once: the sums of one micro-batch stand there for all.
-    messages = {n: dataclasses.replace(m, times=m.times / micro_batches) for n, m in new.messages().items()}
-    expected = of_messages(messages, "streams")["all-reduce"] + of_messages(new.messages(), "class")["all-reduce"]
-    np.testing.assert_allclose(expected, collectives(compiled)["all-reduce"], rtol=0.01)
+    messages = new.messages()
+    moments = messages["streams: batch-norm statistics"]
+    messages["streams: batch-norm statistics"] = dataclasses.replace(moments, times=moments.times / micro_batches)
+    if micro_batches > 1:  # the gather of one micro-batch in the loop, and of the last one after it
+        gathered = messages["classifier: embeddings"]
+        messages["classifier: embeddings"] = dataclasses.replace(gathered, times=2 / micro_batches)
+    found = collectives(compiled)
+    # A downsample's norm and the norm it is added to have equal gradients of their biases; XLA may send them once.
+    equal = 4 * sum((16, 32, 64))
+    for kind in ("all-reduce", "all-gather"):
+        np.testing.assert_allclose(of_messages(messages, "")[kind], found[kind], rtol=0.01, atol=equal, err_msg=kind)
     # One device's share, compiled alone, foretells the whole: the backbone and nothing else is left to it.
     whole = fit.with_activations(new).total()
     np.testing.assert_allclose(whole, held(new, compiled), rtol=0.1)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sicot_jax import config as config_lib
-from sicot_jax import heads, mesh
+from sicot_jax import exchange, heads, mesh
 from sicot_jax.config import Config
 from sicot_jax.models.sicot import start_words
 from sicot_jax.step import DataShape, abstract_state, class_log_prior, make_setup, make_train_step, start_state
@@ -200,6 +200,33 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
     )
     np.testing.assert_allclose(half[2]["total"], full[2]["total"], rtol=0.02)
     assert half[2]["total"] != full[2]["total"]
+
+
+def test_a_step_that_sends_every_entry_is_the_dense_step():
+    """1 - 1e-9 of the entries, rounded up, is all of them."""
+    device_mesh = on(8, 1)
+    _, dense, dense_losses = one_step(tiny(), device_mesh)
+    _, sparse, losses = one_step(tiny(train={"gradient_ratio": 1 - 1e-9}), device_mesh)
+    assert not dense.unsent and sparse.unsent
+    assert not any(np.any(x) for x in sparse.unsent.values())
+    assert_close(losses, dense_losses)
+    assert_close(dataclasses.replace(sparse, unsent={}), dense)
+
+
+def test_a_step_with_a_ratio_moves_that_share_of_each_kernel():
+    device_mesh = on(8, 1)
+    before, after, _ = one_step(tiny(train={"gradient_ratio": 0.01}), device_mesh)
+    moved = jax.tree.map(lambda a, b: a != b, before.params, after.params)
+    for path, changed in jax.tree_util.tree_leaves_with_path(moved):
+        if changed.ndim > 1:
+            assert 0 < changed.sum() <= device_mesh.size * exchange.entries_sent(changed.size, 0.01), path
+    assert all(np.any(x) for x in after.unsent.values())
+
+
+def test_what_does_not_train_is_not_kept():
+    config = tiny(train={"gradient_ratio": 0.1}, optim={"trainable": "classifier|visual/resnet"})
+    _, after, _ = one_step(config, on(8, 1))
+    assert after.unsent and all(name.startswith("visual/resnet/") for name in after.unsent)
 
 
 def test_golden_step():

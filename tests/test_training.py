@@ -151,6 +151,30 @@ def test_a_growing_run_resumes_before_a_damaged_checkpoint(tmp_path, monkeypatch
 
 
 @pytest.mark.slow
+def test_what_was_not_sent_yet_is_part_of_the_checkpoint(tmp_path, monkeypatch):
+    """Resumed bit for bit on as many devices; on fewer what the others had not sent is dropped, on more nothing is."""
+    config = with_mesh(tiny(steps=4, checkpoint_every_steps=2, gradient_ratio=0.01), 2, 2)
+    train(config, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        stop_at(patch, 3)
+        train(config, tmp_path / "run")
+    saved = last_state(tmp_path / "run", config).unsent
+    for devices in (2, 8):
+        restored = last_state(tmp_path / "run", with_mesh(config, devices, 1)).unsent
+        for name, there in saved.items():
+            here = restored[name]
+            assert np.any(there) and here.shape == (devices, *there.shape[1:])
+            np.testing.assert_array_equal(here[:4], there[:devices])
+            assert not np.any(here[4:])
+    shutil.copytree(tmp_path / "run", tmp_path / "moved")
+    results = train(with_mesh(config, 8, 1), tmp_path / "moved")
+    assert results["step_of_end"] == 4
+    train(config, tmp_path / "run")
+    for got, wanted in zip(*(jax.tree.leaves(last_state(tmp_path / n, config)) for n in ("run", "whole")), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("data, model", [(1, 1), (2, 2)])
 def test_a_checkpoint_of_eight_devices_continues_on_fewer(tmp_path, monkeypatch, data, model):
     """11 classes are padded to 16 rows on eight devices, to 12 on four, to 11 on one.

@@ -6,13 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
+
+from sicot_jax.mesh import mean_over_devices
 
 BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.9  # torch calls this 0.1
 
 
 def batch_moments(x, mask=None):
-    """Mean and biased variance over all axes but the last, in float32.
+    """Mean and biased variance over all axes but the last, and over devices, in float32.
 
     Args:
       x: [B, ..., F], any float dtype.
@@ -23,13 +26,15 @@ def batch_moments(x, mask=None):
     x = x.astype(jnp.float32)
     axes = tuple(range(x.ndim - 1))
     if mask is None:
-        mean = jnp.mean(x, axes)
-        # Two passes: E[x^2] - E[x]^2 loses all digits when the mean is large against the deviation.
-        return mean, jnp.mean(jnp.square(x - mean), axes)
+        mean = mean_over_devices(jnp.mean(x, axes))
+        # Two passes: E[x^2] - E[x]^2 loses all digits when the mean is large against the deviation. The variance's
+        # derivative by the mean is 0, and would be summed over devices only to find that.
+        return mean, mean_over_devices(jnp.mean(jnp.square(x - lax.stop_gradient(mean)), axes))
     weight = mask.astype(jnp.float32).reshape(mask.shape + (1,) * (x.ndim - 1))
-    count = jnp.maximum(jnp.sum(weight) * (x.size / x.shape[0] / x.shape[-1]), 1.0)
-    mean = jnp.sum(x * weight, axes) / count
-    return mean, jnp.sum(jnp.square(x - mean) * weight, axes) / count
+    share = mean_over_devices(jnp.mean(weight))
+    share = jnp.where(share > 0, share, 1.0)
+    mean = mean_over_devices(jnp.mean(x * weight, axes)) / share
+    return mean, mean_over_devices(jnp.mean(jnp.square(x - lax.stop_gradient(mean)) * weight, axes)) / share
 
 
 def normalise(x, mean, variance, scale, bias):
@@ -57,7 +62,7 @@ class BatchNorm(nnx.Module):
         mean, variance = batch_moments(x, mask)
         rate = jnp.float32(1 - BATCH_NORM_MOMENTUM)
         if mask is not None:
-            rate = jnp.where(jnp.any(mask), rate, 0.0)
+            rate = jnp.where(mean_over_devices(jnp.mean(mask)) > 0, rate, 0.0)
         self.mean[...] = self.mean[...] + rate * (mean - self.mean[...])
         self.var[...] = self.var[...] + rate * (variance - self.var[...])
         return normalise(x, mean, variance, self.scale[...], self.bias[...])

@@ -1,0 +1,40 @@
+"""Whole runs side by side: the accuracy of each, and its difference to the first over the same photos."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sicot_jax.config import Config
+from sicot_jax.report.intervals import paired_interval
+
+HEADER = ("top-1", "top-3", "head", "tail", "class mean", "top-1 less the first's")
+
+
+def tested_at_the_end(config: Config) -> Config:
+    """One validation, at the end: what is tested is the last state, of the same step for all."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, evaluate_every_epochs=1e6))
+
+
+def row(workdir: Path, results: dict[str, Any], first: Path) -> tuple[str, ...]:
+    """Cells under `HEADER`: per cent, and the difference with its 95 % interval over photos."""
+    accuracy = results["accuracy"]
+    with np.load(workdir / "predictions.npz") as mine, np.load(first / "predictions.npz") as others:
+        hit, other_hit = (x["top_classes"][:, 0] == x["label"] for x in (mine, others))
+        assert np.array_equal(mine["image_id"], others["image_id"])
+    difference = 100 * (hit.astype(float) - other_hit)
+    low, high = paired_interval(difference)
+    return (
+        f"{accuracy['overall']['top1']:.2f}",
+        f"{accuracy['overall']['top3']:.2f}",
+        *(f"{accuracy[group]['top1']:.2f}" for group in ("head", "tail", "class_mean")),
+        "" if workdir == first else f"{difference.mean():+.2f} [{low:+.2f}, {high:+.2f}]",
+    )
+
+
+def title(name: str, config: Config, results: dict[str, Any]) -> str:
+    photos, steps = results["accuracy"]["overall"]["photos"], results["step_of_end"]
+    return f"{name}: {photos:,} test photos, {steps:,} steps, seed {config.seed}, {results['hardware']}"
