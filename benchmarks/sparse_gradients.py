@@ -1,6 +1,7 @@
 """Accuracy with the largest entries of the gradients alone, and what crosses devices for it in a step.
 
-Command:  JAX_NUM_CPU_DEVICES=8 python -m benchmarks.sparse_gradients --config generated --out runs/sparse_gradients
+Command:  JAX_NUM_CPU_DEVICES=8 python -m benchmarks.sparse_gradients --config generated --config.eval.batch_size=120 \\
+          --out runs/sparse_gradients
 Again:    the same command: runs that have ended are not trained again, one that was stopped goes on.
 Table:    test accuracy in per cent after the same steps from the same seed; differences to all entries (ratio 1) over the
           same photos, with 95 % intervals (over photos, so without the luck of training). "sent" is what a device sends

@@ -143,13 +143,17 @@ class Plan:
     def _graph(self) -> int:
         """What building the graph of neighbours holds; not at the same time as the rest of the head."""
         rows, k, number = self.shard_classes, self.config.head.neighbours, compute_dtype(self.config).itemsize
-        chunk = min(sampled.GRAPH_CHUNK, rows)
-        cosines = 4 * chunk * (chunk + rows % chunk)  # of whole chunks and of the last one
-        if self.devices == 1:  # the best so far: cosines, for the classes are written to their place; slices of rows
-            return cosines + 4 * rows * k + 20 * chunk * self.width + 16 * chunk * k
-        # A block and the next one, on CPU one of them widened; the best so far, cosines and classes.
-        blocks = (2 * number + (4 if number < 4 else 0)) * rows * self.width + 8 * rows * k
-        return cosines + blocks + (2 * number * chunk * self.width + 8 * chunk * k if rows > chunk else 0)
+        queries, chunk = min(sampled.GRAPH_QUERIES, rows), sampled.equal_chunks(rows, sampled.GRAPH_CHUNK)
+        grouped = 4 * sampled.TOP_K_GROUP if chunk // sampled.TOP_K_GROUP > k else 0
+        choice = 4 * queries * chunk + (grouped + 16) * queries * k
+        best = 4 * rows * k  # cosines, for the classes are written to their place
+        part = number * chunk * self.width
+        wide = 4 * chunk * self.width
+        if self.devices == 1:  # a part of the rows, as it is and normalised
+            return best + part + max(wide, choice)
+        # A block, the next one, and of them a part, if that is not all; on CPU widened.
+        parts = (part if chunk < rows else 0) + (wide if number < 4 else 0)
+        return best + choice + 2 * number * rows * self.width + parts
 
     def temporary(self) -> dict[str, int]:
         """Item -> bytes that live within a step, without activations."""

@@ -14,9 +14,10 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from sicot_jax import mesh as mesh_lib
-from sicot_jax.class_sharded import cut, over_chunks, put, shard_start, varying
+from sicot_jax.class_sharded import cut, put, shard_start, varying
 
-GRAPH_CHUNK = 4096  # rows that `class_graph` compares at a time
+GRAPH_QUERIES, GRAPH_CHUNK = 256, 32768  # rows that `class_graph` compares at a time with how many others
+TOP_K_GROUP = 16
 
 
 def random_places(key, rows: int, count: int):
@@ -134,7 +135,47 @@ def neighbour_classes(key, label, neighbours, *, rate: float):
     )
 
 
-def class_graph(kernel, *, num_classes: int, k: int, chunk: int = GRAPH_CHUNK, dtype=jnp.float32):
+def top_k(x, k: int):
+    """`lax.top_k` of long rows in less time: [R, N] -> values, places [R, k], largest first; ties in any order.
+
+    The k largest lie in the k groups of TOP_K_GROUP with the largest maxima, since a group left out has k maxima no
+    smaller than its own; so only their entries are sorted. Groups are strided: their maxima are those of whole vectors.
+    """
+    rows, width = x.shape
+    groups, rest = divmod(width, TOP_K_GROUP)
+    if rest or groups <= k:
+        return lax.top_k(x, k)
+    _, best = lax.top_k(jnp.max(x.reshape(rows, TOP_K_GROUP, groups), 1), k)
+    places = (best[:, None, :] + groups * jnp.arange(TOP_K_GROUP)[:, None]).reshape(rows, k * TOP_K_GROUP)
+    values, where = lax.top_k(jnp.take_along_axis(x, places, -1), k)
+    return values, jnp.take_along_axis(places, where, -1)
+
+
+def equal_chunks(rows: int, chunk: int) -> int:
+    """Size of the chunks of `over_equal_chunks`: up to `chunk` and a few; whole groups of `top_k`, where there are any."""
+    number = -(-rows // chunk)
+    if number == 1 and rows % TOP_K_GROUP:
+        number = 2
+    return min(rows, -(-rows // (number * TOP_K_GROUP)) * TOP_K_GROUP)
+
+
+def over_equal_chunks(function, carry, rows: int, chunk: int):
+    """`carry = function(carry, first, size, seen)` for all rows, in chunks of one size: the last one ends with the rows.
+
+    seen: bool [size], those that an earlier chunk had. One body, so one set of buffers, unlike a loop and what is left.
+    """
+    size = equal_chunks(rows, chunk)
+
+    def one(i, carry):
+        first = jnp.minimum(i * size, rows - size)
+        return function(carry, first, size, first + jnp.arange(size) < i * size)
+
+    return lax.fori_loop(0, -(-rows // size), one, carry)
+
+
+def class_graph(
+    kernel, *, num_classes: int, k: int, queries: int = GRAPH_QUERIES, chunk: int = GRAPH_CHUNK, dtype=jnp.float32
+):
     """Each class's k nearest other classes by the cosine of their rows, exact (Song et al. 2020, section on the graph).
 
     Every device keeps the running top-k of its own rows while the blocks of rows are passed round the devices, so that
@@ -143,9 +184,10 @@ def class_graph(kernel, *, num_classes: int, k: int, chunk: int = GRAPH_CHUNK, d
     Args:
       kernel: float32 [C padded, D], divided by class.
       k: less than the number of classes.
-      chunk: rows compared at a time: chunk x chunk cosines are held.
+      queries, chunk: rows compared at a time, with how many others: queries x chunk cosines are held. Few against many:
+        choosing the k largest costs less of long rows.
 
-    Returns: int32 [C padded, k], divided by class, nearest first; ties to the lower class id within a block.
+    Returns: int32 [C padded, k], divided by class, nearest first; ties in any order.
     """
 
     def shard(kernel):
@@ -162,26 +204,22 @@ def class_graph(kernel, *, num_classes: int, k: int, chunk: int = GRAPH_CHUNK, d
         def compare(block, block_start, best):
             """`best` (values, ids [rows, k]) after the rows of a block, a function (first, size) -> unit rows."""
 
-            def queries(best, first, size):
-                query = own(first, size)
-                query_id = start + first + jnp.arange(size)
+            def others(best, first, size, seen):
+                other_rows, other_id = block(first, size), block_start + first + jnp.arange(size)
+                no_other = seen | (other_id >= num_classes)
 
-                def candidates(carry, other, width):
-                    values, ids = carry
-                    ids_here = block_start + other + jnp.arange(width)
-                    cosine = jnp.einsum("qd,nd->qn", query, block(other, width), preferred_element_type=jnp.float32)
-                    wrong = (ids_here >= num_classes) | (ids_here == query_id[:, None])
-                    found, where = lax.top_k(jnp.where(wrong, -jnp.inf, cosine), min(k, width))
-                    values = jnp.concatenate([values, found], -1)
-                    ids = jnp.concatenate([ids, ids_here[where]], -1)
-                    values, where = lax.top_k(values, k)
-                    return values, jnp.take_along_axis(ids, where, -1)
+                def some(best, first, size, seen):
+                    cosine = jnp.einsum("qd,nd->qn", own(first, size), other_rows, preferred_element_type=jnp.float32)
+                    wrong = (other_id == (start + first + jnp.arange(size))[:, None]) | no_other | seen[:, None]
+                    found, where = top_k(jnp.where(wrong, -jnp.inf, cosine), min(k, other_id.size))
+                    values, ids = (cut(x, first, size) for x in best)
+                    values, where_of_both = lax.top_k(jnp.concatenate([values, found], -1), k)
+                    ids = jnp.take_along_axis(jnp.concatenate([ids, other_id[where]], -1), where_of_both, -1)
+                    return tuple(put(x, part, first) for x, part in zip(best, (values, ids), strict=True))
 
-                mine = jax.tree.map(lambda x: cut(x, first, size), best)
-                mine = over_chunks(candidates, mine, rows, chunk)
-                return jax.tree.map(lambda x, part: put(x, part, first), best, mine)
+                return over_equal_chunks(some, best, rows, queries)
 
-            return over_chunks(queries, best, rows, chunk)
+            return over_equal_chunks(others, best, rows, chunk)
 
         def next_block(i, carry):
             block, best = carry

@@ -1,6 +1,7 @@
 """Which classes a sampled head takes, the graph behind it, and its update against a hand loop."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -55,14 +56,36 @@ def test_uniform_classes_hold_the_labels_and_a_share_of_the_others(device_mesh):
     assert taken_classes(choose(jax.random.key(0), placed["label"], 1.0), 1600, device_mesh) == set(range(1600))
 
 
-@pytest.mark.parametrize("num_classes, k, chunk", [(37, 5, 3), (40, 39, 100)])
+@pytest.mark.parametrize("width, k", [(160, 3), (1600, 99), (160, 10), (161, 3), (5, 5)])
+def test_top_k_of_groups_is_top_k(width, k):
+    """Grouped where there are more groups than k, else XLA's own; nine in ten entries are equal."""
+    x = np.random.default_rng(0).normal(size=(20, width)).astype(np.float32)
+    x[:, ::10] += 3
+    values, places = jax.jit(lambda x: sampled.top_k(x, k))(np.maximum(x, 1))
+    np.testing.assert_array_equal(values, np.sort(np.maximum(x, 1), 1)[:, ::-1][:, :k])
+    np.testing.assert_array_equal(np.take_along_axis(np.maximum(x, 1), np.asarray(places), 1), values)
+    assert all(len(set(row)) == k for row in np.asarray(places).tolist())
+
+
+@pytest.mark.parametrize("rows, chunk", [(1, 4), (15, 100), (16, 16), (100, 100), (100, 40), (96, 32), (97, 32)])
+def test_equal_chunks_see_each_row_once(rows, chunk):
+    def add(seen_rows, first, size, seen):
+        assert size <= chunk + sampled.TOP_K_GROUP and (size == rows or size % sampled.TOP_K_GROUP == 0)
+        return seen_rows.at[first + jnp.arange(size)].add(~seen)
+
+    assert sampled.over_equal_chunks(add, jnp.zeros(rows, jnp.int32), rows, chunk).tolist() == [1] * rows
+
+
+@pytest.mark.parametrize("num_classes, k, chunk", [(37, 5, 3), (40, 39, 100), (1000, 3, 100), (1001, 2, 1000)])
 def test_class_graph_equals_dense(device_mesh, num_classes, k, chunk):
     rng = np.random.default_rng(0)
     padded = mesh.pad_classes(num_classes, device_mesh)
     kernel = np.zeros((padded, 6), np.float32)
     kernel[:num_classes] = rng.normal(size=(num_classes, 6))
     placed = place(device_mesh, kernel=kernel)
-    graph = jax.jit(lambda w: sampled.class_graph(w, num_classes=num_classes, k=k, chunk=chunk))(placed["kernel"])
+    graph = jax.jit(lambda w: sampled.class_graph(w, num_classes=num_classes, k=k, queries=7, chunk=chunk))(
+        placed["kernel"]
+    )
     unit = kernel[:num_classes] / np.linalg.norm(kernel[:num_classes], axis=1, keepdims=True)
     cosine = unit @ unit.T
     np.fill_diagonal(cosine, -np.inf)
