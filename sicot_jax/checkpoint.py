@@ -6,6 +6,7 @@ zero padding, whose number depends on the mesh; restoring onto another mesh cuts
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -68,7 +69,7 @@ class Checkpoints:
             for old in (old for old in manager.all_steps() if old >= step):
                 manager.delete(old)
         info = {"format": FORMAT, "num_classes": self.num_classes, "step": step, **(info or {})}
-        arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(state), info=ocp.args.JsonSave(info))
+        arguments = ocp.args.Composite(state=ocp.args.PyTreeSave(_with_arrays(state)), info=ocp.args.JsonSave(info))
         if not manager.save(step, args=arguments):
             raise CheckpointError(
                 f"{manager.directory}: step {step} was not saved, step {manager.latest_step()} lies there; "
@@ -143,16 +144,17 @@ class Checkpoints:
 
     def _restore(self, manager: ocp.CheckpointManager, step: int, target: Any) -> Any:
         self._check_shapes(manager, step, target)
+        parts = _with_arrays(target)
         arguments = jax.tree.map(
             lambda leaf: ocp.ArrayRestoreArgs(
                 sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype, strict=False
             ),
-            target,
+            parts,
         )
         restored = manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(item=target, restore_args=arguments))
+            step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(item=parts, restore_args=arguments))
         )
-        return restored["state"]
+        return dataclasses.replace(target, **restored["state"])
 
     def _check_shapes(self, manager, step: int, target: Any) -> None:
         """Leading axes of the classifier may differ where both hold all classes: the rest is padding.
@@ -177,6 +179,12 @@ class Checkpoints:
     def close(self) -> None:
         for manager in self.managers.values():
             manager.close()
+
+
+def _with_arrays(state: Any) -> dict[str, Any]:
+    """The fields of a state that hold arrays: what is not used in a run is not in its checkpoints either."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
 
 
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -458,6 +458,23 @@ def checkpoints(tmp_path):
     opened.close()
 
 
+@dataclasses.dataclass
+class Grown(Small):
+    later: dict
+
+
+jax.tree_util.register_dataclass(Grown, ["step", "weight", "later"], [])
+
+
+def test_a_part_of_the_state_that_a_run_does_not_use_may_be_newer_than_its_checkpoints(checkpoints):
+    checkpoints.save(small(4), 4)
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), small(0))
+    restored = checkpoints.restore(Grown(target.step, target.weight, {}))
+    assert (int(restored.step), restored.weight.tolist(), restored.later) == (4, [4.0] * 3, {})
+    with pytest.raises(CheckpointError, match="another model: later/x missing"):
+        checkpoints.restore(Grown(target.step, target.weight, {"x": target.weight}))
+
+
 def test_what_is_not_saved_is_an_error(checkpoints):
     checkpoints.save(small(4), 4)
     for step in (2, 4):
