@@ -3,7 +3,7 @@
 Command:  JAX_NUM_CPU_DEVICES=8 python -m benchmarks.sparse_gradients --config generated --config.eval.batch_size=120 \\
           --out runs/sparse_gradients
 Again:    the same command: runs that have ended are not trained again, one that was stopped goes on.
-Table:    test accuracy in per cent after the same steps from the same seed; differences to all entries (ratio 1) over the
+Table:    test accuracy in per cent after the same steps from the same seed; differences to the first ratio's over the
           same photos, with 95 % intervals (over photos, so without the luck of training). "sent" is what a device sends
           of the streams' gradients in a step, by the plan. Speed wants a real network, so there is none here.
 """
@@ -26,14 +26,14 @@ def sent(workdir: Path, devices: int) -> float:
     """Bytes of gradients of the streams that a device sends in a step."""
     run = runs.read_run(workdir)
     messages = plan.make_plan(run.config, run.shape, devices=devices, platform="cpu").messages()
-    return sum(message.sent(devices) for name, message in messages.items() if "gradient" in name and "streams" in name)
+    return sum(m.sent(devices) for name, m in messages.items() if name.startswith("streams: ") and "gradient" in name)
 
 
 def compare(config: Config, ratios: list[float], out: Path) -> None:
     config = training.tested_at_the_end(config)
-    devices, rows, costs, first = jax.device_count(), [], [], out / f"ratio_{ratios[0]:g}"
+    devices, rows, costs, first = runs.start_mesh(config).size, [], [], out / f"ratio_{ratios[0]}"
     for ratio in ratios:
-        workdir = out / f"ratio_{ratio:g}"
+        workdir = out / f"ratio_{ratio}"
         changed = dataclasses.replace(config, train=dataclasses.replace(config.train, gradient_ratio=ratio))
         results = train.train(changed, workdir)
         costs.append(sent(workdir, devices))

@@ -161,8 +161,9 @@ class TrainConfig:
     """The loop. `batch_size` is global; `steps` (0 = from `epochs`) wins over `epochs`.
 
     micro_batches: parts of the batch that go through the backbone one after the other (gradient accumulation).
-    gradient_ratio: share of each kernel's gradient, the largest entries, that a device sends the others in a step; what
-      it keeps counts in its next ones (`exchange`). 1 sends all of it. For slow connections between devices.
+    gradient_ratio: share of each kernel's gradient (of arrays of two axes or more), the largest entries, that a device
+      sends the others in a step; what it keeps counts in its next ones (`exchange`). 1 sends all of it. For slow
+      connections between devices; sends less than all where it is below 1 / devices.
     grow_every_epochs: epochs after which batch and micro-batches double, again and again up to `max_micro_batches`, a
       micro-batch staying as large as it is; 0 keeps `batch_size`. Schedules go on by epochs (`sampling.BatchPlan`).
     evaluate_every_epochs: validation and choice of the best; checkpoint_every_seconds: the last state.
@@ -325,6 +326,11 @@ def _check(config: Config) -> None:
         raise ConfigError(f"model.last_stride={config.model.last_stride}, wanted 1 or 2")
     if not 0 < train.gradient_ratio <= 1:
         raise ConfigError(f"train.gradient_ratio={train.gradient_ratio}, wanted above 0, up to 1")
+    if train.gradient_ratio < 1 and config.optim.name != "sgd":
+        raise ConfigError(
+            f"train.gradient_ratio={train.gradient_ratio} with optim.name={config.optim.name!r}, which scales a step by "
+            "the size of a gradient that is not all there; set optim.name=sgd or train.gradient_ratio=1"
+        )
     if not 0 <= config.optim.momentum < 1:
         raise ConfigError(f"optim.momentum={config.optim.momentum}, wanted 0 up to (not including) 1")
     if config.eval.top_k < 3:
@@ -388,6 +394,11 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat
+
+
+def stored(path: Path) -> dict[str, Any]:
+    """The config in a run's config.json, flat, as JSON has it; a field newer than the run has its default."""
+    return flatten(json.loads(json.dumps(to_dict(load(str(path))))))
 
 
 def _hint(got: Any, wanted: Sequence[str]) -> str:

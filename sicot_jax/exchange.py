@@ -1,6 +1,6 @@
 """From the gradients of each device's photos to that of the whole batch: their sum, or of each kernel its largest entries.
 
-Until then a gradient is stacked, [devices, ...], divided: every device holds its own. So nothing crosses devices while
+Until then a gradient is stacked, [devices, ...], divided: every device holds its own. So no gradient crosses devices while
 micro-batches add up, and once a step the sum does.
 """
 
@@ -18,7 +18,9 @@ from jax.sharding import PartitionSpec as P
 from sicot_jax import mesh
 from sicot_jax.optim import path_name
 
-Unsent = dict[str, jax.Array]  # path name of a kernel -> float32 [devices, *its shape], divided by device
+Unsent = dict[
+    str, jax.Array
+]  # path name of an array of two axes or more -> float32 [devices, *its shape], divided by device
 
 
 def copies(params: Any):
@@ -56,7 +58,8 @@ def largest_summed(gradient: Any, unsent: Unsent, *, ratio: float):
 
     For device d: a_d = g_d + e_d; s_d = a_d at its ceil(ratio * size) entries of largest magnitude, else 0; the gradient
     is sum_d s_d, and e_d' = a_d - s_d is left for the next step (error feedback: Stich et al. 2018; layer by layer after
-    Song et al. 2020). What is not among `unsent` (biases, batch norm) is summed whole. ratio = 1 gives `summed`.
+    Song et al. 2020). What is not among `unsent` (arrays of one axis, what does not train) is summed whole. ratio = 1
+    gives `summed`.
 
     Across devices goes an all-gather of values and places, 8 bytes an entry: less than an all-reduce of all entries
     while ratio * devices < 1.
@@ -77,9 +80,12 @@ def largest_summed(gradient: Any, unsent: Unsent, *, ratio: float):
                 return lax.psum(x, mesh.AXES)
             waiting = (x + unsent[name][0]).ravel()
             _, places = lax.top_k(jnp.abs(waiting), entries_sent(waiting.size, ratio))
-            sent = mesh.gather_devices(waiting[places]), mesh.gather_devices(places)
+            values, where = (mesh.gather_devices(sent[None]) for sent in (waiting[places], places))
             kept[name] = waiting.at[places].set(0, unique_indices=True).reshape(1, *x.shape)
-            return jnp.zeros_like(sent[0], shape=waiting.shape).at[sent[1]].add(sent[0]).reshape(x.shape)
+            # Device by device, so that all add in one order (no place comes twice) and their parameters stay the same.
+            total = jnp.zeros_like(values, shape=waiting.shape)
+            add = lambda d, total: total.at[where[d]].add(values[d], unique_indices=True)  # noqa: E731
+            return lax.fori_loop(0, len(values), add, total).reshape(x.shape)
 
         total = jax.tree_util.tree_map_with_path(one, own(stacked))
         return total, kept

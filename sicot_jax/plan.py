@@ -143,7 +143,7 @@ class Plan:
     def _graph(self) -> int:
         """What building the graph of neighbours holds; not at the same time as the rest of the head."""
         rows, k, number = self.shard_classes, self.config.head.neighbours, compute_dtype(self.config).itemsize
-        queries, chunk = min(sampled.GRAPH_QUERIES, rows), sampled.equal_chunks(rows, sampled.GRAPH_CHUNK)
+        queries, chunk = (sampled.equal_chunks(rows, most) for most in (sampled.GRAPH_QUERIES, sampled.GRAPH_CHUNK))
         grouped = 4 * sampled.TOP_K_GROUP if chunk // sampled.TOP_K_GROUP > k else 0
         choice = 4 * queries * chunk + (grouped + 16) * queries * k
         best = 4 * rows * k  # cosines, for the classes are written to their place
@@ -151,15 +151,15 @@ class Plan:
         wide = 4 * chunk * self.width
         if self.devices == 1:  # a part of the rows, as it is and normalised
             return best + part + max(wide, choice)
-        # A block, the next one, and of them a part, if that is not all; on CPU widened.
-        parts = (part if chunk < rows else 0) + (wide if number < 4 else 0)
-        return best + choice + 2 * number * rows * self.width + parts
+        parts = part + (wide if number < 4 else 0)  # of a block; on CPU widened
+        return best + choice + 2 * number * rows * self.width + parts  # a block and the next one
 
     def temporary(self) -> dict[str, int]:
         """Item -> bytes that live within a step, without activations."""
         items = {"classifier: head, while it runs": self.head(), "streams: gradient": self.gradient}
         if self.unsent:
             items["streams: gradient and what waited of it"] = self.unsent
+            items["streams: largest entries of all devices"] = 8 * self.entries_sent * self.devices
         if self.micro_batches > 1:
             items["streams: gradient"] *= 2  # of one micro-batch, and the sum
             items["batch, in order of micro-batches"] = self.batch()

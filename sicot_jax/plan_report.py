@@ -37,7 +37,16 @@ def message_lines(plan: Plan) -> list[str]:
         return []
     sent = {name: message.sent(plan.devices) for name, message in plan.messages().items()}
     lines = [f"{_line(name, size)}  {plan.messages()[name].kind}" for name, size in sent.items()]
-    return ["sent by a device in a step:", *lines, _line("sum", sum(sent.values()))]
+    return ["sent by a device in a step:", *lines, _line("sum", sum(sent.values())), *ratio_lines(plan)]
+
+
+def ratio_lines(plan: Plan) -> list[str]:
+    """Where `train.gradient_ratio` saves nothing: a line that says so."""
+    ratio = plan.config.train.gradient_ratio
+    if ratio == 1 or ratio * plan.devices < 1 < plan.devices:
+        return []
+    remedy = f"below {1 / plan.devices:g} it would" if plan.devices > 1 else "one device sends nothing; set it to 1"
+    return [f"train.gradient_ratio={ratio:g} saves nothing on {plan.devices} devices: {remedy}"]
 
 
 def alternative_lines(plan: Plan, others: list[fit.Alternative], memory: int) -> list[str]:

@@ -107,7 +107,7 @@ def start_or_continue(workdir: Path, config: Config, catalog: Catalog) -> None:
             write_json(path, new)
         return
     old = read_json(path, "the config.json of this run")
-    before, now = (config_lib.flatten(json.loads(json.dumps(d["config"]))) for d in (old, new))
+    before, now = config_lib.stored(path), config_lib.flatten(json.loads(json.dumps(new["config"])))
     different = [
         f"{name}: {before.get(name)} -> {now.get(name)}"
         for name in sorted(before.keys() | now.keys())

@@ -152,10 +152,11 @@ def top_k(x, k: int):
 
 
 def equal_chunks(rows: int, chunk: int) -> int:
-    """Size of the chunks of `over_equal_chunks`: up to `chunk` and a few; whole groups of `top_k`, where there are any."""
-    number = -(-rows // chunk)
-    if number == 1 and rows % TOP_K_GROUP:
-        number = 2
+    """Size of the chunks of `over_equal_chunks`: up to `chunk` and a few; whole groups of `top_k`, where there are any.
+
+    Two or more, though one could do: one that is no whole number of groups could not, and memory would depend on that.
+    """
+    number = max(2, -(-rows // chunk))
     return min(rows, -(-rows // (number * TOP_K_GROUP)) * TOP_K_GROUP)
 
 

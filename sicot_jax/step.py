@@ -186,7 +186,7 @@ def start_state(setup: Setup, log_prior: jax.Array) -> TrainState:
 
 
 def kernels_sent_in_part(config: Config, params: dict) -> dict[str, tuple[int, ...]]:
-    """Path name -> shape of the kernels of whose gradients devices send the largest entries alone."""
+    """Path name -> shape of the arrays of two axes or more: of their gradients devices send the largest entries alone."""
     shapes = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
     sparse = config.train.gradient_ratio < 1
     return {name: shape for name, shape in shapes.items() if sparse and len(shape) > 1 and trains(config.optim, name)}
@@ -227,8 +227,8 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
             return preprocessing.normalise(preprocessing.centre_crop(image))
         return preprocessing.normalise(crop(image, crops, height=preprocessing.height, width=preprocessing.width))
 
-    def on_device(copies, batch_stats, photos, token_ids):
-        params = exchange.own(copies)
+    def on_device(stacked, batch_stats, photos, token_ids):
+        params = exchange.own(stacked)
         net = nnx.merge(setup.graphdef, params, batch_stats, copy=True)
         outputs = net(pixels(*photos), token_ids, train=trained_parts(config.optim, params))
         return outputs, nnx.to_pure_dict(nnx.state(net, nnx.BatchStat))
@@ -242,9 +242,9 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
         values = {name: function(outputs, batch) for name, function in extra_losses.items()}
         return sum(values.values(), jnp.zeros(())), values
 
-    def linearise(copies, batch_stats, photos, batch):
+    def linearise(stacked, batch_stats, photos, batch):
         """-> outputs, their pull-back to each device's copy of the parameters, new batch statistics."""
-        return jax.vjp(lambda p: forward(p, batch_stats, photos, batch.get("token_ids")), copies, has_aux=True)
+        return jax.vjp(lambda p: forward(p, batch_stats, photos, batch.get("token_ids")), stacked, has_aux=True)
 
     def pull_back(outputs, vjp, batch, cotangents, parts=1):
         """Gradient of the head's loss and the extra losses, and the latters' values."""
@@ -253,15 +253,15 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
         full = {name: extra[name] / parts + cotangents.get(name, 0) for name in outputs}
         return vjp(full)[0], values
 
-    def whole(copies, state, photos, batch):
-        outputs, vjp, batch_stats = linearise(copies, state.batch_stats, photos, batch)
+    def whole(stacked, state, photos, batch):
+        outputs, vjp, batch_stats = linearise(stacked, state.batch_stats, photos, batch)
         losses, cotangents, classifier = setup.head(
             {stream: outputs[stream] for stream in streams}, batch["label"], state.classifier
         )
         gradient, values = pull_back(outputs, vjp, batch, cotangents)
         return losses, classifier, gradient, batch_stats, values
 
-    def in_parts(parts, copies, state, photos, batch):
+    def in_parts(parts, stacked, state, photos, batch):
         def cut(x):
             # [B, ...] -> [parts, B / parts, ...]; part p takes rows p, p + parts, ..., so that no row changes its device.
             shape = (x.shape[0] // parts, parts, *x.shape[1:])
@@ -272,7 +272,7 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
         def embed(before, part):
             photos, batch = part
             gathered = jax.tree.map(mesh.replicate, before)  # on its way while these photos are in the streams
-            outputs, _ = forward(copies, state.batch_stats, photos, batch.get("token_ids"))
+            outputs, _ = forward(stacked, state.batch_stats, photos, batch.get("token_ids"))
             return {stream: outputs[stream] for stream in streams}, gathered
 
         def join(gathered, last):
@@ -288,11 +288,11 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
         def one(carry, part):
             gradient, batch_stats = carry
             photos, batch, cotangents = part
-            outputs, vjp, batch_stats = linearise(copies, batch_stats, photos, batch)
+            outputs, vjp, batch_stats = linearise(stacked, batch_stats, photos, batch)
             new, values = pull_back(outputs, vjp, batch, cotangents, parts)
             return (jax.tree.map(jnp.add, gradient, new), batch_stats), values
 
-        start = (jax.tree.map(jnp.zeros_like, copies), state.batch_stats)
+        start = (jax.tree.map(jnp.zeros_like, stacked), state.batch_stats)
         (gradient, batch_stats), values = jax.lax.scan(one, start, (cut_photos, batches, jax.tree.map(cut, cotangents)))
         return losses, classifier, gradient, batch_stats, jax.tree.map(jnp.mean, values)
 

@@ -224,6 +224,7 @@ class _Loop:
             f"{self.workdir}: {catalog.name}, {setup.shape.num_classes} classes ({head} head: more than {boundary} photos), "
             f"{sizes} photos; {setup.steps} steps of {photos} on {runs.hardware(setup.mesh)}",
             *plan_report.memory_lines(self.memory_plan),
+            *plan_report.ratio_lines(self.memory_plan),
         )
 
     def _compile(self, batch_sizes: Iterable[int]) -> None:

@@ -80,6 +80,12 @@ def test_all_of_it_is_the_sum(device_mesh):
     assert not any(np.any(x) for x in jax.device_get(kept).values())
 
 
+def test_optimizers_that_scale_by_the_gradient_are_refused():
+    for name in ("lars", "adamw"):
+        with pytest.raises(ConfigError, match=f"gradient_ratio=0.1 with optim.name='{name}'.*set optim.name=sgd"):
+            config_lib.load("tiny", ["--config.train.gradient_ratio=0.1", f"--config.optim.name={name}"])
+
+
 @pytest.mark.parametrize("ratio", [0.0, -0.5, 1.5])
 def test_a_ratio_out_of_range_is_refused(ratio):
     with pytest.raises(ConfigError, match="train.gradient_ratio=.*wanted above 0, up to 1"):

@@ -493,6 +493,22 @@ def test_the_command_prints_what_would_fit(monkeypatch, capsys):
     assert "  --config.train.micro_batches=" in out
 
 
+@pytest.mark.parametrize(
+    "ratio, devices, says",
+    [(1, 8, ""), (0.1, 8, ""), (0.125, 8, "saves nothing on 8 devices: below 0.125"), (0.1, 1, "sends nothing")],
+)
+def test_a_ratio_that_saves_nothing_is_told(ratio, devices, says):
+    new = planned(wide(f"--config.train.gradient_ratio={ratio}"), devices=devices)
+    assert says in "".join(plan_report.ratio_lines(new)) and bool(says) == bool(plan_report.ratio_lines(new))
+    dense = planned(wide(), devices=devices)
+    assert devices == 1 or (not says) == (ratio == 1 or of_streams(new) < of_streams(dense))
+
+
+def of_streams(new: plan.Plan) -> float:
+    """Bytes of gradients that a device sends."""
+    return sum(m.sent(new.devices) for name, m in new.messages().items() if name.startswith("streams"))
+
+
 def test_a_run_that_does_not_fit_ends_with_its_plan_and_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(device_memory, "host_memory", lambda: 8 * device_memory.MIB)
     monkeypatch.setattr(

@@ -154,15 +154,17 @@ def test_a_batch_that_micro_batches_do_not_divide_is_refused():
             jax.eval_shape(make_train_step(setup), state, batch)
 
 
-def test_an_extra_loss_reaches_the_parameters():
+@pytest.mark.parametrize("shape, micro_batches", [((1, 1), 1), ((4, 2), 1), ((2, 2), 2)])
+def test_an_extra_loss_reaches_the_parameters(shape, micro_batches):
     """A term a * mean |v|^2 adds its value to the total and its gradient to the visual stream, not to the classifier."""
 
     def norm(outputs, batch):
         assert set(batch) == {"label", "token_ids"}
         return 0.1 * jnp.mean(jnp.sum(jnp.square(outputs["visual"]), -1))
 
-    plain = one_step(tiny(), on(1, 1))
-    extra = one_step(tiny(), on(1, 1), extra_losses={"norm": norm})
+    config = tiny(train={"micro_batches": micro_batches})
+    plain = one_step(config, on(*shape))
+    extra = one_step(config, on(*shape), extra_losses={"norm": norm})
     np.testing.assert_allclose(extra[2]["total"], plain[2]["total"] + extra[2]["norm"], rtol=1e-6)
     assert extra[2]["norm"] > 0
     kernel = plain[1].params["visual"]["project"]["kernel"]
@@ -202,11 +204,12 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
     assert half[2]["total"] != full[2]["total"]
 
 
-def test_a_step_that_sends_every_entry_is_the_dense_step():
+@pytest.mark.parametrize("shape, micro_batches", [((8, 1), 1), ((2, 2), 2)])
+def test_a_step_that_sends_every_entry_is_the_dense_step(shape, micro_batches):
     """1 - 1e-9 of the entries, rounded up, is all of them."""
-    device_mesh = on(8, 1)
-    _, dense, dense_losses = one_step(tiny(), device_mesh)
-    _, sparse, losses = one_step(tiny(train={"gradient_ratio": 1 - 1e-9}), device_mesh)
+    parts = {"micro_batches": micro_batches}
+    _, dense, dense_losses = one_step(tiny(train=parts), on(*shape))
+    _, sparse, losses = one_step(tiny(train={"gradient_ratio": 1 - 1e-9, **parts}), on(*shape))
     assert not dense.unsent and sparse.unsent
     assert not any(np.any(x) for x in sparse.unsent.values())
     assert_close(losses, dense_losses)

@@ -14,7 +14,7 @@ import numpy as np
 
 from sicot_jax.catalog.statistics import head_mask
 from sicot_jax.catalog.strings import counted
-from sicot_jax.config import FREE_ON_RESUME, flatten
+from sicot_jax.config import FREE_ON_RESUME, stored
 from sicot_jax.errors import InputError
 from sicot_jax.evaluate import read_json
 from sicot_jax.report.intervals import paired_interval
@@ -28,7 +28,7 @@ class Finished:
 
     name: str
     results: dict[str, Any]
-    config: dict[str, Any]
+    config: dict[str, Any]  # flat
     predictions: dict[str, np.ndarray]
     validation: list[tuple[float, float]]  # (share of the run, top-1)
 
@@ -55,7 +55,7 @@ def read_finished(workdir: Path) -> Finished:
             if not (workdir / name).exists():
                 raise InputError(f"{workdir}: not a finished run, {name} is missing; train it to its end")
         results = read_json(workdir / "results.json", "the results of a finished run")
-        config = read_json(workdir / "config.json", "the config of a run")["config"]
+        config = stored(workdir / "config.json")
         predictions = _read_predictions(workdir)
         log = (workdir / "log.jsonl").read_text()
     except FileNotFoundError as error:
@@ -93,7 +93,7 @@ def still_improving(run: Finished) -> bool:
 
 def config_differences(first: Finished, other: Finished) -> str:
     """ "seed 0 -> 1, ..." of the fields that decide a result, and of the data; empty where nothing differs."""
-    before, now = ({**flatten(run.config), "data": run.results["hashes"]["data"][:12]} for run in (first, other))
+    before, now = ({**run.config, "data": run.results["hashes"]["data"][:12]} for run in (first, other))
     return ", ".join(
         f"{name} {before.get(name)} -> {now.get(name)}"
         for name in sorted(before.keys() | now.keys())
