@@ -6,10 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sicot_jax.config import Config
-from sicot_jax.report.intervals import paired_interval
+from sicot_jax.report.short import difference_rows, read_finished
 
 HEADER = ("top-1", "top-3", "head", "tail", "class mean", "top-1 less the first's")
 
@@ -22,16 +20,12 @@ def tested_at_the_end(config: Config) -> Config:
 def row(workdir: Path, results: dict[str, Any], first: Path) -> tuple[str, ...]:
     """Cells under `HEADER`: per cent, and the difference with its 95 % interval over photos."""
     accuracy = results["accuracy"]
-    with np.load(workdir / "predictions.npz") as mine, np.load(first / "predictions.npz") as others:
-        hit, other_hit = (x["top_classes"][:, 0] == x["label"] for x in (mine, others))
-        assert np.array_equal(mine["image_id"], others["image_id"])
-    difference = 100 * (hit.astype(float) - other_hit)
-    low, high = paired_interval(difference)
+    gain, low, high = difference_rows(read_finished(first), read_finished(workdir))["overall"]
     return (
         f"{accuracy['overall']['top1']:.2f}",
         f"{accuracy['overall']['top3']:.2f}",
         *(f"{accuracy[group]['top1']:.2f}" for group in ("head", "tail", "class_mean")),
-        "" if workdir == first else f"{difference.mean():+.2f} [{low:+.2f}, {high:+.2f}]",
+        "" if workdir == first else f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]",
     )
 
 

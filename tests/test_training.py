@@ -345,8 +345,8 @@ def test_another_config_in_the_same_workdir_is_refused_by_name(uninterrupted):
 
 def test_a_field_newer_than_the_run_has_its_default_there(tmp_path, uninterrupted, capsys):
     workdir = tmp_path / "old"
-    _, config, _ = uninterrupted
-    shutil.copytree(uninterrupted[0], workdir)
+    whole, config, _ = uninterrupted
+    shutil.copytree(whole, workdir)
     stored = json.loads((workdir / "config.json").read_text())
     del stored["config"]["train"]["gradient_ratio"]
     (workdir / "config.json").write_text(json.dumps(stored))
@@ -434,7 +434,6 @@ def test_a_damaged_checkpoint_is_passed_over(uninterrupted, tmp_path, capsys):
 def test_an_older_state_is_not_evaluated_as_the_finished_run(uninterrupted, tmp_path):
     """A run without validation, whose last checkpoint is damaged."""
     workdir = tmp_path / "run"
-    _, config, _ = uninterrupted
     shutil.copytree(uninterrupted[0], workdir)
     shutil.rmtree(workdir / "checkpoints" / "best")
     shutil.rmtree(workdir / "checkpoints" / "last" / "6" / "state")

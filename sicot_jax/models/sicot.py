@@ -21,12 +21,6 @@ def mix(visual, semantic):
     return jnp.maximum(visual, semantic)
 
 
-def take_rows(table, ids):
-    """table[ids] for a replicated table and ids divided over devices: [V, E], [B, T] -> [B, T, E]."""
-    spec = jax.typeof(ids).sharding.spec
-    return table.at[ids].get(out_sharding=jax.P(*spec, None))
-
-
 class VisualStream(nnx.Module):
     """Normalised photo [B, H, W, 3] -> visual embedding v [B, D] >= 0 in float32: all that runs at test time.
 
@@ -83,7 +77,7 @@ class SemanticStream(nnx.Module):
 
     def __call__(self, token_ids, *, train: bool):
         mask = token_ids > 0
-        words = take_rows(self.words[...], token_ids).astype(self.dtype)
+        words = self.words[...][token_ids].astype(self.dtype)
         text, weights = self.encoder(words, mask)
         titled = jnp.any(mask, -1)
         embedding = self.norm(self.project(text).astype(jnp.float32), train=train, mask=titled)
