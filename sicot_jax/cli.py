@@ -67,6 +67,31 @@ def _parser() -> argparse.ArgumentParser:
         help="manifest or folder per SKU to import first, into WORKDIR/catalog (see sicot import)",
     )
 
+    sub = command(
+        "sweep", _sweep, "arms x learning rates x seeds on one catalogue, a run each, and their report; resumes"
+    )
+    config_arguments(sub)
+    workdir_argument(sub)
+    from sicot_jax.arms import ARMS
+
+    sub.add_argument(
+        "--arms",
+        nargs="+",
+        default=["baseline", "doubled_baseline", "co_training"],
+        metavar="ARM",
+        help=f"the first is the one compared against; of {', '.join(ARMS)} (default: the first three)",
+    )
+    sub.add_argument(
+        "--rates",
+        nargs="+",
+        type=float,
+        default=[1.0],
+        metavar="X",
+        help="times the config's learning rate; each arm takes the best on validation (default: 1)",
+    )
+    sub.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+    sub.add_argument("--records", type=Path, help="folder for the runs' records; default WORKDIR/records")
+
     sub = command("evaluate", _evaluate, "evaluate a finished run's best checkpoint on the test split")
     sub.add_argument("--workdir", type=Path, required=True, help="run folder")
     sub.add_argument("--path", default="", help="where its catalogue is now, if it was moved")
@@ -126,6 +151,23 @@ def _compare(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     compare.compare(config.load(args.config, overrides), workdir)
 
 
+def _sweep(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from sicot_jax import config, sweep
+    from sicot_jax.report import page
+
+    workdir = _workdir(args)
+    records = sweep.run(
+        config.load(args.config, overrides),
+        arms=args.arms,
+        rates=args.rates,
+        seeds=args.seeds,
+        workdir=workdir / "runs",
+        records=args.records or workdir / "records",
+    )
+    print(page.write_report(records, workdir / "report"))
+    print(f"\nReport: {workdir / 'report' / 'report.md'}")
+
+
 def _imported(manifest: Path, catalog: Path) -> Path:
     """`manifest` imported into `catalog`, unless that very import stands there."""
     from sicot_jax.catalog.imported import import_source
@@ -149,9 +191,9 @@ def _evaluate(args: argparse.Namespace, _) -> None:
 
 
 def _report(args: argparse.Namespace, _) -> None:
-    from sicot_jax.report import short
+    from sicot_jax.report import page
 
-    print(short.write_report(args.runs, args.out))
+    print(page.write_report(args.runs, args.out))
 
 
 def _export_arrays(args: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from sicot_jax.catalog.opening import open_catalog
 from sicot_jax.config import Config, ConfigError, LossConfig
 from sicot_jax.errors import InputError
-from sicot_jax.report.short import write_report
+from sicot_jax.report.page import write_report
 from sicot_jax.train import train
 
 

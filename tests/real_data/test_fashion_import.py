@@ -61,7 +61,7 @@ def test_both_arms_train_on_real_photos(made, tmp_path):
     import dataclasses
 
     from sicot_jax import compare, config
-    from sicot_jax.report.short import read_finished
+    from sicot_jax.report.finished import read_finished
 
     fashion = config.load("fashion", [f"--config.data.path={made.folder}", "--config.train.steps=2"])
     fashion = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""The short report on run folders made by hand: cells, intervals, refusals and the histogram."""
+"""The report on run folders made by hand: cells, intervals, refusals and the histogram."""
 
 import json
 
@@ -8,8 +8,12 @@ from PIL import Image
 
 from sicot_jax.errors import InputError
 from sicot_jax.metrics import accuracy
-from sicot_jax.report import short
-from sicot_jax.report.short import markdown_table, plot_histogram, read_finished, still_improving, write_report
+from sicot_jax.report.figures import plot_histogram
+from sicot_jax.report.finished import read_finished, read_tested, still_improving
+from sicot_jax.report.intervals import paired_interval
+from sicot_jax.report.page import write_report
+from sicot_jax.report.record import LARGEST, write_record
+from sicot_jax.report.tables import GROUPS, markdown_table
 
 # Class 0 is head; class 1 and 2 are tail; class 3 is tail and has neither training nor test photos.
 COUNTS = np.array([9, 3, 1, 0])
@@ -42,7 +46,7 @@ def make_run(workdir, best, *, order=None, hashes=(), boundary=5, validation=(10
         "hardware": "1 x cpu",
     }
     (workdir / "results.json").write_text(json.dumps(results))
-    (workdir / "config.json").write_text(json.dumps({"format": 1, "config": {"seed": 3, **config}}))
+    (workdir / "config.json").write_text(json.dumps({"format": 1, "config": {"seed": 3} | config}))
     lines = [{"step": 10, "kind": "train", "total": 1.0}]
     steps = np.linspace(40 / len(validation), 40, len(validation)) if validation else []
     lines += [
@@ -72,9 +76,10 @@ def test_table_of_two_runs(tmp_path):
     assert rows["test photos"] == ["8", "4", "4", "8"]
     gains = rows["co-training - baseline"]
     for cell, gain in zip(gains, ["+37.50", "+25.00", "+50.00", "+41.67"], strict=True):
-        value, low, high = cell.replace("[", "").replace("]", "").replace(",", "").split()
+        value, low, high = cell.removeprefix("~").replace("[", "").replace("]", "").replace(",", "").split()
         assert value == gain
         assert float(low) <= float(value) <= float(high) and float(low) < float(high)
+        assert cell.startswith("~") == (float(low) <= 0)  # the interval holds zero
     assert float(gains[0].split("[")[1].split(",")[0]) >= 0  # no photo got worse
     text = (tmp_path / "report" / "report.md").read_text()
     assert (
@@ -89,7 +94,87 @@ def test_table_of_two_runs(tmp_path):
 def test_a_run_against_itself_differs_by_nothing(tmp_path):
     runs = [make_run(tmp_path / name, FIRST) for name in ("one", "two")]
     rows = cells(write_report(runs, tmp_path / "report"))
-    assert rows["two - one"] == ["+0.00 [+0.00, +0.00]"] * 4
+    assert rows["two - one"] == ["~+0.00 [+0.00, +0.00]"] * 4
+
+
+def make_seeds(folder, guesses, **config):
+    """One run a seed, in folders as a sweep has them."""
+    return [make_run(folder / f"seed_{seed}", best, seed=seed, **config) for seed, best in enumerate(guesses)]
+
+
+def test_runs_that_differ_in_their_seed_alone_are_one_arm(tmp_path):
+    """Means over seeds; differences seed by seed: +37.5 and 0 points, so an interval over seeds holds both."""
+    runs = make_seeds(tmp_path / "baseline" / "rate_0.1", [FIRST, FIRST], loss={"mixed": 0.0})
+    runs += make_seeds(tmp_path / "co" / "rate_0.2", [SECOND, FIRST])
+    rows = cells(write_report(runs, tmp_path / "report"))
+    assert rows["baseline"][0] == "37.50 (62.50)" and rows["co"][0] == "56.25 (75.00)"
+    gain, interval = rows["co - baseline"][0].split(" ", 1)
+    low, high = (float(x) for x in interval.strip("[]").split(","))
+    assert gain == "~+18.75" and low <= 0 and high >= 37.5
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "over photos and 2 seeds" in text and "- co/rate_0.2/seed_1: seed 1, 30 of 40 steps" in text
+
+
+def test_seeds_that_one_arm_lacks_do_not_count(tmp_path):
+    runs = make_seeds(tmp_path / "baseline", [FIRST, SECOND], loss={"mixed": 0.0}) + make_seeds(
+        tmp_path / "co", [SECOND]
+    )
+    rows = cells(write_report(runs, tmp_path / "report"))
+    assert rows["co - baseline"][0].removeprefix("~").startswith("+37.50 ")
+
+
+def test_the_interval_over_seeds_holds_their_spread():
+    """Two seeds whose photos all differ by -1 and by 3: draws of two seeds have means -1, 1, 3, a quarter, half, quarter."""
+    difference = np.stack([np.full(50, -1.0), np.full(50, 3.0)])
+    assert paired_interval(difference) == (-1.0, 3.0)
+    assert paired_interval(difference, np.arange(50) // 2) == (-1.0, 3.0)
+    assert paired_interval(difference[:1]) == paired_interval(difference[0]) == (-1.0, -1.0)
+
+
+def test_a_record_makes_the_same_report(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, best in [("baseline", FIRST), ("co_training", SECOND)]:
+        make_run(tmp_path / "runs" / name, best, order=rng.permutation(8))
+        record = write_record(tmp_path / "runs" / name, tmp_path / "records" / name)
+        assert sum(path.stat().st_size for path in record.iterdir()) < LARGEST
+        assert write_record(tmp_path / "runs" / name, record) == record
+    tables, texts = [], []
+    for folder in ("runs", "records"):
+        paths = [tmp_path / folder / name for name in ("baseline", "co_training")]
+        tables.append(write_report(paths, tmp_path / folder / "report"))
+        texts.append((tmp_path / folder / "report" / "report.md").read_text())
+        assert read_finished(paths[0]).validation == read_finished(tmp_path / "runs" / "baseline").validation
+    assert tables[0] == tables[1] and texts[0] == texts[1]
+
+
+def test_the_record_of_a_long_run_stays_small(tmp_path):
+    """A million classes, 10,000 test photos, 50,000 logged steps."""
+    global_counts = np.sort(np.random.default_rng(0).zipf(1.5, 1_000_000).clip(0, 60_000))
+    run = make_run(tmp_path / "run", FIRST)
+    label = np.random.default_rng(1).integers(0, 1_000_000, 10_000)
+    top = np.random.default_rng(2).integers(0, 1_000_000, (10_000, 10))
+    image_id = np.array([f"{i:032x}" for i in range(10_000)])
+    np.savez(run / "predictions.npz", image_id=image_id, label=label, top_classes=top, train_counts=global_counts)
+    with (run / "log.jsonl").open("a") as log:
+        log.writelines(json.dumps({"step": i, "kind": "train", "total": 1.0}) + "\n" for i in range(50_000))
+    record = write_record(run, tmp_path / "record")
+    assert sum(path.stat().st_size for path in record.iterdir()) < LARGEST
+    whole, small = read_tested(run), read_tested(record)
+    np.testing.assert_array_equal(small.hits, whole.hits)
+    np.testing.assert_array_equal(small.label_count, whole.label_count)
+    np.testing.assert_array_equal(small.class_counts, whole.class_counts)
+    assert read_finished(record).validation == read_finished(run).validation
+
+
+def test_a_record_that_would_be_large_is_refused(tmp_path):
+    run = make_run(tmp_path / "run", FIRST)
+    many = np.random.default_rng(1).integers(0, 1_000_000, 200_000)
+    counts = np.ones(1_000_000, int)
+    ids = np.array([f"{i:06}" for i in range(len(many))])
+    np.savez(run / "predictions.npz", image_id=ids, label=many, top_classes=many[:, None], train_counts=counts)
+    with pytest.raises(InputError, match=r"would take .* bytes, wanted 307,200; set eval.max_photos"):
+        write_record(run, tmp_path / "record")
+    assert not list((tmp_path / "record").iterdir())
 
 
 def test_a_group_without_photos_is_a_dash(tmp_path):
@@ -108,7 +193,7 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path):
     paths = [tmp_path / name for name in ("small/one_seed/base", "large/one_seed/base", "large/co")]
     runs = [make_run(path, FIRST) for path in paths]
     rows = cells(write_report(runs, tmp_path / "report"))
-    names = ["small/one-seed/base", "large/one-seed/base", f"{tmp_path.name.replace('_', '-')}/large/co"]
+    names = ["small/one-seed/base", "large/one-seed/base", "large/co"]
     assert set(names) < set(rows) and f"{names[1]} - {names[0]}" in rows
     with pytest.raises(InputError, match=r"large/co is given twice; name each run once"):
         write_report([*runs, paths[2].parent / "co"], tmp_path / "report")
@@ -233,4 +318,4 @@ def test_histogram_of_many_classes_is_quick_and_keeps_the_head_in_sight(tmp_path
 
 
 def test_groups_are_those_of_metrics():
-    assert set(short.GROUPS) == set(accuracy(LABEL, np.zeros((8, 1), int), COUNTS, 5))
+    assert set(GROUPS) == set(accuracy(LABEL, np.zeros((8, 1), int), COUNTS, 5))

@@ -1,0 +1,145 @@
+"""Finished runs as the report reads them: a run's folder, or the record that it left."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sicot_jax.catalog.statistics import head_mask
+from sicot_jax.config import FREE_ON_RESUME, stored
+from sicot_jax.errors import InputError
+from sicot_jax.evaluate import read_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Tested:
+    """What a run said of its test photos, in the order of (image id, label): equal test sets are in equal order.
+
+    label: int [N]; top_classes: int [N, K], best first; label_count: int [N], training photos of the label's class.
+    class_counts: int [C], training photos of every class, most first.
+    """
+
+    label: np.ndarray
+    top_classes: np.ndarray
+    label_count: np.ndarray
+    class_counts: np.ndarray
+
+    @property
+    def hits(self) -> np.ndarray:
+        """bool [N]: whether the best class is the right one."""
+        return self.top_classes[:, 0] == self.label
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """What a finished run left behind."""
+
+    name: str
+    results: dict[str, Any]
+    config: dict[str, Any]  # flat
+    tested: Tested
+    validation: list[tuple[float, float]]  # (share of the run, top-1)
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    @property
+    def head(self) -> np.ndarray:
+        """bool [N]: test photos of head classes."""
+        return head_mask(self.tested.label_count, self.results["head_boundary"])
+
+
+def run_names(workdirs: Sequence[Path]) -> list[str]:
+    """Their paths below the folder that holds them all. InputError where a run is given twice."""
+    paths = [path.resolve() for path in workdirs]
+    for i, path in enumerate(paths):
+        if path in paths[:i]:
+            raise InputError(f"{path} is given twice; name each run once")
+    parent = Path(os.path.commonpath([path.parent for path in paths]))
+    return [path.relative_to(parent).as_posix() for path in paths]
+
+
+def read_finished(workdir: Path) -> Finished:
+    """InputError by name for a run that is not finished."""
+    try:
+        for name in ("results.json", "config.json"):
+            if not (workdir / name).exists():
+                raise InputError(f"{workdir}: not a finished run, {name} is missing; train it to its end")
+        results = read_json(workdir / "results.json", "the results of a finished run")
+        config = stored(workdir / "config.json")
+        tested = read_tested(workdir)
+        log = (workdir / "log.jsonl").read_text()
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{workdir}: not a finished run, {Path(error.filename).name} is missing; train it to its end"
+        ) from error
+    validation = []
+    for line in log.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{workdir}/log.jsonl: a line is no JSON ({line[:40]!r}); remove that line") from error
+        if record["kind"] == "validation":
+            validation.append((record["step"] / results["step_of_end"], record["overall_top1"]))
+    return Finished(workdir.name, results, config, tested, validation)
+
+
+def read_tested(workdir: Path) -> Tested:
+    """`predictions.npz` of a run folder or of a record. InputError where it is damaged."""
+    with (workdir / "predictions.npz").open("rb") as file:
+        try:
+            with np.load(file) as arrays:
+                if "image_id" not in arrays:
+                    return Tested(
+                        arrays["label"],
+                        arrays["top_classes"],
+                        arrays["label_count"],
+                        np.repeat(arrays["count_values"], arrays["count_classes"]),
+                    )
+                label, counts = arrays["label"], arrays["train_counts"]
+                order = np.lexsort((label, arrays["image_id"]))
+                return Tested(label[order], arrays["top_classes"][order], counts[label][order], np.sort(counts)[::-1])
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
+            raise InputError(
+                f"{file.name} is damaged ({error}); write it again: sicot evaluate --workdir={workdir}"
+            ) from error
+
+
+def still_improving(run: Finished) -> bool:
+    """Whether validation top-1 rose by more than half a point in the last quarter of the run: it is under-trained."""
+    late = [value for share, value in run.validation if share > 0.75]
+    early = [value for share, value in run.validation if share <= 0.75]
+    return bool(late and early and max(late) - max(early) > 0.5)
+
+
+def config_differences(first: Finished, other: Finished) -> str:
+    """ "seed 0 -> 1, ..." of the fields that decide a result, and of the data; empty where nothing differs."""
+    before, now = ({**run.config, "data": run.results["hashes"]["data"][:12]} for run in (first, other))
+    return ", ".join(
+        f"{name} {before.get(name)} -> {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and name not in FREE_ON_RESUME
+    )
+
+
+def check_comparable(runs: Sequence[Finished]) -> None:
+    """InputError naming the runs that were tested on other photos or another class table."""
+    for key in ("test_set", "class_table"):
+        for run in runs[1:]:
+            if run.results["hashes"][key] != runs[0].results["hashes"][key]:
+                raise InputError(
+                    f"{run.name} and {runs[0].name} have another {key.replace('_', ' ')}; report them apart, or train both on "
+                    "one catalogue"
+                )
+    boundaries = {run.results["head_boundary"] for run in runs}
+    if len(boundaries) > 1:
+        raise InputError(f"runs with head boundaries {sorted(boundaries)} in one table; set one data.head_boundary")

@@ -1,0 +1,62 @@
+"""A small sweep end to end: what runs, what is chosen, what is done again."""
+
+import json
+
+import pytest
+
+from sicot_jax import cli, sweep
+from sicot_jax import config as config_lib
+from sicot_jax.arms import ARMS, arm
+from sicot_jax.config import ConfigError
+from sicot_jax.errors import InputError
+
+QUICK = ["--config=tiny", "--config.train.steps=2", "--config.train.tensorboard=false"]
+
+
+def test_every_arm_is_a_config_of_its_own():
+    config = config_lib.load("tiny")
+    found = [json.dumps(config_lib.to_dict(arm(config, name)), sort_keys=True) for name in ARMS]
+    assert len(set(found)) == len(ARMS)
+    assert not arm(config, "baseline").loss.with_text and arm(config, "doubled_baseline").loss.visual == 2
+    with pytest.raises(ConfigError, match="no arm cotraining; arms are baseline, "):
+        arm(config, "cotraining")
+
+
+@pytest.mark.parametrize("given", [{"arms": []}, {"rates": [1.0, 1.0]}, {"seeds": [-1]}, {"rates": [0.0]}])
+def test_what_would_stop_a_later_run_stops_before_the_first(tmp_path, given):
+    grid = {"arms": ["baseline"], "rates": [1.0], "seeds": [0]} | given
+    with pytest.raises(ConfigError, match="wanted"):
+        sweep.run(config_lib.load("tiny"), **grid, workdir=tmp_path / "runs", records=tmp_path / "records")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_each_cell_once_and_reports_arms_over_seeds(tmp_path, capsys):
+    """Two rates for the first seed, the best of them for the second: three runs an arm."""
+    grid = ["--arms", "baseline", "co_training", "--rates", "1", "2", "--seeds", "0", "1"]
+    command = ["sweep", *QUICK, *grid, f"--workdir={tmp_path}"]
+    assert cli.main(command) == 0
+    printed = capsys.readouterr()
+    assert "[6/6]" in printed.err and "over photos and 2 seeds" in printed.out
+    assert {line.split("|")[1].strip() for line in printed.out.splitlines() if line.startswith("| ")} >= {
+        "baseline",
+        "co-training",
+        "co-training - baseline",
+    }
+    results = sorted((tmp_path / "runs").glob("*/*/*/results.json"))
+    assert len(results) == 6 and len(list((tmp_path / "records").glob("*/*/*/results.json"))) == 6
+    for name in ("baseline", "co_training"):
+        tried = {path.name: path for path in (tmp_path / "records" / name).iterdir()}
+        best = max(tried.values(), key=lambda rate: sweep.validation_top1(rate / "seed_0"))
+        values = {sweep.validation_top1(rate / "seed_0") for rate in tried.values()}
+        assert (best / "seed_1").exists() or len(values) == 1  # rates that tie: the first given
+    times = {path: path.stat().st_mtime_ns for path in results}
+    assert cli.main(command) == 0  # nothing is trained again
+    assert {path: path.stat().st_mtime_ns for path in results} == times
+    assert printed.out == capsys.readouterr().out
+
+
+def test_a_rate_cannot_be_chosen_without_validation(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "read_finished", lambda path: type("Run", (), {"validation": []}))
+    with pytest.raises(InputError, match="no validation photos, and a learning rate is chosen by them; give one rate"):
+        sweep.validation_top1(tmp_path)
