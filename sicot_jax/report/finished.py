@@ -98,20 +98,24 @@ def read_tested(workdir: Path) -> Tested:
     with (workdir / "predictions.npz").open("rb") as file:
         try:
             with np.load(file) as arrays:
-                if "image_id" not in arrays:
-                    return Tested(
-                        arrays["label"],
-                        arrays["top_classes"],
-                        arrays["label_count"],
-                        np.repeat(arrays["count_values"], arrays["count_classes"]),
-                    )
-                label, counts = arrays["label"], arrays["train_counts"]
-                order = np.lexsort((label, arrays["image_id"]))
-                return Tested(label[order], arrays["top_classes"][order], counts[label][order], np.sort(counts)[::-1])
+                found = {name: arrays[name] for name in arrays if name not in ("embedding", "top_logits", "hashes")}
         except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
             raise InputError(
                 f"{file.name} is damaged ({error}); write it again: sicot evaluate --workdir={workdir}"
             ) from error
+    # Records have them in bytes, which overflow.
+    whole = {name: array.astype(np.int64) for name, array in found.items() if array.dtype.kind in "iu"}
+    try:
+        label, top_classes = whole["label"], whole["top_classes"]
+        if "image_id" not in found:
+            counts = np.repeat(whole["count_values"], whole["count_classes"])
+            return Tested(label, top_classes, whole["label_count"], counts)
+        order, counts = np.lexsort((label, found["image_id"])), whole["train_counts"]
+        return Tested(label[order], top_classes[order], counts[label][order], np.sort(counts)[::-1])
+    except KeyError as error:
+        raise InputError(
+            f"{workdir}/predictions.npz lacks {error}; write it again: sicot evaluate --workdir={workdir}"
+        ) from error
 
 
 def still_improving(run: Finished) -> bool:
