@@ -137,6 +137,7 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             [Photo(item.image_id, item.row.sku, item.row.image, item.row.split) for item in stored],
             seed=self.settings.seed,
             test_per_class=self.settings.test_per_class,
+            test_share=self.settings.test_share,
             tail_cut=self.settings.tail_cut,
             previous=self.previous_splits,
         )

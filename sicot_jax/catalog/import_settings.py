@@ -18,6 +18,7 @@ class ImportSettings:
     seed: int = 0
     short_side: int = 256
     test_per_class: int | None = None
+    test_share: float | None = None
     tail_cut: int | None = None
     min_photos: int | None = None
     tokenizer: str = "words"
@@ -37,6 +38,12 @@ class ImportSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ImportFailed(f"{name}={value}, wanted at least 1, or leave it out")
+        if self.test_share is not None and not 0 < self.test_share < 1:
+            raise ImportFailed(f"test_share={self.test_share}, wanted above 0 and below 1, or leave it out")
+        if self.test_share is not None and self.test_per_class is not None:
+            raise ImportFailed(
+                f"test_share={self.test_share} with test_per_class={self.test_per_class}; give one of the two"
+            )
         if self.tokenizer not in ("words", "sentencepiece"):
             raise ImportFailed(f"tokenizer={self.tokenizer!r}, wanted words or sentencepiece")
         if not 0 <= self.drop_top_share < 1:

@@ -249,6 +249,9 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--short-side", type=int, default=default.short_side, help="pixels; photos are never enlarged")
     parser.add_argument("--test-per-class", type=int, metavar="K", help="K test photos for every class that has enough")
+    parser.add_argument(
+        "--test-share", type=float, metavar="S", help="share of every class to test (default: 0.2, at most 20 photos)"
+    )
     parser.add_argument("--tail-cut", type=int, metavar="N", help="cut train to an exponential tail, N down to 1")
     parser.add_argument("--min-photos", type=int, metavar="N", help="leave out classes with fewer photos")
     parser.add_argument("--tokenizer", choices=("words", "sentencepiece"), default=default.tokenizer)

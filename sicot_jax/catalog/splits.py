@@ -51,15 +51,20 @@ def held_out(n: int) -> int:
     return max(1, min(MAX_HELD_OUT, round(0.2 * n)))
 
 
-def split_sizes(n: int, *, test_per_class: int | None = None) -> tuple[int, int, int]:
+def split_sizes(
+    n: int, *, test_per_class: int | None = None, test_share: float | None = None
+) -> tuple[int, int, int]:
     """(train, validation, test) of a class of n photos; train >= 1 for n >= 1.
 
     test = held_out(n), validation = held_out(n - test). With `test_per_class=K` test sets are equal: K where
-    n >= max(4, K + 1), otherwise 0 (a smaller test set would weigh classes unequally).
+    n >= max(4, K + 1), otherwise 0 (a smaller test set would weigh classes unequally). With `test_share=S` they are in
+    proportion, max(1, round(S n)) for n >= 4 with no upper limit: more test photos of the head.
     """
     test = held_out(n)
     if test_per_class is not None:
         test = test_per_class if n >= max(MIN_TESTED, test_per_class + 1) else 0
+    elif test_share is not None:
+        test = min(max(1, round(test_share * n)), n - 1) if n >= MIN_TESTED else 0
     # A class that is not tested gives no photo to validation either: it is too small to be chosen on.
     validation = held_out(n - test) if test else 0
     return n - test - validation, validation, test
@@ -82,6 +87,7 @@ def assign_splits(
     *,
     seed: int,
     test_per_class: int | None = None,
+    test_share: float | None = None,
     tail_cut: int | None = None,
     previous: Mapping[str, str] | None = None,
 ) -> Assignment:
@@ -100,6 +106,10 @@ def assign_splits(
     """
     if test_per_class is not None and test_per_class < 1:
         raise ValueError(f"test_per_class={test_per_class}, wanted at least 1; leave it out for the share rule")
+    if test_share is not None and not 0 < test_share < 1:
+        raise ValueError(f"test_share={test_share}, wanted above 0 and below 1; leave it out for at most 20 a class")
+    if test_share is not None and test_per_class is not None:
+        raise ValueError("test_share and test_per_class are both given; give one")
     if tail_cut is not None and tail_cut < 1:
         raise ValueError(f"tail_cut={tail_cut}, wanted the largest class's train photos, at least 1")
     previous = previous or {}
@@ -121,7 +131,7 @@ def assign_splits(
         members.sort(key=lambda i: order_key(seed, photos[i].image_id))
         for i in members:
             split[i] = "train" if i in pinned else photos[i].given or previous.get(photos[i].image_id, "")
-        _fill(photos, members, split, pinned, test_per_class)
+        _fill(photos, members, split, pinned, test_per_class, test_share)
         tested = sum(split[i] == "test" for i in members)
         if not tested and (test_per_class is not None or not any(photos[i].given for i in members)):
             (small if len(members) < MIN_TESTED else untested).append(label)
@@ -136,7 +146,12 @@ def assign_splits(
 
 
 def _fill(
-    photos: Sequence[Photo], members: Sequence[int], split: list[str], pinned: set[int], test_per_class: int | None
+    photos: Sequence[Photo],
+    members: Sequence[int],
+    split: list[str],
+    pinned: set[int],
+    test_per_class: int | None,
+    test_share: float | None,
 ) -> None:
     """Rule 4 for one class: give every member without a split one."""
     free = [i for i in members if not split[i]]
@@ -146,7 +161,7 @@ def _fill(
         if i in pinned or not photos[i].given or (test_per_class is not None and photos[i].given == "test")
     ]
     have = Counter(split[i] for i in counted)
-    _, validation, test = split_sizes(len(counted), test_per_class=test_per_class)
+    _, validation, test = split_sizes(len(counted), test_per_class=test_per_class, test_share=test_share)
     spare = max(0, len(free) - (have["train"] == 0))
     test = max(0, test - have["test"])
     if test > spare:

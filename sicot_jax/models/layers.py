@@ -84,14 +84,32 @@ class Conv(nnx.Module):
 
 
 def conv(x, kernel, stride: int):
-    """[B, H, W, I], [k, k, I, O] -> [B, ceil(H / stride), ceil(W / stride), O] for odd k."""
+    """[B, H, W, I], [k, k, I, O] -> [B, ceil(H / stride), ceil(W / stride), O] for odd k.
+
+    A map smaller than the kernel is made by one product of patches: XLA's CPU convolution takes up to 30 times as long
+    there (`benchmarks/convolution.py`).
+    """
+    size = kernel.shape[0]
+    if size > 1 and -(-min(x.shape[1:3]) // stride) < size:
+        return _conv_of_patches(x, kernel, stride)
     return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        [(kernel.shape[0] // 2, kernel.shape[1] // 2)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        x, kernel, (stride, stride), [(size // 2, size // 2)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+def _conv_of_patches(x, kernel, stride: int):
+    """`conv` as [B H' W', k k I] @ [k k I, O]."""
+    size, _, _, outputs = kernel.shape
+    batch, height, width, _ = x.shape
+    rows, columns = -(-height // stride), -(-width // stride)
+    x = jnp.pad(x, ((0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)))
+    slices = [
+        x[:, top : top + stride * (rows - 1) + 1 : stride, left : left + stride * (columns - 1) + 1 : stride]
+        for top in range(size)
+        for left in range(size)
+    ]
+    patches = jnp.concatenate(slices, -1).reshape(batch * rows * columns, -1)
+    return (patches @ kernel.reshape(-1, outputs)).reshape(batch, rows, columns, outputs)
 
 
 class Linear(nnx.Module):
