@@ -6,8 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from sicot_jax.config import Config
 from sicot_jax.report.short import difference_rows, read_finished
+
+from sicot_jax.config import Config
 
 HEADER = ("top-1", "top-3", "head", "tail", "class mean", "top-1 less the first's")
 

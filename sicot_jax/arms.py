@@ -2,25 +2,59 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from sicot_jax.config import Config, ConfigError, override
+from sicot_jax.models.attention import ENCODERS
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """What an arm changes; everything else is the config's own.
+
+    after: the arm whose finished run it starts from, at that arm's learning rate and with the same seed.
+    epochs: times the config's.
+    """
+
+    overrides: tuple[str, ...]
+    after: str = ""
+    epochs: float = 1.0
+
 
 _IMAGES_ALONE = ("loss.visual=1", "loss.semantic=0", "loss.mixed=0")
 _CO_TRAINING = ("loss.visual=1", "loss.semantic=0", "loss.mixed=1")
 _BALANCED = ("loss.logit_adjustment=1",)
+# Kang et al. 2020: the classifier alone is trained again, classes equally often, for a tenth to a third of the epochs.
+_AGAIN = (*_IMAGES_ALONE, "optim.trainable=classifier", "data.sampling=class_balanced")
 
-# Name -> what it changes. Everything else is the config's own.
-ARMS: dict[str, tuple[str, ...]] = {
-    "baseline": _IMAGES_ALONE,
+ARMS: dict[str, Arm] = {
+    "baseline": Arm(_IMAGES_ALONE),
     # Two terms double the gradient of the classifier; so does this, without text.
-    "doubled_baseline": ("loss.visual=2", "loss.semantic=0", "loss.mixed=0"),
-    "co_training": _CO_TRAINING,
+    "doubled_baseline": Arm(("loss.visual=2", "loss.semantic=0", "loss.mixed=0")),
+    "co_training": Arm(_CO_TRAINING),
     # Ren et al. 2020: the log prior added to the logits in training.
-    "balanced_softmax": (*_IMAGES_ALONE, *_BALANCED),
-    "co_training_balanced": (*_CO_TRAINING, *_BALANCED),
+    "balanced_softmax": Arm((*_IMAGES_ALONE, *_BALANCED)),
+    "co_training_balanced": Arm((*_CO_TRAINING, *_BALANCED)),
     # What remains with the titles of other photos is no knowledge from text.
-    "co_training_shuffled": (*_CO_TRAINING, "data.title=shuffled"),
-    "co_training_masked": (*_CO_TRAINING, "data.title=masked"),
-    "co_training_word_dropout": (*_CO_TRAINING, "data.word_dropout=0.5"),
+    "co_training_shuffled": Arm((*_CO_TRAINING, "data.title=shuffled")),
+    "co_training_shuffled_within_class": Arm((*_CO_TRAINING, "data.title=shuffled_within_class")),
+    "co_training_masked": Arm((*_CO_TRAINING, "data.title=masked")),
+    # Further long-tail controls, alone and with co-training.
+    "class_balanced": Arm((*_IMAGES_ALONE, "data.sampling=class_balanced")),
+    "co_training_class_balanced": Arm((*_CO_TRAINING, "data.sampling=class_balanced")),
+    "square_root": Arm((*_IMAGES_ALONE, "data.sampling=square_root")),
+    "co_training_square_root": Arm((*_CO_TRAINING, "data.sampling=square_root")),
+    "label_smoothing": Arm((*_IMAGES_ALONE, "loss.label_smoothing=0.1")),
+    "co_training_label_smoothing": Arm((*_CO_TRAINING, "loss.label_smoothing=0.1")),
+    "crt": Arm(_AGAIN, after="baseline", epochs=1 / 3),
+    "co_training_crt": Arm(_AGAIN, after="co_training", epochs=1 / 3),
+    # Further than the paper.
+    "co_training_word_dropout": Arm((*_CO_TRAINING, "data.word_dropout=0.5")),
+    "co_training_title_dropout": Arm((*_CO_TRAINING, "data.title_dropout=0.5")),
+    "visual_and_semantic": Arm(("loss.visual=1", "loss.semantic=1", "loss.mixed=0")),
+    "three_streams": Arm(("loss.visual=1", "loss.semantic=1", "loss.mixed=1")),
+    # Table 3 of SICoT: how a title becomes a vector.
+    **{f"text_{name}": Arm((*_CO_TRAINING, f"model.text.encoder={name}")) for name in ENCODERS if name != "bilinear"},
 }
 
 
@@ -28,4 +62,7 @@ def arm(config: Config, name: str) -> Config:
     """The config of that arm. ConfigError for a name that is none."""
     if name not in ARMS:
         raise ConfigError(f"no arm {name}; arms are {', '.join(ARMS)}")
-    return override(config, ARMS[name])
+    chosen = override(config, ARMS[name].overrides)
+    epochs = float(f"{ARMS[name].epochs * chosen.train.epochs:.6g}")
+    steps = round(ARMS[name].epochs * chosen.train.steps)
+    return dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, epochs=epochs, steps=steps))

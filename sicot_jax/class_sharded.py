@@ -165,6 +165,7 @@ def loss_and_update(
     update: Update,
     num_classes: int,
     tau: float = 0.0,
+    smoothing: float = 0.0,
     dtype=jnp.float32,
     chunk: int = 4096,
     keep_logits: Any = None,
@@ -175,8 +176,9 @@ def loss_and_update(
     """`losses.co_training_loss`, its gradient for the embeddings, and the updated classifier.
 
     For logits z_rc = x_r . w_c + offset_c of row r (one stream's embedding of one photo) and
-    g_rc = softmax(z_r)_c - [c = y_r]: dL/dx_r = a_r sum_c g_rc w_c and dL/dw_c = sum_r g_rc a_r x_r, with a_r the weight
-    of the stream over B. Over all classes, exactly (no small probability is dropped), or over the active ones.
+    g_rc = softmax(z_r)_c - q_rc with the target q_rc = (1 - smoothing) [c = y_r] + smoothing / C:
+    dL/dx_r = a_r sum_c g_rc w_c and dL/dw_c = sum_r g_rc a_r x_r, with a_r the weight of the stream over B.
+    Over all classes, exactly (no small probability is dropped), or over the active ones.
     Where the loss is not finite nothing is updated.
 
     Args:
@@ -186,7 +188,7 @@ def loss_and_update(
       weights: stream -> w; only the streams named here count.
       update: applied chunk by chunk to the state's entries of those rows.
       num_classes: rows beyond it are padding: no probability, no gradient.
-      tau: logit adjustment, see `losses.class_offset`.
+      tau: logit adjustment, see `losses.class_offset`; smoothing: see `losses.cross_entropy`; over all classes alone.
       dtype: of the products' inputs; sums, softmax and update are float32.
       chunk: classes at a time on a device; temporary memory is a few times chunk * (S * B + D) numbers.
       keep_logits: dtype in which all logits [C / devices, S * B] stay for the second pass; None computes them again.
@@ -218,19 +220,25 @@ def loss_and_update(
             return products(part["kernel"], rows, dtype) + added[:, None]  # [n, R]
 
         def sum_chunk(carry, first, size):
-            sums, kept = carry
+            sums, logit_sum, kept = carry
             part = fresh(mesh_lib.join_per_class(taking.read(per_class, first, size), shared))
             logits = logits_of(part, first, size)
             if kept is not None:
                 kept = put(kept, _packed(logits, keep_logits), first)
-            return running_log_sum(sums, logits), kept
+            if smoothing:
+                logit_sum += jnp.sum(jnp.where(taking.classes(first, size)[:, None] >= 0, logits, 0.0), 0)
+            return running_log_sum(sums, logits), logit_sum, kept
 
         kept = None
         if keep_logits is not None:
             kept = varying(_packed(jnp.zeros((taking.count, len(rows))), keep_logits))
-        sums, kept = over_chunks(sum_chunk, (start_log_sum(len(rows)), kept), taking.count, chunk)
+        carry = start_log_sum(len(rows)), varying(jnp.zeros(len(rows))) if smoothing else None, kept
+        sums, logit_sum, kept = over_chunks(sum_chunk, carry, taking.count, chunk)
         log_sum = log_sum_over_devices(sums)
         own = label_logits(stacked, label, state, log_prior, tau=tau, dtype=dtype, fresh=fresh)
+        if smoothing:
+            mean = lax.psum(logit_sum, mesh_lib.AXES).reshape(num_streams, batch) / num_classes
+            own = (1 - smoothing) * own + smoothing * mean
         losses = jnp.mean(log_sum.reshape(num_streams, batch) - own, -1)
         total = jnp.sum(losses * factors)
 
@@ -240,7 +248,11 @@ def loss_and_update(
         def pull_of(part, first, size):
             """g_rc of a chunk: [n, R]."""
             logits = logits_of(part, first, size) if kept is None else _unpacked(cut(kept, first, size), keep_logits)
-            return jnp.exp(logits - log_sum) - (taking.classes(first, size)[:, None] == labels)
+            classes = taking.classes(first, size)[:, None]
+            target = (1 - smoothing) * (classes == labels)
+            if smoothing:
+                target += smoothing / num_classes * (classes >= 0)
+            return jnp.exp(logits - log_sum) - target
 
         def kernel_gradient(narrow):
             return jnp.einsum("nr,rd->nd", narrow, scaled, preferred_element_type=jnp.float32)

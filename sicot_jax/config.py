@@ -95,7 +95,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Weights of the cross-entropies through the shared classifier, and the tau of logit adjustment.
+    """Weights of the cross-entropies through the shared classifier, the tau of logit adjustment, label smoothing.
 
     Baseline: visual 1, mixed 0. Co-training (Eq. 1): visual 1, mixed lambda = 1. Doubled baseline: visual 2, mixed 0.
     """
@@ -104,6 +104,7 @@ class LossConfig:
     semantic: float = 0.0
     mixed: float = 1.0
     logit_adjustment: float = 0.0
+    label_smoothing: float = 0.0
 
     @property
     def with_text(self) -> bool:
@@ -213,6 +214,8 @@ class EvalConfig:
     """How photos are recognised in validation and test.
 
     max_photos: 0 reads all; top_k: classes kept for each photo (fewer where the catalogue has fewer).
+    post_hoc_up_to_classes: up to that many, the finished classifier is also tested with its prior taken away and its rows
+      normalised (`post_hoc.VARIANTS`); each is the classifier's product once more, some with a copy of its kernel.
     class_chunk: bounds the temporary memory at batch_size * class_chunk logits a device.
     """
 
@@ -221,6 +224,7 @@ class EvalConfig:
     top_k: int = 10
     class_chunk: int = 16384
     keep_embeddings_up_to_classes: int = 50_000
+    post_hoc_up_to_classes: int = 50_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,6 +322,7 @@ def _check(config: Config) -> None:
         "train.checkpoint_every_steps": train.checkpoint_every_steps,
         "eval.max_photos": config.eval.max_photos,
         "eval.keep_embeddings_up_to_classes": config.eval.keep_embeddings_up_to_classes,
+        "eval.post_hoc_up_to_classes": config.eval.post_hoc_up_to_classes,
     }
     for name, number in not_negative.items():
         if not number >= 0:
@@ -348,6 +353,13 @@ def _check(config: Config) -> None:
     for name, chance in {"data.title_dropout": data.title_dropout, "data.word_dropout": data.word_dropout}.items():
         if not 0 <= chance < 1:
             raise ConfigError(f"{name}={chance}, wanted a chance from 0 up to (not including) 1")
+    if not 0 <= loss.label_smoothing < 1:
+        raise ConfigError(f"loss.label_smoothing={loss.label_smoothing}, wanted a share from 0 up to (not including) 1")
+    if loss.label_smoothing and config.head.kind in ("sampled", "knn"):
+        raise ConfigError(
+            f"loss.label_smoothing={loss.label_smoothing} with head.kind={config.head.kind!r}, which does not see all "
+            "classes; set head.kind=class_sharded or loss.label_smoothing=0"
+        )
     if not 0 < config.head.sample_rate <= 1:
         raise ConfigError(f"head.sample_rate={config.head.sample_rate}, wanted a share above 0 up to 1")
     if config.head.kind in ("sampled", "knn") and config.optim.name != "sgd":

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sicot_jax import class_sharded, hosts, mesh, pipeline
+from sicot_jax import class_sharded, hosts, mesh, pipeline, post_hoc
 from sicot_jax.catalog.catalog import Catalog, Split
 from sicot_jax.config import Config
 from sicot_jax.errors import InputError
@@ -33,11 +33,14 @@ class Predictions:
     top_classes: np.ndarray  # int32 [N, K], best first
     top_logits: np.ndarray  # float32 [N, K]
     label_log_prob: np.ndarray  # float32 [N]
+    post_hoc: np.ndarray | None = None  # int32 [N, V], best class by each of `post_hoc.VARIANTS`, likewise
     embedding: np.ndarray | None = None  # float32 [N, D], where it was asked for
 
 
-def make_recognize(config: Config, visual_graphdef: nnx.GraphDef, num_classes: int) -> Callable[..., Any]:
-    """Jitted (visual params, visual batch stats, classifier, uint8 photos, label) -> (classes, logits, log-prob, embedding).
+def make_recognize(
+    config: Config, visual_graphdef: nnx.GraphDef, num_classes: int, *, with_post_hoc: bool = False
+) -> Callable[..., dict[str, jax.Array]]:
+    """Jitted (visual params, visual batch stats, classifier, uint8 photos, label) -> arrays of `Predictions` by name.
 
     By construction it takes no text: the semantic stream's parameters are not among its arguments.
     """
@@ -47,17 +50,25 @@ def make_recognize(config: Config, visual_graphdef: nnx.GraphDef, num_classes: i
     def recognize(params, batch_stats, classifier: Classifier, image, label):
         visual = nnx.merge(visual_graphdef, params, batch_stats, copy=True)
         embedding = visual(preprocessing.normalise(preprocessing.centre_crop(image)), train=False)
-        classes, logits, log_prob = class_sharded.log_prob_top_k(
-            embedding,
-            classifier.kernel,
-            classifier.bias,
-            label,
-            k=min(config.eval.top_k, num_classes),
-            num_classes=num_classes,
-            chunk=config.eval.class_chunk,
-            dtype=jnp.dtype(config.train.compute_dtype),
-        )
-        return classes, logits, log_prob, mesh.replicate(embedding)
+
+        def best(kernel, bias, k):
+            return class_sharded.log_prob_top_k(
+                embedding,
+                kernel,
+                bias,
+                label,
+                k=k,
+                num_classes=num_classes,
+                chunk=config.eval.class_chunk,
+                dtype=jnp.dtype(config.train.compute_dtype),
+            )
+
+        classes, logits, log_prob = best(classifier.kernel, classifier.bias, min(config.eval.top_k, num_classes))
+        arrays = {"top_classes": classes, "top_logits": logits, "label_log_prob": log_prob}
+        if with_post_hoc:
+            changed = [best(*change(classifier), 1)[0][:, 0] for change in post_hoc.VARIANTS.values()]
+            arrays["post_hoc"] = jnp.stack(changed, -1)
+        return {**arrays, "embedding": mesh.replicate(embedding)}
 
     return recognize
 
@@ -77,7 +88,7 @@ def predict(
         split, config.preprocessing, batch_size=config.eval.batch_size, max_photos=max_photos
     )
     visual = state.params["visual"], state.batch_stats["visual"], state.classifier
-    rows: list[tuple] = []
+    rows: list[tuple[Any, Any]] = []
     pending = None
     source = pipeline.ahead(batches, 0, len(batches), workers=config.data.workers, source=config.data.source)
     for batch in source:
@@ -89,24 +100,32 @@ def predict(
     if pending is None:
         raise InputError("no photo to evaluate: the split is empty; import with a test split (sicot import --help)")
     rows.append(_fetch(*pending, keep_embedding))
-    own, whole = ([np.stack(column) for column in zip(*part, strict=True)] for part in zip(*rows, strict=True))
-    label, image_id = map(hosts.side_by_side, own)
-    real = label >= 0  # [batches, B]
-    classes, logits, log_prob, *embedding = (column[real] for column in whole)
-    return Predictions(image_id[real], label[real], classes, logits, log_prob, *embedding)
+    own, whole = ({name: np.stack([row[name] for row in part]) for name in part[0]} for part in zip(*rows, strict=True))
+    own = {name: hosts.side_by_side(array) for name, array in own.items()}
+    real = own["label"] >= 0  # [batches, B]
+    return Predictions(**{name: array[real] for name, array in (own | whole).items()})
 
 
-def _fetch(batch, result, keep_embedding: bool) -> tuple:
+def _fetch(batch, result, keep_embedding: bool) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """-> what this process read, what all have computed."""
-    *arrays, embedding = result
-    arrays += [embedding] * keep_embedding
-    return (batch["label"], batch["image_id"].astype(str)), tuple(np.asarray(x) for x in arrays)
+    own = {"label": batch["label"], "image_id": batch["image_id"].astype(str)}
+    return own, {name: np.asarray(x) for name, x in result.items() if keep_embedding or name != "embedding"}
 
 
 def summarise(predictions: Predictions, catalog: Catalog, config: Config) -> dict[str, Any]:
     """Accuracy of predictions with the catalogue's (or the config's) head boundary."""
     boundary = head_boundary(catalog, config)
     return accuracy(predictions.label, predictions.top_classes, catalog.classes.counts["train"], boundary)
+
+
+def post_hoc_accuracy(predictions: Predictions, catalog: Catalog, config: Config) -> dict[str, dict[str, float | None]]:
+    """Variant -> group -> top-1: on validation photos, what a variant is chosen by."""
+    assert predictions.post_hoc is not None
+    result = {}
+    for name, classes in zip(post_hoc.VARIANTS, predictions.post_hoc.T, strict=True):
+        groups = summarise(dataclasses.replace(predictions, top_classes=classes[:, None]), catalog, config)
+        result[name] = {group: row["top1"] for group, row in groups.items()}
+    return result
 
 
 def head_boundary(catalog: Catalog, config: Config) -> int:
@@ -141,6 +160,8 @@ def write_results(
     }
     if hosts.is_first():
         arrays = {name: value for name, value in vars(predictions).items() if value is not None}
+        if predictions.post_hoc is not None:
+            arrays["post_hoc_names"] = np.array(list(post_hoc.VARIANTS))
         temporary = workdir / "predictions.tmp.npz"
         np.savez_compressed(
             temporary, **arrays, train_counts=catalog.classes.counts["train"], hashes=json.dumps(hashes), format=FORMAT

@@ -113,7 +113,7 @@ def make_head(
       dtype: of the inputs of the products; sums, softmax and loss are float32.
     """
     weights = loss_weights(loss_config)
-    tau = loss_config.logit_adjustment
+    tau, smoothing = loss_config.logit_adjustment, loss_config.label_smoothing
 
     def update(gradient, state, **scaling):
         params = {"classifier": {"kernel": state["kernel"], "bias": state["bias"]}}
@@ -130,6 +130,7 @@ def make_head(
                 weights=weights,
                 log_prior=mesh.replicate(classifier.log_prior),
                 tau=tau,
+                smoothing=smoothing,
                 num_classes=num_classes,
                 dtype=dtype,
             )
@@ -145,6 +146,7 @@ def make_head(
         "weights": weights,
         "num_classes": num_classes,
         "tau": tau,
+        "smoothing": smoothing,
         "dtype": dtype,
         "chunk": config.chunk,
         "keep_logits": None if config.keep_logits == "no" else jnp.dtype(config.keep_logits),

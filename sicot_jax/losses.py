@@ -10,14 +10,22 @@ import jax.numpy as jnp
 STREAMS = ("visual", "semantic", "mixed")
 
 
-def cross_entropy(logits, label):
-    """-log softmax(logits)[label] per row, in float32: [B, C], int [B] -> [B]."""
+def cross_entropy(logits, label, *, smoothing: float = 0.0, num_classes: int | None = None):
+    """-sum_c q_c log softmax(logits)_c per row, in float32: [B, C], int [B] -> [B].
+
+    q = (1 - smoothing) on the label and smoothing / num_classes on every class (Szegedy et al. 2016); classes beyond
+    `num_classes` are padding.
+    """
     logits = logits.astype(jnp.float32)
     highest = jax.lax.stop_gradient(jnp.max(logits, -1))
     log_sum = jnp.log(jnp.sum(jnp.exp(logits - highest[:, None]), -1)) + highest
     # A masked sum, not an index: the gradient of an index would scatter, and nothing here is sharded over classes.
     picked = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == label[:, None], logits, 0.0), -1)
-    return log_sum - picked
+    if not smoothing:
+        return log_sum - picked
+    num_classes = num_classes or logits.shape[-1]
+    mean = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) < num_classes, logits, 0.0), -1) / num_classes
+    return log_sum - (1 - smoothing) * picked - smoothing * mean
 
 
 def class_offset(bias, log_prior, tau: float, num_classes: int):
@@ -47,6 +55,7 @@ def co_training_loss(
     weights: Mapping[str, float],
     log_prior=None,
     tau: float = 0.0,
+    smoothing: float = 0.0,
     num_classes: int | None = None,
     dtype=jnp.float32,
 ):
@@ -59,17 +68,21 @@ def co_training_loss(
       bias: float32 [C].
       weights: stream -> w; only the streams named here count.
       log_prior, tau: logit adjustment, see `class_offset`.
+      smoothing: share of the target that all classes have, see `cross_entropy`.
       dtype: of the product's inputs; sums, softmax and loss are float32.
 
     Returns: (loss, {stream: mean cross-entropy}).
     """
     if log_prior is None:
         log_prior = jnp.zeros_like(bias)
-    offset = class_offset(bias, log_prior, tau, num_classes or kernel.shape[0])
-    losses = {
-        stream: jnp.mean(cross_entropy(classifier_logits(embeddings[stream], kernel, offset, dtype), label))
-        for stream in weights
-    }
+    num_classes = num_classes or kernel.shape[0]
+    offset = class_offset(bias, log_prior, tau, num_classes)
+
+    def loss(embedding):
+        logits = classifier_logits(embedding, kernel, offset, dtype)
+        return jnp.mean(cross_entropy(logits, label, smoothing=smoothing, num_classes=num_classes))
+
+    losses = {stream: loss(embeddings[stream]) for stream in weights}
     return sum(weight * losses[stream] for stream, weight in weights.items()), losses
 
 

@@ -51,7 +51,26 @@ class TitleReader:
         return int(self.order[start + (self.rank[index] - start + 1 + self.seed % max(count - 1, 1)) % count])
 
     def __call__(self, record: Record, index: int, position: int) -> np.ndarray:
-        """int32 [max_tokens], padded with 0."""
+        """int32 [max_tokens], padded with 0; words and titles dropped by the position."""
+        ids = self._ids(record, index)
+        if self.config.title_dropout or self.config.word_dropout:
+            rng = generator(TITLES, self.seed, position)
+            ids = ids[rng.random(len(ids)) >= self.config.word_dropout]
+            if rng.random() < self.config.title_dropout:
+                ids = ids[:0]
+        return self._padded(ids)
+
+    def undropped(self, record: Record, index: int) -> np.ndarray:
+        """int32 [max_tokens], padded with 0, every word there."""
+        return self._padded(self._ids(record, index))
+
+    def _padded(self, ids: np.ndarray) -> np.ndarray:
+        padded = np.zeros(self.config.max_tokens, np.int32)
+        ids = ids[: self.config.max_tokens]
+        padded[: len(ids)] = ids
+        return padded
+
+    def _ids(self, record: Record, index: int) -> np.ndarray:
         match self.config.title:
             case "none":
                 ids = np.zeros(0, np.int32)
@@ -62,16 +81,7 @@ class TitleReader:
                 ids = self.tokenizer.encode(text)
             case _:
                 ids = self.split[self._donor(index)]["token_ids"]
-        ids = np.asarray(ids, np.int32)
-        if self.config.title_dropout or self.config.word_dropout:
-            rng = generator(TITLES, self.seed, position)
-            ids = ids[rng.random(len(ids)) >= self.config.word_dropout]
-            if rng.random() < self.config.title_dropout:
-                ids = ids[:0]
-        padded = np.zeros(self.config.max_tokens, np.int32)
-        ids = ids[: self.config.max_tokens]
-        padded[: len(ids)] = ids
-        return padded
+        return np.asarray(ids, np.int32)
 
 
 def _photo(preprocessing: Preprocessing, record: Record) -> np.ndarray:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sicot_jax.arms import arm
+from sicot_jax.arms import ARMS, arm
 from sicot_jax.catalog.opening import open_catalog
 from sicot_jax.config import Config, ConfigError
 from sicot_jax.errors import InputError
@@ -35,11 +35,12 @@ class Cell:
         return Path(self.arm) / f"rate_{self.config.optim.learning_rate:g}" / f"seed_{self.config.seed}"
 
 
-def cell(config: Config, name: str, rate: float, seed: int) -> Cell:
-    """`rate` times the config's learning rate."""
+def cell(config: Config, name: str, rate: float, seed: int, *, init_from: str = "") -> Cell:
+    """`rate` times the config's learning rate; `init_from` the run that an arm goes on from."""
     chosen = arm(config, name)
     optim = dataclasses.replace(chosen.optim, learning_rate=float(f"{rate * chosen.optim.learning_rate:.6g}"))
-    return Cell(name, dataclasses.replace(chosen, optim=optim, seed=seed))
+    model = dataclasses.replace(chosen.model, init_from=init_from or chosen.model.init_from)
+    return Cell(name, dataclasses.replace(chosen, optim=optim, model=model, seed=seed))
 
 
 def check(config: Config, arms: Sequence[str], rates: Sequence[float], seeds: Sequence[int]) -> None:
@@ -47,10 +48,12 @@ def check(config: Config, arms: Sequence[str], rates: Sequence[float], seeds: Se
     for name, values in {"arms": arms, "rates": rates, "seeds": seeds}.items():
         if not values or len(set(values)) < len(values):
             raise ConfigError(f"--{name}={' '.join(map(str, values))}: wanted one or more, each once")
-    for name in arms:
+    for place, name in enumerate(arms):
         for rate in rates:
             for seed in seeds:
                 cell(config, name, rate, seed)
+        if (before := ARMS[name].after) and before not in arms[:place]:
+            raise ConfigError(f"arm {name} goes on from runs of {before}; name {before} before it")
 
 
 def run(
@@ -58,25 +61,31 @@ def run(
 ) -> list[Path]:
     """Train what is not trained yet; a record of each run in `records` when it ends. Returns the records of the chosen rates.
 
-    Runs go seed by seed, so that a sweep that is stopped has all arms at the seeds that it has.
+    Runs go seed by seed, so that a sweep that is stopped has all arms at the seeds that it has. Arms that go on from
+    another one stand after it.
     """
     check(config, arms, rates, seeds)
     catalog = open_catalog(config.data)
     total = len(arms) * (len(rates) + len(seeds) - 1)
     number = 0
+    best: dict[str, float] = {}
 
-    def one(cell: Cell) -> Path:
+    def one(name: str, rate: float, seed: int) -> Path:
         nonlocal number
         number += 1
-        print(f"\n[{number}/{total}] {cell.folder}", file=sys.stderr)
-        train(cell.config, workdir / cell.folder, catalog=catalog)
-        return write_record(workdir / cell.folder, records / cell.folder)
+        before = ARMS[name].after
+        from_ = str(workdir / cell(config, before, best[before], seed).folder) if before else ""
+        this = cell(config, name, rate, seed, init_from=from_)
+        print(f"\n[{number}/{total}] {this.folder}", file=sys.stderr)
+        train(this.config, workdir / this.folder, catalog=catalog)
+        return write_record(workdir / this.folder, records / this.folder)
 
-    first = {name: [one(cell(config, name, rate, seeds[0])) for rate in rates] for name in arms}
-    chosen = {name: max(found, key=validation_top1) if len(found) > 1 else found[0] for name, found in first.items()}
-    best = {name: rates[first[name].index(record)] for name, record in chosen.items()}
-    others = [one(cell(config, name, best[name], seed)) for seed in seeds[1:] for name in arms]
-    return [*chosen.values(), *others]
+    chosen = []
+    for name in arms:
+        tried = {rate: one(name, rate, seeds[0]) for rate in rates}
+        best[name] = max(tried, key=lambda rate: validation_top1(tried[rate])) if len(tried) > 1 else rates[0]
+        chosen.append(tried[best[name]])
+    return [*chosen, *(one(name, best[name], seed) for seed in seeds[1:] for name in arms)]
 
 
 def validation_top1(record: Path) -> float:

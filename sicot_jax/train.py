@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sicot_jax import evaluate, fit, hosts, mesh, pipeline, plan, plan_report, runs
+import sicot_jax
+from sicot_jax import evaluate, findings, fit, hosts, mesh, pipeline, plan, plan_report, runs
 from sicot_jax.catalog.catalog import SPLITS, Catalog
 from sicot_jax.catalog.opening import open_catalog
 from sicot_jax.catalog.statistics import head_mask
@@ -125,7 +126,10 @@ def _test(run: runs.Run, catalog: Catalog, device_mesh: jax.sharding.Mesh) -> di
         raise InputError(
             f"{run.workdir} is trained for {trained} of {setup.steps} steps; the command that started it goes on from there"
         )
-    recognize = evaluate.make_recognize(config, setup.visual_graphdef, run.shape.num_classes)
+    with_post_hoc = run.shape.num_classes <= config.eval.post_hoc_up_to_classes
+    recognize = evaluate.make_recognize(
+        config, setup.visual_graphdef, run.shape.num_classes, with_post_hoc=with_post_hoc
+    )
     predictions = evaluate.predict(
         recognize,
         state,
@@ -135,11 +139,26 @@ def _test(run: runs.Run, catalog: Catalog, device_mesh: jax.sharding.Mesh) -> di
         max_photos=config.eval.max_photos,
         keep_embedding=run.shape.num_classes <= config.eval.keep_embeddings_up_to_classes,
     )
+    boundary, on_validation = evaluate.head_boundary(catalog, config), {}
+    if with_post_hoc and len(validation := catalog.splits["validation"]):
+        seen = evaluate.predict(recognize, state, validation, config, device_mesh, max_photos=config.eval.max_photos)
+        on_validation = evaluate.post_hoc_accuracy(seen, catalog, config)
     info = {
+        "post_hoc_on_validation": on_validation,
+        "catalog": findings.catalogue_facts(catalog, boundary),
+        "swallowed": findings.swallowed(
+            predictions.label,
+            predictions.top_classes[:, 0],
+            catalog.classes.counts["train"],
+            boundary,
+            catalog.classes.sku,
+        ),
+        "attention": findings.attention(setup, state, catalog) if config.loss.with_text else {},
         "step": int(state.step),
         "step_of_end": setup.steps,
         "when": runs.now(),
         "commit": runs.commit(),
+        "version": sicot_jax.__version__,
         "hardware": runs.hardware(device_mesh),
     }
     return evaluate.write_results(run.workdir, predictions, catalog, config, split="test", info=info)

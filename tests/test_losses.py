@@ -62,10 +62,22 @@ def test_logit_adjustment_is_balanced_softmax():
     np.testing.assert_allclose(total, -np.log(0.2), rtol=1e-6)
 
 
-@pytest.mark.parametrize("tau, keep_logits", [(0.0, None), (1.0, jnp.float32)], ids=["computed again", "kept"])
-def test_sharded_loss_and_gradients_equal_dense(device_mesh, tau, keep_logits):
+def test_label_smoothing_by_hand():
+    """Two classes, logits 1 and 0, smoothing 0.2: the target is (0.9, 0.1). A third column is padding."""
+    logits = jnp.array([[1.0, 0.0, -jnp.inf]])
+    log_sum = np.log(np.e + 1)
+    value = losses.cross_entropy(logits, jnp.array([0]), smoothing=0.2, num_classes=2)
+    np.testing.assert_allclose(value, [0.9 * (log_sum - 1) + 0.1 * log_sum], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "tau, keep_logits, smoothing",
+    [(0.0, None, 0.0), (1.0, jnp.float32, 0.3)],
+    ids=["computed again", "kept, smoothed"],
+)
+def test_sharded_loss_and_gradients_equal_dense(device_mesh, tau, keep_logits, smoothing):
     """In chunks, with a rest."""
-    assert_sharded_equals_dense(device_mesh, 300, 7, tau, keep_logits)
+    assert_sharded_equals_dense(device_mesh, 300, 7, tau, keep_logits, smoothing)
 
 
 @pytest.mark.parametrize(
@@ -74,18 +86,18 @@ def test_sharded_loss_and_gradients_equal_dense(device_mesh, tau, keep_logits):
     indirect=True,
 )
 @pytest.mark.parametrize(
-    "num_classes, chunk, tau, keep_logits",
-    [(1, 4, 0.0, None), (8, 8, 0.0, jnp.float32), (37, 100, 1.0, None)],
+    "num_classes, chunk, tau, keep_logits, smoothing",
+    [(1, 4, 0.0, None, 0.0), (8, 8, 0.0, jnp.float32, 0.3), (37, 100, 1.0, None, 0.1)],
     ids=["one class", "one chunk, kept", "chunk larger than shard"],
 )
-def test_sharded_loss_and_gradients_of_few_classes(device_mesh, num_classes, chunk, tau, keep_logits):
+def test_sharded_loss_and_gradients_of_few_classes(device_mesh, num_classes, chunk, tau, keep_logits, smoothing):
     """Where devices have nothing but padding, or one chunk."""
-    assert_sharded_equals_dense(device_mesh, num_classes, chunk, tau, keep_logits)
+    assert_sharded_equals_dense(device_mesh, num_classes, chunk, tau, keep_logits, smoothing)
 
 
-def assert_sharded_equals_dense(device_mesh, num_classes, chunk, tau, keep_logits):
+def assert_sharded_equals_dense(device_mesh, num_classes, chunk, tau, keep_logits, smoothing):
     embeddings, label, kernel, bias, prior = case(num_classes, device_mesh)
-    options = {"weights": WEIGHTS, "tau": tau, "num_classes": num_classes}
+    options = {"weights": WEIGHTS, "tau": tau, "smoothing": smoothing, "num_classes": num_classes}
 
     @jax.jit
     def sharded(embeddings, label, kernel, bias, prior):

@@ -51,9 +51,7 @@ def held_out(n: int) -> int:
     return max(1, min(MAX_HELD_OUT, round(0.2 * n)))
 
 
-def split_sizes(
-    n: int, *, test_per_class: int | None = None, test_share: float | None = None
-) -> tuple[int, int, int]:
+def split_sizes(n: int, *, test_per_class: int | None = None, test_share: float | None = None) -> tuple[int, int, int]:
     """(train, validation, test) of a class of n photos; train >= 1 for n >= 1.
 
     test = held_out(n), validation = held_out(n - test). With `test_per_class=K` test sets are equal: K where

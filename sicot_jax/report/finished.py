@@ -25,17 +25,23 @@ class Tested:
 
     label: int [N]; top_classes: int [N, K], best first; label_count: int [N], training photos of the label's class.
     class_counts: int [C], training photos of every class, most first.
+    post_hoc: variant of the finished classifier -> its best classes, int [N]; empty where none was tested.
     """
 
     label: np.ndarray
     top_classes: np.ndarray
     label_count: np.ndarray
     class_counts: np.ndarray
+    post_hoc: dict[str, np.ndarray]
 
     @property
     def hits(self) -> np.ndarray:
         """bool [N]: whether the best class is the right one."""
         return self.top_classes[:, 0] == self.label
+
+    def hits_within(self, top: int) -> np.ndarray:
+        """bool [N]: whether the right class is among the best `top`."""
+        return (self.top_classes[:, :top] == self.label[:, None]).any(-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +57,12 @@ class Finished:
     @property
     def seed(self) -> int:
         return self.config["seed"]
+
+    def variant(self, name: str) -> Finished:
+        """As if tested with that variant of its classifier: the best class alone is known."""
+        return dataclasses.replace(
+            self, tested=dataclasses.replace(self.tested, top_classes=self.tested.post_hoc[name][:, None])
+        )
 
     @property
     def head(self) -> np.ndarray:
@@ -105,17 +117,34 @@ def read_tested(workdir: Path) -> Tested:
             ) from error
     # Records have them in bytes, which overflow.
     whole = {name: array.astype(np.int64) for name, array in found.items() if array.dtype.kind in "iu"}
+    names = found.get("post_hoc_names", np.zeros(0)).tolist()
     try:
         label, top_classes = whole["label"], whole["top_classes"]
         if "image_id" not in found:
             counts = np.repeat(whole["count_values"], whole["count_classes"])
-            return Tested(label, top_classes, whole["label_count"], counts)
+            changed = dict(zip(names, filled_in(top_classes[:, 0], whole["post_hoc"]), strict=True)) if names else {}
+            return Tested(label, top_classes, whole["label_count"], counts, changed)
         order, counts = np.lexsort((label, found["image_id"])), whole["train_counts"]
-        return Tested(label[order], top_classes[order], counts[label][order], np.sort(counts)[::-1])
+        changed = dict(zip(names, whole["post_hoc"][order].T, strict=True)) if names else {}
+        return Tested(label[order], top_classes[order], counts[label][order], np.sort(counts)[::-1], changed)
     except KeyError as error:
         raise InputError(
             f"{workdir}/predictions.npz lacks {error}; write it again: sicot evaluate --workdir={workdir}"
         ) from error
+
+
+def changes(start: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """What differs from the row before: int [N], [V, N] -> [V, N], 0 for the same class, else class + 1."""
+    before = np.concatenate([start[None], rows[:-1]])
+    return np.where(rows == before, 0, rows + 1)
+
+
+def filled_in(start: np.ndarray, changed: np.ndarray) -> np.ndarray:
+    """The rows of which `changes` were kept."""
+    rows = []
+    for row in changed:
+        rows.append(np.where(row, row - 1, rows[-1] if rows else start))
+    return np.array(rows)
 
 
 def still_improving(run: Finished) -> bool:

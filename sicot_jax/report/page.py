@@ -1,4 +1,4 @@
-"""The report of finished runs: Markdown and figures in a folder."""
+"""The report of finished runs: Markdown, one HTML page and figures in a folder."""
 
 from __future__ import annotations
 
@@ -9,54 +9,167 @@ from pathlib import Path
 import numpy as np
 
 from sicot_jax.catalog.strings import counted
-from sicot_jax.report.figures import plot_histogram
-from sicot_jax.report.finished import check_comparable, config_differences, read_finished, run_names, still_improving
-from sicot_jax.report.tables import UNCERTAIN, accuracy_table, arms_of
+from sicot_jax.report import figures, tables
+from sicot_jax.report.document import Block, Figure, Heading, Text, Titles, html_page, markdown
+from sicot_jax.report.finished import (
+    Finished,
+    check_comparable,
+    config_differences,
+    read_finished,
+    run_names,
+    still_improving,
+)
+from sicot_jax.report.paper import paper_table
+from sicot_jax.report.tables import UNCERTAIN, Arm, arms_of, reference
 
 
 def write_report(workdirs: Sequence[Path], out: Path) -> str:
-    """`report.md` and `class_histogram.png` in `out`; returns the table. InputError where runs cannot be compared."""
+    """`report.md`, `report.html` and PNGs in `out`; returns the main table. InputError where runs cannot be compared."""
     names = run_names(workdirs)
     runs = [dataclasses.replace(read_finished(path), name=name) for path, name in zip(workdirs, names, strict=True)]
     check_comparable(runs)
     out.mkdir(parents=True, exist_ok=True)
-    first, arms = runs[0], arms_of(runs)
-    counts, boundary = first.tested.class_counts, first.results["head_boundary"]
-    plot_histogram(counts, boundary, out / "class_histogram.png")
-    table = accuracy_table(arms)
-    without = len(counts) - len(np.unique(first.tested.label))
+    arms = arms_of(runs)
+    first = reference(arms)
+    accuracy = [tables.accuracy_table(arms, first), *map(Text, _notes(arms, first))]
+    blocks: list[Block] = [
+        Heading("Report", 1),
+        *_under_trained(runs),
+        *accuracy,
+        *_catalogue(first.first, out),
+        *_paper(first.first),
+        *_encoders(arms, first),
+        *_controls(arms, first, out),
+        *_curves(arms, first, out),
+        *_mistakes(arms, first),
+        *_words(arms),
+        Heading("Runs"),
+        tables.runs_table(runs),
+    ]
+    for name, text in {"report.md": markdown(blocks), "report.html": html_page(blocks, out, title="Report")}.items():
+        temporary = out / "report.tmp"
+        temporary.write_text(text)
+        temporary.replace(out / name)
+    return "\n" + markdown([*_under_trained(runs), *accuracy]).rstrip()
+
+
+def _under_trained(runs: Sequence[Finished]) -> list[Block]:
+    return [
+        Text(
+            f"{run.name.replace('_', '-')} is under-trained: its validation top-1 was still rising at the end "
+            "(by more than half a point in the last quarter)."
+        )
+        for run in runs
+        if still_improving(run)
+    ]
+
+
+def _notes(arms: Sequence[Arm], first: Arm) -> list[str]:
+    counts, boundary = first.first.tested.class_counts, first.first.results["head_boundary"]
+    without = len(counts) - len(np.unique(first.first.tested.label))
     head, photos = int((counts > boundary).sum()), counted(int(counts.sum()), "training photo")
     notes = [
         f"{counted(len(counts), 'class')}, {head} of them head (more than {counted(boundary, 'training photo')}), {photos}, "
         f"{counted(without, 'class')} without a test photo."
     ]
-    if len(arms) > 1:
-        shared = set.intersection(*(set(arm.seeds) for arm in arms))
-        notes.append(
-            "Differences are paired, photo by photo, with a 95 % bootstrap interval over photos"
-            + (
-                f" and {len(shared)} seeds; few seeds make it too narrow."
-                if len(shared) > 1
-                else "; one seed each, so the interval does not hold the luck of training."
-            )
-            + f" {UNCERTAIN} marks those that hold zero: no difference is shown."
+    if len(arms) < 2:
+        return notes
+    shared = set.intersection(*(set(arm.seeds) for arm in arms))
+    notes.append(
+        "Differences are paired, photo by photo, with a 95 % bootstrap interval over photos"
+        + (
+            f" and {len(shared)} seeds; few seeds make it too narrow."
+            if len(shared) > 1
+            else "; one seed each, so the interval does not hold the luck of training."
         )
-    for arm in arms[1:]:
-        if differences := config_differences(arms[0].first, arm.first):
-            notes.append(f"{arm.title} differs from {arms[0].title} in: {differences}.")
-    for run in runs:
-        if still_improving(run):
-            notes.append(
-                f"{run.name.replace('_', '-')} is under-trained: its validation top-1 was still rising at the end."
-            )
-    origin = [
-        f"- {run.name}: seed {run.config['seed']}, {run.results['step']} of {run.results['step_of_end']} steps "
-        f"({'best on validation' if run.validation else 'the last: no validation photos'}), data "
-        f"{run.results['hashes']['data'][:12]}, commit {run.results['commit'][:12] or 'unknown'}, {run.results['hardware']}"
-        for run in runs
+        + f" {UNCERTAIN} marks those that hold zero: no difference is shown."
+    )
+    if first.title != arms[0].title or sum(not a.with_text and not a.changed_by_hand for a in arms) > 1:
+        notes.append(f"Differences are against {first.title}, the most accurate of the arms without text or remedy.")
+    for arm in arms:
+        if arm is not first and (differences := config_differences(first.first, arm.first)):
+            notes.append(f"{arm.title} differs from {first.title} in: {differences}.")
+    return notes
+
+
+def _catalogue(run: Finished, out: Path) -> list[Block]:
+    facts = run.results.get("catalog")
+    words = np.repeat(*np.array(facts["word_counts"]).T) if facts and facts["word_counts"] else None
+    boundary = run.results["head_boundary"]
+    figures.plot_histogram(run.tested.class_counts, boundary, out / "class_histogram.png", word_counts=words)
+    table = tables.catalogue_table(run)
+    shown = Figure("class_histogram.png", "training photos of every class, most frequent first; times of every word")
+    return [Heading("Catalogue"), *([table] if table else []), shown]
+
+
+def _paper(run: Finished) -> list[Block]:
+    table = paper_table((run.results.get("catalog") or {}).get("name", ""))
+    return [Heading("The paper's figures on this data set"), table] if table else []
+
+
+def _encoders(arms: Sequence[Arm], first: Arm) -> list[Block]:
+    table = tables.encoder_table(arms, first)
+    return [Heading("Text encoders"), table] if table else []
+
+
+def _controls(arms: Sequence[Arm], first: Arm, out: Path) -> list[Block]:
+    """Remedies after training for the reference and the arm with text that changes least; the trade-off of the main arms."""
+    plain = next((arm for arm in arms if arm.with_text and not arm.changed_by_hand), None)
+    table = tables.post_hoc_table([arm for arm in (first, plain) if arm is not None])
+    if table is None:
+        return []
+    blocks: list[Block] = [
+        Heading("Remedies after training"),
+        Text(
+            "The same runs with another classifier made from theirs: log prior times tau taken away (logit adjustment), rows "
+            "divided by their length to the power of tau (tau-norm); tau with the best class mean on validation."
+        ),
+        table,
     ]
-    text = "\n\n".join(["# Report", table, *notes, "![class histogram](class_histogram.png)", "\n".join(origin)]) + "\n"
-    temporary = out / "report.tmp"
-    temporary.write_text(text)
-    temporary.replace(out / "report.md")
-    return "\n".join(["", table, "", *notes])
+    shown = [arm for arm in _main_arms(arms) if all(run.tested.post_hoc for run in arm.runs)]
+    figures.plot_trade_off(shown, out / "trade_off.png")
+    return [*blocks, Figure("trade_off.png", "head against tail accuracy as the prior is taken away")]
+
+
+def _main_arms(arms: Sequence[Arm]) -> list[Arm]:
+    return list(arms[: figures.MOST_LINES])
+
+
+def _curves(arms: Sequence[Arm], first: Arm, out: Path) -> list[Block]:
+    blocks: list[Block] = [Heading("Curves")]
+    if len(first.first.tested.label):
+        figures.plot_frequency(_main_arms(arms), out / "frequency.png")
+        blocks.append(Figure("frequency.png", "accuracy against training photos of the class"))
+    if any(arm.first.validation for arm in arms):
+        figures.plot_learning([arm for arm in _main_arms(arms) if arm.first.validation], out / "learning.png")
+        blocks.append(Figure("learning.png", "validation accuracy through the run"))
+    return blocks if len(blocks) > 1 else []
+
+
+def _mistakes(arms: Sequence[Arm], first: Arm) -> list[Block]:
+    """Of the reference and of the first arm with text."""
+    blocks: list[Block] = []
+    for arm in [first, *[a for a in arms if a.with_text][:1]]:
+        if table := tables.swallowed_table(arm):
+            blocks += [Text(f"{arm.title}, {arm.first.name}:"), table]
+    return [Heading("Head classes that swallow tail classes"), *blocks] if blocks else []
+
+
+def _words(arms: Sequence[Arm]) -> list[Block]:
+    """Fig. 7: of the first arm with text."""
+    for arm in arms:
+        if found := arm.first.results.get("attention"):
+            listed = [
+                f"{title}: " + ", ".join(f"{row['word']} ({row['weight']:.2f})" for row in found[name]) + "."
+                for name, title in [("highest", "Highest mean weight"), ("lowest", "Lowest mean weight")]
+                if found[name]
+            ]
+            rows = [(row["class"], [(word, weight) for word, weight in row["words"]]) for row in found["titles"]]
+            explained = "Words in the order of their weight, told as a multiple of that of equal weights."
+            return [
+                Heading("What the attention reads"),
+                Text(f"{arm.first.name}. {explained}"),
+                Titles(rows),
+                *map(Text, listed),
+            ]
+    return []

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sicot_jax.errors import InputError
-from sicot_jax.report.finished import read_finished, read_tested
+from sicot_jax.report.finished import changes, read_finished, read_tested
 
 LARGEST = 300 * 1024  # bytes of all files
 TOP, LOG_LINES = 3, 200
@@ -17,8 +17,9 @@ TOP, LOG_LINES = 3, 200
 def write_record(workdir: Path, out: Path) -> Path:
     """Config, results, curve and the best classes of every test photo: what `sicot report` reads. Returns `out`.
 
-    As a run folder, with smaller predictions: classes alone, the best three, in the order of (image id, label), and the
-    training counts as how many classes have each. Raises InputError for an unfinished run, or where that is above 300 KiB.
+    As a run folder, with smaller predictions: classes alone, the best three, in the order of (image id, label); of variants
+    what changes from one to the next; the training counts as how many classes have each. Raises InputError for an unfinished
+    run, or where that is above 300 KiB.
     """
     read_finished(workdir)
     tested = read_tested(workdir)
@@ -30,6 +31,9 @@ def write_record(workdir: Path, out: Path) -> Path:
         "count_values": values[::-1],
         "count_classes": classes[::-1],
     }
+    if tested.post_hoc:
+        arrays["post_hoc"] = changes(tested.top_classes[:, 0], np.array(list(tested.post_hoc.values())))
+        arrays["post_hoc_names"] = np.array(list(tested.post_hoc))
     out.mkdir(parents=True, exist_ok=True)
     temporary = out / "predictions.tmp.npz"
     np.savez_compressed(temporary, **{name: _small(array) for name, array in arrays.items()})  # type: ignore[arg-type]
@@ -49,8 +53,8 @@ def write_record(workdir: Path, out: Path) -> Path:
 
 
 def _small(array: np.ndarray) -> np.ndarray:
-    """Of whole numbers >= 0, in the smallest type that holds them."""
-    return array.astype(np.min_scalar_type(array.max(initial=0)))
+    """Whole numbers >= 0 in the smallest type that holds them."""
+    return array if array.dtype.kind == "U" else array.astype(np.min_scalar_type(array.max(initial=0)))
 
 
 def _thinned(log: str) -> str:

@@ -1,18 +1,21 @@
-"""Accuracy of arms side by side, head and tail, with intervals of the paired differences."""
+"""Accuracy of arms side by side: overall, head and tail, averaged over classes, with intervals of the paired differences."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from sicot_jax.config import FREE_ON_RESUME
+from sicot_jax.report.document import Table
 from sicot_jax.report.finished import Finished
 from sicot_jax.report.intervals import paired_interval
 
-GROUPS = ("overall", "head", "tail", "class_mean")
+GROUPS = ("overall", "head", "tail", "class_mean", "few")
+FEW = 20  # training photos
 UNCERTAIN = "~"  # marks a difference whose interval holds zero
 
 
@@ -32,8 +35,30 @@ class Arm:
         return self.runs[0]
 
     @property
+    def config(self) -> Mapping:
+        return self.first.config
+
+    @property
     def seeds(self) -> dict[int, Finished]:
         return {run.seed: run for run in self.runs}
+
+    @property
+    def with_text(self) -> bool:
+        return bool(self.config.get("loss.semantic") or self.config.get("loss.mixed"))
+
+    @property
+    def changed_by_hand(self) -> bool:
+        """Whether the run was made for the tail in another way than by text."""
+        config = self.config
+        return (
+            bool(config.get("loss.logit_adjustment") or config.get("loss.label_smoothing"))
+            or bool(config.get("optim.trainable") or config.get("model.init_from"))
+            or config.get("data.sampling", "uniform") != "uniform"
+        )
+
+    def variant(self, name: str) -> Arm:
+        """The same runs with their classifier changed after training (`post_hoc.VARIANTS`)."""
+        return dataclasses.replace(self, name=f"{self.name} {name}", runs=tuple(run.variant(name) for run in self.runs))
 
 
 def arms_of(runs: Sequence[Finished]) -> list[Arm]:
@@ -44,6 +69,8 @@ def arms_of(runs: Sequence[Finished]) -> list[Arm]:
     together: dict[tuple, list[Finished]] = {}
     for run in runs:
         fields = {name: value for name, value in run.config.items() if name not in (*FREE_ON_RESUME, "seed")}
+        # Runs that go on from another one do so from the one of their seed.
+        fields["model.init_from"] = re.sub(r"seed_\d+$", "", str(fields.get("model.init_from", "")))
         key = json.dumps(fields, sort_keys=True), run.results["hashes"]["data"]
         same = sum(other.seed == run.seed for (k, h, _), found in together.items() if (k, h) == key for other in found)
         together.setdefault((*key, same), []).append(run)
@@ -64,65 +91,210 @@ def _common(names: Sequence[Sequence[str]]) -> list[str]:
     return alike or list(names[0])
 
 
-def difference_rows(first: Arm, other: Arm) -> dict[str, tuple[float, float, float]]:
-    """Group -> (top-1 difference in points, 95 % interval) of `other` minus `first`, photo by photo, seed by seed.
+def reference(arms: Sequence[Arm]) -> Arm:
+    """What gains are against: of the arms without text and without another remedy the most accurate, else the first.
 
-    Over the seeds that both have; where they share none, each one's first.
+    Two loss terms double the classifier's gradient, so that a baseline with a doubled loss may be the better one.
     """
+    plain = [arm for arm in arms if not arm.with_text and not arm.changed_by_hand]
+    return max(plain, key=lambda arm: mean_accuracy(arm, "overall")) if plain else arms[0]
+
+
+def members(run: Finished) -> dict[str, np.ndarray]:
+    """Group -> bool [N]; "class_mean" has all photos, weighed by class."""
+    everything, head = np.ones(len(run.tested.label), bool), run.head
+    few = run.tested.label_count <= FEW
+    return {"overall": everything, "head": head, "tail": ~head, "class_mean": everything, "few": few}
+
+
+def mean_over(values: np.ndarray, run: Finished, group: str) -> float:
+    """Mean over a group's photos (over classes for "class_mean"); nan without photos."""
+    member, label = members(run)[group], run.tested.label
+    if not member.any():
+        return float("nan")
+    if group != "class_mean":
+        return float(values[member].mean())
+    _, inverse, counts = np.unique(label, return_inverse=True, return_counts=True)
+    return float(np.mean(np.bincount(inverse, values) / counts))
+
+
+def mean_accuracy(arm: Arm, group: str, *, top: int = 1) -> float:
+    """Per cent, the mean over the arm's seeds."""
+    return float(np.mean([100 * mean_over(run.tested.hits_within(top).astype(float), run, group) for run in arm.runs]))
+
+
+def pairs(first: Arm, other: Arm) -> list[tuple[Finished, Finished]]:
+    """Runs of one seed side by side; where the arms share none, each one's first."""
     shared = [seed for seed in first.seeds if seed in other.seeds]
-    pairs = [(first.seeds[s], other.seeds[s]) for s in shared] or [(first.first, other.first)]
-    difference = np.stack([100.0 * (b.tested.hits.astype(float) - a.tested.hits) for a, b in pairs])
-    label, head = first.first.tested.label, first.first.head
-    members = {"overall": np.ones(len(label), bool), "head": head, "tail": ~head}
-    rows = {
-        name: (float(difference[:, m].mean()) if m.any() else float("nan"), *paired_interval(difference[:, m]))
-        for name, m in members.items()
-    }
-    mean = float("nan")
-    if len(label):
-        _, inverse, counts = np.unique(label, return_inverse=True, return_counts=True)
-        mean = float(np.mean(np.bincount(inverse, difference.mean(0)) / counts))
-    rows["class_mean"] = (mean, *paired_interval(difference, label))
+    return [(first.seeds[s], other.seeds[s]) for s in shared] or [(first.first, other.first)]
+
+
+def difference_rows(first: Arm, other: Arm) -> dict[str, tuple[float, float, float]]:
+    """Group -> (top-1 difference in points, 95 % interval) of `other` minus `first`, photo by photo, seed by seed."""
+    two = pairs(first, other)
+    difference = np.stack([100.0 * (b.tested.hits.astype(float) - a.tested.hits) for a, b in two])
+    run, rows = first.first, {}
+    for group, member in members(run).items():
+        classes = run.tested.label if group == "class_mean" else None
+        rows[group] = (mean_over(difference.mean(0), run, group), *paired_interval(difference[:, member], classes))
     return rows
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns, so that it reads well in a terminal too."""
-    cells = [list(header), *map(list, rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+def accuracy_cells(arm: Arm) -> list[str]:
+    """Top-1 (top-3) by group; top-1 alone where no more classes are known."""
 
-    def line(row):
-        return (
-            "| "
-            + " | ".join(
-                f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}"
-                for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
-            + " |"
-        )
-
-    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
-
-
-def accuracy_table(arms: Sequence[Arm]) -> str:
-    """Top-1 (top-3) of every arm, the mean over its seeds; under them the difference of each to the first with its interval."""
-
-    def figure(arm: Arm, group: str) -> str:
-        rows = [run.results["accuracy"][group] for run in arm.runs]
-        if rows[0]["top1"] is None:
+    def cell(group: str) -> str:
+        top1 = mean_accuracy(arm, group)
+        if np.isnan(top1):
             return "-"
-        return f"{np.mean([r['top1'] for r in rows]):.2f} ({np.mean([r['top3'] for r in rows]):.2f})"
+        several = arm.first.tested.top_classes.shape[1] > 1
+        return f"{top1:.2f}" + (f" ({mean_accuracy(arm, group, top=3):.2f})" if several else "")
 
-    rows = [[arm.title, *(figure(arm, g) for g in GROUPS)] for arm in arms]
-    for arm in arms[1:]:
-        gains = difference_rows(arms[0], arm)
-        cells = []
-        for group in GROUPS:
-            gain, low, high = gains[group]
-            mark = UNCERTAIN if low <= 0 <= high else ""
-            cells.append("-" if np.isnan(gain) else f"{mark}{gain:+.2f} [{low:+.2f}, {high:+.2f}]")
-        rows.append([f"{arm.title} - {arms[0].title}", *cells])
-    first = arms[0].first.results["accuracy"]
-    rows.append(["test photos", *(str(first[g]["photos"]) for g in GROUPS)])
-    return markdown_table(["top-1 (top-3), %", "overall", "head", "tail", "class mean"], rows)
+    return [cell(group) for group in GROUPS]
+
+
+def difference_cells(first: Arm, other: Arm) -> list[str]:
+    """Gains with their intervals; those that hold zero are marked."""
+
+    def cell(gain: float, low: float, high: float) -> str:
+        mark = UNCERTAIN if low <= 0 <= high else ""
+        return "-" if np.isnan(gain) else f"{mark}{gain:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+    rows = difference_rows(first, other)
+    return [cell(*rows[group]) for group in GROUPS]
+
+
+def count_cells(run: Finished) -> list[str]:
+    found = members(run)
+    return [
+        f"{len(np.unique(run.tested.label)):,} classes" if group == "class_mean" else f"{int(found[group].sum()):,}"
+        for group in GROUPS
+    ]
+
+
+def accuracy_table(arms: Sequence[Arm], first: Arm) -> Table:
+    """Tables 2 and 4 of SICoT: every arm, the mean over its seeds; under them the difference of each to `first`."""
+    rows = [[arm.title, *accuracy_cells(arm)] for arm in arms]
+    rows += [[f"{arm.title} - {first.title}", *difference_cells(first, arm)] for arm in arms if arm is not first]
+    rows.append(["test photos", *count_cells(first.first)])
+    return Table(HEADER, rows)
+
+
+HEADER = ["top-1 (top-3), %", "overall", "head", "tail", "class mean", f"few: {FEW} or under"]
+
+
+def post_hoc_table(arms: Sequence[Arm]) -> Table | None:
+    """Remedies on finished classifiers; tau of tau-normalisation by the class mean of validation. None without any.
+
+    Under the arms the difference between the last and the first with the same remedy: what text adds to it.
+    """
+    found: dict[str, list[Arm]] = {}
+    for arm in arms:
+        if not all(run.tested.post_hoc for run in arm.runs):
+            continue
+        found.setdefault("logit adjustment, tau 1", []).append(arm.variant("logit_adjustment_1"))
+        for kind, title in [("logit_adjustment_", "logit adjustment"), ("tau_norm_", "tau-norm")]:
+            if chosen := chosen_variant(arm, kind):
+                found.setdefault(f"{title}, tau by validation", []).append(arm.variant(chosen))
+    rows = []
+    for remedy, variants in found.items():
+        for arm in variants:
+            origin, _, name = arm.name.partition(" ")
+            tau = f" ({float(name.rpartition('_')[2]):g})" if "validation" in remedy else ""
+            rows.append([f"{origin.replace('_', '-')}, {remedy}{tau}", *accuracy_cells(arm)])
+        for other in variants[1:]:
+            names = (a.name.partition(" ")[0].replace("_", "-") for a in (other, variants[0]))
+            rows.append([f"{' - '.join(names)}, both so", *difference_cells(variants[0], other)])
+    return Table(["top-1, %", *HEADER[1:]], rows) if rows else None
+
+
+def chosen_variant(arm: Arm, kind: str) -> str | None:
+    """The variant of that kind with the best class mean on validation, the mean over seeds; None without validation."""
+    seen = [run.results.get("post_hoc_on_validation") or {} for run in arm.runs]
+    names = [name for name in seen[0] if name.startswith(kind)]
+    if not names or not all(name in found for found in seen for name in names):
+        return None
+    return max(names, key=lambda name: np.mean([found[name]["class_mean"] for found in seen]))
+
+
+def catalogue_table(run: Finished) -> Table | None:
+    """Table 1 of SICoT; None for runs of before it was kept."""
+    facts = run.results.get("catalog")
+    if not facts:
+        return None
+    photos, words, counts = facts["photos"], facts["words"], run.tested.class_counts
+    header = [
+        "data set",
+        "classes",
+        "train",
+        "validation",
+        "test",
+        "vocabulary",
+        "shared by head and tail",
+        "head: more than",
+    ]
+    row = [
+        facts["name"],
+        f"{facts['classes']:,} ({int((counts > run.results['head_boundary']).sum()):,} head)",
+        *(f"{photos[split]:,}" for split in ("train", "validation", "test")),
+        f"{facts['vocabulary']:,}",
+        f"{words['both']:,} words ({words['share']:.1%})",
+        f"{run.results['head_boundary']:,}",
+    ]
+    return Table(header, [row])
+
+
+def encoder_table(arms: Sequence[Arm], first: Arm) -> Table | None:
+    """Table 3 of SICoT: arms that differ in their text encoder alone; None where there is one."""
+    groups: dict[str, list[Arm]] = {}
+    for arm in arms:
+        if arm.with_text:
+            fields = {k: v for k, v in arm.config.items() if not k.startswith("model.text.") and k not in _TUNED}
+            groups.setdefault(json.dumps(fields, sort_keys=True), []).append(arm)
+    several = max(groups.values(), key=len, default=[])
+    if len(several) < 2:
+        return None
+    rows = [["none (" + first.title + ")", *accuracy_cells(first)]]
+    for arm in several:
+        name = arm.config["model.text.encoder"].replace("_", " ")
+        rows += [[name, *accuracy_cells(arm)], [f"{name} - none", *difference_cells(first, arm)]]
+    return Table(["text encoder", *HEADER[1:]], rows)
+
+
+_TUNED = ("seed", "optim.learning_rate", *FREE_ON_RESUME)
+
+
+def swallowed_table(arm: Arm) -> Table | None:
+    """Which head classes swallow which tail classes, in the arm's first run."""
+    found = arm.first.results.get("swallowed")
+    if not found:
+        return None
+    rows = [
+        [
+            row["class"],
+            f"{row['photos']:,}",
+            "; ".join(f"{source['class']} ({source['photos']} of {source['tested']})" for source in row["from"]),
+        ]
+        for row in found
+    ]
+    return Table(["head class", "tail photos taken", "most from (photos of those tested)"], rows)
+
+
+def runs_table(runs: Sequence[Finished]) -> Table:
+    """Where every figure comes from."""
+    header = ["run", "seed", "learning rate", "tested step", "data", "commit", "version", "hardware"]
+    rows = [
+        [
+            run.name,
+            str(run.seed),
+            f"{run.config.get('optim.learning_rate', float('nan')):g}",
+            f"{run.results['step']:,} of {run.results['step_of_end']:,}"
+            + (" (best on validation)" if run.validation else " (the last: no validation photos)"),
+            run.results["hashes"]["data"][:12],
+            run.results["commit"][:12] or "unknown",
+            run.results.get("version", "unknown"),
+            run.results["hardware"],
+        ]
+        for run in runs
+    ]
+    return Table(header, rows)

@@ -1,6 +1,7 @@
 """The report on run folders made by hand: cells, intervals, refusals and the histogram."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,12 +9,15 @@ from PIL import Image
 
 from sicot_jax.errors import InputError
 from sicot_jax.metrics import accuracy
+from sicot_jax.post_hoc import VARIANTS
+from sicot_jax.report import finished
+from sicot_jax.report.document import Table, html_page, markdown_table
 from sicot_jax.report.figures import plot_histogram
 from sicot_jax.report.finished import read_finished, read_tested, still_improving
 from sicot_jax.report.intervals import paired_interval
 from sicot_jax.report.page import write_report
 from sicot_jax.report.record import LARGEST, write_record
-from sicot_jax.report.tables import GROUPS, markdown_table
+from sicot_jax.report.tables import GROUPS, Arm, mean_accuracy
 
 # Class 0 is head; class 1 and 2 are tail; class 3 is tail and has neither training nor test photos.
 COUNTS = np.array([9, 3, 1, 0])
@@ -22,8 +26,23 @@ FIRST = [0, 0, 1, 1, 1, 0, 0, 0]  # best class of each photo: 2 of 4, 1 of 2, 0 
 SECOND = [0, 0, 0, 1, 1, 1, 2, 0]  # 3 of 4, 2 of 2, 1 of 2
 
 
-def make_run(workdir, best, *, order=None, hashes=(), boundary=5, validation=(10.0, 20.0, 20.1), label=LABEL, **config):
-    """A finished run whose photo i has best class best[i]; `order` is the order in which its photos are stored."""
+def make_run(
+    workdir,
+    best,
+    *,
+    order=None,
+    hashes=(),
+    boundary=5,
+    validation=(10.0, 20.0, 20.1),
+    label=LABEL,
+    post_hoc=None,
+    results=(),
+    **config,
+):
+    """A finished run whose photo i has best class best[i]; `order` is the order in which its photos are stored.
+
+    post_hoc: variant -> its best classes; results: more of them.
+    """
     order = np.arange(len(label)) if order is None else order
     best = np.asarray(best)
     rest = [[c for c in (3, 2, 1, 0) if c != b] for b in best]
@@ -35,6 +54,11 @@ def make_run(workdir, best, *, order=None, hashes=(), boundary=5, validation=(10
         label=label[order],
         top_classes=top[order],
         train_counts=COUNTS,
+        **(
+            {"post_hoc": np.array(list(post_hoc.values())).T[order], "post_hoc_names": list(post_hoc)}
+            if post_hoc
+            else {}
+        ),
     )
     results = {
         "accuracy": accuracy(label, top, COUNTS, boundary),
@@ -44,6 +68,7 @@ def make_run(workdir, best, *, order=None, hashes=(), boundary=5, validation=(10
         "step_of_end": 40,
         "commit": "",
         "hardware": "1 x cpu",
+        **dict(results),
     }
     (workdir / "results.json").write_text(json.dumps(results))
     (workdir / "config.json").write_text(json.dumps({"format": 1, "config": {"seed": 3} | config}))
@@ -69,13 +94,15 @@ def test_table_of_two_runs(tmp_path):
     first = make_run(tmp_path / "baseline", FIRST)
     second = make_run(tmp_path / "co_training", SECOND, order=np.array([7, 2, 0, 5, 1, 3, 6, 4]))
     rows = cells(write_report([first, second], tmp_path / "report"))
-    assert rows["top-1 (top-3), %"] == ["overall", "head", "tail", "class mean"]
+    assert rows["top-1 (top-3), %"] == ["overall", "head", "tail", "class mean", "few: 20 or under"]
     # Behind the best class come 3, 2, 1, 0: top-3 misses label 0 behind another class, and label 1 behind 0.
-    assert rows["baseline"] == ["37.50 (62.50)", "50.00 (50.00)", "25.00 (75.00)", "33.33 (66.67)"]
-    assert rows["co-training"] == ["75.00 (87.50)", "75.00 (75.00)", "75.00 (100.00)", "75.00 (91.67)"]
-    assert rows["test photos"] == ["8", "4", "4", "8"]
+    assert rows["baseline"][:4] == ["37.50 (62.50)", "50.00 (50.00)", "25.00 (75.00)", "33.33 (66.67)"]
+    assert rows["co-training"][:4] == ["75.00 (87.50)", "75.00 (75.00)", "75.00 (100.00)", "75.00 (91.67)"]
+    assert rows["test photos"] == ["8", "4", "4", "3 classes", "8"]
+    for row in ("baseline", "co-training", "co-training - baseline"):
+        assert rows[row][4] == rows[row][0]  # no class has more than 20 photos
     gains = rows["co-training - baseline"]
-    for cell, gain in zip(gains, ["+37.50", "+25.00", "+50.00", "+41.67"], strict=True):
+    for cell, gain in zip(gains, ["+37.50", "+25.00", "+50.00", "+41.67", "+37.50"], strict=True):
         value, low, high = cell.removeprefix("~").replace("[", "").replace("]", "").replace(",", "").split()
         assert value == gain
         assert float(low) <= float(value) <= float(high) and float(low) < float(high)
@@ -86,15 +113,32 @@ def test_table_of_two_runs(tmp_path):
         "4 classes, 1 of them head (more than 5 training photos), 13 training photos, 1 class without a test photo"
         in text
     )
-    assert "- baseline: seed 3, 30 of 40 steps (best on validation), data dddddddddddd, commit unknown, 1 x cpu" in text
+    told = [
+        "3",
+        "0.1",
+        "30",
+        "of",
+        "40",
+        "(best",
+        "on",
+        "validation)",
+        "dddddddddddd",
+        "unknown",
+        "unknown",
+        "1",
+        "x",
+        "cpu",
+    ]
+    assert " ".join(cells(text.split("## Runs")[1])["baseline"]).split() == told
     assert "under-trained" not in text
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["class_histogram.png", "report.md"]
+    files = ["class_histogram.png", "frequency.png", "learning.png", "report.html", "report.md"]
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == files
 
 
 def test_a_run_against_itself_differs_by_nothing(tmp_path):
     runs = [make_run(tmp_path / name, FIRST) for name in ("one", "two")]
     rows = cells(write_report(runs, tmp_path / "report"))
-    assert rows["two - one"] == ["~+0.00 [+0.00, +0.00]"] * 4
+    assert rows["two - one"] == ["~+0.00 [+0.00, +0.00]"] * 5
 
 
 def make_seeds(folder, guesses, **config):
@@ -112,7 +156,8 @@ def test_runs_that_differ_in_their_seed_alone_are_one_arm(tmp_path):
     low, high = (float(x) for x in interval.strip("[]").split(","))
     assert gain == "~+18.75" and low <= 0 and high >= 37.5
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "over photos and 2 seeds" in text and "- co/rate_0.2/seed_1: seed 1, 30 of 40 steps" in text
+    assert "over photos and 2 seeds" in text
+    assert cells(text.split("## Runs")[1])["co/rate_0.2/seed_1"][0] == "1"
 
 
 def test_seeds_that_one_arm_lacks_do_not_count(tmp_path):
@@ -212,7 +257,7 @@ def test_what_else_differs_between_runs_is_said(tmp_path):
 def test_a_run_without_validation_is_not_called_the_best(tmp_path):
     write_report([make_run(tmp_path / "one", FIRST, validation=())], tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "30 of 40 steps (the last: no validation photos)" in text and "best" not in text
+    assert "30 of 40 (the last: no validation photos)" in text and "best" not in text
 
 
 @pytest.mark.parametrize("keep", [0, 3, 300, -30])
@@ -318,4 +363,132 @@ def test_histogram_of_many_classes_is_quick_and_keeps_the_head_in_sight(tmp_path
 
 
 def test_groups_are_those_of_metrics():
-    assert set(GROUPS) == set(accuracy(LABEL, np.zeros((8, 1), int), COUNTS, 5))
+    """And their figures, but for the group that the report alone has."""
+    guesses = np.array([SECOND, FIRST]).T
+    run = type("Run", (), {"results": {"head_boundary": 5}})
+    tested = finished.Tested(LABEL, guesses, COUNTS[LABEL], np.sort(COUNTS)[::-1], {})
+    arm = Arm("one", (finished.Finished("one", run.results, {"seed": 0}, tested, []),))
+    for group, row in accuracy(LABEL, guesses, COUNTS, 5).items():
+        np.testing.assert_allclose(mean_accuracy(arm, group), row["top1"], atol=1e-4)
+        np.testing.assert_allclose(mean_accuracy(arm, group, top=2), row["top3"], atol=1e-4)
+    assert set(GROUPS) - set(accuracy(LABEL, guesses, COUNTS, 5)) == {"few"}
+
+
+NO_TEXT = {"mixed": 0.0}
+
+
+def test_gains_are_against_the_better_plain_baseline(tmp_path):
+    """Not against one with a remedy, however good, and not against the first."""
+    right = LABEL.tolist()
+    runs = [
+        make_run(tmp_path / "baseline", FIRST, loss=NO_TEXT),
+        make_run(tmp_path / "doubled", SECOND, loss=NO_TEXT | {"visual": 2.0}),
+        make_run(tmp_path / "balanced", right, loss=NO_TEXT | {"logit_adjustment": 1.0}),
+        make_run(tmp_path / "square_root", right, loss=NO_TEXT, data={"sampling": "square_root"}),
+        make_run(tmp_path / "co", right),
+    ]
+    shown = write_report(runs, tmp_path / "report")
+    rows = cells(shown)
+    assert rows["co - doubled"][0].startswith("~+25.00") and "co - baseline" not in rows
+    assert "Differences are against doubled, the most accurate of the arms without text or remedy." in shown
+
+
+def every_variant(best, **others):
+    return {name: others.get(name, best) for name in VARIANTS}
+
+
+def test_remedies_after_training(tmp_path):
+    """The tau with the best class mean on validation, and what text adds under the same remedy."""
+    seen = {name: {"overall": 1.0, "head": 1.0, "tail": 1.0, "class_mean": 30.0} for name in VARIANTS}
+    seen["tau_norm_0.5"] = {**seen["tau_norm_0.5"], "class_mean": 40.0}
+    told = {"post_hoc_on_validation": seen}
+    runs = [
+        make_run(tmp_path / "base", FIRST, loss=NO_TEXT, post_hoc=every_variant(FIRST), results=told),
+        make_run(tmp_path / "co", FIRST, post_hoc=every_variant(FIRST, **{"tau_norm_0.5": SECOND}), results=told),
+    ]
+    write_report(runs, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    rows = cells(text.split("## Remedies after training")[1].split("##")[0])
+    assert rows["base, tau-norm, tau by validation (0.5)"][0] == "37.50"
+    assert rows["co, tau-norm, tau by validation (0.5)"][0] == "75.00"
+    assert rows["co - base, both so"][0] == "+37.50 [+12.50, +75.00]" or "37.50" in rows["co - base, both so"][0]
+    assert (tmp_path / "report" / "trade_off.png").stat().st_size > 10_000
+
+
+def test_a_record_keeps_what_variants_predict(tmp_path):
+    rng = np.random.default_rng(0)
+    variants = {name: rng.integers(0, 4, 8) for name in VARIANTS}
+    run = make_run(tmp_path / "run", FIRST, order=rng.permutation(8), post_hoc=variants)
+    record = write_record(run, tmp_path / "record")
+    for found in (read_tested(run), read_tested(record)):
+        assert list(found.post_hoc) == list(VARIANTS)
+        for name, best in variants.items():
+            np.testing.assert_array_equal(found.post_hoc[name], best)
+
+
+def test_text_encoders_are_set_side_by_side(tmp_path):
+    """Arms that differ in the encoder, at whatever learning rate, under the best baseline; others are no encoder's."""
+    runs = [make_run(tmp_path / "base", FIRST, loss=NO_TEXT)]
+    for name, best, rate in [("bilinear", SECOND, 0.1), ("mean", FIRST, 0.2)]:
+        text = {"text": {"encoder": name}}
+        runs.append(make_run(tmp_path / name, best, model=text, optim={"learning_rate": rate}))
+    runs.append(make_run(tmp_path / "masked", FIRST, data={"title": "masked"}))
+    write_report(runs, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    rows = cells(text.split("## Text encoders")[1].split("##")[0])
+    assert {"none (base)", "bilinear", "bilinear - none", "mean", "mean - none"} <= set(rows)
+    assert rows["bilinear - none"][0].endswith("37.50 [+12.50, +75.00]") or "+37.50" in rows["bilinear - none"][0]
+
+
+FACTS = {
+    "name": "imaterialist",
+    "classes": 4,
+    "photos": {"train": 13, "validation": 4, "test": 8},
+    "vocabulary": 5,
+    "titles": 13,
+    "words": {"head": 4, "tail": 3, "both": 2, "share": 0.4},
+    "word_counts": [[1, 2], [7, 3]],
+}
+ATTENTION = {
+    "highest": [{"word": "acme", "weight": 1.5, "titles": 30}],
+    "lowest": [{"word": "sale", "weight": 0.5, "titles": 20}],
+    "titles": [{"title": "sale acme <b>", "class": "acme | shirt", "words": [["sale", 0.5], ["acme <b>", 1.5]]}],
+}
+SWALLOWED = [{"class": "acme | shirt", "photos": 3, "from": [{"class": "acme | cap", "photos": 2, "tested": 5}]}]
+
+
+def test_catalogue_words_and_mistakes_are_shown(tmp_path):
+    """Tables 1 and Fig. 7 of SICoT, its figures on a data set of its own, and who swallows whom; in HTML too."""
+    told = {"catalog": FACTS, "attention": ATTENTION, "swallowed": SWALLOWED}
+    write_report([make_run(tmp_path / "co", FIRST, results=told)], tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    shared = ["4 (1 head)", "13", "4", "8", "5", "2 words (40.0%)", "5"]
+    assert cells(text)["imaterialist"] == shared
+    assert cells(text)["co-training"] == ["58.30 (85.45)", "58.37 (85.08)", "41.86 (83.72)"]
+    assert "acme \\| shirt" in text and "acme \\| cap (2 of 5)" in text
+    assert "- acme | shirt: acme <b> (1.50) sale (0.50)" in text  # by weight, not as written
+    assert "Highest mean weight: acme (1.50)." in text and "Lowest mean weight: sale (0.50)." in text
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "acme &lt;b&gt;" in page and "<b>" not in page
+    assert page.count("data:image/png;base64,") == 3
+
+
+def test_the_page_needs_no_other_file(tmp_path):
+    write_report([make_run(tmp_path / "one", FIRST)], tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text()
+    sources = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'> ]{0,10})""", page)
+    assert sources and all(source.startswith("data:image") for source in sources)
+    assert "url(" not in page and "@import" not in page and "<script" not in page
+
+
+def test_differences_are_coloured_by_what_they_show(tmp_path):
+    page = html_page(
+        [
+            Table(
+                ["a", "b"], [["x", "+1.00 [+0.50, +2.00]"], ["y", "-1.00 [-2.00, -0.50]"], ["z", "~+1.00"], ["-", "-"]]
+            )
+        ],
+        tmp_path,
+        title="t",
+    )
+    assert re.findall(r"<td class=(\w+)>(.)", page) == [("up", "+"), ("down", "-"), ("uncertain", "~")]
