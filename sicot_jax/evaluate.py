@@ -66,7 +66,7 @@ def make_recognize(
         classes, logits, log_prob = best(classifier.kernel, classifier.bias, min(config.eval.top_k, num_classes))
         arrays = {"top_classes": classes, "top_logits": logits, "label_log_prob": log_prob}
         if with_post_hoc:
-            changed = [best(*change(classifier), 1)[0][:, 0] for change in post_hoc.VARIANTS.values()]
+            changed = [best(*change(classifier), k=1)[0][:, 0] for change in post_hoc.VARIANTS.values()]
             arrays["post_hoc"] = jnp.stack(changed, -1)
         return {**arrays, "embedding": mesh.replicate(embedding)}
 

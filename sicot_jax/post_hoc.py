@@ -8,11 +8,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 
 from sicot_jax.heads import Classifier
 
-Changed = Callable[[Classifier], tuple]  # -> (kernel [C padded, D], bias [C padded])
+Changed = Callable[[Classifier], tuple[jax.Array, jax.Array]]  # -> (kernel [C padded, D], bias [C padded])
 
 
 def adjusted(classifier: Classifier, tau: float):

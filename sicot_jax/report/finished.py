@@ -141,7 +141,7 @@ def changes(start: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def filled_in(start: np.ndarray, changed: np.ndarray) -> np.ndarray:
     """The rows of which `changes` were kept."""
-    rows = []
+    rows: list[np.ndarray] = []
     for row in changed:
         rows.append(np.where(row, row - 1, rows[-1] if rows else start))
     return np.array(rows)

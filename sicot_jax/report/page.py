@@ -31,7 +31,7 @@ def write_report(workdirs: Sequence[Path], out: Path) -> str:
     out.mkdir(parents=True, exist_ok=True)
     arms = arms_of(runs)
     first = reference(arms)
-    accuracy = [tables.accuracy_table(arms, first), *map(Text, _notes(arms, first))]
+    accuracy: list[Block] = [tables.accuracy_table(arms, first), *map(Text, _notes(arms, first))]
     blocks: list[Block] = [
         Heading("Report", 1),
         *_under_trained(runs),
