@@ -53,6 +53,11 @@ ARMS: dict[str, Arm] = {
     "co_training_title_dropout": Arm((*_CO_TRAINING, "data.title_dropout=0.5")),
     "visual_and_semantic": Arm(("loss.visual=1", "loss.semantic=1", "loss.mixed=0")),
     "three_streams": Arm(("loss.visual=1", "loss.semantic=1", "loss.mixed=1")),
+    "prototypes_start": Arm((*_IMAGES_ALONE, "model.title_prototypes=start")),
+    "prototypes_tied": Arm((*_IMAGES_ALONE, "model.title_prototypes=tied")),
+    "prototypes_balanced": Arm((*_IMAGES_ALONE, *_BALANCED, "model.title_prototypes=tied")),
+    "co_training_prototypes": Arm((*_CO_TRAINING, "model.title_prototypes=tied")),
+    "co_training_prototypes_balanced": Arm((*_CO_TRAINING, *_BALANCED, "model.title_prototypes=tied")),
     # Table 3 of SICoT: how a title becomes a vector.
     **{f"text_{name}": Arm((*_CO_TRAINING, f"model.text.encoder={name}")) for name in ENCODERS if name != "bilinear"},
 }

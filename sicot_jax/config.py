@@ -81,6 +81,8 @@ class TextConfig:
 class ModelConfig:
     """The visual stream (see `models/resnet.py`); `embedding_width=0` takes the ResNet's own width.
 
+    title_prototypes: "no"; "start" gives every class a part of its classifier row that starts as the mean of its training
+      titles' word vectors, which a linear map of the embedding meets; with "tied" that part stays as it is.
     init_from: a run folder whose streams this one starts from (the classifier too where its class table is the same).
     """
 
@@ -90,6 +92,7 @@ class ModelConfig:
     last_stride: int = 2
     embedding_width: int = 0
     text: TextConfig = TextConfig()
+    title_prototypes: str = "no"
     init_from: str = ""
 
 
@@ -271,6 +274,7 @@ def _check(config: Config) -> None:
         "optim.name": (config.optim.name, ("sgd", "lars", "adamw")),
         "optim.schedule": (config.optim.schedule, ("step", "exponential", "cosine", "constant")),
         "train.compute_dtype": (train.compute_dtype, ("float32", "bfloat16")),
+        "model.title_prototypes": (config.model.title_prototypes, ("no", "start", "tied")),
         "head.kind": (config.head.kind, ("class_sharded", "sampled", "knn", "dense")),
         "head.keep_logits": (config.head.keep_logits, ("no", "bfloat16", "float32")),
     }
@@ -359,6 +363,11 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"loss.label_smoothing={loss.label_smoothing} with head.kind={config.head.kind!r}, which does not see all "
             "classes; set head.kind=class_sharded or loss.label_smoothing=0"
+        )
+    if config.model.title_prototypes == "tied" and config.head.kind in ("sampled", "knn"):
+        raise ConfigError(
+            f"model.title_prototypes='tied' with head.kind={config.head.kind!r}, whose rows that miss steps decay when they "
+            "are met again; set head.kind=class_sharded or model.title_prototypes=start"
         )
     if not 0 < config.head.sample_rate <= 1:
         raise ConfigError(f"head.sample_rate={config.head.sample_rate}, wanted a share above 0 up to 1")

@@ -94,6 +94,7 @@ def make_head(
     catch_up: CatchUp,
     trust_ratio: TrustRatio | None = None,
     seed: int = 0,
+    still: int = 0,
     dtype=jnp.float32,
 ) -> Head:
     """The head `config.kind`.
@@ -110,6 +111,7 @@ def make_head(
       catch_up: what tx would have done to rows that missed steps; for the sampled heads.
       trust_ratio: of tx, where it scales by the norm of the whole kernel (LARS); for "class_sharded".
       seed: of the sampled classes.
+      still: last columns of the kernel that keep their values; not for the sampled heads.
       dtype: of the inputs of the products; sums, softmax and loss are float32.
     """
     weights = loss_weights(loss_config)
@@ -118,7 +120,11 @@ def make_head(
     def update(gradient, state, **scaling):
         params = {"classifier": {"kernel": state["kernel"], "bias": state["bias"]}}
         updates, opt_state = tx.update({"classifier": gradient}, state["opt_state"], params, **scaling)
-        return {**optax.apply_updates(params, updates)["classifier"], "opt_state": opt_state}
+        new = {**optax.apply_updates(params, updates)["classifier"], "opt_state": opt_state}
+        if still:
+            learns = jnp.arange(new["kernel"].shape[1]) < new["kernel"].shape[1] - still
+            new["kernel"] = jnp.where(learns, new["kernel"], state["kernel"])
+        return new
 
     def dense(embeddings: Embeddings, label, classifier: Classifier):
         def loss(embeddings, params):

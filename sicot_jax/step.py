@@ -95,6 +95,11 @@ def make_setup(config: Config, shape: DataShape, device_mesh) -> Setup:
         raise ConfigError(
             "the catalogue has no titles, and loss.mixed or loss.semantic wants them; set both to 0 (baseline)"
         )
+    if config.model.title_prototypes != "no" and shape.vocabulary_size < 2:
+        raise ConfigError(
+            f"the catalogue has no titles, and model.title_prototypes={config.model.title_prototypes!r} wants them; set it "
+            "to no"
+        )
     heads.check(config.head, num_classes=shape.num_classes, devices=device_mesh.size)
     steps_per_epoch = shape.train_photos / config.train.batch_size
     plan = config.train.batch_plan(shape.train_photos)
@@ -129,6 +134,7 @@ def make_setup(config: Config, shape: DataShape, device_mesh) -> Setup:
             catch_up=make_catch_up(config.optim, schedule),
             trust_ratio=make_trust_ratio(config.optim),
             seed=config.seed,
+            still=shape.word_width if config.model.title_prototypes == "tied" else 0,
             dtype=compute_dtype(config),
         ),
         plan=plan,
@@ -152,6 +158,7 @@ def new_net(config: Config, shape: DataShape) -> Sicot:
     return Sicot(
         config.model,
         words=(shape.vocabulary_size, shape.word_width) if config.loss.with_text else None,
+        word_width=shape.word_width if config.model.title_prototypes != "no" else 0,
         dtype=compute_dtype(config),
         rng=np.random.default_rng(config.seed),
     )

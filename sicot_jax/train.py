@@ -26,6 +26,7 @@ from sicot_jax.checkpoint import Checkpoints
 from sicot_jax.config import Config
 from sicot_jax.errors import InputError, TrainingStopped
 from sicot_jax.models.sicot import start_words
+from sicot_jax.prototypes import class_titles, start_prototypes
 from sicot_jax.run_log import RunLog
 from sicot_jax.step import (
     DataShape,
@@ -266,6 +267,8 @@ class _Loop:
         state = start_state(self.setup, mesh.class_vector(prior, self.setup.mesh))
         if self.config.loss.with_text:
             state = start_words(state, self.catalog.word_vectors)
+        if self.config.model.title_prototypes != "no":
+            state = start_prototypes(state, class_titles(self.catalog, self.config))
         if self.config.model.init_from:
             state = runs.init_from(state, self.config, self.catalog, self.setup.mesh)
         return state

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from sicot_jax import cli, sweep
@@ -54,6 +55,31 @@ def test_a_sweep_trains_each_cell_once_and_reports_arms_over_seeds(tmp_path, cap
     assert cli.main(command) == 0  # nothing is trained again
     assert {path: path.stat().st_mtime_ns for path in results} == times
     assert printed.out == capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_an_arm_goes_on_from_the_run_of_its_seed(tmp_path, capsys):
+    """cRT: the classifier alone, from the baseline's best rate; what is not trained stays bit for bit."""
+    grid = ["--arms", "baseline", "crt", "--rates", "1", "2", "--seeds", "0", "1"]
+    assert cli.main(["sweep", *QUICK, "--config.train.steps=3", *grid, f"--workdir={tmp_path}"]) == 0
+    assert "[6/6]" in capsys.readouterr().err
+    best = (tmp_path / "runs" / "baseline").glob("rate_*/seed_1")
+    folder = next(iter(best))
+    for run in (tmp_path / "runs" / "crt").glob("rate_*/seed_1"):
+        config = config_lib.load(str(run / "config.json"))
+        assert config.model.init_from == str(folder) and config.optim.trainable == "classifier"
+        assert config.train.steps == 1 and config.data.sampling == "class_balanced"
+        with np.load(run / "predictions.npz") as mine, np.load(folder / "predictions.npz") as before:
+            np.testing.assert_array_equal(mine["embedding"], before["embedding"])
+            assert (mine["top_logits"] != before["top_logits"]).any()
+    rows = (tmp_path / "report" / "report.md").read_text()
+    assert "| crt - baseline" in rows  # two seeds of it are one arm
+
+
+def test_an_arm_stands_after_the_one_it_goes_on_from(tmp_path):
+    for arms in (["crt"], ["crt", "baseline"]):
+        with pytest.raises(ConfigError, match="arm crt goes on from runs of baseline; name baseline before it"):
+            sweep.check(config_lib.load("tiny"), arms, [1.0], [0])
 
 
 def test_a_rate_cannot_be_chosen_without_validation(tmp_path, monkeypatch):

@@ -88,8 +88,32 @@ def test_a_run_leaves_what_it_promises(uninterrupted):
         assert len(set(arrays["image_id"])) == 22
         assert np.all(np.diff(arrays["top_logits"], axis=1) <= 0)
         assert np.all(arrays["label_log_prob"] < 0)
+        variants = dict(zip(arrays["post_hoc_names"].tolist(), arrays["post_hoc"].T, strict=True))
+        np.testing.assert_array_equal(variants["logit_adjustment_0"], arrays["top_classes"][:, 0])
+        assert any((best != arrays["top_classes"][:, 0]).any() for best in variants.values())
+    assert results["post_hoc_on_validation"].keys() == variants.keys()
+    assert results["catalog"]["photos"] == {"train": 160, "validation": 11, "test": 22}
+    assert sum(row["photos"] for row in results["swallowed"]) <= results["accuracy"]["tail"]["photos"]
+    shown = results["attention"]["titles"]
+    assert len(shown) == 12
+    for row in shown:  # weights are multiples of equal ones
+        np.testing.assert_allclose(np.mean([weight for _, weight in row["words"]]), 1, atol=1e-3)
+    means = [row["weight"] for row in results["attention"]["highest"]]
+    assert means == sorted(means, reverse=True) and means[0] > results["attention"]["lowest"][0]["weight"]
     records = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
     assert {r["kind"] for r in records} == {"train", "validation"}
+
+
+def test_classes_beyond_the_limit_are_not_tested_with_remedies(uninterrupted, tmp_path):
+    workdir, _, results = uninterrupted
+    shutil.copytree(workdir, tmp_path / "run")
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    stored["config"]["eval"]["post_hoc_up_to_classes"] = 10  # of 11
+    (tmp_path / "run" / "config.json").write_text(json.dumps(stored))
+    again = evaluate_run(tmp_path / "run")
+    assert again["accuracy"] == results["accuracy"] and again["post_hoc_on_validation"] == {}
+    with np.load(tmp_path / "run" / "predictions.npz") as arrays:
+        assert "post_hoc" not in arrays
 
 
 def test_a_finished_run_is_not_trained_again(uninterrupted):

@@ -25,9 +25,11 @@ class VisualStream(nnx.Module):
     """Normalised photo [B, H, W, 3] -> visual embedding v [B, D] >= 0 in float32: all that runs at test time.
 
     v = average pool of the ResNet's last map, or ReLU(BN(W f)) where `embedding_width` asks for another D.
+    With `word_width` E for class-title prototypes, what the classifier meets is [v, A v] with a learned A, [B, D + E]: its
+    rows [w_c, t_c] then give w_c . v + t_c . A v, so that classes of like titles t_c share what A learns.
     """
 
-    def __init__(self, config: ModelConfig, *, dtype, rng: np.random.Generator):
+    def __init__(self, config: ModelConfig, *, word_width: int = 0, dtype, rng: np.random.Generator):
         self.resnet = ResNet(
             depth=config.depth,
             width=config.width,
@@ -40,10 +42,24 @@ class VisualStream(nnx.Module):
         width = config.embedding_width
         self.project: Any = Linear(features, width, bias=False, dtype=dtype, rng=rng) if width else None
         self.norm: Any = BatchNorm(width) if width else None
-        self.embedding_width = width or features
+        self.features_width = width or features
+        self.to_words: Any = (
+            Linear(self.features_width, word_width, bias=False, dtype=dtype, rng=rng) if word_width else None
+        )
+        self.embedding_width = self.features_width + word_width
 
     def __call__(self, image, *, train: bool, train_resnet: bool | None = None):
         """`train` takes batch statistics from the batch; `train_resnet` says otherwise for a frozen backbone."""
+        return self.extend(self.embed(image, train=train, train_resnet=train_resnet))
+
+    def extend(self, embedding):
+        """x -> [x, A x] in float32, or x where there are no prototypes; of any stream's embedding [B, D]."""
+        if self.to_words is None:
+            return embedding
+        return jnp.concatenate([embedding, self.to_words(embedding).astype(jnp.float32)], -1)
+
+    def embed(self, image, *, train: bool, train_resnet: bool | None = None):
+        """v [B, D]."""
         embedding = global_average_pool(self.resnet(image, train=train if train_resnet is None else train_resnet))
         if self.project is not None:
             embedding = jax.nn.relu(self.norm(self.project(embedding).astype(jnp.float32), train=train))
@@ -91,23 +107,32 @@ class Sicot(nnx.Module):
     A photo without a title falls back on its visual embedding in the other two streams: m = v, s = v.
     """
 
-    def __init__(self, config: ModelConfig, *, words: tuple[int, int] | None, dtype, rng: np.random.Generator):
-        self.visual = VisualStream(config, dtype=dtype, rng=rng)
-        width = self.visual.embedding_width
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        words: tuple[int, int] | None,
+        word_width: int = 0,
+        dtype,
+        rng: np.random.Generator,
+    ):
+        self.visual = VisualStream(config, word_width=word_width, dtype=dtype, rng=rng)
+        width = self.visual.features_width
         semantic = SemanticStream(config.text, words, width, dtype=dtype, rng=rng) if words else None
         self.semantic = semantic
 
     def __call__(self, image, token_ids=None, *, train: dict[str, bool]):
         """`train`: part -> whether its batch norms take the batch's statistics, see `optim.trained_parts`."""
-        visual = self.visual(image, train=train.get("visual", False), train_resnet=train["visual/resnet"])
+        visual = self.visual.embed(image, train=train.get("visual", False), train_resnet=train["visual/resnet"])
+        extend = self.visual.extend
         if self.semantic is None:
-            return {"visual": visual}
+            return {"visual": extend(visual)}
         semantic, attention = self.semantic(token_ids, train=train["semantic"])
         titled = jnp.any(token_ids > 0, -1, keepdims=True)
         return {
-            "visual": visual,
-            "semantic": jnp.where(titled, semantic, visual),
-            "mixed": mix(visual, semantic),
+            "visual": extend(visual),
+            "semantic": extend(jnp.where(titled, semantic, visual)),
+            "mixed": extend(mix(visual, semantic)),
             "attention": attention,
         }
 

@@ -22,10 +22,11 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The first column is text, the others are figures."""
+    """The first columns are text, the others figures."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    texts: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ def _markdown_block(block: Block) -> str:
         case Text():
             return block.text
         case Table():
-            return markdown_table(block.header, block.rows)
+            return markdown_table(block.header, block.rows, texts=block.texts)
         case Figure():
             return f"![{block.alt}]({block.file})"
         case Titles():
@@ -68,7 +69,7 @@ def _markdown_block(block: Block) -> str:
             )
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> str:
     """Aligned columns, so that it reads well in a terminal too."""
     cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
@@ -77,13 +78,13 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return (
             "| "
             + " | ".join(
-                f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}"
+                f"{cell:<{w}}" if i < texts else f"{cell:>{w}}"
                 for i, (cell, w) in enumerate(zip(row, widths, strict=True))
             )
             + " |"
         )
 
-    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    rule = "|" + "|".join("-" * (w + 2) if i < texts else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
     return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
 
 
@@ -91,9 +92,9 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e4e4e4; }
-th:first-child, td:first-child { text-align: left; }
+table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e4e4e4; }
+th.text, td.text { text-align: left; }
 thead th { border-bottom: 2px solid #888; }
 td.uncertain { color: #888; } td.up { color: #1a6b2d; } td.down { color: #a32020; }
 img { max-width: 100%; }
@@ -118,8 +119,12 @@ def _html_block(block: Block, folder: Path) -> str:
         case Text():
             return f"<p>{html.escape(block.text)}</p>"
         case Table():
-            head = "".join(f"<th>{html.escape(cell)}</th>" for cell in block.header)
-            rows = "\n".join("<tr>" + "".join(map(_html_cell, row)) + "</tr>" for row in block.rows)
+            kinds = [" class=text" if i < block.texts else "" for i in range(len(block.header))]
+            head = "".join(f"<th{k}>{html.escape(cell)}</th>" for k, cell in zip(kinds, block.header, strict=True))
+            rows = "\n".join(
+                "<tr>" + "".join(f"<td{k or _sign(c)}>{html.escape(c)}</td>" for k, c in zip(kinds, row, strict=True)) + "</tr>"
+                for row in block.rows
+            )
             return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>'
         case Figure():
             data = base64.b64encode((folder / block.file).read_bytes()).decode()
@@ -133,10 +138,10 @@ def _html_block(block: Block, folder: Path) -> str:
             )
 
 
-def _html_cell(cell: str) -> str:
+def _sign(cell: str) -> str:
     """Differences in green, red, or grey where the interval holds zero."""
-    kind = {"~": "uncertain", "+": "up", "-": "down"}.get(cell[:1], "") if cell[1:2].strip("-") else ""
-    return f"<td{f' class={kind}' if kind else ''}>{html.escape(cell)}</td>"
+    kind = {"~": "uncertain", "+": "up", "-": "down"}.get(cell[:1]) if len(cell) > 1 else None
+    return f" class={kind}" if kind else ""
 
 
 def _html_word(word: str, weight: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -64,7 +65,7 @@ class Arm:
 def arms_of(runs: Sequence[Finished]) -> list[Arm]:
     """Runs of one config but for the seed become one arm, in the order of their first; runs of one seed stay apart.
 
-    Where every arm is one run it has that run's name, else what its runs' names begin with, as far as arms need it.
+    An arm is called what its runs' names begin with, without a sweep's learning rate and seed where arms can do without.
     """
     together: dict[tuple, list[Finished]] = {}
     for run in runs:
@@ -75,19 +76,18 @@ def arms_of(runs: Sequence[Finished]) -> list[Arm]:
         same = sum(other.seed == run.seed for (k, h, _), found in together.items() if (k, h) == key for other in found)
         together.setdefault((*key, same), []).append(run)
     groups = list(together.values())
-    if all(len(group) == 1 for group in groups):
-        return [Arm(group[0].name, tuple(group)) for group in groups]
-    parts = [_common([run.name.split("/") for run in group]) for group in groups]
-    for length in range(1, 1 + max(map(len, parts))):
-        names = ["/".join(part[:length]) for part in parts]
-        if len(set(names)) == len(names):
-            return [Arm(name, tuple(group)) for name, group in zip(names, groups, strict=True)]
+    names = ["/".join(_common([run.name.split("/") for run in group])) for group in groups]
+    # A sweep's folders are ARM/rate_X/seed_N: the arm says it all where there is one rate of each.
+    short = [re.sub(r"/(rate|seed)_[^/]+", "", name) for name in names]
+    for found in (short, names):
+        if len(set(found)) == len(found):
+            return [Arm(name, tuple(group)) for name, group in zip(found, groups, strict=True)]
     return [Arm(group[0].name, tuple(group)) for group in groups]
 
 
 def _common(names: Sequence[Sequence[str]]) -> list[str]:
     """The parts that all begin with; a single name's own."""
-    alike = [part[0] for part in zip(*names, strict=False) if len(set(part)) == 1]
+    alike = [part[0] for part in itertools.takewhile(lambda part: len(set(part)) == 1, zip(*names, strict=False))]
     return alike or list(names[0])
 
 
@@ -272,12 +272,12 @@ def swallowed_table(arm: Arm) -> Table | None:
     rows = [
         [
             row["class"],
-            f"{row['photos']:,}",
             "; ".join(f"{source['class']} ({source['photos']} of {source['tested']})" for source in row["from"]),
+            f"{row['photos']:,}",
         ]
         for row in found
     ]
-    return Table(["head class", "tail photos taken", "most from (photos of those tested)"], rows)
+    return Table(["head class", "most from (photos of those tested)", "tail photos taken"], rows, texts=2)
 
 
 def runs_table(runs: Sequence[Finished]) -> Table:

@@ -600,6 +600,8 @@ def test_options(tmp_path, source):
     [
         ({"short_side": 0}, "short_side=0"),
         ({"test_per_class": 0}, "test_per_class=0"),
+        ({"test_share": 1.0}, "test_share=1.0"),
+        ({"test_share": 0.2, "test_per_class": 5}, "test_share=0.2 with test_per_class=5; give one"),
         ({"max_bad_share": 2}, "max_bad_share=2"),
         ({"drop_top_share": 1}, "drop_top_share=1"),
         ({"tokenizer": "letters"}, "tokenizer='letters'"),

@@ -50,6 +50,25 @@ def test_equal_test_sets(n, expected):
     assert split_sizes(n, test_per_class=5) == expected
 
 
+@pytest.mark.parametrize(
+    ("n", "expected"), [(3, (3, 0, 0)), (4, (3, 0, 1)), (10, (6, 2, 2)), (557, (426, 20, 111)), (1, (1, 0, 0))]
+)
+def test_test_sets_in_proportion(n, expected):
+    """No upper limit for the test; validation as ever, of what is left."""
+    assert split_sizes(n, test_share=0.2) == expected
+
+
+def test_a_large_share_leaves_one_to_train():
+    assert split_sizes(4, test_share=0.99) == (1, 0, 3)
+    photos = photos_of(a=200, b=10)
+    result = assign_splits(photos, seed=0, test_share=0.5)
+    assert count(photos, result, "a")["test"] == 100 and count(photos, result, "b")["test"] == 5
+    with pytest.raises(ValueError, match="test_share=1, wanted above 0 and below 1"):
+        assign_splits(photos, seed=0, test_share=1)
+    with pytest.raises(ValueError, match="test_share and test_per_class are both given; give one"):
+        assign_splits(photos, seed=0, test_share=0.5, test_per_class=3)
+
+
 def test_small_classes_are_trained_not_tested():
     photos = photos_of(a=3, b=4)
     result = assign_splits(photos, seed=0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sicot_jax import mesh
-from sicot_jax.models.layers import batch_moments
+from sicot_jax.models.layers import batch_moments, conv
 
 ROWS = 16
 MASKS = {
@@ -48,3 +48,23 @@ def test_moments_and_their_gradients_are_those_of_all_devices(device_mesh, name)
     wanted = jax.grad(lambda x: score(by_hand(x, mask)))(jnp.asarray(x))
     np.testing.assert_allclose(jax.device_get(gradient), wanted, rtol=1e-4, atol=1e-6)
     assert np.any(wanted) == (name != "none")
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (2, 1), (1, 1), (4, 5), (2, 9)])
+@pytest.mark.parametrize("size, stride", [(3, 1), (3, 2), (7, 2)])
+def test_a_convolution_of_a_small_map_is_a_convolution(shape, size, stride):
+    """Value and gradients, whether it goes by patches or not."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, *shape, 3)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(size, size, 3, 4)), jnp.float32)
+
+    def plain(x, kernel):
+        padding = [(size // 2, size // 2)] * 2
+        names = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=names)
+
+    wanted, pull_wanted = jax.vjp(plain, x, kernel)
+    got, pull_got = jax.vjp(lambda x, kernel: conv(x, kernel, stride), x, kernel)
+    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+    for a, b in zip(pull_got(wanted), pull_wanted(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
