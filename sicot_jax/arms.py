@@ -29,6 +29,8 @@ _AGAIN = (*_IMAGES_ALONE, "optim.trainable=classifier", "data.sampling=class_bal
 
 ARMS: dict[str, Arm] = {
     "baseline": Arm(_IMAGES_ALONE),
+    # Whether the baseline had converged.
+    "baseline_longer": Arm(_IMAGES_ALONE, epochs=1.5),
     # Two terms double the gradient of the classifier; so does this, without text.
     "doubled_baseline": Arm(("loss.visual=2", "loss.semantic=0", "loss.mixed=0")),
     "co_training": Arm(_CO_TRAINING),

@@ -122,7 +122,9 @@ def _html_block(block: Block, folder: Path) -> str:
             kinds = [" class=text" if i < block.texts else "" for i in range(len(block.header))]
             head = "".join(f"<th{k}>{html.escape(cell)}</th>" for k, cell in zip(kinds, block.header, strict=True))
             rows = "\n".join(
-                "<tr>" + "".join(f"<td{k or _sign(c)}>{html.escape(c)}</td>" for k, c in zip(kinds, row, strict=True)) + "</tr>"
+                "<tr>"
+                + "".join(f"<td{k or _sign(c)}>{html.escape(c)}</td>" for k, c in zip(kinds, row, strict=True))
+                + "</tr>"
                 for row in block.rows
             )
             return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody></table></div>'

@@ -31,10 +31,11 @@ def write_report(workdirs: Sequence[Path], out: Path) -> str:
     out.mkdir(parents=True, exist_ok=True)
     arms = arms_of(runs)
     first = reference(arms)
+    training = _training(arms, runs)
     accuracy: list[Block] = [tables.accuracy_table(arms, first), *map(Text, _notes(arms, first))]
     blocks: list[Block] = [
         Heading("Report", 1),
-        *_under_trained(runs),
+        *training,
         *accuracy,
         *_catalogue(first.first, out),
         *_paper(first.first),
@@ -50,10 +51,20 @@ def write_report(workdirs: Sequence[Path], out: Path) -> str:
         temporary = out / "report.tmp"
         temporary.write_text(text)
         temporary.replace(out / name)
-    return "\n" + markdown([*_under_trained(runs), *accuracy]).rstrip()
+    return "\n" + markdown([*training, *accuracy]).rstrip()
 
 
-def _under_trained(runs: Sequence[Finished]) -> list[Block]:
+def _training(arms: Sequence[Arm], runs: Sequence[Finished]) -> list[Block]:
+    """Whether longer training would change the picture: by a longer run where there is one, else by the curve's end."""
+    if longer := [(a, b) for a, b in tables.longer_pairs(arms) if a.first.validation and b.first.validation]:
+        told = []
+        for arm, after in longer:
+            done, gain = tables.converged(arm, after)
+            state = "has converged" if done else "is under-trained"
+            told.append(
+                f"{arm.title} {state}: half as many epochs again ({after.title}) gain {gain:+.2f} on validation."
+            )
+        return [Text(text) for text in told]
     return [
         Text(
             f"{run.name.replace('_', '-')} is under-trained: its validation top-1 was still rising at the end "

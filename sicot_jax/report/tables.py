@@ -96,8 +96,34 @@ def reference(arms: Sequence[Arm]) -> Arm:
 
     Two loss terms double the classifier's gradient, so that a baseline with a doubled loss may be the better one.
     """
-    plain = [arm for arm in arms if not arm.with_text and not arm.changed_by_hand]
+    longer = [pair[1] for pair in longer_pairs(arms)]
+    plain = [arm for arm in arms if not arm.with_text and not arm.changed_by_hand and arm not in longer]
     return max(plain, key=lambda arm: mean_accuracy(arm, "overall")) if plain else arms[0]
+
+
+def longer_pairs(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
+    """(arm, the same for half as many epochs again)."""
+
+    def length(arm: Arm) -> float:
+        return arm.config.get("train.steps") or arm.config.get("train.epochs") or 0
+
+    def others(arm: Arm) -> str:
+        left_out = ("train.epochs", "train.steps", *FREE_ON_RESUME, "seed")
+        return json.dumps({k: v for k, v in arm.config.items() if k not in left_out}, sort_keys=True)
+
+    return [
+        (arm, longer)
+        for arm in arms
+        for longer in arms
+        if others(arm) == others(longer) and length(longer) == round(1.5 * length(arm), 6) > 0
+    ]
+
+
+def converged(arm: Arm, longer: Arm) -> tuple[bool, float]:
+    """Whether half as many epochs again gain less than half a point on validation, and what they gain."""
+    best = [[max(top1 for _, top1 in run.validation) for run in two] for two in pairs(arm, longer)]
+    gain = float(np.mean([after - before for before, after in best]))
+    return gain < 0.5, gain
 
 
 def members(run: Finished) -> dict[str, np.ndarray]:

@@ -491,4 +491,19 @@ def test_differences_are_coloured_by_what_they_show(tmp_path):
         tmp_path,
         title="t",
     )
-    assert re.findall(r"<td class=(\w+)>(.)", page) == [("up", "+"), ("down", "-"), ("uncertain", "~")]
+    assert re.findall(r"<td class=(up|down|uncertain)>(.)", page) == [("up", "+"), ("down", "-"), ("uncertain", "~")]
+
+
+@pytest.mark.parametrize(
+    "late, told", [(20.4, "base has converged: half as many"), (20.7, "base is under-trained: half")]
+)
+def test_convergence_is_told_by_a_longer_run(tmp_path, late, told):
+    """And the longer run is no baseline to be compared with, however good."""
+    runs = [
+        make_run(tmp_path / "base", FIRST, loss=NO_TEXT, train={"epochs": 4.0}, validation=(10.0, 20.1, 15.0)),
+        make_run(tmp_path / "longer", LABEL, loss=NO_TEXT, train={"epochs": 6.0}, validation=(1.0, late)),
+        make_run(tmp_path / "co", SECOND, train={"epochs": 4.0}, validation=(1.0, 2.0, 30.0, 40.0)),
+    ]
+    shown = write_report(runs, tmp_path / "report")
+    assert f"{told}" in shown and f"gain {late - 20.1:+.2f} on validation" in shown
+    assert "co is under-trained" not in shown and "co - base" in cells(shown)
