@@ -131,3 +131,8 @@ def test_sampled_heads(tmp_path):
     assert set(printed) == {"head", "class sharded", "sampled 0.5", "knn 0.5"}
     share, age = re.fullmatch(r"([\d.]+) % after (\d+)", printed["knn 0.5"][-1]).groups()
     assert 0 < float(share) <= 100 and age == "1"
+
+
+def test_convolution():
+    printed = rows("convolution", "--batch", "2")
+    assert len(printed) == 1 + 5 * 3 and printed["3x2, 128 to 128, 3x3 stride 1: XLA"][1] == "1.00"

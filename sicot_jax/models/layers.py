@@ -86,18 +86,18 @@ class Conv(nnx.Module):
 def conv(x, kernel, stride: int):
     """[B, H, W, I], [k, k, I, O] -> [B, ceil(H / stride), ceil(W / stride), O] for odd k.
 
-    A map smaller than the kernel is made by one product of patches: XLA's CPU convolution takes up to 30 times as long
-    there (`benchmarks/convolution.py`).
+    A map smaller than the kernel is made by one product of patches: XLA's CPU convolution, with its gradients, takes up
+    to 13 times as long there (`benchmarks/convolution.py`).
     """
     size = kernel.shape[0]
     if size > 1 and -(-min(x.shape[1:3]) // stride) < size:
-        return _conv_of_patches(x, kernel, stride)
+        return conv_of_patches(x, kernel, stride)
     return jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), [(size // 2, size // 2)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
 
 
-def _conv_of_patches(x, kernel, stride: int):
+def conv_of_patches(x, kernel, stride: int):
     """`conv` as [B H' W', k k I] @ [k k I, O]."""
     size, _, _, outputs = kernel.shape
     batch, height, width, _ = x.shape

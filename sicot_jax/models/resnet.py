@@ -49,8 +49,7 @@ class ResNet(nnx.Module):
       depth: 18, 34, 50, 101 or 152.
       width: channels of the first stage, 64 in the paper.
       stem: "imagenet" (7x7 stride 2, max pool), for small photos "half" (3x3 stride 2) or "small" (3x3 stride 1), no pool.
-      last_stride: stride of the last stage, 2 in the paper; 1 keeps the map of small photos at 4x4 or more (on two CPU
-        cores the gradient of a 3x3 convolution took 388 ms on maps of 3x2 and 93 ms on 5x4: 128 photos, 256 channels).
+      last_stride: stride of the last stage, 2 in the paper; 1 keeps the last map of small photos larger.
       dtype: of the computation; parameters stay float32.
     """
 
