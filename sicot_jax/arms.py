@@ -21,7 +21,7 @@ class Arm:
     epochs: float = 1.0
 
 
-_IMAGES_ALONE = ("loss.visual=1", "loss.semantic=0", "loss.mixed=0")
+_IMAGES_ALONE = ("loss.visual=1", "loss.semantic=0", "loss.mixed=0", "loss.words=0")
 _CO_TRAINING = ("loss.visual=1", "loss.semantic=0", "loss.mixed=1")
 _BALANCED = ("loss.logit_adjustment=1",)
 # Kang et al. 2020: the classifier alone is trained again, classes equally often, for a tenth to a third of the epochs.
@@ -32,7 +32,7 @@ ARMS: dict[str, Arm] = {
     # Whether the baseline had converged.
     "baseline_longer": Arm(_IMAGES_ALONE, epochs=1.5),
     # Two terms double the gradient of the classifier; so does this, without text.
-    "doubled_baseline": Arm(("loss.visual=2", "loss.semantic=0", "loss.mixed=0")),
+    "doubled_baseline": Arm((*_IMAGES_ALONE, "loss.visual=2")),
     "co_training": Arm(_CO_TRAINING),
     # Ren et al. 2020: the log prior added to the logits in training.
     "balanced_softmax": Arm((*_IMAGES_ALONE, *_BALANCED)),
@@ -55,6 +55,10 @@ ARMS: dict[str, Arm] = {
     "co_training_title_dropout": Arm((*_CO_TRAINING, "data.title_dropout=0.5")),
     "visual_and_semantic": Arm(("loss.visual=1", "loss.semantic=1", "loss.mixed=0")),
     "three_streams": Arm(("loss.visual=1", "loss.semantic=1", "loss.mixed=1")),
+    "words": Arm((*_IMAGES_ALONE, "loss.words=1")),
+    "words_prototypes": Arm((*_IMAGES_ALONE, "loss.words=1", "model.title_prototypes=tied")),
+    "co_training_words": Arm((*_CO_TRAINING, "loss.words=1")),
+    "co_training_words_prototypes": Arm((*_CO_TRAINING, "loss.words=1", "model.title_prototypes=tied")),
     "prototypes_start": Arm((*_IMAGES_ALONE, "model.title_prototypes=start")),
     "prototypes_tied": Arm((*_IMAGES_ALONE, "model.title_prototypes=tied")),
     "prototypes_balanced": Arm((*_IMAGES_ALONE, *_BALANCED, "model.title_prototypes=tied")),

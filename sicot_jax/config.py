@@ -98,7 +98,8 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Weights of the cross-entropies through the shared classifier, the tau of logit adjustment, label smoothing.
+    """Weights of the cross-entropies through the shared classifier, the tau of logit adjustment, label smoothing; `words` is
+    the weight of telling a title's words from its photo (`losses.word_loss`).
 
     Baseline: visual 1, mixed 0. Co-training (Eq. 1): visual 1, mixed lambda = 1. Doubled baseline: visual 2, mixed 0.
     """
@@ -108,11 +109,12 @@ class LossConfig:
     mixed: float = 1.0
     logit_adjustment: float = 0.0
     label_smoothing: float = 0.0
+    words: float = 0.0
 
     @property
     def with_text(self) -> bool:
-        """Whether the semantic stream takes part."""
-        return bool(self.semantic or self.mixed)
+        """Whether titles are read."""
+        return bool(self.semantic or self.mixed or self.words)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -397,11 +399,13 @@ def _check(config: Config) -> None:
             )
     if not (loss.visual or loss.semantic or loss.mixed):
         raise ConfigError("loss.visual, loss.semantic and loss.mixed are all 0; give at least one a weight")
-    if min(loss.visual, loss.semantic, loss.mixed) < 0:
-        raise ConfigError(f"loss weights {loss.visual}, {loss.semantic}, {loss.mixed}: wanted no negative one")
+    if min(loss.visual, loss.semantic, loss.mixed, loss.words) < 0:
+        raise ConfigError(
+            f"loss weights {loss.visual}, {loss.semantic}, {loss.mixed}, {loss.words}: wanted no negative one"
+        )
     if loss.with_text and data.title == "none":
         raise ConfigError(
-            "data.title='none' leaves the semantic stream nothing to read; set loss.mixed=0 and loss.semantic=0"
+            "data.title='none' leaves the semantic stream nothing to read; set loss.mixed=0, loss.semantic=0 and loss.words=0"
         )
 
 

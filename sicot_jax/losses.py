@@ -86,6 +86,33 @@ def co_training_loss(
     return sum(weight * losses[stream] for stream, weight in weights.items()), losses
 
 
+def word_loss(image, words, token_ids):
+    """How well photos tell the words of their titles, among the words of the batch's titles.
+
+    With z_iw = u_i . e_w over the distinct words w of the batch: mean over photos with a title of
+    -1 / |W_i| sum_{w in W_i} log softmax(z_i)_w, W_i the distinct words of title i.
+
+    Args:
+      image: u, float [B, E].
+      words: e of every place of every title, float [B, T, E].
+      token_ids: int [B, T], 0 = padding.
+
+    Returns: float32 scalar, 0 for a batch without a title.
+    """
+    ids = token_ids.reshape(-1)  # [P], P = B * T
+    logits = jnp.einsum("be,pe->bp", image, words.reshape(len(ids), -1)).astype(jnp.float32)
+    # A word at several places counts once: at the first of them.
+    first = jnp.argmax(ids[:, None] == ids, 1) == jnp.arange(len(ids))
+    logits = jnp.where(first & (ids > 0), logits, -jnp.inf)
+    own = jnp.any(token_ids[:, :, None] == ids, 1) & first & (ids > 0)  # [B, P]
+    highest = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
+    highest = jnp.where(jnp.isfinite(highest), highest, 0.0)
+    log_sum = jnp.log(jnp.maximum(jnp.sum(jnp.exp(logits - highest), -1), 1e-30)) + highest[:, 0]
+    number = jnp.sum(own, -1)
+    told = jnp.sum(jnp.where(own, logits, 0.0), -1) / jnp.maximum(number, 1)
+    return jnp.sum(jnp.where(number > 0, log_sum - told, 0.0)) / jnp.maximum(jnp.sum(number > 0), 1)
+
+
 def log_prob_top_k(embedding, kernel, offset, label, k: int):
     """Dense reference of evaluation: (top-k classes [B, k], their logits [B, k], log-probability of the label [B])."""
     logits = classifier_logits(embedding, kernel, offset)

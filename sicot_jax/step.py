@@ -14,6 +14,7 @@ import optax
 from flax import nnx
 
 from sicot_jax import exchange, heads, mesh
+from sicot_jax import losses as losses_lib
 from sicot_jax.augment import crop, random_crops
 from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.statistics import log_prior
@@ -158,7 +159,7 @@ def new_net(config: Config, shape: DataShape) -> Sicot:
     return Sicot(
         config.model,
         words=(shape.vocabulary_size, shape.word_width) if config.loss.with_text else None,
-        word_width=shape.word_width if config.model.title_prototypes != "no" else 0,
+        word_width=shape.word_width if config.model.title_prototypes != "no" or config.loss.words else 0,
         dtype=compute_dtype(config),
         rng=np.random.default_rng(config.seed),
     )
@@ -218,7 +219,7 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
     """
     config = setup.config
     preprocessing = config.preprocessing
-    extra_losses = dict(extra_losses or {})
+    extra_losses = {**_word_losses(config), **(extra_losses or {})}
     streams = tuple(heads.loss_weights(config.loss))
     micro_batch = config.train.batch_size // config.train.micro_batches
 
@@ -323,6 +324,18 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
         return TrainState(state.step + 1, params, batch_stats, opt_state, classifier, unsent), losses
 
     return train_step
+
+
+def _word_losses(config: Config) -> dict[str, ExtraLoss]:
+    """The loss of telling a title's words, over the titles of all devices."""
+    if not config.loss.words:
+        return {}
+
+    def words(outputs, batch):
+        image, title = mesh.replicate(outputs["image_words"]), mesh.replicate(outputs["title_words"])
+        return config.loss.words * losses_lib.word_loss(image, title, mesh.replicate(batch["token_ids"]))
+
+    return {"words": words}
 
 
 def class_log_prior(train_counts: np.ndarray, device_mesh) -> np.ndarray:

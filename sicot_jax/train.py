@@ -154,7 +154,7 @@ def _test(run: runs.Run, catalog: Catalog, device_mesh: jax.sharding.Mesh) -> di
             boundary,
             catalog.classes.sku,
         ),
-        "attention": findings.attention(setup, state, catalog) if config.loss.with_text else {},
+        "attention": findings.attention(setup, state, catalog) if config.loss.semantic or config.loss.mixed else {},
         "step": int(state.step),
         "step_of_end": setup.steps,
         "when": runs.now(),

@@ -25,8 +25,9 @@ class VisualStream(nnx.Module):
     """Normalised photo [B, H, W, 3] -> visual embedding v [B, D] >= 0 in float32: all that runs at test time.
 
     v = average pool of the ResNet's last map, or ReLU(BN(W f)) where `embedding_width` asks for another D.
-    With `word_width` E for class-title prototypes, what the classifier meets is [v, A v] with a learned A, [B, D + E]: its
-    rows [w_c, t_c] then give w_c . v + t_c . A v, so that classes of like titles t_c share what A learns.
+    A v, with a learned A to the width E of the word vectors, is there where `word_width` says so. With class-title
+    prototypes what the classifier meets is [v, A v], [B, D + E]: its rows [w_c, t_c] then give w_c . v + t_c . A v, so that
+    classes of like titles t_c share what A learns.
     """
 
     def __init__(self, config: ModelConfig, *, word_width: int = 0, dtype, rng: np.random.Generator):
@@ -46,7 +47,8 @@ class VisualStream(nnx.Module):
         self.to_words: Any = (
             Linear(self.features_width, word_width, bias=False, dtype=dtype, rng=rng) if word_width else None
         )
-        self.embedding_width = self.features_width + word_width
+        self.with_prototypes = config.title_prototypes != "no"
+        self.embedding_width = self.features_width + (word_width if self.with_prototypes else 0)
 
     def __call__(self, image, *, train: bool, train_resnet: bool | None = None):
         """`train` takes batch statistics from the batch; `train_resnet` says otherwise for a frozen backbone."""
@@ -54,7 +56,7 @@ class VisualStream(nnx.Module):
 
     def extend(self, embedding):
         """x -> [x, A x] in float32, or x where there are no prototypes; of any stream's embedding [B, D]."""
-        if self.to_words is None:
+        if not self.with_prototypes:
             return embedding
         return jnp.concatenate([embedding, self.to_words(embedding).astype(jnp.float32)], -1)
 
@@ -134,7 +136,16 @@ class Sicot(nnx.Module):
             "semantic": extend(jnp.where(titled, semantic, visual)),
             "mixed": extend(mix(visual, semantic)),
             "attention": attention,
+            **self._words(visual, token_ids),
         }
+
+    def _words(self, visual, token_ids):
+        """What `losses.word_loss` compares: A v [B, E] and the vector of every word of the titles [B, T, E], in float32."""
+        if self.visual.to_words is None:
+            return {}
+        assert self.semantic is not None
+        image_words = self.visual.to_words(visual).astype(jnp.float32)
+        return {"image_words": image_words, "title_words": self.semantic.words[...][token_ids]}
 
 
 def start_words(state, word_vectors: np.ndarray):

@@ -45,7 +45,7 @@ class Arm:
 
     @property
     def with_text(self) -> bool:
-        return bool(self.config.get("loss.semantic") or self.config.get("loss.mixed"))
+        return any(self.config.get(f"loss.{term}") for term in ("semantic", "mixed", "words"))
 
     @property
     def changed_by_hand(self) -> bool:
@@ -55,6 +55,7 @@ class Arm:
             bool(config.get("loss.logit_adjustment") or config.get("loss.label_smoothing"))
             or bool(config.get("optim.trainable") or config.get("model.init_from"))
             or config.get("data.sampling", "uniform") != "uniform"
+            or config.get("model.title_prototypes", "no") != "no"
         )
 
     def variant(self, name: str) -> Arm:
