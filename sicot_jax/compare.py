@@ -27,9 +27,10 @@ def compare(config: Config, workdir: Path) -> None:
     catalog = open_catalog(config.data)
     if len(catalog.tokenizer.vocabulary) < 2:
         raise InputError(
-            f"{catalog.name} has no title with a known word, and co-training wants some; add titles, keep rare words "
-            "(sicot import --min-count=1, then sicot compare --config=base --config.data.path=DIR), or train the baseline "
-            "alone: sicot train ... --config.loss.mixed=0"
+            f"{catalog.name} has no title with a known word, and co-training wants some; add titles (by hand, or "
+            "sicot import --titles-from RUN), keep rare words (sicot import --min-count=1, then "
+            "sicot compare --config=base --config.data.path=DIR), or train the baseline alone: "
+            "sicot train ... --config.loss.mixed=0"
         )
     for number, (name, arm) in enumerate(configs.items(), 1):
         print(f"\n[{number}/{len(configs)}] {name.replace('_', '-')}", file=sys.stderr)

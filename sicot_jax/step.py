@@ -94,12 +94,13 @@ def make_setup(config: Config, shape: DataShape, device_mesh) -> Setup:
     """Check the config against data and mesh, and build the run's functions. Allocates nothing on the device."""
     if config.loss.with_text and shape.vocabulary_size < 2:
         raise ConfigError(
-            "the catalogue has no titles, and loss.mixed or loss.semantic wants them; set both to 0 (baseline)"
+            "the catalogue has no titles, and loss.mixed or loss.semantic wants them; import it with some "
+            "(sicot import --titles-from RUN) or set both to 0 (baseline)"
         )
     if config.model.title_prototypes != "no" and shape.vocabulary_size < 2:
         raise ConfigError(
             f"the catalogue has no titles, and model.title_prototypes={config.model.title_prototypes!r} wants them; set it "
-            "to no"
+            "to no, or import the catalogue with some (sicot import --titles-from RUN)"
         )
     heads.check(config.head, num_classes=shape.num_classes, devices=device_mesh.size)
     steps_per_epoch = shape.train_photos / config.train.batch_size

@@ -146,7 +146,8 @@ def test_compare_notices_that_a_manifest_or_its_photos_changed(tmp_path, capsys)
     catalog = tmp_path / "run" / "catalog"
     changed = f"p.csv or its photos changed since the import of p.csv into {catalog}; give another --workdir"
     for _ in range(2):
-        assert "has no title with a known word" in fails_with(capsys, command)
+        refusal = fails_with(capsys, command)
+        assert "has no title with a known word" in refusal and "sicot import --titles-from RUN" in refusal
     photo = (tmp_path / "0.png").read_bytes()
     (tmp_path / "0.png").write_bytes((tmp_path / "1.png").read_bytes())
     assert changed in fails_with(capsys, command)

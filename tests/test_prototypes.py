@@ -85,6 +85,12 @@ def test_what_cannot_be_is_refused(one_device):
         ConfigError, match="head.kind='sampled'.*set head.kind=class_sharded or model.title_prototypes=start"
     ):
         tiny("--config.head.kind=sampled")
-    with pytest.raises(ConfigError, match="no titles, and model.title_prototypes='tied' wants them; set it to no"):
+    untitled, device = DataShape(11, 1, 8, 100), SimpleNamespace(size=1)
+    remedy = r"\(sicot import --titles-from RUN\)"
+    with pytest.raises(ConfigError, match=f"no titles, and loss.mixed or .* wants them; .* {remedy} or set both to 0"):
+        make_setup(tiny(), untitled, device)
+    with pytest.raises(
+        ConfigError, match=f"no titles, and model.title_prototypes='tied' wants them; set it to no, .*{remedy}"
+    ):
         config = dataclasses.replace(tiny(), loss=config_lib.LossConfig(mixed=0.0))
-        make_setup(config, DataShape(11, 1, 8, 100), SimpleNamespace(size=1))
+        make_setup(config, untitled, device)

@@ -22,7 +22,7 @@ from sicot_jax.catalog.image import JPEG_QUALITY
 from sicot_jax.catalog.import_report import ImportReport
 from sicot_jax.catalog.import_settings import ImportFailed, ImportSettings
 from sicot_jax.catalog.importing import source_sha256
-from sicot_jax.catalog.manifest import DroppedRow, ManifestRow
+from sicot_jax.catalog.manifest import DroppedRow, ManifestError, ManifestRow
 from sicot_jax.catalog.photos import PhotoReader, prepare_all
 from sicot_jax.catalog.splits import Assignment, Photo, assign_splits, order_key
 from sicot_jax.catalog.statistics import class_counts, default_head_boundary, head_mask, shared_vocabulary
@@ -71,6 +71,7 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
     name = "catalogue"
     VERSION = tfds.core.Version("1.0.0")
     MIN_PHOTOS = 1
+    OFFICIAL_TEST = False  # the rows name all test photos: of the others, validation alone is held out
     url_infos = None  # nothing is downloaded; TFDS would look for checksums with a package it does not depend on
 
     def __init__(
@@ -105,6 +106,15 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         """Reader of the photos that `ManifestRow.image` names."""
         raise NotImplementedError
 
+    def needed(self, *names: str) -> Path:
+        """The first of these files or folders that is in the source folder. Raises ManifestError where none is."""
+        for name in names:
+            if (self.source / name).exists():
+                return self.source / name
+        raise ManifestError(
+            f"no {' or '.join(names)} in {self.source}; place the data set there, see data/{type(self).name}"
+        )
+
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text()
         features = tfds.features.FeaturesDict(
@@ -125,6 +135,10 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         return tfds.core.DatasetInfo(builder=self, features=features)
 
     def _shard_iterators_per_split(self, dl_manager: object) -> Mapping[str, Sequence[Any]]:
+        if self.OFFICIAL_TEST and (self.settings.test_per_class or self.settings.test_share):
+            raise ImportFailed(
+                f"--test-per-class or --test-share with {type(self).name}, whose test split is its owners'; leave them out"
+            )
         folder = Path(self.data_path)  # the incomplete folder: TFDS renames it when all is whole
         self._spool = folder / _SPOOL_FILE
         self._source_sha256 = source_sha256(self.source)  # before the rows: a source changed meanwhile is then noticed
@@ -139,6 +153,7 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             test_per_class=self.settings.test_per_class,
             test_share=self.settings.test_share,
             tail_cut=self.settings.tail_cut,
+            official_test=self.OFFICIAL_TEST,
             previous=self.previous_splits,
         )
         by_split = self._ordered(stored, assignment.split)

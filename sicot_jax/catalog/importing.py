@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sicot_jax.catalog.builder import CatalogBuilder
     from sicot_jax.catalog.import_report import ImportReport
 
-DATA_SETS = ("fashion_products", "generated", "grocery_store")
+DATA_SETS = ("fashion_products", "generated", "grocery_store", "imaterialist", "webvision1k")
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _LOCK_FILE = ".import.lock"

@@ -87,6 +87,7 @@ def assign_splits(
     test_per_class: int | None = None,
     test_share: float | None = None,
     tail_cut: int | None = None,
+    official_test: bool = False,
     previous: Mapping[str, str] | None = None,
 ) -> Assignment:
     """Split of every photo; depends on neither the order of `photos` nor on how they were read.
@@ -98,7 +99,8 @@ def assign_splits(
        an earlier version trained on is never tested on.
     4. Each class's n photos without a given split (those of rule 2 included) aim at `split_sizes(n)`: the new ones fill
        what is missing, test first, in the order of `order_key`, and leave at least one for train. With `test_per_class`
-       given test photos count too, and a class that cannot reach it gets no new one.
+       given test photos count too, and a class that cannot reach it gets no new one. With `official_test` no photo is
+       tested but the given ones, and validation = held_out(n) of a class that is tested.
     5. `tail_cut` removes train photos down to `tail_targets`, the last in the order of `order_key` first; classes
        are ranked by (count, label).
     """
@@ -129,7 +131,7 @@ def assign_splits(
         members.sort(key=lambda i: order_key(seed, photos[i].image_id))
         for i in members:
             split[i] = "train" if i in pinned else photos[i].given or previous.get(photos[i].image_id, "")
-        _fill(photos, members, split, pinned, test_per_class, test_share)
+        _fill(photos, members, split, pinned, test_per_class, test_share, official_test)
         tested = sum(split[i] == "test" for i in members)
         if not tested and (test_per_class is not None or not any(photos[i].given for i in members)):
             (small if len(members) < MIN_TESTED else untested).append(label)
@@ -150,6 +152,7 @@ def _fill(
     pinned: set[int],
     test_per_class: int | None,
     test_share: float | None,
+    official_test: bool,
 ) -> None:
     """Rule 4 for one class: give every member without a split one."""
     free = [i for i in members if not split[i]]
@@ -160,11 +163,14 @@ def _fill(
     ]
     have = Counter(split[i] for i in counted)
     _, validation, test = split_sizes(len(counted), test_per_class=test_per_class, test_share=test_share)
+    if official_test:
+        test = 0
+        validation = held_out(len(counted)) if any(split[i] == "test" for i in members) else 0
     spare = max(0, len(free) - (have["train"] == 0))
     test = max(0, test - have["test"])
     if test > spare:
         test = spare if test_per_class is None else 0
-    validation = max(0, validation - have["validation"]) if test + have["test"] else 0
+    validation = max(0, validation - have["validation"]) if official_test or test + have["test"] else 0
     validation = min(validation, spare - test)
     for position, i in enumerate(free):
         held = "test" if position < test else "validation"

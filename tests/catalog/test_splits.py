@@ -208,3 +208,22 @@ def test_equal_test_sets_count_given_photos_and_only_those_that_may_be_tested():
     assert [count(photos, three, label)["test"] for label in "azcd"] == [3, 3, 5, 3]
     assert three.uneven_classes == ["c"] and not three.untested_classes
     assert assign_splits(pinned, seed=0).untested_classes == ["a", "z"]
+
+
+def test_an_official_test_split_is_kept_and_validation_held_out():
+    """Ten photos of a class with three test photos beside them; of a class without a test photo none is held out."""
+    given = [Photo(f"t{i}", "a", f"t/{i}.jpg", "test") for i in range(3)]
+    photos = photos_of(a=10, b=10) + given
+    result = assign_splits(photos, seed=0, official_test=True)
+    assert count(photos, result, "a") == {"train": 8, "validation": held_out(10), "test": 3}
+    assert count(photos, result, "b") == {"train": 10} and result.untested_classes == ["b"]
+    # The photos that the share rule orders first; more of them later leave the split of the first as it was.
+    order = sorted((p.image_id for p in photos_of(a=10)), key=lambda image: order_key(0, image))
+    split = {p.image_id: s for p, s in zip(photos, result.split, strict=True)}
+    assert [image for image in order if split[image] == "validation"] == order[:2]
+    grown = photos_of(a=30) + given
+    later = assign_splits(grown, seed=0, official_test=True, previous=split)
+    assert count(grown, later, "a") == {"train": 24, "validation": held_out(30), "test": 3}
+    assert [s for p, s in zip(grown, later.split, strict=True) if p.image_id in order] == [
+        split[f"a{i}"] for i in range(10)
+    ]
