@@ -6,9 +6,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from sicot_jax.report.short import difference_rows, read_finished
-
 from sicot_jax.config import Config
+from sicot_jax.report.finished import read_finished
+from sicot_jax.report.tables import Arm, difference_rows
 
 HEADER = ("top-1", "top-3", "head", "tail", "class mean", "top-1 less the first's")
 
@@ -21,7 +21,8 @@ def tested_at_the_end(config: Config) -> Config:
 def row(workdir: Path, results: dict[str, Any], first: Path) -> tuple[str, ...]:
     """Cells under `HEADER`: per cent, and the difference with its 95 % interval over photos."""
     accuracy = results["accuracy"]
-    gain, low, high = difference_rows(read_finished(first), read_finished(workdir))["overall"]
+    before, now = (Arm(path.name, (read_finished(path),)) for path in (first, workdir))
+    gain, low, high = difference_rows(before, now)["overall"]
     return (
         f"{accuracy['overall']['top1']:.2f}",
         f"{accuracy['overall']['top3']:.2f}",

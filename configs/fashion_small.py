@@ -24,7 +24,7 @@ def get_config() -> Config:
         preprocessing=Preprocessing(height=40, width=30, resize_height=40, resize_width=30),
         augment=AugmentConfig(min_area=0.8),
         model=ModelConfig(depth=18, width=16),
-        optim=OptimConfig(learning_rate=0.05, nesterov=True, weight_decay=5e-4, schedule="cosine", warmup_epochs=1.0),
+        optim=OptimConfig(learning_rate=0.1, nesterov=True, weight_decay=5e-4, schedule="cosine", warmup_epochs=1.0),
         train=TrainConfig(batch_size=64, epochs=20, checkpoint_every_seconds=300),
         eval=EvalConfig(batch_size=128),
     )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from sicot_jax.config import Config, ConfigError, override
-from sicot_jax.models.attention import ENCODERS
+from sicot_jax.config import ENCODERS, Config, ConfigError, override
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +23,8 @@ class Arm:
 _IMAGES_ALONE = ("loss.visual=1", "loss.semantic=0", "loss.mixed=0", "loss.words=0")
 _CO_TRAINING = ("loss.visual=1", "loss.semantic=0", "loss.mixed=1")
 _BALANCED = ("loss.logit_adjustment=1",)
-# Kang et al. 2020: the classifier alone is trained again, classes equally often, for a tenth to a third of the epochs.
+# After Kang et al. 2020 (cRT): the classifier alone is trained on, classes equally often; it goes on from the trained one
+# where theirs begins anew.
 _AGAIN = (*_IMAGES_ALONE, "optim.trainable=classifier", "data.sampling=class_balanced")
 
 ARMS: dict[str, Arm] = {

@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["baseline", "doubled_baseline", "co_training"],
         metavar="ARM",
-        help=f"the first is the one compared against; of {', '.join(ARMS)} (default: the first three)",
+        help=f"of {', '.join(ARMS)} (default: baseline doubled_baseline co_training)",
     )
     sub.add_argument(
         "--rates",
@@ -98,8 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     distributed_argument(sub)
 
     sub = command("report", _report, "tables and figures from finished runs")
-    sub.add_argument("runs", type=Path, nargs="+", help="run folders; the first is the one compared against")
-    sub.add_argument("--out", type=Path, required=True, help="folder for report.md and figures")
+    sub.add_argument("runs", type=Path, nargs="+", help="run folders or records; gains are against the best baseline")
+    sub.add_argument("--out", type=Path, required=True, help="folder for report.md, report.html and figures")
 
     sub = command("export-arrays", _export_arrays, "write a config's catalogue as one array file")
     config_arguments(sub)

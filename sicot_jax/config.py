@@ -24,6 +24,7 @@ from sicot_jax.preprocessing import Preprocessing
 from sicot_jax.sampling import SAMPLINGS, BatchPlan
 
 FORMAT = 1
+ENCODERS = ("mean", "bilinear", "low_rank", "bilinear_form", "dot", "lstm", "lstm_attention")  # of titles
 
 
 class ConfigError(InputError):
@@ -370,6 +371,16 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"model.title_prototypes='tied' with head.kind={config.head.kind!r}, whose rows that miss steps decay when they "
             "are met again; set head.kind=class_sharded or model.title_prototypes=start"
+        )
+    if config.model.title_prototypes == "tied" and config.optim.name == "lars":
+        raise ConfigError(
+            "model.title_prototypes='tied' with optim.name='lars', whose steps follow the length of rows that do not move; "
+            "set optim.name=sgd or model.title_prototypes=start"
+        )
+    if config.model.title_prototypes != "no" and data.title == "none":
+        raise ConfigError(
+            f"model.title_prototypes={config.model.title_prototypes!r} with data.title='none': there is no title to make them "
+            "of; set one of the two otherwise"
         )
     if not 0 < config.head.sample_rate <= 1:
         raise ConfigError(f"head.sample_rate={config.head.sample_rate}, wanted a share above 0 up to 1")

@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class TrainingStopped(RuntimeError):
     """Training ended before its last step; the message says why and how to go on."""
+
+
+class NotFinite(TrainingStopped):
+    """Training that diverged: the same command would again."""

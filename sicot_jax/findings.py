@@ -94,7 +94,7 @@ def attention(setup: Setup, state: TrainState, catalog: Catalog) -> dict[str, An
         titles += [record["title"] for record in records]
     seen: dict[str, list[float]] = {}
     for row in rows:
-        for word, weight in row:
+        for word, weight in dict(row).items():  # a title counts a word once
             seen.setdefault(word, []).append(weight)
     means = sorted(
         ((float(np.mean(w)), word, len(w)) for word, w in seen.items() if len(w) >= LEAST_SEEN), reverse=True

@@ -59,7 +59,14 @@ def evaluation_bytes(setup: Setup, state: TrainState) -> int:
     config, side = setup.config, setup.config.preprocessing
     image = jax.ShapeDtypeStruct((config.eval.batch_size, side.resize_height, side.resize_width, 3), jnp.uint8)
     label = jax.ShapeDtypeStruct((config.eval.batch_size,), jnp.int32)
-    recognize = jax.jit(evaluate.make_recognize(config, setup.visual_graphdef, setup.shape.num_classes))
+    recognize = jax.jit(
+        evaluate.make_recognize(
+            config,
+            setup.visual_graphdef,
+            setup.shape.num_classes,
+            with_post_hoc=setup.shape.num_classes <= config.eval.post_hoc_up_to_classes,
+        )
+    )
     visual = state.params["visual"], state.batch_stats["visual"], state.classifier
     size = _analysis(recognize.lower(*visual, *(mesh.divided(x, setup.mesh) for x in (image, label))).compile())
     photos = math.prod(image.shape) // setup.mesh.size

@@ -13,13 +13,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+
 from sicot_jax.arms import ARMS, arm
+from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.opening import open_catalog
 from sicot_jax.config import Config, ConfigError
-from sicot_jax.errors import InputError
+from sicot_jax.errors import InputError, NotFinite
 from sicot_jax.report.finished import read_finished
 from sicot_jax.report.record import write_record
-from sicot_jax.train import train
+from sicot_jax.runs import start_mesh
+from sicot_jax.step import DataShape, make_setup
+from sicot_jax.train import check_catalog, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,19 +33,27 @@ class Cell:
 
     arm: str
     config: Config
+    after: Cell | None = None  # whose run it goes on from
 
     @property
     def folder(self) -> Path:
         """Under the sweep's workdir; says what differs."""
-        return Path(self.arm) / f"rate_{self.config.optim.learning_rate:g}" / f"seed_{self.config.seed}"
+        after = f"after_rate_{self.after.config.optim.learning_rate:g}" if self.after else ""
+        return Path(self.arm) / after / f"rate_{self.config.optim.learning_rate:g}" / f"seed_{self.config.seed}"
+
+    def config_in(self, workdir: Path) -> Config:
+        """Its config, told where the run is that it goes on from."""
+        if self.after is None:
+            return self.config
+        model = dataclasses.replace(self.config.model, init_from=str(workdir.resolve() / self.after.folder))
+        return dataclasses.replace(self.config, model=model)
 
 
-def cell(config: Config, name: str, rate: float, seed: int, *, init_from: str = "") -> Cell:
-    """`rate` times the config's learning rate; `init_from` the run that an arm goes on from."""
+def cell(config: Config, name: str, rate: float, seed: int, *, after: Cell | None = None) -> Cell:
+    """`rate` times the config's learning rate."""
     chosen = arm(config, name)
     optim = dataclasses.replace(chosen.optim, learning_rate=float(f"{rate * chosen.optim.learning_rate:.6g}"))
-    model = dataclasses.replace(chosen.model, init_from=init_from or chosen.model.init_from)
-    return Cell(name, dataclasses.replace(chosen, optim=optim, model=model, seed=seed))
+    return Cell(name, dataclasses.replace(chosen, optim=optim, seed=seed), after)
 
 
 def check(config: Config, arms: Sequence[str], rates: Sequence[float], seeds: Sequence[int]) -> None:
@@ -56,6 +69,19 @@ def check(config: Config, arms: Sequence[str], rates: Sequence[float], seeds: Se
             raise ConfigError(f"arm {name} goes on from runs of {before}; name {before} before it")
 
 
+def check_with(catalog: Catalog, config: Config, arms: Sequence[str], rates: Sequence[float]) -> None:
+    """InputError before the first run for what the catalogue lacks for a later one. Allocates nothing."""
+    check_catalog(catalog, config)
+    if len(rates) > 1 and not len(catalog.splits["validation"]):
+        raise InputError(
+            f"{catalog.name} has no validation photos, and a learning rate is chosen by them; give one of --rates"
+        )
+    device_mesh = start_mesh(config)
+    with jax.set_mesh(device_mesh):
+        for name in arms:
+            make_setup(arm(config, name), DataShape.of(catalog), device_mesh)
+
+
 def run(
     config: Config, *, arms: Sequence[str], rates: Sequence[float], seeds: Sequence[int], workdir: Path, records: Path
 ) -> list[Path]:
@@ -66,6 +92,7 @@ def run(
     """
     check(config, arms, rates, seeds)
     catalog = open_catalog(config.data)
+    check_with(catalog, config, arms, rates)
     total = len(arms) * (len(rates) + len(seeds) - 1)
     number = 0
     best: dict[str, float] = {}
@@ -74,23 +101,27 @@ def run(
         nonlocal number
         number += 1
         before = ARMS[name].after
-        from_ = str(workdir / cell(config, before, best[before], seed).folder) if before else ""
-        this = cell(config, name, rate, seed, init_from=from_)
+        this = cell(config, name, rate, seed, after=cell(config, before, best[before], seed) if before else None)
         print(f"\n[{number}/{total}] {this.folder}", file=sys.stderr)
-        train(this.config, workdir / this.folder, catalog=catalog)
+        train(this.config_in(workdir), workdir / this.folder, catalog=catalog)
         return write_record(workdir / this.folder, records / this.folder)
 
     chosen = []
     for name in arms:
-        tried = {rate: one(name, rate, seeds[0]) for rate in rates}
-        best[name] = max(tried, key=lambda rate: validation_top1(tried[rate])) if len(tried) > 1 else rates[0]
+        tried, diverged = {}, None
+        for rate in rates:
+            try:
+                tried[rate] = one(name, rate, seeds[0])
+            except NotFinite as error:  # a rate that is too high is an answer
+                print(f"{name} at {rate:g} times the learning rate: {error}", file=sys.stderr)
+                diverged = error
+        if diverged is not None and not tried:
+            raise diverged
+        best[name] = max(tried, key=lambda rate: validation_top1(tried[rate])) if len(rates) > 1 else rates[0]
         chosen.append(tried[best[name]])
     return [*chosen, *(one(name, best[name], seed) for seed in seeds[1:] for name in arms)]
 
 
 def validation_top1(record: Path) -> float:
-    """The best validation accuracy of a finished run; InputError without one where a rate has to be chosen."""
-    validation = read_finished(record).validation
-    if not validation:
-        raise InputError(f"{record}: no validation photos, and a learning rate is chosen by them; give one rate")
-    return max(top1 for _, top1 in validation)
+    """The best validation accuracy of a finished run."""
+    return max(top1 for _, top1 in read_finished(record).validation)

@@ -24,7 +24,7 @@ from sicot_jax.catalog.opening import open_catalog
 from sicot_jax.catalog.statistics import head_mask
 from sicot_jax.checkpoint import Checkpoints
 from sicot_jax.config import Config
-from sicot_jax.errors import InputError, TrainingStopped
+from sicot_jax.errors import InputError, NotFinite, TrainingStopped
 from sicot_jax.models.sicot import start_words
 from sicot_jax.prototypes import class_titles, start_prototypes
 from sicot_jax.run_log import RunLog
@@ -56,14 +56,14 @@ def train(config: Config, workdir: Path, *, catalog: Catalog | None = None) -> d
         with jax.set_mesh(device_mesh):
             setup = make_setup(config, DataShape.of(catalog), device_mesh)
             check_batches(config, device_mesh)
-            _check_catalog(catalog, config)
+            check_catalog(catalog, config)
             runs.start_or_continue(workdir, config, catalog)
             _Loop(setup, catalog, workdir).run()
             return _test(runs.read_run(workdir), catalog, device_mesh)
 
 
-def _check_catalog(catalog: Catalog, config: Config) -> None:
-    """Found out before the first step, not after the last."""
+def check_catalog(catalog: Catalog, config: Config) -> None:
+    """InputError for what would be found out after the last step."""
     if config.data.source == "arrays":
         got = np.asarray(catalog.splits["train"][0]["image"]).shape[:2]
         wanted = config.preprocessing.resize_height, config.preprocessing.resize_width
@@ -334,10 +334,10 @@ class _Loop:
         if not bool(_all_finite((state.params, state.batch_stats, state.classifier.kernel, state.classifier.bias))):
             raise self._not_finite(f"parameters are not finite after step {step}")
 
-    def _not_finite(self, what: str) -> TrainingStopped:
+    def _not_finite(self, what: str) -> NotFinite:
         kept = self.checkpoints.latest_step()
         last = f"the last good checkpoint is of step {kept}" if kept else "no checkpoint was saved yet"
-        return TrainingStopped(
+        return NotFinite(
             f"{what}; {last}; lower optim.learning_rate or add optim.warmup_epochs and train in another --workdir"
         )
 

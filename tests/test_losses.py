@@ -213,7 +213,7 @@ def test_more_candidates_than_classes_is_refused(one_device):
 
 
 def test_telling_words_by_hand():
-    """Titles "a b b" and "a c": words a, b, c count once each, whatever places they have; a photo without a title is left out."""
+    """Titles "a b b" and "a c": every word counts once, whatever places it has; a photo without a title is left out."""
     token_ids = np.array([[1, 2, 2], [1, 3, 0], [0, 0, 0]])
     vectors = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0], [1.0, 1.0]], np.float32)
     image = np.array([[0.5, 1.0], [2.0, -1.0], [9.0, 9.0]], np.float32)

@@ -95,6 +95,24 @@ def test_sharded_step_equals_dense(reference, shape):
     assert gradient > 1e-3  # not two times nothing
 
 
+@pytest.mark.parametrize("shape", [(4, 2), pytest.param((8, 1), marks=pytest.mark.slow)])
+def test_words_are_told_among_the_titles_of_all_devices(shape):
+    """Without another stream; the words move, and so does what maps the photo to them. The classifier sees v alone."""
+    config = tiny(loss=config_lib.LossConfig(mixed=0.0, words=0.5))
+    wanted, got = (one_step(config, on(*mesh_shape)) for mesh_shape in [(1, 1), shape])
+    # A softmax over the batch's words sums in another order on several devices: 2.3e-5 was seen.
+    assert_close(got[1], wanted[1], rtol=1e-4)
+    assert_close(got[2], wanted[2])
+    before, after, losses = wanted
+    np.testing.assert_allclose(losses["total"], losses["visual"] + losses["words"], rtol=1e-6)
+    for path in (("visual", "to_words", "kernel"), ("semantic", "words")):
+        old, new = before.params, after.params
+        for name in path:
+            old, new = old[name], new[name]
+        assert (old != new).any()
+    assert after.classifier.kernel.shape[1] == 16
+
+
 def test_stream_losses_add_up(reference):
     (_, _, losses), loss = reference
     expected = loss.visual * losses["visual"] + loss.semantic * losses["semantic"] + loss.mixed * losses["mixed"]

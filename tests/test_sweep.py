@@ -1,5 +1,6 @@
 """A small sweep end to end: what runs, what is chosen, what is done again."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,15 +9,16 @@ import pytest
 from sicot_jax import cli, sweep
 from sicot_jax import config as config_lib
 from sicot_jax.arms import ARMS, arm
+from sicot_jax.catalog.opening import open_catalog
 from sicot_jax.config import ConfigError
-from sicot_jax.errors import InputError
+from sicot_jax.errors import InputError, NotFinite
 
 QUICK = ["--config=tiny", "--config.train.steps=2", "--config.train.tensorboard=false"]
 
 
 def test_every_arm_is_a_config_of_its_own():
     config = config_lib.load("tiny")
-    found = [json.dumps(config_lib.to_dict(arm(config, name)), sort_keys=True) for name in ARMS]
+    found = [json.dumps([config_lib.to_dict(arm(config, name)), ARMS[name].after], sort_keys=True) for name in ARMS]
     assert len(set(found)) == len(ARMS)
     assert not arm(config, "baseline").loss.with_text and arm(config, "doubled_baseline").loss.visual == 2
     with pytest.raises(ConfigError, match="no arm cotraining; arms are baseline, "):
@@ -65,7 +67,7 @@ def test_an_arm_goes_on_from_the_run_of_its_seed(tmp_path, capsys):
     assert "[6/6]" in capsys.readouterr().err
     best = (tmp_path / "runs" / "baseline").glob("rate_*/seed_1")
     folder = next(iter(best))
-    for run in (tmp_path / "runs" / "crt").glob("rate_*/seed_1"):
+    for run in (tmp_path / "runs" / "crt").glob("after_rate_*/rate_*/seed_1"):
         config = config_lib.load(str(run / "config.json"))
         assert config.model.init_from == str(folder) and config.optim.trainable == "classifier"
         assert config.train.steps == 1 and config.data.sampling == "class_balanced"
@@ -82,7 +84,71 @@ def test_an_arm_stands_after_the_one_it_goes_on_from(tmp_path):
             sweep.check(config_lib.load("tiny"), arms, [1.0], [0])
 
 
-def test_a_rate_cannot_be_chosen_without_validation(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "read_finished", lambda path: type("Run", (), {"validation": []}))
-    with pytest.raises(InputError, match="no validation photos, and a learning rate is chosen by them; give one rate"):
-        sweep.validation_top1(tmp_path)
+def run_with(monkeypatch, tmp_path, top1, **grid):
+    """A sweep whose runs do nothing but have the validation accuracy top1(config); -> the cells' folders in their order."""
+    trained = []
+
+    def train(config, workdir, catalog):
+        trained.append(workdir.relative_to(tmp_path))
+        value = top1(config)
+        if isinstance(value, Exception):
+            raise value
+
+    monkeypatch.setattr(sweep, "train", train)
+    monkeypatch.setattr(sweep, "write_record", lambda workdir, out: workdir)
+    configs = {}
+    original = sweep.Cell.config_in
+
+    def config_in(self, workdir):
+        configs[workdir / self.folder] = original(self, workdir)
+        return configs[workdir / self.folder]
+
+    monkeypatch.setattr(sweep.Cell, "config_in", config_in)
+    monkeypatch.setattr(sweep, "validation_top1", lambda record: top1(configs[record]))
+    records = sweep.run(config_lib.load("tiny"), **grid, workdir=tmp_path, records=tmp_path)
+    return [str(path) for path in trained], [str(path.relative_to(tmp_path)) for path in records]
+
+
+def test_the_best_rate_of_the_first_seed_is_the_other_seeds(monkeypatch, tmp_path):
+    """tiny's rate is 0.05; the best is twice that for the baseline and once for co-training."""
+
+    def top1(config):
+        wanted = 0.05 if config.loss.mixed else 0.1
+        return 10 - abs(config.optim.learning_rate - wanted)
+
+    grid = {"arms": ["baseline", "co_training"], "rates": [0.5, 1.0, 2.0], "seeds": [4, 5]}
+    trained, records = run_with(monkeypatch, tmp_path, top1, **grid)
+    rates = ["0.025", "0.05", "0.1"]
+    first = [f"{arm}/rate_{rate}/seed_4" for arm in grid["arms"] for rate in rates]
+    others = ["baseline/rate_0.1/seed_5", "co_training/rate_0.05/seed_5"]
+    assert trained == first + others
+    assert records == ["baseline/rate_0.1/seed_4", "co_training/rate_0.05/seed_4", *others]
+
+
+def test_a_rate_that_diverges_is_not_chosen(monkeypatch, tmp_path, capsys):
+    def top1(config):
+        return NotFinite("loss is nan") if config.optim.learning_rate > 0.06 else 10.0
+
+    grid = {"arms": ["baseline"], "rates": [2.0, 1.0], "seeds": [0, 1]}
+    trained, records = run_with(monkeypatch, tmp_path, top1, **grid)
+    assert records == ["baseline/rate_0.05/seed_0", "baseline/rate_0.05/seed_1"] and len(trained) == 3
+    assert "baseline at 2 times the learning rate: loss is nan" in capsys.readouterr().err
+    with pytest.raises(NotFinite):
+        run_with(monkeypatch, tmp_path, top1, **grid | {"rates": [2.0]})
+
+
+def test_what_the_catalogue_lacks_is_told_before_the_first_run(tmp_path):
+    """Titles for the third arm; validation photos, where a rate is to be chosen."""
+    config = config_lib.load("tiny")
+    catalog = open_catalog(config.data)
+    wordless = dataclasses.replace(catalog, word_vectors=catalog.word_vectors[:1])
+    with pytest.raises(ConfigError, match="the catalogue has no titles"):
+        sweep.check_with(wordless, config, ["baseline", "co_training"], [1.0])
+    sweep.check_with(wordless, config, ["baseline"], [1.0])
+    empty = type("Empty", (), {"__len__": lambda self: 0})()
+    unvalidated = dataclasses.replace(catalog, splits={**catalog.splits, "validation": empty})
+    with pytest.raises(
+        InputError, match="no validation photos, and a learning rate is chosen by them; give one of --rates"
+    ):
+        sweep.check_with(unvalidated, config, ["baseline"], [1.0, 2.0])
+    sweep.check_with(unvalidated, config, ["baseline"], [1.0])

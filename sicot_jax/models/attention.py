@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sicot_jax.config import ENCODERS
 from sicot_jax.errors import InputError
 from sicot_jax.models.layers import Linear
 
-ENCODERS = ("mean", "bilinear", "low_rank", "bilinear_form", "dot", "lstm", "lstm_attention")
 WEIGHTINGS = ("softmax", "sigmoid")
 
 

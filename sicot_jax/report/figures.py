@@ -96,6 +96,7 @@ def plot_frequency(arms: Sequence[Arm], path: Path) -> None:
     axes.axvline(arms[0].first.results["head_boundary"] + 0.5, color="black", linewidth=0.8, linestyle="--")
     axes.set(xscale="log", xlabel="training photos of the class", ylabel="top-1, %")
     axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter("")
     axes.set_title("accuracy against class frequency; below: test photos; dashed: head boundary", fontsize=10)
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
@@ -121,9 +122,9 @@ def plot_learning(arms: Sequence[Arm], path: Path) -> None:
     figure, (axes,) = _axes(7, 4)
     for arm, colour in zip(arms, _COLOURS, strict=False):
         curves = [np.array(run.validation) for run in arm.runs]
-        if len({len(curve) for curve in curves}) == 1:
-            mean = np.mean(curves, 0)
-            axes.plot(100 * mean[:, 0], mean[:, 1], color=colour, label=arm.title)
+        shares = curves[0][:, 0]
+        mean = np.mean([np.interp(shares, *curve.T) for curve in curves], 0)
+        axes.plot(100 * shares, mean, ".-", ms=3, color=colour, label=arm.title)
     axes.set(xlabel="% of the run", ylabel="validation top-1, %")
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -70,13 +71,18 @@ class Finished:
         return head_mask(self.tested.label_count, self.results["head_boundary"])
 
 
+SWEPT = re.compile(r"(after_rate|rate|seed)_")  # folders of a sweep below that of an arm
+
+
 def run_names(workdirs: Sequence[Path]) -> list[str]:
-    """Their paths below the folder that holds them all. InputError where a run is given twice."""
+    """Their paths below the folder that holds them all, from the arm on in a sweep. InputError where a run is given twice."""
     paths = [path.resolve() for path in workdirs]
     for i, path in enumerate(paths):
         if path in paths[:i]:
             raise InputError(f"{path} is given twice; name each run once")
     parent = Path(os.path.commonpath([path.parent for path in paths]))
+    while any(SWEPT.match(path.relative_to(parent).parts[0]) for path in paths):
+        parent = parent.parent
     return [path.relative_to(parent).as_posix() for path in paths]
 
 

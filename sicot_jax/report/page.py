@@ -43,7 +43,7 @@ def write_report(workdirs: Sequence[Path], out: Path) -> str:
         *_controls(arms, first, out),
         *_curves(arms, first, out),
         *_mistakes(arms, first),
-        *_words(arms),
+        *_words(arms, first),
         Heading("Runs"),
         tables.runs_table(runs),
     ]
@@ -56,23 +56,20 @@ def write_report(workdirs: Sequence[Path], out: Path) -> str:
 
 def _training(arms: Sequence[Arm], runs: Sequence[Finished]) -> list[Block]:
     """Whether longer training would change the picture: by a longer run where there is one, else by the curve's end."""
-    if longer := [(a, b) for a, b in tables.longer_pairs(arms) if a.first.validation and b.first.validation]:
-        told = []
-        for arm, after in longer:
-            done, gain = tables.converged(arm, after)
-            state = "has converged" if done else "is under-trained"
-            told.append(
-                f"{arm.title} {state}: half as many epochs again ({after.title}) gain {gain:+.2f} on validation."
-            )
-        return [Text(text) for text in told]
-    return [
-        Text(
-            f"{run.name.replace('_', '-')} is under-trained: its validation top-1 was still rising at the end "
-            "(by more than half a point in the last quarter)."
+    longer = [(a, b) for a, b in tables.longer_pairs(arms) if a.first.validation and b.first.validation]
+    told = []
+    for arm, after in longer:
+        done, gain = tables.converged(arm, after)
+        state = "has converged" if done else "is under-trained"
+        told.append(f"{arm.title} {state}: half as many epochs again ({after.title}) gain {gain:+.2f} on validation.")
+    judged = [run for two in longer for arm in two for run in arm.runs]
+    rising = [run.name.replace("_", "-") for run in runs if still_improving(run) and run not in judged]
+    if rising:
+        told.append(
+            f"{', '.join(rising)} {'is' if len(rising) == 1 else 'are'} under-trained: validation top-1 was still rising at "
+            "the end (by more than half a point in the last quarter, where a falling learning rate makes every run rise)."
         )
-        for run in runs
-        if still_improving(run)
-    ]
+    return [Text(text) for text in told]
 
 
 def _notes(arms: Sequence[Arm], first: Arm) -> list[str]:
@@ -85,18 +82,24 @@ def _notes(arms: Sequence[Arm], first: Arm) -> list[str]:
     ]
     if len(arms) < 2:
         return notes
-    shared = set.intersection(*(set(arm.seeds) for arm in arms))
+    most = max(len(tables.pairs(first, arm)) for arm in arms if arm is not first)
+    different = len({tuple(sorted(arm.seeds)) for arm in arms}) > 1
     notes.append(
         "Differences are paired, photo by photo, with a 95 % bootstrap interval over photos"
         + (
-            f" and {len(shared)} seeds; few seeds make it too narrow."
-            if len(shared) > 1
+            f" and {'up to ' if different else ''}{most} seeds; few seeds make it too narrow."
+            if most > 1
             else "; one seed each, so the interval does not hold the luck of training."
         )
         + f" {UNCERTAIN} marks those that hold zero: no difference is shown."
     )
-    if first.title != arms[0].title or sum(not a.with_text and not a.changed_by_hand for a in arms) > 1:
-        notes.append(f"Differences are against {first.title}, the most accurate of the arms without text or remedy.")
+    if different:
+        have = "; ".join(f"{arm.title}: {', '.join(map(str, sorted(arm.seeds)))}" for arm in arms)
+        notes.append(f"Seeds ({have}): a difference is over the seeds that both arms have, a row over all of its own.")
+    if first is not arms[0] or sum(not a.with_text and not a.changed_by_hand for a in arms) > 1:
+        notes.append(
+            f"Differences are against {first.title}, of the arms without text or remedy the most accurate on validation."
+        )
     for arm in arms:
         if arm is not first and (differences := config_differences(first.first, arm.first)):
             notes.append(f"{arm.title} differs from {first.title} in: {differences}.")
@@ -124,8 +127,8 @@ def _encoders(arms: Sequence[Arm], first: Arm) -> list[Block]:
 
 
 def _controls(arms: Sequence[Arm], first: Arm, out: Path) -> list[Block]:
-    """Remedies after training for the reference and the arm with text that changes least; the trade-off of the main arms."""
-    plain = next((arm for arm in arms if arm.with_text and not arm.changed_by_hand), None)
+    """Remedies after training for the reference and the plainest arm with text; the trade-off of the main arms."""
+    plain = tables.plainest_with_text(arms, first)
     table = tables.post_hoc_table([arm for arm in (first, plain) if arm is not None])
     if table is None:
         return []
@@ -137,38 +140,44 @@ def _controls(arms: Sequence[Arm], first: Arm, out: Path) -> list[Block]:
         ),
         table,
     ]
-    shown = [arm for arm in _main_arms(arms) if all(run.tested.post_hoc for run in arm.runs)]
+    shown = _main_arms([arm for arm in arms if all(run.tested.post_hoc for run in arm.runs)], first)
     figures.plot_trade_off(shown, out / "trade_off.png")
     return [*blocks, Figure("trade_off.png", "head against tail accuracy as the prior is taken away")]
 
 
-def _main_arms(arms: Sequence[Arm]) -> list[Arm]:
-    return list(arms[: figures.MOST_LINES])
+def _main_arms(arms: Sequence[Arm], first: Arm) -> list[Arm]:
+    """As many as a figure has colours: the reference and the plainest arm with text before the others."""
+    plain = tables.plainest_with_text(arms, first)
+    return sorted(arms, key=lambda arm: (arm is not first, arm is not plain))[: figures.MOST_LINES]
 
 
 def _curves(arms: Sequence[Arm], first: Arm, out: Path) -> list[Block]:
     blocks: list[Block] = [Heading("Curves")]
     if len(first.first.tested.label):
-        figures.plot_frequency(_main_arms(arms), out / "frequency.png")
+        figures.plot_frequency(_main_arms(arms, first), out / "frequency.png")
         blocks.append(Figure("frequency.png", "accuracy against training photos of the class"))
-    if any(arm.first.validation for arm in arms):
-        figures.plot_learning([arm for arm in _main_arms(arms) if arm.first.validation], out / "learning.png")
+    if validated := [arm for arm in arms if all(run.validation for run in arm.runs)]:
+        figures.plot_learning(_main_arms(validated, first), out / "learning.png")
         blocks.append(Figure("learning.png", "validation accuracy through the run"))
+    if len(arms) > figures.MOST_LINES:
+        blocks.append(Text(f"Figures show {figures.MOST_LINES} of the {len(arms)} arms; the table has all."))
     return blocks if len(blocks) > 1 else []
 
 
 def _mistakes(arms: Sequence[Arm], first: Arm) -> list[Block]:
-    """Of the reference and of the first arm with text."""
+    """Of the reference and of the plainest arm with text."""
     blocks: list[Block] = []
-    for arm in [first, *[a for a in arms if a.with_text][:1]]:
+    plain = tables.plainest_with_text(arms, first)
+    for arm in [first] if plain is None or plain is first else [first, plain]:
         if table := tables.swallowed_table(arm):
             blocks += [Text(f"{arm.title}, {arm.first.name}:"), table]
     return [Heading("Head classes that swallow tail classes"), *blocks] if blocks else []
 
 
-def _words(arms: Sequence[Arm]) -> list[Block]:
-    """Fig. 7: of the first arm with text."""
-    for arm in arms:
+def _words(arms: Sequence[Arm], first: Arm) -> list[Block]:
+    """Fig. 7: of the plainest arm with text."""
+    plain = tables.plainest_with_text(arms, first)
+    for arm in [plain] if plain else []:
         if found := arm.first.results.get("attention"):
             listed = [
                 f"{title}: " + ", ".join(f"{row['word']} ({row['weight']:.2f})" for row in found[name]) + "."

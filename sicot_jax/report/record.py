@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -18,9 +19,11 @@ def write_record(workdir: Path, out: Path) -> Path:
     """Config, results, curve and the best classes of every test photo: what `sicot report` reads. Returns `out`.
 
     As a run folder, with smaller predictions: classes alone, the best three, in the order of (image id, label); of variants
-    what changes from one to the next; the training counts as how many classes have each. Raises InputError for an unfinished
-    run, or where that is above 300 KiB.
+    what changes from one to the next; the training counts as how many classes have each. Of many test photos the variants are
+    left out, then all but the best class. Raises InputError for an unfinished run, or where even that is above 300 KiB.
     """
+    if out.resolve() == workdir.resolve():
+        raise InputError(f"{out}: a record beside its run would overwrite it; give another folder for records")
     read_finished(workdir)
     tested = read_tested(workdir)
     values, classes = np.unique(tested.class_counts, return_counts=True)
@@ -31,25 +34,42 @@ def write_record(workdir: Path, out: Path) -> Path:
         "count_values": values[::-1],
         "count_classes": classes[::-1],
     }
+    variants = {}
     if tested.post_hoc:
-        arrays["post_hoc"] = changes(tested.top_classes[:, 0], np.array(list(tested.post_hoc.values())))
-        arrays["post_hoc_names"] = np.array(list(tested.post_hoc))
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = out / "predictions.tmp.npz"
-    np.savez_compressed(temporary, **{name: _small(array) for name, array in arrays.items()})  # type: ignore[arg-type]
+        rows = np.array(list(tested.post_hoc.values()))
+        variants = {
+            "post_hoc": changes(tested.top_classes[:, 0], rows),
+            "post_hoc_names": np.array(list(tested.post_hoc)),
+        }
     texts = {
         "log.jsonl": _thinned((workdir / "log.jsonl").read_text()),
         "config.json": (workdir / "config.json").read_text(),
+        "results.json": (workdir / "results.json").read_text(),  # the last: it makes a finished run
     }
-    results = (workdir / "results.json").read_text()
-    size = temporary.stat().st_size + len(results) + sum(map(len, texts.values()))
-    if size > LARGEST:
-        temporary.unlink()
-        raise InputError(f"{workdir}: its record would take {size:,} bytes, wanted {LARGEST:,}; set eval.max_photos")
-    temporary.replace(out / "predictions.npz")
-    for name, text in (*texts.items(), ("results.json", results)):  # results last: they make it a finished run
-        (out / name).write_text(text)
+    room = LARGEST - sum(map(len, texts.values()))
+    best = {"top_classes": tested.top_classes[:, :1]}
+    for kept in (arrays | variants, arrays, arrays | best):
+        predictions = _packed(kept)
+        if len(predictions) <= room:
+            break
+    else:
+        raise InputError(
+            f"{workdir}: its record would take {LARGEST - room + len(predictions):,} bytes, wanted {LARGEST:,}; train with a "
+            "smaller eval.max_photos"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    files = {"predictions.npz": predictions, **{name: text.encode() for name, text in texts.items()}}
+    for name, content in files.items():
+        temporary = out / f"{name}.tmp"
+        temporary.write_bytes(content)
+        temporary.replace(out / name)
     return out
+
+
+def _packed(arrays: dict[str, np.ndarray]) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **{name: _small(array) for name, array in arrays.items()})  # type: ignore[arg-type]
+    return file.getvalue()
 
 
 def _small(array: np.ndarray) -> np.ndarray:
@@ -61,5 +81,5 @@ def _thinned(log: str) -> str:
     """Validation lines, and training lines evenly, up to 200."""
     lines = log.splitlines()
     training = [i for i, line in enumerate(lines) if json.loads(line)["kind"] == "train"]
-    kept = set(training[:: -(-len(training) // LOG_LINES) or 1])
-    return "".join(f"{line}\n" for i, line in enumerate(lines) if i in kept or i not in set(training))
+    left_out = set(training) - set(training[:: -(-len(training) // LOG_LINES) or 1])
+    return "".join(f"{line}\n" for i, line in enumerate(lines) if i not in left_out)

@@ -12,11 +12,12 @@ import numpy as np
 
 from sicot_jax.config import FREE_ON_RESUME
 from sicot_jax.report.document import Table
-from sicot_jax.report.finished import Finished
+from sicot_jax.report.finished import SWEPT, Finished
 from sicot_jax.report.intervals import paired_interval
 
 GROUPS = ("overall", "head", "tail", "class_mean", "few")
 FEW = 20  # training photos
+_FREE = {"seed", *FREE_ON_RESUME}  # what does not make another arm
 UNCERTAIN = "~"  # marks a difference whose interval holds zero
 
 
@@ -26,6 +27,7 @@ class Arm:
 
     name: str
     runs: tuple[Finished, ...]
+    changed_to: str = ""  # variant of the finished classifier
 
     @property
     def title(self) -> str:
@@ -60,7 +62,7 @@ class Arm:
 
     def variant(self, name: str) -> Arm:
         """The same runs with their classifier changed after training (`post_hoc.VARIANTS`)."""
-        return dataclasses.replace(self, name=f"{self.name} {name}", runs=tuple(run.variant(name) for run in self.runs))
+        return dataclasses.replace(self, changed_to=name, runs=tuple(run.variant(name) for run in self.runs))
 
 
 def arms_of(runs: Sequence[Finished]) -> list[Arm]:
@@ -70,7 +72,7 @@ def arms_of(runs: Sequence[Finished]) -> list[Arm]:
     """
     together: dict[tuple, list[Finished]] = {}
     for run in runs:
-        fields = {name: value for name, value in run.config.items() if name not in (*FREE_ON_RESUME, "seed")}
+        fields = {name: value for name, value in run.config.items() if name not in _FREE}
         # Runs that go on from another one do so from the one of their seed.
         fields["model.init_from"] = re.sub(r"seed_\d+$", "", str(fields.get("model.init_from", "")))
         key = json.dumps(fields, sort_keys=True), run.results["hashes"]["data"]
@@ -79,9 +81,9 @@ def arms_of(runs: Sequence[Finished]) -> list[Arm]:
     groups = list(together.values())
     names = ["/".join(_common([run.name.split("/") for run in group])) for group in groups]
     # A sweep's folders are ARM/rate_X/seed_N: the arm says it all where there is one rate of each.
-    short = [re.sub(r"/(rate|seed)_[^/]+", "", name) for name in names]
+    short = ["/".join(part for part in name.split("/") if not SWEPT.match(part)) for name in names]
     for found in (short, names):
-        if len(set(found)) == len(found):
+        if len(set(found)) == len(found) and all(found):
             return [Arm(name, tuple(group)) for name, group in zip(found, groups, strict=True)]
     return [Arm(group[0].name, tuple(group)) for group in groups]
 
@@ -99,7 +101,22 @@ def reference(arms: Sequence[Arm]) -> Arm:
     """
     longer = [pair[1] for pair in longer_pairs(arms)]
     plain = [arm for arm in arms if not arm.with_text and not arm.changed_by_hand and arm not in longer]
-    return max(plain, key=lambda arm: mean_accuracy(arm, "overall")) if plain else arms[0]
+    return max(plain, key=mean_validation, default=arms[0])
+
+
+def mean_validation(arm: Arm) -> float:
+    """The best validation top-1, the mean over seeds; 0 without validation."""
+    return float(np.mean([max((top1 for _, top1 in run.validation), default=0.0) for run in arm.runs]))
+
+
+def plainest_with_text(arms: Sequence[Arm], first: Arm) -> Arm | None:
+    """Of the arms with text the one that differs least from `first`: co-training as the paper has it, where it is there."""
+
+    def differences(arm: Arm) -> int:
+        names = (first.config.keys() | arm.config.keys()) - _FREE
+        return sum(first.config.get(name) != arm.config.get(name) for name in names)
+
+    return min((arm for arm in arms if arm.with_text), key=differences, default=None)
 
 
 def longer_pairs(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
@@ -109,14 +126,17 @@ def longer_pairs(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
         return arm.config.get("train.steps") or arm.config.get("train.epochs") or 0
 
     def others(arm: Arm) -> str:
-        left_out = ("train.epochs", "train.steps", *FREE_ON_RESUME, "seed")
+        left_out = {"train.epochs", "train.steps", "optim.learning_rate", *_FREE}
         return json.dumps({k: v for k, v in arm.config.items() if k not in left_out}, sort_keys=True)
 
     return [
         (arm, longer)
         for arm in arms
         for longer in arms
-        if others(arm) == others(longer) and length(longer) == round(1.5 * length(arm), 6) > 0
+        # Steps are whole numbers.
+        if others(arm) == others(longer)
+        and abs(length(longer) - 1.5 * length(arm)) <= 0.5
+        and length(longer) > length(arm)
     ]
 
 
@@ -226,22 +246,24 @@ def post_hoc_table(arms: Sequence[Arm]) -> Table | None:
     rows = []
     for remedy, variants in found.items():
         for arm in variants:
-            origin, _, name = arm.name.partition(" ")
-            tau = f" ({float(name.rpartition('_')[2]):g})" if "validation" in remedy else ""
-            rows.append([f"{origin.replace('_', '-')}, {remedy}{tau}", *accuracy_cells(arm)])
+            tau = f" ({float(arm.changed_to.rpartition('_')[2]):g})" if "validation" in remedy else ""
+            rows.append([f"{arm.title}, {remedy}{tau}", *accuracy_cells(arm)])
         for other in variants[1:]:
-            names = (a.name.partition(" ")[0].replace("_", "-") for a in (other, variants[0]))
-            rows.append([f"{' - '.join(names)}, both so", *difference_cells(variants[0], other)])
+            rows.append([f"{other.title} - {variants[0].title}, both so", *difference_cells(variants[0], other)])
     return Table(["top-1, %", *HEADER[1:]], rows) if rows else None
 
 
 def chosen_variant(arm: Arm, kind: str) -> str | None:
-    """The variant of that kind with the best class mean on validation, the mean over seeds; None without validation."""
+    """The variant of that kind with the best class mean on validation, the mean over seeds, of equal ones the smallest
+    change; None without validation."""
     seen = [run.results.get("post_hoc_on_validation") or {} for run in arm.runs]
     names = [name for name in seen[0] if name.startswith(kind)]
     if not names or not all(name in found for found in seen for name in names):
         return None
-    return max(names, key=lambda name: np.mean([found[name]["class_mean"] for found in seen]))
+    return max(
+        names,
+        key=lambda name: (np.mean([found[name]["class_mean"] for found in seen]), -abs(float(name.rpartition("_")[2]))),
+    )
 
 
 def catalogue_table(run: Finished) -> Table | None:
@@ -276,19 +298,17 @@ def encoder_table(arms: Sequence[Arm], first: Arm) -> Table | None:
     groups: dict[str, list[Arm]] = {}
     for arm in arms:
         if arm.with_text:
-            fields = {k: v for k, v in arm.config.items() if not k.startswith("model.text.") and k not in _TUNED}
+            left_out = {"optim.learning_rate", *_FREE}
+            fields = {k: v for k, v in arm.config.items() if not k.startswith("model.text.") and k not in left_out}
             groups.setdefault(json.dumps(fields, sort_keys=True), []).append(arm)
     several = max(groups.values(), key=len, default=[])
-    if len(several) < 2:
+    if len({arm.config.get("model.text.encoder") for arm in several}) < 2:
         return None
     rows = [["none (" + first.title + ")", *accuracy_cells(first)]]
     for arm in several:
         name = arm.config["model.text.encoder"].replace("_", " ")
         rows += [[name, *accuracy_cells(arm)], [f"{name} - none", *difference_cells(first, arm)]]
     return Table(["text encoder", *HEADER[1:]], rows)
-
-
-_TUNED = ("seed", "optim.learning_rate", *FREE_ON_RESUME)
 
 
 def swallowed_table(arm: Arm) -> Table | None:

@@ -10,14 +10,14 @@ from PIL import Image
 from sicot_jax.errors import InputError
 from sicot_jax.metrics import accuracy
 from sicot_jax.post_hoc import VARIANTS
-from sicot_jax.report import finished
+from sicot_jax.report import figures, finished
 from sicot_jax.report.document import Table, html_page, markdown_table
 from sicot_jax.report.figures import plot_histogram
 from sicot_jax.report.finished import read_finished, read_tested, still_improving
 from sicot_jax.report.intervals import paired_interval
 from sicot_jax.report.page import write_report
 from sicot_jax.report.record import LARGEST, write_record
-from sicot_jax.report.tables import GROUPS, Arm, mean_accuracy
+from sicot_jax.report.tables import GROUPS, Arm, chosen_variant, mean_accuracy, plainest_with_text
 
 # Class 0 is head; class 1 and 2 are tail; class 3 is tail and has neither training nor test photos.
 COUNTS = np.array([9, 3, 1, 0])
@@ -217,9 +217,27 @@ def test_a_record_that_would_be_large_is_refused(tmp_path):
     counts = np.ones(1_000_000, int)
     ids = np.array([f"{i:06}" for i in range(len(many))])
     np.savez(run / "predictions.npz", image_id=ids, label=many, top_classes=many[:, None], train_counts=counts)
-    with pytest.raises(InputError, match=r"would take .* bytes, wanted 307,200; set eval.max_photos"):
+    with pytest.raises(InputError, match=r"would take .* bytes, wanted 307,200; train with a smaller eval.max_photos"):
         write_record(run, tmp_path / "record")
-    assert not list((tmp_path / "record").iterdir())
+    assert not (tmp_path / "record").exists()
+    with pytest.raises(InputError, match="a record beside its run would overwrite it"):
+        write_record(run, run)
+
+
+def test_the_record_of_many_photos_keeps_the_best_class(tmp_path):
+    """Variants go first, then what stands behind the best class."""
+    run, rng = make_run(tmp_path / "run", FIRST), np.random.default_rng(0)
+    sizes = []
+    for photos in (2_000, 20_000, 50_000):
+        label, top = rng.integers(0, 20_000, photos), rng.integers(0, 20_000, (photos, 3))
+        ids = np.array([f"{i:06}" for i in range(photos)])
+        variants = {"post_hoc": rng.integers(0, 20_000, (photos, len(VARIANTS))), "post_hoc_names": list(VARIANTS)}
+        counts = np.ones(20_000, int)
+        np.savez(run / "predictions.npz", image_id=ids, label=label, top_classes=top, train_counts=counts, **variants)
+        found = read_tested(write_record(run, tmp_path / "record"))
+        np.testing.assert_array_equal(found.hits, top[:, 0] == label)
+        sizes.append((len(found.post_hoc), found.top_classes.shape[1]))
+    assert sizes == [(len(VARIANTS), 3), (0, 3), (0, 1)]
 
 
 def test_a_group_without_photos_is_a_dash(tmp_path):
@@ -382,15 +400,16 @@ def test_gains_are_against_the_better_plain_baseline(tmp_path):
     right = LABEL.tolist()
     runs = [
         make_run(tmp_path / "baseline", FIRST, loss=NO_TEXT),
-        make_run(tmp_path / "doubled", SECOND, loss=NO_TEXT | {"visual": 2.0}),
+        make_run(tmp_path / "doubled", SECOND, loss=NO_TEXT | {"visual": 2.0}, validation=(10.0, 20.0, 20.2)),
         make_run(tmp_path / "balanced", right, loss=NO_TEXT | {"logit_adjustment": 1.0}),
-        make_run(tmp_path / "square_root", right, loss=NO_TEXT, data={"sampling": "square_root"}),
+        make_run(tmp_path / "square_root", right, loss=NO_TEXT, data={"sampling": "square_root"}, validation=(1, 50)),
+        make_run(tmp_path / "tied", right, loss=NO_TEXT, model={"title_prototypes": "tied"}, validation=(1, 50)),
         make_run(tmp_path / "co", right),
     ]
     shown = write_report(runs, tmp_path / "report")
     rows = cells(shown)
     assert rows["co - doubled"][0].startswith("~+25.00") and "co - baseline" not in rows
-    assert "Differences are against doubled, the most accurate of the arms without text or remedy." in shown
+    assert "against doubled, of the arms without text or remedy the most accurate on validation." in shown
 
 
 def every_variant(best, **others):
@@ -411,7 +430,7 @@ def test_remedies_after_training(tmp_path):
     rows = cells(text.split("## Remedies after training")[1].split("##")[0])
     assert rows["base, tau-norm, tau by validation (0.5)"][0] == "37.50"
     assert rows["co, tau-norm, tau by validation (0.5)"][0] == "75.00"
-    assert rows["co - base, both so"][0] == "+37.50 [+12.50, +75.00]" or "37.50" in rows["co - base, both so"][0]
+    assert rows["co - base, both so"][0].lstrip("~").startswith("+37.50 [")
     assert (tmp_path / "report" / "trade_off.png").stat().st_size > 10_000
 
 
@@ -437,7 +456,7 @@ def test_text_encoders_are_set_side_by_side(tmp_path):
     text = (tmp_path / "report" / "report.md").read_text()
     rows = cells(text.split("## Text encoders")[1].split("##")[0])
     assert {"none (base)", "bilinear", "bilinear - none", "mean", "mean - none"} <= set(rows)
-    assert rows["bilinear - none"][0].endswith("37.50 [+12.50, +75.00]") or "+37.50" in rows["bilinear - none"][0]
+    assert rows["bilinear - none"][0].lstrip("~").startswith("+37.50 [") and rows["mean - none"][0].startswith("~+0.00")
 
 
 FACTS = {
@@ -501,9 +520,58 @@ def test_convergence_is_told_by_a_longer_run(tmp_path, late, told):
     """And the longer run is no baseline to be compared with, however good."""
     runs = [
         make_run(tmp_path / "base", FIRST, loss=NO_TEXT, train={"epochs": 4.0}, validation=(10.0, 20.1, 15.0)),
-        make_run(tmp_path / "longer", LABEL, loss=NO_TEXT, train={"epochs": 6.0}, validation=(1.0, late)),
+        make_run(
+            tmp_path / "longer",
+            LABEL,
+            loss=NO_TEXT,
+            train={"epochs": 6.0},
+            optim={"learning_rate": 0.2},
+            validation=(1.0, late),
+        ),
         make_run(tmp_path / "co", SECOND, train={"epochs": 4.0}, validation=(1.0, 2.0, 30.0, 40.0)),
     ]
     shown = write_report(runs, tmp_path / "report")
     assert f"{told}" in shown and f"gain {late - 20.1:+.2f} on validation" in shown
-    assert "co is under-trained" not in shown and "co - base" in cells(shown)
+    assert "co is under-trained: validation top-1 was still rising" in shown and "co - base" in cells(shown)
+
+
+def test_arms_of_other_seeds_are_told(tmp_path):
+    """Rows are means over all seeds of an arm, differences over those that both have."""
+    runs = make_seeds(tmp_path / "base", [FIRST, SECOND], loss=NO_TEXT) + make_seeds(tmp_path / "co", [SECOND])
+    shown = write_report(runs, tmp_path / "report")
+    assert cells(shown)["base"][0].startswith("56.25") and "+37.50" in cells(shown)["co - base"][0]
+    assert "Seeds (base: 0, 1; co: 0): a difference is over the seeds that both arms have" in shown
+
+
+def test_of_equal_remedies_the_smallest_is_chosen(tmp_path):
+    seen = {name: {"class_mean": 30.0} for name in VARIANTS}
+    run = make_run(tmp_path / "co", FIRST, post_hoc=every_variant(FIRST), results={"post_hoc_on_validation": seen})
+    arm = Arm("co", (read_finished(run),))
+    assert chosen_variant(arm, "logit_adjustment_") == "logit_adjustment_0"
+    assert chosen_variant(arm, "tau_norm_") == "tau_norm_0.25"
+
+
+def test_the_paper_s_co_training_stands_for_text_whatever_the_order(tmp_path):
+    runs = [
+        make_run(tmp_path / "shuffled", FIRST, data={"title": "shuffled"}),
+        make_run(tmp_path / "base", FIRST, loss=NO_TEXT),
+        make_run(tmp_path / "co", SECOND),
+    ]
+    arms = [Arm(path.name, (read_finished(path),)) for path in runs]
+    assert plainest_with_text(arms, arms[1]) is arms[2]
+
+
+def test_one_arm_of_several_seeds_has_no_seed_s_name(tmp_path):
+    rows = cells(write_report(make_seeds(tmp_path / "baseline", [FIRST, SECOND]), tmp_path / "report"))
+    assert not any("seed" in name for name in rows if name.strip("-"))
+
+
+def test_figures_show_the_reference_among_many_arms(tmp_path, monkeypatch):
+    runs = [make_run(tmp_path / f"smooth_{i}", FIRST, loss=NO_TEXT | {"label_smoothing": i / 100}) for i in range(1, 9)]
+    runs += [make_run(tmp_path / "base", FIRST, loss=NO_TEXT), make_run(tmp_path / "co", SECOND)]
+    drawn = []
+    original = figures.plot_frequency
+    monkeypatch.setattr(figures, "plot_frequency", lambda arms, path: (drawn.extend(arms), original(arms, path)))
+    write_report(runs, tmp_path / "report")
+    assert [arm.name for arm in drawn[:3]] == ["base", "co", "smooth_1"] and len(drawn) == 8
+    assert "Figures show 8 of the 10 arms" in (tmp_path / "report" / "report.md").read_text()
