@@ -110,7 +110,12 @@ def _parser() -> argparse.ArgumentParser:
 def _import(args: argparse.Namespace, _) -> None:
     from sicot_jax.catalog.importing import run_import
 
-    run_import(args)
+    titles = None
+    if args.titles_from is not None:
+        from sicot_jax.borrowed_titles import open_lender
+
+        titles = open_lender(args.titles_from, path=args.titles_path)
+    run_import(args, titles=titles)
 
 
 def _workdir(args: argparse.Namespace) -> Path:

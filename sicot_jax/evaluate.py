@@ -88,28 +88,43 @@ def predict(
         split, config.preprocessing, batch_size=config.eval.batch_size, max_photos=max_photos
     )
     visual = state.params["visual"], state.batch_stats["visual"], state.classifier
+
+    def compute(image, label):
+        arrays = recognize(*visual, image, label)
+        return {name: x for name, x in arrays.items() if keep_embedding or name != "embedding"}
+
+    return Predictions(**over_photos(compute, batches, config, device_mesh))
+
+
+def over_photos(
+    compute: Callable[[jax.Array, jax.Array], dict[str, jax.Array]],
+    batches: pipeline.PhotoBatches,
+    config: Config,
+    device_mesh,
+) -> dict[str, np.ndarray]:
+    """`compute(image, label)`, arrays [B, ...] by name, over all photos: [N, ...] in their order, with label and image_id."""
     rows: list[tuple[Any, Any]] = []
     pending = None
     source = pipeline.ahead(batches, 0, len(batches), workers=config.data.workers, source=config.data.source)
     for batch in source:
         arrays = pipeline.to_device(batch, device_mesh)
-        result = recognize(*visual, arrays["image"], arrays["label"])
+        result = compute(arrays["image"], arrays["label"])
         if pending is not None:  # fetch one batch late, so that the device never waits
-            rows.append(_fetch(*pending, keep_embedding))
+            rows.append(_fetch(*pending))
         pending = batch, result
     if pending is None:
         raise InputError("no photo to evaluate: the split is empty; import with a test split (sicot import --help)")
-    rows.append(_fetch(*pending, keep_embedding))
+    rows.append(_fetch(*pending))
     own, whole = ({name: np.stack([row[name] for row in part]) for name in part[0]} for part in zip(*rows, strict=True))
     own = {name: hosts.side_by_side(array) for name, array in own.items()}
     real = own["label"] >= 0  # [batches, B]
-    return Predictions(**{name: array[real] for name, array in (own | whole).items()})
+    return {name: array[real] for name, array in (own | whole).items()}
 
 
-def _fetch(batch, result, keep_embedding: bool) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _fetch(batch, result) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """-> what this process read, what all have computed."""
     own = {"label": batch["label"], "image_id": batch["image_id"].astype(str)}
-    return own, {name: np.asarray(x) for name, x in result.items() if keep_embedding or name != "embedding"}
+    return own, {name: np.asarray(x) for name, x in result.items()}
 
 
 def summarise(predictions: Predictions, catalog: Catalog, config: Config) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class Run:
     data_hash: str
     class_table: str
     vocabulary: str
+    commit: str
 
 
 def describe(config: Config, catalog: Catalog) -> dict[str, Any]:
@@ -91,6 +92,7 @@ def read_run(workdir: Path) -> Run:
         data["hash"],
         data["class_table"],
         data.get("vocabulary", ""),  # "" in runs of before it was kept: no vocabulary is the same then
+        stored.get("commit", ""),
     )
 
 
@@ -179,6 +181,35 @@ def restore_best(run: Run, device_mesh) -> tuple[Setup, TrainState, int]:
         return setup, state, int(state.step) if kind == "last" else checkpoints.latest_step() or 0
     finally:
         checkpoints.close()
+
+
+def restore_finished(run: Run, device_mesh) -> tuple[Setup, TrainState]:
+    """`restore_best`; InputError where the run is not trained to its end."""
+    setup, state, trained = restore_best(run, device_mesh)
+    if trained < setup.steps:
+        raise InputError(
+            f"{run.workdir} is trained for {trained} of {setup.steps} steps; the command that started it goes on from there"
+        )
+    return setup, state
+
+
+def on_devices_here(run: Run, device_mesh, path: str = "") -> Run:
+    """The run with batches of photos that these devices divide, and its catalogue at `path`, if it was moved."""
+    config = run.config
+    batch = -(-config.eval.batch_size // device_mesh.size) * device_mesh.size
+    data = dataclasses.replace(config.data, path=path or config.data.path)
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=batch), data=data)
+    return dataclasses.replace(run, config=config)
+
+
+def check_data(run: Run, catalog: Catalog, remedy: str) -> None:
+    """InputError unless `catalog`, opened by the run's config, is the one that it was trained on."""
+    if catalog.data_hash != run.data_hash:
+        data = run.config.data
+        raise InputError(
+            f"{run.workdir} was trained on data {run.data_hash[:12]}{same_data(data, run.data_hash)}; "
+            f"{data.path or 'the catalogue'} is {catalog.data_hash[:12]}; {remedy}"
+        )
 
 
 def init_from(state: TrainState, config: Config, catalog: Catalog, device_mesh) -> TrainState:

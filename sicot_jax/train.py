@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import math
 import os
@@ -107,26 +106,15 @@ def test(workdir: Path, *, path: str = "") -> dict[str, Any]:
     run = runs.read_run(workdir)
     with runs.alone(workdir):
         device_mesh = mesh.make_mesh()
-        batch = -(-run.config.eval.batch_size // device_mesh.size) * device_mesh.size
-        data = dataclasses.replace(run.config.data, path=path or run.config.data.path)
-        config = dataclasses.replace(run.config, eval=dataclasses.replace(run.config.eval, batch_size=batch), data=data)
+        run = runs.on_devices_here(run, device_mesh, path)
         with jax.set_mesh(device_mesh):
-            return _test(dataclasses.replace(run, config=config), open_catalog(data), device_mesh)
+            return _test(run, open_catalog(run.config.data), device_mesh)
 
 
 def _test(run: runs.Run, catalog: Catalog, device_mesh: jax.sharding.Mesh) -> dict[str, Any]:
     config = run.config
-    if catalog.data_hash != run.data_hash:
-        where = runs.same_data(config.data, run.data_hash)
-        raise InputError(
-            f"{run.workdir} was trained on data {run.data_hash[:12]}{where}; {config.data.path or 'the catalogue'} is "
-            f"{catalog.data_hash[:12]}; evaluate on the catalogue it was trained on (--path)"
-        )
-    setup, state, trained = runs.restore_best(run, device_mesh)
-    if trained < setup.steps:
-        raise InputError(
-            f"{run.workdir} is trained for {trained} of {setup.steps} steps; the command that started it goes on from there"
-        )
+    runs.check_data(run, catalog, "evaluate on the catalogue it was trained on (--path)")
+    setup, state = runs.restore_finished(run, device_mesh)
     with_post_hoc = run.shape.num_classes <= config.eval.post_hoc_up_to_classes
     recognize = evaluate.make_recognize(
         config, setup.visual_graphdef, run.shape.num_classes, with_post_hoc=with_post_hoc

@@ -133,6 +133,24 @@ def test_sampled_heads(tmp_path):
     assert 0 < float(share) <= 100 and age == "1"
 
 
+def test_borrowed_titles(tmp_path):
+    """Every title is lent, those of photos that are left out too; no similarity reaches 2."""
+    command = [sys.executable, "-m", "sicot_jax.main", "--config=tiny", f"--workdir={tmp_path / 'run'}"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [*command, "--config.train.steps=2"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    printed = printed_by("borrowed_titles", "--run", str(tmp_path / "run"), "--photos", "60", "--limits", "0", "2")
+    wanted = {f"{split}, {how}" for split in ("train", "test") for how in ("nearest", "nearest from 2", "random")}
+    assert set(printed) == {"titles", *wanted}
+    assert printed["train, nearest"][:2] == ["60", "100.0 %"] and printed["test, nearest"][:2] == ["22", "100.0 %"]
+    assert printed["train, nearest from 2"][1] == "0.0 %" and printed["train, nearest"][-1].startswith(("0.", "1."))
+    for split in ("train", "test"):
+        for how in ("nearest", "random"):
+            assert all(0 < float(cell.removesuffix(" %")) < 100 for cell in printed[f"{split}, {how}"][2:5])
+
+
 def test_convolution():
     printed = rows("convolution", "--batch", "2")
     assert len(printed) == 1 + 5 * 3 and printed["3x2, 128 to 128, 3x3 stride 1: XLA"][1] == "1.00"

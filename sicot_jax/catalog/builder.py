@@ -19,7 +19,7 @@ from tqdm import tqdm
 import sicot_jax
 from sicot_jax.catalog.catalog import SPLITS, ClassTable, Tokenizer
 from sicot_jax.catalog.image import JPEG_QUALITY
-from sicot_jax.catalog.import_report import ImportReport
+from sicot_jax.catalog.import_report import BorrowedTitles, ImportReport
 from sicot_jax.catalog.import_settings import ImportFailed, ImportSettings
 from sicot_jax.catalog.importing import source_sha256
 from sicot_jax.catalog.manifest import DroppedRow, ManifestError, ManifestRow
@@ -37,6 +37,7 @@ from sicot_jax.catalog.tables import (
     write_split_table,
 )
 from sicot_jax.catalog.text import build_tokenizer
+from sicot_jax.catalog.titles import TitleLender
 from sicot_jax.catalog.word_vectors import train_word_vectors
 
 _SPOOL_FILE = "spool.tmp"
@@ -59,6 +60,23 @@ class _Example:
     stored: _Stored
     class_id: int
     token_ids: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spooled(Sequence[tuple[str, bytes]]):
+    """(image_id, bytes) of photos in the spool file; each opens it anew, so that threads may read."""
+
+    spool: Path
+    items: Sequence[_Stored]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index):
+        item = self.items[index]
+        with self.spool.open("rb") as file:
+            file.seek(item.offset)
+            return item.image_id, file.read(item.size)
 
 
 class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -85,13 +103,16 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         version: str = "1.0.0",
         previous: ClassTable | None = None,
         previous_splits: Mapping[str, str] | None = None,
+        titles: TitleLender | None = None,
     ):
         """Rows of `source` become `data_dir/name/version`.
 
         `previous` is the class table whose ids are kept, `previous_splits` the split of photos (image_id) that were there.
+        `titles` lends training photos without a title one.
         """
         self.source, self.settings, self.workers = Path(source), settings, workers
         self.previous, self.previous_splits = previous, previous_splits or {}
+        self.titles = titles
         self.unused_columns: list[str] = []  # `rows` may name some
         self.name = name or self.name
         self.VERSION = tfds.core.Version(version)
@@ -161,7 +182,10 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             raise ImportFailed(
                 f"no photo of {self.source} is in the train split, wanted at least 1; check column split"
             )
-        table, tokenizer = self._write_tables(folder, by_split, dropped, assignment, stored)
+        borrowed = None
+        if self.titles is not None:
+            by_split["train"], borrowed = self._borrow_titles(by_split["train"], self.titles)
+        table, tokenizer = self._write_tables(folder, by_split, dropped, assignment, stored, borrowed)
         class_ids = {sku: c for c, sku in enumerate(table.sku)}
         return {
             split: [partial(self._examples, shard, class_ids, tokenizer) for shard in _shards(items)]
@@ -260,6 +284,18 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         )
         return {name: [stored[i] for i in order if split[i] == name] for name in SPLITS}
 
+    def _borrow_titles(self, train: Sequence[_Stored], lender: TitleLender) -> tuple[list[_Stored], BorrowedTitles]:
+        """Training records, those without a title with a lent one. Others keep theirs: nobody reads the title of a test."""
+        without = [i for i, item in enumerate(train) if not item.row.title.strip()]
+        lent = lender(_Spooled(self._spool, [train[i] for i in without])) if without else []
+        least = self.settings.titles_min_similarity
+        taken = {i: one for i, one in zip(without, lent, strict=True) if one is not None and one.similarity >= least}
+        filled = list(train)
+        for i, one in taken.items():
+            filled[i] = dataclasses.replace(train[i], row=dataclasses.replace(train[i].row, title=one.title))
+        named = [(train[i].row.image, one) for i, one in taken.items()]
+        return filled, BorrowedTitles.of(lender.about, without=len(without), min_similarity=least, taken=named)
+
     def _write_tables(
         self,
         folder: Path,
@@ -267,6 +303,7 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         dropped: Sequence[DroppedRow],
         assignment: Assignment,
         stored: Sequence[_Stored],
+        borrowed: BorrowedTitles | None,
     ) -> tuple[ClassTable, Tokenizer]:
         settings = self.settings
         table, labels = build_class_table(by_split, self.previous)
@@ -314,6 +351,7 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             vocabulary=len(tokenizer.vocabulary) - 1,
             shared_words=shared_vocabulary(token_ids, labels["train"], head),
             without_words=sum(len(ids) == 0 for ids in token_ids),
+            borrowed_titles=borrowed,
         )
         description = {
             "format_version": FORMAT_VERSION,
@@ -328,6 +366,7 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             "vocabulary_size": len(tokenizer.vocabulary),
             "head_boundary": boundary,
             "settings": dataclasses.asdict(settings),
+            **({"titles_from": dict(self.titles.about)} if self.titles is not None else {}),
         }
         (folder / CATALOG_FILE).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
         self.report.write(folder)

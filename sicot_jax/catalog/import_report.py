@@ -15,11 +15,56 @@ from sicot_jax.catalog.catalog import SPLITS, ClassTable
 from sicot_jax.catalog.manifest import DroppedRow
 from sicot_jax.catalog.splits import Assignment
 from sicot_jax.catalog.strings import counted
+from sicot_jax.catalog.titles import Borrowed
 
-# Rows left out on purpose can be most of a source; bad rows are few and all named.
+# Rows left out on purpose, or with a borrowed title, can be most of a source; bad rows are few and all named.
 _NAMED_ON_PURPOSE = 100
 _NAMED_IN_TEXT = 20
 _NAMED_IN_SUMMARY = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class BorrowedTitles:
+    """Training photos that had no title, and what they were lent; `rows` names photo, title and cosine of the first."""
+
+    run: str
+    data_hash: str
+    commit: str
+    without: int
+    borrowed: int
+    share: float | None  # borrowed / without
+    min_similarity: float
+    median_similarity: float | None  # of those borrowed
+    rows: Sequence[str]
+
+    @classmethod
+    def of(
+        cls, about: Mapping[str, str], *, without: int, min_similarity: float, taken: Sequence[tuple[str, Borrowed]]
+    ) -> BorrowedTitles:
+        """`about` as of a TitleLender, `taken` photos by their place in the source, each with what it was lent."""
+        named = [
+            f"{image}: {one.title} (borrowed from photo {one.image_id}, similarity {one.similarity:.3f})"
+            for image, one in taken[:_NAMED_ON_PURPOSE]
+        ]
+        return cls(
+            **about,
+            without=without,
+            borrowed=len(taken),
+            share=len(taken) / without if without else None,
+            min_similarity=min_similarity,
+            median_similarity=float(np.median([one.similarity for _, one in taken])) if taken else None,
+            rows=named,
+        )
+
+    def __str__(self) -> str:
+        if not self.without:
+            return "borrowed titles: none, every train photo has its own"
+        middle = "" if self.median_similarity is None else f", median similarity {self.median_similarity:.3f}"
+        commit = f", commit {self.commit[:12]}" if self.commit else ""
+        return (
+            f"borrowed titles: {self.borrowed} of {counted(self.without, 'train photo')} without one ({self.share:.1%}), "
+            f"from the nearest photos of run {self.run} (data {self.data_hash[:12]}{commit}){middle}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +100,7 @@ class ImportReport:
     head_classes: int
     head_train_photos: int
     shared_words: Mapping[str, float]
+    borrowed_titles: BorrowedTitles | None = None
 
     @classmethod
     def of(
@@ -75,6 +121,7 @@ class ImportReport:
         vocabulary: int,
         shared_words: Mapping[str, float],
         without_words: int,
+        borrowed_titles: BorrowedTitles | None = None,
     ) -> ImportReport:
         """`references` and `skus` name the decoded photos that `assignment` speaks of by index."""
         reasons: defaultdict[str, list[DroppedRow]] = defaultdict(list)
@@ -116,6 +163,7 @@ class ImportReport:
             head_classes=int(head.sum()),
             head_train_photos=int(train[head].sum()),
             shared_words=shared_words,
+            borrowed_titles=borrowed_titles,
         )
 
     def write(self, folder: Path) -> None:
@@ -142,6 +190,8 @@ class ImportReport:
             f"identical photos: {self.surplus_copies} surplus dropped, "
             f"{len(self.conflicting)} under several SKUs (train only)",
         ]
+        if self.borrowed_titles:
+            lines.append(str(self.borrowed_titles))
         if self.unused_columns:
             lines.append(f"unused columns: {', '.join(self.unused_columns)}")
         if self.tail_cut:
@@ -196,6 +246,9 @@ class ImportReport:
         if self.surplus:
             parts += [f"\n## Surplus identical copies ({len(self.surplus)})\n"]
             parts += _bullets(self.surplus, len(self.surplus))
+        if self.borrowed_titles and self.borrowed_titles.rows:
+            borrowed = self.borrowed_titles
+            parts += [f"\n## Borrowed titles ({borrowed.borrowed})\n", *_bullets(borrowed.rows, borrowed.borrowed)]
         for text, skus in self._named_classes():
             if skus:
                 parts += [f"\n## Classes {text} ({len(skus)})\n", *_bullets(skus, len(skus))]

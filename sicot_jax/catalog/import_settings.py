@@ -29,6 +29,7 @@ class ImportSettings:
     word_epochs: int = 5
     max_bad_share: float = 0.05
     max_rows: int | None = None
+    titles_min_similarity: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("short_side", "word_width", "word_epochs", "min_count", "max_vocabulary"):
@@ -50,3 +51,7 @@ class ImportSettings:
             raise ImportFailed(f"drop_top_share={self.drop_top_share}, wanted 0 to less than 1; the default is 0.001")
         if not 0 <= self.max_bad_share <= 1:
             raise ImportFailed(f"max_bad_share={self.max_bad_share}, wanted a share from 0 to 1; the default is 0.05")
+        if not 0 <= self.titles_min_similarity <= 1:
+            raise ImportFailed(
+                f"titles_min_similarity={self.titles_min_similarity}, wanted a cosine from 0 to 1; the default is 0"
+            )

@@ -30,6 +30,7 @@ from sicot_jax.catalog.tables import CLASSES_FILE, SPLITS_FILE, read_class_table
 if TYPE_CHECKING:
     from sicot_jax.catalog.builder import CatalogBuilder
     from sicot_jax.catalog.import_report import ImportReport
+    from sicot_jax.catalog.titles import TitleLender
 
 DATA_SETS = ("fashion_products", "generated", "grocery_store", "imaterialist", "webvision1k")
 
@@ -53,6 +54,7 @@ def import_catalog(
     dataset: str | None = None,
     name: str | None = None,
     workers: int | None = None,
+    titles: TitleLender | None = None,
 ) -> Imported:
     """Import `source` into `out/<name>/<version>`; a second import into `out` makes the next version.
 
@@ -63,6 +65,7 @@ def import_catalog(
       dataset: one of DATA_SETS.
       name: lower-case letters, digits, underscores; by default `dataset`, else the one in `out`, else after the source.
       workers: processes that decode photos; by default one per CPU core. The result does not depend on it.
+      titles: lends the training photos without a title one.
 
     Raises ImportFailed or ManifestError with one line, also where `out` cannot be written; whatever stops an import,
     `out` holds nothing of it.
@@ -79,7 +82,7 @@ def import_catalog(
 
     builder_class = ManifestBuilder if dataset is None else load_builder(dataset)
     try:
-        return _import_locked(builder_class, source, out, settings, workers, dataset=dataset, name=name)
+        return _import_locked(builder_class, source, out, settings, workers, titles, dataset=dataset, name=name)
     except BrokenProcessPool:
         raise ImportFailed("a decoding process died, wanted it to go on; out of memory? try --workers 1") from None
     except OSError as error:
@@ -128,6 +131,7 @@ def _import_locked(
     out: Path,
     settings: ImportSettings,
     workers: int,
+    titles: TitleLender | None,
     *,
     dataset: str | None,
     name: str | None,
@@ -162,6 +166,7 @@ def _import_locked(
             version=version,
             previous=previous,
             previous_splits=splits,
+            titles=titles,
         )
         _write(builder, out)
         assert builder.report is not None
@@ -262,10 +267,33 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--word-epochs", type=int, default=default.word_epochs)
     parser.add_argument("--max-bad-share", type=float, default=default.max_bad_share, help="stop above this share")
     parser.add_argument("--max-rows", type=int, metavar="N", help="read only the first N good rows")
+    parser.add_argument(
+        "--titles-from",
+        type=Path,
+        metavar="RUN",
+        help="finished run on a catalogue with titles: a training photo without a title takes that of the nearest one there",
+    )
+    parser.add_argument(
+        "--titles-path", default="", metavar="DIR", help="where RUN's catalogue is now, if it was moved"
+    )
+    parser.add_argument(
+        "--titles-min-similarity",
+        type=float,
+        default=default.titles_min_similarity,
+        metavar="S",
+        help="cosine below which no title is taken (default: 0, take all)",
+    )
 
 
-def run_import(args: argparse.Namespace) -> None:
-    """Run `sicot import` and print a summary. Raises ImportFailed where the source is not given exactly once."""
+def run_import(args: argparse.Namespace, *, titles: TitleLender | None = None) -> None:
+    """Run `sicot import` and print a summary; `titles` is what `--titles-from` names.
+
+    Raises ImportFailed where the source is not given exactly once, or options of titles without where they come from.
+    """
+    if titles is None and (args.titles_path or args.titles_min_similarity):
+        raise ImportFailed(
+            "--titles-path or --titles-min-similarity without a run that lends titles; give --titles-from"
+        )
     source = args.source_folder if args.dataset else args.source
     if source is None or (args.source is not None and args.source_folder is not None):
         raise ImportFailed(
@@ -274,7 +302,13 @@ def run_import(args: argparse.Namespace) -> None:
     fields = [field.name for field in dataclasses.fields(ImportSettings)]
     settings = ImportSettings(**{field: getattr(args, field) for field in fields})
     made = import_catalog(
-        source, args.out, settings=settings, dataset=args.dataset, name=args.name, workers=args.workers
+        source,
+        args.out,
+        settings=settings,
+        dataset=args.dataset,
+        name=args.name,
+        workers=args.workers,
+        titles=titles,
     )
     print(made.report.summary())
     print(f"written to {made.folder}, report in {made.folder / 'report.md'}")

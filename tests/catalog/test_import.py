@@ -30,6 +30,7 @@ from sicot_jax.catalog.imported import CatalogError, import_source, open_importe
 from sicot_jax.catalog.importing import add_import_arguments, import_catalog, run_import, source_sha256
 from sicot_jax.catalog.manifest import ManifestError
 from sicot_jax.catalog.photos import FolderPhotos, prepare_all
+from sicot_jax.catalog.titles import Borrowed
 
 ROOT = Path(__file__).parents[2]
 SMALL = ImportSettings(word_width=8, word_epochs=1, min_count=1, short_side=24)
@@ -572,6 +573,64 @@ def test_folders_without_titles(tmp_path):
     record = catalog.splits["train"][0]
     assert record["title"] == "" and record["token_ids"].shape == (0,) and record["token_ids"].dtype == np.int32
     assert catalog.word_vectors.shape == (1, 8) and made.report.photos_without_words == made.report.photos["train"]
+
+
+class Lender:
+    """Lends each photo a title of its own: the first is too unlike, the last finds nothing."""
+
+    about = {"run": "run", "data_hash": "d" * 64, "commit": "c" * 40}
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, photos):
+        self.asked += photos
+        cosines = [0.25, *[0.5 + 0.01 * i for i in range(len(photos) - 2)]]
+        return [*(Borrowed(f"lent {photo[0]}", c, "donor") for photo, c in zip(photos, cosines, strict=False)), None]
+
+
+def test_titles_are_lent_to_training_photos_without_one(tmp_path, source, rows):
+    for row in rows:
+        row["title"] = "  " if row["sku"] == "0012" else row["title"]
+    manifest = write_manifest(source.parent, rows, "half.csv")
+    settings, lender = dataclasses.replace(SMALL, titles_min_similarity=0.5), Lender()
+    made = import_catalog(manifest, tmp_path / "out", settings=settings, workers=1, titles=lender)
+    catalog = open_imported(made.folder)
+    found = records(catalog)
+    bare = [record for record in found["train"] if record["sku"] == "0012"]
+    assert lender.asked == [(record["image_id"], record["image"]) for record in bare]
+    lent = [f"lent {record['image_id']}" for record in bare]
+    assert [record["title"] for record in bare] == ["  ", *lent[1:-1], "  "]
+    assert bare[1]["token_ids"].tolist() == catalog.tokenizer.encode(f"{lent[1]} blue").tolist()
+    others = [r for split in SPLITS for r in found[split] if r["sku"] != "0012" or split != "train"]
+    given = {row["image"]: row["title"] for row in rows}
+    assert all(record["title"] == given[record["reference"]] for record in others)
+
+    titles = made.report.borrowed_titles
+    assert (titles.without, titles.borrowed, titles.share) == (8, 6, 0.75)
+    assert titles.median_similarity == pytest.approx(0.525) and titles.min_similarity == 0.5
+    assert titles.rows[0] == f"{bare[1]['reference']}: {lent[1]} (borrowed from photo donor, similarity 0.500)"
+    line = (
+        "borrowed titles: 6 of 8 train photos without one (75.0%), from the nearest photos of run run "
+        "(data dddddddddddd, commit cccccccccccc), median similarity 0.525"
+    )
+    assert line in made.report.summary().splitlines()
+    assert "## Borrowed titles (6)" in (made.folder / "report.md").read_text()
+
+    again = import_catalog(manifest, tmp_path / "out", settings=settings, workers=1, titles=Lender())
+    without = import_catalog(manifest, tmp_path / "out", settings=settings, workers=1)
+    assert [made.folder.name, again.folder.name, without.folder.name] == ["1.0.0", "1.0.1", "1.0.2"]
+    hashes = [open_imported(one.folder).data_hash for one in (made, again, without)]
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert "borrowed" not in without.report.summary()
+    assert "titles_from" not in (without.folder / "catalog.json").read_text()
+
+
+def test_nobody_is_asked_where_every_photo_has_a_title(tmp_path, source, imported):
+    lender = Lender()
+    made = import_catalog(source, tmp_path, settings=SMALL, workers=1, titles=lender)
+    assert not lender.asked and "borrowed titles: none, every train photo has its own" in made.report.summary()
+    assert open_imported(made.folder).data_hash == open_imported(imported.folder).data_hash
 
 
 def test_splits_without_a_photo_are_empty(tmp_path, rows, source):
