@@ -18,9 +18,10 @@ TOP, LOG_LINES = 3, 200
 def write_record(workdir: Path, out: Path) -> Path:
     """Config, results, curve and the best classes of every test photo: what `sicot report` reads. Returns `out`.
 
-    As a run folder, with smaller predictions: classes alone, the best three, in the order of (image id, label); of variants
-    what changes from one to the next; the training counts as how many classes have each. Of many test photos the variants are
-    left out, then all but the best class. Raises InputError for an unfinished run, or where even that is above 300 KiB.
+    As a run folder, without where things lie on this machine, and with smaller predictions: classes alone, the best three, in
+    the order of (image id, label); of variants what changes from one to the next; the training counts as how many classes
+    have each. Of many test photos the variants are left out, then all but the best class. Raises InputError for an unfinished
+    run, or where even that is above 300 KiB.
     """
     if out.resolve() == workdir.resolve():
         raise InputError(f"{out}: a record beside its run would overwrite it; give another folder for records")
@@ -43,7 +44,7 @@ def write_record(workdir: Path, out: Path) -> Path:
         }
     texts = {
         "log.jsonl": _thinned((workdir / "log.jsonl").read_text()),
-        "config.json": (workdir / "config.json").read_text(),
+        "config.json": _without_places((workdir / "config.json").read_text()),
         "results.json": (workdir / "results.json").read_text(),  # the last: it makes a finished run
     }
     room = LARGEST - sum(map(len, texts.values()))
@@ -64,6 +65,17 @@ def write_record(workdir: Path, out: Path) -> Path:
         temporary.write_bytes(content)
         temporary.replace(out / name)
     return out
+
+
+def _without_places(config: str) -> str:
+    """config.json with the catalogue's name for its path, and of a run it went on from the last folders: not whose disk."""
+    stored = json.loads(config)
+    data, model = (stored["config"].get(name, {}) for name in ("data", "model"))
+    if data.get("path"):
+        data["path"] = Path(data["path"]).name
+    if model.get("init_from"):
+        model["init_from"] = "/".join(Path(model["init_from"]).parts[-3:])
+    return json.dumps(stored, indent=1) + "\n"
 
 
 def _packed(arrays: dict[str, np.ndarray]) -> bytes:

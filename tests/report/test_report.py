@@ -224,6 +224,16 @@ def test_a_record_that_would_be_large_is_refused(tmp_path):
         write_record(run, run)
 
 
+def test_a_record_says_nothing_of_this_machine(tmp_path):
+    model = {"init_from": str(tmp_path / "runs/baseline/rate_0.1/seed_3")}
+    run = make_run(tmp_path / "run", FIRST, data={"path": str(tmp_path / "fashion.npz")}, model=model)
+    record = write_record(run, tmp_path / "record")
+    for file in record.iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes()
+    config = read_finished(record).config
+    assert (config["data.path"], config["model.init_from"]) == ("fashion.npz", "baseline/rate_0.1/seed_3")
+
+
 def test_the_record_of_many_photos_keeps_the_best_class(tmp_path):
     """Variants go first, then what stands behind the best class."""
     run, rng = make_run(tmp_path / "run", FIRST), np.random.default_rng(0)
