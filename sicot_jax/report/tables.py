@@ -248,8 +248,9 @@ def post_hoc_table(arms: Sequence[Arm]) -> Table | None:
         for arm in variants:
             tau = f" ({float(arm.changed_to.rpartition('_')[2]):g})" if "validation" in remedy else ""
             rows.append([f"{arm.title}, {remedy}{tau}", *accuracy_cells(arm)])
+        how = "each with its tau" if "validation" in remedy else "both so"
         for other in variants[1:]:
-            rows.append([f"{other.title} - {variants[0].title}, both so", *difference_cells(variants[0], other)])
+            rows.append([f"{other.title} - {variants[0].title}, {how}", *difference_cells(variants[0], other)])
     return Table(["top-1, %", *HEADER[1:]], rows) if rows else None
 
 

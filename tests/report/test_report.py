@@ -440,7 +440,7 @@ def test_remedies_after_training(tmp_path):
     rows = cells(text.split("## Remedies after training")[1].split("##")[0])
     assert rows["base, tau-norm, tau by validation (0.5)"][0] == "37.50"
     assert rows["co, tau-norm, tau by validation (0.5)"][0] == "75.00"
-    assert rows["co - base, both so"][0].lstrip("~").startswith("+37.50 [")
+    assert rows["co - base, each with its tau"][0].lstrip("~").startswith("+37.50 [")
     assert (tmp_path / "report" / "trade_off.png").stat().st_size > 10_000
 
 
