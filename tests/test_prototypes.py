@@ -15,8 +15,6 @@ from sicot_jax.config import ConfigError
 from sicot_jax.prototypes import centred_directions, class_titles, start_prototypes
 from sicot_jax.step import DataShape, class_log_prior, make_setup, make_train_step, new_net, start_state
 
-EXACT = "class_sharded"
-
 
 def tiny(*flags):
     return config_lib.load("tiny", ["--config.model.title_prototypes=tied", *flags])
@@ -56,6 +54,9 @@ def test_what_the_classifier_meets_folds_into_a_plain_one():
     assert stream.embedding_width == stream.features_width + 8
 
 
+@pytest.mark.parametrize(
+    "device_mesh", [(4, 2), *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(1, 1), (1, 8)])], indirect=True
+)
 @pytest.mark.parametrize("kind", ["tied", "start"])
 def test_tied_prototypes_stay_and_others_move(device_mesh, kind):
     config = tiny(f"--config.model.title_prototypes={kind}", "--config.optim.warmup_epochs=0")
@@ -85,6 +86,10 @@ def test_what_cannot_be_is_refused(one_device):
         ConfigError, match="head.kind='sampled'.*set head.kind=class_sharded or model.title_prototypes=start"
     ):
         tiny("--config.head.kind=sampled")
+    with pytest.raises(ConfigError, match="optim.name='lars'.*set optim.name=sgd or model.title_prototypes=start"):
+        tiny("--config.optim.name=lars")
+    with pytest.raises(ConfigError, match="data.title='none': there is no title to make them of"):
+        tiny("--config.data.title=none", "--config.loss.mixed=0")
     untitled, device = DataShape(11, 1, 8, 100), SimpleNamespace(size=1)
     remedy = r"\(sicot import --titles-from RUN\)"
     with pytest.raises(ConfigError, match=f"no titles, and loss.mixed or .* wants them; .* {remedy} or set both to 0"):
