@@ -274,7 +274,7 @@ def test_bad_dict_is_named(tree, message):
             for most in (2, 4, 6, 12)
         ),
         ({"loss": LossConfig(visual=0.0, mixed=0.0)}, r"loss.visual, loss.semantic and loss.mixed are all 0"),
-        ({"loss": LossConfig(visual=-1.0)}, r"loss weights -1.0, 0.0, 1.0: wanted no negative one"),
+        ({"loss": LossConfig(visual=-1.0)}, r"loss weights -1.0, 0.0, 1.0, 0.0: wanted no negative one"),
         (
             {"data": DataConfig(title="none")},
             r"data.title='none' leaves the semantic stream nothing to read; set loss.mixed=0",
