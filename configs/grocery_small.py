@@ -1,9 +1,9 @@
-"""Grocery Store Dataset at 48x48 pixels, train cut to a tail, a quarter of ResNet-18's width: the runs of docs/results.md.
+"""Grocery Store Dataset at 48x48 pixels, train cut to a tail, a quarter of ResNet-18's width.
 
 Import:   sicot import --dataset grocery_store --from DIR --tail-cut 50 --out runs/catalogs/grocery_tail
 Command:  sicot sweep --config=configs/grocery_small.py --workdir=runs/grocery_small --rates 0.5 1 2
-Hardware: one CPU core, some minutes a run.
-Result:   docs/results.md.
+Hardware: one CPU core; time not measured.
+Result:   not measured.
 """
 
 from sicot_jax.config import (

@@ -13,7 +13,7 @@ from flax import nnx
 from sicot_jax import mesh
 from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.statistics import head_mask, shared_vocabulary
-from sicot_jax.pipeline import train_batches
+from sicot_jax.pipeline import evenly, train_batches
 from sicot_jax.step import Setup, TrainState
 
 TITLES = 20_000  # read at most, evenly over the training photos
@@ -29,7 +29,7 @@ def catalogue_facts(catalog: Catalog, head_boundary: int) -> dict[str, Any]:
     "word_counts": [[times a word occurs, words that occur so often], ...], of the titles that were read ("titles").
     """
     split = catalog.splits["train"]
-    read = _evenly(len(split), TITLES)
+    read = evenly(len(split), TITLES)
     titles = [np.asarray(split[i]["token_ids"], np.int64) for i in read.tolist()]
     head = head_mask(catalog.classes.counts["train"], head_boundary)
     counts = np.bincount(np.concatenate([*titles, np.zeros(0, np.int64)]), minlength=1)
@@ -75,7 +75,7 @@ def attention(setup: Setup, state: TrainState, catalog: Catalog) -> dict[str, An
     read_title = train_batches(catalog, setup.config).titles
     assert read_title is not None
     split, vocabulary = catalog.splits["train"], catalog.tokenizer.vocabulary
-    read = _evenly(len(split), TITLES)
+    read = evenly(len(split), TITLES)
 
     @jax.jit
     def weigh(params, batch_stats, token_ids):
@@ -103,7 +103,7 @@ def attention(setup: Setup, state: TrainState, catalog: Catalog) -> dict[str, An
     # Of classes spread from the most to the least frequent, those with a word at all.
     order = np.argsort(-catalog.classes.counts["train"][np.asarray(labels, np.int64)], kind="stable")
     candidates = [i for i in order.tolist() if len(rows[i]) > 1]
-    shown = [candidates[i] for i in _evenly(len(candidates), SHOWN_TITLES).tolist()]
+    shown = [candidates[i] for i in evenly(len(candidates), SHOWN_TITLES).tolist()]
     return {
         "highest": listed[:SHOWN_WORDS],
         "lowest": listed[::-1][: min(SHOWN_WORDS, max(0, len(listed) - SHOWN_WORDS))],
@@ -130,9 +130,3 @@ def of_words(token_ids: np.ndarray, weights: np.ndarray, vocabulary: Sequence[st
         else:
             found.append((token.removeprefix(WORD_START), weight))
     return [(word, weight * len(found)) for word, weight in found if word]
-
-
-def _evenly(size: int, most: int) -> np.ndarray:
-    """At most that many of `size` indices, evenly spread."""
-    count = min(size, most)
-    return np.arange(count) * size // max(count, 1)

@@ -158,11 +158,15 @@ class PhotoBatches:
         return {"image": image, "label": label, "image_id": image_id}
 
 
+def evenly(size: int, most: int) -> np.ndarray:
+    """At most that many of `size` indices, evenly spread."""
+    count = min(size, most)
+    return np.arange(count) * size // max(count, 1)
+
+
 def photo_batches(split: Split, preprocessing: Preprocessing, *, batch_size: int, max_photos: int = 0) -> PhotoBatches:
     """All photos of a split, or `max_photos` of them spread evenly over it."""
-    total = len(split)
-    count = min(max_photos, total) if max_photos else total
-    indices = np.arange(count) * total // max(count, 1)
+    indices = evenly(len(split), max_photos or len(split))
     return PhotoBatches(split, preprocessing, batch_size, indices, jax.process_index(), jax.process_count())
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sicot_jax import findings, post_hoc
+from sicot_jax import findings, pipeline, post_hoc
 from sicot_jax.catalog.generated import GeneratedSpec, open_generated
 from sicot_jax.heads import Classifier
 
@@ -80,4 +80,4 @@ def test_remedies_by_hand():
 
 @pytest.mark.parametrize("size, most, wanted", [(0, 3, []), (2, 3, [0, 1]), (9, 3, [0, 3, 6])])
 def test_evenly(size, most, wanted):
-    assert findings._evenly(size, most).tolist() == wanted
+    assert pipeline.evenly(size, most).tolist() == wanted

@@ -45,7 +45,7 @@ class Tested:
         return (self.top_classes[:, :top] == self.label[:, None]).any(-1)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # one is itself alone: arrays have no single answer
 class Finished:
     """What a finished run left behind."""
 

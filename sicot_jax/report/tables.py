@@ -21,7 +21,7 @@ _FREE = {"seed", *FREE_ON_RESUME}  # what does not make another arm
 UNCERTAIN = "~"  # marks a difference whose interval holds zero
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Arm:
     """Runs that differ in their seed alone."""
 
