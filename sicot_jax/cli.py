@@ -100,6 +100,11 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("report", _report, "tables and figures from finished runs")
     sub.add_argument("runs", type=Path, nargs="+", help="run folders or records; gains are against the best baseline")
     sub.add_argument("--out", type=Path, required=True, help="folder for report.md, report.html and figures")
+    sub.add_argument(
+        "--over",
+        metavar="FIELD",
+        help="gains as a curve over a field of the config, for runs of several catalogues or settings",
+    )
 
     sub = command("export-arrays", _export_arrays, "write a config's catalogue as one array file")
     config_arguments(sub)
@@ -196,9 +201,12 @@ def _evaluate(args: argparse.Namespace, _) -> None:
 
 
 def _report(args: argparse.Namespace, _) -> None:
-    from sicot_jax.report import page
+    from sicot_jax.report import curve, page
 
-    print(page.write_report(args.runs, args.out))
+    if args.over:
+        print(curve.write_curve(args.runs, args.out, over=args.over))
+    else:
+        print(page.write_report(args.runs, args.out))
 
 
 def _export_arrays(args: argparse.Namespace, overrides: Sequence[str]) -> None:

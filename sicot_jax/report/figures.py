@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,4 +127,27 @@ def plot_learning(arms: Sequence[Arm], path: Path) -> None:
         axes.plot(100 * shares, mean, ".-", ms=3, color=colour, label=arm.title)
     axes.set(xlabel="% of the run", ylabel="validation top-1, %")
     axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def plot_gains(
+    lines: Mapping[str, Sequence[tuple[float, Mapping[str, tuple[float, float, float]]]]], path: Path, *, xlabel: str
+) -> None:
+    """Gains of arms against a number, with their intervals: overall, tail and class mean side by side.
+
+    Args:
+      lines: title of an arm -> (number, group -> (gain in points, interval)) of every point.
+    """
+    figure, panels = _axes(11, 3.6, 3)
+    numbers = sorted({value for points in lines.values() for value, _ in points})
+    apart = 0.012 * (numbers[-1] - numbers[0])  # so that intervals of several arms do not cover one another
+    for axes, group in zip(panels, ("overall", "tail", "class_mean"), strict=True):
+        axes.axhline(0, color="black", linewidth=0.8)
+        for place, ((title, points), colour) in enumerate(zip(lines.items(), _COLOURS[1:], strict=False)):
+            values = np.array([value for value, _ in points]) + (place - (len(lines) - 1) / 2) * apart
+            gain, low, high = np.array([gains[group] for _, gains in points]).T
+            axes.errorbar(values, gain, [gain - low, high - gain], fmt="o-", ms=4, capsize=2, color=colour, label=title)
+        axes.set(xlabel=xlabel, ylabel="gain in top-1, points", xticks=numbers)
+        axes.set_title(group.replace("_", " "), fontsize=10)
+    panels[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)

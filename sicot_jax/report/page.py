@@ -47,11 +47,16 @@ def write_report(workdirs: Sequence[Path], out: Path) -> str:
         Heading("Runs"),
         tables.runs_table(runs),
     ]
-    for name, text in {"report.md": markdown(blocks), "report.html": html_page(blocks, out, title="Report")}.items():
+    return write_pages(blocks, out, title="Report", shown=[*training, *accuracy])
+
+
+def write_pages(blocks: Sequence[Block], out: Path, *, title: str, shown: Sequence[Block]) -> str:
+    """`report.md` and `report.html` in `out`; returns what the terminal shows of it."""
+    for name, text in {"report.md": markdown(blocks), "report.html": html_page(blocks, out, title=title)}.items():
         temporary = out / "report.tmp"
         temporary.write_text(text)
         temporary.replace(out / name)
-    return "\n" + markdown([*training, *accuracy]).rstrip()
+    return "\n" + markdown(shown).rstrip()
 
 
 def _training(arms: Sequence[Arm], runs: Sequence[Finished]) -> list[Block]:

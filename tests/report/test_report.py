@@ -11,6 +11,7 @@ from sicot_jax.errors import InputError
 from sicot_jax.metrics import accuracy
 from sicot_jax.post_hoc import VARIANTS
 from sicot_jax.report import figures, finished
+from sicot_jax.report.curve import write_curve
 from sicot_jax.report.document import Table, html_page, markdown_table
 from sicot_jax.report.figures import plot_histogram
 from sicot_jax.report.finished import read_finished, read_tested, still_improving
@@ -585,3 +586,43 @@ def test_figures_show_the_reference_among_many_arms(tmp_path, monkeypatch):
     write_report(runs, tmp_path / "report")
     assert [arm.name for arm in drawn[:3]] == ["base", "co", "smooth_1"] and len(drawn) == 8
     assert "Figures show 8 of the 10 arms" in (tmp_path / "report" / "report.md").read_text()
+
+
+def make_point(folder, value, co_training):
+    """A baseline and a run with text on the catalogue of that informativeness: another one at every value."""
+    data = {"data": f"{value}" * 16, "test_set": f"{value}" * 16}
+    at = {"generated": {"informativeness": value}}
+    base = make_run(folder / "baseline/rate_0.1/seed_3", FIRST, hashes=data, data=at, loss={"mixed": 0.0})
+    text = make_run(folder / "co_training/rate_0.2/seed_3", co_training, hashes=data, data=at, loss={"mixed": 1.0})
+    return [text, base]
+
+
+def test_gains_over_a_field_of_the_config(tmp_path):
+    runs = make_point(tmp_path / "half", 0.5, SECOND) + make_point(tmp_path / "none", 0.0, FIRST)
+    table = write_curve(runs, tmp_path / "out", over="data.generated.informativeness")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if "|" in line]
+    gain = {row[0]: row[2] for row in rows if row[1] == "co-training - baseline"}
+    assert gain["0"].startswith("~+0.00")
+    assert gain["0.5"].startswith("~+37.50")  # 6 of 8 instead of 3
+    assert [row[0] for row in rows[2:]] == ["0"] * 3 + ["0.5"] * 3
+    assert (tmp_path / "out" / "report.html").read_text().count("data:image/png") == 1
+    with Image.open(tmp_path / "out" / "gains.png") as image:
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 3
+
+
+def test_a_curve_wants_a_number_of_several_values(tmp_path):
+    runs = make_point(tmp_path / "half", 0.5, SECOND)
+    with pytest.raises(InputError, match="0.5 in all of these runs"):
+        write_curve(runs, tmp_path / "out", over="data.generated.informativeness")
+    with pytest.raises(InputError, match="nonsense is None, wanted a number"):
+        write_curve(runs, tmp_path / "out", over="nonsense")
+    with pytest.raises(InputError, match="given twice"):
+        write_curve([*runs, runs[0]], tmp_path / "out", over="data.generated.informativeness")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_point_of_a_curve_compares_one_test_set(tmp_path):
+    runs = make_point(tmp_path / "half", 0.5, SECOND) + make_point(tmp_path / "none", 0.0, FIRST)
+    other = make_run(tmp_path / "other" / "seed_3", FIRST, data={"generated": {"informativeness": 0.0}})
+    with pytest.raises(InputError, match="another test set"):
+        write_curve([*runs, other], tmp_path / "out", over="data.generated.informativeness")
