@@ -176,10 +176,11 @@ def ours(config: HeadConfig):
             embeddings, label = map(np.asarray, _random(size))
             batch = mesh.to_global({"visual": embeddings[::2], "mixed": embeddings[1::2], "label": label}, device_mesh)
             label = batch.pop("label")
-            compiled = jax.jit(head, donate_argnums=2).lower(batch, label, state[0]).compile()
+            numbers = heads.numbers_of(LossConfig(visual=1.0, mixed=1.0), learning_rate=1.0)
+            compiled = jax.jit(head, donate_argnums=2).lower(batch, label, state[0], numbers).compile()
 
             def run():
-                losses, cotangents, state[0] = compiled(batch, label, state[0])
+                losses, cotangents, state[0] = compiled(batch, label, state[0], numbers)
                 return losses, cotangents, state
 
             return {"seconds": _seconds(run, steps), "temporary": compiled.memory_analysis().temp_size_in_bytes}

@@ -71,7 +71,7 @@ class BareStep:
 
 @contextlib.contextmanager
 def batch_times() -> Iterator[list[float]]:
-    """When each batch inside this context was handed to the device."""
+    """When each batch inside this context was handed to the device (of photos that lie there: their indices)."""
     times: list[float] = []
     to_device = pipeline.to_device
 
@@ -147,7 +147,10 @@ def loops(config: Config, args: argparse.Namespace, folder: Path) -> None:
         contenders[name] = lambda: loop_ms(config, catalog, args.steps)
         base_of[name] = base
 
-    add("loop, array file", with_data(config, DataConfig(source="arrays", path=str(file))), open_arrays(file), bare)
+    arrays = with_data(config, DataConfig(source="arrays", path=str(file)))
+    add("loop, array file", arrays, open_arrays(file), bare)
+    on_device = dataclasses.replace(arrays, data=dataclasses.replace(arrays.data, on_device=True))
+    add("loop, array file, photos on the device", on_device, open_arrays(file), bare)
     why = timing.missing("grain", "PIL")
     if why:
         rows.append(("loop, generated on the fly", why))

@@ -53,6 +53,8 @@ ARMS: dict[str, Arm] = {
     # Further than the paper.
     "co_training_word_dropout": Arm((*_CO_TRAINING, "data.word_dropout=0.5")),
     "co_training_title_dropout": Arm((*_CO_TRAINING, "data.title_dropout=0.5")),
+    "co_training_rising": Arm((*_CO_TRAINING, "loss.mixed_schedule=rising")),
+    "co_training_falling": Arm((*_CO_TRAINING, "loss.mixed_schedule=falling")),
     "visual_and_semantic": Arm(("loss.visual=1", "loss.semantic=1", "loss.mixed=0")),
     "three_streams": Arm(("loss.visual=1", "loss.semantic=1", "loss.mixed=1")),
     "words": Arm((*_IMAGES_ALONE, "loss.words=1")),

@@ -161,7 +161,7 @@ def loss_and_update(
     state: State,
     log_prior,
     *,
-    weights: Mapping[str, float],
+    weights: Mapping[str, Any],
     update: Update,
     num_classes: int,
     tau: float = 0.0,
@@ -185,7 +185,7 @@ def loss_and_update(
       embeddings: stream -> float32 [B, D], divided by batch, or on all devices already.
       label: int32 [B], divided by batch.
       state, log_prior: the classifier, rows divided over all devices; the state is to be donated.
-      weights: stream -> w; only the streams named here count.
+      weights: stream -> w, numbers or scalars that all devices have; only the streams named here count.
       update: applied chunk by chunk to the state's entries of those rows.
       num_classes: rows beyond it are padding: no probability, no gradient.
       tau: logit adjustment, see `losses.class_offset`; smoothing: see `losses.cross_entropy`; over all classes alone.
@@ -203,10 +203,10 @@ def loss_and_update(
     streams = tuple(weights)
     stacked = mesh_lib.replicate(jnp.stack([embeddings[stream] for stream in streams]))  # [S, B, D]
     label = mesh_lib.replicate(label)
-    factors = jnp.asarray([weights[stream] for stream in streams], jnp.float32)
+    factors = jnp.stack([jnp.asarray(weights[stream], jnp.float32) for stream in streams])
     state_specs = jax.tree.map(lambda x: mesh_lib.class_spec(x, log_prior.shape[0]), state)
 
-    def shard(stacked, label, state, log_prior, active):
+    def shard(stacked, factors, label, state, log_prior, active):
         num_streams, batch, width = stacked.shape
         shard_rows = log_prior.shape[0]
         taking = Taking(shard_rows, num_classes, active)
@@ -296,9 +296,9 @@ def loss_and_update(
     by_batch = P(None, *mesh_lib.batch_spec(2))
     losses, cotangents, state = jax.shard_map(
         shard,
-        in_specs=(P(None, None, None), P(None), state_specs, mesh_lib.CLASS, mesh_lib.CLASS),
+        in_specs=(P(None, None, None), P(None), P(None), state_specs, mesh_lib.CLASS, mesh_lib.CLASS),
         out_specs=(P(None), by_batch, state_specs),
-    )(stacked, label, state, log_prior, active)
+    )(stacked, factors, label, state, log_prior, active)
     by_stream = {stream: losses[i] for i, stream in enumerate(streams)}
     cotangent_of = {stream: cotangents[i] for i, stream in enumerate(streams)}
     return {"total": jnp.sum(losses * factors), **by_stream}, cotangent_of, state

@@ -44,6 +44,7 @@ class DataConfig:
     max_tokens: words of a title that are read.
     sampling: "uniform", "class_balanced" or "square_root".
     workers: processes that prepare batches; 0 uses threads of this process.
+    on_device: all training photos lie on every device, and a batch is gathered there; for "arrays".
     """
 
     source: str = "generated"
@@ -56,6 +57,7 @@ class DataConfig:
     max_tokens: int = 16
     sampling: str = "uniform"
     workers: int = 0
+    on_device: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +105,7 @@ class LossConfig:
     the weight of telling a title's words from its photo (`losses.word_loss`).
 
     Baseline: visual 1, mixed 0. Co-training (Eq. 1): visual 1, mixed lambda = 1. Doubled baseline: visual 2, mixed 0.
+    mixed_schedule: "constant", or linearly through the run from 0 to `mixed` ("rising") or from it to 0 ("falling").
     """
 
     visual: float = 1.0
@@ -111,6 +114,7 @@ class LossConfig:
     logit_adjustment: float = 0.0
     label_smoothing: float = 0.0
     words: float = 0.0
+    mixed_schedule: str = "constant"
 
     @property
     def with_text(self) -> bool:
@@ -259,6 +263,7 @@ FREE_ON_RESUME = (
     "mesh.model",
     "data.path",
     "data.workers",
+    "data.on_device",
     "train.checkpoint_every_seconds",
     "train.checkpoint_every_steps",
     "train.log_every_steps",
@@ -274,6 +279,7 @@ def _check(config: Config) -> None:
         "data.source": (data.source, ("generated", "imported", "arrays")),
         "data.title": (data.title, ("raw", "masked", "shuffled", "shuffled_within_class", "none")),
         "data.sampling": (data.sampling, SAMPLINGS),
+        "loss.mixed_schedule": (loss.mixed_schedule, ("constant", "rising", "falling")),
         "optim.name": (config.optim.name, ("sgd", "lars", "adamw")),
         "optim.schedule": (config.optim.schedule, ("step", "exponential", "cosine", "constant")),
         "train.compute_dtype": (train.compute_dtype, ("float32", "bfloat16")),
@@ -290,6 +296,11 @@ def _check(config: Config) -> None:
     if data.source != "generated" and not data.path:
         raise ConfigError(
             f"data.source={data.source!r} needs data.path; add --config.data.path=PATH (see sicot import)"
+        )
+    if data.on_device and data.source != "arrays":
+        raise ConfigError(
+            f"data.on_device with data.source={data.source!r}, whose photos are not of one size; write an array file (sicot "
+            "export-arrays) and set data.source=arrays"
         )
     positive = {
         "train.batch_size": train.batch_size,

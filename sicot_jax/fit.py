@@ -38,7 +38,8 @@ class DoesNotFit(InputError):
 
 
 def compile_step(setup: Setup, state: TrainState, batch_size: int) -> jax.stages.Compiled:
-    """The training step of a batch of that size, under `jax.set_mesh`: (state, batch) -> (state, losses), state donated.
+    """The training step of a batch of that size, under `jax.set_mesh`: (state, batch, numbers) -> (state, losses), the state
+    donated.
 
     Args:
       state: shapes and shardings, see `abstract_state`; what it is called with must have the same.
@@ -51,7 +52,8 @@ def compile_step(setup: Setup, state: TrainState, batch_size: int) -> jax.stages
     if config.loss.with_text:
         batch["token_ids"] = jax.ShapeDtypeStruct((batch_size, config.data.max_tokens), jnp.int32)
     batch = {name: mesh.divided(x, setup.mesh) for name, x in batch.items()}
-    return jax.jit(make_train_step(setup), donate_argnums=0).lower(state, batch).compile()
+    numbers = mesh.on_devices(jax.eval_shape(setup.numbers), setup.mesh)
+    return jax.jit(make_train_step(setup), donate_argnums=0).lower(state, batch, numbers).compile()
 
 
 def evaluation_bytes(setup: Setup, state: TrainState) -> int:

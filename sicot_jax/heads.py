@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from sicot_jax import class_sharded, losses, mesh, sampled
@@ -37,7 +39,21 @@ class Classifier:
     sampling: dict[str, jax.Array]
 
 
-Head = Callable[[Embeddings, jax.Array, Classifier], tuple[Losses, Embeddings, Classifier]]
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """What runs of one compiled step may differ in: scalars that all devices have, given to the step with every batch.
+
+    seed: uint32, of what a step draws. learning_rate: float32, the height of its schedule. weights: stream -> float32, of
+    its cross-entropy.
+    """
+
+    seed: Any
+    learning_rate: Any
+    weights: Mapping[str, Any]
+
+
+Head = Callable[[Embeddings, jax.Array, Classifier, Numbers], tuple[Losses, Embeddings, Classifier]]
 
 
 def start_classifier(
@@ -85,6 +101,11 @@ def loss_weights(config: LossConfig) -> Mapping[str, float]:
     return {stream: weight for stream, weight in weights.items() if weight}
 
 
+def numbers_of(config: LossConfig, *, learning_rate: float, seed: int = 0) -> Numbers:
+    weights = {stream: np.float32(weight) for stream, weight in loss_weights(config).items()}
+    return Numbers(np.uint32(seed), np.float32(learning_rate), weights)
+
+
 def make_head(
     config: HeadConfig,
     loss_config: LossConfig,
@@ -93,7 +114,6 @@ def make_head(
     tx: optax.GradientTransformation,
     catch_up: CatchUp,
     trust_ratio: TrustRatio | None = None,
-    seed: int = 0,
     still: int = 0,
     dtype=jnp.float32,
 ) -> Head:
@@ -107,33 +127,46 @@ def make_head(
     Args:
       num_classes: rows of the kernel beyond it are padding: no probability, no gradient.
       tx: of {"classifier": {"kernel", "bias"}}; works element by element, since it is applied to some rows at a time,
-        but for a trust ratio that it is given.
+        but for a trust ratio that it is given, and the learning rate.
       catch_up: what tx would have done to rows that missed steps; for the sampled heads.
       trust_ratio: of tx, where it scales by the norm of the whole kernel (LARS); for "class_sharded".
-      seed: of the sampled classes.
       still: last columns of the kernel that keep their values; not for the sampled heads.
       dtype: of the inputs of the products; sums, softmax and loss are float32.
     """
-    weights = loss_weights(loss_config)
+    streams = tuple(loss_weights(loss_config))
     tau, smoothing = loss_config.logit_adjustment, loss_config.label_smoothing
 
     def update(gradient, state, **scaling):
         params = {"classifier": {"kernel": state["kernel"], "bias": state["bias"]}}
+        scaling["learning_rate"] = state["learning_rate"]
         updates, opt_state = tx.update({"classifier": gradient}, state["opt_state"], params, **scaling)
-        new = {**optax.apply_updates(params, updates)["classifier"], "opt_state": opt_state}
+        new = {**state, **optax.apply_updates(params, updates)["classifier"], "opt_state": opt_state}
         if still:
             learns = jnp.arange(new["kernel"].shape[1]) < new["kernel"].shape[1] - still
             new["kernel"] = jnp.where(learns, new["kernel"], state["kernel"])
         return new
 
-    def dense(embeddings: Embeddings, label, classifier: Classifier):
+    def state_of(classifier: Classifier, numbers: Numbers):
+        """What an update changes, and the learning rate that it reads."""
+        return {
+            "kernel": classifier.kernel,
+            "bias": classifier.bias,
+            "opt_state": classifier.opt_state,
+            "learning_rate": jnp.asarray(numbers.learning_rate),
+        }
+
+    def updated(classifier: Classifier, state, **sampling):
+        changed = {name: state[name] for name in ("kernel", "bias", "opt_state")}
+        return dataclasses.replace(classifier, **changed, **sampling)
+
+    def dense(embeddings: Embeddings, label, classifier: Classifier, numbers: Numbers):
         def loss(embeddings, params):
             return losses.co_training_loss(
                 embeddings,
                 label,
                 mesh.replicate(params["kernel"]),
                 mesh.replicate(params["bias"]),
-                weights=weights,
+                weights=numbers.weights,
                 log_prior=mesh.replicate(classifier.log_prior),
                 tau=tau,
                 smoothing=smoothing,
@@ -143,13 +176,15 @@ def make_head(
 
         params = {"kernel": classifier.kernel, "bias": classifier.bias}
         (total, by_stream), (cotangents, gradient) = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
-            {stream: mesh.divide(embeddings[stream]) for stream in weights}, params
+            {stream: mesh.divide(embeddings[stream]) for stream in streams}, params
         )
-        state = update(gradient, {**params, "opt_state": classifier.opt_state})
-        return {"total": total, **by_stream}, cotangents, dataclasses.replace(classifier, **state)
+        return (
+            {"total": total, **by_stream},
+            cotangents,
+            updated(classifier, update(gradient, state_of(classifier, numbers))),
+        )
 
     streaming = {
-        "weights": weights,
         "num_classes": num_classes,
         "tau": tau,
         "smoothing": smoothing,
@@ -158,12 +193,18 @@ def make_head(
         "keep_logits": None if config.keep_logits == "no" else jnp.dtype(config.keep_logits),
     }
 
-    def sharded(embeddings: Embeddings, label, classifier: Classifier):
-        state = {"kernel": classifier.kernel, "bias": classifier.bias, "opt_state": classifier.opt_state}
+    def sharded(embeddings: Embeddings, label, classifier: Classifier, numbers: Numbers):
         values, cotangents, state = class_sharded.loss_and_update(
-            embeddings, label, state, classifier.log_prior, update=update, trust_ratio=trust_ratio, **streaming
+            embeddings,
+            label,
+            state_of(classifier, numbers),
+            classifier.log_prior,
+            weights=numbers.weights,
+            update=update,
+            trust_ratio=trust_ratio,
+            **streaming,
         )
-        return values, cotangents, dataclasses.replace(classifier, **state)
+        return values, cotangents, updated(classifier, state)
 
     def fresh(state):
         return catch_up(state, missed=state["step"] - state["touched"], step=state["step"])
@@ -172,9 +213,9 @@ def make_head(
         step = state["step"] + 1
         return {**update(gradient, state), "step": step, "touched": jnp.maximum(state["touched"], step)}
 
-    def of_some(embeddings: Embeddings, label, classifier: Classifier):
+    def of_some(embeddings: Embeddings, label, classifier: Classifier, numbers: Numbers):
         sampling = dict(classifier.sampling)
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 2), sampling["step"])
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(numbers.seed), 2), sampling["step"])
         if config.kind == "knn":
             sampling["neighbours"] = jax.lax.cond(
                 sampling["step"] % config.rebuild_steps == 0,
@@ -187,18 +228,20 @@ def make_head(
         else:
             rows = classifier.kernel.shape[0]
             active = sampled.uniform_classes(key, label, num_rows=rows, rate=config.sample_rate)
-        state = {
-            "kernel": classifier.kernel,
-            "bias": classifier.bias,
-            "opt_state": classifier.opt_state,
-            "step": sampling["step"],
-            "touched": sampling["touched"],
-        }
+        taken = {name: sampling[name] for name in ("step", "touched")}
         values, cotangents, state = class_sharded.loss_and_update(
-            embeddings, label, state, classifier.log_prior, update=update_taken, active=active, fresh=fresh, **streaming
+            embeddings,
+            label,
+            {**state_of(classifier, numbers), **taken},
+            classifier.log_prior,
+            weights=numbers.weights,
+            update=update_taken,
+            active=active,
+            fresh=fresh,
+            **streaming,
         )
-        sampling |= {"step": state.pop("step"), "touched": state.pop("touched")}
-        return values, cotangents, dataclasses.replace(classifier, **state, sampling=sampling)
+        sampling |= {name: state[name] for name in taken}
+        return values, cotangents, updated(classifier, state, sampling=sampling)
 
     return {"class_sharded": sharded, "sampled": of_some, "knn": of_some, "dense": dense}[config.kind]
 

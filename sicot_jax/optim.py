@@ -126,7 +126,8 @@ def make_tx(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTran
     "lars":  sgd with each kernel's step scaled to its norm, the learning rate inside the momentum, as `optax.lars`
     "adamw": decoupled decay
 
-    Of lars an update may be given the `trust_ratio` of the kernel (`TrustRatio`) whose rows it updates.
+    Of lars an update may be given the `trust_ratio` of the kernel (`TrustRatio`) whose rows it updates; any update a
+    `learning_rate`, which the schedule's is multiplied by.
     """
     match config.name:
         case "sgd":
@@ -149,7 +150,19 @@ def make_tx(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTran
             lambda path, _: TRAINED if trains(config, path_name(path)) else FROZEN, params
         )
 
-    return optax.partition({TRAINED: tx, FROZEN: optax.set_to_zero()}, label)
+    return _times_learning_rate(optax.partition({TRAINED: tx, FROZEN: optax.set_to_zero()}, label))
+
+
+def _times_learning_rate(tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """An update's `learning_rate`, where it is given one, times what tx makes of it: each of ours is linear in the rate."""
+
+    def update(updates, state, params=None, *, learning_rate=None, **extra_args):
+        updates, state = tx.update(updates, state, params, **extra_args)
+        if learning_rate is not None:
+            updates = jax.tree.map(lambda x: learning_rate * x, updates)
+        return updates, state
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 CatchUp = Callable[..., dict[str, Any]]  # (rows of the classifier's state, *, missed, step) -> the same, up to date
@@ -158,8 +171,9 @@ CatchUp = Callable[..., dict[str, Any]]  # (rows of the classifier's state, *, m
 def make_catch_up(config: OptimConfig, schedule: optax.Schedule) -> CatchUp:
     """What SGD does to classifier rows in m steps without gradient, but for the movement that momentum still had in it.
 
-    momentum * mu^m and kernel * (1 - lr * decay)^m with the learning rate of now, as Partial FC's and KNN softmax's rows
-    are frozen while they take no part. For AdamW there is none: the config refuses it with a sampled head.
+    momentum * mu^m and kernel * (1 - lr * decay)^m with the learning rate of now (the schedule's times the state's
+    "learning_rate"), as Partial FC's and KNN softmax's rows are frozen while they take no part. For AdamW there is none: the
+    config refuses it with a sampled head.
     """
     decays = trains(config, "classifier/kernel")
 
@@ -168,7 +182,8 @@ def make_catch_up(config: OptimConfig, schedule: optax.Schedule) -> CatchUp:
         momenta = jax.tree.map(lambda m: m * (config.momentum**missed).reshape(-1, *(1,) * (m.ndim - 1)), momenta)
         new = {**state, "opt_state": mesh.join_per_class(momenta, counts)}
         if decays:
-            new["kernel"] = state["kernel"] * ((1 - schedule(step) * config.weight_decay) ** missed)[:, None]
+            rate = state["learning_rate"] * schedule(step)
+            new["kernel"] = state["kernel"] * ((1 - rate * config.weight_decay) ** missed)[:, None]
         return new
 
     return catch_up

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -52,7 +52,10 @@ class TitleReader:
 
     def __call__(self, record: Record, index: int, position: int) -> np.ndarray:
         """int32 [max_tokens], padded with 0; words and titles dropped by the position."""
-        ids = self._ids(record, index)
+        return self.read(self.ids(record, index), position)
+
+    def read(self, ids: np.ndarray, position: int) -> np.ndarray:
+        """What that position reads of a whole title's ids."""
         if self.config.title_dropout or self.config.word_dropout:
             rng = generator(TITLES, self.seed, position)
             ids = ids[rng.random(len(ids)) >= self.config.word_dropout]
@@ -62,7 +65,7 @@ class TitleReader:
 
     def undropped(self, record: Record, index: int) -> np.ndarray:
         """int32 [max_tokens], padded with 0, every word there."""
-        return self._padded(self._ids(record, index))
+        return self._padded(self.ids(record, index))
 
     def _padded(self, ids: np.ndarray) -> np.ndarray:
         padded = np.zeros(self.config.max_tokens, np.int32)
@@ -70,7 +73,8 @@ class TitleReader:
         padded[: len(ids)] = ids
         return padded
 
-    def _ids(self, record: Record, index: int) -> np.ndarray:
+    def ids(self, record: Record, index: int) -> np.ndarray:
+        """int32 [words], the whole title's."""
         match self.config.title:
             case "none":
                 ids = np.zeros(0, np.int32)
@@ -93,27 +97,43 @@ def _photo(preprocessing: Preprocessing, record: Record) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class TrainBatches:
-    """step -> this process's part of the training batch: image uint8, label, and token_ids where titles are read."""
+    """step -> this process's part of the training batch: image uint8, label, and token_ids where titles are read.
+
+    With `known_titles` (ids of every record's) the photos lie on the devices already: "index" stands in place of image, and
+    no record is read.
+    """
 
     split: Split
     sampler: Sampler
     preprocessing: Preprocessing
     titles: TitleReader | None
+    known_titles: Sequence[np.ndarray] | None = None
     process_index: int = 0
     process_count: int = 1
 
     def __call__(self, step: int) -> Batch:
         indices = self.sampler(step)
         share = len(indices) // self.process_count
-        mine = range(self.process_index * share, (self.process_index + 1) * share)
+        start = self.process_index * share
+        mine = indices[start : start + share]
+        first = self.sampler.plan.first_position(step) + start
+        return self._read(mine, first) if self.known_titles is None else self._known(mine, first, self.known_titles)
+
+    def _known(self, indices: np.ndarray, first: int, known_titles: Sequence[np.ndarray]) -> Batch:
+        batch = {"index": indices.astype(np.int32), "label": np.asarray(self.split.labels[indices], np.int32)}
+        if self.titles is None:
+            return batch
+        tokens = [self.titles.read(known_titles[index], first + place) for place, index in enumerate(indices.tolist())]
+        return batch | {"token_ids": np.stack(tokens)}
+
+    def _read(self, indices: np.ndarray, first: int) -> Batch:
         images, labels, tokens = [], [], []
-        for place in mine:
-            index = int(indices[place])
+        for place, index in enumerate(indices.tolist()):
             record = self.split[index]
             images.append(_photo(self.preprocessing, record))
             labels.append(record["class_id"])
             if self.titles is not None:
-                tokens.append(self.titles(record, index, self.sampler.plan.first_position(step) + place))
+                tokens.append(self.titles(record, index, first + place))
         batch = {"image": np.stack(images), "label": np.asarray(labels, np.int32)}
         return batch | ({"token_ids": np.stack(tokens)} if self.titles is not None else {})
 
@@ -123,7 +143,10 @@ def train_batches(catalog: Catalog, config: Config) -> TrainBatches:
     plan = config.train.batch_plan(len(split))
     sampler = Sampler(split.labels, plan.batch_size, config.seed, config.data.sampling, plan.doubled_at)
     titles = TitleReader(catalog, config) if config.loss.with_text else None
-    return TrainBatches(split, sampler, config.preprocessing, titles, jax.process_index(), jax.process_count())
+    known: list[np.ndarray] | None = None
+    if config.data.on_device:
+        known = [titles.ids(split[i], i) for i in range(len(split))] if titles else []
+    return TrainBatches(split, sampler, config.preprocessing, titles, known, jax.process_index(), jax.process_count())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,3 +242,20 @@ def _start_worker(index: int, count: int) -> None:
 def to_device(batch: Batch, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
     """The arrays of a batch, divided over all devices; strings stay on the host."""
     return mesh_lib.to_global({name: array for name, array in batch.items() if array.dtype != object}, mesh)
+
+
+class DevicePhotos:
+    """All training photos on every device; batches of "index" get their photos there."""
+
+    def __init__(self, catalog: Catalog, mesh: jax.sharding.Mesh):
+        images = catalog.splits["train"].images  # type: ignore[attr-defined]  # an array file's
+        self.mesh = mesh
+        self.images = jax.make_array_from_callback(
+            images.shape, jax.sharding.NamedSharding(mesh, jax.P()), lambda index: np.asarray(images[index])
+        )
+        self._gather = jax.jit(lambda images, index: images.at[index].get(out_sharding=mesh_lib.batch_spec(4)))
+
+    def __call__(self, batch: Batch) -> dict[str, jax.Array]:
+        """As `to_device` of a batch with its photos."""
+        placed = to_device(batch, self.mesh)
+        return placed | {"image": self._gather(self.images, placed.pop("index"))}

@@ -168,6 +168,9 @@ class Plan:
     def beside_step(self) -> dict[str, int]:
         """Item -> bytes that are held while a step runs, and are not the step's."""
         items = {"batch: the next one": self.batch()}
+        if self.config.data.on_device:
+            side = self.config.preprocessing
+            items["photos: all of training"] = 3 * side.resize_height * side.resize_width * self.shape.train_photos
         if self.platform == "cpu":  # accelerators copy to the host
             # Steps go on in new arrays while a save still writes the old ones; one save at a time. Measured: 1.01 times a
             # state of 787 MiB (resident 1298 MiB before the save, 2096 while it is written).

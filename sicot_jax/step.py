@@ -81,6 +81,10 @@ class Setup:
     steps: int
     steps_per_epoch: float
 
+    def numbers(self) -> heads.Numbers:
+        """Of its config, as NumPy scalars."""
+        return heads.numbers_of(self.config.loss, learning_rate=self.config.optim.learning_rate, seed=self.config.seed)
+
     def epoch_at(self, step: int) -> float:
         """Epochs done before that step."""
         return self.plan.batches_before(step) / self.steps_per_epoch
@@ -106,8 +110,10 @@ def make_setup(config: Config, shape: DataShape, device_mesh) -> Setup:
     steps_per_epoch = shape.train_photos / config.train.batch_size
     plan = config.train.batch_plan(shape.train_photos)
     steps = config.train.total_steps(shape.train_photos)
-    schedule = make_schedule(config.optim, plan, steps=steps, photos=shape.train_photos)
-    tx = make_tx(config.optim, schedule)
+    # Of height 1: the learning rate comes with the call, so that one compiled step serves all.
+    optim = dataclasses.replace(config.optim, learning_rate=1.0)
+    schedule = make_schedule(optim, plan, steps=steps, photos=shape.train_photos)
+    tx = make_tx(optim, schedule)
 
     def graph():
         net = new_net(config, shape)
@@ -135,7 +141,6 @@ def make_setup(config: Config, shape: DataShape, device_mesh) -> Setup:
             tx=tx,
             catch_up=make_catch_up(config.optim, schedule),
             trust_ratio=make_trust_ratio(config.optim),
-            seed=config.seed,
             still=shape.word_width if config.model.title_prototypes == "tied" else 0,
             dtype=compute_dtype(config),
         ),
@@ -202,7 +207,7 @@ def kernels_sent_in_part(config: Config, params: dict) -> dict[str, tuple[int, .
 
 
 def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | None = None):
-    """The step: (state, batch) -> (state, losses); to be jitted with the state donated.
+    """The step: (state, batch[, numbers]) -> (state, losses); to be jitted with the state donated.
 
     forward -> head(embeddings, label, classifier) -> backward -> optax. `losses` holds "total", the mean cross-entropy
     of each stream, and each of `extra_losses` (named pure functions of (outputs, batch), added to the total).
@@ -214,6 +219,8 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
     forward again and backward from its share of the cotangents, so that memory is that of one micro-batch. While one is
     in the streams, the embeddings of the one before travel. Batch-norm statistics are those of each micro-batch. Extra
     losses are means over micro-batches.
+
+    `numbers` are the config's own where none are given, compiled in.
 
     How many micro-batches a batch has follows from its size, theirs being fixed; so each size of a batch that grows
     compiles once. ValueError (when traced) for a size that they do not divide.
@@ -262,15 +269,15 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
         full = {name: extra[name] / parts + cotangents.get(name, 0) for name in outputs}
         return vjp(full)[0], values
 
-    def whole(stacked, state, photos, batch):
+    def whole(stacked, state, photos, batch, numbers):
         outputs, vjp, batch_stats = linearise(stacked, state.batch_stats, photos, batch)
         losses, cotangents, classifier = setup.head(
-            {stream: outputs[stream] for stream in streams}, batch["label"], state.classifier
+            {stream: outputs[stream] for stream in streams}, batch["label"], state.classifier, numbers
         )
         gradient, values = pull_back(outputs, vjp, batch, cotangents)
         return losses, classifier, gradient, batch_stats, values
 
-    def in_parts(parts, stacked, state, photos, batch):
+    def in_parts(parts, stacked, state, photos, batch, numbers):
         def cut(x):
             # [B, ...] -> [parts, B / parts, ...]; part p takes rows p, p + parts, ..., so that no row changes its device.
             shape = (x.shape[0] // parts, parts, *x.shape[1:])
@@ -291,7 +298,7 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
         nothing = jnp.zeros((micro_batch, state.classifier.kernel.shape[1]), out_sharding=mesh.batch_spec(2))
         last, gathered = jax.lax.scan(embed, dict.fromkeys(streams, nothing), (cut_photos, batches))
         losses, cotangents, classifier = setup.head(
-            jax.tree.map(join, gathered, last), batch["label"], state.classifier
+            jax.tree.map(join, gathered, last), batch["label"], state.classifier, numbers
         )
 
         def one(carry, part):
@@ -305,8 +312,13 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
         (gradient, batch_stats), values = jax.lax.scan(one, start, (cut_photos, batches, jax.tree.map(cut, cotangents)))
         return losses, classifier, gradient, batch_stats, jax.tree.map(jnp.mean, values)
 
-    def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, heads.Losses]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    def train_step(
+        state: TrainState, batch: dict[str, jax.Array], numbers: heads.Numbers | None = None
+    ) -> tuple[TrainState, heads.Losses]:
+        numbers = numbers or setup.numbers()
+        weights = losses_lib.weights_at(state.step / setup.steps, numbers.weights, config.loss.mixed_schedule)
+        numbers = dataclasses.replace(numbers, weights=weights)
+        key = jax.random.fold_in(jax.random.key(numbers.seed), state.step)
         photos = batch["image"], draw(key, batch["image"])
         batch = {name: value for name, value in batch.items() if name != "image"}
         size = len(batch["label"])
@@ -314,13 +326,17 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
         if rest or not parts:
             raise ValueError(f"a batch of {size} photos, wanted a multiple of micro-batches of {micro_batch}")
         run = whole if parts == 1 else functools.partial(in_parts, parts)
-        losses, classifier, gradient, batch_stats, values = run(exchange.copies(state.params), state, photos, batch)
+        losses, classifier, gradient, batch_stats, values = run(
+            exchange.copies(state.params), state, photos, batch, numbers
+        )
         losses = {**losses, **values, "total": losses["total"] + sum(values.values(), jnp.zeros(()))}
         if state.unsent:
             gradient, unsent = exchange.largest_summed(gradient, state.unsent, ratio=config.train.gradient_ratio)
         else:
             gradient, unsent = exchange.summed(gradient), {}
-        updates, opt_state = setup.tx.update(gradient, state.opt_state, state.params)
+        updates, opt_state = setup.tx.update(
+            gradient, state.opt_state, state.params, learning_rate=numbers.learning_rate
+        )
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, batch_stats, opt_state, classifier, unsent), losses
 

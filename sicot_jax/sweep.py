@@ -88,9 +88,12 @@ def run(
     """Train what is not trained yet; a record of each run in `records` when it ends. Returns the records of the chosen rates.
 
     Runs go seed by seed, so that a sweep that is stopped has all arms at the seeds that it has. Arms that go on from
-    another one stand after it.
+    another one stand after it. Seeds and learning rates of an arm share its compiled step (`heads.Numbers`), which is kept in
+    `workdir`, or where JAX's compilation cache is already.
     """
     check(config, arms, rates, seeds)
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(workdir.resolve() / "compiled"))
     catalog = open_catalog(config.data)
     check_with(catalog, config, arms, rates)
     total = len(arms) * (len(rates) + len(seeds) - 1)

@@ -274,12 +274,13 @@ class _Loop:
         if missing := set(setup.plan.sizes(first, setup.steps)) - self.train_steps.keys():
             self._compile(missing)
         evaluate_every = max(1, round(config.evaluate_every_epochs * setup.steps_per_epoch))
+        numbers = mesh.copy_to_all(setup.numbers(), setup.mesh)
+        on_device = pipeline.DevicePhotos(self.catalog, setup.mesh) if self.config.data.on_device else None
         last_save, pending = time.monotonic(), None
         with _Signals() as signals, contextlib.closing(self._batches(first)) as batches:
             for step, batch in enumerate(batches, first + 1):
-                state, losses = self.train_steps[setup.plan.size(step - 1)](
-                    state, pipeline.to_device(batch, setup.mesh)
-                )
+                placed = on_device(batch) if on_device else pipeline.to_device(batch, setup.mesh)
+                state, losses = self.train_steps[setup.plan.size(step - 1)](state, placed, numbers)
                 if pending is not None:
                     self._read(*pending)
                 pending = step, losses

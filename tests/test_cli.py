@@ -49,18 +49,20 @@ def test_the_main_job_end_to_end(tmp_path, capsys):
 
 
 def test_arrays_train_like_the_catalogue_they_came_from(tmp_path, capsys):
-    """The same photos and words in the same order give the same run, to the bit."""
+    """The same photos and words in the same order give the same run, to the bit; also with all photos on the devices."""
     assert cli.main(["export-arrays", "--config=tiny", f"--out={tmp_path / 'tiny.npz'}"]) == 0
     arrays = ["--config.data.source=arrays", f"--config.data.path={tmp_path / 'tiny.npz'}"]
-    for name, extra in {"generated": [], "arrays": arrays}.items():
-        assert cli.main(["train", *TINY, f"--workdir={tmp_path / name}", *extra]) == 0
-    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("generated", "arrays")]
-    assert results[0]["accuracy"] == results[1]["accuracy"]
-    logs = [
+    kinds = {"generated": [], "arrays": arrays, "on_device": [*arrays, "--config.data.on_device=true"]}
+    for name, extra in kinds.items():
+        command = ["train", *TINY, f"--workdir={tmp_path / name}", "--config.data.word_dropout=0.3", *extra]
+        assert cli.main(command) == 0
+    first, *others = [json.loads((tmp_path / name / "results.json").read_text())["accuracy"] for name in kinds]
+    assert all(accuracy == first for accuracy in others)
+    first, *others = [
         [json.loads(line).get("total") for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
-        for name in ("generated", "arrays")
+        for name in kinds
     ]
-    assert logs[0] == logs[1]
+    assert all(log == first for log in others)
 
 
 def test_an_array_file_of_another_photo_size_is_refused(tmp_path, capsys):

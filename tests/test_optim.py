@@ -85,6 +85,24 @@ def test_lars_is_that_of_optax(nesterov):
     np.testing.assert_array_equal(params["frozen"], frozen["frozen"])
 
 
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+def test_a_learning_rate_may_come_with_the_update(name):
+    """A schedule of height 1 and 0.3 given is a schedule of height 0.3."""
+    config, rng = dataclasses.replace(LARS, name=name), np.random.default_rng(0)
+    given = optim.make_tx(config, optax.linear_schedule(1.0, 0.5, 3))
+    fixed = optim.make_tx(config, optax.linear_schedule(0.3, 0.15, 3))
+    got = wanted = {"kernel": jnp.float32(rng.normal(size=(3, 4))), "bias": jnp.float32(rng.normal(size=4))}
+    given_state, fixed_state = given.init(got), fixed.init(wanted)
+    for _ in range(3):
+        gradient = jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)), got)
+        updates, given_state = given.update(gradient, given_state, got, learning_rate=jnp.float32(0.3))
+        got = optax.apply_updates(got, updates)
+        updates, fixed_state = fixed.update(gradient, fixed_state, wanted)
+        wanted = optax.apply_updates(wanted, updates)
+    for key in wanted:
+        np.testing.assert_allclose(got[key], wanted[key], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("kernel_scale, gradient_scale, decay", [(1, 1, 0.1), (0, 1, 0.1), (1, 0, 0.0), (1, 0, 0.1)])
 def test_trust_ratio_of_rows_added_up_is_that_of_the_whole(kernel_scale, gradient_scale, decay):
     """Also where a norm is zero, and the ratio 1."""
@@ -109,7 +127,7 @@ NUM_CLASSES, WIDTH, BATCH, STEPS = 37, 5, 16, 3
 WEIGHTS = LossConfig(visual=1.0, mixed=0.5, logit_adjustment=1.0)
 
 
-def run_head(head, config, tx, device_mesh):
+def run_head(head, config, tx, device_mesh, *, learning_rate=1.0):
     """(losses, cotangents) of each of three steps, then kernel, bias and optimizer state, padding cut off."""
     rng = np.random.default_rng(0)
     prior = np.zeros(mesh.pad_classes(NUM_CLASSES, device_mesh), np.float32)
@@ -124,7 +142,8 @@ def run_head(head, config, tx, device_mesh):
         batch = {s: 3 * rng.normal(size=(BATCH, WIDTH)).astype(np.float32) for s in ("visual", "mixed")}
         batch["label"] = rng.integers(0, NUM_CLASSES, BATCH).astype(np.int32)
         batch = mesh.to_global(batch, device_mesh)
-        losses, cotangents, classifier = head(batch, batch.pop("label"), classifier)
+        numbers = heads.numbers_of(WEIGHTS, learning_rate=learning_rate)
+        losses, cotangents, classifier = head(batch, batch.pop("label"), classifier, numbers)
         seen.append((losses, cotangents))
     after = jax.device_get((classifier.kernel, classifier.bias, jax.tree.leaves(classifier.opt_state)))
     return jax.device_get(seen), jax.tree.map(lambda x: x[:NUM_CLASSES] if x.ndim else x, after)
@@ -135,7 +154,8 @@ def dense_lars():
     """The dense head with optax's own LARS on one device."""
     device_mesh = mesh.make_mesh(devices=jax.devices()[:1])
     config = HeadConfig(kind="dense")
-    tx = optax_lars(LARS, optax.constant_schedule(LARS.learning_rate))
+    unit = optax_lars(LARS, optax.constant_schedule(1.0))
+    tx = optax.with_extra_args_support(optax.chain(unit, optax.scale(LARS.learning_rate)))
     with jax.set_mesh(device_mesh):
         head = heads.make_head(config, WEIGHTS, num_classes=NUM_CLASSES, tx=tx, catch_up=lambda state, **_: state)
         return run_head(head, config, tx, device_mesh)
@@ -149,7 +169,7 @@ def lars_setup(head, device_mesh):
 
 def assert_equals_dense(head, dense_lars, device_mesh):
     setup = lars_setup(head, device_mesh)
-    got = run_head(setup.head, head, setup.tx, device_mesh)
+    got = run_head(setup.head, head, setup.tx, device_mesh, learning_rate=LARS.learning_rate)
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(dense_lars), strict=True):
         name = jax.tree_util.keystr(path)
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * np.abs(b).max(), err_msg=name)

@@ -90,7 +90,7 @@ def compiled_head(config, device_mesh):
         embedding = mesh.divided(jax.ShapeDtypeStruct((BATCH, WIDTH), jnp.float32), device_mesh)
         label = mesh.divided(jax.ShapeDtypeStruct((BATCH,), jnp.int32), device_mesh)
         embeddings = {stream: embedding for stream in heads.loss_weights(config.loss)}
-        return jax.jit(setup.head, donate_argnums=2).lower(embeddings, label, classifier).compile()
+        return jax.jit(setup.head, donate_argnums=2).lower(embeddings, label, classifier, setup.numbers()).compile()
 
 
 def collectives(compiled) -> dict[str, int]:

@@ -127,8 +127,8 @@ def run_head(config, device_mesh, *, steps, num_classes=37, batch=16, width=5):
         num_classes=num_classes,
         tx=tx,
         catch_up=optim.make_catch_up(SGD, schedule),
-        seed=4,
     )
+    numbers = heads.numbers_of(LossConfig(visual=1.0, mixed=0.5), learning_rate=1.0, seed=4)
     rng = np.random.default_rng(0)
     prior = np.zeros(mesh.pad_classes(num_classes, device_mesh), np.float32)
     prior[:num_classes] = np.log(rng.dirichlet(np.ones(num_classes)))
@@ -143,7 +143,7 @@ def run_head(config, device_mesh, *, steps, num_classes=37, batch=16, width=5):
         label = rng.integers(0, num_classes, batch).astype(np.int32)
         placed = place(device_mesh, label=label, **embeddings)
         label_placed = placed.pop("label")
-        values, cotangents, classifier = head(placed, label_placed, classifier)
+        values, cotangents, classifier = head(placed, label_placed, classifier, numbers)
         batches.append((embeddings, label))
         losses.append(jax.device_get((values, cotangents)))
     return before, jax.device_get(classifier), batches, losses

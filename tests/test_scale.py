@@ -56,9 +56,10 @@ def test_the_million_class_head_is_exact_in_its_memory_and_sends_only_embeddings
         classifier = mesh.on_devices(classifier, device_mesh)
         embedding = mesh.divided(jax.ShapeDtypeStruct((batch, width), jnp.float32), device_mesh)
         label = mesh.divided(jax.ShapeDtypeStruct((batch,), jnp.int32), device_mesh)
+        numbers = heads.numbers_of(config_lib.LossConfig(), learning_rate=0.1)
         compiled = (
             jax.jit(head, donate_argnums=2)
-            .lower({"visual": embedding, "mixed": embedding}, label, classifier)
+            .lower({"visual": embedding, "mixed": embedding}, label, classifier, numbers)
             .compile()
         )
     check_collectives(compiled, largest=2 * batch * width)

@@ -119,6 +119,42 @@ def test_stream_losses_add_up(reference):
     np.testing.assert_allclose(losses["total"], expected, rtol=1e-6)
 
 
+def test_seeds_learning_rates_and_weights_share_one_program():
+    """They come with the call; what else differs does not."""
+    device_mesh = on(4, 2)
+
+    def program(**changed):
+        config = dataclasses.replace(tiny(), **changed)
+        with jax.set_mesh(device_mesh):
+            setup = make_setup(config, SHAPE, device_mesh)
+            batch = mesh.to_global(host_batch(), device_mesh)
+            step = jax.jit(make_train_step(setup), donate_argnums=0)
+            return step.lower(abstract_state(setup), batch, setup.numbers()).as_text()
+
+    first, optim, loss = program(), tiny().optim, tiny().loss
+    assert program(seed=7, optim=dataclasses.replace(optim, learning_rate=0.02)) == first
+    assert program(loss=dataclasses.replace(loss, mixed=0.5)) == first
+    assert program(loss=dataclasses.replace(loss, mixed=0.0)) != first
+    assert program(optim=dataclasses.replace(optim, momentum=0.5)) != first
+
+
+@pytest.mark.parametrize("head", ["class_sharded", "dense"])
+def test_numbers_given_with_the_call_are_those_of_the_config(head):
+    device_mesh = on(2, 1)
+    config = tiny(head=heads.HeadConfig(kind=head), loss=config_lib.LossConfig(mixed=0.5, mixed_schedule="falling"))
+    other = dataclasses.replace(config, seed=5, optim=dataclasses.replace(config.optim, learning_rate=0.3))
+    other = dataclasses.replace(other, loss=dataclasses.replace(config.loss, visual=2.0))
+    with jax.set_mesh(device_mesh):
+        setup, given = (make_setup(c, SHAPE, device_mesh) for c in (config, other))
+        prior = mesh.to_global({"p": class_log_prior(np.ones(NUM_CLASSES), device_mesh)}, device_mesh)["p"]
+        state, batch = start_state(setup, prior), mesh.to_global(host_batch(), device_mesh)
+        got = jax.jit(make_train_step(setup))(state, batch, given.numbers())
+        wanted = jax.jit(make_train_step(given))(state, batch)
+        plain = jax.jit(make_train_step(setup))(state, batch)
+    assert_close(jax.device_get(got), jax.device_get(wanted))
+    assert abs(float(got[1]["total"]) - float(plain[1]["total"])) > 0.1
+
+
 def test_micro_batches_of_the_classifier_alone_equal_the_whole_batch():
     """With streams in evaluation mode no statistic depends on the part, so accumulation must change nothing."""
     frozen = {"trainable": "classifier"}

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -35,12 +37,15 @@ def test_what_would_stop_a_later_run_stops_before_the_first(tmp_path, given):
 
 @pytest.mark.slow
 def test_a_sweep_trains_each_cell_once_and_reports_arms_over_seeds(tmp_path, capsys):
-    """Two rates for the first seed, the best of them for the second: three runs an arm."""
+    """Two rates for the first seed, the best of them for the second: three runs an arm, which compile one step."""
+    compiled = set(Path(jax.config.jax_compilation_cache_dir).glob("jit_train_step-*-cache"))
     grid = ["--arms", "baseline", "co_training", "--rates", "1", "2", "--seeds", "0", "1"]
     command = ["sweep", *QUICK, *grid, f"--workdir={tmp_path}"]
     assert cli.main(command) == 0
     printed = capsys.readouterr()
     assert "[6/6]" in printed.err and "over photos and 2 seeds" in printed.out
+    compiled_now = set(Path(jax.config.jax_compilation_cache_dir).glob("jit_train_step-*-cache"))
+    assert compiled_now and len(compiled_now - compiled) <= 2  # one an arm
     assert {line.split("|")[1].strip() for line in printed.out.splitlines() if line.startswith("| ")} >= {
         "baseline",
         "co-training",
