@@ -85,7 +85,7 @@ def check_with(catalog: Catalog, config: Config, arms: Sequence[str], rates: Seq
 def run(
     config: Config, *, arms: Sequence[str], rates: Sequence[float], seeds: Sequence[int], workdir: Path, records: Path
 ) -> list[Path]:
-    """Train what is not trained yet; a record of each run in `records` when it ends. Returns the records of the chosen rates.
+    """Train what is not trained yet; a record of each run in `records` when it ends. Returns the records.
 
     Runs go seed by seed, so that a sweep that is stopped has all arms at the seeds that it has. Arms that go on from
     another one stand after it. Seeds and learning rates of an arm share its compiled step (`heads.Numbers`), which is kept in
@@ -109,7 +109,7 @@ def run(
         train(this.config_in(workdir), workdir / this.folder, catalog=catalog)
         return write_record(workdir / this.folder, records / this.folder)
 
-    chosen = []
+    finished = []
     for name in arms:
         tried, diverged = {}, None
         for rate in rates:
@@ -121,8 +121,8 @@ def run(
         if diverged is not None and not tried:
             raise diverged
         best[name] = max(tried, key=lambda rate: validation_top1(tried[rate])) if len(rates) > 1 else rates[0]
-        chosen.append(tried[best[name]])
-    return [*chosen, *(one(name, best[name], seed) for seed in seeds[1:] for name in arms)]
+        finished += tried.values()
+    return [*finished, *(one(name, best[name], seed) for seed in seeds[1:] for name in arms)]
 
 
 def validation_top1(record: Path) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 from sicot_jax.errors import InputError
 from sicot_jax.report import figures, tables
 from sicot_jax.report.document import Block, Figure, Heading, Table, Text
-from sicot_jax.report.finished import Finished, check_comparable, read_finished, run_names
+from sicot_jax.report.finished import Finished, all_runs, check_comparable, read_finished, run_names
 from sicot_jax.report.page import write_pages
 from sicot_jax.report.tables import HEADER, UNCERTAIN, Arm, arms_of, reference
 
@@ -35,6 +35,7 @@ def write_curve(workdirs: Sequence[Path], out: Path, *, over: str) -> str:
     Runs of one value of the field are set side by side as in the report of one catalogue: against the plain baseline that is
     best on validation there. InputError for a field that the runs do not have, that is no number, or that has one value.
     """
+    workdirs = all_runs(workdirs)
     run_names(workdirs)  # refuses one that is given twice
     points = _points(workdirs, over)
     out.mkdir(parents=True, exist_ok=True)

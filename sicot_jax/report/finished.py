@@ -71,6 +71,15 @@ class Finished:
         return head_mask(self.tested.label_count, self.results["head_boundary"])
 
 
+def all_runs(folders: Sequence[Path]) -> list[Path]:
+    """Run folders and records as they are; any other folder stands for all of them below it."""
+    found = []
+    for folder in folders:
+        below = [] if (folder / "config.json").exists() else sorted(path.parent for path in folder.rglob("config.json"))
+        found += below or [folder]
+    return found
+
+
 SWEPT = re.compile(r"(after_rate|rate|seed)_")  # folders of a sweep below that of an arm
 
 

@@ -13,6 +13,7 @@ from sicot_jax.report import figures, tables
 from sicot_jax.report.document import Block, Figure, Heading, Text, Titles, html_page, markdown
 from sicot_jax.report.finished import (
     Finished,
+    all_runs,
     check_comparable,
     config_differences,
     read_finished,
@@ -24,7 +25,11 @@ from sicot_jax.report.tables import UNCERTAIN, Arm, arms_of, reference
 
 
 def write_report(workdirs: Sequence[Path], out: Path) -> str:
-    """`report.md`, `report.html` and PNGs in `out`; returns the main table. InputError where runs cannot be compared."""
+    """`report.md`, `report.html` and PNGs in `out`; returns the main table. InputError where runs cannot be compared.
+
+    A folder that is no run stands for all runs below it.
+    """
+    workdirs = all_runs(workdirs)
     names = run_names(workdirs)
     runs = [dataclasses.replace(read_finished(path), name=name) for path, name in zip(workdirs, names, strict=True)]
     check_comparable(runs)
@@ -40,6 +45,7 @@ def write_report(workdirs: Sequence[Path], out: Path) -> str:
         *_catalogue(first.first, out),
         *_paper(first.first),
         *_encoders(arms, first),
+        *_rates(arms),
         *_controls(arms, first, out),
         *_curves(arms, first, out),
         *_mistakes(arms, first),
@@ -129,6 +135,12 @@ def _paper(run: Finished) -> list[Block]:
 def _encoders(arms: Sequence[Arm], first: Arm) -> list[Block]:
     table = tables.encoder_table(arms, first)
     return [Heading("Text encoders"), table] if table else []
+
+
+def _rates(arms: Sequence[Arm]) -> list[Block]:
+    table = tables.rates_table(arms)
+    told = "Each arm takes the rate that is best on validation with the seeds that all of its rates have."
+    return [Heading("Learning rates"), Text(told), table] if table else []
 
 
 def _controls(arms: Sequence[Arm], first: Arm, out: Path) -> list[Block]:

@@ -23,11 +23,15 @@ UNCERTAIN = "~"  # marks a difference whose interval holds zero
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Arm:
-    """Runs that differ in their seed alone."""
+    """Runs that differ in their seed alone.
+
+    changed_to: variant of the finished classifier. rates: of a sweep, the same arm at every learning rate that was tried.
+    """
 
     name: str
     runs: tuple[Finished, ...]
-    changed_to: str = ""  # variant of the finished classifier
+    changed_to: str = ""
+    rates: tuple[Arm, ...] = ()
 
     @property
     def title(self) -> str:
@@ -69,6 +73,7 @@ def arms_of(runs: Sequence[Finished]) -> list[Arm]:
     """Runs of one config but for the seed become one arm, in the order of their first; runs of one seed stay apart.
 
     An arm is called what its runs' names begin with, without a sweep's learning rate and seed where arms can do without.
+    Of an arm that a sweep trained at several rates, the one that is best on validation stands for it.
     """
     together: dict[tuple, list[Finished]] = {}
     for run in runs:
@@ -78,14 +83,54 @@ def arms_of(runs: Sequence[Finished]) -> list[Arm]:
         key = json.dumps(fields, sort_keys=True), run.results["hashes"]["data"]
         same = sum(other.seed == run.seed for (k, h, _), found in together.items() if (k, h) == key for other in found)
         together.setdefault((*key, same), []).append(run)
-    groups = list(together.values())
-    names = ["/".join(_common([run.name.split("/") for run in group])) for group in groups]
-    # A sweep's folders are ARM/rate_X/seed_N: the arm says it all where there is one rate of each.
-    short = ["/".join(part for part in name.split("/") if not SWEPT.match(part)) for name in names]
-    for found in (short, names):
+    whole = [Arm("/".join(_common([run.name.split("/") for run in runs])), tuple(runs)) for runs in together.values()]
+    arms = _at_their_best_rate(whole)
+    for found in ([_without_rate_and_seed(arm) for arm in arms], [arm.name for arm in arms]):
         if len(set(found)) == len(found) and all(found):
-            return [Arm(name, tuple(group)) for name, group in zip(found, groups, strict=True)]
-    return [Arm(group[0].name, tuple(group)) for group in groups]
+            return [dataclasses.replace(arm, name=name) for arm, name in zip(arms, found, strict=True)]
+    return [dataclasses.replace(arm, name=arm.first.name) for arm in arms]
+
+
+def _without_rate_and_seed(arm: Arm) -> str:
+    """A sweep's folders are ARM/rate_X/seed_N: the arm says it all where there is one rate of each."""
+    return "/".join(part for part in arm.name.split("/") if not SWEPT.match(part))
+
+
+def _at_their_best_rate(arms: Sequence[Arm]) -> list[Arm]:
+    groups: dict[str, list[Arm]] = {}
+    for arm in arms:
+        fields = {name: v for name, v in arm.config.items() if name not in {"optim.learning_rate", *_FREE}}
+        name = _without_rate_and_seed(arm)
+        key = [fields, arm.first.results["hashes"]["data"], name] if name != arm.name else [arm.name, len(groups)]
+        groups.setdefault(json.dumps(key, sort_keys=True), []).append(arm)
+    chosen = []
+    for rates in groups.values():
+        shared = set.intersection(*(set(arm.seeds) for arm in rates))
+
+        def on_shared(arm: Arm, shared=frozenset(shared)) -> float:
+            return mean_validation(
+                dataclasses.replace(arm, runs=tuple(r for r in arm.runs if r.seed in shared) or arm.runs)
+            )
+
+        best = max(rates, key=on_shared)
+        chosen.append(dataclasses.replace(best, rates=tuple(rates)) if len(rates) > 1 else best)
+    return chosen
+
+
+def rates_table(arms: Sequence[Arm]) -> Table | None:
+    """The learning rates that a sweep tried, and which it took; None where there was no choice."""
+    rows = []
+    for arm in arms:
+        for tried in sorted(arm.rates, key=lambda tried: tried.config["optim.learning_rate"]):
+            taken = "taken" if tried.runs == arm.runs else ""
+            rate, seeds = f"{tried.config['optim.learning_rate']:g}", ", ".join(map(str, sorted(tried.seeds)))
+            shown = [
+                f"{mean_validation(tried):.2f}",
+                *(f"{mean_accuracy(tried, g):.2f}" for g in ("overall", "class_mean")),
+            ]
+            rows.append([arm.title, rate, taken, seeds, *shown])
+    header = ["arm", "learning rate", "", "seeds", "validation top-1", "test top-1", "test class mean"]
+    return Table(header, rows, texts=4) if rows else None
 
 
 def _common(names: Sequence[Sequence[str]]) -> list[str]:

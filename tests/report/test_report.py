@@ -626,3 +626,38 @@ def test_a_point_of_a_curve_compares_one_test_set(tmp_path):
     other = make_run(tmp_path / "other" / "seed_3", FIRST, data={"generated": {"informativeness": 0.0}})
     with pytest.raises(InputError, match="another test set"):
         write_curve([*runs, other], tmp_path / "out", over="data.generated.informativeness")
+
+
+def test_of_a_sweep_s_rates_the_best_on_validation_stands_for_the_arm(tmp_path):
+    """Judged by the seed that both have; the second seed of the better one is good luck, and counts in the table alone."""
+
+    def runs(arm, rate, seed, best, top1):
+        config = {"loss": {"mixed": 0.0}, "optim": {"learning_rate": rate}, "seed": seed}
+        return make_run(
+            tmp_path / "sweep" / arm / f"rate_{rate:g}" / f"seed_{seed}", best, validation=(top1,), **config
+        )
+
+    runs("baseline", 0.1, 0, FIRST, 30.0)
+    runs("baseline", 0.2, 0, SECOND, 31.0)
+    runs("baseline", 0.2, 1, SECOND, 20.0)
+    text = make_run(tmp_path / "co_training", FIRST, loss={"mixed": 1.0}, validation=(10.0,), seed=0)
+    table = cells(write_report([tmp_path / "sweep", text], tmp_path / "out"))
+    assert table["sweep/baseline"][0].startswith("75.00")  # 6 of 8, of both seeds at 0.2
+    page = (tmp_path / "out" / "report.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if "| 0.2 " in line]
+    assert ["sweep/baseline", "0.2", "taken", "0, 1", "25.50", "75.00"] in [row[:6] for row in rows]
+    assert "| sweep/baseline | 0.1" in page and "baseline/rate-0.1 - " not in page
+
+
+def test_learning_rates_that_no_sweep_made_stay_apart(tmp_path):
+    fast = make_run(tmp_path / "fast", FIRST, optim={"learning_rate": 0.2})
+    slow = make_run(tmp_path / "slow", SECOND, optim={"learning_rate": 0.1})
+    table = cells(write_report([fast, slow], tmp_path / "out"))
+    assert {"fast", "slow"} <= set(table)
+
+
+def test_an_unfinished_run_in_a_folder_of_runs_is_refused_by_name(tmp_path):
+    make_run(tmp_path / "runs" / "whole", FIRST)
+    (make_run(tmp_path / "runs" / "cut", SECOND) / "results.json").unlink()
+    with pytest.raises(InputError, match="runs/cut: not a finished run"):
+        write_report([tmp_path / "runs"], tmp_path / "out")
