@@ -1,4 +1,5 @@
-"""Convolutions of the ResNet's late maps: XLA's own against one product of patches, forward and backward.
+"""Convolutions of the ResNet's late maps, XLA's own against one product of patches; its max pooling, XLA's own against shifted
+slices. Forward and backward.
 
 python -m benchmarks.convolution
 """
@@ -6,6 +7,7 @@ python -m benchmarks.convolution
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Callable, Sequence
 
@@ -59,6 +61,53 @@ def contender(convolution: Callable, shape: Sequence[int], batch: int) -> Callab
     return run
 
 
+# (height, width, features) of what is pooled: photos of 40x30 and 224x224 pixels after the first convolution.
+POOLED = ((20, 15, 16), (112, 112, 64))
+
+
+def reduce_window(x):
+    """XLA's pooling."""
+    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
+
+
+def nine_slices(x):
+    """The maximum over nine shifted slices."""
+    height, width = x.shape[1:3]
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    slices = [
+        x[:, top : top + 2 * rows - 1 : 2, left : left + 2 * columns - 1 : 2] for top in range(3) for left in range(3)
+    ]
+    return functools.reduce(jnp.maximum, slices)
+
+
+POOLS: dict[str, Callable] = {
+    "XLA": reduce_window,
+    "nine slices": nine_slices,
+    "sicot_jax": layers.max_pool_3x3,
+}
+
+
+def pooling(pool: Callable, shape: Sequence[int], batch: int) -> Callable[[], float]:
+    """-> milliseconds of ReLU and pooling, forward and backward, compiled before."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(batch, *shape)), jnp.float32)
+
+    @jax.jit
+    def both(x):
+        y, pull = jax.vjp(lambda x: pool(jax.nn.relu(x)), x)
+        return y, pull(y)
+
+    jax.block_until_ready(both(x))
+
+    def run() -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(both(x))
+        return 1000 * (time.perf_counter() - start)
+
+    return run
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=128)
@@ -70,6 +119,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         height, width, inputs, outputs, size, stride = shape
         for name, found in times.items():
             row = f"{height}x{width}, {inputs} to {outputs}, {size}x{size} stride {stride}: {name}"
+            rows.append([row, middle(found, 1), ratio(found, times["XLA"]), spread(found, 1)])
+    for shape in POOLED:
+        times = in_turn({name: pooling(pool, shape, args.batch) for name, pool in POOLS.items()}, args.rounds)
+        for name, found in times.items():
+            row = f"pooling {'x'.join(map(str, shape))}: {name}"
             rows.append([row, middle(found, 1), ratio(found, times["XLA"]), spread(found, 1)])
     print_machine(args.rounds)
     header = ["forward and backward", "ms", "of XLA's", "ms, range"]
