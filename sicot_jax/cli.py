@@ -98,7 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     distributed_argument(sub)
 
     sub = command("report", _report, "tables and figures from finished runs")
-    sub.add_argument("runs", type=Path, nargs="+", help="run folders, records, or folders of them")
+    sub.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        help="run folders, records, or folders of them; gains are against the best baseline",
+    )
     sub.add_argument("--out", type=Path, required=True, help="folder for report.md, report.html and figures")
     sub.add_argument(
         "--over",

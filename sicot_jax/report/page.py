@@ -36,6 +36,7 @@ def write_report(workdirs: Sequence[Path], out: Path) -> str:
     out.mkdir(parents=True, exist_ok=True)
     arms = arms_of(runs)
     first = reference(arms)
+    arms = [first, *(arm for arm in arms if arm is not first)]
     training = _training(arms, runs)
     accuracy: list[Block] = [tables.accuracy_table(arms, first), *map(Text, _notes(arms, first))]
     blocks: list[Block] = [
@@ -107,7 +108,7 @@ def _notes(arms: Sequence[Arm], first: Arm) -> list[str]:
     if different:
         have = "; ".join(f"{arm.title}: {', '.join(map(str, sorted(arm.seeds)))}" for arm in arms)
         notes.append(f"Seeds ({have}): a difference is over the seeds that both arms have, a row over all of its own.")
-    if first is not arms[0] or sum(not a.with_text and not a.changed_by_hand for a in arms) > 1:
+    if sum(not a.with_text and not a.changed_by_hand for a in arms) > 1:
         notes.append(
             f"Differences are against {first.title}, of the arms without text or remedy the most accurate on validation."
         )
