@@ -74,7 +74,8 @@ def test_loop(imported):
     )
     streams = ["baseline", "co-training, bilinear"]
     bare = ["bare step", "bare step, imported"]
-    loops = ["loop, array file", "loop, generated on the fly", "loop, imported, threads"]
+    arrays = ["loop, array file", "loop, array file, photos on the device"]
+    loops = [*arrays, "loop, generated on the fly", "loop, imported, threads"]
     assert set(printed) == {"step", "loop", *streams, *bare, *loops}
     assert not [name for name, cells in printed.items() if "not measured" in cells[0]]
 
@@ -153,4 +154,22 @@ def test_borrowed_titles(tmp_path):
 
 def test_convolution():
     printed = rows("convolution", "--batch", "2")
-    assert len(printed) == 1 + 5 * 3 and printed["3x2, 128 to 128, 3x3 stride 1: XLA"][1] == "1.00"
+    assert len(printed) == 1 + (5 + 2) * 3 and printed["3x2, 128 to 128, 3x3 stride 1: XLA"][1] == "1.00"
+
+
+def test_rows_from_titles(tmp_path):
+    """Of rows that are made of the titles all is told, of others nothing; and a finished run has its rows."""
+    from benchmarks.rows_from_titles import explained
+
+    rng = np.random.default_rng(0)
+    titles, counts = rng.normal(size=(200, 6)), rng.integers(1, 30, 200)
+    groups = {"all": counts > 0, "few": counts <= 20}
+    made = explained(titles, titles @ rng.normal(size=(6, 5)) + 1, counts, groups)
+    assert min(made.values()) > 0.99
+    assert max(explained(titles, rng.normal(size=(200, 5)), counts, groups).values()) < 0.05
+    command = ["--config=tiny", "--config.train.steps=2", f"--workdir={tmp_path / 'run'}"]
+    subprocess.run([sys.executable, "-m", "sicot_jax.main", *command], cwd=ROOT, check=True, capture_output=True)
+    printed = printed_by("rows_from_titles", str(tmp_path / "run"))
+    assert set(printed) == {"R^2 of classes left out"} | {
+        f"{tmp_path / 'run'}: {name}" for name in ("its titles", "titles of other classes")
+    }

@@ -1,0 +1,94 @@
+"""How much of a finished classifier the titles of its classes tell: what text could carry from head to tail at most.
+
+python -m benchmarks.rows_from_titles RUN... (run folders, not records)
+
+Each class row w_c of the run (brought to length 1) is predicted from the class's mean title vector t_c
+(`prototypes.class_titles`) by ridge regression on four fifths of the classes, and judged on the last fifth, in turn:
+R^2 = 1 - sum |w_c - prediction|^2 / sum |w_c - mean row|^2 of the classes left out. 1: titles tell the row; 0: nothing;
+below: they mislead. Classes weigh min(photos, 20) in the fit. The penalty is the best of four for all classes, which
+flatters; the same with titles dealt out to other classes says by how much.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from benchmarks.timing import print_machine, print_table
+from sicot_jax import mesh, runs
+from sicot_jax.catalog.opening import open_catalog
+from sicot_jax.catalog.statistics import head_mask
+from sicot_jax.evaluate import head_boundary
+from sicot_jax.prototypes import class_titles
+
+PENALTIES = (1.0, 10.0, 100.0, 1000.0)
+FOLDS, ENOUGH = 5, 20
+
+
+def predicted(
+    titles: np.ndarray, rows: np.ndarray, counts: np.ndarray, penalty: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rows predicted, mean row) of every class from the others' folds: [C, E], [C, D], [C] -> [C, D] each."""
+    fold = np.random.default_rng(0).integers(0, FOLDS, len(rows))
+    found, means = np.zeros_like(rows), np.zeros_like(rows)
+    for left_out in range(FOLDS):
+        fit = fold != left_out
+        weight = np.minimum(counts, ENOUGH)[fit, None]
+        mean = (weight * rows[fit]).sum(0) / weight.sum()
+        x, y = titles[fit], rows[fit] - mean
+        solved = np.linalg.solve((weight * x).T @ x + penalty * np.eye(x.shape[1]), (weight * x).T @ y)
+        found[~fit], means[~fit] = titles[~fit] @ solved + mean, mean
+    return found, means
+
+
+def explained(
+    titles: np.ndarray, rows: np.ndarray, counts: np.ndarray, groups: dict[str, np.ndarray]
+) -> dict[str, float]:
+    """Group -> R^2 of its classes, at the penalty that is best for all."""
+
+    def of(penalty: float) -> dict[str, float]:
+        found, means = predicted(titles, rows, counts, penalty)
+        error, spread = np.square(rows - found).sum(1), np.square(rows - means).sum(1)
+        return {name: 1 - error[member].sum() / spread[member].sum() for name, member in groups.items()}
+
+    return max((of(penalty) for penalty in PENALTIES), key=lambda found: found["all"])
+
+
+def measure(workdir: Path) -> list[list[str]]:
+    run = runs.read_run(workdir)
+    device_mesh = mesh.make_mesh(devices=jax.devices()[:1])
+    run = runs.on_devices_here(run, device_mesh)
+    catalog = open_catalog(run.config.data)
+    runs.check_data(run, catalog, "measure on the catalogue it was trained on")
+    with jax.set_mesh(device_mesh):
+        _, state = runs.restore_finished(run, device_mesh)
+    counts = catalog.classes.counts["train"]
+    rows = np.asarray(state.classifier.kernel)[: len(counts)].astype(np.float64)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    titles = class_titles(catalog, run.config).astype(np.float64)
+    head = head_mask(counts, head_boundary(catalog, run.config))
+    groups = {"all": counts > 0, "head": head, "tail": ~head & (counts > 0), "few": (counts > 0) & (counts <= ENOUGH)}
+    dealt = titles[np.random.default_rng(1).permutation(len(titles))]
+    table = []
+    for name, given in {"its titles": titles, "titles of other classes": dealt}.items():
+        found = explained(given, rows, counts, groups)
+        table.append([f"{workdir}: {name}", *(f"{found[group]:.3f}" for group in groups)])
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path)
+    args = parser.parse_args(argv)
+    print_machine()
+    rows = [row for run in args.runs for row in measure(run)]
+    header = ["R^2 of classes left out", "all", "head", "tail", f"{ENOUGH} photos or fewer"]
+    print_table("Classifier rows predicted from class titles", header, rows)
+
+
+if __name__ == "__main__":
+    main()
