@@ -109,7 +109,7 @@ def run(
         train(this.config_in(workdir), workdir / this.folder, catalog=catalog)
         return write_record(workdir / this.folder, records / this.folder)
 
-    finished = []
+    finished: list[Path] = []
     for name in arms:
         tried, diverged = {}, None
         for rate in rates:

@@ -46,6 +46,7 @@ def write_report(workdirs: Sequence[Path], out: Path) -> str:
         *_catalogue(first.first, out),
         *_paper(first.first),
         *_encoders(arms, first),
+        *_added(arms, first),
         *_rates(arms),
         *_controls(arms, first, out),
         *_curves(arms, first, out),
@@ -136,6 +137,11 @@ def _paper(run: Finished) -> list[Block]:
 def _encoders(arms: Sequence[Arm], first: Arm) -> list[Block]:
     table = tables.encoder_table(arms, first)
     return [Heading("Text encoders"), table] if table else []
+
+
+def _added(arms: Sequence[Arm], first: Arm) -> list[Block]:
+    table = tables.added_text_table(arms, first)
+    return [Heading("What text adds to a remedy"), table] if table else []
 
 
 def _rates(arms: Sequence[Arm]) -> list[Block]:

@@ -256,6 +256,41 @@ def difference_cells(first: Arm, other: Arm) -> list[str]:
     return [cell(*rows[group]) for group in GROUPS]
 
 
+# What makes an arm one with text, and what each arm has of its own.
+_OF_TEXT = re.compile(
+    r"loss\.(visual|semantic|mixed|mixed_schedule|words)$|data\.(title|word_dropout)|model\.t(ext|itle)"
+)
+_OF_ITS_OWN = {"optim.learning_rate", "model.init_from", *_FREE}
+
+
+def without_its_text(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
+    """The arm that is the same but for text: of a remedy with text the remedy alone. None for an arm without text."""
+
+    def remedy(arm: Arm) -> dict[str, object]:
+        names = {name for name in arm.config if not _OF_TEXT.match(name) and name not in _OF_ITS_OWN}
+        return {name: arm.config[name] for name in names}
+
+    def titles(arm: Arm) -> bool:
+        return arm.with_text or arm.config.get("model.title_prototypes", "no") != "no"
+
+    def plain(arm: Arm) -> bool:
+        return not titles(arm) and arm.config.get("loss.visual", 1.0) == 1.0
+
+    if not titles(arm):
+        return None
+    return next((other for other in arms if plain(other) and remedy(other) == remedy(arm)), None)
+
+
+def added_text_table(arms: Sequence[Arm], first: Arm) -> Table | None:
+    """What text adds to a remedy: each arm with both against the remedy alone. None where there is none."""
+    rows = []
+    for arm in arms:
+        alone = without_its_text(arm, arms)
+        if alone is not None and alone is not first and alone.changed_by_hand:
+            rows.append([f"{arm.title} - {alone.title}", *difference_cells(alone, arm)])
+    return Table(["top-1, points", *HEADER[1:]], rows) if rows else None
+
+
 def count_cells(run: Finished) -> list[str]:
     found = members(run)
     return [

@@ -661,3 +661,27 @@ def test_an_unfinished_run_in_a_folder_of_runs_is_refused_by_name(tmp_path):
     (make_run(tmp_path / "runs" / "cut", SECOND) / "results.json").unlink()
     with pytest.raises(InputError, match="runs/cut: not a finished run"):
         write_report([tmp_path / "runs"], tmp_path / "out")
+
+
+def test_what_text_adds_to_a_remedy(tmp_path):
+    """Against the remedy alone, whatever the learning rates; not against the baseline, nor against another remedy."""
+    write_report(
+        [
+            make_run(tmp_path / "baseline", FIRST, loss={"mixed": 0.0}, validation=(50.0,)),
+            make_run(tmp_path / "co_training", SECOND, loss={"mixed": 1.0}),
+            make_run(tmp_path / "balanced", FIRST, loss={"mixed": 0.0, "logit_adjustment": 1.0}),
+            make_run(tmp_path / "smoothed", FIRST, loss={"mixed": 0.0, "label_smoothing": 0.1}),
+            make_run(
+                tmp_path / "both",
+                SECOND,
+                loss={"mixed": 1.0, "logit_adjustment": 1.0},
+                data={"word_dropout": 0.5},
+                optim={"learning_rate": 0.2},
+            ),
+        ],
+        tmp_path / "out",
+    )
+    section = (tmp_path / "out" / "report.md").read_text().partition("## What text adds to a remedy")[2]
+    table = cells(section.partition("##")[0])
+    assert [name for name in table if " - " in name] == ["both - balanced"]
+    assert table["both - balanced"][0].startswith("~+37.50")
