@@ -1,4 +1,4 @@
-"""How much of a finished classifier the titles of its classes tell: what text could carry from head to tail at most.
+"""How much of a finished classifier the titles of its classes tell, by a linear map that other classes have taught.
 
 python -m benchmarks.rows_from_titles RUN... (run folders, not records)
 
@@ -19,9 +19,10 @@ import jax
 import numpy as np
 
 from benchmarks.timing import print_machine, print_table
-from sicot_jax import mesh, runs
+from sicot_jax import config, mesh, runs
 from sicot_jax.catalog.opening import open_catalog
 from sicot_jax.catalog.statistics import head_mask
+from sicot_jax.errors import InputError
 from sicot_jax.evaluate import head_boundary
 from sicot_jax.prototypes import class_titles
 
@@ -62,6 +63,8 @@ def measure(workdir: Path) -> list[list[str]]:
     run = runs.read_run(workdir)
     device_mesh = mesh.make_mesh(devices=jax.devices()[:1])
     run = runs.on_devices_here(run, device_mesh)
+    if run.config.model.title_prototypes != "no":
+        raise InputError(f"{workdir}: its rows hold title vectors; give a run with model.title_prototypes=no")
     catalog = open_catalog(run.config.data)
     runs.check_data(run, catalog, "measure on the catalogue it was trained on")
     with jax.set_mesh(device_mesh):
@@ -69,7 +72,7 @@ def measure(workdir: Path) -> list[list[str]]:
     counts = catalog.classes.counts["train"]
     rows = np.asarray(state.classifier.kernel)[: len(counts)].astype(np.float64)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    titles = class_titles(catalog, run.config).astype(np.float64)
+    titles = class_titles(catalog, config.override(run.config, ["data.title=raw"])).astype(np.float64)
     head = head_mask(counts, head_boundary(catalog, run.config))
     groups = {"all": counts > 0, "head": head, "tail": ~head & (counts > 0), "few": (counts > 0) & (counts <= ENOUGH)}
     dealt = titles[np.random.default_rng(1).permutation(len(titles))]

@@ -20,7 +20,7 @@ class Arm:
     epochs: float = 1.0
 
 
-_IMAGES_ALONE = ("loss.visual=1", "loss.semantic=0", "loss.mixed=0", "loss.words=0")
+_IMAGES_ALONE = ("loss.visual=1", "loss.semantic=0", "loss.mixed=0", "loss.words=0", "loss.mixed_schedule=constant")
 _CO_TRAINING = ("loss.visual=1", "loss.semantic=0", "loss.mixed=1")
 _BALANCED = ("loss.logit_adjustment=1",)
 # After Kang et al. 2020 (cRT): the classifier alone is trained on, classes equally often; it goes on from the trained one
@@ -55,7 +55,7 @@ ARMS: dict[str, Arm] = {
     "co_training_title_dropout": Arm((*_CO_TRAINING, "data.title_dropout=0.5")),
     "co_training_rising": Arm((*_CO_TRAINING, "loss.mixed_schedule=rising")),
     "co_training_falling": Arm((*_CO_TRAINING, "loss.mixed_schedule=falling")),
-    "visual_and_semantic": Arm(("loss.visual=1", "loss.semantic=1", "loss.mixed=0")),
+    "visual_and_semantic": Arm(("loss.visual=1", "loss.semantic=1", "loss.mixed=0", "loss.mixed_schedule=constant")),
     "three_streams": Arm(("loss.visual=1", "loss.semantic=1", "loss.mixed=1")),
     "words": Arm((*_IMAGES_ALONE, "loss.words=1")),
     "words_prototypes": Arm((*_IMAGES_ALONE, "loss.words=1", "model.title_prototypes=tied")),

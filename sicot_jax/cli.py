@@ -208,7 +208,7 @@ def _evaluate(args: argparse.Namespace, _) -> None:
 def _report(args: argparse.Namespace, _) -> None:
     from sicot_jax.report import curve, page
 
-    if args.over:
+    if args.over is not None:
         print(curve.write_curve(args.runs, args.out, over=args.over))
     else:
         print(page.write_report(args.runs, args.out))

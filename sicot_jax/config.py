@@ -373,6 +373,11 @@ def _check(config: Config) -> None:
             raise ConfigError(f"{name}={chance}, wanted a chance from 0 up to (not including) 1")
     if not 0 <= loss.label_smoothing < 1:
         raise ConfigError(f"loss.label_smoothing={loss.label_smoothing}, wanted a share from 0 up to (not including) 1")
+    if loss.mixed_schedule != "constant" and not loss.mixed:
+        raise ConfigError(
+            f"loss.mixed_schedule={loss.mixed_schedule!r} with loss.mixed=0, which stays 0; set loss.mixed=1 or "
+            "loss.mixed_schedule=constant"
+        )
     if loss.label_smoothing and config.head.kind in ("sampled", "knn"):
         raise ConfigError(
             f"loss.label_smoothing={loss.label_smoothing} with head.kind={config.head.kind!r}, which does not see all "

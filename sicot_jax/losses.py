@@ -12,8 +12,8 @@ STREAMS = ("visual", "semantic", "mixed")
 
 
 def weights_at(done, weights: Mapping[str, Any], mixed_schedule: str) -> dict[str, Any]:
-    """The streams' weights when a share `done` (0 to 1) of the run is over: lambda * done if rising, lambda * (1 - done) if
-    falling."""
+    """The streams' weights when a share `done` (0 to 1) of the run's photos is over: lambda * done if rising, lambda *
+    (1 - done) if falling."""
     share = {"constant": 1.0, "rising": done, "falling": 1.0 - done}[mixed_schedule]
     return {stream: weight * share if stream == "mixed" else weight for stream, weight in weights.items()}
 

@@ -133,31 +133,31 @@ def make_tx(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTran
         case "sgd":
             tx = optax.chain(
                 optax.add_decayed_weights(config.weight_decay, mask=decayed),
-                optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov),
+                _times_learning_rate(optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov)),
             )
         case "lars":
             tx = optax.chain(
                 optax.add_decayed_weights(config.weight_decay, mask=decayed),
                 optax.masked(scale_by_trust_ratio(config.trust_coefficient), decayed),
-                optax.scale_by_learning_rate(schedule),
+                _times_learning_rate(optax.scale_by_learning_rate(schedule)),
                 optax.trace(config.momentum, nesterov=config.nesterov),
             )
         case _:  # "adamw"; the config knows no other
-            tx = optax.adamw(schedule, weight_decay=config.weight_decay, mask=decayed)
+            tx = _times_learning_rate(optax.adamw(schedule, weight_decay=config.weight_decay, mask=decayed))
 
     def label(params):
         return jax.tree_util.tree_map_with_path(
             lambda path, _: TRAINED if trains(config, path_name(path)) else FROZEN, params
         )
 
-    return _times_learning_rate(optax.partition({TRAINED: tx, FROZEN: optax.set_to_zero()}, label))
+    return optax.partition({TRAINED: tx, FROZEN: optax.set_to_zero()}, label)
 
 
-def _times_learning_rate(tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
-    """An update's `learning_rate`, where it is given one, times what tx makes of it: each of ours is linear in the rate."""
+def _times_learning_rate(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """An update's `learning_rate`, where it is given one, times what tx makes of it; tx is linear in the rate."""
 
     def update(updates, state, params=None, *, learning_rate=None, **extra_args):
-        updates, state = tx.update(updates, state, params, **extra_args)
+        updates, state = tx.update(updates, state, params)
         if learning_rate is not None:
             updates = jax.tree.map(lambda x: learning_rate * x, updates)
         return updates, state

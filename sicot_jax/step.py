@@ -316,7 +316,8 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
         state: TrainState, batch: dict[str, jax.Array], numbers: heads.Numbers | None = None
     ) -> tuple[TrainState, heads.Losses]:
         numbers = numbers or setup.numbers()
-        weights = losses_lib.weights_at(state.step / setup.steps, numbers.weights, config.loss.mixed_schedule)
+        done = setup.plan.batches_before(state.step) / setup.plan.batches_before(setup.steps)
+        weights = losses_lib.weights_at(done, numbers.weights, config.loss.mixed_schedule)
         numbers = dataclasses.replace(numbers, weights=weights)
         key = jax.random.fold_in(jax.random.key(numbers.seed), state.step)
         photos = batch["image"], draw(key, batch["image"])

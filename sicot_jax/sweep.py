@@ -20,7 +20,7 @@ from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.opening import open_catalog
 from sicot_jax.config import Config, ConfigError
 from sicot_jax.errors import InputError, NotFinite
-from sicot_jax.report.finished import read_finished
+from sicot_jax.report.finished import DIVERGED, read_finished
 from sicot_jax.report.record import write_record
 from sicot_jax.runs import start_mesh
 from sicot_jax.step import DataShape, make_setup
@@ -106,7 +106,15 @@ def run(
         before = ARMS[name].after
         this = cell(config, name, rate, seed, after=cell(config, before, best[before], seed) if before else None)
         print(f"\n[{number}/{total}] {this.folder}", file=sys.stderr)
-        train(this.config_in(workdir), workdir / this.folder, catalog=catalog)
+        diverged = workdir / this.folder / DIVERGED
+        if diverged.exists():
+            raise NotFinite(diverged.read_text().strip())
+        try:
+            train(this.config_in(workdir), workdir / this.folder, catalog=catalog)
+        except NotFinite as error:
+            diverged.parent.mkdir(parents=True, exist_ok=True)
+            diverged.write_text(f"{error}\n")
+            raise
         return write_record(workdir / this.folder, records / this.folder)
 
     finished: list[Path] = []

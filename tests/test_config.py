@@ -205,6 +205,7 @@ def test_bad_dict_is_named(tree, message):
 @pytest.mark.parametrize(
     "settings, message",
     [
+        ({"loss": LossConfig(mixed=0.0, mixed_schedule="rising")}, r"mixed_schedule='rising' with loss.mixed=0"),
         ({"data": DataConfig(on_device=True)}, r"data.on_device with data.source='generated', .*export-arrays"),
         ({"data": DataConfig(source="array")}, r"data.source='array', wanted one of .*; did you mean arrays\?"),
         ({"data": DataConfig(title="mask")}, r"data.title='mask', wanted one of .*; did you mean masked\?"),

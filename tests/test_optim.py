@@ -99,8 +99,8 @@ def test_a_learning_rate_may_come_with_the_update(name):
         got = optax.apply_updates(got, updates)
         updates, fixed_state = fixed.update(gradient, fixed_state, wanted)
         wanted = optax.apply_updates(wanted, updates)
-    for key in wanted:
-        np.testing.assert_allclose(got[key], wanted[key], rtol=1e-5, atol=1e-6)
+    for a, b in zip(jax.tree.leaves((got, given_state)), jax.tree.leaves((wanted, fixed_state)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kernel_scale, gradient_scale, decay", [(1, 1, 0.1), (0, 1, 0.1), (1, 0, 0.0), (1, 0, 0.1)])
@@ -154,8 +154,7 @@ def dense_lars():
     """The dense head with optax's own LARS on one device."""
     device_mesh = mesh.make_mesh(devices=jax.devices()[:1])
     config = HeadConfig(kind="dense")
-    unit = optax_lars(LARS, optax.constant_schedule(1.0))
-    tx = optax.with_extra_args_support(optax.chain(unit, optax.scale(LARS.learning_rate)))
+    tx = optax.with_extra_args_support(optax_lars(LARS, optax.constant_schedule(LARS.learning_rate)))
     with jax.set_mesh(device_mesh):
         head = heads.make_head(config, WEIGHTS, num_classes=NUM_CLASSES, tx=tx, catch_up=lambda state, **_: state)
         return run_head(head, config, tx, device_mesh)

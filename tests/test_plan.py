@@ -78,6 +78,13 @@ def planned(config, shape=SHAPE, *, devices=8, activations=0, platform="gpu"):
     return dataclasses.replace(new, activations=activations, activations_of=new.photos_at_a_time, compiled_for="a test")
 
 
+def test_photos_on_the_devices_are_planned_for():
+    """160,000 of 24x24x3 bytes, whole on each."""
+    apart = planned(wide())
+    there = planned(wide("--config.data.source=arrays", "--config.data.path=a.npz", "--config.data.on_device=true"))
+    assert there.total() - apart.total() == 160_000 * 24 * 24 * 3
+
+
 def held(new, compiled) -> int:
     """What a device holds while a compiled step runs."""
     return fit.needed_bytes(compiled) + sum(new.beside_step().values())

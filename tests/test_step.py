@@ -155,6 +155,23 @@ def test_numbers_given_with_the_call_are_those_of_the_config(head):
     assert abs(float(got[1]["total"]) - float(plain[1]["total"])) > 0.1
 
 
+def test_lambda_falls_through_the_run():
+    """Of a run of 10 steps the step after 4 has 0.6 of lambda."""
+    device_mesh = on(2, 1)
+
+    def loss_at(step, **loss):
+        config = tiny(loss=config_lib.LossConfig(**loss), train={"steps": 10})
+        with jax.set_mesh(device_mesh):
+            setup = make_setup(config, SHAPE, device_mesh)
+            prior = mesh.to_global({"p": class_log_prior(np.ones(NUM_CLASSES), device_mesh)}, device_mesh)["p"]
+            state = dataclasses.replace(start_state(setup, prior), step=mesh.copy_to_all(np.int32(step), device_mesh))
+            return jax.jit(make_train_step(setup))(state, mesh.to_global(host_batch(), device_mesh))[1]
+
+    falling, constant = loss_at(4, mixed=0.5, mixed_schedule="falling"), loss_at(4, mixed=0.3)
+    np.testing.assert_allclose(falling["total"], constant["total"], rtol=1e-6)
+    assert abs(float(falling["total"]) - float(loss_at(4, mixed=0.5)["total"])) > 0.1
+
+
 def test_micro_batches_of_the_classifier_alone_equal_the_whole_batch():
     """With streams in evaluation mode no statistic depends on the part, so accumulation must change nothing."""
     frozen = {"trainable": "classifier"}

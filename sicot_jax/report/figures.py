@@ -131,7 +131,11 @@ def plot_learning(arms: Sequence[Arm], path: Path) -> None:
 
 
 def plot_gains(
-    lines: Mapping[str, Sequence[tuple[float, Mapping[str, tuple[float, float, float]]]]], path: Path, *, xlabel: str
+    lines: Mapping[str, Sequence[tuple[float, Mapping[str, tuple[float, float, float]]]]],
+    path: Path,
+    *,
+    xlabel: str,
+    ylabel: str,
 ) -> None:
     """Gains of arms against a number, with their intervals: overall, tail and class mean side by side.
 
@@ -146,8 +150,9 @@ def plot_gains(
         for place, ((title, points), colour) in enumerate(zip(lines.items(), _COLOURS[1:], strict=False)):
             values = np.array([value for value, _ in points]) + (place - (len(lines) - 1) / 2) * apart
             gain, low, high = np.array([gains[group] for _, gains in points]).T
-            axes.errorbar(values, gain, [gain - low, high - gain], fmt="o-", ms=4, capsize=2, color=colour, label=title)
-        axes.set(xlabel=xlabel, ylabel="gain in top-1, points", xticks=numbers)
+            error = np.maximum(0, [gain - low, high - gain])  # rounding may put a gain beside its interval
+            axes.errorbar(values, gain, error, fmt="o-", ms=4, capsize=2, color=colour, label=title)
+        axes.set(xlabel=xlabel, ylabel=ylabel, xticks=numbers)
         axes.set_title(group.replace("_", " "), fontsize=10)
     panels[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)

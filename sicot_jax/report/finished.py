@@ -72,14 +72,31 @@ class Finished:
 
 
 def all_runs(folders: Sequence[Path]) -> list[Path]:
-    """Run folders and records as they are; any other folder stands for all of them below it."""
+    """Run folders and records as they are; any other folder stands for all of them below it.
+
+    Of a sweep's folder the runs count, not their records beside them; what has diverged left nothing to report.
+    """
     found = []
     for folder in folders:
-        below = [] if (folder / "config.json").exists() else sorted(path.parent for path in folder.rglob("config.json"))
-        found += below or [folder]
+        if (folder / "config.json").exists():
+            found.append(folder)
+            continue
+        below = sorted(path.parent for path in folder.rglob("config.json"))
+        twins = {path for path in below if _run_of(path, folder) in below}
+        found += [path for path in below if path not in twins and not (path / DIVERGED).exists()] or [folder]
     return found
 
 
+def _run_of(record: Path, folder: Path) -> Path | None:
+    """Where the run of a sweep's record lies."""
+    parts = list(record.relative_to(folder).parts)
+    if "records" not in parts:
+        return None
+    parts[parts.index("records")] = "runs"
+    return folder.joinpath(*parts)
+
+
+DIVERGED = "diverged.txt"  # what a sweep leaves in a run folder instead of results
 SWEPT = re.compile(r"(after_rate|rate|seed)_")  # folders of a sweep below that of an arm
 
 

@@ -37,7 +37,7 @@ def write_report(workdirs: Sequence[Path], out: Path) -> str:
     arms = arms_of(runs)
     first = reference(arms)
     arms = [first, *(arm for arm in arms if arm is not first)]
-    training = _training(arms, runs)
+    training = told_of_training(arms)
     accuracy: list[Block] = [tables.accuracy_table(arms, first), *map(Text, _notes(arms, first))]
     blocks: list[Block] = [
         Heading("Report", 1),
@@ -67,8 +67,9 @@ def write_pages(blocks: Sequence[Block], out: Path, *, title: str, shown: Sequen
     return "\n" + markdown(shown).rstrip()
 
 
-def _training(arms: Sequence[Arm], runs: Sequence[Finished]) -> list[Block]:
+def told_of_training(arms: Sequence[Arm]) -> list[Block]:
     """Whether longer training would change the picture: by a longer run where there is one, else by the curve's end."""
+    runs = [run for arm in arms for run in arm.runs]
     longer = [(a, b) for a, b in tables.longer_pairs(arms) if a.first.validation and b.first.validation]
     told = []
     for arm, after in longer:
@@ -97,18 +98,13 @@ def _notes(arms: Sequence[Arm], first: Arm) -> list[str]:
         return notes
     most = max(len(tables.pairs(first, arm)) for arm in arms if arm is not first)
     different = len({tuple(sorted(arm.seeds)) for arm in arms}) > 1
-    notes.append(
-        "Differences are paired, photo by photo, with a 95 % bootstrap interval over photos"
-        + (
-            f" and {'up to ' if different else ''}{most} seeds; few seeds make it too narrow."
-            if most > 1
-            else "; one seed each, so the interval does not hold the luck of training."
-        )
-        + f" {UNCERTAIN} marks those that hold zero: no difference is shown."
-    )
+    notes.append(of_intervals(most, different=different))
     if different:
         have = "; ".join(f"{arm.title}: {', '.join(map(str, sorted(arm.seeds)))}" for arm in arms)
         notes.append(f"Seeds ({have}): a difference is over the seeds that both arms have, a row over all of its own.")
+    if len(tried := {len(arm.rates) or 1 for arm in arms}) > 1:
+        several = ", ".join(f"{arm.title} ({len(arm.rates)})" for arm in arms if arm.rates)
+        notes.append(f"Up to {max(tried)} learning rates were tried: {several}; the other arms have one, a handicap.")
     if sum(not a.with_text and not a.changed_by_hand for a in arms) > 1:
         notes.append(
             f"Differences are against {first.title}, of the arms without text or remedy the most accurate on validation."
@@ -117,6 +113,19 @@ def _notes(arms: Sequence[Arm], first: Arm) -> list[str]:
         if arm is not first and (differences := config_differences(first.first, arm.first)):
             notes.append(f"{arm.title} differs from {first.title} in: {differences}.")
     return notes
+
+
+def of_intervals(most: int, *, different: bool) -> str:
+    """What the intervals of differences over up to `most` seeds hold."""
+    return (
+        "Differences are paired, photo by photo, with a 95 % bootstrap interval over photos"
+        + (
+            f" and {'up to ' if different else ''}{most} seeds; few seeds make it too narrow."
+            if most > 1
+            else "; one seed each, so the interval does not hold the luck of training."
+        )
+        + f" {UNCERTAIN} marks those that hold zero: no difference is shown."
+    )
 
 
 def _catalogue(run: Finished, out: Path) -> list[Block]:

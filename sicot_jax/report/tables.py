@@ -77,10 +77,7 @@ def arms_of(runs: Sequence[Finished]) -> list[Arm]:
     """
     together: dict[tuple, list[Finished]] = {}
     for run in runs:
-        fields = {name: value for name, value in run.config.items() if name not in _FREE}
-        # Runs that go on from another one do so from the one of their seed.
-        fields["model.init_from"] = re.sub(r"seed_\d+$", "", str(fields.get("model.init_from", "")))
-        key = json.dumps(fields, sort_keys=True), run.results["hashes"]["data"]
+        key = json.dumps(_fields(run), sort_keys=True), run.results["hashes"]["data"]
         same = sum(other.seed == run.seed for (k, h, _), found in together.items() if (k, h) == key for other in found)
         together.setdefault((*key, same), []).append(run)
     whole = [Arm("/".join(_common([run.name.split("/") for run in runs])), tuple(runs)) for runs in together.values()]
@@ -96,25 +93,36 @@ def _without_rate_and_seed(arm: Arm) -> str:
     return "/".join(part for part in arm.name.split("/") if not SWEPT.match(part))
 
 
+def _fields(run: Finished) -> dict:
+    """What all seeds of an arm have in common."""
+    # Runs that go on from another one do so from the one of their seed.
+    source = re.sub(r"seed_\d+$", "", str(run.config.get("model.init_from", "")))
+    return {name: value for name, value in run.config.items() if name not in _FREE} | {"model.init_from": source}
+
+
 def _at_their_best_rate(arms: Sequence[Arm]) -> list[Arm]:
     groups: dict[str, list[Arm]] = {}
     for arm in arms:
-        fields = {name: v for name, v in arm.config.items() if name not in {"optim.learning_rate", *_FREE}}
+        fields = _fields(arm.first) | {"optim.learning_rate": None}
         name = _without_rate_and_seed(arm)
         key = [fields, arm.first.results["hashes"]["data"], name] if name != arm.name else [arm.name, len(groups)]
         groups.setdefault(json.dumps(key, sort_keys=True), []).append(arm)
     chosen = []
     for rates in groups.values():
-        shared = set.intersection(*(set(arm.seeds) for arm in rates))
-
-        def on_shared(arm: Arm, shared=frozenset(shared)) -> float:
-            return mean_validation(
-                dataclasses.replace(arm, runs=tuple(r for r in arm.runs if r.seed in shared) or arm.runs)
-            )
-
-        best = max(rates, key=on_shared)
-        chosen.append(dataclasses.replace(best, rates=tuple(rates)) if len(rates) > 1 else best)
+        judged = [_of_shared_seeds(arm, rates) for arm in rates]
+        if len(rates) == 1 or not all(arm.runs and all(run.validation for run in arm.runs) for arm in judged):
+            chosen += rates
+            continue
+        # Of equal ones the one that the sweep went on with.
+        place = max(range(len(rates)), key=lambda i: (mean_validation(judged[i]), len(rates[i].runs)))
+        chosen.append(dataclasses.replace(rates[place], rates=tuple(rates)))
     return chosen
+
+
+def _of_shared_seeds(arm: Arm, rates: Sequence[Arm]) -> Arm:
+    """The arm's runs of the seeds that every rate has."""
+    shared = set.intersection(*(set(other.seeds) for other in rates))
+    return dataclasses.replace(arm, runs=tuple(run for run in arm.runs if run.seed in shared))
 
 
 def rates_table(arms: Sequence[Arm]) -> Table | None:
@@ -122,15 +130,14 @@ def rates_table(arms: Sequence[Arm]) -> Table | None:
     rows = []
     for arm in arms:
         for tried in sorted(arm.rates, key=lambda tried: tried.config["optim.learning_rate"]):
+            judged, rate = _of_shared_seeds(tried, arm.rates), tried.config["optim.learning_rate"]
+            tested = [f"{mean_accuracy(tried, group):.2f}" for group in ("overall", "class_mean")]
+            seeds = [", ".join(map(str, sorted(some.seeds))) for some in (judged, tried)]
             taken = "taken" if tried.runs == arm.runs else ""
-            rate, seeds = f"{tried.config['optim.learning_rate']:g}", ", ".join(map(str, sorted(tried.seeds)))
-            shown = [
-                f"{mean_validation(tried):.2f}",
-                *(f"{mean_accuracy(tried, g):.2f}" for g in ("overall", "class_mean")),
-            ]
-            rows.append([arm.title, rate, taken, seeds, *shown])
-    header = ["arm", "learning rate", "", "seeds", "validation top-1", "test top-1", "test class mean"]
-    return Table(header, rows, texts=4) if rows else None
+            rows.append([arm.title, f"{rate:g}", taken, *seeds, f"{mean_validation(judged):.2f}", *tested])
+    seeds = ["seeds judged", "seeds tested"]
+    header = ["arm", "learning rate", "", *seeds, "validation top-1", "test top-1", "test class mean"]
+    return Table(header, rows, texts=5) if rows else None
 
 
 def _common(names: Sequence[Sequence[str]]) -> list[str]:
@@ -144,9 +151,13 @@ def reference(arms: Sequence[Arm]) -> Arm:
 
     Two loss terms double the classifier's gradient, so that a baseline with a doubled loss may be the better one.
     """
+    return max(plain_arms(arms), key=mean_validation, default=arms[0])
+
+
+def plain_arms(arms: Sequence[Arm]) -> list[Arm]:
+    """Without text, without another remedy, and not those that only train for longer."""
     longer = [pair[1] for pair in longer_pairs(arms)]
-    plain = [arm for arm in arms if not arm.with_text and not arm.changed_by_hand and arm not in longer]
-    return max(plain, key=mean_validation, default=arms[0])
+    return [arm for arm in arms if not arm.with_text and not arm.changed_by_hand and arm not in longer]
 
 
 def mean_validation(arm: Arm) -> float:
@@ -186,7 +197,12 @@ def longer_pairs(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
 
 
 def converged(arm: Arm, longer: Arm) -> tuple[bool, float]:
-    """Whether half as many epochs again gain less than half a point on validation, and what they gain."""
+    """Whether half as many epochs again gain less than half a point on validation, and what they gain.
+
+    Of a sweep's rates the one that both were trained at is compared, where there is one.
+    """
+    tried = {some.config.get("optim.learning_rate"): some for some in arm.rates}
+    arm = tried.get(longer.config.get("optim.learning_rate"), arm)
     best = [[max(top1 for _, top1 in run.validation) for run in two] for two in pairs(arm, longer)]
     gain = float(np.mean([after - before for before, after in best]))
     return gain < 0.5, gain
@@ -257,18 +273,22 @@ def difference_cells(first: Arm, other: Arm) -> list[str]:
 
 
 # What makes an arm one with text, and what each arm has of its own.
-_OF_TEXT = re.compile(
-    r"loss\.(visual|semantic|mixed|mixed_schedule|words)$|data\.(title|word_dropout)|model\.t(ext|itle)"
-)
+_OF_TEXT = {
+    *("loss.visual", "loss.semantic", "loss.mixed", "loss.mixed_schedule", "loss.words"),
+    *("data.title", "data.title_dropout", "data.word_dropout"),
+    *("model.text.encoder", "model.text.windows", "model.text.hidden", "model.text.weighting"),
+    "model.title_prototypes",
+}
 _OF_ITS_OWN = {"optim.learning_rate", "model.init_from", *_FREE}
 
 
 def without_its_text(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
-    """The arm that is the same but for text: of a remedy with text the remedy alone. None for an arm without text."""
+    """The arm that is the same but for text: of a remedy with text the remedy alone. None for an arm without text of its
+    own, like one that goes on from a run with text.
+    """
 
     def remedy(arm: Arm) -> dict[str, object]:
-        names = {name for name in arm.config if not _OF_TEXT.match(name) and name not in _OF_ITS_OWN}
-        return {name: arm.config[name] for name in names}
+        return {name: value for name, value in arm.config.items() if name not in _OF_TEXT | _OF_ITS_OWN}
 
     def titles(arm: Arm) -> bool:
         return arm.with_text or arm.config.get("model.title_prototypes", "no") != "no"

@@ -607,7 +607,11 @@ def test_gains_over_a_field_of_the_config(tmp_path):
     assert [row[0] for row in rows[2:]] == ["0"] * 3 + ["0.5"] * 3
     assert (tmp_path / "out" / "report.html").read_text().count("data:image/png") == 1
     with Image.open(tmp_path / "out" / "gains.png") as image:
-        assert len(image.convert("RGB").getcolors(1 << 20)) > 3
+        line = np.all(np.asarray(image.convert("RGB")) == (0xD5, 0x5E, 0x00), -1)  # colour of the first arm
+        assert line.sum() > 300
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "one seed each, so the interval does not hold the luck of training" in page
+    assert "| half/baseline/rate_0.1/seed_3 " in page and "| none/baseline/rate_0.1/seed_3 " in page
 
 
 def test_a_curve_wants_a_number_of_several_values(tmp_path):
@@ -618,13 +622,31 @@ def test_a_curve_wants_a_number_of_several_values(tmp_path):
         write_curve(runs, tmp_path / "out", over="nonsense")
     with pytest.raises(InputError, match="given twice"):
         write_curve([*runs, runs[0]], tmp_path / "out", over="data.generated.informativeness")
+    lone = [make_point(tmp_path / "none", 0.0, FIRST)[1], runs[1]]
+    with pytest.raises(InputError, match="no value of .* has an arm beside baseline"):
+        write_curve(lone, tmp_path / "out", over="data.generated.informativeness")
+    texts = [tmp_path / folder / "co_training/rate_0.2/seed_3" for folder in ("none", "half")]
+    with pytest.raises(InputError, match="no plain baseline at every value"):
+        write_curve(texts, tmp_path / "out", over="data.generated.informativeness")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_curve_has_one_reference(tmp_path):
+    """The doubled baseline is the better one at 0 by a little, the baseline at 0.5 by much."""
+    runs = make_point(tmp_path / "half", 0.5, SECOND) + make_point(tmp_path / "none", 0.0, FIRST)
+    for folder, value, top1 in [("half", 0.5, 10.0), ("none", 0.0, 21.0)]:
+        data = {"data": f"{value}" * 16, "test_set": f"{value}" * 16}
+        config = {"data": {"generated": {"informativeness": value}}, "loss": {"mixed": 0.0, "visual": 2.0}}
+        name = tmp_path / folder / "doubled_baseline/rate_0.1/seed_3"
+        runs.append(make_run(name, FIRST, hashes=data, validation=(top1,), **config))
+    table = write_curve(runs, tmp_path / "out", over="data.generated.informativeness")
+    assert "- doubled-baseline" not in table and table.count("doubled-baseline - baseline") == 2
 
 
 def test_a_point_of_a_curve_compares_one_test_set(tmp_path):
     runs = make_point(tmp_path / "half", 0.5, SECOND) + make_point(tmp_path / "none", 0.0, FIRST)
     other = make_run(tmp_path / "other" / "seed_3", FIRST, data={"generated": {"informativeness": 0.0}})
-    with pytest.raises(InputError, match="another test set"):
+    with pytest.raises(InputError, match="informativeness=0 are of several data"):
         write_curve([*runs, other], tmp_path / "out", over="data.generated.informativeness")
 
 
@@ -645,8 +667,51 @@ def test_of_a_sweep_s_rates_the_best_on_validation_stands_for_the_arm(tmp_path):
     assert table["sweep/baseline"][0].startswith("75.00")  # 6 of 8, of both seeds at 0.2
     page = (tmp_path / "out" / "report.md").read_text()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if "| 0.2 " in line]
-    assert ["sweep/baseline", "0.2", "taken", "0, 1", "25.50", "75.00"] in [row[:6] for row in rows]
+    # The seeds judged have 31.
+    assert ["sweep/baseline", "0.2", "taken", "0", "0, 1", "31.00", "75.00"] in [row[:7] for row in rows]
     assert "| sweep/baseline | 0.1" in page and "baseline/rate-0.1 - " not in page
+
+
+def rate(folder, value, seed, best, validation=(30.0,), **config):
+    """A run of a sweep over learning rates."""
+    run = folder / "baseline" / f"rate_{value:g}" / f"seed_{seed}"
+    return make_run(run, best, validation=validation, optim={"learning_rate": value}, seed=seed, **config)
+
+
+def test_of_equal_rates_the_one_that_the_sweep_went_on_with_is_taken(tmp_path):
+    rate(tmp_path / "runs", 0.1, 0, FIRST)
+    rate(tmp_path / "runs", 0.2, 0, SECOND)
+    rate(tmp_path / "runs", 0.2, 1, SECOND)
+    assert "| 75.00 (" in write_report([tmp_path / "runs"], tmp_path / "out")
+
+
+def test_rates_without_validation_stay_apart(tmp_path):
+    for value, best in [(0.1, FIRST), (0.2, SECOND)]:
+        rate(tmp_path / "runs", value, 0, best, validation=())
+    table = cells(write_report([tmp_path / "runs"], tmp_path / "out"))
+    assert {"baseline/rate-0.1/seed-0", "baseline/rate-0.2/seed-0"} <= set(table)
+
+
+def test_a_longer_run_is_judged_by_the_same_rate(tmp_path):
+    """At 0.1 half as many epochs again gain 2 points, though 0.2 had been better by 3."""
+    rate(tmp_path / "runs", 0.1, 0, FIRST, validation=(30.0,), train={"epochs": 20.0})
+    rate(tmp_path / "runs", 0.2, 0, FIRST, validation=(33.0,), train={"epochs": 20.0})
+    longer = tmp_path / "runs" / "longer" / "rate_0.1" / "seed_0"
+    config = {"optim": {"learning_rate": 0.1}, "train": {"epochs": 30.0}, "seed": 0}
+    make_run(longer, FIRST, validation=(32.0,), **config)
+    table = write_report([tmp_path / "runs"], tmp_path / "out")
+    assert "baseline is under-trained: half as many epochs again (longer) gain +2.00" in table
+    assert "Up to 2 learning rates were tried: baseline (2)" in table
+
+
+def test_a_sweep_s_folder_counts_each_run_once_and_no_diverged_one(tmp_path):
+    rate(tmp_path / "runs", 0.1, 0, FIRST)
+    rate(tmp_path / "records", 0.1, 0, FIRST)
+    diverged = rate(tmp_path / "runs", 0.8, 0, FIRST)
+    (diverged / "results.json").unlink()
+    (diverged / finished.DIVERGED).write_text("loss is nan")
+    assert finished.all_runs([tmp_path]) == [tmp_path / "runs/baseline/rate_0.1/seed_0"]
+    assert "not a finished run" not in write_report([tmp_path], tmp_path / "out")
 
 
 def test_learning_rates_that_no_sweep_made_stay_apart(tmp_path):
