@@ -437,7 +437,7 @@ def test_steps_compiled_ahead_run_on_started_returned_and_restored_states(data, 
     config = quick("--config.train.grow_every_epochs=1", "--config.train.max_micro_batches=2")
     shape = SMALL
     device_mesh = mesh.make_mesh(data=data, model=model, devices=jax.devices()[: data * model])
-    numbers = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     with jax.set_mesh(device_mesh):
         setup, new = (
             make_setup(config, shape, device_mesh),
@@ -445,20 +445,21 @@ def test_steps_compiled_ahead_run_on_started_returned_and_restored_states(data, 
         )
         target = abstract_state(setup)
         steps = fit.compile_within_memory(new, setup, target, [32, 64])
+        numbers = mesh.copy_to_all(setup.numbers(), device_mesh)
         state = start_state(setup, mesh.class_vector(np.zeros(target.classifier.bias.shape, np.float32), device_mesh))
         checkpoints = Checkpoints(tmp_path, num_classes=11, writer=True)
         for batch_size in (32, 64):
             batch = {
-                "image": numbers.integers(0, 256, (batch_size, 24, 24, 3)).astype(np.uint8),
-                "label": numbers.integers(0, 11, batch_size).astype(np.int32),
-                "token_ids": numbers.integers(0, 50, (batch_size, 8)).astype(np.int32),
+                "image": rng.integers(0, 256, (batch_size, 24, 24, 3)).astype(np.uint8),
+                "label": rng.integers(0, 11, batch_size).astype(np.int32),
+                "token_ids": rng.integers(0, 50, (batch_size, 8)).astype(np.int32),
             }
             batch = pipeline.to_device(batch, device_mesh)
-            state, _ = steps[batch_size](state, batch)
+            state, _ = steps[batch_size](state, batch, numbers)
             checkpoints.save(state, int(state.step), info={})
             checkpoints.wait()
-            _, losses = steps[batch_size](checkpoints.resume(target), batch)
-            _, expected = jax.jit(make_train_step(setup))(checkpoints.resume(target), batch)
+            _, losses = steps[batch_size](checkpoints.resume(target), batch, numbers)
+            _, expected = jax.jit(make_train_step(setup))(checkpoints.resume(target), batch, numbers)
             assert losses["total"] == expected["total"]
         checkpoints.close()
 
