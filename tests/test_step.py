@@ -138,7 +138,7 @@ def test_seeds_learning_rates_and_weights_share_one_program():
     assert program(optim=dataclasses.replace(optim, momentum=0.5)) != first
 
 
-@pytest.mark.parametrize("head", ["class_sharded", "dense"])
+@pytest.mark.parametrize("head", ["class_sharded", pytest.param("dense", marks=pytest.mark.slow)])
 def test_numbers_given_with_the_call_are_those_of_the_config(head):
     device_mesh = on(2, 1)
     config = tiny(head=heads.HeadConfig(kind=head), loss=config_lib.LossConfig(mixed=0.5, mixed_schedule="falling"))
