@@ -9,6 +9,7 @@ So an arm costs rates + seeds - 1 runs, and no arm is held to a rate that suits 
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +19,9 @@ import jax
 from sicot_jax.arms import ARMS, arm
 from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.opening import open_catalog
-from sicot_jax.config import Config, ConfigError
+from sicot_jax.config import Config, ConfigError, to_dict
 from sicot_jax.errors import InputError, NotFinite
+from sicot_jax.evaluate import read_json, write_json
 from sicot_jax.report.finished import DIVERGED, read_finished
 from sicot_jax.report.record import write_record
 from sicot_jax.runs import start_mesh
@@ -106,15 +108,7 @@ def run(
         before = ARMS[name].after
         this = cell(config, name, rate, seed, after=cell(config, before, best[before], seed) if before else None)
         print(f"\n[{number}/{total}] {this.folder}", file=sys.stderr)
-        diverged = workdir / this.folder / DIVERGED
-        if diverged.exists():
-            raise NotFinite(diverged.read_text().strip())
-        try:
-            train(this.config_in(workdir), workdir / this.folder, catalog=catalog)
-        except NotFinite as error:
-            diverged.parent.mkdir(parents=True, exist_ok=True)
-            diverged.write_text(f"{error}\n")
-            raise
+        _train_or_recall(this.config_in(workdir), workdir / this.folder, catalog)
         return write_record(workdir / this.folder, records / this.folder)
 
     finished: list[Path] = []
@@ -131,6 +125,22 @@ def run(
         best[name] = max(tried, key=lambda rate: validation_top1(tried[rate])) if len(rates) > 1 else rates[0]
         finished += tried.values()
     return [*finished, *(one(name, best[name], seed) for seed in seeds[1:] for name in arms)]
+
+
+def _train_or_recall(config: Config, folder: Path, catalog: Catalog) -> None:
+    """Train, unless that very config is known to diverge: raises NotFinite then, as when it does."""
+    mark, written = folder / DIVERGED, json.loads(json.dumps(to_dict(config)))
+    if mark.exists():
+        known = read_json(mark, "what a diverged run left behind")
+        if known["config"] == written:
+            raise NotFinite(known["error"])
+        mark.unlink()
+    try:
+        train(config, folder, catalog=catalog)
+    except NotFinite as error:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(mark, {"error": str(error), "config": written})
+        raise
 
 
 def validation_top1(record: Path) -> float:

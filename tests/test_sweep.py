@@ -89,7 +89,7 @@ def test_an_arm_stands_after_the_one_it_goes_on_from(tmp_path):
             sweep.check(config_lib.load("tiny"), arms, [1.0], [0])
 
 
-def run_with(monkeypatch, tmp_path, top1, **grid):
+def run_with(monkeypatch, tmp_path, top1, *, config=None, **grid):
     """A sweep whose runs do nothing but have the validation accuracy top1(config); -> the cells' folders in their order."""
     trained = []
 
@@ -110,7 +110,7 @@ def run_with(monkeypatch, tmp_path, top1, **grid):
 
     monkeypatch.setattr(sweep.Cell, "config_in", config_in)
     monkeypatch.setattr(sweep, "validation_top1", lambda record: top1(configs[record]))
-    records = sweep.run(config_lib.load("tiny"), **grid, workdir=tmp_path, records=tmp_path)
+    records = sweep.run(config or config_lib.load("tiny"), **grid, workdir=tmp_path, records=tmp_path)
     return [str(path) for path in trained], [str(path.relative_to(tmp_path)) for path in records]
 
 
@@ -138,10 +138,14 @@ def test_a_rate_that_diverges_is_not_chosen(monkeypatch, tmp_path, capsys):
     trained, records = run_with(monkeypatch, tmp_path, top1, **grid)
     assert records == ["baseline/rate_0.05/seed_0", "baseline/rate_0.05/seed_1"] and len(trained) == 3
     assert "baseline at 2 times the learning rate: loss is nan" in capsys.readouterr().err
-    assert (tmp_path / "baseline/rate_0.1/seed_0/diverged.txt").read_text() == "loss is nan\n"
     trained, _ = run_with(monkeypatch, tmp_path, top1, **grid)  # the answer stands
     assert "baseline/rate_0.1/seed_0" not in trained
     assert "baseline at 2 times the learning rate: loss is nan" in capsys.readouterr().err
+    # Another config in its folder is another question.
+    config = config_lib.override(config_lib.load("tiny"), ["optim.warmup_epochs=1"])
+    trained, records = run_with(monkeypatch, tmp_path, lambda config: 10.0, config=config, **grid)
+    assert "baseline/rate_0.1/seed_0" in trained and "baseline/rate_0.1/seed_0" in records
+    assert not (tmp_path / "baseline/rate_0.1/seed_0/diverged.json").exists()
     with pytest.raises(NotFinite):
         run_with(monkeypatch, tmp_path, top1, **grid | {"rates": [2.0]})
 

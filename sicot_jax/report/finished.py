@@ -96,7 +96,7 @@ def _run_of(record: Path, folder: Path) -> Path | None:
     return folder.joinpath(*parts)
 
 
-DIVERGED = "diverged.txt"  # what a sweep leaves in a run folder instead of results
+DIVERGED = "diverged.json"  # what a sweep leaves in a run folder instead of results
 SWEPT = re.compile(r"(after_rate|rate|seed)_")  # folders of a sweep below that of an arm
 
 
