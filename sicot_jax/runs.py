@@ -109,20 +109,27 @@ def start_or_continue(workdir: Path, config: Config, catalog: Catalog) -> None:
             write_json(path, new)
         return
     old = read_json(path, "the config.json of this run")
-    before, now = config_lib.stored(path), config_lib.flatten(json.loads(json.dumps(new["config"])))
+    different = differences_of(path, config, catalog)
+    if not different:
+        now = json.loads(json.dumps(new["config"]))
+        if old["config"] != now and hosts.is_first():  # another mesh, path or batch size: used from now on
+            write_json(path, {**old, "config": now})
+        return
+    raise ConfigError(f"{workdir} holds another run ({'; '.join(different)}); use another --workdir or remove that one")
+
+
+def differences_of(path: Path, config: Config, catalog: Catalog) -> list[str]:
+    """What makes the run with that config.json another one than `config` on `catalog`, a line each; none for the same run."""
+    before, now = config_lib.stored(path), config_lib.flatten(json.loads(json.dumps(config_lib.to_dict(config))))
     different = [
         f"{name}: {before.get(name)} -> {now.get(name)}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name) and name not in config_lib.FREE_ON_RESUME
     ]
-    if old["data"]["hash"] != new["data"]["hash"]:
-        where = same_data(config.data, old["data"]["hash"])
-        different.append(f"data: {old['data']['hash'][:12]} -> {new['data']['hash'][:12]}{where}")
-    if not different:
-        if before != now and hosts.is_first():  # another mesh, path or batch size: what it evaluates with from now on
-            write_json(path, {**old, "config": new["config"]})
-        return
-    raise ConfigError(f"{workdir} holds another run ({'; '.join(different)}); use another --workdir or remove that one")
+    old = read_json(path, "the config.json of this run")["data"]["hash"]
+    if old != catalog.data_hash:
+        different.append(f"data: {old[:12]} -> {catalog.data_hash[:12]}{same_data(config.data, old)}")
+    return different
 
 
 def check_same_everywhere(config: Config, catalog: Catalog) -> None:

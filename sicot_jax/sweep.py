@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jax
 
+from sicot_jax import runs
 from sicot_jax.arms import ARMS, arm
 from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.opening import open_catalog
@@ -24,7 +25,6 @@ from sicot_jax.errors import InputError, NotFinite
 from sicot_jax.evaluate import read_json, write_json
 from sicot_jax.report.finished import DIVERGED, read_finished
 from sicot_jax.report.record import write_record
-from sicot_jax.runs import start_mesh
 from sicot_jax.step import DataShape, make_setup
 from sicot_jax.train import check_catalog, train
 
@@ -78,7 +78,7 @@ def check_with(catalog: Catalog, config: Config, arms: Sequence[str], rates: Seq
         raise InputError(
             f"{catalog.name} has no validation photos, and a learning rate is chosen by them; give one of --rates"
         )
-    device_mesh = start_mesh(config)
+    device_mesh = runs.start_mesh(config)
     with jax.set_mesh(device_mesh):
         for name in arms:
             make_setup(arm(config, name), DataShape.of(catalog), device_mesh)
@@ -89,6 +89,7 @@ def run(
 ) -> list[Path]:
     """Train what is not trained yet; a record of each run in `records` when it ends. Returns the records.
 
+    A record without its run, from another machine, stands for it where config and data are the same.
     Runs go seed by seed, so that a sweep that is stopped has all arms at the seeds that it has. Arms that go on from
     another one stand after it. Seeds and learning rates of an arm share its compiled step (`heads.Numbers`), which is kept in
     `workdir`, or where JAX's compilation cache is already.
@@ -101,6 +102,7 @@ def run(
     total = len(arms) * (len(rates) + len(seeds) - 1)
     number = 0
     best: dict[str, float] = {}
+    gone_on_from = {ARMS[name].after for name in arms}  # a record has no weights to go on from
 
     def one(name: str, rate: float, seed: int) -> Path:
         nonlocal number
@@ -108,8 +110,12 @@ def run(
         before = ARMS[name].after
         this = cell(config, name, rate, seed, after=cell(config, before, best[before], seed) if before else None)
         print(f"\n[{number}/{total}] {this.folder}", file=sys.stderr)
-        _train_or_recall(this.config_in(workdir), workdir / this.folder, catalog)
-        return write_record(workdir / this.folder, records / this.folder)
+        folder, record = workdir / this.folder, records / this.folder
+        if name not in gone_on_from and not folder.exists() and _holds(record, this.config_in(workdir), catalog):
+            print(f"{record}: finished before, elsewhere; its record stands", file=sys.stderr)
+            return record
+        _train_or_recall(this.config_in(workdir), folder, catalog)
+        return write_record(folder, record)
 
     finished: list[Path] = []
     for name in arms:
@@ -125,6 +131,12 @@ def run(
         best[name] = max(tried, key=lambda rate: validation_top1(tried[rate])) if len(rates) > 1 else rates[0]
         finished += tried.values()
     return [*finished, *(one(name, best[name], seed) for seed in seeds[1:] for name in arms)]
+
+
+def _holds(record: Path, config: Config, catalog: Catalog) -> bool:
+    """Whether there is the record of that very run."""
+    path = record / "config.json"
+    return path.exists() and (record / "results.json").exists() and not runs.differences_of(path, config, catalog)
 
 
 def _train_or_recall(config: Config, folder: Path, catalog: Catalog) -> None:

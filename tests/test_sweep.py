@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -62,6 +63,15 @@ def test_a_sweep_trains_each_cell_once_and_reports_arms_over_seeds(tmp_path, cap
     assert cli.main(command) == 0  # nothing is trained again
     assert {path: path.stat().st_mtime_ns for path in results} == times
     assert printed.out == capsys.readouterr().out
+    shutil.rmtree(tmp_path / "runs")  # another machine, with the records
+    assert cli.main(command) == 0
+    again = capsys.readouterr()
+    assert printed.out == again.out and again.err.count("its record stands") == 6
+    assert not (tmp_path / "runs").exists()
+    command = ["sweep", *QUICK, "--arms", "baseline", "--rates", "1", "--seeds", "0", f"--workdir={tmp_path}"]
+    assert cli.main([*command, "--config.optim.warmup_epochs=1"]) == 0  # another config is another run
+    assert "its record stands" not in capsys.readouterr().err
+    assert len(sorted((tmp_path / "runs").glob("*/*/*/results.json"))) == 1
 
 
 @pytest.mark.slow
@@ -81,6 +91,10 @@ def test_an_arm_goes_on_from_the_run_of_its_seed(tmp_path, capsys):
             assert (mine["top_logits"] != before["top_logits"]).any()
     rows = (tmp_path / "report" / "report.md").read_text()
     assert "| crt - baseline" in rows  # two seeds of it are one arm
+    shutil.rmtree(tmp_path / "runs")
+    grid = ["--arms", "baseline", "crt", "--rates", "1", "--seeds", "0"]  # a record has no weights to go on from
+    assert cli.main(["sweep", *QUICK, "--config.train.steps=3", *grid, f"--workdir={tmp_path}"]) == 0
+    assert "its record stands" not in capsys.readouterr().err
 
 
 def test_an_arm_stands_after_the_one_it_goes_on_from(tmp_path):
