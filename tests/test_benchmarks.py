@@ -173,3 +173,15 @@ def test_rows_from_titles(tmp_path):
     assert set(printed) == {"R^2 of classes left out"} | {
         f"{tmp_path / 'run'}: {name}" for name in ("its titles", "titles of other classes")
     }
+
+
+def test_mistakes():
+    """By hand: one photo of each kind; names that have no two parts are refused."""
+    from benchmarks.mistakes import shares
+    from sicot_jax.errors import InputError
+
+    names = ["Nike | Caps", "Nike | Shoes", "Puma | Caps", "Puma | Shoes"]
+    label, predicted = np.array([0, 0, 0, 0, 3]), np.array([0, 2, 1, 3, 1])
+    np.testing.assert_allclose(shares(names, label, predicted), [0.2, 0.4, 0.2, 0.2])
+    with pytest.raises(InputError, match="1 of 2 class names are not \"a | b\", such as 'Caps'"):
+        shares(["Nike | Caps", "Caps"], label, predicted)
