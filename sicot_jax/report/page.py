@@ -68,22 +68,32 @@ def write_pages(blocks: Sequence[Block], out: Path, *, title: str, shown: Sequen
 
 
 def told_of_training(arms: Sequence[Arm]) -> list[Block]:
-    """Whether longer training would change the picture: by a longer run where there is one, else by the curve's end."""
-    runs = [run for arm in arms for run in arm.runs]
+    """Whether longer training would change the picture: by a longer run of that length where there is one, else by the end
+    of the curve."""
     longer = [(a, b) for a, b in tables.longer_pairs(arms) if a.first.validation and b.first.validation]
     told = []
     for arm, after in longer:
         done, gain = tables.converged(arm, after)
         state = "has converged" if done else "is under-trained"
-        told.append(f"{arm.title} {state}: half as many epochs again ({after.title}) gain {gain:+.2f} on validation.")
-    judged = [run for two in longer for arm in two for run in arm.runs]
-    rising = [run.name.replace("_", "-") for run in runs if still_improving(run) and run not in judged]
+        alike = [other.title for other in arms if other is not arm and _length(other) == _length(arm)]
+        so = f" So it is taken to be with {', '.join(alike)}, of the same length." if alike else ""
+        told.append(
+            f"{arm.title} {state}: half as many epochs again ({after.title}) gain {gain:+.2f} on validation.{so}"
+        )
+    judged = {_length(arm) for two in longer for arm in two}
+    rising = [arm.title for arm in arms if _length(arm) not in judged and any(map(still_improving, arm.runs))]
     if rising:
         told.append(
             f"{', '.join(rising)} {'is' if len(rising) == 1 else 'are'} under-trained: validation top-1 was still rising at "
             "the end (by more than half a point in the last quarter, where a falling learning rate makes every run rise)."
         )
     return [Text(text) for text in told]
+
+
+def _length(arm: Arm) -> tuple:
+    return tuple(
+        arm.first.config[name] for name in ("train.epochs", "train.steps", "train.batch_size", "optim.schedule")
+    )
 
 
 def _notes(arms: Sequence[Arm], first: Arm) -> list[str]:

@@ -540,10 +540,12 @@ def test_convergence_is_told_by_a_longer_run(tmp_path, late, told):
             validation=(1.0, late),
         ),
         make_run(tmp_path / "co", SECOND, train={"epochs": 4.0}, validation=(1.0, 2.0, 30.0, 40.0)),
+        make_run(tmp_path / "short", SECOND, train={"epochs": 2.0}, validation=(1.0, 2.0, 30.0, 40.0)),
     ]
     shown = write_report(runs, tmp_path / "report")
     assert f"{told}" in shown and f"gain {late - 20.1:+.2f} on validation" in shown
-    assert "co is under-trained: validation top-1 was still rising" in shown and "co - base" in cells(shown)
+    assert "So it is taken to be with co, of the same length." in shown and "co - base" in cells(shown)
+    assert "\nshort is under-trained: validation top-1 was still rising" in shown
 
 
 def test_arms_of_other_seeds_are_told(tmp_path):
