@@ -64,7 +64,8 @@ case "${1:-}" in
     marks='not slow and not real_data and not browser and not database and not cluster'
     if [ "${1:-}" = --all ]; then shift; marks=''; fi
     cd "$root"
-    exec "$venv/bin/python" -m pytest -m "$marks" "$@" ;;
+    # Most of a test is compiling, which takes one core, and up to 5 GiB.
+    exec "$venv/bin/python" -m pytest -m "$marks" --numprocesses=auto --maxprocesses=4 --dist=worksteal "$@" ;;
   *)
     exec "$venv/bin/python" -m sicot_jax.main "$@" ;;
 esac
