@@ -199,12 +199,27 @@ def longer_pairs(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
 def converged(arm: Arm, longer: Arm) -> tuple[bool, float]:
     """Whether half as many epochs again gain less than half a point on validation, and what they gain.
 
-    Of a sweep's rates the one that both were trained at is compared, where there is one.
+    Of a sweep's learning rates those count that both were trained at, each arm's best of them; where there is none, the arms
+    as they are.
     """
-    tried = {some.config.get("optim.learning_rate"): some for some in arm.rates}
-    arm = tried.get(longer.config.get("optim.learning_rate"), arm)
-    best = [[max(top1 for _, top1 in run.validation) for run in two] for two in pairs(arm, longer)]
-    gain = float(np.mean([after - before for before, after in best]))
+
+    def by_rate(arm: Arm) -> dict[float | None, Arm]:
+        return {some.config.get("optim.learning_rate"): some for some in (arm, *arm.rates)}
+
+    def at_best(arms: Sequence[Arm]) -> float:
+        """On validation, the mean over seeds that all have."""
+        best = [[max(top1 for _, top1 in some.seeds[seed].validation) for seed in seeds] for some in arms]
+        return float(np.mean(max(best, key=np.mean)))
+
+    two = by_rate(arm), by_rate(longer)
+    shared = [[found[rate] for rate in two[0] if rate in two[1]] for found in two]
+    if not shared[0]:
+        shared = [[arm], [longer]]
+    seeds = sorted(set.intersection(*(set(some.seeds) for arms in shared for some in arms)))
+    if seeds:
+        gain = at_best(shared[1]) - at_best(shared[0])
+    else:
+        gain = max(top1 for _, top1 in longer.first.validation) - max(top1 for _, top1 in arm.first.validation)
     return gain < 0.5, gain
 
 

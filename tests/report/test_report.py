@@ -694,7 +694,7 @@ def test_rates_without_validation_stay_apart(tmp_path):
     assert {"baseline/rate-0.1/seed-0", "baseline/rate-0.2/seed-0"} <= set(table)
 
 
-def test_a_longer_run_is_judged_by_the_same_rate(tmp_path):
+def test_a_longer_run_is_judged_by_the_rates_of_both(tmp_path):
     """At 0.1 half as many epochs again gain 2 points, though 0.2 had been better by 3."""
     rate(tmp_path / "runs", 0.1, 0, FIRST, validation=(30.0,), train={"epochs": 20.0})
     rate(tmp_path / "runs", 0.2, 0, FIRST, validation=(33.0,), train={"epochs": 20.0})
@@ -704,6 +704,10 @@ def test_a_longer_run_is_judged_by_the_same_rate(tmp_path):
     table = write_report([tmp_path / "runs"], tmp_path / "out")
     assert "baseline is under-trained: half as many epochs again (longer) gain +2.00" in table
     assert "Up to 2 learning rates were tried: baseline (2)" in table
+    again = tmp_path / "runs" / "longer" / "rate_0.2" / "seed_0"  # both rates: the best of each
+    make_run(again, FIRST, validation=(33.25,), **(config | {"optim": {"learning_rate": 0.2}}))
+    table = write_report([tmp_path / "runs"], tmp_path / "out")
+    assert "baseline has converged: half as many epochs again (longer) gain +0.25" in table
 
 
 def test_a_sweep_s_folder_counts_each_run_once_and_no_diverged_one(tmp_path):
