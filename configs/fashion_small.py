@@ -2,7 +2,7 @@
 
 Import:   sicot import --dataset fashion_products --from DIR --test-share 0.2 --out runs/catalogs/fashion
 Command:  sicot sweep --config=configs/fashion_small.py --workdir=runs/fashion_small --rates 0.5 1 2
-Hardware: one CPU core, a quarter of an hour a run.
+Hardware: one CPU core, five to seven minutes a run (AMD EPYC; a quarter of an hour on a slower one).
 Result:   docs/results.md.
 """
 
