@@ -9,20 +9,17 @@ one article share have nothing left to teach.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.timing import print_machine, print_table
+from benchmarks.finished_runs import catalog_of, class_groups, print_of_each
 from sicot_jax import runs
-from sicot_jax.catalog.opening import open_catalog
-from sicot_jax.catalog.statistics import head_mask
 from sicot_jax.errors import InputError
-from sicot_jax.evaluate import head_boundary
 
-SEPARATOR, FEW = " | ", 20
+SEPARATOR = " | "
+HEADER = ("%", "right", "first part wrong", "second part wrong", "both wrong", "photos")
 
 
 def shares(names: Sequence[str], label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -40,28 +37,20 @@ def shares(names: Sequence[str], label: np.ndarray, predicted: np.ndarray) -> np
 
 def measure(workdir: Path) -> list[list[str]]:
     run = runs.read_run(workdir)
-    catalog = open_catalog(run.config.data)
-    runs.check_data(run, catalog, "measure on the catalogue it was trained on")
+    catalog = catalog_of(run)
     names = [catalog.classes.sku[i] for i in range(len(catalog.classes))]
     with np.load(workdir / "predictions.npz") as file:
         label, predicted = file["label"], file["top_classes"][:, 0]
-    counts = catalog.classes.counts["train"]
-    head = head_mask(counts, head_boundary(catalog, run.config))[label]
-    groups = {"all": label >= 0, "head": head, "tail": ~head, f"{FEW} photos or fewer": counts[label] <= FEW}
     rows = []
-    for name, members in groups.items():
+    for name, classes in class_groups(catalog, run).items():
+        members = classes[label]
         of_group = shares(names, label[members], predicted[members]) if members.any() else []
         rows.append([f"{workdir}: {name}", *(f"{100 * share:.1f}" for share in of_group), f"{members.sum():,}"])
     return rows
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path)
-    args = parser.parse_args(argv)
-    print_machine()
-    rows = [row for run in args.runs for row in measure(run)]
-    print_table("Mistakes", ["%", "right", "first part wrong", "second part wrong", "both wrong", "photos"], rows)
+    print_of_each(argv, measure, description=__doc__, title="Mistakes", header=HEADER)
 
 
 if __name__ == "__main__":

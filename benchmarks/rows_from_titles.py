@@ -11,23 +11,19 @@ flatters; the same with titles dealt out to other classes says by how much.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from benchmarks.timing import print_machine, print_table
+from benchmarks.finished_runs import ENOUGH, GROUPS, catalog_of, class_groups, print_of_each
 from sicot_jax import config, mesh, runs
-from sicot_jax.catalog.opening import open_catalog
-from sicot_jax.catalog.statistics import head_mask
 from sicot_jax.errors import InputError
-from sicot_jax.evaluate import head_boundary
 from sicot_jax.prototypes import class_titles
 
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
-FOLDS, ENOUGH = 5, 20
+FOLDS = 5
 
 
 def predicted(
@@ -65,16 +61,14 @@ def measure(workdir: Path) -> list[list[str]]:
     run = runs.on_devices_here(run, device_mesh)
     if run.config.model.title_prototypes != "no":
         raise InputError(f"{workdir}: its rows hold title vectors; give a run with model.title_prototypes=no")
-    catalog = open_catalog(run.config.data)
-    runs.check_data(run, catalog, "measure on the catalogue it was trained on")
+    catalog = catalog_of(run)
     with jax.set_mesh(device_mesh):
         _, state = runs.restore_finished(run, device_mesh)
     counts = catalog.classes.counts["train"]
     rows = np.asarray(state.classifier.kernel)[: len(counts)].astype(np.float64)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     titles = class_titles(catalog, config.override(run.config, ["data.title=raw"])).astype(np.float64)
-    head = head_mask(counts, head_boundary(catalog, run.config))
-    groups = {"all": counts > 0, "head": head, "tail": ~head & (counts > 0), "few": (counts > 0) & (counts <= ENOUGH)}
+    groups = class_groups(catalog, run)
     dealt = titles[np.random.default_rng(1).permutation(len(titles))]
     table = []
     for name, given in {"its titles": titles, "titles of other classes": dealt}.items():
@@ -84,13 +78,10 @@ def measure(workdir: Path) -> list[list[str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path)
-    args = parser.parse_args(argv)
-    print_machine()
-    rows = [row for run in args.runs for row in measure(run)]
-    header = ["R^2 of classes left out", "all", "head", "tail", f"{ENOUGH} photos or fewer"]
-    print_table("Classifier rows predicted from class titles", header, rows)
+    header = ["R^2 of classes left out", *GROUPS]
+    print_of_each(
+        argv, measure, description=__doc__, title="Classifier rows predicted from class titles", header=header
+    )
 
 
 if __name__ == "__main__":
