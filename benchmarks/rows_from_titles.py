@@ -2,8 +2,9 @@
 
 python -m benchmarks.rows_from_titles RUN... (run folders, not records)
 
-Each class row w_c of the run (brought to length 1) is predicted from the class's mean title vector t_c
-(`prototypes.class_titles`) by ridge regression on four fifths of the classes, and judged on the last fifth, in turn:
+Each class row w_c of the run (brought to length 1) is predicted from the direction of the class's mean title vector
+(`word_rows.class_words` times the word vectors, less the mean over classes) by ridge regression on four fifths of the classes,
+and judged on the last fifth, in turn:
 R^2 = 1 - sum |w_c - prediction|^2 / sum |w_c - mean row|^2 of the classes left out. 1: titles tell the row; 0: nothing;
 below: they mislead. Classes weigh min(photos, 20) in the fit. The penalty is the best of four for all classes, which
 flatters; the same with titles dealt out to other classes says by how much.
@@ -19,8 +20,10 @@ import numpy as np
 
 from benchmarks.finished_runs import ENOUGH, GROUPS, catalog_of, class_groups, print_of_each
 from sicot_jax import config, mesh, runs
+from sicot_jax.catalog.catalog import Catalog
+from sicot_jax.config import Config
 from sicot_jax.errors import InputError
-from sicot_jax.prototypes import class_titles
+from sicot_jax.word_rows import class_words
 
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 FOLDS = 5
@@ -55,19 +58,30 @@ def explained(
     return max((of(penalty) for penalty in PENALTIES), key=lambda found: found["all"])
 
 
+def title_directions(catalog: Catalog, config: Config) -> np.ndarray:
+    """float64 [C, E], of length 1, or zero for a class without a known word."""
+    vectors = np.asarray(catalog.word_vectors, np.float64)
+    words = class_words(catalog, config, len(vectors) - 1)
+    known = words.any(1)
+    means = words @ vectors[1:]
+    centred = np.where(known[:, None], means - means[known].mean(0), 0.0)
+    length = np.linalg.norm(centred, axis=1, keepdims=True)
+    return centred / np.where(length > 1e-9, length, 1.0)
+
+
 def measure(workdir: Path) -> list[list[str]]:
     run = runs.read_run(workdir)
     device_mesh = mesh.make_mesh(devices=jax.devices()[:1])
     run = runs.on_devices_here(run, device_mesh)
-    if run.config.model.title_prototypes != "no":
-        raise InputError(f"{workdir}: its rows hold title vectors; give a run with model.title_prototypes=no")
+    if run.config.model.word_rows:
+        raise InputError(f"{workdir}: its rows hold words of titles; give a run with model.word_rows=False")
     catalog = catalog_of(run)
     with jax.set_mesh(device_mesh):
         _, state = runs.restore_finished(run, device_mesh)
     counts = catalog.classes.counts["train"]
     rows = np.asarray(state.classifier.kernel)[: len(counts)].astype(np.float64)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    titles = class_titles(catalog, config.override(run.config, ["data.title=raw"])).astype(np.float64)
+    titles = title_directions(catalog, config.override(run.config, ["data.title=raw"]))
     groups = class_groups(catalog, run)
     dealt = titles[np.random.default_rng(1).permutation(len(titles))]
     table = []

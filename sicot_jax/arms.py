@@ -20,8 +20,16 @@ class Arm:
     epochs: float = 1.0
 
 
-_IMAGES_ALONE = ("loss.visual=1", "loss.semantic=0", "loss.mixed=0", "loss.words=0", "loss.mixed_schedule=constant")
+_IMAGES_ALONE = (
+    "loss.visual=1",
+    "loss.semantic=0",
+    "loss.mixed=0",
+    "loss.title_words=0",
+    "model.word_rows=False",
+    "loss.mixed_schedule=constant",
+)
 _CO_TRAINING = ("loss.visual=1", "loss.semantic=0", "loss.mixed=1")
+_TITLE_WORDS = (*_IMAGES_ALONE, "loss.title_words=1", "model.word_rows=True")
 _BALANCED = ("loss.logit_adjustment=1",)
 # After Kang et al. 2020 (cRT): the classifier alone is trained on, classes equally often; it goes on from the trained one
 # where theirs begins anew.
@@ -57,15 +65,14 @@ ARMS: dict[str, Arm] = {
     "co_training_falling": Arm((*_CO_TRAINING, "loss.mixed_schedule=falling")),
     "visual_and_semantic": Arm(("loss.visual=1", "loss.semantic=1", "loss.mixed=0", "loss.mixed_schedule=constant")),
     "three_streams": Arm(("loss.visual=1", "loss.semantic=1", "loss.mixed=1")),
-    "words": Arm((*_IMAGES_ALONE, "loss.words=1")),
-    "words_prototypes": Arm((*_IMAGES_ALONE, "loss.words=1", "model.title_prototypes=tied")),
-    "co_training_words": Arm((*_CO_TRAINING, "loss.words=1")),
-    "co_training_words_prototypes": Arm((*_CO_TRAINING, "loss.words=1", "model.title_prototypes=tied")),
-    "prototypes_start": Arm((*_IMAGES_ALONE, "model.title_prototypes=start")),
-    "prototypes_tied": Arm((*_IMAGES_ALONE, "model.title_prototypes=tied")),
-    "prototypes_balanced": Arm((*_IMAGES_ALONE, *_BALANCED, "model.title_prototypes=tied")),
-    "co_training_prototypes": Arm((*_CO_TRAINING, "model.title_prototypes=tied")),
-    "co_training_prototypes_balanced": Arm((*_CO_TRAINING, *_BALANCED, "model.title_prototypes=tied")),
+    # The words of titles: told from the photo, shared by classifier rows, and both ("title_words").
+    "words_told": Arm((*_IMAGES_ALONE, "loss.title_words=1")),
+    "word_rows": Arm((*_IMAGES_ALONE, "model.word_rows=True")),
+    "title_words": Arm(_TITLE_WORDS),
+    "title_words_balanced": Arm((*_TITLE_WORDS, *_BALANCED)),
+    "title_words_shuffled": Arm((*_TITLE_WORDS, "data.title=shuffled")),
+    "title_words_masked": Arm((*_TITLE_WORDS, "data.title=masked")),
+    "co_training_title_words": Arm((*_CO_TRAINING, "loss.title_words=1", "model.word_rows=True")),
     # Table 3 of SICoT: how a title becomes a vector.
     **{f"text_{name}": Arm((*_CO_TRAINING, f"model.text.encoder={name}")) for name in ENCODERS if name != "bilinear"},
 }

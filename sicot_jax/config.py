@@ -84,8 +84,9 @@ class TextConfig:
 class ModelConfig:
     """The visual stream (see `models/resnet.py`); `embedding_width=0` takes the ResNet's own width.
 
-    title_prototypes: "no"; "start" gives every class a part of its classifier row that starts as the mean of its training
-      titles' word vectors, which a linear map of the embedding meets; with "tied" that part stays as it is.
+    title_words: how many words a photo gets a score for, where `loss.title_words` or `word_rows` asks for it: the most
+      frequent ones of the training titles.
+    word_rows: the classifier adds to a class's own score the mean score of its titles' words (`word_rows.class_words`).
     init_from: a run folder whose streams this one starts from (the classifier too where its class table is the same).
     """
 
@@ -95,14 +96,15 @@ class ModelConfig:
     last_stride: int = 2
     embedding_width: int = 0
     text: TextConfig = TextConfig()
-    title_prototypes: str = "no"
+    title_words: int = 1024
+    word_rows: bool = False
     init_from: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Weights of the cross-entropies through the shared classifier, the tau of logit adjustment, label smoothing; `words` is
-    the weight of telling a title's words from its photo (`losses.word_loss`).
+    """Weights of the cross-entropies through the shared classifier, the tau of logit adjustment, label smoothing;
+    `title_words` is the weight of telling a title's words from its photo (`losses.word_loss`).
 
     Baseline: visual 1, mixed 0. Co-training (Eq. 1): visual 1, mixed lambda = 1. Doubled baseline: visual 2, mixed 0.
     mixed_schedule: "constant", or linearly through the run from 0 to `mixed` ("rising") or from it to 0 ("falling").
@@ -113,13 +115,18 @@ class LossConfig:
     mixed: float = 1.0
     logit_adjustment: float = 0.0
     label_smoothing: float = 0.0
-    words: float = 0.0
+    title_words: float = 0.0
     mixed_schedule: str = "constant"
 
     @property
     def with_text(self) -> bool:
         """Whether titles are read."""
-        return bool(self.semantic or self.mixed or self.words)
+        return self.with_semantic or bool(self.title_words)
+
+    @property
+    def with_semantic(self) -> bool:
+        """Whether there is a semantic stream."""
+        return bool(self.semantic or self.mixed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,6 +280,13 @@ FREE_ON_RESUME = (
 )
 
 
+# Fields that are no more -> the value with which a run did without them.
+_RETIRED: dict[tuple[str, str], Any] = {
+    ("model", "title_prototypes"): "no",
+    ("loss", "words"): 0.0,
+}
+
+
 def _check(config: Config) -> None:
     data, train, loss = config.data, config.train, config.loss
     choices = {
@@ -283,7 +297,6 @@ def _check(config: Config) -> None:
         "optim.name": (config.optim.name, ("sgd", "lars", "adamw")),
         "optim.schedule": (config.optim.schedule, ("step", "exponential", "cosine", "constant")),
         "train.compute_dtype": (train.compute_dtype, ("float32", "bfloat16")),
-        "model.title_prototypes": (config.model.title_prototypes, ("no", "start", "tied")),
         "head.kind": (config.head.kind, ("class_sharded", "sampled", "knn", "dense")),
         "head.keep_logits": (config.head.keep_logits, ("no", "bfloat16", "float32")),
     }
@@ -383,20 +396,21 @@ def _check(config: Config) -> None:
             f"loss.label_smoothing={loss.label_smoothing} with head.kind={config.head.kind!r}, which does not see all "
             "classes; set head.kind=class_sharded or loss.label_smoothing=0"
         )
-    if config.model.title_prototypes == "tied" and config.head.kind in ("sampled", "knn"):
+    if config.model.title_words < 1:
+        raise ConfigError(f"model.title_words={config.model.title_words}, wanted 1 or more")
+    if config.model.word_rows and config.head.kind in ("sampled", "knn"):
         raise ConfigError(
-            f"model.title_prototypes='tied' with head.kind={config.head.kind!r}, whose rows that miss steps decay when they "
-            "are met again; set head.kind=class_sharded or model.title_prototypes=start"
+            f"model.word_rows=True with head.kind={config.head.kind!r}, whose rows that miss steps decay when they are met "
+            "again; set head.kind=class_sharded or model.word_rows=False"
         )
-    if config.model.title_prototypes == "tied" and config.optim.name == "lars":
+    if config.model.word_rows and config.optim.name == "lars":
         raise ConfigError(
-            "model.title_prototypes='tied' with optim.name='lars', whose steps follow the length of rows that do not move; "
-            "set optim.name=sgd or model.title_prototypes=start"
+            "model.word_rows=True with optim.name='lars', whose steps follow the length of rows that do not move; set "
+            "optim.name=sgd or model.word_rows=False"
         )
-    if config.model.title_prototypes != "no" and data.title == "none":
+    if config.model.word_rows and data.title == "none":
         raise ConfigError(
-            f"model.title_prototypes={config.model.title_prototypes!r} with data.title='none': there is no title to make them "
-            "of; set one of the two otherwise"
+            "model.word_rows=True with data.title='none': there is no title to take words of; set one of the two otherwise"
         )
     if not 0 < config.head.sample_rate <= 1:
         raise ConfigError(f"head.sample_rate={config.head.sample_rate}, wanted a share above 0 up to 1")
@@ -426,13 +440,13 @@ def _check(config: Config) -> None:
             )
     if not (loss.visual or loss.semantic or loss.mixed):
         raise ConfigError("loss.visual, loss.semantic and loss.mixed are all 0; give at least one a weight")
-    if min(loss.visual, loss.semantic, loss.mixed, loss.words) < 0:
+    if min(loss.visual, loss.semantic, loss.mixed, loss.title_words) < 0:
         raise ConfigError(
-            f"loss weights {loss.visual}, {loss.semantic}, {loss.mixed}, {loss.words}: wanted no negative one"
+            f"loss weights {loss.visual}, {loss.semantic}, {loss.mixed}, {loss.title_words}: wanted no negative one"
         )
     if loss.with_text and data.title == "none":
         raise ConfigError(
-            "data.title='none' leaves the semantic stream nothing to read; set loss.mixed=0, loss.semantic=0 and loss.words=0"
+            "data.title='none' leaves nothing to read; set loss.mixed=0, loss.semantic=0 and loss.title_words=0"
         )
 
 
@@ -526,7 +540,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
             raise ConfigError(f"{path}: no config in it; wanted the config.json of a run")
         if stored.get("format") != FORMAT:
             raise ConfigError(f"{path}: format {stored.get('format')}, this version reads {FORMAT}")
-        config = from_dict(stored["config"])
+        config = from_dict(_without_retired(stored["config"], path))
     else:
         spec = importlib.util.spec_from_file_location(f"sicot_config_{path.stem}", path)
         if spec is None or spec.loader is None:
@@ -544,6 +558,19 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
         if not isinstance(config, Config):
             raise ConfigError(f"{path}: get_config() gave {type(config).__name__}, wanted Config")
     return override(config, overrides)
+
+
+def _without_retired(tree: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A stored config less the fields that are no more and were not used. ConfigError for one that was."""
+    tree = {**tree}
+    for (section, field), neutral in _RETIRED.items():
+        if field in tree.get(section, {}):
+            if tree[section][field] != neutral:
+                raise ConfigError(
+                    f"{path}: {section}.{field}={tree[section][field]!r} is no more; read it with the version that wrote it"
+                )
+            tree[section] = {name: value for name, value in tree[section].items() if name != field}
+    return tree
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:

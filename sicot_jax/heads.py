@@ -130,7 +130,7 @@ def make_head(
         but for a trust ratio that it is given, and the learning rate.
       catch_up: what tx would have done to rows that missed steps; for the sampled heads.
       trust_ratio: of tx, where it scales by the norm of the whole kernel (LARS); for "class_sharded".
-      still: last columns of the kernel that keep their values; not for the sampled heads.
+      still: last columns of the kernel that keep their values (`word_rows`); not for the sampled heads.
       dtype: of the inputs of the products; sums, softmax and loss are float32.
     """
     streams = tuple(loss_weights(loss_config))

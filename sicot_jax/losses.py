@@ -94,31 +94,23 @@ def co_training_loss(
     return sum(weight * losses[stream] for stream, weight in weights.items()), losses
 
 
-def word_loss(image, words, token_ids):
-    """How well photos tell the words of their titles, among the words of the batch's titles.
+def word_loss(scores, token_ids):
+    """How well photos tell the words of their titles: the multinomial loss of Joulin et al. 2016, over words by frequency.
 
-    With z_iw = u_i . e_w over the distinct words w of the batch: mean over photos with a title of
-    -1 / |W_i| sum_{w in W_i} log softmax(z_i)_w, W_i the distinct words of title i.
+    Mean over photos with such a word of -1 / |W_i| sum_{w in W_i} log softmax(z_i)_w, where score z_iw belongs to word w + 1
+    and W_i are the distinct words of title i that have a score.
 
     Args:
-      image: u, float [B, E].
-      words: e of every place of every title, float [B, T, E].
-      token_ids: int [B, T], 0 = padding.
+      scores: z, float32 [B, W].
+      token_ids: int [B, T], 0 = padding; those above W have no score.
 
     Returns: float32 scalar, 0 for a batch without a title.
     """
-    ids = token_ids.reshape(-1)  # [P], P = B * T
-    logits = jnp.einsum("be,pe->bp", image, words.reshape(len(ids), -1)).astype(jnp.float32)
-    # A word at several places counts once: at the first of them.
-    first = jnp.argmax(ids[:, None] == ids, 1) == jnp.arange(len(ids))
-    logits = jnp.where(first & (ids > 0), logits, -jnp.inf)
-    own = jnp.any(token_ids[:, :, None] == ids, 1) & first & (ids > 0)  # [B, P]
-    highest = jax.lax.stop_gradient(jnp.max(logits, -1, keepdims=True))
-    highest = jnp.where(jnp.isfinite(highest), highest, 0.0)
-    log_sum = jnp.log(jnp.maximum(jnp.sum(jnp.exp(logits - highest), -1), 1e-30)) + highest[:, 0]
+    own = jnp.any(token_ids[:, :, None] == jnp.arange(1, scores.shape[1] + 1), 1)  # [B, W]
     number = jnp.sum(own, -1)
-    told = jnp.sum(jnp.where(own, logits, 0.0), -1) / jnp.maximum(number, 1)
-    return jnp.sum(jnp.where(number > 0, log_sum - told, 0.0)) / jnp.maximum(jnp.sum(number > 0), 1)
+    told = jnp.sum(jnp.where(own, scores, 0.0), -1) / jnp.maximum(number, 1)
+    losses = jax.nn.logsumexp(scores, -1) - told
+    return jnp.sum(jnp.where(number > 0, losses, 0.0)) / jnp.maximum(jnp.sum(number > 0), 1)
 
 
 def log_prob_top_k(embedding, kernel, offset, label, k: int):

@@ -222,7 +222,7 @@ def check_data(run: Run, catalog: Catalog, remedy: str) -> None:
 def init_from(state: TrainState, config: Config, catalog: Catalog, device_mesh) -> TrainState:
     """`state` with the streams of the run `model.init_from`; with its classifier too where the class table is the same.
 
-    Word vectors are taken only where the vocabulary is the same: ids of another one mean other words.
+    What belongs to words is taken only where the vocabulary is the same: ids of another one mean other words.
     Raises CheckpointError naming parameters of another shape.
     """
     run = read_run(Path(config.model.init_from))
@@ -234,9 +234,11 @@ def init_from(state: TrainState, config: Config, catalog: Catalog, device_mesh) 
     params, batch_stats = ({**mine} for mine in (state.params, state.batch_stats))
     for stream in shared:
         params[stream], batch_stats[stream] = source.params[stream], source.batch_stats[stream]
-    if "semantic" in shared and run.vocabulary != vocabulary_hash(catalog):
-        hosts.say(f"{what}: another vocabulary; word vectors are the catalogue's own")
-        params["semantic"] = {**params["semantic"], "words": state.params["semantic"]["words"]}
+    if run.vocabulary != vocabulary_hash(catalog):
+        for stream, name in (("semantic", "words"), ("visual", "to_words")):
+            if stream in shared and name in params[stream] and name in state.params[stream]:
+                hosts.say(f"{what}: another vocabulary; {stream}/{name} is not taken over")
+                params[stream] = {**params[stream], name: state.params[stream][name]}
     if faults := differences(shapes(params), shapes(state.params)):
         raise CheckpointError(f"{what}: another model: {faults}")
     classifier = state.classifier

@@ -98,13 +98,13 @@ def make_setup(config: Config, shape: DataShape, device_mesh) -> Setup:
     """Check the config against data and mesh, and build the run's functions. Allocates nothing on the device."""
     if config.loss.with_text and shape.vocabulary_size < 2:
         raise ConfigError(
-            "the catalogue has no titles, and loss.mixed or loss.semantic wants them; import it with some "
-            "(sicot import --titles-from RUN) or set both to 0 (baseline)"
+            "the catalogue has no titles, and loss.mixed, loss.semantic or loss.title_words wants them; import it with some "
+            "(sicot import --titles-from RUN) or set all to 0 (baseline)"
         )
-    if config.model.title_prototypes != "no" and shape.vocabulary_size < 2:
+    if config.model.word_rows and shape.vocabulary_size < 2:
         raise ConfigError(
-            f"the catalogue has no titles, and model.title_prototypes={config.model.title_prototypes!r} wants them; set it "
-            "to no, or import the catalogue with some (sicot import --titles-from RUN)"
+            "the catalogue has no titles, and model.word_rows=True wants them; set it to False, or import the catalogue with "
+            "some (sicot import --titles-from RUN)"
         )
     heads.check(config.head, num_classes=shape.num_classes, devices=device_mesh.size)
     steps_per_epoch = shape.train_photos / config.train.batch_size
@@ -141,7 +141,7 @@ def make_setup(config: Config, shape: DataShape, device_mesh) -> Setup:
             tx=tx,
             catch_up=make_catch_up(config.optim, schedule),
             trust_ratio=make_trust_ratio(config.optim),
-            still=shape.word_width if config.model.title_prototypes == "tied" else 0,
+            still=words_told(config, shape) if config.model.word_rows else 0,
             dtype=compute_dtype(config),
         ),
         plan=plan,
@@ -164,11 +164,16 @@ def check_batches(config: Config, device_mesh) -> None:
 def new_net(config: Config, shape: DataShape) -> Sicot:
     return Sicot(
         config.model,
-        words=(shape.vocabulary_size, shape.word_width) if config.loss.with_text else None,
-        word_width=shape.word_width if config.model.title_prototypes != "no" or config.loss.words else 0,
+        words=(shape.vocabulary_size, shape.word_width) if config.loss.with_semantic else None,
+        told=words_told(config, shape) if config.model.word_rows or config.loss.title_words else 0,
         dtype=compute_dtype(config),
         rng=np.random.default_rng(config.seed),
     )
+
+
+def words_told(config: Config, shape: DataShape) -> int:
+    """How many words have a score: the first of the vocabulary, which are the most frequent."""
+    return min(config.model.title_words, shape.vocabulary_size - 1)
 
 
 def start_state(setup: Setup, log_prior: jax.Array) -> TrainState:
@@ -345,13 +350,12 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
 
 
 def _word_losses(config: Config) -> dict[str, ExtraLoss]:
-    """The loss of telling a title's words, over the titles of all devices."""
-    if not config.loss.words:
+    """The loss of telling a title's words."""
+    if not config.loss.title_words:
         return {}
 
     def words(outputs, batch):
-        image, title = mesh.replicate(outputs["image_words"]), mesh.replicate(outputs["title_words"])
-        return config.loss.words * losses_lib.word_loss(image, title, mesh.replicate(batch["token_ids"]))
+        return config.loss.title_words * losses_lib.word_loss(outputs["words"], batch["token_ids"])
 
     return {"words": words}
 

@@ -25,7 +25,6 @@ from sicot_jax.checkpoint import Checkpoints
 from sicot_jax.config import Config
 from sicot_jax.errors import InputError, NotFinite, TrainingStopped
 from sicot_jax.models.sicot import start_words
-from sicot_jax.prototypes import class_titles, start_prototypes
 from sicot_jax.run_log import RunLog
 from sicot_jax.step import (
     DataShape,
@@ -36,7 +35,9 @@ from sicot_jax.step import (
     class_log_prior,
     make_setup,
     start_state,
+    words_told,
 )
+from sicot_jax.word_rows import class_words, start_word_rows
 
 
 def train(config: Config, workdir: Path, *, catalog: Catalog | None = None) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def _test(run: runs.Run, catalog: Catalog, device_mesh: jax.sharding.Mesh) -> di
             boundary,
             catalog.classes.sku,
         ),
-        "attention": findings.attention(setup, state, catalog) if config.loss.semantic or config.loss.mixed else {},
+        "attention": findings.attention(setup, state, catalog) if config.loss.with_semantic else {},
         "step": int(state.step),
         "step_of_end": setup.steps,
         "when": runs.now(),
@@ -253,10 +254,11 @@ class _Loop:
     def _start(self) -> TrainState:
         prior = class_log_prior(self.catalog.classes.counts["train"], self.setup.mesh)
         state = start_state(self.setup, mesh.class_vector(prior, self.setup.mesh))
-        if self.config.loss.with_text:
+        if self.config.loss.with_semantic:
             state = start_words(state, self.catalog.word_vectors)
-        if self.config.model.title_prototypes != "no":
-            state = start_prototypes(state, class_titles(self.catalog, self.config))
+        if self.config.model.word_rows:
+            told = words_told(self.config, self.setup.shape)
+            state = start_word_rows(state, class_words(self.catalog, self.config, told))
         if self.config.model.init_from:
             state = runs.init_from(state, self.config, self.catalog, self.setup.mesh)
         return state

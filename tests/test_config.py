@@ -279,7 +279,7 @@ def test_bad_dict_is_named(tree, message):
         ({"loss": LossConfig(visual=-1.0)}, r"loss weights -1.0, 0.0, 1.0, 0.0: wanted no negative one"),
         (
             {"data": DataConfig(title="none")},
-            r"data.title='none' leaves the semantic stream nothing to read; set loss.mixed=0",
+            r"data.title='none' leaves nothing to read; set loss.mixed=0",
         ),
     ],
 )

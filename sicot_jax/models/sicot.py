@@ -25,12 +25,12 @@ class VisualStream(nnx.Module):
     """Normalised photo [B, H, W, 3] -> visual embedding v [B, D] >= 0 in float32: all that runs at test time.
 
     v = average pool of the ResNet's last map, or ReLU(BN(W f)) where `embedding_width` asks for another D.
-    A v, with a learned A to the width E of the word vectors, is there where `word_width` says so. With class-title
-    prototypes what the classifier meets is [v, A v], [B, D + E]: its rows [w_c, t_c] then give w_c . v + t_c . A v, so that
-    classes of like titles t_c share what A learns.
+    Where words are `told`, A v [B, told] holds a score for each: row i of A is what photos of word i + 1 have in common.
+    With `word_rows` what the classifier meets is [v, A v], [B, D + told]: its rows [w_c, t_c] then give w_c . v + t_c . A v,
+    so that classes share what A learns of the words t_c of their titles.
     """
 
-    def __init__(self, config: ModelConfig, *, word_width: int = 0, dtype, rng: np.random.Generator):
+    def __init__(self, config: ModelConfig, *, told: int = 0, dtype, rng: np.random.Generator):
         self.resnet = ResNet(
             depth=config.depth,
             width=config.width,
@@ -44,21 +44,21 @@ class VisualStream(nnx.Module):
         self.project: Any = Linear(features, width, bias=False, dtype=dtype, rng=rng) if width else None
         self.norm: Any = BatchNorm(width) if width else None
         self.features_width = width or features
-        self.to_words: Any = (
-            Linear(self.features_width, word_width, bias=False, dtype=dtype, rng=rng) if word_width else None
-        )
-        self.with_prototypes = config.title_prototypes != "no"
-        self.embedding_width = self.features_width + (word_width if self.with_prototypes else 0)
+        self.to_words: Any = Linear(self.features_width, told, bias=False, dtype=dtype, rng=rng) if told else None
+        self.word_rows = config.word_rows
+        self.embedding_width = self.features_width + (told if self.word_rows else 0)
 
     def __call__(self, image, *, train: bool, train_resnet: bool | None = None):
         """`train` takes batch statistics from the batch; `train_resnet` says otherwise for a frozen backbone."""
         return self.extend(self.embed(image, train=train, train_resnet=train_resnet))
 
     def extend(self, embedding):
-        """x -> [x, A x] in float32, or x where there are no prototypes; of any stream's embedding [B, D]."""
-        if not self.with_prototypes:
-            return embedding
-        return jnp.concatenate([embedding, self.to_words(embedding).astype(jnp.float32)], -1)
+        """x -> [x, A x] in float32, or x where rows share no words; of any stream's embedding [B, D]."""
+        return jnp.concatenate([embedding, self.word_scores(embedding)], -1) if self.word_rows else embedding
+
+    def word_scores(self, embedding):
+        """A x, float32 [B, told]."""
+        return self.to_words(embedding).astype(jnp.float32)
 
     def embed(self, image, *, train: bool, train_resnet: bool | None = None):
         """v [B, D]."""
@@ -105,7 +105,8 @@ class SemanticStream(nnx.Module):
 class Sicot(nnx.Module):
     """Photo and title -> {"visual", "semantic", "mixed": [B, D], "attention": [B, T]}; without text only "visual".
 
-    `words` is the shape (V, E) of the word table, None for the visual stream alone.
+    `words` is the shape (V, E) of the word table, None for the visual stream alone. Where words are `told`, their scores are
+    there as "words", [B, told].
     A photo without a title falls back on its visual embedding in the other two streams: m = v, s = v.
     """
 
@@ -114,11 +115,11 @@ class Sicot(nnx.Module):
         config: ModelConfig,
         *,
         words: tuple[int, int] | None,
-        word_width: int = 0,
+        told: int = 0,
         dtype,
         rng: np.random.Generator,
     ):
-        self.visual = VisualStream(config, word_width=word_width, dtype=dtype, rng=rng)
+        self.visual = VisualStream(config, told=told, dtype=dtype, rng=rng)
         width = self.visual.features_width
         semantic = SemanticStream(config.text, words, width, dtype=dtype, rng=rng) if words else None
         self.semantic = semantic
@@ -127,8 +128,9 @@ class Sicot(nnx.Module):
         """`train`: part -> whether its batch norms take the batch's statistics, see `optim.trained_parts`."""
         visual = self.visual.embed(image, train=train.get("visual", False), train_resnet=train["visual/resnet"])
         extend = self.visual.extend
+        scores = {"words": self.visual.word_scores(visual)} if self.visual.to_words is not None else {}
         if self.semantic is None:
-            return {"visual": extend(visual)}
+            return {"visual": extend(visual), **scores}
         semantic, attention = self.semantic(token_ids, train=train["semantic"])
         titled = jnp.any(token_ids > 0, -1, keepdims=True)
         return {
@@ -136,16 +138,8 @@ class Sicot(nnx.Module):
             "semantic": extend(jnp.where(titled, semantic, visual)),
             "mixed": extend(mix(visual, semantic)),
             "attention": attention,
-            **self._words(visual, token_ids),
+            **scores,
         }
-
-    def _words(self, visual, token_ids):
-        """What `losses.word_loss` compares: A v [B, E] and the vector of every word of the titles [B, T, E], in float32."""
-        if self.visual.to_words is None:
-            return {}
-        assert self.semantic is not None
-        image_words = self.visual.to_words(visual).astype(jnp.float32)
-        return {"image_words": image_words, "title_words": self.semantic.words[...][token_ids]}
 
 
 def start_words(state, word_vectors: np.ndarray):

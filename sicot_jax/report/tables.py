@@ -51,7 +51,9 @@ class Arm:
 
     @property
     def with_text(self) -> bool:
-        return any(self.config.get(f"loss.{term}") for term in ("semantic", "mixed", "words"))
+        """Whether titles took part in its training."""
+        terms = ("loss.semantic", "loss.mixed", "loss.title_words", "model.word_rows")
+        return any(self.config.get(term) for term in terms)
 
     @property
     def changed_by_hand(self) -> bool:
@@ -61,7 +63,6 @@ class Arm:
             bool(config.get("loss.logit_adjustment") or config.get("loss.label_smoothing"))
             or bool(config.get("optim.trainable") or config.get("model.init_from"))
             or config.get("data.sampling", "uniform") != "uniform"
-            or config.get("model.title_prototypes", "no") != "no"
         )
 
     def variant(self, name: str) -> Arm:
@@ -289,10 +290,10 @@ def difference_cells(first: Arm, other: Arm) -> list[str]:
 
 # What makes an arm one with text, and what each arm has of its own.
 _OF_TEXT = {
-    *("loss.visual", "loss.semantic", "loss.mixed", "loss.mixed_schedule", "loss.words"),
+    *("loss.visual", "loss.semantic", "loss.mixed", "loss.mixed_schedule", "loss.title_words"),
     *("data.title", "data.title_dropout", "data.word_dropout"),
     *("model.text.encoder", "model.text.windows", "model.text.hidden", "model.text.weighting"),
-    "model.title_prototypes",
+    *("model.title_words", "model.word_rows"),
 }
 _OF_ITS_OWN = {"optim.learning_rate", "model.init_from", *_FREE}
 
@@ -305,13 +306,10 @@ def without_its_text(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
     def remedy(arm: Arm) -> dict[str, object]:
         return {name: value for name, value in arm.config.items() if name not in _OF_TEXT | _OF_ITS_OWN}
 
-    def titles(arm: Arm) -> bool:
-        return arm.with_text or arm.config.get("model.title_prototypes", "no") != "no"
-
     def plain(arm: Arm) -> bool:
-        return not titles(arm) and arm.config.get("loss.visual", 1.0) == 1.0
+        return not arm.with_text and arm.config.get("loss.visual", 1.0) == 1.0
 
-    if not titles(arm):
+    if not arm.with_text:
         return None
     return next((other for other in arms if plain(other) and remedy(other) == remedy(arm)), None)
 

@@ -414,7 +414,7 @@ def test_gains_are_against_the_better_plain_baseline(tmp_path):
         make_run(tmp_path / "doubled", SECOND, loss=NO_TEXT | {"visual": 2.0}, validation=(10.0, 20.0, 20.2)),
         make_run(tmp_path / "balanced", right, loss=NO_TEXT | {"logit_adjustment": 1.0}),
         make_run(tmp_path / "square_root", right, loss=NO_TEXT, data={"sampling": "square_root"}, validation=(1, 50)),
-        make_run(tmp_path / "tied", right, loss=NO_TEXT, model={"title_prototypes": "tied"}, validation=(1, 50)),
+        make_run(tmp_path / "word_rows", right, loss=NO_TEXT, model={"word_rows": True}, validation=(1, 50)),
         make_run(tmp_path / "co", right),
     ]
     shown = write_report(runs, tmp_path / "report")
