@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "--devices", type=int, default=0, help="as many of the kind here, there or not; default: those here"
     )
 
-    sub = command("compare", _compare, "train and evaluate baseline and co-training on one catalogue, write a report")
+    sub = command("compare", _compare, "train and evaluate with and without text on one catalogue, write a report")
     config_arguments(sub, required=False, note=" (default: generated, or base with --manifest)")
     workdir_argument(sub)
     sub.add_argument(
@@ -77,9 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--arms",
         nargs="+",
-        default=["baseline", "doubled_baseline", "co_training"],
+        default=["baseline", "doubled_baseline", "co_training", "title_words"],
         metavar="ARM",
-        help=f"of {', '.join(ARMS)} (default: baseline doubled_baseline co_training)",
+        help=f"of {', '.join(ARMS)} (default: baseline doubled_baseline co_training title_words)",
     )
     sub.add_argument(
         "--rates",

@@ -124,7 +124,7 @@ import grain, orbax.checkpoint, tensorboardX, tensorflow_datasets
         (["train", "--config=tiny", "--config.model.init_from=nowhere"], "wanted the config.json of a training run"),
         (["evaluate", "--workdir=nowhere"], "wanted the config.json of a training run"),
         (["report", "nowhere", "--out=report"], "not a finished run"),
-        (["compare", "--config=tiny", "--config.loss.mixed=0"], "wants a co-training config"),
+        (["compare", "--config=tiny", "--config.loss.mixed=0"], "wants a config with text"),
     ],
 )
 def test_wrong_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):

@@ -318,8 +318,24 @@ def test_free_fields_exist():
 
 
 def test_with_text():
-    assert LossConfig().with_text and LossConfig(mixed=0.0, semantic=0.1).with_text
+    assert LossConfig().with_text and LossConfig(mixed=0.0, semantic=0.1).with_semantic
+    words = LossConfig(mixed=0.0, title_words=0.5)
+    assert words.with_text and not words.with_semantic
     assert not LossConfig(mixed=0.0).with_text
+
+
+def test_a_run_that_did_without_a_field_that_is_no_more_is_read(tmp_path):
+    path, tree = tmp_path / "config.json", to_dict(CUSTOM)
+    tree["model"]["title_prototypes"] = "no"
+
+    def read():
+        path.write_text(json.dumps({"format": config_lib.FORMAT, "config": tree}))
+        return config_lib.load(str(path))
+
+    assert read() == CUSTOM
+    tree["model"]["title_prototypes"] = "tied"
+    with pytest.raises(ConfigError, match=r"model.title_prototypes='tied' is no more; read it with the version that"):
+        read()
 
 
 def test_a_batch_that_would_grow_before_its_first_step_is_refused():
