@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 import sicot_jax
 from sicot_jax import config as config_lib
@@ -25,7 +26,7 @@ from sicot_jax.checkpoint import CheckpointError, Checkpoints, differences, shap
 from sicot_jax.config import Config, ConfigError, DataConfig
 from sicot_jax.errors import InputError
 from sicot_jax.evaluate import class_table_hash, read_json, write_json
-from sicot_jax.step import DataShape, Setup, TrainState, abstract_state, make_setup
+from sicot_jax.step import DataShape, Setup, TrainState, abstract_state, make_setup, words_told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +223,7 @@ def check_data(run: Run, catalog: Catalog, remedy: str) -> None:
 def init_from(state: TrainState, config: Config, catalog: Catalog, device_mesh) -> TrainState:
     """`state` with the streams of the run `model.init_from`; with its classifier too where the class table is the same.
 
+    What classifier rows share through titles stays the catalogue's (`word_rows`).
     What belongs to words is taken only where the vocabulary is the same: ids of another one mean other words.
     Raises CheckpointError naming parameters of another shape.
     """
@@ -243,7 +245,11 @@ def init_from(state: TrainState, config: Config, catalog: Catalog, device_mesh) 
         raise CheckpointError(f"{what}: another model: {faults}")
     classifier = state.classifier
     if run.class_table == class_table_hash(catalog):
-        classifier = dataclasses.replace(classifier, kernel=source.classifier.kernel, bias=source.classifier.bias)
+        shared_words = words_told(config, DataShape.of(catalog)) if config.model.word_rows else 0
+        own = classifier.kernel.shape[1] - shared_words  # the titles may be others
+        join = jax.jit(lambda theirs, mine: jnp.concatenate([theirs[:, :own], mine[:, own:]], 1))
+        kernel = join(source.classifier.kernel, classifier.kernel)
+        classifier = dataclasses.replace(classifier, kernel=kernel, bias=source.classifier.bias)
     return dataclasses.replace(state, params=params, batch_stats=batch_stats, classifier=classifier)
 
 

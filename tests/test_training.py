@@ -620,7 +620,27 @@ def test_init_from_takes_no_word_vectors_of_another_vocabulary(uninterrupted, ca
     source.params["semantic"].pop("words")
     for a, b in zip(jax.tree.leaves(got.params), jax.tree.leaves(source.params), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert "another vocabulary; word vectors are the catalogue's own" in capsys.readouterr().err
+    assert "another vocabulary; semantic/words is not taken over" in capsys.readouterr().err
+
+
+def test_init_from_leaves_what_rows_share_through_titles(tmp_path):
+    """Scores of another vocabulary's words, and the part of rows that other titles of the same classes would give."""
+    flags = ["model.word_rows=True", "loss.mixed=0", "loss.title_words=1"]
+    config = config_lib.override(tiny(steps=2), flags)
+    train(config, tmp_path / "run")
+    state, got, source = started_from(tmp_path / "run", config)
+    own = got.classifier.kernel.shape[1] - got.params["visual"]["to_words"]["kernel"].shape[1]
+    theirs, kernel, mine = (np.asarray(s.classifier.kernel) for s in (source, got, state))
+    np.testing.assert_array_equal(kernel[:, :own], theirs[:, :own])
+    np.testing.assert_array_equal(kernel[:, own:], mine[:, own:])
+    assert (mine != theirs).all(1).any()
+    scores = [s.params["visual"]["to_words"]["kernel"] for s in (got, source)]
+    np.testing.assert_array_equal(*scores)
+    state, got, source = started_from(tmp_path / "run", with_seed(config, 8))
+    scores = [s.params["visual"]["to_words"]["kernel"] for s in (got, state)]
+    np.testing.assert_array_equal(*scores)
+    for a, b in zip(*(jax.tree.leaves(s.params["visual"]["resnet"]) for s in (got, source)), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_init_from_another_depth_is_one_line(uninterrupted):
@@ -644,6 +664,8 @@ def started_from(workdir: Path, config: Config):
     with jax.set_mesh(device_mesh):
         setup = make_setup(config, DataShape.of(catalog), device_mesh)
         prior = jax.numpy.asarray(class_log_prior(catalog.classes.counts["train"], device_mesh))
-        state = start_words(start_state(setup, prior), catalog.word_vectors)
+        state = start_state(setup, prior)
+        if config.loss.with_semantic:
+            state = start_words(state, catalog.word_vectors)
         _, source, _ = runs.restore_best(runs.read_run(workdir), device_mesh)
         return state, runs.init_from(state, config, catalog, device_mesh), source
