@@ -170,9 +170,8 @@ def _rates(arms: Sequence[Arm]) -> list[Block]:
 
 
 def _controls(arms: Sequence[Arm], first: Arm, out: Path) -> list[Block]:
-    """Remedies after training for the reference and the plainest arm with text; the trade-off of the main arms."""
-    plain = tables.plainest_with_text(arms, first)
-    table = tables.post_hoc_table([arm for arm in (first, plain) if arm is not None])
+    """Remedies after training for the reference and what stands for text; the trade-off of the main arms."""
+    table = tables.post_hoc_table([first, *(arm for arm in tables.shown_with_text(arms, first) if arm is not first)])
     if table is None:
         return []
     blocks: list[Block] = [
@@ -189,9 +188,9 @@ def _controls(arms: Sequence[Arm], first: Arm, out: Path) -> list[Block]:
 
 
 def _main_arms(arms: Sequence[Arm], first: Arm) -> list[Arm]:
-    """As many as a figure has colours: the reference and the plainest arm with text before the others."""
-    plain = tables.plainest_with_text(arms, first)
-    return sorted(arms, key=lambda arm: (arm is not first, arm is not plain))[: figures.MOST_LINES]
+    """As many as a figure has colours: the reference and what stands for text before the others."""
+    text = tables.shown_with_text(arms, first)
+    return sorted(arms, key=lambda arm: (arm is not first, arm not in text))[: figures.MOST_LINES]
 
 
 def _curves(arms: Sequence[Arm], first: Arm, out: Path) -> list[Block]:
@@ -208,18 +207,17 @@ def _curves(arms: Sequence[Arm], first: Arm, out: Path) -> list[Block]:
 
 
 def _mistakes(arms: Sequence[Arm], first: Arm) -> list[Block]:
-    """Of the reference and of the plainest arm with text."""
+    """Of the reference and of what stands for text."""
     blocks: list[Block] = []
-    plain = tables.plainest_with_text(arms, first)
-    for arm in [first] if plain is None or plain is first else [first, plain]:
+    for arm in dict.fromkeys([first, *tables.shown_with_text(arms, first)]):
         if table := tables.swallowed_table(arm):
             blocks += [Text(f"{arm.title}, {arm.first.name}:"), table]
     return [Heading("Head classes that swallow tail classes"), *blocks] if blocks else []
 
 
 def _words(arms: Sequence[Arm], first: Arm) -> list[Block]:
-    """Fig. 7: of the plainest arm with text."""
-    plain = tables.plainest_with_text(arms, first)
+    """Fig. 7: of the plainest arm that reads titles word by word."""
+    plain = tables.plainest_with_text([arm for arm in arms if arm.first.results.get("attention")], first)
     for arm in [plain] if plain else []:
         if found := arm.first.results.get("attention"):
             listed = [

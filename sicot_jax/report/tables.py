@@ -176,6 +176,16 @@ def plainest_with_text(arms: Sequence[Arm], first: Arm) -> Arm | None:
     return min((arm for arm in arms if arm.with_text), key=differences, default=None)
 
 
+def shown_with_text(arms: Sequence[Arm], first: Arm) -> list[Arm]:
+    """What stands for text where there is no room for all: the plainest arm with it, and of those that read their own titles,
+    without a remedy, the most accurate on validation, where that is another.
+    """
+    plain = plainest_with_text(arms, first)
+    own = [a for a in arms if a.with_text and not a.changed_by_hand and a.config.get("data.title", "raw") == "raw"]
+    best = max(own, key=mean_validation, default=plain)
+    return [arm for arm in (plain, best if best is not plain else None) if arm is not None]
+
+
 def longer_pairs(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
     """(arm, the same for half as many epochs again)."""
 

@@ -18,7 +18,7 @@ from sicot_jax.report.finished import read_finished, read_tested, still_improvin
 from sicot_jax.report.intervals import paired_interval
 from sicot_jax.report.page import write_report
 from sicot_jax.report.record import LARGEST, write_record
-from sicot_jax.report.tables import GROUPS, Arm, chosen_variant, mean_accuracy, plainest_with_text
+from sicot_jax.report.tables import GROUPS, Arm, chosen_variant, mean_accuracy, plainest_with_text, shown_with_text
 
 # Class 0 is head; class 1 and 2 are tail; class 3 is tail and has neither training nor test photos.
 COUNTS = np.array([9, 3, 1, 0])
@@ -572,6 +572,24 @@ def test_the_paper_s_co_training_stands_for_text_whatever_the_order(tmp_path):
     ]
     arms = [Arm(path.name, (read_finished(path),)) for path in runs]
     assert plainest_with_text(arms, arms[1]) is arms[2]
+
+
+def test_beside_the_paper_s_the_best_use_of_text_is_shown(tmp_path):
+    """By validation, without a remedy and with its own titles; the attention is of an arm that has one."""
+    better = {"validation": (10.0, 20.0, 30.0)}
+    runs = [
+        make_run(tmp_path / "base", FIRST, loss=NO_TEXT),
+        make_run(tmp_path / "co", FIRST, results={"attention": ATTENTION}),
+        make_run(tmp_path / "words", SECOND, loss=NO_TEXT | {"title_words": 1.0}, model={"word_rows": True}, **better),
+        make_run(tmp_path / "other_titles", FIRST, data={"title": "shuffled"}, **better),
+        make_run(tmp_path / "balanced", SECOND, loss={"logit_adjustment": 1.0}, **better),
+    ]
+    arms = [Arm(path.name, (read_finished(path),)) for path in runs]
+    assert shown_with_text(arms, arms[0]) == [arms[1], arms[2]]
+    assert shown_with_text(arms[:2], arms[0]) == [arms[1]] and shown_with_text(arms[:1], arms[0]) == []
+    assert shown_with_text(arms[::2], arms[0]) == [arms[2]]
+    write_report(runs, tmp_path / "report")
+    assert "## What the attention reads\n\nco. Words in" in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_one_arm_of_several_seeds_has_no_seed_s_name(tmp_path):
