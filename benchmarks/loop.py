@@ -49,7 +49,7 @@ class BareStep:
             setup = make_setup(config, shape, self.mesh)
             prior = mesh.to_global({"prior": class_log_prior(counts, self.mesh)}, self.mesh)["prior"]
             self.state = start_state(setup, prior)
-            if config.loss.with_text:
+            if config.loss.with_semantic:
                 self.state = start_words(self.state, word_vectors)
             self.batch = pipeline.to_device(batch, self.mesh)
             # Compiled twice: the second time from the compilation cache, as in every loop but the first, so that all

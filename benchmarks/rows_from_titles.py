@@ -63,6 +63,8 @@ def title_directions(catalog: Catalog, config: Config) -> np.ndarray:
     vectors = np.asarray(catalog.word_vectors, np.float64)
     words = class_words(catalog, config, len(vectors) - 1)
     known = words.any(1)
+    if not known.any():
+        return np.zeros((len(words), vectors.shape[1]))
     means = words @ vectors[1:]
     centred = np.where(known[:, None], means - means[known].mean(0), 0.0)
     length = np.linalg.norm(centred, axis=1, keepdims=True)

@@ -20,15 +20,9 @@ class Arm:
     epochs: float = 1.0
 
 
-_IMAGES_ALONE = (
-    "loss.visual=1",
-    "loss.semantic=0",
-    "loss.mixed=0",
-    "loss.title_words=0",
-    "model.word_rows=False",
-    "loss.mixed_schedule=constant",
-)
-_CO_TRAINING = ("loss.visual=1", "loss.semantic=0", "loss.mixed=1")
+_NO_WORDS = ("loss.title_words=0", "model.word_rows=False")
+_IMAGES_ALONE = ("loss.visual=1", "loss.semantic=0", "loss.mixed=0", "loss.mixed_schedule=constant", *_NO_WORDS)
+_CO_TRAINING = ("loss.visual=1", "loss.semantic=0", "loss.mixed=1", *_NO_WORDS)
 _TITLE_WORDS = (*_IMAGES_ALONE, "loss.title_words=1", "model.word_rows=True")
 _BALANCED = ("loss.logit_adjustment=1",)
 # After Kang et al. 2020 (cRT): the classifier alone is trained on, classes equally often; it goes on from the trained one
@@ -63,8 +57,8 @@ ARMS: dict[str, Arm] = {
     "co_training_title_dropout": Arm((*_CO_TRAINING, "data.title_dropout=0.5")),
     "co_training_rising": Arm((*_CO_TRAINING, "loss.mixed_schedule=rising")),
     "co_training_falling": Arm((*_CO_TRAINING, "loss.mixed_schedule=falling")),
-    "visual_and_semantic": Arm(("loss.visual=1", "loss.semantic=1", "loss.mixed=0", "loss.mixed_schedule=constant")),
-    "three_streams": Arm(("loss.visual=1", "loss.semantic=1", "loss.mixed=1")),
+    "visual_and_semantic": Arm((*_IMAGES_ALONE, "loss.semantic=1")),
+    "three_streams": Arm((*_CO_TRAINING, "loss.semantic=1")),
     # The words of titles: told from the photo, shared by classifier rows, and both ("title_words").
     "words_told": Arm((*_IMAGES_ALONE, "loss.title_words=1")),
     "word_rows": Arm((*_IMAGES_ALONE, "model.word_rows=True")),
@@ -79,10 +73,15 @@ ARMS: dict[str, Arm] = {
 
 
 def arm(config: Config, name: str) -> Config:
-    """The config of that arm. ConfigError for a name that is none."""
+    """The config of that arm. ConfigError for a name that is none, or an arm that the config cannot take."""
     if name not in ARMS:
         raise ConfigError(f"no arm {name}; arms are {', '.join(ARMS)}")
-    chosen = override(config, ARMS[name].overrides)
+    try:
+        chosen = override(config, ARMS[name].overrides)
+    except ConfigError as error:
+        raise ConfigError(f"arm {name}: {error}; or leave this arm out") from error
+    if ARMS[name].epochs == 1:
+        return chosen
     epochs = float(f"{ARMS[name].epochs * chosen.train.epochs:.6g}")
     steps = round(ARMS[name].epochs * chosen.train.steps)
     return dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, epochs=epochs, steps=steps))

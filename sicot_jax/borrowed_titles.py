@@ -119,7 +119,7 @@ class Lender:
         def embed(params, batch_stats, image):
             visual = nnx.merge(graphdef, params, batch_stats, copy=True)
             photos = preprocessing.normalise(preprocessing.centre_crop(image))
-            # v alone, without the scores of words: v >= 0, so no cosine is below 0.
+            # v >= 0, so no cosine is below 0.
             return {"embedding": mesh.replicate(visual.embed(photos, train=False))}
 
         return lambda image, label: embed(self.state.params["visual"], self.state.batch_stats["visual"], image)

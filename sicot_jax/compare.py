@@ -31,8 +31,8 @@ def compare(config: Config, workdir: Path) -> None:
         raise InputError(
             f"{catalog.name} has no title with a known word, and training with text wants some; add titles (by hand, or "
             "sicot import --titles-from RUN), keep rare words (sicot import --min-count=1, then "
-            "sicot compare --config=base --config.data.path=DIR), or train the baseline alone: "
-            "sicot train ... --config.loss.mixed=0"
+            "sicot compare --config=base --config.data.path=DIR), or train the baseline alone: sicot train ... "
+            "--config.loss.mixed=0 --config.loss.title_words=0 --config.model.word_rows=False"
         )
     for number, (name, chosen) in enumerate(configs.items(), 1):
         print(f"\n[{number}/{len(configs)}] {name.replace('_', '-')}", file=sys.stderr)

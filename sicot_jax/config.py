@@ -86,7 +86,8 @@ class ModelConfig:
 
     title_words: how many words a photo gets a score for, where `loss.title_words` or `word_rows` asks for it: the most
       frequent ones of the training titles.
-    word_rows: the classifier adds to a class's own score the mean score of its titles' words (`word_rows.class_words`).
+    word_rows: the classifier adds to a class's own score the mean score of its titles' words (`word_rows.class_words`). While
+      it trains, rows are longer by `title_words` columns, which cost memory and products; what is tested has none of them.
     init_from: a run folder whose streams this one starts from (the classifier too where its class table is the same).
     """
 
@@ -560,16 +561,16 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
     return override(config, overrides)
 
 
-def _without_retired(tree: dict[str, Any], path: Path) -> dict[str, Any]:
+def _without_retired(tree: Any, path: Path) -> Any:
     """A stored config less the fields that are no more and were not used. ConfigError for one that was."""
-    tree = {**tree}
     for (section, field), neutral in _RETIRED.items():
-        if field in tree.get(section, {}):
-            if tree[section][field] != neutral:
+        fields = tree.get(section) if isinstance(tree, dict) else None
+        if isinstance(fields, dict) and field in fields:
+            if fields[field] != neutral:
                 raise ConfigError(
-                    f"{path}: {section}.{field}={tree[section][field]!r} is no more; read it with the version that wrote it"
+                    f"{path}: {section}.{field}={fields[field]!r} is no more; read it with the version that wrote it"
                 )
-            tree[section] = {name: value for name, value in tree[section].items() if name != field}
+            tree = {**tree, section: {name: value for name, value in fields.items() if name != field}}
     return tree
 
 

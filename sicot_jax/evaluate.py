@@ -42,6 +42,7 @@ def make_recognize(
 ) -> Callable[..., dict[str, jax.Array]]:
     """Jitted (visual params, visual batch stats, classifier, uint8 photos, label) -> arrays of `Predictions` by name.
 
+    The classifier is one of v alone (`plain_classifier`).
     By construction it takes no text: the semantic stream's parameters are not among its arguments.
     """
     preprocessing = config.preprocessing
@@ -49,7 +50,7 @@ def make_recognize(
     @jax.jit
     def recognize(params, batch_stats, classifier: Classifier, image, label):
         visual = nnx.merge(visual_graphdef, params, batch_stats, copy=True)
-        embedding = visual(preprocessing.normalise(preprocessing.centre_crop(image)), train=False)
+        embedding = visual.embed(preprocessing.normalise(preprocessing.centre_crop(image)), train=False)
 
         def best(kernel, bias, k):
             return class_sharded.log_prob_top_k(
@@ -73,6 +74,21 @@ def make_recognize(
     return recognize
 
 
+def plain_classifier(state: Any) -> Classifier:
+    """The classifier of v alone: where rows [w_c, t_c] share words its rows are w_c + A^T t_c, for the same logits."""
+    kernel = state.classifier.kernel
+    to_words = state.params["visual"].get("to_words")
+    if to_words is None or kernel.shape[1] == len(to_words["kernel"]):
+        return state.classifier
+    own = len(to_words["kernel"])
+
+    @jax.jit
+    def fold(kernel, scores):
+        return kernel[:, :own] + jnp.matmul(kernel[:, own:], scores.T, precision="highest")
+
+    return dataclasses.replace(state.classifier, kernel=fold(kernel, to_words["kernel"]))
+
+
 def predict(
     recognize,
     state: Any,
@@ -87,7 +103,7 @@ def predict(
     batches = pipeline.photo_batches(
         split, config.preprocessing, batch_size=config.eval.batch_size, max_photos=max_photos
     )
-    visual = state.params["visual"], state.batch_stats["visual"], state.classifier
+    visual = state.params["visual"], state.batch_stats["visual"], plain_classifier(state)
 
     def compute(image, label):
         arrays = recognize(*visual, image, label)

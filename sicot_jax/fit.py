@@ -22,7 +22,7 @@ from sicot_jax.config import Config, ConfigError, HeadConfig
 from sicot_jax.device_memory import device_memory, size_text
 from sicot_jax.errors import InputError
 from sicot_jax.plan import SHARE, Plan, can_divide, make_plan
-from sicot_jax.step import Setup, TrainState, abstract_state, make_setup, make_train_step
+from sicot_jax.step import Setup, TrainState, abstract_state, make_setup, make_train_step, words_told
 
 FEW_CLASSES = 8  # of the classifier in a step that is compiled for its activations
 
@@ -69,10 +69,13 @@ def evaluation_bytes(setup: Setup, state: TrainState) -> int:
             with_post_hoc=setup.shape.num_classes <= config.eval.post_hoc_up_to_classes,
         )
     )
-    visual = state.params["visual"], state.batch_stats["visual"], state.classifier
+    classifier = mesh.on_devices(jax.eval_shape(evaluate.plain_classifier, state), setup.mesh)
+    visual = state.params["visual"], state.batch_stats["visual"], classifier
     size = _analysis(recognize.lower(*visual, *(mesh.divided(x, setup.mesh) for x in (image, label))).compile())
     photos = math.prod(image.shape) // setup.mesh.size
-    return size.temp_size_in_bytes + size.output_size_in_bytes + 2 * photos  # this batch and the next
+    folded = classifier.kernel.shape != state.classifier.kernel.shape
+    rows = 4 * classifier.kernel.size // setup.mesh.size if folded else 0
+    return size.temp_size_in_bytes + size.output_size_in_bytes + rows + 2 * photos  # this batch and the next
 
 
 def with_activations(plan: Plan) -> Plan:
@@ -138,9 +141,10 @@ def alternatives(plan: Plan, memory: int) -> list[Alternative]:
 
 def _overrides_that_fit(plan: Plan, memory: int) -> list[Alternative]:
     config, train, powers = plan.config, plan.config.train, [2**i for i in range(20)]
+    shared = words_told(config, plan.shape) if config.model.word_rows else 0
     # From the one that changes most to the one that changes least: the model, then the statistics of batch norm, then time.
     choices: dict[str, list] = {
-        "model.embedding_width": [n for n in reversed(powers) if 64 <= n < plan.width],
+        "model.embedding_width": [n for n in reversed(powers) if 64 <= n < plan.width - shared],
         "train.micro_batches": [
             n
             for n in powers

@@ -99,7 +99,7 @@ def make_setup(config: Config, shape: DataShape, device_mesh) -> Setup:
     if config.loss.with_text and shape.vocabulary_size < 2:
         raise ConfigError(
             "the catalogue has no titles, and loss.mixed, loss.semantic or loss.title_words wants them; import it with some "
-            "(sicot import --titles-from RUN) or set all to 0 (baseline)"
+            "(sicot import --titles-from RUN) or set all to 0 and model.word_rows=False (baseline)"
         )
     if config.model.word_rows and shape.vocabulary_size < 2:
         raise ConfigError(

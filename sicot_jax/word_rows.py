@@ -32,7 +32,8 @@ def class_words(catalog: Catalog, config: Config, told: int) -> np.ndarray:
         if len(known):
             np.add.at(total[split.labels[i]], np.where(known <= told, known, 0), 1 / len(known))
             titles[split.labels[i]] += 1
-    return total[:, 1:] / np.maximum(titles, 1)[:, None].astype(np.float32)
+    total /= np.maximum(titles, 1)[:, None]
+    return total[:, 1:]
 
 
 def start_word_rows(state: TrainState, words: np.ndarray) -> TrainState:

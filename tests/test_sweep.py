@@ -19,13 +19,16 @@ from sicot_jax.errors import InputError, NotFinite
 QUICK = ["--config=tiny", "--config.train.steps=2", "--config.train.tensorboard=false"]
 
 
-def test_every_arm_is_a_config_of_its_own():
-    config = config_lib.load("tiny")
+@pytest.mark.parametrize("name", ["tiny", "recommended"])
+def test_every_arm_is_a_config_of_its_own(name):
+    config = config_lib.load(name)
     found = [json.dumps([config_lib.to_dict(arm(config, name)), ARMS[name].after], sort_keys=True) for name in ARMS]
     assert len(set(found)) == len(ARMS)
     assert not arm(config, "baseline").loss.with_text and arm(config, "doubled_baseline").loss.visual == 2
     with pytest.raises(ConfigError, match="no arm cotraining; arms are baseline, "):
         arm(config, "cotraining")
+    with pytest.raises(ConfigError, match="arm title_words: model.word_rows=True with .*; or leave this arm out"):
+        arm(config_lib.override(config, ["model.word_rows=False", "head.kind=sampled"]), "title_words")
 
 
 @pytest.mark.parametrize("given", [{"arms": []}, {"rates": [1.0, 1.0]}, {"seeds": [-1]}, {"rates": [0.0]}])

@@ -620,7 +620,7 @@ def test_init_from_takes_no_word_vectors_of_another_vocabulary(uninterrupted, ca
     source.params["semantic"].pop("words")
     for a, b in zip(jax.tree.leaves(got.params), jax.tree.leaves(source.params), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert "another vocabulary; semantic/words is not taken over" in capsys.readouterr().err
+    assert "another vocabulary; word vectors are the catalogue's own" in capsys.readouterr().err
 
 
 def test_init_from_leaves_what_rows_share_through_titles(tmp_path):
@@ -641,6 +641,26 @@ def test_init_from_leaves_what_rows_share_through_titles(tmp_path):
     np.testing.assert_array_equal(*scores)
     for a, b in zip(*(jax.tree.leaves(s.params["visual"]["resnet"]) for s in (got, source)), strict=True):
         np.testing.assert_array_equal(a, b)
+    # A run without scores takes the rows with what they shared, one with its own scores too.
+    _, got, source = started_from(
+        tmp_path / "run", config_lib.override(config, ["loss.title_words=0", "model.word_rows=False"])
+    )
+    scores = np.asarray(source.params["visual"]["to_words"]["kernel"])
+    theirs = np.asarray(source.classifier.kernel)
+    np.testing.assert_allclose(
+        got.classifier.kernel, theirs[:, :own] + theirs[:, own:] @ scores.T, rtol=1e-4, atol=1e-5
+    )
+    assert "to_words" not in got.params["visual"]
+
+
+def test_init_from_a_run_without_scores_keeps_its_own(uninterrupted):
+    workdir, config, _ = uninterrupted
+    flags = ["model.word_rows=True", "loss.mixed=0", "loss.title_words=1"]
+    state, got, source = started_from(workdir, config_lib.override(config, flags))
+    np.testing.assert_array_equal(*(s.params["visual"]["to_words"]["kernel"] for s in (got, state)))
+    own = source.classifier.kernel.shape[1]
+    np.testing.assert_array_equal(got.classifier.kernel[:, :own], source.classifier.kernel)
+    np.testing.assert_array_equal(got.classifier.kernel[:, own:], state.classifier.kernel[:, own:])
 
 
 def test_init_from_another_depth_is_one_line(uninterrupted):

@@ -12,6 +12,7 @@ from sicot_jax import config as config_lib
 from sicot_jax import mesh, pipeline
 from sicot_jax.catalog.opening import open_catalog
 from sicot_jax.config import ConfigError
+from sicot_jax.evaluate import plain_classifier
 from sicot_jax.step import DataShape, class_log_prior, make_setup, make_train_step, new_net, start_state, words_told
 from sicot_jax.word_rows import class_words, start_word_rows
 
@@ -66,6 +67,28 @@ def test_what_the_classifier_meets_folds_into_a_plain_one():
     joined = stream.extend(v) @ jnp.concatenate([w, t], 1).T
     np.testing.assert_allclose(joined, v @ (w + t @ stream.to_words.kernel[...].T).T, rtol=1e-4, atol=1e-5)
     assert stream.embedding_width == stream.features_width + 4
+
+
+@pytest.mark.parametrize("device_mesh", [(4, 2)], indirect=True)
+def test_the_plain_classifier_has_the_same_logits(device_mesh):
+    """What is tested, normalised and kept is v and rows w + A^T t; a classifier without shared words is itself."""
+    config = tiny("--config.loss.mixed=0")
+    catalog = open_catalog(config.data)
+    with jax.set_mesh(device_mesh):
+        setup = make_setup(config, DataShape.of(catalog), device_mesh)
+        prior = mesh.class_vector(class_log_prior(catalog.classes.counts["train"], device_mesh), device_mesh)
+        state = start_state(setup, prior)
+        plain = plain_classifier(state)
+        own = plain.kernel.shape[1]
+        assert plain.kernel.sharding.is_equivalent_to(state.classifier.kernel.sharding, 2)
+        v = np.random.default_rng(0).normal(size=(3, own)).astype(np.float32)
+        kernel, scores = (
+            np.asarray(x) for x in (state.classifier.kernel, state.params["visual"]["to_words"]["kernel"])
+        )
+        wanted = np.concatenate([v, v @ scores], 1) @ kernel.T
+        np.testing.assert_allclose(v @ np.asarray(plain.kernel).T, wanted, rtol=1e-4, atol=1e-5)
+        without = dataclasses.replace(state, classifier=plain)
+        assert plain_classifier(without).kernel is plain.kernel
 
 
 @pytest.mark.parametrize(

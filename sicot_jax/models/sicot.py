@@ -48,10 +48,6 @@ class VisualStream(nnx.Module):
         self.word_rows = config.word_rows
         self.embedding_width = self.features_width + (told if self.word_rows else 0)
 
-    def __call__(self, image, *, train: bool, train_resnet: bool | None = None):
-        """`train` takes batch statistics from the batch; `train_resnet` says otherwise for a frozen backbone."""
-        return self.extend(self.embed(image, train=train, train_resnet=train_resnet))
-
     def extend(self, embedding):
         """x -> [x, A x] in float32, or x where rows share no words; of any stream's embedding [B, D]."""
         return jnp.concatenate([embedding, self.word_scores(embedding)], -1) if self.word_rows else embedding
@@ -61,7 +57,7 @@ class VisualStream(nnx.Module):
         return self.to_words(embedding).astype(jnp.float32)
 
     def embed(self, image, *, train: bool, train_resnet: bool | None = None):
-        """v [B, D]."""
+        """v [B, D]. `train` takes batch statistics from the batch; `train_resnet` says otherwise for a frozen backbone."""
         embedding = global_average_pool(self.resnet(image, train=train if train_resnet is None else train_resnet))
         if self.project is not None:
             embedding = jax.nn.relu(self.norm(self.project(embedding).astype(jnp.float32), train=train))

@@ -169,9 +169,9 @@ def mean_validation(arm: Arm) -> float:
 def plainest_with_text(arms: Sequence[Arm], first: Arm) -> Arm | None:
     """Of the arms with text the one that differs least from `first`: co-training as the paper has it, where it is there."""
 
-    def differences(arm: Arm) -> int:
+    def differences(arm: Arm) -> tuple[bool, int]:
         names = (first.config.keys() | arm.config.keys()) - _FREE
-        return sum(first.config.get(name) != arm.config.get(name) for name in names)
+        return not arm.config.get("loss.mixed"), sum(first.config.get(name) != arm.config.get(name) for name in names)
 
     return min((arm for arm in arms if arm.with_text), key=differences, default=None)
 
