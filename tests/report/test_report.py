@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -588,7 +589,8 @@ def test_beside_the_paper_s_the_best_use_of_text_is_shown(tmp_path):
     arms = [Arm(path.name, (read_finished(path),)) for path in runs]
     assert shown_with_text(arms, arms[0]) == [arms[1], arms[2]]
     assert shown_with_text(arms[:2], arms[0]) == [arms[1]] and shown_with_text(arms[:1], arms[0]) == []
-    assert shown_with_text(arms[::2], arms[0]) == [arms[2]]
+    assert shown_with_text([arms[0], arms[2]], arms[0]) == [arms[2]]
+    assert shown_with_text(arms[::2], arms[0]) == [arms[4], arms[2]]
     write_report(runs, tmp_path / "report")
     assert "## What the attention reads\n\nco. Words in" in (tmp_path / "report" / "report.md").read_text()
 
@@ -775,3 +777,13 @@ def test_what_text_adds_to_a_remedy(tmp_path):
     table = cells(section.partition("##")[0])
     assert [name for name in table if " - " in name] == ["both - balanced"]
     assert table["both - balanced"][0].startswith("~+37.50")
+
+
+RECORDS = Path(__file__).parents[2] / "docs" / "results" / "runs"
+
+
+@pytest.mark.parametrize("data_set", sorted(path.name for path in RECORDS.iterdir()))
+def test_committed_records_are_read(data_set):
+    """By the code of today, whatever wrote them."""
+    records = finished.all_runs([RECORDS / data_set])
+    assert records and all(read_finished(path).config["seed"] >= 0 for path in records)
