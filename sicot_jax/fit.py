@@ -22,7 +22,7 @@ from sicot_jax.config import Config, ConfigError, HeadConfig
 from sicot_jax.device_memory import device_memory, size_text
 from sicot_jax.errors import InputError
 from sicot_jax.plan import SHARE, Plan, can_divide, make_plan
-from sicot_jax.step import Setup, TrainState, abstract_state, make_setup, make_train_step, words_told
+from sicot_jax.step import Setup, TrainState, abstract_state, make_setup, make_train_step, words_shared
 
 FEW_CLASSES = 8  # of the classifier in a step that is compiled for its activations
 
@@ -141,7 +141,7 @@ def alternatives(plan: Plan, memory: int) -> list[Alternative]:
 
 def _overrides_that_fit(plan: Plan, memory: int) -> list[Alternative]:
     config, train, powers = plan.config, plan.config.train, [2**i for i in range(20)]
-    shared = words_told(config, plan.shape) if config.model.word_rows else 0
+    shared = words_shared(config, plan.shape)
     # From the one that changes most to the one that changes least: the model, then the statistics of batch norm, then time.
     choices: dict[str, list] = {
         "model.embedding_width": [n for n in reversed(powers) if 64 <= n < plan.width - shared],

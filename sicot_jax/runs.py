@@ -26,7 +26,7 @@ from sicot_jax.checkpoint import CheckpointError, Checkpoints, differences, shap
 from sicot_jax.config import Config, ConfigError, DataConfig
 from sicot_jax.errors import InputError
 from sicot_jax.evaluate import class_table_hash, plain_classifier, read_json, write_json
-from sicot_jax.step import DataShape, Setup, TrainState, abstract_state, make_setup, words_told
+from sicot_jax.step import DataShape, Setup, TrainState, abstract_state, make_setup, words_shared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,9 +251,7 @@ def init_from(state: TrainState, config: Config, catalog: Catalog, device_mesh) 
     if run.class_table == class_table_hash(catalog):
         both = config.model.word_rows and run.config.model.word_rows and with_scores
         learned = source.classifier if both else plain_classifier(source)
-        own = classifier.kernel.shape[1]
-        if config.model.word_rows:
-            own -= words_told(config, DataShape.of(catalog))
+        own = classifier.kernel.shape[1] - words_shared(config, DataShape.of(catalog))
         join = jax.jit(lambda theirs, mine: jnp.concatenate([theirs[:, :own], mine[:, own:]], 1))
         classifier = dataclasses.replace(classifier, kernel=join(learned.kernel, classifier.kernel), bias=learned.bias)
     return dataclasses.replace(state, params=params, batch_stats=batch_stats, classifier=classifier)

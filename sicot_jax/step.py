@@ -141,7 +141,7 @@ def make_setup(config: Config, shape: DataShape, device_mesh) -> Setup:
             tx=tx,
             catch_up=make_catch_up(config.optim, schedule),
             trust_ratio=make_trust_ratio(config.optim),
-            still=words_told(config, shape) if config.model.word_rows else 0,
+            still=words_shared(config, shape),
             dtype=compute_dtype(config),
         ),
         plan=plan,
@@ -165,15 +165,21 @@ def new_net(config: Config, shape: DataShape) -> Sicot:
     return Sicot(
         config.model,
         words=(shape.vocabulary_size, shape.word_width) if config.loss.with_semantic else None,
-        told=words_told(config, shape) if config.model.word_rows or config.loss.title_words else 0,
+        told=words_told(config, shape),
         dtype=compute_dtype(config),
         rng=np.random.default_rng(config.seed),
     )
 
 
 def words_told(config: Config, shape: DataShape) -> int:
-    """How many words have a score: the first of the vocabulary, which are the most frequent."""
-    return min(config.model.title_words, shape.vocabulary_size - 1)
+    """How many words have a score: the first of the vocabulary, which are the most frequent; 0 where no score is wanted."""
+    wanted = config.model.word_rows or config.loss.title_words
+    return min(config.model.title_words, shape.vocabulary_size - 1) if wanted else 0
+
+
+def words_shared(config: Config, shape: DataShape) -> int:
+    """How many of a classifier row's numbers, its last ones, are shares of words."""
+    return words_told(config, shape) if config.model.word_rows else 0
 
 
 def start_state(setup: Setup, log_prior: jax.Array) -> TrainState:

@@ -35,7 +35,7 @@ from sicot_jax.step import (
     class_log_prior,
     make_setup,
     start_state,
-    words_told,
+    words_shared,
 )
 from sicot_jax.word_rows import class_words, start_word_rows
 
@@ -256,9 +256,8 @@ class _Loop:
         state = start_state(self.setup, mesh.class_vector(prior, self.setup.mesh))
         if self.config.loss.with_semantic:
             state = start_words(state, self.catalog.word_vectors)
-        if self.config.model.word_rows:
-            told = words_told(self.config, self.setup.shape)
-            state = start_word_rows(state, class_words(self.catalog, self.config, told))
+        if shared := words_shared(self.config, self.setup.shape):
+            state = start_word_rows(state, class_words(self.catalog, self.config, shared))
         if self.config.model.init_from:
             state = runs.init_from(state, self.config, self.catalog, self.setup.mesh)
         return state
