@@ -47,7 +47,7 @@ def write_report(workdirs: Sequence[Path], out: Path) -> str:
         *_paper(first.first),
         *_encoders(arms, first),
         *_added(arms, first),
-        *_rates(arms),
+        *_rates(arms, first),
         *_controls(arms, first, out),
         *_curves(arms, first, out),
         *_mistakes(arms, first),
@@ -163,10 +163,17 @@ def _added(arms: Sequence[Arm], first: Arm) -> list[Block]:
     return [Heading("What text adds to a remedy"), table] if table else []
 
 
-def _rates(arms: Sequence[Arm]) -> list[Block]:
-    table = tables.rates_table(arms)
+def _rates(arms: Sequence[Arm], first: Arm) -> list[Block]:
+    table, equal = tables.rates_table(arms), tables.equal_rates_table(arms, first)
     told = "Each arm takes the rate that is best on validation with the seeds that all of its rates have."
-    return [Heading("Learning rates"), Text(told), table] if table else []
+    blocks: list[Block] = [Heading("Learning rates"), Text(told), table] if table else []
+    if equal:
+        told = (
+            "Where validation photos are few, lots are drawn for the rate. These differences take every rate that both arms "
+            "were trained at, and choose none: photo by photo, the mean over rates, with intervals over photos and seeds."
+        )
+        blocks += [Heading("At equal learning rates"), Text(told), equal]
+    return blocks
 
 
 def _controls(arms: Sequence[Arm], first: Arm, out: Path) -> list[Block]:

@@ -265,13 +265,48 @@ def pairs(first: Arm, other: Arm) -> list[tuple[Finished, Finished]]:
 
 def difference_rows(first: Arm, other: Arm) -> dict[str, tuple[float, float, float]]:
     """Group -> (top-1 difference in points, 95 % interval) of `other` minus `first`, photo by photo, seed by seed."""
-    two = pairs(first, other)
-    difference = np.stack([100.0 * (b.tested.hits.astype(float) - a.tested.hits) for a, b in two])
-    run, rows = first.first, {}
+    return _rows_of(np.stack([_difference(a, b) for a, b in pairs(first, other)]), first.first)
+
+
+def _difference(first: Finished, other: Finished) -> np.ndarray:
+    """float64 [N]: of every photo, points."""
+    return 100.0 * (other.tested.hits.astype(float) - first.tested.hits)
+
+
+def _rows_of(difference: np.ndarray, run: Finished) -> dict[str, tuple[float, float, float]]:
+    """Of [S, N] points: group -> (mean, 95 % interval)."""
+    rows = {}
     for group, member in members(run).items():
         classes = run.tested.label if group == "class_mean" else None
         rows[group] = (mean_over(difference.mean(0), run, group), *paired_interval(difference[:, member], classes))
     return rows
+
+
+def at_equal_rates(first: Arm, other: Arm) -> tuple[np.ndarray, list[float], list[int]] | None:
+    """(float64 [S, N], rates, seeds): the difference of every photo, the mean over the rates that both arms were trained at.
+
+    Seeds are those that all of these rates have in both arms. None where they share fewer than two rates, or no seed.
+    """
+    two = [{some.config["optim.learning_rate"]: some.seeds for some in arm.rates} for arm in (first, other)]
+    rates = sorted(two[0].keys() & two[1].keys())
+    seeds = sorted(set.intersection(*(set(found[rate]) for found in two for rate in rates))) if rates else []
+    if len(rates) < 2 or not seeds:
+        return None
+    each = [[_difference(two[0][rate][seed], two[1][rate][seed]) for rate in rates] for seed in seeds]
+    return np.mean(each, 1), rates, seeds
+
+
+def equal_rates_table(arms: Sequence[Arm], first: Arm) -> Table | None:
+    """Differences without a choice of rate: to `first`, and of remedies with text to the remedy alone; None without any."""
+    rows = []
+    for arm in arms:
+        alone = without_its_text(arm, arms)
+        for other in dict.fromkeys([first, *([alone] if alone is not None else [])]):
+            if arm is not other and (found := at_equal_rates(other, arm)):
+                difference, rates, seeds = found
+                tried = ", ".join(f"{rate:g}" for rate in rates), ", ".join(map(str, seeds))
+                rows.append([f"{arm.title} - {other.title}", *tried, *_gain_cells(_rows_of(difference, other.first))])
+    return Table(["top-1, points", "rates", "seeds", *HEADER[1:]], rows, texts=3) if rows else None
 
 
 def accuracy_cells(arm: Arm) -> list[str]:
@@ -289,12 +324,15 @@ def accuracy_cells(arm: Arm) -> list[str]:
 
 def difference_cells(first: Arm, other: Arm) -> list[str]:
     """Gains with their intervals; those that hold zero are marked."""
+    return _gain_cells(difference_rows(first, other))
+
+
+def _gain_cells(rows: Mapping[str, tuple[float, float, float]]) -> list[str]:
 
     def cell(gain: float, low: float, high: float) -> str:
         mark = UNCERTAIN if low <= 0 <= high else ""
         return "-" if np.isnan(gain) else f"{mark}{gain:+.2f} [{low:+.2f}, {high:+.2f}]"
 
-    rows = difference_rows(first, other)
     return [cell(*rows[group]) for group in GROUPS]
 
 

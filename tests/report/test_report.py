@@ -701,6 +701,44 @@ def rate(folder, value, seed, best, validation=(30.0,), **config):
     return make_run(run, best, validation=validation, optim={"learning_rate": value}, seed=seed, **config)
 
 
+def equal_rates(tmp_path):
+    """Cells of the section of that name by their first."""
+    section = (tmp_path / "out" / "report.md").read_text().partition("## At equal learning rates")[2]
+    return cells(section.partition("##")[0])
+
+
+def test_at_equal_rates_no_rate_is_chosen(tmp_path):
+    """The mean over shared rates and seeds; validation, which chooses 0.1 for one and 0.2 for the other, has no say."""
+
+    def runs(arm, value, seed, best, top1, mixed):
+        folder = tmp_path / "runs" / arm / f"rate_{value:g}" / f"seed_{seed}"
+        config = {"loss": {"mixed": mixed}, "optim": {"learning_rate": value}, "seed": seed}
+        make_run(folder, best, validation=(top1,), **config)
+
+    runs("baseline", 0.1, 0, FIRST, 40.0, 0.0)
+    runs("baseline", 0.2, 0, FIRST, 30.0, 0.0)
+    runs("baseline", 0.2, 1, SECOND, 30.0, 0.0)
+    runs("baseline", 0.4, 0, SECOND, 30.0, 0.0)  # a rate that the other has not
+    runs("co_training", 0.1, 0, FIRST, 30.0, 1.0)
+    runs("co_training", 0.2, 0, SECOND, 40.0, 1.0)
+    runs("co_training", 0.2, 2, FIRST, 40.0, 1.0)  # a seed that the other has not
+    write_report([tmp_path / "runs"], tmp_path / "out")
+    table = equal_rates(tmp_path)
+    assert [name for name in table if " - " in name] == ["co-training - baseline"]
+    rates, seeds, overall, head, tail, class_mean, _ = table["co-training - baseline"]
+    assert (rates, seeds) == ("0.1, 0.2", "0")
+    # Nothing at 0.1; at 0.2 3 of 8, 1 of 4, 2 of 4 photos and 5 of 12 of a class.
+    found = [cell.removeprefix("~").split(" [")[0] for cell in (overall, head, tail, class_mean)]
+    assert found == ["+18.75", "+12.50", "+25.00", "+20.83"]
+
+
+def test_one_shared_rate_is_no_table_of_equal_rates(tmp_path):
+    for value in (0.1, 0.2):
+        rate(tmp_path / "runs", value, 0, FIRST, loss={"mixed": 0.0})
+    write_report([tmp_path / "runs", make_run(tmp_path / "text", SECOND, loss={"mixed": 1.0})], tmp_path / "out")
+    assert not equal_rates(tmp_path)
+
+
 def test_of_equal_rates_the_one_that_the_sweep_went_on_with_is_taken(tmp_path):
     rate(tmp_path / "runs", 0.1, 0, FIRST)
     rate(tmp_path / "runs", 0.2, 0, SECOND)
