@@ -11,6 +11,8 @@ import numpy as np
 
 from sicot_jax.errors import InputError
 from sicot_jax.report import figures, tables
+from sicot_jax.report.arms import Arm, arms_of, mean_validation, plain_arms
+from sicot_jax.report.differences import difference_rows, pairs
 from sicot_jax.report.document import Block, Figure, Heading, Table, Text
 from sicot_jax.report.finished import (
     Finished,
@@ -21,7 +23,7 @@ from sicot_jax.report.finished import (
     run_names,
 )
 from sicot_jax.report.page import of_intervals, told_of_training, write_pages
-from sicot_jax.report.tables import HEADER, Arm, arms_of, plain_arms
+from sicot_jax.report.tables import HEADER
 
 Gains = dict[str, tuple[float, float, float]]  # group -> (difference in points, 95 % interval)
 
@@ -102,7 +104,7 @@ def _points(runs: Sequence[Finished], workdirs: Sequence[Path], over: str) -> li
 
 def _reference(arms_of_values: Sequence[Sequence[Arm]], over: str) -> str:
     """Title of the arm that gains are against."""
-    plain = [{arm.title: tables.mean_validation(arm) for arm in plain_arms(arms)} for arms in arms_of_values]
+    plain = [{arm.title: mean_validation(arm) for arm in plain_arms(arms)} for arms in arms_of_values]
     everywhere = [title for title in plain[0] if all(title in found for found in plain)]
     if not everywhere:
         raise InputError(f"no plain baseline at every value of {over}; train one at each, under one name")
@@ -110,7 +112,7 @@ def _reference(arms_of_values: Sequence[Sequence[Arm]], over: str) -> str:
 
 
 def _notes(points: Sequence[Point], over: str) -> list[str]:
-    seeds = {len(tables.pairs(point.first, arm)) for point in points for arm in point.others}
+    seeds = {len(pairs(point.first, arm)) for point in points for arm in point.others}
     notes = [of_intervals(max(seeds), different=len(seeds) > 1)]
     first = points[0].first.first
     for point in points[1:]:
@@ -138,7 +140,7 @@ def _lines(points: Sequence[Point]) -> dict[str, list[tuple[float, Gains]]]:
     lines: dict[str, list[tuple[float, Gains]]] = {}
     for point in points:
         for arm in point.others:
-            lines.setdefault(arm.title, []).append((point.value, tables.difference_rows(point.first, arm)))
+            lines.setdefault(arm.title, []).append((point.value, difference_rows(point.first, arm)))
     return lines
 
 

@@ -10,6 +10,17 @@ import numpy as np
 
 from sicot_jax.catalog.strings import counted
 from sicot_jax.report import figures, tables
+from sicot_jax.report.arms import (
+    Arm,
+    arms_of,
+    converged,
+    longer_pairs,
+    plainest_with_text,
+    reference,
+    shown_with_text,
+    with_its_own_titles,
+)
+from sicot_jax.report.differences import difference_rows, pairs
 from sicot_jax.report.document import Block, Figure, Heading, Text, Titles, html_page, markdown
 from sicot_jax.report.finished import (
     Finished,
@@ -21,7 +32,7 @@ from sicot_jax.report.finished import (
     still_improving,
 )
 from sicot_jax.report.paper import paper_table
-from sicot_jax.report.tables import UNCERTAIN, Arm, arms_of, reference
+from sicot_jax.report.tables import UNCERTAIN
 
 
 def write_report(workdirs: Sequence[Path], out: Path) -> str:
@@ -47,6 +58,7 @@ def write_report(workdirs: Sequence[Path], out: Path) -> str:
         *_paper(first.first),
         *_encoders(arms, first),
         *_added(arms, first),
+        *_other_titles(arms, first),
         *_rates(arms, first),
         *_controls(arms, first, out),
         *_curves(arms, first, out),
@@ -70,10 +82,10 @@ def write_pages(blocks: Sequence[Block], out: Path, *, title: str, shown: Sequen
 def told_of_training(arms: Sequence[Arm]) -> list[Block]:
     """Whether longer training would change the picture: by a longer run of that length where there is one, else by the end
     of the curve."""
-    longer = [(a, b) for a, b in tables.longer_pairs(arms) if a.first.validation and b.first.validation]
+    longer = [(a, b) for a, b in longer_pairs(arms) if a.first.validation and b.first.validation]
     told = []
     for arm, after in longer:
-        done, gain = tables.converged(arm, after)
+        done, gain = converged(arm, after)
         state = "has converged" if done else "is under-trained"
         alike = [other.title for other in arms if other is not arm and _length(other) == _length(arm)]
         so = f" So it is taken to be with {', '.join(alike)}, of the same length." if alike else ""
@@ -106,7 +118,7 @@ def _notes(arms: Sequence[Arm], first: Arm) -> list[str]:
     ]
     if len(arms) < 2:
         return notes
-    most = max(len(tables.pairs(first, arm)) for arm in arms if arm is not first)
+    most = max(len(pairs(first, arm)) for arm in arms if arm is not first)
     different = len({tuple(sorted(arm.seeds)) for arm in arms}) > 1
     notes.append(of_intervals(most, different=different))
     if different:
@@ -163,6 +175,33 @@ def _added(arms: Sequence[Arm], first: Arm) -> list[Block]:
     return [Heading("What text adds to a remedy"), table] if table else []
 
 
+def _other_titles(arms: Sequence[Arm], first: Arm) -> list[Block]:
+    """Whether what text gains is knowledge: what remains of the gain with the titles of other photos is none."""
+    table = tables.other_titles_table(arms)
+    if table is None:
+        return []
+    told = []
+    for arm in arms:
+        own = with_its_own_titles(arm, arms)
+        if own is not None and str(arm.config["data.title"]).startswith("shuffled"):
+            whose = "other photos" if arm.config["data.title"] == "shuffled" else "other photos of the class"
+            told.append(Text(_origin(own, arm, first, whose)))
+    return [Heading("With other titles"), table, *told]
+
+
+def _origin(own: Arm, shuffled: Arm, first: Arm, whose: str) -> str:
+    gains, remains, lost = (
+        difference_rows(a, b)["overall"][1] > 0 for a, b in [(first, own), (first, shuffled), (shuffled, own)]
+    )
+    if remains:
+        rest = "; its own titles gain more" if lost else ""
+        return f"{own.title} gains overall with titles of {whose} too ({shuffled.title}): regularisation, not knowledge{rest}."
+    if not gains:
+        return f"{own.title} shows no gain over {first.title} overall, with its own titles or with those of {whose}."
+    certain = "with a difference that is certain" if lost else "but the difference between the two is not certain"
+    return f"{own.title} gains overall with its own titles and not with those of {whose}, {certain}."
+
+
 def _rates(arms: Sequence[Arm], first: Arm) -> list[Block]:
     table, equal = tables.rates_table(arms), tables.equal_rates_table(arms, first)
     told = "Each arm takes the rate that is best on validation with the seeds that all of its rates have."
@@ -178,7 +217,7 @@ def _rates(arms: Sequence[Arm], first: Arm) -> list[Block]:
 
 def _controls(arms: Sequence[Arm], first: Arm, out: Path) -> list[Block]:
     """Remedies after training for the reference and what stands for text; the trade-off of the main arms."""
-    table = tables.post_hoc_table([first, *(arm for arm in tables.shown_with_text(arms, first) if arm is not first)])
+    table = tables.post_hoc_table([first, *(arm for arm in shown_with_text(arms, first) if arm is not first)])
     if table is None:
         return []
     blocks: list[Block] = [
@@ -196,7 +235,7 @@ def _controls(arms: Sequence[Arm], first: Arm, out: Path) -> list[Block]:
 
 def _main_arms(arms: Sequence[Arm], first: Arm) -> list[Arm]:
     """As many as a figure has colours: the reference and what stands for text before the others."""
-    text = tables.shown_with_text(arms, first)
+    text = shown_with_text(arms, first)
     return sorted(arms, key=lambda arm: (arm is not first, arm not in text))[: figures.MOST_LINES]
 
 
@@ -216,7 +255,7 @@ def _curves(arms: Sequence[Arm], first: Arm, out: Path) -> list[Block]:
 def _mistakes(arms: Sequence[Arm], first: Arm) -> list[Block]:
     """Of the reference and of what stands for text."""
     blocks: list[Block] = []
-    for arm in dict.fromkeys([first, *tables.shown_with_text(arms, first)]):
+    for arm in dict.fromkeys([first, *shown_with_text(arms, first)]):
         if table := tables.swallowed_table(arm):
             blocks += [Text(f"{arm.title}, {arm.first.name}:"), table]
     return [Heading("Head classes that swallow tail classes"), *blocks] if blocks else []
@@ -224,7 +263,7 @@ def _mistakes(arms: Sequence[Arm], first: Arm) -> list[Block]:
 
 def _words(arms: Sequence[Arm], first: Arm) -> list[Block]:
     """Fig. 7: of the plainest arm that reads titles word by word."""
-    plain = tables.plainest_with_text([arm for arm in arms if arm.first.results.get("attention")], first)
+    plain = plainest_with_text([arm for arm in arms if arm.first.results.get("attention")], first)
     for arm in [plain] if plain else []:
         if found := arm.first.results.get("attention"):
             listed = [

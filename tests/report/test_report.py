@@ -12,14 +12,15 @@ from sicot_jax.errors import InputError
 from sicot_jax.metrics import accuracy
 from sicot_jax.post_hoc import VARIANTS
 from sicot_jax.report import figures, finished
+from sicot_jax.report.arms import Arm, chosen_variant, plainest_with_text, shown_with_text
 from sicot_jax.report.curve import write_curve
+from sicot_jax.report.differences import GROUPS, mean_accuracy
 from sicot_jax.report.document import Table, html_page, markdown_table
 from sicot_jax.report.figures import plot_histogram
 from sicot_jax.report.finished import read_finished, read_tested, still_improving
 from sicot_jax.report.intervals import paired_interval
 from sicot_jax.report.page import write_report
 from sicot_jax.report.record import LARGEST, write_record
-from sicot_jax.report.tables import GROUPS, Arm, chosen_variant, mean_accuracy, plainest_with_text, shown_with_text
 
 # Class 0 is head; class 1 and 2 are tail; class 3 is tail and has neither training nor test photos.
 COUNTS = np.array([9, 3, 1, 0])
@@ -815,6 +816,46 @@ def test_what_text_adds_to_a_remedy(tmp_path):
     table = cells(section.partition("##")[0])
     assert [name for name in table if " - " in name] == ["both - balanced"]
     assert table["both - balanced"][0].startswith("~+37.50")
+
+
+def other_titles(tmp_path, own, shuffled, baseline=FIRST):
+    """The section of the report on co-training with its own titles and with those of others."""
+    for name, best, config in [
+        ("baseline", baseline, {"loss": {"mixed": 0.0}}),
+        ("co_training", own, {"loss": {"mixed": 1.0}, "data": {"title": "raw"}}),
+        (
+            "shuffled",
+            shuffled,
+            {"loss": {"mixed": 1.0}, "data": {"title": "shuffled"}, "optim": {"learning_rate": 0.2}},
+        ),
+    ]:
+        make_run(tmp_path / name, best, **config)
+    write_report([tmp_path / name for name in ("baseline", "co_training", "shuffled")], tmp_path / "out")
+    return (tmp_path / "out" / "report.md").read_text().partition("## With other titles")[2].partition("##")[0]
+
+
+WRONG = np.where(LABEL == 0, 1, 0)  # every photo
+
+
+@pytest.mark.parametrize(
+    ("own", "shuffled", "told"),
+    [
+        (LABEL, WRONG, "and not with those of other photos, with a difference that is certain."),
+        (LABEL, LABEL, "gains overall with titles of other photos too (shuffled): regularisation, not knowledge."),
+        (WRONG, WRONG, "co-training shows no gain over baseline overall"),
+    ],
+)
+def test_a_gain_that_stays_with_the_titles_of_others_is_called_regularisation(tmp_path, own, shuffled, told):
+    section = other_titles(tmp_path, own, shuffled, baseline=WRONG)
+    assert told in section
+    gain = 100 * (np.mean(own == LABEL) - np.mean(shuffled == LABEL))
+    assert cells(section)["co-training - shuffled"][0].removeprefix("~").startswith(f"{gain:+.2f}")
+
+
+def test_without_other_titles_no_section_on_them(tmp_path):
+    runs = [make_run(tmp_path / "a", FIRST, loss={"mixed": 0.0}), make_run(tmp_path / "b", SECOND, loss={"mixed": 1.0})]
+    write_report(runs, tmp_path / "out")
+    assert "With other titles" not in (tmp_path / "out" / "report.md").read_text()
 
 
 RECORDS = Path(__file__).parents[2] / "docs" / "results" / "runs"
