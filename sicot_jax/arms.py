@@ -21,8 +21,8 @@ class Arm:
 
 
 _NO_WORDS = ("loss.title_words=0", "model.word_rows=False")
-_IMAGES_ALONE = ("loss.visual=1", "loss.semantic=0", "loss.mixed=0", "loss.mixed_schedule=constant", *_NO_WORDS)
-_CO_TRAINING = ("loss.visual=1", "loss.semantic=0", "loss.mixed=1", *_NO_WORDS)
+_IMAGES_ALONE = ("loss.visual=1", "loss.mixed=0", *_NO_WORDS)
+_CO_TRAINING = ("loss.visual=1", "loss.mixed=1", *_NO_WORDS)
 _TITLE_WORDS = (*_IMAGES_ALONE, "loss.title_words=1", "model.word_rows=True")
 _BALANCED = ("loss.logit_adjustment=1",)
 # After Kang et al. 2020 (cRT): the classifier alone is trained on, classes equally often; it goes on from the trained one
@@ -52,13 +52,6 @@ ARMS: dict[str, Arm] = {
     "co_training_label_smoothing": Arm((*_CO_TRAINING, "loss.label_smoothing=0.1")),
     "crt": Arm(_AGAIN, after="baseline", epochs=1 / 3),
     "co_training_crt": Arm(_AGAIN, after="co_training", epochs=1 / 3),
-    # Further than the paper.
-    "co_training_word_dropout": Arm((*_CO_TRAINING, "data.word_dropout=0.5")),
-    "co_training_title_dropout": Arm((*_CO_TRAINING, "data.title_dropout=0.5")),
-    "co_training_rising": Arm((*_CO_TRAINING, "loss.mixed_schedule=rising")),
-    "co_training_falling": Arm((*_CO_TRAINING, "loss.mixed_schedule=falling")),
-    "visual_and_semantic": Arm((*_IMAGES_ALONE, "loss.semantic=1")),
-    "three_streams": Arm((*_CO_TRAINING, "loss.semantic=1")),
     # The words of titles: told from the photo, shared by classifier rows, and both ("title_words").
     "words_told": Arm((*_IMAGES_ALONE, "loss.title_words=1")),
     "word_rows": Arm((*_IMAGES_ALONE, "model.word_rows=True")),

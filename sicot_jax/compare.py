@@ -17,7 +17,7 @@ def arms(config: Config) -> dict[str, Config]:
     """Run name -> config; they differ in their use of text alone."""
     if not (config.loss.with_text or config.model.word_rows):
         raise ConfigError(
-            "compare wants a config with text, got loss.mixed, loss.semantic and loss.title_words 0 and model.word_rows=False; "
+            "compare wants a config with text, got loss.mixed and loss.title_words 0 and model.word_rows=False; "
             "set loss.mixed=1"
         )
     return {"baseline": arm(config, "baseline"), "co_training" if config.loss.with_semantic else "title_words": config}

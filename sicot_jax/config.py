@@ -40,7 +40,6 @@ class DataConfig:
     head_boundary: a class with more training photos is head; -1 takes the catalogue's own.
     title: "raw", "masked" (words of SKU and category removed), "shuffled" (another photo's title),
       "shuffled_within_class" or "none".
-    title_dropout, word_dropout: chance to drop a whole title or a single word in training.
     max_tokens: words of a title that are read.
     sampling: "uniform", "class_balanced" or "square_root".
     workers: processes that prepare batches; 0 uses threads of this process.
@@ -52,8 +51,6 @@ class DataConfig:
     generated: GeneratedSpec = GeneratedSpec()
     head_boundary: int = -1
     title: str = "raw"
-    title_dropout: float = 0.0
-    word_dropout: float = 0.0
     max_tokens: int = 16
     sampling: str = "uniform"
     workers: int = 0
@@ -108,16 +105,13 @@ class LossConfig:
     `title_words` is the weight of telling a title's words from its photo (`losses.word_loss`).
 
     Baseline: visual 1, mixed 0. Co-training (Eq. 1): visual 1, mixed lambda = 1. Doubled baseline: visual 2, mixed 0.
-    mixed_schedule: "constant", or linearly through the run from 0 to `mixed` ("rising") or from it to 0 ("falling").
     """
 
     visual: float = 1.0
-    semantic: float = 0.0
     mixed: float = 1.0
     logit_adjustment: float = 0.0
     label_smoothing: float = 0.0
     title_words: float = 0.0
-    mixed_schedule: str = "constant"
 
     @property
     def with_text(self) -> bool:
@@ -127,7 +121,7 @@ class LossConfig:
     @property
     def with_semantic(self) -> bool:
         """Whether there is a semantic stream."""
-        return bool(self.semantic or self.mixed)
+        return bool(self.mixed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,6 +279,10 @@ FREE_ON_RESUME = (
 _RETIRED: dict[tuple[str, str], Any] = {
     ("model", "title_prototypes"): "no",
     ("loss", "words"): 0.0,
+    ("loss", "mixed_schedule"): "constant",
+    ("loss", "semantic"): 0.0,
+    ("data", "title_dropout"): 0.0,
+    ("data", "word_dropout"): 0.0,
 }
 
 
@@ -294,7 +292,6 @@ def _check(config: Config) -> None:
         "data.source": (data.source, ("generated", "imported", "arrays")),
         "data.title": (data.title, ("raw", "masked", "shuffled", "shuffled_within_class", "none")),
         "data.sampling": (data.sampling, SAMPLINGS),
-        "loss.mixed_schedule": (loss.mixed_schedule, ("constant", "rising", "falling")),
         "optim.name": (config.optim.name, ("sgd", "lars", "adamw")),
         "optim.schedule": (config.optim.schedule, ("step", "exponential", "cosine", "constant")),
         "train.compute_dtype": (train.compute_dtype, ("float32", "bfloat16")),
@@ -382,16 +379,8 @@ def _check(config: Config) -> None:
         raise ConfigError(f"augment.min_area={config.augment.min_area}, wanted a share above 0 up to 1")
     if not config.augment.max_ratio >= 1:
         raise ConfigError(f"augment.max_ratio={config.augment.max_ratio}, wanted 1 or more")
-    for name, chance in {"data.title_dropout": data.title_dropout, "data.word_dropout": data.word_dropout}.items():
-        if not 0 <= chance < 1:
-            raise ConfigError(f"{name}={chance}, wanted a chance from 0 up to (not including) 1")
     if not 0 <= loss.label_smoothing < 1:
         raise ConfigError(f"loss.label_smoothing={loss.label_smoothing}, wanted a share from 0 up to (not including) 1")
-    if loss.mixed_schedule != "constant" and not loss.mixed:
-        raise ConfigError(
-            f"loss.mixed_schedule={loss.mixed_schedule!r} with loss.mixed=0, which stays 0; set loss.mixed=1 or "
-            "loss.mixed_schedule=constant"
-        )
     if loss.label_smoothing and config.head.kind in ("sampled", "knn"):
         raise ConfigError(
             f"loss.label_smoothing={loss.label_smoothing} with head.kind={config.head.kind!r}, which does not see all "
@@ -439,16 +428,12 @@ def _check(config: Config) -> None:
                 f"train.max_micro_batches={train.max_micro_batches}, wanted train.micro_batches={train.micro_batches} "
                 "doubled once or more often"
             )
-    if not (loss.visual or loss.semantic or loss.mixed):
-        raise ConfigError("loss.visual, loss.semantic and loss.mixed are all 0; give at least one a weight")
-    if min(loss.visual, loss.semantic, loss.mixed, loss.title_words) < 0:
-        raise ConfigError(
-            f"loss weights {loss.visual}, {loss.semantic}, {loss.mixed}, {loss.title_words}: wanted no negative one"
-        )
+    if not (loss.visual or loss.mixed):
+        raise ConfigError("loss.visual and loss.mixed are both 0; give at least one a weight")
+    if min(loss.visual, loss.mixed, loss.title_words) < 0:
+        raise ConfigError(f"loss weights {loss.visual}, {loss.mixed}, {loss.title_words}: wanted no negative one")
     if loss.with_text and data.title == "none":
-        raise ConfigError(
-            "data.title='none' leaves nothing to read; set loss.mixed=0, loss.semantic=0 and loss.title_words=0"
-        )
+        raise ConfigError("data.title='none' leaves nothing to read; set loss.mixed=0 and loss.title_words=0")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def attention(setup: Setup, state: TrainState, catalog: Catalog) -> dict[str, An
     """Fig. 7 of SICoT: titles with the weight of each word, and the words of highest and lowest mean weight.
 
     A weight is told as a multiple of that of equal weights, 1 / words of the title; pieces of a word are summed. Titles are
-    as training reads them, without dropout.
+    as training reads them.
     """
     read_title = train_batches(catalog, setup.config).titles
     assert read_title is not None
@@ -86,7 +86,7 @@ def attention(setup: Setup, state: TrainState, catalog: Catalog) -> dict[str, An
     labels, titles = [], []
     for first in range(0, len(read), _BATCH):
         records = [split[i] for i in read[first : first + _BATCH].tolist()]
-        ids = np.stack([read_title.undropped(record, int(i)) for record, i in zip(records, read[first:], strict=False)])
+        ids = np.stack([read_title(record, int(i)) for record, i in zip(records, read[first:], strict=False)])
         whole = np.pad(ids, ((0, _BATCH - len(ids)), (0, 0)))  # one shape compiles once
         weights = np.asarray(weigh(state.params, state.batch_stats, mesh.copy_to_all(jnp.asarray(whole), setup.mesh)))
         rows += [of_words(i, w, vocabulary) for i, w in zip(ids, weights, strict=False)]

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-STREAMS = ("visual", "semantic", "mixed")
-
-
-def weights_at(done, weights: Mapping[str, Any], mixed_schedule: str) -> dict[str, Any]:
-    """The streams' weights when a share `done` (0 to 1) of the run's photos is over: lambda * done if rising, lambda *
-    (1 - done) if falling."""
-    share = {"constant": 1.0, "rising": done, "falling": 1.0 - done}[mixed_schedule]
-    return {stream: weight * share if stream == "mixed" else weight for stream, weight in weights.items()}
+STREAMS = ("visual", "mixed")
 
 
 def cross_entropy(logits, label, *, smoothing: float = 0.0, num_classes: int | None = None):

@@ -20,14 +20,14 @@ from sicot_jax.catalog.text import mask_words
 from sicot_jax.config import Config
 from sicot_jax.errors import InputError
 from sicot_jax.preprocessing import Preprocessing
-from sicot_jax.sampling import TITLES, Sampler, generator, permute
+from sicot_jax.sampling import Sampler, permute
 
 Batch = dict[str, np.ndarray]
 _PREFETCH = 4  # host batches made ahead
 
 
 class TitleReader:
-    """Token ids of a training record's title in the variant that the config asks for; randomness keyed by (seed, position)."""
+    """Token ids of a training record's title in the variant that the config asks for; shuffles are keyed by the seed."""
 
     def __init__(self, catalog: Catalog, config: Config):
         self.split = catalog.splits["train"]
@@ -50,30 +50,14 @@ class TitleReader:
         start, count = self.starts[row], self.counts[row]
         return int(self.order[start + (self.rank[index] - start + 1 + self.seed % max(count - 1, 1)) % count])
 
-    def __call__(self, record: Record, index: int, position: int) -> np.ndarray:
-        """int32 [max_tokens], padded with 0; words and titles dropped by the position."""
-        return self.read(self.ids(record, index), position)
-
-    def read(self, ids: np.ndarray, position: int) -> np.ndarray:
-        """What that position reads of a whole title's ids."""
-        if self.config.title_dropout or self.config.word_dropout:
-            rng = generator(TITLES, self.seed, position)
-            ids = ids[rng.random(len(ids)) >= self.config.word_dropout]
-            if rng.random() < self.config.title_dropout:
-                ids = ids[:0]
-        return self._padded(ids)
-
-    def undropped(self, record: Record, index: int) -> np.ndarray:
-        """int32 [max_tokens], padded with 0, every word there."""
-        return self._padded(self.ids(record, index))
-
-    def _padded(self, ids: np.ndarray) -> np.ndarray:
+    def __call__(self, record: Record, index: int) -> np.ndarray:
+        """int32 [max_tokens], padded with 0."""
+        ids = self._ids(record, index)[: self.config.max_tokens]
         padded = np.zeros(self.config.max_tokens, np.int32)
-        ids = ids[: self.config.max_tokens]
         padded[: len(ids)] = ids
         return padded
 
-    def ids(self, record: Record, index: int) -> np.ndarray:
+    def _ids(self, record: Record, index: int) -> np.ndarray:
         """int32 [words], the whole title's."""
         match self.config.title:
             case "none":
@@ -99,8 +83,8 @@ def _photo(preprocessing: Preprocessing, record: Record) -> np.ndarray:
 class TrainBatches:
     """step -> this process's part of the training batch: image uint8, label, and token_ids where titles are read.
 
-    With `known_titles` (ids of every record's) the photos lie on the devices already: "index" stands in place of image, and
-    no record is read.
+    With `known_titles` (token_ids of every record) the photos lie on the devices already: "index" stands in place of image,
+    and no record is read.
     """
 
     split: Split
@@ -116,24 +100,20 @@ class TrainBatches:
         share = len(indices) // self.process_count
         start = self.process_index * share
         mine = indices[start : start + share]
-        first = self.sampler.plan.first_position(step) + start
-        return self._read(mine, first) if self.known_titles is None else self._known(mine, first, self.known_titles)
+        return self._read(mine) if self.known_titles is None else self._known(mine, self.known_titles)
 
-    def _known(self, indices: np.ndarray, first: int, known_titles: Sequence[np.ndarray]) -> Batch:
+    def _known(self, indices: np.ndarray, known_titles: Sequence[np.ndarray]) -> Batch:
         batch = {"index": indices.astype(np.int32), "label": np.asarray(self.split.labels[indices], np.int32)}
-        if self.titles is None:
-            return batch
-        tokens = [self.titles.read(known_titles[index], first + place) for place, index in enumerate(indices.tolist())]
-        return batch | {"token_ids": np.stack(tokens)}
+        return batch | ({"token_ids": np.stack([known_titles[i] for i in indices])} if self.titles is not None else {})
 
-    def _read(self, indices: np.ndarray, first: int) -> Batch:
+    def _read(self, indices: np.ndarray) -> Batch:
         images, labels, tokens = [], [], []
-        for place, index in enumerate(indices.tolist()):
+        for index in indices.tolist():
             record = self.split[index]
             images.append(_photo(self.preprocessing, record))
             labels.append(record["class_id"])
             if self.titles is not None:
-                tokens.append(self.titles(record, index, first + place))
+                tokens.append(self.titles(record, index))
         batch = {"image": np.stack(images), "label": np.asarray(labels, np.int32)}
         return batch | ({"token_ids": np.stack(tokens)} if self.titles is not None else {})
 
@@ -145,7 +125,7 @@ def train_batches(catalog: Catalog, config: Config) -> TrainBatches:
     titles = TitleReader(catalog, config) if config.loss.with_text else None
     known: list[np.ndarray] | None = None
     if config.data.on_device:
-        known = [titles.ids(split[i], i) for i in range(len(split))] if titles else []
+        known = [titles(split[i], i) for i in range(len(split))] if titles else []
     return TrainBatches(split, sampler, config.preprocessing, titles, known, jax.process_index(), jax.process_count())
 
 

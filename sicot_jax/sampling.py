@@ -11,7 +11,7 @@ from sicot_jax.errors import InputError
 
 SAMPLINGS = ("uniform", "class_balanced", "square_root")
 _ROUNDS = 6
-ORDER, CLASSES, TITLES = range(3)  # what random numbers are for
+ORDER, CLASSES = range(2)  # what random numbers are for
 
 
 def generator(purpose: int, seed: int, number: int) -> np.random.Generator:

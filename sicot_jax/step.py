@@ -98,8 +98,8 @@ def make_setup(config: Config, shape: DataShape, device_mesh) -> Setup:
     """Check the config against data and mesh, and build the run's functions. Allocates nothing on the device."""
     if config.loss.with_text and shape.vocabulary_size < 2:
         raise ConfigError(
-            "the catalogue has no titles, and loss.mixed, loss.semantic or loss.title_words wants them; import it with some "
-            "(sicot import --titles-from RUN) or set all to 0 and model.word_rows=False (baseline)"
+            "the catalogue has no titles, and loss.mixed or loss.title_words wants them; import it with some (sicot "
+            "import --titles-from RUN) or set both to 0 and model.word_rows=False (baseline)"
         )
     if config.model.word_rows and shape.vocabulary_size < 2:
         raise ConfigError(
@@ -327,9 +327,6 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
         state: TrainState, batch: dict[str, jax.Array], numbers: heads.Numbers | None = None
     ) -> tuple[TrainState, heads.Losses]:
         numbers = numbers or setup.numbers()
-        done = setup.plan.batches_before(state.step) / setup.plan.batches_before(setup.steps)
-        weights = losses_lib.weights_at(done, numbers.weights, config.loss.mixed_schedule)
-        numbers = dataclasses.replace(numbers, weights=weights)
         key = jax.random.fold_in(jax.random.key(numbers.seed), state.step)
         photos = batch["image"], draw(key, batch["image"])
         batch = {name: value for name, value in batch.items() if name != "image"}

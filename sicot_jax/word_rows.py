@@ -21,13 +21,13 @@ def class_words(catalog: Catalog, config: Config, told: int) -> np.ndarray:
     """float32 [C, told]: t_cw = mean over the class's training titles of the share of word w + 1 in the title's words.
 
     Words beyond the first `told` of the vocabulary count in a title's length alone. Titles are read in the variant that the
-    config trains with (masked, shuffled), nothing dropped. A class without a known word has a row of zeros.
+    config trains with (masked, shuffled). A class without a known word has a row of zeros.
     """
     read_title, split = TitleReader(catalog, config), catalog.splits["train"]
     total = np.zeros((len(catalog.classes), told + 1), np.float32)
     titles = np.zeros(len(total), np.int64)
     for i in range(len(split)):
-        ids = read_title.undropped(split[i], i)
+        ids = read_title(split[i], i)
         known = ids[ids > 0]
         if len(known):
             np.add.at(total[split.labels[i]], np.where(known <= told, known, 0), 1 / len(known))

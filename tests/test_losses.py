@@ -62,13 +62,6 @@ def test_logit_adjustment_is_balanced_softmax():
     np.testing.assert_allclose(total, -np.log(0.2), rtol=1e-6)
 
 
-def test_weights_of_a_schedule_by_hand():
-    weights = {"visual": 2.0, "mixed": 0.8}
-    assert losses.weights_at(0.25, weights, "constant") == weights
-    assert losses.weights_at(0.25, weights, "rising") == pytest.approx({"visual": 2.0, "mixed": 0.2})
-    assert losses.weights_at(0.25, weights, "falling") == pytest.approx({"visual": 2.0, "mixed": 0.6})
-
-
 def test_label_smoothing_by_hand():
     """Two classes, logits 1 and 0, smoothing 0.2: the target is (0.9, 0.1). A third column is padding."""
     logits = jnp.array([[1.0, 0.0, -jnp.inf]])

@@ -53,7 +53,7 @@ def config(*, seed=0, batch=6, **data):
 def titles(catalog, chosen):
     """Each training record's title as it is read: int32 [N, max_tokens]."""
     reader, split = TitleReader(catalog, chosen), catalog.splits["train"]
-    return np.stack([reader(split[i], i, i) for i in range(len(split))])
+    return np.stack([reader(split[i], i) for i in range(len(split))])
 
 
 def test_raw_titles_are_the_records_own_words_padded_or_cut():
@@ -79,7 +79,7 @@ def test_masked_titles_lose_the_words_of_sku_and_category_alone():
     }
     catalog = hand_made(vocabulary=vocabulary)
     reader = TitleReader(catalog, config(title="masked"))
-    assert reader(record, 0, 0).tolist() == [1, 3, 5, 6, 0]
+    assert reader(record, 0).tolist() == [1, 3, 5, 6, 0]
     generated = open_generated(SPEC)
     reader, split = TitleReader(generated, config(title="masked", max_tokens=40)), generated.splits["train"]
     lost = 0
@@ -87,7 +87,7 @@ def test_masked_titles_lose_the_words_of_sku_and_category_alone():
         record = split[index]
         hidden = generated.tokenizer.encode(record["category"])
         kept = [i for i in record["token_ids"].tolist() if i not in hidden]
-        assert [i for i in reader(record, index, 0).tolist() if i] == kept
+        assert [i for i in reader(record, index).tolist() if i] == kept
         lost += len(kept) < len(record["token_ids"])
     assert lost > 3
 
@@ -126,30 +126,6 @@ def test_shuffled_within_class_moves_every_title_for_every_seed(seed):
     assert (HandMade.labels[donor] == HandMade.labels).all()
 
 
-def test_dropout_is_keyed_by_position():
-    long = {"token_ids": np.arange(1, 9, dtype=np.int32)}
-    reader = TitleReader(hand_made(), config(title_dropout=0.25, word_dropout=0.5, max_tokens=8))
-    first = np.stack([reader(long, 0, position) for position in range(2000)])
-    backwards = np.stack([reader(long, 3, position) for position in reversed(range(2000))])[::-1]
-    np.testing.assert_array_equal(first, backwards)
-    assert len(np.unique(first, axis=0)) > 100
-    again = TitleReader(hand_made(), config(title_dropout=0.25, word_dropout=0.5, max_tokens=8, seed=1))
-    assert (np.stack([again(long, 0, position) for position in range(50)]) != first[:50]).any()
-    # Words that are left stand in order, at the front.
-    for row in first:
-        kept = row[row > 0]
-        assert (np.diff(kept) > 0).all() and (row[: len(kept)] == kept).all()
-    gone = ~first.any(1)
-    assert abs(gone.mean() - (0.25 + 0.75 / 2**8)) < 0.04  # four deviations of 0.0097
-    assert abs((first[~gone] > 0).mean() - 0.5 / (1 - 1 / 2**8)) < 0.02  # four deviations of 0.0046
-
-
-def test_title_dropout_alone_keeps_titles_whole():
-    reader = TitleReader(hand_made(), config(title_dropout=0.5))
-    rows = {tuple(reader({"token_ids": np.array([4, 5])}, 0, position).tolist()) for position in range(50)}
-    assert rows == {(4, 5, 0, 0, 0), (0, 0, 0, 0, 0)}
-
-
 def test_training_batch_by_hand():
     catalog = open_generated(SPEC)
     chosen = config()
@@ -173,9 +149,8 @@ def test_training_batch_by_hand():
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_parts_of_several_processes_make_the_whole_batch(processes):
-    """Dropout too: it hangs on the place in the global batch, not on the process."""
     catalog = open_generated(SPEC)
-    whole = train_batches(catalog, config(title_dropout=0.3, word_dropout=0.3))
+    whole = train_batches(catalog, config())
     parts = [dataclasses.replace(whole, process_index=i, process_count=processes) for i in range(processes)]
     for step in (0, 3, 4):
         batch = whole(step)
@@ -185,7 +160,7 @@ def test_parts_of_several_processes_make_the_whole_batch(processes):
 
 def test_batches_that_grow_hold_the_same_photos_and_words():
     """23 photos in batches of 6, of 12 from the end of epoch 1 on: cut elsewhere, position by position the same."""
-    catalog, plain = open_generated(SPEC), config(title_dropout=0.3, word_dropout=0.3)
+    catalog, plain = open_generated(SPEC), config()
     train = dataclasses.replace(plain.train, grow_every_epochs=1.0, max_micro_batches=2)
     grown = [train_batches(catalog, dataclasses.replace(plain, train=train))(step) for step in range(6)]
     assert [len(batch["label"]) for batch in grown] == [6, 6, 6, 6, 12, 12]
@@ -254,7 +229,7 @@ def assert_same(made, wanted):
 )
 def test_batches_made_ahead_are_the_same(workers, source):
     catalog = open_generated(SPEC)
-    train = train_batches(catalog, config(title_dropout=0.3))
+    train = train_batches(catalog, config())
     test = photo_batches(catalog.splits["test"], SMALL, batch_size=7)
     assert isinstance(train, TrainBatches) and isinstance(test, PhotoBatches)
     # From the middle on, as a resumed run does.

@@ -78,7 +78,7 @@ def assert_close(got, wanted, rtol=2e-5):
 def reference():
     """Dense head, one device."""
     dense = heads.HeadConfig(kind="dense")
-    loss = config_lib.LossConfig(visual=1.0, semantic=0.5, mixed=0.7, logit_adjustment=1.0)
+    loss = config_lib.LossConfig(visual=1.0, mixed=0.7, logit_adjustment=1.0)
     return one_step(tiny(head=dense, loss=loss), on(1, 1)), loss
 
 
@@ -111,7 +111,7 @@ def test_words_of_titles_are_told_on_every_mesh(shape):
 
 def test_stream_losses_add_up(reference):
     (_, _, losses), loss = reference
-    expected = loss.visual * losses["visual"] + loss.semantic * losses["semantic"] + loss.mixed * losses["mixed"]
+    expected = loss.visual * losses["visual"] + loss.mixed * losses["mixed"]
     np.testing.assert_allclose(losses["total"], expected, rtol=1e-6)
 
 
@@ -137,7 +137,7 @@ def test_seeds_learning_rates_and_weights_share_one_program():
 @pytest.mark.parametrize("head", ["class_sharded", pytest.param("dense", marks=pytest.mark.slow)])
 def test_numbers_given_with_the_call_are_those_of_the_config(head):
     device_mesh = on(2, 1)
-    config = tiny(head=heads.HeadConfig(kind=head), loss=config_lib.LossConfig(mixed=0.5, mixed_schedule="falling"))
+    config = tiny(head=heads.HeadConfig(kind=head), loss=config_lib.LossConfig(mixed=0.5))
     other = dataclasses.replace(config, seed=5, optim=dataclasses.replace(config.optim, learning_rate=0.3))
     other = dataclasses.replace(other, loss=dataclasses.replace(config.loss, visual=2.0))
     with jax.set_mesh(device_mesh):
@@ -149,23 +149,6 @@ def test_numbers_given_with_the_call_are_those_of_the_config(head):
         plain = jax.jit(make_train_step(setup))(state, batch)
     assert_close(jax.device_get(got), jax.device_get(wanted))
     assert abs(float(got[1]["total"]) - float(plain[1]["total"])) > 0.1
-
-
-def test_lambda_falls_through_the_run():
-    """Of a run of 10 steps the step after 4 has 0.6 of lambda."""
-    device_mesh = on(2, 1)
-
-    def loss_at(step, **loss):
-        config = tiny(loss=config_lib.LossConfig(**loss), train={"steps": 10})
-        with jax.set_mesh(device_mesh):
-            setup = make_setup(config, SHAPE, device_mesh)
-            prior = mesh.to_global({"p": class_log_prior(np.ones(NUM_CLASSES), device_mesh)}, device_mesh)["p"]
-            state = dataclasses.replace(start_state(setup, prior), step=mesh.copy_to_all(np.int32(step), device_mesh))
-            return jax.jit(make_train_step(setup))(state, mesh.to_global(host_batch(), device_mesh))[1]
-
-    falling, constant = loss_at(4, mixed=0.5, mixed_schedule="falling"), loss_at(4, mixed=0.3)
-    np.testing.assert_allclose(falling["total"], constant["total"], rtol=1e-6)
-    assert abs(float(falling["total"]) - float(loss_at(4, mixed=0.5)["total"])) > 0.1
 
 
 def test_micro_batches_of_the_classifier_alone_equal_the_whole_batch():

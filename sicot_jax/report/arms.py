@@ -47,7 +47,7 @@ class Arm:
     @property
     def with_text(self) -> bool:
         """Whether titles took part in its training."""
-        terms = ("loss.semantic", "loss.mixed", "loss.title_words", "model.word_rows")
+        terms = ("loss.mixed", "loss.title_words", "model.word_rows")
         return any(self.config.get(term) for term in terms)
 
     @property
@@ -216,8 +216,8 @@ def converged(arm: Arm, longer: Arm) -> tuple[bool, float]:
 
 # What makes an arm one with text, and what each arm has of its own.
 _OF_TEXT = {
-    *("loss.visual", "loss.semantic", "loss.mixed", "loss.mixed_schedule", "loss.title_words"),
-    *("data.title", "data.title_dropout", "data.word_dropout"),
+    *("loss.visual", "loss.mixed", "loss.title_words"),
+    "data.title",
     *("model.text.encoder", "model.text.windows", "model.text.hidden", "model.text.weighting"),
     *("model.title_words", "model.word_rows"),
 }

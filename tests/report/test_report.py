@@ -806,7 +806,7 @@ def test_what_text_adds_to_a_remedy(tmp_path):
                 tmp_path / "both",
                 SECOND,
                 loss={"mixed": 1.0, "logit_adjustment": 1.0},
-                data={"word_dropout": 0.5},
+                data={"title": "shuffled"},
                 optim={"learning_rate": 0.2},
             ),
         ],
