@@ -6,6 +6,8 @@ The backbone's batch is divided over both axes, and so are the classifier's rows
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -98,6 +100,17 @@ def class_sharding(mesh: Mesh) -> NamedSharding:
 def class_vector(x: np.ndarray, mesh: Mesh) -> jax.Array:
     """A vector with one entry a class, which every process has whole, divided over all devices."""
     return jax.make_array_from_callback(x.shape, class_sharding(mesh), lambda index: x[index])
+
+
+def rows_by_device(x: jax.Array, count: int) -> Iterator[np.ndarray]:
+    """The first `count` rows of an array divided by its leading axis, one device's after the other's, on the host."""
+    seen = 0
+    for shard in sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0):
+        start = shard.index[0].start or 0
+        if start == seen < count:  # of copies the first
+            rows = np.asarray(shard.data)[: count - start]
+            seen += len(rows)
+            yield rows
 
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -22,6 +22,8 @@ import sicot_jax
 from sicot_jax import config as config_lib
 from sicot_jax import hosts, mesh
 from sicot_jax.catalog.catalog import Catalog
+from sicot_jax.catalog.opening import open_catalog
+from sicot_jax.catalog.tables import CLASSES_FILE, write_class_table
 from sicot_jax.checkpoint import CheckpointError, Checkpoints, differences, shapes
 from sicot_jax.config import Config, ConfigError, DataConfig
 from sicot_jax.errors import InputError
@@ -107,6 +109,7 @@ def start_or_continue(workdir: Path, config: Config, catalog: Catalog) -> None:
     if not path.exists() or not started:  # a run without a checkpoint holds nothing that another config could spoil
         if hosts.is_first():
             workdir.mkdir(parents=True, exist_ok=True)
+            write_class_table(workdir / CLASSES_FILE, catalog.classes)
             write_json(path, new)
         return
     old = read_json(path, "the config.json of this run")
@@ -117,6 +120,19 @@ def start_or_continue(workdir: Path, config: Config, catalog: Catalog) -> None:
             write_json(path, {**old, "config": now})
         return
     raise ConfigError(f"{workdir} holds another run ({'; '.join(different)}); use another --workdir or remove that one")
+
+
+def class_table_file(run: Run) -> Path:
+    """The run's `classes.csv`; made from its catalogue where the run is from before it was kept.
+
+    InputError where that catalogue is gone, or another one by now.
+    """
+    path = run.workdir / CLASSES_FILE
+    if not path.exists():
+        catalog = open_catalog(run.config.data)
+        check_data(run, catalog, "give the catalogue back its place: the run needs its class table")
+        write_class_table(path, catalog.classes)
+    return path
 
 
 def differences_of(path: Path, config: Config, catalog: Catalog) -> list[str]:
@@ -179,16 +195,21 @@ def alone(workdir: Path) -> Iterator[None]:
 def restore_best(run: Run, device_mesh) -> tuple[Setup, TrainState, int]:
     """Setup, the run's best checkpoint (the last one where it has no validation photos), and the steps it was trained.
 
-    On this mesh, under `jax.set_mesh`.
+    On this mesh, under `jax.set_mesh`. The optimizer's state, as large as all parameters, stays on disk.
     """
     setup = make_setup(run.config, run.shape, device_mesh)
     checkpoints = Checkpoints(run.workdir, num_classes=run.shape.num_classes)
     try:
         kind = "best" if checkpoints.latest_step("best") is not None else "last"
-        state = checkpoints.restore(abstract_state(setup), kind)
+        state = checkpoints.restore(_without_optimizer(abstract_state(setup)), kind, partial=True)
         return setup, state, int(state.step) if kind == "last" else checkpoints.latest_step() or 0
     finally:
         checkpoints.close()
+
+
+def _without_optimizer(state: TrainState) -> TrainState:
+    classifier = dataclasses.replace(state.classifier, opt_state=(), sampling={})
+    return dataclasses.replace(state, opt_state=(), unsent={}, classifier=classifier)
 
 
 def restore_finished(run: Run, device_mesh) -> tuple[Setup, TrainState]:
