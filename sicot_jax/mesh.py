@@ -7,6 +7,7 @@ The backbone's batch is divided over both axes, and so are the classifier's rows
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -100,6 +101,19 @@ def class_sharding(mesh: Mesh) -> NamedSharding:
 def class_vector(x: np.ndarray, mesh: Mesh) -> jax.Array:
     """A vector with one entry a class, which every process has whole, divided over all devices."""
     return jax.make_array_from_callback(x.shape, class_sharding(mesh), lambda index: x[index])
+
+
+def padded_rows(shape: tuple[int, ...], rows: Any, mesh: Mesh) -> jax.Array:
+    """Rows of that shape, an array or anything that can be cut like one, divided over all devices; zeros after them."""
+    count = shape[0]
+
+    def part(index):
+        start, stop, _ = index[0].indices(pad_classes(count, mesh))
+        found = np.asarray(rows[min(start, count) : min(stop, count)])
+        return np.pad(found, [(0, stop - start - len(found))] + [(0, 0)] * (found.ndim - 1))
+
+    padded = (pad_classes(count, mesh), *shape[1:])
+    return jax.make_array_from_callback(padded, NamedSharding(mesh, batch_spec(len(shape))), part)
 
 
 def rows_by_device(x: jax.Array, count: int) -> Iterator[np.ndarray]:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 import sicot_jax
 from sicot_jax import config as config_lib
@@ -24,11 +23,11 @@ from sicot_jax import hosts, mesh
 from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.opening import open_catalog
 from sicot_jax.catalog.tables import CLASSES_FILE, write_class_table
-from sicot_jax.checkpoint import CheckpointError, Checkpoints, differences, shapes
+from sicot_jax.checkpoint import Checkpoints
 from sicot_jax.config import Config, ConfigError, DataConfig
 from sicot_jax.errors import InputError
-from sicot_jax.evaluate import class_table_hash, plain_classifier, read_json, write_json
-from sicot_jax.step import DataShape, Setup, TrainState, abstract_state, make_setup, words_shared
+from sicot_jax.evaluate import class_table_hash, read_json, write_json
+from sicot_jax.step import DataShape, Setup, TrainState, abstract_state, make_setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,43 +238,6 @@ def check_data(run: Run, catalog: Catalog, remedy: str) -> None:
             f"{run.workdir} was trained on data {run.data_hash[:12]}{same_data(data, run.data_hash)}; "
             f"{data.path or 'the catalogue'} is {catalog.data_hash[:12]}; {remedy}"
         )
-
-
-def init_from(state: TrainState, config: Config, catalog: Catalog, device_mesh) -> TrainState:
-    """`state` with the streams of the run `model.init_from`; with its classifier too where the class table is the same.
-
-    What belongs to words is taken only where the vocabulary is the same: ids of another one mean other words. What rows
-    share through titles stays the catalogue's (`word_rows`); where that run's scores are not taken, its rows come with what
-    they shared.
-    Raises CheckpointError naming parameters of another shape.
-    """
-    run = read_run(Path(config.model.init_from))
-    setup, source, trained = restore_best(run, device_mesh)
-    what = f"model.init_from={run.workdir}"
-    if trained < setup.steps:
-        hosts.say(f"{what}: a run trained for {trained} of {setup.steps} steps")
-    params, batch_stats = ({**mine} for mine in (state.params, state.batch_stats))
-    for stream in state.params.keys() & source.params.keys():
-        params[stream], batch_stats[stream] = source.params[stream], source.batch_stats[stream]
-    same_words = run.vocabulary == vocabulary_hash(catalog)
-    if "semantic" in state.params and "semantic" in source.params and not same_words:
-        hosts.say(f"{what}: another vocabulary; word vectors are the catalogue's own")
-        params["semantic"] = {**params["semantic"], "words": state.params["semantic"]["words"]}
-    with_scores = same_words and all("to_words" in s.params["visual"] for s in (state, source))
-    if not with_scores:
-        own_scores = {name: x for name, x in state.params["visual"].items() if name == "to_words"}
-        theirs = {name: x for name, x in params["visual"].items() if name != "to_words"}
-        params["visual"] = theirs | own_scores
-    if faults := differences(shapes(params), shapes(state.params)):
-        raise CheckpointError(f"{what}: another model: {faults}")
-    classifier = state.classifier
-    if run.class_table == class_table_hash(catalog):
-        both = config.model.word_rows and run.config.model.word_rows and with_scores
-        learned = source.classifier if both else plain_classifier(source)
-        own = classifier.kernel.shape[1] - words_shared(config, DataShape.of(catalog))
-        join = jax.jit(lambda theirs, mine: jnp.concatenate([theirs[:, :own], mine[:, own:]], 1))
-        classifier = dataclasses.replace(classifier, kernel=join(learned.kernel, classifier.kernel), bias=learned.bias)
-    return dataclasses.replace(state, params=params, batch_stats=batch_stats, classifier=classifier)
 
 
 def start_mesh(config: Config) -> jax.sharding.Mesh:
