@@ -25,6 +25,15 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     sub = kind("to-torch", _to_torch, "a finished run's recogniser, for plain PyTorch")
     sub.add_argument("--workdir", type=Path, required=True, help="run folder")
 
+    sub = kind("to-onnx", _to_onnx, "a finished run's recogniser as an ONNX graph")
+    sub.add_argument("--workdir", type=Path, required=True, help="run folder")
+    sub.add_argument(
+        "--top-k", type=int, default=0, metavar="K", help="the K best classes inside the graph; default: logits"
+    )
+
+    sub = kind("to-stablehlo", _to_stablehlo, "a finished run's recogniser as a program for CPU, CUDA and TPU")
+    sub.add_argument("--workdir", type=Path, required=True, help="run folder")
+
 
 def _from_torch(args: argparse.Namespace, _) -> None:
     from sicot_jax.convert.from_torch import from_torch
@@ -36,6 +45,18 @@ def _to_torch(args: argparse.Namespace, _) -> None:
     from sicot_jax.convert.to_torch import to_torch
 
     _say(args, to_torch(args.workdir, args.out))
+
+
+def _to_onnx(args: argparse.Namespace, _) -> None:
+    from sicot_jax.convert.to_onnx import to_onnx
+
+    _say(args, to_onnx(args.workdir, args.out, top_k=args.top_k))
+
+
+def _to_stablehlo(args: argparse.Namespace, _) -> None:
+    from sicot_jax.convert.to_stablehlo import to_stablehlo
+
+    _say(args, to_stablehlo(args.workdir, args.out))
 
 
 def _say(args: argparse.Namespace, proofs: dict[str, dict]) -> None:

@@ -118,7 +118,6 @@ def load_into(recognizer: Any, arrays: Arrays) -> None:
     import torch
 
     counters = {name: x for name, x in recognizer.state_dict().items() if name.endswith(".num_batches_tracked")}
-    recognizer.load_state_dict(
-        {name: torch.as_tensor(np.ascontiguousarray(a)) for name, a in arrays.items()} | counters
-    )
+    tensors = {name: a if isinstance(a, torch.Tensor) else torch.from_numpy(np.array(a)) for name, a in arrays.items()}
+    recognizer.load_state_dict(tensors | counters)
     recognizer.eval()
