@@ -104,16 +104,18 @@ def class_vector(x: np.ndarray, mesh: Mesh) -> jax.Array:
 
 
 def padded_rows(shape: tuple[int, ...], rows: Any, mesh: Mesh) -> jax.Array:
-    """Rows of that shape, an array or anything that can be cut like one, divided over all devices; zeros after them."""
+    """Float32 rows of that shape, an array or what can be cut like one, divided over all devices; zeros after them."""
     count = shape[0]
 
-    def part(index):
+    def rows_of(index):
         start, stop, _ = index[0].indices(pad_classes(count, mesh))
-        found = np.asarray(rows[min(start, count) : min(stop, count)])
-        return np.pad(found, [(0, stop - start - len(found))] + [(0, 0)] * (found.ndim - 1))
+        part = np.zeros((stop - start, *shape[1:]), np.float32)
+        if start < count:
+            part[: count - start] = rows[start : min(stop, count)]
+        return part
 
     padded = (pad_classes(count, mesh), *shape[1:])
-    return jax.make_array_from_callback(padded, NamedSharding(mesh, batch_spec(len(shape))), part)
+    return jax.make_array_from_callback(padded, NamedSharding(mesh, batch_spec(len(shape))), rows_of)
 
 
 def rows_by_device(x: jax.Array, count: int) -> Iterator[np.ndarray]:
