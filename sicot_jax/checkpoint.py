@@ -97,16 +97,17 @@ class Checkpoints:
         restored = self.managers[kind].restore(step, args=ocp.args.Composite(info=ocp.args.JsonRestore()))
         return dict(restored["info"])
 
-    def restore(self, target: Any, kind: str = "last") -> Any:
+    def restore(self, target: Any, kind: str = "last", *, partial: bool = False) -> Any:
         """The newest readable state of that kind in the shapes and shardings of `target` (ShapeDtypeStructs).
 
+        `partial`: what `target` lacks is not read, such as an optimizer's state.
         Raises CheckpointError when there is none, or when it is of another class count, shape or structure.
         """
         manager = self.managers[kind]
 
         def read(step):
             self._check_info(self._info(kind, step), manager.directory)
-            return self._restore(manager, step, target)
+            return self._restore(manager, step, target, partial=partial)
 
         state = self._newest(kind, read)
         if state is None:
@@ -142,8 +143,8 @@ class Checkpoints:
                 "use another --workdir, or model.init_from to start from it"
             )
 
-    def _restore(self, manager: ocp.CheckpointManager, step: int, target: Any) -> Any:
-        self._check_shapes(manager, step, target)
+    def _restore(self, manager: ocp.CheckpointManager, step: int, target: Any, *, partial: bool) -> Any:
+        self._check_shapes(manager, step, target, partial=partial)
         parts = _with_arrays(target)
         arguments = jax.tree.map(
             lambda leaf: ocp.ArrayRestoreArgs(
@@ -152,16 +153,21 @@ class Checkpoints:
             parts,
         )
         restored = manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.PyTreeRestore(item=parts, restore_args=arguments))
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeRestore(item=parts, restore_args=arguments, partial_restore=partial)
+            ),
         )
-        return dataclasses.replace(target, **restored["state"])
+        return _filled(target, restored["state"])
 
-    def _check_shapes(self, manager, step: int, target: Any) -> None:
+    def _check_shapes(self, manager, step: int, target: Any, *, partial: bool) -> None:
         """Leading axes of the classifier may differ where both hold all classes: the rest is padding.
 
         What devices have not sent yet has a leading axis of devices: fewer take their part of it, more start with zeros.
         """
         stored, wanted = shapes(manager.item_metadata(step)["state"].tree), shapes(target)
+        if partial:
+            stored = {name: shape for name, shape in stored.items() if name in wanted}
         for name in stored.keys() & wanted.keys():
             have, want = stored[name], wanted[name]
             padded = have[1:] == want[1:] and have and want and min(have[0], want[0]) >= self.num_classes
@@ -182,9 +188,22 @@ class Checkpoints:
 
 
 def _with_arrays(state: Any) -> dict[str, Any]:
-    """The fields of a state that hold arrays: what is not used in a run is not in its checkpoints either."""
+    """The fields of a state that hold arrays, of states in it likewise: what is not used in a run is not in its checkpoints."""
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    return {name: value for name, value in fields.items() if jax.tree.leaves(value)}
+    held = {name: value for name, value in fields.items() if jax.tree.leaves(value)}
+    return {name: _with_arrays(v) if dataclasses.is_dataclass(v) else v for name, v in held.items()}
+
+
+def _filled(state: Any, arrays: Mapping[str, Any]) -> Any:
+    """The state with `arrays` as `_with_arrays` had them."""
+    inside = {name: getattr(state, name) for name in arrays}
+    found = {
+        name: _filled(inside[name], value)
+        if dataclasses.is_dataclass(inside[name]) and isinstance(value, Mapping)
+        else value
+        for name, value in arrays.items()
+    }
+    return dataclasses.replace(state, **found)
 
 
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:

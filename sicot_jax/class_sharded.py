@@ -373,3 +373,28 @@ def log_prob_top_k(embedding, kernel, bias, label, *, k: int, num_classes: int, 
 def _gather(x):
     """Candidates of all devices side by side, lowest class ids first: [B, k] -> [B, devices * k]."""
     return lax.all_gather(x, mesh_lib.AXES, axis=1, tiled=True, to="invarying")
+
+
+def take_rows(rows, index):
+    """rows[index], zeros where index is -1; both divided over all devices by their leading axis, and so is what comes back.
+
+    Args: rows [C, D]; index int32 [N].
+    Returns: [N, D]. The rows go round the devices, each of which takes its own: it holds two devices' at a time.
+    """
+
+    def shard(rows, index):
+        devices = lax.axis_size(mesh_lib.AXES)
+        first = lax.axis_index(mesh_lib.AXES)
+
+        def turn(i, carry):
+            taken, rows = carry
+            place = index - (first + i) % devices * len(rows)
+            here = (place >= 0) & (place < len(rows)) & (index >= 0)
+            taken = jnp.where(here[:, None], rows[jnp.clip(place, 0, len(rows) - 1)], taken)
+            return taken, lax.ppermute(rows, mesh_lib.AXES, [(d, (d - 1) % devices) for d in range(devices)])
+
+        return lax.fori_loop(0, devices, turn, (varying(jnp.zeros((len(index), rows.shape[1]), rows.dtype)), rows))[0]
+
+    return jax.shard_map(shard, in_specs=(mesh_lib.CLASS_ROWS, mesh_lib.CLASS), out_specs=mesh_lib.CLASS_ROWS)(
+        rows, index
+    )

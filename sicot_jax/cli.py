@@ -111,6 +111,11 @@ def _parser() -> argparse.ArgumentParser:
         help="gains as a curve over a field of the config, for runs of several catalogues or settings",
     )
 
+    sub = command("convert", None, "weights from PyTorch, and runs to PyTorch; both sides are compared at the end")
+    from sicot_jax.convert import flags
+
+    flags.add_convert_arguments(sub)
+
     sub = command("export-arrays", _export_arrays, "write a config's catalogue as one array file")
     config_arguments(sub)
     sub.add_argument("--out", type=Path, required=True, help="file to write, e.g. fashion.npz")

@@ -6,6 +6,9 @@ The backbone's batch is divided over both axes, and so are the classifier's rows
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -98,6 +101,32 @@ def class_sharding(mesh: Mesh) -> NamedSharding:
 def class_vector(x: np.ndarray, mesh: Mesh) -> jax.Array:
     """A vector with one entry a class, which every process has whole, divided over all devices."""
     return jax.make_array_from_callback(x.shape, class_sharding(mesh), lambda index: x[index])
+
+
+def padded_rows(shape: tuple[int, ...], rows: Any, mesh: Mesh) -> jax.Array:
+    """Float32 rows of that shape, an array or what can be cut like one, divided over all devices; zeros after them."""
+    count = shape[0]
+
+    def rows_of(index):
+        start, stop, _ = index[0].indices(pad_classes(count, mesh))
+        part = np.zeros((stop - start, *shape[1:]), np.float32)
+        if start < count:
+            part[: count - start] = rows[start : min(stop, count)]
+        return part
+
+    padded = (pad_classes(count, mesh), *shape[1:])
+    return jax.make_array_from_callback(padded, NamedSharding(mesh, batch_spec(len(shape))), rows_of)
+
+
+def rows_by_device(x: jax.Array, count: int) -> Iterator[np.ndarray]:
+    """The first `count` rows of an array divided by its leading axis, one device's after the other's, on the host."""
+    seen = 0
+    for shard in sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0):
+        start = shard.index[0].start or 0
+        if start == seen < count:  # of copies the first
+            rows = np.asarray(shard.data)[: count - start]
+            seen += len(rows)
+            yield rows
 
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

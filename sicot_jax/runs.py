@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 import sicot_jax
 from sicot_jax import config as config_lib
 from sicot_jax import hosts, mesh
 from sicot_jax.catalog.catalog import Catalog
-from sicot_jax.checkpoint import CheckpointError, Checkpoints, differences, shapes
+from sicot_jax.catalog.opening import open_catalog
+from sicot_jax.catalog.tables import CLASSES_FILE, write_class_table
+from sicot_jax.checkpoint import Checkpoints
 from sicot_jax.config import Config, ConfigError, DataConfig
 from sicot_jax.errors import InputError
-from sicot_jax.evaluate import class_table_hash, plain_classifier, read_json, write_json
-from sicot_jax.step import DataShape, Setup, TrainState, abstract_state, make_setup, words_shared
+from sicot_jax.evaluate import class_table_hash, read_json, write_json
+from sicot_jax.step import DataShape, Setup, TrainState, abstract_state, make_setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +108,7 @@ def start_or_continue(workdir: Path, config: Config, catalog: Catalog) -> None:
     if not path.exists() or not started:  # a run without a checkpoint holds nothing that another config could spoil
         if hosts.is_first():
             workdir.mkdir(parents=True, exist_ok=True)
+            write_class_table(workdir / CLASSES_FILE, catalog.classes)
             write_json(path, new)
         return
     old = read_json(path, "the config.json of this run")
@@ -117,6 +119,19 @@ def start_or_continue(workdir: Path, config: Config, catalog: Catalog) -> None:
             write_json(path, {**old, "config": now})
         return
     raise ConfigError(f"{workdir} holds another run ({'; '.join(different)}); use another --workdir or remove that one")
+
+
+def class_table_file(run: Run) -> Path:
+    """The run's `classes.csv`; made from its catalogue where the run is from before it was kept.
+
+    InputError where that catalogue is gone, or another one by now.
+    """
+    path = run.workdir / CLASSES_FILE
+    if not path.exists():
+        catalog = open_catalog(run.config.data)
+        check_data(run, catalog, "give the catalogue back its place: the run needs its class table")
+        write_class_table(path, catalog.classes)
+    return path
 
 
 def differences_of(path: Path, config: Config, catalog: Catalog) -> list[str]:
@@ -179,16 +194,21 @@ def alone(workdir: Path) -> Iterator[None]:
 def restore_best(run: Run, device_mesh) -> tuple[Setup, TrainState, int]:
     """Setup, the run's best checkpoint (the last one where it has no validation photos), and the steps it was trained.
 
-    On this mesh, under `jax.set_mesh`.
+    On this mesh, under `jax.set_mesh`. The optimizer's state, as large as all parameters, stays on disk.
     """
     setup = make_setup(run.config, run.shape, device_mesh)
     checkpoints = Checkpoints(run.workdir, num_classes=run.shape.num_classes)
     try:
         kind = "best" if checkpoints.latest_step("best") is not None else "last"
-        state = checkpoints.restore(abstract_state(setup), kind)
+        state = checkpoints.restore(_without_optimizer(abstract_state(setup)), kind, partial=True)
         return setup, state, int(state.step) if kind == "last" else checkpoints.latest_step() or 0
     finally:
         checkpoints.close()
+
+
+def _without_optimizer(state: TrainState) -> TrainState:
+    classifier = dataclasses.replace(state.classifier, opt_state=(), sampling={})
+    return dataclasses.replace(state, opt_state=(), unsent={}, classifier=classifier)
 
 
 def restore_finished(run: Run, device_mesh) -> tuple[Setup, TrainState]:
@@ -218,43 +238,6 @@ def check_data(run: Run, catalog: Catalog, remedy: str) -> None:
             f"{run.workdir} was trained on data {run.data_hash[:12]}{same_data(data, run.data_hash)}; "
             f"{data.path or 'the catalogue'} is {catalog.data_hash[:12]}; {remedy}"
         )
-
-
-def init_from(state: TrainState, config: Config, catalog: Catalog, device_mesh) -> TrainState:
-    """`state` with the streams of the run `model.init_from`; with its classifier too where the class table is the same.
-
-    What belongs to words is taken only where the vocabulary is the same: ids of another one mean other words. What rows
-    share through titles stays the catalogue's (`word_rows`); where that run's scores are not taken, its rows come with what
-    they shared.
-    Raises CheckpointError naming parameters of another shape.
-    """
-    run = read_run(Path(config.model.init_from))
-    setup, source, trained = restore_best(run, device_mesh)
-    what = f"model.init_from={run.workdir}"
-    if trained < setup.steps:
-        hosts.say(f"{what}: a run trained for {trained} of {setup.steps} steps")
-    params, batch_stats = ({**mine} for mine in (state.params, state.batch_stats))
-    for stream in state.params.keys() & source.params.keys():
-        params[stream], batch_stats[stream] = source.params[stream], source.batch_stats[stream]
-    same_words = run.vocabulary == vocabulary_hash(catalog)
-    if "semantic" in state.params and "semantic" in source.params and not same_words:
-        hosts.say(f"{what}: another vocabulary; word vectors are the catalogue's own")
-        params["semantic"] = {**params["semantic"], "words": state.params["semantic"]["words"]}
-    with_scores = same_words and all("to_words" in s.params["visual"] for s in (state, source))
-    if not with_scores:
-        own_scores = {name: x for name, x in state.params["visual"].items() if name == "to_words"}
-        theirs = {name: x for name, x in params["visual"].items() if name != "to_words"}
-        params["visual"] = theirs | own_scores
-    if faults := differences(shapes(params), shapes(state.params)):
-        raise CheckpointError(f"{what}: another model: {faults}")
-    classifier = state.classifier
-    if run.class_table == class_table_hash(catalog):
-        both = config.model.word_rows and run.config.model.word_rows and with_scores
-        learned = source.classifier if both else plain_classifier(source)
-        own = classifier.kernel.shape[1] - words_shared(config, DataShape.of(catalog))
-        join = jax.jit(lambda theirs, mine: jnp.concatenate([theirs[:, :own], mine[:, own:]], 1))
-        classifier = dataclasses.replace(classifier, kernel=join(learned.kernel, classifier.kernel), bias=learned.bias)
-    return dataclasses.replace(state, params=params, batch_stats=batch_stats, classifier=classifier)
 
 
 def start_mesh(config: Config) -> jax.sharding.Mesh:

@@ -37,6 +37,7 @@ from sicot_jax.step import (
     start_state,
     words_shared,
 )
+from sicot_jax.warm_start import warm_start
 from sicot_jax.word_rows import class_words, start_word_rows
 
 
@@ -259,7 +260,7 @@ class _Loop:
         if shared := words_shared(self.config, self.setup.shape):
             state = start_word_rows(state, class_words(self.catalog, self.config, shared))
         if self.config.model.init_from:
-            state = runs.init_from(state, self.config, self.catalog, self.setup.mesh)
+            state = warm_start(state, self.setup, self.catalog)
         return state
 
     def _batches(self, start: int) -> Generator[pipeline.Batch]:

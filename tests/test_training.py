@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from sicot_jax import config as config_lib
+from sicot_jax import mesh as mesh_lib
 from sicot_jax import runs
 from sicot_jax.catalog import opening, tables
 from sicot_jax.checkpoint import CheckpointError, Checkpoints
@@ -24,6 +25,7 @@ from sicot_jax.models.sicot import start_words
 from sicot_jax.step import DataShape, abstract_state, class_log_prior, make_setup, start_state
 from sicot_jax.train import test as evaluate_run
 from sicot_jax.train import train
+from sicot_jax.warm_start import warm_start
 
 ROOT = Path(__file__).parent.parent
 
@@ -683,9 +685,9 @@ def started_from(workdir: Path, config: Config):
     device_mesh = runs.start_mesh(config)
     with jax.set_mesh(device_mesh):
         setup = make_setup(config, DataShape.of(catalog), device_mesh)
-        prior = jax.numpy.asarray(class_log_prior(catalog.classes.counts["train"], device_mesh))
+        prior = mesh_lib.class_vector(class_log_prior(catalog.classes.counts["train"], device_mesh), device_mesh)
         state = start_state(setup, prior)
         if config.loss.with_semantic:
             state = start_words(state, catalog.word_vectors)
         _, source, _ = runs.restore_best(runs.read_run(workdir), device_mesh)
-        return state, runs.init_from(state, config, catalog, device_mesh), source
+        return state, warm_start(state, setup, catalog), source

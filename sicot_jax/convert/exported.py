@@ -1,0 +1,78 @@
+"""A finished run's recogniser, as every conversion starts from it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sicot_jax import evaluate, mesh, runs
+from sicot_jax.convert import folder as folders
+from sicot_jax.convert import network, weights
+from sicot_jax.convert.folder import Model
+from sicot_jax.convert.proof import Outputs
+from sicot_jax.heads import Classifier
+from sicot_jax.preprocessing import Preprocessing
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """arrays: the visual stream in torch's names, on the host. classifier: of v alone, divided over the devices."""
+
+    model: Model
+    preprocessing: Preprocessing
+    arrays: dict[str, np.ndarray]
+    classifier: Classifier
+    class_table: Path
+    source: dict[str, Any]
+
+    def rows(self) -> dict[str, tuple[tuple[int, ...], weights.Pieces]]:
+        """The classifier for `weights.write_safetensors`, one device's rows at a time."""
+        count, kernel, bias = self.model.classes, self.classifier.kernel, self.classifier.bias
+        return {
+            "fc.bias": ((count,), functools.partial(mesh.rows_by_device, bias, count)),
+            "fc.weight": ((count, kernel.shape[1]), functools.partial(mesh.rows_by_device, kernel, count)),
+        }
+
+    def outputs(self, photos: Sequence[np.ndarray]) -> Outputs:
+        """By our own code, in float32; under `jax.set_mesh`."""
+        alone = dataclasses.replace(self.model, classes=0)
+        embedding = network.outputs_here(alone, self.preprocessing, self.arrays, photos).embedding
+        with jax.default_matmul_precision("highest"):
+            logits = jnp.asarray(embedding) @ self.classifier.kernel.T + self.classifier.bias
+        return Outputs(embedding, np.asarray(logits)[:, : self.model.classes])
+
+
+@contextlib.contextmanager
+def exported(workdir: Path) -> Iterator[Exported]:
+    """The recogniser of a finished run, on its mesh, rows that share words folded into plain ones. InputError for others."""
+    run = runs.read_run(workdir)
+    table = runs.class_table_file(run)
+    device_mesh = runs.start_mesh(run.config)
+    with jax.set_mesh(device_mesh):
+        setup, state = runs.restore_finished(runs.on_devices_here(run, device_mesh), device_mesh)
+        yield Exported(
+            model=Model.of(run.config.model, setup.shape.num_classes),
+            preprocessing=run.config.preprocessing,
+            arrays=network.arrays_of(state.params["visual"], state.batch_stats["visual"]),
+            classifier=evaluate.plain_classifier(state),
+            class_table=table,
+            source={"run": workdir.name, "data": run.data_hash, "class_table": run.class_table, "commit": run.commit},
+        )
+
+
+def write_recognizer(folder: Path, found: Exported) -> None:
+    """Its weights, config and class table."""
+    stored = {name: weights.whole(array) for name, array in sorted(found.arrays.items())} | found.rows()
+    with (folder / folders.WEIGHTS).open("wb") as file:
+        weights.write_safetensors(file, stored, metadata={"format": "pt"})
+    folders.write_config(folder, found.model, found.preprocessing, found.source)
+    shutil.copy(found.class_table, folder / folders.CLASSES)

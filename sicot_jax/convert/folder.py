@@ -1,0 +1,114 @@
+"""A folder of converted weights: what lies in it, written whole or not at all.
+
+model.safetensors   arrays by torchvision's names, float32
+config.json         {"format", "version", "model": see `Model`, "preprocessing", "source"}
+classes.csv         the product of each class, where there is a classifier (as in an imported catalogue)
+manifest.json       what was compared with what, versions, and the sha256 of every other file
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import sicot_jax
+from sicot_jax.config import ModelConfig
+from sicot_jax.errors import InputError
+from sicot_jax.evaluate import read_json, write_json
+from sicot_jax.preprocessing import Preprocessing
+
+FORMAT = 1
+_WANTED = "a folder of `sicot convert`"
+WEIGHTS, CONFIG, CLASSES, MANIFEST = "model.safetensors", "config.json", "classes.csv", "manifest.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The network behind the arrays; `classes` is 0 without a classifier, `stem` and strides as in `ModelConfig`."""
+
+    depth: int
+    width: int
+    stem: str
+    last_stride: int
+    embedding_width: int
+    classes: int
+
+    @classmethod
+    def of(cls, config: ModelConfig, classes: int) -> Model:
+        return cls(config.depth, config.width, config.stem, config.last_stride, config.embedding_width, classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """`config.json` of such a folder."""
+
+    folder: Path
+    model: Model
+    preprocessing: Preprocessing
+    source: dict[str, Any]
+
+
+def is_converted(folder: Path) -> bool:
+    return (folder / WEIGHTS).exists() and (folder / MANIFEST).exists()
+
+
+def read_converted(folder: Path) -> Converted:
+    """InputError where the folder is none, was written by a newer version, or has a file that is not as it was written."""
+    converted, manifest = read_config(folder), read_json(folder / MANIFEST, _WANTED)
+    for name, digest in manifest["sha256"].items():
+        if not (folder / name).exists() or file_sha256(folder / name) != digest:
+            raise InputError(
+                f"{folder / name}: not as it was written (another sha256, or gone); `sicot convert from-torch {folder}` takes "
+                "changed weights in"
+            )
+    return converted
+
+
+def read_config(folder: Path) -> Converted:
+    """`config.json` alone, the other files unseen. InputError where it is none of ours."""
+    stored = read_json(folder / CONFIG, _WANTED)
+    if stored.get("format") != FORMAT or "model" not in stored:
+        raise InputError(
+            f"{folder / CONFIG}: format {stored.get('format')}, this version reads {FORMAT}; convert again"
+        )
+    preprocessing: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in stored["preprocessing"].items()
+    }
+    return Converted(folder, Model(**stored["model"]), Preprocessing(**preprocessing), stored["source"])
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `out` at the end of the block, or vanishes with an exception. InputError where `out` is."""
+    if out.exists():
+        raise InputError(f"{out} exists; give another --out, or remove it")
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def write_config(folder: Path, model: Model, preprocessing: Preprocessing, source: dict[str, Any]) -> None:
+    fields = {"model": dataclasses.asdict(model), "preprocessing": dataclasses.asdict(preprocessing), "source": source}
+    write_json(folder / CONFIG, {"format": FORMAT, "version": sicot_jax.__version__, **fields})
+
+
+def write_manifest(folder: Path, proof: dict[str, Any]) -> None:
+    """The last file: with the sha256 of all others."""
+    digests = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
+    write_json(folder / MANIFEST, {"format": FORMAT, "proof": proof, "sha256": digests})
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,113 @@
+"""A finished run -> an ONNX graph that takes photos of the right size as bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sicot_jax.convert import folder as folders
+from sicot_jax.convert import network, proof
+from sicot_jax.convert.exported import Exported, exported
+from sicot_jax.convert.proof import Outputs
+from sicot_jax.errors import InputError
+
+GRAPH = "model.onnx"
+_LARGEST_GRAPH = 1_500_000_000  # bytes of weights inside the file; protobuf ends at 2 GiB
+
+
+def to_onnx(workdir: Path, out: Path, *, top_k: int = 0) -> dict[str, Any]:
+    """Write the folder `out` with a graph: "photos" uint8 [batch, height, width, 3] -> "embedding" [batch, D] and "logits"
+    [batch, C], or with `top_k` "probability" and "class" [batch, top_k]; returns what was compared.
+
+    Photos are resized and cropped before (`Preprocessing`), and normalised in the graph. Needs the extras torch and onnx.
+    """
+    module = network.torch_module()
+    _import_onnx()
+    with folders.new_folder(out) as new, exported(workdir) as found:
+        if top_k > found.model.classes:
+            raise InputError(f"--top-k {top_k}, and the run has {found.model.classes} classes; give at most that")
+        _export(module, found, new / GRAPH, top_k)
+        folders.write_config(new, found.model, found.preprocessing, found.source)
+        shutil.copy(found.class_table, new / folders.CLASSES)
+        photos = proof.fixed_photos()
+        here, there = found.outputs(photos), graph_outputs(new, photos)
+        if top_k:  # the graph keeps its logits to itself
+            here = dataclasses.replace(here, logits=_best_probabilities(here.logits, top_k))
+        proved = proof.prove(here, there, what="JAX against ONNX Runtime")
+        folders.write_manifest(new, {"JAX against ONNX Runtime": proved})
+    return {"JAX against ONNX Runtime": proved}
+
+
+def _import_onnx() -> None:
+    try:
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"no {error.name} here to write ONNX; install it: pip install 'sicot_jax[torch,onnx]'"
+        ) from error
+
+
+def _export(module: Any, found: Exported, path: Path, top_k: int) -> None:
+    import torch
+
+    model, preprocessing = dataclasses.asdict(found.model), found.preprocessing
+    recognizer = module.SicotRecognizer(model, dataclasses.asdict(preprocessing), [""] * found.model.classes)
+    kernel, bias = (np.asarray(x)[: found.model.classes] for x in (found.classifier.kernel, found.classifier.bias))
+    network.load_into(recognizer, {**found.arrays, "fc.weight": kernel, "fc.bias": bias})
+
+    class Graph(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.recognizer = recognizer
+            self.mean, self.std = (torch.tensor(x).reshape(3, 1, 1) for x in (preprocessing.mean, preprocessing.std))
+
+        def forward(self, photos):
+            images = (photos.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+            embedding = recognizer.embed(images)
+            logits = recognizer.fc(embedding)
+            if not top_k:
+                return embedding, logits
+            probability, classes = logits.softmax(-1).topk(top_k)
+            return embedding, probability, classes
+
+    photos = torch.zeros((2, preprocessing.height, preprocessing.width, 3), dtype=torch.uint8)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's exporter about itself
+        torch.onnx.export(
+            Graph().eval(),
+            (photos,),
+            str(path),
+            dynamo=True,
+            verbose=False,
+            input_names=["photos"],
+            output_names=["embedding", *(["probability", "class"] if top_k else ["logits"])],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            external_data=kernel.nbytes + sum(array.nbytes for array in found.arrays.values()) > _LARGEST_GRAPH,
+        )
+
+
+def graph_outputs(folder: Path, photos: Sequence[np.ndarray]) -> Outputs:
+    """By ONNX Runtime, one photo at a time and all at once; "logits" are probabilities where the graph gives those."""
+    import onnxruntime
+
+    preprocessing = folders.read_config(folder).preprocessing
+    session = onnxruntime.InferenceSession(str(folder / GRAPH), providers=["CPUExecutionProvider"])
+    batch = np.stack([preprocessing.centre_crop(preprocessing.load(photo)) for photo in photos])
+    whole = session.run(None, {"photos": batch})[:2]
+    first = session.run(None, {"photos": batch[:1]})[:2]
+    return Outputs(*(np.concatenate([b, a[1:]]) for a, b in zip(whole, first, strict=True)))
+
+
+def _best_probabilities(logits: np.ndarray | None, k: int) -> np.ndarray:
+    assert logits is not None
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    return -np.sort(-shares / shares.sum(1, keepdims=True), 1)[:, :k]

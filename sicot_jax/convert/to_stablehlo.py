@@ -1,0 +1,67 @@
+"""A finished run -> StableHLO (`jax.export`) for CPU, CUDA and TPU, any batch size, weights beside it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sicot_jax import folded
+from sicot_jax.convert import folder as folders
+from sicot_jax.convert import proof, weights
+from sicot_jax.convert.exported import exported
+from sicot_jax.convert.folder import Model
+from sicot_jax.convert.proof import Outputs
+from sicot_jax.preprocessing import Preprocessing
+
+PROGRAM = "model.stablehlo"
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def to_stablehlo(workdir: Path, out: Path) -> dict[str, Any]:
+    """Write the folder `out`: a program (weights, photos uint8 [batch, height, width, 3]) -> {"embedding" [batch, D], "logits"
+    [batch, C]}, and its weights with batch norms folded, by name; returns what was compared.
+    """
+    photos = proof.fixed_photos()
+    with folders.new_folder(out) as new:
+        with exported(workdir) as found:
+            small = folded.fold(found.arrays)
+            stored = {name: weights.whole(array) for name, array in sorted(small.items())} | found.rows()
+            with (new / folders.WEIGHTS).open("wb") as file:
+                weights.write_safetensors(file, stored, metadata={})
+            here = found.outputs(photos)
+        shapes = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, (shape, _) in stored.items()}
+        (new / PROGRAM).write_bytes(program(found.model, found.preprocessing, shapes))
+        folders.write_config(new, found.model, found.preprocessing, found.source)
+        shutil.copy(found.class_table, new / folders.CLASSES)
+        proved = proof.prove(here, program_outputs(new, photos), what="JAX against StableHLO")
+        folders.write_manifest(new, {"JAX against StableHLO": proved})
+    return {"JAX against StableHLO": proved}
+
+
+def program(model: Model, preprocessing: Preprocessing, shapes: dict[str, jax.ShapeDtypeStruct]) -> bytes:
+    """The serialised program."""
+
+    def recognize(weights, photos):
+        embedding = folded.embed(model, weights, preprocessing.normalise(photos))
+        return {"embedding": embedding, "logits": embedding @ weights["fc.weight"].T + weights["fc.bias"]}
+
+    size = f"batch, {preprocessing.height}, {preprocessing.width}, 3"
+    photos = jax.ShapeDtypeStruct(jax.export.symbolic_shape(size), np.uint8)
+    with jax.default_matmul_precision("highest"):
+        return bytes(jax.export.export(jax.jit(recognize), platforms=PLATFORMS)(shapes, photos).serialize())
+
+
+def program_outputs(folder: Path, photos: Sequence[np.ndarray]) -> Outputs:
+    """Of the folder's program and weights, on this machine's device."""
+    import safetensors.numpy
+
+    preprocessing = folders.read_config(folder).preprocessing
+    batch = np.stack([preprocessing.centre_crop(preprocessing.load(photo)) for photo in photos])
+    call = jax.export.deserialize(bytearray((folder / PROGRAM).read_bytes())).call
+    found = call(safetensors.numpy.load_file(folder / folders.WEIGHTS), batch)
+    return Outputs(np.asarray(found["embedding"]), np.asarray(found["logits"]))

@@ -1,0 +1,164 @@
+"""Recognising photos from Python: `sicot_jax.load(path)`, one interface over JAX and ONNX Runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from sicot_jax.catalog.catalog import ClassTable
+from sicot_jax.catalog.tables import read_class_table
+from sicot_jax.convert import folder as folders
+from sicot_jax.convert.folder import Converted
+from sicot_jax.errors import InputError
+from sicot_jax.preprocessing import Preprocessing
+
+Photo = str | Path | bytes | np.ndarray  # a file, its bytes, or uint8 [H, W, 3]
+LARGEST_BATCH = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """One product that a photo may show; `probability` over all products."""
+
+    class_id: int
+    sku: str
+    title: str
+    probability: float
+
+
+class Engine(Protocol):
+    """uint8 [B, height, width, 3] -> (embedding float32 [B, D], logits float32 [B, C])."""
+
+    def __call__(self, photos: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+class Recognizer:
+    """Photos -> products. Not more than `LARGEST_BATCH` photos are on the device at a time."""
+
+    def __init__(self, engine: Engine, preprocessing: Preprocessing, classes: ClassTable):
+        self.engine, self.preprocessing, self.classes = engine, preprocessing, classes
+
+    def recognize(self, photos: Photo | Sequence[Photo], k: int = 5) -> Any:
+        """The k most probable products, best first: a list of `Match` for one photo, a list of lists for several.
+
+        InputError: a photo that cannot be decoded, k beyond the number of products.
+        """
+        if not 1 <= k <= len(self.classes):
+            raise InputError(f"k={k}, wanted 1 to {len(self.classes)}, the number of products")
+        several = _several(photos)
+        found = []
+        for _, logits in self._batches(several):
+            order = np.argpartition(-logits, k - 1, 1)[:, :k]
+            best = np.take_along_axis(order, np.argsort(-np.take_along_axis(logits, order, 1), 1, kind="stable"), 1)
+            highest = logits.max(1, keepdims=True)
+            total = np.exp(logits - highest, dtype=np.float64).sum(1, keepdims=True)
+            probability = np.exp(np.take_along_axis(logits, best, 1) - highest) / total
+            found += [list(map(self._match, *row)) for row in zip(best.tolist(), probability.tolist(), strict=True)]
+        return found if several is photos else found[0]
+
+    def embed(self, photos: Photo | Sequence[Photo]) -> np.ndarray:
+        """Embeddings float32 [D] of one photo, [N, D] of several: what the classifier sees, not normalised."""
+        several = _several(photos)
+        rows = np.concatenate([embedding for embedding, _ in self._batches(several)])
+        return rows if several is photos else rows[0]
+
+    def _match(self, class_id: int, probability: float) -> Match:
+        return Match(class_id, self.classes.sku[class_id], self.classes.title[class_id], probability)
+
+    def _batches(self, photos: Sequence[Photo]):
+        if not len(photos):
+            raise InputError("no photo, wanted one or more")
+        for start in range(0, len(photos), LARGEST_BATCH):
+            part = np.stack([self._load(photo) for photo in photos[start : start + LARGEST_BATCH]])
+            yield self.engine(self.preprocessing.centre_crop(part))
+
+    def _load(self, photo: Photo) -> np.ndarray:
+        if isinstance(photo, (str, Path)):
+            try:
+                photo = Path(photo).read_bytes()
+            except OSError as error:
+                raise InputError(f"{photo}: {error.strerror}; wanted a photo's file") from error
+        elif isinstance(photo, np.ndarray) and (photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3):
+            raise InputError(f"a photo is {photo.dtype} {photo.shape}, wanted uint8 [height, width, 3], RGB")
+        return self.preprocessing.load(photo)
+
+
+def _several(photos: Any) -> Sequence[Photo]:
+    """The argument itself where it is several photos, else a list of the one."""
+    one = isinstance(photos, (str, Path, bytes)) or (isinstance(photos, np.ndarray) and photos.ndim == 3)
+    return [photos] if one else photos
+
+
+def load(path: str | Path) -> Recognizer:
+    """The recogniser of a run folder, or of a folder of `sicot convert`: ONNX Runtime where it holds a graph, else JAX.
+
+    InputError: neither, an unfinished run, a folder that is not as it was written.
+    """
+    path = Path(path)
+    if (path / "model.onnx").exists():
+        converted = folders.read_converted(path)
+        return Recognizer(_onnx(path), converted.preprocessing, read_class_table(path / folders.CLASSES))
+    if folders.is_converted(path):
+        return _from_weights(folders.read_converted(path))
+    from sicot_jax.convert.exported import exported
+
+    with exported(path) as found:
+        count = found.model.classes
+        rows = {"fc.weight": found.classifier.kernel, "fc.bias": found.classifier.bias}
+        arrays = found.arrays | {name: np.asarray(array)[:count] for name, array in rows.items()}
+    return Recognizer(
+        _jax(found.model, found.preprocessing, arrays), found.preprocessing, read_class_table(found.class_table)
+    )
+
+
+def _from_weights(converted: Converted) -> Recognizer:
+    import safetensors.numpy
+
+    if not converted.model.classes:
+        raise InputError(f"{converted.folder}: weights without a classifier; train from them (model.init_from)")
+    if (converted.folder / "model.stablehlo").exists():
+        raise InputError(
+            f"{converted.folder}: StableHLO is loaded by jax.export; give the run folder, or one of to-torch"
+        )
+    arrays = safetensors.numpy.load_file(converted.folder / folders.WEIGHTS)
+    classes = read_class_table(converted.folder / folders.CLASSES)
+    return Recognizer(_jax(converted.model, converted.preprocessing, arrays), converted.preprocessing, classes)
+
+
+def _jax(model: folders.Model, preprocessing: Preprocessing, arrays: dict[str, np.ndarray]) -> Engine:
+    import jax
+
+    from sicot_jax import folded
+
+    device = jax.devices()[0]
+    small = jax.device_put({**folded.fold(arrays), "fc": arrays["fc.weight"].T, "fc.bias": arrays["fc.bias"]}, device)
+
+    @jax.jit
+    def run(weights, photos):
+        embedding = folded.embed(model, weights, preprocessing.normalise(photos))
+        return embedding, embedding @ weights["fc"] + weights["fc.bias"]
+
+    def engine(photos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # A program for each power of two, not for each number of photos.
+        padded = np.zeros((1 << (len(photos) - 1).bit_length(), *photos.shape[1:]), np.uint8)
+        padded[: len(photos)] = photos
+        embedding, logits = run(small, padded)
+        return np.asarray(embedding)[: len(photos)], np.asarray(logits)[: len(photos)]
+
+    return engine
+
+
+def _onnx(folder: Path) -> Engine:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InputError(f"{folder}: no onnxruntime here; install it: pip install 'sicot_jax[onnx]'") from error
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=onnxruntime.get_available_providers())
+    outputs = [output.name for output in session.get_outputs()]
+    if "logits" not in outputs:
+        raise InputError(f"{folder}: a graph with its best classes inside; convert without --top-k to load it here")
+    return lambda photos: tuple(session.run(["embedding", "logits"], {"photos": photos}))
