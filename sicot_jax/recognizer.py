@@ -79,10 +79,10 @@ class Recognizer:
     def _load(self, photo: Photo) -> np.ndarray:
         if isinstance(photo, (str, Path)):
             try:
-                photo = Path(photo).read_bytes()
+                return self.preprocessing.load(Path(photo).read_bytes())
             except OSError as error:
                 raise InputError(f"{photo}: {error.strerror}; wanted a photo's file") from error
-        elif isinstance(photo, np.ndarray) and (photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3):
+        if isinstance(photo, np.ndarray) and (photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3):
             raise InputError(f"a photo is {photo.dtype} {photo.shape}, wanted uint8 [height, width, 3], RGB")
         return self.preprocessing.load(photo)
 
