@@ -175,7 +175,7 @@ def imprinted(state: TrainState, new: np.ndarray, known, setup: Setup, catalog: 
     kernel = _joined(state.classifier.kernel, class_sharded.take_rows(rows, made), made, own)
     changed = jax.jit(lambda mine, made: jnp.where(made >= 0, bias, mine))(state.classifier.bias, made)
     hosts.say(
-        f"{len(new)} products are new: rows of {len(classes)} from their photos"
+        f"{counted(len(new), 'product')} new: rows of {len(classes)} from their photos"
         + (f", {len(new) - len(classes)} without one start anew" if len(classes) < len(new) else "")
     )
     return dataclasses.replace(state, classifier=dataclasses.replace(state.classifier, kernel=kernel, bias=changed))

@@ -1,0 +1,146 @@
+"""Training that starts from another class table: rows by product, new ones from their photos."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import sicot_jax
+from sicot_jax import class_sharded, mesh, runs
+from sicot_jax import config as config_lib
+from sicot_jax.catalog.catalog import Catalog, ClassTable
+from sicot_jax.catalog.opening import open_catalog
+from sicot_jax.checkpoint import Checkpoints
+from sicot_jax.errors import InputError
+from sicot_jax.step import DataShape, abstract_state, make_setup
+from sicot_jax.train import train
+
+
+def tiny(*overrides):
+    return config_lib.load("tiny", ["--config.train.steps=3", *(f"--config.{flag}" for flag in overrides)])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("warm") / "run"
+    train(tiny("loss.mixed=0"), workdir)
+    return workdir
+
+
+def started(config, workdir, catalog=None) -> tuple[runs.Run, np.ndarray, np.ndarray]:
+    """The run, and its classifier after one step in which nothing but one bias has moved, by a hair."""
+    still = config_lib.override(
+        config, ["optim.trainable=classifier/bias", "optim.learning_rate=1e-9", "train.steps=1"]
+    )
+    train(still, workdir, catalog=catalog)
+    found = runs.read_run(workdir)
+    device_mesh = runs.start_mesh(found.config)
+    with jax.set_mesh(device_mesh):
+        setup = make_setup(found.config, found.shape, device_mesh)
+        checkpoints = Checkpoints(workdir, num_classes=found.shape.num_classes)
+        state = checkpoints.restore(abstract_state(setup))
+        checkpoints.close()
+    count = found.shape.num_classes
+    return found, np.asarray(state.classifier.kernel)[:count], np.asarray(state.classifier.bias)[:count]
+
+
+def test_rows_are_taken_wherever_they_lie(device_mesh):
+    rows = np.arange(48, dtype=np.float32).reshape(16, 3)
+    index = np.array([3, -1, 15, 0, 3, 8, -1, 7] * 2, np.int32)
+    placed = mesh.padded_rows(rows.shape, rows, device_mesh)
+    got = class_sharded.take_rows(placed, mesh.class_vector(index, device_mesh))
+    np.testing.assert_array_equal(got, np.where(index[:, None] >= 0, rows[index], 0))
+    assert got.sharding == placed.sharding
+
+
+def test_rows_on_the_host_are_what_devices_hold(device_mesh):
+    rows = np.arange(33, dtype=np.float32).reshape(11, 3)
+    placed = mesh.padded_rows(rows.shape, rows, device_mesh)
+    assert placed.shape[0] == mesh.pad_classes(11, device_mesh)
+    pieces = list(mesh.rows_by_device(placed, 11))
+    assert max(map(len, pieces)) <= -(-16 // device_mesh.size) or device_mesh.size == 1
+    np.testing.assert_array_equal(np.concatenate(pieces), rows)
+
+
+def test_products_that_are_new_start_from_their_photos(run, tmp_path, capsys):
+    """14 products, of which the run knew 11."""
+    config = tiny("loss.mixed=0", "data.generated.num_classes=14", f"model.init_from={run}")
+    _, kernel, bias = started(config, tmp_path / "more")
+    assert "3 products new: rows of 3 from their photos" in capsys.readouterr().err
+    _, old, old_bias = started(tiny("loss.mixed=0", f"model.init_from={run}"), tmp_path / "same")
+    np.testing.assert_array_equal(kernel[:11], old)
+    np.testing.assert_allclose(bias[:11], old_bias, atol=1e-6)
+    split, recognizer = open_catalog(config.data).splits["train"], sicot_jax.load(run)
+    for new in (11, 12, 13):
+        photos = [split[i]["image"] for i in np.flatnonzero(split.labels == new)[:16].tolist()]
+        vectors = recognizer.embed(photos)
+        mean = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).mean(0)
+        wanted = mean / np.linalg.norm(mean) * np.linalg.norm(old, axis=1).mean()
+        np.testing.assert_allclose(kernel[new], wanted, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(bias[new], old_bias.mean(), atol=1e-5)
+
+
+def relabelled(catalog: Catalog, sku: list[str]) -> Catalog:
+    classes = catalog.classes
+    table = ClassTable(sku, classes.title, classes.category, classes.counts, classes.withdrawn)
+    return dataclasses.replace(catalog, classes=table, data_hash="0" * 64)
+
+
+def test_rows_follow_their_product_and_not_their_number(run, tmp_path, capsys):
+    """Two products have changed places, one is gone, one is new."""
+    config = tiny("loss.mixed=0", f"model.init_from={run}")
+    catalog = open_catalog(config.data)
+    sku = list(catalog.classes.sku)
+    sku[0], sku[1], sku[2] = sku[1], sku[0], "new"
+    _, kernel, _ = started(config, tmp_path / "other", relabelled(catalog, sku))
+    told = capsys.readouterr().err
+    assert "10 rows of products that both have, 1 row left behind" in told and "1 product new: rows of 1 from" in told
+    _, old, _ = started(config, tmp_path / "same")
+    np.testing.assert_array_equal(kernel[[1, 0, *range(3, 11)]], old[[0, 1, *range(3, 11)]])
+    assert np.abs(kernel[2] - old[2]).max() > 1e-3
+
+
+def test_weights_of_another_width_or_depth_are_one_line(run, tmp_path):
+    pytest.importorskip("torch", reason="conversion needs the extra torch")
+    from sicot_jax.convert.to_torch import to_torch
+
+    to_torch(run, tmp_path / "out")
+    with pytest.raises(
+        InputError, match=r"a ResNet-18 of width 8, and model.depth=34, model.width=8 want other arrays"
+    ):
+        train(tiny(f"model.init_from={tmp_path / 'out'}", "model.depth=34"), tmp_path / "run")
+    with pytest.raises(InputError, match=r"its photos had preprocessing.mean=\(0.485, 0.456, 0.406\), the config has"):
+        train(tiny(f"model.init_from={tmp_path / 'out'}", "preprocessing.mean=(0.5,0.5,0.5)"), tmp_path / "run")
+    # A projection of another width is no projection of the model.
+    with pytest.raises(InputError, match="projection.weight is"):
+        train(tiny(f"model.init_from={tmp_path / 'out'}", "model.embedding_width=8"), tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_fifth_of_new_products_is_learned_faster_from_a_run_than_from_nothing(tmp_path):
+    """40 products are learned, then 10 more come: the same few steps from the run and from nothing."""
+
+    def of(count, steps, *more):
+        shape = [f"data.generated.num_classes={count}", f"data.generated.train_photos={20 * count}"]
+        return tiny(
+            "loss.mixed=0",
+            *shape,
+            "data.generated.zipf_exponent=0.0",
+            f"train.steps={steps}",
+            "optim.schedule=constant",
+            *more,
+        )
+
+    train(of(40, 300), tmp_path / "first")
+    found = {
+        name: train(of(50, 30, *more), tmp_path / name)["accuracy"]["overall"]["top1"]
+        for name, more in {"nothing": [], "run": [f"model.init_from={tmp_path / 'first'}"]}.items()
+    }
+    assert found["run"] > found["nothing"] + 5, found
+
+
+def test_shape_of_the_data_is_that_of_the_new_catalogue(run, tmp_path):
+    config = tiny("loss.mixed=0", "data.generated.num_classes=14", f"model.init_from={run}")
+    found, kernel, _ = started(config, tmp_path / "more")
+    assert found.shape == DataShape.of(open_catalog(config.data)) and len(kernel) == 14
