@@ -108,7 +108,7 @@ def parts(catalog: Catalog, config: Config) -> Iterator[tuple[str, Callable[[], 
     if titles is not None:
         yield (
             "read title",
-            timed(lambda: [titles(record, i, i) for record, i in zip(records, indices, strict=True)]),
+            timed(lambda: [titles(record, i) for record, i in zip(records, indices, strict=True)]),
         )
     yield "stack photos", timed(lambda: np.stack(images))
     yield "put on device", timed(lambda: jax.block_until_ready(pipeline.to_device(batch, device_mesh)))

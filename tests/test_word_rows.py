@@ -129,7 +129,7 @@ def test_what_cannot_be_is_refused(one_device):
         tiny("--config.model.title_words=0")
     untitled, device = DataShape(11, 1, 8, 100), SimpleNamespace(size=1)
     remedy = r"\(sicot import --titles-from RUN\)"
-    with pytest.raises(ConfigError, match=f"no titles, and loss.mixed, .* wants them; .* {remedy} or set both to 0"):
+    with pytest.raises(ConfigError, match=f"no titles, and loss.mixed or .* wants them; .* {remedy} or set both to 0"):
         make_setup(tiny(), untitled, device)
     with pytest.raises(
         ConfigError, match=f"no titles, and model.word_rows=True wants them; set it to False, .*{remedy}"
