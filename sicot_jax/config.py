@@ -85,7 +85,7 @@ class ModelConfig:
       frequent ones of the training titles.
     word_rows: the classifier adds to a class's own score the mean score of its titles' words (`word_rows.class_words`). While
       it trains, rows are longer by `title_words` columns, which cost memory and products; what is tested has none of them.
-    init_from: a run folder whose streams this one starts from (the classifier too where its class table is the same).
+    init_from: a run folder, or converted weights (`sicot convert from-torch`), that this one starts from (`warm_start`).
     """
 
     depth: int = 50
