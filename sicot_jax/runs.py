@@ -130,7 +130,9 @@ def class_table_file(run: Run) -> Path:
     if not path.exists():
         catalog = open_catalog(run.config.data)
         check_data(run, catalog, "give the catalogue back its place: the run needs its class table")
-        write_class_table(path, catalog.classes)
+        partial = path.with_suffix(".tmp")
+        write_class_table(partial, catalog.classes)
+        partial.replace(path)
     return path
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import importlib.metadata
 import os
 import shutil
 from collections.abc import Iterator
@@ -106,9 +107,13 @@ def write_config(folder: Path, model: Model, preprocessing: Preprocessing, sourc
 
 
 def write_manifest(folder: Path, proof: dict[str, Any]) -> None:
-    """The last file: with the sha256 of all others."""
+    """The last file: with the sha256 of all others, and the versions of what made and compared them."""
     digests = {path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
-    write_json(folder / MANIFEST, {"format": FORMAT, "proof": proof, "sha256": digests})
+    versions = {"sicot_jax": sicot_jax.__version__}
+    for name in ("jax", "numpy", "torch", "onnxruntime"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    write_json(folder / MANIFEST, {"format": FORMAT, "proof": proof, "versions": versions, "sha256": digests})
 
 
 def file_sha256(path: Path) -> str:

@@ -39,7 +39,7 @@ def to_onnx(workdir: Path, out: Path, *, top_k: int = 0) -> dict[str, Any]:
         photos = proof.fixed_photos()
         here, there = found.outputs(photos), graph_outputs(new, photos)
         if top_k:  # the graph keeps its logits to itself
-            here = dataclasses.replace(here, logits=_best_probabilities(here.logits, top_k))
+            here = dataclasses.replace(here, logits=best_probabilities(here.logits, top_k))
         proved = proof.prove(here, there, what="JAX against ONNX Runtime")
         folders.write_manifest(new, {"JAX against ONNX Runtime": proved})
     return {"JAX against ONNX Runtime": proved}
@@ -96,18 +96,28 @@ def _export(module: Any, found: Exported, path: Path, top_k: int) -> None:
 
 
 def graph_outputs(folder: Path, photos: Sequence[np.ndarray]) -> Outputs:
-    """By ONNX Runtime, one photo at a time and all at once; "logits" are probabilities where the graph gives those."""
+    """By ONNX Runtime, one photo alone and all at once; in place of logits the probabilities of a graph's best classes, 0 for
+    the others, where it gives those.
+    """
     import onnxruntime
 
-    preprocessing = folders.read_config(folder).preprocessing
+    stored = folders.read_config(folder)
+    preprocessing = stored.preprocessing
     session = onnxruntime.InferenceSession(str(folder / GRAPH), providers=["CPUExecutionProvider"])
     batch = np.stack([preprocessing.centre_crop(preprocessing.load(photo)) for photo in photos])
-    whole = session.run(None, {"photos": batch})[:2]
-    first = session.run(None, {"photos": batch[:1]})[:2]
-    return Outputs(*(np.concatenate([b, a[1:]]) for a, b in zip(whole, first, strict=True)))
+    whole, first = (session.run(None, {"photos": photos}) for photos in (batch, batch[:1]))
+    embedding, *found = (np.concatenate([b, a[1:]]) for a, b in zip(whole, first, strict=True))
+    if len(found) == 1:
+        return Outputs(embedding, found[0])
+    probability, classes = found
+    dense = np.zeros((len(batch), stored.model.classes), np.float32)
+    np.put_along_axis(dense, classes, probability, 1)
+    return Outputs(embedding, dense)
 
 
-def _best_probabilities(logits: np.ndarray | None, k: int) -> np.ndarray:
+def best_probabilities(logits: np.ndarray | None, k: int) -> np.ndarray:
+    """Softmax of logits [N, C] where it is among a row's k largest, else 0."""
     assert logits is not None
     shares = np.exp(logits - logits.max(1, keepdims=True))
-    return -np.sort(-shares / shares.sum(1, keepdims=True), 1)[:, :k]
+    shares /= shares.sum(1, keepdims=True)
+    return np.where(shares >= np.sort(shares, 1)[:, -k, None], shares, 0)

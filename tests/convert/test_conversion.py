@@ -87,6 +87,9 @@ def test_a_folder_says_where_it_came_from_and_what_was_compared(run, in_torch, c
     (found,) = manifest["proof"].values()
     assert found["photos"] == len(PHOTOS) and found["top3_agreement"] == 1
     assert found["embedding"]["max_relative"] < 1e-5 and found["logits"]["max_relative"] < 1e-5
+    assert manifest["versions"]["jax"] == jax.__version__ and manifest["versions"]["torch"].startswith(
+        torch.__version__[:4]
+    )
     assert manifest["sha256"].keys() == {"model.safetensors", "config.json", "classes.csv", "model.py"}
     assert folders.read_converted(in_torch).model.classes == 11
 
@@ -119,6 +122,19 @@ def test_the_best_classes_inside_the_graph(run, tmp_path):
             np.testing.assert_allclose(probability[row], [match.probability for match in wanted], rtol=1e-4)
     with pytest.raises(InputError, match="convert without --top-k"):
         sicot_jax.load(tmp_path / "out")
+
+
+def test_best_classes_in_another_order_are_no_agreement():
+    """The graph's classes count, not its sorted probabilities alone."""
+    from sicot_jax.convert.to_onnx import best_probabilities
+
+    logits = np.log(np.float32([[0.5, 0.3, 0.15, 0.05]]))
+    here = best_probabilities(logits, 2)
+    np.testing.assert_allclose(here, [[0.5, 0.3, 0, 0]], rtol=1e-6)
+    same, other = (Outputs(np.ones((1, 2)), dense) for dense in (here, here[:, [1, 0, 2, 3]]))
+    assert proof.prove(Outputs(np.ones((1, 2)), here), same, what="a against b")["top3_agreement"] == 1
+    with pytest.raises(InputError, match="logits differs"):
+        proof.prove(Outputs(np.ones((1, 2)), here), other, what="a against b")
 
 
 def test_stablehlo_runs_for_any_batch_from_its_folder_alone(run, tmp_path):
