@@ -14,7 +14,6 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from sicot_jax import evaluate, hosts, mesh, runs
 from sicot_jax.catalog.catalog import Catalog, Record
@@ -113,16 +112,9 @@ class Lender:
     @functools.cached_property
     def _visual(self) -> Callable[[jax.Array, jax.Array], dict[str, jax.Array]]:
         """(uint8 photos, labels that it does not read) -> {"embedding": v [B, D]}."""
-        preprocessing, graphdef = self.run.config.preprocessing, self.setup.visual_graphdef
-
-        @jax.jit
-        def embed(params, batch_stats, image):
-            visual = nnx.merge(graphdef, params, batch_stats, copy=True)
-            photos = preprocessing.normalise(preprocessing.centre_crop(image))
-            # v >= 0, so no cosine is below 0.
-            return {"embedding": mesh.replicate(visual.embed(photos, train=False))}
-
-        return lambda image, label: embed(self.state.params["visual"], self.state.batch_stats["visual"], image)
+        embed = evaluate.make_embed(self.run.config.preprocessing, self.setup.visual_graphdef)
+        visual = self.state.params["visual"], self.state.batch_stats["visual"]
+        return lambda image, label: {"embedding": embed(*visual, image)}  # v >= 0, so no cosine is below 0
 
     def _embed(self, batches: PhotoBatches) -> tuple[np.ndarray, np.ndarray]:
         """image_id [N], v float32 [N, D]."""

@@ -20,6 +20,7 @@ from sicot_jax.config import Config
 from sicot_jax.errors import InputError
 from sicot_jax.heads import Classifier
 from sicot_jax.metrics import accuracy
+from sicot_jax.preprocessing import Preprocessing
 
 FORMAT = 1
 
@@ -72,6 +73,19 @@ def make_recognize(
         return {**arrays, "embedding": mesh.replicate(embedding)}
 
     return recognize
+
+
+def make_embed(
+    preprocessing: Preprocessing, visual_graphdef: nnx.GraphDef
+) -> Callable[[Any, Any, jax.Array], jax.Array]:
+    """Jitted (visual params, visual batch stats, uint8 photos [B, H, W, 3]) -> v float32 [B, D], whole on every device."""
+
+    @jax.jit
+    def embed(params, batch_stats, image):
+        visual = nnx.merge(visual_graphdef, params, batch_stats, copy=True)
+        return mesh.replicate(visual.embed(preprocessing.normalise(preprocessing.centre_crop(image)), train=False))
+
+    return embed
 
 
 def plain_classifier(state: Any) -> Classifier:

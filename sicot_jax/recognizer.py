@@ -99,7 +99,7 @@ def load(path: str | Path) -> Recognizer:
     InputError: neither, an unfinished run, a folder that is not as it was written.
     """
     path = Path(path)
-    if (path / "model.onnx").exists():
+    if (path / folders.GRAPH).exists():
         converted = folders.read_converted(path)
         return Recognizer(_onnx(path), converted.preprocessing, read_class_table(path / folders.CLASSES))
     if folders.is_converted(path):
@@ -120,7 +120,7 @@ def _from_weights(converted: Converted) -> Recognizer:
 
     if not converted.model.classes:
         raise InputError(f"{converted.folder}: weights without a classifier; train from them (model.init_from)")
-    if (converted.folder / "model.stablehlo").exists():
+    if (converted.folder / folders.PROGRAM).exists():
         raise InputError(
             f"{converted.folder}: StableHLO is loaded by jax.export; give the run folder, or one of to-torch"
         )
@@ -157,7 +157,7 @@ def _onnx(folder: Path) -> Engine:
         import onnxruntime
     except ImportError as error:
         raise InputError(f"{folder}: no onnxruntime here; install it: pip install 'sicot_jax[onnx]'") from error
-    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=onnxruntime.get_available_providers())
+    session = onnxruntime.InferenceSession(str(folder / folders.GRAPH), providers=onnxruntime.get_available_providers())
     outputs = [output.name for output in session.get_outputs()]
     if "logits" not in outputs:
         raise InputError(f"{folder}: a graph with its best classes inside; convert without --top-k to load it here")

@@ -10,12 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from sicot_jax import class_sharded, evaluate, hosts, mesh, pipeline, runs
 from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.strings import counted
-from sicot_jax.catalog.tables import CLASSES_FILE, read_class_table
+from sicot_jax.catalog.tables import read_class_table
 from sicot_jax.checkpoint import CheckpointError, differences, shapes
 from sicot_jax.config import ConfigError
 from sicot_jax.convert import folder as folders
@@ -114,14 +113,14 @@ def _from_converted(path: Path, what: str, state: TrainState, setup: Setup) -> L
                 f"{config.model.depth}, model.width={config.model.width} want other arrays: {faults[:600]}"
             )
         arrays = {name: file.get_tensor(name) for name in found}
-        place = lambda tree: mesh.copy_to_all(network.filled(tree, arrays), setup.mesh)  # noqa: E731
+        params, stats = mesh.copy_to_all([network.filled(tree, arrays) for tree in (params, stats)], setup.mesh)
         classifier = None
         if rows:
             bias = mesh.padded_rows(rows["fc.bias"], file.get_slice("fc.bias"), setup.mesh)
             kernel = mesh.padded_rows(rows["fc.weight"], file.get_slice("fc.weight"), setup.mesh)
             classifier = Classifier(kernel, bias, jnp.zeros_like(bias), (), {})
-    skus = read_class_table(path / CLASSES_FILE).sku if rows else []
-    return Learned(what, {"visual": place(params)}, {"visual": place(stats)}, classifier, skus, "", word_rows=False)
+    skus = read_class_table(path / folders.CLASSES).sku if rows else []
+    return Learned(what, {"visual": params}, {"visual": stats}, classifier, skus, "", word_rows=False)
 
 
 def _with_rows(state: TrainState, theirs: Classifier, learned: Learned, setup: Setup, catalog: Catalog) -> TrainState:
@@ -196,17 +195,10 @@ def _directions(
     config, width = setup.config, setup.mesh.size
     if not len(indices):
         return np.zeros(0, np.int64), np.zeros((0, 1), np.float32)
-    preprocessing = config.preprocessing
-
-    @jax.jit
-    def embed(params, batch_stats, image):
-        visual = nnx.merge(setup.visual_graphdef, params, batch_stats, copy=True)
-        embedding = visual.embed(preprocessing.normalise(preprocessing.centre_crop(image)), train=False)
-        return mesh.replicate(embedding)
-
+    embed = evaluate.make_embed(config.preprocessing, setup.visual_graphdef)
     visual = state.params["visual"], state.batch_stats["visual"]
     batch = -(-config.eval.batch_size // width) * width
-    batches = pipeline.PhotoBatches(catalog.splits["train"], preprocessing, batch, indices)
+    batches = pipeline.PhotoBatches(catalog.splits["train"], config.preprocessing, batch, indices)
     rows = evaluate.over_photos(lambda image, _: {"embedding": embed(*visual, image)}, batches, config, setup.mesh)
     classes, place = np.unique(rows["label"], return_inverse=True)
     total = np.zeros((len(classes), rows["embedding"].shape[1]), np.float32)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import sicot_jax
+from sicot_jax.catalog.tables import CLASSES_FILE
 from sicot_jax.config import ModelConfig
 from sicot_jax.errors import InputError
 from sicot_jax.evaluate import read_json, write_json
@@ -26,7 +27,8 @@ from sicot_jax.preprocessing import Preprocessing
 
 FORMAT = 1
 _WANTED = "a folder of `sicot convert`"
-WEIGHTS, CONFIG, CLASSES, MANIFEST = "model.safetensors", "config.json", "classes.csv", "manifest.json"
+WEIGHTS, CONFIG, CLASSES, MANIFEST = "model.safetensors", "config.json", CLASSES_FILE, "manifest.json"
+GRAPH, PROGRAM = "model.onnx", "model.stablehlo"  # in place of the weights; beside weights with batch norms folded
 
 
 @dataclasses.dataclass(frozen=True)

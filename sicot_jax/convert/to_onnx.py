@@ -18,7 +18,6 @@ from sicot_jax.convert.exported import Exported, exported
 from sicot_jax.convert.proof import Outputs
 from sicot_jax.errors import InputError
 
-GRAPH = "model.onnx"
 _LARGEST_GRAPH = 1_500_000_000  # bytes of weights inside the file; protobuf ends at 2 GiB
 
 
@@ -33,7 +32,7 @@ def to_onnx(workdir: Path, out: Path, *, top_k: int = 0) -> dict[str, Any]:
     with folders.new_folder(out) as new, exported(workdir) as found:
         if top_k > found.model.classes:
             raise InputError(f"--top-k {top_k}, and the run has {found.model.classes} classes; give at most that")
-        _export(module, found, new / GRAPH, top_k)
+        _export(module, found, new / folders.GRAPH, top_k)
         folders.write_config(new, found.model, found.preprocessing, found.source)
         shutil.copy(found.class_table, new / folders.CLASSES)
         photos = proof.fixed_photos()
@@ -103,7 +102,7 @@ def graph_outputs(folder: Path, photos: Sequence[np.ndarray]) -> Outputs:
 
     stored = folders.read_config(folder)
     preprocessing = stored.preprocessing
-    session = onnxruntime.InferenceSession(str(folder / GRAPH), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(folder / folders.GRAPH), providers=["CPUExecutionProvider"])
     batch = np.stack([preprocessing.centre_crop(preprocessing.load(photo)) for photo in photos])
     whole, first = (session.run(None, {"photos": photos}) for photos in (batch, batch[:1]))
     embedding, *found = (np.concatenate([b, a[1:]]) for a, b in zip(whole, first, strict=True))

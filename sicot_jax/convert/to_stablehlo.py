@@ -18,7 +18,6 @@ from sicot_jax.convert.folder import Model
 from sicot_jax.convert.proof import Outputs
 from sicot_jax.preprocessing import Preprocessing
 
-PROGRAM = "model.stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
@@ -35,7 +34,7 @@ def to_stablehlo(workdir: Path, out: Path) -> dict[str, Any]:
                 weights.write_safetensors(file, stored, metadata={})
             here = found.outputs(photos)
         shapes = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, (shape, _) in stored.items()}
-        (new / PROGRAM).write_bytes(program(found.model, found.preprocessing, shapes))
+        (new / folders.PROGRAM).write_bytes(program(found.model, found.preprocessing, shapes))
         folders.write_config(new, found.model, found.preprocessing, found.source)
         shutil.copy(found.class_table, new / folders.CLASSES)
         proved = proof.prove(here, program_outputs(new, photos), what="JAX against StableHLO")
@@ -62,6 +61,6 @@ def program_outputs(folder: Path, photos: Sequence[np.ndarray]) -> Outputs:
 
     preprocessing = folders.read_config(folder).preprocessing
     batch = np.stack([preprocessing.centre_crop(preprocessing.load(photo)) for photo in photos])
-    call = jax.export.deserialize(bytearray((folder / PROGRAM).read_bytes())).call
+    call = jax.export.deserialize(bytearray((folder / folders.PROGRAM).read_bytes())).call
     found = call(safetensors.numpy.load_file(folder / folders.WEIGHTS), batch)
     return Outputs(np.asarray(found["embedding"]), np.asarray(found["logits"]))
