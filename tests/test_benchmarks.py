@@ -185,3 +185,13 @@ def test_mistakes():
     np.testing.assert_allclose(shares(names, label, predicted), [0.2, 0.4, 0.2, 0.2])
     with pytest.raises(InputError, match="1 of 2 class names are not \"a | b\", such as 'Caps'"):
         shares(["Nike | Caps", "Caps"], label, predicted)
+
+
+def test_parity():
+    """A library that is not installed is told, one that is agrees."""
+    printed = printed_by("parity", "--depths", "18", "--photos", "1", "--size", "64")
+    found = dict(zip(printed["network"], printed["ResNet-18"], strict=True))
+    assert set(found) == {"torchvision", "timm", "transformers"}
+    assert all(cell.startswith("not measured (no ") or float(cell) < 1e-5 for cell in found.values())
+    pytest.importorskip("transformers", reason="without it there is nothing to compare")
+    assert float(found["transformers"]) < 1e-5
