@@ -13,6 +13,7 @@ from flax import nnx
 from sicot_jax import mesh
 from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.statistics import head_mask, shared_vocabulary
+from sicot_jax.catalog.text import WORD_START
 from sicot_jax.pipeline import evenly, train_batches
 from sicot_jax.step import Setup, TrainState
 
@@ -20,7 +21,6 @@ TITLES = 20_000  # read at most, evenly over the training photos
 SHOWN_TITLES, SHOWN_WORDS, SHOWN_CLASSES = 12, 20, 12
 LEAST_SEEN = 20  # titles that a word is judged by
 _BATCH = 1024
-WORD_START = "\u2581"  # how sentencepiece begins a word
 
 
 def catalogue_facts(catalog: Catalog, head_boundary: int) -> dict[str, Any]:

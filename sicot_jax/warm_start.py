@@ -18,7 +18,7 @@ from sicot_jax.catalog.tables import read_class_table
 from sicot_jax.checkpoint import CheckpointError, differences, shapes
 from sicot_jax.config import ConfigError
 from sicot_jax.convert import folder as folders
-from sicot_jax.convert import network
+from sicot_jax.convert import network, text
 from sicot_jax.convert.names import mismatches
 from sicot_jax.heads import Classifier
 from sicot_jax.step import Setup, TrainState, words_shared
@@ -86,7 +86,7 @@ def _learned(path: Path, state: TrainState, setup: Setup, catalog: Catalog) -> L
 
 
 def _from_converted(path: Path, what: str, state: TrainState, setup: Setup) -> Learned:
-    """The visual stream and, where there is one, the classifier of a folder of `sicot convert`.
+    """The streams and, where there is one, the classifier of a folder of `sicot convert`.
 
     A projection that the weights do not have stays as it is; mean and deviation of the photos have to be the weights' own.
     """
@@ -120,7 +120,25 @@ def _from_converted(path: Path, what: str, state: TrainState, setup: Setup) -> L
             kernel = mesh.padded_rows(rows["fc.weight"], file.get_slice("fc.weight"), setup.mesh)
             classifier = Classifier(kernel, bias, jnp.zeros_like(bias), (), {})
     skus = read_class_table(path / folders.CLASSES).sku if rows else []
-    return Learned(what, {"visual": params}, {"visual": stats}, classifier, skus, "", word_rows=False)
+    streams, vocabulary = {"visual": (params, stats)}, ""
+    if converted.text is not None and "semantic" in state.params:
+        streams["semantic"], vocabulary = _semantic(path, what, state, setup), converted.text.vocabulary
+    all_params, all_stats = ({name: stream[i] for name, stream in streams.items()} for i in range(2))
+    return Learned(what, all_params, all_stats, classifier, skus, vocabulary, word_rows=False)
+
+
+def _semantic(path: Path, what: str, state: TrainState, setup: Setup) -> Any:
+    """Params and batch statistics of the folder's semantic stream; its word table may be of another vocabulary."""
+    import safetensors.numpy
+
+    arrays = safetensors.numpy.load_file(path / folders.TEXT)
+    mine = state.params["semantic"], state.batch_stats["semantic"]
+    found, wanted = (
+        {n: a.shape for n, a in some.items() if n != "words.weight"} for some in (arrays, text.arrays_of(*mine))
+    )
+    if faults := mismatches(found, wanted):
+        raise CheckpointError(f"{what}: another semantic stream than model.text asks for: {faults[:600]}")
+    return mesh.copy_to_all([text.filled(tree, arrays) for tree in mine], setup.mesh)
 
 
 def _with_rows(state: TrainState, theirs: Classifier, learned: Learned, setup: Setup, catalog: Catalog) -> TrainState:

@@ -195,3 +195,19 @@ def test_parity():
     assert all(cell.startswith("not measured (no ") or float(cell) < 1e-5 for cell in found.values())
     pytest.importorskip("transformers", reason="without it there is nothing to compare")
     assert float(found["transformers"]) < 1e-5
+
+
+def test_latency():
+    printed = rows("latency", *("--depth", "18", "--width", "8", "--size", "32", "--batches", "2"))
+    engines = {"JAX, batch norms folded", "StableHLO (jax.export)", "PyTorch, eager", "ONNX Runtime"}
+    assert set(printed) == {"ResNet-18, 32x32", *engines}
+    assert printed["JAX, batch norms folded"][2] == "1.00"
+    pytest.importorskip("onnxruntime", reason="without it a row is not measured")
+    assert not [name for name in engines if "not measured" in printed[name][0]]
+
+
+def test_convert_head():
+    """Both ways end, and each tells seconds, MiB and shards."""
+    pytest.importorskip("torch", reason="conversion needs the extra torch")
+    printed = rows("convert_head", *("--classes", "2000", "--width", "256"))
+    assert set(printed) == {"writing", "by device", "whole"} and len(printed["whole"]) == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
@@ -48,6 +49,8 @@ class Tokenizer(Protocol):
     vocabulary: Sequence[str]  # [V], vocabulary[0] == ""
 
     def encode(self, text: str) -> np.ndarray: ...  # int32, unknown units left out
+
+    def save(self, folder: Path) -> None: ...  # for `text.load_tokenizer`
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from sicot_jax.errors import InputError
 WORDS_FILE = "words.txt"
 SENTENCEPIECE_FILE = "sentencepiece.model"
 PIECES_FILE = "pieces.txt"
+WORD_START = "\u2581"  # how a piece begins that begins a word
 # More pieces than this turn sentencepiece into a list of whole phrases.
 MAX_PIECES = 32_000
 

@@ -15,12 +15,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from sicot_jax import evaluate, mesh, runs
+from sicot_jax.catalog.catalog import Tokenizer
+from sicot_jax.catalog.opening import open_catalog
 from sicot_jax.convert import folder as folders
-from sicot_jax.convert import network, weights
-from sicot_jax.convert.folder import Model
+from sicot_jax.convert import network, text, weights
+from sicot_jax.convert.folder import Model, Text
 from sicot_jax.convert.proof import Outputs
+from sicot_jax.errors import InputError
 from sicot_jax.heads import Classifier
 from sicot_jax.preprocessing import Preprocessing
+from sicot_jax.step import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Semantic:
+    """The stream that reads titles; arrays in torch's names, on the host."""
+
+    text: Text
+    arrays: dict[str, np.ndarray]
+    tokenizer: Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +46,7 @@ class Exported:
     classifier: Classifier
     class_table: Path
     source: dict[str, Any]
+    semantic: Semantic | None = None
 
     def rows(self) -> dict[str, tuple[tuple[int, ...], weights.Pieces]]:
         """The classifier for `weights.write_safetensors`, one device's rows at a time."""
@@ -47,14 +61,26 @@ class Exported:
         alone = dataclasses.replace(self.model, classes=0)
         embedding = network.outputs_here(alone, self.preprocessing, self.arrays, photos).embedding
         with jax.default_matmul_precision("highest"):
-            logits = jnp.asarray(embedding) @ self.classifier.kernel.T + self.classifier.bias
+            logits = _logits(embedding, self.classifier.kernel, self.classifier.bias)
         return Outputs(embedding, np.asarray(logits)[:, : self.model.classes])
 
 
+@jax.jit
+def _logits(embedding, kernel, bias):
+    return (
+        jnp.einsum("bd,cd->bc", embedding, kernel) + bias
+    )  # in one program: a transposed kernel would be a copy of it
+
+
 @contextlib.contextmanager
-def exported(workdir: Path) -> Iterator[Exported]:
-    """The recogniser of a finished run, on its mesh, rows that share words folded into plain ones. InputError for others."""
+def exported(workdir: Path, *, with_text: bool = False) -> Iterator[Exported]:
+    """The recogniser of a finished run, on its mesh, rows that share words folded into plain ones. InputError for others.
+
+    `with_text` wants the semantic stream too, and for its vocabulary the run's catalogue.
+    """
     run = runs.read_run(workdir)
+    if with_text and not run.config.loss.with_semantic:
+        raise InputError(f"{workdir}: trained without a semantic stream (loss.mixed=0); convert it without --with-text")
     table = runs.class_table_file(run)
     device_mesh = runs.start_mesh(run.config)
     with jax.set_mesh(device_mesh):
@@ -65,8 +91,23 @@ def exported(workdir: Path) -> Iterator[Exported]:
             arrays=network.arrays_of(state.params["visual"], state.batch_stats["visual"]),
             classifier=evaluate.plain_classifier(state),
             class_table=table,
+            semantic=_semantic(run, state) if with_text else None,
             source={"run": workdir.name, "data": run.data_hash, "class_table": run.class_table, "commit": run.commit},
         )
+
+
+def _semantic(run: runs.Run, state: TrainState) -> Semantic:
+    catalog = open_catalog(run.config.data)
+    runs.check_data(run, catalog, "give the catalogue back its place: --with-text needs its vocabulary")
+    arrays = text.arrays_of(state.params["semantic"], state.batch_stats["semantic"])
+    fields = {
+        **dataclasses.asdict(run.config.model.text),
+        "word_width": arrays["words.weight"].shape[1],
+        "embedding_width": len(arrays["projection.weight"]),
+        "max_tokens": run.config.data.max_tokens,
+        "vocabulary": runs.vocabulary_hash(catalog),
+    }
+    return Semantic(Text(**fields), arrays, catalog.tokenizer)
 
 
 def write_recognizer(folder: Path, found: Exported) -> None:
@@ -74,5 +115,6 @@ def write_recognizer(folder: Path, found: Exported) -> None:
     stored = {name: weights.whole(array) for name, array in sorted(found.arrays.items())} | found.rows()
     with (folder / folders.WEIGHTS).open("wb") as file:
         weights.write_safetensors(file, stored, metadata={"format": "pt"})
-    folders.write_config(folder, found.model, found.preprocessing, found.source)
+    read = found.semantic.text if found.semantic is not None else None
+    folders.write_config(folder, found.model, found.preprocessing, found.source, read)
     shutil.copy(found.class_table, folder / folders.CLASSES)

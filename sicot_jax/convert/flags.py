@@ -25,6 +25,8 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     sub = kind("to-torch", _to_torch, "a finished run's recogniser, for plain PyTorch")
     sub.add_argument("--workdir", type=Path, required=True, help="run folder")
 
+    sub.add_argument("--with-text", action="store_true", help="the semantic stream and its vocabulary too")
+
     sub = kind("to-onnx", _to_onnx, "a finished run's recogniser as an ONNX graph")
     sub.add_argument("--workdir", type=Path, required=True, help="run folder")
     sub.add_argument(
@@ -44,7 +46,7 @@ def _from_torch(args: argparse.Namespace, _) -> None:
 def _to_torch(args: argparse.Namespace, _) -> None:
     from sicot_jax.convert.to_torch import to_torch
 
-    _say(args, to_torch(args.workdir, args.out))
+    _say(args, to_torch(args.workdir, args.out, with_text=args.with_text))
 
 
 def _to_onnx(args: argparse.Namespace, _) -> None:

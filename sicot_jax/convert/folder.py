@@ -1,8 +1,9 @@
 """A folder of converted weights: what lies in it, written whole or not at all.
 
 model.safetensors   arrays by torchvision's names, float32
-config.json         {"format", "version", "model": see `Model`, "preprocessing", "source"}
+config.json         {"format", "version", "model": see `Model`, "preprocessing", "source"}, with titles "text": see `Text`
 classes.csv         the product of each class, where there is a classifier (as in an imported catalogue)
+text.safetensors    the semantic stream, text.py and the vocabulary, where they were asked for (`text`)
 manifest.json       what was compared with what, versions, and the sha256 of every other file
 """
 
@@ -20,7 +21,7 @@ from typing import Any
 
 import sicot_jax
 from sicot_jax.catalog.tables import CLASSES_FILE
-from sicot_jax.config import ModelConfig
+from sicot_jax.config import ModelConfig, TextConfig
 from sicot_jax.errors import InputError
 from sicot_jax.evaluate import read_json, write_json
 from sicot_jax.preprocessing import Preprocessing
@@ -28,6 +29,7 @@ from sicot_jax.preprocessing import Preprocessing
 FORMAT = 1
 _WANTED = "a folder of `sicot convert`"
 WEIGHTS, CONFIG, CLASSES, MANIFEST = "model.safetensors", "config.json", CLASSES_FILE, "manifest.json"
+TEXT = "text.safetensors"
 GRAPH, PROGRAM = "model.onnx", "model.stablehlo"  # in place of the weights; beside weights with batch norms folded
 
 
@@ -48,6 +50,26 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
+class Text:
+    """The semantic stream: fields of `TextConfig`, widths, words of a title that are read, and the sha256 that a run knows its
+    vocabulary by.
+    """
+
+    encoder: str
+    windows: int
+    hidden: int
+    weighting: str
+    word_width: int
+    embedding_width: int
+    max_tokens: int
+    vocabulary: str
+
+    @property
+    def config(self) -> TextConfig:
+        return TextConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(TextConfig)})
+
+
+@dataclasses.dataclass(frozen=True)
 class Converted:
     """`config.json` of such a folder."""
 
@@ -55,6 +77,7 @@ class Converted:
     model: Model
     preprocessing: Preprocessing
     source: dict[str, Any]
+    text: Text | None = None
 
 
 def is_converted(folder: Path) -> bool:
@@ -85,7 +108,8 @@ def read_config(folder: Path) -> Converted:
     preprocessing: dict[str, Any] = {
         name: tuple(v) if isinstance(v, list) else v for name, v in stored["preprocessing"].items()
     }
-    return Converted(folder, Model(**stored["model"]), Preprocessing(**preprocessing), stored["source"])
+    text = Text(**stored["text"]) if "text" in stored else None
+    return Converted(folder, Model(**stored["model"]), Preprocessing(**preprocessing), stored["source"], text)
 
 
 @contextlib.contextmanager
@@ -103,8 +127,12 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise
 
 
-def write_config(folder: Path, model: Model, preprocessing: Preprocessing, source: dict[str, Any]) -> None:
+def write_config(
+    folder: Path, model: Model, preprocessing: Preprocessing, source: dict[str, Any], text: Text | None = None
+) -> None:
     fields = {"model": dataclasses.asdict(model), "preprocessing": dataclasses.asdict(preprocessing), "source": source}
+    if text is not None:
+        fields["text"] = dataclasses.asdict(text)
     write_json(folder / CONFIG, {"format": FORMAT, "version": sicot_jax.__version__, **fields})
 
 

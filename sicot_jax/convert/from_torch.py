@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from sicot_jax.catalog.text import load_tokenizer
 from sicot_jax.convert import folder as folders
-from sicot_jax.convert import names, network, proof, weights
+from sicot_jax.convert import names, network, proof, text, weights
 from sicot_jax.convert.folder import Model
 from sicot_jax.errors import InputError
 from sicot_jax.models.resnet import STEMS
@@ -38,10 +39,10 @@ def from_torch(path: Path, out: Path, *, stem: str = "", may_be_missing: Sequenc
     try:
         if own:
             stored = folders.read_config(path)
-            model, preprocessing = stored.model, stored.preprocessing
+            model, preprocessing, read = stored.model, stored.preprocessing, stored.text
         else:
             found = {name: array for name, array in found.items() if name not in _CLASSIFIER}
-            model, preprocessing = _model(found, stem), _preprocessing_beside(path)
+            model, preprocessing, read = _model(found, stem), _preprocessing_beside(path), None
         arrays = _checked(model, found, may_be_missing)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
@@ -63,9 +64,23 @@ def from_torch(path: Path, out: Path, *, stem: str = "", may_be_missing: Sequenc
         if own and model.classes:
             shutil.copy(path / folders.CLASSES, new / folders.CLASSES)
         source = {"from": path.name, "sha256": folders.file_sha256(file)}
-        folders.write_config(new, model, preprocessing, source)
-        folders.write_manifest(new, {"PyTorch against JAX": proved})
-    return {"PyTorch against JAX": proved}
+        folders.write_config(new, model, preprocessing, source, read)
+        proofs = {"PyTorch against JAX": proved}
+        if read is not None:
+            proofs[text.WHAT] = _with_text(path, new, read)
+        folders.write_manifest(new, proofs)
+    return proofs
+
+
+def _with_text(path: Path, new: Path, read: folders.Text) -> dict[str, Any]:
+    """Take our own semantic stream in again."""
+    for name in text.TOKENIZER_FILES:
+        if (path / name).exists():
+            shutil.copy(path / name, new / name)
+    arrays, wanted = weights.read_weights(path / folders.TEXT), text.shapes_of(read, load_tokenizer(new).vocabulary)
+    if faults := names.mismatches({name: array.shape for name, array in arrays.items()}, wanted):
+        raise InputError(f"{path / folders.TEXT}: not the arrays of its config.json: {faults}; export again")
+    return text.write_text(new, read, arrays)
 
 
 def _renamed(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sicot_jax import mesh
 from sicot_jax.config import ModelConfig
 from sicot_jax.convert import names
 from sicot_jax.convert.folder import Model
@@ -70,15 +71,16 @@ def fresh_stream(model: Model, *, seed: int = 0) -> VisualStream:
 def outputs_here(model: Model, preprocessing: Preprocessing, arrays: Arrays, photos: Sequence[np.ndarray]) -> Outputs:
     """Embeddings and logits of photos by our own code, in float32; `arrays` in torch's names, "fc." is the classifier."""
     graphdef, *trees = nnx.split(nnx.eval_shape(lambda: fresh_stream(model)), nnx.Param, nnx.BatchStat)
-    params, stats = (filled(nnx.to_pure_dict(tree), arrays) for tree in trees)
 
     @jax.jit
-    def embed(image):
-        stream = nnx.merge(graphdef, params, stats, copy=True)
+    def embed(trees, image):  # arrays that a program closes over become a part of it, and of what is compiled
+        stream = nnx.merge(graphdef, *trees, copy=True)
         return stream.embed(preprocessing.normalise(preprocessing.centre_crop(image)), train=False)
 
-    with jax.default_matmul_precision("highest"):
-        embedding = np.asarray(embed(np.stack([preprocessing.load(photo) for photo in photos])))
+    batch = np.stack([preprocessing.load(photo) for photo in photos])
+    alone = mesh.make_mesh(devices=jax.local_devices()[:1])  # on several each would have its copy of everything
+    with jax.default_matmul_precision("highest"), jax.set_mesh(alone):
+        embedding = np.asarray(embed([filled(nnx.to_pure_dict(tree), arrays) for tree in trees], batch))
     logits = embedding @ arrays["fc.weight"].T + arrays["fc.bias"] if model.classes else None
     return Outputs(embedding, logits)
 

@@ -30,19 +30,19 @@ def fixed_photos() -> list[np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """Of a list of photos: embedding float32 [N, D], logits float32 [N, C] or None without a classifier."""
+    """Of a list of photos, or of titles: embedding float32 [N, D], logits float32 [N, C] or None without a classifier."""
 
     embedding: np.ndarray
     logits: np.ndarray | None
 
 
-def prove(here: Outputs, there: Outputs, *, what: str) -> dict[str, Any]:
+def prove(here: Outputs, there: Outputs, *, what: str, items: str = "photos") -> dict[str, Any]:
     """How far `there` is from `here`. InputError where it is further than `TOLERANCE`, or not finite.
 
     Returns: for embedding and logits the largest and the mean difference, absolute and as a share of the largest value;
     the share of photos whose best three classes agree, in order.
     """
-    found: dict[str, Any] = {"photos": len(here.embedding), "tolerance": TOLERANCE}
+    found: dict[str, Any] = {items: len(here.embedding), "tolerance": TOLERANCE}
     for name in ("embedding", "logits"):
         a, b = getattr(here, name), getattr(there, name)
         if a is None or b is None:
@@ -68,12 +68,13 @@ def proof_lines(proofs: dict[str, dict[str, Any]]) -> list[str]:
     """For the terminal, a line for each comparison and array."""
     lines = []
     for what, found in proofs.items():
+        counted = f"{found['photos']} photos" if "photos" in found else f"{found['titles']} titles"
         for name in ("embedding", "logits"):
             if name in found:
                 row = found[name]
                 lines.append(
                     f"{what}: {name} differs by {row['max_difference']:.2g} at most, {row['mean_difference']:.2g} on average "
-                    f"({row['max_relative']:.1g} of the largest value; {found['photos']} photos)"
+                    f"({row['max_relative']:.1g} of the largest value; {counted})"
                 )
         if "top3_agreement" in found:
             lines.append(f"{what}: the best three classes agree on {found['top3_agreement']:.0%} of the photos")

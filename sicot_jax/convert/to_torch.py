@@ -11,27 +11,37 @@ from typing import Any
 import numpy as np
 
 from sicot_jax.convert import folder as folders
-from sicot_jax.convert import network, proof
-from sicot_jax.convert.exported import exported, write_recognizer
+from sicot_jax.convert import network, proof, text
+from sicot_jax.convert.exported import Exported, exported, write_recognizer
 from sicot_jax.convert.proof import Outputs
 
-_ROWS = 65536  # classes whose logits PyTorch makes at a time
+_PIECE = 2**23  # weights of classes whose logits PyTorch makes at a time: 32 MiB
 
 
-def to_torch(workdir: Path, out: Path) -> dict[str, Any]:
-    """Write the run's recogniser as the folder `out`; returns what was compared.
+def to_torch(workdir: Path, out: Path, *, with_text: bool = False) -> dict[str, Any]:
+    """Write the run's recogniser, and `with_text` its semantic stream, as the folder `out`; returns what was compared.
 
     The classifier goes from each device to the file, one device's rows at a time. InputError: no finished run, `out` exists,
     PyTorch and JAX do not agree.
     """
-    module = network.torch_module()  # before anything else is done: no torch, no conversion
-    with folders.new_folder(out) as new, exported(workdir) as found:
-        write_recognizer(new, found)
-        shutil.copy(Path(module.__file__), new / "model.py")
-        photos = proof.fixed_photos()
-        proved = proof.prove(found.outputs(photos), outputs_of(new, photos), what="JAX against PyTorch")
-        folders.write_manifest(new, {"JAX against PyTorch": proved})
-    return {"JAX against PyTorch": proved}
+    network.torch_module()  # before anything else is done: no torch, no conversion
+    with folders.new_folder(out) as new, exported(workdir, with_text=with_text) as found:
+        return write_torch(new, found)
+
+
+def write_torch(new: Path, found: Exported) -> dict[str, Any]:
+    """Fill the folder; returns what was compared. Of a divided classifier one device's rows are in memory beside it."""
+    write_recognizer(new, found)
+    shutil.copy(Path(network.torch_module().__file__), new / "model.py")
+    photos = proof.fixed_photos()
+    proofs = {
+        "JAX against PyTorch": proof.prove(found.outputs(photos), outputs_of(new, photos), what="JAX against PyTorch")
+    }
+    if found.semantic is not None:
+        found.semantic.tokenizer.save(new)
+        proofs[text.WHAT] = text.write_text(new, found.semantic.text, found.semantic.arrays)
+    folders.write_manifest(new, proofs)
+    return proofs
 
 
 def outputs_of(folder: Path, photos: Sequence[np.ndarray]) -> Outputs:
@@ -48,8 +58,9 @@ def outputs_of(folder: Path, photos: Sequence[np.ndarray]) -> Outputs:
         network.load_into(recognizer, {name: file.get_tensor(name) for name in file.keys() if name in own})  # noqa: SIM118
         embedding = torch.from_numpy(network.outputs_in_torch(recognizer, photos).embedding)
         rows, bias = file.get_slice("fc.weight"), file.get_tensor("fc.bias")
+        step = max(1, _PIECE // embedding.shape[1])
         parts = [
-            embedding @ rows[start : start + _ROWS].T + bias[start : start + _ROWS]
-            for start in range(0, stored.model.classes, _ROWS)
+            embedding @ rows[start : start + step].T + bias[start : start + step]
+            for start in range(0, stored.model.classes, step)
         ]
     return Outputs(embedding.numpy(), torch.cat(parts, 1).numpy())
