@@ -22,5 +22,5 @@ def get_config() -> Config:
         model=ModelConfig(depth=18, width=16, stem="half", last_stride=1, embedding_width=128),
         optim=OptimConfig(learning_rate=0.1, schedule="cosine", warmup_epochs=0.5),
         train=TrainConfig(batch_size=64, epochs=16, evaluate_every_epochs=4, log_every_steps=50),
-        eval=EvalConfig(batch_size=100),
+        eval=EvalConfig(batch_size=128),
     )

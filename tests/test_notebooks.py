@@ -1,0 +1,78 @@
+"""The notebooks run from end to end, small, on eight devices; in git they hold no outputs and point at this project."""
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SMALL = {
+    "CLASSES": 16,
+    "PHOTOS": 240,
+    "EPOCHS": 1,
+    "SIDE": 32,
+    "BATCH": 32,
+    "STEPS": 12,
+    "WIDTH": 8,
+    "EMBEDDING_WIDTH": 16,
+}
+
+
+def cells(path: Path, kind: str) -> list[dict]:
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+def repository() -> str:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+
+
+def test_there_are_four():
+    assert [path.stem.partition("_")[0] for path in NOTEBOOKS] == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_outputs_and_the_project_s_own_address(path):
+    code = cells(path, "code")
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+    place = repository().removeprefix("https://github.com/")
+    badge = f"(https://colab.research.google.com/github/{place}/blob/main/notebooks/{path.name})"
+    assert badge in "".join(cells(path, "markdown")[0]["source"])
+    install = "".join(code[0]["source"])
+    assert install == "".join(cells(NOTEBOOKS[0], "code")[0]["source"])
+    assert f"git+{repository()}" in install and '"-c", "kept.txt"' in install  # jax and jaxlib stay as they are
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_runs(path, tmp_path):
+    """In a folder of its own, in a fresh kernel; every cell ends without an error, and what it promises is there."""
+    pytest.importorskip("nbclient", reason="notebooks are run by nbclient")
+    if path.stem.startswith("4"):
+        pytest.importorskip("torch", reason="this notebook converts to PyTorch")
+    variables = {f"SICOT_{name}": str(value) for name, value in SMALL.items()}
+    variables |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "MPLBACKEND": "agg", "IPYTHONDIR": str(tmp_path)}
+    program = (
+        "import sys, nbformat, nbclient\n"
+        "notebook = nbformat.read(sys.argv[1], as_version=4)\n"
+        "nbclient.NotebookClient(notebook, timeout=500, kernel_name='python3').execute()\n"
+        "nbformat.write(notebook, sys.argv[2])\n"
+    )
+    command = [sys.executable, "-c", program, str(path), str(tmp_path / "executed.ipynb")]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **variables}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    executed = cells(tmp_path / "executed.ipynb", "code")
+    said = "".join("".join(out.get("text", [])) for cell in executed for out in cell["outputs"])
+    promised = {
+        "1": ("co-training", "on average:"),
+        "2": ("image,sku,title,category", "a photo of sku-"),
+        "3": ("16 classes x 16 numbers, head class_sharded, on 8 devices", "rows 14 to 16"),
+        "4": ("JAX against PyTorch: embedding differs by", "largest difference of an embedding:"),
+    }
+    for words in promised[path.stem[0]]:
+        assert words in said, said[-3000:]
+    assert len(executed) == len(cells(path, "code")) and all(cell["execution_count"] for cell in executed)
