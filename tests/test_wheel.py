@@ -1,13 +1,19 @@
-"""The installed package holds what a checkout has beside it: configs and data set builders."""
+"""The installed package holds what a checkout has beside it, configs and data set builders, and trains without the checkout."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tomllib
+import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import sicot_jax
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,13 +38,47 @@ def test_the_wheel_works_without_the_checkout(tmp_path):
         assert (unpacked / "sicot_jax" / name).is_file()
     (scripts,) = unpacked.glob("sicot_jax-*.dist-info/entry_points.txt")
     assert "sicot = sicot_jax.cli:main" in scripts.read_text()
+    package = installed(wheel, tmp_path / "environment")
     program = (
         "import sicot_jax\n"
         "from sicot_jax import config\n"
         "from sicot_jax.catalog.importing import DATA_SETS, load_builder\n"
-        f"assert sicot_jax.__file__.startswith({os.fspath(unpacked)!r}), sicot_jax.__file__\n"
+        f"assert sicot_jax.__file__.startswith({os.fspath(tmp_path)!r}), sicot_jax.__file__\n"
         "assert config.load('tiny').train.batch_size\n"
         "assert all(load_builder(name).name == name for name in DATA_SETS)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.fspath(unpacked)}
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env=environment)
+    # Whatever of the checkout the surroundings know is left out.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*command: str) -> str:
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    run(str(package / "python"), "-c", program)
+    assert run(str(package / "sicot"), "--version").split() == ["sicot_jax", sicot_jax.__version__]
+    run(str(package / "sicot"), "train", "--config=tiny", "--config.train.steps=2", "--workdir=run")
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["accuracy"]["overall"]["photos"] == 22
+
+
+def installed(wheel: Path, folder: Path) -> Path:
+    """A fresh environment's programs: the wheel by pip, what it depends on borrowed from the environment of the tests.
+
+    A folder that a .pth names is searched, but its own .pth files, an editable checkout's among them, are not read.
+    """
+    venv.create(folder, with_pip=False)
+    packages = sysconfig.get_path("purelib", vars={"base": os.fspath(folder), "platbase": os.fspath(folder)})
+    (Path(packages) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    options = ["--no-deps", "--no-index", "--disable-pip-version-check", "--quiet"]
+    python = folder / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", *options, wheel], check=True)
+    return folder / "bin"
+
+
+def test_versions_and_addresses_are_the_same_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = (ROOT / "CITATION.cff").read_text().splitlines()
+    assert f"version: {sicot_jax.__version__}" in citation
+    assert (
+        f"repository-code: {project['urls']['Repository']}" in citation and f"license: {project['license']}" in citation
+    )
