@@ -24,6 +24,7 @@ from sicot_jax.heads import Classifier
 from sicot_jax.step import Setup, TrainState, words_shared
 
 PHOTOS_OF_A_NEW_CLASS = 16  # that its row is made of
+PHOTOS_OF_ALL = 2048  # whose mean its own is set against
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,22 +173,26 @@ def _joined(mine, theirs, known, own: int):
 
 
 def imprinted(state: TrainState, new: np.ndarray, known, setup: Setup, catalog: Catalog) -> TrainState:
-    """Rows of `new` classes from their training photos: the mean direction of their embeddings, as long as known rows are on
-    average, with their mean bias (Qi et al. 2018, arXiv:1712.07136). A class without a photo keeps its starting row.
+    """Rows of `new` classes from their training photos. A class without a photo keeps its starting row.
+
+    w = mean row of known classes + r * unit(mean of the class's unit embeddings - mean of all unit embeddings), r the mean
+    distance of a known row from their mean row; the bias is their mean. Weight imprinting (Qi et al. 2018, arXiv:1712.07136)
+    with both sides centred: embeddings are >= 0, so that the mean direction of any class is near that of all photos, and
+    a row of it alone would win everywhere (docs/conversion.md).
     """
-    indices = _photos_of(new, catalog.splits["train"].labels)
-    classes, directions = _directions(state, indices, setup, catalog)
+    classes, directions = _directions(state, new, setup, catalog)
     own = state.classifier.kernel.shape[1] - words_shared(setup.config, setup.shape)
 
     @jax.jit
     def usual(kernel, bias, known):
         weight = (known >= 0) / jnp.maximum(jnp.sum(known >= 0), 1)
-        return jnp.sum(jnp.linalg.norm(kernel[:, :own], axis=1) * weight), jnp.sum(bias * weight)
+        mean = jnp.sum(weight[:, None] * kernel[:, :own], 0)
+        return mean, jnp.sum(jnp.linalg.norm(kernel[:, :own] - mean, axis=1) * weight), jnp.sum(bias * weight)
 
-    length, bias = map(float, usual(state.classifier.kernel, state.classifier.bias, known))
+    mean, distance, bias = map(np.asarray, usual(state.classifier.kernel, state.classifier.bias, known))
     row_of = np.full(known.shape, -1, np.int32)
     row_of[classes] = np.arange(len(classes))
-    rows = mesh.padded_rows((len(directions), own), directions * np.float32(length), setup.mesh)
+    rows = mesh.padded_rows((len(directions), own), mean + directions * distance, setup.mesh)
     made = mesh.class_vector(row_of, setup.mesh)
     kernel = _joined(state.classifier.kernel, class_sharded.take_rows(rows, made), made, own)
     changed = jax.jit(lambda mine, made: jnp.where(made >= 0, bias, mine))(state.classifier.bias, made)
@@ -206,22 +211,26 @@ def _photos_of(classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.sort(order[(rank < PHOTOS_OF_A_NEW_CLASS) & np.isin(labels[order], classes)])
 
 
-def _directions(
-    state: TrainState, indices: np.ndarray, setup: Setup, catalog: Catalog
-) -> tuple[np.ndarray, np.ndarray]:
-    """Classes int [K] of these records, and the unit mean of their photos' unit embeddings float32 [K, D]."""
-    config, width = setup.config, setup.mesh.size
-    if not len(indices):
+def _directions(state: TrainState, new: np.ndarray, setup: Setup, catalog: Catalog) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the classes that have a training photo, int [K], and for each the unit difference between the mean of its
+    photos' unit embeddings and that of all photos (`PHOTOS_OF_ALL` of them), float32 [K, D].
+    """
+    config, width, split = setup.config, setup.mesh.size, catalog.splits["train"]
+    own, some = _photos_of(new, split.labels), pipeline.evenly(len(split), PHOTOS_OF_ALL)
+    if not len(own):
         return np.zeros(0, np.int64), np.zeros((0, 1), np.float32)
+    indices = np.union1d(own, some)
     embed = evaluate.make_embed(config.preprocessing, setup.visual_graphdef)
     visual = state.params["visual"], state.batch_stats["visual"]
     batch = -(-config.eval.batch_size // width) * width
-    batches = pipeline.PhotoBatches(catalog.splits["train"], config.preprocessing, batch, indices)
-    rows = evaluate.over_photos(lambda image, _: {"embedding": embed(*visual, image)}, batches, config, setup.mesh)
-    classes, place = np.unique(rows["label"], return_inverse=True)
-    total = np.zeros((len(classes), rows["embedding"].shape[1]), np.float32)
-    np.add.at(total, place, _unit(rows["embedding"]))
-    return classes, _unit(total)
+    batches = pipeline.PhotoBatches(split, config.preprocessing, batch, indices)
+    found = evaluate.over_photos(lambda image, _: {"embedding": embed(*visual, image)}, batches, config, setup.mesh)
+    unit = _unit(found["embedding"])
+    classes, place = np.unique(split.labels[own], return_inverse=True)
+    total = np.zeros((len(classes), unit.shape[1]), np.float32)
+    np.add.at(total, place, unit[np.searchsorted(indices, own)])
+    counts = np.bincount(place)[:, None]
+    return classes, _unit(total / counts - unit[np.searchsorted(indices, some)].mean(0))
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
