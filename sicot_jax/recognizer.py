@@ -16,7 +16,7 @@ from sicot_jax.convert.folder import Converted
 from sicot_jax.errors import InputError
 from sicot_jax.preprocessing import Preprocessing
 
-Photo = str | Path | bytes | np.ndarray  # a file, its bytes, or uint8 [H, W, 3]
+Photo = Any  # a file, its bytes, uint8 [H, W, 3], or a Pillow image
 LARGEST_BATCH = 32
 
 
@@ -43,21 +43,27 @@ class Recognizer:
         self.engine, self.preprocessing, self.classes = engine, preprocessing, classes
 
     def recognize(self, photos: Photo | Sequence[Photo], k: int = 5) -> Any:
-        """The k most probable products, best first: a list of `Match` for one photo, a list of lists for several.
+        """The k most probable products, best first, fewer where there are fewer: a list of `Match` for one photo, a list of
+        lists for several. Withdrawn products are none.
 
-        InputError: a photo that cannot be decoded, k beyond the number of products.
+        InputError: a photo that cannot be decoded, k below 1.
         """
-        if not 1 <= k <= len(self.classes):
-            raise InputError(f"k={k}, wanted 1 to {len(self.classes)}, the number of products")
+        if k < 1:
+            raise InputError(f"k={k}, wanted 1 or more")
+        offered = np.flatnonzero(~np.asarray(self.classes.withdrawn, bool))
+        k = min(k, len(offered))
         several = _several(photos)
         found = []
         for _, logits in self._batches(several):
+            logits = logits[:, offered]
             order = np.argpartition(-logits, k - 1, 1)[:, :k]
             best = np.take_along_axis(order, np.argsort(-np.take_along_axis(logits, order, 1), 1, kind="stable"), 1)
             highest = logits.max(1, keepdims=True)
             total = np.exp(logits - highest, dtype=np.float64).sum(1, keepdims=True)
             probability = np.exp(np.take_along_axis(logits, best, 1) - highest) / total
-            found += [list(map(self._match, *row)) for row in zip(best.tolist(), probability.tolist(), strict=True)]
+            found += [
+                list(map(self._match, *row)) for row in zip(offered[best].tolist(), probability.tolist(), strict=True)
+            ]
         return found if several is photos else found[0]
 
     def embed(self, photos: Photo | Sequence[Photo]) -> np.ndarray:
@@ -82,14 +88,32 @@ class Recognizer:
                 return self.preprocessing.load(Path(photo).read_bytes())
             except OSError as error:
                 raise InputError(f"{photo}: {error.strerror}; wanted a photo's file") from error
-        if isinstance(photo, np.ndarray) and (photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3):
+        if _is_opened(photo):
+            from sicot_jax.catalog import image  # Pillow: there, for someone has opened the photo with it
+
+            photo = image.pixels(photo)
+        if isinstance(photo, np.ndarray) and (
+            photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size
+        ):
             raise InputError(f"a photo is {photo.dtype} {photo.shape}, wanted uint8 [height, width, 3], RGB")
+        if not isinstance(photo, (bytes, np.ndarray)):
+            raise InputError(
+                f"a photo is {type(photo).__name__}, wanted a file, bytes, uint8 [height, width, 3] or a Pillow image"
+            )
         return self.preprocessing.load(photo)
+
+
+def _is_opened(photo: Any) -> bool:
+    """Whether it is an image of Pillow's."""
+    return hasattr(photo, "getexif")
 
 
 def _several(photos: Any) -> Sequence[Photo]:
     """The argument itself where it is several photos, else a list of the one."""
-    one = isinstance(photos, (str, Path, bytes)) or (isinstance(photos, np.ndarray) and photos.ndim == 3)
+    one = isinstance(photos, (str, Path, bytes)) or _is_opened(photos)
+    one = one or (isinstance(photos, np.ndarray) and photos.ndim <= 3)
+    if not one and not hasattr(photos, "__getitem__"):
+        raise InputError(f"photos are {type(photos).__name__}, wanted one photo or a list of them")
     return [photos] if one else photos
 
 
@@ -101,7 +125,7 @@ def load(path: str | Path) -> Recognizer:
     path = Path(path)
     if (path / folders.GRAPH).exists():
         converted = folders.read_converted(path)
-        return Recognizer(_onnx(path), converted.preprocessing, read_class_table(path / folders.CLASSES))
+        return Recognizer(_onnx(path), converted.preprocessing, folders.read_classes(path, converted.model))
     if folders.is_converted(path):
         return _from_weights(folders.read_converted(path))
     from sicot_jax.convert.exported import exported
@@ -125,7 +149,7 @@ def _from_weights(converted: Converted) -> Recognizer:
             f"{converted.folder}: StableHLO is loaded by jax.export; give the run folder, or one of to-torch"
         )
     arrays = safetensors.numpy.load_file(converted.folder / folders.WEIGHTS)
-    classes = read_class_table(converted.folder / folders.CLASSES)
+    classes = folders.read_classes(converted.folder, converted.model)
     return Recognizer(_jax(converted.model, converted.preprocessing, arrays), converted.preprocessing, classes)
 
 

@@ -20,7 +20,7 @@ import jax
 import sicot_jax
 from sicot_jax import config as config_lib
 from sicot_jax import hosts, mesh
-from sicot_jax.catalog.catalog import Catalog
+from sicot_jax.catalog.catalog import Catalog, Tokenizer
 from sicot_jax.catalog.opening import open_catalog
 from sicot_jax.catalog.tables import CLASSES_FILE, write_class_table
 from sicot_jax.checkpoint import Checkpoints
@@ -53,15 +53,15 @@ def describe(config: Config, catalog: Catalog) -> dict[str, Any]:
             "name": catalog.name,
             "hash": catalog.data_hash,
             "class_table": class_table_hash(catalog),
-            "vocabulary": vocabulary_hash(catalog),
+            "vocabulary": vocabulary_hash(catalog.tokenizer),
             "shape": dataclasses.asdict(DataShape.of(catalog)),
         },
     }
 
 
-def vocabulary_hash(catalog: Catalog) -> str:
+def vocabulary_hash(tokenizer: Tokenizer) -> str:
     """Equal where word ids mean the same words."""
-    return hashlib.sha256("\n".join(catalog.tokenizer.vocabulary).encode()).hexdigest()
+    return hashlib.sha256("\n".join(tokenizer.vocabulary).encode()).hexdigest()
 
 
 def commit() -> str:

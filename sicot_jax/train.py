@@ -37,7 +37,7 @@ from sicot_jax.step import (
     start_state,
     words_shared,
 )
-from sicot_jax.warm_start import warm_start
+from sicot_jax.warm_start import check_source, warm_start
 from sicot_jax.word_rows import class_words, start_word_rows
 
 
@@ -58,6 +58,8 @@ def train(config: Config, workdir: Path, *, catalog: Catalog | None = None) -> d
             setup = make_setup(config, DataShape.of(catalog), device_mesh)
             check_batches(config, device_mesh)
             check_catalog(catalog, config)
+            if config.model.init_from:
+                check_source(config)
             runs.start_or_continue(workdir, config, catalog)
             _Loop(setup, catalog, workdir).run()
             return _test(runs.read_run(workdir), catalog, device_mesh)

@@ -16,7 +16,7 @@ from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.strings import counted
 from sicot_jax.catalog.tables import read_class_table
 from sicot_jax.checkpoint import CheckpointError, differences, shapes
-from sicot_jax.config import ConfigError
+from sicot_jax.config import Config, ConfigError
 from sicot_jax.convert import folder as folders
 from sicot_jax.convert import network, text
 from sicot_jax.convert.names import mismatches
@@ -24,7 +24,7 @@ from sicot_jax.heads import Classifier
 from sicot_jax.step import Setup, TrainState, words_shared
 
 PHOTOS_OF_A_NEW_CLASS = 16  # that its row is made of
-PHOTOS_OF_ALL = 2048  # whose mean its own is set against
+KNOWN_CLASSES = 128  # that new ones are set against
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ def warm_start(state: TrainState, setup: Setup, catalog: Catalog) -> TrainState:
     """
     config = setup.config
     learned = _learned(Path(config.model.init_from), state, setup, catalog)
-    same_words = learned.vocabulary == runs.vocabulary_hash(catalog)
+    same_words = learned.vocabulary == runs.vocabulary_hash(catalog.tokenizer)
     params, batch_stats = ({**mine} for mine in (state.params, state.batch_stats))
     for stream in state.params.keys() & learned.params.keys():
         params[stream], batch_stats[stream] = learned.params[stream], learned.batch_stats[stream]
@@ -72,6 +72,33 @@ def warm_start(state: TrainState, setup: Setup, catalog: Catalog) -> TrainState:
     return _with_rows(state, classifier, learned, setup, catalog)
 
 
+def check_source(config: Config) -> None:
+    """InputError where `model.init_from` is nothing to start from, or saw its photos otherwise; before anything is compiled.
+
+    Strides may differ (a last stride of 1 is often put on weights of 2); that is said.
+    """
+    path = Path(config.model.init_from)
+    what = f"model.init_from={path}"
+    if folders.is_converted(path):
+        folders.check_trainable(path)
+        theirs: Any = folders.read_config(path)
+        model = theirs.model
+    else:
+        theirs = runs.read_run(path).config
+        model = theirs.model
+    for name in ("mean", "std"):
+        before, now = getattr(theirs.preprocessing, name), getattr(config.preprocessing, name)
+        if not np.allclose(before, now, atol=1e-6):
+            raise ConfigError(
+                f"{what}: its photos had preprocessing.{name}={before}, the config has {now}; set "
+                f"--config.preprocessing.{name}={','.join(map(str, before))}"
+            )
+    for name in ("stem", "last_stride"):
+        before, now = getattr(model, name), getattr(config.model, name)
+        if before != now:
+            hosts.say(f"{what}: trained with model.{name}={before}, goes on with {now}")
+
+
 def _learned(path: Path, state: TrainState, setup: Setup, catalog: Catalog) -> Learned:
     what = f"model.init_from={path}"
     if folders.is_converted(path):
@@ -89,18 +116,11 @@ def _learned(path: Path, state: TrainState, setup: Setup, catalog: Catalog) -> L
 def _from_converted(path: Path, what: str, state: TrainState, setup: Setup) -> Learned:
     """The streams and, where there is one, the classifier of a folder of `sicot convert`.
 
-    A projection that the weights do not have stays as it is; mean and deviation of the photos have to be the weights' own.
+    A projection that the weights do not have stays as it is.
     """
     import safetensors
 
     converted, config = folders.read_converted(path), setup.config
-    for name in ("mean", "std"):
-        theirs, mine = getattr(converted.preprocessing, name), getattr(config.preprocessing, name)
-        if not np.allclose(theirs, mine, atol=1e-6):
-            raise ConfigError(
-                f"{what}: its photos had preprocessing.{name}={theirs}, the config has {mine}; set "
-                f"--config.preprocessing.{name}={','.join(map(str, theirs))}"
-            )
     params, stats = state.params["visual"], state.batch_stats["visual"]
     with safetensors.safe_open(path / folders.WEIGHTS, framework="numpy") as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -120,7 +140,7 @@ def _from_converted(path: Path, what: str, state: TrainState, setup: Setup) -> L
             bias = mesh.padded_rows(rows["fc.bias"], file.get_slice("fc.bias"), setup.mesh)
             kernel = mesh.padded_rows(rows["fc.weight"], file.get_slice("fc.weight"), setup.mesh)
             classifier = Classifier(kernel, bias, jnp.zeros_like(bias), (), {})
-    skus = read_class_table(path / folders.CLASSES).sku if rows else []
+    skus = folders.read_classes(path, converted.model).sku if rows else []
     streams, vocabulary = {"visual": (params, stats)}, ""
     if converted.text is not None and "semantic" in state.params:
         streams["semantic"], vocabulary = _semantic(path, what, state, setup), converted.text.vocabulary
@@ -148,19 +168,20 @@ def _with_rows(state: TrainState, theirs: Classifier, learned: Learned, setup: S
     shared = words_shared(setup.config, setup.shape)
     own = mine.kernel.shape[1] - shared
     place = {sku: row for row, sku in enumerate(learned.skus)}
+    withdrawn = np.asarray(catalog.classes.withdrawn, bool)  # they keep their class ids, and nothing else
     index = np.full(len(mine.bias), -1, np.int32)
-    index[: len(skus)] = [place.get(sku, -1) for sku in skus]
-    new = np.flatnonzero(index[: len(skus)] < 0)
-    if len(new) or len(learned.skus) > len(skus):
-        gone = len(learned.skus) - (len(skus) - len(new))
-        hosts.say(
-            f"{learned.what}: {len(skus) - len(new)} rows of products that both have, {counted(gone, 'row')} left behind"
-        )
+    index[: len(skus)] = [-1 if gone else place.get(sku, -1) for sku, gone in zip(skus, withdrawn, strict=True)]
+    new = np.flatnonzero((index[: len(skus)] < 0) & ~withdrawn)
+    both = int((index >= 0).sum())
+    hosts.say(
+        f"{learned.what}: {counted(both, 'row')} of products that both have, "
+        f"{counted(len(learned.skus) - both, 'row')} left behind"
+    )
     known = mesh.class_vector(index, setup.mesh)
     kernel = _joined(mine.kernel, class_sharded.take_rows(theirs.kernel, known), known, own)
     bias = _joined(mine.bias[:, None], class_sharded.take_rows(theirs.bias[:, None], known), known, 1)[:, 0]
     state = dataclasses.replace(state, classifier=dataclasses.replace(mine, kernel=kernel, bias=bias))
-    return imprinted(state, new, known, setup, catalog) if len(new) else state
+    return imprinted(state, new, index, setup, catalog) if len(new) else state
 
 
 def _joined(mine, theirs, known, own: int):
@@ -172,35 +193,57 @@ def _joined(mine, theirs, known, own: int):
     return jax.jit(join)(mine, theirs, known)
 
 
-def imprinted(state: TrainState, new: np.ndarray, known, setup: Setup, catalog: Catalog) -> TrainState:
-    """Rows of `new` classes from their training photos. A class without a photo keeps its starting row.
+def imprinted(state: TrainState, new: np.ndarray, index: np.ndarray, setup: Setup, catalog: Catalog) -> TrainState:
+    """Rows of `new` classes from their training photos; a class without a photo keeps its starting row. `index` [C padded] is
+    -1 for every class that is not known.
 
-    w = mean row of known classes + r * unit(mean of the class's unit embeddings - mean of all unit embeddings), r the mean
-    distance of a known row from their mean row; the bias is their mean. Weight imprinting (Qi et al. 2018, arXiv:1712.07136)
-    with both sides centred: embeddings are >= 0, so that the mean direction of any class is near that of all photos, and
-    a row of it alone would win everywhere (docs/conversion.md).
+    w = mean known row + r d, and their mean bias. d of a class: unit(mean of its photos' unit v - g), g the mean of that over
+    known classes. r = mean over known classes of (row - mean row) . d: what rows that were trained have in the direction that
+    is made for them. `KNOWN_CLASSES` of them are looked at.
+
+    Weight imprinting (Qi et al. 2018, arXiv:1712.07136), centred and scaled: embeddings are >= 0, so that the mean direction of
+    any class is near that of all photos, and a row of it alone wins nearly everywhere (docs/conversion.md).
     """
-    classes, directions = _directions(state, new, setup, catalog)
+    present = np.flatnonzero(index >= 0)
+    some = present[pipeline.evenly(len(present), KNOWN_CLASSES)]
+    if not len(present):
+        hosts.say("no product in common: all rows start anew")
+        return state
+    classes, directions = _directions(state, new, some, setup, catalog)
     own = state.classifier.kernel.shape[1] - words_shared(setup.config, setup.shape)
-
-    @jax.jit
-    def usual(kernel, bias, known):
-        weight = (known >= 0) / jnp.maximum(jnp.sum(known >= 0), 1)
-        mean = jnp.sum(weight[:, None] * kernel[:, :own], 0)
-        return mean, jnp.sum(jnp.linalg.norm(kernel[:, :own] - mean, axis=1) * weight), jnp.sum(bias * weight)
-
-    mean, distance, bias = map(np.asarray, usual(state.classifier.kernel, state.classifier.bias, known))
-    row_of = np.full(known.shape, -1, np.int32)
-    row_of[classes] = np.arange(len(classes))
-    rows = mesh.padded_rows((len(directions), own), mean + directions * distance, setup.mesh)
+    is_new = np.isin(classes, new)
+    mean, bias, rows = _known_rows(state.classifier, index, classes[~is_new], own, setup)
+    scale = float(np.maximum(np.mean(np.sum((rows - mean) * directions[~is_new], 1)), 0)) if len(rows) else 0.0
+    row_of = np.full(index.shape, -1, np.int32)
+    row_of[classes[is_new]] = np.arange(is_new.sum())
+    shape = (int(is_new.sum()), own)
     made = mesh.class_vector(row_of, setup.mesh)
-    kernel = _joined(state.classifier.kernel, class_sharded.take_rows(rows, made), made, own)
+    new_rows = mesh.padded_rows(shape, mean + scale * directions[is_new], setup.mesh)
+    kernel = _joined(state.classifier.kernel, class_sharded.take_rows(new_rows, made), made, own)
     changed = jax.jit(lambda mine, made: jnp.where(made >= 0, bias, mine))(state.classifier.bias, made)
     hosts.say(
-        f"{counted(len(new), 'product')} new: rows of {len(classes)} from their photos"
-        + (f", {len(new) - len(classes)} without one start anew" if len(classes) < len(new) else "")
+        f"{counted(len(new), 'product')} new: rows of {shape[0]} from their photos"
+        + (f", {len(new) - shape[0]} without one start anew" if shape[0] < len(new) else "")
     )
     return dataclasses.replace(state, classifier=dataclasses.replace(state.classifier, kernel=kernel, bias=changed))
+
+
+def _known_rows(
+    classifier: Classifier, index: np.ndarray, some: np.ndarray, own: int, setup: Setup
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean row [D] and mean bias [] over all known classes (index not -1), and the rows of `some` of them, float32 [K, D]."""
+
+    @jax.jit
+    def means(kernel, bias, known):
+        weight = (known >= 0) / jnp.maximum(jnp.sum(known >= 0), 1)
+        return jnp.sum(weight[:, None] * kernel[:, :own], 0), jnp.sum(bias * weight)
+
+    known = mesh.class_vector(index, setup.mesh)
+    padded = np.full(mesh.pad_classes(len(some), setup.mesh), -1, np.int32)
+    padded[: len(some)] = some
+    rows = class_sharded.take_rows(classifier.kernel, mesh.class_vector(padded, setup.mesh))
+    mean, bias = means(classifier.kernel, classifier.bias, known)
+    return np.asarray(mean), np.asarray(bias), np.asarray(mesh.replicate(rows))[: len(some), :own]
 
 
 def _photos_of(classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -211,26 +254,32 @@ def _photos_of(classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.sort(order[(rank < PHOTOS_OF_A_NEW_CLASS) & np.isin(labels[order], classes)])
 
 
-def _directions(state: TrainState, new: np.ndarray, setup: Setup, catalog: Catalog) -> tuple[np.ndarray, np.ndarray]:
-    """Those of the classes that have a training photo, int [K], and for each the unit difference between the mean of its
-    photos' unit embeddings and that of all photos (`PHOTOS_OF_ALL` of them), float32 [K, D].
-    """
-    config, width, split = setup.config, setup.mesh.size, catalog.splits["train"]
-    own, some = _photos_of(new, split.labels), pipeline.evenly(len(split), PHOTOS_OF_ALL)
-    if not len(own):
+def _directions(
+    state: TrainState, new: np.ndarray, known: np.ndarray, setup: Setup, catalog: Catalog
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those of both kinds of classes that have a training photo, int [K], and d of each (see `imprinted`), float32 [K, D]."""
+    split = catalog.splits["train"]
+    indices = _photos_of(np.concatenate([new, known]), split.labels)
+    if not len(indices):
         return np.zeros(0, np.int64), np.zeros((0, 1), np.float32)
-    indices = np.union1d(own, some)
+    classes, place = np.unique(split.labels[indices], return_inverse=True)
+    rows = _unit(_embedded(state, indices, setup, catalog))
+    total = np.zeros((len(classes), rows.shape[1]), np.float32)
+    np.add.at(total, place, rows)
+    means = total / np.bincount(place)[:, None]
+    around = np.isin(classes, known)
+    return classes, _unit(means - means[around if around.any() else slice(None)].mean(0))
+
+
+def _embedded(state: TrainState, indices: np.ndarray, setup: Setup, catalog: Catalog) -> np.ndarray:
+    """v of these records' photos, float32 [N, D]."""
+    config, width = setup.config, setup.mesh.size
     embed = evaluate.make_embed(config.preprocessing, setup.visual_graphdef)
     visual = state.params["visual"], state.batch_stats["visual"]
     batch = -(-config.eval.batch_size // width) * width
-    batches = pipeline.PhotoBatches(split, config.preprocessing, batch, indices)
-    found = evaluate.over_photos(lambda image, _: {"embedding": embed(*visual, image)}, batches, config, setup.mesh)
-    unit = _unit(found["embedding"])
-    classes, place = np.unique(split.labels[own], return_inverse=True)
-    total = np.zeros((len(classes), unit.shape[1]), np.float32)
-    np.add.at(total, place, unit[np.searchsorted(indices, own)])
-    counts = np.bincount(place)[:, None]
-    return classes, _unit(total / counts - unit[np.searchsorted(indices, some)].mean(0))
+    batches = pipeline.PhotoBatches(catalog.splits["train"], config.preprocessing, batch, indices)
+    compute = lambda image, _: {"embedding": embed(*visual, image)}  # noqa: E731
+    return evaluate.over_photos(compute, batches, config, setup.mesh)["embedding"]
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

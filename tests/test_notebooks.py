@@ -69,7 +69,7 @@ def test_it_runs(path, tmp_path):
     said = "".join("".join(out.get("text", [])) for cell in executed for out in cell["outputs"])
     promised = {
         "1": ("co-training - baseline", "title-words - baseline", "on average:"),
-        "2": ("image,sku,title,category", "a photo of sku-"),
+        "2": ("products.csv", "a photo of sku-"),
         "3": ("16 classes x 16 numbers, head class_sharded, on 8 devices", "rows 14 to 16"),
         "4": ("JAX against PyTorch: embedding differs by", "largest difference of an embedding:"),
     }

@@ -74,11 +74,13 @@ def test_products_that_are_new_start_from_their_photos(run, tmp_path, capsys):
     split, recognizer = open_catalog(config.data).splits["train"], sicot_jax.load(run)
     vectors = recognizer.embed([split[i]["image"] for i in range(len(split))])
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    distance = np.linalg.norm(old - old.mean(0), axis=1).mean()
+    means = np.stack([vectors[np.flatnonzero(split.labels == c)[:16]].mean(0) for c in range(14)])
+    away = means - means[:11].mean(0)
+    away /= np.linalg.norm(away, axis=1, keepdims=True)
+    scale = np.mean(np.sum((old - old.mean(0)) * away[:11], 1))
+    assert scale > 0
+    np.testing.assert_allclose(kernel[11:], old.mean(0) + scale * away[11:], rtol=1e-4, atol=1e-5)
     for new in (11, 12, 13):
-        away = vectors[np.flatnonzero(split.labels == new)[:16]].mean(0) - vectors.mean(0)
-        wanted = old.mean(0) + distance * away / np.linalg.norm(away)
-        np.testing.assert_allclose(kernel[new], wanted, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(bias[new], old_bias.mean(), atol=1e-5)
 
 
@@ -100,6 +102,28 @@ def test_rows_follow_their_product_and_not_their_number(run, tmp_path, capsys):
     _, old, _ = started(config, tmp_path / "same")
     np.testing.assert_array_equal(kernel[[1, 0, *range(3, 11)]], old[[0, 1, *range(3, 11)]])
     assert np.abs(kernel[2] - old[2]).max() > 1e-3
+
+
+def test_withdrawn_products_bring_no_row(run, tmp_path, capsys):
+    """They keep their class id: the row starts anew, and is counted as left behind."""
+    config = tiny("loss.mixed=0", f"model.init_from={run}")
+    catalog = open_catalog(config.data)
+    classes = dataclasses.replace(catalog.classes, withdrawn=np.arange(11) == 3)
+    _, kernel, _ = started(
+        config, tmp_path / "other", dataclasses.replace(catalog, classes=classes, data_hash="0" * 64)
+    )
+    assert "10 rows of products that both have, 1 row left behind" in capsys.readouterr().err
+    _, old, _ = started(config, tmp_path / "same")
+    assert np.abs(kernel[3] - old[3]).max() > 1e-3
+    np.testing.assert_array_equal(np.delete(kernel, 3, 0), np.delete(old, 3, 0))
+
+
+def test_a_run_that_saw_its_photos_otherwise_is_refused_before_anything_is_written(run, tmp_path, capsys):
+    with pytest.raises(InputError, match=r"its photos had preprocessing.mean=\(0.485, 0.456, 0.406\), the config has"):
+        train(tiny("loss.mixed=0", f"model.init_from={run}", "preprocessing.mean=(0.5,0.5,0.5)"), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+    started(tiny("loss.mixed=0", f"model.init_from={run}", "model.last_stride=1"), tmp_path / "stride")
+    assert "trained with model.last_stride=2, goes on with 1" in capsys.readouterr().err
 
 
 def test_weights_of_another_width_or_depth_are_one_line(run, tmp_path):
@@ -166,7 +190,7 @@ def test_a_fifth_of_new_products_is_learned_faster_from_a_run_than_from_nothing(
     still = ["optim.trainable=classifier/bias", "optim.learning_rate=1e-9", "train.steps=1"]
     train(tiny(*flags, *still, *starts["run"]), tmp_path / "at_once", catalog=catalog)
     at_once, nothing, run = (accuracy(tmp_path / name) for name in ("at_once", "nothing", "run"))
-    assert at_once[0] > first - 10 and at_once[1] > 10, (first, at_once)  # chance is 2
+    assert at_once[0] > first - 10 and at_once[1] > 5, (first, at_once)  # chance is 2
     assert run[0] > nothing[0] + 10 and run[1] > nothing[1] + 5, (nothing, run)
 
 

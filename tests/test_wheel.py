@@ -34,6 +34,7 @@ def test_the_wheel_works_without_the_checkout(tmp_path):
         archive.extractall(unpacked)
     inside = {path if path.parts[0] == "sicot_jax" else Path("sicot_jax", path) for path in written}
     assert {path.relative_to(unpacked) for path in unpacked.rglob("*.py")} == inside
+    assert (unpacked / "sicot_jax" / "py.typed").is_file()
     for name in ("data/README.md", "data/grocery_store/README.md"):
         assert (unpacked / "sicot_jax" / name).is_file()
     (scripts,) = unpacked.glob("sicot_jax-*.dist-info/entry_points.txt")

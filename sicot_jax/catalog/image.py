@@ -80,17 +80,26 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _upright(opened: Image.Image) -> tuple[Image.Image, bool]:
+    """The upright RGB photo, and whether it was one before."""
+    orientation = _orientation(opened)
+    photo = _to_rgb(opened)
+    return photo.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else photo, orientation not in _UPRIGHT
+
+
 def _decode(data: bytes, max_pixels: int) -> tuple[Image.Image, bool]:
     """The upright RGB photo, and whether its bytes already are a plain JPEG of it."""
     with _open(data, max_pixels) as opened:
         opened.load()  # refuses truncated files
-        orientation = _orientation(opened)
+        photo, was_upright = _upright(opened)
         progressive = "progressive" in opened.info or "progression" in opened.info
-        plain = opened.format == "JPEG" and opened.mode == "RGB" and orientation not in _UPRIGHT and not progressive
-        photo = _to_rgb(opened)
-    if orientation in _UPRIGHT:
-        photo = photo.transpose(_UPRIGHT[orientation])
-    return photo, plain
+        return photo, opened.format == "JPEG" and opened.mode == "RGB" and was_upright and not progressive
+
+
+def pixels(photo: Image.Image) -> np.ndarray:
+    """What Pillow has opened, as `decode` makes it: uint8 RGB [H, W, 3]. Raises ImageError likewise."""
+    with _one_line_errors():
+        return np.asarray(_upright(photo)[0])
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:

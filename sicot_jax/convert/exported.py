@@ -105,7 +105,7 @@ def _semantic(run: runs.Run, state: TrainState) -> Semantic:
         "word_width": arrays["words.weight"].shape[1],
         "embedding_width": len(arrays["projection.weight"]),
         "max_tokens": run.config.data.max_tokens,
-        "vocabulary": runs.vocabulary_hash(catalog),
+        "vocabulary": runs.vocabulary_hash(catalog.tokenizer),
     }
     return Semantic(Text(**fields), arrays, catalog.tokenizer)
 

@@ -19,7 +19,11 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("path", type=Path, help=".safetensors, .pth, or a folder of to-torch")
     sub.add_argument("--stem", default="", help="half or small, for a 3x3 first convolution")
     sub.add_argument(
-        "--may-miss", nargs="+", default=[], metavar="NAME", help="beginnings of names of arrays that need not be there"
+        "--may-miss",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="beginning of names of arrays that need not be there; as often as needed",
     )
 
     sub = kind("to-torch", _to_torch, "a finished run's recogniser, for plain PyTorch")

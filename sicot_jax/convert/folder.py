@@ -15,12 +15,15 @@ import hashlib
 import importlib.metadata
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import sicot_jax
-from sicot_jax.catalog.tables import CLASSES_FILE
+from sicot_jax.catalog.catalog import ClassTable
+from sicot_jax.catalog.tables import CLASSES_FILE, read_class_table
 from sicot_jax.config import ModelConfig, TextConfig
 from sicot_jax.errors import InputError
 from sicot_jax.evaluate import read_json, write_json
@@ -81,12 +84,22 @@ class Converted:
 
 
 def is_converted(folder: Path) -> bool:
-    return (folder / WEIGHTS).exists() and (folder / MANIFEST).exists()
+    """Whether it is one of ours, whatever it is for."""
+    return (folder / MANIFEST).exists() and any((folder / name).exists() for name in (WEIGHTS, GRAPH))
+
+
+def check_trainable(folder: Path) -> None:
+    """InputError for a folder whose weights nothing can be trained from."""
+    for name, what in ((GRAPH, "an ONNX graph"), (PROGRAM, "StableHLO, its batch norms folded")):
+        if (folder / name).exists():
+            raise InputError(f"{folder}: {what}; give the run, or a folder of to-torch or from-torch")
 
 
 def read_converted(folder: Path) -> Converted:
     """InputError where the folder is none, was written by a newer version, or has a file that is not as it was written."""
     converted, manifest = read_config(folder), read_json(folder / MANIFEST, _WANTED)
+    if not isinstance(manifest.get("sha256"), dict):
+        raise InputError(f"{folder / MANIFEST}: no sha256 of the files in it; convert again")
     for name, digest in manifest["sha256"].items():
         if name.endswith(".py"):
             continue  # to be changed as one likes
@@ -105,26 +118,69 @@ def read_config(folder: Path) -> Converted:
         raise InputError(
             f"{folder / CONFIG}: format {stored.get('format')}, this version reads {FORMAT}; convert again"
         )
-    preprocessing: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in stored["preprocessing"].items()
-    }
-    text = Text(**stored["text"]) if "text" in stored else None
-    return Converted(folder, Model(**stored["model"]), Preprocessing(**preprocessing), stored["source"], text)
+    try:
+        preprocessing: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in stored["preprocessing"].items()
+        }
+        text = Text(**stored["text"]) if "text" in stored else None
+        return Converted(folder, Model(**stored["model"]), Preprocessing(**preprocessing), stored["source"], text)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder / CONFIG}: not as it was written ({error}); convert again") from error
+
+
+def read_classes(folder: Path, model: Model) -> ClassTable:
+    """The products of a folder's classes. InputError where there are more or fewer than the model has."""
+    table = read_class_table(folder / CLASSES)
+    if len(table) != model.classes:
+        raise InputError(
+            f"{folder / CLASSES}: {len(table)} classes, and the model has {model.classes}; give it its own table"
+        )
+    return table
 
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `out` at the end of the block, or vanishes with an exception. InputError where `out` is."""
-    if out.exists():
-        raise InputError(f"{out} exists; give another --out, or remove it")
+    """A folder to fill that becomes `out` at the end of the block, or vanishes with an exception or SIGTERM. InputError where
+    `out` is.
+    """
+    check_new(out)
+    missing = [parent for parent in out.parents if not parent.exists()]
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
     try:
-        yield partial
-        partial.rename(out)
-    except BaseException:
+        with _sigterm_as_exit():
+            partial.mkdir(parents=True)
+            yield partial
+            partial.rename(out)
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        for parent in missing:
+            with contextlib.suppress(OSError):  # another process may have put something there
+                parent.rmdir()
+        if isinstance(error, NotADirectoryError | FileExistsError) and str(partial) in str(error):
+            raise InputError(f"{out}: its parent is no folder; give another --out") from error
         raise
+
+
+@contextlib.contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        yield
+        return
+
+    def leave(number, frame):
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def check_new(out: Path) -> None:
+    """InputError where there is something already."""
+    if out.exists() or out.is_symlink():
+        raise InputError(f"{out} exists; give another --out, or remove it")
 
 
 def write_config(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,14 +11,17 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from sicot_jax import runs
 from sicot_jax.catalog.text import load_tokenizer
 from sicot_jax.convert import folder as folders
 from sicot_jax.convert import names, network, proof, text, weights
 from sicot_jax.convert.folder import Model
 from sicot_jax.errors import InputError
+from sicot_jax.evaluate import read_json
 from sicot_jax.models.resnet import STEMS
 from sicot_jax.preprocessing import Preprocessing
 
+_WHAT = "PyTorch against JAX"
 _CLASSIFIER = ("fc.weight", "fc.bias")
 
 
@@ -31,19 +33,27 @@ def from_torch(path: Path, out: Path, *, stem: str = "", may_be_missing: Sequenc
     that need not be there; those arrays have the values of a fresh network.
     InputError: no weights, no ResNet, anything missing, unexpected or of another shape, all of it listed; `out` exists.
     """
-    if out.exists():
-        raise InputError(f"{out} exists; give another --out, or remove it")
-    own = path.is_dir()
-    file = path / folders.WEIGHTS if own else path
-    found = _renamed(weights.read_weights(file))
+    folders.check_new(out)
+    folder = path if path.is_dir() else path.parent
+    own = (folder / folders.MANIFEST).exists() and (path.is_dir() or path.name == folders.WEIGHTS)
+    if own:
+        folders.check_trainable(folder)
+        path = folder
+    file = path / folders.WEIGHTS if path.is_dir() else path  # a folder of Hugging Face calls it the same
+    found = weights.read_weights(file)
     try:
+        found = _renamed(found)
         if own:
+            if stem or may_be_missing:
+                raise InputError("a folder of ours is whole and tells its stem; leave --stem and --may-miss out")
             stored = folders.read_config(path)
             model, preprocessing, read = stored.model, stored.preprocessing, stored.text
         else:
             found = {name: array for name, array in found.items() if name not in _CLASSIFIER}
-            model, preprocessing, read = _model(found, stem), _preprocessing_beside(path), None
+            model, preprocessing, read = _model(found, stem), preprocessing_beside(file), None
         arrays = _checked(model, found, may_be_missing)
+        if own and model.classes:
+            folders.read_classes(path, model)
     except InputError as error:
         raise InputError(f"{file}: {error}") from error
     photos = proof.fixed_photos()
@@ -54,7 +64,7 @@ def from_torch(path: Path, out: Path, *, stem: str = "", may_be_missing: Sequenc
     proved = proof.prove(
         network.outputs_in_torch(recognizer, photos),
         network.outputs_here(model, preprocessing, arrays, photos),
-        what="PyTorch against JAX",
+        what=_WHAT,
     )
     with folders.new_folder(out) as new:
         with (new / folders.WEIGHTS).open("wb") as written:
@@ -63,20 +73,29 @@ def from_torch(path: Path, out: Path, *, stem: str = "", may_be_missing: Sequenc
             )
         if own and model.classes:
             shutil.copy(path / folders.CLASSES, new / folders.CLASSES)
+        shutil.copy(Path(network.torch_module().__file__), new / "model.py")
         source = {"from": path.name, "sha256": folders.file_sha256(file)}
+        if read is not None:
+            read = _with_vocabulary(path, new, read)
         folders.write_config(new, model, preprocessing, source, read)
-        proofs = {"PyTorch against JAX": proved}
+        proofs = {_WHAT: proved}
         if read is not None:
             proofs[text.WHAT] = _with_text(path, new, read)
         folders.write_manifest(new, proofs)
     return proofs
 
 
-def _with_text(path: Path, new: Path, read: folders.Text) -> dict[str, Any]:
-    """Take our own semantic stream in again."""
+def _with_vocabulary(path: Path, new: Path, read: folders.Text) -> folders.Text:
+    """Copy the vocabulary; the text as it is then, for words may have changed."""
+    tokenizer = load_tokenizer(path)
     for name in text.TOKENIZER_FILES:
         if (path / name).exists():
             shutil.copy(path / name, new / name)
+    return dataclasses.replace(read, vocabulary=runs.vocabulary_hash(tokenizer))
+
+
+def _with_text(path: Path, new: Path, read: folders.Text) -> dict[str, Any]:
+    """Take our own semantic stream in again."""
     arrays, wanted = weights.read_weights(path / folders.TEXT), text.shapes_of(read, load_tokenizer(new).vocabulary)
     if faults := names.mismatches({name: array.shape for name, array in arrays.items()}, wanted):
         raise InputError(f"{path / folders.TEXT}: not the arrays of its config.json: {faults}; export again")
@@ -84,8 +103,12 @@ def _with_text(path: Path, new: Path, read: folders.Text) -> dict[str, Any]:
 
 
 def _renamed(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    renamed = names.torchvision_names(arrays)
-    return {renamed[name]: array for name, array in arrays.items() if name in renamed}
+    renamed: dict[str, np.ndarray] = {}
+    for name, to in names.torchvision_names(arrays).items():
+        if to in renamed:
+            raise InputError(f"two arrays for {to}, one of them {name}; wanted one; remove the other")
+        renamed[to] = arrays[name]
+    return renamed
 
 
 def _model(found: dict[str, np.ndarray], stem: str) -> Model:
@@ -108,6 +131,8 @@ def _checked(model: Model, found: dict[str, np.ndarray], may_be_missing: Sequenc
     if model.classes:
         wanted |= {"fc.weight": (model.classes, stream.features_width), "fc.bias": (model.classes,)}
     shapes = {name: array.shape for name, array in found.items()}
+    if "" in may_be_missing:
+        raise InputError("--may-miss '' would let anything be missing; name beginnings of names")
     if faults := names.mismatches(shapes, wanted, may_be_missing=may_be_missing):
         raise InputError(
             f"not the arrays of this ResNet-{model.depth}: {faults}; name what may be missing with --may-miss"
@@ -115,15 +140,55 @@ def _checked(model: Model, found: dict[str, np.ndarray], may_be_missing: Sequenc
     return fresh | found
 
 
-def _preprocessing_beside(path: Path) -> Preprocessing:
-    """How the weights' photos were prepared, as files beside them say (Hugging Face, timm); else as for ImageNet."""
-    fields: dict[str, Any] = {}
-    beside = {"preprocessor_config.json": ("image_mean", "image_std"), "config.json": ("mean", "std")}
-    for name, (mean, std) in beside.items():
-        if (path.parent / name).exists():
-            stored = json.loads((path.parent / name).read_text())
-            stored = stored.get("pretrained_cfg", stored)
-            if mean in stored and std in stored:
-                fields = {"mean": tuple(stored[mean]), "std": tuple(stored[std])}
-                break
-    return Preprocessing(**fields)
+_CROP = 0.875  # of a resized photo's side, the usual share
+
+
+def preprocessing_beside(file: Path) -> Preprocessing:
+    """How the weights' photos were prepared, as files beside them say (Hugging Face, timm); else as for ImageNet.
+
+    Mean, deviation, side, and the share of the side that is cut out; resizing is bilinear here, whatever it was there.
+    InputError: a network of another kind than torchvision's, of the same arrays; files that cannot be read.
+    """
+    stored: dict[str, Any] = {}
+    try:
+        for name in ("config.json", "preprocessor_config.json"):
+            if (beside := file.parent / name).exists():
+                found = read_json(beside, "the config of a model or of its photos, as JSON")
+                stored |= found.get("pretrained_cfg") or found
+        _check_kind(stored)
+        fields: dict[str, Any] = {}
+        for wanted, *theirs in (("mean", "image_mean", "mean"), ("std", "image_std", "std")):
+            if name := next((name for name in theirs if stored.get(name) is not None), ""):
+                fields[wanted] = tuple(float(x) for x in stored[name])
+        if stored.get("do_normalize") is False:
+            fields |= {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+        if side := _side(stored):
+            resized = round(side / float(stored.get("crop_pct") or _CROP))
+            fields |= dict.fromkeys(("height", "width"), side) | dict.fromkeys(
+                ("resize_height", "resize_width"), resized
+            )
+        return Preprocessing(**fields)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{file.parent}: its config of photos is not as usual ({error}); give the weights alone"
+        ) from error
+
+
+def _side(stored: dict[str, Any]) -> int:
+    """Pixels a side of a square input; 0 where nothing tells it."""
+    size = stored.get("crop_size") or stored.get("size") or stored.get("input_size") or 0
+    if isinstance(size, dict):
+        size = size.get("shortest_edge") or size.get("height") or 0
+    return int(size[-1] if isinstance(size, list) else size)
+
+
+def _check_kind(stored: dict[str, Any]) -> None:
+    """The same arrays may be another network's: what is known to differ is refused."""
+    odd = {name: stored[name] for name in ("downsample_in_bottleneck", "downsample_in_first_stage") if stored.get(name)}
+    if stored.get("hidden_act", "relu") != "relu":
+        odd["hidden_act"] = stored["hidden_act"]
+    if odd:
+        told = ", ".join(f"{name}={value}" for name, value in odd.items())
+        raise InputError(f"another ResNet than torchvision's ({told}); wanted one with none of these")

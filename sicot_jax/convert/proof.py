@@ -56,7 +56,7 @@ def prove(here: Outputs, there: Outputs, *, what: str, items: str = "photos") ->
         if not found[name]["max_relative"] <= TOLERANCE:  # nan is no agreement
             raise InputError(
                 f"{what}: {name} differs by up to {found[name]['max_relative']:.2g} of its largest value, wanted "
-                f"{TOLERANCE:g} at most; nothing was written"
+                f"{TOLERANCE:g} at most; nothing is written"
             )
     if here.logits is not None and there.logits is not None:
         best = [np.argsort(-logits, 1, kind="stable")[:, :TOP] for logits in (here.logits, there.logits)]
@@ -69,7 +69,7 @@ def proof_lines(proofs: dict[str, dict[str, Any]]) -> list[str]:
     lines = []
     for what, found in proofs.items():
         counted = f"{found['photos']} photos" if "photos" in found else f"{found['titles']} titles"
-        for name in ("embedding", "logits"):
+        for name in ("embedding", "logits", "probability"):
             if name in found:
                 row = found[name]
                 lines.append(

@@ -12,36 +12,43 @@ from typing import Any
 
 import numpy as np
 
+from sicot_jax.catalog.tables import read_class_table
 from sicot_jax.convert import folder as folders
 from sicot_jax.convert import network, proof
 from sicot_jax.convert.exported import Exported, exported
 from sicot_jax.convert.proof import Outputs
 from sicot_jax.errors import InputError
 
+_WHAT = "JAX against ONNX Runtime"
 _LARGEST_GRAPH = 1_500_000_000  # bytes of weights inside the file; protobuf ends at 2 GiB
 
 
 def to_onnx(workdir: Path, out: Path, *, top_k: int = 0) -> dict[str, Any]:
     """Write the folder `out` with a graph: "photos" uint8 [batch, height, width, 3] -> "embedding" [batch, D] and "logits"
-    [batch, C], or with `top_k` "probability" and "class" [batch, top_k]; returns what was compared.
+    [batch, C], or with `top_k` "probability" and "class" [batch, top_k] of products that are not withdrawn; returns what was
+    compared.
 
     Photos are resized and cropped before (`Preprocessing`), and normalised in the graph. Needs the extras torch and onnx.
     """
     module = network.torch_module()
     _import_onnx()
     with folders.new_folder(out) as new, exported(workdir) as found:
-        if top_k > found.model.classes:
-            raise InputError(f"--top-k {top_k}, and the run has {found.model.classes} classes; give at most that")
-        _export(module, found, new / folders.GRAPH, top_k)
+        withdrawn = read_class_table(found.class_table).withdrawn
+        offered = int((~withdrawn).sum())
+        if not 0 <= top_k <= offered:
+            raise InputError(f"--top-k {top_k}, wanted 1 to {offered}, the run's products, or 0 for logits")
+        _export(module, found, new / folders.GRAPH, top_k, withdrawn)
         folders.write_config(new, found.model, found.preprocessing, found.source)
         shutil.copy(found.class_table, new / folders.CLASSES)
         photos = proof.fixed_photos()
         here, there = found.outputs(photos), graph_outputs(new, photos)
         if top_k:  # the graph keeps its logits to itself
-            here = dataclasses.replace(here, logits=best_probabilities(here.logits, top_k))
-        proved = proof.prove(here, there, what="JAX against ONNX Runtime")
-        folders.write_manifest(new, {"JAX against ONNX Runtime": proved})
-    return {"JAX against ONNX Runtime": proved}
+            here = dataclasses.replace(here, logits=best_probabilities(here.logits, top_k, withdrawn))
+        proofs = {_WHAT: proof.prove(here, there, what=_WHAT)}
+        if top_k:
+            proofs[_WHAT]["probability"] = proofs[_WHAT].pop("logits")
+        folders.write_manifest(new, proofs)
+    return proofs
 
 
 def _import_onnx() -> None:
@@ -54,7 +61,7 @@ def _import_onnx() -> None:
         ) from error
 
 
-def _export(module: Any, found: Exported, path: Path, top_k: int) -> None:
+def _export(module: Any, found: Exported, path: Path, top_k: int, withdrawn: np.ndarray) -> None:
     import torch
 
     model, preprocessing = dataclasses.asdict(found.model), found.preprocessing
@@ -66,6 +73,7 @@ def _export(module: Any, found: Exported, path: Path, top_k: int) -> None:
         def __init__(self):
             super().__init__()
             self.recognizer = recognizer
+            self.withdrawn = torch.tensor(withdrawn)
             self.mean, self.std = (torch.tensor(x).reshape(3, 1, 1) for x in (preprocessing.mean, preprocessing.std))
 
         def forward(self, photos):
@@ -74,7 +82,7 @@ def _export(module: Any, found: Exported, path: Path, top_k: int) -> None:
             logits = recognizer.fc(embedding)
             if not top_k:
                 return embedding, logits
-            probability, classes = logits.softmax(-1).topk(top_k)
+            probability, classes = logits.masked_fill(self.withdrawn, -torch.inf).softmax(-1).topk(top_k)
             return embedding, probability, classes
 
     photos = torch.zeros((2, preprocessing.height, preprocessing.width, 3), dtype=torch.uint8)
@@ -114,9 +122,10 @@ def graph_outputs(folder: Path, photos: Sequence[np.ndarray]) -> Outputs:
     return Outputs(embedding, dense)
 
 
-def best_probabilities(logits: np.ndarray | None, k: int) -> np.ndarray:
-    """Softmax of logits [N, C] where it is among a row's k largest, else 0."""
+def best_probabilities(logits: np.ndarray | None, k: int, withdrawn: np.ndarray) -> np.ndarray:
+    """Softmax of logits [N, C] over the classes that are not withdrawn (bool [C]), where among a row's k largest, else 0."""
     assert logits is not None
+    logits = np.where(withdrawn, -np.inf, logits)
     shares = np.exp(logits - logits.max(1, keepdims=True))
     shares /= shares.sum(1, keepdims=True)
     return np.where(shares >= np.sort(shares, 1)[:, -k, None], shares, 0)

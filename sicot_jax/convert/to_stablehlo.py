@@ -19,6 +19,7 @@ from sicot_jax.convert.proof import Outputs
 from sicot_jax.preprocessing import Preprocessing
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+_WHAT = "JAX against StableHLO"
 
 
 def to_stablehlo(workdir: Path, out: Path) -> dict[str, Any]:
@@ -37,9 +38,9 @@ def to_stablehlo(workdir: Path, out: Path) -> dict[str, Any]:
         (new / folders.PROGRAM).write_bytes(program(found.model, found.preprocessing, shapes))
         folders.write_config(new, found.model, found.preprocessing, found.source)
         shutil.copy(found.class_table, new / folders.CLASSES)
-        proved = proof.prove(here, program_outputs(new, photos), what="JAX against StableHLO")
-        folders.write_manifest(new, {"JAX against StableHLO": proved})
-    return {"JAX against StableHLO": proved}
+        proofs = {_WHAT: proof.prove(here, program_outputs(new, photos), what=_WHAT)}
+        folders.write_manifest(new, proofs)
+    return proofs
 
 
 def program(model: Model, preprocessing: Preprocessing, shapes: dict[str, jax.ShapeDtypeStruct]) -> bytes:

@@ -15,6 +15,7 @@ from sicot_jax.convert import network, proof, text
 from sicot_jax.convert.exported import Exported, exported, write_recognizer
 from sicot_jax.convert.proof import Outputs
 
+_WHAT = "JAX against PyTorch"
 _PIECE = 2**23  # weights of classes whose logits PyTorch makes at a time: 32 MiB
 
 
@@ -34,9 +35,7 @@ def write_torch(new: Path, found: Exported) -> dict[str, Any]:
     write_recognizer(new, found)
     shutil.copy(Path(network.torch_module().__file__), new / "model.py")
     photos = proof.fixed_photos()
-    proofs = {
-        "JAX against PyTorch": proof.prove(found.outputs(photos), outputs_of(new, photos), what="JAX against PyTorch")
-    }
+    proofs = {_WHAT: proof.prove(found.outputs(photos), outputs_of(new, photos), what=_WHAT)}
     if found.semantic is not None:
         found.semantic.tokenizer.save(new)
         proofs[text.WHAT] = text.write_text(new, found.semantic.text, found.semantic.arrays)

@@ -60,11 +60,12 @@ class SicotRecognizer(nn.Module):
     model: depth, width, stem, last_stride, embedding_width (0: no projection) and classes (0: no classifier).
     preprocessing: how a photo becomes input, see `preprocess`.
     skus: the product of each class.
+    withdrawn: classes of products that are gone; `recognize` leaves them out.
     """
 
-    def __init__(self, model: dict, preprocessing: dict, skus: list[str]):
+    def __init__(self, model: dict, preprocessing: dict, skus: list[str], withdrawn: list[int] | None = None):
         super().__init__()
-        self.preprocessing, self.skus = preprocessing, skus
+        self.preprocessing, self.skus, self.withdrawn = preprocessing, skus, withdrawn or []
         depth, width = model["depth"], model["width"]
         bottleneck = depth >= 50
         size, stride = STEMS[model["stem"]]
@@ -91,15 +92,16 @@ class SicotRecognizer(nn.Module):
         """The recogniser in a folder of `sicot convert to-torch`, ready to recognise photos."""
         folder = Path(folder)
         config = json.loads((folder / "config.json").read_text())
-        skus = []
+        skus, withdrawn = [], []
         if config["model"]["classes"]:
             with (folder / "classes.csv").open(encoding="utf-8", newline="") as file:
-                skus = [row["sku"] for row in csv.DictReader(file)]
-        recognizer = cls(config["model"], config["preprocessing"], skus)
+                products = list(csv.DictReader(file))
+            skus = [row["sku"] for row in products]
+            withdrawn = [c for c, row in enumerate(products) if row["withdrawn"] == "1"]
+        recognizer = cls(config["model"], config["preprocessing"], skus, withdrawn)
         weights = load_file(folder / "model.safetensors")
-        own = recognizer.state_dict()
-        counters = {name: own[name] for name in own if name.endswith(".num_batches_tracked")}
-        recognizer.load_state_dict({name: weights[name] for name in weights if name in own} | counters)
+        counters = {name: x for name, x in recognizer.state_dict().items() if name.endswith(".num_batches_tracked")}
+        recognizer.load_state_dict(weights | counters)
         return recognizer.eval()
 
     def preprocess(self, photo) -> torch.Tensor:
@@ -144,7 +146,8 @@ class SicotRecognizer(nn.Module):
     def recognize(self, photo, k: int = 5) -> list[dict]:
         """The k most probable products of one photo, best first: their class, SKU and probability."""
         logits = self(self.preprocess(photo)[None].to(self.conv1.weight.device))[0]
-        probability, classes = logits.softmax(-1).topk(min(k, len(self.skus)))
+        logits[self.withdrawn] = -torch.inf
+        probability, classes = logits.softmax(-1).topk(min(k, len(self.skus) - len(self.withdrawn)))
         return [
             {"class": c, "sku": self.skus[c], "probability": p}
             for c, p in zip(classes.tolist(), probability.tolist(), strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +17,7 @@ from sicot_jax.errors import InputError
 FLOAT = np.dtype("<f4")
 SAFETENSORS = (".safetensors",)
 TORCH = (".pth", ".pt", ".bin")
+_BEGINNINGS = (b"PK", b"\x80")  # of a zip archive, and of the pickles that torch wrote before
 _HOLDERS = ("state_dict", "model", "model_state_dict")  # what training scripts put beside an optimizer's state
 
 
@@ -56,25 +58,28 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     import pickle
 
     torch = import_torch("read a file of torch.save")
+    with path.open("rb") as file:
+        known = file.read(2).startswith(_BEGINNINGS)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a pickle that is refused next
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path}: holds more than tensors, and reading that would run code that it brings ({_short(error)}); save its "
-            "state_dict() alone, or as safetensors"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise InputError(
-            f"{path}: no file of torch.save, or a damaged one ({_short(error)}); fetch it again"
-        ) from error
+            found = torch.load(path, map_location="cpu", weights_only=True) if known else None
+    except Exception as error:  # a damaged file can fail in any of the reader's ways
+        if isinstance(error, pickle.UnpicklingError):
+            wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+            raise InputError(
+                f"{path}: holds more than tensors, and reading that would run code that it brings"
+                f"{f' ({wanted[1]})' if wanted else ''}; save its state_dict() alone, or as safetensors"
+            ) from error
+        known = False
+    if not known:
+        raise InputError(f"{path}: no file of torch.save, or a damaged one, or of more than tensors; fetch it again")
     for name in _HOLDERS:
         if isinstance(found, dict) and isinstance(found.get(name), dict):
             found = found[name]
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise InputError(f"{path}: holds {type(found).__name__}, wanted a state_dict: names of tensors")
-    return {str(name): value.float().numpy() for name, value in found.items()}
+    return {str(name): value.detach().float().numpy() for name, value in found.items()}
 
 
 def import_torch(what: str) -> Any:

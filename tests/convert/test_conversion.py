@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -12,8 +13,10 @@ import pytest
 import sicot_jax
 from sicot_jax import cli, runs
 from sicot_jax import config as config_lib
+from sicot_jax.catalog.opening import open_catalog
 from sicot_jax.convert import folder as folders
 from sicot_jax.convert import proof
+from sicot_jax.convert.network import load_module
 from sicot_jax.convert.proof import Outputs
 from sicot_jax.errors import InputError
 from sicot_jax.train import train
@@ -55,10 +58,7 @@ def predictions(workdir):
 
 def test_plain_pytorch_recognises_what_the_run_did(run, in_torch):
     """In a process that has no sicot_jax and no jax, on the run's own test photos."""
-    catalog = runs.read_run(run)
-    from sicot_jax.catalog.opening import open_catalog
-
-    photos = [record["image"] for record in open_catalog(catalog.config.data).splits["test"]]
+    photos = [record["image"] for record in open_catalog(runs.read_run(run).config.data).splits["test"]]
     np.save(in_torch.parent / "photos.npy", np.stack(photos))
     program = (
         "import sys, numpy, torch\n"
@@ -129,8 +129,11 @@ def test_best_classes_in_another_order_are_no_agreement():
     from sicot_jax.convert.to_onnx import best_probabilities
 
     logits = np.log(np.float32([[0.5, 0.3, 0.15, 0.05]]))
-    here = best_probabilities(logits, 2)
+    everything = np.zeros(4, bool)
+    here = best_probabilities(logits, 2, everything)
     np.testing.assert_allclose(here, [[0.5, 0.3, 0, 0]], rtol=1e-6)
+    gone = best_probabilities(logits, 2, np.array([True, False, False, False]))
+    np.testing.assert_allclose(gone, [[0, 0.6, 0.3, 0]], rtol=1e-6)
     same, other = (Outputs(np.ones((1, 2)), dense) for dense in (here, here[:, [1, 0, 2, 3]]))
     assert proof.prove(Outputs(np.ones((1, 2)), here), same, what="a against b")["top3_agreement"] == 1
     with pytest.raises(InputError, match="logits differs"):
@@ -152,6 +155,8 @@ def test_stablehlo_runs_for_any_batch_from_its_folder_alone(run, tmp_path):
         np.testing.assert_allclose(found["embedding"], wanted.embed(photos), rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match="StableHLO is loaded by jax.export"):
         sicot_jax.load(out)
+    with pytest.raises(InputError, match="StableHLO, its batch norms folded; give the run"):
+        train(tiny(f"model.init_from={out}"), tmp_path / "run")
 
 
 def test_what_pytorch_changed_comes_back_and_trains_on(run, in_torch, tmp_path, capsys):
@@ -186,6 +191,11 @@ def test_a_run_whose_rows_share_words_is_written_as_a_plain_one(tmp_path):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     wanted = predictions(tmp_path / "run")
     assert config["model"]["embedding_width"] == wanted["embedding"].shape[1] == 16
+    catalog = open_catalog(runs.read_run(tmp_path / "run").config.data)
+    photos = [record["image"] for record in catalog.splits["test"]]
+    _, logits = sicot_jax.load(tmp_path / "out").engine(np.stack(photos))
+    told = np.take_along_axis(logits, wanted["top_classes"].astype(int), 1)
+    np.testing.assert_allclose(told, wanted["top_logits"], atol=1e-4 * np.abs(wanted["top_logits"]).max())
 
 
 @pytest.mark.parametrize("kind", ["to-torch", "to-onnx", "to-stablehlo"])
@@ -225,9 +235,60 @@ def test_differences_are_told_by_hand():
         proof.prove(here, dataclasses.replace(there, embedding=np.float32([[np.nan, 4]])), what="a against b")
 
 
-def test_a_run_from_before_class_tables_were_kept_finds_its_catalogue(run, tmp_path):
-    import shutil
+def test_withdrawn_products_are_not_recognised(run, in_torch, tmp_path):
+    """By the run, in PyTorch, and inside a graph: the best product of a photo is gone, the next one takes its place."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX needs the extra onnx")
+    before = [match.class_id for match in sicot_jax.load(run).recognize(PHOTOS[0], k=3)]
+    shutil.copytree(run, tmp_path / "run")
+    table = tmp_path / "run" / "classes.csv"
+    lines = table.read_text().splitlines()
+    lines[1 + before[0]] = lines[1 + before[0]].removesuffix("0") + "1"
+    table.write_text("\n".join(lines) + "\n")
+    recognizer = sicot_jax.load(tmp_path / "run")
+    found = recognizer.recognize(PHOTOS[0], k=99)
+    assert [match.class_id for match in found[:2]] == before[1:] and len(found) == 10
+    np.testing.assert_allclose(sum(match.probability for match in found), 1, rtol=1e-6)
+    outs = {kind: tmp_path / kind for kind in ("torch", "onnx")}
+    assert cli.main(["convert", "to-torch", f"--workdir={tmp_path / 'run'}", f"--out={outs['torch']}"]) == 0
+    told = load_module(outs["torch"] / "model.py").SicotRecognizer.from_pretrained(outs["torch"]).recognize(PHOTOS[0])
+    assert [product["class"] for product in told[:2]] == before[1:]
+    assert cli.main(["convert", "to-onnx", f"--workdir={tmp_path / 'run'}", f"--out={outs['onnx']}", "--top-k=10"]) == 0
+    session, preprocessing = onnxruntime.InferenceSession(outs["onnx"] / "model.onnx"), recognizer.preprocessing
+    batch = preprocessing.centre_crop(preprocessing.load(PHOTOS[0]))[None]
+    assert session.run(None, {"photos": batch})[2][0, :2].tolist() == before[1:]
+    for k in ("11", "-1"):
+        flags = [f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'more'}", f"--top-k={k}"]
+        assert cli.main(["convert", "to-onnx", *flags]) == cli.INPUT_ERROR
 
+
+def test_photos_come_in_any_shape_that_pillow_knows(run):
+    from PIL import Image
+
+    recognizer = sicot_jax.load(run)
+    photo = Image.fromarray(PHOTOS[0])
+    for same in (photo, photo.convert("RGBA")):
+        np.testing.assert_allclose(recognizer.embed(same), recognizer.embed(PHOTOS[0]), rtol=1e-6)
+    for odd, told in (
+        (PHOTOS[0][..., 0], "wanted uint8"),
+        (PHOTOS[0][:0], "wanted uint8"),
+        (None, "are NoneType"),
+        ([1], "is int"),
+    ):
+        with pytest.raises(InputError, match=told):
+            recognizer.embed(odd)
+
+
+def test_folders_above_are_made_only_with_what_is_written(run, tmp_path, capsys):
+    fails_with(
+        capsys, ["convert", "to-torch", f"--workdir={tmp_path / 'none'}", f"--out={tmp_path / 'a' / 'b' / 'out'}"]
+    )
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    line = fails_with(capsys, ["convert", "to-torch", f"--workdir={run}", f"--out={tmp_path / 'file' / 'out'}"])
+    assert "its parent is no folder" in line
+
+
+def test_a_run_from_before_class_tables_were_kept_finds_its_catalogue(run, tmp_path):
     shutil.copytree(run, tmp_path / "old")
     (tmp_path / "old" / "classes.csv").unlink()
     assert sicot_jax.load(tmp_path / "old").classes.sku == sicot_jax.load(run).classes.sku

@@ -1,6 +1,7 @@
 """A ResNet's weights taken in: from every kind of file, or refused with everything that is wrong in one line."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -108,3 +109,68 @@ def test_without_torch_one_line_says_what_to_install(tmp_path, capsys, monkeypat
         "no PyTorch here to read a file of torch.save; install it: pip install 'sicot_jax[torch]'"
         in capsys.readouterr().err
     )
+
+
+def test_two_names_for_one_array_are_no_weights(tmp_path, capsys):
+    weights = state_dict()
+    weights["encoder.stages.0.layers.0.layer.0.convolution.weight"] = torch.zeros_like(weights["layer1.0.conv1.weight"])
+    assert "two arrays for layer1.0.conv1.weight" in refused(tmp_path, capsys, weights)
+
+
+def test_parameters_are_arrays_too(tmp_path):
+    weights = {name: torch.nn.Parameter(x) if x.is_floating_point() else x for name, x in state_dict().items()}
+    assert taken_in(tmp_path, weights).model.depth == 18
+
+
+def test_missing_anything_is_not_asked_for(tmp_path, capsys):
+    assert "would let anything be missing" in refused(tmp_path, capsys, state_dict(), "--may-miss", "")
+
+
+@pytest.mark.parametrize(
+    "beside, told",
+    [
+        ({"hidden_act": "gelu"}, "another ResNet than torchvision's (hidden_act=gelu)"),
+        ({"downsample_in_bottleneck": True}, "another ResNet than torchvision's (downsample_in_bottleneck=True)"),
+        ({"mean": 3}, "its config of photos is not as usual"),
+        ([1], "holds no table, wanted the config of a model"),
+    ],
+)
+def test_what_lies_beside_the_weights_is_read_or_refused(tmp_path, capsys, beside, told):
+    torch.save(state_dict(), tmp_path / "weights.pth")
+    (tmp_path / "config.json").write_text(json.dumps(beside))
+    assert cli.main(["convert", "from-torch", str(tmp_path / "weights.pth"), f"--out={tmp_path / 'out'}"]) == 2
+    assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_side_and_crop_travel_too(tmp_path):
+    """timm's fields: a square of 32 pixels out of 40."""
+    fields = {"input_size": [3, 32, 32], "crop_pct": 0.8, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18", "pretrained_cfg": fields}))
+    found = taken_in(tmp_path, state_dict()).preprocessing
+    assert (found.height, found.width, found.resize_height, found.resize_width) == (32, 32, 40, 40)
+    assert found.mean == found.std == (0.5, 0.5, 0.5)
+
+
+def test_a_class_table_of_another_length_is_refused(tmp_path, capsys):
+    """And the file in a folder of ours stands for the folder: classifier, class table and preprocessing come along."""
+    from sicot_jax import config as config_lib
+    from sicot_jax.train import train
+
+    train(config_lib.load("tiny", ["--config.train.steps=1", "--config.loss.mixed=0"]), tmp_path / "run")
+    out, back = tmp_path / "exported", tmp_path / "back"
+    assert cli.main(["convert", "to-torch", f"--workdir={tmp_path / 'run'}", f"--out={out}"]) == 0
+    assert cli.main(["convert", "from-torch", str(out / "model.safetensors"), f"--out={back}"]) == 0
+    assert folders.read_converted(back).model == folders.read_converted(out).model
+    assert (back / "classes.csv").read_bytes() == (out / "classes.csv").read_bytes()
+    lines = (out / "classes.csv").read_text().splitlines()
+    (out / "classes.csv").write_text("\n".join(lines[:-3]) + "\n")
+    capsys.readouterr()
+    assert cli.main(["convert", "from-torch", str(out), f"--out={tmp_path / 'other'}"]) == 2
+    assert "8 classes, and the model has 11" in capsys.readouterr().err and not (tmp_path / "other").exists()
+
+
+def test_a_conversion_that_is_stopped_leaves_nothing(tmp_path):
+    with pytest.raises(SystemExit), folders.new_folder(tmp_path / "a" / "out") as new:
+        (new / "half").write_text("written")
+        signal.raise_signal(signal.SIGTERM)
+    assert list(tmp_path.iterdir()) == [] and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -7,6 +7,7 @@ import sicot_jax.convert.folder as folders
 from sicot_jax import cli
 from sicot_jax.convert import network, proof
 from sicot_jax.convert.weights import read_weights
+from sicot_jax.preprocessing import Preprocessing
 
 torch = pytest.importorskip("torch", reason="conversion needs the extra torch")
 transformers = pytest.importorskip("transformers", reason="Hugging Face's models are compared with themselves")
@@ -36,13 +37,14 @@ def test_embeddings_are_hugging_face_s(tmp_path, depth):
             buffer.uniform_(0.8, 1.2)
     theirs.save_pretrained(tmp_path / "theirs")
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
-    transformers.ConvNextImageProcessor(image_mean=mean, image_std=std).save_pretrained(tmp_path / "theirs")
+    processor = {"image_mean": mean, "image_std": std, "size": {"shortest_edge": 96}, "crop_pct": 0.75}
+    transformers.ConvNextImageProcessor(**processor).save_pretrained(tmp_path / "theirs")
 
-    weights, out = tmp_path / "theirs" / "model.safetensors", tmp_path / "out"
-    assert cli.main(["convert", "from-torch", str(weights), f"--out={out}"]) == 0
+    out = tmp_path / "out"
+    assert cli.main(["convert", "from-torch", str(tmp_path / "theirs"), f"--out={out}"]) == 0
     found = folders.read_converted(out)
     assert found.model == folders.Model(depth, 16, "imagenet", 2, 0, 0)
-    assert (found.preprocessing.mean, found.preprocessing.std) == (mean, std)
+    assert found.preprocessing == Preprocessing(96, 96, 128, 128, mean=mean, std=std)
 
     photos = proof.fixed_photos()[:3]
     pixels = np.stack([found.preprocessing.centre_crop(found.preprocessing.load(photo)) for photo in photos])

@@ -110,6 +110,12 @@ def test_a_run_s_titles_in_plain_pytorch_and_back(run, tmp_path, capsys):
     back = tmp_path / "back"
     assert cli.main(["convert", "from-torch", str(out), f"--out={back}"]) == 0
     assert read_weights(back / "text.safetensors").keys() == arrays.keys()
+    assert folders.read_converted(back).text == stored.text
+    words_file = out / "words.txt"  # other words: another vocabulary, by its own account
+    words_file.write_text(words_file.read_text().replace("\n", "x\n").removeprefix("x"))
+    other = tmp_path / "other"
+    assert cli.main(["convert", "from-torch", str(out), f"--out={other}"]) == 0
+    assert folders.read_converted(other).text.vocabulary != stored.text.vocabulary
     frozen = ["optim.trainable=classifier/bias", "optim.learning_rate=1e-9", "train.steps=1"]
     flags = [f"--config.{flag}" for flag in (*frozen, f"model.init_from={back}", "model.text.encoder=lstm_attention")]
     train(config_lib.load("tiny", flags), tmp_path / "run")
