@@ -67,9 +67,8 @@ class Exported:
 
 @jax.jit
 def _logits(embedding, kernel, bias):
-    return (
-        jnp.einsum("bd,cd->bc", embedding, kernel) + bias
-    )  # in one program: a transposed kernel would be a copy of it
+    # In one program: a transposed kernel would be a copy of it.
+    return jnp.einsum("bd,cd->bc", embedding, kernel) + bias
 
 
 @contextlib.contextmanager

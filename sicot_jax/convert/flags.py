@@ -28,7 +28,6 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
 
     sub = kind("to-torch", _to_torch, "a finished run's recogniser, for plain PyTorch")
     sub.add_argument("--workdir", type=Path, required=True, help="run folder")
-
     sub.add_argument("--with-text", action="store_true", help="the semantic stream and its vocabulary too")
 
     sub = kind("to-onnx", _to_onnx, "a finished run's recogniser as an ONNX graph")
