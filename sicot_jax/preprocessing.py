@@ -7,6 +7,7 @@ Device: centre crop to `[height, width]` (evaluation) or random resized crop (tr
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -55,6 +56,10 @@ class Preprocessing:
 
             photo = image.decode(photo)
         return _fit(photo, wanted[0], wanted[1], self.fit)
+
+    def batch(self, photos: Sequence[bytes | np.ndarray]) -> np.ndarray:
+        """Photos as `load` takes them -> uint8 [B, height, width, 3], as a recogniser sees them."""
+        return self.centre_crop(np.stack([self.load(photo) for photo in photos]))
 
     def normalise(self, image):
         """Uint8 or float [..., H, W, 3] of 0..255 -> float32, (x / 255 - mean) / std; numpy or jax in, the same out."""

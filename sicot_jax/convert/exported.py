@@ -111,9 +111,7 @@ def _semantic(run: runs.Run, state: TrainState) -> Semantic:
 
 def write_recognizer(folder: Path, found: Exported) -> None:
     """Its weights, config and class table."""
-    stored = {name: weights.whole(array) for name, array in sorted(found.arrays.items())} | found.rows()
-    with (folder / folders.WEIGHTS).open("wb") as file:
-        weights.write_safetensors(file, stored, metadata={"format": "pt"})
+    weights.write_weights(folder / folders.WEIGHTS, found.arrays, found.rows())
     read = found.semantic.text if found.semantic is not None else None
     folders.write_config(folder, found.model, found.preprocessing, found.source, read)
     shutil.copy(found.class_table, folder / folders.CLASSES)

@@ -67,10 +67,7 @@ def from_torch(path: Path, out: Path, *, stem: str = "", may_be_missing: Sequenc
         what=_WHAT,
     )
     with folders.new_folder(out) as new:
-        with (new / folders.WEIGHTS).open("wb") as written:
-            weights.write_safetensors(
-                written, {name: weights.whole(a) for name, a in sorted(arrays.items())}, metadata={}
-            )
+        weights.write_weights(new / folders.WEIGHTS, arrays)
         if own and model.classes:
             shutil.copy(path / folders.CLASSES, new / folders.CLASSES)
         shutil.copy(Path(network.torch_module().__file__), new / "model.py")

@@ -75,9 +75,9 @@ def outputs_here(model: Model, preprocessing: Preprocessing, arrays: Arrays, pho
     @jax.jit
     def embed(trees, image):  # arrays that a program closes over become a part of it, and of what is compiled
         stream = nnx.merge(graphdef, *trees, copy=True)
-        return stream.embed(preprocessing.normalise(preprocessing.centre_crop(image)), train=False)
+        return stream.embed(preprocessing.normalise(image), train=False)
 
-    batch = np.stack([preprocessing.load(photo) for photo in photos])
+    batch = preprocessing.batch(photos)
     alone = mesh.make_mesh(devices=jax.local_devices()[:1])  # on several each would have its copy of everything
     with jax.default_matmul_precision("highest"), jax.set_mesh(alone):
         embedding = np.asarray(embed([filled(nnx.to_pure_dict(tree), arrays) for tree in trees], batch))

@@ -132,10 +132,7 @@ def outputs_in_torch(folder: Path, titles: Sequence[str]) -> Outputs:
 
 def write_text(new: Path, text: Text, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Add the stream to a folder that has its vocabulary and `config.json` already; returns what was compared."""
-    with (new / folders.TEXT).open("wb") as file:
-        weights.write_safetensors(
-            file, {name: weights.whole(a) for name, a in sorted(arrays.items())}, metadata={"format": "pt"}
-        )
+    weights.write_weights(new / folders.TEXT, arrays)
     shutil.copy(Path(__file__).with_name("torch_text.py"), new / "text.py")
     tokenizer = words.load_tokenizer(new)
     titles = fixed_titles(tokenizer.vocabulary)

@@ -111,7 +111,7 @@ def graph_outputs(folder: Path, photos: Sequence[np.ndarray]) -> Outputs:
     stored = folders.read_config(folder)
     preprocessing = stored.preprocessing
     session = onnxruntime.InferenceSession(str(folder / folders.GRAPH), providers=["CPUExecutionProvider"])
-    batch = np.stack([preprocessing.centre_crop(preprocessing.load(photo)) for photo in photos])
+    batch = preprocessing.batch(photos)
     whole, first = (session.run(None, {"photos": photos}) for photos in (batch, batch[:1]))
     embedding, *found = (np.concatenate([b, a[1:]]) for a, b in zip(whole, first, strict=True))
     if len(found) == 1:

@@ -30,11 +30,13 @@ def to_stablehlo(workdir: Path, out: Path) -> dict[str, Any]:
     with folders.new_folder(out) as new:
         with exported(workdir) as found:
             small = folded.fold(found.arrays)
-            stored = {name: weights.whole(array) for name, array in sorted(small.items())} | found.rows()
-            with (new / folders.WEIGHTS).open("wb") as file:
-                weights.write_safetensors(file, stored, metadata={})
+            rows = found.rows()
+            weights.write_weights(new / folders.WEIGHTS, small, rows)
             here = found.outputs(photos)
-        shapes = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, (shape, _) in stored.items()}
+        sizes = {name: array.shape for name, array in small.items()} | {
+            name: shape for name, (shape, _) in rows.items()
+        }
+        shapes = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in sizes.items()}
         (new / folders.PROGRAM).write_bytes(program(found.model, found.preprocessing, shapes))
         folders.write_config(new, found.model, found.preprocessing, found.source)
         shutil.copy(found.class_table, new / folders.CLASSES)
@@ -61,7 +63,7 @@ def program_outputs(folder: Path, photos: Sequence[np.ndarray]) -> Outputs:
     import safetensors.numpy
 
     preprocessing = folders.read_config(folder).preprocessing
-    batch = np.stack([preprocessing.centre_crop(preprocessing.load(photo)) for photo in photos])
+    batch = preprocessing.batch(photos)
     call = jax.export.deserialize(bytearray((folder / folders.PROGRAM).read_bytes())).call
     found = call(safetensors.numpy.load_file(folder / folders.WEIGHTS), batch)
     return Outputs(np.asarray(found["embedding"]), np.asarray(found["logits"]))

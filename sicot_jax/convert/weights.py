@@ -132,6 +132,13 @@ def write_safetensors(
             raise ValueError(f"{name}: {rows} rows, wanted {shape[0]}")
 
 
+def write_weights(path: Path, arrays: Mapping[str, np.ndarray], rows: Mapping[str, Any] | None = None) -> None:
+    """A .safetensors file of arrays in memory, and of `rows` that are made piece by piece, see `write_safetensors`."""
+    stored = {name: whole(array) for name, array in sorted(arrays.items())} | dict(rows or {})
+    with path.open("wb") as file:
+        write_safetensors(file, stored, metadata={"format": "pt"})
+
+
 def whole(array: np.ndarray) -> tuple[tuple[int, ...], Pieces]:
     """An array that is in memory, for `write_safetensors`."""
     return array.shape, lambda: [array]
