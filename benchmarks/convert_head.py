@@ -4,10 +4,11 @@ Command:  python -m benchmarks.convert_head        (1,000,000 x 2,048 over 8 dev
 Smaller:  python -m benchmarks.convert_head --classes 50000 --width 64
 Needs:    torch; Linux, for the memory.
 
-"by device" is `sicot convert to-torch` after the run was read: it writes one device's rows at a time, reads the file again some
-rows at a time, and compares. "whole" gathers the classifier into one array for safetensors' own writer, and compares nothing.
-Each in a process of its own. Memory: the most that is not of a file (RssAnon), less what was there before; a shard is what one
-device has of the classifier.
+"checkpoint" reads the classifier from an Orbax checkpoint onto the devices, what every conversion begins with. "by device" is
+`sicot convert to-torch` after that: it writes one device's rows at a time, reads the file again some rows at a time, and
+compares. "whole" gathers the classifier into one array for safetensors' own writer, and compares nothing. Each in a process of
+its own. Memory: the most that is not of a file (RssAnon), less what was there before, and less the classifier that "checkpoint"
+reads; a shard is what one device has of the classifier.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from benchmarks import timing
 
+HOW = ("checkpoint", "by device", "whole")
 _MIB = 2**20
 
 
@@ -60,10 +63,31 @@ def most_memory() -> Iterator[dict[str, float]]:
         found["bytes"] = max(most[0], anonymous_bytes()) - before
 
 
+def read_checkpoint(options: argparse.Namespace) -> dict[str, float]:
+    """In this process: a classifier of random rows over all devices, saved, let go of and read again."""
+    import jax
+
+    from sicot_jax import mesh
+    from sicot_jax.checkpoint import Checkpoints
+
+    devices = mesh.make_mesh(data=1, model=jax.device_count())
+    with jax.set_mesh(devices), tempfile.TemporaryDirectory(dir=options.out) as folder:
+        state = _random_classifier(options, devices)
+        size = state.kernel.nbytes
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        checkpoints = Checkpoints(Path(folder), num_classes=options.classes, writer=True)
+        checkpoints.save(state, 0)
+        checkpoints.wait()
+        del state
+        with most_memory() as used:
+            jax.block_until_ready(checkpoints.restore(target))
+        checkpoints.close()
+    return {"seconds": used["seconds"], "bytes": used["bytes"] - size, "shard": size / jax.device_count()}
+
+
 def convert(how: str, options: argparse.Namespace) -> dict[str, float]:
     """In this process: a classifier of random rows over all devices, written to a folder that is removed again."""
     import jax
-    import jax.numpy as jnp
     import numpy as np
     import safetensors.numpy
     from flax import nnx
@@ -73,7 +97,6 @@ def convert(how: str, options: argparse.Namespace) -> dict[str, float]:
     from sicot_jax.convert import network
     from sicot_jax.convert.exported import Exported
     from sicot_jax.convert.to_torch import write_torch
-    from sicot_jax.heads import Classifier
     from sicot_jax.preprocessing import Preprocessing
 
     depth = 50
@@ -81,17 +104,14 @@ def convert(how: str, options: argparse.Namespace) -> dict[str, float]:
     model = folders.Model(depth, network_width, "imagenet", 2, 0, options.classes)
     _, *trees = nnx.split(network.fresh_stream(model), nnx.Param, nnx.BatchStat)
     devices = mesh.make_mesh(data=1, model=jax.device_count())
-    rows, sharding = mesh.pad_classes(options.classes, devices), mesh.class_sharding(devices)
     with jax.set_mesh(devices), tempfile.TemporaryDirectory(dir=options.out) as folder:
-        kernel = mesh.padded_rows((rows, options.width), _RandomRows(options.width), devices)
-        bias, prior = (jax.device_put(jnp.zeros(rows), sharding) for _ in range(2))
+        classifier = _random_classifier(options, devices)
         table = Path(folder, "classes.csv")
         with table.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("class_id", "sku", "title"))
             writer.writerows((c, f"sku-{c}", "") for c in range(options.classes))
         arrays = network.arrays_of(*map(nnx.to_pure_dict, trees))
-        classifier = Classifier(kernel, bias, prior, (), {})
         found = Exported(model, Preprocessing(), arrays, classifier, table, {"from": "benchmarks.convert_head"})
         new = Path(folder, "new")
         new.mkdir()
@@ -100,13 +120,27 @@ def convert(how: str, options: argparse.Namespace) -> dict[str, float]:
                 write_torch(new, found)
             else:
                 whole = {
-                    name: np.asarray(x)[: options.classes] for name, x in (("fc.weight", kernel), ("fc.bias", bias))
+                    name: np.asarray(x)[: options.classes]
+                    for name, x in (("fc.weight", classifier.kernel), ("fc.bias", classifier.bias))
                 }
                 safetensors.numpy.save_file(
                     {**{name: np.ascontiguousarray(a) for name, a in arrays.items()}, **whole},
                     new / "model.safetensors",
                 )
-    return {**used, "shard": kernel.nbytes / jax.device_count()}
+    return {**used, "shard": classifier.kernel.nbytes / jax.device_count()}
+
+
+def _random_classifier(options: argparse.Namespace, devices: Any) -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    from sicot_jax import mesh
+    from sicot_jax.heads import Classifier
+
+    rows, sharding = mesh.pad_classes(options.classes, devices), mesh.class_sharding(devices)
+    kernel = mesh.padded_rows((rows, options.width), _RandomRows(options.width), devices)
+    bias, prior = (jax.device_put(jnp.zeros(rows), sharding) for _ in range(2))
+    return Classifier(kernel, bias, prior, (), {})
 
 
 class _RandomRows:
@@ -133,7 +167,8 @@ def main() -> None:
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
-        print(json.dumps(convert(options.only, options)))
+        found = read_checkpoint(options) if options.only == "checkpoint" else convert(options.only, options)
+        print(json.dumps(found))
         return
     timing.print_machine(options.rounds)
 
@@ -151,13 +186,13 @@ def main() -> None:
         return json.loads(done.stdout.splitlines()[-1])
 
     rows = []
-    results = timing.in_turn({how: lambda how=how: contender(how) for how in ("by device", "whole")}, options.rounds)
+    results = timing.in_turn({how: lambda how=how: contender(how) for how in HOW}, options.rounds)
     for how, found in results.items():
         memory, shards = ([r["bytes"] / _MIB for r in found], [r["bytes"] / r["shard"] for r in found])
         seconds = timing.middle([r["seconds"] for r in found], 1)
         rows.append([how, seconds, timing.middle(memory), timing.middle(shards, 2)])
     title = f"{options.classes:,} x {options.width:,} over {options.devices} devices"
-    timing.print_table(title, ["writing", "seconds", "memory, MiB", "shards"], rows)
+    timing.print_table(title, ["part", "seconds", "memory, MiB", "shards"], rows)
 
 
 if __name__ == "__main__":
