@@ -18,6 +18,7 @@ from sicot_jax import class_sharded, hosts, mesh, pipeline, post_hoc
 from sicot_jax.catalog.catalog import Catalog, Split
 from sicot_jax.config import Config
 from sicot_jax.errors import InputError
+from sicot_jax.files import write_json
 from sicot_jax.heads import Classifier
 from sicot_jax.metrics import accuracy
 from sicot_jax.preprocessing import Preprocessing
@@ -214,23 +215,6 @@ def write_results(
         temporary.replace(workdir / "predictions.npz")
         write_json(workdir / "results.json", results)
     return results
-
-
-def read_json(path: Path, wanted: str) -> dict[str, Any]:
-    """InputError where the file is missing, no JSON, or no table."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {type(error).__name__}, wanted {wanted}; check the folder") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds no table, wanted {wanted}; check the folder")
-    return value
-
-
-def write_json(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
 
 
 def accuracy_lines(results: dict[str, Any]) -> list[str]:

@@ -26,7 +26,8 @@ from sicot_jax.catalog.tables import CLASSES_FILE, write_class_table
 from sicot_jax.checkpoint import Checkpoints
 from sicot_jax.config import Config, ConfigError, DataConfig
 from sicot_jax.errors import InputError
-from sicot_jax.evaluate import class_table_hash, read_json, write_json
+from sicot_jax.evaluate import class_table_hash
+from sicot_jax.files import read_json, write_json
 from sicot_jax.step import DataShape, Setup, TrainState, abstract_state, make_setup
 
 

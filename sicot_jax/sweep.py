@@ -22,7 +22,7 @@ from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.opening import open_catalog
 from sicot_jax.config import Config, ConfigError, to_dict
 from sicot_jax.errors import InputError, NotFinite
-from sicot_jax.evaluate import read_json, write_json
+from sicot_jax.files import read_json, write_json
 from sicot_jax.report.finished import DIVERGED, read_finished
 from sicot_jax.report.record import write_record
 from sicot_jax.step import DataShape, make_setup

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import sicot_jax
-from sicot_jax import evaluate, findings, fit, hosts, mesh, pipeline, plan, plan_report, runs
+from sicot_jax import evaluate, files, findings, fit, hosts, mesh, pipeline, plan, plan_report, runs
 from sicot_jax.catalog.catalog import SPLITS, Catalog
 from sicot_jax.catalog.opening import open_catalog
 from sicot_jax.catalog.statistics import head_mask
@@ -97,7 +97,7 @@ def finished_results(workdir: Path, config: Config, catalog: Catalog) -> dict[st
         return None
     runs.start_or_continue(workdir, config, catalog)
     hosts.say(f"{workdir}: finished before; its results stand in {path.name}")
-    return evaluate.read_json(path, "the results of a finished run; remove it to evaluate again")
+    return files.read_json(path, "the results of a finished run; remove it to evaluate again")
 
 
 def test(workdir: Path, *, path: str = "") -> dict[str, Any]:

@@ -11,13 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
-import os
-import shutil
-import signal
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +20,7 @@ from sicot_jax.catalog.catalog import ClassTable
 from sicot_jax.catalog.tables import CLASSES_FILE, read_class_table
 from sicot_jax.config import ModelConfig, TextConfig
 from sicot_jax.errors import InputError
-from sicot_jax.evaluate import read_json, write_json
+from sicot_jax.files import file_sha256, read_json, write_json
 from sicot_jax.preprocessing import Preprocessing
 
 FORMAT = 1
@@ -138,51 +132,6 @@ def read_classes(folder: Path, model: Model) -> ClassTable:
     return table
 
 
-@contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `out` at the end of the block, or vanishes with an exception or SIGTERM. InputError where
-    `out` is.
-    """
-    check_new(out)
-    missing = [parent for parent in out.parents if not parent.exists()]
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        with _sigterm_as_exit():
-            partial.mkdir(parents=True)
-            yield partial
-            partial.rename(out)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        for parent in missing:
-            with contextlib.suppress(OSError):  # another process may have put something there
-                parent.rmdir()
-        if isinstance(error, NotADirectoryError | FileExistsError) and str(partial) in str(error):
-            raise InputError(f"{out}: its parent is no folder; give another --out") from error
-        raise
-
-
-@contextlib.contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
-        yield
-        return
-
-    def leave(number, frame):
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def check_new(out: Path) -> None:
-    """InputError where there is something already."""
-    if out.exists() or out.is_symlink():
-        raise InputError(f"{out} exists; give another --out, or remove it")
-
-
 def write_config(
     folder: Path, model: Model, preprocessing: Preprocessing, source: dict[str, Any], text: Text | None = None
 ) -> None:
@@ -200,8 +149,3 @@ def write_manifest(folder: Path, proof: dict[str, Any]) -> None:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     write_json(folder / MANIFEST, {"format": FORMAT, "proof": proof, "versions": versions, "sha256": digests})
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

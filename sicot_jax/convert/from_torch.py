@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from sicot_jax import runs
+from sicot_jax import files, runs
 from sicot_jax.catalog.text import load_tokenizer
 from sicot_jax.convert import folder as folders
 from sicot_jax.convert import names, network, proof, text, weights
 from sicot_jax.convert.folder import Model
 from sicot_jax.errors import InputError
-from sicot_jax.evaluate import read_json
+from sicot_jax.files import read_json
 from sicot_jax.models.resnet import STEMS
 from sicot_jax.preprocessing import Preprocessing
 
@@ -33,7 +33,7 @@ def from_torch(path: Path, out: Path, *, stem: str = "", may_be_missing: Sequenc
     that need not be there; those arrays have the values of a fresh network.
     InputError: no weights, no ResNet, anything missing, unexpected or of another shape, all of it listed; `out` exists.
     """
-    folders.check_new(out)
+    files.check_new(out)
     folder = path if path.is_dir() else path.parent
     own = (folder / folders.MANIFEST).exists() and (path.is_dir() or path.name == folders.WEIGHTS)
     if own:
@@ -66,12 +66,12 @@ def from_torch(path: Path, out: Path, *, stem: str = "", may_be_missing: Sequenc
         network.outputs_here(model, preprocessing, arrays, photos),
         what=_WHAT,
     )
-    with folders.new_folder(out) as new:
+    with files.new_folder(out) as new:
         weights.write_weights(new / folders.WEIGHTS, arrays)
         if own and model.classes:
             shutil.copy(path / folders.CLASSES, new / folders.CLASSES)
         shutil.copy(Path(network.torch_module().__file__), new / "model.py")
-        source = {"from": path.name, "sha256": folders.file_sha256(file)}
+        source = {"from": path.name, "sha256": files.file_sha256(file)}
         if read is not None:
             read = _with_vocabulary(path, new, read)
         folders.write_config(new, model, preprocessing, source, read)

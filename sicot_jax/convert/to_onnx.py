@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sicot_jax import files
 from sicot_jax.catalog.tables import read_class_table
 from sicot_jax.convert import folder as folders
 from sicot_jax.convert import network, proof
@@ -32,7 +33,7 @@ def to_onnx(workdir: Path, out: Path, *, top_k: int = 0) -> dict[str, Any]:
     """
     module = network.torch_module()
     _import_onnx()
-    with folders.new_folder(out) as new, exported(workdir) as found:
+    with files.new_folder(out) as new, exported(workdir) as found:
         withdrawn = read_class_table(found.class_table).withdrawn
         offered = int((~withdrawn).sum())
         if not 0 <= top_k <= offered:

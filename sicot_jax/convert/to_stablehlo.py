@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sicot_jax import folded
+from sicot_jax import files, folded
 from sicot_jax.convert import folder as folders
 from sicot_jax.convert import proof, weights
 from sicot_jax.convert.exported import exported
@@ -27,7 +27,7 @@ def to_stablehlo(workdir: Path, out: Path) -> dict[str, Any]:
     [batch, C]}, and its weights with batch norms folded, by name; returns what was compared.
     """
     photos = proof.fixed_photos()
-    with folders.new_folder(out) as new:
+    with files.new_folder(out) as new:
         with exported(workdir) as found:
             small = folded.fold(found.arrays)
             rows = found.rows()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sicot_jax import files
 from sicot_jax.convert import folder as folders
 from sicot_jax.convert import network, proof, text
 from sicot_jax.convert.exported import Exported, exported, write_recognizer
@@ -26,7 +27,7 @@ def to_torch(workdir: Path, out: Path, *, with_text: bool = False) -> dict[str, 
     PyTorch and JAX do not agree.
     """
     network.torch_module()  # before anything else is done: no torch, no conversion
-    with folders.new_folder(out) as new, exported(workdir, with_text=with_text) as found:
+    with files.new_folder(out) as new, exported(workdir, with_text=with_text) as found:
         return write_torch(new, found)
 
 

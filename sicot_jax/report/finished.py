@@ -17,7 +17,7 @@ import numpy as np
 from sicot_jax.catalog.statistics import head_mask
 from sicot_jax.config import FREE_ON_RESUME, stored
 from sicot_jax.errors import InputError
-from sicot_jax.evaluate import read_json
+from sicot_jax.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)

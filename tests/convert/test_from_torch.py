@@ -6,7 +6,7 @@ import signal
 import numpy as np
 import pytest
 
-from sicot_jax import cli
+from sicot_jax import cli, files
 from sicot_jax.convert import folder as folders
 from sicot_jax.convert.weights import read_weights
 
@@ -170,7 +170,7 @@ def test_a_class_table_of_another_length_is_refused(tmp_path, capsys):
 
 
 def test_a_conversion_that_is_stopped_leaves_nothing(tmp_path):
-    with pytest.raises(SystemExit), folders.new_folder(tmp_path / "a" / "out") as new:
+    with pytest.raises(SystemExit), files.new_folder(tmp_path / "a" / "out") as new:
         (new / "half").write_text("written")
         signal.raise_signal(signal.SIGTERM)
     assert list(tmp_path.iterdir()) == [] and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
