@@ -116,6 +116,16 @@ def _parser() -> argparse.ArgumentParser:
 
     flags.add_convert_arguments(sub)
 
+    sub = command("index", None, "the product index of the service: build, change, check")
+    from sicot_jax.index.flags import add_index_arguments
+
+    add_index_arguments(sub)
+
+    from sicot_jax.serve.flags import add_serve_arguments, add_serve_key_arguments
+
+    add_serve_arguments(command("serve", None, "recognise photos over HTTP, with a page to try it"))
+    add_serve_key_arguments(command("serve-key", None, "make an API key for sicot serve --keys"))
+
     sub = command("export-arrays", _export_arrays, "write a config's catalogue as one array file")
     config_arguments(sub)
     sub.add_argument("--out", type=Path, required=True, help="file to write, e.g. fashion.npz")

@@ -125,9 +125,11 @@ def load(path: str | Path) -> Recognizer:
     path = Path(path)
     if (path / folders.GRAPH).exists():
         converted = folders.read_converted(path)
-        return Recognizer(_onnx(path), converted.preprocessing, folders.read_classes(path, converted.model))
+        return Recognizer(onnx_engine(path), converted.preprocessing, folders.read_classes(path, converted.model))
     if folders.is_converted(path):
-        return _from_weights(folders.read_converted(path))
+        converted = folders.read_converted(path)
+        engine = jax_engine(converted)
+        return Recognizer(engine, converted.preprocessing, folders.read_classes(path, converted.model))
     from sicot_jax.convert.exported import exported
 
     with exported(path) as found:
@@ -139,7 +141,8 @@ def load(path: str | Path) -> Recognizer:
     )
 
 
-def _from_weights(converted: Converted) -> Recognizer:
+def jax_engine(converted: Converted) -> Engine:
+    """The recogniser of a folder of to-torch by JAX, batch norms folded. InputError where there is none in it."""
     import safetensors.numpy
 
     if not converted.model.classes:
@@ -149,8 +152,7 @@ def _from_weights(converted: Converted) -> Recognizer:
             f"{converted.folder}: StableHLO is loaded by jax.export; give the run folder, or one of to-torch"
         )
     arrays = safetensors.numpy.load_file(converted.folder / folders.WEIGHTS)
-    classes = folders.read_classes(converted.folder, converted.model)
-    return Recognizer(_jax(converted.model, converted.preprocessing, arrays), converted.preprocessing, classes)
+    return _jax(converted.model, converted.preprocessing, arrays)
 
 
 def _jax(model: folders.Model, preprocessing: Preprocessing, arrays: dict[str, np.ndarray]) -> Engine:
@@ -176,12 +178,17 @@ def _jax(model: folders.Model, preprocessing: Preprocessing, arrays: dict[str, n
     return engine
 
 
-def _onnx(folder: Path) -> Engine:
+def onnx_engine(folder: Path, *, threads: int = 0) -> Engine:
+    """The graph of a folder of to-onnx by ONNX Runtime, on `threads` cores (0: as many as there are)."""
     try:
         import onnxruntime
     except ImportError as error:
         raise InputError(f"{folder}: no onnxruntime here; install it: pip install 'sicot_jax[onnx]'") from error
-    session = onnxruntime.InferenceSession(str(folder / folders.GRAPH), providers=onnxruntime.get_available_providers())
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(
+        str(folder / folders.GRAPH), options, providers=onnxruntime.get_available_providers()
+    )
     outputs = [output.name for output in session.get_outputs()]
     if "logits" not in outputs:
         raise InputError(f"{folder}: a graph with its best classes inside; convert without --top-k to load it here")

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sicot_jax import class_sharded, evaluate, hosts, mesh, pipeline, runs
+from sicot_jax import class_sharded, evaluate, hosts, imprint, mesh, pipeline, runs
 from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.strings import counted
 from sicot_jax.catalog.tables import read_class_table
@@ -22,9 +22,6 @@ from sicot_jax.convert import network, text
 from sicot_jax.convert.names import mismatches
 from sicot_jax.heads import Classifier
 from sicot_jax.step import Setup, TrainState, words_shared
-
-PHOTOS_OF_A_NEW_CLASS = 16  # that its row is made of
-KNOWN_CLASSES = 128  # that new ones are set against
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,28 +194,23 @@ def imprinted(state: TrainState, new: np.ndarray, index: np.ndarray, setup: Setu
     """Rows of `new` classes from their training photos; a class without a photo keeps its starting row. `index` [C padded] is
     -1 for every class that is not known.
 
-    w = mean known row + r d, and their mean bias. d of a class: unit(mean of its photos' unit v - g), g the mean of that over
-    known classes. r = mean over known classes of (row - mean row) . d: what rows that were trained have in the direction that
-    is made for them. `KNOWN_CLASSES` of them are looked at.
-
-    Weight imprinting (Qi et al. 2018, arXiv:1712.07136), centred and scaled: embeddings are >= 0, so that the mean direction of
-    any class is near that of all photos, and a row of it alone wins nearly everywhere (docs/conversion.md).
+    As `imprint` makes them, from `imprint.PHOTOS` photos each, set against `imprint.KNOWN` known classes.
     """
     present = np.flatnonzero(index >= 0)
-    some = present[pipeline.evenly(len(present), KNOWN_CLASSES)]
+    some = present[pipeline.evenly(len(present), imprint.KNOWN)]
     if not len(present):
         hosts.say("no product in common: all rows start anew")
         return state
-    classes, directions = _directions(state, new, some, setup, catalog)
+    classes, means = _means(state, np.concatenate([new, some]), setup, catalog)
     own = state.classifier.kernel.shape[1] - words_shared(setup.config, setup.shape)
     is_new = np.isin(classes, new)
     mean, bias, rows = _known_rows(state.classifier, index, classes[~is_new], own, setup)
-    scale = float(np.maximum(np.mean(np.sum((rows - mean) * directions[~is_new], 1)), 0)) if len(rows) else 0.0
+    made_with = imprint.fit(means[~is_new], rows, mean, float(bias))
     row_of = np.full(index.shape, -1, np.int32)
     row_of[classes[is_new]] = np.arange(is_new.sum())
     shape = (int(is_new.sum()), own)
     made = mesh.class_vector(row_of, setup.mesh)
-    new_rows = mesh.padded_rows(shape, mean + scale * directions[is_new], setup.mesh)
+    new_rows = mesh.padded_rows(shape, made_with.rows(means[is_new]), setup.mesh)
     kernel = _joined(state.classifier.kernel, class_sharded.take_rows(new_rows, made), made, own)
     changed = jax.jit(lambda mine, made: jnp.where(made >= 0, bias, mine))(state.classifier.bias, made)
     hosts.say(
@@ -246,29 +238,13 @@ def _known_rows(
     return np.asarray(mean), np.asarray(bias), np.asarray(mesh.replicate(rows))[: len(some), :own]
 
 
-def _photos_of(classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Records of these classes, of each the first `PHOTOS_OF_A_NEW_CLASS`."""
-    order = np.argsort(labels, kind="stable")
-    _, first, counts = np.unique(labels[order], return_index=True, return_counts=True)
-    rank = np.arange(len(order)) - np.repeat(first, counts)
-    return np.sort(order[(rank < PHOTOS_OF_A_NEW_CLASS) & np.isin(labels[order], classes)])
-
-
-def _directions(
-    state: TrainState, new: np.ndarray, known: np.ndarray, setup: Setup, catalog: Catalog
-) -> tuple[np.ndarray, np.ndarray]:
-    """Those of both kinds of classes that have a training photo, int [K], and d of each (see `imprinted`), float32 [K, D]."""
-    split = catalog.splits["train"]
-    indices = _photos_of(np.concatenate([new, known]), split.labels)
+def _means(state: TrainState, chosen: np.ndarray, setup: Setup, catalog: Catalog) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the chosen classes that have a training photo, int [K], and the mean of their unit v, float32 [K, D]."""
+    labels = catalog.splits["train"].labels
+    indices = imprint.first_photos(labels, chosen)
     if not len(indices):
         return np.zeros(0, np.int64), np.zeros((0, 1), np.float32)
-    classes, place = np.unique(split.labels[indices], return_inverse=True)
-    rows = _unit(_embedded(state, indices, setup, catalog))
-    total = np.zeros((len(classes), rows.shape[1]), np.float32)
-    np.add.at(total, place, rows)
-    means = total / np.bincount(place)[:, None]
-    around = np.isin(classes, known)
-    return classes, _unit(means - means[around if around.any() else slice(None)].mean(0))
+    return imprint.mean_directions(_embedded(state, indices, setup, catalog), labels[indices])
 
 
 def _embedded(state: TrainState, indices: np.ndarray, setup: Setup, catalog: Catalog) -> np.ndarray:
@@ -280,7 +256,3 @@ def _embedded(state: TrainState, indices: np.ndarray, setup: Setup, catalog: Cat
     batches = pipeline.PhotoBatches(catalog.splits["train"], config.preprocessing, batch, indices)
     compute = lambda image, _: {"embedding": embed(*visual, image)}  # noqa: E731
     return evaluate.over_photos(compute, batches, config, setup.mesh)["embedding"]
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

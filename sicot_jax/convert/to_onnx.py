@@ -31,24 +31,29 @@ def to_onnx(workdir: Path, out: Path, *, top_k: int = 0) -> dict[str, Any]:
 
     Photos are resized and cropped before (`Preprocessing`), and normalised in the graph. Needs the extras torch and onnx.
     """
-    module = network.torch_module()
+    network.torch_module()
     _import_onnx()
     with files.new_folder(out) as new, exported(workdir) as found:
-        withdrawn = read_class_table(found.class_table).withdrawn
-        offered = int((~withdrawn).sum())
-        if not 0 <= top_k <= offered:
-            raise InputError(f"--top-k {top_k}, wanted 1 to {offered}, the run's products, or 0 for logits")
-        _export(module, found, new / folders.GRAPH, top_k, withdrawn)
-        folders.write_config(new, found.model, found.preprocessing, found.source)
-        shutil.copy(found.class_table, new / folders.CLASSES)
-        photos = proof.fixed_photos()
-        here, there = found.outputs(photos), graph_outputs(new, photos)
-        if top_k:  # the graph keeps its logits to itself
-            here = dataclasses.replace(here, logits=best_probabilities(here.logits, top_k, withdrawn))
-        proofs = {_WHAT: proof.prove(here, there, what=_WHAT)}
-        if top_k:
-            proofs[_WHAT]["probability"] = proofs[_WHAT].pop("logits")
-        folders.write_manifest(new, proofs)
+        return write_onnx(new, found, top_k=top_k)
+
+
+def write_onnx(new: Path, found: Exported, *, top_k: int = 0) -> dict[str, Any]:
+    """All of such a folder into the empty one `new`; under the mesh of `exported`."""
+    withdrawn = read_class_table(found.class_table).withdrawn
+    offered = int((~withdrawn).sum())
+    if not 0 <= top_k <= offered:
+        raise InputError(f"--top-k {top_k}, wanted 1 to {offered}, the run's products, or 0 for logits")
+    _export(network.torch_module(), found, new / folders.GRAPH, top_k, withdrawn)
+    folders.write_config(new, found.model, found.preprocessing, found.source)
+    shutil.copy(found.class_table, new / folders.CLASSES)
+    photos = proof.fixed_photos()
+    here, there = found.outputs(photos), graph_outputs(new, photos)
+    if top_k:  # the graph keeps its logits to itself
+        here = dataclasses.replace(here, logits=best_probabilities(here.logits, top_k, withdrawn))
+    proofs = {_WHAT: proof.prove(here, there, what=_WHAT)}
+    if top_k:
+        proofs[_WHAT]["probability"] = proofs[_WHAT].pop("logits")
+    folders.write_manifest(new, proofs)
     return proofs
 
 

@@ -1,0 +1,1 @@
+"""The product index: cards, features and codes of every photo, beside the recogniser that made them."""

@@ -1,0 +1,209 @@
+"""`cards.sqlite`: products and their photos. A commit here is what makes an index's change visible.
+
+Product numbers below the model's class count are class ids; later products have the numbers after.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+QUALITY = ("price", "sales", "conversion", "rating")  # numbers that a manifest may bring along
+_SCHEMA = """
+CREATE TABLE state (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE products (
+  product INTEGER PRIMARY KEY, sku TEXT NOT NULL UNIQUE, title TEXT NOT NULL, tags TEXT NOT NULL, category TEXT NOT NULL,
+  quality TEXT NOT NULL DEFAULT '{}', withdrawn INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE photos (
+  place INTEGER PRIMARY KEY, product INTEGER NOT NULL REFERENCES products, image_id TEXT NOT NULL,
+  withdrawn INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX photos_of_product ON photos (product);
+CREATE INDEX photos_by_id ON photos (image_id);
+CREATE TABLE pictures (place INTEGER PRIMARY KEY, jpeg BLOB NOT NULL);
+CREATE TABLE rows (product INTEGER PRIMARY KEY, kernel BLOB NOT NULL, bias REAL NOT NULL);
+CREATE INDEX withdrawn_products ON products (product) WHERE withdrawn;
+CREATE INDEX withdrawn_photos ON photos (place) WHERE withdrawn;
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A card. `places`: its photos in the index's files; `pictures`: those of them that can be shown."""
+
+    product: int
+    sku: str
+    title: str
+    tags: str
+    category: str
+    quality: dict[str, float]
+    places: list[int]
+    pictures: list[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What one moment's commit says: lines of the files that count, and what is withdrawn, sorted int64."""
+
+    places: int
+    products: int
+    withdrawn_products: np.ndarray
+    withdrawn_places: np.ndarray
+    row_products: np.ndarray  # int64 [M], with an imprinted row
+    kernel: np.ndarray  # float32 [M, D]
+    bias: np.ndarray  # float32 [M]
+
+
+class Cards:
+    """One file, a connection for each thread that reads. Write inside `with cards.change():` alone."""
+
+    def __init__(self, path: Path, *, writable: bool = False):
+        self.path, self._writable, self._of_thread = path, writable, threading.local()
+        self._opened: list[sqlite3.Connection] = []
+
+    @classmethod
+    def create(cls, path: Path) -> Cards:
+        """A new file without products."""
+        connection = sqlite3.connect(path)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.executescript(_SCHEMA)
+        connection.execute("INSERT INTO state VALUES ('places', 0)")
+        connection.commit()
+        connection.close()
+        return cls(path, writable=True)
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        found = getattr(self._of_thread, "connection", None)
+        if found is None:
+            mode = "rw" if self._writable else "ro"
+            # The threads of a server come and go, so that the one that closes it may be another one.
+            found = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode={mode}", uri=True, check_same_thread=False)
+            found.execute("PRAGMA synchronous = FULL")
+            self._of_thread.connection = found
+            self._opened.append(found)
+        return found
+
+    def close(self) -> None:
+        for connection in self._opened:
+            connection.close()
+        self._opened.clear()
+        self._of_thread = threading.local()
+
+    def changes(self) -> int:
+        """A number that differs after another process's commit, for this thread."""
+        return self.connection.execute("PRAGMA data_version").fetchone()[0]
+
+    def change(self) -> sqlite3.Connection:
+        """As a context: one transaction, undone by an exception."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        return self.connection
+
+    def state(self, width: int) -> State:
+        """All of it from one transaction; `width` of the rows."""
+        connection = self.connection
+        with connection:
+            connection.execute("BEGIN")
+            places = connection.execute("SELECT value FROM state WHERE name = 'places'").fetchone()[0]
+            products = connection.execute("SELECT coalesce(max(product) + 1, 0) FROM products").fetchone()[0]
+            gone = [_integers(connection, f"SELECT {n} FROM {n}s WHERE withdrawn ORDER BY 1") for n in ("product",)]
+            places_gone = _integers(connection, "SELECT place FROM photos WHERE withdrawn ORDER BY 1")
+            rows = connection.execute("SELECT product, kernel, bias FROM rows ORDER BY product").fetchall()
+        kernel = np.frombuffer(b"".join(row[1] for row in rows), np.float32).reshape(len(rows), width)
+        numbers = np.array([row[0] for row in rows], np.int64)
+        return State(
+            places, products, gone[0], places_gone, numbers, kernel, np.array([row[2] for row in rows], np.float32)
+        )
+
+    def counts(self) -> dict[str, int]:
+        """Products and photos that are offered."""
+        return {
+            name: self.connection.execute(f"SELECT count(*) FROM {name} WHERE NOT withdrawn").fetchone()[0]
+            for name in ("products", "photos")
+        }
+
+    def numbers(self, skus: Sequence[str]) -> list[int | None]:
+        """Product numbers; None for a SKU that there is not, withdrawn ones have theirs."""
+        find = "SELECT product FROM products WHERE sku = ?"
+        rows = (self.connection.execute(find, (sku,)).fetchone() for sku in skus)
+        return [row[0] if row else None for row in rows]
+
+    def products(self, numbers: Sequence[int]) -> list[Product | None]:
+        """Cards; None for one that there is not, or not any more."""
+        return [self._product("product", int(number)) for number in numbers]
+
+    def product(self, sku: str) -> Product | None:
+        return self._product("sku", sku)
+
+    def _product(self, column: str, value: Any) -> Product | None:
+        row = self.connection.execute(
+            f"SELECT product, sku, title, tags, category, quality FROM products WHERE {column} = ? AND NOT withdrawn",
+            (value,),
+        ).fetchone()
+        if row is None:
+            return None
+        photos = self.connection.execute(
+            "SELECT photos.place, pictures.place IS NOT NULL FROM photos LEFT JOIN pictures USING (place) "
+            "WHERE product = ? AND NOT withdrawn ORDER BY photos.place",
+            (row[0],),
+        ).fetchall()
+        number, sku, title, tags, card_category, quality = row
+        places, pictures = [p for p, _ in photos], [p for p, shown in photos if shown]
+        return Product(number, sku, title, tags, card_category, json.loads(quality), places, pictures)
+
+    def picture(self, place: int) -> bytes | None:
+        row = self.connection.execute("SELECT jpeg FROM pictures WHERE place = ?", (place,)).fetchone()
+        return row[0] if row else None
+
+    def all_products(self) -> Iterator[Product]:
+        """Every card that is offered, by number."""
+        numbers = _integers(self.connection, "SELECT product FROM products WHERE NOT withdrawn ORDER BY 1")
+        for number in numbers.tolist():
+            found = self._product("product", number)
+            if found is not None:
+                yield found
+
+
+def put_products(
+    connection: sqlite3.Connection, products: Iterable[tuple[int, str, str, str, str, dict[str, float]]]
+) -> None:
+    """(number, SKU, title, tags, category, quality); a card that is there is replaced, and offered again."""
+    connection.executemany(
+        "INSERT INTO products (product, sku, title, tags, category, quality) VALUES (?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT (product) DO UPDATE SET title = excluded.title, tags = excluded.tags, category = excluded.category, "
+        "quality = excluded.quality, withdrawn = 0",
+        ((number, sku, title, tags, category, json.dumps(q)) for number, sku, title, tags, category, q in products),
+    )
+
+
+def put_photos(connection: sqlite3.Connection, photos: Iterable[tuple[int, int, str, bytes | None]]) -> None:
+    """(place, product, image_id, JPEG or None)."""
+    for place, product, image_id, jpeg in photos:
+        connection.execute("INSERT INTO photos (place, product, image_id) VALUES (?, ?, ?)", (place, product, image_id))
+        if jpeg is not None:
+            connection.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?)", (place, jpeg))
+
+
+def put_rows(
+    connection: sqlite3.Connection, products: Sequence[int], kernel: np.ndarray, bias: Sequence[float]
+) -> None:
+    """Imprinted rows of the classifier, float32 [M, D]."""
+    rows = (
+        (int(p), row.astype(np.float32).tobytes(), float(b)) for p, row, b in zip(products, kernel, bias, strict=True)
+    )
+    connection.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", rows)
+
+
+def set_places(connection: sqlite3.Connection, places: int) -> None:
+    """How many lines of the files count."""
+    connection.execute("UPDATE state SET value = ? WHERE name = 'places'", (places,))
+
+
+def _integers(connection: sqlite3.Connection, query: str) -> np.ndarray:
+    return np.fromiter((row[0] for row in connection.execute(query)), np.int64)

@@ -1,0 +1,138 @@
+"""What lies where in an index, which version is in use, and who may write.
+
+INDEX/current       the name of the version in use, replaced in one step
+INDEX/v000001/      a version: the files named below
+INDEX/.building/    the next one, not whole yet
+INDEX/.lock         held by the one process that writes
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sicot_jax.errors import InputError
+from sicot_jax.files import read_json, write_json
+
+FORMAT = 1
+CURRENT, BUILDING, LOCK = "current", ".building", ".lock"
+MANIFEST, CARDS, FEATURES, CODES, OWNERS = "manifest.json", "cards.sqlite", "features.f16", "codes.u8", "owners.i32"
+CODEBOOK, IMPRINT, UNKNOWN = "codebook.npz", "imprint.npz", "unknown.json"
+PROGRESS = "progress.json"  # of a build that is not whole yet
+MODEL, GRAPH = "model", "onnx"  # folders of `sicot convert`: weights, and an ONNX graph where it could be made
+_VERSION = re.compile(r"v(\d{6})")
+_Opened = TypeVar("_Opened")
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """`manifest.json`: what a version was built from. Counts are those at its build; what came and went since is in the cards.
+
+    model: sha256 of the recogniser's weights. width, bits: of features and codes. categories: name -> [first, last + 1) of
+    its photos in the files. sha256: of every file, of those that grow the part that `photos` lines take.
+    """
+
+    model: str
+    run: str
+    data: str
+    width: int
+    bits: int
+    photos: int
+    products: int
+    categories: dict[str, list[int]]
+    sha256: dict[str, str]
+    created: str
+    version: str
+    format: int = FORMAT
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    write_json(folder / MANIFEST, dataclasses.asdict(manifest))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """InputError where there is none, or one that this version does not read."""
+    stored: dict[str, Any] = read_json(folder / MANIFEST, "the manifest of a product index")
+    if stored.get("format") != FORMAT:
+        raise InputError(
+            f"{folder / MANIFEST}: format {stored.get('format')}, this version reads {FORMAT}; build the index again"
+        )
+    try:
+        return Manifest(**stored)
+    except TypeError as error:
+        raise InputError(f"{folder / MANIFEST}: not as it was written ({error}); build the index again") from error
+
+
+def current_version(index: Path) -> Path:
+    """The folder of the version in use. InputError where `index` is no index, or not built yet."""
+    try:
+        name = (index / CURRENT).read_text().strip()
+    except OSError as error:
+        raise InputError(f"{index}: no product index there; make one with `sicot index build --out {index}`") from error
+    if not _VERSION.fullmatch(name) or not (index / name).is_dir():
+        raise InputError(f"{index / CURRENT}: names {name[:40]!r}, wanted a version in {index}; build the index again")
+    return index / name
+
+
+def open_current(index: Path, opened: Callable[[Path], _Opened]) -> _Opened:
+    """`opened(version folder)`; once more where that version was replaced and removed in between."""
+    folder = current_version(index)
+    try:
+        return opened(folder)
+    except (OSError, InputError):
+        if (newer := current_version(index)) == folder:
+            raise
+        return opened(newer)
+
+
+@contextlib.contextmanager
+def alone(index: Path) -> Iterator[None]:
+    """Hold the index for writing. InputError where another process does."""
+    index.mkdir(parents=True, exist_ok=True)
+    with (index / LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{index}: another process is changing it; wait for it to end") from error
+        yield
+
+
+def publish(index: Path, folder: Path) -> Path:
+    """Make `folder` the version in use; the one before it stays, older ones go. Under `alone`."""
+    versions = sorted(entry.name for entry in index.iterdir() if _VERSION.fullmatch(entry.name))
+    before = (index / CURRENT).read_text().strip() if (index / CURRENT).exists() else ""
+    number = int(_VERSION.fullmatch(versions[-1])[1]) + 1 if versions else 1  # type: ignore[index]
+    published = index / f"v{number:06d}"
+    sync_folder(folder)
+    folder.rename(published)
+    _point(index, published.name)
+    for name in versions:
+        if name != before:
+            shutil.rmtree(index / name, ignore_errors=True)
+    return published
+
+
+def _point(index: Path, name: str) -> None:
+    partial = index / f"{CURRENT}.tmp"
+    with partial.open("w") as file:
+        file.write(name + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(index / CURRENT)
+    sync_folder(index)
+
+
+def sync_folder(folder: Path) -> None:
+    """What was renamed in it survives a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

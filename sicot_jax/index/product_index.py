@@ -1,0 +1,62 @@
+"""What recognition asks of an index, wherever it lies."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from sicot_jax.index.cards import Product
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbour:
+    """A product near a query: its nearest photo (`place`) and their cosine."""
+
+    product: int
+    place: int
+    similarity: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Offered:
+    """Which classes may be answers. withdrawn: numbers of products that may not, sorted int64. For products that came after
+    the model, `products` int64 [M], rows of the classifier made from their photos: kernel float32 [M, D], bias float32 [M].
+    """
+
+    withdrawn: np.ndarray
+    products: np.ndarray
+    kernel: np.ndarray
+    bias: np.ndarray
+
+
+class ProductIndex(Protocol):
+    """Threads may call all of it at the same time."""
+
+    def nearest(
+        self, embeddings: np.ndarray, k: int, *, category: str | None = None, candidates: int = 0
+    ) -> list[list[Neighbour]]:
+        """The k products nearest to each of embeddings [B, D], nearest first, fewer where there are fewer."""
+        ...
+
+    def offered(self) -> Offered: ...
+
+    def products(self, numbers: Sequence[int]) -> list[Product | None]:
+        """Cards; None for one that is not offered."""
+        ...
+
+    def product(self, sku: str) -> Product | None: ...
+
+    def picture(self, place: int) -> bytes | None: ...
+
+    def refresh(self) -> bool:
+        """See what was committed since; whether there was anything."""
+        ...
+
+    def counts(self) -> dict[str, int]:
+        """Products and photos that are offered."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,1 @@
+"""The recognition service: photos in over HTTP, products out."""

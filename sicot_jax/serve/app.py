@@ -1,0 +1,406 @@
+"""The HTTP service: what it takes, what it answers, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import numpy as np
+from fastapi import FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+import sicot_jax
+from sicot_jax.errors import InputError
+from sicot_jax.index.cards import Product
+from sicot_jax.index.product_index import ProductIndex
+from sicot_jax.serve import events as events_of
+from sicot_jax.serve import live, metrics, photo, recognition
+from sicot_jax.serve.events import Events
+from sicot_jax.serve.gate import Gate
+from sicot_jax.serve.keys import read_keys
+from sicot_jax.serve.photo import PhotoError
+from sicot_jax.serve.queries import Queries
+from sicot_jax.serve.recognition import Scored
+from sicot_jax.serve.settings import Settings
+
+_T = TypeVar("_T")
+PAGE = Path(__file__).parent / "page"
+_log = logging.getLogger("sicot")
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {"type": "object", "properties": {"photo": {"type": "string", "format": "binary"}}}
+            },
+            "application/json": {
+                "schema": {"type": "object", "required": ["photo"], "properties": {"photo": {"type": "string"}}},
+                "example": {"photo": "/9j/4AAQSkZJRg... (base64 of a JPEG, PNG, WebP, GIF or BMP)"},
+            },
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+_ERROR = {
+    "error": {"code": "not_a_photo", "message": "not a photo; wanted one of JPEG, PNG, ...", "request_id": "9f..."}
+}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {"application/json": {"example": _ERROR}}}
+    for status, text in {
+        400: "a broken photo or request",
+        401: "no API key, or an unknown one",
+        408: "the request came too slowly",
+        413: "too many bytes or pixels",
+        415: "not a photo, or a format that is not taken",
+        422: "a parameter outside its range",
+        503: "busy, or not ready: try again after Retry-After seconds",
+    }.items()
+}
+_EXAMPLE = {
+    "request_id": "9f86d081884c7d65",
+    "products": [{"sku": "0012", "title": "red cotton shirt", "tags": "", "category": "Shirts", "probability": 0.93,
+                  "images": ["/v1/products/0012/images/0"]}],
+    "similar": [{"sku": "0012", "title": "red cotton shirt", "tags": "", "category": "Shirts", "similarity": 0.88,
+                 "images": ["/v1/products/0012/images/0"]}],
+    "timings_ms": {"read": 0.2, "decode": 3.1, "engine": 21.4, "search": 2.2},
+    "model": "b1946ac92492", "index": "v000003",
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class _State:
+    """What the handlers share, once the service is ready."""
+
+    settings: Settings
+    current: live.Current
+    decoders: concurrent.futures.ThreadPoolExecutor
+    events: Events | None
+    queries: Queries | None
+    photos: int = 0  # of requests that are not answered yet
+
+    @contextlib.contextmanager
+    def taken_in(self) -> Iterator[None]:
+        self.photos += 1
+        try:
+            with metrics.IN_FLIGHT.track_inprogress():
+                yield
+        finally:
+            self.photos -= 1
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The service over an index; it loads and compiles when it starts, and is ready when `/readyz` says so."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        current = live.Current(await loop.run_in_executor(None, live.load, settings))
+        loaded = current.live
+        _log.info(
+            "ready: index %s, engine %s, batches up to %d (%s)", loaded.version, loaded.chosen.kind, loaded.chosen.largest,
+            ", ".join(f"{size}: {ms:.1f} ms" for size, ms in loaded.chosen.milliseconds.items()),
+        )  # fmt: skip
+        app.state.sicot = state = _State(
+            settings,
+            current,
+            concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "decode"),
+            Events(Path(settings.events)) if settings.events else None,
+            Queries(Path(settings.keep_queries), settings.keep_days) if settings.keep_queries else None,
+        )
+        watching = asyncio.create_task(live.keep_current(current, settings))
+        try:
+            yield
+        finally:
+            app.state.sicot = None
+            watching.cancel()
+            state.decoders.shutdown()
+            if state.events is not None:
+                state.events.close()
+            current.live.close()
+
+    app = FastAPI(
+        title="sicot_jax", version=sicot_jax.__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        description="Recognises the product in a photo, and finds similar ones.",
+    )  # fmt: skip
+    app.state.sicot = None
+    app.add_middleware(
+        Gate, keys=read_keys(Path(settings.keys)) if settings.keys else None, largest_body=_largest_body(settings)
+    )
+    _add_errors(app)
+    _add_routes(app)
+    return app
+
+
+def _largest_body(settings: Settings) -> int:
+    return settings.limits.bytes * 4 // 3 + 10_000  # base64, and what multipart puts around it
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(PhotoError)
+    async def bad_photo(request: Request, error: PhotoError) -> Response:
+        return _error(request, error.status, error.code, str(error))
+
+    @app.exception_handler(InputError)
+    async def bad_input(request: Request, error: InputError) -> Response:
+        return _error(request, 422, "bad_input", str(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def bad_parameter(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][1:])
+        return _error(request, 422, "bad_parameter", f"{where}: {first['msg']}")
+
+    @app.exception_handler(HTTPException)
+    async def by_status(request: Request, error: HTTPException) -> Response:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "error")
+        return _error(request, error.status_code, code, str(error.detail), error.headers)
+
+
+def _error(request: Request, status: int, code: str, message: str, headers: Any = None) -> Response:
+    content = {"error": {"code": code, "message": message, "request_id": request.state.request_id}}
+    retry = {"Retry-After": "1"} if status == 503 else {}
+    return JSONResponse(content, status, headers={**(headers or {}), **retry})
+
+
+def _add_routes(app: FastAPI) -> None:
+    @app.get("/healthz", tags=["operation"])
+    async def healthz() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "alive"}
+
+    @app.get("/readyz", tags=["operation"])
+    async def readyz(request: Request) -> dict[str, Any]:
+        """Model and index are loaded, every batch size compiled."""
+        loaded = _state(request).current.live
+        chosen = loaded.chosen
+        return {
+            "status": "ready",
+            "index": loaded.version,
+            "model": loaded.index.manifest.model[:12],
+            "engine": chosen.kind,
+            "largest_batch": chosen.largest,
+            "milliseconds": chosen.milliseconds,
+            **loaded.index.counts(),
+        }
+
+    @app.get("/metrics", tags=["operation"])
+    async def metrics_text() -> Response:
+        """For Prometheus."""
+        text, kind = metrics.exposition()
+        return Response(text, headers={"Content-Type": kind})
+
+    answer: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"example": _EXAMPLE}}}}
+
+    @app.post("/v1/recognize", tags=["photos"], openapi_extra=_BODY, responses={**_ERRORS, **answer})
+    async def recognize(
+        request: Request,
+        k: int = Query(5, ge=1, le=100, description="products"),
+        similar: int = Query(20, ge=0, le=200, description="similar products"),
+        category: str | None = Query(None, max_length=1000, description="of the similar products"),
+    ) -> Response:
+        """The product that a photo shows, how sure that is, and similar ones."""
+        return await _with_photo(request, k=k, similar=similar, category=category)
+
+    @app.post("/v1/search", tags=["photos"], openapi_extra=_BODY, responses=_ERRORS)
+    async def search(
+        request: Request,
+        similar: int = Query(20, ge=1, le=200),
+        category: str | None = Query(None, max_length=1000),
+    ) -> Response:
+        """Products that look like the photo."""
+        return await _with_photo(request, k=0, similar=similar, category=category)
+
+    @app.get("/v1/products/{sku:path}/images/{number}", tags=["products"], responses={404: _ERRORS[400]})
+    async def picture(request: Request, sku: str, number: int) -> Response:
+        """A photo of a product, as it was indexed."""
+
+        def read(index: ProductIndex) -> bytes | None:
+            product = index.product(sku)
+            there = product is not None and 0 <= number < len(product.pictures)
+            return index.picture(product.pictures[number]) if product is not None and there else None
+
+        jpeg = await _read(request, read)
+        if jpeg is None:
+            raise HTTPException(404, f"no image {number} of product {sku[:60]!r}")
+        return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": "max-age=3600"})
+
+    @app.get("/v1/products/{sku:path}", tags=["products"], responses={404: _ERRORS[400]})
+    async def product(request: Request, sku: str) -> dict[str, Any]:
+        """A product's card."""
+        found = await _read(request, lambda index: index.product(sku))
+        if found is None:
+            raise HTTPException(404, f"no product {sku[:60]!r}")
+        return {**_card(found), "quality": found.quality, "photos": len(found.places)}
+
+    @app.post("/v1/events", tags=["events"], status_code=202, responses={**_ERRORS, 404: _ERRORS[400]})
+    async def events(request: Request) -> dict[str, int]:
+        """Events of visitors: a list of at most 1,000; those that are there already stay as they are."""
+        store = _state(request).events
+        if store is None:
+            raise HTTPException(404, "this service keeps no events; start it with --events FILE")
+        try:
+            listed = json.loads(await request.body())
+        except ValueError as error:
+            raise PhotoError(400, "bad_json", f"the request is no JSON ({error})") from error
+        if not isinstance(listed, list) or len(listed) > 1000 or not all(isinstance(e, dict) for e in listed):
+            raise InputError("wanted a list of at most 1000 events")
+        parsed = []
+        for number, values in enumerate(listed):
+            try:
+                parsed.append(events_of.parse(values))
+            except InputError as error:
+                raise InputError(f"event {number}: {error}; none was stored") from error
+        new = await asyncio.get_running_loop().run_in_executor(None, store.add, parsed)
+        return {"received": len(parsed), "new": new}
+
+    app.mount("/", StaticFiles(directory=PAGE, html=True), "page")
+
+
+def _state(request: Request) -> _State:
+    state = request.app.state.sicot
+    if state is None:
+        raise HTTPException(503, "not ready yet")
+    return state
+
+
+async def _read(request: Request, read: Callable[[ProductIndex], _T]) -> _T:
+    """Of the index, in a thread."""
+    state = _state(request)
+    with state.current.held() as loaded:
+        return await asyncio.get_running_loop().run_in_executor(state.decoders, read, loaded.index)
+
+
+async def _with_photo(request: Request, *, k: int, similar: int, category: str | None) -> Response:
+    state = _state(request)
+    with state.current.held() as loaded, state.taken_in():
+        if state.photos > max(2 * loaded.chosen.largest, state.settings.wait_seconds * 1e3 / _per_photo(loaded)):
+            raise HTTPException(503, "busy; try again")
+        reading = True
+        try:
+            async with asyncio.timeout(state.settings.seconds):
+                clock = _Clock()
+                data = await _photo_bytes(request, state.settings)
+                reading = False
+                clock.stop("read")
+                content = await _answer(state, loaded, data, clock, k=k, similar=similar, category=category)
+        except TimeoutError:
+            if reading:
+                return _error(request, 408, "too_slow", f"no whole photo within {state.settings.seconds:g} seconds")
+            raise HTTPException(503, f"not answered within {state.settings.seconds:g} seconds; try again") from None
+        except sqlite3.Error as error:
+            _log.error("%s cards: %s", request.state.request_id, error)
+            raise HTTPException(503, "the index cannot be read at the moment") from error
+    if state.queries is not None:
+        await asyncio.get_running_loop().run_in_executor(None, state.queries.keep, request.state.request_id, data)
+    return JSONResponse({"request_id": request.state.request_id, **content})
+
+
+def _per_photo(loaded: live.Live) -> float:
+    """Milliseconds of a photo in the batches that are used."""
+    return loaded.chosen.milliseconds[loaded.chosen.largest] / loaded.chosen.largest
+
+
+async def _answer(
+    state: _State, loaded: live.Live, data: bytes, clock: _Clock, *, k: int, similar: int, category: str | None
+) -> dict[str, Any]:
+    loop = asyncio.get_running_loop()
+    pixels = await loop.run_in_executor(
+        state.decoders, photo.decode, data, loaded.chosen.preprocessing, state.settings.limits
+    )
+    clock.stop("decode")
+    embedding, logits = await loaded.batcher(pixels)
+    clock.stop("engine")
+
+    def look_up() -> recognition.Answer:
+        return recognition.answer(loaded.index, embedding, logits, k=k, similar=similar, category=category)
+
+    found = await loop.run_in_executor(state.decoders, look_up)
+    clock.stop("search")
+    content: dict[str, Any] = {} if not k else {"products": [_scored(s, "probability") for s in found.matches]}
+    return {
+        **content,
+        "similar": [_scored(s, "similarity") for s in found.similar],
+        "timings_ms": clock.milliseconds,
+        "model": loaded.index.manifest.model[:12],
+        "index": loaded.version,
+    }
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self._start, self.milliseconds = time.perf_counter(), dict[str, float]()
+
+    def stop(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.milliseconds[stage] = round((now - self._start) * 1e3, 2)
+        metrics.STAGES.labels(stage).observe(now - self._start)
+        self._start = now
+
+
+async def _photo_bytes(request: Request, settings: Settings) -> bytes:
+    """The photo of a request: a form's field "photo", JSON with base64, or the body itself."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        return await _from_form(request, settings)
+    body = await request.body()
+    if kind == "application/json":
+        try:
+            stored = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise PhotoError(400, "bad_json", f"the request is no JSON ({type(error).__name__})") from error
+        if not isinstance(stored, dict) or not isinstance(stored.get("photo"), str):
+            raise PhotoError(400, "no_photo", 'wanted {"photo": "BASE64"}')
+        return photo.from_base64(stored["photo"], settings.limits)
+    if kind.startswith("image/") or kind == "application/octet-stream":
+        return body
+    raise PhotoError(415, "content_type", "wanted multipart/form-data, application/json or image/*")
+
+
+async def _from_form(request: Request, settings: Settings) -> bytes:
+    try:
+        form = await MultiPartParser(
+            request.headers, request.stream(), max_files=1, max_fields=10, max_part_size=settings.limits.bytes
+        ).parse()
+    except (MultiPartException, KeyError, UnicodeDecodeError, ValueError) as error:
+        raise PhotoError(400, "bad_form", f"the form cannot be read ({str(error)[:100]})") from error
+    try:
+        field = form.get("photo")
+        if field is None or isinstance(field, str):
+            raise PhotoError(400, "no_photo", 'wanted a file in the form\'s field "photo"')
+        return await field.read()
+    finally:
+        await form.close()
+
+
+def _card(product: Product) -> dict[str, Any]:
+    place = f"/v1/products/{quote(product.sku, safe='')}/images/"
+    return {
+        "sku": product.sku,
+        "title": product.title,
+        "tags": product.tags,
+        "category": product.category,
+        "images": [f"{place}{number}" for number in range(len(product.pictures))],
+    }
+
+
+def _scored(scored: Scored, name: str) -> dict[str, Any]:
+    card = _card(scored.product)
+    if scored.place in scored.product.pictures:  # the nearest photo first
+        number = scored.product.pictures.index(scored.place)
+        card["images"].insert(0, card["images"].pop(number))
+    return {**card, name: float(np.round(scored.score, 6))}

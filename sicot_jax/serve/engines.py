@@ -1,0 +1,85 @@
+"""Which engine answers, and in which batch sizes: measured when the service starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from sicot_jax.convert import folder as folders
+from sicot_jax.errors import InputError
+from sicot_jax.index import layout
+from sicot_jax.preprocessing import Preprocessing
+from sicot_jax.recognizer import Engine, jax_engine, onnx_engine
+
+KINDS = ("onnx", "jax")
+_ROUNDS = 5
+_GAIN = 0.1  # a larger batch has to save this share of the time of a photo
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """An engine with every batch size compiled. milliseconds: batch size -> median of a call."""
+
+    kind: str
+    run: Engine
+    preprocessing: Preprocessing
+    classes: int
+    milliseconds: dict[int, float]
+    largest: int
+
+
+def choose(version: Path, kind: str = "auto", *, largest: int = 32, threads: int = 0) -> Chosen:
+    """The engine of an index's model that answers one photo soonest, or the one that `kind` names.
+
+    `Chosen.largest` is the batch size, up to `largest`, from which on twice as many photos gain less than a tenth of the time
+    of each. InputError where no engine can be loaded.
+    """
+    converted = folders.read_converted(version / layout.MODEL)
+    loaded = _load(version, kind, threads)
+    shape = converted.preprocessing.height, converted.preprocessing.width, 3
+    alone = {name: _milliseconds(engine, shape, 1) for name, engine in loaded.items()}
+    name = min(alone, key=lambda name: alone[name])
+    engine, sizes = loaded[name], {1: alone[name]}
+    size, use = 1, 1
+    while size < largest:
+        size *= 2
+        sizes[size] = _milliseconds(engine, shape, size)
+        if sizes[size] / size < (1 - _GAIN) * sizes[use] / use:
+            use = size
+    return Chosen(name, engine, converted.preprocessing, converted.model.classes, sizes, use)
+
+
+def _load(version: Path, kind: str, threads: int) -> dict[str, Engine]:
+    if kind not in ("auto", *KINDS):
+        raise InputError(f"engine {kind!r}, wanted auto, {' or '.join(KINDS)}")
+    makers: dict[str, Callable[[], Engine]] = {
+        "onnx": lambda: onnx_engine(version / layout.GRAPH, threads=threads),
+        "jax": lambda: jax_engine(folders.read_converted(version / layout.MODEL)),
+    }
+    there = {
+        "onnx": (version / layout.GRAPH).is_dir() and importlib.util.find_spec("onnxruntime") is not None,
+        "jax": importlib.util.find_spec("jax") is not None,
+    }
+    wanted = [name for name in KINDS if (kind == "auto" and there[name]) or kind == name]
+    if not wanted:
+        raise InputError(f"{version}: neither jax nor onnxruntime here; install one: pip install 'sicot_jax[onnx]'")
+    if kind == "onnx" and not (version / layout.GRAPH).is_dir():
+        raise InputError(f"{version}: holds no ONNX graph; build the index where torch and onnx are installed")
+    return {name: makers[name]() for name in wanted}
+
+
+def _milliseconds(engine: Engine, shape: tuple[int, ...], size: int) -> float:
+    photos = np.zeros((size, *shape), np.uint8)
+    engine(photos)  # compiles
+    times = []
+    for _ in range(_ROUNDS):
+        start = time.perf_counter()
+        engine(photos)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1e3

@@ -1,0 +1,95 @@
+"""What visitors saw and did: one schema for the service, ranking and learning. SQLite, or Parquet to read elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sicot_jax.errors import InputError
+
+KINDS = ("impression", "click", "purchase")
+_TEXT = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS events (
+  event_id TEXT PRIMARY KEY, request_id TEXT NOT NULL, time REAL NOT NULL, visitor TEXT NOT NULL, variant TEXT NOT NULL,
+  kind TEXT NOT NULL, query_image_id TEXT NOT NULL, sku TEXT NOT NULL, shown TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """time: seconds since 1970. shown: an impression's SKUs by position; sku: that of a click or purchase."""
+
+    event_id: str
+    request_id: str
+    time: float
+    visitor: str
+    variant: str
+    kind: str
+    query_image_id: str = ""
+    sku: str = ""
+    shown: tuple[str, ...] = ()
+
+
+def parse(values: Mapping[str, Any]) -> Event:
+    """InputError: a field missing, of another type, too long, or that its kind has not."""
+    names = {field.name for field in dataclasses.fields(Event)}
+    if unknown := sorted(values.keys() - names):
+        raise InputError(f"{unknown[0]}: no field of an event; wanted {', '.join(sorted(names))}")
+    for name in ("event_id", "request_id", "visitor", "variant", "kind"):
+        if not isinstance(values.get(name), str) or not _TEXT.fullmatch(values[name]):
+            raise InputError(f"{name}={values.get(name)!r:.60}: wanted a text of 1 to 200 characters")
+    for name in ("query_image_id", "sku"):
+        value = values.get(name, "")
+        if not isinstance(value, str) or (value and not _TEXT.fullmatch(value)):
+            raise InputError(f"{name}={value!r:.60}: wanted a text of at most 200 characters")
+    kind, moment, shown = values["kind"], values.get("time"), values.get("shown", ())
+    if kind not in KINDS:
+        raise InputError(f"kind={kind!r}, wanted one of {', '.join(KINDS)}")
+    if isinstance(moment, bool) or not isinstance(moment, (int, float)) or not 0 < moment < 1e11:
+        raise InputError(f"time={moment!r:.40}, wanted seconds since 1970")
+    if not isinstance(shown, (list, tuple)) or len(shown) > 1000:
+        raise InputError("shown: wanted a list of at most 1000 SKUs in the order of their positions")
+    if not all(isinstance(sku, str) and _TEXT.fullmatch(sku) for sku in shown):
+        raise InputError("shown: wanted SKUs, texts of 1 to 200 characters")
+    if kind == "impression" and (not shown or values.get("sku")):
+        raise InputError("an impression has the SKUs that were shown, and no sku of its own")
+    if kind != "impression" and (not values.get("sku") or shown):
+        raise InputError(f"a {kind} has the sku it is of, and nothing shown")
+    return Event(**{**values, "time": float(moment), "shown": tuple(shown)})
+
+
+class Events:
+    """A SQLite file of events. An event that is there already stays as it was."""
+
+    def __init__(self, path: Path):
+        self._connection = sqlite3.connect(path, check_same_thread=False, timeout=30)
+        self._lock = threading.Lock()
+        with self._lock:
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.executescript(_SCHEMA)
+
+    def add(self, events: Iterable[Event]) -> int:
+        """How many were new."""
+        rows = [
+            (*(getattr(e, field.name) for field in dataclasses.fields(Event)[:-1]), json.dumps(e.shown)) for e in events
+        ]
+        with self._lock, self._connection:
+            before = self._connection.total_changes
+            self._connection.executemany("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            return self._connection.total_changes - before
+
+    def __iter__(self) -> Iterator[Event]:
+        """In the order of time."""
+        for row in self._connection.execute("SELECT * FROM events ORDER BY time, event_id"):
+            names = (field.name for field in dataclasses.fields(Event))
+            yield Event(**{**dict(zip(names, row, strict=True)), "shown": tuple(json.loads(row[-1]))})
+
+    def close(self) -> None:
+        self._connection.close()

@@ -1,0 +1,138 @@
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+let photo = null; // the file that is shown
+let turn = 0; // answers to earlier photos are dropped
+
+function element(tag, className, text) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text) made.textContent = text;
+  return made;
+}
+
+function headers() {
+  return $("key").value ? { Authorization: `Bearer ${$("key").value}` } : {};
+}
+
+function picture(product) {
+  const img = element("img");
+  img.alt = product.title || product.sku;
+  img.loading = "lazy";
+  const address = product.images[0];
+  if (!address) img.hidden = true;
+  else if (!$("key").value) img.src = address;
+  else // an <img> sends no key
+    fetch(address, { headers: headers() })
+      .then((response) => (response.ok ? response.blob() : Promise.reject(response.status)))
+      .then((blob) => { img.src = URL.createObjectURL(blob); img.onload = () => URL.revokeObjectURL(img.src); })
+      .catch(() => { img.hidden = true; });
+  return img;
+}
+
+const percent = (share) => (share >= 0.9995 ? "over 99.9 %" : `${(100 * share).toFixed(1)} %`);
+
+function best(product, answer) {
+  const box = element("div", answer.known === false ? "best unknown" : "best");
+  box.append(picture(product));
+  const words = element("div");
+  if (answer.known === false) {
+    words.append(element("h2", "", "Not in our catalogue"));
+    words.append(element("p", "soft", "The nearest we have:"));
+  }
+  words.append(element(answer.known === false ? "p" : "h2", "", product.title || product.sku));
+  words.append(element("p", "soft", `SKU ${product.sku}`));
+  for (const text of [product.category, product.tags]) if (text) words.append(element("p", "soft", text));
+  const sure = answer.certainty ?? product.probability;
+  const line = element("p", "sure");
+  const meter = element("meter");
+  Object.assign(meter, { min: 0, max: 1, value: sure });
+  meter.setAttribute("aria-hidden", "true");
+  line.append(meter, element("span", "", `${percent(sure)} sure`));
+  words.append(line);
+  box.append(words);
+  return box;
+}
+
+function card(product, text) {
+  const item = element("li", "card");
+  item.append(picture(product), element("p", "", product.title || product.sku), element("p", "soft", text));
+  return item;
+}
+
+function say(text, bad) {
+  $("status").textContent = text;
+  $("status").classList.toggle("bad", Boolean(bad));
+}
+
+async function ask(path) {
+  const form = new FormData();
+  form.append("photo", photo);
+  const response = await fetch(path, { method: "POST", body: form, headers: headers() });
+  const answer = await response.json().catch(() => ({}));
+  if (response.status === 401) { $("key-box").hidden = false; $("key-box").open = true; $("key").focus(); }
+  if (!response.ok) throw new Error(answer.error ? answer.error.message : `the service answered ${response.status}`);
+  return answer;
+}
+
+function showSimilar(answer) {
+  $("similar").replaceChildren(...answer.similar.map((p) => card(p, `${Math.round(100 * p.similarity)} % alike`)));
+}
+
+async function recognise() {
+  const mine = ++turn;
+  const start = performance.now();
+  $("result").hidden = true;
+  $("query").src = URL.createObjectURL(photo);
+  $("query").hidden = false;
+  $("query").alt = "your photo";
+  $("hint").textContent = "Another photo?";
+  say("Looking…");
+  try {
+    const answer = await ask("v1/recognize?k=6&similar=18");
+    if (mine !== turn) return;
+    const [first, ...others] = answer.products;
+    $("top").replaceChildren(...(first ? [best(first, answer)] : [element("p", "", "The catalogue is empty.")]));
+    $("others").replaceChildren(...others.map((p) => card(p, percent(p.probability))));
+    $("others-part").hidden = !others.length;
+    const names = [...new Set(answer.similar.map((p) => p.category).filter(Boolean))].sort();
+    $("category").replaceChildren(new Option("all", ""), ...names.map((name) => new Option(name, name)));
+    showSimilar(answer);
+    $("similar-part").hidden = !answer.similar.length;
+    const inside = Object.values(answer.timings_ms).reduce((a, b) => a + b, 0);
+    $("about").textContent = `${Math.round(performance.now() - start)} ms, of these ${Math.round(inside)} in the service. ` +
+      `Index ${answer.index}, model ${answer.model}.`;
+    $("result").hidden = false;
+    say(!first ? "" : answer.known === false ? "Not in our catalogue." : `Recognised: ${first.title || first.sku}`);
+  } catch (error) {
+    if (mine === turn) say(error.message, true);
+  }
+}
+
+function take(file) {
+  if (!file) return;
+  photo = file;
+  recognise();
+}
+
+$("file").addEventListener("change", () => take($("file").files[0]));
+$("key").addEventListener("change", () => { if (photo) recognise(); });
+$("category").addEventListener("change", async () => {
+  const mine = turn;
+  const name = $("category").value;
+  try {
+    const answer = await ask(`v1/search?similar=18${name ? `&category=${encodeURIComponent(name)}` : ""}`);
+    if (mine === turn) showSimilar(answer);
+  } catch (error) {
+    say(error.message, true);
+  }
+});
+$("drop").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" || event.key === " ") { event.preventDefault(); $("file").click(); }
+});
+for (const name of ["dragenter", "dragover"])
+  document.addEventListener(name, (event) => { event.preventDefault(); $("drop").classList.add("over"); });
+for (const name of ["dragleave", "drop"])
+  document.addEventListener(name, (event) => { event.preventDefault(); $("drop").classList.remove("over"); });
+document.addEventListener("drop", (event) => take(event.dataTransfer.files[0]));
+document.addEventListener("paste", (event) => take([...event.clipboardData.files].find((f) => f.type.startsWith("image/"))));

@@ -1,0 +1,82 @@
+"""A query photo: bytes from anyone to pixels, within limits."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import io
+import warnings
+
+import numpy as np
+from PIL import Image
+
+from sicot_jax.catalog import image
+from sicot_jax.errors import InputError
+from sicot_jax.preprocessing import Preprocessing
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a photo may have. A photo of `pixels` takes twelve bytes each at most while it is decoded."""
+
+    bytes: int = 10_000_000
+    pixels: int = 30_000_000
+    side: int = 16_000
+
+
+class PhotoError(InputError):
+    """A photo that is not taken: `code` for programs, `status` for HTTP."""
+
+    def __init__(self, status: int, code: str, message: str):
+        super().__init__(message)
+        self.status, self.code = status, code
+
+
+def from_base64(text: str, limits: Limits) -> bytes:
+    """The bytes that a JSON request carries; a data URL is taken too."""
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    if len(text) > limits.bytes * 4 // 3 + 4:
+        raise PhotoError(413, "photo_too_large", f"the photo has more than {limits.bytes} bytes; make it smaller")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise PhotoError(400, "bad_base64", f"photo is no base64 ({error})") from error
+
+
+def decode(data: bytes, preprocessing: Preprocessing, limits: Limits) -> np.ndarray:
+    """uint8 [height, width, 3], as the engine takes it. Raises PhotoError: empty, too large, no photo, another format, broken.
+
+    Its size is read from the header before a pixel is decoded.
+    """
+    if not data:
+        raise PhotoError(400, "no_photo", "the photo is empty; send the bytes of a photo")
+    if len(data) > limits.bytes:
+        raise PhotoError(413, "photo_too_large", f"{len(data)} bytes, at most {limits.bytes}; make the photo smaller")
+    _check_header(data, limits)
+    try:
+        pixels = image.decode(data, max_pixels=limits.pixels)
+    except image.ImageError as error:
+        raise PhotoError(400, "broken_photo", str(error)) from error
+    return preprocessing.centre_crop(preprocessing.load(pixels))
+
+
+def _check_header(data: bytes, limits: Limits) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+                width, height = opened.size
+    except Exception as error:  # Pillow raises nearly anything on hostile bytes
+        if isinstance(error, Image.DecompressionBombError):
+            raise PhotoError(413, "too_many_pixels", f"more than {limits.pixels} pixels; make it smaller") from None
+        raise PhotoError(415, "not_a_photo", f"not a photo; wanted one of {', '.join(FORMATS)}") from None
+    if width * height > limits.pixels or max(width, height) > limits.side:
+        raise PhotoError(
+            413,
+            "too_many_pixels",
+            f"{width} x {height} pixels, at most {limits.pixels} and {limits.side} a side; make it smaller",
+        )

@@ -1,0 +1,65 @@
+"""What is said of a photo: products, how sure, and similar ones. From an engine's numbers and an index; no HTTP here."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from sicot_jax.index.cards import Product
+from sicot_jax.index.product_index import Offered, ProductIndex
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """A product with its probability (recognised) or cosine (similar), and the photo of it that is nearest, or -1."""
+
+    product: Product
+    score: float
+    place: int = -1
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """matches: most probable first. similar: nearest first."""
+
+    matches: list[Scored]
+    similar: list[Scored]
+
+
+def best_products(embedding: np.ndarray, logits: np.ndarray, offered: Offered, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers int64 [k] of the most probable products, best first, and their probabilities float64 [k]: softmax over the
+    products that are offered; fewer where there are fewer.
+
+    Logits [C] are of the model's classes, whose numbers are 0 to C - 1; later products have rows of their own.
+    """
+    classes = len(logits)
+    scores = np.concatenate([logits, offered.kernel @ embedding + offered.bias])
+    scores[offered.withdrawn[offered.withdrawn < classes]] = -np.inf
+    scores[classes:][np.isin(offered.products, offered.withdrawn)] = -np.inf
+    k = min(k, int(np.isfinite(scores).sum()))
+    if not k:
+        return np.zeros(0, np.int64), np.zeros(0)
+    some = np.argpartition(-scores, k - 1)[:k]
+    best = some[np.argsort(-scores[some], kind="stable")]
+    highest = scores[best[0]]
+    shares = np.exp((scores[best] - highest).astype(np.float64)) / np.exp(scores - highest, dtype=np.float64).sum()
+    later = best >= classes
+    numbers = best.astype(np.int64)
+    numbers[later] = offered.products[best[later] - classes]
+    return numbers, shares
+
+
+def answer(
+    index: ProductIndex, embedding: np.ndarray, logits: np.ndarray, *, k: int, similar: int, category: str | None = None
+) -> Answer:
+    """The k most probable products and as many similar ones as asked for, of one `category` where it is given."""
+    numbers, shares = best_products(embedding, logits, index.offered(), k)
+    near = index.nearest(embedding[None], similar, category=category)[0] if similar else []
+    best = index.products(numbers.tolist())
+    cards = index.products([neighbour.product for neighbour in near])
+    return Answer(
+        # A product that was withdrawn a moment ago has no card any more.
+        [Scored(p, float(s)) for p, s in zip(best, shares, strict=True) if p is not None],
+        [Scored(p, n.similarity, n.place) for p, n in zip(cards, near, strict=True) if p is not None],
+    )

@@ -1,0 +1,49 @@
+"""`sicot serve`: uvicorn with one worker process or several."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import shutil
+import tempfile
+
+import uvicorn
+from fastapi import FastAPI
+
+from sicot_jax.errors import InputError
+from sicot_jax.index import layout
+from sicot_jax.serve import settings as settings_of
+from sicot_jax.serve.keys import read_keys
+from sicot_jax.serve.settings import Settings
+
+_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+def serve(settings: Settings, *, host: str, port: int, workers: int) -> None:
+    """Until SIGINT or SIGTERM; requests that run are answered first. InputError for settings that cannot be served."""
+    from pathlib import Path
+
+    if workers < 1 or not 0 < port < 65536:
+        raise InputError(f"--workers {workers} --port {port}, wanted 1 or more and 1 to 65535")
+    layout.read_manifest(layout.current_version(Path(settings.index)))
+    if settings.keys:
+        read_keys(Path(settings.keys))
+    settings_of.to_environment(settings)
+    if workers > 1:
+        counts = tempfile.mkdtemp(prefix="sicot-metrics-")
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts
+        atexit.register(shutil.rmtree, counts, ignore_errors=True)
+    uvicorn.run(
+        "sicot_jax.serve.run:app", factory=True, host=host, port=port, workers=workers, log_config=None, access_log=False,
+        timeout_graceful_shutdown=int(settings.seconds) + 1, timeout_keep_alive=30, server_header=False,
+    )  # fmt: skip
+
+
+def app() -> FastAPI:
+    """In a worker process."""
+    from sicot_jax.serve.app import create_app
+
+    logging.basicConfig(level=logging.WARNING, format=_FORMAT)
+    logging.getLogger("sicot").setLevel(logging.INFO)
+    return create_app(settings_of.from_environment())
