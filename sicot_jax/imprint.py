@@ -10,8 +10,11 @@ any product is near that of all photos, and a row of it alone wins nearly everyw
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
+
+from sicot_jax.errors import InputError
 
 PHOTOS = 16  # of a product that its row is made of
 KNOWN = 128  # products that new ones are set against
@@ -54,6 +57,22 @@ def first_photos(owners: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     _, first, counts = np.unique(owners[order], return_index=True, return_counts=True)
     rank = np.arange(len(order)) - np.repeat(first, counts)
     return np.sort(order[(rank < PHOTOS) & np.isin(owners[order], chosen)])
+
+
+def save(path: Path, imprint: Imprint) -> None:
+    np.savez(path, **dataclasses.asdict(imprint))
+
+
+def load(path: Path) -> Imprint:
+    """InputError where the file is none."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            scale, bias = float(stored["scale"]), float(stored["bias"])
+            return Imprint(stored["centre"], stored["mean_row"], scale, bias)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path}: nothing to make rows with ({type(error).__name__}); build the index again"
+        ) from error
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import dataclasses
 import importlib.util
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,70 +20,128 @@ from tqdm import tqdm
 
 import sicot_jax
 from sicot_jax import folded, imprint, mesh, pipeline, runs
-from sicot_jax.catalog.catalog import Catalog, Record
+from sicot_jax.catalog.catalog import Catalog, ClassTable, Record
 from sicot_jax.catalog.opening import open_catalog
+from sicot_jax.catalog.tables import read_class_table
 from sicot_jax.convert import folder as folders
 from sicot_jax.convert.exported import Exported, exported, write_recognizer
 from sicot_jax.errors import InputError
 from sicot_jax.files import file_sha256, read_json, write_json
 from sicot_jax.index import cards as cards_of
 from sicot_jax.index import layout
-from sicot_jax.index.cards import Cards
+from sicot_jax.index.calibrate import calibrate
+from sicot_jax.index.cards import PICTURES, Cards
+from sicot_jax.index.unknown import FEWEST, write_calibration
 from sicot_jax.index.vectors import Vectors, fit_codebook, unit
+from sicot_jax.index.verify import verify
 
 BITS = 256
-PICTURES = 4  # of a product that are kept to be shown
 _PIECE = 16  # batches between two commits
 _LINES = 1 << 16  # codes made at a time
 
 
-def build(workdir: Path, index: Path, *, path: str = "", bits: int = BITS) -> Path:
-    """The folder of the new version. `path`: where the run's catalogue lies now, if it was moved.
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """What is indexed. numbers: product of each class of the catalogue, int64 [classes]; below `known` they are the model's
+    class ids. order: its training photos, by category and product.
+    """
 
-    InputError: an unfinished run, another catalogue than it was trained on, another process at work in `index`.
+    catalog: Catalog
+    table: ClassTable
+    numbers: np.ndarray
+    order: np.ndarray
+
+    @property
+    def known(self) -> int:
+        return len(self.table)
+
+    @property
+    def owners(self) -> np.ndarray:
+        return self.numbers[np.asarray(self.catalog.splits["train"].labels)[self.order]]
+
+
+def build(workdir: Path, index: Path, *, path: str = "", bits: int = BITS) -> Path:
+    """The folder of the new version. `path`: a catalogue folder in place of the run's own: it was moved, or has grown since.
+
+    Products are matched to the model's classes by SKU; those that are new get rows of the classifier from their photos.
+    Features of photos that the version in use has from the same model are taken from there.
+    InputError: an unfinished run, no photo, another process at work in `index`.
     """
     if bits % 8 or not 0 < bits <= 4096:
         raise InputError(f"--bits {bits}, wanted a multiple of 8 up to 4096")
     run = runs.read_run(workdir)
     run = runs.on_devices_here(run, runs.start_mesh(run.config), path)
-    catalog = open_catalog(run.config.data)
-    runs.check_data(run, catalog, "give the one it was trained on (--path)")
-    if not len(order := _order(catalog)):
-        raise InputError(f"{catalog.name}: no training photo of a product that is offered, wanted some to index")
+    source = _source(run, open_catalog(run.config.data))
     with layout.alone(index), exported(workdir) as found:
         folder = index / layout.BUILDING
-        model = _write_model(folder, found, data=catalog.data_hash, bits=bits)
+        model = _begin(folder, found, data=source.catalog.data_hash, bits=bits)
         width = found.classifier.kernel.shape[1]
         vectors, cards = Vectors(folder, width, bits), Cards(folder / layout.CARDS, writable=True)
         with contextlib.closing(cards):
-            _embed(found, run, catalog, order, vectors, cards)
-            _write_codes(folder, vectors, len(order), bits)
-            _write_imprint(folder, vectors, len(order), found)
+            _put_products(source, cards)
+            with contextlib.closing(_Seen(index, model)) as seen:
+                _embed(found, run, source, seen, vectors, cards)
+            _write_codes(folder, vectors, len(source.order), bits)
+            _write_imprint(folder, vectors, source, found, cards)
             cards.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         if importlib.util.find_spec("torch") and importlib.util.find_spec("onnxscript"):
             _write_graph(folder, found)
+        growing = (layout.FEATURES, layout.CODES, layout.OWNERS)
         manifest = layout.Manifest(
             model=model,
             run=workdir.absolute().name,
-            data=catalog.data_hash,
+            data=source.catalog.data_hash,
             width=width,
             bits=bits,
-            photos=len(order),
-            products=len(catalog.classes) - int(catalog.classes.withdrawn.sum()),
-            categories=_ranges(catalog, order),
-            sha256={
-                name: file_sha256(folder / name)
-                for name in (layout.FEATURES, layout.CODES, layout.OWNERS, layout.CODEBOOK, layout.IMPRINT)
-            },
+            photos=len(source.order),
+            products=int((~source.catalog.classes.withdrawn).sum()),
+            categories=_ranges(source),
+            sha256={name: file_sha256(folder / name) for name in (*growing, layout.CODEBOOK, layout.IMPRINT)},
             created=runs.now(),
             version=sicot_jax.__version__,
         )
-        (folder / layout.PROGRESS).unlink()
         layout.write_manifest(folder, manifest)
+        _calibrate(folder, source, manifest)
+        if faults := verify(folder):
+            raise InputError(f"{folder}: {faults[0]}; the version in use stays, build again")
+        (folder / layout.PROGRESS).unlink()
         return layout.publish(index, folder)
 
 
-def _write_model(folder: Path, found: Exported, *, data: str, bits: int) -> str:
+def _source(run: runs.Run, catalog: Catalog) -> _Source:
+    table, classes = read_class_table(runs.class_table_file(run)), catalog.classes
+    known = {sku: number for number, sku in enumerate(table.sku)}
+    numbers, later = np.empty(len(classes), np.int64), len(known)
+    for c in range(len(classes)):
+        number = known.get(classes.sku[c])
+        numbers[c] = later if number is None else number
+        later += number is None
+    labels = np.asarray(catalog.splits["train"].labels)
+    category = np.unique(np.asarray(classes.category, str), return_inverse=True)[1]
+    order = np.lexsort((np.arange(len(labels)), labels, category[labels]))
+    order = order[~np.asarray(classes.withdrawn, bool)[labels[order]]]
+    if not len(order):
+        raise InputError(f"{catalog.name}: no training photo of a product that is offered, wanted some to index")
+    return _Source(catalog, table, numbers, order)
+
+
+def _calibrate(folder: Path, source: _Source, manifest: layout.Manifest) -> None:
+    calibration = calibrate(folder, source.catalog.splits["validation"], source.numbers)
+    if calibration is None:
+        print(f'fewer than {FEWEST} validation photos: nothing is called "unknown"; import with more', file=sys.stderr)
+        return
+    if calibration.reached < calibration.precision:
+        print(
+            f"no threshold makes {calibration.precision:.0%} of the answers right on {calibration.photos} validation "
+            f"photos; taken is one at {calibration.reached:.0%}",
+            file=sys.stderr,
+        )
+    write_calibration(folder / layout.UNKNOWN, calibration)
+    digests = {**manifest.sha256, layout.UNKNOWN: file_sha256(folder / layout.UNKNOWN)}
+    layout.write_manifest(folder, dataclasses.replace(manifest, sha256=digests))
+
+
+def _begin(folder: Path, found: Exported, *, data: str, bits: int) -> str:
     """The recogniser and empty cards in a new folder, unless a build of the same begins there; sha256 of its weights."""
     mark = folder / layout.PROGRESS
     same = {"run": found.source, "data": data, "bits": bits, "version": sicot_jax.__version__}
@@ -110,76 +168,99 @@ def _write_graph(folder: Path, found: Exported) -> None:
     write_onnx(folder / layout.GRAPH, found)
 
 
-def _order(catalog: Catalog) -> np.ndarray:
-    """Training photos of products that are offered, by category and product: a category is one range of lines."""
-    labels = np.asarray(catalog.splits["train"].labels)
-    category = np.unique(np.asarray(catalog.classes.category, str), return_inverse=True)[1]
-    order = np.lexsort((np.arange(len(labels)), labels, category[labels]))
-    return order[~np.asarray(catalog.classes.withdrawn, bool)[labels[order]]]
-
-
-def _ranges(catalog: Catalog, order: np.ndarray) -> dict[str, list[int]]:
-    names, first = np.unique(
-        np.asarray(catalog.classes.category, str)[catalog.splits["train"].labels[order]], return_index=True
-    )
-    ends = [*first[1:].tolist(), len(order)]
+def _ranges(source: _Source) -> dict[str, list[int]]:
+    classes, labels = source.catalog.classes, np.asarray(source.catalog.splits["train"].labels)
+    names, first = np.unique(np.asarray(classes.category, str)[labels[source.order]], return_index=True)
+    ends = [*first[1:].tolist(), len(source.order)]
     return {str(name): [int(start), end] for name, start, end in zip(names, first, ends, strict=True)}
 
 
-def _embed(found: Exported, run: runs.Run, catalog: Catalog, order: np.ndarray, vectors: Vectors, cards: Cards) -> None:
-    """Features, owners and cards of all photos, from where an earlier build stopped; a commit every few batches."""
-    split, size = catalog.splits["train"], run.config.eval.batch_size
+def _put_products(source: _Source, cards: Cards) -> None:
+    """Cards of all products; what the model knows and the catalogue does not offer is there as withdrawn."""
+    classes, table, gone = source.catalog.classes, source.table, np.ones(source.known, bool)
+    gone[source.numbers[(source.numbers < source.known) & ~classes.withdrawn]] = False
+    withdrawn = np.flatnonzero(gone).tolist()
     with cards.change() as connection:
-        classes = catalog.classes
+        cards_of.put_products(
+            connection, ((c, table.sku[c], table.title[c], "", table.category[c], {}) for c in withdrawn)
+        )
+        connection.executemany("UPDATE products SET withdrawn = 1 WHERE product = ?", ((c,) for c in withdrawn))
+        offered = np.flatnonzero(~classes.withdrawn).tolist()
         cards_of.put_products(
             connection,
-            ((c, classes.sku[c], classes.title[c], "", classes.category[c], {}) for c in range(len(classes))),
+            ((int(source.numbers[c]), classes.sku[c], classes.title[c], "", classes.category[c], {}) for c in offered),
         )
-        gone = ((int(c),) for c in np.flatnonzero(classes.withdrawn))
-        connection.executemany("UPDATE products SET withdrawn = 1 WHERE product = ?", gone)
-    done = cards.state(vectors.width).places
-    batches = pipeline.PhotoBatches(split, run.config.preprocessing, size, order)
-    labels = np.asarray(split.labels)[order]
-    starts = np.flatnonzero(np.r_[True, np.diff(labels) != 0])  # a product's photos follow each other
-    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
-    ahead = pipeline.ahead(
-        batches, done // size, len(batches), workers=run.config.data.workers, source=run.config.data.source
-    )
-    rows: list[np.ndarray] = []
-    ids: list[str] = []
-    with tqdm(total=len(order), initial=done, unit="photo", desc="embedding", file=sys.stderr, mininterval=1) as bar:
-        for embedding, batch in _embedded(found, ahead):
-            real = batch["label"] >= 0
-            rows.append(embedding[real])
-            ids += batch["image_id"][real].tolist()
-            bar.update(int(real.sum()))
-            if len(rows) == _PIECE or done + len(ids) == len(order):
-                done = _commit(np.concatenate(rows), ids, done, split, order, rank, vectors, cards)
-                rows, ids = [], []
 
 
-def _commit(features, ids, done: int, split, order, rank, vectors: Vectors, cards: Cards) -> int:
-    end = done + len(ids)
-    owners = split.labels[order[done:end]]
-    vectors.write(layout.FEATURES, done, features)
-    vectors.write(layout.OWNERS, done, owners)
+class _Seen:
+    """Features that the version in use has of photos, by the same model."""
 
-    def photos() -> Iterator[tuple[int, int, str, bytes | None]]:
-        for place in range(done, end):
-            jpeg = None
-            if rank[place] < PICTURES:
-                record = split[int(order[place])]
-                jpeg = _jpeg(record)
-                if record["tags"] and not rank[place]:
-                    tags[int(owners[place - done])] = record["tags"]
-            yield place, int(owners[place - done]), ids[place - done], jpeg
+    def __init__(self, index: Path, model: str):
+        self._cards: Cards | None = None
+        with contextlib.suppress(InputError):  # there is none, or none that can be read
+            folder = layout.current_version(index)
+            manifest = layout.read_manifest(folder)
+            if manifest.model == model:
+                cards = Cards(folder / layout.CARDS)
+                places = cards.state(manifest.width).places
+                self._features = Vectors(folder, manifest.width, manifest.bits).mapped(layout.FEATURES, places)
+                self._cards = cards
 
-    tags: dict[int, str] = {}
-    with cards.change() as connection:
-        cards_of.put_photos(connection, photos())
-        connection.executemany("UPDATE products SET tags = ? WHERE product = ?", ((t, p) for p, t in tags.items()))
-        cards_of.set_places(connection, end)
-    return end
+    def feature(self, image_id: str) -> np.ndarray | None:
+        if self._cards is None:
+            return None
+        find = "SELECT place FROM photos WHERE image_id = ? AND place < ? LIMIT 1"
+        row = self._cards.connection.execute(find, (image_id, len(self._features))).fetchone()
+        return None if row is None else self._features[row[0]]
+
+    def close(self) -> None:
+        if self._cards is not None:
+            self._cards.close()
+
+
+def _embed(found: Exported, run: runs.Run, source: _Source, seen: _Seen, vectors: Vectors, cards: Cards) -> None:
+    """Features, owners and photos from where an earlier build stopped, in pieces of one commit each."""
+    split, owners = source.catalog.splits["train"], source.owners
+    starts = np.flatnonzero(np.r_[True, np.diff(owners) != 0])  # a product's photos follow each other
+    rank = np.arange(len(owners)) - np.repeat(starts, np.diff(np.r_[starts, len(owners)]))
+    done, size = cards.state(vectors.width).places, run.config.eval.batch_size
+    with (
+        tqdm(total=len(owners), initial=done, unit="photo", desc="embedding", file=sys.stderr, mininterval=1) as bar,
+        _embedder(found) as embed,
+    ):
+        while done < len(owners):
+            end = min(done + size * _PIECE, len(owners))
+            ids = [split[int(i)]["image_id"] for i in source.order[done:end]]
+            known = [seen.feature(image_id) for image_id in ids]
+            new = np.array([row for row, feature in enumerate(known) if feature is None], np.int64)
+            batches = pipeline.PhotoBatches(split, run.config.preprocessing, size, source.order[done + new])
+            ahead = pipeline.ahead(
+                batches, 0, len(batches), workers=run.config.data.workers, source=run.config.data.source
+            )
+            rows = iter(embed(ahead))
+            features = np.stack([next(rows) if feature is None else feature for feature in known])
+            vectors.write(layout.FEATURES, done, features)
+            vectors.write(layout.OWNERS, done, owners[done:end])
+            with cards.change() as connection:
+                _put_photos(connection, source, ids, done, owners, rank)
+                cards_of.set_places(connection, end)
+            bar.update(end - done)
+            done = end
+
+
+def _put_photos(
+    connection: Any, source: _Source, ids: list[str], done: int, owners: np.ndarray, rank: np.ndarray
+) -> None:
+    split = source.catalog.splits["train"]
+    for place, image_id in enumerate(ids, done):
+        jpeg = None
+        if rank[place] < PICTURES:
+            record = split[int(source.order[place])]
+            jpeg = _jpeg(record)
+            if rank[place] == 0 and record["tags"]:
+                owner = int(owners[place])
+                connection.execute("UPDATE products SET tags = ? WHERE product = ?", (record["tags"], owner))
+        cards_of.put_photos(connection, [(place, int(owners[place]), image_id, jpeg)])
 
 
 def _jpeg(record: Record) -> bytes:
@@ -191,29 +272,33 @@ def _jpeg(record: Record) -> bytes:
     return stored if isinstance(stored, bytes) else image.encode(Image.fromarray(stored))
 
 
-def _embedded(found: Exported, batches: Iterator[dict[str, Any]]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    """(unit features float16 [B, D], batch), one batch late so that the devices never wait."""
+@contextlib.contextmanager
+def _embedder(found: Exported) -> Iterator[Callable[[Iterator[dict[str, Any]]], Iterator[np.ndarray]]]:
+    """Batches of photos -> unit features float16 [D], one by one; each batch over all devices, fetched one batch late."""
     devices = mesh.make_mesh()
     with jax.set_mesh(devices):
         weights = mesh.copy_to_all(folded.fold(found.arrays), devices)
 
         @jax.jit
-        def embed(weights, image):
+        def compute(weights, image):
             image = found.preprocessing.normalise(found.preprocessing.centre_crop(image))
             return mesh.replicate(folded.embed(found.model, weights, image))
 
-        pending = None
-        for batch in batches:
-            result = embed(weights, pipeline.to_device(batch, devices)["image"])
+        def embed(batches: Iterator[dict[str, Any]]) -> Iterator[np.ndarray]:
+            pending: tuple[Any, np.ndarray] | None = None
+            for batch in batches:
+                result = compute(weights, pipeline.to_device(batch, devices)["image"])
+                if pending is not None:
+                    yield from _features(*pending)
+                pending = result, batch["label"] >= 0
             if pending is not None:
-                yield _unit(pending[0]), pending[1]
-            pending = result, batch
-        if pending is not None:
-            yield _unit(pending[0]), pending[1]
+                yield from _features(*pending)
+
+        yield embed
 
 
-def _unit(embedding: jax.Array) -> np.ndarray:
-    return unit(np.asarray(embedding)).astype(np.float16)
+def _features(embedding: Any, real: np.ndarray) -> np.ndarray:
+    return unit(np.asarray(embedding)[real]).astype(np.float16)
 
 
 def _write_codes(folder: Path, vectors: Vectors, places: int, bits: int) -> None:
@@ -225,23 +310,32 @@ def _write_codes(folder: Path, vectors: Vectors, places: int, bits: int) -> None
         vectors.write(layout.CODES, first, codebook.encode(features[first : first + _LINES]))
 
 
-def _write_imprint(folder: Path, vectors: Vectors, places: int, found: Exported) -> None:
-    """What rows of later products are made with, from known ones."""
+def _write_imprint(folder: Path, vectors: Vectors, source: _Source, found: Exported, cards: Cards) -> None:
+    """What rows of later products are made with, from known ones; and the rows of those that are here already."""
     import safetensors
 
-    owners = vectors.mapped(layout.OWNERS, places)
-    features = vectors.mapped(layout.FEATURES, places)
+    owners = source.owners
+    features = vectors.mapped(layout.FEATURES, len(owners))
+
+    def means(products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        photos = imprint.first_photos(owners, products)
+        return imprint.mean_directions(features[photos], owners[photos])
+
     products = np.unique(owners)
-    some = products[pipeline.evenly(len(products), imprint.KNOWN)]
-    photos = imprint.first_photos(owners, some)
-    known, means = imprint.mean_directions(features[photos], owners[photos])
+    known = products[products < source.known]
+    known, directions = means(known[pipeline.evenly(len(known), imprint.KNOWN)])
     with safetensors.safe_open(folder / layout.MODEL / folders.WEIGHTS, framework="numpy") as file:
         kernel, bias = file.get_slice("fc.weight"), file.get_slice("fc.bias")
-        rows = np.stack([kernel[int(c) : int(c) + 1][0] for c in known])
-        mean_row, mean_bias = np.zeros(found.classifier.kernel.shape[1]), 0.0
-        for first in range(0, found.model.classes, _LINES):
-            part = slice(first, min(first + _LINES, found.model.classes))
-            mean_row += kernel[part].sum(0, dtype=np.float64) / found.model.classes
-            mean_bias += float(bias[part].sum(dtype=np.float64)) / found.model.classes
-    made_with = imprint.fit(means, rows, mean_row.astype(np.float32), mean_bias)
-    np.savez(folder / layout.IMPRINT, **dataclasses.asdict(made_with))
+        rows = np.array([kernel[int(c) : int(c) + 1][0] for c in known]).reshape(len(known), vectors.width)
+        mean_row, mean_bias = np.zeros(vectors.width), 0.0
+        for first in range(0, source.known, _LINES):
+            part = slice(first, min(first + _LINES, source.known))
+            mean_row += kernel[part].sum(0, dtype=np.float64) / source.known
+            mean_bias += float(bias[part].sum(dtype=np.float64)) / source.known
+    made_with = imprint.fit(directions, rows, mean_row.astype(np.float32), mean_bias)
+    imprint.save(folder / layout.IMPRINT, made_with)
+    later = products[products >= source.known]
+    for first in range(0, len(later), _LINES):
+        numbers, directions = means(later[first : first + _LINES])
+        with cards.change() as connection:
+            cards_of.put_rows(connection, numbers.tolist(), made_with.rows(directions), [made_with.bias] * len(numbers))

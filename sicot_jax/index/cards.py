@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+PICTURES = 4  # of a product that are kept to be shown
 QUALITY = ("price", "sales", "conversion", "rating")  # numbers that a manifest may bring along
 _SCHEMA = """
 CREATE TABLE state (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -198,6 +199,14 @@ def put_rows(
         (int(p), row.astype(np.float32).tobytes(), float(b)) for p, row, b in zip(products, kernel, bias, strict=True)
     )
     connection.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", rows)
+
+
+def read_quality(stored: str) -> dict[str, float]:
+    return json.loads(stored)
+
+
+def put_quality(connection: sqlite3.Connection, product: int, quality: dict[str, float]) -> None:
+    connection.execute("UPDATE products SET quality = ? WHERE product = ?", (json.dumps(quality), product))
 
 
 def set_places(connection: sqlite3.Connection, places: int) -> None:

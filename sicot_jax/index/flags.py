@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+
+from sicot_jax.errors import InputError
 
 
 def add_index_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,11 +22,63 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--out", type=Path, required=True, help="the index; its version in use is replaced when the new one is whole"
     )
-    sub.add_argument("--path", default="", help="where the run's catalogue is now, if it was moved")
+    sub.add_argument("--path", default="", help="a catalogue folder in place of the run's: it was moved, or has grown")
     sub.add_argument("--bits", type=int, default=256, help="of a photo's code (default: 256)")
+
+    def changing(name: str, run, help: str) -> argparse.ArgumentParser:
+        sub = kind(name, run, help)
+        sub.add_argument("--index", type=Path, required=True, help="folder of sicot index build")
+        return sub
+
+    sub = changing("add", _add, "products and photos of a manifest, or of a folder with one folder per SKU")
+    sub.add_argument("source", type=Path)
+    sub = changing("update", _update, "titles, tags, categories, price, sales, conversion, rating from a CSV by sku")
+    sub.add_argument("source", type=Path)
+    sub = changing("remove", _remove, "withdraw products, or single photos")
+    sub.add_argument("skus", nargs="*", metavar="SKU")
+    sub.add_argument("--file", type=Path, help="file with a SKU in each line")
+    sub.add_argument("--photo", action="append", default=[], metavar="IMAGE_ID", help="a photo, as often as needed")
+    changing("verify", _verify, "whether the version in use is whole and as it was built; reads all of it")
 
 
 def _build(args: argparse.Namespace, _) -> None:
     from sicot_jax.index.build import build
 
     print(f"{build(args.workdir, args.out, path=args.path, bits=args.bits)} is in use: sicot serve --index {args.out}")
+
+
+def _add(args: argparse.Namespace, _) -> None:
+    from sicot_jax.index import change
+
+    found = change.add(args.index, args.source)
+    for line in found.dropped[:20]:
+        print(f"dropped: {line}", file=sys.stderr)
+    if len(found.dropped) > 20:
+        print(f"dropped: {len(found.dropped) - 20} more", file=sys.stderr)
+    print(found.summary())
+
+
+def _update(args: argparse.Namespace, _) -> None:
+    from sicot_jax.index import change
+
+    print(f"{change.update(args.index, args.source)} products updated")
+
+
+def _remove(args: argparse.Namespace, _) -> None:
+    from sicot_jax.index import change
+
+    skus = [*args.skus, *(args.file.read_text().split("\n") if args.file else [])]
+    skus = [sku.strip() for sku in skus if sku.strip()]
+    if not skus and not args.photo:
+        raise InputError("nothing to remove: give SKUs, --file or --photo")
+    print(f"{change.remove(args.index, skus, photos=args.photo)} withdrawn")
+
+
+def _verify(args: argparse.Namespace, _) -> None:
+    from sicot_jax.index import layout
+    from sicot_jax.index.verify import verify
+
+    folder = layout.current_version(args.index)
+    if faults := verify(folder, checksums=True):
+        raise InputError(f"{folder}: {'; '.join(faults)}; build the index again")
+    print(f"{folder}: whole")

@@ -26,16 +26,17 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 import sicot_jax
 from sicot_jax.errors import InputError
+from sicot_jax.index import recognition
 from sicot_jax.index.cards import Product
 from sicot_jax.index.product_index import ProductIndex
+from sicot_jax.index.recognition import Scored
 from sicot_jax.serve import events as events_of
-from sicot_jax.serve import live, metrics, photo, recognition
+from sicot_jax.serve import live, metrics, photo
 from sicot_jax.serve.events import Events
 from sicot_jax.serve.gate import Gate
 from sicot_jax.serve.keys import read_keys
 from sicot_jax.serve.photo import PhotoError
 from sicot_jax.serve.queries import Queries
-from sicot_jax.serve.recognition import Scored
 from sicot_jax.serve.settings import Settings
 
 _T = TypeVar("_T")
@@ -72,7 +73,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 _EXAMPLE = {
-    "request_id": "9f86d081884c7d65",
+    "request_id": "9f86d081884c7d65", "known": True, "certainty": 0.97,
     "products": [{"sku": "0012", "title": "red cotton shirt", "tags": "", "category": "Shirts", "probability": 0.93,
                   "images": ["/v1/products/0012/images/0"]}],
     "similar": [{"sku": "0012", "title": "red cotton shirt", "tags": "", "category": "Shirts", "similarity": 0.88,
@@ -327,11 +328,19 @@ async def _answer(
     clock.stop("engine")
 
     def look_up() -> recognition.Answer:
-        return recognition.answer(loaded.index, embedding, logits, k=k, similar=similar, category=category)
+        return recognition.answer(
+            loaded.index, loaded.calibration, embedding, logits, k=k, similar=similar, category=category
+        )
 
     found = await loop.run_in_executor(state.decoders, look_up)
     clock.stop("search")
-    content: dict[str, Any] = {} if not k else {"products": [_scored(s, "probability") for s in found.matches]}
+    content: dict[str, Any] = {}
+    if k:
+        sure = None if found.certainty is None else round(found.certainty, 4)
+        content = {"known": found.known, "certainty": sure}
+        content["products"] = [_scored(s, "probability") for s in found.matches]
+        if found.known is False:
+            metrics.UNKNOWN.inc()
     return {
         **content,
         "similar": [_scored(s, "similarity") for s in found.similar],

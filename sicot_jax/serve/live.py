@@ -12,6 +12,7 @@ from pathlib import Path
 from sicot_jax.errors import InputError
 from sicot_jax.index import layout
 from sicot_jax.index.embedded import EmbeddedIndex
+from sicot_jax.index.unknown import Calibration, read_calibration
 from sicot_jax.serve import engines
 from sicot_jax.serve.batcher import Batcher
 from sicot_jax.serve.engines import Chosen
@@ -26,6 +27,7 @@ class Live:
 
     version: str
     index: EmbeddedIndex
+    calibration: Calibration | None
     chosen: Chosen
     batcher: Batcher
     users: int = 0
@@ -44,13 +46,15 @@ def load(settings: Settings, before: Live | None = None) -> Live:
     def opened(folder: Path) -> Live:
         index = EmbeddedIndex(folder)
         try:
+            calibration = read_calibration(folder / layout.UNKNOWN)
             if before is not None and before.index.manifest.model == index.manifest.model:
-                return Live(folder.name, index, before.chosen, before.batcher)
+                return Live(folder.name, index, calibration, before.chosen, before.batcher)
             chosen = engines.choose(folder, settings.engine, largest=settings.largest_batch, threads=settings.threads)
         except BaseException:
             index.close()
             raise
-        return Live(folder.name, index, chosen, Batcher(chosen.run, largest=chosen.largest))
+        batcher = Batcher(chosen.run, largest=chosen.largest)
+        return Live(folder.name, index, calibration, chosen, batcher)
 
     return layout.open_current(Path(settings.index), opened)
 

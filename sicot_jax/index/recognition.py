@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from sicot_jax.index.cards import Product
-from sicot_jax.index.product_index import Offered, ProductIndex
+from sicot_jax.index.product_index import Neighbour, Offered, ProductIndex
+from sicot_jax.index.unknown import Calibration, Evidence
+
+NEIGHBOURS = 10  # products that are looked at to tell how sure an answer is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +25,14 @@ class Scored:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """matches: most probable first. similar: nearest first."""
+    """matches: most probable first. similar: nearest first. certainty: that the first match is right, calibrated over photos of
+    products and of others; known: whether it is enough. Both None where the index has no calibration.
+    """
 
     matches: list[Scored]
     similar: list[Scored]
+    certainty: float | None = None
+    known: bool | None = None
 
 
 def best_products(embedding: np.ndarray, logits: np.ndarray, offered: Offered, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -50,16 +58,33 @@ def best_products(embedding: np.ndarray, logits: np.ndarray, offered: Offered, k
     return numbers, shares
 
 
+def evidence(numbers: np.ndarray, shares: np.ndarray, near: Sequence[Neighbour]) -> Evidence:
+    """Of the first of `numbers`, from its probability and the nearest products."""
+    own = next((n.similarity for n in near if n.product == numbers[0]), 0.0)
+    return Evidence(float(shares[0]), near[0].similarity if near else 0.0, own)
+
+
 def answer(
-    index: ProductIndex, embedding: np.ndarray, logits: np.ndarray, *, k: int, similar: int, category: str | None = None
+    index: ProductIndex,
+    calibration: Calibration | None,
+    embedding: np.ndarray,
+    logits: np.ndarray,
+    *,
+    k: int,
+    similar: int,
+    category: str | None = None,
 ) -> Answer:
     """The k most probable products and as many similar ones as asked for, of one `category` where it is given."""
     numbers, shares = best_products(embedding, logits, index.offered(), k)
-    near = index.nearest(embedding[None], similar, category=category)[0] if similar else []
+    near = index.nearest(embedding[None], max(similar, NEIGHBOURS if k else 0))[0]
+    certainty = calibration.certainty(evidence(numbers, shares, near)) if calibration and len(numbers) else None
+    shown = near[:similar] if category is None else index.nearest(embedding[None], similar, category=category)[0]
     best = index.products(numbers.tolist())
-    cards = index.products([neighbour.product for neighbour in near])
+    cards = index.products([neighbour.product for neighbour in shown])
     return Answer(
         # A product that was withdrawn a moment ago has no card any more.
         [Scored(p, float(s)) for p, s in zip(best, shares, strict=True) if p is not None],
-        [Scored(p, n.similarity, n.place) for p, n in zip(cards, near, strict=True) if p is not None],
+        [Scored(p, n.similarity, n.place) for p, n in zip(cards, shown, strict=True) if p is not None],
+        certainty,
+        None if calibration is None or certainty is None else certainty >= calibration.threshold,
     )
