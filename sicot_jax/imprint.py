@@ -10,6 +10,8 @@ any product is near that of all photos, and a row of it alone wins nearly everyw
 from __future__ import annotations
 
 import dataclasses
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -66,10 +68,10 @@ def save(path: Path, imprint: Imprint) -> None:
 def load(path: Path) -> Imprint:
     """InputError where the file is none."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             scale, bias = float(stored["scale"]), float(stored["bias"])
             return Imprint(stored["centre"], stored["mean_row"], scale, bias)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"{path}: nothing to make rows with ({type(error).__name__}); build the index again"
         ) from error

@@ -46,6 +46,25 @@ def shared_data():
     return folder
 
 
+@pytest.fixture(scope="session")
+def made_model(tmp_path_factory):
+    """The model of `index_maker`, whose index `index` is."""
+    import index_maker
+
+    folder = tmp_path_factory.mktemp("made") / "model"
+    index_maker.write_model(folder)
+    return folder
+
+
+@pytest.fixture
+def index(tmp_path, made_model):
+    """The folder of a small index with one version."""
+    import index_maker
+
+    index_maker.write_index(tmp_path / "index", made_model)
+    return tmp_path / "index"
+
+
 def pytest_sessionfinish(session):
     """In CI a skip that nobody agreed to is a failure: tools that vanish must not pass unseen."""
     of_several = hasattr(session.config, "workerinput")  # the process that started this one has all reports

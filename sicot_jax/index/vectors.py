@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +44,9 @@ class Codebook:
     @classmethod
     def load(cls, path: Path) -> Codebook:
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 return cls(stored["mean"], stored["rotation"])
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(f"{path}: no codebook ({type(error).__name__}); build the index again") from error
 
 
@@ -60,9 +62,9 @@ def fit_codebook(rows: np.ndarray, bits: int, *, seed: int = 0) -> Codebook:
     sample = rows if len(rows) <= _FIT else rows[np.sort(rng.choice(len(rows), _FIT, replace=False))]
     sample = np.asarray(sample, np.float32)
     mean = sample.mean(0)
-    values, vectors = np.linalg.eigh(np.cov(sample - mean, rowvar=False).reshape(len(mean), len(mean)))
-    held = int((values > values[-1] * 1e-6).sum()) if values[-1] > 0 else 1
-    principal = vectors[:, ::-1][:, : min(bits, max(held, 1))].astype(np.float32)
+    values, vectors = np.linalg.eigh((sample - mean).T @ (sample - mean))
+    held = max(int((values > values[-1] * 1e-6).sum()), 1)
+    principal = vectors[:, ::-1][:, : min(bits, held)].astype(np.float32)
     count = principal.shape[1]
     turns = [np.linalg.qr(rng.standard_normal((count, count)))[0].astype(np.float32) for _ in range(-(-bits // count))]
     return Codebook(mean, np.concatenate([principal @ turn for turn in turns], 1)[:, :bits])

@@ -1,0 +1,88 @@
+"""Search in a version's files, against all similarities computed."""
+
+import numpy as np
+import pytest
+from index_maker import BITS, PHOTOS, PRODUCTS, WIDTH
+
+from sicot_jax.errors import InputError
+from sicot_jax.index import change, layout
+from sicot_jax.index.embedded import EmbeddedIndex
+from sicot_jax.index.vectors import Vectors, unit
+
+
+@pytest.fixture
+def opened(index):
+    made = EmbeddedIndex(layout.current_version(index))
+    yield made
+    made.close()
+
+
+def queries(count=20):
+    return np.random.default_rng(1).random((count, WIDTH)).astype(np.float32)
+
+
+def exact(opened, embedding, k, allowed=None):
+    """(product, similarity) of the nearest products by features alone."""
+    places = PRODUCTS * PHOTOS
+    vectors = Vectors(opened.folder, WIDTH, BITS)
+    similarity = np.asarray(vectors.mapped(layout.FEATURES, places), np.float32) @ unit(embedding)
+    best = {}
+    for owner, value in zip(vectors.mapped(layout.OWNERS, places).tolist(), similarity.tolist(), strict=True):
+        if allowed is None or owner in allowed:
+            best[owner] = max(best.get(owner, -2), value)
+    return sorted(best.items(), key=lambda item: -item[1])[:k]
+
+
+def found(opened, embedding, k, **more):
+    return [(n.product, n.similarity) for n in opened.nearest(embedding[None], k, **more)[0]]
+
+
+@pytest.mark.parametrize("k", [1, 3, PRODUCTS])
+def test_nearest_products_are_those_of_all_similarities(opened, k):
+    for embedding in queries():
+        mine, wanted = found(opened, embedding, k), exact(opened, embedding, k)
+        assert [product for product, _ in mine] == [product for product, _ in wanted]
+        np.testing.assert_allclose([s for _, s in mine], [s for _, s in wanted], rtol=1e-6)
+
+
+def test_a_batch_is_its_queries(opened):
+    some = queries(3)
+    assert opened.nearest(some, 2) == [opened.nearest(query[None], 2)[0] for query in some]
+
+
+def test_more_photos_are_looked_at_until_there_are_k_products(opened):
+    """One candidate is one product: the search widens by itself, and ends where there are no more."""
+    for embedding in queries(5):
+        assert len(found(opened, embedding, PRODUCTS, candidates=1)) == PRODUCTS
+        assert len(found(opened, embedding, PRODUCTS + 3)) == PRODUCTS
+
+
+def test_a_category_is_searched_alone(opened):
+    for embedding in queries(5):
+        wanted = exact(opened, embedding, 2, allowed={1, 3, 5})
+        assert [p for p, _ in found(opened, embedding, 2, category="kind 1")] == [p for p, _ in wanted]
+    assert found(opened, queries(1)[0], 2, category="nothing") == []
+
+
+def test_what_is_withdrawn_is_not_found_after_a_refresh(index, opened):
+    embedding = queries(1)[0]
+    best = exact(opened, embedding, 1)[0][0]
+    change.remove(index, [f"sku-{best}"])
+    assert found(opened, embedding, 1)[0][0] == best  # as it was at the last look
+    assert opened.products([best]) == [None]  # but its card is gone
+    assert opened.refresh() and not opened.refresh()
+    left = set(range(PRODUCTS)) - {best}
+    assert [p for p, _ in found(opened, embedding, PRODUCTS)] == [p for p, _ in exact(opened, embedding, 9, left)]
+    assert opened.counts() == {"products": PRODUCTS - 1, "photos": PRODUCTS * PHOTOS}
+
+
+def test_a_query_of_zeros_is_answered(opened):
+    assert len(found(opened, np.zeros(WIDTH), 2)) == 2
+
+
+def test_no_index_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="no product index there; make one with `sicot index build"):
+        layout.current_version(tmp_path)
+    (tmp_path / "current").write_text("../../etc\n")
+    with pytest.raises(InputError, match="names '../../etc', wanted a version"):
+        layout.current_version(tmp_path)

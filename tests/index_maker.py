@@ -1,0 +1,146 @@
+"""A small index without training: products are colours, the network has starting values."""
+
+from __future__ import annotations
+
+import colorsys
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from sicot_jax import imprint
+from sicot_jax.catalog.catalog import ClassTable
+from sicot_jax.catalog.tables import write_class_table
+from sicot_jax.convert import folder as folders
+from sicot_jax.convert import network, weights
+from sicot_jax.convert.folder import Model
+from sicot_jax.files import file_sha256
+from sicot_jax.index import cards as cards_of
+from sicot_jax.index import layout
+from sicot_jax.index.cards import Cards
+from sicot_jax.index.unknown import Calibration, write_calibration
+from sicot_jax.index.vectors import Vectors, fit_codebook, unit
+from sicot_jax.preprocessing import Preprocessing
+from sicot_jax.recognizer import jax_engine
+
+PRODUCTS, PHOTOS, WIDTH, BITS = 6, 4, 16, 64
+PREPROCESSING = Preprocessing(height=24, width=24, resize_height=24, resize_width=24)
+
+
+def photo(product: int, number: int = 0, *, size: int = 24) -> np.ndarray:
+    """uint8 [size, size, 3]: stripes of the product's colour and width, with noise."""
+    rng = np.random.default_rng([product, number])
+    colour = 255 * np.array(colorsys.hsv_to_rgb(product * 0.618 % 1, 0.9, 0.9 - 0.4 * (product % 2)))
+    stripes = (np.arange(size) * (product + 2) // 8 % 2)[:, None, None]
+    noisy = colour * (0.5 + 0.5 * stripes) + rng.normal(0, 12, (size, size, 3))
+    return np.clip(noisy, 0, 255).astype(np.uint8)
+
+
+def jpeg(pixels: np.ndarray, kind: str = "JPEG") -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, kind)
+    return out.getvalue()
+
+
+def sku(product: int) -> str:
+    return f"sku-{product}"
+
+
+def write_model(folder: Path) -> None:
+    """As `to-torch` does, its classifier made of the photos themselves so that it recognises them."""
+    folder.mkdir(parents=True)
+    model = Model(18, 8, "small", last_stride=1, embedding_width=WIDTH, classes=PRODUCTS)
+    _, *trees = nnx.split(network.fresh_stream(model), nnx.Param, nnx.BatchStat)
+    arrays = network.arrays_of(*map(nnx.to_pure_dict, trees))
+    shown = [photo(product, number) for product in range(PRODUCTS) for number in range(PHOTOS)]
+    embeddings = network.outputs_here(_without(model), PREPROCESSING, arrays, shown).embedding
+    means = embeddings.reshape(PRODUCTS, PHOTOS, WIDTH).mean(1)
+    # The nearest mean: |e - m|^2 but for what all classes share, sharp enough to be sure.
+    sharp = np.float32(30 / np.mean((means - means.mean(0)) ** 2) / WIDTH)
+    rows = {"fc.weight": sharp * means, "fc.bias": -sharp * (means**2).sum(1) / 2}
+    pieces = {name: (array.shape, lambda array=array: iter([array])) for name, array in rows.items()}
+    weights.write_weights(folder / folders.WEIGHTS, arrays, pieces)
+    folders.write_config(folder, model, PREPROCESSING, {"run": "made"})
+    named = [sku(product) for product in range(PRODUCTS)]
+    counts = {split: np.full(PRODUCTS, PHOTOS) for split in ("train", "validation", "test")}
+    category = [f"kind {product % 2}" for product in range(PRODUCTS)]
+    table = ClassTable(named, [f"title {s}" for s in named], category, counts, np.zeros(PRODUCTS, bool))
+    write_class_table(folder / folders.CLASSES, table)
+    folders.write_manifest(folder, {})
+
+
+def _without(model: Model) -> Model:
+    import dataclasses
+
+    return dataclasses.replace(model, classes=0)
+
+
+def write_version(folder: Path, model: Path) -> None:
+    """All that `sicot index build` leaves, of products by category: 0, 2, 4, then 1, 3, 5."""
+    import shutil
+
+    shutil.copytree(model, folder / layout.MODEL)
+    engine = jax_engine(folders.read_converted(folder / layout.MODEL))
+    order = [*range(0, PRODUCTS, 2), *range(1, PRODUCTS, 2)]
+    owners = np.repeat(order, PHOTOS).astype(np.int32)
+    shown = [photo(product, number) for product in order for number in range(PHOTOS)]
+    embeddings, _ = engine(np.stack(shown))
+    features = unit(embeddings).astype(np.float16)
+    codebook = fit_codebook(features, BITS)
+    codebook.save(folder / layout.CODEBOOK)
+    vectors = Vectors(folder, WIDTH, BITS)
+    vectors.write(layout.FEATURES, 0, features)
+    vectors.write(layout.CODES, 0, codebook.encode(features))
+    vectors.write(layout.OWNERS, 0, owners)
+    numbers, means = imprint.mean_directions(np.asarray(features, np.float32), owners)
+    import safetensors.numpy
+
+    stored = safetensors.numpy.load_file(folder / layout.MODEL / folders.WEIGHTS)
+    kernel = stored["fc.weight"]
+    made_with = imprint.fit(means, kernel[numbers], kernel.mean(0), float(stored["fc.bias"].mean()))
+    imprint.save(folder / layout.IMPRINT, made_with)
+    cards = Cards.create(folder / layout.CARDS)
+    with cards.change() as connection:
+        cards_of.put_products(
+            connection, [(p, sku(p), f"title {sku(p)}", "a, b", f"kind {p % 2}", {}) for p in range(PRODUCTS)]
+        )
+        cards_of.put_photos(
+            connection, [(i, int(owners[i]), f"{i:032x}", jpeg(pixels)) for i, pixels in enumerate(shown)]
+        )
+        cards_of.set_places(connection, len(shown))
+    cards.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    cards.close()
+    write_calibration(
+        folder / layout.UNKNOWN, Calibration([0.0, 20.0, 0.0], -18.0, 0.5, 0.95, 0.95, 0.2, 100, [[0.5, 1.0, 0.95]])
+    )
+    half = PRODUCTS // 2 * PHOTOS
+    names = (layout.FEATURES, layout.CODES, layout.OWNERS, layout.CODEBOOK, layout.IMPRINT, layout.UNKNOWN)
+    manifest = layout.Manifest(
+        model=file_sha256(folder / layout.MODEL / folders.WEIGHTS), run="made", data="0", width=WIDTH, bits=BITS,
+        photos=len(shown), products=PRODUCTS, categories={"kind 0": [0, half], "kind 1": [half, 2 * half]},
+        sha256={name: file_sha256(folder / name) for name in names}, created="", version="",
+    )  # fmt: skip
+    layout.write_manifest(folder, manifest)
+
+
+def write_index(index: Path, model: Path) -> Path:
+    """Its version in use."""
+    write_version(index / layout.BUILDING, model)
+    with layout.alone(index):
+        return layout.publish(index, index / layout.BUILDING)
+
+
+def write_manifest_csv(folder: Path, rows: list[dict[str, str]], photos: dict[str, bytes]) -> Path:
+    """A manifest with its photos beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in photos.items():
+        (folder / name).write_bytes(data)
+    path = folder / "products.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
