@@ -33,7 +33,7 @@ PREPROCESSING = Preprocessing(height=24, width=24, resize_height=24, resize_widt
 def photo(product: int, number: int = 0, *, size: int = 24) -> np.ndarray:
     """uint8 [size, size, 3]: stripes of the product's colour and width, with noise."""
     rng = np.random.default_rng([product, number])
-    colour = 255 * np.array(colorsys.hsv_to_rgb(product * 0.618 % 1, 0.9, 0.9 - 0.4 * (product % 2)))
+    colour = 255 * np.array(colorsys.hsv_to_rgb(product / 6.5 % 1, 0.9, 0.8))
     stripes = (np.arange(size) * (product + 2) // 8 % 2)[:, None, None]
     noisy = colour * (0.5 + 0.5 * stripes) + rng.normal(0, 12, (size, size, 3))
     return np.clip(noisy, 0, 255).astype(np.uint8)

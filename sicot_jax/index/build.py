@@ -72,40 +72,47 @@ def build(workdir: Path, index: Path, *, path: str = "", bits: int = BITS) -> Pa
     run = runs.read_run(workdir)
     run = runs.on_devices_here(run, runs.start_mesh(run.config), path)
     source = _source(run, open_catalog(run.config.data))
-    with layout.alone(index), exported(workdir) as found:
+    with layout.alone(index):
         folder = index / layout.BUILDING
-        model = _begin(folder, found, data=source.catalog.data_hash, bits=bits)
-        width = found.classifier.kernel.shape[1]
-        vectors, cards = Vectors(folder, width, bits), Cards(folder / layout.CARDS, writable=True)
-        with contextlib.closing(cards):
-            _put_products(source, cards)
-            with contextlib.closing(_Seen(index, model)) as seen:
-                _embed(found, run, source, seen, vectors, cards)
-            _write_codes(folder, vectors, len(source.order), bits)
-            _write_imprint(folder, vectors, source, found, cards)
-            cards.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        if importlib.util.find_spec("torch") and importlib.util.find_spec("onnxscript"):
-            _write_graph(folder, found)
-        growing = (layout.FEATURES, layout.CODES, layout.OWNERS)
-        manifest = layout.Manifest(
-            model=model,
-            run=workdir.absolute().name,
-            data=source.catalog.data_hash,
-            width=width,
-            bits=bits,
-            photos=len(source.order),
-            products=int((~source.catalog.classes.withdrawn).sum()),
-            categories=_ranges(source),
-            sha256={name: file_sha256(folder / name) for name in (*growing, layout.CODEBOOK, layout.IMPRINT)},
-            created=runs.now(),
-            version=sicot_jax.__version__,
-        )
-        layout.write_manifest(folder, manifest)
+        with exported(workdir) as found:
+            manifest = _build(folder, index, run, source, found, bits)
         _calibrate(folder, source, manifest)
         if faults := verify(folder):
             raise InputError(f"{folder}: {faults[0]}; the version in use stays, build again")
         (folder / layout.PROGRESS).unlink()
         return layout.publish(index, folder)
+
+
+def _build(folder: Path, index: Path, run: runs.Run, source: _Source, found: Exported, bits: int) -> layout.Manifest:
+    """All but the calibration, from where an earlier build was stopped; under the mesh of `exported`."""
+    model = _begin(folder, found, data=source.catalog.data_hash, bits=bits)
+    width = found.classifier.kernel.shape[1]
+    vectors, cards = Vectors(folder, width, bits), Cards(folder / layout.CARDS, writable=True)
+    with contextlib.closing(cards):
+        _put_products(source, cards)
+        with contextlib.closing(_Seen(index, model)) as seen:
+            _embed(found, run, source, seen, vectors, cards)
+        _write_codes(folder, vectors, len(source.order), bits)
+        _write_imprint(folder, vectors, source, found, cards)
+        cards.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    if importlib.util.find_spec("torch") and importlib.util.find_spec("onnxscript"):
+        _write_graph(folder, found)
+    growing = (layout.FEATURES, layout.CODES, layout.OWNERS)
+    manifest = layout.Manifest(
+        model=model,
+        run=run.workdir.absolute().name,
+        data=source.catalog.data_hash,
+        width=width,
+        bits=bits,
+        photos=len(source.order),
+        products=int((~source.catalog.classes.withdrawn).sum()),
+        categories=_ranges(source),
+        sha256={name: file_sha256(folder / name) for name in (*growing, layout.CODEBOOK, layout.IMPRINT)},
+        created=runs.now(),
+        version=sicot_jax.__version__,
+    )
+    layout.write_manifest(folder, manifest)
+    return manifest
 
 
 def _source(run: runs.Run, catalog: Catalog) -> _Source:

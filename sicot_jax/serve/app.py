@@ -11,7 +11,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -20,7 +20,6 @@ import numpy as np
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -269,7 +268,19 @@ def _add_routes(app: FastAPI) -> None:
         new = await asyncio.get_running_loop().run_in_executor(None, store.add, parsed)
         return {"received": len(parsed), "new": new}
 
-    app.mount("/", StaticFiles(directory=PAGE, html=True), "page")
+    for path in sorted(PAGE.iterdir()):
+        address = "/" if path.name == "index.html" else f"/{path.name}"
+        app.add_api_route(address, _page(path), include_in_schema=False)
+
+
+def _page(path: Path) -> Callable[[], Awaitable[Response]]:
+    kind = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}[path.suffix]
+    content = path.read_bytes()
+
+    async def page() -> Response:
+        return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
+
+    return page
 
 
 def _state(request: Request) -> _State:

@@ -1,0 +1,229 @@
+"""From a run and its catalogue to an index, whatever happens in between."""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from sicot_jax import cli, evaluate, runs
+from sicot_jax import config as config_lib
+from sicot_jax.catalog import opening
+from sicot_jax.catalog.catalog import ClassTable
+from sicot_jax.convert import folder as folders
+from sicot_jax.errors import InputError
+from sicot_jax.index import build, layout, recognition
+from sicot_jax.index.cards import PICTURES, Cards
+from sicot_jax.index.embedded import EmbeddedIndex
+from sicot_jax.index.unknown import FEWEST, read_calibration
+from sicot_jax.index.verify import verify
+from sicot_jax.recognizer import jax_engine
+from sicot_jax.train import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """11 classes, 160 photos, 55 for validation."""
+    workdir = tmp_path_factory.mktemp("build") / "run"
+    train(config_lib.load("tiny", ["--config.data.generated.validation_per_class=5"]), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def built(run):
+    return build.build(run, run.parent / "index")
+
+
+def catalog_of(run):
+    return opening.open_catalog(runs.read_run(run).config.data)
+
+
+def test_an_index_holds_the_catalogue(run, built):
+    """Every training photo of every product, by category; cards with pictures; whole, to the last checksum."""
+    catalog, manifest = catalog_of(run), layout.read_manifest(built)
+    assert verify(built, checksums=True) == [] and layout.current_version(built.parent) == built
+    assert (manifest.photos, manifest.products, manifest.data) == (160, 11, catalog.data_hash)
+    cards = Cards(built / layout.CARDS)
+    for c in range(11):
+        product, own = cards.products([c])[0], np.flatnonzero(catalog.splits["train"].labels == c)
+        assert (product.sku, product.title) == (catalog.classes.sku[c], catalog.classes.title[c])
+        assert len(product.places) == len(own) and len(product.pictures) == min(len(own), PICTURES)
+        first, last = manifest.categories[catalog.classes.category[c]]
+        assert all(first <= place < last for place in product.places)
+    cards.close()
+
+
+def test_features_are_the_engine_s(run, built):
+    """Embedded over eight devices, in batches; to float16."""
+    split = catalog_of(run).splits["train"]
+    photos = {split[i]["image_id"]: split[i]["image"] for i in range(len(split))}
+    opened = EmbeddedIndex(built)
+    converted = folders.read_converted(built / layout.MODEL)
+    rows = opened.cards.connection.execute("SELECT place, image_id FROM photos ORDER BY place").fetchall()
+    batch = converted.preprocessing.batch([photos[image_id] for _, image_id in rows[:32]])
+    embedding, _ = jax_engine(converted)(batch)
+    wanted = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+    np.testing.assert_allclose(np.asarray(opened._view.features[:32], np.float32), wanted, atol=1e-3)
+    opened.close()
+
+
+def test_through_the_index_as_in_the_run_s_own_test(run, built):
+    """The best product of every test photo is the class that the run's evaluation found."""
+    with np.load(run / "predictions.npz") as stored:
+        wanted = dict(zip(stored["image_id"].tolist(), stored["top_classes"][:, 0].tolist(), strict=True))
+    split, opened = catalog_of(run).splits["test"], EmbeddedIndex(built)
+    converted = folders.read_converted(built / layout.MODEL)
+    engine = jax_engine(converted)
+    for i in range(len(split)):
+        record = split[i]
+        embedding, logits = (x[0] for x in engine(converted.preprocessing.batch([record["image"]])))
+        numbers, _ = recognition.best_products(embedding, logits, opened.offered(), 1)
+        assert numbers[0] == wanted[record["image_id"]]
+    opened.close()
+
+
+def test_a_calibration_where_there_are_enough_photos(built):
+    assert FEWEST <= 55 == read_calibration(built / layout.UNKNOWN).photos
+
+
+def test_a_build_that_was_stopped_goes_on(run, built, tmp_path, monkeypatch, capsys):
+    """Stopped in its second piece: the first is there already, and the result is the same."""
+    monkeypatch.setattr(build, "_PIECE", 1)
+    embedded, write = [], build.Vectors.write
+
+    def stopping(self, name, at, lines):
+        if name == layout.FEATURES:
+            embedded.append((at, len(lines)))
+            if len(embedded) == 2:
+                raise KeyboardInterrupt
+        write(self, name, at, lines)
+
+    monkeypatch.setattr(build.Vectors, "write", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        build.build(run, tmp_path)
+    with pytest.raises(InputError, match="no product index there"):
+        layout.current_version(tmp_path)
+    again = build.build(run, tmp_path)
+    assert embedded[2][0] == embedded[1][0] > 0  # went on where it was stopped
+    assert verify(again, checksums=True) == []
+    for name in (layout.FEATURES, layout.CODES, layout.OWNERS):
+        assert (again / name).read_bytes() == (built / name).read_bytes()
+
+
+def test_another_run_does_not_go_on_from_it(run, tmp_path, monkeypatch, capsys):
+    """What a stopped build left is of other bits: it is made anew."""
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "_write_codes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            build.build(run, tmp_path, bits=64)
+    assert layout.read_manifest(build.build(run, tmp_path, bits=128)).bits == 128
+    assert "of another run, catalogue or version; built anew" in capsys.readouterr().err
+
+
+def grown(catalog):
+    """The catalogue later: two products of before are gone, two are new with the photos of two others."""
+    classes = catalog.classes
+    sku = [*classes.sku[:9], "new-a", "new-b"]
+    withdrawn = np.zeros(11, bool)
+    withdrawn[0] = True
+    table = ClassTable(sku, list(classes.title), list(classes.category), classes.counts, withdrawn)
+    return dataclasses.replace(catalog, classes=table, data_hash="grown")
+
+
+def test_a_catalogue_that_has_grown(run, built, tmp_path, monkeypatch):
+    """Products are matched by SKU: new ones have rows, those that are gone are no answer. Photos that the version in use has
+    are not embedded again."""
+    index = tmp_path / "index"
+    build.build(run, index)
+    catalog, counted = grown(catalog_of(run)), []
+    monkeypatch.setattr(build, "open_catalog", lambda _: catalog)
+    original = build.pipeline.PhotoBatches
+
+    def counting(split, preprocessing, size, indices):
+        counted.append(len(indices))
+        return original(split, preprocessing, size, indices)
+
+    monkeypatch.setattr(build.pipeline, "PhotoBatches", counting)
+    version = build.build(run, index)
+    assert verify(version, checksums=True) == [] and sum(counted) == 0
+    opened = EmbeddedIndex(version)
+    gone = [0, 9, 10]
+    assert opened.offered().withdrawn.tolist() == gone and opened.offered().products.tolist() == [11, 12]
+    assert opened.products([*gone, 11, 12])[:3] == [None] * 3
+    assert [product.sku for product in opened.products([11, 12])] == ["new-a", "new-b"]
+    logits = np.zeros(11, np.float32)
+    logits[gone] = 100
+    numbers, _ = recognition.best_products(np.ones(16, np.float32), logits, opened.offered(), 20)
+    assert not set(gone) & set(numbers.tolist()) and {11, 12} <= set(numbers.tolist())
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--workdir", "nothing"], "wanted the config.json of a training run"),
+        (["--bits", "100"], "--bits 100, wanted a multiple of 8"),
+    ],
+)
+def test_bad_input_is_one_line(run, tmp_path, capsys, monkeypatch, flags, said):
+    monkeypatch.chdir(tmp_path)
+    command = ["index", "build", "--workdir", str(run), "--out", "index", *flags]
+    assert cli.main(command) == cli.INPUT_ERROR
+    assert said in capsys.readouterr().err and not (tmp_path / "index" / "current").exists()
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_never_leaves_a_broken_index(run, built, tmp_path):
+    """30 times, with a version in use that has to stay whole and readable; at last it is built to its end."""
+    index = tmp_path / "index"
+    program = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "import jax\n"
+        "jax.config.update('jax_num_cpu_devices', 8)\n"
+        "from sicot_jax.index import build\n"
+        "build._PIECE = 1\n"
+        "write = build.Vectors.write\n"
+        "def slowly(self, *arguments):\n"
+        "    time.sleep(0.02)\n"
+        "    write(self, *arguments)\n"
+        "    time.sleep(0.02)\n"
+        "build.Vectors.write = slowly\n"
+        "print('started', flush=True)\n"
+        "build.build(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+    )
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    rng, ended = random.Random(0), 0
+    build.build(run, index)
+    for _ in range(30):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, str(run), str(index)], env=environment, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        process.stdout.readline()
+        time.sleep(rng.uniform(0.1, 8.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        ended += process.returncode == 0
+        version = layout.current_version(index)
+        assert verify(version, checksums=True) == []
+        opened = EmbeddedIndex(version)
+        assert len(opened.nearest(np.ones((1, 16)), 3)[0]) == 3
+        opened.close()
+    assert verify(build.build(run, index), checksums=True) == []
+    assert ended < 30
+
+
+def test_the_run_s_class_table_is_the_model_s(run, built):
+    """The manifest and the cards are told apart from a hash of another catalogue by SKU alone."""
+    assert (
+        evaluate.class_table_hash(catalog_of(run))
+        == json.loads((run / "config.json").read_text())["data"]["class_table"]
+    )

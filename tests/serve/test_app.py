@@ -1,0 +1,324 @@
+"""The HTTP interface, asked as a client would."""
+
+import base64
+import json
+import logging
+import time
+
+import numpy as np
+import pytest
+from index_maker import PHOTOS, PRODUCTS, jpeg, photo, sku, write_index, write_manifest_csv
+
+from sicot_jax.errors import InputError
+from sicot_jax.index import change
+from sicot_jax.serve import keys as keys_of
+from sicot_jax.serve import live
+from sicot_jax.serve.photo import Limits
+from sicot_jax.serve.settings import Settings
+
+testclient = pytest.importorskip("fastapi.testclient", reason="the service needs its extra")
+
+from sicot_jax.serve.app import create_app  # noqa: E402
+
+
+def settings(index, **more):
+    return Settings(index=str(index), **{"engine": "jax", "largest_batch": 2, "reload_seconds": 0.05, **more})
+
+
+@pytest.fixture
+def client(index):
+    with testclient.TestClient(create_app(settings(index, events=str(index / "events.sqlite")))) as made:
+        yield made
+
+
+def ask(client, product, path="/v1/recognize", **params):
+    return client.post(path, files={"photo": jpeg(photo(product, 99))}, params=params)
+
+
+def error(response):
+    stored = response.json()["error"]
+    assert set(stored) == {"code", "message", "request_id"} and "\n" not in stored["message"]
+    assert stored["request_id"] == response.headers["x-request-id"]
+    return response.status_code, stored["code"]
+
+
+def test_every_product_is_recognised(client):
+    for product in range(PRODUCTS):
+        answer = ask(client, product, k=3, similar=4).json()
+        assert answer["products"][0]["sku"] == answer["similar"][0]["sku"] == sku(product)
+        assert len(answer["products"]) == 3 and len(answer["similar"]) == 4
+        assert answer["known"] is True and 0.5 < answer["certainty"] <= 1
+        shares = [found["probability"] for found in answer["products"]]
+        assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1.000001
+        assert set(answer["timings_ms"]) == {"read", "decode", "engine", "search"}
+        assert answer["index"] == "v000001" and len(answer["model"]) == 12
+
+
+def test_a_photo_comes_in_four_ways(client):
+    data = jpeg(photo(1, 99))
+    ways = [
+        {"files": {"photo": ("my photo.jpg", data, "image/jpeg")}},
+        {"json": {"photo": base64.b64encode(data).decode()}},
+        {"content": data, "headers": {"Content-Type": "image/jpeg"}},
+        {"content": data, "headers": {"Content-Type": "application/octet-stream"}},
+    ]
+    answers = [client.post("/v1/recognize", params={"k": 2}, **way).json() for way in ways]
+    assert all(answer["products"] == answers[0]["products"] for answer in answers)
+
+
+def test_similar_products_of_a_category(client):
+    answer = ask(client, 2, "/v1/search", similar=9, category="kind 1").json()
+    assert "products" not in answer and len(answer["similar"]) == PRODUCTS // 2
+    assert {found["category"] for found in answer["similar"]} == {"kind 1"}
+    assert ask(client, 2, "/v1/search", category="nothing").json()["similar"] == []
+
+
+def test_cards_and_pictures(client):
+    card = client.get(f"/v1/products/{sku(3)}").json()
+    assert card["title"] == f"title {sku(3)}" and card["photos"] == len(card["images"]) == PHOTOS
+    picture = client.get(card["images"][1])
+    assert picture.headers["content-type"] == "image/jpeg" and picture.content[:2] == b"\xff\xd8"
+    for path in (
+        "/v1/products/nope",
+        f"/v1/products/{sku(3)}/images/99",
+        f"/v1/products/{sku(3)}/images/-1",
+        "/v1/nope",
+    ):
+        assert error(client.get(path)) == (404, "not_found")
+
+
+def test_skus_that_look_like_paths(index, tmp_path):
+    """A slash, dots, a question mark, letters beyond ASCII: cards and pictures by the addresses that answers give."""
+    odd = ["a/b", "../../etc/passwd", "100%?x=1#y", "Stiefel ü 靴", "a/images/0"]
+    rows = [{"image": f"{n}.jpg", "sku": name} for n, name in enumerate(odd)]
+    photos = {f"{n}.jpg": jpeg(photo(20 + n)) for n in range(len(odd))}
+    change.add(index, write_manifest_csv(tmp_path / "feed", rows, photos))
+    with testclient.TestClient(create_app(settings(index))) as client:
+        for n, name in enumerate(odd):
+            similar = client.post("/v1/search?similar=1", files={"photo": photos[f"{n}.jpg"]}).json()["similar"][0]
+            assert similar["sku"] == name
+            assert client.get(similar["images"][0]).content == photos[f"{n}.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "wanted"),
+    [
+        ({"files": {"photo": b"not a photo"}}, (415, "not_a_photo")),
+        ({"files": {"photo": b""}}, (400, "no_photo")),
+        ({"files": {"other": b"x"}}, (400, "no_photo")),
+        ({"data": {"photo": "text"}}, (415, "content_type")),
+        ({"json": {}}, (400, "no_photo")),
+        ({"json": [1]}, (400, "no_photo")),
+        ({"json": {"photo": "??"}}, (400, "bad_base64")),
+        ({"content": b"{", "headers": {"Content-Type": "application/json"}}, (400, "bad_json")),
+        ({"content": b"[" * 100_000, "headers": {"Content-Type": "application/json"}}, (400, "bad_json")),
+        ({"content": b"x", "headers": {"Content-Type": "text/plain"}}, (415, "content_type")),
+        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, (400, "bad_form")),
+        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, (400, "bad_form")),
+        ({"content": jpeg(photo(1))[:-100], "headers": {"Content-Type": "image/jpeg"}}, (400, "broken_photo")),
+        ({"content": b"", "headers": {"Content-Type": "image/png"}}, (400, "no_photo")),
+    ],
+)
+def test_what_is_no_photo_is_an_error_of_the_client(client, request_, wanted):
+    assert error(client.post("/v1/recognize", **request_)) == wanted
+
+
+@pytest.mark.parametrize("params", [{"k": 0}, {"k": 1000}, {"k": "x"}, {"similar": -1}, {"category": "x" * 2000}])
+def test_parameters_outside_their_range(client, params):
+    assert error(ask(client, 1, **params)) == (422, "bad_parameter")
+
+
+def test_methods_and_paths_that_are_not_there(client):
+    assert error(client.get("/v1/recognize")) == (405, "method_not_allowed")
+    assert error(client.get("/../../etc/passwd")) == (404, "not_found")
+    assert error(client.get("/%2e%2e/app.py")) == (404, "not_found")
+    assert client.get("/page.js").status_code == 200 and client.get("/").text.startswith("<!doctype html>")
+
+
+def test_limits_on_bytes(index):
+    limits = Limits(bytes=3_000, pixels=10_000)
+    with testclient.TestClient(create_app(settings(index, limits=limits))) as client:
+        assert ask(client, 1).status_code == 200
+        large = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
+        assert error(client.post("/v1/recognize", files={"photo": jpeg(large, "BMP")})) == (413, "too_large")
+        body = jpeg(large, "PNG")[:4_000]
+        assert error(client.post("/v1/recognize", content=body, headers={"Content-Type": "image/png"}))[0] == 413
+
+        def endless():
+            for _ in range(1000):
+                yield b"\0" * 1000
+
+        found = client.post("/v1/recognize", content=endless(), headers={"Content-Type": "image/png"})
+        assert error(found) == (413, "too_large")
+        wide = jpeg(np.zeros((101, 101, 3), np.uint8))
+        assert error(client.post("/v1/recognize", files={"photo": wide})) == (413, "too_many_pixels")
+
+
+def test_keys_are_asked_for(index, tmp_path):
+    path = tmp_path / "keys"
+    key = keys_of.add_key(path, "shop")
+    with testclient.TestClient(create_app(settings(index, keys=str(path)))) as client:
+        for headers in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": key},
+            {"Authorization": f"Basic {key}"},
+        ):
+            response = client.post("/v1/recognize", files={"photo": jpeg(photo(1))}, headers=headers)
+            assert error(response) == (401, "no_key") and response.headers["www-authenticate"] == "Bearer"
+        assert [client.get(p).status_code for p in ("/metrics", "/v1/products/sku-1", "/openapi.json")] == [401] * 3
+        assert [client.get(p).status_code for p in ("/healthz", "/readyz", "/")] == [200] * 3
+        right = {"Authorization": f"Bearer {key}"}
+        assert client.get("/v1/products/sku-1", headers=right).status_code == 200
+
+
+def test_events_are_kept_once(client, index):
+    event = {
+        "event_id": "e", "request_id": "r", "time": 1e9, "visitor": "v", "variant": "a", "kind": "impression",
+        "shown": [sku(1)],
+    }  # fmt: skip
+    assert client.post("/v1/events", json=[event]).json() == {"received": 1, "new": 1}
+    assert client.post("/v1/events", json=[event, {**event, "event_id": "f"}]).json() == {"received": 2, "new": 1}
+    bad = client.post("/v1/events", json=[{**event, "event_id": "g"}, {**event, "kind": "look"}])
+    assert error(bad) == (422, "bad_input") and "event 1: kind='look'" in bad.json()["error"]["message"]
+    assert client.post("/v1/events", json=[{**event, "event_id": "g"}]).json()["new"] == 1  # none was stored before
+    for body in (b"x", b"{}", b"[1]"):
+        assert client.post("/v1/events", content=body).status_code in (400, 422)
+
+
+def test_a_service_without_events_says_so(index):
+    with testclient.TestClient(create_app(settings(index))) as client:
+        assert error(client.post("/v1/events", json=[])) == (404, "not_found")
+
+
+def test_query_photos_are_kept_only_when_asked(index, tmp_path):
+    data = jpeg(photo(1, 99))
+    with testclient.TestClient(create_app(settings(index, keep_queries=str(tmp_path / "kept")))) as client:
+        answer = client.post("/v1/recognize", files={"photo": data}).json()
+        client.post("/v1/recognize", files={"photo": b"no photo"})
+    assert [(p.name, p.read_bytes()) for p in (tmp_path / "kept").iterdir()] == [
+        (f"{answer['request_id']}.photo", data)
+    ]
+
+
+def test_the_log_has_ids_and_neither_photos_nor_skus(client, caplog):
+    with caplog.at_level(logging.INFO, "sicot"):
+        response = ask(client, 1)
+        client.get(f"/v1/products/{sku(1)}")
+    assert response.json()["request_id"] in caplog.text and "POST /v1/recognize 200" in caplog.text
+    assert sku(1) not in caplog.text and "JFIF" not in caplog.text
+
+
+def test_a_request_id_is_taken_over_unless_it_is_odd(client):
+    assert client.get("/healthz", headers={"X-Request-Id": "abc-1"}).headers["x-request-id"] == "abc-1"
+    odd = client.get("/healthz", headers={"X-Request-Id": "a b"}).headers["x-request-id"]
+    assert odd != "a b" and len(odd) == 16
+
+
+def test_metrics_and_readiness(client):
+    ask(client, 1)
+    ready = client.get("/readyz").json()
+    assert (ready["products"], ready["photos"], ready["engine"]) == (PRODUCTS, PRODUCTS * PHOTOS, "jax")
+    assert set(ready["milliseconds"]) == {"1", "2"}
+    text = client.get("/metrics").text
+    assert 'sicot_requests_total{route="/v1/recognize",status="200"}' in text
+    assert 'sicot_stage_seconds_count{stage="engine"}' in text
+
+
+def test_not_ready_until_all_is_loaded(index):
+    client = testclient.TestClient(create_app(settings(index)))  # not entered: its start has not run
+    assert error(client.get("/readyz")) == (503, "error")
+    response = ask(client, 1)
+    assert response.status_code == 503 and response.headers["retry-after"] == "1"
+    assert client.get("/healthz").status_code == 200
+
+
+def test_an_engine_that_fails_gives_away_nothing(client, monkeypatch, caplog):
+    def failing(photos):
+        raise RuntimeError("secret path /srv/model")
+
+    monkeypatch.setattr(client.app.state.sicot.current.live.batcher, "engine", failing)
+    response = ask(client, 1)
+    assert error(response) == (500, "internal") and "secret" not in response.text
+    assert "secret path" in caplog.text and response.json()["error"]["request_id"] in caplog.text
+
+
+def test_a_request_that_takes_too_long_is_ended(index, monkeypatch):
+    with testclient.TestClient(create_app(settings(index, seconds=0.2))) as client:
+        batcher = client.app.state.sicot.current.live.batcher
+        engine = batcher.engine
+        monkeypatch.setattr(batcher, "engine", lambda photos: time.sleep(0.5) or engine(photos))
+        response = ask(client, 1)
+        assert response.status_code == 503 and response.headers["retry-after"] == "1"
+        assert "0.2 seconds" in response.json()["error"]["message"]
+        monkeypatch.setattr(batcher, "engine", engine)
+        time.sleep(0.6)
+        assert ask(client, 1).status_code == 200
+
+
+def test_busy_is_said_at_once(index, monkeypatch):
+    """More photos than the engine gets through in the time that they may wait."""
+    with testclient.TestClient(create_app(settings(index))) as client:
+        client.app.state.sicot.photos = 10**6
+        response = ask(client, 1)
+        assert response.status_code == 503 and response.headers["retry-after"] == "1"
+        client.app.state.sicot.photos = 0
+        assert ask(client, 1).status_code == 200
+
+
+def eventually(check, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_changes_of_the_index_are_seen(client, index):
+    change.remove(index, [sku(1)])
+    eventually(lambda: client.get("/readyz").json()["products"] == PRODUCTS - 1)
+    eventually(lambda: ask(client, 1).json()["similar"][0]["sku"] != sku(1))
+    assert client.get(f"/v1/products/{sku(1)}").status_code == 404
+    assert sku(1) not in json.dumps(ask(client, 1, k=100).json())
+
+
+def test_the_next_version_is_taken_with_the_engine_of_the_same_model(client, index, made_model):
+    before = client.app.state.sicot.current.live
+    write_index(index, made_model)
+    eventually(lambda: client.get("/readyz").json()["index"] == "v000002")
+    assert client.app.state.sicot.current.live.batcher is before.batcher
+    assert ask(client, 1).json()["products"][0]["sku"] == sku(1)
+
+
+def test_a_version_that_cannot_be_read_leaves_the_old_one(client, index, made_model, caplog):
+    version = write_index(index, made_model)
+    eventually(lambda: client.get("/readyz").json()["index"] == "v000002")
+    (version.parent / "v000003").mkdir()
+    with caplog.at_level(logging.ERROR, "sicot"):
+        (index / "current").write_text("v000003\n")
+        eventually(lambda: "index not reloaded, v000002 stays" in caplog.text)
+        time.sleep(0.3)
+    assert caplog.text.count("index not reloaded") == 1
+    assert ask(client, 1).json()["index"] == "v000002"
+    (index / "current").write_text("v000002\n")
+
+
+def test_the_specification_has_every_route(client):
+    spec = client.get("/openapi.json").json()
+    assert {"/v1/recognize", "/v1/search", "/v1/products/{sku}", "/v1/events", "/readyz", "/metrics"} <= set(
+        spec["paths"]
+    )
+    recognize = spec["paths"]["/v1/recognize"]["post"]
+    assert "example" in recognize["responses"]["200"]["content"]["application/json"]
+    assert {"400", "401", "413", "415", "503"} <= set(recognize["responses"])
+    assert set(recognize["requestBody"]["content"]) == {"multipart/form-data", "application/json", "image/*"}
+
+
+def test_settings_that_cannot_be_served(index, tmp_path):
+    with pytest.raises(InputError, match="no product index there"):
+        Settings(index=str(tmp_path / "nothing"))
+    with pytest.raises(InputError, match="seconds=0, wanted more than 0"):
+        Settings(index=str(index), seconds=0)
+    with pytest.raises(InputError, match="engine 'torch', wanted auto, onnx or jax"):
+        live.load(settings(index, engine="torch"))
+    with pytest.raises(InputError, match="holds no ONNX graph"):
+        live.load(settings(index, engine="onnx"))

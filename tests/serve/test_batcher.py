@@ -1,0 +1,75 @@
+"""Photos of several requests in one call."""
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from sicot_jax.serve.batcher import Batcher
+
+
+class Engine:
+    """Embedding: the photo's first number; its calls wait for `go`."""
+
+    def __init__(self):
+        self.sizes, self.go = [], threading.Event()
+        self.go.set()
+
+    def __call__(self, photos):
+        self.go.wait(10)
+        self.sizes.append(len(photos))
+        if photos[0, 0, 0, 0] == 255:
+            raise RuntimeError("the engine failed")
+        return photos[:, 0, 0, :1].astype(np.float32), photos[:, 0, 0].astype(np.float32)
+
+
+def photo(number):
+    return np.full((2, 2, 3), number, np.uint8)
+
+
+def test_whatever_waits_goes_together():
+    """The first alone, as the engine was free; the nine that came meanwhile in fours."""
+
+    async def scenario():
+        engine = Engine()
+        batcher = Batcher(engine, largest=4)
+        engine.go.clear()
+        waiting = [asyncio.create_task(batcher(photo(number))) for number in range(10)]
+        await asyncio.sleep(0.05)
+        engine.go.set()
+        answers = await asyncio.gather(*waiting)
+        assert [int(embedding[0]) for embedding, _ in answers] == list(range(10))
+        assert engine.sizes == [4, 4, 2] or engine.sizes == [1, 4, 4, 1]
+        batcher.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_went_away_is_left_out():
+    async def scenario():
+        engine = Engine()
+        batcher = Batcher(engine, largest=4)
+        engine.go.clear()
+        first = asyncio.create_task(batcher(photo(1)))
+        await asyncio.sleep(0.02)
+        gone, stays = asyncio.create_task(batcher(photo(2))), asyncio.create_task(batcher(photo(3)))
+        await asyncio.sleep(0.02)
+        gone.cancel()
+        engine.go.set()
+        assert [int((await task)[0][0]) for task in (first, stays)] == [1, 3]
+        assert engine.sizes == [1, 1] and len(batcher) == 0
+        batcher.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_failing_engine_fails_its_own_batch_alone():
+    async def scenario():
+        batcher = Batcher(Engine(), largest=4)
+        with pytest.raises(RuntimeError, match="the engine failed"):
+            await batcher(photo(255))
+        assert int((await batcher(photo(7)))[0][0]) == 7
+        batcher.close()
+
+    asyncio.run(scenario())

@@ -1,0 +1,93 @@
+"""Bytes from anyone to pixels, within limits."""
+
+import base64
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from index_maker import PREPROCESSING, jpeg
+from PIL import Image
+
+from sicot_jax.serve import photo
+from sicot_jax.serve.photo import Limits, PhotoError
+
+LIMITS = Limits(bytes=50_000, pixels=100_000, side=2_000)
+
+
+def some(width=40, height=30, kind="JPEG"):
+    return jpeg(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8), kind)
+
+
+def bomb(width, height):
+    """A PNG of that size in a few bytes, as its header says."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind", photo.FORMATS)
+def test_every_format_that_is_taken(kind):
+    assert photo.decode(some(kind=kind), PREPROCESSING, LIMITS).shape == (24, 24, 3)
+
+
+def refused(data, limits=LIMITS):
+    with pytest.raises(PhotoError) as found:
+        photo.decode(data, PREPROCESSING, limits)
+    assert "\n" not in str(found.value)
+    return found.value.status, found.value.code
+
+
+@pytest.mark.parametrize(
+    ("data", "wanted"),
+    [
+        (b"", (400, "no_photo")),
+        (b"\0" * 60_000, (413, "photo_too_large")),
+        (b"GET / HTTP/1.1", (415, "not_a_photo")),
+        (b"<svg onload='alert(1)'/>", (415, "not_a_photo")),
+        (some(kind="TIFF"), (415, "not_a_photo")),
+        (some(kind="PDF"), (415, "not_a_photo")),
+        (some()[:-100], (400, "broken_photo")),
+        (some(kind="PNG")[:900], (400, "broken_photo")),
+        (jpeg(np.zeros((300, 400, 3), np.uint8)), (413, "too_many_pixels")),
+        (bomb(2**31 - 1, 2**31 - 1), (413, "too_many_pixels")),
+        (bomb(3_000, 1), (413, "too_many_pixels")),
+        (bomb(300, 300), (400, "broken_photo")),
+    ],
+)
+def test_what_is_not_taken_has_a_code(data, wanted):
+    assert refused(data) == wanted
+
+
+def test_a_bomb_is_refused_before_it_is_decoded():
+    """Its pixels would take 3 GB."""
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert refused(bomb(32_000, 32_000), Limits())[0] == 413
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+
+
+def test_base64():
+    data = some()
+    text = base64.b64encode(data).decode()
+    assert photo.from_base64(text, LIMITS) == photo.from_base64(f"data:image/jpeg;base64,{text}", LIMITS) == data
+    for bad, status in (("???", 400), ("abc", 400), ("a" * 70_000, 413)):
+        with pytest.raises(PhotoError) as found:
+            photo.from_base64(bad, LIMITS)
+        assert found.value.status == status
+
+
+def test_a_photo_lies_upright():
+    """As its EXIF says; a camera's photo is turned."""
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:, 20:] = 255  # right half white
+    out, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees to the right: white is below
+    Image.fromarray(pixels).save(out, "JPEG", exif=exif, quality=95)
+    upright = photo.decode(out.getvalue(), PREPROCESSING, LIMITS)
+    assert upright[:10].mean() < 20 and upright[-10:].mean() > 235
