@@ -26,7 +26,7 @@ from sicot_jax.index.vectors import Vectors, fit_codebook, unit
 from sicot_jax.preprocessing import Preprocessing
 from sicot_jax.recognizer import jax_engine
 
-PRODUCTS, PHOTOS, WIDTH, BITS = 6, 4, 16, 64
+PRODUCTS, PHOTOS, WIDTH, BITS = 6, 4, 64, 128
 PREPROCESSING = Preprocessing(height=24, width=24, resize_height=24, resize_width=24)
 
 
@@ -35,7 +35,7 @@ def photo(product: int, number: int = 0, *, size: int = 24) -> np.ndarray:
     rng = np.random.default_rng([product, number])
     colour = 255 * np.array(colorsys.hsv_to_rgb(product / 6.5 % 1, 0.9, 0.8))
     stripes = (np.arange(size) * (product + 2) // 8 % 2)[:, None, None]
-    noisy = colour * (0.5 + 0.5 * stripes) + rng.normal(0, 12, (size, size, 3))
+    noisy = colour * (0.5 + 0.5 * stripes) + rng.normal(0, 8, (size, size, 3))
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
 
@@ -52,7 +52,7 @@ def sku(product: int) -> str:
 def write_model(folder: Path) -> None:
     """As `to-torch` does, its classifier made of the photos themselves so that it recognises them."""
     folder.mkdir(parents=True)
-    model = Model(18, 8, "small", last_stride=1, embedding_width=WIDTH, classes=PRODUCTS)
+    model = Model(18, 8, "small", last_stride=1, embedding_width=0, classes=PRODUCTS)
     _, *trees = nnx.split(network.fresh_stream(model), nnx.Param, nnx.BatchStat)
     arrays = network.arrays_of(*map(nnx.to_pure_dict, trees))
     shown = [photo(product, number) for product in range(PRODUCTS) for number in range(PHOTOS)]

@@ -9,6 +9,7 @@ import secrets
 import time
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sicot_jax.serve import metrics
@@ -89,6 +90,8 @@ class Gate:
                 f"more than {self.largest_body} bytes; send a smaller photo",
                 [(b"connection", b"close")],
             )
+        except ClientDisconnect:
+            status = 499  # nobody is there to be answered; nginx's number for it
         except Exception:
             _log.exception("%s failed", request_id)
             await refuse(500, "internal", "the service failed; its log has this request id")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from index_maker import PRODUCTS, photo, sku
+from index_maker import PRODUCTS, WIDTH, photo, sku
 
 from sicot_jax.convert import folder as folders
 from sicot_jax.index import layout, recognition
@@ -66,6 +66,6 @@ def test_answers_of_an_index(index):
 @pytest.mark.parametrize("k", [0, 1])
 def test_a_search_needs_no_recognition(index, k):
     opened = EmbeddedIndex(layout.current_version(index))
-    answer = recognition.answer(opened, None, np.ones(16, np.float32), np.ones(PRODUCTS, np.float32), k=k, similar=1)
+    answer = recognition.answer(opened, None, np.ones(WIDTH, np.float32), np.ones(PRODUCTS, np.float32), k=k, similar=1)
     assert len(answer.matches) == k and len(answer.similar) == 1
     opened.close()

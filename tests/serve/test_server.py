@@ -1,0 +1,258 @@
+"""`sicot serve` as a process, over loopback."""
+
+import base64
+import concurrent.futures
+import contextlib
+import http.client
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from index_maker import PRODUCTS, jpeg, photo, sku, write_index
+
+from sicot_jax.index import layout
+
+pytest.importorskip("uvicorn", reason="the service needs its extra")
+PHOTO = jpeg(photo(1, 99))
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+class Server:
+    """The process, and requests to it."""
+
+    def __init__(self, index, *flags):
+        self.port = free_port()
+        command = [sys.executable, "-m", "sicot_jax.cli", "serve", "--index", str(index), "--engine", "jax"]
+        self.process = subprocess.Popen(
+            [*command, "--largest-batch", "2", "--port", str(self.port), *flags], stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+        self.lines: list[str] = []
+        self.reader = threading.Thread(target=lambda: self.lines.extend(self.process.stderr))
+        self.reader.start()
+
+    def wait(self):
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            assert self.process.poll() is None, self.lines
+            with contextlib.suppress(OSError):
+                if self.get("/readyz")[0] == 200:
+                    return self
+            time.sleep(0.05)
+        raise TimeoutError(self.lines)
+
+    def request(self, method, path, body=None, headers=None):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+    def get(self, path):
+        return self.request("GET", path)
+
+    def recognize(self, data=PHOTO):
+        return self.request("POST", "/v1/recognize", data, {"Content-Type": "image/jpeg"})
+
+    def raw(self, data, then="wait"):
+        """The status line of what comes back, or "" where the server hangs up. `then`: wait for it, after saying that
+        nothing more will come ("end"), or "leave".
+        """
+        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
+            with contextlib.suppress(ConnectionError):
+                connection.sendall(data)
+                if then == "end":
+                    connection.shutdown(socket.SHUT_WR)
+                if then != "leave":
+                    return connection.recv(4096).split(b"\r\n")[0].decode("latin-1")
+            return ""
+
+    def memory(self):
+        """Resident bytes of this process."""
+        with open(f"/proc/{self.process.pid}/status") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmRSS:"))
+
+    def stop(self, number=signal.SIGTERM):
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        code = self.process.wait(30)
+        self.reader.join(10)
+        self.process.stderr.close()
+        return code
+
+
+@contextlib.contextmanager
+def serving(index, *flags):
+    server = Server(index, *flags)
+    try:
+        yield server.wait()
+    finally:
+        server.stop()
+
+
+@pytest.mark.slow
+def test_a_request_that_runs_is_answered_before_the_end(index):
+    """SIGTERM while photos are on their way: each is answered, nothing new is taken, the process ends by itself."""
+    with serving(index) as server, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(server.recognize) for _ in range(8)]
+        concurrent.futures.wait(answers, return_when="FIRST_COMPLETED")
+        assert server.stop() in (0, -signal.SIGTERM)
+        statuses = []
+        for answer in answers:
+            with contextlib.suppress(OSError, http.client.HTTPException):  # not connected yet
+                statuses.append(answer.result()[0])
+        assert statuses and set(statuses) == {200}
+        assert not [line for line in server.lines if "Traceback" in line]
+
+
+@pytest.mark.slow
+def test_several_workers_count_together(index):
+    with serving(index, "--workers", "2") as server:
+        for _ in range(20):
+            assert server.recognize()[0] == 200
+        text = server.get("/metrics")[1].decode()
+        assert 'sicot_requests_total{route="/v1/recognize",status="200"} 20.0' in text
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_and_an_index_that_is_none(index, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        server = Server(index, "--port", str(taken.getsockname()[1]))
+        assert server.process.wait(60) not in (0, None)
+        server.stop()
+        assert any("address already in use" in line for line in server.lines)
+    server = Server(tmp_path)
+    assert server.process.wait(60) == 2 and server.stop() == 2
+    assert server.lines[-1].startswith(f"sicot serve: {tmp_path}: no product index there")
+
+
+def hostile(rng):
+    """One request of a fixed mix, and what its sender does then, as `Server.raw` takes them."""
+
+    def post(body, kind, path="/v1/recognize", length=None, more=""):
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: {kind}\r\n{more}"
+        return f"{head}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body
+
+    noise = rng.randbytes(rng.randrange(2_000))
+    cut = PHOTO[: rng.randrange(len(PHOTO))]
+    changed = bytearray(PHOTO)
+    for _ in range(rng.randrange(1, 30)):
+        changed[rng.randrange(len(changed))] = rng.randrange(256)
+    form = (
+        b'--b\r\nContent-Disposition: form-data; name="photo"; filename="../../x\x00.jpg"\r\n\r\n'
+        + cut
+        + b"\r\n--b--\r\n"
+    )
+    png = jpeg(np.zeros((8, 8, 3), np.uint8), "PNG")
+    sized = png[:16] + rng.randbytes(8) + png[24:]  # any width and height
+    kinds = [
+        lambda: (post(PHOTO, "image/jpeg"), "wait"),
+        lambda: (post(cut, "image/jpeg"), "wait"),
+        lambda: (post(bytes(changed), "image/jpeg"), "wait"),
+        lambda: (post(noise, "image/png"), "wait"),
+        lambda: (post(sized, "image/png"), "wait"),
+        lambda: (post(form, "multipart/form-data; boundary=b"), "wait"),
+        lambda: (post(form[: rng.randrange(len(form))], "multipart/form-data; boundary=b"), "wait"),
+        lambda: (post(noise, f"multipart/form-data; boundary={'b' * rng.randrange(200)}"), "wait"),
+        lambda: (post(b"[" * rng.randrange(50_000), "application/json"), "wait"),
+        lambda: (post(json.dumps({"photo": base64.b64encode(cut).decode()}).encode(), "application/json"), "wait"),
+        lambda: (post(b'{"photo": ' + noise, "application/json"), "wait"),
+        lambda: (post(noise, "application/json", "/v1/events"), "wait"),
+        lambda: (post(cut, "image/jpeg", length=10**12), "wait"),
+        lambda: (post(cut, "image/jpeg", length="-1"), "wait"),
+        lambda: (post(cut, "image/jpeg", length=len(cut) + 1000), "leave"),
+        lambda: (post(cut, "image/jpeg", more="Transfer-Encoding: chunked\r\n"), "wait"),
+        lambda: (
+            post(PHOTO, "image/jpeg", f"/v1/recognize?k={rng.randrange(-5, 300)}&similar={rng.choice('ax%9')}"),
+            True,
+        ),
+        lambda: (post(PHOTO, "image/jpeg", f"/v1/search?category={'%00' * rng.randrange(9)}..%2f"), "wait"),
+        lambda: (b"GET /v1/products/" + b"..%2f" * rng.randrange(60) + b" HTTP/1.1\r\nHost: x\r\n\r\n", "wait"),
+        lambda: (
+            b"GET /v1/products/x/images/" + str(rng.randrange(-(10**30), 10**30)).encode() + b" HTTP/1.0\r\n\r\n",
+            True,
+        ),
+        lambda: (b"GET /" + noise.replace(b"\n", b"") + b" HTTP/1.1\r\nHost: x\r\n\r\n", "end"),
+        lambda: (noise, "end"),
+        lambda: (b"GET / HTTP/1.1\r\nX: " + b"a" * rng.randrange(100_000) + b"\r\n\r\n", "wait"),
+        lambda: (b"BREW /v1/recognize HTTP/1.1\r\nHost: x\r\n\r\n", "wait"),
+    ]
+    return rng.choice(kinds)()
+
+
+@pytest.mark.slow
+def test_ten_thousand_hostile_requests(index):
+    """No 5xx, no crash, and no more memory after the last 5,000 than after the first 1,000, to 2 %."""
+    rng = random.Random(0)
+    requests = [hostile(rng) for _ in range(10_000)]
+    statuses: dict[str, int] = {}
+    with serving(index, "--photo-bytes", "100000", "--seconds", "1") as server, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        resident = []
+        for first in range(0, len(requests), 500):
+            for line in pool.map(lambda request: server.raw(*request), requests[first : first + 500]):
+                code = line.split(" ")[1] if line.startswith("HTTP/1.1 ") else "hung up"
+                statuses[code] = statuses.get(code, 0) + 1
+            resident.append(server.memory())
+        assert server.process.poll() is None and server.recognize()[0] == 200
+        errors = [line for line in server.lines if "Traceback" in line or " failed" in line]
+    assert not errors and not [code for code in statuses if code.startswith("5")], (statuses, errors[:3])
+    assert {"200", "400", "404", "413", "415", "422"} <= set(statuses)
+    assert max(resident[10:]) <= 1.02 * resident[1], [round(r / 1e6, 1) for r in resident]
+
+
+@pytest.mark.slow
+def test_the_index_is_switched_a_hundred_times_under_load(index, made_model):
+    """No request fails, and every answer names a version that was in use and the right product."""
+    seen, failed, done = set(), [], threading.Event()
+
+    def asking(server):
+        rng = random.Random(0)
+        while not done.is_set():
+            product = rng.randrange(PRODUCTS)
+            try:
+                status, body = server.recognize(jpeg(photo(product, 99)))
+            except OSError as error:
+                failed.append(repr(error))
+                continue
+            answer = json.loads(body)
+            if status != 200 or answer["products"][0]["sku"] != sku(product):
+                failed.append((status, body[:300]))
+            else:
+                seen.add(answer["index"])
+
+    with serving(index) as server:
+        threads = [threading.Thread(target=asking, args=(server,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        try:
+            for _ in range(100):
+                write_index(index, made_model)
+                wanted = layout.current_version(index).name
+                end = time.monotonic() + 30
+                while json.loads(server.get("/readyz")[1])["index"] != wanted:
+                    assert time.monotonic() < end, (wanted, server.lines[-5:])
+                    time.sleep(0.02)
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join()
+        assert not failed, failed[:3]
+        assert server.process.poll() is None
+    assert len(seen) > 50
