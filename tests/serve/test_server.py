@@ -203,7 +203,10 @@ def test_ten_thousand_hostile_requests(index):
     rng = random.Random(0)
     requests = [hostile(rng) for _ in range(10_000)]
     statuses: dict[str, int] = {}
-    with serving(index, "--photo-bytes", "100000", "--seconds", "1") as server, concurrent.futures.ThreadPoolExecutor(8) as pool:
+    with (
+        serving(index, "--photo-bytes", "100000", "--seconds", "1") as server,
+        concurrent.futures.ThreadPoolExecutor(8) as pool,
+    ):
         resident = []
         for first in range(0, len(requests), 500):
             for line in pool.map(lambda request: server.raw(*request), requests[first : first + 500]):
