@@ -97,19 +97,22 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--path", default="", help="where its catalogue is now, if it was moved")
     distributed_argument(sub)
 
-    sub = command("report", _report, "tables and figures from finished runs")
+    sub = command("report", _report, "tables and figures from finished runs; `sicot report uv`: conversion from events")
     sub.add_argument(
         "runs",
         type=Path,
         nargs="+",
-        help="run folders, records, or folders of them; gains are against the best baseline",
+        help='run folders, records, or folders of them; gains are against the best baseline. "uv": unique-visitor conversion',
     )
-    sub.add_argument("--out", type=Path, required=True, help="folder for report.md, report.html and figures")
+    sub.add_argument("--out", type=Path, help="folder for report.md, report.html and figures; of runs it is needed")
     sub.add_argument(
         "--over",
         metavar="FIELD",
         help="gains as a curve over a field of the config, for runs of several catalogues or settings",
     )
+    sub.add_argument("--events", type=Path, help="uv: file of sicot serve --events")
+    sub.add_argument("--kind", default="purchase", help="uv: what converts a visitor, purchase (default) or click")
+    sub.add_argument("--control", default="", help="uv: variant that gains are over; default: the first by name")
 
     sub = command("convert", None, "weights from PyTorch, and runs to PyTorch; both sides are compared at the end")
     from sicot_jax.convert import flags
@@ -221,6 +224,15 @@ def _evaluate(args: argparse.Namespace, _) -> None:
 
 
 def _report(args: argparse.Namespace, _) -> None:
+    if args.runs == [Path("uv")]:
+        from sicot_jax.serve import uv
+
+        if args.events is None:
+            raise InputError("report uv: --events FILE is needed, the one of sicot serve")
+        print(uv.report(args.events, kind=args.kind, control=args.control))
+        return
+    if args.out is None:
+        raise InputError("report: --out DIR is needed, for the report and its figures")
     from sicot_jax.report import curve, page
 
     if args.over is not None:

@@ -119,7 +119,7 @@ def write_version(folder: Path, model: Path) -> None:
     half = PRODUCTS // 2 * PHOTOS
     names = (layout.FEATURES, layout.CODES, layout.OWNERS, layout.CODEBOOK, layout.IMPRINT, layout.UNKNOWN)
     manifest = layout.Manifest(
-        model=file_sha256(folder / layout.MODEL / folders.WEIGHTS), run="made", data="0", width=WIDTH, bits=BITS,
+        model=file_sha256(folder / layout.MODEL / folders.WEIGHTS), run="made", trained="", data="0", width=WIDTH, bits=BITS,
         photos=len(shown), products=PRODUCTS, categories={"kind 0": [0, half], "kind 1": [half, 2 * half]},
         sha256={name: file_sha256(folder / name) for name in names}, created="", version="",
     )  # fmt: skip

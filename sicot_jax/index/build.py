@@ -28,7 +28,7 @@ from sicot_jax.convert.exported import Exported, exported, write_recognizer
 from sicot_jax.errors import InputError
 from sicot_jax.files import file_sha256, read_json, write_json
 from sicot_jax.index import cards as cards_of
-from sicot_jax.index import layout
+from sicot_jax.index import layout, rows
 from sicot_jax.index.calibrate import calibrate
 from sicot_jax.index.cards import PICTURES, Cards
 from sicot_jax.index.unknown import FEWEST, write_calibration
@@ -101,6 +101,7 @@ def _build(folder: Path, index: Path, run: runs.Run, source: _Source, found: Exp
     manifest = layout.Manifest(
         model=model,
         run=run.workdir.absolute().name,
+        trained=file_sha256(results) if (results := run.workdir / "results.json").exists() else "",
         data=source.catalog.data_hash,
         width=width,
         bits=bits,
@@ -244,8 +245,8 @@ def _embed(found: Exported, run: runs.Run, source: _Source, seen: _Seen, vectors
             ahead = pipeline.ahead(
                 batches, 0, len(batches), workers=run.config.data.workers, source=run.config.data.source
             )
-            rows = iter(embed(ahead))
-            features = np.stack([next(rows) if feature is None else feature for feature in known])
+            embedded = embed(ahead)
+            features = np.stack([next(embedded) if feature is None else feature for feature in known])
             vectors.write(layout.FEATURES, done, features)
             vectors.write(layout.OWNERS, done, owners[done:end])
             with cards.change() as connection:
@@ -333,16 +334,12 @@ def _write_imprint(folder: Path, vectors: Vectors, source: _Source, found: Expor
     known, directions = means(known[pipeline.evenly(len(known), imprint.KNOWN)])
     with safetensors.safe_open(folder / layout.MODEL / folders.WEIGHTS, framework="numpy") as file:
         kernel, bias = file.get_slice("fc.weight"), file.get_slice("fc.bias")
-        rows = np.array([kernel[int(c) : int(c) + 1][0] for c in known]).reshape(len(known), vectors.width)
+        own = np.array([kernel[int(c) : int(c) + 1][0] for c in known]).reshape(len(known), vectors.width)
         mean_row, mean_bias = np.zeros(vectors.width), 0.0
         for first in range(0, source.known, _LINES):
             part = slice(first, min(first + _LINES, source.known))
             mean_row += kernel[part].sum(0, dtype=np.float64) / source.known
             mean_bias += float(bias[part].sum(dtype=np.float64)) / source.known
-    made_with = imprint.fit(directions, rows, mean_row.astype(np.float32), mean_bias)
+    made_with = imprint.fit(directions, own, mean_row.astype(np.float32), mean_bias)
     imprint.save(folder / layout.IMPRINT, made_with)
-    later = products[products >= source.known]
-    for first in range(0, len(later), _LINES):
-        numbers, directions = means(later[first : first + _LINES])
-        with cards.change() as connection:
-            cards_of.put_rows(connection, numbers.tolist(), made_with.rows(directions), [made_with.bias] * len(numbers))
+    rows.put_all(cards, vectors, made_with, source.known)

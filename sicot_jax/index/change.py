@@ -21,7 +21,7 @@ from sicot_jax.catalog.photos import FolderPhotos, Prepared, prepare_all
 from sicot_jax.convert import folder as folders
 from sicot_jax.errors import InputError
 from sicot_jax.index import cards as cards_of
-from sicot_jax.index import layout
+from sicot_jax.index import layout, rows
 from sicot_jax.index.cards import PICTURES, QUALITY, Cards
 from sicot_jax.index.vectors import Codebook, Vectors, unit
 from sicot_jax.recognizer import Engine, jax_engine, onnx_engine
@@ -127,7 +127,8 @@ class _Adding:
                 shown[number] += jpeg is not None
                 cards_of.put_photos(connection, [(place, number, photo.image_id, jpeg)])
             cards_of.set_places(connection, places + len(fresh))
-            self._put_rows(connection, np.unique(owners[owners >= self.classes]), places + len(fresh))
+            later = np.unique(owners[owners >= self.classes]).tolist()
+            rows.put(connection, self.vectors, self.imprint, later, places + len(fresh))
         change.new_photos += len(fresh)
 
     def _features(self, photos: Sequence[bytes]) -> np.ndarray:
@@ -159,17 +160,6 @@ class _Adding:
     def _pictures(self, connection: sqlite3.Connection, number: int) -> int:
         find = "SELECT count(*) FROM photos JOIN pictures USING (place) WHERE product = ? AND NOT withdrawn"
         return connection.execute(find, (number,)).fetchone()[0]
-
-    def _put_rows(self, connection: sqlite3.Connection, products: np.ndarray, places: int) -> None:
-        features = self.vectors.mapped(layout.FEATURES, places)
-        for number in products.tolist():
-            found = connection.execute(
-                "SELECT place FROM photos WHERE product = ? AND NOT withdrawn ORDER BY place LIMIT ?",
-                (number, imprint.PHOTOS),
-            ).fetchall()
-            rows = np.asarray(features[[row[0] for row in found]], np.float32)
-            kernel = self.imprint.rows(rows.mean(0, keepdims=True))
-            cards_of.put_rows(connection, [number], kernel, [self.imprint.bias])
 
 
 def _engine(folder: Path) -> Engine:

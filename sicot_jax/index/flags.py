@@ -25,6 +25,15 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--path", default="", help="a catalogue folder in place of the run's: it was moved, or has grown")
     sub.add_argument("--bits", type=int, default=256, help="of a photo's code (default: 256)")
 
+    sub = kind(
+        "nightly", _nightly, "import what changed, embed, build beside, check, switch; for a timer, safe to repeat"
+    )
+    sub.add_argument("--manifest", type=Path, required=True, help="manifest, or folder with one folder per SKU")
+    sub.add_argument("--catalog", type=Path, required=True, help="folder of sicot import; made where there is none")
+    sub.add_argument("--workdir", type=Path, required=True, help="run folder")
+    sub.add_argument("--index", type=Path, required=True, help="the index")
+    sub.add_argument("--report", type=Path, help="JSON file to write what was done into")
+
     def changing(name: str, run, help: str) -> argparse.ArgumentParser:
         sub = kind(name, run, help)
         sub.add_argument("--index", type=Path, required=True, help="folder of sicot index build")
@@ -38,6 +47,10 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("skus", nargs="*", metavar="SKU")
     sub.add_argument("--file", type=Path, help="file with a SKU in each line")
     sub.add_argument("--photo", action="append", default=[], metavar="IMAGE_ID", help="a photo, as often as needed")
+    sub = changing("export", _export, "products, photos, features and codes as Parquet, with the recogniser")
+    sub.add_argument("--out", type=Path, required=True, help="folder to write, which must not exist")
+    sub = changing("import", _import, "an export as the next version of an index")
+    sub.add_argument("source", type=Path, help="folder of sicot index export")
     changing("verify", _verify, "whether the version in use is whole and as it was built; reads all of it")
 
 
@@ -82,3 +95,22 @@ def _verify(args: argparse.Namespace, _) -> None:
     if faults := verify(folder, checksums=True):
         raise InputError(f"{folder}: {'; '.join(faults)}; build the index again")
     print(f"{folder}: whole")
+
+
+def _export(args: argparse.Namespace, _) -> None:
+    from sicot_jax.index.exchange import export_index
+
+    counts = export_index(args.index, args.out)
+    print(f"wrote {args.out}: {counts['products']} products, {counts['photos']} photos")
+
+
+def _import(args: argparse.Namespace, _) -> None:
+    from sicot_jax.index.exchange import import_index
+
+    print(f"{import_index(args.source, args.index)} is in use")
+
+
+def _nightly(args: argparse.Namespace, _) -> None:
+    from sicot_jax.index.nightly import nightly
+
+    print(nightly(args.manifest, args.catalog, args.workdir, args.index, report=args.report).summary())

@@ -35,12 +35,14 @@ _Opened = TypeVar("_Opened")
 class Manifest:
     """`manifest.json`: what a version was built from. Counts are those at its build; what came and went since is in the cards.
 
-    model: sha256 of the recogniser's weights. width, bits: of features and codes. categories: name -> [first, last + 1) of
-    its photos in the files. sha256: of every file, of those that grow the part that `photos` lines take.
+    model: sha256 of the recogniser's weights; trained: of the run's results. width, bits: of features and codes. categories:
+    name -> [first, last + 1) of its photos in the files. sha256: of every file, of those that grow the part that `photos` lines
+    take.
     """
 
     model: str
     run: str
+    trained: str
     data: str
     width: int
     bits: int

@@ -136,4 +136,7 @@ def read_calibration(path: Path) -> Calibration | None:
     stored: dict[str, Any] = read_json(path, "the calibration of an index")
     if stored.get("format") != FORMAT:
         raise InputError(f"{path}: format {stored.get('format')}, this version reads {FORMAT}; build the index again")
-    return Calibration(**stored)
+    try:
+        return Calibration(**stored)
+    except TypeError as error:
+        raise InputError(f"{path}: not as it was written ({error}); build the index again") from error

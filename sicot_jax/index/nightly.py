@@ -1,0 +1,94 @@
+"""`sicot index nightly`: a night in one command that may be given again: import what changed, build beside, check, switch."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from sicot_jax import runs
+from sicot_jax.catalog.imported import import_source, newest_version, read_description
+from sicot_jax.catalog.importing import import_catalog, source_sha256
+from sicot_jax.errors import InputError
+from sicot_jax.files import file_sha256, write_json
+from sicot_jax.index import layout
+from sicot_jax.index.build import build
+from sicot_jax.index.cards import Cards
+
+
+@dataclasses.dataclass(frozen=True)
+class Night:
+    """What was done: seconds of each step, and counts before and after. `switched`: the index has a new version."""
+
+    imported: bool
+    switched: bool
+    version: str
+    products: dict[str, int]
+    photos: dict[str, int]
+    seconds: dict[str, float]
+    when: str
+
+    def summary(self) -> str:
+        if not self.switched:
+            return f"nothing changed: {self.version} stays in use"
+        products, photos = ({k: f"{v:,}" for k, v in counts.items()} for counts in (self.products, self.photos))
+        return (
+            f"{self.version} in use: {products['now']} products ({products['new']} new, {products['gone']} gone), "
+            f"{photos['now']} photos (before: {photos['before']})"
+        )
+
+
+def nightly(manifest: Path, catalog: Path, workdir: Path, index: Path, *, report: Path | None = None) -> Night:
+    """The catalogue's next version from `manifest` where it or a photo changed, and the index's next version from that and the
+    run, where either is another than the version in use was built from.
+
+    InputError at the first step that fails; the version in use stays, and the same command goes on where it can.
+    """
+    seconds: dict[str, float] = {}
+    start = time.perf_counter()
+    there = import_source(catalog)
+    changed = there is None or there["source_sha256"] != source_sha256(manifest)
+    if changed:
+        import_catalog(manifest, catalog)
+    seconds["import"] = time.perf_counter() - start
+    start = time.perf_counter()
+    run = runs.read_run(workdir)
+    if run.config.data.source != "imported":
+        raise InputError(f"{workdir}: trained on {run.config.data.source} data, wanted a run on an imported catalogue")
+    data_hash = read_description(newest_version(catalog))["data_hash"]
+    before = _skus(index)
+    made_from = None if before is None else layout.read_manifest(layout.current_version(index))
+    trained = file_sha256(workdir / "results.json") if (workdir / "results.json").exists() else ""
+    switched = made_from is None or (made_from.data, made_from.trained) != (data_hash, trained)
+    if switched:
+        build(workdir, index, path=str(catalog), bits=made_from.bits if made_from else 256)
+    seconds["build"] = time.perf_counter() - start
+    was, now = before or (set(), 0), _skus(index)
+    assert now is not None
+    night = Night(
+        imported=changed,
+        switched=switched,
+        version=layout.current_version(index).name,
+        products={"before": len(was[0]), "now": len(now[0]), "new": len(now[0] - was[0]), "gone": len(was[0] - now[0])},
+        photos={"before": was[1], "now": now[1]},
+        seconds={name: round(value, 1) for name, value in seconds.items()},
+        when=runs.now(),
+    )
+    if report is not None:
+        stored: dict[str, Any] = {"format": layout.FORMAT, **dataclasses.asdict(night)}
+        report.parent.mkdir(parents=True, exist_ok=True)
+        write_json(report, stored)
+    return night
+
+
+def _skus(index: Path) -> tuple[set[str], int] | None:
+    """SKUs and number of photos that are offered; None where there is no index yet."""
+    if not (index / layout.CURRENT).exists():
+        return None
+    cards = Cards(layout.current_version(index) / layout.CARDS)
+    try:
+        skus = {row[0] for row in cards.connection.execute("SELECT sku FROM products WHERE NOT withdrawn")}
+        return skus, cards.counts()["photos"]
+    finally:
+        cards.close()
