@@ -49,11 +49,11 @@ def sku(product: int) -> str:
     return f"sku-{product}"
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, *, seed: int = 0) -> None:
     """As `to-torch` does, its classifier made of the photos themselves so that it recognises them."""
     folder.mkdir(parents=True)
     model = Model(18, 8, "small", last_stride=1, embedding_width=0, classes=PRODUCTS)
-    _, *trees = nnx.split(network.fresh_stream(model), nnx.Param, nnx.BatchStat)
+    _, *trees = nnx.split(network.fresh_stream(model, seed=seed), nnx.Param, nnx.BatchStat)
     arrays = network.arrays_of(*map(nnx.to_pure_dict, trees))
     shown = [photo(product, number) for product in range(PRODUCTS) for number in range(PHOTOS)]
     embeddings = network.outputs_here(_without(model), PREPROCESSING, arrays, shown).embedding

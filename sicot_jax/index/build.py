@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import shutil
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,12 +73,13 @@ def build(workdir: Path, index: Path, *, path: str = "", bits: int = BITS) -> Pa
     run = runs.read_run(workdir)
     run = runs.on_devices_here(run, runs.start_mesh(run.config), path)
     source = _source(run, open_catalog(run.config.data))
-    with layout.alone(index):
+    with layout.alone(index, new=True):
         folder = index / layout.BUILDING
         with exported(workdir) as found:
             manifest = _build(folder, index, run, source, found, bits)
         _calibrate(folder, source, manifest)
         if faults := verify(folder):
+            shutil.rmtree(folder)  # nothing of it can be gone on from
             raise InputError(f"{folder}: {faults[0]}; the version in use stays, build again")
         (folder / layout.PROGRESS).unlink()
         return layout.publish(index, folder)
@@ -85,11 +87,10 @@ def build(workdir: Path, index: Path, *, path: str = "", bits: int = BITS) -> Pa
 
 def _build(folder: Path, index: Path, run: runs.Run, source: _Source, found: Exported, bits: int) -> layout.Manifest:
     """All but the calibration, from where an earlier build was stopped; under the mesh of `exported`."""
-    model = _begin(folder, found, data=source.catalog.data_hash, bits=bits)
+    model = _begin(folder, found, source, bits)
     width = found.classifier.kernel.shape[1]
     vectors, cards = Vectors(folder, width, bits), Cards(folder / layout.CARDS, writable=True)
     with contextlib.closing(cards):
-        _put_products(source, cards)
         with contextlib.closing(_Seen(index, model)) as seen:
             _embed(found, run, source, seen, vectors, cards)
         _write_codes(folder, vectors, len(source.order), bits)
@@ -149,22 +150,28 @@ def _calibrate(folder: Path, source: _Source, manifest: layout.Manifest) -> None
     layout.write_manifest(folder, dataclasses.replace(manifest, sha256=digests))
 
 
-def _begin(folder: Path, found: Exported, *, data: str, bits: int) -> str:
-    """The recogniser and empty cards in a new folder, unless a build of the same begins there; sha256 of its weights."""
-    mark = folder / layout.PROGRESS
-    same = {"run": found.source, "data": data, "bits": bits, "version": sicot_jax.__version__}
+def _begin(folder: Path, found: Exported, source: _Source, bits: int) -> str:
+    """The recogniser, and the cards of all products without photos, unless a build of the same begins there; sha256 of its
+    weights.
+    """
+    mark, written = folder / layout.PROGRESS, folder.with_name(f"{folder.name}.model")
+    shutil.rmtree(written, ignore_errors=True)
+    written.mkdir(parents=True)
+    write_recognizer(written, found)
+    folders.write_manifest(written, {})
+    model = file_sha256(written / folders.WEIGHTS)
+    same = {"model": model, "data": source.catalog.data_hash, "bits": bits, "version": sicot_jax.__version__}
     if mark.exists():
-        begun = read_json(mark, "what a build left behind")
-        if begun["of"] == same:
-            return begun["model"]
-        print(f"{folder}: of another run, catalogue or version; built anew", file=sys.stderr)
+        if read_json(mark, "what a build left behind") == same:
+            shutil.rmtree(written)
+            return model
+        print(f"{folder}: of another model, catalogue or version; built anew", file=sys.stderr)
     shutil.rmtree(folder, ignore_errors=True)
-    (folder / layout.MODEL).mkdir(parents=True)
-    write_recognizer(folder / layout.MODEL, found)
-    folders.write_manifest(folder / layout.MODEL, {})
-    model = file_sha256(folder / layout.MODEL / folders.WEIGHTS)
-    Cards.create(folder / layout.CARDS).close()
-    write_json(mark, {"of": same, "model": model})
+    folder.mkdir()
+    written.rename(folder / layout.MODEL)
+    with contextlib.closing(Cards.create(folder / layout.CARDS)) as cards:
+        _put_products(source, cards)
+    write_json(mark, same)
     return model
 
 
@@ -201,18 +208,25 @@ def _put_products(source: _Source, cards: Cards) -> None:
 
 
 class _Seen:
-    """Features that the version in use has of photos, by the same model."""
+    """Features that the version in use has of photos, by the same model; none where it cannot be read."""
 
     def __init__(self, index: Path, model: str):
         self._cards: Cards | None = None
-        with contextlib.suppress(InputError):  # there is none, or none that can be read
+        cards = None
+        try:
             folder = layout.current_version(index)
             manifest = layout.read_manifest(folder)
             if manifest.model == model:
                 cards = Cards(folder / layout.CARDS)
-                places = cards.state(manifest.width).places
-                self._features = Vectors(folder, manifest.width, manifest.bits).mapped(layout.FEATURES, places)
+                vectors = Vectors(folder, manifest.width, manifest.bits)
+                self._features = vectors.mapped(layout.FEATURES, cards.ends()[0])
                 self._cards = cards
+        except (InputError, OSError, sqlite3.Error) as error:
+            if (index / layout.CURRENT).exists():
+                print(f"the version in use cannot be read ({error}); all photos are embedded", file=sys.stderr)
+        finally:
+            if cards is not None and self._cards is None:
+                cards.close()
 
     def feature(self, image_id: str) -> np.ndarray | None:
         if self._cards is None:

@@ -9,11 +9,14 @@ import dataclasses
 import json
 import sqlite3
 import threading
+import types
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from sicot_jax.errors import InputError
 
 PICTURES = 4  # of a product that are kept to be shown
 QUALITY = ("price", "sales", "conversion", "rating")  # numbers that a manifest may bring along
@@ -29,6 +32,9 @@ CREATE INDEX photos_of_product ON photos (product);
 CREATE INDEX photos_by_id ON photos (image_id);
 CREATE TABLE pictures (place INTEGER PRIMARY KEY, jpeg BLOB NOT NULL);
 CREATE TABLE rows (product INTEGER PRIMARY KEY, kernel BLOB NOT NULL, bias REAL NOT NULL);
+CREATE TABLE moved (product INTEGER PRIMARY KEY);
+CREATE TRIGGER category_changed AFTER UPDATE OF category ON products WHEN old.category <> new.category
+  BEGIN INSERT OR IGNORE INTO moved VALUES (new.product); END;
 CREATE INDEX withdrawn_products ON products (product) WHERE withdrawn;
 CREATE INDEX withdrawn_photos ON photos (place) WHERE withdrawn;
 """
@@ -62,10 +68,15 @@ class State:
 
 
 class Cards:
-    """One file, a connection for each thread that reads. Write inside `with cards.change():` alone."""
+    """One file, a connection for each thread that reads; `shared`: one for all, whose users see to it that they take turns.
+    Write inside `with cards.change():` alone.
 
-    def __init__(self, path: Path, *, writable: bool = False):
-        self.path, self._writable, self._of_thread = path, writable, threading.local()
+    Whoever drops the last reference closes it, so that no thread loses the connection that it reads from.
+    """
+
+    def __init__(self, path: Path, *, writable: bool = False, shared: bool = False):
+        self.path, self._writable, self._lock = path, writable, threading.Lock()
+        self._of_thread: Any = types.SimpleNamespace() if shared else threading.local()
         self._opened: list[sqlite3.Connection] = []
 
     @classmethod
@@ -81,25 +92,45 @@ class Cards:
 
     @property
     def connection(self) -> sqlite3.Connection:
+        """InputError where the file cannot be opened."""
         found = getattr(self._of_thread, "connection", None)
         if found is None:
             mode = "rw" if self._writable else "ro"
-            # The threads of a server come and go, so that the one that closes it may be another one.
-            found = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode={mode}", uri=True, check_same_thread=False)
-            found.execute("PRAGMA synchronous = FULL")
+            try:
+                # The thread that closes it may be another one.
+                found = sqlite3.connect(
+                    f"{self.path.absolute().as_uri()}?mode={mode}", uri=True, check_same_thread=False, timeout=30
+                )
+                found.execute("PRAGMA synchronous = FULL")
+                found.execute("SELECT count(*) FROM state")
+            except sqlite3.Error as error:
+                raise InputError(
+                    f"{self.path}: {error}; readers too must be able to write beside it (SQLite's log), else build it again"
+                ) from error
             self._of_thread.connection = found
-            self._opened.append(found)
+            with self._lock:
+                self._opened.append(found)
         return found
 
     def close(self) -> None:
+        """Where no other thread reads any more."""
         for connection in self._opened:
             connection.close()
         self._opened.clear()
-        self._of_thread = threading.local()
+        self._of_thread.__dict__.clear()
+
+    def __del__(self) -> None:
+        for connection in self._opened:
+            connection.close()
 
     def changes(self) -> int:
-        """A number that differs after another process's commit, for this thread."""
+        """A number that differs after another process's commit; of this thread's connection, comparable with its own alone."""
         return self.connection.execute("PRAGMA data_version").fetchone()[0]
+
+    def ends(self) -> tuple[int, int]:
+        """Lines of the files that count, and the number after the last product's."""
+        places = self.connection.execute("SELECT value FROM state WHERE name = 'places'").fetchone()[0]
+        return places, self.connection.execute("SELECT coalesce(max(product) + 1, 0) FROM products").fetchone()[0]
 
     def change(self) -> sqlite3.Connection:
         """As a context: one transaction, undone by an exception."""
@@ -111,15 +142,14 @@ class Cards:
         connection = self.connection
         with connection:
             connection.execute("BEGIN")
-            places = connection.execute("SELECT value FROM state WHERE name = 'places'").fetchone()[0]
-            products = connection.execute("SELECT coalesce(max(product) + 1, 0) FROM products").fetchone()[0]
-            gone = [_integers(connection, f"SELECT {n} FROM {n}s WHERE withdrawn ORDER BY 1") for n in ("product",)]
+            places, products = self.ends()
+            gone = _integers(connection, "SELECT product FROM products WHERE withdrawn ORDER BY 1")
             places_gone = _integers(connection, "SELECT place FROM photos WHERE withdrawn ORDER BY 1")
             rows = connection.execute("SELECT product, kernel, bias FROM rows ORDER BY product").fetchall()
         kernel = np.frombuffer(b"".join(row[1] for row in rows), np.float32).reshape(len(rows), width)
         numbers = np.array([row[0] for row in rows], np.int64)
         return State(
-            places, products, gone[0], places_gone, numbers, kernel, np.array([row[2] for row in rows], np.float32)
+            places, products, gone, places_gone, numbers, kernel, np.array([row[2] for row in rows], np.float32)
         )
 
     def counts(self) -> dict[str, int]:

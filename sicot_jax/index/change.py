@@ -60,12 +60,12 @@ def add(index: Path, source: Path) -> Change:
     A product that the model has no class for gets a row of the classifier from its photos. Rows that cannot be used are dropped
     and told. InputError: no such source, nothing in it that can be used.
     """
-    rows = read_folders(source) if source.is_dir() else read_manifest(source)
-    root = source if source.is_dir() else source.parent
     change = Change()
     with _opened(index) as (folder, manifest, cards):
+        listed = read_folders(source) if source.is_dir() else read_manifest(source)
+        root = source if source.is_dir() else source.parent
         adding = _Adding(folder, manifest, cards)
-        for piece in _batched(rows, _PIECE):
+        for piece in _batched(listed, _PIECE):
             usable = [row for row in piece if isinstance(row, ManifestRow)]
             change.dropped += [str(row) for row in piece if isinstance(row, DroppedRow) and row.bad]
             photos = prepare_all(
@@ -98,12 +98,12 @@ class _Adding:
         self.vectors, self.cards = Vectors(folder, manifest.width, manifest.bits), cards
 
     def commit(self, photos: Sequence[tuple[ManifestRow, Prepared]], change: Change) -> None:
-        state = self.cards.state(self.vectors.width)
+        places, following = self.cards.ends()
         skus = sorted({row.sku for row, _ in photos})
         there = dict(zip(skus, self.cards.numbers(skus), strict=True))
         numbers = {sku: number for sku, number in there.items() if number is not None}
         new = [sku for sku in skus if sku not in numbers]
-        numbers |= {sku: number for number, sku in enumerate(new, max(state.products, self.classes))}
+        numbers |= {sku: number for number, sku in enumerate(new, max(following, self.classes))}
         change.new_products += len(new)
         seen: set[tuple[int, str]] = set()
         fresh = []
@@ -115,7 +115,7 @@ class _Adding:
                 fresh.append((numbers[row.sku], photo))
             seen.add(key)
         features = self._features([photo.image for _, photo in fresh])
-        places, owners = state.places, np.array([number for number, _ in fresh], np.int32)
+        owners = np.array([number for number, _ in fresh], np.int32)
         self.vectors.write(layout.FEATURES, places, features)
         self.vectors.write(layout.CODES, places, self.codebook.encode(features))
         self.vectors.write(layout.OWNERS, places, owners)
@@ -173,7 +173,7 @@ def remove(index: Path, skus: Sequence[str], *, photos: Sequence[str] = ()) -> i
 
     InputError where one of them was never there; then nothing is changed.
     """
-    with _opened(index) as (_, _, cards):
+    with _opened(index) as (folder, manifest, cards):
         numbers = cards.numbers(skus)
         if unknown := [sku for sku, number in zip(skus, numbers, strict=True) if number is None]:
             raise InputError(
@@ -191,7 +191,21 @@ def remove(index: Path, skus: Sequence[str], *, photos: Sequence[str] = ()) -> i
             connection.executemany(
                 "UPDATE photos SET withdrawn = 1 WHERE image_id = ? AND NOT withdrawn", ((p,) for p in photos)
             )
-            return connection.total_changes - before
+            removed = connection.total_changes - before
+            if photos:  # rows are made of them
+                classes = folders.read_config(folder / layout.MODEL).model.classes
+                vectors, made_with = (
+                    Vectors(folder, manifest.width, manifest.bits),
+                    imprint.load(folder / layout.IMPRINT),
+                )
+                rows.put(connection, vectors, made_with, _owners(connection, photos, classes), cards.ends()[0])
+            return removed
+
+
+def _owners(connection: sqlite3.Connection, photos: Sequence[str], classes: int) -> list[int]:
+    """Products of these photos that the model has no class for."""
+    find = "SELECT DISTINCT product FROM photos WHERE image_id = ? AND product >= ?"
+    return sorted({row[0] for photo in photos for row in connection.execute(find, (photo, classes))})
 
 
 def update(index: Path, source: Path) -> int:

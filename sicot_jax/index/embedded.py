@@ -16,19 +16,26 @@ from sicot_jax.index.cards import Cards, Product
 from sicot_jax.index.product_index import Neighbour, Offered
 from sicot_jax.index.vectors import Codebook, Vectors, unit
 
-CANDIDATES = 200  # photos that codes propose and features put in order
+CANDIDATES = 400  # photos that codes propose and features put in order
+_WIDEST = 32  # times as many where they are of too few products
 
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """One moment of the index; never changed. Arrays have a line for each photo."""
+    """One moment of the index; never changed. Arrays have a line for each photo.
+
+    later: category -> places and codes of its photos that lie outside its range: they came after the build, or their product's
+    category was changed; `moved` marks those in the range that they have left.
+    """
 
     features: np.ndarray  # float16 [N, D]
     codes: np.ndarray  # uint8 [N, bits / 8]
     owners: np.ndarray  # int32 [N]
     gone: np.ndarray  # bool [N]
-    later: dict[str, np.ndarray]  # category -> places of photos that came after the build
+    moved: np.ndarray  # bool [N]
+    later: dict[str, tuple[np.ndarray, np.ndarray]]
     offered: Offered
+    counts: dict[str, int]
 
 
 class EmbeddedIndex:
@@ -41,7 +48,7 @@ class EmbeddedIndex:
         self._vectors = Vectors(folder, self.manifest.width, self.manifest.bits)
         self.cards = Cards(folder / layout.CARDS)
         # SQLite tells of changes to the connection that asks: one alone for that, under a lock.
-        self._watch, self._watching = Cards(folder / layout.CARDS), threading.Lock()
+        self._watch, self._watching = Cards(folder / layout.CARDS, shared=True), threading.Lock()
         self._seen = self._watch.changes()
         self._view = self._look()
 
@@ -58,18 +65,23 @@ class EmbeddedIndex:
         features, codes, owners = (
             self._vectors.mapped(name, state.places) for name in (layout.FEATURES, layout.CODES, layout.OWNERS)
         )
-        gone = np.zeros(state.places, bool)
+        gone, moved = np.zeros(state.places, bool), np.zeros(state.places, bool)
         gone[state.withdrawn_places] = True
         if len(state.withdrawn_products):
             gone |= np.isin(owners, state.withdrawn_products)
         later: dict[str, list[int]] = {}
         for place, category in self._watch.connection.execute(
-            "SELECT place, category FROM photos JOIN products USING (product) WHERE place >= ? AND place < ? ORDER BY place",
-            (self.manifest.photos, state.places),
+            "SELECT place, category FROM photos JOIN products USING (product) WHERE place >= ? AND place < ? "
+            "UNION ALL SELECT place, category FROM photos JOIN products USING (product) JOIN moved USING (product) "
+            "WHERE place < ? ORDER BY place",
+            (self.manifest.photos, state.places, self.manifest.photos),
         ):
             later.setdefault(category, []).append(place)
+            moved[place] = True
         offered = Offered(state.withdrawn_products, state.row_products, state.kernel, state.bias)
-        return View(features, codes, owners, gone, {name: np.array(places) for name, places in later.items()}, offered)
+        lines = {name: np.array(places) for name, places in later.items()}
+        outside = {name: (places, codes[places]) for name, places in lines.items()}
+        return View(features, codes, owners, gone, moved, outside, offered, self._watch.counts())
 
     def offered(self) -> Offered:
         return self._view.offered
@@ -77,44 +89,42 @@ class EmbeddedIndex:
     def nearest(
         self, embeddings: np.ndarray, k: int, *, category: str | None = None, candidates: int = 0
     ) -> list[list[Neighbour]]:
-        """As `ProductIndex` says. `candidates`: photos that are put in order by their features; more are looked at where
-        they belong to fewer than k products.
+        """As `ProductIndex` says. `candidates`: photos that are put in order by their features; up to 32 times as many are
+        looked at where they belong to fewer than k products.
         """
         view = self._view
         queries = unit(embeddings)
         codes = self.codebook.encode(queries)
-        parts = [(0, len(view.codes))] if category is None else self._parts(view, category)
-        size = sum(stop - start for start, stop in parts)
+        first, last = (0, len(view.codes)) if category is None else self.manifest.categories.get(category, [0, 0])
+        outside = None if category is None else view.later.get(category)
+        size = last - first + (len(outside[0]) if outside else 0)
         wanted = max(candidates or CANDIDATES, k)
+        most = min(wanted * _WIDEST, size)
         found: list[list[Neighbour]] = []
         for query, code in zip(queries, codes, strict=True):
             count, hits = min(wanted, size), []
-            while size:
-                places = self._closest_codes(view, code, parts, count)
+            while size and k:
+                places = self._closest(view, code, first, last, count)
+                if category is not None:
+                    places = places[~view.moved[places]]
+                if outside:
+                    places = np.concatenate([places, outside[0][self._nearest_codes(code, outside[1], count)]])
                 hits = _ranked(view, query, places[~view.gone[places]], k)
-                if len(hits) == k or count == size:
+                if len(hits) == k or count == most:
                     break
-                count = min(count * 4, size)
+                count = min(count * 4, most)
             found.append(hits)
         return found
 
-    def _parts(self, view: View, category: str) -> list[tuple[int, int]]:
-        first, last = self.manifest.categories.get(category, (0, 0))
-        later = view.later.get(category, np.zeros(0, np.int64)).tolist()
-        return [(first, last)] * (first < last) + [(place, place + 1) for place in later]
+    def _closest(self, view: View, code: np.ndarray, first: int, last: int, count: int) -> np.ndarray:
+        return self._nearest_codes(code, view.codes[first:last], count) + first
 
-    def _closest_codes(self, view: View, code: np.ndarray, parts: Sequence[tuple[int, int]], count: int) -> np.ndarray:
-        """Places of the `count` codes nearest by Hamming distance."""
-        found, distances = [], []
-        for start, stop in parts:
-            some = view.codes[start:stop]
-            near, places = self._faiss.knn_hamming(code[None], some, min(count, len(some)), variant="hc")
-            found.append(places[0] + start)
-            distances.append(near[0])
-        if len(found) == 1:
-            return found[0]
-        places, near = np.concatenate(found), np.concatenate(distances)
-        return places[np.argsort(near, kind="stable")[:count]]
+    def _nearest_codes(self, code: np.ndarray, codes: np.ndarray, count: int) -> np.ndarray:
+        """Lines of the `count` codes nearest by Hamming distance."""
+        if not len(codes):
+            return np.zeros(0, np.int64)
+        self._faiss.omp_set_num_threads(1)  # of this thread: a request has one, more of them would wait for each other
+        return self._faiss.knn_hamming(code[None], codes, min(count, len(codes)), variant="hc")[1][0]
 
     def products(self, numbers: Sequence[int]) -> list[Product | None]:
         return self.cards.products(numbers)
@@ -126,7 +136,7 @@ class EmbeddedIndex:
         return self.cards.picture(place)
 
     def counts(self) -> dict[str, int]:
-        return self.cards.counts()
+        return self._view.counts
 
     def close(self) -> None:
         self.cards.close()
@@ -151,5 +161,4 @@ def _import_faiss() -> Any:
         import faiss
     except ImportError as error:
         raise InputError("no faiss here to search with; install it: pip install 'sicot_jax[service]'") from error
-    faiss.omp_set_num_threads(1)  # a request a thread: more of them would wait for each other
     return faiss

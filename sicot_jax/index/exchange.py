@@ -105,7 +105,7 @@ def import_index(source: Path, index: Path) -> Path:
     """
     manifest = layout.read_manifest(source)
     products, photos = _read(source / PRODUCTS), _read(source / PHOTOS)
-    with layout.alone(index):
+    with layout.alone(index, new=True):
         folder = index / layout.BUILDING
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()

@@ -95,9 +95,12 @@ def open_current(index: Path, opened: Callable[[Path], _Opened]) -> _Opened:
 
 
 @contextlib.contextmanager
-def alone(index: Path) -> Iterator[None]:
-    """Hold the index for writing. InputError where another process does."""
-    index.mkdir(parents=True, exist_ok=True)
+def alone(index: Path, *, new: bool = False) -> Iterator[None]:
+    """Hold the index for writing; `new`: make its folder where there is none. InputError where another process holds it."""
+    if new:
+        index.mkdir(parents=True, exist_ok=True)
+    elif not index.is_dir():
+        current_version(index)  # says that there is none
     with (index / LOCK).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,7 +115,9 @@ def publish(index: Path, folder: Path) -> Path:
     before = (index / CURRENT).read_text().strip() if (index / CURRENT).exists() else ""
     number = int(_VERSION.fullmatch(versions[-1])[1]) + 1 if versions else 1  # type: ignore[index]
     published = index / f"v{number:06d}"
-    sync_folder(folder)
+    for path in sorted(folder.rglob("*")):
+        _sync(path)
+    _sync(folder)
     folder.rename(published)
     _point(index, published.name)
     for name in versions:
@@ -128,12 +133,12 @@ def _point(index: Path, name: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(index / CURRENT)
-    sync_folder(index)
+    _sync(index)
 
 
-def sync_folder(folder: Path) -> None:
-    """What was renamed in it survives a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """A file's content, or what was renamed in a folder, survives a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -11,6 +11,7 @@ from sicot_jax.index.cards import Product
 from sicot_jax.index.product_index import Neighbour, Offered, ProductIndex
 from sicot_jax.index.unknown import Calibration, Evidence
 
+_TRIES = 3  # for products that are withdrawn meanwhile
 NEIGHBOURS = 10  # products that are looked at to tell how sure an answer is
 
 
@@ -75,14 +76,22 @@ def answer(
     category: str | None = None,
 ) -> Answer:
     """The k most probable products and as many similar ones as asked for, of one `category` where it is given."""
-    numbers, shares = best_products(embedding, logits, index.offered(), k)
+    offered = index.offered()
+    for _ in range(_TRIES):
+        numbers, shares = best_products(embedding, logits, offered, k)
+        best = index.products(numbers.tolist())
+        gone = [number for number, card in zip(numbers.tolist(), best, strict=True) if card is None]
+        if not gone:
+            break
+        # Withdrawn a moment ago: nothing may be said of it, and its share belongs to the others.
+        offered = dataclasses.replace(offered, withdrawn=np.union1d(offered.withdrawn, gone))
     near = index.nearest(embedding[None], max(similar, NEIGHBOURS if k else 0))[0]
-    certainty = calibration.certainty(evidence(numbers, shares, near)) if calibration and len(numbers) else None
+    certainty = None
+    if calibration and len(numbers):
+        certainty = calibration.certainty(evidence(numbers, shares, near[:NEIGHBOURS]))
     shown = near[:similar] if category is None else index.nearest(embedding[None], similar, category=category)[0]
-    best = index.products(numbers.tolist())
     cards = index.products([neighbour.product for neighbour in shown])
     return Answer(
-        # A product that was withdrawn a moment ago has no card any more.
         [Scored(p, float(s)) for p, s in zip(best, shares, strict=True) if p is not None],
         [Scored(p, n.similarity, n.place) for p, n in zip(cards, shown, strict=True) if p is not None],
         certainty,

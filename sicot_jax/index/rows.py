@@ -19,7 +19,9 @@ _PIECE = 4096
 def put(
     connection: sqlite3.Connection, vectors: Vectors, imprint: Imprint, products: Sequence[int], places: int
 ) -> None:
-    """Rows of these products, from their first `PHOTOS` photos that are offered among `places` lines; inside a change."""
+    """Rows of these products, from their first `PHOTOS` photos that are offered among `places` lines, none without a photo;
+    inside a change.
+    """
     features = vectors.mapped(layout.FEATURES, places)
     lines: list[int] = []
     owners: list[int] = []
@@ -30,6 +32,8 @@ def put(
         ).fetchall()
         lines += [row[0] for row in found]
         owners += [number] * len(found)
+    without = sorted(set(products) - set(owners))
+    connection.executemany("DELETE FROM rows WHERE product = ?", ((number,) for number in without))
     if lines:
         numbers, means = mean_directions(np.asarray(features[lines], np.float32), np.array(owners))
         cards_of.put_rows(connection, numbers.tolist(), imprint.rows(means), [imprint.bias] * len(numbers))

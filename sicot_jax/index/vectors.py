@@ -38,6 +38,12 @@ class Codebook:
         centred = np.asarray(rows, np.float32) - self.mean
         return np.packbits(centred @ self.rotation > 0, axis=1, bitorder="little")
 
+    def agrees(self, rows: np.ndarray, codes: np.ndarray) -> bool:
+        """Whether these are the codes of the rows, but for bits so near to the edge that the order of a sum decides them."""
+        scores = (np.asarray(rows, np.float32) - self.mean) @ self.rotation
+        differ = np.unpackbits(codes, axis=1, bitorder="little").astype(bool) != (scores > 0)
+        return bool(np.all(np.abs(scores[differ]) < 1e-5))
+
     def save(self, path: Path) -> None:
         np.savez(path, mean=self.mean, rotation=self.rotation)
 

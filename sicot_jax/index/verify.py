@@ -75,7 +75,7 @@ def _of_cards(folder: Path, manifest: layout.Manifest, cards: Cards, codebook: C
         lengths = np.linalg.norm(np.asarray(features[part], np.float32), axis=1)
         if not np.all((np.abs(lengths - 1) < 0.01) | (lengths == 0)):
             faults.append(f"{layout.FEATURES}: vectors that are not of length 1, among lines from {first}")
-        elif not np.array_equal(codebook.encode(features[part]), codes[part]):
+        elif not codebook.agrees(features[part], codes[part]):
             faults.append(f"{layout.CODES}: other codes than the features have, among lines from {first}")
     return faults
 

@@ -34,7 +34,7 @@ from sicot_jax.serve import live, metrics, photo
 from sicot_jax.serve.events import Events
 from sicot_jax.serve.gate import Gate
 from sicot_jax.serve.keys import read_keys
-from sicot_jax.serve.photo import PhotoError
+from sicot_jax.serve.photo import PhotoError, PixelBudget
 from sicot_jax.serve.queries import Queries
 from sicot_jax.serve.settings import Settings
 
@@ -91,6 +91,7 @@ class _State:
     decoders: concurrent.futures.ThreadPoolExecutor
     events: Events | None
     queries: Queries | None
+    budget: PixelBudget
     photos: int = 0  # of requests that are not answered yet
 
     @contextlib.contextmanager
@@ -121,8 +122,9 @@ def create_app(settings: Settings) -> FastAPI:
             concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "decode"),
             Events(Path(settings.events)) if settings.events else None,
             Queries(Path(settings.keep_queries), settings.keep_days) if settings.keep_queries else None,
+            PixelBudget(settings.limits.pixels),
         )
-        watching = asyncio.create_task(live.keep_current(current, settings))
+        watching = asyncio.gather(live.keep_current(current, settings), _clean(state.queries))
         try:
             yield
         finally:
@@ -131,7 +133,6 @@ def create_app(settings: Settings) -> FastAPI:
             state.decoders.shutdown()
             if state.events is not None:
                 state.events.close()
-            current.live.close()
 
     app = FastAPI(
         title="sicot_jax", version=sicot_jax.__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
@@ -144,6 +145,13 @@ def create_app(settings: Settings) -> FastAPI:
     _add_errors(app)
     _add_routes(app)
     return app
+
+
+async def _clean(queries: Queries | None) -> None:
+    """For ever: kept photos go when their days are over, also while nobody asks."""
+    while queries is not None:
+        await asyncio.sleep(60)
+        await asyncio.get_running_loop().run_in_executor(None, queries.clean)
 
 
 def _largest_body(settings: Settings) -> int:
@@ -253,10 +261,14 @@ def _add_routes(app: FastAPI) -> None:
         store = _state(request).events
         if store is None:
             raise HTTPException(404, "this service keeps no events; start it with --events FILE")
+        seconds = _state(request).settings.seconds
         try:
-            listed = json.loads(await request.body())
-        except ValueError as error:
-            raise PhotoError(400, "bad_json", f"the request is no JSON ({error})") from error
+            async with asyncio.timeout(seconds):
+                listed = json.loads(await request.body())
+        except TimeoutError:
+            raise PhotoError(408, "too_slow", f"no whole request within {seconds:g} seconds") from None
+        except (ValueError, RecursionError) as error:
+            raise PhotoError(400, "bad_json", f"the request is no JSON ({type(error).__name__})") from error
         if not isinstance(listed, list) or len(listed) > 1000 or not all(isinstance(e, dict) for e in listed):
             raise InputError("wanted a list of at most 1000 events")
         parsed = []
@@ -293,27 +305,26 @@ def _state(request: Request) -> _State:
 async def _read(request: Request, read: Callable[[ProductIndex], _T]) -> _T:
     """Of the index, in a thread."""
     state = _state(request)
-    with state.current.held() as loaded:
-        return await asyncio.get_running_loop().run_in_executor(state.decoders, read, loaded.index)
+    return await asyncio.get_running_loop().run_in_executor(state.decoders, read, state.current.live.index)
 
 
 async def _with_photo(request: Request, *, k: int, similar: int, category: str | None) -> Response:
-    state = _state(request)
-    with state.current.held() as loaded, state.taken_in():
+    state, seconds, clock = _state(request), _state(request).settings.seconds, _Clock()
+    try:
+        async with asyncio.timeout(seconds):
+            data = await _photo_bytes(request, state.settings)
+    except TimeoutError:
+        return _error(request, 408, "too_slow", f"no whole photo within {seconds:g} seconds")
+    clock.stop("read")
+    loaded = state.current.live
+    with state.taken_in():  # after its photo is here: a slow sender takes no one's place
         if state.photos > max(2 * loaded.chosen.largest, state.settings.wait_seconds * 1e3 / _per_photo(loaded)):
             raise HTTPException(503, "busy; try again")
-        reading = True
         try:
-            async with asyncio.timeout(state.settings.seconds):
-                clock = _Clock()
-                data = await _photo_bytes(request, state.settings)
-                reading = False
-                clock.stop("read")
+            async with asyncio.timeout(seconds):
                 content = await _answer(state, loaded, data, clock, k=k, similar=similar, category=category)
         except TimeoutError:
-            if reading:
-                return _error(request, 408, "too_slow", f"no whole photo within {state.settings.seconds:g} seconds")
-            raise HTTPException(503, f"not answered within {state.settings.seconds:g} seconds; try again") from None
+            raise HTTPException(503, f"not answered within {seconds:g} seconds; try again") from None
         except sqlite3.Error as error:
             _log.error("%s cards: %s", request.state.request_id, error)
             raise HTTPException(503, "the index cannot be read at the moment") from error
@@ -332,7 +343,7 @@ async def _answer(
 ) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
     pixels = await loop.run_in_executor(
-        state.decoders, photo.decode, data, loaded.chosen.preprocessing, state.settings.limits
+        state.decoders, photo.decode, data, loaded.chosen.preprocessing, state.settings.limits, state.budget
     )
     clock.stop("decode")
     embedding, logits = await loaded.batcher(pixels)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import collections
 import concurrent.futures
-import time
 
 import numpy as np
 
 from sicot_jax.recognizer import Engine
+from sicot_jax.serve import metrics
 
 
 class Batcher:
@@ -23,8 +23,6 @@ class Batcher:
         self._queue: collections.deque[tuple[np.ndarray, asyncio.Future]] = collections.deque()
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "engine")
         self._task: asyncio.Task | None = None
-        self.sizes: collections.Counter[int] = collections.Counter()
-        self.seconds = 0.0  # that the engine has worked
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -47,7 +45,7 @@ class Batcher:
                     batch.append((photo, future))
             if not batch:
                 continue
-            start = time.perf_counter()
+            metrics.BATCHES.observe(len(batch))
             try:
                 photos = np.stack([photo for photo, _ in batch])
                 embeddings, logits = await loop.run_in_executor(self._thread, self.engine, photos)
@@ -56,12 +54,6 @@ class Batcher:
                     if not future.done():
                         future.set_exception(error)
                 continue
-            self.seconds += time.perf_counter() - start
-            self.sizes[len(batch)] += 1
             for (_, future), embedding, logit in zip(batch, embeddings, logits, strict=True):
                 if not future.done():
                     future.set_result((embedding, logit))
-
-    def close(self) -> None:
-        """After the last request."""
-        self._thread.shutdown()

@@ -55,23 +55,29 @@ def choose(version: Path, kind: str = "auto", *, largest: int = 32, threads: int
     return Chosen(name, engine, converted.preprocessing, converted.model.classes, sizes, use)
 
 
-def _load(version: Path, kind: str, threads: int) -> dict[str, Engine]:
+def check(version: Path, kind: str) -> list[str]:
+    """The engines that `kind` stands for here. InputError where there is none."""
     if kind not in ("auto", *KINDS):
         raise InputError(f"engine {kind!r}, wanted auto, {' or '.join(KINDS)}")
+    graph = (version / layout.GRAPH).is_dir()
+    there = {
+        "onnx": graph and importlib.util.find_spec("onnxruntime") is not None,
+        "jax": importlib.util.find_spec("jax") is not None,
+    }
+    if kind == "onnx" and not graph:
+        raise InputError(f"{version}: holds no ONNX graph; build the index where torch and onnx are installed")
+    wanted = [name for name in KINDS if there[name] and kind in ("auto", name)]
+    if not wanted:
+        raise InputError(f"{version}: no engine {kind} here; install one: pip install 'sicot_jax[onnx]' (or jax)")
+    return wanted
+
+
+def _load(version: Path, kind: str, threads: int) -> dict[str, Engine]:
     makers: dict[str, Callable[[], Engine]] = {
         "onnx": lambda: onnx_engine(version / layout.GRAPH, threads=threads),
         "jax": lambda: jax_engine(folders.read_converted(version / layout.MODEL)),
     }
-    there = {
-        "onnx": (version / layout.GRAPH).is_dir() and importlib.util.find_spec("onnxruntime") is not None,
-        "jax": importlib.util.find_spec("jax") is not None,
-    }
-    wanted = [name for name in KINDS if (kind == "auto" and there[name]) or kind == name]
-    if not wanted:
-        raise InputError(f"{version}: neither jax nor onnxruntime here; install one: pip install 'sicot_jax[onnx]'")
-    if kind == "onnx" and not (version / layout.GRAPH).is_dir():
-        raise InputError(f"{version}: holds no ONNX graph; build the index where torch and onnx are installed")
-    return {name: makers[name]() for name in wanted}
+    return {name: makers[name]() for name in check(version, kind)}
 
 
 def _milliseconds(engine: Engine, shape: tuple[int, ...], size: int) -> float:

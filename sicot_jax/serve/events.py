@@ -14,7 +14,7 @@ from typing import Any
 from sicot_jax.errors import InputError
 
 KINDS = ("impression", "click", "purchase")
-_TEXT = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
+_TEXT = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,200}")  # no control character, no half of a pair
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
   event_id TEXT PRIMARY KEY, request_id TEXT NOT NULL, time REAL NOT NULL, visitor TEXT NOT NULL, variant TEXT NOT NULL,
@@ -69,11 +69,13 @@ class Events:
     """A SQLite file of events. An event that is there already stays as it was."""
 
     def __init__(self, path: Path):
-        self._connection = sqlite3.connect(path, check_same_thread=False, timeout=30)
         self._lock = threading.Lock()
-        with self._lock:
+        try:
+            self._connection = sqlite3.connect(path, check_same_thread=False, timeout=30)
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.executescript(_SCHEMA)
+        except sqlite3.Error as error:
+            raise InputError(f"{path}: {error}; wanted a file of events, or a place where one can be made") from error
 
     def add(self, events: Iterable[Event]) -> int:
         """How many were new."""

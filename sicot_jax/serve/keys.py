@@ -31,11 +31,18 @@ class Keys:
 
 def read_keys(path: Path) -> Keys:
     """InputError: no such file, a line that is none, no key."""
+    hashes = _read_hashes(path)
+    if not hashes:
+        raise InputError(f"{path}: no key in it; make one with `sicot serve-key NAME --file {path}`")
+    return Keys(hashes)
+
+
+def _read_hashes(path: Path) -> dict[str, bytes]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {error}; make keys with `sicot serve-key NAME --file {path}`") from error
-    hashes = {}
+    hashes: dict[str, bytes] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
@@ -43,19 +50,20 @@ def read_keys(path: Path) -> Keys:
         if not found or found["name"] in hashes:
             raise InputError(f"{path}: line {number}: wanted 'NAME SHA256', each name once")
         hashes[found["name"]] = bytes.fromhex(found["hash"])
-    if not hashes:
-        raise InputError(f"{path}: no key in it; make one with `sicot serve-key NAME --file {path}`")
-    return Keys(hashes)
+    return hashes
 
 
 def add_key(path: Path, name: str) -> str:
     """A new key for `name`, its hash at the end of the file. InputError: a bad name, or one that has a key."""
     if not re.fullmatch(r"[\w.-]{1,64}", name):
         raise InputError(f"{name!r}: wanted a name of letters, digits, '.', '_' and '-'")
-    if path.exists() and path.stat().st_size and name in read_keys(path)._hashes:
+    if path.exists() and name in _read_hashes(path):
         raise InputError(f"{path}: {name} has a key; remove its line to give another")
     key = f"sicot_{secrets.token_urlsafe(32)}"
+    before = path.read_text() if path.exists() else ""
     with path.open("a") as file:
-        file.write(f"{name} {hashlib.sha256(key.encode()).hexdigest()}\n")
+        file.write(
+            "\n" * bool(before and not before.endswith("\n")) + f"{name} {hashlib.sha256(key.encode()).hexdigest()}\n"
+        )
     path.chmod(0o600)
     return key

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
-import sqlite3
 from pathlib import Path
 
-from sicot_jax.errors import InputError
 from sicot_jax.index import layout
 from sicot_jax.index.embedded import EmbeddedIndex
 from sicot_jax.index.unknown import Calibration, read_calibration
@@ -19,25 +16,20 @@ from sicot_jax.serve.engines import Chosen
 from sicot_jax.serve.settings import Settings
 
 _log = logging.getLogger("sicot")
+_RETRY_SECONDS = 60.0
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Live:
-    """`users` requests hold it; once replaced it is closed when the last of them ends."""
+    """Never closed by hand: a request, or a thread that works for one, may hold it longer than anyone knows. Files and threads
+    end with the last reference.
+    """
 
     version: str
     index: EmbeddedIndex
     calibration: Calibration | None
     chosen: Chosen
     batcher: Batcher
-    users: int = 0
-    replaced: bool = False
-    own_engine: bool = True  # not handed on to the version after it
-
-    def close(self) -> None:
-        self.index.close()
-        if self.own_engine:
-            self.batcher.close()
 
 
 def load(settings: Settings, before: Live | None = None) -> Live:
@@ -45,61 +37,39 @@ def load(settings: Settings, before: Live | None = None) -> Live:
 
     def opened(folder: Path) -> Live:
         index = EmbeddedIndex(folder)
-        try:
-            calibration = read_calibration(folder / layout.UNKNOWN)
-            if before is not None and before.index.manifest.model == index.manifest.model:
-                return Live(folder.name, index, calibration, before.chosen, before.batcher)
-            chosen = engines.choose(folder, settings.engine, largest=settings.largest_batch, threads=settings.threads)
-        except BaseException:
-            index.close()
-            raise
-        batcher = Batcher(chosen.run, largest=chosen.largest)
-        return Live(folder.name, index, calibration, chosen, batcher)
+        calibration = read_calibration(folder / layout.UNKNOWN)
+        if before is not None and before.index.manifest.model == index.manifest.model:
+            return Live(folder.name, index, calibration, before.chosen, before.batcher)
+        chosen = engines.choose(folder, settings.engine, largest=settings.largest_batch, threads=settings.threads)
+        return Live(folder.name, index, calibration, chosen, Batcher(chosen.run, largest=chosen.largest))
 
     return layout.open_current(Path(settings.index), opened)
 
 
+@dataclasses.dataclass
 class Current:
-    """The `Live` of now; only the event loop's thread touches it."""
+    """The `Live` of now."""
 
-    def __init__(self, live: Live):
-        self.live = live
-
-    @contextlib.contextmanager
-    def held(self):
-        """The one of now, which stays open inside the block."""
-        live = self.live
-        live.users += 1
-        try:
-            yield live
-        finally:
-            live.users -= 1
-            if live.replaced and not live.users:
-                live.close()
-
-    def replace(self, new: Live) -> None:
-        old, self.live = self.live, new
-        old.own_engine = old.batcher is not new.batcher
-        old.replaced = True
-        if not old.users:
-            old.close()
+    live: Live
 
 
 async def keep_current(current: Current, settings: Settings) -> None:
-    """For ever: see changes of the index, and versions that replace it; where one cannot be read, the old one stays."""
-    loop, failed = asyncio.get_running_loop(), ""
+    """For ever: see changes of the index, and versions that replace it. Where that fails the old one stays, it is logged, and
+    tried again after a minute.
+    """
+    loop, not_before = asyncio.get_running_loop(), 0.0
     while True:
         await asyncio.sleep(settings.reload_seconds)
-        name = ""
+        if loop.time() < not_before:
+            continue
         try:
-            name = layout.current_version(Path(settings.index)).name
-            if name == current.live.version:
+            if layout.current_version(Path(settings.index)).name == current.live.version:
                 await loop.run_in_executor(None, current.live.index.refresh)
-            elif name != failed:
+            else:
                 new = await loop.run_in_executor(None, load, settings, current.live)
-                current.replace(new)
+                current.live = new
                 _log.info("index %s in use, model %s", new.version, new.index.manifest.model[:12])
-        except (InputError, OSError, sqlite3.Error) as error:
-            if failed != (name or str(error)):
-                _log.error("index not reloaded, %s stays: %s", current.live.version, error)
-            failed = name or str(error)
+        except Exception as error:  # whatever it is, the service goes on, and so does this task
+            not_before = loop.time() + _RETRY_SECONDS
+            said = " ".join(str(error).split())[:300]
+            _log.error("index not reloaded, %s stays: %s: %s", current.live.version, type(error).__name__, said)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import dataclasses
 import io
+import threading
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
@@ -20,11 +23,30 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a photo may have. A photo of `pixels` takes twelve bytes each at most while it is decoded."""
+    """What a photo may have. While it is decoded a pixel takes up to 28 bytes (WebP with transparency; JPEG 7)."""
 
     bytes: int = 10_000_000
     pixels: int = 30_000_000
     side: int = 16_000
+
+
+class PixelBudget:
+    """Lets photos be decoded together as long as they have at most `pixels` in all; a larger one alone."""
+
+    def __init__(self, pixels: int):
+        self.pixels, self._taken, self._changed = pixels, 0, threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + pixels <= self.pixels)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= pixels
+                self._changed.notify_all()
 
 
 class PhotoError(InputError):
@@ -47,24 +69,25 @@ def from_base64(text: str, limits: Limits) -> bytes:
         raise PhotoError(400, "bad_base64", f"photo is no base64 ({error})") from error
 
 
-def decode(data: bytes, preprocessing: Preprocessing, limits: Limits) -> np.ndarray:
+def decode(data: bytes, preprocessing: Preprocessing, limits: Limits, budget: PixelBudget) -> np.ndarray:
     """uint8 [height, width, 3], as the engine takes it. Raises PhotoError: empty, too large, no photo, another format, broken.
 
-    Its size is read from the header before a pixel is decoded.
+    Its size is read from the header before a pixel is decoded; then it waits for its share of `budget`.
     """
     if not data:
         raise PhotoError(400, "no_photo", "the photo is empty; send the bytes of a photo")
     if len(data) > limits.bytes:
         raise PhotoError(413, "photo_too_large", f"{len(data)} bytes, at most {limits.bytes}; make the photo smaller")
-    _check_header(data, limits)
-    try:
-        pixels = image.decode(data, max_pixels=limits.pixels)
-    except image.ImageError as error:
-        raise PhotoError(400, "broken_photo", str(error)) from error
-    return preprocessing.centre_crop(preprocessing.load(pixels))
+    with budget.taken(_checked_pixels(data, limits)):
+        try:
+            pixels = image.decode(data, max_pixels=limits.pixels)
+        except image.ImageError as error:
+            raise PhotoError(400, "broken_photo", str(error)) from error
+        return preprocessing.centre_crop(preprocessing.load(pixels))
 
 
-def _check_header(data: bytes, limits: Limits) -> None:
+def _checked_pixels(data: bytes, limits: Limits) -> int:
+    """How many the header says."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -80,3 +103,4 @@ def _check_header(data: bytes, limits: Limits) -> None:
             "too_many_pixels",
             f"{width} x {height} pixels, at most {limits.pixels} and {limits.side} a side; make it smaller",
         )
+    return width * height

@@ -7,14 +7,19 @@ import logging
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
 
 from sicot_jax.errors import InputError
 from sicot_jax.index import layout
+from sicot_jax.index.embedded import EmbeddedIndex
+from sicot_jax.serve import engines
 from sicot_jax.serve import settings as settings_of
+from sicot_jax.serve.events import Events
 from sicot_jax.serve.keys import read_keys
+from sicot_jax.serve.queries import Queries
 from sicot_jax.serve.settings import Settings
 
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
@@ -22,13 +27,9 @@ _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 def serve(settings: Settings, *, host: str, port: int, workers: int) -> None:
     """Until SIGINT or SIGTERM; requests that run are answered first. InputError for settings that cannot be served."""
-    from pathlib import Path
-
     if workers < 1 or not 0 < port < 65536:
         raise InputError(f"--workers {workers} --port {port}, wanted 1 or more and 1 to 65535")
-    layout.read_manifest(layout.current_version(Path(settings.index)))
-    if settings.keys:
-        read_keys(Path(settings.keys))
+    _check(settings)
     settings_of.to_environment(settings)
     if workers > 1:
         counts = tempfile.mkdtemp(prefix="sicot-metrics-")
@@ -36,8 +37,21 @@ def serve(settings: Settings, *, host: str, port: int, workers: int) -> None:
         atexit.register(shutil.rmtree, counts, ignore_errors=True)
     uvicorn.run(
         "sicot_jax.serve.run:app", factory=True, host=host, port=port, workers=workers, log_config=None, access_log=False,
-        timeout_graceful_shutdown=int(settings.seconds) + 1, timeout_keep_alive=30, server_header=False,
+        timeout_graceful_shutdown=int(settings.seconds) + 1, timeout_keep_alive=30, limit_concurrency=1000, server_header=False,
     )  # fmt: skip
+
+
+def _check(settings: Settings) -> None:
+    """What a worker would fail at is one line here; and files that all of them open are made before the first."""
+    folder = layout.current_version(Path(settings.index))
+    EmbeddedIndex(folder).close()
+    engines.check(folder, settings.engine)
+    if settings.keys:
+        read_keys(Path(settings.keys))
+    if settings.events:
+        Events(Path(settings.events)).close()
+    if settings.keep_queries:
+        Queries(Path(settings.keep_queries), settings.keep_days)
 
 
 def app() -> FastAPI:

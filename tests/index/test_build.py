@@ -92,8 +92,26 @@ def test_a_calibration_where_there_are_enough_photos(built):
     assert FEWEST <= 55 == read_calibration(built / layout.UNKNOWN).photos
 
 
-def test_a_build_that_was_stopped_goes_on(run, built, tmp_path, monkeypatch, capsys):
-    """Stopped in its second piece: the first is there already, and the result is the same."""
+class Tagged:
+    """A split whose records have tags."""
+
+    def __init__(self, split):
+        self.split, self.labels = split, split.labels
+
+    def __len__(self):
+        return len(self.split)
+
+    def __getitem__(self, index):
+        record = self.split[index]
+        return {**record, "tags": f"tag {record['class_id']}"}
+
+
+def test_a_build_that_was_stopped_goes_on(run, built, tmp_path, monkeypatch):
+    """Stopped in its second piece: the first is there already, and the result is the same, cards and all."""
+    catalog = catalog_of(run)
+    splits = {**catalog.splits, "train": Tagged(catalog.splits["train"])}
+    monkeypatch.setattr(build, "open_catalog", lambda _: dataclasses.replace(catalog, splits=splits))
+    whole = build.build(run, tmp_path / "whole")
     monkeypatch.setattr(build, "_PIECE", 1)
     embedded, write = [], build.Vectors.write
 
@@ -106,14 +124,37 @@ def test_a_build_that_was_stopped_goes_on(run, built, tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(build.Vectors, "write", stopping)
     with pytest.raises(KeyboardInterrupt):
-        build.build(run, tmp_path)
+        build.build(run, tmp_path / "index")
     with pytest.raises(InputError, match="no product index there"):
-        layout.current_version(tmp_path)
-    again = build.build(run, tmp_path)
+        layout.current_version(tmp_path / "index")
+    again = build.build(run, tmp_path / "index")
     assert embedded[2][0] == embedded[1][0] > 0  # went on where it was stopped
     assert verify(again, checksums=True) == []
     for name in (layout.FEATURES, layout.CODES, layout.OWNERS):
         assert (again / name).read_bytes() == (built / name).read_bytes()
+    assert all_cards(again) == all_cards(whole)
+    assert [product.tags for product in all_cards(again)] == [f"tag {c}" for c in range(11)]
+
+
+def all_cards(version):
+    cards = Cards(version / layout.CARDS)
+    found = list(cards.all_products())
+    cards.close()
+    return found
+
+
+def test_what_is_damaged_is_built_anew(run, built, tmp_path, monkeypatch):
+    """A build whose files turn out to be damaged is thrown away, not gone on from; and a version in use that cannot be read
+    is no obstacle."""
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "verify", lambda _: ["features.f16: broken"])
+        with pytest.raises(InputError, match="features.f16: broken; the version in use stays, build again"):
+            build.build(run, tmp_path)
+    assert not (tmp_path / layout.BUILDING).exists()
+    version = build.build(run, tmp_path)
+    (version / layout.CARDS).write_bytes(b"junk")
+    again = build.build(run, tmp_path)
+    assert verify(again, checksums=True) == [] and again != version
 
 
 def test_another_run_does_not_go_on_from_it(run, tmp_path, monkeypatch, capsys):
@@ -123,7 +164,7 @@ def test_another_run_does_not_go_on_from_it(run, tmp_path, monkeypatch, capsys):
         with pytest.raises(KeyboardInterrupt):
             build.build(run, tmp_path, bits=64)
     assert layout.read_manifest(build.build(run, tmp_path, bits=128)).bits == 128
-    assert "of another run, catalogue or version; built anew" in capsys.readouterr().err
+    assert "of another model, catalogue or version; built anew" in capsys.readouterr().err
 
 
 def grown(catalog):

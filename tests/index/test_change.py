@@ -240,3 +240,30 @@ def test_quality_is_json(index):
     stored = cards.connection.execute("SELECT quality FROM products").fetchall()
     assert [json.loads(row[0]) for row in stored] == [{}] * PRODUCTS
     cards.close()
+
+
+def test_a_row_is_of_the_photos_that_are_left(index, tmp_path):
+    """A later product with one of two photos withdrawn has the row of the other; with none left it has no row."""
+    change.add(index, feed(tmp_path / "feed", [NEW]))
+    cards = Cards(layout.current_version(index) / layout.CARDS)
+    find = "SELECT image_id FROM photos WHERE product = ? ORDER BY place"
+    first, second = (row[0] for row in cards.connection.execute(find, (PRODUCTS,)))
+    cards.close()
+    opened = EmbeddedIndex(layout.current_version(index))
+    both = opened.offered().kernel[0]
+    change.remove(index, [], photos=[first])
+    assert opened.refresh() and not np.allclose(opened.offered().kernel[0], both)
+    change.remove(index, [], photos=[second])
+    assert opened.refresh() and len(opened.offered().products) == 0
+    opened.close()
+
+
+def test_an_index_that_is_not_there_is_not_made(tmp_path):
+    for call in (
+        lambda i: change.remove(i, ["x"]),
+        lambda i: change.add(i, tmp_path),
+        lambda i: change.update(i, tmp_path),
+    ):
+        with pytest.raises(InputError, match="no product index there"):
+            call(tmp_path / "typo")
+    assert not (tmp_path / "typo").exists()

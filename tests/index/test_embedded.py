@@ -1,5 +1,8 @@
 """Search in a version's files, against all similarities computed."""
 
+import gc
+import threading
+
 import numpy as np
 import pytest
 from index_maker import BITS, PHOTOS, PRODUCTS, WIDTH
@@ -86,3 +89,63 @@ def test_no_index_is_one_line(tmp_path):
     (tmp_path / "current").write_text("../../etc\n")
     with pytest.raises(InputError, match="names '../../etc', wanted a version"):
         layout.current_version(tmp_path)
+
+
+def test_a_change_is_seen_from_any_thread(index, opened):
+    """SQLite counts changes for each connection: threads that come and go ask the same one."""
+    seen = []
+    for product in range(4):
+        change.remove(index, [f"sku-{product}"])
+        thread = threading.Thread(target=lambda: seen.append(opened.refresh()))
+        thread.start()
+        thread.join()
+        assert opened.counts()["products"] == PRODUCTS - 1 - product
+    assert seen == [True] * 4
+
+
+def test_a_product_moves_to_another_category(index, opened, tmp_path):
+    """And to one that is new; and is not found in the old one."""
+    for name in ("kind 0", "fresh"):
+        (tmp_path / "move.csv").write_text(f"sku,category\nsku-1,{name}\n")
+        change.update(index, tmp_path / "move.csv")
+        assert opened.refresh()
+        for embedding in queries(3):
+            inside = {p for p, _ in found(opened, embedding, 9, category=name)}
+            assert inside == ({0, 1, 2, 4} if name == "kind 0" else {1})
+            assert {p for p, _ in found(opened, embedding, 9, category="kind 1")} == {3, 5}
+            assert 1 in {p for p, _ in found(opened, embedding, 9)}
+
+
+def test_readers_outlive_the_index_that_was_replaced(index):
+    """A thread that reads while everyone else drops the index: it is closed with the last reference."""
+    opened = EmbeddedIndex(layout.current_version(index))
+    results, going = [], threading.Event()
+
+    def read(mine):
+        going.set()
+        for _ in range(300):
+            results.append(len([card for card in mine.products(range(PRODUCTS)) if card]))
+
+    threads = [threading.Thread(target=read, args=(opened,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    going.wait()
+    del opened, threads[:0]
+    gc.collect()
+    for thread in threads:
+        thread.join()
+    assert results == [PRODUCTS] * 1200
+
+
+def test_a_search_for_more_products_than_there_are_does_not_look_at_all_photos(opened, monkeypatch):
+    """At most 32 times the candidates."""
+    from sicot_jax.index import embedded
+
+    looked = []
+    ranked = embedded._ranked
+    monkeypatch.setattr(
+        embedded, "_ranked", lambda view, q, places, k: looked.append(len(places)) or ranked(view, q, places, k)
+    )
+    monkeypatch.setattr(embedded, "_WIDEST", 2)
+    found(opened, queries(1)[0], PRODUCTS + 3, candidates=5)
+    assert max(looked) <= 2 * (PRODUCTS + 3) < PRODUCTS * PHOTOS

@@ -6,9 +6,10 @@ from index_maker import PRODUCTS, WIDTH, photo, sku
 
 from sicot_jax.convert import folder as folders
 from sicot_jax.index import layout, recognition
+from sicot_jax.index.cards import Product
 from sicot_jax.index.embedded import EmbeddedIndex
-from sicot_jax.index.product_index import Offered
-from sicot_jax.index.unknown import read_calibration
+from sicot_jax.index.product_index import Neighbour, Offered
+from sicot_jax.index.unknown import Calibration, read_calibration
 from sicot_jax.recognizer import jax_engine
 
 NOTHING = np.zeros(0, np.int64)
@@ -69,3 +70,45 @@ def test_a_search_needs_no_recognition(index, k):
     answer = recognition.answer(opened, None, np.ones(WIDTH, np.float32), np.ones(PRODUCTS, np.float32), k=k, similar=1)
     assert len(answer.matches) == k and len(answer.similar) == 1
     opened.close()
+
+
+class Many:
+    """An index of 40 products, of which `missing` have no card any more."""
+
+    def __init__(self, missing=()):
+        self.missing = missing
+
+    def offered(self):
+        return offered()
+
+    def nearest(self, embeddings, k, *, category=None, candidates=0):
+        return [[Neighbour(number, number, 1 - number / 100) for number in range(k)]]
+
+    def products(self, numbers):
+        return [None if n in self.missing else Product(n, f"sku-{n}", "", "", "", {}, [], []) for n in numbers]
+
+
+def test_how_sure_an_answer_is_does_not_depend_on_what_else_is_asked_for():
+    """The product is the 15th nearest: 10 are looked at, however many are shown."""
+    logits = np.zeros(40, np.float32)
+    logits[14] = 9
+    calibration = Calibration([0.0, 0.0, -10.0], 1.0, 0.5, 0.95, 0.95, 0.2, 100, [])
+    sure = {
+        recognition.answer(Many(), calibration, np.ones(2), logits, k=1, similar=similar).certainty
+        for similar in (0, 10, 20, 40)
+    }
+    assert len(sure) == 1
+
+
+def test_a_product_that_is_withdrawn_meanwhile_is_no_answer():
+    """The view still has it, the cards do not: its share and its certainty are the next one's."""
+    logits = np.zeros(40, np.float32)
+    logits[[3, 5]] = [9, 7]
+    calibration = Calibration([1.0, 0.0, 0.0], 0.0, 0.5, 0.95, 0.95, 0.2, 100, [])
+    answer = recognition.answer(Many({3}), calibration, np.ones(2), logits, k=2, similar=3)
+    without = logits.copy()
+    without[3] = -np.inf
+    assert [match.product.sku for match in answer.matches] == ["sku-5", "sku-0"]
+    share = np.exp(7) / np.exp(without).sum()
+    assert answer.matches[0].score == pytest.approx(share, rel=1e-5) == answer.certainty
+    assert [found.product.sku for found in answer.similar] == ["sku-0", "sku-1", "sku-2"]

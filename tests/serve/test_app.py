@@ -182,7 +182,7 @@ def test_events_are_kept_once(client, index):
     bad = client.post("/v1/events", json=[{**event, "event_id": "g"}, {**event, "kind": "look"}])
     assert error(bad) == (422, "bad_input") and "event 1: kind='look'" in bad.json()["error"]["message"]
     assert client.post("/v1/events", json=[{**event, "event_id": "g"}]).json()["new"] == 1  # none was stored before
-    for body in (b"x", b"{}", b"[1]"):
+    for body in (b"x", b"{}", b"[1]", b"[" * 100_000, b'[{"event_id": "\\ud800"}]'):
         assert client.post("/v1/events", content=body).status_code in (400, 422)
 
 
@@ -196,9 +196,8 @@ def test_query_photos_are_kept_only_when_asked(index, tmp_path):
     with testclient.TestClient(create_app(settings(index, keep_queries=str(tmp_path / "kept")))) as client:
         answer = client.post("/v1/recognize", files={"photo": data}).json()
         client.post("/v1/recognize", files={"photo": b"no photo"})
-    assert [(p.name, p.read_bytes()) for p in (tmp_path / "kept").iterdir()] == [
-        (f"{answer['request_id']}.photo", data)
-    ]
+    (kept,) = (tmp_path / "kept").iterdir()
+    assert kept.name.startswith(answer["request_id"]) and kept.read_bytes() == data
 
 
 def test_the_log_has_ids_and_neither_photos_nor_skus(client, caplog):
@@ -297,7 +296,7 @@ def test_a_version_that_cannot_be_read_leaves_the_old_one(client, index, made_mo
         (index / "current").write_text("v000003\n")
         eventually(lambda: "index not reloaded, v000002 stays" in caplog.text)
         time.sleep(0.3)
-    assert caplog.text.count("index not reloaded") == 1
+    assert caplog.text.count("index not reloaded") == 1  # and is tried again after a minute
     assert ask(client, 1).json()["index"] == "v000002"
     (index / "current").write_text("v000002\n")
 

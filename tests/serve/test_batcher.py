@@ -41,7 +41,6 @@ def test_whatever_waits_goes_together():
         answers = await asyncio.gather(*waiting)
         assert [int(embedding[0]) for embedding, _ in answers] == list(range(10))
         assert engine.sizes == [4, 4, 2] or engine.sizes == [1, 4, 4, 1]
-        batcher.close()
 
     asyncio.run(scenario())
 
@@ -59,7 +58,6 @@ def test_a_request_that_went_away_is_left_out():
         engine.go.set()
         assert [int((await task)[0][0]) for task in (first, stays)] == [1, 3]
         assert engine.sizes == [1, 1] and len(batcher) == 0
-        batcher.close()
 
     asyncio.run(scenario())
 
@@ -70,6 +68,5 @@ def test_a_failing_engine_fails_its_own_batch_alone():
         with pytest.raises(RuntimeError, match="the engine failed"):
             await batcher(photo(255))
         assert int((await batcher(photo(7)))[0][0]) == 7
-        batcher.close()
 
     asyncio.run(scenario())

@@ -44,6 +44,7 @@ def test_events_come_back_as_they_were(tmp_path):
         (impression(visitor=""), "visitor='': wanted a text"),
         (impression(visitor="x" * 201), "wanted a text of 1 to 200"),
         (impression(visitor="a\nb"), "wanted a text"),
+        (impression(visitor="\ud800"), "wanted a text"),
         (impression(kind="look"), "kind='look', wanted one of impression, click, purchase"),
         (impression(time="now"), "time='now', wanted seconds"),
         (impression(time=float("nan")), "wanted seconds"),
@@ -83,6 +84,23 @@ def test_keys(tmp_path, capsys):
     assert cli.main(["serve-key", "a b", "--file", str(path)]) == cli.INPUT_ERROR
 
 
+def test_a_photo_that_cannot_be_kept_is_logged(tmp_path, caplog):
+    kept = Queries(tmp_path / "kept", days=2)
+    (tmp_path / "kept").rmdir()
+    kept.keep("id", b"1")
+    assert "id not kept" in caplog.text
+
+
+def test_keys_are_added_to_a_file_that_was_edited(tmp_path):
+    """Without an end of its last line; with comments alone."""
+    path = tmp_path / "keys"
+    path.write_text("# ours")
+    made = [keys.add_key(path, "a")]
+    path.write_text(path.read_text().rstrip("\n"))
+    made.append(keys.add_key(path, "b"))
+    assert [keys.read_keys(path).name_of(key) for key in made] == ["a", "b"]
+
+
 @pytest.mark.parametrize("text", ["", "# nothing\n", "shop 1234\n", f"a {'0' * 64}\na {'1' * 64}\n", "\x00\xff"])
 def test_a_file_that_holds_no_keys(tmp_path, text):
     (tmp_path / "keys").write_text(text, encoding="latin-1")
@@ -95,9 +113,13 @@ def test_a_file_that_holds_no_keys(tmp_path, text):
 def test_kept_photos_are_removed_after_their_days(tmp_path):
     kept = Queries(tmp_path / "kept", days=2)
     kept.keep("old", b"1")
+    (old,) = (tmp_path / "kept").iterdir()
     long_ago = time.time() - 3 * 86_400
-    os.utime(tmp_path / "kept" / "old.photo", (long_ago, long_ago))
-    kept._cleaned = 0.0
-    kept.keep("new", b"2")
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["new.photo"]
+    os.utime(old, (long_ago, long_ago))
+    for content in (b"2", b"3"):
+        kept.keep("new", content)  # the same id twice: a client's choice
+    kept.clean()  # within the hour: not yet
+    assert old.exists()
+    Queries(tmp_path / "kept", days=2)  # at the start
+    assert sorted(path.read_bytes() for path in (tmp_path / "kept").iterdir()) == [b"2", b"3"]
     assert (tmp_path / "kept").stat().st_mode & 0o077 == 0

@@ -3,6 +3,8 @@
 import base64
 import io
 import struct
+import threading
+import time
 import zlib
 
 import numpy as np
@@ -11,8 +13,9 @@ from index_maker import PREPROCESSING, jpeg
 from PIL import Image
 
 from sicot_jax.serve import photo
-from sicot_jax.serve.photo import Limits, PhotoError
+from sicot_jax.serve.photo import Limits, PhotoError, PixelBudget
 
+BUDGET = PixelBudget(100_000)
 LIMITS = Limits(bytes=50_000, pixels=100_000, side=2_000)
 
 
@@ -32,12 +35,12 @@ def bomb(width, height):
 
 @pytest.mark.parametrize("kind", photo.FORMATS)
 def test_every_format_that_is_taken(kind):
-    assert photo.decode(some(kind=kind), PREPROCESSING, LIMITS).shape == (24, 24, 3)
+    assert photo.decode(some(kind=kind), PREPROCESSING, LIMITS, BUDGET).shape == (24, 24, 3)
 
 
 def refused(data, limits=LIMITS):
     with pytest.raises(PhotoError) as found:
-        photo.decode(data, PREPROCESSING, limits)
+        photo.decode(data, PREPROCESSING, limits, BUDGET)
     assert "\n" not in str(found.value)
     return found.value.status, found.value.code
 
@@ -89,5 +92,28 @@ def test_a_photo_lies_upright():
     out, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees to the right: white is below
     Image.fromarray(pixels).save(out, "JPEG", exif=exif, quality=95)
-    upright = photo.decode(out.getvalue(), PREPROCESSING, LIMITS)
+    upright = photo.decode(out.getvalue(), PREPROCESSING, LIMITS, BUDGET)
     assert upright[:10].mean() < 20 and upright[-10:].mean() > 235
+
+
+def test_photos_are_decoded_together_up_to_a_number_of_pixels():
+    """Two of 40 fit into 100, the third waits; one that is larger than all goes alone; none is left behind."""
+    budget, inside, most = PixelBudget(100), [], []
+    lock = threading.Lock()
+
+    def decode(pixels):
+        with budget.taken(pixels):
+            with lock:
+                inside.append(pixels)
+                most.append(list(inside))
+            time.sleep(0.01)
+            with lock:
+                inside.remove(pixels)
+
+    threads = [threading.Thread(target=decode, args=(pixels,)) for pixels in [40] * 9 + [500] * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(most) == 11 and max(map(len, most)) == 2
+    assert all(sum(together) <= 100 or together == [500] for together in most)

@@ -175,6 +175,8 @@ def hostile(rng):
         lambda: (post(json.dumps({"photo": base64.b64encode(cut).decode()}).encode(), "application/json"), "wait"),
         lambda: (post(b'{"photo": ' + noise, "application/json"), "wait"),
         lambda: (post(noise, "application/json", "/v1/events"), "wait"),
+        lambda: (post(b"[" * 100_000, "application/json", "/v1/events"), "wait"),
+        lambda: (post(b'[{"event_id": "\\ud800", "kind": 1}]', "application/json", "/v1/events"), "wait"),
         lambda: (post(cut, "image/jpeg", length=10**12), "wait"),
         lambda: (post(cut, "image/jpeg", length="-1"), "wait"),
         lambda: (post(cut, "image/jpeg", length=len(cut) + 1000), "leave"),
@@ -198,13 +200,14 @@ def hostile(rng):
 
 
 @pytest.mark.slow
-def test_ten_thousand_hostile_requests(index):
+def test_ten_thousand_hostile_requests(index, tmp_path):
     """No 5xx, no crash, and no more memory after the last 5,000 than after the first 1,000, to 2 %."""
     rng = random.Random(0)
     requests = [hostile(rng) for _ in range(10_000)]
     statuses: dict[str, int] = {}
+    kept = ["--events", str(tmp_path / "e"), "--keep-queries", str(tmp_path / "k")]
     with (
-        serving(index, "--photo-bytes", "100000", "--seconds", "1") as server,
+        serving(index, "--photo-bytes", "100000", "--seconds", "1", *kept) as server,
         concurrent.futures.ThreadPoolExecutor(8) as pool,
     ):
         resident = []
@@ -259,3 +262,50 @@ def test_the_index_is_switched_a_hundred_times_under_load(index, made_model):
         assert not failed, failed[:3]
         assert server.process.poll() is None
     assert len(seen) > 50
+
+
+@pytest.mark.slow
+def test_requests_that_time_out_while_models_change(index, made_model, tmp_path):
+    """Threads still work for requests that were given up, while index and model are replaced: the process lives, and no answer
+    is another error than "try again"."""
+    import index_maker
+
+    index_maker.write_model(tmp_path / "other", seed=1)
+    statuses, done = [], threading.Event()
+
+    def asking(server):
+        while not done.is_set():
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                statuses.append(server.recognize()[0])
+
+    with serving(index, "--seconds", "0.03") as server:
+        threads = [threading.Thread(target=asking, args=(server,)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        try:
+            for number in range(12):
+                write_index(index, tmp_path / "other" if number % 3 else made_model)
+                time.sleep(1.2)
+                assert server.process.poll() is None, server.lines[-5:]
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join()
+        assert set(statuses) <= {200, 408, 503} and statuses.count(200)
+        assert not [line for line in server.lines if "Traceback" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--engine", "torch"], "engine 'torch', wanted auto, onnx or jax"),
+        (["--engine", "onnx", "--workers", "2"], "holds no ONNX graph"),
+        (["--events", "/nonexistent/x"], "unable to open database file"),
+        (["--keys", "/nonexistent"], "make keys with"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(index, flags, said):
+    server = Server(index, *flags)
+    assert server.process.wait(60) == 2 and server.stop() == 2
+    assert len(server.lines) == 1 and said in server.lines[0], server.lines
