@@ -16,8 +16,8 @@ from sicot_jax.index.cards import Cards, Product
 from sicot_jax.index.product_index import Neighbour, Offered
 from sicot_jax.index.vectors import Codebook, Vectors, unit
 
-CANDIDATES = 400  # photos that codes propose and features put in order
-_WIDEST = 32  # times as many where they are of too few products
+CANDIDATES = 1000  # photos that codes propose and features put in order
+_WIDEST = 16  # times as many where they are of too few products
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ class EmbeddedIndex:
     def nearest(
         self, embeddings: np.ndarray, k: int, *, category: str | None = None, candidates: int = 0
     ) -> list[list[Neighbour]]:
-        """As `ProductIndex` says. `candidates`: photos that are put in order by their features; up to 32 times as many are
+        """As `ProductIndex` says. `candidates`: photos that are put in order by their features; up to 16 times as many are
         looked at where they belong to fewer than k products.
         """
         view = self._view

@@ -138,7 +138,7 @@ def test_readers_outlive_the_index_that_was_replaced(index):
 
 
 def test_a_search_for_more_products_than_there_are_does_not_look_at_all_photos(opened, monkeypatch):
-    """At most 32 times the candidates."""
+    """At most 16 times the candidates."""
     from sicot_jax.index import embedded
 
     looked = []
