@@ -59,7 +59,6 @@ class State:
     """What one moment's commit says: lines of the files that count, and what is withdrawn, sorted int64."""
 
     places: int
-    products: int
     withdrawn_products: np.ndarray
     withdrawn_places: np.ndarray
     row_products: np.ndarray  # int64 [M], with an imprinted row
@@ -142,15 +141,13 @@ class Cards:
         connection = self.connection
         with connection:
             connection.execute("BEGIN")
-            places, products = self.ends()
+            places, _ = self.ends()
             gone = _integers(connection, "SELECT product FROM products WHERE withdrawn ORDER BY 1")
             places_gone = _integers(connection, "SELECT place FROM photos WHERE withdrawn ORDER BY 1")
             rows = connection.execute("SELECT product, kernel, bias FROM rows ORDER BY product").fetchall()
         kernel = np.frombuffer(b"".join(row[1] for row in rows), np.float32).reshape(len(rows), width)
         numbers = np.array([row[0] for row in rows], np.int64)
-        return State(
-            places, products, gone, places_gone, numbers, kernel, np.array([row[2] for row in rows], np.float32)
-        )
+        return State(places, gone, places_gone, numbers, kernel, np.array([row[2] for row in rows], np.float32))
 
     def counts(self) -> dict[str, int]:
         """Products and photos that are offered."""
