@@ -7,6 +7,8 @@ import dataclasses
 import logging
 from pathlib import Path
 
+import threadpoolctl
+
 from sicot_jax.index import layout
 from sicot_jax.index.embedded import EmbeddedIndex
 from sicot_jax.index.unknown import Calibration, read_calibration
@@ -40,10 +42,18 @@ def load(settings: Settings, before: Live | None = None) -> Live:
         calibration = read_calibration(folder / layout.UNKNOWN)
         if before is not None and before.index.manifest.model == index.manifest.model:
             return Live(folder.name, index, calibration, before.chosen, before.batcher)
+        _hold_blas()
         chosen = engines.choose(folder, settings.engine, largest=settings.largest_batch, threads=settings.threads)
         return Live(folder.name, index, calibration, chosen, Batcher(chosen.run, largest=chosen.largest))
 
     return layout.open_current(Path(settings.index), opened)
+
+
+def _hold_blas() -> None:
+    """numpy's matrix products stay in the thread that asks for them. A query's are small, and OpenBLAS's threads go on spinning
+    for some milliseconds after each, on the cores that the engine needs: photos took twice as long.
+    """
+    threadpoolctl.threadpool_limits(1, user_api="blas")
 
 
 @dataclasses.dataclass

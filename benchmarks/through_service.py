@@ -1,0 +1,71 @@
+"""Accuracy through the service against the offline evaluation: every test photo of a run's catalogue, sent over HTTP.
+
+Command:  python -m benchmarks.through_service --workdir RUN --index INDEX      (INDEX: built from RUN)
+
+Offline: top-1 and top-3 of RUN/results.json, as `sicot evaluate` found them. Through the service: photos as the catalogue has
+them, POST /v1/recognize?k=3. Told too: photos whose best product is another one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks import timing
+from benchmarks.finished_runs import catalog_of
+from benchmarks.running import Service
+from sicot_jax import runs
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--index", type=Path, required=True)
+    parser.add_argument("--engine", default="auto")
+    options = parser.parse_args(argv)
+    timing.print_machine()
+    run = runs.read_run(options.workdir)
+    catalog = catalog_of(run)
+    records = catalog.splits["test"]
+    with np.load(options.workdir / "predictions.npz") as stored:
+        offline = dict(zip(stored["image_id"].tolist(), stored["top_classes"][:, :3], strict=True))
+    hits, offline_hits, others = np.zeros(2), np.zeros(2), 0
+    service = Service.ours(options.index, "--wait-ms=60000", f"--engine={options.engine}")
+    try:
+        service.wait()
+        connection = service.connect()
+        for i in tqdm(range(len(records)), disable=None):
+            record = records[i]
+            connection.request("POST", "/v1/recognize?k=3&similar=0", record["image"], {"Content-Type": "image/jpeg"})
+            found = [p["sku"] for p in _answer(connection)["products"]]
+            expected = [catalog.classes.sku[c] for c in offline[record["image_id"]]]
+            hits += record["sku"] == found[0], record["sku"] in found
+            offline_hits += record["sku"] == expected[0], record["sku"] in expected
+            others += found[0] != expected[0]
+        connection.close()
+    finally:
+        service.stop()
+    rows = [
+        ["offline", *(f"{100 * x / len(records):.2f}" for x in offline_hits), ""],
+        ["through the service", *(f"{100 * x / len(records):.2f}" for x in hits), str(others)],
+    ]
+    header = [f"{catalog.name}, {len(records)} test photos", "top-1, %", "top-3, %", "another best product"]
+    timing.print_table("Accuracy", header, rows)
+
+
+def _answer(connection: http.client.HTTPConnection) -> dict:
+    response = connection.getresponse()
+    body = json.loads(response.read())
+    if response.status != 200:
+        raise RuntimeError(f"status {response.status}: {body}")
+    return body
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Which engine and which batches are chosen, by times that are given; and the quiet that the times are measured in."""
+
+import pytest
+from index_maker import PRODUCTS
+
+from sicot_jax.index import layout
+from sicot_jax.serve import engines
+
+
+@pytest.fixture
+def chosen(index, monkeypatch):
+    """choose() where a call of `name` with `size` photos takes times[name](size) milliseconds."""
+
+    def choose(times, **more):
+        monkeypatch.setattr(engines, "_load", lambda version, kind, threads: {name: name for name in times})
+        monkeypatch.setattr(engines, "_milliseconds", lambda engine, shape, size: times[engine](size))
+        return engines.choose(layout.current_version(index), **more)
+
+    return choose
+
+
+def test_the_engine_that_answers_one_photo_soonest(chosen):
+    found = chosen({"onnx": lambda size: 20.0 * size, "jax": lambda size: 30.0})
+    assert found.kind == "onnx" and found.run == "onnx" and found.classes == PRODUCTS
+
+
+def test_batches_as_large_as_they_gain_by(chosen):
+    """Halves and quarters of a photo's time up to 8; nothing after that, so that 64 is not tried."""
+    found = chosen({"onnx": lambda size: 10.0 if size <= 8 else 1.25 * size}, largest=64)
+    assert found.largest == 8 and list(found.milliseconds) == [1, 2, 4, 8, 16, 32]
+
+
+def test_a_gain_that_comes_with_the_second_doubling_is_seen(chosen):
+    found = chosen({"onnx": lambda size: {1: 10.0, 2: 20.0, 4: 30.0, 8: 60.0, 16: 120.0}[size]}, largest=64)
+    assert found.largest == 4 and list(found.milliseconds) == [1, 2, 4, 8, 16]
+
+
+def test_no_batch_is_larger_than_allowed(chosen):
+    found = chosen({"onnx": lambda size: 10.0}, largest=4)
+    assert found.largest == 4 and list(found.milliseconds) == [1, 2, 4]
+
+
+def test_numpys_threads_are_held(index):
+    """They would spin on the cores of the engine after every query."""
+    pytest.importorskip("fastapi", reason="the service needs its extra")
+    import threadpoolctl
+
+    from sicot_jax.serve import live
+    from sicot_jax.serve.settings import Settings
+
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        assert {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"} == {2}
+        live.load(Settings(index=str(index), engine="jax", largest_batch=1))
+        assert {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"} == {1}
