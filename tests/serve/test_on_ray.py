@@ -243,11 +243,12 @@ def _ended(cluster):
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_a_config_file_says_the_same(index, tmp_path):
+def test_a_config_file_with_autoscaling(index, tmp_path):
     config = tmp_path / "service.yaml"
     config.write_text(
-        f"applications:\n- import_path: {APP}\n  args: {{index: {index}, engine: jax, largest_batch: 2}}\n"
-        "  deployments: [{name: sicot, num_replicas: 2}]\n"
+        f"applications:\n- import_path: {APP}\n  args: {{index: {index}, engine: jax, largest_batch: 2, gpus: 0}}\n"
+        "  deployments:\n  - name: sicot\n    num_replicas: auto\n"
+        "    autoscaling_config: {min_replicas: 2, max_replicas: 3, target_ongoing_requests: 8}\n"
     )
     with running(str(config)) as cluster:
         answer = cluster.post("/v1/search?similar=1", files={"photo": jpeg(photo(2, 99))}).json()
