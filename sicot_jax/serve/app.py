@@ -130,6 +130,8 @@ def create_app(settings: Settings) -> FastAPI:
         finally:
             app.state.sicot = None
             watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watching
             state.decoders.shutdown()
             if state.events is not None:
                 state.events.close()

@@ -22,6 +22,7 @@ from sicot_jax.serve.keys import read_keys
 from sicot_jax.serve.queries import Queries
 from sicot_jax.serve.settings import Settings
 
+CONCURRENT = 1000  # requests at once of a worker
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -29,7 +30,7 @@ def serve(settings: Settings, *, host: str, port: int, workers: int) -> None:
     """Until SIGINT or SIGTERM; requests that run are answered first. InputError for settings that cannot be served."""
     if workers < 1 or not 0 < port < 65536:
         raise InputError(f"--workers {workers} --port {port}, wanted 1 or more and 1 to 65535")
-    _check(settings)
+    check(settings)
     settings_of.to_environment(settings)
     if workers > 1:
         counts = tempfile.mkdtemp(prefix="sicot-metrics-")
@@ -37,11 +38,12 @@ def serve(settings: Settings, *, host: str, port: int, workers: int) -> None:
         atexit.register(shutil.rmtree, counts, ignore_errors=True)
     uvicorn.run(
         "sicot_jax.serve.run:app", factory=True, host=host, port=port, workers=workers, log_config=None, access_log=False,
-        timeout_graceful_shutdown=int(settings.seconds) + 1, timeout_keep_alive=30, limit_concurrency=1000, server_header=False,
+        timeout_graceful_shutdown=int(settings.seconds) + 1, timeout_keep_alive=30, limit_concurrency=CONCURRENT,
+        server_header=False,
     )  # fmt: skip
 
 
-def _check(settings: Settings) -> None:
+def check(settings: Settings) -> None:
     """What a worker would fail at is one line here; and files that all of them open are made before the first."""
     folder = layout.current_version(Path(settings.index))
     EmbeddedIndex(folder).close()
@@ -56,8 +58,13 @@ def _check(settings: Settings) -> None:
 
 def app() -> FastAPI:
     """In a worker process."""
+    return make_app(settings_of.from_environment())
+
+
+def make_app(settings: Settings) -> FastAPI:
+    """With the log of a process that does nothing else."""
     from sicot_jax.serve.app import create_app
 
     logging.basicConfig(level=logging.WARNING, format=_FORMAT)
     logging.getLogger("sicot").setLevel(logging.INFO)
-    return create_app(settings_of.from_environment())
+    return create_app(settings)
