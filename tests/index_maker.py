@@ -114,7 +114,8 @@ def write_version(folder: Path, model: Path) -> None:
     cards.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     cards.close()
     write_calibration(
-        folder / layout.UNKNOWN, Calibration([0.0, 2000.0, 0.0], -1994.0, 0.5, 0.95, 0.95, 0.2, 100, [[0.5, 1.0, 0.95]])
+        folder / layout.UNKNOWN,
+        Calibration([0.0, 2000.0, 0.0], -1994.0, 0.5, 0.95, 0.95, 0.2, 100, [[0.5, 1.0, 0.95]], None),
     )
     half = PRODUCTS // 2 * PHOTOS
     names = (layout.FEATURES, layout.CODES, layout.OWNERS, layout.CODEBOOK, layout.IMPRINT, layout.UNKNOWN)

@@ -10,7 +10,7 @@ import numpy as np
 from sicot_jax import pipeline
 from sicot_jax.catalog.catalog import Split
 from sicot_jax.convert import folder as folders
-from sicot_jax.index import layout, recognition, unknown
+from sicot_jax.index import layout, recognition, typicality, unknown
 from sicot_jax.index.embedded import EmbeddedIndex
 from sicot_jax.index.unknown import Calibration, Evidence
 from sicot_jax.recognizer import jax_engine
@@ -33,6 +33,7 @@ def calibrate(folder: Path, split: Split, numbers: np.ndarray) -> Calibration | 
         right: list[bool] = []
         absent: list[Evidence] = []
         engine = jax_engine(converted)
+        embeddings = []
         for first in range(0, len(chosen), _BATCH):
             records = [split[int(i)] for i in chosen[first : first + _BATCH]]
             photos = converted.preprocessing.batch([record["image"] for record in records])
@@ -43,9 +44,14 @@ def calibrate(folder: Path, split: Split, numbers: np.ndarray) -> Calibration | 
                 right.append(answered[1] == product)
                 if alone is not None:
                     absent.append(alone)
+                embeddings.append(embedding)
     finally:
         index.close()
-    return unknown.fit(known, right, absent) if absent else None
+    if not absent:
+        return None
+    usual = typicality.fit(np.array(embeddings))
+    # Every photo counts as usual in the fit, as its own distance had a part in what is usual.
+    return unknown.fit(known, right, absent, typicality=usual)
 
 
 def _both(
@@ -55,8 +61,8 @@ def _both(
     offered = index.offered()
     near = index.nearest(embedding[None], recognition.NEIGHBOURS + 1)[0]
     numbers, shares = recognition.best_products(embedding, logits, offered, 1)
-    answered = recognition.evidence(numbers, shares, near[: recognition.NEIGHBOURS]), int(numbers[0])
+    answered = recognition.evidence(numbers, shares, near[: recognition.NEIGHBOURS], 1.0), int(numbers[0])
     without = dataclasses.replace(offered, withdrawn=np.union1d(offered.withdrawn, [label]))
     numbers, shares = recognition.best_products(embedding, logits, without, 1)
     others = [neighbour for neighbour in near if neighbour.product != label][: recognition.NEIGHBOURS]
-    return answered, recognition.evidence(numbers, shares, others) if len(numbers) else None
+    return answered, recognition.evidence(numbers, shares, others, 1.0) if len(numbers) else None

@@ -59,10 +59,10 @@ def best_products(embedding: np.ndarray, logits: np.ndarray, offered: Offered, k
     return numbers, shares
 
 
-def evidence(numbers: np.ndarray, shares: np.ndarray, near: Sequence[Neighbour]) -> Evidence:
-    """Of the first of `numbers`, from its probability and the nearest products."""
+def evidence(numbers: np.ndarray, shares: np.ndarray, near: Sequence[Neighbour], usual: float) -> Evidence:
+    """Of the first of `numbers`, from its probability, the nearest products, and how usual the photo is."""
     own = next((n.similarity for n in near if n.product == numbers[0]), 0.0)
-    return Evidence(float(shares[0]), near[0].similarity if near else 0.0, own)
+    return Evidence(float(shares[0]), near[0].similarity if near else 0.0, own, usual)
 
 
 def answer(
@@ -88,7 +88,7 @@ def answer(
     near = index.nearest(embedding[None], max(similar, NEIGHBOURS if k else 0))[0]
     certainty = None
     if calibration and len(numbers):
-        certainty = calibration.certainty(evidence(numbers, shares, near[:NEIGHBOURS]))
+        certainty = calibration.certainty(evidence(numbers, shares, near[:NEIGHBOURS], calibration.usual(embedding)))
     shown = near[:similar] if category is None else index.nearest(embedding[None], similar, category=category)[0]
     cards = index.products([neighbour.product for neighbour in shown])
     return Answer(

@@ -2,7 +2,8 @@
 
 A logistic regression on three numbers of an answer, fitted on validation photos twice: as they are, and with their product
 taken out of classifier and index, when whatever is answered is wrong. So it has seen photos of products that there are not,
-of the hardest kind: from the same catalogue; no second data set is needed.
+of the hardest kind: from the same catalogue; no second data set is needed. What is unusual for the catalogue altogether has its
+certainty lowered (index/typicality).
 """
 
 from __future__ import annotations
@@ -17,22 +18,29 @@ import numpy as np
 
 from sicot_jax.errors import InputError
 from sicot_jax.files import read_json, write_json
+from sicot_jax.index.typicality import Typicality
 
-FORMAT = 1
+FORMAT = 2
 FEWEST = 50  # validation photos that a calibration needs
 UNKNOWN_SHARE = 0.2  # of photos that are of no product, where nothing better is known
 PRECISION = 0.95  # of the answers that are given
 SUPPORT = 0.05  # of the photos of products, that a precision is estimated on
+UNUSUAL = (
+    0.05  # of the catalogue's photos, those farthest from the others, and what is beyond: less sure, down to not at all
+)
 _CURVE = 50  # points that are kept
 
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """Of an answer: its probability, the cosine of the nearest photo of any product, and of one of its own (0: not near)."""
+    """Of an answer: its probability, the cosine of the nearest photo of any product, and of one of its own (0: not near); and
+    the share of the catalogue's photos that are as unusual as this one.
+    """
 
     probability: float
     nearest: float
     own: float
+    usual: float
 
     def numbers(self) -> list[float]:
         share = min(max(self.probability, 1e-6), 1 - 1e-6)
@@ -41,9 +49,10 @@ class Evidence:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """certainty = sigmoid(intercept + weights . numbers); an answer is given from `threshold` on. curve: [threshold, coverage
-    of photos of products, precision] as estimated at the fit, with `unknown_share` of photos of no product. reached: the
-    precision at the threshold, below the `precision` that was wanted where no threshold has that.
+    """certainty = sigmoid(intercept + weights . numbers) min(1, usual / UNUSUAL); an answer is given from `threshold` on.
+
+    curve: [threshold, coverage of photos of products, precision] as estimated at the fit, with `unknown_share` of photos of no
+    product. reached: the precision at the threshold, below the `precision` that was wanted where no threshold has that.
     """
 
     weights: list[float]
@@ -54,12 +63,17 @@ class Calibration:
     unknown_share: float
     photos: int
     curve: list[list[float]]
+    typicality: Typicality | None
     format: int = FORMAT
 
     def certainty(self, evidence: Evidence) -> float:
         """The probability that the answer is right."""
         total = self.intercept + sum(w * x for w, x in zip(self.weights, evidence.numbers(), strict=True))
-        return 1 / (1 + math.exp(-min(max(total, -50.0), 50.0)))
+        return min(1.0, evidence.usual / UNUSUAL) / (1 + math.exp(-min(max(total, -50.0), 50.0)))
+
+    def usual(self, embedding: np.ndarray) -> float:
+        """Of a photo's embedding [D], for its evidence."""
+        return 1.0 if self.typicality is None else self.typicality.share(embedding)
 
 
 def fit(
@@ -67,10 +81,12 @@ def fit(
     right: Sequence[bool],
     unknown: Sequence[Evidence],
     *,
+    typicality: Typicality | None = None,
     precision: float = PRECISION,
     unknown_share: float = UNKNOWN_SHARE,
 ) -> Calibration:
-    """From answers to photos of products, and to photos of none, which count as `unknown_share` of all.
+    """From answers to photos of products, and to photos of none, which count as `unknown_share` of all. Without `typicality`
+    every photo is usual.
 
     The threshold is the one of most coverage among those of that precision. Where none has it with a coverage of at least
     `SUPPORT`, it is the one that tells right answers from wrong ones best (most right and fewest wrong ones answered, in
@@ -90,7 +106,7 @@ def fit(
     else:
         model = LogisticRegression(C=1e3, max_iter=1000).fit(rows, labels, sample_weight=weight * len(rows))
         weights, intercept = model.coef_[0].tolist(), float(model.intercept_[0])
-    bare = Calibration(weights, intercept, 0.0, precision, 0.0, unknown_share, len(known), [])
+    bare = Calibration(weights, intercept, 0.0, precision, 0.0, unknown_share, len(known), [], typicality)
     scores = np.array([bare.certainty(e) for e in (*known, *unknown)])
     curve = coverage_curve(scores, labels, np.arange(len(rows)) < len(known), weight)
     enough = [point for point in curve if point[2] >= precision and point[1] >= SUPPORT]
@@ -126,7 +142,9 @@ def coverage_curve(scores: np.ndarray, right: np.ndarray, known: np.ndarray, wei
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
-    write_json(path, dataclasses.asdict(calibration))
+    stored = {f.name: getattr(calibration, f.name) for f in dataclasses.fields(calibration)}
+    typicality = calibration.typicality.stored() if calibration.typicality else None
+    write_json(path, stored | {"typicality": typicality})
 
 
 def read_calibration(path: Path) -> Calibration | None:
@@ -137,6 +155,7 @@ def read_calibration(path: Path) -> Calibration | None:
     if stored.get("format") != FORMAT:
         raise InputError(f"{path}: format {stored.get('format')}, this version reads {FORMAT}; build the index again")
     try:
-        return Calibration(**stored)
-    except TypeError as error:
+        typicality = Typicality.read(stored["typicality"]) if stored["typicality"] is not None else None
+        return Calibration(**stored | {"typicality": typicality})
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not as it was written ({error}); build the index again") from error

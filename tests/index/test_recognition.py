@@ -92,7 +92,7 @@ def test_how_sure_an_answer_is_does_not_depend_on_what_else_is_asked_for():
     """The product is the 15th nearest: 10 are looked at, however many are shown."""
     logits = np.zeros(40, np.float32)
     logits[14] = 9
-    calibration = Calibration([0.0, 0.0, -10.0], 1.0, 0.5, 0.95, 0.95, 0.2, 100, [])
+    calibration = Calibration([0.0, 0.0, -10.0], 1.0, 0.5, 0.95, 0.95, 0.2, 100, [], None)
     sure = {
         recognition.answer(Many(), calibration, np.ones(2), logits, k=1, similar=similar).certainty
         for similar in (0, 10, 20, 40)
@@ -104,7 +104,7 @@ def test_a_product_that_is_withdrawn_meanwhile_is_no_answer():
     """The view still has it, the cards do not: its share and its certainty are the next one's."""
     logits = np.zeros(40, np.float32)
     logits[[3, 5]] = [9, 7]
-    calibration = Calibration([1.0, 0.0, 0.0], 0.0, 0.5, 0.95, 0.95, 0.2, 100, [])
+    calibration = Calibration([1.0, 0.0, 0.0], 0.0, 0.5, 0.95, 0.95, 0.2, 100, [], None)
     answer = recognition.answer(Many({3}), calibration, np.ones(2), logits, k=2, similar=3)
     without = logits.copy()
     without[3] = -np.inf

@@ -1,10 +1,12 @@
 """How sure an answer is."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from sicot_jax.errors import InputError
-from sicot_jax.index import unknown
+from sicot_jax.index import typicality, unknown
 from sicot_jax.index.unknown import Calibration, Evidence
 
 
@@ -12,7 +14,7 @@ def some(rng, count, *, probability, nearest):
     """Evidence around two values."""
     shares = np.clip(rng.normal(probability, 0.1, count), 0.01, 0.99)
     near = np.clip(rng.normal(nearest, 0.05, count), 0, 1)
-    return [Evidence(float(p), float(n), float(n)) for p, n in zip(shares, near, strict=True)]
+    return [Evidence(float(p), float(n), float(n), 1.0) for p, n in zip(shares, near, strict=True)]
 
 
 def test_a_curve_by_hand():
@@ -25,11 +27,12 @@ def test_a_curve_by_hand():
 
 def test_certainty_by_hand():
     """log(p / (1 - p)) = 1.0986 at p = 0.75."""
-    calibration = Calibration([1.0, 2.0, -3.0], 0.5, 0.5, 0.95, 0.95, 0.2, 100, [])
+    calibration = Calibration([1.0, 2.0, -3.0], 0.5, 0.5, 0.95, 0.95, 0.2, 100, [], None)
     total = 0.5 + np.log(3) + 2 * 0.6 - 3 * (0.6 - 0.4)
-    assert calibration.certainty(Evidence(0.75, 0.6, 0.4)) == pytest.approx(1 / (1 + np.exp(-total)))
+    for usual, share in ((1.0, 1), (0.05, 1), (0.01, 0.2)):
+        assert calibration.certainty(Evidence(0.75, 0.6, 0.4, usual)) == pytest.approx(share / (1 + np.exp(-total)))
     for extreme in (0.0, 1.0):
-        assert 0 <= calibration.certainty(Evidence(extreme, 0, 0)) <= 1
+        assert 0 <= calibration.certainty(Evidence(extreme, 0, 0, 1)) <= 1
 
 
 def test_what_can_be_told_apart_is():
@@ -66,11 +69,21 @@ def test_all_right_or_all_wrong_is_fitted_too():
 
 
 def test_a_file_of_a_calibration(tmp_path):
-    calibration = Calibration([1.0, 2.0, 3.0], 0.5, 0.4, 0.95, 0.96, 0.2, 100, [[0.4, 0.9, 0.96]])
+    calibration = Calibration([1.0, 2.0, 3.0], 0.5, 0.4, 0.95, 0.96, 0.2, 100, [[0.4, 0.9, 0.96]], None)
     path = tmp_path / "unknown.json"
     assert unknown.read_calibration(path) is None
     unknown.write_calibration(path, calibration)
     assert unknown.read_calibration(path) == calibration
+    rng = np.random.default_rng(0)
+    photos = rng.normal(size=(40, 6))
+    with_typicality = dataclasses.replace(calibration, typicality=typicality.fit(photos))
+    unknown.write_calibration(path, with_typicality)
+    read = unknown.read_calibration(path)
+    assert [read.usual(x + 0.1) for x in photos] == [with_typicality.usual(x + 0.1) for x in photos]
+    assert dataclasses.replace(read, typicality=None) == calibration
+    path.write_text(path.read_text().replace('"rest"', '"other"'))
+    with pytest.raises(InputError, match="not as it was written"):
+        unknown.read_calibration(path)
     path.write_text('{"format": 7}')
-    with pytest.raises(InputError, match="format 7, this version reads 1"):
+    with pytest.raises(InputError, match="format 7, this version reads 2"):
         unknown.read_calibration(path)

@@ -1,0 +1,73 @@
+"""How usual a photo is for a catalogue, told by the catalogue's own photos: something else altogether is far from all of them.
+
+Embeddings of half of the validation photos as a Gaussian with a few principal directions and one variance for all others
+(probabilistic PCA, Tipping and Bishop 1999); a photo's Mahalanobis distance from it (Lee et al. 2018, arXiv:1807.03888) among
+those of the other half. Embeddings are taken as they are: their length tells much of it, and cosines know nothing of that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+DIRECTIONS = 16
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Typicality:
+    """mean [D], directions [D, K] with their variances [K], the variance of every other direction, and the distances of photos
+    that it was not fitted to, sorted [M]; float64.
+    """
+
+    mean: np.ndarray
+    directions: np.ndarray
+    variances: np.ndarray
+    rest: float
+    distances: np.ndarray
+
+    def distance(self, embeddings: np.ndarray) -> np.ndarray:
+        """[N, D] -> [N], d^2 = sum_k (z . u_k)^2 / v_k + |z - sum_k (z . u_k) u_k|^2 / rest with z = x - mean."""
+        apart = np.asarray(embeddings, np.float64) - self.mean
+        along = apart @ self.directions
+        beside = np.maximum(np.square(apart).sum(1) - np.square(along).sum(1), 0)
+        return (np.square(along) / self.variances).sum(1) + beside / self.rest
+
+    def share(self, embedding: np.ndarray) -> float:
+        """Of the catalogue's photos, those that are at least as unusual as [D]: (1 + number) / (1 + M), a conformal p-value."""
+        farther = len(self.distances) - np.searchsorted(self.distances, self.distance(embedding[None])[0])
+        return float((1 + farther) / (1 + len(self.distances)))
+
+    def stored(self) -> dict[str, Any]:
+        """For JSON; six digits."""
+        return {name: _listed(value) for name, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def read(cls, stored: dict[str, Any]) -> Typicality:
+        """What `stored` gave. TypeError or ValueError where it is something else."""
+        arrays: dict[str, Any] = {name: np.asarray(value, np.float64) for name, value in stored.items()}
+        made = cls(**arrays | {"rest": float(stored.get("rest", 0))})
+        width, count = made.directions.shape
+        if made.mean.shape != (width,) or made.variances.shape != (count,) or made.distances.ndim != 1:
+            raise ValueError("the typicality's arrays do not fit each other")
+        return made
+
+
+def fit(embeddings: np.ndarray) -> Typicality:
+    """From embeddings [N, D] of photos as they come, N >= 4."""
+    fitted, others = np.asarray(embeddings[::2], np.float64), embeddings[1::2]
+    mean = fitted.mean(0)
+    count = min(DIRECTIONS, len(fitted) // 4, fitted.shape[1] - 1)
+    _, lengths, directions = np.linalg.svd(fitted - mean, full_matrices=False)
+    variances = np.square(lengths) / max(len(fitted) - 1, 1)
+    # The same photo again and again has no variance; none is so sure that it divides by nothing.
+    floor = max(variances.sum() / fitted.shape[1], np.finfo(np.float32).tiny) * 1e-6
+    rest = max(variances[count:].sum() / (fitted.shape[1] - count), floor)
+    made = Typicality(mean, directions[:count].T, np.maximum(variances[:count], floor), float(rest), np.zeros(0))
+    return dataclasses.replace(made, distances=np.sort(made.distance(others)))
+
+
+def _listed(value: Any) -> Any:
+    rounded = np.vectorize(lambda x: float(f"{x:.6g}"), otypes=[float])(value) if np.size(value) else np.asarray(value)
+    return rounded.tolist()
