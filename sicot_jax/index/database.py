@@ -8,7 +8,6 @@ A database holds one index. Numbers of products and places of photos are those o
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -97,23 +96,26 @@ def schema_of(folder: Path) -> str:
 def use_schema(connection: psycopg.Connection, schema: str) -> None:
     """Names are those of this version and of pgvector from now on. InputError without pgvector, or with one that is too old."""
     row = _pgvector(connection)
-    wanted = ".".join(map(str, PGVECTOR))
-    where = f"postgresql://{connection.info.host}/{connection.info.dbname}"
-    if row is None:
-        raise InputError(
-            f"{where}: no extension pgvector, wanted {wanted} or later; install it on the server, then CREATE EXTENSION vector"
-        )
-    if tuple(map(int, row[1].split(".")[:2])) < PGVECTOR:
-        raise InputError(f"{where}: pgvector {row[1]}, wanted {wanted} or later; ALTER EXTENSION vector UPDATE")
+    if row is None or tuple(map(int, row[1].split(".")[:2])) < PGVECTOR:
+        raise _wrong_pgvector(connection, row[1] if row else "none")
     path = sql.SQL(", ").join([sql.Identifier(schema), sql.Identifier(row[0])]).as_string()
     connection.execute("SELECT set_config('search_path', %s, false)", [path])
 
 
 def create_extension(connection: psycopg.Connection) -> None:
-    """Where it is not there and may be made; else `use_schema` says so."""
+    """pgvector, where it is not there. InputError where the server has none, or does not let this user."""
     if _pgvector(connection) is None:
-        with contextlib.suppress(psycopg.Error), connection.transaction():
+        try:
             connection.execute("CREATE EXTENSION vector")
+        except psycopg.Error as error:
+            raise _wrong_pgvector(connection, f"none ({said(error)})") from error
+
+
+def _wrong_pgvector(connection: psycopg.Connection, found: str) -> InputError:
+    return InputError(
+        f"{connection.info.dbname}: extension pgvector: {found}, wanted {'.'.join(map(str, PGVECTOR))} or later; install it on "
+        "the server, then let its administrator CREATE EXTENSION vector, or ALTER EXTENSION vector UPDATE"
+    )
 
 
 def _pgvector(connection: psycopg.Connection) -> tuple | None:

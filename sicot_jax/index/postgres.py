@@ -74,7 +74,7 @@ class PostgresIndex:
         self._refreshing = threading.Lock()
         self._pool = ConnectionPool(
             kwargs={**settings, "prepare_threshold": None}, configure=self._configured(),
-            check=ConnectionPool.check_connection, open=True, timeout=2, reconnect_timeout=2,
+            check=ConnectionPool.check_connection, open=True, timeout=1, reconnect_timeout=1,
             min_size=1, max_size=(os.cpu_count() or 1) + 4,
         )  # fmt: skip
         weakref.finalize(self, self._pool.close, 1.0)
@@ -91,6 +91,7 @@ class PostgresIndex:
 
     def _first_look(self, connection: psycopg.Connection, where: str) -> View:
         try:
+            _revision(connection, self._schema)  # without a copy all else is missing too
             database.use_schema(connection, self._schema)
             return _look(connection, self._schema, self.manifest.width)
         except psycopg.errors.UndefinedTable:

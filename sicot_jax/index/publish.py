@@ -44,7 +44,8 @@ class Published:
 
 def publish(index: Path, url: str) -> Published:
     """Make the database's copy of the version in use the same as the version; readers see it from the commit on. Versions
-    before the previous one are dropped. InputError: no index, no such database, another process publishes; then nothing is changed.
+    before the previous one are dropped. InputError: no index, no such database, another process publishes; nothing is
+    changed then.
     """
     settings = database.parameters(url)
     with contextlib.closing(database.connect(settings)) as connection:
