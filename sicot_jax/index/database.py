@@ -43,7 +43,7 @@ CREATE INDEX photos_of_product ON photos (product);
 CREATE INDEX products_of_category ON products USING hash (category);
 ANALYZE products; ANALYZE photos; ANALYZE pictures; ANALYZE rows;
 """
-_GRAPH_BYTES = 600  # of a photo in the HNSW index while it is made, beside its code
+_GRAPH_BYTES = 760  # of a photo in the HNSW index while it is made, beside its code
 
 
 def parameters(url: str) -> dict[str, Any]:
@@ -134,6 +134,10 @@ def create_tables(connection: psycopg.Connection, schema: str, manifest: layout.
 
 def create_indexes(connection: psycopg.Connection, manifest: layout.Manifest, photos: int) -> None:
     """Inside a transaction. The graph has to fit into memory while it is made, else that takes many times as long."""
-    megabytes = min(64 + photos * (_GRAPH_BYTES + manifest.bits // 8) // 2**20, 4096)
-    connection.execute("SELECT set_config('maintenance_work_mem', %s, true)", [f"{megabytes}MB"])
+    needed = f"{min(photos * (_GRAPH_BYTES + manifest.bits // 8) // 2**20 + 4, 4096)}MB"
+    connection.execute(
+        "SELECT set_config('maintenance_work_mem', %(needed)s, true) "
+        "WHERE pg_size_bytes(%(needed)s) > pg_size_bytes(current_setting('maintenance_work_mem'))",
+        {"needed": needed},
+    )
     connection.execute(_INDEXES.encode())

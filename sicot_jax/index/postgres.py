@@ -7,7 +7,7 @@ import dataclasses
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ class PostgresIndex:
         )  # fmt: skip
         weakref.finalize(self, self._pool.close, 1.0)
 
-    def _configured(self):
+    def _configured(self) -> Callable[[psycopg.Connection], None]:
         schema = self._schema  # not self, which has to end with its last reference
 
         def configure(connection: psycopg.Connection) -> None:
@@ -99,7 +99,7 @@ class PostgresIndex:
                 f"{where}: has no copy of {self.folder}; make it with `sicot index publish --index {self.folder.parent}`"
             ) from None
         except psycopg.Error as error:
-            raise InputError(f"{where}: {database.said(error)}; publish the index again") from error
+            raise InputError(f"{where}: {database.said(error)}; wanted a copy that this user may read") from error
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[psycopg.Connection]:
@@ -144,6 +144,7 @@ class PostgresIndex:
         return found
 
     def _found(self, connection: psycopg.Connection, values: dict[str, Any], size: int, wanted: int) -> list[Neighbour]:
+        """Codes propose `wanted` photos, then up to 16 times as many; where `size` is small, all photos are compared."""
         count, most, hits, looked = wanted, min(wanted * WIDEST, size), list[Neighbour](), 0
         while size > _EXACT:
             hits, looked = self._ask(connection, values, count)
@@ -165,9 +166,7 @@ class PostgresIndex:
         with connection.pipeline():  # one way there and back
             connection.execute("SELECT set_config('hnsw.ef_search', %s, false)", [str(min(count or 1, _LARGEST))])
             rows = connection.execute(text.encode(), values).fetchall()
-        return [Neighbour(product, place, similarity) for product, place, similarity, _ in rows], rows[0][
-            3
-        ] if rows else 0
+        return [Neighbour(*row[:3]) for row in rows], rows[0][3] if rows else 0
 
     def products(self, numbers: Sequence[int]) -> list[Product | None]:
         with self._connection() as connection:

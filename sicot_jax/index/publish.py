@@ -78,6 +78,13 @@ def _prepare(connection: psycopg.Connection) -> None:
 
 
 def _copy(connection: psycopg.Connection, folder: Path) -> Published:
+    with (
+        connection.transaction()
+    ):  # one inside the other: nothing stays of a version that is replaced and removed meanwhile
+        return _copy_version(connection, folder)
+
+
+def _copy_version(connection: psycopg.Connection, folder: Path) -> Published:
     manifest, schema = layout.read_manifest(folder), database.schema_of(folder)
     database.use_schema(connection, schema)
     new = not _one(connection, "SELECT count(*) FROM sicot.versions WHERE schema = %s", [schema])
