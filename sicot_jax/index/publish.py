@@ -78,9 +78,8 @@ def _prepare(connection: psycopg.Connection) -> None:
 
 
 def _copy(connection: psycopg.Connection, folder: Path) -> Published:
-    with (
-        connection.transaction()
-    ):  # one inside the other: nothing stays of a version that is replaced and removed meanwhile
+    # One inside the other: nothing stays of a version that is replaced and removed meanwhile.
+    with connection.transaction():
         return _copy_version(connection, folder)
 
 
