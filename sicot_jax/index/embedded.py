@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,8 @@ import numpy as np
 from sicot_jax.errors import InputError
 from sicot_jax.index import layout
 from sicot_jax.index.cards import Cards, Product
-from sicot_jax.index.product_index import Neighbour, Offered
+from sicot_jax.index.product_index import CANDIDATES, WIDEST, IndexUnavailable, Neighbour, Offered
 from sicot_jax.index.vectors import Codebook, Vectors, unit
-
-CANDIDATES = 1000  # photos that codes propose and features put in order
-_WIDEST = 16  # times as many where they are of too few products
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +52,7 @@ class EmbeddedIndex:
         self._view = self._look()
 
     def refresh(self) -> bool:
-        with self._watching:
+        with self._watching, _reading():
             seen = self._watch.changes()
             if seen == self._seen:
                 return False
@@ -99,7 +98,7 @@ class EmbeddedIndex:
         outside = None if category is None else view.later.get(category)
         size = last - first + (len(outside[0]) if outside else 0)
         wanted = max(candidates or CANDIDATES, k)
-        most = min(wanted * _WIDEST, size)
+        most = min(wanted * WIDEST, size)
         found: list[list[Neighbour]] = []
         for query, code in zip(queries, codes, strict=True):
             count, hits = min(wanted, size), []
@@ -127,13 +126,16 @@ class EmbeddedIndex:
         return self._faiss.knn_hamming(code[None], codes, min(count, len(codes)), variant="hc")[1][0]
 
     def products(self, numbers: Sequence[int]) -> list[Product | None]:
-        return self.cards.products(numbers)
+        with _reading():
+            return self.cards.products(numbers)
 
     def product(self, sku: str) -> Product | None:
-        return self.cards.product(sku)
+        with _reading():
+            return self.cards.product(sku)
 
     def picture(self, place: int) -> bytes | None:
-        return self.cards.picture(place)
+        with _reading():
+            return self.cards.picture(place)
 
     def counts(self) -> dict[str, int]:
         return self._view.counts
@@ -141,6 +143,14 @@ class EmbeddedIndex:
     def close(self) -> None:
         self.cards.close()
         self._watch.close()
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise IndexUnavailable(f"cards: {error}") from error
 
 
 def _ranked(view: View, query: np.ndarray, places: np.ndarray, k: int) -> list[Neighbour]:

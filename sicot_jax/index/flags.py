@@ -51,6 +51,10 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=Path, required=True, help="folder to write, which must not exist")
     sub = changing("import", _import, "an export as the next version of an index")
     sub.add_argument("source", type=Path, help="folder of sicot index export")
+    sub = changing(
+        "publish", _publish, "the version in use, or what changed in it, into a PostgreSQL database with pgvector"
+    )
+    sub.add_argument("--database", required=True, metavar="URL", help="postgresql://USER@HOST/DATABASE")
     changing("verify", _verify, "whether the version in use is whole and as it was built; reads all of it")
 
 
@@ -102,6 +106,16 @@ def _export(args: argparse.Namespace, _) -> None:
 
     counts = export_index(args.index, args.out)
     print(f"wrote {args.out}: {counts['products']} products, {counts['photos']} photos")
+
+
+def _publish(args: argparse.Namespace, _) -> None:
+    from sicot_jax.index.opened import no_client
+
+    try:
+        from sicot_jax.index.publish import publish
+    except ImportError as error:
+        raise no_client(error) from error
+    print(publish(args.index, args.database).summary())
 
 
 def _import(args: argparse.Namespace, _) -> None:

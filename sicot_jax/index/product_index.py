@@ -9,6 +9,14 @@ from typing import Protocol
 import numpy as np
 
 from sicot_jax.index.cards import Product
+from sicot_jax.index.layout import Manifest
+
+CANDIDATES = 1000  # photos that codes propose and features put in order
+WIDEST = 16  # times as many where they are of too few products
+
+
+class IndexUnavailable(Exception):
+    """The index cannot be read at the moment, and may be again: its database is gone, its file is locked."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +41,13 @@ class Offered:
 
 
 class ProductIndex(Protocol):
-    """Threads may call all of it at the same time."""
+    """Threads may call all of it at the same time. IndexUnavailable where it cannot be read at the moment.
+
+    `offered` and `counts` are of the last `refresh`; what the others see may be newer.
+    """
+
+    @property
+    def manifest(self) -> Manifest: ...
 
     def nearest(
         self, embeddings: np.ndarray, k: int, *, category: str | None = None, candidates: int = 0

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import logging
 import os
-import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -27,7 +26,7 @@ import sicot_jax
 from sicot_jax.errors import InputError
 from sicot_jax.index import recognition
 from sicot_jax.index.cards import Product
-from sicot_jax.index.product_index import ProductIndex
+from sicot_jax.index.product_index import IndexUnavailable, ProductIndex
 from sicot_jax.index.recognition import Scored
 from sicot_jax.serve import events as events_of
 from sicot_jax.serve import live, metrics, photo
@@ -168,6 +167,11 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(InputError)
     async def bad_input(request: Request, error: InputError) -> Response:
         return _error(request, 422, "bad_input", str(error))
+
+    @app.exception_handler(IndexUnavailable)
+    async def unavailable(request: Request, error: IndexUnavailable) -> Response:
+        _log.error("%s %s", request.state.request_id, error)
+        return _error(request, 503, "error", "the index cannot be read at the moment; try again")
 
     @app.exception_handler(RequestValidationError)
     async def bad_parameter(request: Request, error: RequestValidationError) -> Response:
@@ -327,9 +331,6 @@ async def _with_photo(request: Request, *, k: int, similar: int, category: str |
                 content = await _answer(state, loaded, data, clock, k=k, similar=similar, category=category)
         except TimeoutError:
             raise HTTPException(503, f"not answered within {seconds:g} seconds; try again") from None
-        except sqlite3.Error as error:
-            _log.error("%s cards: %s", request.state.request_id, error)
-            raise HTTPException(503, "the index cannot be read at the moment") from error
     if state.queries is not None:
         await asyncio.get_running_loop().run_in_executor(None, state.queries.keep, request.state.request_id, data)
     return JSONResponse({"request_id": request.state.request_id, **content})

@@ -12,6 +12,9 @@ from sicot_jax.errors import InputError
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_serve)
     parser.add_argument("--index", type=Path, required=True, help="folder of sicot index build")
+    parser.add_argument(
+        "--database", default="", metavar="URL", help="read the index from its copy there (sicot index publish)"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--workers", type=int, default=1, help="processes; on CPU the cores are divided among them")
@@ -50,6 +53,7 @@ def _serve(args: argparse.Namespace, _) -> None:
 
     settings = Settings(
         index=str(args.index),
+        database=args.database,
         engine=args.engine,
         largest_batch=args.largest_batch,
         threads=max((os.cpu_count() or 1) // max(args.workers, 1), 1),

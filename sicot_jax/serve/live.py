@@ -10,7 +10,8 @@ from pathlib import Path
 import threadpoolctl
 
 from sicot_jax.index import layout
-from sicot_jax.index.embedded import EmbeddedIndex
+from sicot_jax.index.opened import open_index
+from sicot_jax.index.product_index import ProductIndex
 from sicot_jax.index.unknown import Calibration, read_calibration
 from sicot_jax.serve import engines
 from sicot_jax.serve.batcher import Batcher
@@ -28,7 +29,7 @@ class Live:
     """
 
     version: str
-    index: EmbeddedIndex
+    index: ProductIndex
     calibration: Calibration | None
     chosen: Chosen
     batcher: Batcher
@@ -38,7 +39,7 @@ def load(settings: Settings, before: Live | None = None) -> Live:
     """The version in use; with the engine of `before` where its model is the same. InputError where it cannot be read."""
 
     def opened(folder: Path) -> Live:
-        index = EmbeddedIndex(folder)
+        index = open_index(folder, settings.database)
         calibration = read_calibration(folder / layout.UNKNOWN)
         if before is not None and before.index.manifest.model == index.manifest.model:
             return Live(folder.name, index, calibration, before.chosen, before.batcher)

@@ -24,6 +24,7 @@ class Arguments(BaseModel, extra="forbid"):
     """
 
     index: Path
+    database: str = ""
     replicas: int = Field(1, ge=1)
     cpus: int = Field(1, ge=1, description="of a replica, and threads of its engine")
     gpus: float = Field(0, ge=0, description="of a replica")
@@ -71,6 +72,7 @@ def _settings(arguments: Arguments) -> Settings:
 
     return Settings(
         index=absolute(arguments.index),
+        database=arguments.database,
         engine=arguments.engine,
         largest_batch=arguments.largest_batch,
         threads=arguments.cpus,

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from sicot_jax.errors import InputError
 from sicot_jax.index import layout
-from sicot_jax.index.embedded import EmbeddedIndex
+from sicot_jax.index.opened import open_index
 from sicot_jax.serve import engines
 from sicot_jax.serve import settings as settings_of
 from sicot_jax.serve.events import Events
@@ -46,7 +46,7 @@ def serve(settings: Settings, *, host: str, port: int, workers: int) -> None:
 def check(settings: Settings) -> None:
     """What a worker would fail at is one line here; and files that all of them open are made before the first."""
     folder = layout.current_version(Path(settings.index))
-    EmbeddedIndex(folder).close()
+    open_index(folder, settings.database).close()
     engines.check(folder, settings.engine)
     if settings.keys:
         read_keys(Path(settings.keys))

@@ -15,12 +15,13 @@ _VARIABLE = "SICOT_SERVE"  # a worker process starts with an import and has no a
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """index: its folder. threads: of the engine in one worker, 0 for all cores. seconds: a request may take. wait_seconds: a
-    photo may expect to wait for the engine; beyond that requests are turned away. keys, events, keep_queries: a file, a file, a
-    folder; "" for none.
+    """index: its folder. database: URL of the database whose copy is read, "" for the folder itself. threads: of the engine in
+    one worker, 0 for all cores. seconds: a request may take. wait_seconds: a photo may expect to wait for the engine; beyond
+    that requests are turned away. keys, events, keep_queries: a file, a file, a folder; "" for none.
     """
 
     index: str
+    database: str = dataclasses.field(default="", repr=False)  # may hold a password
     engine: str = "auto"
     largest_batch: int = 32
     threads: int = 0

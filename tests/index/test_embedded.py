@@ -146,6 +146,6 @@ def test_a_search_for_more_products_than_there_are_does_not_look_at_all_photos(o
     monkeypatch.setattr(
         embedded, "_ranked", lambda view, q, places, k: looked.append(len(places)) or ranked(view, q, places, k)
     )
-    monkeypatch.setattr(embedded, "_WIDEST", 2)
+    monkeypatch.setattr(embedded, "WIDEST", 2)
     found(opened, queries(1)[0], PRODUCTS + 3, candidates=5)
     assert max(looked) <= 2 * (PRODUCTS + 3) < PRODUCTS * PHOTOS

@@ -1,0 +1,98 @@
+"""The service over a copy in PostgreSQL: the same answers, through an outage of the database."""
+
+import logging
+
+import pytest
+from index_maker import PRODUCTS, sku, write_index
+
+from sicot_jax.index import change
+from sicot_jax.serve import live
+from sicot_jax.serve.settings import Settings
+
+psycopg = pytest.importorskip("psycopg", reason="a database is used with the extra postgres")
+testclient = pytest.importorskip("fastapi.testclient", reason="the service needs its extra")
+
+from test_app import ask, error, eventually  # noqa: E402
+
+from sicot_jax.index.publish import publish  # noqa: E402
+from sicot_jax.serve.app import create_app  # noqa: E402
+
+pytestmark = pytest.mark.database
+
+
+@pytest.fixture
+def url(database_server):
+    """An empty database."""
+    with psycopg.connect(database_server.url(), autocommit=True) as connection:
+        connection.execute("DROP DATABASE IF EXISTS service WITH (FORCE)")
+        connection.execute("CREATE DATABASE service")
+    return database_server.url("service")
+
+
+def serving(index, url):
+    return testclient.TestClient(
+        create_app(Settings(index=str(index), database=url, engine="jax", largest_batch=2, reload_seconds=0.05))
+    )
+
+
+def test_answers_are_those_of_the_files(index, url):
+    change.remove(index, [sku(2)])
+    publish(index, url)
+    with serving(index, "") as files, serving(index, url) as replica:
+        for product in range(PRODUCTS):
+            for path, params in (
+                ("/v1/recognize", {"k": 3}),
+                ("/v1/recognize", {"k": 100, "similar": 9, "category": "kind 1"}),
+                ("/v1/search", {"similar": 4}),
+            ):
+                one, other = (ask(client, product, path, **params).json() for client in (files, replica))
+                for answer in (one, other):
+                    answer.pop("request_id"), answer.pop("timings_ms")
+                    for found in answer["similar"]:
+                        found["similarity"] = pytest.approx(found["similarity"], abs=2e-6)
+                assert one == other
+            card = files.get(f"/v1/products/{sku(product)}")
+            assert replica.get(f"/v1/products/{sku(product)}").json().get("images") == card.json().get("images")
+        address = f"/v1/products/{sku(1)}/images/0"
+        assert replica.get(address).content == files.get(address).content
+        assert replica.get("/v1/products/a%00b").status_code == 404
+
+
+def test_a_publish_is_seen(index, url, made_model, monkeypatch, caplog):
+    """And a version that is not published yet is not taken: the one before goes on."""
+    monkeypatch.setattr(live, "_RETRY_SECONDS", 0.05)
+    publish(index, url)
+    with serving(index, url) as client:
+        change.remove(index, [sku(1)])
+        publish(index, url)
+        eventually(lambda: client.get("/readyz").json()["products"] == PRODUCTS - 1)
+        assert sku(1) not in ask(client, 1, k=100).text
+        with caplog.at_level(logging.ERROR, "sicot"):
+            write_index(index, made_model)
+            eventually(lambda: "has no copy of" in caplog.text)
+        assert ask(client, 1).json()["index"] == "v000001"
+        publish(index, url)
+        eventually(lambda: client.get("/readyz").json()["index"] == "v000002")
+        assert ask(client, 1).json()["products"][0]["sku"] == sku(1)
+
+
+def test_an_outage_of_the_database(index, url, database_server, caplog):
+    publish(index, url)
+    with serving(index, url) as client:
+        assert ask(client, 1).status_code == 200
+        database_server.stop()
+        try:
+            with caplog.at_level(logging.ERROR, "sicot"):
+                for response in (ask(client, 1), client.get(f"/v1/products/{sku(1)}")):
+                    assert error(response) == (503, "error") and response.headers["retry-after"] == "1"
+                    assert "the index cannot be read at the moment" in response.text
+            assert "database: " in caplog.text
+            assert client.get("/healthz").status_code == 200
+        finally:
+            database_server.start()
+        eventually(lambda: ask(client, 1).status_code == 200)
+        assert client.get(f"/v1/products/{sku(1)}").status_code == 200
+
+
+def test_settings_do_not_show_the_address(index):
+    assert "secret" not in repr(Settings(index=str(index), database="postgresql://u:secret@h/d"))
