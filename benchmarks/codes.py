@@ -18,19 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.search import Measured
+from benchmarks.search import Measured, resident
 from benchmarks.timing import print_machine, print_table
 from sicot_jax.index.vectors import fit_codebook
 
 BITS = 256
 _LINES = 1 << 18
 _PER_LIST = 40  # codes that the centre of a list is made from
-
-
-def resident_mib() -> float:
-    """Memory of this process that files do not back."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields["RssAnon"].split()[0]) / 1024
 
 
 def main() -> None:
@@ -52,7 +46,7 @@ def main() -> None:
     for first in range(0, options.codes, _LINES):
         piece = codes[first : first + _LINES]
         piece[:] = codebook.encode(made(len(piece), rng))
-    before = resident_mib()
+    before = resident()[0] / 2**20
     start = time.perf_counter()
     quantiser = faiss.IndexBinaryHNSW(BITS, 32)
     index = faiss.IndexBinaryIVF(quantiser, BITS, options.lists)
@@ -62,7 +56,7 @@ def main() -> None:
     for first in range(0, options.codes, _LINES):
         index.add(codes[first : first + _LINES])
     built = time.perf_counter()
-    memory = resident_mib() - before
+    memory = resident()[0] / 2**20 - before
     faiss.omp_set_num_threads(1)
     rows = []
     flat = _asked(lambda code, k: faiss.knn_hamming(code[None], codes, k, variant="hc")[0][0], asked)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import statistics
 import tempfile
 import time
@@ -30,6 +31,12 @@ from sicot_jax.index.vectors import Vectors, fit_codebook, unit
 
 K = 10
 _LINES = 1 << 16
+
+
+def resident() -> tuple[int, int]:
+    """Bytes of this process's memory: its own, and pages of files."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(fields["RssAnon"].split()[0]) * 1024, int(fields["RssFile"].split()[0]) * 1024
 
 
 class Measured:
@@ -121,6 +128,9 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     features = write(Path(folder, "v"), made, size, bits, manifest, options.seed)
                     wanted = exact(features, queries)
+                    del features
+                    gc.collect()
+                    before = resident()
                     index = EmbeddedIndex(Path(folder, "v"))
                     for candidates in options.candidates:
                         recall, milliseconds = [], []
@@ -131,13 +141,15 @@ def main() -> None:
                             recall.append(len({n.place for n in found} & set(lines.tolist())) / K)
                         p95 = statistics.quantiles(milliseconds, n=20)[-1]
                         middle = statistics.median(milliseconds)
+                        own, mapped = ((now - then) / size for now, then in zip(resident(), before, strict=True))
                         rows.append(
                             [kind, f"{size:,}", str(bits), str(candidates), f"{np.mean(recall):.3f}"]
-                            + [f"{middle:.2f}", f"{p95:.2f}"]
+                            + [f"{middle:.2f}", f"{p95:.2f}", f"{own:.0f} + {mapped:.0f}"]
                         )
                     index.close()
     title = f"{manifest.width} numbers a vector, {options.queries} queries, k = {K}"
-    print_table(title, ["vectors", "number", "bits", "candidates", "recall@10", "p50, ms", "p95, ms"], rows)
+    header = ["vectors", "number", "bits", "candidates", "recall@10", "p50, ms", "p95, ms", "resident bytes a vector"]
+    print_table(title, header, rows)
 
 
 if __name__ == "__main__":

@@ -186,6 +186,8 @@ def onnx_engine(folder: Path, *, threads: int = 0) -> Engine:
         raise InputError(f"{folder}: no onnxruntime here; install it: pip install 'sicot_jax[onnx]'") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # Its threads sleep while they wait: spinning, they hold cores that photos are decoded on (a fifth more photos a second).
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(
         str(folder / folders.GRAPH), options, providers=onnxruntime.get_available_providers()
     )

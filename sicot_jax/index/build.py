@@ -11,7 +11,7 @@ import importlib.util
 import shutil
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import sicot_jax
 from sicot_jax import folded, imprint, mesh, pipeline, runs
-from sicot_jax.catalog.catalog import Catalog, ClassTable, Record
+from sicot_jax.catalog.catalog import Catalog, ClassTable, Record, Split
 from sicot_jax.catalog.opening import open_catalog
 from sicot_jax.catalog.tables import read_class_table
 from sicot_jax.convert import folder as folders
@@ -92,7 +92,7 @@ def _build(folder: Path, index: Path, run: runs.Run, source: _Source, found: Exp
     vectors, cards = Vectors(folder, width, bits), Cards(folder / layout.CARDS, writable=True)
     with contextlib.closing(cards):
         with contextlib.closing(_Seen(index, model)) as seen:
-            _embed(found, run, source, seen, vectors, cards)
+            embed_photos(found, run, source, seen, vectors, cards)
         _write_codes(folder, vectors, len(source.order), bits)
         _write_imprint(folder, vectors, source, found, cards)
         cards.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -228,19 +228,25 @@ class _Seen:
             if cards is not None and self._cards is None:
                 cards.close()
 
-    def feature(self, image_id: str) -> np.ndarray | None:
+    def photos(self, split: Split, indices: np.ndarray) -> dict[int, tuple[str, np.ndarray]]:
+        """Row of `indices` -> image_id and feature, of the photos that are there."""
         if self._cards is None:
-            return None
+            return {}
         find = "SELECT place FROM photos WHERE image_id = ? AND place < ? LIMIT 1"
-        row = self._cards.connection.execute(find, (image_id, len(self._features))).fetchone()
-        return None if row is None else self._features[row[0]]
+        found = {}
+        for row, index in enumerate(indices.tolist()):
+            image_id = split[index]["image_id"]
+            place = self._cards.connection.execute(find, (image_id, len(self._features))).fetchone()
+            if place is not None:
+                found[row] = image_id, self._features[place[0]]
+        return found
 
     def close(self) -> None:
         if self._cards is not None:
             self._cards.close()
 
 
-def _embed(found: Exported, run: runs.Run, source: _Source, seen: _Seen, vectors: Vectors, cards: Cards) -> None:
+def embed_photos(found: Exported, run: runs.Run, source: _Source, seen: _Seen, vectors: Vectors, cards: Cards) -> None:
     """Features, owners and photos from where an earlier build stopped, in pieces of one commit each."""
     split, owners = source.catalog.splits["train"], source.owners
     starts = np.flatnonzero(np.r_[True, np.diff(owners) != 0])  # a product's photos follow each other
@@ -248,20 +254,19 @@ def _embed(found: Exported, run: runs.Run, source: _Source, seen: _Seen, vectors
     done, size = cards.state(vectors.width).places, run.config.eval.batch_size
     with (
         tqdm(total=len(owners), initial=done, unit="photo", desc="embedding", file=sys.stderr, mininterval=1) as bar,
-        _embedder(found) as embed,
+        embedder(found) as embed,
     ):
         while done < len(owners):
             end = min(done + size * _PIECE, len(owners))
-            ids = [split[int(i)]["image_id"] for i in source.order[done:end]]
-            known = [seen.feature(image_id) for image_id in ids]
-            new = np.array([row for row, feature in enumerate(known) if feature is None], np.int64)
+            photos = seen.photos(split, source.order[done:end])
+            new = np.array([row for row in range(end - done) if row not in photos], np.int64)
             batches = pipeline.PhotoBatches(split, run.config.preprocessing, size, source.order[done + new])
             ahead = pipeline.ahead(
                 batches, 0, len(batches), workers=run.config.data.workers, source=run.config.data.source
             )
-            embedded = embed(ahead)
-            features = np.stack([next(embedded) if feature is None else feature for feature in known])
-            vectors.write(layout.FEATURES, done, features)
+            photos |= zip(new.tolist(), embed(ahead), strict=True)
+            ids, features = zip(*(photos[row] for row in range(end - done)), strict=True)
+            vectors.write(layout.FEATURES, done, np.stack(features))
             vectors.write(layout.OWNERS, done, owners[done:end])
             with cards.change() as connection:
                 _put_photos(connection, source, ids, done, owners, rank)
@@ -271,7 +276,7 @@ def _embed(found: Exported, run: runs.Run, source: _Source, seen: _Seen, vectors
 
 
 def _put_photos(
-    connection: Any, source: _Source, ids: list[str], done: int, owners: np.ndarray, rank: np.ndarray
+    connection: Any, source: _Source, ids: Sequence[str], done: int, owners: np.ndarray, rank: np.ndarray
 ) -> None:
     split = source.catalog.splits["train"]
     for place, image_id in enumerate(ids, done):
@@ -295,8 +300,10 @@ def _jpeg(record: Record) -> bytes:
 
 
 @contextlib.contextmanager
-def _embedder(found: Exported) -> Iterator[Callable[[Iterator[dict[str, Any]]], Iterator[np.ndarray]]]:
-    """Batches of photos -> unit features float16 [D], one by one; each batch over all devices, fetched one batch late."""
+def embedder(found: Exported) -> Iterator[Callable[[Iterator[dict[str, Any]]], Iterator[tuple[str, np.ndarray]]]]:
+    """Batches of photos -> image_id and unit feature float16 [D], one by one; each batch over all devices, fetched one batch
+    late.
+    """
     devices = mesh.make_mesh()
     with jax.set_mesh(devices):
         weights = mesh.copy_to_all(folded.fold(found.arrays), devices)
@@ -306,21 +313,22 @@ def _embedder(found: Exported) -> Iterator[Callable[[Iterator[dict[str, Any]]], 
             image = found.preprocessing.normalise(found.preprocessing.centre_crop(image))
             return mesh.replicate(folded.embed(found.model, weights, image))
 
-        def embed(batches: Iterator[dict[str, Any]]) -> Iterator[np.ndarray]:
-            pending: tuple[Any, np.ndarray] | None = None
+        def embed(batches: Iterator[dict[str, Any]]) -> Iterator[tuple[str, np.ndarray]]:
+            pending: tuple[Any, dict[str, Any]] | None = None
             for batch in batches:
                 result = compute(weights, pipeline.to_device(batch, devices)["image"])
                 if pending is not None:
                     yield from _features(*pending)
-                pending = result, batch["label"] >= 0
+                pending = result, batch
             if pending is not None:
                 yield from _features(*pending)
 
         yield embed
 
 
-def _features(embedding: Any, real: np.ndarray) -> np.ndarray:
-    return unit(np.asarray(embedding)[real]).astype(np.float16)
+def _features(embedding: Any, batch: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    real = batch["label"] >= 0
+    return zip(batch["image_id"][real], unit(np.asarray(embedding)[real]).astype(np.float16), strict=True)
 
 
 def _write_codes(folder: Path, vectors: Vectors, places: int, bits: int) -> None:

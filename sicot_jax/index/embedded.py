@@ -16,7 +16,7 @@ from sicot_jax.errors import InputError
 from sicot_jax.index import layout
 from sicot_jax.index.cards import Cards, Product
 from sicot_jax.index.product_index import CANDIDATES, WIDEST, IndexUnavailable, Neighbour, Offered
-from sicot_jax.index.vectors import Codebook, Vectors, unit
+from sicot_jax.index.vectors import Codebook, Vectors, unit, widened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _reading() -> Iterator[None]:
 def _ranked(view: View, query: np.ndarray, places: np.ndarray, k: int) -> list[Neighbour]:
     """The k products with the photos of largest cosine among `places`."""
     places = np.sort(places)  # one way through the map
-    similarity = np.asarray(view.features[places], np.float32) @ query
+    similarity = widened(view.features[places]) @ query
     order = np.argsort(-similarity, kind="stable")
     owners = view.owners[places[order]]
     _, first = np.unique(owners, return_index=True)

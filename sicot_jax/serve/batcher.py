@@ -11,9 +11,11 @@ import numpy as np
 from sicot_jax.recognizer import Engine
 from sicot_jax.serve import metrics
 
+IN_FLIGHT = 2  # calls at once: the engine has its next one while the answers of the last are handed on
+
 
 class Batcher:
-    """Calls `engine` in one thread with at most `largest` photos.
+    """Calls `engine` with at most `largest` photos, from at most `IN_FLIGHT` threads.
 
     A photo whose request was cancelled, by its client or a timeout, is left out if its turn has not come.
     """
@@ -21,8 +23,8 @@ class Batcher:
     def __init__(self, engine: Engine, *, largest: int):
         self.engine, self.largest = engine, largest
         self._queue: collections.deque[tuple[np.ndarray, asyncio.Future]] = collections.deque()
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, "engine")
-        self._task: asyncio.Task | None = None
+        self._threads = concurrent.futures.ThreadPoolExecutor(IN_FLIGHT, "engine")
+        self._calls: set[asyncio.Task] = set()  # a task lives as long as somebody holds it
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -31,24 +33,19 @@ class Batcher:
         """uint8 [height, width, 3] -> embedding float32 [D], logits float32 [C]."""
         future: asyncio.Future = asyncio.get_running_loop().create_future()
         self._queue.append((photo, future))
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._work())
+        if len(self._calls) < IN_FLIGHT:
+            call = asyncio.create_task(self._work())
+            self._calls.add(call)
+            call.add_done_callback(self._calls.discard)
         return await future
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._queue:
-            batch: list[tuple[np.ndarray, asyncio.Future]] = []
-            while self._queue and len(batch) < self.largest:
-                photo, future = self._queue.popleft()
-                if not future.done():
-                    batch.append((photo, future))
-            if not batch:
-                continue
+        while batch := self._next():
             metrics.BATCHES.observe(len(batch))
             try:
                 photos = np.stack([photo for photo, _ in batch])
-                embeddings, logits = await loop.run_in_executor(self._thread, self.engine, photos)
+                embeddings, logits = await loop.run_in_executor(self._threads, self.engine, photos)
             except Exception as error:
                 for _, future in batch:
                     if not future.done():
@@ -57,3 +54,11 @@ class Batcher:
             for (_, future), embedding, logit in zip(batch, embeddings, logits, strict=True):
                 if not future.done():
                     future.set_result((embedding, logit))
+
+    def _next(self) -> list[tuple[np.ndarray, asyncio.Future]]:
+        batch: list[tuple[np.ndarray, asyncio.Future]] = []
+        while self._queue and len(batch) < self.largest:
+            photo, future = self._queue.popleft()
+            if not future.done():
+                batch.append((photo, future))
+        return batch

@@ -5,7 +5,7 @@ import pytest
 
 from sicot_jax.errors import InputError
 from sicot_jax.index import layout
-from sicot_jax.index.vectors import Codebook, Vectors, fit_codebook, unit
+from sicot_jax.index.vectors import Codebook, Vectors, fit_codebook, unit, widened
 
 
 def test_a_code_by_hand():
@@ -60,3 +60,13 @@ def test_a_map_made_before_keeps_its_lines(tmp_path):
     np.testing.assert_array_equal(before, first)
     np.testing.assert_array_equal(vectors.mapped(layout.FEATURES, 4)[2:], first + 4)
     assert vectors.mapped(layout.CODES, 0).shape == (0, 1)
+
+
+def test_halves_are_widened_exactly():
+    """Every finite one, negative zero and the subnormal ones too; also of lines that do not follow each other."""
+    every = np.arange(65536, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)]
+    np.testing.assert_array_equal(widened(finite).view(np.int32), finite.astype(np.float32).view(np.int32))
+    table = finite[:60000].reshape(-1, 100)
+    np.testing.assert_array_equal(widened(table[::7]), table[::7].astype(np.float32))
+    assert widened(np.zeros((0, 8), np.float16)).shape == (0, 8)

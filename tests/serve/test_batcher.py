@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from sicot_jax.serve.batcher import Batcher
+from sicot_jax.serve.batcher import IN_FLIGHT, Batcher
 
 
 class Engine:
@@ -29,18 +29,21 @@ def photo(number):
 
 
 def test_whatever_waits_goes_together():
-    """The first alone, as the engine was free; the nine that came meanwhile in fours."""
+    """Two calls at once; what comes while they run in fours."""
 
     async def scenario():
         engine = Engine()
         batcher = Batcher(engine, largest=4)
         engine.go.clear()
-        waiting = [asyncio.create_task(batcher(photo(number))) for number in range(10)]
-        await asyncio.sleep(0.05)
+        waiting = []
+        for number in range(10):
+            waiting.append(asyncio.create_task(batcher(photo(number))))
+            await asyncio.sleep(0.02)
+        assert len(batcher) == 10 - IN_FLIGHT
         engine.go.set()
         answers = await asyncio.gather(*waiting)
         assert [int(embedding[0]) for embedding, _ in answers] == list(range(10))
-        assert engine.sizes == [4, 4, 2] or engine.sizes == [1, 4, 4, 1]
+        assert sorted(engine.sizes) == [1, 1, 4, 4] and IN_FLIGHT == 2
 
     asyncio.run(scenario())
 
@@ -50,14 +53,16 @@ def test_a_request_that_went_away_is_left_out():
         engine = Engine()
         batcher = Batcher(engine, largest=4)
         engine.go.clear()
-        first = asyncio.create_task(batcher(photo(1)))
-        await asyncio.sleep(0.02)
-        gone, stays = asyncio.create_task(batcher(photo(2))), asyncio.create_task(batcher(photo(3)))
+        first = []
+        for number in (1, 2, 4):  # the third waits
+            first.append(asyncio.create_task(batcher(photo(number))))
+            await asyncio.sleep(0.02)
+        gone, stays = asyncio.create_task(batcher(photo(9))), asyncio.create_task(batcher(photo(3)))
         await asyncio.sleep(0.02)
         gone.cancel()
         engine.go.set()
-        assert [int((await task)[0][0]) for task in (first, stays)] == [1, 3]
-        assert engine.sizes == [1, 1] and len(batcher) == 0
+        assert [int((await task)[0][0]) for task in (*first, stays)] == [1, 2, 4, 3]
+        assert sorted(engine.sizes) == [1, 1, 2] and len(batcher) == 0
 
     asyncio.run(scenario())
 
