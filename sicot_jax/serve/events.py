@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import os
 import re
 import sqlite3
 import threading
@@ -12,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from sicot_jax.errors import InputError
+from sicot_jax.files import check_new
 
+_ROWS = 65_536  # of a row group
 KINDS = ("impression", "click", "purchase")
 _TEXT = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,200}")  # no control character, no half of a pair
 _SCHEMA = """
@@ -95,3 +99,38 @@ class Events:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def opened(path: Path) -> Events:
+    """Those that a service keeps. InputError where there is no such file: none is made."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, wanted the events that `sicot serve --events FILE` keeps")
+    return Events(path)
+
+
+def export_events(path: Path, out: Path) -> int:
+    """All events in the order of time as the new Parquet file `out`, a column each field; how many. The service may go on.
+
+    InputError where `path` is no file of events, or `out` is there.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    check_new(out)
+    store, partial, count = opened(path), out.with_name(f".{out.name}.{os.getpid()}.partial"), 0
+    kinds = {"time": pa.float64(), "shown": pa.list_(pa.string())}
+    names = [field.name for field in dataclasses.fields(Event)]
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in names])
+    try:
+        with parquet.ParquetWriter(partial, schema) as writer:
+            every = iter(store)
+            while piece := [dataclasses.asdict(event) for event in itertools.islice(every, _ROWS)]:
+                writer.write_table(pa.Table.from_pylist(piece, schema))
+                count += len(piece)
+        partial.rename(out)
+    except OSError as error:
+        raise InputError(f"{out}: {error}; wanted a place for a new file") from error
+    finally:
+        store.close()
+        partial.unlink(missing_ok=True)
+    return count

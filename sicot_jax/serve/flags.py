@@ -17,7 +17,9 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--workers", type=int, default=1, help="processes; on CPU the cores are divided among them")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes; cores are divided among them, GPUs too: one each"
+    )
     parser.add_argument("--engine", default="auto", help="auto (the faster one), onnx or jax")
     parser.add_argument("--largest-batch", type=int, default=32, help="photos in one call of the engine")
     parser.add_argument("--seconds", type=float, default=10.0, help="that a request may take")
@@ -41,6 +43,21 @@ def add_serve_key_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_serve_key)
     parser.add_argument("name", help="whose key it is")
     parser.add_argument("--file", type=Path, required=True, help="file that the key's hash is added to")
+
+
+def add_events_arguments(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    help = "all events as a Parquet file, for ranking, learning and other systems"
+    sub = kinds.add_parser("export", help=help, description=help, allow_abbrev=False)
+    sub.set_defaults(run=_export_events)
+    sub.add_argument("--events", type=Path, required=True, help="file of sicot serve --events")
+    sub.add_argument("--out", type=Path, required=True, help="file to write, which must not exist")
+
+
+def _export_events(args: argparse.Namespace, _) -> None:
+    from sicot_jax.serve.events import export_events
+
+    print(f"wrote {args.out}: {export_events(args.events, args.out)} events")
 
 
 def _serve(args: argparse.Namespace, _) -> None:

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from sicot_jax.errors import InputError
 from sicot_jax.index import layout
 from sicot_jax.index.opened import open_index
-from sicot_jax.serve import engines
+from sicot_jax.serve import devices, engines
 from sicot_jax.serve import settings as settings_of
 from sicot_jax.serve.events import Events
 from sicot_jax.serve.keys import read_keys
@@ -32,6 +32,8 @@ def serve(settings: Settings, *, host: str, port: int, workers: int) -> None:
         raise InputError(f"--workers {workers} --port {port}, wanted 1 or more and 1 to 65535")
     check(settings)
     settings_of.to_environment(settings)
+    if gpus := devices.share_out(workers):
+        atexit.register(shutil.rmtree, gpus, ignore_errors=True)
     if workers > 1:
         counts = tempfile.mkdtemp(prefix="sicot-metrics-")
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts
@@ -58,6 +60,7 @@ def check(settings: Settings) -> None:
 
 def app() -> FastAPI:
     """In a worker process."""
+    devices.take()
     return make_app(settings_of.from_environment())
 
 

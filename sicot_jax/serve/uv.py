@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sicot_jax.errors import InputError
-from sicot_jax.serve.events import Event, Events
+from sicot_jax.serve.events import Event, opened
 
 _Z = 1.959963984540054  # of a 95 % interval
 CONVERSIONS = ("click", "purchase")
@@ -87,9 +87,7 @@ def relative_gain(variant: Variant, control: Variant) -> tuple[float, float, flo
 
 def report(path: Path, *, kind: str, control: str = "") -> str:
     """A table in Markdown. `control`: the variant that gains are over; by default the first by name."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file, wanted the events that `sicot serve --events FILE` keeps")
-    store = Events(path)
+    store = opened(path)
     try:
         found = conversion(store, kind=kind)
     finally:

@@ -37,6 +37,25 @@ def test_events_come_back_as_they_were(tmp_path):
     again.close()
 
 
+def test_events_as_parquet(tmp_path, capsys):
+    """Every field in the order of time; nothing is overwritten, and no file of events is made where none is."""
+    from pyarrow import parquet
+
+    path, out = tmp_path / "events.sqlite", tmp_path / "events.parquet"
+    store = Events(path)
+    store.add([events.parse(click(time=1e9 + 5)), events.parse(impression())])  # and the service goes on
+    assert cli.main(["events", "export", "--events", str(path), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == f"wrote {out}: 2 events"
+    assert [Event(**row | {"shown": tuple(row["shown"])}) for row in parquet.read_table(out).to_pylist()] == list(store)
+    store.close()
+    for wrong, said in (((path, out), "exists"), ((tmp_path / "none", tmp_path / "new"), "no such file"),
+                        ((path, tmp_path / "no" / "new"), "wanted a place")):  # fmt: skip
+        before = sorted(tmp_path.iterdir())
+        assert cli.main(["events", "export", "--events", str(wrong[0]), "--out", str(wrong[1])]) == cli.INPUT_ERROR
+        err = capsys.readouterr().err
+        assert said in err and len(err.splitlines()) == 1 and sorted(tmp_path.iterdir()) == before
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
