@@ -15,6 +15,9 @@ def gpus(monkeypatch):
     monkeypatch.delenv("SICOT_SERVE_DEVICES")
     monkeypatch.setattr(devices, "_held", [])
     monkeypatch.setattr(devices, "_SECONDS", 0.3)
+    yield
+    for lock in devices._held:
+        lock.close()
 
 
 def test_each_worker_has_its_own_and_a_new_one_that_of_the_old(gpus, monkeypatch):
