@@ -37,7 +37,7 @@ from sicot_jax.convert import folder as folders
 from sicot_jax.index import change, layout, recognition
 from sicot_jax.index.build import build
 from sicot_jax.index.embedded import EmbeddedIndex
-from sicot_jax.index.unknown import PRECISION, UNKNOWN_SHARE, Calibration, coverage_curve, read_calibration
+from sicot_jax.index.unknown import PRECISION, UNKNOWN_SHARE, UNUSUAL, Calibration, coverage_curve, read_calibration
 from sicot_jax.recognizer import jax_engine
 
 ADDED = (1, 2, 5)  # photos of a new product
@@ -122,9 +122,12 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True)
 class Said:
-    """Of each photo: certainty, whether the product is right, and whether the nearest photo is of the right product."""
+    """Of each photo: certainty (also without what index/typicality says), whether the product is right, and whether the nearest
+    photo is of the right product.
+    """
 
     certainty: np.ndarray
+    bare: np.ndarray
     right: np.ndarray
     nearest: np.ndarray
     threshold: float
@@ -141,13 +144,15 @@ def asked(version: Path, photos: Iterator[tuple[bytes, str]]) -> Asked:
 
 
 def said(index: EmbeddedIndex, calibration: Calibration, photos: Asked) -> Said:
-    certainty, right, nearest = [], [], []
+    certainty, bare, right, nearest = [], [], [], []
     for embedding, logits, sku in zip(photos.embeddings, photos.logits, photos.sku, strict=True):
         found = recognition.answer(index, calibration, embedding, logits, k=1, similar=1)
+        usual = min(1.0, calibration.usual(embedding) / UNUSUAL)
         certainty.append(found.certainty)
+        bare.append((found.certainty or 0.0) / usual)
         right.append(found.matches[0].product.sku == sku)
         nearest.append(found.similar[0].product.sku == sku)
-    return Said(np.array(certainty), np.array(right), np.array(nearest), calibration.threshold)
+    return Said(np.array(certainty), np.array(bare), np.array(right), np.array(nearest), calibration.threshold)
 
 
 def interval(
@@ -191,7 +196,9 @@ def _mixed(known: Said, unknown: Said, weights: Sequence[np.ndarray]) -> tuple[n
 
 
 def best_coverage(known: Said, unknown: Said, weights: Sequence[np.ndarray]) -> float:
-    """Coverage of photos of products at the threshold of most coverage with `PRECISION`."""
+    """Coverage of photos of products at the threshold of most coverage with `PRECISION`, chosen on these very photos: the best
+    that could be had.
+    """
     certainty, right, of_product, weight = _mixed(known, unknown, weights)
     points = coverage_curve(certainty, right, of_product, weight)
     return max((point[1] for point in points if point[2] >= PRECISION), default=0.0)
@@ -282,13 +289,15 @@ def measure(out: Path, seeds: Sequence[int], another: Catalog | None) -> None:
         groups = [sku["products"], sku[name] if sku[name].any() else np.arange(len(sku[name]))]
         cells = (
             lambda weights, seed, pair=pair: auroc(*(s.certainty for s in pair(seed)), weights),
+            lambda weights, seed, pair=pair: auroc(*(s.bare for s in pair(seed)), weights),
             lambda weights, seed, pair=pair: best_coverage(*pair(seed), weights),
             lambda weights, seed, pair=pair: as_shipped(*pair(seed), weights)[0],
             lambda weights, seed, pair=pair: as_shipped(*pair(seed), weights)[1],
         )
         rows.append([name, *(_cell(interval(cell, groups, len(seeds))) for cell in cells)])
     header = [
-        "photos that are not in the catalogue", "AUROC, %", f"coverage at {PRECISION:.0%} precision, %",
+        "photos that are not in the catalogue", "AUROC, %", "without typicality",
+        f"best coverage at {PRECISION:.0%} precision, %",
         "coverage at the index's threshold, %", "precision there, %",
     ]  # fmt: skip
     timing.print_table("Not in the catalogue", header, rows)

@@ -84,8 +84,8 @@ def test_unseen_statistics():
     assert auroc(known, unknown, ones) == pytest.approx((1 + 1 + 0.5 + 1 + 0.5 + 1) / 6)
     assert auroc(known, unknown, [np.array([1, 0, 0]), np.ones(2)]) == 1
     assert auroc(known, unknown, [np.array([0, 1, 1]), np.array([1, 0])]) == 0.5
-    here = Said(known, np.array([True, True, False]), np.zeros(3), 0.4)
-    there = Said(unknown, np.zeros(2, bool), np.zeros(2), 0.4)
+    here = Said(known, known, np.array([True, True, False]), np.zeros(3), 0.4)
+    there = Said(unknown, unknown, np.zeros(2, bool), np.zeros(2), 0.4)
     assert best_coverage(here, there, ones) == pytest.approx(1 / 3)  # with the next two come wrong ones
     coverage, precision = as_shipped(here, there, ones)
     assert coverage == 1 and precision == pytest.approx(0.8 * 2 / 3 / (0.8 + 0.1))

@@ -149,7 +149,7 @@ class EmbeddedIndex:
 def _reading() -> Iterator[None]:
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, InputError) as error:  # a thread's first read opens the file
         raise IndexUnavailable(f"cards: {error}") from error
 
 

@@ -35,9 +35,12 @@ class Typicality:
         return (np.square(along) / self.variances).sum(1) + beside / self.rest
 
     def share(self, embedding: np.ndarray) -> float:
-        """Of the catalogue's photos, those that are at least as unusual as [D]: (1 + number) / (1 + M), a conformal p-value."""
-        farther = len(self.distances) - np.searchsorted(self.distances, self.distance(embedding[None])[0])
-        return float((1 + farther) / (1 + len(self.distances)))
+        """Of the catalogue's photos, those that are at least as unusual as [D]: (1 + number) / (1 + M), a conformal p-value;
+        beyond the farthest of them less, by the ratio of d^2, as with few photos the p-value alone says little.
+        """
+        distance, farthest = self.distance(embedding[None])[0], self.distances[-1]
+        farther = len(self.distances) - np.searchsorted(self.distances, distance)
+        return float((1 + farther) / (1 + len(self.distances)) * (farthest / distance if distance > farthest else 1))
 
     def stored(self) -> dict[str, Any]:
         """For JSON; six digits."""

@@ -24,7 +24,7 @@ class Batcher:
         self.engine, self.largest = engine, largest
         self._queue: collections.deque[tuple[np.ndarray, asyncio.Future]] = collections.deque()
         self._threads = concurrent.futures.ThreadPoolExecutor(IN_FLIGHT, "engine")
-        self._calls: set[asyncio.Task] = set()  # a task lives as long as somebody holds it
+        self._calls: set[asyncio.Task | None] = set()  # a task lives as long as somebody holds it
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -34,26 +34,30 @@ class Batcher:
         future: asyncio.Future = asyncio.get_running_loop().create_future()
         self._queue.append((photo, future))
         if len(self._calls) < IN_FLIGHT:
-            call = asyncio.create_task(self._work())
-            self._calls.add(call)
-            call.add_done_callback(self._calls.discard)
+            self._calls.add(asyncio.create_task(self._work()))
         return await future
 
     async def _work(self) -> None:
+        """Until nothing waits. It is no call any more in the very step that finds nothing: a photo that comes after that step
+        must not count on it.
+        """
         loop = asyncio.get_running_loop()
-        while batch := self._next():
-            metrics.BATCHES.observe(len(batch))
-            try:
-                photos = np.stack([photo for photo, _ in batch])
-                embeddings, logits = await loop.run_in_executor(self._threads, self.engine, photos)
-            except Exception as error:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            for (_, future), embedding, logit in zip(batch, embeddings, logits, strict=True):
-                if not future.done():
-                    future.set_result((embedding, logit))
+        try:
+            while batch := self._next():
+                metrics.BATCHES.observe(len(batch))
+                try:
+                    photos = np.stack([photo for photo, _ in batch])
+                    outputs = await loop.run_in_executor(self._threads, self.engine, photos)
+                    answers = list(zip(*outputs, strict=True))
+                    for (_, future), answer in zip(batch, answers, strict=True):
+                        if not future.done():
+                            future.set_result(answer)
+                except Exception as error:
+                    for _, future in batch:
+                        if not future.done():
+                            future.set_exception(error)
+        finally:
+            self._calls.discard(asyncio.current_task())
 
     def _next(self) -> list[tuple[np.ndarray, asyncio.Future]]:
         batch: list[tuple[np.ndarray, asyncio.Future]] = []

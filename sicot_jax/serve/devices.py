@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from sicot_jax.errors import InputError
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _SHARED = "SICOT_SERVE_DEVICES"  # folder of locks and names, for worker processes
 _SECONDS = 10.0  # for a worker that was killed to be gone
+_GPU = re.compile(r"\d+|(GPU|MIG)-[\w/.-]+")
 _held: list[IO[str]] = []  # locks last as long as the process
 
 
@@ -23,10 +25,10 @@ def visible() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none where there is none."""
     given = os.environ.get(_VISIBLE)
     if given is not None:
-        named = [name.strip() for name in given.split(",")]
-        return [name for name in named if name and name != "-1"]
-    found = (re.fullmatch(r"nvidia(\d+)", path.name) for path in Path("/dev").glob("nvidia*"))
-    return sorted((match[1] for match in found if match), key=int)
+        names = (name.strip() for name in given.split(","))
+        return list(itertools.takewhile(_GPU.fullmatch, names))  # CUDA stops at the first that is none
+    # CUDA counts from 0 whatever the files are called: a container may have the last two of eight.
+    return [str(number) for number in range(len([p for p in Path("/dev").glob("nvidia*") if p.name[6:].isdecimal()]))]
 
 
 def share_out(workers: int) -> str | None:

@@ -47,7 +47,7 @@ def choose(version: Path, kind: str = "auto", *, largest: int = 32, threads: int
     name = min(alone, key=lambda name: alone[name])
     engine, sizes = loaded[name], {1: alone[name]}
     size, use = 1, 1
-    while size < min(largest, 4 * use):
+    while 2 * size <= min(largest, 4 * use):
         size *= 2
         sizes[size] = _milliseconds(engine, shape, size)
         if sizes[size] / size < (1 - _GAIN) * sizes[use] / use:

@@ -41,11 +41,13 @@ class Event:
     shown: tuple[str, ...] = ()
 
 
+_NAMES = [field.name for field in dataclasses.fields(Event)]
+
+
 def parse(values: Mapping[str, Any]) -> Event:
     """InputError: a field missing, of another type, too long, or that its kind has not."""
-    names = {field.name for field in dataclasses.fields(Event)}
-    if unknown := sorted(values.keys() - names):
-        raise InputError(f"{unknown[0]}: no field of an event; wanted {', '.join(sorted(names))}")
+    if unknown := sorted(values.keys() - set(_NAMES)):
+        raise InputError(f"{unknown[0]}: no field of an event; wanted {', '.join(sorted(_NAMES))}")
     for name in ("event_id", "request_id", "visitor", "variant", "kind"):
         if not isinstance(values.get(name), str) or not _TEXT.fullmatch(values[name]):
             raise InputError(f"{name}={values.get(name)!r:.60}: wanted a text of 1 to 200 characters")
@@ -70,32 +72,38 @@ def parse(values: Mapping[str, Any]) -> Event:
 
 
 class Events:
-    """A SQLite file of events. An event that is there already stays as it was."""
+    """A SQLite file of events, made where there is none. An event that is there already stays as it was.
 
-    def __init__(self, path: Path):
-        self._lock = threading.Lock()
+    `reading`: nothing is made or written, and a file of something else is an InputError.
+    """
+
+    def __init__(self, path: Path, *, reading: bool = False):
+        self.path, self._lock = path, threading.Lock()
+        address = f"{path.absolute().as_uri()}?mode={'ro' if reading else 'rwc'}"
         try:
-            self._connection = sqlite3.connect(path, check_same_thread=False, timeout=30)
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.executescript(_SCHEMA)
+            self._connection = sqlite3.connect(address, uri=True, check_same_thread=False, timeout=30)
+            if not reading:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                self._connection.executescript(_SCHEMA)
+            self._connection.execute(f"SELECT {', '.join(_NAMES)} FROM events LIMIT 0")
         except sqlite3.Error as error:
             raise InputError(f"{path}: {error}; wanted a file of events, or a place where one can be made") from error
 
     def add(self, events: Iterable[Event]) -> int:
         """How many were new."""
-        rows = [
-            (*(getattr(e, field.name) for field in dataclasses.fields(Event)[:-1]), json.dumps(e.shown)) for e in events
-        ]
+        rows = [(*(getattr(e, name) for name in _NAMES[:-1]), json.dumps(e.shown)) for e in events]
         with self._lock, self._connection:
             before = self._connection.total_changes
             self._connection.executemany("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
             return self._connection.total_changes - before
 
     def __iter__(self) -> Iterator[Event]:
-        """In the order of time."""
-        for row in self._connection.execute("SELECT * FROM events ORDER BY time, event_id"):
-            names = (field.name for field in dataclasses.fields(Event))
-            yield Event(**{**dict(zip(names, row, strict=True)), "shown": tuple(json.loads(row[-1]))})
+        """In the order of time. InputError where the file is damaged."""
+        try:
+            for row in self._connection.execute(f"SELECT {', '.join(_NAMES)} FROM events ORDER BY time, event_id"):
+                yield Event(**{**dict(zip(_NAMES, row, strict=True)), "shown": tuple(json.loads(row[-1]))})
+        except (sqlite3.Error, ValueError) as error:
+            raise InputError(f"{self.path}: {error}; the file is damaged, take it from a copy") from error
 
     def close(self) -> None:
         self._connection.close()
@@ -105,7 +113,7 @@ def opened(path: Path) -> Events:
     """Those that a service keeps. InputError where there is no such file: none is made."""
     if not path.is_file():
         raise InputError(f"{path}: no such file, wanted the events that `sicot serve --events FILE` keeps")
-    return Events(path)
+    return Events(path, reading=True)
 
 
 def export_events(path: Path, out: Path) -> int:
@@ -119,8 +127,7 @@ def export_events(path: Path, out: Path) -> int:
     check_new(out)
     store, partial, count = opened(path), out.with_name(f".{out.name}.{os.getpid()}.partial"), 0
     kinds = {"time": pa.float64(), "shown": pa.list_(pa.string())}
-    names = [field.name for field in dataclasses.fields(Event)]
-    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in names])
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in _NAMES])
     try:
         with parquet.ParquetWriter(partial, schema) as writer:
             every = iter(store)

@@ -17,14 +17,14 @@ from sicot_jax.serve.photo import Limits
 from sicot_jax.serve.settings import Settings
 
 
-class Arguments(BaseModel, extra="forbid"):
+class Arguments(BaseModel, extra="forbid", hide_input_in_errors=True):
     """What `serve run` and a Serve config file may give: the flags of `sicot serve`, and what a replica takes.
 
     A file or folder has the same path on every machine that a replica may run on.
     """
 
     index: Path
-    database: str = ""
+    database: str = Field("", repr=False, description="a URL; errors do not tell it")
     replicas: int = Field(1, ge=1)
     cpus: int = Field(1, ge=1, description="of a replica, and threads of its engine")
     gpus: float = Field(0, ge=0, description="of a replica")

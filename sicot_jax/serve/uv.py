@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sicot_jax.errors import InputError
@@ -85,16 +87,16 @@ def relative_gain(variant: Variant, control: Variant) -> tuple[float, float, flo
     return tuple(math.exp(ratio + z * error) - 1 for z in (0, -_Z, _Z))  # type: ignore[return-value]
 
 
-def report(path: Path, *, kind: str, control: str = "") -> str:
-    """A table in Markdown. `control`: the variant that gains are over; by default the first by name."""
-    store = opened(path)
-    try:
-        found = conversion(store, kind=kind)
-    finally:
-        store.close()
+def report(paths: Sequence[Path], *, kind: str, control: str = "") -> str:
+    """A table in Markdown, of the events of all files. `control`: the variant that gains are over; by default the first by
+    name.
+    """
+    with contextlib.ExitStack() as stack:
+        stores = [stack.enter_context(contextlib.closing(opened(path))) for path in paths]
+        found = conversion(itertools.chain.from_iterable(stores), kind=kind)  # an event in two files counts as one
     by_name: Mapping[str, Variant] = {variant.name: variant for variant in found.variants}
     if not by_name:
-        raise InputError(f"{path}: every visitor saw several variants; give each visitor one of them")
+        raise InputError(f"{paths[0]}: every visitor saw several variants; give each visitor one of them")
     if control and control not in by_name:
         raise InputError(f"--control {control}: no such variant, wanted one of {', '.join(by_name)}")
     base = by_name[control or found.variants[0].name]

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -73,5 +74,39 @@ def test_a_failing_engine_fails_its_own_batch_alone():
         with pytest.raises(RuntimeError, match="the engine failed"):
             await batcher(photo(255))
         assert int((await batcher(photo(7)))[0][0]) == 7
+
+    asyncio.run(scenario())
+
+
+def test_a_photo_that_comes_as_both_calls_end_is_not_forgotten():
+    """Both answers and the photo reach the event loop in the same of its steps."""
+
+    async def scenario():
+        engine, loop = Engine(), asyncio.get_running_loop()
+        batcher = Batcher(engine, largest=1)
+        engine.go.clear()
+        first = [asyncio.create_task(batcher(photo(number))) for number in range(2)]
+
+        async def third():
+            await loop.run_in_executor(None, lambda: (engine.go.wait(10), time.sleep(0.02)))
+            return await batcher(photo(2))
+
+        late = asyncio.create_task(third())
+        await asyncio.sleep(0.02)
+        engine.go.set()
+        time.sleep(0.2)  # the loop sees nothing of it until all three are there
+        await asyncio.gather(*first)
+        assert int((await asyncio.wait_for(late, 5))[0][0]) == 2
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_that_gives_too_few_answers():
+    """Is an error of its photos, not a wait."""
+
+    async def scenario():
+        batcher = Batcher(lambda photos: (np.zeros((1, 2)), np.zeros((2, 3))), largest=4)
+        with pytest.raises(ValueError, match="zip"):
+            await asyncio.wait_for(batcher(photo(1)), 5)
 
     asyncio.run(scenario())

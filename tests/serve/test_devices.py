@@ -39,6 +39,14 @@ def test_one_worker_or_no_gpu_shares_nothing(gpus, monkeypatch):
     assert devices.visible() == [] and devices.share_out(4) is None and devices.take() is None
 
 
+@pytest.mark.parametrize(
+    ("given", "found"), [("0,-1,1", ["0"]), ("NoDevFiles", []), ("1, MIG-a/b-c", ["1", "MIG-a/b-c"])]
+)
+def test_names_as_cuda_reads_them(gpus, monkeypatch, given, found):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert devices.visible() == found
+
+
 def test_more_workers_than_gpus_are_refused(gpus):
     with pytest.raises(InputError, match="--workers 3 on 2 GPUs, wanted at most one a GPU"):
         devices.share_out(3)

@@ -1,6 +1,8 @@
 """Events, keys and kept queries: what the service writes down."""
 
+import contextlib
 import os
+import sqlite3
 import time
 
 import pytest
@@ -48,12 +50,22 @@ def test_events_as_parquet(tmp_path, capsys):
     assert capsys.readouterr().out.strip() == f"wrote {out}: 2 events"
     assert [Event(**row | {"shown": tuple(row["shown"])}) for row in parquet.read_table(out).to_pylist()] == list(store)
     store.close()
-    for wrong, said in (((path, out), "exists"), ((tmp_path / "none", tmp_path / "new"), "no such file"),
+    other = tmp_path / "cards.sqlite"
+    with contextlib.closing(sqlite3.connect(other)) as made:
+        made.execute("CREATE TABLE cards (sku TEXT)")
+    damaged = tmp_path / "damaged.sqlite"
+    damaged.write_bytes(path.read_bytes()[:4096] + bytes(4096))
+
+    def files():  # but for what SQLite leaves beside a file that it cannot read
+        return sorted(path for path in tmp_path.iterdir() if not path.name.endswith(("-shm", "-wal")))
+
+    for wrong, said in (((path, out), "exists"), ((other, tmp_path / "new"), "no such table: events"),
+                        ((damaged, tmp_path / "new"), "damaged"), ((tmp_path / "none", tmp_path / "new"), "no such file"),
                         ((path, tmp_path / "no" / "new"), "wanted a place")):  # fmt: skip
-        before = sorted(tmp_path.iterdir())
+        before = files()
         assert cli.main(["events", "export", "--events", str(wrong[0]), "--out", str(wrong[1])]) == cli.INPUT_ERROR
         err = capsys.readouterr().err
-        assert said in err and len(err.splitlines()) == 1 and sorted(tmp_path.iterdir()) == before
+        assert said in err and len(err.splitlines()) == 1 and files() == before
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,13 @@ def test_the_command(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "| a | 4 | 1 | 25.00 [" in printed and "| b | 3 | 2 | 66.67 [" in printed and "~+166.7 [" in printed
     assert "1 visitors saw several variants" in printed
+    # Two machines, one event on both, an impression here and its purchase there: the same people.
+    for name, part in {"one": day()[::2] + day()[1:2], "two": day()[1::2]}.items():
+        store = Events(tmp_path / name)
+        store.add(part)
+        store.close()
+    assert cli.main([*command[:3], str(tmp_path / "one"), str(tmp_path / "two")]) == 0
+    assert capsys.readouterr().out == printed
     assert cli.main([*command, "--kind", "click", "--control", "b"]) == 0
     assert "not measurable: no conversion" in capsys.readouterr().out
 
