@@ -200,7 +200,8 @@ def best_coverage(known: Said, unknown: Said, weights: Sequence[np.ndarray]) -> 
     that could be had.
     """
     certainty, right, of_product, weight = _mixed(known, unknown, weights)
-    points = coverage_curve(certainty, right, of_product, weight)
+    drawn = weight > 0
+    points = coverage_curve(certainty[drawn], right[drawn], of_product[drawn], weight[drawn])
     return max((point[1] for point in points if point[2] >= PRECISION), default=0.0)
 
 
