@@ -32,9 +32,11 @@ from sicot_jax.serve.app import create_app  # noqa: E402
 
 ROOT = Path(__file__).parent.parent.parent
 APP = "sicot_jax.serve.on_ray:app"
-# `serve run` in a Ray as small as it gets.
+# `serve run` in a Ray as small as it gets. A test run in the background may have SIGINT ignored, which its children inherit.
 DRIVER = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import ray
 from ray import serve
 from ray.serve.scripts import cli
