@@ -15,9 +15,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
+import itertools
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from sicot_jax.index import cards as cards_of
 from sicot_jax.index import layout
 from sicot_jax.index.cards import Cards
 from sicot_jax.index.embedded import EmbeddedIndex
+from sicot_jax.index.product_index import ProductIndex
 from sicot_jax.index.vectors import Vectors, fit_codebook, unit
 
 K = 10
@@ -71,9 +74,9 @@ class Gaussian:
         return unit(rng.standard_normal((count, self.width), np.float32))
 
 
-def write(folder: Path, made, size: int, bits: int, manifest: layout.Manifest, seed: int) -> np.ndarray:
+def write(folder: Path, made, size: int, bits: int, manifest: layout.Manifest) -> np.ndarray:
     """A version without a model, every vector a product; the vectors as stored, float16."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     folder.mkdir()
     vectors = Vectors(folder, manifest.width, bits)
     codebook = None
@@ -107,49 +110,82 @@ def exact(features: np.ndarray, queries: np.ndarray) -> np.ndarray:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description: str, sizes: list[int]) -> argparse.ArgumentParser:
+    """What every search of such vectors is told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--index", type=Path, required=True, help="index of real photos")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=sizes)
     parser.add_argument("--bits", type=int, nargs="+", default=[256])
     parser.add_argument("--candidates", type=int, nargs="+", default=[100, 200, 400, 1000])
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--kinds", nargs="+", default=["measured", "gaussian"], choices=("measured", "gaussian"))
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    print_machine()
+    return parser
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """A version in `folder`/v000001, and the lines nearest to each query. cells: of the table."""
+
+    folder: Path
+    size: int
+    queries: np.ndarray
+    wanted: np.ndarray
+    cells: list[str]
+
+    @property
+    def version(self) -> Path:
+        return self.folder / "v000001"
+
+
+def every(options: argparse.Namespace) -> Iterator[Written]:
+    """Of all kinds, sizes and bits, one at a time; gone when the next one is asked for."""
     manifest = layout.read_manifest(layout.current_version(options.index))
-    rows = []
-    for kind in options.kinds:
+    for kind, size, bits in itertools.product(options.kinds, options.sizes, options.bits):
         made = Measured(options.index) if kind == "measured" else Gaussian(manifest.width)
-        queries = made(options.queries, np.random.default_rng([options.seed, 1]))
-        for size in options.sizes:
-            for bits in options.bits:
-                with tempfile.TemporaryDirectory() as folder:
-                    features = write(Path(folder, "v"), made, size, bits, manifest, options.seed)
-                    wanted = exact(features, queries)
-                    del features
-                    gc.collect()
-                    before = resident()
-                    index = EmbeddedIndex(Path(folder, "v"))
-                    for candidates in options.candidates:
-                        recall, milliseconds = [], []
-                        for query, lines in zip(queries, wanted, strict=True):
-                            start = time.perf_counter()
-                            found = index.nearest(query[None], K, candidates=candidates)[0]
-                            milliseconds.append((time.perf_counter() - start) * 1e3)
-                            recall.append(len({n.place for n in found} & set(lines.tolist())) / K)
-                        p95 = statistics.quantiles(milliseconds, n=20)[-1]
-                        middle = statistics.median(milliseconds)
-                        own, mapped = ((now - then) / size for now, then in zip(resident(), before, strict=True))
-                        rows.append(
-                            [kind, f"{size:,}", str(bits), str(candidates), f"{np.mean(recall):.3f}"]
-                            + [f"{middle:.2f}", f"{p95:.2f}", f"{own:.0f} + {mapped:.0f}"]
-                        )
-                    index.close()
-    title = f"{manifest.width} numbers a vector, {options.queries} queries, k = {K}"
-    header = ["vectors", "number", "bits", "candidates", "recall@10", "p50, ms", "p95, ms", "resident bytes a vector"]
-    print_table(title, header, rows)
+        queries = made(options.queries, np.random.default_rng([0, 1]))
+        with tempfile.TemporaryDirectory() as folder:
+            # A time of its own: a database tells versions apart by their manifests.
+            new = dataclasses.replace(manifest, created=f"{time.time_ns()}")
+            features = write(Path(folder, "v000001"), made, size, bits, new)
+            wanted = exact(features, queries)
+            del features
+            yield Written(Path(folder), size, queries, wanted, [kind, f"{size:,}", str(bits)])
+
+
+def asked(index: ProductIndex, written: Written, candidates: int) -> list[str]:
+    """Cells: candidates, recall@10, and the median and 95th percentile of a query's milliseconds."""
+    recall, milliseconds = [], []
+    for query, lines in zip(written.queries, written.wanted, strict=True):
+        start = time.perf_counter()
+        found = index.nearest(query[None], K, candidates=candidates)[0]
+        milliseconds.append((time.perf_counter() - start) * 1e3)
+        recall.append(len({n.place for n in found} & set(lines.tolist())) / K)
+    times = statistics.median(milliseconds), statistics.quantiles(milliseconds, n=20)[-1]
+    return [str(candidates), f"{np.mean(recall):.3f}", *(f"{value:.2f}" for value in times)]
+
+
+HEADER = ["vectors", "number", "bits", "candidates", "recall@10", "p50, ms", "p95, ms"]
+
+
+def title(options: argparse.Namespace) -> str:
+    width = layout.read_manifest(layout.current_version(options.index)).width
+    return f"{width} numbers a vector, {options.queries} queries, k = {K}"
+
+
+def main() -> None:
+    options = arguments(__doc__ or "", [10_000, 100_000, 1_000_000]).parse_args()
+    print_machine()
+    rows = []
+    for written in every(options):
+        gc.collect()
+        before = resident()
+        index = EmbeddedIndex(written.version)
+        for candidates in options.candidates:
+            cells = [*written.cells, *asked(index, written, candidates)]
+            own, mapped = ((now - then) / written.size for now, then in zip(resident(), before, strict=True))
+            rows.append([*cells, f"{own:.0f} + {mapped:.0f}"])
+        index.close()
+    print_table(title(options), [*HEADER, "resident bytes a vector"], rows)
 
 
 if __name__ == "__main__":
