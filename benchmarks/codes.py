@@ -46,7 +46,7 @@ def main() -> None:
     for first in range(0, options.codes, _LINES):
         piece = codes[first : first + _LINES]
         piece[:] = codebook.encode(made(len(piece), rng))
-    before = resident()[0] / 2**20
+    before = resident() / 2**20
     start = time.perf_counter()
     quantiser = faiss.IndexBinaryHNSW(BITS, 32)
     index = faiss.IndexBinaryIVF(quantiser, BITS, options.lists)
@@ -56,7 +56,7 @@ def main() -> None:
     for first in range(0, options.codes, _LINES):
         index.add(codes[first : first + _LINES])
     built = time.perf_counter()
-    memory = resident()[0] / 2**20 - before
+    memory = resident() / 2**20 - before
     faiss.omp_set_num_threads(1)
     rows = []
     flat = _asked(lambda code, k: faiss.knn_hamming(code[None], codes, k, variant="hc")[0][0], asked)

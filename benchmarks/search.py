@@ -36,10 +36,10 @@ K = 10
 _LINES = 1 << 16
 
 
-def resident() -> tuple[int, int]:
-    """Bytes of this process's memory: its own, and pages of files."""
+def resident() -> int:
+    """Bytes of this process's memory that no file backs."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(fields["RssAnon"].split()[0]) * 1024, int(fields["RssFile"].split()[0]) * 1024
+    return int(fields["RssAnon"].split()[0]) * 1024
 
 
 class Measured:
@@ -182,8 +182,7 @@ def main() -> None:
         index = EmbeddedIndex(written.version)
         for candidates in options.candidates:
             cells = [*written.cells, *asked(index, written, candidates)]
-            own, mapped = ((now - then) / written.size for now, then in zip(resident(), before, strict=True))
-            rows.append([*cells, f"{own:.0f} + {mapped:.0f}"])
+            rows.append([*cells, f"{(resident() - before) / written.size:.0f}"])
         index.close()
     print_table(title(options), [*HEADER, "resident bytes a vector"], rows)
 

@@ -161,7 +161,7 @@ def five_thousand(tmp_path_factory, made_model):
     made = layout.read_manifest(index_maker.write_index(folder / "made", made_model))
     version = folder / "index" / "v000001"
     version.parent.mkdir()
-    search.write(version, search.Gaussian(WIDTH), 5_000, 256, made, 0)
+    search.write(version, search.Gaussian(WIDTH), 5_000, 256, made)
     (folder / "index" / layout.CURRENT).write_text("v000001\n")
     with contextlib.closing(Cards(version / layout.CARDS, writable=True)) as cards, cards.change() as connection:
         kinds = ["rare" if n % 500 == 7 else f"kind {n % 10}" for n in range(5_000)]
