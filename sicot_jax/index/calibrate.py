@@ -31,7 +31,7 @@ def calibrate(folder: Path, split: Split, numbers: np.ndarray) -> Calibration | 
     try:
         known: list[Evidence] = []
         right: list[bool] = []
-        absent: list[Evidence] = []
+        absent: list[tuple[int, Evidence]] = []  # and the number of its photo
         engine = jax_engine(converted)
         embeddings = []
         for first in range(0, len(chosen), _BATCH):
@@ -40,24 +40,28 @@ def calibrate(folder: Path, split: Split, numbers: np.ndarray) -> Calibration | 
             for record, embedding, logits in zip(records, *engine(photos), strict=True):
                 product = int(numbers[record["class_id"]])
                 answered, alone = _both(index, embedding, logits, product)
+                if alone is not None:
+                    absent.append((len(known), alone))
                 known.append(answered[0])
                 right.append(answered[1] == product)
-                if alone is not None:
-                    absent.append(alone)
                 embeddings.append(embedding)
     finally:
         index.close()
     if not absent:
         return None
-    usual = typicality.fit(np.array(embeddings))
-    # Every photo counts as usual in the fit, as its own distance had a part in what is usual.
-    return unknown.fit(known, right, absent, typicality=usual)
+    photos = np.array(embeddings)
+    shares = typicality.shares_of_fitted(photos).tolist()
+    as_new = [dataclasses.replace(e, usual=share) for e, share in zip(known, shares, strict=True)]
+    without = [dataclasses.replace(e, usual=shares[number]) for number, e in absent]
+    return unknown.fit(as_new, right, without, typicality=typicality.fit(photos))
 
 
 def _both(
     index: EmbeddedIndex, embedding: np.ndarray, logits: np.ndarray, label: int
 ) -> tuple[tuple[Evidence, int], Evidence | None]:
-    """Evidence of the answer and its product; and of the answer if the photo's product were not there."""
+    """Evidence of the answer and its product; and of the answer if the photo's product were not there; how usual it is comes
+    later.
+    """
     offered = index.offered()
     near = index.nearest(embedding[None], recognition.NEIGHBOURS + 1)[0]
     numbers, shares = recognition.best_products(embedding, logits, offered, 1)

@@ -59,7 +59,26 @@ class Typicality:
 
 def fit(embeddings: np.ndarray) -> Typicality:
     """From embeddings [N, D] of photos as they come, N >= 4."""
-    fitted, others = np.asarray(embeddings[::2], np.float64), embeddings[1::2]
+    return _fit(embeddings[::2], embeddings[1::2])
+
+
+def shares_of_fitted(embeddings: np.ndarray) -> np.ndarray:
+    """[N, D] -> [N], the shares of the very photos of `fit` as if they were new ones: by what is fitted to the half that a
+    photo is not in, its own distance left out.
+    """
+    shares = np.empty(len(embeddings))
+    for half in (0, 1):
+        photos = embeddings[half::2]
+        made = _fit(embeddings[1 - half :: 2], photos)
+        own = np.searchsorted(made.distances, made.distance(photos))
+        others = (dataclasses.replace(made, distances=np.delete(made.distances, place)) for place in own)
+        shares[half::2] = [without.share(photo) for without, photo in zip(others, photos, strict=True)]
+    return shares
+
+
+def _fit(embeddings: np.ndarray, others: np.ndarray) -> Typicality:
+    """The Gaussian of embeddings, and the distances of others from it."""
+    fitted = np.asarray(embeddings, np.float64)
     mean = fitted.mean(0)
     count = min(DIRECTIONS, len(fitted) // 4, fitted.shape[1] - 1)
     _, lengths, directions = np.linalg.svd(fitted - mean, full_matrices=False)

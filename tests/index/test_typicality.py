@@ -36,3 +36,18 @@ def test_the_same_photo_again_and_again():
     made = typicality.fit(np.ones((50, 8)))
     assert made.share(np.ones(8)) == 1 and made.share(np.full(8, 2.0)) == pytest.approx(0, abs=1e-12)
     assert typicality.fit(np.zeros((50, 8))).share(np.zeros(8)) == 1
+
+
+def test_photos_of_the_fit_count_as_new_ones():
+    """By hand: the other half's Gaussian, and the rank among the photos of one's own half but oneself."""
+    embeddings = np.random.default_rng(0).normal(size=(40, 3)) * [1, 2, 3]
+    shares = typicality.shares_of_fitted(embeddings)
+    turned = embeddings.reshape(20, 2, 3)[:, ::-1].reshape(40, 3)
+    for half, made in ((0, typicality.fit(turned)), (1, typicality.fit(embeddings))):
+        distances = made.distance(embeddings[half::2])
+        order = np.argsort(-distances)
+        expected = np.empty(20)
+        expected[order] = np.arange(1, 21) / 20  # (1 + those farther) / (1 + others)
+        expected[order[0]] *= distances[order[1]] / distances[order[0]]
+        np.testing.assert_allclose(shares[half::2], expected, rtol=1e-9)
+    assert typicality.shares_of_fitted(embeddings[:39]).shape == (39,)
