@@ -30,7 +30,8 @@ CREATE TABLE photos (
   withdrawn INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX photos_of_product ON photos (product);
 CREATE INDEX photos_by_id ON photos (image_id);
-CREATE TABLE pictures (place INTEGER PRIMARY KEY, jpeg BLOB NOT NULL);
+CREATE TABLE pictures (place INTEGER PRIMARY KEY, product INTEGER NOT NULL REFERENCES products, jpeg BLOB NOT NULL);
+CREATE INDEX pictures_of_product ON pictures (product);
 CREATE TABLE rows (product INTEGER PRIMARY KEY, kernel BLOB NOT NULL, bias REAL NOT NULL);
 CREATE TABLE moved (product INTEGER PRIMARY KEY);
 CREATE TRIGGER category_changed AFTER UPDATE OF category ON products WHEN old.category <> new.category
@@ -38,11 +39,19 @@ CREATE TRIGGER category_changed AFTER UPDATE OF category ON products WHEN old.ca
 CREATE INDEX withdrawn_products ON products (product) WHERE withdrawn;
 CREATE INDEX withdrawn_photos ON photos (place) WHERE withdrawn;
 """
+# Few photos of a product can be shown, and there may be thousands of it: its card is read without a look at those.
+_CARD = """
+SELECT product, sku, title, tags, category, quality,
+  (SELECT json_group_array(place) FROM pictures JOIN photos USING (place)
+   WHERE pictures.product = products.product AND NOT photos.withdrawn)
+FROM products WHERE NOT withdrawn AND """
+_BY_NUMBER = "product IN (SELECT value FROM json_each(?))"
+_PIECE = 1000  # cards of a statement, where all are read
 
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """A card. `places`: its photos in the index's files; `pictures`: those of them that can be shown."""
+    """A card. `pictures`: places of those of its photos that can be shown, at most `PICTURES` that are offered."""
 
     product: int
     sku: str
@@ -50,7 +59,6 @@ class Product:
     tags: str
     category: str
     quality: dict[str, float]
-    places: list[int]
     pictures: list[int]
 
 
@@ -163,27 +171,19 @@ class Cards:
         return [row[0] if row else None for row in rows]
 
     def products(self, numbers: Sequence[int]) -> list[Product | None]:
-        """Cards; None for one that there is not, or not any more."""
-        return [self._product("product", int(number)) for number in numbers]
+        """Cards; None for one that there is not, or not any more. One statement, so that all are of one moment."""
+        wanted = json.dumps([int(number) for number in numbers])
+        found = {row[0]: _product(row) for row in self.connection.execute(_CARD + _BY_NUMBER, (wanted,))}
+        return [found.get(int(number)) for number in numbers]
 
     def product(self, sku: str) -> Product | None:
-        return self._product("sku", sku)
+        row = self.connection.execute(_CARD + "sku = ?", (sku,)).fetchone()
+        return _product(row) if row else None
 
-    def _product(self, column: str, value: Any) -> Product | None:
-        row = self.connection.execute(
-            f"SELECT product, sku, title, tags, category, quality FROM products WHERE {column} = ? AND NOT withdrawn",
-            (value,),
-        ).fetchone()
-        if row is None:
-            return None
-        photos = self.connection.execute(
-            "SELECT photos.place, pictures.place IS NOT NULL FROM photos LEFT JOIN pictures USING (place) "
-            "WHERE product = ? AND NOT withdrawn ORDER BY photos.place",
-            (row[0],),
-        ).fetchall()
-        number, sku, title, tags, card_category, quality = row
-        places, pictures = [p for p, _ in photos], [p for p, shown in photos if shown]
-        return Product(number, sku, title, tags, card_category, json.loads(quality), places, pictures)
+    def photos_of(self, number: int) -> int:
+        """How many are offered of a product."""
+        count = "SELECT count(*) FROM photos WHERE product = ? AND NOT withdrawn"
+        return self.connection.execute(count, (number,)).fetchone()[0]
 
     def picture(self, place: int) -> bytes | None:
         row = self.connection.execute("SELECT jpeg FROM pictures WHERE place = ?", (place,)).fetchone()
@@ -192,10 +192,14 @@ class Cards:
     def all_products(self) -> Iterator[Product]:
         """Every card that is offered, by number."""
         numbers = _integers(self.connection, "SELECT product FROM products WHERE NOT withdrawn ORDER BY 1")
-        for number in numbers.tolist():
-            found = self._product("product", number)
-            if found is not None:
-                yield found
+        for first in range(0, len(numbers), _PIECE):
+            found = self.products(numbers[first : first + _PIECE].tolist())
+            yield from (product for product in found if product is not None)
+
+
+def _product(row: tuple) -> Product:
+    number, sku, title, tags, category, quality, pictures = row
+    return Product(number, sku, title, tags, category, json.loads(quality), sorted(json.loads(pictures)))
 
 
 def put_products(
@@ -215,7 +219,7 @@ def put_photos(connection: sqlite3.Connection, photos: Iterable[tuple[int, int, 
     for place, product, image_id, jpeg in photos:
         connection.execute("INSERT INTO photos (place, product, image_id) VALUES (?, ?, ?)", (place, product, image_id))
         if jpeg is not None:
-            connection.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?)", (place, jpeg))
+            connection.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?)", (place, product, jpeg))
 
 
 def put_rows(

@@ -158,7 +158,7 @@ class _Adding:
         return self.cards.connection.execute(find, (image_id, number)).fetchone() is not None
 
     def _pictures(self, connection: sqlite3.Connection, number: int) -> int:
-        find = "SELECT count(*) FROM photos JOIN pictures USING (place) WHERE product = ? AND NOT withdrawn"
+        find = "SELECT count(*) FROM pictures JOIN photos USING (place) WHERE pictures.product = ? AND NOT withdrawn"
         return connection.execute(find, (number,)).fetchone()[0]
 
 

@@ -20,7 +20,7 @@ from sicot_jax.errors import InputError
 from sicot_jax.files import file_sha256
 from sicot_jax.index import layout
 
-FORMAT = 1
+FORMAT = 2
 PGVECTOR = (0, 8)  # scans that go on until enough lines pass a filter
 _ADDRESS = "postgresql://USER@HOST/DATABASE"
 _TABLES = """
@@ -33,13 +33,14 @@ CREATE TABLE photos (
   place integer PRIMARY KEY, product integer NOT NULL, image_id text NOT NULL, withdrawn boolean NOT NULL,
   code bit({bits}) NOT NULL, feature halfvec({width}) NOT NULL);
 ALTER TABLE photos ALTER feature SET STORAGE plain;
-CREATE TABLE pictures (place integer PRIMARY KEY, jpeg bytea NOT NULL);
+CREATE TABLE pictures (place integer PRIMARY KEY, product integer NOT NULL, jpeg bytea NOT NULL);
 CREATE TABLE rows (product integer PRIMARY KEY, kernel bytea NOT NULL, bias real NOT NULL);
 """
 # After the load: many times faster than line by line. A hash takes categories of any length.
 _INDEXES = """
 CREATE INDEX photos_by_code ON photos USING hnsw (code bit_hamming_ops);
 CREATE INDEX photos_of_product ON photos (product);
+CREATE INDEX pictures_of_product ON pictures (product);
 CREATE INDEX products_of_category ON products USING hash (category);
 ANALYZE products; ANALYZE photos; ANALYZE pictures; ANALYZE rows;
 """

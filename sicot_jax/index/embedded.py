@@ -133,6 +133,10 @@ class EmbeddedIndex:
         with _reading():
             return self.cards.product(sku)
 
+    def photos_of(self, number: int) -> int:
+        with _reading():
+            return self.cards.photos_of(number)
+
     def picture(self, place: int) -> bytes | None:
         with _reading():
             return self.cards.picture(place)

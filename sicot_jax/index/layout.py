@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from sicot_jax.errors import InputError
 from sicot_jax.files import read_json, write_json
 
-FORMAT = 1
+FORMAT = 2
 CURRENT, BUILDING, LOCK = "current", ".building", ".lock"
 MANIFEST, CARDS, FEATURES, CODES, OWNERS = "manifest.json", "cards.sqlite", "features.f16", "codes.u8", "owners.i32"
 CODEBOOK, IMPRINT, UNKNOWN = "codebook.npz", "imprint.npz", "unknown.json"

@@ -42,9 +42,8 @@ ORDER BY similarity DESC, place LIMIT %(k)s
 """
 _CARD = """
 SELECT product, sku, title, tags, category, quality,
-  ARRAY(SELECT place FROM photos WHERE photos.product = products.product AND NOT withdrawn ORDER BY place),
-  ARRAY(SELECT place FROM photos JOIN pictures USING (place)
-        WHERE photos.product = products.product AND NOT withdrawn ORDER BY place)
+  ARRAY(SELECT place FROM pictures JOIN photos USING (place)
+        WHERE pictures.product = products.product AND NOT photos.withdrawn ORDER BY place)
 FROM products WHERE NOT withdrawn AND """
 
 
@@ -180,6 +179,11 @@ class PostgresIndex:
         with self._connection() as connection:
             row = connection.execute(_CARD + "sku = %s", [sku]).fetchone()
         return Product(*row) if row else None
+
+    def photos_of(self, number: int) -> int:
+        with self._connection() as connection:
+            count = "SELECT count(*) FROM photos WHERE product = %s AND NOT withdrawn"
+            return connection.execute(count, [number]).fetchall()[0][0]
 
     def picture(self, place: int) -> bytes | None:
         with self._connection() as connection:

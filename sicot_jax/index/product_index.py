@@ -63,6 +63,10 @@ class ProductIndex(Protocol):
 
     def product(self, sku: str) -> Product | None: ...
 
+    def photos_of(self, number: int) -> int:
+        """How many are offered of a product."""
+        ...
+
     def picture(self, place: int) -> bytes | None: ...
 
     def refresh(self) -> bool:

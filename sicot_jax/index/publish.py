@@ -137,8 +137,8 @@ def _add_photos(connection: psycopg.Connection, stored: sqlite3.Connection, vect
     _load(
         connection,
         "pictures",
-        stored.execute("SELECT place, jpeg FROM pictures WHERE place >= ? ORDER BY place", (first,)),
-        ["int4", "bytea"],
+        stored.execute("SELECT place, product, jpeg FROM pictures WHERE place >= ? ORDER BY place", (first,)),
+        ["int4", "int4", "bytea"],
     )
     return added
 

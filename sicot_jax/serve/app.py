@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-import numpy as np
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -256,10 +255,17 @@ def _add_routes(app: FastAPI) -> None:
     @app.get("/v1/products/{sku:path}", tags=["products"], responses={404: _ERRORS[400]})
     async def product(request: Request, sku: str) -> dict[str, Any]:
         """A product's card."""
-        found = await _read(request, lambda index: index.product(sku))
+
+        def read(index: ProductIndex) -> dict[str, Any] | None:
+            product = index.product(sku)
+            if product is None:
+                return None
+            return {**_card(product), "quality": product.quality, "photos": index.photos_of(product.product)}
+
+        found = await _read(request, read)
         if found is None:
             raise HTTPException(404, f"no product {sku[:60]!r}")
-        return {**_card(found), "quality": found.quality, "photos": len(found.places)}
+        return found
 
     @app.post("/v1/events", tags=["events"], status_code=202, responses={**_ERRORS, 404: _ERRORS[400]})
     async def events(request: Request) -> dict[str, int]:
@@ -437,4 +443,4 @@ def _scored(scored: Scored, name: str) -> dict[str, Any]:
     if scored.place in scored.product.pictures:  # the nearest photo first
         number = scored.product.pictures.index(scored.place)
         card["images"].insert(0, card["images"].pop(number))
-    return {**card, name: float(np.round(scored.score, 6))}
+    return {**card, name: round(scored.score, 6)}

@@ -72,7 +72,7 @@ def test_more_photos_of_a_product_keep_its_card(index, tmp_path):
     cards = Cards(layout.current_version(index) / layout.CARDS)
     product = cards.product(sku(1))
     assert (product.title, product.tags, product.category) == (f"title {sku(1)}", "new tag", "kind 1")
-    assert len(product.places) == PHOTOS + 2 and len(product.pictures) == PHOTOS
+    assert cards.photos_of(product.product) == PHOTOS + 2 and len(product.pictures) == PHOTOS
     cards.close()
 
 
@@ -83,7 +83,7 @@ def test_a_withdrawn_product_comes_back_with_its_photos(index, tmp_path):
     change.add(index, feed(tmp_path / "feed", [2], photos=1))
     assert offered_of(index)["products"] == PRODUCTS
     opened = EmbeddedIndex(layout.current_version(index))
-    assert len(opened.product(sku(2)).places) == PHOTOS + 1
+    assert opened.photos_of(opened.product(sku(2)).product) == PHOTOS + 1
     opened.close()
 
 
@@ -153,7 +153,7 @@ def test_photos_are_withdrawn_alone(index):
     (image_id,) = cards.connection.execute("SELECT image_id FROM photos WHERE place = 0").fetchone()
     product = cards.connection.execute("SELECT product FROM photos WHERE place = 0").fetchone()[0]
     assert change.remove(index, [], photos=[image_id]) == 1
-    assert cards.products([product])[0].places == [1, 2, 3]
+    assert cards.photos_of(product) == 3 and 0 not in cards.products([product])[0].pictures
     cards.close()
     opened = EmbeddedIndex(version)
     feature = np.asarray(opened._view.features[0], np.float32)

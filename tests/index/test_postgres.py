@@ -229,7 +229,9 @@ def test_changes_are_seen_once_they_are_published(index, url, tmp_path):
             assert copy.counts() == files.counts()
             everything = range(PRODUCTS + 1)
             assert copy.products(everything) == files.products(everything)
-            assert copy.product(sku(3)).quality == {"price": 2.5} and len(copy.product(sku(1)).places) == PHOTOS + 1
+            assert (
+                copy.product(sku(3)).quality == {"price": 2.5} and copy.photos_of(1) == files.photos_of(1) == PHOTOS + 1
+            )
             for category in (None, "fresh", "kind 0", "kind 1"):
                 mine, theirs = (one.nearest(queries(), 9, category=category) for one in (copy, files))
                 assert [[n.place for n in found] for found in mine] == [[n.place for n in found] for found in theirs]
