@@ -77,23 +77,23 @@ def answer(
 ) -> Answer:
     """The k most probable products and as many similar ones as asked for, of one `category` where it is given."""
     offered = index.offered()
+    near = index.nearest(embedding[None], max(similar, NEIGHBOURS if k else 0))[0]
+    shown = near[:similar] if category is None else index.nearest(embedding[None], similar, category=category)[0]
     for _ in range(_TRIES):
         numbers, shares = best_products(embedding, logits, offered, k)
-        best = index.products(numbers.tolist())
+        cards = index.products([*numbers.tolist(), *(neighbour.product for neighbour in shown)])  # all at once
+        best, others = cards[: len(numbers)], cards[len(numbers) :]
         gone = [number for number, card in zip(numbers.tolist(), best, strict=True) if card is None]
         if not gone:
             break
         # Withdrawn a moment ago: nothing may be said of it, and its share belongs to the others.
         offered = dataclasses.replace(offered, withdrawn=np.union1d(offered.withdrawn, gone))
-    near = index.nearest(embedding[None], max(similar, NEIGHBOURS if k else 0))[0]
     certainty = None
     if calibration and len(numbers):
         certainty = calibration.certainty(evidence(numbers, shares, near[:NEIGHBOURS], calibration.usual(embedding)))
-    shown = near[:similar] if category is None else index.nearest(embedding[None], similar, category=category)[0]
-    cards = index.products([neighbour.product for neighbour in shown])
     return Answer(
         [Scored(p, float(s)) for p, s in zip(best, shares, strict=True) if p is not None],
-        [Scored(p, n.similarity, n.place) for p, n in zip(cards, shown, strict=True) if p is not None],
+        [Scored(p, n.similarity, n.place) for p, n in zip(others, shown, strict=True) if p is not None],
         certainty,
         None if calibration is None or certainty is None else certainty >= calibration.threshold,
     )

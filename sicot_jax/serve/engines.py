@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import importlib.util
 import statistics
@@ -16,6 +17,7 @@ from sicot_jax.errors import InputError
 from sicot_jax.index import layout
 from sicot_jax.preprocessing import Preprocessing
 from sicot_jax.recognizer import Engine, jax_engine, onnx_engine
+from sicot_jax.serve.batcher import IN_FLIGHT
 
 KINDS = ("onnx", "jax")
 _ROUNDS = 5
@@ -24,7 +26,9 @@ _GAIN = 0.1  # a larger batch has to save this share of the time of a photo
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """An engine with every batch size compiled. milliseconds: batch size -> median of a call."""
+    """An engine with every batch size compiled. milliseconds: batch size -> median of a call, where `IN_FLIGHT` of them share
+    the machine, divided by that number.
+    """
 
     kind: str
     run: Engine
@@ -38,18 +42,18 @@ def choose(version: Path, kind: str = "auto", *, largest: int = 32, threads: int
     """The engine of an index's model that answers one photo soonest, or the one that `kind` names.
 
     `Chosen.largest` is the batch size, up to `largest`, from which on twice and four times as many photos gain less than a
-    tenth of the time of each; larger ones are not tried. InputError where no engine can be loaded.
+    tenth of the time of each, called as under load; larger ones are not tried. InputError where no engine can be loaded.
     """
     converted = folders.read_converted(version / layout.MODEL)
     loaded = _load(version, kind, threads)
     shape = converted.preprocessing.height, converted.preprocessing.width, 3
-    alone = {name: _milliseconds(engine, shape, 1) for name, engine in loaded.items()}
+    alone = {name: _milliseconds(engine, shape, 1, at_once=1) for name, engine in loaded.items()}
     name = min(alone, key=lambda name: alone[name])
-    engine, sizes = loaded[name], {1: alone[name]}
-    size, use = 1, 1
+    engine = loaded[name]
+    sizes, size, use = {1: _milliseconds(engine, shape, 1, at_once=IN_FLIGHT)}, 1, 1
     while 2 * size <= min(largest, 4 * use):
         size *= 2
-        sizes[size] = _milliseconds(engine, shape, size)
+        sizes[size] = _milliseconds(engine, shape, size, at_once=IN_FLIGHT)
         if sizes[size] / size < (1 - _GAIN) * sizes[use] / use:
             use = size
     return Chosen(name, engine, converted.preprocessing, converted.model.classes, sizes, use)
@@ -80,12 +84,14 @@ def _load(version: Path, kind: str, threads: int) -> dict[str, Engine]:
     return {name: makers[name]() for name in check(version, kind)}
 
 
-def _milliseconds(engine: Engine, shape: tuple[int, ...], size: int) -> float:
+def _milliseconds(engine: Engine, shape: tuple[int, ...], size: int, *, at_once: int) -> float:
+    """Of a call, each from a thread of its own: the time of all of them, divided by their number."""
     photos = np.zeros((size, *shape), np.uint8)
     engine(photos)  # compiles
     times = []
-    for _ in range(_ROUNDS):
-        start = time.perf_counter()
-        engine(photos)
-        times.append(time.perf_counter() - start)
+    with concurrent.futures.ThreadPoolExecutor(at_once) as threads:
+        for _ in range(_ROUNDS):
+            start = time.perf_counter()
+            list(threads.map(engine, [photos] * at_once))
+            times.append((time.perf_counter() - start) / at_once)
     return statistics.median(times) * 1e3

@@ -62,5 +62,5 @@ def test_manifests_that_are_none(tmp_path):
     with pytest.raises(InputError, match="wanted the manifest of a product index"):
         layout.read_manifest(tmp_path)
     (tmp_path / layout.MANIFEST).write_text('{"format": 99}')
-    with pytest.raises(InputError, match="format 99, this version reads 1; build the index again"):
+    with pytest.raises(InputError, match=f"format 99, this version reads {layout.FORMAT}; build the index again"):
         layout.read_manifest(tmp_path)

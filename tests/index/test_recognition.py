@@ -85,7 +85,7 @@ class Many:
         return [[Neighbour(number, number, 1 - number / 100) for number in range(k)]]
 
     def products(self, numbers):
-        return [None if n in self.missing else Product(n, f"sku-{n}", "", "", "", {}, [], []) for n in numbers]
+        return [None if n in self.missing else Product(n, f"sku-{n}", "", "", "", {}, []) for n in numbers]
 
 
 def test_how_sure_an_answer_is_does_not_depend_on_what_else_is_asked_for():

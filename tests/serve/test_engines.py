@@ -1,5 +1,8 @@
 """Which engine and which batches are chosen, by times that are given; and the quiet that the times are measured in."""
 
+import threading
+import time
+
 import pytest
 from index_maker import PRODUCTS
 
@@ -13,7 +16,7 @@ def chosen(index, monkeypatch):
 
     def choose(times, **more):
         monkeypatch.setattr(engines, "_load", lambda version, kind, threads: {name: name for name in times})
-        monkeypatch.setattr(engines, "_milliseconds", lambda engine, shape, size: times[engine](size))
+        monkeypatch.setattr(engines, "_milliseconds", lambda engine, shape, size, at_once: times[engine](size))
         return engines.choose(layout.current_version(index), **more)
 
     return choose
@@ -39,6 +42,27 @@ def test_no_batch_is_larger_than_allowed(chosen):
     for largest in (4, 7):
         found = chosen({"onnx": lambda size: 10.0}, largest=largest)
         assert found.largest == 4 and list(found.milliseconds) == [1, 2, 4]
+
+
+def test_calls_at_once_share_their_time():
+    """Two of 40 ms each, together: 20 a call. The first one, which compiles, is alone."""
+    running = []
+
+    def engine(photos):
+        running.append(threading.current_thread())
+        time.sleep(0.04)
+
+    assert 20 <= engines._milliseconds(engine, (2, 2, 3), 4, at_once=2) < 40
+    assert running[0] is threading.main_thread() and threading.main_thread() not in running[1:]
+
+
+def test_an_engine_that_fails_is_not_timed():
+    def engine(photos):
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        engines._milliseconds(engine, (2, 2, 3), 4, at_once=2)
 
 
 def test_numpys_threads_are_held(index):

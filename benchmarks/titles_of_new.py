@@ -1,0 +1,188 @@
+"""Whether the title of a product that came after training makes its row of the classifier better.
+
+Command:  python -m benchmarks.titles_of_new --out DIR --seeds S ...        (DIR, its runs and indexes: benchmarks.unseen)
+
+A row's direction is m - g, the mean of a product's unit embeddings less the mean over known products (sicot_jax/imprint). A
+title foretells it by ridge regression from the words of known products' titles and their category: t. Of n photos and a title
+it is (n (m - g) + k t) / (n + k): what the posterior mean would be of photos scattered around a direction, and directions
+around what titles foretell, where k = variance of a photo around its product / variance of a product around its title, both of
+the known products, titles by products left out. Half of k is tried, too.
+
+A row can win more photos of new products by a higher bias, at the cost of old ones; so rows of photos alone come with several
+biases, and a title is worth something where no bias gets as much at the same cost. Intervals: as benchmarks.unseen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import timing
+from benchmarks.unseen import ADDED, Asked, asked, interval, photos_of
+from sicot_jax import imprint
+from sicot_jax.catalog.opening import open_catalog
+from sicot_jax.config import DataConfig
+from sicot_jax.index import layout
+from sicot_jax.index.cards import Cards
+from sicot_jax.index.vectors import Vectors, unit
+
+PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0)
+BIASES = (0.0, 0.25, 0.5)
+FOLDS = 5
+_ENOUGH = 20  # photos, from which on a product's mean counts in full
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """Of titles and categories, those of at least two known products."""
+
+    number: dict[str, int]
+
+    @classmethod
+    def of(cls, texts: list[list[str]]) -> Words:
+        count = Counter(word for text in texts for word in set(text))
+        return cls({word: i for i, word in enumerate(sorted(word for word in count if count[word] > 1))})
+
+    def rows(self, texts: list[list[str]]) -> np.ndarray:
+        """[N, words], of length 1."""
+        found = np.zeros((len(texts), len(self.number)))
+        for row, text in zip(found, texts, strict=True):
+            row[[self.number[word] for word in set(text) if word in self.number]] = 1
+        return unit(found)
+
+
+def words_of(title: str, category: str) -> list[str]:
+    return [*re.findall(r"\w+", title.lower()), f"category: {category}"]
+
+
+def ridge(words: np.ndarray, directions: np.ndarray, weight: np.ndarray, penalty: float) -> np.ndarray:
+    """[N, W], [N, D], [N] -> [W, D]."""
+    weighted = words * weight[:, None]
+    return np.linalg.solve(words.T @ weighted + penalty * np.eye(words.shape[1]), weighted.T @ directions)
+
+
+@dataclasses.dataclass(frozen=True)
+class Foretold:
+    """Directions that titles foretell, and how many photos a title is worth."""
+
+    words: Words
+    mean: np.ndarray
+    weights: np.ndarray
+    photos: float
+    explained: float  # share of the variance of directions, products left out
+
+    def __call__(self, texts: list[list[str]]) -> np.ndarray:
+        return (self.words.rows(texts) - self.mean) @ self.weights
+
+
+def foretell(texts: list[list[str]], directions: np.ndarray, photos: np.ndarray, within: float) -> Foretold:
+    """From known products; `within`: variance of a photo around its product."""
+    words = Words.of(texts)
+    rows = words.rows(texts)
+    mean, weight = rows.mean(0), np.minimum(photos, _ENOUGH) / _ENOUGH
+    rows = rows - mean
+    fold = np.random.default_rng(0).integers(0, FOLDS, len(rows))
+
+    def apart(penalty: float) -> float:
+        left_out = np.zeros_like(directions)
+        for number in range(FOLDS):
+            out = fold == number
+            left_out[out] = rows[out] @ ridge(rows[~out], directions[~out], weight[~out], penalty)
+        return float(np.average(np.square(directions - left_out).sum(1), weights=weight))
+
+    around = {penalty: apart(penalty) for penalty in PENALTIES}
+    penalty = min(around, key=lambda p: around[p])
+    whole = float(np.average(np.square(directions).sum(1), weights=weight))
+    of_title = max(around[penalty] - within * float(np.average(1 / photos, weights=weight)), 1e-6)
+    weights = ridge(rows, directions, weight, penalty)
+    return Foretold(words, mean, weights, within / of_title, 1 - around[penalty] / whole)
+
+
+@dataclasses.dataclass(frozen=True)
+class Right:
+    """Photos whose best product is the right one: of new products, of old ones, and of old ones before."""
+
+    new: np.ndarray
+    old: np.ndarray
+    before: np.ndarray
+
+
+def of_seed(out: Path, seed: int) -> tuple[dict[tuple[str, str], Right], list[np.ndarray], str]:
+    version = layout.current_version(out / f"index-{seed}")
+    manifest = layout.read_manifest(version)
+    vectors = Vectors(version, manifest.width, manifest.bits)
+    features = np.asarray(vectors.mapped(layout.FEATURES, manifest.photos), np.float32)
+    owners = np.asarray(vectors.mapped(layout.OWNERS, manifest.photos))
+    known, means = imprint.mean_directions(features, owners)
+    cards = Cards(version / layout.CARDS)
+    named = [card for card in cards.products(known.tolist()) if card is not None]
+    cards.close()
+    photos = np.bincount(owners)[known]
+    centre = means.mean(0)
+    spread = np.square(features - means[np.searchsorted(known, owners)]).sum() / (len(features) - len(known))
+    title = foretell([words_of(c.title, c.category) for c in named], means - centre, photos, float(spread))
+
+    with (out / f"new-{max(ADDED)}.csv").open(newline="") as file:
+        listed = list(csv.DictReader(file))
+    skus = sorted({row["sku"] for row in listed})
+    shown = asked(version, (((out / row["image"]).read_bytes(), row["sku"]) for row in listed))
+    first = {sku: next(row for row in listed if row["sku"] == sku) for sku in skus}
+    texts = title([words_of(first[sku]["title"], first[sku]["category"]) for sku in skus])
+    seen = unit(shown.embeddings)
+    made_with = imprint.load(version / layout.IMPRINT)
+
+    old = asked(version, photos_of(open_catalog(DataConfig(source="imported", path=str(out / "catalog")))))
+    files = json.loads((out / "asked.json").read_text())["unseen SKUs"]
+    new = asked(version, (((out / "photos" / file).read_bytes(), sku) for file, sku in files))
+    names = np.array([*(card.sku for card in named), *skus])
+
+    def right(photos: Asked, rows: np.ndarray, bias: float) -> np.ndarray:
+        logits = np.concatenate([photos.logits[:, known], photos.embeddings @ rows.T + bias], 1)
+        return names[logits.argmax(1)] == photos.sku
+
+    before = names[old.logits[:, known].argmax(1)] == old.sku
+    found = {}
+    for count in (0, *ADDED):
+        apart = np.array([seen[shown.sku == sku][:count].mean(0) if count else centre for sku in skus]) - centre
+        ways = {f"photos, bias + {bias}" if bias else "photos": (0.0, bias) for bias in BIASES} if count else {}
+        ways |= {"photos and title, k / 2": (title.photos / 2, 0.0), "photos and title, k": (title.photos, 0.0)}
+        for name, (worth, bias) in ways.items() if count else [("title", (1.0, 0.0))]:
+            rows = made_with.rows((count * apart + worth * texts) / (count + worth) + made_with.centre)
+            bias += made_with.bias
+            found[str(count), name] = Right(right(new, rows, bias), right(old, rows, bias), before)
+    return found, [new.sku, old.sku], f"seed {seed}: k = {title.photos:.2f}, R^2 {title.explained:.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options = parser.parse_args()
+    timing.print_machine()
+    found, groups, told = zip(*(of_seed(options.out, seed) for seed in options.seeds), strict=True)
+    print("; ".join(told))
+
+    def cell(key: tuple[str, str], old: bool) -> str:
+        def statistic(weights: list[np.ndarray], seed: int) -> float:
+            right = found[seed][key]
+            values = right.old.astype(float) - right.before if old else right.new.astype(float)
+            return float(np.average(values, weights=weights[0]))
+
+        middle, low, high = (100 * x for x in interval(statistic, [groups[0][int(old)]], len(options.seeds)))
+        return f"{middle:.1f} [{low:.1f}, {high:.1f}]"
+
+    rows = [[*key, cell(key, False), cell(key, True)] for key in found[0]]
+    timing.print_table(
+        "Top-1 accuracy, %", ["photos of each", "row from", "new products", "old products, change"], rows
+    )
+
+
+if __name__ == "__main__":
+    main()
