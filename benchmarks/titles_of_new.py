@@ -4,12 +4,11 @@ Command:  python -m benchmarks.titles_of_new --out DIR --seeds S ...        (DIR
 
 A row's direction is m - g, the mean of a product's unit embeddings less the mean over known products (sicot_jax/imprint). A
 title foretells it by ridge regression from the words of known products' titles and their category: t. Of n photos and a title
-it is (n (m - g) + k t) / (n + k): what the posterior mean would be of photos scattered around a direction, and directions
-around what titles foretell, where k = variance of a photo around its product / variance of a product around its title, both of
-the known products, titles by products left out. Half of k is tried, too.
+it is (n (m - g) + k t) / (n + k), a title that is worth k photos.
 
 A row can win more photos of new products by a higher bias, at the cost of old ones; so rows of photos alone come with several
-biases, and a title is worth something where no bias gets as much at the same cost. Intervals: as benchmarks.unseen.
+biases, and a title is worth something where no bias gets as much at the same cost. Intervals: as benchmarks.unseen, those of
+differences in pairs.
 """
 
 from __future__ import annotations
@@ -34,8 +33,10 @@ from sicot_jax.index.cards import Cards
 from sicot_jax.index.vectors import Vectors, unit
 
 PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0)
-BIASES = (0.0, 0.25, 0.5)
+BIASES = (0.0, 0.1, 0.25)
+WORTH = (0.5, 1.0, 2.0)  # photos
 FOLDS = 5
+PHOTOS = "photos"
 _ENOUGH = 20  # photos, from which on a product's mean counts in full
 
 
@@ -70,20 +71,19 @@ def ridge(words: np.ndarray, directions: np.ndarray, weight: np.ndarray, penalty
 
 @dataclasses.dataclass(frozen=True)
 class Foretold:
-    """Directions that titles foretell, and how many photos a title is worth."""
+    """Directions that titles foretell. explained: share of their variance, products left out."""
 
     words: Words
     mean: np.ndarray
     weights: np.ndarray
-    photos: float
-    explained: float  # share of the variance of directions, products left out
+    explained: float
 
     def __call__(self, texts: list[list[str]]) -> np.ndarray:
         return (self.words.rows(texts) - self.mean) @ self.weights
 
 
-def foretell(texts: list[list[str]], directions: np.ndarray, photos: np.ndarray, within: float) -> Foretold:
-    """From known products; `within`: variance of a photo around its product."""
+def foretell(texts: list[list[str]], directions: np.ndarray, photos: np.ndarray) -> Foretold:
+    """From known products and the numbers of their photos."""
     words = Words.of(texts)
     rows = words.rows(texts)
     mean, weight = rows.mean(0), np.minimum(photos, _ENOUGH) / _ENOUGH
@@ -100,9 +100,7 @@ def foretell(texts: list[list[str]], directions: np.ndarray, photos: np.ndarray,
     around = {penalty: apart(penalty) for penalty in PENALTIES}
     penalty = min(around, key=lambda p: around[p])
     whole = float(np.average(np.square(directions).sum(1), weights=weight))
-    of_title = max(around[penalty] - within * float(np.average(1 / photos, weights=weight)), 1e-6)
-    weights = ridge(rows, directions, weight, penalty)
-    return Foretold(words, mean, weights, within / of_title, 1 - around[penalty] / whole)
+    return Foretold(words, mean, ridge(rows, directions, weight, penalty), 1 - around[penalty] / whole)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,9 +123,9 @@ def of_seed(out: Path, seed: int) -> tuple[dict[tuple[str, str], Right], list[np
     named = [card for card in cards.products(known.tolist()) if card is not None]
     cards.close()
     photos = np.bincount(owners)[known]
-    centre = means.mean(0)
-    spread = np.square(features - means[np.searchsorted(known, owners)]).sum() / (len(features) - len(known))
-    title = foretell([words_of(c.title, c.category) for c in named], means - centre, photos, float(spread))
+    made_with = imprint.load(version / layout.IMPRINT)
+    centre = made_with.centre
+    title = foretell([words_of(c.title, c.category) for c in named], means - centre, photos)
 
     with (out / f"new-{max(ADDED)}.csv").open(newline="") as file:
         listed = list(csv.DictReader(file))
@@ -136,7 +134,6 @@ def of_seed(out: Path, seed: int) -> tuple[dict[tuple[str, str], Right], list[np
     first = {sku: next(row for row in listed if row["sku"] == sku) for sku in skus}
     texts = title([words_of(first[sku]["title"], first[sku]["category"]) for sku in skus])
     seen = unit(shown.embeddings)
-    made_with = imprint.load(version / layout.IMPRINT)
 
     old = asked(version, photos_of(open_catalog(DataConfig(source="imported", path=str(out / "catalog")))))
     files = json.loads((out / "asked.json").read_text())["unseen SKUs"]
@@ -151,13 +148,13 @@ def of_seed(out: Path, seed: int) -> tuple[dict[tuple[str, str], Right], list[np
     found = {}
     for count in (0, *ADDED):
         apart = np.array([seen[shown.sku == sku][:count].mean(0) if count else centre for sku in skus]) - centre
-        ways = {f"photos, bias + {bias}" if bias else "photos": (0.0, bias) for bias in BIASES} if count else {}
-        ways |= {"photos and title, k / 2": (title.photos / 2, 0.0), "photos and title, k": (title.photos, 0.0)}
+        ways = {f"photos, bias + {bias}" if bias else PHOTOS: (0.0, bias) for bias in BIASES}
+        ways |= {f"photos and title, worth {worth:g}": (worth, 0.0) for worth in WORTH}
         for name, (worth, bias) in ways.items() if count else [("title", (1.0, 0.0))]:
             rows = made_with.rows((count * apart + worth * texts) / (count + worth) + made_with.centre)
             bias += made_with.bias
             found[str(count), name] = Right(right(new, rows, bias), right(old, rows, bias), before)
-    return found, [new.sku, old.sku], f"seed {seed}: k = {title.photos:.2f}, R^2 {title.explained:.2f}"
+    return found, [new.sku, old.sku], f"seed {seed}: R^2 {title.explained:.2f}"
 
 
 def main() -> None:
@@ -169,19 +166,30 @@ def main() -> None:
     found, groups, told = zip(*(of_seed(options.out, seed) for seed in options.seeds), strict=True)
     print("; ".join(told))
 
-    def cell(key: tuple[str, str], old: bool) -> str:
+    def cell(key: tuple[str, str], old: bool, less: tuple[str, str] | None = None) -> str:
         def statistic(weights: list[np.ndarray], seed: int) -> float:
-            right = found[seed][key]
-            values = right.old.astype(float) - right.before if old else right.new.astype(float)
-            return float(np.average(values, weights=weights[0]))
+            one, other = found[seed][key], found[seed][less] if less else None
+            before = one.before if old else np.zeros(len(one.new))
+            right = (one.old if old else one.new) - (before if other is None else other.old if old else other.new) * 1.0
+            return float(np.average(right, weights=weights[0]))
 
         middle, low, high = (100 * x for x in interval(statistic, [groups[0][int(old)]], len(options.seeds)))
         return f"{middle:.1f} [{low:.1f}, {high:.1f}]"
 
-    rows = [[*key, cell(key, False), cell(key, True)] for key in found[0]]
-    timing.print_table(
-        "Top-1 accuracy, %", ["photos of each", "row from", "new products", "old products, change"], rows
-    )
+    rows = []
+    for key in found[0]:
+        photos = (key[0], PHOTOS)
+        pairs = [cell(key, old, photos) for old in (False, True)] if photos in found[0] and key != photos else ["", ""]
+        rows.append([*key, cell(key, False), cell(key, True), *pairs])
+    header = [
+        "photos of each",
+        "row from",
+        "new products",
+        "old products, change",
+        "new, less photos",
+        "old, less photos",
+    ]
+    timing.print_table("Top-1 accuracy, %", header, rows)
 
 
 if __name__ == "__main__":

@@ -160,7 +160,8 @@ def _begin(folder: Path, found: Exported, source: _Source, bits: int) -> str:
     write_recognizer(written, found)
     folders.write_manifest(written, {})
     model = file_sha256(written / folders.WEIGHTS)
-    same = {"model": model, "data": source.catalog.data_hash, "bits": bits, "version": sicot_jax.__version__}
+    written_by = {"format": layout.FORMAT, "version": sicot_jax.__version__}
+    same = {**written_by, "model": model, "data": source.catalog.data_hash, "bits": bits}
     if mark.exists():
         if read_json(mark, "what a build left behind") == same:
             shutil.rmtree(written)

@@ -154,7 +154,8 @@ class _Adding:
             yield numbers[sku], sku, title, tags, category, quality
 
     def _is_there(self, number: int, image_id: str) -> bool:
-        find = "SELECT 1 FROM photos WHERE image_id = ? AND product = ? AND NOT withdrawn"
+        # "+": no look at the product's own photos, of which there may be thousands.
+        find = "SELECT 1 FROM photos WHERE image_id = ? AND +product = ? AND NOT withdrawn"
         return self.cards.connection.execute(find, (image_id, number)).fetchone() is not None
 
     def _pictures(self, connection: sqlite3.Connection, number: int) -> int:

@@ -71,8 +71,8 @@ class EmbeddedIndex:
         later: dict[str, list[int]] = {}
         for place, category in self._watch.connection.execute(
             "SELECT place, category FROM photos JOIN products USING (product) WHERE place >= ? AND place < ? "
-            "UNION ALL SELECT place, category FROM photos JOIN products USING (product) JOIN moved USING (product) "
-            "WHERE place < ? ORDER BY place",
+            "UNION ALL SELECT place, category FROM moved CROSS JOIN photos USING (product) JOIN products USING (product) "
+            "WHERE place < ? ORDER BY place",  # CROSS: few have moved, so begin with them
             (self.manifest.photos, state.places, self.manifest.photos),
         ):
             later.setdefault(category, []).append(place)

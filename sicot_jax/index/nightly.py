@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def nightly(manifest: Path, catalog: Path, workdir: Path, index: Path, *, report
         raise InputError(f"{workdir}: trained on {run.config.data.source} data, wanted a run on an imported catalogue")
     data_hash = read_description(newest_version(catalog))["data_hash"]
     before = _skus(index)
-    made_from = None if before is None else layout.read_manifest(layout.current_version(index))
+    made_from = None if before is None else _made_from(index)
     trained = file_sha256(workdir / "results.json") if (workdir / "results.json").exists() else ""
     switched = made_from is None or (made_from.data, made_from.trained) != (data_hash, trained)
     if switched:
@@ -80,6 +81,15 @@ def nightly(manifest: Path, catalog: Path, workdir: Path, index: Path, *, report
         report.parent.mkdir(parents=True, exist_ok=True)
         write_json(report, stored)
     return night
+
+
+def _made_from(index: Path) -> layout.Manifest | None:
+    """The manifest of the version in use; None where this version of the software cannot read it: it is built again."""
+    try:
+        return layout.read_manifest(layout.current_version(index))
+    except InputError as error:
+        print(f"{error}; done now", file=sys.stderr)
+        return None
 
 
 def _skus(index: Path) -> tuple[set[str], int] | None:

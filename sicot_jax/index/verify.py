@@ -65,6 +65,11 @@ def _of_cards(folder: Path, manifest: layout.Manifest, cards: Cards, codebook: C
     orphans = connection.execute("SELECT count(*) FROM photos LEFT JOIN products USING (product) WHERE sku IS NULL")
     if count := orphans.fetchone()[0]:
         faults.append(f"{layout.CARDS}: {count} photos of no product")
+    others = connection.execute(
+        "SELECT count(*) FROM pictures LEFT JOIN photos USING (place) WHERE photos.product IS NOT pictures.product"
+    )
+    if count := others.fetchone()[0]:
+        faults.append(f"{layout.CARDS}: {count} pictures of another product than their photos")
     for first in range(0, state.places, _LINES):
         part = slice(first, first + _LINES)
         rows = connection.execute(

@@ -198,7 +198,9 @@ def _add_routes(app: FastAPI) -> None:
 
     @app.get("/readyz", tags=["operation"])
     async def readyz(request: Request) -> dict[str, Any]:
-        """Model and index are loaded, every batch size compiled."""
+        """Model and index are loaded, every batch size compiled. milliseconds: of a call of each size, where two calls share
+        the machine, divided by two: what a batch costs under load, not how long one waits for it.
+        """
         loaded = _state(request).current.live
         chosen = loaded.chosen
         return {

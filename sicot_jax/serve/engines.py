@@ -21,6 +21,7 @@ from sicot_jax.serve.batcher import IN_FLIGHT
 
 KINDS = ("onnx", "jax")
 _ROUNDS = 5
+_ROUNDS_AT_ONCE = 3
 _GAIN = 0.1  # a larger batch has to save this share of the time of a photo
 
 
@@ -90,7 +91,7 @@ def _milliseconds(engine: Engine, shape: tuple[int, ...], size: int, *, at_once:
     engine(photos)  # compiles
     times = []
     with concurrent.futures.ThreadPoolExecutor(at_once) as threads:
-        for _ in range(_ROUNDS):
+        for _ in range(_ROUNDS if at_once == 1 else _ROUNDS_AT_ONCE):
             start = time.perf_counter()
             list(threads.map(engine, [photos] * at_once))
             times.append((time.perf_counter() - start) / at_once)

@@ -18,7 +18,7 @@ from sicot_jax.catalog import opening
 from sicot_jax.catalog.catalog import ClassTable
 from sicot_jax.convert import folder as folders
 from sicot_jax.errors import InputError
-from sicot_jax.index import build, layout, recognition
+from sicot_jax.index import build, calibrate, layout, recognition
 from sicot_jax.index.cards import PICTURES, Cards
 from sicot_jax.index.embedded import EmbeddedIndex
 from sicot_jax.index.unknown import FEWEST, read_calibration
@@ -91,6 +91,17 @@ def test_through_the_index_as_in_the_run_s_own_test(run, built):
 
 def test_a_calibration_where_there_are_enough_photos(built):
     assert FEWEST <= 55 == read_calibration(built / layout.UNKNOWN).photos
+
+
+def test_photos_of_a_calibration_count_as_new_ones(run, built, monkeypatch):
+    """Each by its own share of what is usual, also without its product."""
+    shares, seen = np.linspace(0.1, 0.9, 55), {}
+    monkeypatch.setattr(calibrate.typicality, "shares_of_fitted", lambda embeddings: shares[: len(embeddings)])
+    monkeypatch.setattr(calibrate.unknown, "fit", lambda *answers, typicality: seen.update(answers=answers))
+    calibrate.calibrate(built, catalog_of(run).splits["validation"], np.arange(11))
+    known, right, absent = seen["answers"]
+    assert [e.usual for e in known] == shares.tolist() == [e.usual for e in absent] and len(right) == 55
+    assert all(a.nearest <= k.nearest for k, a in zip(known, absent, strict=True))  # of the same photo
 
 
 class Tagged:

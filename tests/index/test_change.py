@@ -1,5 +1,6 @@
 """Products and photos that come and go."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -267,3 +268,11 @@ def test_an_index_that_is_not_there_is_not_made(tmp_path):
         with pytest.raises(InputError, match="no product index there"):
             call(tmp_path / "typo")
     assert not (tmp_path / "typo").exists()
+
+
+def test_a_picture_of_another_product_is_a_fault(index):
+    version = layout.current_version(index)
+    assert verify(version) == []
+    with contextlib.closing(Cards(version / layout.CARDS, writable=True)) as cards, cards.change() as connection:
+        connection.execute("UPDATE pictures SET product = product + 1 WHERE place IN (0, 1)")
+    assert verify(version) == [f"{layout.CARDS}: 2 pictures of another product than their photos"]

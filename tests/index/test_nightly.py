@@ -82,6 +82,17 @@ def test_nights(night):
     opened.close()
 
 
+def test_an_index_of_an_older_format_is_built_again(night):
+    _, index, run = night
+    assert run()[0] == 0
+    stored = json.loads((path := layout.current_version(index) / layout.MANIFEST).read_text())
+    path.write_text(json.dumps({**stored, "format": 1}))
+    code, printed, report = run()
+    assert code == 0 and report["version"] == "v000002" and not report["imported"]
+    assert "format 1, this version reads" in printed.err
+    assert report["products"] == {"before": 9, "now": 9, "new": 0, "gone": 0}
+
+
 def test_a_night_that_fails_leaves_the_index(night):
     """A shop without a photo left: one line, another exit code, and the version in use stays."""
     folder, index, run = night

@@ -76,7 +76,7 @@ class Many:
     """An index of 40 products, of which `missing` have no card any more."""
 
     def __init__(self, missing=()):
-        self.missing = missing
+        self.missing, self.reads = missing, 0
 
     def offered(self):
         return offered()
@@ -85,6 +85,7 @@ class Many:
         return [[Neighbour(number, number, 1 - number / 100) for number in range(k)]]
 
     def products(self, numbers):
+        self.reads += 1
         return [None if n in self.missing else Product(n, f"sku-{n}", "", "", "", {}, []) for n in numbers]
 
 
@@ -112,3 +113,13 @@ def test_a_product_that_is_withdrawn_meanwhile_is_no_answer():
     share = np.exp(7) / np.exp(without).sum()
     assert answer.matches[0].score == pytest.approx(share, rel=1e-5) == answer.certainty
     assert [found.product.sku for found in answer.similar] == ["sku-0", "sku-1", "sku-2"]
+
+
+def test_cards_are_read_at_once():
+    """Of what is recognised and of what is similar; again only where one is gone."""
+    logits = np.zeros(40, np.float32)
+    logits[3] = 9
+    for missing, reads in (set(), 1), ({3}, 2):
+        index = Many(missing)
+        recognition.answer(index, None, np.ones(2), logits, k=5, similar=20)
+        assert index.reads == reads

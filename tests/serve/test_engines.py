@@ -14,9 +14,14 @@ from sicot_jax.serve import engines
 def chosen(index, monkeypatch):
     """choose() where a call of `name` with `size` photos takes times[name](size) milliseconds."""
 
-    def choose(times, **more):
+    def choose(times, alone={}, **more):  # noqa: B006 - read only
         monkeypatch.setattr(engines, "_load", lambda version, kind, threads: {name: name for name in times})
-        monkeypatch.setattr(engines, "_milliseconds", lambda engine, shape, size, at_once: times[engine](size))
+
+        def milliseconds(engine, shape, size, at_once):
+            assert size == 1 or at_once == 2, "batches are timed as under load"
+            return times[engine](size) if at_once == 2 else alone.get(engine, times[engine](1))
+
+        monkeypatch.setattr(engines, "_milliseconds", milliseconds)
         return engines.choose(layout.current_version(index), **more)
 
     return choose
@@ -25,6 +30,13 @@ def chosen(index, monkeypatch):
 def test_the_engine_that_answers_one_photo_soonest(chosen):
     found = chosen({"onnx": lambda size: 20.0 * size, "jax": lambda size: 30.0})
     assert found.kind == "onnx" and found.run == "onnx" and found.classes == PRODUCTS
+
+
+def test_the_engine_is_chosen_by_one_photo_alone_and_its_batches_under_load(chosen):
+    """Though the other one's photos come sooner under load."""
+    times = {"onnx": lambda size: 30.0 * size, "jax": lambda size: 10.0 * size}
+    found = chosen(times, alone={"onnx": 12.0, "jax": 13.0})
+    assert found.kind == "onnx" and found.milliseconds[1] == 30.0
 
 
 def test_batches_as_large_as_they_gain_by(chosen):

@@ -1,0 +1,1 @@
+"""Visual search around the recogniser."""
