@@ -276,3 +276,19 @@ def test_a_picture_of_another_product_is_a_fault(index):
     with contextlib.closing(Cards(version / layout.CARDS, writable=True)) as cards, cards.change() as connection:
         connection.execute("UPDATE pictures SET product = product + 1 WHERE place IN (0, 1)")
     assert verify(version) == [f"{layout.CARDS}: 2 pictures of another product than their photos"]
+
+
+def test_a_product_may_change_its_category_again_and_again(index, tmp_path):
+    """By feeds and by updates, to and fro; it is found where it is."""
+    table = tmp_path / "update.csv"
+    for number in (1, 2, 1):
+        change.add(index, feed(tmp_path / f"feed-{number}", [1], category=f"other {number}"))
+    table.write_text(f"sku,category\n{sku(1)},kind 1\n")
+    change.update(index, table)
+    change.update(index, table)
+    change.add(index, feed(tmp_path / "last", [1], category="other 3"))
+    opened = EmbeddedIndex(layout.current_version(index))
+    query = np.asarray(opened._view.features[-1], np.float32)[None]
+    assert [n.product for n in opened.nearest(query, 1, category="other 3")[0]] == [1]
+    assert opened.product(sku(1)).category == "other 3" and opened.nearest(query, 1, category="other 1")[0] == []
+    opened.close()
