@@ -17,30 +17,16 @@ import numpy as np
 from scipy.special import softmax
 
 from benchmarks import timing
-from benchmarks.unseen import interval
-from sicot_jax.catalog.catalog import Split
+from benchmarks.unseen import asked, interval
 from sicot_jax.catalog.opening import open_catalog
 from sicot_jax.config import DataConfig
-from sicot_jax.convert import folder as folders
 from sicot_jax.index import layout
 from sicot_jax.index.cards import Cards
 from sicot_jax.index.vectors import Vectors, unit
-from sicot_jax.recognizer import jax_engine
 from sicot_jax.search import category
 
 HEAD, CLASSIFIER, NEIGHBOURS, FUSED = "a head", "classifier", "30 nearest photos", "classifier and neighbours"
-_BATCH, _PIECE = 32, 500
-
-
-def outputs(version: Path, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings [N, D] and logits [N, C] of a split's photos."""
-    converted = folders.read_converted(version / layout.MODEL)
-    engine, pieces = jax_engine(converted), []
-    for first in range(0, len(split), _BATCH):
-        photos = [split[i]["image"] for i in range(first, min(first + _BATCH, len(split)))]
-        pieces.append(engine(converted.preprocessing.batch(photos)))
-    embeddings, logits = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
-    return embeddings, logits
+_PIECE = 500
 
 
 def nearest(features: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -74,25 +60,24 @@ def of_index(index: Path, catalog_path: str) -> tuple[dict[str, np.ndarray], np.
     branches = {}
     for name in ("validation", "test"):
         split = catalog.splits[name]
-        embeddings, logits = outputs(version, split)
-        cosines, lines = nearest(features, unit(embeddings))
-        of_logits = of_product[: logits.shape[1]]
-        told = category.by_classifier(softmax(logits.astype(np.float64), 1), of_logits, len(names))
-        branches[name] = told, cosines, owners[lines], of_class[np.asarray(split.labels)], embeddings
+        photos = asked(version, ((split[i]["image"], split[i]["sku"]) for i in range(len(split))))
+        cosines, lines = nearest(features, unit(photos.embeddings))
+        of_logits = of_product[: photos.logits.shape[1]]
+        told = category.by_classifier(softmax(photos.logits.astype(np.float64), 1), of_logits, len(names))
+        branches[name] = told, cosines, owners[lines], of_class[np.asarray(split.labels)], photos
     fusion = category.fit(*branches["validation"][:4])
-    told, cosines, voting, truth, embeddings = branches["test"]
+    told, cosines, voting, truth, photos = branches["test"]
     votes = category.by_neighbours(cosines, voting, len(names), fusion.temperature)
     head = LogisticRegression(C=10, max_iter=300).fit(features, owners)
     found = {
-        HEAD: head.classes_[head.predict_proba(unit(embeddings)).argmax(1)],
+        HEAD: head.classes_[head.predict_proba(unit(photos.embeddings)).argmax(1)],
         CLASSIFIER: told.argmax(1),
         NEIGHBOURS: votes.argmax(1),
         FUSED: fusion(told, votes).argmax(1),
     }
-    sku = np.asarray(catalog.classes.sku)[np.asarray(catalog.splits["test"].labels)]
     weights = np.quantile(fusion.weights, [0, 0.5, 1])
     text = f"T = {fusion.temperature}, weights of the classifier {weights[0]:.2f} to {weights[2]:.2f}, median {weights[1]:.2f}"
-    return found, truth, sku, f"{len(names)} categories, {len(truth)} test photos; {text}"
+    return found, truth, photos.sku, f"{len(names)} categories, {len(truth)} test photos; {text}"
 
 
 def class_mean(right: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> float:

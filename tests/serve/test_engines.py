@@ -14,12 +14,12 @@ from sicot_jax.serve import engines
 def chosen(index, monkeypatch):
     """choose() where a call of `name` with `size` photos takes times[name](size) milliseconds."""
 
-    def choose(times, alone={}, **more):  # noqa: B006 - read only
+    def choose(times, alone=None, **more):
         monkeypatch.setattr(engines, "_load", lambda version, kind, threads: {name: name for name in times})
 
         def milliseconds(engine, shape, size, at_once):
             assert size == 1 or at_once == 2, "batches are timed as under load"
-            return times[engine](size) if at_once == 2 else alone.get(engine, times[engine](1))
+            return times[engine](size) if at_once == 2 else (alone or {}).get(engine, times[engine](1))
 
         monkeypatch.setattr(engines, "_milliseconds", milliseconds)
         return engines.choose(layout.current_version(index), **more)
