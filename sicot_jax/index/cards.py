@@ -20,6 +20,7 @@ from sicot_jax.errors import InputError
 
 PICTURES = 4  # of a product that are kept to be shown
 QUALITY = ("price", "sales", "conversion", "rating")  # numbers that a manifest may bring along
+# In a trigger "OR IGNORE" gives way to what the statement says that set it off, and an upsert says "fail".
 _SCHEMA = """
 CREATE TABLE state (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE products (
@@ -35,7 +36,7 @@ CREATE INDEX pictures_of_product ON pictures (product);
 CREATE TABLE rows (product INTEGER PRIMARY KEY, kernel BLOB NOT NULL, bias REAL NOT NULL);
 CREATE TABLE moved (product INTEGER PRIMARY KEY);
 CREATE TRIGGER category_changed AFTER UPDATE OF category ON products WHEN old.category <> new.category
-  BEGIN INSERT OR IGNORE INTO moved VALUES (new.product); END;
+  BEGIN INSERT INTO moved SELECT new.product WHERE NOT EXISTS (SELECT 1 FROM moved WHERE product = new.product); END;
 CREATE INDEX withdrawn_products ON products (product) WHERE withdrawn;
 CREATE INDEX withdrawn_photos ON photos (place) WHERE withdrawn;
 """

@@ -21,10 +21,10 @@ from typing import Any, TypeVar
 from sicot_jax.errors import InputError
 from sicot_jax.files import read_json, write_json
 
-FORMAT = 2
+FORMAT = 3
 CURRENT, BUILDING, LOCK = "current", ".building", ".lock"
 MANIFEST, CARDS, FEATURES, CODES, OWNERS = "manifest.json", "cards.sqlite", "features.f16", "codes.u8", "owners.i32"
-CODEBOOK, IMPRINT, UNKNOWN = "codebook.npz", "imprint.npz", "unknown.json"
+CODEBOOK, IMPRINT, TITLES, UNKNOWN = "codebook.npz", "imprint.npz", "titles.npz", "unknown.json"
 PROGRESS = "progress.json"  # of a build that is not whole yet
 MODEL, GRAPH = "model", "onnx"  # folders of `sicot convert`: weights, and an ONNX graph where it could be made
 _VERSION = re.compile(r"v(\d{6})")
