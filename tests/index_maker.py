@@ -19,7 +19,7 @@ from sicot_jax.convert import network, weights
 from sicot_jax.convert.folder import Model
 from sicot_jax.files import file_sha256
 from sicot_jax.index import cards as cards_of
-from sicot_jax.index import layout
+from sicot_jax.index import layout, titles
 from sicot_jax.index.cards import Cards
 from sicot_jax.index.unknown import Calibration, write_calibration
 from sicot_jax.index.vectors import Vectors, fit_codebook, unit
@@ -102,6 +102,8 @@ def write_version(folder: Path, model: Path) -> None:
     kernel = stored["fc.weight"]
     made_with = imprint.fit(means, kernel[numbers], kernel.mean(0), float(stored["fc.bias"].mean()))
     imprint.save(folder / layout.IMPRINT, made_with)
+    texts = [(f"title {sku(p)}", f"kind {p % 2}") for p in numbers]
+    titles.save(folder / layout.TITLES, titles.fit(texts, means - made_with.centre, np.full(len(numbers), PHOTOS)))
     cards = Cards.create(folder / layout.CARDS)
     with cards.change() as connection:
         cards_of.put_products(
@@ -118,11 +120,10 @@ def write_version(folder: Path, model: Path) -> None:
         Calibration([0.0, 2000.0, 0.0], -1994.0, 0.5, 0.95, 0.95, 0.2, 100, [[0.5, 1.0, 0.95]], None),
     )
     half = PRODUCTS // 2 * PHOTOS
-    names = (layout.FEATURES, layout.CODES, layout.OWNERS, layout.CODEBOOK, layout.IMPRINT, layout.UNKNOWN)
     manifest = layout.Manifest(
         model=file_sha256(folder / layout.MODEL / folders.WEIGHTS), run="made", trained="", data="0", width=WIDTH, bits=BITS,
         photos=len(shown), products=PRODUCTS, categories={"kind 0": [0, half], "kind 1": [half, 2 * half]},
-        sha256={name: file_sha256(folder / name) for name in names}, created="", version="",
+        sha256=layout.digests(folder), created="", version="",
     )  # fmt: skip
     layout.write_manifest(folder, manifest)
 

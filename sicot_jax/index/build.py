@@ -29,7 +29,7 @@ from sicot_jax.convert.exported import Exported, exported, write_recognizer
 from sicot_jax.errors import InputError
 from sicot_jax.files import file_sha256, read_json, write_json
 from sicot_jax.index import cards as cards_of
-from sicot_jax.index import layout, rows
+from sicot_jax.index import layout, rows, titles
 from sicot_jax.index.calibrate import calibrate
 from sicot_jax.index.cards import PICTURES, Cards
 from sicot_jax.index.unknown import FEWEST, write_calibration
@@ -98,7 +98,6 @@ def _build(folder: Path, index: Path, run: runs.Run, source: _Source, found: Exp
         cards.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     if importlib.util.find_spec("torch") and importlib.util.find_spec("onnxscript"):
         _write_graph(folder, found)
-    growing = (layout.FEATURES, layout.CODES, layout.OWNERS)
     manifest = layout.Manifest(
         model=model,
         run=run.workdir.absolute().name,
@@ -109,7 +108,7 @@ def _build(folder: Path, index: Path, run: runs.Run, source: _Source, found: Exp
         photos=len(source.order),
         products=int((~source.catalog.classes.withdrawn).sum()),
         categories=_ranges(source),
-        sha256={name: file_sha256(folder / name) for name in (*growing, layout.CODEBOOK, layout.IMPRINT)},
+        sha256=layout.digests(folder),
         created=runs.now(),
         version=sicot_jax.__version__,
     )
@@ -365,4 +364,9 @@ def _write_imprint(folder: Path, vectors: Vectors, source: _Source, found: Expor
             mean_bias += float(bias[part].sum(dtype=np.float64)) / source.known
     made_with = imprint.fit(directions, own, mean_row.astype(np.float32), mean_bias)
     imprint.save(folder / layout.IMPRINT, made_with)
-    rows.put_all(cards, vectors, made_with, source.known)
+    products = products[products < source.known]
+    some, directions = means(products[pipeline.evenly(len(products), titles.KNOWN)])
+    named = [(card.title, card.category) if card else ("", "") for card in cards.products(some.tolist())]
+    counts = np.bincount(owners)[some]
+    titles.save(folder / layout.TITLES, titles.fit(named, directions - made_with.centre, counts))
+    rows.put_all(cards, vectors, rows.load(folder), source.known)

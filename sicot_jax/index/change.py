@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from sicot_jax import imprint
 from sicot_jax.catalog.import_settings import ImportSettings
 from sicot_jax.catalog.manifest import DroppedRow, ManifestRow, read_folders, read_manifest
 from sicot_jax.catalog.photos import FolderPhotos, Prepared, prepare_all
@@ -94,7 +93,7 @@ class _Adding:
         self.preprocessing, self.classes = converted.preprocessing, converted.model.classes
         self.engine = _engine(folder)
         self.codebook = Codebook.load(folder / layout.CODEBOOK)
-        self.imprint = imprint.load(folder / layout.IMPRINT)
+        self.made_with = rows.load(folder)
         self.vectors, self.cards = Vectors(folder, manifest.width, manifest.bits), cards
 
     def commit(self, photos: Sequence[tuple[ManifestRow, Prepared]], change: Change) -> None:
@@ -127,8 +126,10 @@ class _Adding:
                 shown[number] += jpeg is not None
                 cards_of.put_photos(connection, [(place, number, photo.image_id, jpeg)])
             cards_of.set_places(connection, places + len(fresh))
-            later = np.unique(owners[owners >= self.classes]).tolist()
-            rows.put(connection, self.vectors, self.imprint, later, places + len(fresh))
+            later = sorted(
+                {n for n in numbers.values() if n >= self.classes}
+            )  # those without new photos for their titles
+            rows.put(connection, self.vectors, self.made_with, later, places + len(fresh))
         change.new_photos += len(fresh)
 
     def _features(self, photos: Sequence[bytes]) -> np.ndarray:
@@ -194,19 +195,23 @@ def remove(index: Path, skus: Sequence[str], *, photos: Sequence[str] = ()) -> i
             )
             removed = connection.total_changes - before
             if photos:  # rows are made of them
-                classes = folders.read_config(folder / layout.MODEL).model.classes
-                vectors, made_with = (
-                    Vectors(folder, manifest.width, manifest.bits),
-                    imprint.load(folder / layout.IMPRINT),
-                )
-                rows.put(connection, vectors, made_with, _owners(connection, photos, classes), cards.ends()[0])
+                _make_rows_again(connection, folder, manifest, cards, _owners(connection, photos))
             return removed
 
 
-def _owners(connection: sqlite3.Connection, photos: Sequence[str], classes: int) -> list[int]:
-    """Products of these photos that the model has no class for."""
-    find = "SELECT DISTINCT product FROM photos WHERE image_id = ? AND product >= ?"
-    return sorted({row[0] for photo in photos for row in connection.execute(find, (photo, classes))})
+def _make_rows_again(
+    connection: sqlite3.Connection, folder: Path, manifest: layout.Manifest, cards: Cards, numbers: Sequence[int]
+) -> None:
+    """Of those of these products that the model has no class for."""
+    classes = folders.read_config(folder / layout.MODEL).model.classes
+    if later := sorted({number for number in numbers if number >= classes}):
+        vectors = Vectors(folder, manifest.width, manifest.bits)
+        rows.put(connection, vectors, rows.load(folder), later, cards.ends()[0])
+
+
+def _owners(connection: sqlite3.Connection, photos: Sequence[str]) -> list[int]:
+    find = "SELECT DISTINCT product FROM photos WHERE image_id = ?"
+    return [row[0] for photo in photos for row in connection.execute(find, (photo,))]
 
 
 def update(index: Path, source: Path) -> int:
@@ -215,7 +220,7 @@ def update(index: Path, source: Path) -> int:
     An empty cell leaves what is there. InputError: a column that no card has, an unknown SKU, a number that is none; then
     nothing is changed.
     """
-    with _opened(index) as (_, _, cards):
+    with _opened(index) as (folder, manifest, cards):
         changes = _read_updates(source, cards)
         with cards.change() as connection:
             for number, texts, quality in changes:
@@ -224,6 +229,8 @@ def update(index: Path, source: Path) -> int:
                 if quality:
                     old = connection.execute("SELECT quality FROM products WHERE product = ?", (number,)).fetchone()[0]
                     cards_of.put_quality(connection, number, cards_of.read_quality(old) | quality)
+            named = [number for number, texts, _ in changes if {"title", "category"} & set(texts)]
+            _make_rows_again(connection, folder, manifest, cards, named)
         return len(changes)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sicot_jax import files, imprint
+from sicot_jax import files
 from sicot_jax.convert import folder as folders
 from sicot_jax.errors import InputError
 from sicot_jax.index import cards as cards_of
@@ -27,7 +27,7 @@ from sicot_jax.index.verify import verify
 
 PRODUCTS, PHOTOS = "products.parquet", "photos.parquet"
 _ROWS = 4096  # of a row group
-_ALONG = (layout.CODEBOOK, layout.IMPRINT, layout.UNKNOWN, layout.MANIFEST, layout.MODEL, layout.GRAPH)
+_ALONG = (*layout.FITTED, layout.MANIFEST, layout.MODEL, layout.GRAPH)
 
 
 def export_index(index: Path, out: Path) -> dict[str, int]:
@@ -123,13 +123,15 @@ def import_index(source: Path, index: Path) -> Path:
         with contextlib.closing(cards):
             numbers, category = _put_products(products, list(table.sku), cards)
             categories = _put_photos(photos, numbers, category, codebook, cards, vectors)
-            made_with = imprint.load(folder / layout.IMPRINT)
-            rows.put_all(cards, vectors, made_with, converted.model.classes)
+            rows.put_all(cards, vectors, rows.load(folder), converted.model.classes)
             places = cards.state(manifest.width).places
             cards.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        kept = (layout.CODEBOOK, layout.IMPRINT, layout.UNKNOWN, layout.FEATURES, layout.CODES, layout.OWNERS)
-        digests = {name: files.file_sha256(folder / name) for name in kept if (folder / name).exists()}
-        counted = {"photos": places, "products": len(numbers), "categories": categories, "sha256": digests}
+        counted = {
+            "photos": places,
+            "products": len(numbers),
+            "categories": categories,
+            "sha256": layout.digests(folder),
+        }
         layout.write_manifest(folder, dataclasses.replace(manifest, **counted))  # type: ignore[arg-type]
         if faults := verify(folder):
             raise InputError(f"{source}: {faults[0]}; export again")

@@ -19,12 +19,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sicot_jax.errors import InputError
-from sicot_jax.files import read_json, write_json
+from sicot_jax.files import file_sha256, read_json, write_json
 
-FORMAT = 2
+FORMAT = 3
 CURRENT, BUILDING, LOCK = "current", ".building", ".lock"
 MANIFEST, CARDS, FEATURES, CODES, OWNERS = "manifest.json", "cards.sqlite", "features.f16", "codes.u8", "owners.i32"
-CODEBOOK, IMPRINT, UNKNOWN = "codebook.npz", "imprint.npz", "unknown.json"
+CODEBOOK, IMPRINT, TITLES, UNKNOWN = "codebook.npz", "imprint.npz", "titles.npz", "unknown.json"
+GROWING, FITTED = (
+    (FEATURES, CODES, OWNERS),
+    (CODEBOOK, IMPRINT, TITLES, UNKNOWN),
+)  # by additions; by the build, then left
 PROGRESS = "progress.json"  # of a build that is not whole yet
 MODEL, GRAPH = "model", "onnx"  # folders of `sicot convert`: weights, and an ONNX graph where it could be made
 _VERSION = re.compile(r"v(\d{6})")
@@ -124,6 +128,12 @@ def publish(index: Path, folder: Path) -> Path:
         if name != before:
             shutil.rmtree(index / name, ignore_errors=True)
     return published
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of the files of a version that is being written, those that are there yet."""
+    names = [name for name in (*GROWING, *FITTED) if (folder / name).exists()]
+    return {name: file_sha256(folder / name) for name in names}
 
 
 def _point(index: Path, name: str) -> None:

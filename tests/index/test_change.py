@@ -5,11 +5,11 @@ import json
 
 import numpy as np
 import pytest
-from index_maker import PHOTOS, PRODUCTS, jpeg, photo, sku, write_manifest_csv
+from index_maker import PHOTOS, PRODUCTS, WIDTH, jpeg, photo, sku, write_manifest_csv
 
 from sicot_jax import cli
 from sicot_jax.errors import InputError
-from sicot_jax.index import change, layout, recognition
+from sicot_jax.index import change, layout, recognition, titles
 from sicot_jax.index.cards import Cards
 from sicot_jax.index.embedded import EmbeddedIndex
 from sicot_jax.index.verify import verify
@@ -36,7 +36,9 @@ def whole(index):
 
 
 def test_a_new_product_is_found_and_has_a_row(index, tmp_path):
-    """From its first two photos: the nearest in the index, and w = mean row + r unit(m - g) in the classifier."""
+    """From its first two photos and its title: the nearest in the index, and in the classifier w = mean row + r unit(d) with
+    d = (2 (m - g) + t / 2) / 2.5.
+    """
     found = change.add(index, feed(tmp_path / "feed", [NEW], title="a new thing", category="kind 1"))
     assert (found.new_products, found.new_photos, found.dropped) == (1, 2, [])
     assert whole(index) == []
@@ -48,7 +50,10 @@ def test_a_new_product_is_found_and_has_a_row(index, tmp_path):
     assert "a new thing" in [match.product.title for match in answer.matches]
     with np.load(opened.folder / layout.IMPRINT) as made_with:
         features = np.asarray(opened._view.features[-2:], np.float32)  # their length is 1 to what float16 holds
-        towards = (features / np.linalg.norm(features, axis=1, keepdims=True)).mean(0) - made_with["centre"]
+        apart = (features / np.linalg.norm(features, axis=1, keepdims=True)).mean(0) - made_with["centre"]
+        told = titles.load(opened.folder / layout.TITLES).directions([("a new thing", "kind 1")])[0]
+        assert np.linalg.norm(told) > 0.01
+        towards = (2 * apart + told / 2) / 2.5
         row = made_with["mean_row"] + made_with["scale"] * towards / np.linalg.norm(towards)
         assert made_with["scale"] > 0
     np.testing.assert_allclose(opened.offered().kernel, [row], rtol=1e-5)
@@ -276,6 +281,28 @@ def test_a_picture_of_another_product_is_a_fault(index):
     with contextlib.closing(Cards(version / layout.CARDS, writable=True)) as cards, cards.change() as connection:
         connection.execute("UPDATE pictures SET product = product + 1 WHERE place IN (0, 1)")
     assert verify(version) == [f"{layout.CARDS}: 2 pictures of another product than their photos"]
+
+
+def test_another_title_makes_another_row(index, tmp_path):
+    """Of a product that came after the model, by an update and by the feed; tags and old products' titles make none."""
+    source = feed(tmp_path / "feed", [NEW], title="a new thing", category="kind 1")
+    change.add(index, source)
+    version = layout.current_version(index)
+
+    def row():
+        with contextlib.closing(Cards(version / layout.CARDS)) as cards:
+            return cards.state(WIDTH).kernel[0]
+
+    first, table = row(), tmp_path / "update.csv"
+    table.write_text(f"sku,tags\n{sku(NEW)},other\n")
+    change.update(index, table)
+    assert np.array_equal(row(), first)
+    table.write_text(f"sku,category\n{sku(NEW)},kind 0\n{sku(0)},kind 1\n")
+    assert change.update(index, table) == 2
+    moved = row()
+    assert np.linalg.norm(moved - first) > 1e-3 and whole(index) == []
+    assert change.add(index, source).new_photos == 0
+    np.testing.assert_allclose(row(), first, rtol=1e-6)
 
 
 def test_a_product_may_change_its_category_again_and_again(index, tmp_path):
