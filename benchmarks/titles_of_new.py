@@ -3,8 +3,8 @@
 Command:  python -m benchmarks.titles_of_new --out DIR --seeds S ...        (DIR, its runs and indexes: benchmarks.unseen)
 
 A row's direction is m - g, the mean of a product's unit embeddings less the mean over known products (sicot_jax/imprint). A
-title foretells it by ridge regression from the words of known products' titles and their category: t. Of n photos and a title
-it is (n (m - g) + k t) / (n + k), a title that is worth k photos.
+title foretells t of it (sicot_jax/index/titles). Of n photos and a title it is (n (m - g) + k t) / (n + k), a title that is
+worth k photos; `sicot_jax/index/rows` takes k = 0.5.
 
 A row can win more photos of new products by a higher bias, at the cost of old ones; so rows of photos alone come with several
 biases, and a title is worth something where no bias gets as much at the same cost. Intervals: as benchmarks.unseen, those of
@@ -17,8 +17,6 @@ import argparse
 import csv
 import dataclasses
 import json
-import re
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -28,79 +26,28 @@ from benchmarks.unseen import ADDED, Asked, asked, interval, photos_of
 from sicot_jax import imprint
 from sicot_jax.catalog.opening import open_catalog
 from sicot_jax.config import DataConfig
-from sicot_jax.index import layout
+from sicot_jax.index import layout, titles
 from sicot_jax.index.cards import Cards
 from sicot_jax.index.vectors import Vectors, unit
 
-PENALTIES = (0.03, 0.1, 0.3, 1.0, 3.0)
 BIASES = (0.0, 0.1, 0.25)
 WORTH = (0.5, 1.0, 2.0)  # photos
 FOLDS = 5
 PHOTOS = "photos"
-_ENOUGH = 20  # photos, from which on a product's mean counts in full
 
 
-@dataclasses.dataclass(frozen=True)
-class Words:
-    """Of titles and categories, those of at least two known products."""
-
-    number: dict[str, int]
-
-    @classmethod
-    def of(cls, texts: list[list[str]]) -> Words:
-        count = Counter(word for text in texts for word in set(text))
-        return cls({word: i for i, word in enumerate(sorted(word for word in count if count[word] > 1))})
-
-    def rows(self, texts: list[list[str]]) -> np.ndarray:
-        """[N, words], of length 1."""
-        found = np.zeros((len(texts), len(self.number)))
-        for row, text in zip(found, texts, strict=True):
-            row[[self.number[word] for word in set(text) if word in self.number]] = 1
-        return unit(found)
-
-
-def words_of(title: str, category: str) -> list[str]:
-    return [*re.findall(r"\w+", title.lower()), f"category: {category}"]
-
-
-def ridge(words: np.ndarray, directions: np.ndarray, weight: np.ndarray, penalty: float) -> np.ndarray:
-    """[N, W], [N, D], [N] -> [W, D]."""
-    weighted = words * weight[:, None]
-    return np.linalg.solve(words.T @ weighted + penalty * np.eye(words.shape[1]), weighted.T @ directions)
-
-
-@dataclasses.dataclass(frozen=True)
-class Foretold:
-    """Directions that titles foretell. explained: share of their variance, products left out."""
-
-    words: Words
-    mean: np.ndarray
-    weights: np.ndarray
-    explained: float
-
-    def __call__(self, texts: list[list[str]]) -> np.ndarray:
-        return (self.words.rows(texts) - self.mean) @ self.weights
-
-
-def foretell(texts: list[list[str]], directions: np.ndarray, photos: np.ndarray) -> Foretold:
-    """From known products and the numbers of their photos."""
-    words = Words.of(texts)
-    rows = words.rows(texts)
-    mean, weight = rows.mean(0), np.minimum(photos, _ENOUGH) / _ENOUGH
-    rows = rows - mean
-    fold = np.random.default_rng(0).integers(0, FOLDS, len(rows))
-
-    def apart(penalty: float) -> float:
-        left_out = np.zeros_like(directions)
-        for number in range(FOLDS):
-            out = fold == number
-            left_out[out] = rows[out] @ ridge(rows[~out], directions[~out], weight[~out], penalty)
-        return float(np.average(np.square(directions - left_out).sum(1), weights=weight))
-
-    around = {penalty: apart(penalty) for penalty in PENALTIES}
-    penalty = min(around, key=lambda p: around[p])
-    whole = float(np.average(np.square(directions).sum(1), weights=weight))
-    return Foretold(words, mean, ridge(rows, directions, weight, penalty), 1 - around[penalty] / whole)
+def explained(texts: list[tuple[str, str]], directions: np.ndarray, photos: np.ndarray) -> float:
+    """Share of the directions' variance that titles foretell of products they were not learned from."""
+    fold = np.random.default_rng(0).integers(0, FOLDS, len(texts))
+    foretold = np.zeros_like(directions)
+    for number in range(FOLDS):
+        out = fold == number
+        kept = [text for text, left_out in zip(texts, out, strict=True) if not left_out]
+        asked_for = [text for text, left_out in zip(texts, out, strict=True) if left_out]
+        foretold[out] = titles.fit(kept, directions[~out], photos[~out]).directions(asked_for)
+    weight = np.minimum(photos, 20)
+    left = np.average(np.square(directions - foretold).sum(1), weights=weight)
+    return 1 - float(left / np.average(np.square(directions).sum(1), weights=weight))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,14 +72,17 @@ def of_seed(out: Path, seed: int) -> tuple[dict[tuple[str, str], Right], list[np
     photos = np.bincount(owners)[known]
     made_with = imprint.load(version / layout.IMPRINT)
     centre = made_with.centre
-    title = foretell([words_of(c.title, c.category) for c in named], means - centre, photos)
+    texts = [(card.title, card.category) for card in named]
+    told = explained(texts, means - centre, photos)
 
     with (out / f"new-{max(ADDED)}.csv").open(newline="") as file:
         listed = list(csv.DictReader(file))
     skus = sorted({row["sku"] for row in listed})
     shown = asked(version, (((out / row["image"]).read_bytes(), row["sku"]) for row in listed))
     first = {sku: next(row for row in listed if row["sku"] == sku) for sku in skus}
-    texts = title([words_of(first[sku]["title"], first[sku]["category"]) for sku in skus])
+    foretold = titles.load(version / layout.TITLES).directions(
+        [(first[s]["title"], first[s]["category"]) for s in skus]
+    )
     seen = unit(shown.embeddings)
 
     old = asked(version, photos_of(open_catalog(DataConfig(source="imported", path=str(out / "catalog")))))
@@ -151,10 +101,10 @@ def of_seed(out: Path, seed: int) -> tuple[dict[tuple[str, str], Right], list[np
         ways = {f"photos, bias + {bias}" if bias else PHOTOS: (0.0, bias) for bias in BIASES}
         ways |= {f"photos and title, worth {worth:g}": (worth, 0.0) for worth in WORTH}
         for name, (worth, bias) in ways.items() if count else [("title", (1.0, 0.0))]:
-            rows = made_with.rows((count * apart + worth * texts) / (count + worth) + made_with.centre)
+            rows = made_with.rows((count * apart + worth * foretold) / (count + worth) + made_with.centre)
             bias += made_with.bias
             found[str(count), name] = Right(right(new, rows, bias), right(old, rows, bias), before)
-    return found, [new.sku, old.sku], f"seed {seed}: R^2 {title.explained:.2f}"
+    return found, [new.sku, old.sku], f"seed {seed}: R^2 {told:.2f}"
 
 
 def main() -> None:
