@@ -157,7 +157,7 @@ def asked(index: ProductIndex, written: Written, candidates: int) -> list[str]:
     recall, milliseconds = [], []
     for query, lines in zip(written.queries, written.wanted, strict=True):
         start = time.perf_counter()
-        found = index.nearest(query[None], K, candidates=candidates)[0]
+        found = index.nearest(query[None], K, candidates=candidates)[0].products
         milliseconds.append((time.perf_counter() - start) * 1e3)
         recall.append(len({n.place for n in found} & set(lines.tolist())) / K)
     times = statistics.median(milliseconds), statistics.quantiles(milliseconds, n=20)[-1]

@@ -25,6 +25,7 @@ from sicot_jax.index.unknown import Calibration, write_calibration
 from sicot_jax.index.vectors import Vectors, fit_codebook, unit
 from sicot_jax.preprocessing import Preprocessing
 from sicot_jax.recognizer import jax_engine
+from sicot_jax.search.category import Fusion, write_fusion
 
 PRODUCTS, PHOTOS, WIDTH, BITS = 6, 4, 64, 128
 PREPROCESSING = Preprocessing(height=24, width=24, resize_height=24, resize_width=24)
@@ -118,6 +119,9 @@ def write_version(folder: Path, model: Path) -> None:
     write_calibration(
         folder / layout.UNKNOWN,
         Calibration([0.0, 2000.0, 0.0], -1994.0, 0.5, 0.95, 0.95, 0.2, 100, [[0.5, 1.0, 0.95]], None),
+    )
+    write_fusion(
+        folder / layout.CATEGORIES, Fusion(("kind 0", "kind 1"), np.array([0.4, 0.6]), 0.5, 0.05, 0.5, 0.9, 100)
     )
     half = PRODUCTS // 2 * PHOTOS
     manifest = layout.Manifest(

@@ -35,6 +35,7 @@ from sicot_jax.index.cards import PICTURES, Cards
 from sicot_jax.index.unknown import FEWEST, write_calibration
 from sicot_jax.index.vectors import Vectors, fit_codebook, unit
 from sicot_jax.index.verify import verify
+from sicot_jax.search.category import write_fusion
 
 BITS = 256
 _PIECE = 16  # batches between two commits
@@ -134,10 +135,14 @@ def _source(run: runs.Run, catalog: Catalog) -> _Source:
 
 
 def _calibrate(folder: Path, source: _Source, manifest: layout.Manifest) -> None:
-    calibration = calibrate(folder, source.catalog.splits["validation"], source.numbers)
-    if calibration is None:
-        print(f'fewer than {FEWEST} validation photos: nothing is called "unknown"; import with more', file=sys.stderr)
+    found = calibrate(folder, source.catalog.splits["validation"], source.numbers)
+    if found is None:
+        print(
+            f'fewer than {FEWEST} validation photos: nothing is called "unknown", no photo has a category; import with more',
+            file=sys.stderr,
+        )
         return
+    calibration, fusion = found
     if calibration.reached < calibration.precision:
         print(
             f"no threshold makes {calibration.precision:.0%} of the answers right on {calibration.photos} validation "
@@ -145,8 +150,9 @@ def _calibrate(folder: Path, source: _Source, manifest: layout.Manifest) -> None
             file=sys.stderr,
         )
     write_calibration(folder / layout.UNKNOWN, calibration)
-    digests = {**manifest.sha256, layout.UNKNOWN: file_sha256(folder / layout.UNKNOWN)}
-    layout.write_manifest(folder, dataclasses.replace(manifest, sha256=digests))
+    write_fusion(folder / layout.CATEGORIES, fusion)
+    fitted = {name: file_sha256(folder / name) for name in (layout.UNKNOWN, layout.CATEGORIES)}
+    layout.write_manifest(folder, dataclasses.replace(manifest, sha256=manifest.sha256 | fitted))
 
 
 def _begin(folder: Path, found: Exported, source: _Source, bits: int) -> str:

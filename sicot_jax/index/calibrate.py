@@ -1,8 +1,9 @@
-"""The calibration of a new version, from the run's validation photos."""
+"""What a new version knows of itself from the run's validation photos: which category they show, and how sure an answer is."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,63 +11,116 @@ import numpy as np
 from sicot_jax import pipeline
 from sicot_jax.catalog.catalog import Split
 from sicot_jax.convert import folder as folders
+from sicot_jax.convert.folder import Converted
 from sicot_jax.index import layout, recognition, typicality, unknown
 from sicot_jax.index.embedded import EmbeddedIndex
+from sicot_jax.index.product_index import Near, Neighbour, Offered
+from sicot_jax.index.recognition import NEIGHBOURS, Scores
 from sicot_jax.index.unknown import Calibration, Evidence
 from sicot_jax.recognizer import jax_engine
+from sicot_jax.search import category
+from sicot_jax.search.category import NEAREST, Fusion
 
 _MOST = 5_000  # photos that are looked at
+_CELLS = 20_000_000  # of photos x categories, at most
+_SPARE = 100  # nearest photos that may be of the photo's own product
 _BATCH = 32
 
 
-def calibrate(folder: Path, split: Split, numbers: np.ndarray) -> Calibration | None:
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Photos:
+    """Embeddings [B, D] of photos, their products int64 [B] and logits [C] one after the other, what is near."""
+
+    offered: Offered
+    embeddings: np.ndarray
+    products: np.ndarray
+    near: list[Near]
+    kernel: np.ndarray
+    bias: np.ndarray
+
+    def scores(self) -> Iterator[Scores]:
+        """Computed anew each time: a million logits of each photo would not fit."""
+        for first in range(0, len(self.embeddings), _BATCH):
+            some = self.embeddings[first : first + _BATCH]
+            for embedding, logits in zip(some, some @ self.kernel.T + self.bias, strict=True):
+                yield Scores.of(embedding, logits, self.offered)
+
+
+def calibrate(folder: Path, split: Split, numbers: np.ndarray) -> tuple[Calibration, Fusion] | None:
     """None where fewer than `unknown.FEWEST` photos of products are there. `folder`: a version, whole but for this;
     numbers: product of each class of the split, int64.
     """
-    chosen = pipeline.evenly(len(split), _MOST)
-    if len(chosen) < unknown.FEWEST:
-        return None
-    converted = folders.read_converted(folder / layout.MODEL)
     index = EmbeddedIndex(folder)
     try:
-        known: list[Evidence] = []
-        right: list[bool] = []
-        absent: list[tuple[int, Evidence]] = []  # and the number of its photo
-        engine = jax_engine(converted)
-        embeddings = []
-        for first in range(0, len(chosen), _BATCH):
-            records = [split[int(i)] for i in chosen[first : first + _BATCH]]
-            photos = converted.preprocessing.batch([record["image"] for record in records])
-            for record, embedding, logits in zip(records, *engine(photos), strict=True):
-                product = int(numbers[record["class_id"]])
-                answered, alone = _both(index, embedding, logits, product)
-                if alone is not None:
-                    absent.append((len(known), alone))
-                known.append(answered[0])
-                right.append(answered[1] == product)
-                embeddings.append(embedding)
+        most = max(min(_MOST, _CELLS // (1 + len(index.offered().names))), unknown.FEWEST)
+        chosen = pipeline.evenly(len(split), most)
+        if len(chosen) < unknown.FEWEST:
+            return None
+        photos = _look(index, folders.read_converted(folder / layout.MODEL), split, numbers, chosen)
     finally:
         index.close()
+    fusion = _categories(photos)
+    calibration = _calibration(photos, fusion)
+    return (calibration, fusion) if calibration else None
+
+
+def _look(
+    index: EmbeddedIndex, converted: Converted, split: Split, numbers: np.ndarray, chosen: Sequence[int] | np.ndarray
+) -> _Photos:
+    import safetensors.numpy
+
+    engine, embeddings, products = jax_engine(converted), [], []
+    for first in range(0, len(chosen), _BATCH):
+        records = [split[int(i)] for i in chosen[first : first + _BATCH]]
+        embeddings.append(engine(converted.preprocessing.batch([record["image"] for record in records]))[0])
+        products += [int(numbers[record["class_id"]]) for record in records]
+    found = np.concatenate(embeddings)
+    near = index.nearest(found, NEIGHBOURS + 1, photos=NEAREST + _SPARE)
+    arrays = safetensors.numpy.load_file(converted.folder / folders.WEIGHTS)
+    return _Photos(index.offered(), found, np.array(products), near, arrays["fc.weight"], arrays["fc.bias"])
+
+
+def _categories(photos: _Photos) -> Fusion:
+    offered = photos.offered
+    shares, own = [], []
+    for product, scores in zip(photos.products.tolist(), photos.scores(), strict=True):
+        shares.append(scores.by_category / scores.weights.sum())
+        own.append(scores.share(product))
+    voters = [recognition.voters(offered, near.photos, NEAREST) for near in photos.near]
+    similarity, voting = (np.array(part) for part in zip(*voters, strict=True))
+    truth = offered.category[photos.products]
+    named = truth < len(offered.names)
+    return category.fit(
+        np.array(shares)[named], similarity[named], voting[named], truth[named], np.array(own)[named], offered.names
+    )
+
+
+def _calibration(photos: _Photos, fusion: Fusion) -> Calibration | None:
+    known: list[Evidence] = []
+    right: list[bool] = []
+    absent: list[tuple[int, Evidence]] = []  # and the number of its photo
+    for number, (product, near, scores) in enumerate(zip(photos.products, photos.near, photos.scores(), strict=True)):
+        answered = _evidence(fusion, scores, near.products, near.photos)
+        assert answered is not None  # something is offered
+        known.append(answered[0])
+        right.append(answered[1] == product)
+        others = ([n for n in part if n.product != product] for part in (near.products, near.photos))
+        if (alone := _evidence(fusion, scores.without(product), *others)) is not None:
+            absent.append((number, alone[0]))
     if not absent:
         return None
-    photos = np.array(embeddings)
-    shares = typicality.shares_of_fitted(photos).tolist()
+    shares = typicality.shares_of_fitted(photos.embeddings).tolist()
     as_new = [dataclasses.replace(e, usual=share) for e, share in zip(known, shares, strict=True)]
     without = [dataclasses.replace(e, usual=shares[number]) for number, e in absent]
-    return unknown.fit(as_new, right, without, typicality=typicality.fit(photos))
+    return unknown.fit(as_new, right, without, typicality=typicality.fit(photos.embeddings))
 
 
-def _both(
-    index: EmbeddedIndex, embedding: np.ndarray, logits: np.ndarray, label: int
-) -> tuple[tuple[Evidence, int], Evidence | None]:
-    """Evidence of the answer and its product; and of the answer if the photo's product were not there; how usual it is comes
-    later.
-    """
-    offered = index.offered()
-    near = index.nearest(embedding[None], recognition.NEIGHBOURS + 1)[0]
-    numbers, shares = recognition.best_products(embedding, logits, offered, 1)
-    answered = recognition.evidence(numbers, shares, near[: recognition.NEIGHBOURS], 1.0), int(numbers[0])
-    without = dataclasses.replace(offered, withdrawn=np.union1d(offered.withdrawn, [label]))
-    numbers, shares = recognition.best_products(embedding, logits, without, 1)
-    others = [neighbour for neighbour in near if neighbour.product != label][: recognition.NEIGHBOURS]
-    return answered, recognition.evidence(numbers, shares, others, 1.0) if len(numbers) else None
+def _evidence(
+    fusion: Fusion, scores: Scores, products: Sequence[Neighbour], photos: Sequence[Neighbour]
+) -> tuple[Evidence, int] | None:
+    """Of the answer, and its product; how usual the photo is comes later. None where nothing is offered."""
+    told = recognition.told(fusion, scores, photos[:NEAREST])
+    numbers, shares = recognition.best_products(scores, 1, told)
+    if not len(numbers):
+        return None
+    return recognition.evidence(numbers, shares, products[:NEIGHBOURS], 1.0), int(numbers[0])

@@ -15,7 +15,7 @@ import numpy as np
 from sicot_jax.errors import InputError
 from sicot_jax.index import layout
 from sicot_jax.index.cards import Cards, Product
-from sicot_jax.index.product_index import CANDIDATES, WIDEST, IndexUnavailable, Neighbour, Offered
+from sicot_jax.index.product_index import CANDIDATES, WIDEST, IndexUnavailable, Near, Neighbour, Offered
 from sicot_jax.index.vectors import Codebook, Vectors, unit, widened
 
 
@@ -48,6 +48,7 @@ class EmbeddedIndex:
         self.cards = Cards(folder / layout.CARDS)
         # SQLite tells of changes to the connection that asks: one alone for that, under a lock.
         self._watch, self._watching = Cards(folder / layout.CARDS, shared=True), threading.Lock()
+        self._built = self._categories()
         self._seen = self._watch.changes()
         self._view = self._look()
 
@@ -58,6 +59,15 @@ class EmbeddedIndex:
                 return False
             self._view, self._seen = self._look(), seen
             return True
+
+    def _categories(self) -> tuple[tuple[str, ...], np.ndarray]:
+        """Names, and the category of each product, as they were at the build: photos lie in order of their categories."""
+        owners = self._vectors.mapped(layout.OWNERS, self.manifest.photos)
+        names = tuple(name for name in self.manifest.categories if name)
+        category = np.full(int(owners.max(initial=-1)) + 1, len(names))
+        for number, name in enumerate(names):
+            category[owners[slice(*self.manifest.categories[name])]] = number
+        return names, category
 
     def _look(self) -> View:
         state = self._watch.state(self.manifest.width)
@@ -77,17 +87,29 @@ class EmbeddedIndex:
         ):
             later.setdefault(category, []).append(place)
             moved[place] = True
-        offered = Offered(state.withdrawn_products, state.row_products, state.kernel, state.bias)
+        named = self._named(owners, later)
+        offered = Offered(state.withdrawn_products, state.row_products, state.kernel, state.bias, *named)
         lines = {name: np.array(places) for name, places in later.items()}
         outside = {name: (places, codes[places]) for name, places in lines.items()}
         return View(features, codes, owners, gone, moved, outside, offered, self._watch.counts())
+
+    def _named(self, owners: np.ndarray, later: dict[str, list[int]]) -> tuple[tuple[str, ...], np.ndarray]:
+        """Names and categories of now."""
+        names, built = self._built
+        of_now = (*names, *(name for name in later if name and name not in set(names)))
+        number = {name: position for position, name in enumerate(of_now)}
+        category = np.full(self._watch.ends()[1], len(of_now))
+        category[: len(built)] = np.where(built == len(names), len(of_now), built)
+        for name, places in later.items():
+            category[owners[places]] = number.get(name, len(of_now))
+        return of_now, category
 
     def offered(self) -> Offered:
         return self._view.offered
 
     def nearest(
-        self, embeddings: np.ndarray, k: int, *, category: str | None = None, candidates: int = 0
-    ) -> list[list[Neighbour]]:
+        self, embeddings: np.ndarray, k: int, *, photos: int = 0, category: str | None = None, candidates: int = 0
+    ) -> list[Near]:
         """As `ProductIndex` says. `candidates`: photos that are put in order by their features; up to 16 times as many are
         looked at where they belong to fewer than k products.
         """
@@ -97,19 +119,19 @@ class EmbeddedIndex:
         first, last = (0, len(view.codes)) if category is None else self.manifest.categories.get(category, [0, 0])
         outside = None if category is None else view.later.get(category)
         size = last - first + (len(outside[0]) if outside else 0)
-        wanted = max(candidates or CANDIDATES, k)
+        wanted = max(candidates or CANDIDATES, k, photos)
         most = min(wanted * WIDEST, size)
-        found: list[list[Neighbour]] = []
+        found: list[Near] = []
         for query, code in zip(queries, codes, strict=True):
-            count, hits = min(wanted, size), []
-            while size and k:
+            count, hits = min(wanted, size), Near([], [])
+            while size and (k or photos):
                 places = self._closest(view, code, first, last, count)
                 if category is not None:
                     places = places[~view.moved[places]]
                 if outside:
                     places = np.concatenate([places, outside[0][self._nearest_codes(code, outside[1], count)]])
-                hits = _ranked(view, query, places[~view.gone[places]], k)
-                if len(hits) == k or count == most:
+                hits = _ranked(view, query, places[~view.gone[places]], k, photos)
+                if len(hits.products) == k or count == most:
                     break
                 count = min(count * 4, most)
             found.append(hits)
@@ -157,17 +179,16 @@ def _reading() -> Iterator[None]:
         raise IndexUnavailable(f"cards: {error}") from error
 
 
-def _ranked(view: View, query: np.ndarray, places: np.ndarray, k: int) -> list[Neighbour]:
-    """The k products with the photos of largest cosine among `places`."""
+def _ranked(view: View, query: np.ndarray, places: np.ndarray, k: int, photos: int) -> Near:
+    """The k products with the photos of largest cosine among `places`, and the first of those photos."""
     places = np.sort(places)  # one way through the map
     similarity = widened(view.features[places]) @ query
     order = np.argsort(-similarity, kind="stable")
     owners = view.owners[places[order]]
     _, first = np.unique(owners, return_index=True)
-    best = order[np.sort(first)[:k]]
-    return [
-        Neighbour(int(view.owners[p]), int(p), float(s)) for p, s in zip(places[best], similarity[best], strict=True)
-    ]
+    lines = zip(owners.tolist(), places[order].tolist(), similarity[order].tolist(), strict=True)
+    ordered = [Neighbour(*line) for line in lines]
+    return Near([ordered[rank] for rank in np.sort(first)[:k]], ordered[:photos])
 
 
 def _import_faiss() -> Any:

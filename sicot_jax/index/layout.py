@@ -21,13 +21,14 @@ from typing import Any, TypeVar
 from sicot_jax.errors import InputError
 from sicot_jax.files import file_sha256, read_json, write_json
 
-FORMAT = 3
+FORMAT = 4
 CURRENT, BUILDING, LOCK = "current", ".building", ".lock"
 MANIFEST, CARDS, FEATURES, CODES, OWNERS = "manifest.json", "cards.sqlite", "features.f16", "codes.u8", "owners.i32"
-CODEBOOK, IMPRINT, TITLES, UNKNOWN = "codebook.npz", "imprint.npz", "titles.npz", "unknown.json"
+CODEBOOK, IMPRINT, TITLES = "codebook.npz", "imprint.npz", "titles.npz"
+UNKNOWN, CATEGORIES = "unknown.json", "categories.json"
 GROWING, FITTED = (
     (FEATURES, CODES, OWNERS),
-    (CODEBOOK, IMPRINT, TITLES, UNKNOWN),
+    (CODEBOOK, IMPRINT, TITLES, UNKNOWN, CATEGORIES),
 )  # by additions; by the build, then left
 PROGRESS = "progress.json"  # of a build that is not whole yet
 MODEL, GRAPH = "model", "onnx"  # folders of `sicot convert`: weights, and an ONNX graph where it could be made

@@ -19,7 +19,7 @@ from psycopg_pool import ConnectionPool
 from sicot_jax.errors import InputError
 from sicot_jax.index import database, layout
 from sicot_jax.index.cards import Product
-from sicot_jax.index.product_index import CANDIDATES, WIDEST, IndexUnavailable, Neighbour, Offered
+from sicot_jax.index.product_index import CANDIDATES, WIDEST, IndexUnavailable, Near, Neighbour, Offered
 from sicot_jax.index.vectors import Codebook, unit
 
 _EXACT = 4 * CANDIDATES  # photos that are compared all rather than by the graph
@@ -36,9 +36,11 @@ _FIND = """
 WITH near AS MATERIALIZED (
   SELECT product, place, -(feature::vector <#> %(query)s::vector) AS similarity
   FROM photos JOIN products USING (product) WHERE NOT photos.withdrawn AND NOT products.withdrawn {category} {nearest})
-SELECT product, place, similarity, (SELECT count(*) FROM near)
-FROM (SELECT DISTINCT ON (product) * FROM near ORDER BY product, similarity DESC, place) best
-ORDER BY similarity DESC, place LIMIT %(k)s
+(SELECT product, place, similarity, (SELECT count(*) FROM near), true
+ FROM (SELECT DISTINCT ON (product) * FROM near ORDER BY product, similarity DESC, place) best
+ ORDER BY similarity DESC, place LIMIT %(k)s)
+UNION ALL (SELECT product, place, similarity, (SELECT count(*) FROM near), false
+ FROM near ORDER BY similarity DESC, place LIMIT %(photos)s)
 """
 _CARD = """
 SELECT product, sku, title, tags, category, quality,
@@ -122,41 +124,44 @@ class PostgresIndex:
         return self._view.counts
 
     def nearest(
-        self, embeddings: np.ndarray, k: int, *, category: str | None = None, candidates: int = 0
-    ) -> list[list[Neighbour]]:
+        self, embeddings: np.ndarray, k: int, *, photos: int = 0, category: str | None = None, candidates: int = 0
+    ) -> list[Near]:
         """As `ProductIndex` says. `candidates`: photos that are put in order by their features; up to 16 times as many are
         looked at where they belong to fewer than k products.
         """
         queries = unit(embeddings)
-        if not k or "\0" in (category or ""):  # no text of PostgreSQL's has one
-            return [[] for _ in queries]
+        if not (k or photos) or "\0" in (category or ""):  # no text of PostgreSQL's has one
+            return [Near([], []) for _ in queries]
         codes = np.unpackbits(self.codebook.encode(queries), axis=1, bitorder="little")
         view = self._view
         size = sum(view.sizes.values()) if category is None else view.sizes.get(category, 0)
-        wanted = max(candidates or CANDIDATES, k)
-        found: list[list[Neighbour]] = []
+        wanted = max(candidates or CANDIDATES, k, photos)
+        found: list[Near] = []
         with self._connection() as connection:
             for query, code in zip(queries, codes, strict=True):
-                values = {"k": k, "category": category, "query": f"[{','.join(map(str, query.tolist()))}]"}
+                values = {
+                    "k": k,
+                    "photos": photos,
+                    "category": category,
+                    "query": f"[{','.join(map(str, query.tolist()))}]",
+                }
                 values["code"] = (code + ord("0")).tobytes().decode()
                 found.append(self._found(connection, values, size, wanted))
         return found
 
-    def _found(self, connection: psycopg.Connection, values: dict[str, Any], size: int, wanted: int) -> list[Neighbour]:
+    def _found(self, connection: psycopg.Connection, values: dict[str, Any], size: int, wanted: int) -> Near:
         """Codes propose `wanted` photos, then up to 16 times as many; where `size` is small, all photos are compared."""
-        count, most, hits, looked = wanted, min(wanted * WIDEST, size), list[Neighbour](), 0
+        count, most, hits, looked = wanted, min(wanted * WIDEST, size), Near([], []), 0
         while size > _EXACT:
             hits, looked = self._ask(connection, values, count)
-            if len(hits) == values["k"] or count >= most or looked < count:
+            if len(hits.products) == values["k"] or count >= most or looked < count:
                 break
             count = min(count * 4, most)
-        if len(hits) < values["k"] and looked < count:  # also where the graph came to its end too early
+        if not looked or (len(hits.products) < values["k"] and looked < count):  # the graph may end too early
             hits, _ = self._ask(connection, values, None)
         return hits
 
-    def _ask(
-        self, connection: psycopg.Connection, values: dict[str, Any], count: int | None
-    ) -> tuple[list[Neighbour], int]:
+    def _ask(self, connection: psycopg.Connection, values: dict[str, Any], count: int | None) -> tuple[Near, int]:
         """Products among the `count` photos nearest by code, or among all; and how many photos were put in order."""
         text = _FIND.format(
             category="AND category = %(category)s" if values["category"] is not None else "",
@@ -165,7 +170,11 @@ class PostgresIndex:
         with connection.pipeline():  # one way there and back
             connection.execute("SELECT set_config('hnsw.ef_search', %s, false)", [str(min(count or 1, _LARGEST))])
             rows = connection.execute(text.encode(), values).fetchall()
-        return [Neighbour(*row[:3]) for row in rows], rows[0][3] if rows else 0
+        rows.sort(key=lambda row: (-row[2], row[1]))  # a union has no order
+        products, photos = (
+            [Neighbour(*row[:3]) for row in rows if row[4] == of_product] for of_product in (True, False)
+        )
+        return Near(products, photos), rows[0][3] if rows else 0
 
     def products(self, numbers: Sequence[int]) -> list[Product | None]:
         with self._connection() as connection:
@@ -200,6 +209,15 @@ def _revision(connection: psycopg.Connection, schema: str) -> int:
     return row[0]
 
 
+def _categories(products: dict[str, list[int]]) -> tuple[tuple[str, ...], np.ndarray]:
+    """Numbers of products by category -> names, and the category of each product."""
+    names = tuple(name for name in products if name)
+    category = np.full(max((max(numbers) for numbers in products.values()), default=-1) + 1, len(names))
+    for number, name in enumerate(names):
+        category[products[name]] = number
+    return names, category
+
+
 def _look(connection: psycopg.Connection, schema: str, width: int) -> View:
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")  # all of one commit
@@ -208,10 +226,12 @@ def _look(connection: psycopg.Connection, schema: str, width: int) -> View:
         gone = connection.execute("SELECT product FROM products WHERE withdrawn ORDER BY product").fetchall()
         rows = connection.execute("SELECT product, kernel, bias FROM rows ORDER BY product").fetchall()
         sizes: dict[str, int] = dict(connection.execute("SELECT category, photos FROM categories").fetchall())
+        named = connection.execute("SELECT category, array_agg(product) FROM products GROUP BY 1 ORDER BY 1").fetchall()
     offered = Offered(
         np.array([row[0] for row in gone], np.int64),
         np.array([row[0] for row in rows], np.int64),
         np.frombuffer(b"".join(row[1] for row in rows), np.float32).reshape(len(rows), width),
         np.array([row[2] for row in rows], np.float32),
+        *_categories(dict(named)),
     )
     return View(revision, offered, {"products": products, "photos": photos}, sizes)

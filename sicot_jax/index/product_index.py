@@ -21,7 +21,7 @@ class IndexUnavailable(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Neighbour:
-    """A product near a query: its nearest photo (`place`) and their cosine."""
+    """A photo (`place`) near a query, of which product, and their cosine."""
 
     product: int
     place: int
@@ -29,15 +29,27 @@ class Neighbour:
 
 
 @dataclasses.dataclass(frozen=True)
+class Near:
+    """Of a query, nearest first. products: each by its nearest photo; photos: whosever they are."""
+
+    products: list[Neighbour]
+    photos: list[Neighbour]
+
+
+@dataclasses.dataclass(frozen=True)
 class Offered:
     """Which classes may be answers. withdrawn: numbers of products that may not, sorted int64. For products that came after
     the model, `products` int64 [M], rows of the classifier made from their photos: kernel float32 [M, D], bias float32 [M].
+
+    names [K]: of categories; category: that of each product by its number, int64, K where it has none.
     """
 
     withdrawn: np.ndarray
     products: np.ndarray
     kernel: np.ndarray
     bias: np.ndarray
+    names: tuple[str, ...]
+    category: np.ndarray
 
 
 class ProductIndex(Protocol):
@@ -50,9 +62,9 @@ class ProductIndex(Protocol):
     def manifest(self) -> Manifest: ...
 
     def nearest(
-        self, embeddings: np.ndarray, k: int, *, category: str | None = None, candidates: int = 0
-    ) -> list[list[Neighbour]]:
-        """The k products nearest to each of embeddings [B, D], nearest first, fewer where there are fewer."""
+        self, embeddings: np.ndarray, k: int, *, photos: int = 0, category: str | None = None, candidates: int = 0
+    ) -> list[Near]:
+        """The k products and the photos nearest to each of embeddings [B, D], fewer where there are fewer."""
         ...
 
     def offered(self) -> Offered: ...

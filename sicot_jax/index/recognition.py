@@ -1,8 +1,9 @@
-"""What is said of a photo: products, how sure, and similar ones. From an engine's numbers and an index; no HTTP here."""
+"""What is said of a photo: products, how sure, its category, similar ones. From an engine's numbers and an index; no HTTP."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from sicot_jax.index.cards import Product
 from sicot_jax.index.product_index import Neighbour, Offered, ProductIndex
 from sicot_jax.index.unknown import Calibration, Evidence
+from sicot_jax.search.category import NEAREST, Fusion, by_classifier, by_neighbours
 
 _TRIES = 3  # for products that are withdrawn meanwhile
 NEIGHBOURS = 10  # products that are looked at to tell how sure an answer is
@@ -25,34 +27,127 @@ class Scored:
 
 
 @dataclasses.dataclass(frozen=True)
+class Told:
+    """A photo's category. sure: enough to look for similar products in it alone. log_factors [K + 1]: what the scores of each
+    category's products are raised by; of none by 0.
+    """
+
+    name: str
+    probability: float
+    sure: bool
+    log_factors: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Answer:
-    """matches: most probable first. similar: nearest first. certainty: that the first match is right, calibrated over photos of
-    products and of others; known: whether it is enough. Both None where the index has no calibration.
+    """matches: most probable first. similar: nearest first, of the category `searched` where that is not None. certainty: that
+    the first match is right, calibrated over photos of products and of others; known: whether it is enough. Both None where the
+    index has no calibration; `category` None where it has no fit of categories.
     """
 
     matches: list[Scored]
     similar: list[Scored]
     certainty: float | None = None
     known: bool | None = None
+    category: Told | None = None
+    searched: str | None = None
 
 
-def best_products(embedding: np.ndarray, logits: np.ndarray, offered: Offered, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers int64 [k] of the most probable products, best first, and their probabilities float64 [k]: softmax over the
-    products that are offered; fewer where there are fewer.
-
-    Logits [C] are of the model's classes, whose numbers are 0 to C - 1; later products have rows of their own.
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Of the model's `classes`, whose numbers are 0 to classes - 1, then of `offered.products`: values float32 [C + M], -inf of
+    what is not offered; weights float64 [C + M] = exp(values - highest).
     """
-    classes = len(logits)
-    scores = np.concatenate([logits, offered.kernel @ embedding + offered.bias])
-    scores[offered.withdrawn[offered.withdrawn < classes]] = -np.inf
-    scores[classes:][np.isin(offered.products, offered.withdrawn)] = -np.inf
-    k = min(k, int(np.isfinite(scores).sum()))
+
+    offered: Offered
+    classes: int
+    values: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def of(cls, embedding: np.ndarray, logits: np.ndarray, offered: Offered) -> Scores:
+        """From an engine's embedding [D] and logits [C]; later products have rows of their own."""
+        classes = len(logits)
+        values = np.concatenate([logits, offered.kernel @ embedding + offered.bias])
+        values[offered.withdrawn[offered.withdrawn < classes]] = -np.inf
+        values[classes:][np.isin(offered.products, offered.withdrawn)] = -np.inf
+        return cls(offered, classes, values, _weights(values))
+
+    @functools.cached_property
+    def by_category(self) -> np.ndarray:
+        """Sums of weights float64 [K], not divided by their total."""
+        names, category = self.offered.names, self.offered.category
+        known = by_classifier(self.weights[: self.classes], category[: self.classes], len(names))
+        return known + by_classifier(self.weights[self.classes :], category[self.offered.products], len(names))
+
+    def without(self, product: int) -> Scores:
+        """As if it were not offered."""
+        values = self.values.copy()
+        values[self._row(product)] = -np.inf
+        return Scores(self.offered, self.classes, values, _weights(values))
+
+    def share(self, product: int) -> float:
+        return float(self.weights[self._row(product)].sum() / self.weights.sum())
+
+    def _row(self, product: int) -> np.ndarray:
+        """Of the arrays; of a product without a row none."""
+        return (
+            np.array([product])
+            if product < self.classes
+            else self.classes + np.flatnonzero(self.offered.products == product)
+        )
+
+
+def _weights(values: np.ndarray) -> np.ndarray:
+    highest = values.max(initial=-np.inf)
+    return np.exp(values - highest, dtype=np.float64) if np.isfinite(highest) else np.zeros(len(values))
+
+
+def told(fusion: Fusion, scores: Scores, photos: Sequence[Neighbour]) -> Told | None:
+    """From the scores and the nearest photos; None where no product has a category."""
+    offered = scores.offered
+    if not offered.names or not scores.weights.any():
+        return None
+    fusion, count = fusion.of(offered.names), len(offered.names)
+    shares = scores.by_category[None] / scores.weights.sum()
+    cosines, voting = voters(offered, photos, NEAREST)
+    votes = by_neighbours(cosines[None], voting[None], count, fusion.temperature)
+    probability = fusion(shares, votes)[0]
+    best = int(probability.argmax())
+    sure = fusion.sure is not None and bool(probability[best] >= fusion.sure)
+    factors = np.append(fusion.log_factors(shares, probability[None])[0], 0.0)
+    return Told(offered.names[best], float(probability[best]), sure, factors)
+
+
+def voters(offered: Offered, photos: Sequence[Neighbour], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines [count] of the first photos, and their categories; K where there is no such photo, or its product has none or
+    came after `offered`.
+    """
+    cosines, category = np.zeros(count), np.full(count, len(offered.names))
+    for place, photo in enumerate(photos[:count]):
+        cosines[place] = photo.similarity
+        if photo.product < len(offered.category):
+            category[place] = offered.category[photo.product]
+    return cosines, category
+
+
+def best_products(scores: Scores, k: int, category: Told | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers int64 [k] of the most probable products, best first, and their probabilities float64 [k]: softmax over the
+    products that are offered, weighted by what is told of their category; fewer where there are fewer.
+    """
+    values, offered, classes, total = scores.values, scores.offered, scores.classes, scores.weights.sum()
+    if category is not None and category.log_factors.any():
+        factors = category.log_factors
+        values = values + np.concatenate(
+            [factors[offered.category[:classes]], factors[offered.category[offered.products]]]
+        )
+        total += np.sum(scores.by_category * np.expm1(factors[:-1]))
+    k = min(k, int(np.isfinite(values).sum()))
     if not k:
         return np.zeros(0, np.int64), np.zeros(0)
-    some = np.argpartition(-scores, k - 1)[:k]
-    best = some[np.argsort(-scores[some], kind="stable")]
-    highest = scores[best[0]]
-    shares = np.exp((scores[best] - highest).astype(np.float64)) / np.exp(scores - highest, dtype=np.float64).sum()
+    some = np.argpartition(-values, k - 1)[:k]
+    best = some[np.argsort(-values[some], kind="stable")]
+    shares = np.exp((values[best] - scores.values.max()).astype(np.float64)) / total
     later = best >= classes
     numbers = best.astype(np.int64)
     numbers[later] = offered.products[best[later] - classes]
@@ -68,19 +163,28 @@ def evidence(numbers: np.ndarray, shares: np.ndarray, near: Sequence[Neighbour],
 def answer(
     index: ProductIndex,
     calibration: Calibration | None,
+    fusion: Fusion | None,
     embedding: np.ndarray,
     logits: np.ndarray,
     *,
     k: int,
     similar: int,
     category: str | None = None,
+    anywhere: bool = False,
 ) -> Answer:
-    """The k most probable products and as many similar ones as asked for, of one `category` where it is given."""
+    """The k most probable products and as many similar ones as asked for: of one `category` where it is given, else of the
+    photo's where that is sure and they need not be from `anywhere`.
+    """
     offered = index.offered()
-    near = index.nearest(embedding[None], max(similar, NEIGHBOURS if k else 0))[0]
-    shown = near[:similar] if category is None else index.nearest(embedding[None], similar, category=category)[0]
+    near = index.nearest(embedding[None], max(similar, NEIGHBOURS if k else 0), photos=NEAREST if fusion else 0)[0]
+    scores = Scores.of(embedding, logits, offered)
+    named = told(fusion, scores, near.photos) if fusion else None
+    searched = named.name if category is None and named and named.sure and not anywhere else category
+    shown = near.products[:similar]
+    if searched is not None:
+        shown = index.nearest(embedding[None], similar, category=searched)[0].products
     for _ in range(_TRIES):
-        numbers, shares = best_products(embedding, logits, offered, k)
+        numbers, shares = best_products(scores, k, named)
         cards = index.products([*numbers.tolist(), *(neighbour.product for neighbour in shown)])  # all at once
         best, others = cards[: len(numbers)], cards[len(numbers) :]
         gone = [number for number, card in zip(numbers.tolist(), best, strict=True) if card is None]
@@ -88,12 +192,16 @@ def answer(
             break
         # Withdrawn a moment ago: nothing may be said of it, and its share belongs to the others.
         offered = dataclasses.replace(offered, withdrawn=np.union1d(offered.withdrawn, gone))
+        scores = Scores.of(embedding, logits, offered)
     certainty = None
     if calibration and len(numbers):
-        certainty = calibration.certainty(evidence(numbers, shares, near[:NEIGHBOURS], calibration.usual(embedding)))
+        usual = calibration.usual(embedding)
+        certainty = calibration.certainty(evidence(numbers, shares, near.products[:NEIGHBOURS], usual))
     return Answer(
         [Scored(p, float(s)) for p, s in zip(best, shares, strict=True) if p is not None],
         [Scored(p, n.similarity, n.place) for p, n in zip(others, shown, strict=True) if p is not None],
         certainty,
         None if calibration is None or certainty is None else certainty >= calibration.threshold,
+        named,
+        searched,
     )

@@ -16,6 +16,7 @@ from sicot_jax.index import layout
 from sicot_jax.index.cards import Cards
 from sicot_jax.index.unknown import read_calibration
 from sicot_jax.index.vectors import Codebook, Vectors
+from sicot_jax.search.category import read_fusion
 
 _LINES = 1 << 16
 
@@ -26,6 +27,7 @@ def verify(folder: Path, *, checksums: bool = False) -> list[str]:
         manifest = layout.read_manifest(folder)
         codebook = Codebook.load(folder / layout.CODEBOOK)
         read_calibration(folder / layout.UNKNOWN)
+        read_fusion(folder / layout.CATEGORIES)
         for name in (layout.MODEL, layout.GRAPH):
             if name == layout.MODEL or (folder / name).exists():
                 folders.read_converted(folder / name)

@@ -1,89 +1,170 @@
 """Which category a photo shows: what the classifier says of its products, and a vote of the nearest photos, fused.
 
     p_c = a_c m_c + (1 - a_c) s_c, divided by the sum over categories
-    m_c = sum of the classifier's shares over the products of category c
+    m_c = sum of the classifier's shares over the products of category c, divided by that sum over all categories
     s_c = sum_i w_i [c_i = c] / sum_i w_i,  w_i = exp((cos_i - cos_1) / T),  over the `NEAREST` photos of the index
 
-The two branches and the vote of 30 are those of Pailitao (Zhang et al. 2018, arXiv:2102.04674). Its model branch is a network
-of its own; here it is the classifier that is there already, whose sum was better than a head fitted to the embeddings
-(docs/search.md). a and T are fitted to photos that neither classifier nor index have seen.
+and back to products: their shares are multiplied by (p_c / m_c)^b. The two branches and the vote of 30 are those of Pailitao
+(Zhang et al. 2018, arXiv:2102.04674). Its model branch is a network of its own; here it is the classifier that is there
+already, whose sum was better than a head fitted to the embeddings (docs/search.md). a, b and T are fitted to photos that
+neither classifier nor index have seen.
+
+Categories are numbers from 0 to count - 1; `count` itself stands for none.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from sicot_jax.errors import InputError
+from sicot_jax.files import read_json, write_json
+
+FORMAT = 1
 NEAREST = 30
+SURE = 0.99  # of photos whose category is called sure, so many have it
+SUPPORT = 0.05  # of the photos, at least so many of them
 TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1)  # more flattens the vote until it is a count
 _WEIGHTS = np.linspace(0, 1, 21)
+_STRENGTHS = np.linspace(0, 1, 11)
 _PRIOR = 3.0  # strength with which a category's weight is held to that of all of them
 _LEAST = 1e-6  # probability, so that one photo that was thought impossible does not decide a fit
 
 
 def by_classifier(shares: np.ndarray, category: np.ndarray, count: int) -> np.ndarray:
-    """Shares of classes [B, C] and the category of each, int [C] (-1: none) -> m [B, count], float64.
-
-    Rows sum to 1 where some class of a category has a share; without one to 0.
-    """
-    inside = category >= 0
-    found = np.zeros((len(shares), count))
-    for row, own in zip(found, shares, strict=True):
-        row[:] = np.bincount(category[inside], weights=own[inside], minlength=count)
-    return _normalised(found)
+    """Shares of products [N] and the category of each, int [N] -> their sums [count], float64."""
+    return np.bincount(category, weights=shares, minlength=count + 1)[:count].astype(np.float64)  # of nothing: integers
 
 
 def by_neighbours(similarity: np.ndarray, category: np.ndarray, count: int, temperature: float) -> np.ndarray:
-    """Cosines of the nearest photos [B, N] and their categories, int [B, N] (-1: none, or no such photo) -> s [B, count]."""
-    voting = category >= 0
+    """Cosines of the nearest photos [B, N] and their categories, int [B, N] -> s [B, count]; zeros where none votes."""
+    voting = category < count
     nearest = np.max(np.where(voting, similarity, -np.inf), 1, keepdims=True, initial=-1.0)
     weight = np.exp((similarity - nearest) / temperature) * voting
-    found = np.zeros((len(similarity), count))
-    for row, own, names in zip(found, weight, np.maximum(category, 0), strict=True):
-        row[:] = np.bincount(names, weights=own, minlength=count)
-    return _normalised(found)
+    found = [by_classifier(own, names, count) for own, names in zip(weight, category, strict=True)]
+    return _normalised(np.reshape(found, (len(similarity), count)))
 
 
 def _normalised(rows: np.ndarray) -> np.ndarray:
-    total = rows.sum(1, keepdims=True)
+    total = rows.sum(-1, keepdims=True)
     return np.divide(rows, total, out=np.zeros_like(rows), where=total > 0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fusion:
-    """a float64 [K], the weight of the classifier for each category, and T."""
+    """names: of the categories. weights: a float64 [K]; common: that of a category that the fit has not seen. strength: b.
+    sure: the least probability at which `SURE` of the photos have that category, None where no probability is enough. photos:
+    of the fit.
+    """
 
+    names: tuple[str, ...]
     weights: np.ndarray
+    common: float
     temperature: float
+    strength: float
+    sure: float | None
+    photos: int
 
-    def __call__(self, classifier: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
-        """m and s [B, K] -> p [B, K]."""
-        return _normalised(self.weights * classifier + (1 - self.weights) * neighbours)
+    def of(self, names: tuple[str, ...]) -> Fusion:
+        """The same for these categories, in this order."""
+        if names == self.names:
+            return self
+        known = dict(zip(self.names, self.weights.tolist(), strict=True))
+        return dataclasses.replace(self, names=names, weights=np.array([known.get(n, self.common) for n in names]))
+
+    def __call__(self, shares: np.ndarray, votes: np.ndarray) -> np.ndarray:
+        """Of categories, sums of shares and s [B, K] -> p [B, K]; a branch that says nothing leaves it to the other."""
+        return _normalised(self.weights * _normalised(shares) + (1 - self.weights) * votes)
+
+    def log_factors(self, shares: np.ndarray, told: np.ndarray) -> np.ndarray:
+        """Sums of shares and p [B, K] -> b log(p / m) [B, K], what scores of a category's products have to be raised by."""
+        return self.strength * _log_ratio(shares, told)
 
 
-def fit(classifier: np.ndarray, similarity: np.ndarray, neighbours: np.ndarray, category: np.ndarray) -> Fusion:
-    """From photos of known category, int [B]: m [B, K], and cosines and categories of their nearest photos [B, N].
+def _log_ratio(shares: np.ndarray, told: np.ndarray) -> np.ndarray:
+    """log(p / m); 0 for a photo of which one of the two says nothing."""
+    ratio = np.log(np.maximum(told, _LEAST)) - np.log(np.maximum(_normalised(shares), _LEAST))
+    return ratio * (shares.any(-1, keepdims=True) & told.any(-1, keepdims=True))
+
+
+def fit(
+    shares: np.ndarray,
+    similarity: np.ndarray,
+    neighbours: np.ndarray,
+    category: np.ndarray,
+    product: np.ndarray,
+    names: Sequence[str],
+) -> Fusion:
+    """From photos of known category, int [B]: sums of shares [B, K], cosines and categories of their nearest photos [B, N], and
+    the classifier's share of the right product [B].
 
     T and one weight a for all categories are those of the greatest mean log p. Then each category has a weight of its own: the
     one of the greatest log likelihood of "it is c" and "it is not" under a_c m_c + (1 - a_c) s_c, less 3 (a_c - a)^2, so that
-    a category with few photos keeps a. Without a photo: a = 1/2, T = 0.05.
+    a category with few photos keeps a. b has the greatest mean log share of the right product. Without a photo: a = 1/2,
+    T = 0.05, b = 0 and never sure.
     """
-    count = classifier.shape[1]
+    count, photos = len(names), np.arange(len(category))
     if not len(category):
-        return Fusion(np.full(count, 0.5), 0.05)
-    votes = {t: by_neighbours(similarity, neighbours, count, t) for t in TEMPERATURES}
-    photos = np.arange(len(category))
+        return Fusion(tuple(names), np.full(count, 0.5), 0.5, 0.05, 0.0, None, 0)
+    classifier = _normalised(shares)
+    votes = {t: by_neighbours(similarity, neighbours, count, t)[photos, category] for t in TEMPERATURES}
 
     def likelihood(temperature: float, weight: float) -> float:
-        own = weight * classifier[photos, category] + (1 - weight) * votes[temperature][photos, category]
+        own = weight * classifier[photos, category] + (1 - weight) * votes[temperature]
         return float(np.log(np.maximum(own, _LEAST)).mean())
 
     pairs = [(temperature, float(weight)) for temperature in TEMPERATURES for weight in _WEIGHTS]
     temperature, common = max(pairs, key=lambda pair: likelihood(*pair))
-    vote, right = votes[temperature], np.arange(count) == category[:, None]
+    vote, right = by_neighbours(similarity, neighbours, count, temperature), np.arange(count) == category[:, None]
     scores = np.empty((len(_WEIGHTS), count))
     for row, weight in zip(scores, _WEIGHTS, strict=True):
         mixed = np.clip(weight * classifier + (1 - weight) * vote, _LEAST, 1 - _LEAST)
         row[:] = np.log(np.where(right, mixed, 1 - mixed)).sum(0) - _PRIOR * (weight - common) ** 2
-    return Fusion(_WEIGHTS[scores.argmax(0)], temperature)
+    fused = Fusion(tuple(names), _WEIGHTS[scores.argmax(0)], common, temperature, 1.0, None, len(category))
+    told = fused(shares, vote)
+    return dataclasses.replace(
+        fused,
+        strength=_strength(shares, fused.log_factors(shares, told), category, product),
+        sure=_sure(told.max(1), told.argmax(1) == category),
+    )
+
+
+def _strength(shares: np.ndarray, ratios: np.ndarray, category: np.ndarray, product: np.ndarray) -> float:
+    photos, outside = np.arange(len(category)), 1 - shares.sum(1)  # of products without a category
+
+    def likelihood(strength: float) -> float:
+        factors = np.exp(strength * ratios)
+        own = product * factors[photos, category] / ((shares * factors).sum(1) + outside)
+        return float(np.log(np.maximum(own, _LEAST)).mean())
+
+    return max(_STRENGTHS.tolist(), key=likelihood)
+
+
+def _sure(probability: np.ndarray, right: np.ndarray) -> float | None:
+    order = np.argsort(-probability, kind="stable")
+    precision = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
+    last = np.append(np.diff(probability[order]) != 0, True)  # equal ones are sure together
+    enough = np.flatnonzero((precision >= SURE) & last & (np.arange(1, len(order) + 1) >= SUPPORT * len(order)))
+    return float(probability[order[enough[-1]]]) if len(enough) else None
+
+
+def write_fusion(path: Path, fusion: Fusion) -> None:
+    stored = {field.name: getattr(fusion, field.name) for field in dataclasses.fields(fusion)}
+    write_json(path, stored | {"weights": fusion.weights.tolist(), "format": FORMAT})
+
+
+def read_fusion(path: Path) -> Fusion | None:
+    """None where the index has none, as it had too few validation photos. InputError for a file of another format."""
+    if not path.exists():
+        return None
+    stored: dict[str, Any] = read_json(path, "the categories of an index")
+    if stored.pop("format", None) != FORMAT:
+        raise InputError(f"{path}: of another format, this version reads {FORMAT}; build the index again")
+    try:
+        return Fusion(**stored | {"names": tuple(stored["names"]), "weights": np.array(stored["weights"], float)})
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: not as it was written ({error}); build the index again") from error

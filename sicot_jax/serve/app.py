@@ -73,6 +73,7 @@ _EXAMPLE = {
     "request_id": "9f86d081884c7d65", "known": True, "certainty": 0.97,
     "products": [{"sku": "0012", "title": "red cotton shirt", "tags": "", "category": "Shirts", "probability": 0.93,
                   "images": ["/v1/products/0012/images/0"]}],
+    "category": {"name": "Shirts", "probability": 0.98}, "searched": "Shirts",
     "similar": [{"sku": "0012", "title": "red cotton shirt", "tags": "", "category": "Shirts", "similarity": 0.88,
                  "images": ["/v1/products/0012/images/0"]}],
     "timings_ms": {"read": 0.2, "decode": 3.1, "engine": 21.4, "search": 2.2},
@@ -227,18 +228,22 @@ def _add_routes(app: FastAPI) -> None:
         k: int = Query(5, ge=1, le=100, description="products"),
         similar: int = Query(20, ge=0, le=200, description="similar products"),
         category: str | None = Query(None, max_length=1000, description="of the similar products"),
+        anywhere: bool = Query(False, description="similar products of all categories, also where the photo's is sure"),
     ) -> Response:
-        """The product that a photo shows, how sure that is, and similar ones."""
-        return await _with_photo(request, k=k, similar=similar, category=category)
+        """The product that a photo shows, how sure that is, and similar ones. category: what kind of product it is; where that
+        is sure and nothing else is asked for, similar products are of it (`searched`).
+        """
+        return await _with_photo(request, _Wanted(k, similar, category, anywhere))
 
     @app.post("/v1/search", tags=["photos"], openapi_extra=_BODY, responses=_ERRORS)
     async def search(
         request: Request,
         similar: int = Query(20, ge=1, le=200),
         category: str | None = Query(None, max_length=1000),
+        anywhere: bool = Query(False, description="of all categories, also where the photo's is sure"),
     ) -> Response:
         """Products that look like the photo."""
-        return await _with_photo(request, k=0, similar=similar, category=category)
+        return await _with_photo(request, _Wanted(0, similar, category, anywhere))
 
     @app.get("/v1/products/{sku:path}/images/{number}", tags=["products"], responses={404: _ERRORS[400]})
     async def picture(request: Request, sku: str, number: int) -> Response:
@@ -322,7 +327,17 @@ async def _read(request: Request, read: Callable[[ProductIndex], _T]) -> _T:
     return await asyncio.get_running_loop().run_in_executor(state.decoders, read, state.current.live.index)
 
 
-async def _with_photo(request: Request, *, k: int, similar: int, category: str | None) -> Response:
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """Of `recognition.answer`."""
+
+    k: int
+    similar: int
+    category: str | None
+    anywhere: bool
+
+
+async def _with_photo(request: Request, wanted: _Wanted) -> Response:
     state, seconds, clock = _state(request), _state(request).settings.seconds, _Clock()
     try:
         async with asyncio.timeout(seconds):
@@ -336,7 +351,7 @@ async def _with_photo(request: Request, *, k: int, similar: int, category: str |
             raise HTTPException(503, "busy; try again")
         try:
             async with asyncio.timeout(seconds):
-                content = await _answer(state, loaded, data, clock, k=k, similar=similar, category=category)
+                content = await _answer(state, loaded, data, clock, wanted)
         except TimeoutError:
             raise HTTPException(503, f"not answered within {seconds:g} seconds; try again") from None
     if state.queries is not None:
@@ -349,9 +364,7 @@ def _per_photo(loaded: live.Live) -> float:
     return loaded.chosen.milliseconds[loaded.chosen.largest] / loaded.chosen.largest
 
 
-async def _answer(
-    state: _State, loaded: live.Live, data: bytes, clock: _Clock, *, k: int, similar: int, category: str | None
-) -> dict[str, Any]:
+async def _answer(state: _State, loaded: live.Live, data: bytes, clock: _Clock, wanted: _Wanted) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
     pixels = await loop.run_in_executor(
         state.decoders, photo.decode, data, loaded.chosen.preprocessing, state.settings.limits, state.budget
@@ -362,20 +375,23 @@ async def _answer(
 
     def look_up() -> recognition.Answer:
         return recognition.answer(
-            loaded.index, loaded.calibration, embedding, logits, k=k, similar=similar, category=category
+            loaded.index, loaded.calibration, loaded.fusion, embedding, logits, **dataclasses.asdict(wanted)
         )
 
     found = await loop.run_in_executor(state.decoders, look_up)
     clock.stop("search")
     content: dict[str, Any] = {}
-    if k:
+    if wanted.k:
         sure = None if found.certainty is None else round(found.certainty, 4)
         content = {"known": found.known, "certainty": sure}
         content["products"] = [_scored(s, "probability") for s in found.matches]
         if found.known is False:
             metrics.UNKNOWN.inc()
+    named = found.category and {"name": found.category.name, "probability": round(found.category.probability, 4)}
     return {
         **content,
+        "category": named,
+        "searched": found.searched,
         "similar": [_scored(s, "similarity") for s in found.similar],
         "timings_ms": clock.milliseconds,
         "model": loaded.index.manifest.model[:12],

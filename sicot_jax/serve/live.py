@@ -13,6 +13,7 @@ from sicot_jax.index import layout
 from sicot_jax.index.opened import open_index
 from sicot_jax.index.product_index import ProductIndex
 from sicot_jax.index.unknown import Calibration, read_calibration
+from sicot_jax.search.category import Fusion, read_fusion
 from sicot_jax.serve import engines
 from sicot_jax.serve.batcher import Batcher
 from sicot_jax.serve.engines import Chosen
@@ -31,6 +32,7 @@ class Live:
     version: str
     index: ProductIndex
     calibration: Calibration | None
+    fusion: Fusion | None
     chosen: Chosen
     batcher: Batcher
 
@@ -40,12 +42,12 @@ def load(settings: Settings, before: Live | None = None) -> Live:
 
     def opened(folder: Path) -> Live:
         index = open_index(folder, settings.database)
-        calibration = read_calibration(folder / layout.UNKNOWN)
+        calibration, fusion = read_calibration(folder / layout.UNKNOWN), read_fusion(folder / layout.CATEGORIES)
         if before is not None and before.index.manifest.model == index.manifest.model:
-            return Live(folder.name, index, calibration, before.chosen, before.batcher)
+            return Live(folder.name, index, calibration, fusion, before.chosen, before.batcher)
         _hold_blas()
         chosen = engines.choose(folder, settings.engine, largest=settings.largest_batch, threads=settings.threads)
-        return Live(folder.name, index, calibration, chosen, Batcher(chosen.run, largest=chosen.largest))
+        return Live(folder.name, index, calibration, fusion, chosen, Batcher(chosen.run, largest=chosen.largest))
 
     return layout.open_current(Path(settings.index), opened)
 

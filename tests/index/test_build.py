@@ -21,6 +21,7 @@ from sicot_jax.errors import InputError
 from sicot_jax.index import build, calibrate, layout, recognition
 from sicot_jax.index.cards import PICTURES, Cards
 from sicot_jax.index.embedded import EmbeddedIndex
+from sicot_jax.index.recognition import Scores
 from sicot_jax.index.unknown import FEWEST, read_calibration
 from sicot_jax.index.verify import verify
 from sicot_jax.recognizer import jax_engine
@@ -84,7 +85,7 @@ def test_through_the_index_as_in_the_run_s_own_test(run, built):
     for i in range(len(split)):
         record = split[i]
         embedding, logits = (x[0] for x in engine(converted.preprocessing.batch([record["image"]])))
-        numbers, _ = recognition.best_products(embedding, logits, opened.offered(), 1)
+        numbers, _ = recognition.best_products(Scores.of(embedding, logits, opened.offered()), 1)
         assert numbers[0] == wanted[record["image_id"]]
     opened.close()
 
@@ -212,7 +213,7 @@ def test_a_catalogue_that_has_grown(run, built, tmp_path, monkeypatch):
     assert [product.sku for product in opened.products([11, 12])] == ["new-a", "new-b"]
     logits = np.zeros(11, np.float32)
     logits[gone] = 100
-    numbers, _ = recognition.best_products(np.ones(16, np.float32), logits, opened.offered(), 20)
+    numbers, _ = recognition.best_products(Scores.of(np.ones(16, np.float32), logits, opened.offered()), 20)
     assert not set(gone) & set(numbers.tolist()) and {11, 12} <= set(numbers.tolist())
     opened.close()
 
@@ -268,7 +269,7 @@ def test_kill_9_at_random_moments_never_leaves_a_broken_index(run, built, tmp_pa
         version = layout.current_version(index)
         assert verify(version, checksums=True) == []
         opened = EmbeddedIndex(version)
-        assert len(opened.nearest(np.ones((1, 16)), 3)[0]) == 3
+        assert len(opened.nearest(np.ones((1, 16)), 3)[0].products) == 3
         opened.close()
     assert verify(build.build(run, index), checksums=True) == []
     assert ended < 30

@@ -45,7 +45,7 @@ def test_a_new_product_is_found_and_has_a_row(index, tmp_path):
     opened = EmbeddedIndex(layout.current_version(index))
     engine = change._engine(opened.folder)
     embedding, logits = (x[0] for x in engine(photo(NEW, 77)[None]))
-    answer = recognition.answer(opened, None, embedding, logits, k=PRODUCTS + 1, similar=1, category="kind 1")
+    answer = recognition.answer(opened, None, None, embedding, logits, k=PRODUCTS + 1, similar=1, category="kind 1")
     assert answer.similar[0].product.title == "a new thing"
     assert "a new thing" in [match.product.title for match in answer.matches]
     with np.load(opened.folder / layout.IMPRINT) as made_with:
@@ -59,7 +59,7 @@ def test_a_new_product_is_found_and_has_a_row(index, tmp_path):
     np.testing.assert_allclose(opened.offered().kernel, [row], rtol=1e-5)
     assert opened.offered().products.tolist() == [PRODUCTS]
     known, logits = (x[0] for x in engine(photo(0, 77)[None]))
-    assert recognition.answer(opened, None, known, logits, k=1, similar=0).matches[0].product.sku == sku(0)
+    assert recognition.answer(opened, None, None, known, logits, k=1, similar=0).matches[0].product.sku == sku(0)
     opened.close()
 
 
@@ -163,7 +163,7 @@ def test_photos_are_withdrawn_alone(index):
     cards.close()
     opened = EmbeddedIndex(version)
     feature = np.asarray(opened._view.features[0], np.float32)
-    assert 0 not in [n.place for n in opened.nearest(feature[None], PRODUCTS)[0]]
+    assert 0 not in [n.place for n in opened.nearest(feature[None], PRODUCTS)[0].products]
     opened.close()
 
 
@@ -316,6 +316,12 @@ def test_a_product_may_change_its_category_again_and_again(index, tmp_path):
     change.add(index, feed(tmp_path / "last", [1], category="other 3"))
     opened = EmbeddedIndex(layout.current_version(index))
     query = np.asarray(opened._view.features[-1], np.float32)[None]
-    assert [n.product for n in opened.nearest(query, 1, category="other 3")[0]] == [1]
-    assert opened.product(sku(1)).category == "other 3" and opened.nearest(query, 1, category="other 1")[0] == []
+    assert [n.product for n in opened.nearest(query, 1, category="other 3")[0].products] == [1]
+    assert (
+        opened.product(sku(1)).category == "other 3" and opened.nearest(query, 1, category="other 1")[0].products == []
+    )
+    offered = opened.offered()
+    assert [offered.names[number] for number in offered.category] == [
+        "other 3" if number == 1 else f"kind {number % 2}" for number in range(PRODUCTS)
+    ]
     opened.close()

@@ -37,7 +37,7 @@ def exact(opened, embedding, k, allowed=None):
 
 
 def found(opened, embedding, k, **more):
-    return [(n.product, n.similarity) for n in opened.nearest(embedding[None], k, **more)[0]]
+    return [(n.product, n.similarity) for n in opened.nearest(embedding[None], k, **more)[0].products]
 
 
 @pytest.mark.parametrize("k", [1, 3, PRODUCTS])
@@ -48,9 +48,24 @@ def test_nearest_products_are_those_of_all_similarities(opened, k):
         np.testing.assert_allclose([s for _, s in mine], [s for _, s in wanted], rtol=1e-6)
 
 
+@pytest.mark.parametrize("k", [0, 2])
+def test_nearest_photos_are_those_of_all_similarities(opened, k):
+    """Whosever they are; as many as asked for, fewer where there are fewer."""
+    vectors, places = Vectors(opened.folder, WIDTH, BITS), PRODUCTS * PHOTOS
+    owners = vectors.mapped(layout.OWNERS, places)
+    for embedding in queries():
+        cosine = np.asarray(vectors.mapped(layout.FEATURES, places), np.float32) @ unit(embedding)
+        order = np.argsort(-cosine, kind="stable")
+        near = opened.nearest(embedding[None], k, photos=5)[0]
+        assert [(n.place, n.product) for n in near.photos] == [(p, owners[p]) for p in order[:5]]
+        np.testing.assert_allclose([n.similarity for n in near.photos], cosine[order[:5]], rtol=1e-6)
+        assert len(near.products) == k
+    assert len(opened.nearest(queries(1), k, photos=places + 9)[0].photos) == places
+
+
 def test_a_batch_is_its_queries(opened):
     some = queries(3)
-    assert opened.nearest(some, 2) == [opened.nearest(query[None], 2)[0] for query in some]
+    assert opened.nearest(some, 2, photos=3) == [opened.nearest(query[None], 2, photos=3)[0] for query in some]
 
 
 def test_more_photos_are_looked_at_until_there_are_k_products(opened):
@@ -144,7 +159,7 @@ def test_a_search_for_more_products_than_there_are_does_not_look_at_all_photos(o
     looked = []
     ranked = embedded._ranked
     monkeypatch.setattr(
-        embedded, "_ranked", lambda view, q, places, k: looked.append(len(places)) or ranked(view, q, places, k)
+        embedded, "_ranked", lambda view, q, places, *n: looked.append(len(places)) or ranked(view, q, places, *n)
     )
     monkeypatch.setattr(embedded, "WIDEST", 2)
     found(opened, queries(1)[0], PRODUCTS + 3, candidates=5)

@@ -77,7 +77,7 @@ def test_nights(night):
     assert opened.offered().withdrawn.tolist() == [4] and opened.offered().products.tolist() == [9]
     features = np.asarray(opened._view.features, np.float32)
     owners = np.asarray(opened._view.owners)
-    found = opened.nearest(features[owners == 9][:1], 1)[0][0]
+    found = opened.nearest(features[owners == 9][:1], 1)[0].products[0]
     assert found.product == 9
     opened.close()
 

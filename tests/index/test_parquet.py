@@ -31,7 +31,7 @@ def found(index, k=PRODUCTS, **more):
     opened = EmbeddedIndex(layout.current_version(index))
     queries = np.random.default_rng(0).random((5, WIDTH)).astype(np.float32)
     near = [
-        [(opened.products([n.product])[0].sku, round(n.similarity, 3)) for n in hits]
+        [(opened.products([n.product])[0].sku, round(n.similarity, 3)) for n in hits.products]
         for hits in opened.nearest(queries, k, **more)
     ]
     rows = {

@@ -18,7 +18,7 @@ from sicot_jax.index import change, layout
 from sicot_jax.index import publish as publishing
 from sicot_jax.index.cards import Cards
 from sicot_jax.index.opened import open_index
-from sicot_jax.index.product_index import IndexUnavailable
+from sicot_jax.index.product_index import IndexUnavailable, Near
 from sicot_jax.index.vectors import Vectors, unit
 
 psycopg = pytest.importorskip("psycopg", reason="a database is used with the extra postgres")
@@ -96,14 +96,14 @@ def test_the_nearest_are_those_of_all_similarities(opened, monkeypatch, graph):
     for category, k in itertools.product([None, "kind 0", "kind 1", "nothing", "\0"], [0, 1, 3, PRODUCTS + 5]):
         for embedding, found in zip(queries(), opened.nearest(queries(), k, category=category), strict=True):
             wanted = all_pairs(opened, embedding, k, category)
-            assert [(n.product, n.place) for n in found] == [one[:2] for one in wanted]
-            np.testing.assert_allclose([n.similarity for n in found], [one[2] for one in wanted], rtol=1e-5)
+            assert [(n.product, n.place) for n in found.products] == [one[:2] for one in wanted]
+            np.testing.assert_allclose([n.similarity for n in found.products], [one[2] for one in wanted], rtol=1e-5)
         # One candidate is one product: the search widens by itself, and ends where there are no more.
-        assert len(opened.nearest(queries(1), k, category=category, candidates=1)[0]) == len(wanted)
+        assert len(opened.nearest(queries(1), k, category=category, candidates=1)[0].products) == len(wanted)
 
 
 def test_a_query_of_zeros_is_answered(opened):
-    assert len(opened.nearest(np.zeros((1, WIDTH), np.float32), 2)[0]) == 2
+    assert len(opened.nearest(np.zeros((1, WIDTH), np.float32), 2)[0].products) == 2
 
 
 def test_cards_are_those_of_the_files(index, url):
@@ -149,7 +149,7 @@ def test_only_small_files_are_read_of_the_folder(index, url):
     for name in (layout.FEATURES, layout.CODES, layout.OWNERS, layout.CARDS):
         (layout.current_version(index) / name).unlink()
     with reading(index, url) as copy:
-        assert copy.nearest(queries(1), 1)[0] and copy.product(sku(1)).title == f"title {sku(1)}"
+        assert copy.nearest(queries(1), 1)[0].products and copy.product(sku(1)).title == f"title {sku(1)}"
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_recall(five_thousand, url):
         def recall(**more):
             hits = [
                 len(
-                    {n.place for n in copy.nearest(q[None], 10, **more)[0]}
+                    {n.place for n in copy.nearest(q[None], 10, **more)[0].products}
                     & {w[1] for w in all_pairs(copy, q, 10, **more)}
                 )
                 for q in asked
@@ -195,9 +195,9 @@ def test_recall(five_thousand, url):
         assert recall() >= 0.95 and recall(category="kind 3") == 1 == recall(category="rare")
         change.remove(five_thousand, [sku(n) for n in range(0, 5_000, 2)])
         publish(five_thousand, url)
-        assert {n.product % 2 for q in asked for n in copy.nearest(q[None], 10)[0]} == {1}
+        assert {n.product % 2 for q in asked for n in copy.nearest(q[None], 10)[0].products} == {1}
         assert recall() >= 0.95
-        assert copy.nearest(asked[:1], 10, category="kind 2") == [[]]
+        assert copy.nearest(asked[:1], 10, category="kind 2") == [Near([], [])]
 
 
 def test_published_twice_is_no_change(index, url):
@@ -233,8 +233,16 @@ def test_changes_are_seen_once_they_are_published(index, url, tmp_path):
                 copy.product(sku(3)).quality == {"price": 2.5} and copy.photos_of(1) == files.photos_of(1) == PHOTOS + 1
             )
             for category in (None, "fresh", "kind 0", "kind 1"):
-                mine, theirs = (one.nearest(queries(), 9, category=category) for one in (copy, files))
-                assert [[n.place for n in found] for found in mine] == [[n.place for n in found] for found in theirs]
+                mine, theirs = (one.nearest(queries(), 9, photos=7, category=category) for one in (copy, files))
+                for part in ("products", "photos"):
+                    one, other = ([[n.place for n in getattr(f, part)] for f in side] for side in (mine, theirs))
+                    assert one == other and all(one)
+            assert copy.offered().names == ("fresh", "kind 0", "kind 1")
+            for one in (copy, files):
+                told = [one.offered().names[number] for number in one.offered().category]
+                assert told == [
+                    card.category if card else f"kind {n % 2}" for n, card in enumerate(one.products(everything))
+                ]
 
 
 def test_a_row_that_is_gone_is_gone_in_the_database(index, url, tmp_path):
@@ -291,7 +299,7 @@ def test_the_version_before_stays_and_older_ones_go(index, url, made_model):
             publish(index, url)
             copies.append(stack.enter_context(reading(index, url)))
         for copy in copies[1:]:
-            assert copy.nearest(queries(1), 1)[0]
+            assert copy.nearest(queries(1), 1)[0].products
         with pytest.raises(IndexUnavailable):
             copies[0].nearest(queries(1), 1)
         with pytest.raises(IndexUnavailable):

@@ -3,21 +3,26 @@
 import numpy as np
 import pytest
 
+from sicot_jax.errors import InputError
 from sicot_jax.search import category
 from sicot_jax.search.category import Fusion
 
 
+def fusion(weights, temperature=0.05, strength=0.5, sure=None, common=0.5):
+    names = tuple(f"kind {number}" for number in range(len(weights)))
+    return Fusion(names, np.array(weights), common, temperature, strength, sure, 10)
+
+
 def test_the_classifier_s_branch_by_hand():
-    """Shares of a category's products together; a class without a category has no part."""
-    shares = np.array([[0.1, 0.2, 0.3, 0.4], [0, 0, 0, 1.0]])
-    found = category.by_classifier(shares, np.array([1, 0, 1, -1]), 3)
-    np.testing.assert_allclose(found, [[0.2 / 0.6, 0.4 / 0.6, 0], [0, 0, 0]], rtol=1e-12)
+    """Shares of a category's products together; a product without a category (3) has no part."""
+    found = category.by_classifier(np.array([0.1, 0.2, 0.3, 0.4]), np.array([1, 0, 1, 3]), 3)
+    np.testing.assert_allclose(found, [0.2, 0.4, 0], rtol=1e-12)
 
 
 def test_the_vote_by_hand():
-    """T = 0.1: a photo that is 0.1 farther than the nearest has the weight 1 / e. -1: no photo, whatever its number says."""
+    """T = 0.1: a photo that is 0.1 farther than the nearest has the weight 1 / e. 3: no photo, whatever its cosine says."""
     similarity = np.array([[0.9, 0.8, 0.8, 2.0], [0.5, 0.4, 0.3, 0.2]])
-    found = category.by_neighbours(similarity, np.array([[2, 0, 2, -1], [-1] * 4]), 3, 0.1)
+    found = category.by_neighbours(similarity, np.array([[2, 0, 2, 3], [3] * 4]), 3, 0.1)
     one, less = 1.0, np.exp(-1)
     total = one + 2 * less
     np.testing.assert_allclose(found, [[less / total, 0, (one + less) / total], [0, 0, 0]], rtol=1e-12)
@@ -28,11 +33,29 @@ def test_no_photo_at_all():
 
 
 def test_fusion_by_hand():
-    """(0.5 x 0.6 + 0.5 x 0.2) : (1 x 0.4 + 0 x 0.8) = 0.4 : 0.4; where one branch is silent the other one decides."""
-    fused = Fusion(np.array([0.5, 1.0]), 0.05)
+    """(0.5 x 0.6 + 0.5 x 0.2) : (1 x 0.4 + 0 x 0.8) = 0.4 : 0.4; where one branch is silent the other one decides. Sums of
+    shares that are halved, as half of the products have no category, say the same.
+    """
+    fused = fusion([0.5, 1.0])
     m, s = np.array([[0.6, 0.4], [0, 0]]), np.array([[0.2, 0.8], [0.5, 0.5]])
     np.testing.assert_allclose(fused(m, s), [[0.5, 0.5], [1, 0]], rtol=1e-12)
+    np.testing.assert_allclose(fused(m / 2, s), fused(m, s), rtol=1e-12)
     assert fused(m * 0, s * 0).tolist() == [[0, 0], [0, 0]]
+
+
+def test_factors_by_hand():
+    """b = 1/2: the root of p / m; 0 where the classifier or the fusion says nothing."""
+    m, p = np.array([[0.6, 0.2], [0, 0], [0.5, 0.5]]), np.array([[0.5, 0.5], [0.5, 0.5], [0, 0]])
+    found = fusion([0.5, 0.5]).log_factors(m, p)
+    np.testing.assert_allclose(
+        found, [[0.5 * np.log(0.5 / 0.75), 0.5 * np.log(0.5 / 0.25)], [0, 0], [0, 0]], rtol=1e-12
+    )
+
+
+def test_other_categories_have_the_common_weight():
+    """By name, whatever their order."""
+    fused = fusion([0.2, 0.9], common=0.6)
+    assert fused.of(("kind 1", "new", "kind 0")).weights.tolist() == [0.9, 0.6, 0.2] and fused.of(fused.names) is fused
 
 
 def made(rng, photos, good, votes_good, kinds=4, nearest=30):
@@ -50,7 +73,7 @@ def made(rng, photos, good, votes_good, kinds=4, nearest=30):
 
 @pytest.mark.parametrize("classifier, votes, low, high", [(0.95, 0.3, 0.7, 1.0), (0.3, 0.95, 0.0, 0.2)])
 def test_the_better_branch_has_the_greater_weight(classifier, votes, low, high):
-    fused = category.fit(*made(np.random.default_rng(0), 2000, [classifier] * 4, [votes] * 4))
+    fused = fitted(made(np.random.default_rng(0), 2000, [classifier] * 4, [votes] * 4))
     assert np.all((fused.weights >= low) & (fused.weights <= high))
 
 
@@ -58,18 +81,75 @@ def test_a_category_with_photos_enough_has_its_own_weight():
     """Category 0 by the votes, the others by the classifier; with few photos all have the common one, or nearly so."""
     rng = np.random.default_rng(0)
     parts = [0.4, 0.97, 0.97, 0.97], [0.97, 0.4, 0.4, 0.4]
-    own = category.fit(*made(rng, 4000, *parts)).weights
+    own = fitted(made(rng, 4000, *parts)).weights
     assert own[0] < own[1:].min() - 0.2
-    m, similarity, voted, truth = made(rng, 8, *parts)
-    few = category.fit(m, similarity, voted, truth).weights
+    few = fitted(made(rng, 8, *parts)).weights
     assert np.ptp(few) < 0.8 * np.ptp(own)
-    fused, fresh = category.fit(*made(rng, 4000, *parts)), made(rng, 4000, *parts)
+    fused, fresh = fitted(made(rng, 4000, *parts)), made(rng, 4000, *parts)
     m, similarity, voted, truth = fresh
     vote = category.by_neighbours(similarity, voted, 4, fused.temperature)
     right = [np.mean(p.argmax(1) == truth) for p in (fused(m, vote), m, vote)]
     assert right[0] > max(right[1:]) + 0.02
 
 
+def fitted(photos):
+    """With the classifier's share of the right product as if each category had one."""
+    m, _, _, truth = photos
+    return category.fit(*photos, m[np.arange(len(truth)), truth], "abcd")
+
+
+def test_shares_follow_the_category_where_that_helps():
+    """Neighbours that know the category better than the classifier does: b near 1."""
+    assert fitted(made(np.random.default_rng(0), 2000, [0.6] * 4, [0.95] * 4)).strength > 0.7
+
+
+def test_shares_do_not_follow_a_category_that_misleads():
+    """Where products of the category told are the wrong ones: the more they are raised the less the right one has."""
+    m, similarity, voted, truth = made(np.random.default_rng(0), 2000, [0.6] * 4, [0.95] * 4)
+    misled = np.arange(2000) % 10 == 0
+    voted[misled] = (truth[misled, None] + 1) % 4
+    own = np.where(misled, 0.5, 1e-9)  # right products are known only where the category is told wrongly
+    assert category.fit(m, similarity, voted, truth, own, "abcd").strength == 0
+
+
+def test_sure_is_where_99_of_100_are_right():
+    """By hand: wrong are the 150th photo, the 200th, the 250th and so on: 2 of 249, then 3 of less than 300, 4 of 300."""
+    probability, right = np.linspace(1, 0.5, 400), np.ones(400, bool)
+    right[149::50] = False
+    assert category._sure(probability, right) == probability[248]
+    assert category._sure(probability, np.zeros(400, bool)) is None
+
+
+def test_a_few_sure_photos_are_not_enough():
+    probability, right = np.linspace(1, 0.5, 400), np.arange(400) < 19
+    assert category._sure(probability, right) is None
+    assert category._sure(probability, np.arange(400) < 20) == probability[19]
+
+
+def test_equal_probabilities_are_sure_together():
+    probability, right = np.array([0.9] * 50 + [0.8] * 50), np.arange(100) < 75
+    assert category._sure(probability, right) == 0.9
+
+
 def test_a_fit_to_no_photo():
-    fused = category.fit(np.zeros((0, 3)), np.zeros((0, 30)), np.zeros((0, 30), int), np.zeros(0, int))
-    assert fused.weights.tolist() == [0.5] * 3
+    none = np.zeros((0, 30))
+    fused = category.fit(np.zeros((0, 3)), none, none.astype(int), np.zeros(0, int), np.zeros(0), "abc")
+    assert fused.weights.tolist() == [0.5] * 3 and fused.sure is None and fused.strength == 0
+
+
+def test_a_file(tmp_path):
+    path, written = tmp_path / "categories.json", fusion([0.25, 1.0], sure=0.75)
+    category.write_fusion(path, written)
+    read = category.read_fusion(path)
+    assert {**vars(read), "weights": 0} == {**vars(written), "weights": 0} and np.array_equal(
+        read.weights, written.weights
+    )
+    assert category.read_fusion(tmp_path / "nothing.json") is None
+    for text, said in (
+        ('{"format": 9}', "another format"),
+        ('{"format": 1}', "not as it was written"),
+        ("x", "wanted the cat"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=said):
+            category.read_fusion(path)
