@@ -35,25 +35,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     records = catalog.splits["test"]
     with np.load(options.workdir / "predictions.npz") as stored:
         offline = dict(zip(stored["image_id"].tolist(), stored["top_classes"][:, :3], strict=True))
-    hits, offline_hits, others = np.zeros(2), np.zeros(2), 0
+    asked = {"through the service, categories aside": "&any_category=true", "through the service": ""}
+    hits, others = {name: np.zeros(2) for name in ("offline", *asked)}, dict.fromkeys(asked, 0)
     service = Service.ours(options.index, "--wait-ms=60000", f"--engine={options.engine}")
     try:
         service.wait()
         connection = service.connect()
         for i in tqdm(range(len(records)), disable=None):
             record = records[i]
-            connection.request("POST", "/v1/recognize?k=3&similar=0", record["image"], {"Content-Type": "image/jpeg"})
-            found = [p["sku"] for p in _answer(connection)["products"]]
             expected = [catalog.classes.sku[c] for c in offline[record["image_id"]]]
-            hits += record["sku"] == found[0], record["sku"] in found
-            offline_hits += record["sku"] == expected[0], record["sku"] in expected
-            others += found[0] != expected[0]
+            hits["offline"] += record["sku"] == expected[0], record["sku"] in expected
+            for name, more in asked.items():
+                address = f"/v1/recognize?k=3&similar=0{more}"
+                connection.request("POST", address, record["image"], {"Content-Type": "image/jpeg"})
+                found = [p["sku"] for p in _answer(connection)["products"]]
+                hits[name] += record["sku"] == found[0], record["sku"] in found
+                others[name] += found[0] != expected[0]
         connection.close()
     finally:
         service.stop()
     rows = [
-        ["offline", *(f"{100 * x / len(records):.2f}" for x in offline_hits), ""],
-        ["through the service", *(f"{100 * x / len(records):.2f}" for x in hits), str(others)],
+        [name, *(f"{100 * x / len(records):.2f}" for x in found), str(others.get(name, ""))]
+        for name, found in hits.items()
     ]
     header = [f"{catalog.name}, {len(records)} test photos", "top-1, %", "top-3, %", "another best product"]
     timing.print_table("Accuracy", header, rows)

@@ -39,6 +39,7 @@ from sicot_jax.index.build import build
 from sicot_jax.index.embedded import EmbeddedIndex
 from sicot_jax.index.unknown import PRECISION, UNKNOWN_SHARE, UNUSUAL, Calibration, coverage_curve, read_calibration
 from sicot_jax.recognizer import jax_engine
+from sicot_jax.search.category import Fusion, read_fusion
 
 ADDED = (1, 2, 5)  # photos of a new product
 NEW_SHARE, CATEGORY_SHARE = 0.1, 0.05
@@ -143,10 +144,10 @@ def asked(version: Path, photos: Iterator[tuple[bytes, str]]) -> Asked:
     return Asked(embeddings, logits, np.array([sku for _, sku in listed]))
 
 
-def said(index: EmbeddedIndex, calibration: Calibration, photos: Asked) -> Said:
+def said(index: EmbeddedIndex, calibration: Calibration, fusion: Fusion | None, photos: Asked) -> Said:
     certainty, bare, right, nearest = [], [], [], []
     for embedding, logits, sku in zip(photos.embeddings, photos.logits, photos.sku, strict=True):
-        found = recognition.answer(index, calibration, embedding, logits, k=1, similar=1)
+        found = recognition.answer(index, calibration, fusion, embedding, logits, k=1, similar=1)
         usual = min(1.0, calibration.usual(embedding) / UNUSUAL)
         certainty.append(found.certainty)
         bare.append((found.certainty or 0.0) / usual)
@@ -228,7 +229,7 @@ def of_seed(out: Path, seed: int, another: Catalog | None) -> dict[tuple[str, in
     if not (before / layout.CURRENT).exists():
         build(out / f"run-{seed}", before)
     version = layout.current_version(before)
-    calibration = read_calibration(version / layout.UNKNOWN)
+    calibration, fusion = read_calibration(version / layout.UNKNOWN), read_fusion(version / layout.CATEGORIES)
     assert calibration is not None, "an index of so many validation photos has one"
     listed = json.loads((out / "asked.json").read_text())
     sets = {
@@ -248,7 +249,7 @@ def of_seed(out: Path, seed: int, another: Catalog | None) -> dict[tuple[str, in
         index = EmbeddedIndex(layout.current_version(folder))
         for name, photos in sets.items():
             if not count or name in ("products", "unseen SKUs"):
-                found[name, count] = said(index, calibration, photos)
+                found[name, count] = said(index, calibration, fusion, photos)
         index.close()
         shutil.rmtree(folder)
     np.savez(out / f"skus-{seed}.npz", **{name: photos.sku for name, photos in sets.items()})

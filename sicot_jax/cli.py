@@ -92,9 +92,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
     sub.add_argument("--records", type=Path, help="folder for the runs' records; default WORKDIR/records")
 
-    sub = command("evaluate", _evaluate, "evaluate a finished run's best checkpoint on the test split")
-    sub.add_argument("--workdir", type=Path, required=True, help="run folder")
-    sub.add_argument("--path", default="", help="where its catalogue is now, if it was moved")
+    sub = command(
+        "evaluate",
+        _evaluate,
+        "evaluate a finished run's best checkpoint on the test split; `sicot evaluate search`: the index's search on it",
+    )
+    sub.add_argument("what", nargs="?", choices=("run", "search"), default="run", help="default: run")
+    sub.add_argument("--workdir", type=Path, help="run: its folder")
+    sub.add_argument(
+        "--path", default="", help="run: where its catalogue is now, if it was moved; search: the catalogue"
+    )
+    sub.add_argument("--index", type=Path, nargs="+", help="search: folders of sicot index build, of one seed each")
     distributed_argument(sub)
 
     sub = command("report", _report, "tables and figures from finished runs; `sicot report uv`: conversion from events")
@@ -220,8 +228,17 @@ def _imported(manifest: Path, catalog: Path) -> Path:
 
 
 def _evaluate(args: argparse.Namespace, _) -> None:
+    if args.what == "search":
+        from sicot_jax.index import evaluation
+
+        if not args.index or not args.path:
+            raise InputError("evaluate search: --index DIR... and --path CATALOG are needed")
+        print(evaluation.evaluate(args.index, args.path))
+        return
     from sicot_jax import train
 
+    if args.workdir is None:
+        raise InputError("evaluate: --workdir RUN is needed")
     _print_accuracy(train.test(args.workdir, path=args.path))
 
 

@@ -121,7 +121,7 @@ def write_version(folder: Path, model: Path) -> None:
         Calibration([0.0, 2000.0, 0.0], -1994.0, 0.5, 0.95, 0.95, 0.2, 100, [[0.5, 1.0, 0.95]], None),
     )
     write_fusion(
-        folder / layout.CATEGORIES, Fusion(("kind 0", "kind 1"), np.array([0.4, 0.6]), 0.5, 0.05, 0.5, 0.9, 100)
+        folder / layout.CATEGORIES, Fusion(("kind 0", "kind 1"), np.array([0.4, 0.6]), 0.5, 0.001, 0.5, 0.9, 100)
     )
     half = PRODUCTS // 2 * PHOTOS
     manifest = layout.Manifest(

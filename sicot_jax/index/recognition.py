@@ -14,6 +14,7 @@ from sicot_jax.index.unknown import Calibration, Evidence
 from sicot_jax.search.category import NEAREST, Fusion, by_classifier, by_neighbours
 
 _TRIES = 3  # for products that are withdrawn meanwhile
+_LIKELY = 3  # categories
 NEIGHBOURS = 10  # products that are looked at to tell how sure an answer is
 
 
@@ -28,12 +29,12 @@ class Scored:
 
 @dataclasses.dataclass(frozen=True)
 class Told:
-    """A photo's category. sure: enough to look for similar products in it alone. log_factors [K + 1]: what the scores of each
-    category's products are raised by; of none by 0.
+    """A photo's category. likely: names of a few and their probabilities, the most probable first. sure: the first of them is,
+    enough to look for similar products in it alone. log_factors [K + 1]: what the scores of each category's products are raised
+    by; of none by 0.
     """
 
-    name: str
-    probability: float
+    likely: list[tuple[str, float]]
     sure: bool
     log_factors: np.ndarray
 
@@ -113,10 +114,11 @@ def told(fusion: Fusion, scores: Scores, photos: Sequence[Neighbour]) -> Told | 
     cosines, voting = voters(offered, photos, NEAREST)
     votes = by_neighbours(cosines[None], voting[None], count, fusion.temperature)
     probability = fusion(shares, votes)[0]
-    best = int(probability.argmax())
-    sure = fusion.sure is not None and bool(probability[best] >= fusion.sure)
+    likely = [(offered.names[n], float(probability[n])) for n in np.argsort(-probability, kind="stable")[:_LIKELY]]
     factors = np.append(fusion.log_factors(shares, probability[None])[0], 0.0)
-    return Told(offered.names[best], float(probability[best]), sure, factors)
+    # The nearest photo of another category, or of none: what is most alike must not be left out.
+    agreed = len(photos) > 0 and bool(voting[0] == probability.argmax())
+    return Told(likely, agreed and fusion.sure is not None and likely[0][1] >= fusion.sure, factors)
 
 
 def voters(offered: Offered, photos: Sequence[Neighbour], count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -170,21 +172,21 @@ def answer(
     k: int,
     similar: int,
     category: str | None = None,
-    anywhere: bool = False,
+    any_category: bool = False,
 ) -> Answer:
     """The k most probable products and as many similar ones as asked for: of one `category` where it is given, else of the
-    photo's where that is sure and they need not be from `anywhere`.
+    photo's where that is sure. `any_category`: what the photo's category is decides neither.
     """
     offered = index.offered()
     near = index.nearest(embedding[None], max(similar, NEIGHBOURS if k else 0), photos=NEAREST if fusion else 0)[0]
     scores = Scores.of(embedding, logits, offered)
     named = told(fusion, scores, near.photos) if fusion else None
-    searched = named.name if category is None and named and named.sure and not anywhere else category
+    searched = named.likely[0][0] if category is None and named and named.sure and not any_category else category
     shown = near.products[:similar]
     if searched is not None:
         shown = index.nearest(embedding[None], similar, category=searched)[0].products
     for _ in range(_TRIES):
-        numbers, shares = best_products(scores, k, named)
+        numbers, shares = best_products(scores, k, None if any_category else named)
         cards = index.products([*numbers.tolist(), *(neighbour.product for neighbour in shown)])  # all at once
         best, others = cards[: len(numbers)], cards[len(numbers) :]
         gone = [number for number, card in zip(numbers.tolist(), best, strict=True) if card is None]

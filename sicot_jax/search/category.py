@@ -57,8 +57,8 @@ def _normalised(rows: np.ndarray) -> np.ndarray:
 @dataclasses.dataclass(frozen=True, eq=False)
 class Fusion:
     """names: of the categories. weights: a float64 [K]; common: that of a category that the fit has not seen. strength: b.
-    sure: the least probability at which `SURE` of the photos have that category, None where no probability is enough. photos:
-    of the fit.
+    sure: the least probability at which `SURE` of the photos have that category, if their nearest photo has it too; None where
+    no probability is enough. photos: of the fit.
     """
 
     names: tuple[str, ...]
@@ -126,10 +126,11 @@ def fit(
         row[:] = np.log(np.where(right, mixed, 1 - mixed)).sum(0) - _PRIOR * (weight - common) ** 2
     fused = Fusion(tuple(names), _WEIGHTS[scores.argmax(0)], common, temperature, 1.0, None, len(category))
     told = fused(shares, vote)
+    agreed = neighbours[photos, similarity.argmax(1)] == told.argmax(1)
     return dataclasses.replace(
         fused,
         strength=_strength(shares, fused.log_factors(shares, told), category, product),
-        sure=_sure(told.max(1), told.argmax(1) == category),
+        sure=_sure(told.max(1)[agreed], (told.argmax(1) == category)[agreed], SUPPORT * len(category)),
     )
 
 
@@ -144,11 +145,11 @@ def _strength(shares: np.ndarray, ratios: np.ndarray, category: np.ndarray, prod
     return max(_STRENGTHS.tolist(), key=likelihood)
 
 
-def _sure(probability: np.ndarray, right: np.ndarray) -> float | None:
+def _sure(probability: np.ndarray, right: np.ndarray, fewest: float) -> float | None:
     order = np.argsort(-probability, kind="stable")
     precision = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
     last = np.append(np.diff(probability[order]) != 0, True)  # equal ones are sure together
-    enough = np.flatnonzero((precision >= SURE) & last & (np.arange(1, len(order) + 1) >= SUPPORT * len(order)))
+    enough = np.flatnonzero((precision >= SURE) & last & (np.arange(1, len(order) + 1) >= fewest))
     return float(probability[order[enough[-1]]]) if len(enough) else None
 
 

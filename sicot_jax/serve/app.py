@@ -73,7 +73,7 @@ _EXAMPLE = {
     "request_id": "9f86d081884c7d65", "known": True, "certainty": 0.97,
     "products": [{"sku": "0012", "title": "red cotton shirt", "tags": "", "category": "Shirts", "probability": 0.93,
                   "images": ["/v1/products/0012/images/0"]}],
-    "category": {"name": "Shirts", "probability": 0.98}, "searched": "Shirts",
+    "categories": [{"name": "Shirts", "probability": 0.98}, {"name": "Tops", "probability": 0.02}], "searched": "Shirts",
     "similar": [{"sku": "0012", "title": "red cotton shirt", "tags": "", "category": "Shirts", "similarity": 0.88,
                  "images": ["/v1/products/0012/images/0"]}],
     "timings_ms": {"read": 0.2, "decode": 3.1, "engine": 21.4, "search": 2.2},
@@ -228,22 +228,22 @@ def _add_routes(app: FastAPI) -> None:
         k: int = Query(5, ge=1, le=100, description="products"),
         similar: int = Query(20, ge=0, le=200, description="similar products"),
         category: str | None = Query(None, max_length=1000, description="of the similar products"),
-        anywhere: bool = Query(False, description="similar products of all categories, also where the photo's is sure"),
+        any_category: bool = Query(False, description="the photo's category decides nothing"),
     ) -> Response:
-        """The product that a photo shows, how sure that is, and similar ones. category: what kind of product it is; where that
+        """The product that a photo shows, how sure that is, and similar ones. categories: the most probable; where the first
         is sure and nothing else is asked for, similar products are of it (`searched`).
         """
-        return await _with_photo(request, _Wanted(k, similar, category, anywhere))
+        return await _with_photo(request, _Wanted(k, similar, category, any_category))
 
     @app.post("/v1/search", tags=["photos"], openapi_extra=_BODY, responses=_ERRORS)
     async def search(
         request: Request,
         similar: int = Query(20, ge=1, le=200),
         category: str | None = Query(None, max_length=1000),
-        anywhere: bool = Query(False, description="of all categories, also where the photo's is sure"),
+        any_category: bool = Query(False, description="of all categories, also where the photo's is sure"),
     ) -> Response:
         """Products that look like the photo."""
-        return await _with_photo(request, _Wanted(0, similar, category, anywhere))
+        return await _with_photo(request, _Wanted(0, similar, category, any_category))
 
     @app.get("/v1/products/{sku:path}/images/{number}", tags=["products"], responses={404: _ERRORS[400]})
     async def picture(request: Request, sku: str, number: int) -> Response:
@@ -334,7 +334,7 @@ class _Wanted:
     k: int
     similar: int
     category: str | None
-    anywhere: bool
+    any_category: bool
 
 
 async def _with_photo(request: Request, wanted: _Wanted) -> Response:
@@ -387,10 +387,10 @@ async def _answer(state: _State, loaded: live.Live, data: bytes, clock: _Clock, 
         content["products"] = [_scored(s, "probability") for s in found.matches]
         if found.known is False:
             metrics.UNKNOWN.inc()
-    named = found.category and {"name": found.category.name, "probability": round(found.category.probability, 4)}
+    likely = found.category.likely if found.category else []
     return {
         **content,
-        "category": named,
+        "categories": [{"name": name, "probability": round(share, 4)} for name, share in likely],
         "searched": found.searched,
         "similar": [_scored(s, "similarity") for s in found.similar],
         "timings_ms": clock.milliseconds,

@@ -159,7 +159,8 @@ def test_what_is_told_of_a_category_by_hand():
     told = recognition.told(fused(), scores, photos)
     m, odd = np.array([5, 3]) / 8, 1 / (1 + np.exp(-1))
     p = 0.5 * m + 0.5 * np.array([1 - odd, odd])
-    assert told.name == "odd" and told.probability == pytest.approx(p[1]) and not told.sure
+    assert [name for name, _ in told.likely] == ["odd", "even"] and not told.sure
+    assert [share for _, share in told.likely] == pytest.approx([p[1], p[0]])
     numbers, shares = recognition.best_products(scores, 4, told)
     wanted = np.array([1, 1, 4, 2]) / 8 * (p / m)[[0, 1, 0, 1]]  # of products 0, 1, 2 and 4
     assert wanted.sum() == pytest.approx(1) and numbers.tolist() == [4, 2, 1, 0]
@@ -167,12 +168,23 @@ def test_what_is_told_of_a_category_by_hand():
     assert recognition.told(fused(strength=0.0), scores, photos).log_factors.tolist() == [0, 0, 0]
 
 
+def test_nothing_is_sure_against_the_nearest_photo():
+    """Sure from 0 on; unless the nearest is of another category, or of none, or there is none."""
+    scores, sure = Scores.of(np.zeros(2, np.float32), np.zeros(3, np.float32), kinds()), fused(sure=0.0)
+    even, odd, none = (Neighbour(product, product, cosine) for product, cosine in ((0, 0.5), (1, 0.9), (3, 0.9)))
+    for photos, wanted in (([even], True), ([odd, even], True), ([none, even], False), ([], False)):
+        assert recognition.told(sure, scores, photos).sure is wanted
+    assert not recognition.told(
+        fused(sure=0.0, weights=np.ones(2)), scores, [odd, even]
+    ).sure  # the classifier says even
+
+
 def test_products_without_a_category_keep_their_part():
     """Of shares 1/2 without one, 1/2 even: even gains nothing from being the only category told."""
     some = offered(names=("even",), category=[1, 0])
     scores = Scores.of(np.zeros(2, np.float32), np.zeros(2, np.float32), some)
     told = recognition.told(fused(names=("even",), weights=np.array([0.5])), scores, [Neighbour(1, 0, 0.9)])
-    assert told.probability == pytest.approx(1)
+    assert told.likely == [("even", pytest.approx(1))]
     assert recognition.best_products(scores, 2, told)[1].tolist() == [0.5, 0.5]
 
 
@@ -190,19 +202,20 @@ def test_without_a_product():
         assert scores.share(product) == pytest.approx({1: np.e, 3: 0, 4: 2}[product] / (1 + np.e + np.e**2 + 2))
 
 
-@pytest.mark.parametrize("sure, category, anywhere, searched", [
+@pytest.mark.parametrize("sure, category, any_category, searched", [
     (0.5, None, False, "kind 0"), (0.5, None, True, None), (None, None, False, None), (1.0, None, False, None),
     (0.5, "kind 1", False, "kind 1"), (0.5, "kind 1", True, "kind 1"),
 ])  # fmt: skip
-def test_where_similar_products_come_from(index, sure, category, anywhere, searched):
+def test_where_similar_products_come_from(index, sure, category, any_category, searched):
     folder = layout.current_version(index)
     opened, engine = EmbeddedIndex(folder), jax_engine(folders.read_converted(folder / layout.MODEL))
     fusion = dataclasses.replace(read_fusion(folder / layout.CATEGORIES), sure=sure)
     embedding, logits = (x[0] for x in engine(photo(2, 99)[None]))
     answer = recognition.answer(
-        opened, None, fusion, embedding, logits, k=1, similar=PRODUCTS, category=category, anywhere=anywhere
+        opened, None, fusion, embedding, logits, k=1, similar=PRODUCTS, category=category, any_category=any_category
     )
-    assert answer.category.name == "kind 0" and 0.5 < answer.category.probability < 1 and answer.searched == searched
+    assert answer.category.likely[0][0] == "kind 0" and 0.5 < answer.category.likely[0][1] < 1
+    assert answer.searched == searched
     found = {scored.product.category for scored in answer.similar}
     assert found == ({searched} if searched else {"kind 0", "kind 1"})
     opened.close()

@@ -116,19 +116,19 @@ def test_sure_is_where_99_of_100_are_right():
     """By hand: wrong are the 150th photo, the 200th, the 250th and so on: 2 of 249, then 3 of less than 300, 4 of 300."""
     probability, right = np.linspace(1, 0.5, 400), np.ones(400, bool)
     right[149::50] = False
-    assert category._sure(probability, right) == probability[248]
-    assert category._sure(probability, np.zeros(400, bool)) is None
+    assert category._sure(probability, right, 20) == probability[248]
+    assert category._sure(probability, np.zeros(400, bool), 20) is None
 
 
 def test_a_few_sure_photos_are_not_enough():
     probability, right = np.linspace(1, 0.5, 400), np.arange(400) < 19
-    assert category._sure(probability, right) is None
-    assert category._sure(probability, np.arange(400) < 20) == probability[19]
+    assert category._sure(probability, right, 20) is None
+    assert category._sure(probability, np.arange(400) < 20, 20) == probability[19]
 
 
 def test_equal_probabilities_are_sure_together():
     probability, right = np.array([0.9] * 50 + [0.8] * 50), np.arange(100) < 75
-    assert category._sure(probability, right) == 0.9
+    assert category._sure(probability, right, 20) == 0.9
 
 
 def test_a_fit_to_no_photo():

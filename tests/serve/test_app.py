@@ -46,10 +46,12 @@ def test_every_product_is_recognised(client):
     for product in range(PRODUCTS):
         answer = ask(client, product, k=3, similar=4).json()
         assert answer["products"][0]["sku"] == answer["similar"][0]["sku"] == sku(product)
-        assert len(answer["products"]) == 3 and len(answer["similar"]) == 4
+        assert len(answer["products"]) == 3
+        assert len(answer["similar"]) == (PRODUCTS // 2 if answer["searched"] else 4)
         assert answer["known"] is True and 0.5 < answer["certainty"] <= 1
         shares = [found["probability"] for found in answer["products"]]
-        assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1.000001
+        assert shares == sorted(shares, reverse=True) and 0 < sum(shares) < 1 + 3e-6  # each is rounded
+        assert [c["name"] for c in answer["categories"]] == [f"kind {product % 2}", f"kind {1 - product % 2}"]
         assert set(answer["timings_ms"]) == {"read", "decode", "engine", "search"}
         assert answer["index"] == "v000001" and len(answer["model"]) == 12
 
@@ -71,6 +73,18 @@ def test_similar_products_of_a_category(client):
     assert "products" not in answer and len(answer["similar"]) == PRODUCTS // 2
     assert {found["category"] for found in answer["similar"]} == {"kind 1"}
     assert ask(client, 2, "/v1/search", category="nothing").json()["similar"] == []
+
+
+def test_similar_products_are_of_the_photo_s_category_where_that_is_sure(client):
+    """Or where they are asked for."""
+    sure = ask(client, 2, similar=9).json()
+    assert sure["categories"][0]["probability"] >= 0.9 and sure["searched"] == "kind 0"
+    assert {found["category"] for found in sure["similar"]} == {"kind 0"} and len(sure["similar"]) == PRODUCTS // 2
+    every = ask(client, 2, "/v1/search", similar=9, any_category=True).json()
+    assert every["searched"] is None and len(every["similar"]) == PRODUCTS
+    assert every["categories"] == sure["categories"]
+    other = ask(client, 2, similar=9, category="kind 1").json()
+    assert other["searched"] == "kind 1" and {found["category"] for found in other["similar"]} == {"kind 1"}
 
 
 def test_cards_and_pictures(client):

@@ -95,10 +95,14 @@ async function recognise() {
     $("top").replaceChildren(...(first ? [best(first, answer)] : [element("p", "", "The catalogue is empty.")]));
     $("others").replaceChildren(...others.map((p) => card(p, percent(p.probability))));
     $("others-part").hidden = !others.length;
-    const names = [...new Set(answer.similar.map((p) => p.category).filter(Boolean))].sort();
+    const kinds = answer.categories.filter((c, place) => !place || c.probability >= 0.01);
+    $("kind").textContent = kinds.length ? `The photo shows: ${kinds.map((c) => `${c.name} (${percent(c.probability)})`).join(", ")}` : "";
+    const listed = [...kinds.map((c) => c.name), ...[...answer.similar, ...answer.products].map((p) => p.category)];
+    const names = [...new Set(listed.filter(Boolean))].sort();
     $("category").replaceChildren(new Option("all", ""), ...names.map((name) => new Option(name, name)));
+    $("category").value = answer.searched ?? "";
     showSimilar(answer);
-    $("similar-part").hidden = !answer.similar.length;
+    $("similar-part").hidden = !answer.similar.length && !kinds.length;
     const inside = Object.values(answer.timings_ms).reduce((a, b) => a + b, 0);
     $("about").textContent = `${Math.round(performance.now() - start)} ms, of these ${Math.round(inside)} in the service. ` +
       `Index ${answer.index}, model ${answer.model}.`;
@@ -121,7 +125,7 @@ $("category").addEventListener("change", async () => {
   const mine = turn;
   const name = $("category").value;
   try {
-    const answer = await ask(`v1/search?similar=18${name ? `&category=${encodeURIComponent(name)}` : ""}`);
+    const answer = await ask(`v1/search?similar=18&${name ? `category=${encodeURIComponent(name)}` : "any_category=true"}`);
     if (mine === turn) showSimilar(answer);
   } catch (error) {
     say(error.message, true);
