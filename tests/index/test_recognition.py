@@ -174,9 +174,9 @@ def test_nothing_is_sure_against_the_nearest_photo():
     even, odd, none = (Neighbour(product, product, cosine) for product, cosine in ((0, 0.5), (1, 0.9), (3, 0.9)))
     for photos, wanted in (([even], True), ([odd, even], True), ([none, even], False), ([], False)):
         assert recognition.told(sure, scores, photos).sure is wanted
-    assert not recognition.told(
-        fused(sure=0.0, weights=np.ones(2)), scores, [odd, even]
-    ).sure  # the classifier says even
+    by_classifier, one = fused(sure=0.0, weights=np.ones(2)), Neighbour(0, 0, 0.95)  # odd, with 3/5
+    assert recognition.told(by_classifier, scores, [odd, one]).sure
+    assert not recognition.told(by_classifier, scores, [one, odd]).sure
 
 
 def test_products_without_a_category_keep_their_part():
