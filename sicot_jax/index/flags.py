@@ -32,6 +32,7 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--catalog", type=Path, required=True, help="folder of sicot import; made where there is none")
     sub.add_argument("--workdir", type=Path, required=True, help="run folder")
     sub.add_argument("--index", type=Path, required=True, help="the index")
+    sub.add_argument("--database", default="", metavar="URL", help="publish to it too: postgresql://USER@HOST/DATABASE")
     sub.add_argument("--report", type=Path, help="JSON file to write what was done into")
 
     def changing(name: str, run, help: str) -> argparse.ArgumentParser:
@@ -127,4 +128,5 @@ def _import(args: argparse.Namespace, _) -> None:
 def _nightly(args: argparse.Namespace, _) -> None:
     from sicot_jax.index.nightly import nightly
 
-    print(nightly(args.manifest, args.catalog, args.workdir, args.index, report=args.report).summary())
+    places = args.manifest, args.catalog, args.workdir, args.index
+    print(nightly(*places, database=args.database, report=args.report).summary())

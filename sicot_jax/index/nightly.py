@@ -16,21 +16,28 @@ from sicot_jax.files import file_sha256, write_json
 from sicot_jax.index import layout
 from sicot_jax.index.build import build
 from sicot_jax.index.cards import Cards
+from sicot_jax.index.opened import no_client
 
 
 @dataclasses.dataclass(frozen=True)
 class Night:
-    """What was done: seconds of each step, and counts before and after. `switched`: the index has a new version."""
+    """What was done: seconds of each step, and counts before and after. `switched`: the index has a new version. `published`:
+    what a database got, "" without one.
+    """
 
     imported: bool
     switched: bool
     version: str
     products: dict[str, int]
     photos: dict[str, int]
+    published: str
     seconds: dict[str, float]
     when: str
 
     def summary(self) -> str:
+        return "\n".join(line for line in (self._switch(), self.published and f"database: {self.published}") if line)
+
+    def _switch(self) -> str:
         if not self.switched:
             return f"nothing changed: {self.version} stays in use"
         products, photos = ({k: f"{v:,}" for k, v in counts.items()} for counts in (self.products, self.photos))
@@ -40,9 +47,11 @@ class Night:
         )
 
 
-def nightly(manifest: Path, catalog: Path, workdir: Path, index: Path, *, report: Path | None = None) -> Night:
+def nightly(
+    manifest: Path, catalog: Path, workdir: Path, index: Path, *, database: str = "", report: Path | None = None
+) -> Night:
     """The catalogue's next version from `manifest` where it or a photo changed, and the index's next version from that and the
-    run, where either is another than the version in use was built from.
+    run, where either is another than the version in use was built from; then `database`, a URL, gets what it has not.
 
     InputError at the first step that fails; the version in use stays, and the same command goes on where it can.
     """
@@ -65,6 +74,9 @@ def nightly(manifest: Path, catalog: Path, workdir: Path, index: Path, *, report
     if switched:
         build(workdir, index, path=str(catalog), bits=made_from.bits if made_from else 256)
     seconds["build"] = time.perf_counter() - start
+    start = time.perf_counter()
+    published = _published(index, database) if database else ""
+    seconds["publish"] = time.perf_counter() - start
     was, now = before or (set(), 0), _skus(index)
     assert now is not None
     night = Night(
@@ -73,6 +85,7 @@ def nightly(manifest: Path, catalog: Path, workdir: Path, index: Path, *, report
         version=layout.current_version(index).name,
         products={"before": len(was[0]), "now": len(now[0]), "new": len(now[0] - was[0]), "gone": len(was[0] - now[0])},
         photos={"before": was[1], "now": now[1]},
+        published=published,
         seconds={name: round(value, 1) for name, value in seconds.items()},
         when=runs.now(),
     )
@@ -81,6 +94,14 @@ def nightly(manifest: Path, catalog: Path, workdir: Path, index: Path, *, report
         report.parent.mkdir(parents=True, exist_ok=True)
         write_json(report, stored)
     return night
+
+
+def _published(index: Path, database: str) -> str:
+    try:
+        from sicot_jax.index.publish import publish
+    except ImportError as error:
+        raise no_client(error) from error
+    return publish(index, database).summary()
 
 
 def _made_from(index: Path) -> layout.Manifest | None:

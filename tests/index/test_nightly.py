@@ -49,12 +49,13 @@ def night(trained, tmp_path, capsys):
     for name in ("products.csv",):
         assert (folder / "shop" / name).exists()
 
-    def run():
+    def run(*more):
         capsys.readouterr()
         flags = {"manifest": "shop/products.csv", "catalog": "catalog", "workdir": "run", "index": "index"}
         command = [f"--{name}={folder / place}" for name, place in flags.items()]
-        code = cli.main(["index", "nightly", *command, f"--report={folder / 'out' / 'night.json'}"])
-        return code, capsys.readouterr(), json.loads((folder / "out" / "night.json").read_text())
+        code = cli.main(["index", "nightly", *command, *more, f"--report={folder / 'out' / 'night.json'}"])
+        report = folder / "out" / "night.json"
+        return code, capsys.readouterr(), json.loads(report.read_text()) if report.exists() else {}
 
     return folder / "shop", folder / "index", run
 
@@ -103,3 +104,18 @@ def test_a_night_that_fails_leaves_the_index(night):
     code, printed, _ = run()
     assert code == cli.INPUT_ERROR and len(printed.err.strip().splitlines()[-1:]) == 1
     assert layout.current_version(index).name == "v000001" and verify(layout.current_version(index)) == []
+
+
+@pytest.mark.database
+def test_a_night_fills_a_database_too(night, database_server):
+    """Also one that has missed a night; a database that is away leaves the new version in use, and the next night makes up."""
+    folder, index, run = night
+    flag = f"--database={database_server.url()}"
+    code, printed, report = run("--database=postgresql://nobody@127.0.0.1:9/none")
+    assert code == cli.INPUT_ERROR and "start the database" in printed.err
+    assert layout.current_version(index).name == "v000001"
+    code, printed, report = run(flag)
+    assert code == 0 and "v000001 stays in use\ndatabase: v000001, revision 1: 72 photos new" in printed.out
+    assert not report["switched"] and report["published"].startswith("v000001, revision 1")
+    code, printed, report = run(flag)
+    assert code == 0 and report["published"] == "v000001, revision 1: is there already"
