@@ -186,9 +186,13 @@ def _ranked(view: View, query: np.ndarray, places: np.ndarray, k: int, photos: i
     order = np.argsort(-similarity, kind="stable")
     owners = view.owners[places[order]]
     _, first = np.unique(owners, return_index=True)
-    lines = zip(owners.tolist(), places[order].tolist(), similarity[order].tolist(), strict=True)
-    ordered = [Neighbour(*line) for line in lines]
-    return Near([ordered[rank] for rank in np.sort(first)[:k]], ordered[:photos])
+
+    def neighbours(ranks: np.ndarray) -> list[Neighbour]:
+        at = order[ranks]
+        lines = zip(owners[ranks].tolist(), places[at].tolist(), similarity[at].tolist(), strict=True)
+        return [Neighbour(*line) for line in lines]
+
+    return Near(neighbours(np.sort(first)[:k]), neighbours(np.arange(min(photos, len(order)))))
 
 
 def _import_faiss() -> Any:
