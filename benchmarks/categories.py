@@ -64,11 +64,9 @@ def of_index(index: Path, catalog_path: str) -> tuple[dict[str, np.ndarray], np.
         cosines, lines = nearest(features, unit(photos.embeddings))
         of_logits, shares = of_product[: photos.logits.shape[1]], softmax(photos.logits.astype(np.float64), 1)
         told = np.array([category.by_classifier(row, of_logits, len(names)) for row in shares])
-        labels = np.asarray(split.labels)
-        own = shares[np.arange(len(labels)), numbers[labels]]
-        branches[name] = told, cosines, owners[lines], of_class[labels], own, photos
-    fusion = category.fit(*branches["validation"][:5], names.tolist())
-    told, cosines, voting, truth, _, photos = branches["test"]
+        branches[name] = told, cosines, owners[lines], of_class[np.asarray(split.labels)], photos
+    fusion = category.fit(*branches["validation"][:4], names.tolist())
+    told, cosines, voting, truth, photos = branches["test"]
     votes = category.by_neighbours(cosines, voting, len(names), fusion.temperature)
     head = LogisticRegression(C=10, max_iter=300).fit(features, owners)
     found = {
@@ -80,7 +78,7 @@ def of_index(index: Path, catalog_path: str) -> tuple[dict[str, np.ndarray], np.
     weights = np.quantile(fusion.weights, [0, 0.5, 1])
     text = (
         f"T = {fusion.temperature}, weights of the classifier {weights[0]:.2f} to {weights[2]:.2f}, median {weights[1]:.2f}, "
-        f"strength {fusion.strength:.1f}, sure from {fusion.sure}"
+        f"sure from {fusion.sure}"
     )
     return found, truth, photos.sku, f"{len(names)} categories, {len(truth)} test photos; {text}"
 

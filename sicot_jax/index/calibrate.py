@@ -19,7 +19,7 @@ from sicot_jax.index.recognition import NEIGHBOURS, Scores
 from sicot_jax.index.unknown import Calibration, Evidence
 from sicot_jax.recognizer import jax_engine
 from sicot_jax.search import category
-from sicot_jax.search.category import NEAREST, Fusion
+from sicot_jax.search.category import NEAREST, STRENGTHS, Fusion
 
 _MOST = 5_000  # photos that are looked at
 _CELLS = 20_000_000  # of photos x categories, at most
@@ -82,17 +82,24 @@ def _look(
 
 def _categories(photos: _Photos) -> Fusion:
     offered = photos.offered
-    shares, own = [], []
-    for product, scores in zip(photos.products.tolist(), photos.scores(), strict=True):
-        shares.append(scores.by_category / scores.weights.sum())
-        own.append(scores.share(product))
+    shares = np.array([scores.by_category / scores.weights.sum() for scores in photos.scores()])
     voters = [recognition.voters(offered, near.photos, NEAREST) for near in photos.near]
     similarity, voting = (np.array(part) for part in zip(*voters, strict=True))
     truth = offered.category[photos.products]
     named = truth < len(offered.names)
-    return category.fit(
-        np.array(shares)[named], similarity[named], voting[named], truth[named], np.array(own)[named], offered.names
-    )
+    fusion = category.fit(shares[named], similarity[named], voting[named], truth[named], offered.names)
+    return dataclasses.replace(fusion, strength=category.strength(_reciprocal_ranks(photos, fusion)))
+
+
+def _reciprocal_ranks(photos: _Photos, fusion: Fusion) -> np.ndarray:
+    """Of each photo's product, float64 [strengths, B]; 0 where the classifier has no row for it."""
+    found = np.zeros((len(STRENGTHS), len(photos.products)))
+    for at, (product, near, scores) in enumerate(zip(photos.products, photos.near, photos.scores(), strict=True)):
+        told = recognition.told(fusion, scores, near.photos)
+        for number, strength in enumerate(STRENGTHS):
+            values = scores.raised(strength * told.log_factors) if told else scores.values
+            found[number, at] = np.sum(1 / (1 + np.sum(values > values[scores.row(product), None], 1)))
+    return found
 
 
 def _calibration(photos: _Photos, fusion: Fusion) -> Calibration | None:

@@ -84,19 +84,20 @@ class Scores:
     def without(self, product: int) -> Scores:
         """As if it were not offered."""
         values = self.values.copy()
-        values[self._row(product)] = -np.inf
+        values[self.row(product)] = -np.inf
         return Scores(self.offered, self.classes, values, _weights(values))
 
-    def share(self, product: int) -> float:
-        return float(self.weights[self._row(product)].sum() / self.weights.sum())
+    def raised(self, log_factors: np.ndarray) -> np.ndarray:
+        """Values with those of each category's products, or of none [K + 1], raised."""
+        category = self.offered.category
+        own = (log_factors[category[: self.classes]], log_factors[category[self.offered.products]])
+        return self.values + np.concatenate(own)
 
-    def _row(self, product: int) -> np.ndarray:
+    def row(self, product: int) -> np.ndarray:
         """Of the arrays; of a product without a row none."""
-        return (
-            np.array([product])
-            if product < self.classes
-            else self.classes + np.flatnonzero(self.offered.products == product)
-        )
+        if product < self.classes:
+            return np.array([product])
+        return self.classes + np.flatnonzero(self.offered.products == product)
 
 
 def _weights(values: np.ndarray) -> np.ndarray:
@@ -140,9 +141,7 @@ def best_products(scores: Scores, k: int, category: Told | None = None) -> tuple
     values, offered, classes, total = scores.values, scores.offered, scores.classes, scores.weights.sum()
     if category is not None and category.log_factors.any():
         factors = category.log_factors
-        values = values + np.concatenate(
-            [factors[offered.category[:classes]], factors[offered.category[offered.products]]]
-        )
+        values = scores.raised(factors)
         total += np.sum(scores.by_category * np.expm1(factors[:-1]))
     k = min(k, int(np.isfinite(values).sum()))
     if not k:

@@ -30,7 +30,7 @@ SURE = 0.99  # of photos whose category is called sure, so many have it
 SUPPORT = 0.05  # of the photos, at least so many of them
 TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1)  # more flattens the vote until it is a count
 _WEIGHTS = np.linspace(0, 1, 21)
-_STRENGTHS = np.linspace(0, 1, 11)
+STRENGTHS = np.linspace(0, 1, 11)
 _PRIOR = 3.0  # strength with which a category's weight is held to that of all of them
 _LEAST = 1e-6  # probability, so that one photo that was thought impossible does not decide a fit
 
@@ -92,24 +92,17 @@ def _log_ratio(shares: np.ndarray, told: np.ndarray) -> np.ndarray:
 
 
 def fit(
-    shares: np.ndarray,
-    similarity: np.ndarray,
-    neighbours: np.ndarray,
-    category: np.ndarray,
-    product: np.ndarray,
-    names: Sequence[str],
+    shares: np.ndarray, similarity: np.ndarray, neighbours: np.ndarray, category: np.ndarray, names: Sequence[str]
 ) -> Fusion:
-    """From photos of known category, int [B]: sums of shares [B, K], cosines and categories of their nearest photos [B, N], and
-    the classifier's share of the right product [B].
+    """From photos of known category, int [B]: sums of shares [B, K], and cosines and categories of their nearest photos [B, N].
 
     T and one weight a for all categories are those of the greatest mean log p. Then each category has a weight of its own: the
     one of the greatest log likelihood of "it is c" and "it is not" under a_c m_c + (1 - a_c) s_c, less 3 (a_c - a)^2, so that
-    a category with few photos keeps a. b has the greatest mean log share of the right product. Without a photo: a = 1/2,
-    T = 0.05, b = 0 and never sure.
+    a category with few photos keeps a. b stays 1. Without a photo: a = 1/2, T = 0.05, never sure.
     """
     count, photos = len(names), np.arange(len(category))
     if not len(category):
-        return Fusion(tuple(names), np.full(count, 0.5), 0.5, 0.05, 0.0, None, 0)
+        return Fusion(tuple(names), np.full(count, 0.5), 0.5, 0.05, 1.0, None, 0)
     classifier = _normalised(shares)
     votes = {t: by_neighbours(similarity, neighbours, count, t)[photos, category] for t in TEMPERATURES}
 
@@ -127,22 +120,20 @@ def fit(
     fused = Fusion(tuple(names), _WEIGHTS[scores.argmax(0)], common, temperature, 1.0, None, len(category))
     told = fused(shares, vote)
     agreed = neighbours[photos, similarity.argmax(1)] == told.argmax(1)
-    return dataclasses.replace(
-        fused,
-        strength=_strength(shares, fused.log_factors(shares, told), category, product),
-        sure=_sure(told.max(1)[agreed], (told.argmax(1) == category)[agreed], SUPPORT * len(category)),
-    )
+    sure = _sure(told.max(1)[agreed], (told.argmax(1) == category)[agreed], SUPPORT * len(category))
+    return dataclasses.replace(fused, sure=sure)
 
 
-def _strength(shares: np.ndarray, ratios: np.ndarray, category: np.ndarray, product: np.ndarray) -> float:
-    photos, outside = np.arange(len(category)), 1 - shares.sum(1)  # of products without a category
-
-    def likelihood(strength: float) -> float:
-        factors = np.exp(strength * ratios)
-        own = product * factors[photos, category] / ((shares * factors).sum(1) + outside)
-        return float(np.log(np.maximum(own, _LEAST)).mean())
-
-    return max(_STRENGTHS.tolist(), key=likelihood)
+def strength(reciprocal: np.ndarray) -> float:
+    """b from 1 / rank of the right product of each photo at each of `STRENGTHS`, [11, B]: the least one whose mean is within a
+    standard error (of differences in pairs) of the greatest. By rank, not by likelihood: a classifier that is too sure of
+    itself gains likelihood from any flattening.
+    """
+    if not reciprocal.shape[1]:
+        return 0.0
+    less = reciprocal[reciprocal.mean(1).argmax()] - reciprocal
+    error = less.std(1) / np.sqrt(reciprocal.shape[1])
+    return float(STRENGTHS[np.flatnonzero(less.mean(1) <= error)[0]])
 
 
 def _sure(probability: np.ndarray, right: np.ndarray, fewest: float) -> float | None:

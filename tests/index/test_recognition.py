@@ -199,7 +199,6 @@ def test_without_a_product():
         scores = Scores.of(np.zeros(2, np.float32), np.arange(3, dtype=np.float32), kinds())
         gone = Scores.of(np.zeros(2, np.float32), np.arange(3, dtype=np.float32), kinds(withdrawn=[product]))
         assert scores.without(product).weights.tolist() == gone.weights.tolist()
-        assert scores.share(product) == pytest.approx({1: np.e, 3: 0, 4: 2}[product] / (1 + np.e + np.e**2 + 2))
 
 
 @pytest.mark.parametrize("sure, category, any_category, searched", [
