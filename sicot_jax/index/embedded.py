@@ -98,7 +98,7 @@ class EmbeddedIndex:
         names, built = self._built
         of_now = (*names, *(name for name in later if name and name not in set(names)))
         number = {name: position for position, name in enumerate(of_now)}
-        category = np.full(self._watch.ends()[1], len(of_now))
+        category = np.full(max(self._watch.ends()[1], len(built)), len(of_now))  # photos need no card to be searched
         category[: len(built)] = np.where(built == len(names), len(of_now), built)
         for name, places in later.items():
             category[owners[places]] = number.get(name, len(of_now))
