@@ -105,6 +105,39 @@ def word_loss(scores, token_ids):
     return jnp.sum(jnp.where(number > 0, losses, 0.0)) / jnp.maximum(jnp.sum(number > 0), 1)
 
 
+def code_likeness(bits, unit, all_bits, all_unit):
+    """Whether codes are as alike as the photos' embeddings: mean over pairs (i, j) of (s_i . s_j / b - c_ij)^2.
+
+    s = 2 h - 1 of the shares h between 0 and 1; c_ij is the cosine of embeddings i and j less their mean over the batch, in
+    -1 to 1 as s_i . s_j / b is. So codes learn to find the neighbours that exact search would, without classes (in place of
+    the click triplets or labels of Pailitao's and other hashing networks).
+
+    Args:
+      bits: h, float32 [B, b]; unit: embeddings of length 1, [B, D]. The rows of one device.
+      all_bits, all_unit: of the whole batch, [N, b] and [N, D]; on one device the same again.
+
+    Returns: float32 scalar, the mean over B x N pairs.
+    """
+    centre = jnp.mean(all_unit, 0)
+    cosine = _unit(unit - centre) @ _unit(all_unit - centre).T
+    likeness = (2 * bits - 1) @ (2 * all_bits - 1).T / bits.shape[-1]
+    return jnp.mean(jnp.square(likeness - jax.lax.stop_gradient(cosine)))
+
+
+def _unit(rows):
+    return rows * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(rows), -1, keepdims=True), 1e-12))
+
+
+def code_balance(bits):
+    """Whether each bit is on for half of the batch: mean over bits k of (2 mean_i h_ik - 1)^2; h float32 [B, b]."""
+    return jnp.mean(jnp.square(2 * jnp.mean(bits, 0) - 1))
+
+
+def code_quantisation(bits):
+    """Whether bits are decided: mean of 1 - (2 h - 1)^2, 1 at h = 1/2 and 0 at 0 or 1; h float32 [B, b]."""
+    return jnp.mean(1 - jnp.square(2 * bits - 1))
+
+
 def log_prob_top_k(embedding, kernel, offset, label, k: int):
     """Dense reference of evaluation: (top-k classes [B, k], their logits [B, k], log-probability of the label [B])."""
     logits = classifier_logits(embedding, kernel, offset)

@@ -72,7 +72,8 @@ def nightly(
     trained = file_sha256(workdir / "results.json") if (workdir / "results.json").exists() else ""
     switched = made_from is None or (made_from.data, made_from.trained) != (data_hash, trained)
     if switched:
-        build(workdir, index, path=str(catalog), bits=made_from.bits if made_from else 256)
+        as_before = {"bits": made_from.bits, "codes": made_from.codes} if made_from else {}
+        build(workdir, index, path=str(catalog), **as_before)
     seconds["build"] = time.perf_counter() - start
     start = time.perf_counter()
     published = _published(index, database) if database else ""
