@@ -117,8 +117,8 @@ class LossConfig:
     label_smoothing: float = 0.0
     title_words: float = 0.0
     codes: float = 0.0
-    code_balance: float = 1.0
-    code_quantisation: float = 0.1
+    code_balance: float = 0.1
+    code_quantisation: float = 0.01
     codes_shape_embedding: bool = False
 
     @property

@@ -106,11 +106,13 @@ def word_loss(scores, token_ids):
 
 
 def code_likeness(bits, unit, all_bits, all_unit):
-    """Whether codes are as alike as the photos' embeddings: mean over pairs (i, j) of (s_i . s_j / b - c_ij)^2.
+    """Whether codes are as alike as the photos' embeddings: mean over pairs (i, j) of (s_i . s_j / b - 2 / pi arcsin c_ij)^2.
 
-    s = 2 h - 1 of the shares h between 0 and 1; c_ij is the cosine of embeddings i and j less their mean over the batch, in
-    -1 to 1 as s_i . s_j / b is. So codes learn to find the neighbours that exact search would, without classes (in place of
-    the click triplets or labels of Pailitao's and other hashing networks).
+    s = sign(2 h - 1) is the code as the index has it, +-1, with the derivative of 2 h - 1 in place of the sign's (straight
+    through: Bengio et al. 2013). c_ij is the cosine of embeddings i and j less their mean over the batch. The arcsine is what
+    s_i . s_j / b is on average where the b directions are random (Charikar 2002): so directions learn to be better than random
+    ones at what exact search would find, and need no classes, click or label for it. Matched to c itself they would crowd
+    along the few directions of the largest variance.
 
     Args:
       bits: h, float32 [B, b]; unit: embeddings of length 1, [B, D]. The rows of one device.
@@ -119,9 +121,14 @@ def code_likeness(bits, unit, all_bits, all_unit):
     Returns: float32 scalar, the mean over B x N pairs.
     """
     centre = jnp.mean(all_unit, 0)
-    cosine = _unit(unit - centre) @ _unit(all_unit - centre).T
-    likeness = (2 * bits - 1) @ (2 * all_bits - 1).T / bits.shape[-1]
-    return jnp.mean(jnp.square(likeness - jax.lax.stop_gradient(cosine)))
+    cosine = jnp.clip(_unit(unit - centre) @ _unit(all_unit - centre).T, -1, 1)
+    likeness = _rounded(bits) @ _rounded(all_bits).T / bits.shape[-1]
+    return jnp.mean(jnp.square(likeness - jax.lax.stop_gradient(2 / jnp.pi * jnp.arcsin(cosine))))
+
+
+def _rounded(bits):
+    soft = 2 * bits - 1
+    return soft + jax.lax.stop_gradient(jnp.where(bits > 0.5, 1.0, -1.0) - soft)
 
 
 def _unit(rows):
