@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.search import Measured, resident
 from benchmarks.timing import print_machine, print_table
-from sicot_jax.index.vectors import fit_codebook
+from sicot_jax.index.codebooks import fit_codebook
 
 BITS = 256
 _LINES = 1 << 18

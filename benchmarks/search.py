@@ -28,9 +28,10 @@ from benchmarks.timing import print_machine, print_table
 from sicot_jax.index import cards as cards_of
 from sicot_jax.index import layout
 from sicot_jax.index.cards import Cards
+from sicot_jax.index.codebooks import fit_codebook
 from sicot_jax.index.embedded import EmbeddedIndex
 from sicot_jax.index.product_index import ProductIndex
-from sicot_jax.index.vectors import Vectors, fit_codebook, unit
+from sicot_jax.index.vectors import Vectors, unit
 
 K = 10
 _LINES = 1 << 16

@@ -85,6 +85,7 @@ class ModelConfig:
       frequent ones of the training titles.
     word_rows: the classifier adds to a class's own score the mean score of its titles' words (`word_rows.class_words`). While
       it trains, rows are longer by `title_words` columns, which cost memory and products; what is tested has none of them.
+    code_bits: of the binary code that a photo gets, where `loss.codes` asks for one; for `sicot index build --codes learned`.
     init_from: a run folder, or converted weights (`sicot convert from-torch`), that this one starts from (`warm_start`).
     """
 
@@ -96,13 +97,16 @@ class ModelConfig:
     text: TextConfig = TextConfig()
     title_words: int = 1024
     word_rows: bool = False
+    code_bits: int = 256
     init_from: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
     """Weights of the cross-entropies through the shared classifier, the tau of logit adjustment, label smoothing;
-    `title_words` is the weight of telling a title's words from its photo (`losses.word_loss`).
+    `title_words` is the weight of telling a title's words from its photo (`losses.word_loss`), `codes` that of the binary
+    layer's terms (`losses.code_likeness`), in which `code_balance` and `code_quantisation` are the weights of the two beside
+    likeness. With `codes_shape_embedding` they train the embedding too, else the layer alone.
 
     Baseline: visual 1, mixed 0. Co-training (Eq. 1): visual 1, mixed lambda = 1. Doubled baseline: visual 2, mixed 0.
     """
@@ -112,6 +116,10 @@ class LossConfig:
     logit_adjustment: float = 0.0
     label_smoothing: float = 0.0
     title_words: float = 0.0
+    codes: float = 0.0
+    code_balance: float = 0.1
+    code_quantisation: float = 0.01
+    codes_shape_embedding: bool = False
 
     @property
     def with_text(self) -> bool:
@@ -388,6 +396,17 @@ def _check(config: Config) -> None:
         )
     if config.model.title_words < 1:
         raise ConfigError(f"model.title_words={config.model.title_words}, wanted 1 or more")
+    if config.model.code_bits % 8 or not 0 < config.model.code_bits <= 4096:
+        raise ConfigError(f"model.code_bits={config.model.code_bits}, wanted a multiple of 8 up to 4096")
+    if loss.codes_shape_embedding and not loss.codes:
+        raise ConfigError(
+            "loss.codes_shape_embedding=True with loss.codes=0: there are no codes; give loss.codes a weight"
+        )
+    if loss.codes and train.batch_size // train.micro_batches < 2:
+        raise ConfigError(
+            f"loss.codes={loss.codes} with one photo at a time (train.batch_size={train.batch_size} / train.micro_batches="
+            f"{train.micro_batches}): codes are learned from pairs; lower train.micro_batches"
+        )
     if config.model.word_rows and config.head.kind in ("sampled", "knn"):
         raise ConfigError(
             f"model.word_rows=True with head.kind={config.head.kind!r}, whose rows that miss steps decay when they are met "
@@ -430,8 +449,9 @@ def _check(config: Config) -> None:
             )
     if not (loss.visual or loss.mixed):
         raise ConfigError("loss.visual and loss.mixed are both 0; give at least one a weight")
-    if min(loss.visual, loss.mixed, loss.title_words) < 0:
-        raise ConfigError(f"loss weights {loss.visual}, {loss.mixed}, {loss.title_words}: wanted no negative one")
+    weights = (loss.visual, loss.mixed, loss.title_words, loss.codes, loss.code_balance, loss.code_quantisation)
+    if min(weights) < 0:
+        raise ConfigError(f"loss weights {', '.join(map(str, weights))}: wanted no negative one")
     if loss.with_text and data.title == "none":
         raise ConfigError("data.title='none' leaves nothing to read; set loss.mixed=0 and loss.title_words=0")
 

@@ -105,6 +105,46 @@ def word_loss(scores, token_ids):
     return jnp.sum(jnp.where(number > 0, losses, 0.0)) / jnp.maximum(jnp.sum(number > 0), 1)
 
 
+def code_likeness(bits, unit, all_bits, all_unit):
+    """Whether codes are as alike as the photos' embeddings: mean over pairs (i, j) of (s_i . s_j / b - 2 / pi arcsin c_ij)^2.
+
+    s = sign(2 h - 1) is the code as the index has it, +-1, with the derivative of 2 h - 1 in place of the sign's (straight
+    through: Bengio et al. 2013). c_ij is the cosine of embeddings i and j less their mean over the batch. The arcsine is what
+    s_i . s_j / b is on average where the b directions are random (Charikar 2002): so directions learn to be better than random
+    ones at what exact search would find, and need no classes, click or label for it. Matched to c itself they would crowd
+    along the few directions of the largest variance.
+
+    Args:
+      bits: h, float32 [B, b]; unit: embeddings of length 1, [B, D]. The rows of one device.
+      all_bits, all_unit: of the whole batch, [N, b] and [N, D]; on one device the same again.
+
+    Returns: float32 scalar, the mean over B x N pairs.
+    """
+    centre = jnp.mean(all_unit, 0)
+    cosine = jnp.clip(_unit(unit - centre) @ _unit(all_unit - centre).T, -1, 1)
+    likeness = _rounded(bits) @ _rounded(all_bits).T / bits.shape[-1]
+    return jnp.mean(jnp.square(likeness - jax.lax.stop_gradient(2 / jnp.pi * jnp.arcsin(cosine))))
+
+
+def _rounded(bits):
+    soft = 2 * bits - 1
+    return soft + jax.lax.stop_gradient(jnp.where(bits > 0.5, 1.0, -1.0) - soft)
+
+
+def _unit(rows):
+    return rows * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(rows), -1, keepdims=True), 1e-12))
+
+
+def code_balance(bits):
+    """Whether each bit is on for half of the batch: mean over bits k of (2 mean_i h_ik - 1)^2; h float32 [B, b]."""
+    return jnp.mean(jnp.square(2 * jnp.mean(bits, 0) - 1))
+
+
+def code_quantisation(bits):
+    """Whether bits are decided: mean of 1 - (2 h - 1)^2, 1 at h = 1/2 and 0 at 0 or 1; h float32 [B, b]."""
+    return jnp.mean(1 - jnp.square(2 * bits - 1))
+
+
 def log_prob_top_k(embedding, kernel, offset, label, k: int):
     """Dense reference of evaluation: (top-k classes [B, k], their logits [B, k], log-probability of the label [B])."""
     logits = classifier_logits(embedding, kernel, offset)

@@ -53,6 +53,7 @@ class Plan:
     per_class: item -> bytes for each class of the device.
     width: D.
     moments: numbers in the batch statistics that a step computes (mean and variance of each batch norm that trains).
+    code_width: numbers of a photo that all devices compare its code by: bits and embedding; 0 without `loss.codes`.
     platform: of the devices, as JAX calls it; "cpu" devices share their memory with the host.
     activations: of `activations_of` photos at a time, on the backend `compiled_for`; None before a step is compiled.
       Those of training: an evaluation of more photos at a time than a micro-batch has (eval.batch_size) is not in it.
@@ -70,6 +71,7 @@ class Plan:
     per_class: dict[str, int]
     width: int
     moments: int
+    code_width: int = 0
     activations: int | None = None
     activations_of: int = 1
     compiled_for: str = ""
@@ -160,6 +162,10 @@ class Plan:
         if self.unsent:
             items["streams: gradient and what waited of it"] = self.unsent
             items["streams: largest entries of all devices"] = 8 * self.entries_sent * self.devices
+        if self.code_width:
+            at_a_time = self.photos_at_a_time * self.devices
+            pairs = self.photos_at_a_time * at_a_time
+            items["codes: of all photos at a time, and of pairs"] = 4 * (at_a_time * self.code_width + 2 * pairs)
         if self.micro_batches > 1:
             items["streams: gradient"] *= 2  # of one micro-batch, and the sum
             items["batch, in order of micro-batches"] = self.batch()
@@ -204,6 +210,10 @@ class Plan:
             streams["streams: largest entries of the gradient"] = Message(
                 "all-gather", 8 * self.entries_sent * self.devices
             )
+        if self.code_width:
+            bits = 4 * photos * config.model.code_bits
+            streams["codes: bits and embeddings"] = Message("all-gather", 4 * photos * self.code_width)
+            streams["codes: cotangents"] = Message("all-reduce", bits)
         if config.head.kind == "dense":
             kernel = 4 * (width + 1) * self.shard_classes * self.devices
             gathered = {"classifier: kernel and bias": Message("all-gather", kernel)}
@@ -252,6 +262,7 @@ def make_plan(config: Config, shape: DataShape, *, devices: int, platform: str) 
         per_class["sampling"] = each_class(classifier.sampling)
     trained = [x for path, x in jax.tree_util.tree_leaves_with_path(params) if trains(config.optim, path_name(path))]
     parts = trained_parts(config.optim, params)
+    codes = params["visual"].get("codes")
     moments = [
         x for path, x in jax.tree_util.tree_leaves_with_path(state.batch_stats) if parts[part_of(path_name(path))]
     ]
@@ -270,6 +281,7 @@ def make_plan(config: Config, shape: DataShape, *, devices: int, platform: str) 
         per_class=per_class,
         width=classifier.kernel.shape[1],
         moments=size_of(moments) // 4,
+        code_width=sum(codes["kernel"].shape) if codes else 0,
     )
 
 

@@ -166,6 +166,8 @@ def new_net(config: Config, shape: DataShape) -> Sicot:
         config.model,
         words=(shape.vocabulary_size, shape.word_width) if config.loss.with_semantic else None,
         told=words_told(config, shape),
+        coded=bool(config.loss.codes),
+        codes_shape_embedding=config.loss.codes_shape_embedding,
         dtype=compute_dtype(config),
         rng=np.random.default_rng(config.seed),
     )
@@ -238,7 +240,7 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
     """
     config = setup.config
     preprocessing = config.preprocessing
-    extra_losses = {**_word_losses(config), **(extra_losses or {})}
+    extra_losses = {**_word_losses(config), **_code_losses(config), **(extra_losses or {})}
     streams = tuple(heads.loss_weights(config.loss))
     micro_batch = config.train.batch_size // config.train.micro_batches
 
@@ -361,6 +363,21 @@ def _word_losses(config: Config) -> dict[str, ExtraLoss]:
         return config.loss.title_words * losses_lib.word_loss(outputs["words"], batch["token_ids"])
 
     return {"words": words}
+
+
+def _code_losses(config: Config) -> dict[str, ExtraLoss]:
+    """The loss of the binary layer: each device compares its photos with all of the batch."""
+    loss = config.loss
+    if not loss.codes:
+        return {}
+
+    def codes(outputs, batch):
+        bits, unit = outputs["codes"], outputs["unit"]
+        likeness = losses_lib.code_likeness(bits, unit, mesh.replicate(bits), mesh.replicate(unit))
+        balance, quantisation = losses_lib.code_balance(bits), losses_lib.code_quantisation(bits)
+        return loss.codes * (likeness + loss.code_balance * balance + loss.code_quantisation * quantisation)
+
+    return {"codes": codes}
 
 
 def class_log_prior(train_counts: np.ndarray, device_mesh) -> np.ndarray:

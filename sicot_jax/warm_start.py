@@ -42,6 +42,7 @@ def warm_start(state: TrainState, setup: Setup, catalog: Catalog) -> TrainState:
 
     What belongs to words is taken only where the vocabulary is the same: ids of another one mean other words. What rows
     share through titles stays the catalogue's (`word_rows`); where the scores are not taken, rows come with what they shared.
+    Codes are taken where they have as many bits.
     A product that is new gets a row from its photos (`imprinted`); one that is gone leaves none.
     Raises CheckpointError naming parameters of another shape.
     """
@@ -55,10 +56,10 @@ def warm_start(state: TrainState, setup: Setup, catalog: Catalog) -> TrainState:
         hosts.say(f"{learned.what}: another vocabulary; word vectors are the catalogue's own")
         params["semantic"] = {**params["semantic"], "words": state.params["semantic"]["words"]}
     with_scores = same_words and all("to_words" in s.params["visual"] for s in (state, learned))
-    if not with_scores:
-        own_scores = {name: x for name, x in state.params["visual"].items() if name == "to_words"}
-        theirs = {name: x for name, x in params["visual"].items() if name != "to_words"}
-        params["visual"] = theirs | own_scores
+    own = set() if with_scores else {"to_words"}
+    own |= set() if _same_bits(state.params["visual"], learned.params["visual"]) else {"codes"}
+    theirs = {name: x for name, x in params["visual"].items() if name not in own}
+    params["visual"] = theirs | {name: x for name, x in state.params["visual"].items() if name in own}
     if faults := differences(shapes(params), shapes(state.params)):
         raise CheckpointError(f"{learned.what}: another model: {faults}")
     state = dataclasses.replace(state, params=params, batch_stats=batch_stats)
@@ -67,6 +68,11 @@ def warm_start(state: TrainState, setup: Setup, catalog: Catalog) -> TrainState:
     both = config.model.word_rows and learned.word_rows and with_scores
     classifier = learned.classifier if both else evaluate.plain_classifier(learned)
     return _with_rows(state, classifier, learned, setup, catalog)
+
+
+def _same_bits(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:
+    """Whether both visual streams have codes, of as many bits."""
+    return "codes" in mine and "codes" in theirs and mine["codes"]["bias"].shape == theirs["codes"]["bias"].shape
 
 
 def check_source(config: Config) -> None:

@@ -21,8 +21,9 @@ from sicot_jax.files import file_sha256
 from sicot_jax.index import cards as cards_of
 from sicot_jax.index import layout, titles
 from sicot_jax.index.cards import Cards
+from sicot_jax.index.codebooks import fit_codebook
 from sicot_jax.index.unknown import Calibration, write_calibration
-from sicot_jax.index.vectors import Vectors, fit_codebook, unit
+from sicot_jax.index.vectors import Vectors, unit
 from sicot_jax.preprocessing import Preprocessing
 from sicot_jax.recognizer import jax_engine
 from sicot_jax.search.category import Fusion, write_fusion
@@ -126,7 +127,7 @@ def write_version(folder: Path, model: Path) -> None:
     half = PRODUCTS // 2 * PHOTOS
     manifest = layout.Manifest(
         model=file_sha256(folder / layout.MODEL / folders.WEIGHTS), run="made", trained="", data="0", width=WIDTH, bits=BITS,
-        photos=len(shown), products=PRODUCTS, categories={"kind 0": [0, half], "kind 1": [half, 2 * half]},
+        codes="pca", photos=len(shown), products=PRODUCTS, categories={"kind 0": [0, half], "kind 1": [half, 2 * half]},
         sha256=layout.digests(folder), created="", version="",
     )  # fmt: skip
     layout.write_manifest(folder, manifest)

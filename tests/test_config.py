@@ -273,7 +273,17 @@ def test_bad_dict_is_named(tree, message):
             for most in (2, 4, 6, 12)
         ),
         ({"loss": LossConfig(visual=0.0, mixed=0.0)}, r"loss.visual and loss.mixed are both 0"),
-        ({"loss": LossConfig(visual=-1.0)}, r"loss weights -1.0, 1.0, 0.0: wanted no negative one"),
+        ({"loss": LossConfig(visual=-1.0)}, r"loss weights -1.0, 1.0, 0.0, .*: wanted no negative one"),
+        ({"loss": LossConfig(code_balance=-1.0)}, r"loss weights 1.0, .*, -1.0, .*: wanted no negative one"),
+        ({"model": ModelConfig(code_bits=100)}, r"model.code_bits=100, wanted a multiple of 8 up to 4096"),
+        (
+            {"loss": LossConfig(codes_shape_embedding=True)},
+            r"codes_shape_embedding=True with loss.codes=0: .* a weight",
+        ),
+        (
+            {"loss": LossConfig(codes=1.0), "train": TrainConfig(batch_size=8, micro_batches=8)},
+            r"loss.codes=1.0 with one photo at a time .*: codes are learned from pairs; lower train.micro_batches",
+        ),
         (
             {"data": DataConfig(title="none")},
             r"data.title='none' leaves nothing to read; set loss.mixed=0",

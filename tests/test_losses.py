@@ -226,3 +226,54 @@ def test_telling_words_by_hand():
 def test_telling_words_without_a_title_is_nothing():
     value, gradient = jax.value_and_grad(losses.word_loss)(jnp.ones((2, 3)), jnp.zeros((2, 4), int))
     assert value == 0 and not gradient.any()
+
+
+def test_the_likeness_of_codes_by_hand():
+    """Embeddings are opposite in two pairs, whose codes are at right angles, and at right angles across, where two pairs of
+    codes are opposite: (0 + 1)^2 for four of the sixteen pairs, (-1 - 0)^2 for four more.
+    """
+    unit = jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    bits = jnp.array([[0.9, 0.8], [0.7, 0.1], [0.2, 0.9], [0.3, 0.4]])
+    codes = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])
+    cosine = np.array([[1, -1, 0, 0], [-1, 1, 0, 0], [0, 0, 1, -1], [0, 0, -1, 1]])
+    wanted = np.mean((codes @ codes.T / 2 - 2 / np.pi * np.arcsin(cosine)) ** 2)
+    assert wanted == 8 / 16
+    np.testing.assert_allclose(losses.code_likeness(bits, unit, bits, unit), wanted, rtol=1e-6)
+
+
+def test_the_likeness_of_codes_passes_the_rounding():
+    """With the derivative of 2 h - 1: of one pair apart, d/dh of (s t - c)^2 is 2 (s t - c) 2 t, whatever h is."""
+    unit, other = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 0.0], [-1.0, 0.0]])
+    all_bits = jnp.array([[0.9], [0.8]])
+    gradient = jax.grad(losses.code_likeness)(jnp.array([[0.6]]), unit, all_bits, other)
+    np.testing.assert_allclose(gradient, [[(2 * (1 - 1) * 2 + 2 * (1 + 1) * 2) / 2]], atol=1e-6)
+
+
+def test_balance_and_quantisation_by_hand():
+    """The first bit is on for half of the batch and undecided, the second always on and decided."""
+    bits = jnp.array([[0.5, 1.0], [0.75, 1.0], [0.25, 1.0]])
+    np.testing.assert_allclose(losses.code_balance(bits), (0 + 1) / 2, rtol=1e-6)
+    np.testing.assert_allclose(losses.code_quantisation(bits), (1 + 0.75 + 0.75 + 0 + 0 + 0) / 6, rtol=1e-6)
+
+
+def test_learned_directions_are_better_than_random_ones():
+    """Vectors of which most of the variance lies in 4 of 16 directions: by 32 bits the nearest are found more often."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((400, 16)).astype(np.float32) * np.r_[np.ones(4), np.full(12, 0.2)].astype(np.float32)
+    unit = jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    start = {"kernel": jnp.asarray(rng.standard_normal((16, 32)).astype(np.float32)), "bias": jnp.zeros(32)}
+
+    def loss(layer):
+        bits = jax.nn.sigmoid(unit @ layer["kernel"] + layer["bias"])
+        return losses.code_likeness(bits, unit, bits, unit) + 0.1 * losses.code_balance(bits)
+
+    def found(layer):
+        codes = np.sign(np.asarray(unit @ layer["kernel"] + layer["bias"]))
+        near, wanted = (np.argsort(-(x @ x.T), 1)[:, 1:11] for x in (codes, np.asarray(unit)))
+        return np.mean([len(set(a) & set(b)) for a, b in zip(near, wanted, strict=True)]) / 10
+
+    layer, step = start, jax.jit(lambda layer: jax.tree.map(lambda x, g: x - 3 * g, layer, jax.grad(loss)(layer)))
+    for _ in range(100):
+        layer = step(layer)
+    assert loss(layer) < 0.8 * loss(start)
+    assert found(layer) > found(start) + 0.02

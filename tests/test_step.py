@@ -109,6 +109,56 @@ def test_words_of_titles_are_told_on_every_mesh(shape):
     assert after.classifier.kernel.shape[1] == 16
 
 
+def coded(**changes) -> Config:
+    model = dataclasses.replace(tiny().model, code_bits=24)
+    return tiny(model=model, loss=config_lib.LossConfig(mixed=0.0, codes=0.5, **changes.pop("loss", {})), **changes)
+
+
+@pytest.fixture(scope="module")
+def with_codes():
+    return one_step(coded(), on(1, 1))
+
+
+@pytest.mark.parametrize(
+    "shape", [(4, 2), *(pytest.param(s, marks=pytest.mark.slow) for s in [(8, 1), (1, 8), (2, 4)])]
+)
+def test_codes_are_learned_on_every_mesh(with_codes, shape):
+    """Each device compares its photos with all of the batch."""
+    got = one_step(coded(), on(*shape))
+    assert_close(got[1], with_codes[1])
+    assert_close(got[2], with_codes[2])
+
+
+def test_codes_leave_the_rest_as_it_is(with_codes):
+    """Starting values, embedding and classifier are those of a run without codes, to the last bit; the layer moves."""
+    before, after, losses = with_codes
+    without = one_step(tiny(loss=config_lib.LossConfig(mixed=0.0)), on(1, 1))
+    for state, plain in zip(with_codes[:2], without[:2], strict=True):
+        visual = {name: x for name, x in state.params["visual"].items() if name != "codes"}
+        for a, b in zip(jax.tree.leaves(visual), jax.tree.leaves(plain.params["visual"]), strict=True):
+            np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(state.classifier.kernel, plain.classifier.kernel)
+    np.testing.assert_allclose(losses["total"], losses["visual"] + losses["codes"], rtol=1e-6)
+    kernels = [state.params["visual"]["codes"]["kernel"] for state in (before, after)]
+    assert kernels[0].shape == (16, 24) and np.abs(kernels[1] - kernels[0]).max() > 1e-5
+
+
+@pytest.mark.slow
+def test_codes_shape_the_embedding_where_they_are_asked_to(with_codes):
+    _, after, _ = one_step(coded(loss={"codes_shape_embedding": True}), on(4, 2))
+    moved = np.abs(after.params["visual"]["project"]["kernel"] - with_codes[1].params["visual"]["project"]["kernel"])
+    assert moved.max() > 1e-5
+
+
+@pytest.mark.slow
+def test_codes_of_micro_batches_compare_photos_within_them():
+    """The mean over both parts, whose embeddings those of frozen streams are; part p takes every other photo."""
+    frozen = {"trainable": "visual/codes"}
+    parts, losses = (one_step(coded(optim=frozen, train={"micro_batches": n}), on(2, 1)) for n in (2, 1))
+    assert parts[2]["codes"] > 0 and parts[2]["codes"] != losses[2]["codes"]
+    assert np.abs(parts[1].params["visual"]["codes"]["kernel"] - parts[0].params["visual"]["codes"]["kernel"]).max() > 0
+
+
 def test_stream_losses_add_up(reference):
     (_, _, losses), loss = reference
     expected = loss.visual * losses["visual"] + loss.mixed * losses["mixed"]

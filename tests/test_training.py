@@ -666,6 +666,28 @@ def test_init_from_a_run_without_scores_keeps_its_own(uninterrupted):
     np.testing.assert_array_equal(got.classifier.kernel[:, own:], state.classifier.kernel[:, own:])
 
 
+def test_init_from_takes_codes_of_as_many_bits(uninterrupted, tmp_path):
+    """Of another number, or of a run without, they start anew; a run without codes leaves them behind."""
+    plain = config_lib.override(tiny(steps=1), ["loss.mixed=0"])
+    config = config_lib.override(plain, ["loss.codes=1", "model.code_bits=16"])
+    train(config, tmp_path / "run")
+
+    def kernels(workdir, config):
+        states = started_from(workdir, config)
+        return [s.params["visual"].get("codes", {}).get("kernel") for s in states]
+
+    mine, got, theirs = kernels(tmp_path / "run", config)
+    np.testing.assert_array_equal(got, theirs)
+    assert (mine != theirs).any()
+    mine, got, _ = kernels(tmp_path / "run", config_lib.override(config, ["model.code_bits=24"]))
+    np.testing.assert_array_equal(got, mine)
+    mine, got, theirs = kernels(uninterrupted[0], config)
+    np.testing.assert_array_equal(got, mine)
+    assert theirs is None
+    _, got, theirs = kernels(tmp_path / "run", plain)
+    assert got is None and theirs is not None
+
+
 def test_init_from_another_depth_is_one_line(uninterrupted):
     workdir, config, _ = uninterrupted
     deeper = dataclasses.replace(config, model=dataclasses.replace(config.model, depth=34))

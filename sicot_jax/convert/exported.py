@@ -38,7 +38,9 @@ class Semantic:
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """arrays: the visual stream in torch's names, on the host. classifier: of v alone, divided over the devices."""
+    """arrays: the visual stream in torch's names, on the host. classifier: of v alone, divided over the devices.
+    codes: W [D, bits] and c [bits] of a run that learned some: bit j of an embedding x of length 1 is x . W_j + c_j > 0.
+    """
 
     model: Model
     preprocessing: Preprocessing
@@ -47,6 +49,7 @@ class Exported:
     class_table: Path
     source: dict[str, Any]
     semantic: Semantic | None = None
+    codes: tuple[np.ndarray, np.ndarray] | None = None
 
     def rows(self) -> dict[str, tuple[tuple[int, ...], weights.Pieces]]:
         """The classifier for `weights.write_safetensors`, one device's rows at a time."""
@@ -91,8 +94,16 @@ def exported(workdir: Path, *, with_text: bool = False) -> Iterator[Exported]:
             classifier=evaluate.plain_classifier(state),
             class_table=table,
             semantic=_semantic(run, state) if with_text else None,
+            codes=_codes(state.params["visual"]),
             source={"run": workdir.name, "data": run.data_hash, "class_table": run.class_table, "commit": run.commit},
         )
+
+
+def _codes(params: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    if "codes" not in params:
+        return None
+    kernel, bias = (np.asarray(params["codes"][name]) for name in ("kernel", "bias"))
+    return kernel * len(kernel) ** 0.5, bias  # as `VisualStream.code` has it
 
 
 def _semantic(run: runs.Run, state: TrainState) -> Semantic:

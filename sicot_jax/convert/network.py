@@ -27,7 +27,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def array_name(path: str) -> str | None:
-    """ "resnet/conv1/kernel" (below "visual") -> "conv1.weight"; None for the word scores, which only training has."""
+    """ "resnet/conv1/kernel" (below "visual") -> "conv1.weight"; None for word scores and codes, which no recogniser has."""
     room, _, rest = path.partition("/")
     if room == "resnet":
         return names.torchvision_name(rest)

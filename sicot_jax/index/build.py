@@ -29,11 +29,12 @@ from sicot_jax.convert.exported import Exported, exported, write_recognizer
 from sicot_jax.errors import InputError
 from sicot_jax.files import file_sha256, read_json, write_json
 from sicot_jax.index import cards as cards_of
-from sicot_jax.index import layout, rows, titles
+from sicot_jax.index import codebooks, layout, rows, titles
 from sicot_jax.index.calibrate import calibrate
 from sicot_jax.index.cards import PICTURES, Cards
+from sicot_jax.index.codebooks import Codebook
 from sicot_jax.index.unknown import FEWEST, write_calibration
-from sicot_jax.index.vectors import Vectors, fit_codebook, unit
+from sicot_jax.index.vectors import Vectors, unit
 from sicot_jax.index.verify import verify
 from sicot_jax.search.category import write_fusion
 
@@ -62,22 +63,32 @@ class _Source:
         return self.numbers[np.asarray(self.catalog.splits["train"].labels)[self.order]]
 
 
-def build(workdir: Path, index: Path, *, path: str = "", bits: int = BITS) -> Path:
+@dataclasses.dataclass(frozen=True)
+class _Codes:
+    """How they are made. learned: the run's own, for that kind alone."""
+
+    kind: str
+    bits: int
+    learned: Codebook | None
+
+
+def build(workdir: Path, index: Path, *, path: str = "", codes: str = codebooks.PCA, bits: int = BITS) -> Path:
     """The folder of the new version. `path`: a catalogue folder in place of the run's own: it was moved, or has grown since.
 
     Products are matched to the model's classes by SKU; those that are new get rows of the classifier from their photos.
     Features of photos that the version in use has from the same model are taken from there.
-    InputError: an unfinished run, no photo, another process at work in `index`.
+    `codes`: how they are made, of `codebooks.KINDS`.
+    InputError: an unfinished run, no photo, another process at work in `index`, "learned" of a run without such a layer.
     """
-    if bits % 8 or not 0 < bits <= 4096:
-        raise InputError(f"--bits {bits}, wanted a multiple of 8 up to 4096")
+    codebooks.check_bits(bits)
     run = runs.read_run(workdir)
     run = runs.on_devices_here(run, runs.start_mesh(run.config), path)
     source = _source(run, open_catalog(run.config.data))
     with layout.alone(index, new=True):
         folder = index / layout.BUILDING
         with exported(workdir) as found:
-            manifest = _build(folder, index, run, source, found, bits)
+            learned = _learned(found, bits, workdir) if codes == codebooks.LEARNED else None
+            manifest = _build(folder, index, run, source, found, _Codes(codes, bits, learned))
         _calibrate(folder, source, manifest)
         if faults := verify(folder):
             shutil.rmtree(folder)  # nothing of it can be gone on from
@@ -86,15 +97,25 @@ def build(workdir: Path, index: Path, *, path: str = "", bits: int = BITS) -> Pa
         return layout.publish(index, folder)
 
 
-def _build(folder: Path, index: Path, run: runs.Run, source: _Source, found: Exported, bits: int) -> layout.Manifest:
+def _learned(found: Exported, bits: int, workdir: Path) -> Codebook:
+    if found.codes is None:
+        raise InputError(
+            f"{workdir}: trained without codes (loss.codes=0), wanted some for --codes learned; give another kind"
+        )
+    return codebooks.learned_codebook(*found.codes, bits=bits)
+
+
+def _build(
+    folder: Path, index: Path, run: runs.Run, source: _Source, found: Exported, codes: _Codes
+) -> layout.Manifest:
     """All but the calibration, from where an earlier build was stopped; under the mesh of `exported`."""
-    model = _begin(folder, found, source, bits)
-    width = found.classifier.kernel.shape[1]
+    model = _begin(folder, found, source, codes)
+    width, bits = found.classifier.kernel.shape[1], codes.bits
     vectors, cards = Vectors(folder, width, bits), Cards(folder / layout.CARDS, writable=True)
     with contextlib.closing(cards):
         with contextlib.closing(_Seen(index, model)) as seen:
             embed_photos(found, run, source, seen, vectors, cards)
-        _write_codes(folder, vectors, len(source.order), bits)
+        _write_codes(folder, vectors, len(source.order), codes)
         _write_imprint(folder, vectors, source, found, cards)
         cards.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     if importlib.util.find_spec("torch") and importlib.util.find_spec("onnxscript"):
@@ -106,6 +127,7 @@ def _build(folder: Path, index: Path, run: runs.Run, source: _Source, found: Exp
         data=source.catalog.data_hash,
         width=width,
         bits=bits,
+        codes=codes.kind,
         photos=len(source.order),
         products=int((~source.catalog.classes.withdrawn).sum()),
         categories=_ranges(source),
@@ -155,7 +177,7 @@ def _calibrate(folder: Path, source: _Source, manifest: layout.Manifest) -> None
     layout.write_manifest(folder, dataclasses.replace(manifest, sha256=manifest.sha256 | fitted))
 
 
-def _begin(folder: Path, found: Exported, source: _Source, bits: int) -> str:
+def _begin(folder: Path, found: Exported, source: _Source, codes: _Codes) -> str:
     """The recogniser, and the cards of all products without photos, unless a build of the same begins there; sha256 of its
     weights.
     """
@@ -166,7 +188,7 @@ def _begin(folder: Path, found: Exported, source: _Source, bits: int) -> str:
     folders.write_manifest(written, {})
     model = file_sha256(written / folders.WEIGHTS)
     written_by = {"format": layout.FORMAT, "version": sicot_jax.__version__}
-    same = {**written_by, "model": model, "data": source.catalog.data_hash, "bits": bits}
+    same = {**written_by, "model": model, "data": source.catalog.data_hash, "codes": codes.kind, "bits": codes.bits}
     if mark.exists():
         if read_json(mark, "what a build left behind") == same:
             shutil.rmtree(written)
@@ -337,11 +359,11 @@ def _features(embedding: Any, batch: dict[str, Any]) -> Iterator[tuple[str, np.n
     return zip(batch["image_id"][real], unit(np.asarray(embedding)[real]).astype(np.float16), strict=True)
 
 
-def _write_codes(folder: Path, vectors: Vectors, places: int, bits: int) -> None:
+def _write_codes(folder: Path, vectors: Vectors, places: int, codes: _Codes) -> None:
     features = vectors.mapped(layout.FEATURES, places)
-    codebook = fit_codebook(features, bits)
+    codebook = codes.learned or codebooks.fit_codebook(features, codes.bits, codes.kind)
     codebook.save(folder / layout.CODEBOOK)
-    vectors.write(layout.CODES, 0, np.zeros((0, bits // 8), np.uint8))
+    vectors.write(layout.CODES, 0, np.zeros((0, codes.bits // 8), np.uint8))
     for first in range(0, places, _LINES):
         vectors.write(layout.CODES, first, codebook.encode(features[first : first + _LINES]))
 

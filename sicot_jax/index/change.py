@@ -22,7 +22,8 @@ from sicot_jax.errors import InputError
 from sicot_jax.index import cards as cards_of
 from sicot_jax.index import layout, rows
 from sicot_jax.index.cards import PICTURES, QUALITY, Cards
-from sicot_jax.index.vectors import Codebook, Vectors, unit
+from sicot_jax.index.codebooks import Codebook
+from sicot_jax.index.vectors import Vectors, unit
 from sicot_jax.recognizer import Engine, jax_engine, onnx_engine
 
 _PIECE = 256  # photos of one commit

@@ -15,8 +15,9 @@ import numpy as np
 from sicot_jax.errors import InputError
 from sicot_jax.index import layout
 from sicot_jax.index.cards import Cards, Product
+from sicot_jax.index.codebooks import Codebook
 from sicot_jax.index.product_index import CANDIDATES, WIDEST, IndexUnavailable, Near, Neighbour, Offered
-from sicot_jax.index.vectors import Codebook, Vectors, unit, widened
+from sicot_jax.index.vectors import Vectors, unit, widened
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,8 @@ from sicot_jax.errors import InputError
 from sicot_jax.index import cards as cards_of
 from sicot_jax.index import layout, rows
 from sicot_jax.index.cards import QUALITY, Cards
-from sicot_jax.index.vectors import Codebook, Vectors, unit
+from sicot_jax.index.codebooks import Codebook
+from sicot_jax.index.vectors import Vectors, unit
 from sicot_jax.index.verify import verify
 
 PRODUCTS, PHOTOS = "products.parquet", "photos.parquet"
@@ -117,7 +118,7 @@ def import_index(source: Path, index: Path) -> Path:
         converted = folders.read_converted(folder / layout.MODEL)
         table = folders.read_classes(folder / layout.MODEL, converted.model)
         codebook = Codebook.load(folder / layout.CODEBOOK)
-        if codebook.bits != manifest.bits or len(codebook.mean) != manifest.width:
+        if codebook.bits != manifest.bits or codebook.width != manifest.width:
             raise InputError(f"{source / layout.CODEBOOK}: of another width than the manifest; export again")
         cards, vectors = Cards.create(folder / layout.CARDS), Vectors(folder, manifest.width, manifest.bits)
         with contextlib.closing(cards):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from sicot_jax.errors import InputError
+from sicot_jax.index.codebooks import KINDS, PCA
 
 
 def add_index_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +24,12 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, required=True, help="the index; its version in use is replaced when the new one is whole"
     )
     sub.add_argument("--path", default="", help="a catalogue folder in place of the run's: it was moved, or has grown")
+    sub.add_argument(
+        "--codes",
+        choices=KINDS,
+        default=PCA,
+        help="how codes are made; learned: by the run itself (loss.codes) (default: pca)",
+    )
     sub.add_argument("--bits", type=int, default=256, help="of a photo's code (default: 256)")
 
     sub = kind(
@@ -62,7 +69,8 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
 def _build(args: argparse.Namespace, _) -> None:
     from sicot_jax.index.build import build
 
-    print(f"{build(args.workdir, args.out, path=args.path, bits=args.bits)} is in use: sicot serve --index {args.out}")
+    version = build(args.workdir, args.out, path=args.path, codes=args.codes, bits=args.bits)
+    print(f"{version} is in use: sicot serve --index {args.out}")
 
 
 def _add(args: argparse.Namespace, _) -> None:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from sicot_jax.errors import InputError
 from sicot_jax.files import file_sha256, read_json, write_json
 
-FORMAT = 4
+FORMAT = 5
 CURRENT, BUILDING, LOCK = "current", ".building", ".lock"
 MANIFEST, CARDS, FEATURES, CODES, OWNERS = "manifest.json", "cards.sqlite", "features.f16", "codes.u8", "owners.i32"
 CODEBOOK, IMPRINT, TITLES = "codebook.npz", "imprint.npz", "titles.npz"
@@ -40,9 +40,9 @@ _Opened = TypeVar("_Opened")
 class Manifest:
     """`manifest.json`: what a version was built from. Counts are those at its build; what came and went since is in the cards.
 
-    model: sha256 of the recogniser's weights; trained: of the run's results. width, bits: of features and codes. categories:
-    name -> [first, last + 1) of its photos in the files. sha256: of every file, of those that grow the part that `photos` lines
-    take.
+    model: sha256 of the recogniser's weights; trained: of the run's results. width, bits: of features and codes; codes: how
+    they are made (`codebooks.KINDS`). categories: name -> [first, last + 1) of its photos in the files. sha256: of every file,
+    of those that grow the part that `photos` lines take.
     """
 
     model: str
@@ -51,6 +51,7 @@ class Manifest:
     data: str
     width: int
     bits: int
+    codes: str
     photos: int
     products: int
     categories: dict[str, list[int]]

@@ -14,8 +14,9 @@ from sicot_jax.catalog.importing import import_catalog, source_sha256
 from sicot_jax.errors import InputError
 from sicot_jax.files import file_sha256, write_json
 from sicot_jax.index import layout
-from sicot_jax.index.build import build
+from sicot_jax.index.build import BITS, build
 from sicot_jax.index.cards import Cards
+from sicot_jax.index.codebooks import PCA
 from sicot_jax.index.opened import no_client
 
 
@@ -72,7 +73,8 @@ def nightly(
     trained = file_sha256(workdir / "results.json") if (workdir / "results.json").exists() else ""
     switched = made_from is None or (made_from.data, made_from.trained) != (data_hash, trained)
     if switched:
-        build(workdir, index, path=str(catalog), bits=made_from.bits if made_from else 256)
+        codes, bits = (made_from.codes, made_from.bits) if made_from else (PCA, BITS)
+        build(workdir, index, path=str(catalog), codes=codes, bits=bits)
     seconds["build"] = time.perf_counter() - start
     start = time.perf_counter()
     published = _published(index, database) if database else ""

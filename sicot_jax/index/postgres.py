@@ -19,8 +19,9 @@ from psycopg_pool import ConnectionPool
 from sicot_jax.errors import InputError
 from sicot_jax.index import database, layout
 from sicot_jax.index.cards import Product
+from sicot_jax.index.codebooks import Codebook
 from sicot_jax.index.product_index import CANDIDATES, WIDEST, IndexUnavailable, Near, Neighbour, Offered
-from sicot_jax.index.vectors import Codebook, unit
+from sicot_jax.index.vectors import unit
 
 _EXACT = 4 * CANDIDATES  # photos that are compared all rather than by the graph
 _LARGEST = 1000  # that pgvector takes as hnsw.ef_search

@@ -14,8 +14,9 @@ from sicot_jax.errors import InputError
 from sicot_jax.files import file_sha256
 from sicot_jax.index import layout
 from sicot_jax.index.cards import Cards
+from sicot_jax.index.codebooks import Codebook
 from sicot_jax.index.unknown import read_calibration
-from sicot_jax.index.vectors import Codebook, Vectors
+from sicot_jax.index.vectors import Vectors
 from sicot_jax.search.category import read_fusion
 
 _LINES = 1 << 16
@@ -34,8 +35,10 @@ def verify(folder: Path, *, checksums: bool = False) -> list[str]:
     except InputError as error:
         return [str(error)]
     faults = []
-    if (codebook.mean.shape, codebook.bits) != ((manifest.width,), manifest.bits):
-        faults.append(f"{layout.CODEBOOK}: for {codebook.mean.shape} and {codebook.bits} bits, the manifest has others")
+    if (codebook.width, codebook.bits) != (manifest.width, manifest.bits):
+        faults.append(
+            f"{layout.CODEBOOK}: for vectors of {codebook.width} and {codebook.bits} bits, the manifest has others"
+        )
     with contextlib.closing(Cards(folder / layout.CARDS)) as cards:
         try:
             faults += _of_cards(folder, manifest, cards, codebook)

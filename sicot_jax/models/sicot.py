@@ -21,6 +21,11 @@ def mix(visual, semantic):
     return jnp.maximum(visual, semantic)
 
 
+def unit_rows(x):
+    """Rows at length 1, [B, D]; those of zeros stay, with a gradient of zeros."""
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), 1e-12))
+
+
 class VisualStream(nnx.Module):
     """Normalised photo [B, H, W, 3] -> visual embedding v [B, D] >= 0 in float32: all that runs at test time.
 
@@ -28,9 +33,10 @@ class VisualStream(nnx.Module):
     Where words are `told`, A v [B, told] holds a score for each: row i of A is what photos of word i + 1 have in common.
     With `word_rows` what the classifier meets is [v, A v], [B, D + told]: its rows [w_c, t_c] then give w_c . v + t_c . A v,
     so that classes share what A learns of the words t_c of their titles.
+    With `coded` a photo has a code too, `config.code_bits` shares h(v) between 0 and 1 (`code`), which the index rounds.
     """
 
-    def __init__(self, config: ModelConfig, *, told: int = 0, dtype, rng: np.random.Generator):
+    def __init__(self, config: ModelConfig, *, told: int = 0, coded: bool = False, dtype, rng: np.random.Generator):
         self.resnet = ResNet(
             depth=config.depth,
             width=config.width,
@@ -45,6 +51,10 @@ class VisualStream(nnx.Module):
         self.norm: Any = BatchNorm(width) if width else None
         self.features_width = width or features
         self.to_words: Any = Linear(self.features_width, told, bias=False, dtype=dtype, rng=rng) if told else None
+        # Of numbers of its own, so that the rest starts as it does without codes; in float32, so that bits are those of the
+        # index whatever the streams compute in.
+        own, bits = rng.spawn(1)[0], config.code_bits
+        self.codes: Any = Linear(self.features_width, bits, dtype=jnp.float32, rng=own) if coded else None
         self.word_rows = config.word_rows
         self.embedding_width = self.features_width + (told if self.word_rows else 0)
 
@@ -55,6 +65,14 @@ class VisualStream(nnx.Module):
     def word_scores(self, embedding):
         """A x, float32 [B, told]."""
         return self.to_words(embedding).astype(jnp.float32)
+
+    def code(self, unit):
+        """h(x) = sigmoid(W (sqrt(D) x) + c), float32 [B, bits], of embeddings of length 1 [B, D].
+
+        sqrt(D): entries of about 1, and so a logit of about 1, whatever the width; half of the bits would else take long to
+        leave 1/2.
+        """
+        return jax.nn.sigmoid(self.codes(unit * self.features_width**0.5))
 
     def embed(self, image, *, train: bool, train_resnet: bool | None = None):
         """v [B, D]. `train` takes batch statistics from the batch; `train_resnet` says otherwise for a frozen backbone."""
@@ -102,7 +120,8 @@ class Sicot(nnx.Module):
     """Photo and title -> {"visual", "semantic", "mixed": [B, D], "attention": [B, T]}; without text only "visual".
 
     `words` is the shape (V, E) of the word table, None for the visual stream alone. Where words are `told`, their scores are
-    there as "words", [B, told].
+    there as "words", [B, told]. With codes: "unit", the visual embedding at length 1, a constant to whatever is derived from
+    it, and its code "codes", [B, bits], whose gradient reaches the streams where `codes_shape_embedding`.
     A photo without a title falls back on its visual embedding in the other two streams: m = v, s = v.
     """
 
@@ -112,10 +131,13 @@ class Sicot(nnx.Module):
         *,
         words: tuple[int, int] | None,
         told: int = 0,
+        coded: bool = False,
+        codes_shape_embedding: bool = False,
         dtype,
         rng: np.random.Generator,
     ):
-        self.visual = VisualStream(config, told=told, dtype=dtype, rng=rng)
+        self.visual = VisualStream(config, told=told, coded=coded, dtype=dtype, rng=rng)
+        self.codes_shape_embedding = codes_shape_embedding
         width = self.visual.features_width
         semantic = SemanticStream(config.text, words, width, dtype=dtype, rng=rng) if words else None
         self.semantic = semantic
@@ -124,9 +146,13 @@ class Sicot(nnx.Module):
         """`train`: part -> whether its batch norms take the batch's statistics, see `optim.trained_parts`."""
         visual = self.visual.embed(image, train=train.get("visual", False), train_resnet=train["visual/resnet"])
         extend = self.visual.extend
-        scores = {"words": self.visual.word_scores(visual)} if self.visual.to_words is not None else {}
+        beside = {"words": self.visual.word_scores(visual)} if self.visual.to_words is not None else {}
+        if self.visual.codes is not None:
+            unit = unit_rows(visual)
+            constant = jax.lax.stop_gradient(unit)
+            beside |= {"unit": constant, "codes": self.visual.code(unit if self.codes_shape_embedding else constant)}
         if self.semantic is None:
-            return {"visual": extend(visual), **scores}
+            return {"visual": extend(visual), **beside}
         semantic, attention = self.semantic(token_ids, train=train["semantic"])
         titled = jnp.any(token_ids > 0, -1, keepdims=True)
         return {
@@ -134,7 +160,7 @@ class Sicot(nnx.Module):
             "semantic": extend(jnp.where(titled, semantic, visual)),
             "mixed": extend(mix(visual, semantic)),
             "attention": attention,
-            **scores,
+            **beside,
         }
 
 

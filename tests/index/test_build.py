@@ -8,9 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from sicot_jax import cli, evaluate, runs
 from sicot_jax import config as config_lib
@@ -23,6 +27,7 @@ from sicot_jax.index.cards import PICTURES, Cards
 from sicot_jax.index.embedded import EmbeddedIndex
 from sicot_jax.index.recognition import Scores
 from sicot_jax.index.unknown import FEWEST, read_calibration
+from sicot_jax.index.vectors import Vectors
 from sicot_jax.index.verify import verify
 from sicot_jax.recognizer import jax_engine
 from sicot_jax.train import train
@@ -30,9 +35,10 @@ from sicot_jax.train import train
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """11 classes, 160 photos, 55 for validation."""
+    """11 classes, 160 photos, 55 for validation; codes of 64 bits."""
     workdir = tmp_path_factory.mktemp("build") / "run"
-    train(config_lib.load("tiny", ["--config.data.generated.validation_per_class=5"]), workdir)
+    options = ["data.generated.validation_per_class=5", "loss.codes=1", "model.code_bits=64"]
+    train(config_lib.load("tiny", [f"--config.{option}" for option in options]), workdir)
     return workdir
 
 
@@ -59,6 +65,33 @@ def test_an_index_holds_the_catalogue(run, built):
         first, last = manifest.categories[catalog.classes.category[c]]
         assert all(first <= place < last for (place,) in places)
     cards.close()
+
+
+def test_codes_that_the_run_learned(run, built, tmp_path):
+    """Each bit says on which side of 1/2 the layer's share of the photo is; features are those of an index by other codes."""
+    assert layout.read_manifest(built).codes == "pca"
+    folder = build.build(run, tmp_path / "index", codes="learned", bits=64)
+    manifest = layout.read_manifest(folder)
+    assert (manifest.codes, manifest.bits) == ("learned", 64) and verify(folder, checksums=True) == []
+    features, codes = (Vectors(folder, 16, 64).mapped(name, 160) for name in (layout.FEATURES, layout.CODES))
+    np.testing.assert_array_equal(features, Vectors(built, 16, 256).mapped(layout.FEATURES, 160))
+    restored = runs.read_run(run)
+    device_mesh = runs.start_mesh(restored.config)
+    with jax.set_mesh(device_mesh):
+        setup, state = runs.restore_finished(restored, device_mesh)
+        stream = nnx.merge(setup.visual_graphdef, state.params["visual"], state.batch_stats["visual"])
+        shares = np.asarray(stream.code(jnp.asarray(features, jnp.float32)))
+    sure = np.abs(shares - 0.5) > 1e-4
+    np.testing.assert_array_equal((shares > 0.5)[sure], np.unpackbits(codes, axis=1, bitorder="little")[sure])
+    assert sure.mean() > 0.99
+    with pytest.raises(InputError, match="--bits 256 with --codes learned, and the run learned 64; ask for those"):
+        build.build(run, tmp_path / "index", codes="learned")
+
+
+def test_codes_of_a_run_that_learned_none(built, tmp_path):
+    found = types.SimpleNamespace(codes=None)
+    with pytest.raises(InputError, match="run: trained without codes .loss.codes=0., .*; give another kind"):
+        build._learned(found, 256, tmp_path / "run")
 
 
 def test_features_are_the_engine_s(run, built):
@@ -222,7 +255,7 @@ def test_a_catalogue_that_has_grown(run, built, tmp_path, monkeypatch):
     ("flags", "said"),
     [
         (["--workdir", "nothing"], "wanted the config.json of a training run"),
-        (["--bits", "100"], "--bits 100, wanted a multiple of 8"),
+        (["--bits", "100"], "bits=100, wanted a multiple of 8"),
     ],
 )
 def test_bad_input_is_one_line(run, tmp_path, capsys, monkeypatch, flags, said):

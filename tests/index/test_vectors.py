@@ -1,43 +1,11 @@
-"""Codes and the files of vectors."""
+"""The files of vectors."""
 
 import numpy as np
 import pytest
 
 from sicot_jax.errors import InputError
 from sicot_jax.index import layout
-from sicot_jax.index.vectors import Codebook, Vectors, fit_codebook, unit, widened
-
-
-def test_a_code_by_hand():
-    """Signs of x - mean along three directions and their opposites, lowest bit first."""
-    rotation = np.concatenate([np.eye(3), -np.eye(3), np.eye(3)[:, :2]], 1).astype(np.float32)
-    codebook = Codebook(np.array([1, 1, 1], np.float32), rotation)
-    np.testing.assert_array_equal(codebook.encode(np.array([[2, 0, 3]])), [[0b01010101]])
-
-
-@pytest.mark.parametrize("bits", [8, 16, 64, 256])
-def test_near_vectors_have_near_codes(bits):
-    """Fewer bits than numbers, as many and more: noise of a twentieth flips a few bits, another vector about half."""
-    rng = np.random.default_rng(0)
-    rows = unit(rng.standard_normal((500, 32)))
-    codebook = fit_codebook(rows, bits)
-    assert codebook.bits == bits
-    codes = codebook.encode(rows)
-    near = codebook.encode(unit(rows + 0.05 * unit(rng.standard_normal(rows.shape))))
-    flipped = np.unpackbits(codes ^ near, axis=1).mean()
-    others = np.unpackbits(codes ^ np.roll(codes, 1, 0), axis=1).mean()
-    assert flipped < 0.05 and 0.4 < others < 0.6
-
-
-def test_a_codebook_of_vectors_without_variance():
-    """One photo, or all the same: codes are made all the same."""
-    for rows in (np.ones((1, 4)), np.ones((5, 4))):
-        assert fit_codebook(rows.astype(np.float32), 16).encode(rows).shape == (len(rows), 2)
-
-
-def test_bits_that_are_no_bytes():
-    with pytest.raises(InputError, match="bits=12, wanted a multiple of 8"):
-        fit_codebook(np.ones((3, 4)), 12)
+from sicot_jax.index.vectors import Vectors, widened
 
 
 def test_lines_after_those_that_count_are_overwritten(tmp_path):
