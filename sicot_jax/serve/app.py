@@ -370,12 +370,12 @@ async def _answer(state: _State, loaded: live.Live, data: bytes, clock: _Clock, 
         state.decoders, photo.decode, data, loaded.chosen.preprocessing, state.settings.limits, state.budget
     )
     clock.stop("decode")
-    embedding, logits = await loaded.batcher(pixels)
+    seen = await loaded.batcher(pixels)
     clock.stop("engine")
 
     def look_up() -> recognition.Answer:
         return recognition.answer(
-            loaded.index, loaded.calibration, loaded.fusion, embedding, logits, **dataclasses.asdict(wanted)
+            loaded.index, loaded.calibration, loaded.fusion, seen.embedding, seen.logits, **dataclasses.asdict(wanted)
         )
 
     found = await loop.run_in_executor(state.decoders, look_up)
