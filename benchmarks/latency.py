@@ -25,9 +25,9 @@ from benchmarks import timing
 from sicot_jax import config as config_lib
 from sicot_jax.convert import folder as folders
 from sicot_jax.convert.network import load_module
+from sicot_jax.recognizer import Engine, Found
 from sicot_jax.train import train
 
-Call = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 NEEDS = {"jax": (), "stablehlo": (), "torch": ("torch",), "onnx": ("torch", "onnxruntime", "onnxscript")}
 NAMES = {
     "jax": "JAX, batch norms folded",
@@ -47,7 +47,7 @@ def small_run(workdir: Path, options: argparse.Namespace) -> None:
     train(config_lib.load("tiny", flags), workdir)
 
 
-def opened(kind: str, run: Path, out: Path) -> Call:
+def opened(kind: str, run: Path, out: Path) -> Engine:
     """The engine, converted and loaded as its users do."""
     if kind == "jax":
         return sicot_jax.load(run).engine
@@ -67,36 +67,36 @@ def opened(kind: str, run: Path, out: Path) -> Call:
     return _recognizer(out / kind)
 
 
-def _program(folder: Path) -> Call:
+def _program(folder: Path) -> Engine:
     import safetensors.numpy
 
     weights = jax.device_put(safetensors.numpy.load_file(folder / folders.WEIGHTS), jax.devices()[0])
     call = jax.jit(jax.export.deserialize(bytearray((folder / folders.PROGRAM).read_bytes())).call)
 
-    def engine(photos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def engine(photos: np.ndarray) -> Found:
         found = call(weights, photos)
-        return np.asarray(found["embedding"]), np.asarray(found["logits"])
+        return Found(np.asarray(found["embedding"]), np.asarray(found["logits"]))
 
     return engine
 
 
-def _recognizer(folder: Path) -> Call:
+def _recognizer(folder: Path) -> Engine:
     import torch
 
     recognizer = load_module(folder / "model.py").SicotRecognizer.from_pretrained(folder)
     stored = json.loads((folder / folders.CONFIG).read_text())["preprocessing"]
     mean, std = (torch.tensor(stored[name]).reshape(3, 1, 1) for name in ("mean", "std"))
 
-    def engine(photos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def engine(photos: np.ndarray) -> Found:
         with torch.inference_mode():
             images = (torch.from_numpy(photos).permute(0, 3, 1, 2).float() / 255 - mean) / std
             embedding = recognizer.embed(images)
-            return embedding.numpy(), recognizer.fc(embedding).numpy()
+            return Found(embedding.numpy(), recognizer.fc(embedding).numpy())
 
     return engine
 
 
-def timed(engine: Call, photos: np.ndarray) -> Callable[[], float]:
+def timed(engine: Engine, photos: np.ndarray) -> Callable[[], float]:
     """Milliseconds of the second of two calls."""
 
     def once() -> float:
@@ -130,7 +130,9 @@ def main() -> None:
             photos = rng.integers(0, 256, (batch, options.size, options.size, 3), dtype=np.uint8)
             wanted = engines["jax"](photos)
             for kind, engine in engines.items():  # also compiles
-                for name, a, b in zip(("embedding", "logits"), wanted, engine(photos), strict=True):
+                other = engine(photos)
+                for name in ("embedding", "logits"):
+                    a, b = getattr(wanted, name), getattr(other, name)
                     np.testing.assert_allclose(b, a, atol=1e-4 * np.abs(a).max(), err_msg=f"{kind}: {name}")
             found[batch] = timing.in_turn(
                 {kind: timed(engine, photos) for kind, engine in engines.items()}, options.rounds

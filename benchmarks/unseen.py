@@ -140,7 +140,7 @@ def asked(version: Path, photos: Iterator[tuple[bytes, str]]) -> Asked:
     pieces = []
     for first in range(0, len(listed), _BATCH):
         pieces.append(engine(converted.preprocessing.batch([data for data, _ in listed[first : first + _BATCH]])))
-    embeddings, logits = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+    embeddings, logits = (np.concatenate([getattr(p, name) for p in pieces]) for name in ("embedding", "logits"))
     return Asked(embeddings, logits, np.array([sku for _, sku in listed]))
 
 

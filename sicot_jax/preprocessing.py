@@ -75,6 +75,26 @@ class Preprocessing:
         left = (self.resize_width - self.width) // 2
         return image[..., top : top + self.height, left : left + self.width, :]
 
+    def seen(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """What a recogniser sees of a photo of that many pixels: left, top, right, bottom as fractions of it; below 0 and above
+        1 where there is the white of "pad".
+
+        Along either side the whole photo has `size` pixels of the resized one, and lies in its middle: so the input starts at
+        (corner of the centre crop - (resized - size) / 2) / size.
+        """
+        scale = max if self.fit == "crop" else min
+        larger = scale(self.resize_height / height, self.resize_width / width)
+        sides = []
+        for photo, resized, given in (
+            (width, self.resize_width, self.width),
+            (height, self.resize_height, self.height),
+        ):
+            size = resized if self.fit == "stretch" else photo * larger
+            start = (resized - given) // 2 - (resized - size) / 2
+            sides.append((start / size, (start + given) / size))
+        (left, right), (top, bottom) = sides
+        return left, top, right, bottom
+
 
 def _fit(photo: np.ndarray, height: int, width: int, fit: str) -> np.ndarray:
     from PIL import Image, ImageOps

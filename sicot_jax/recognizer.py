@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,10 +30,25 @@ class Match:
     probability: float
 
 
-class Engine(Protocol):
-    """uint8 [B, height, width, 3] -> (embedding float32 [B, D], logits float32 [B, C])."""
+class Found(NamedTuple):
+    """What an engine finds in B photos: embedding float32 [B, D], logits float32 [B, C], and where the product is, box float32
+    [B, 4]: (left, top, right, bottom), fractions of the photo that the engine was given; None of a model without a box branch.
+    """
 
-    def __call__(self, photos: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+    embedding: np.ndarray
+    logits: np.ndarray
+    box: np.ndarray | None = None
+
+    def each(self) -> Iterator[Found]:
+        """Of every photo alone: [D], [C], [4]. ValueError where there are not as many of one as of another."""
+        boxes = [None] * len(self.logits) if self.box is None else self.box
+        return map(Found._make, zip(self.embedding, self.logits, boxes, strict=True))
+
+
+class Engine(Protocol):
+    """uint8 [B, height, width, 3] -> what is in them."""
+
+    def __call__(self, photos: np.ndarray) -> Found: ...
 
 
 class Recognizer:
@@ -54,8 +69,8 @@ class Recognizer:
         k = min(k, len(offered))
         several = _several(photos)
         found = []
-        for _, logits in self._batches(several):
-            logits = logits[:, offered]
+        for batch in self._batches(several):
+            logits = batch.logits[:, offered]
             order = np.argpartition(-logits, k - 1, 1)[:, :k]
             best = np.take_along_axis(order, np.argsort(-np.take_along_axis(logits, order, 1), 1, kind="stable"), 1)
             highest = logits.max(1, keepdims=True)
@@ -69,13 +84,13 @@ class Recognizer:
     def embed(self, photos: Photo | Sequence[Photo]) -> np.ndarray:
         """Embeddings float32 [D] of one photo, [N, D] of several: what the classifier sees, not normalised."""
         several = _several(photos)
-        rows = np.concatenate([embedding for embedding, _ in self._batches(several)])
+        rows = np.concatenate([batch.embedding for batch in self._batches(several)])
         return rows if several is photos else rows[0]
 
     def _match(self, class_id: int, probability: float) -> Match:
         return Match(class_id, self.classes.sku[class_id], self.classes.title[class_id], probability)
 
-    def _batches(self, photos: Sequence[Photo]):
+    def _batches(self, photos: Sequence[Photo]) -> Iterator[Found]:
         if not len(photos):
             raise InputError("no photo, wanted one or more")
         for start in range(0, len(photos), LARGEST_BATCH):
@@ -166,14 +181,13 @@ def _jax(model: folders.Model, preprocessing: Preprocessing, arrays: dict[str, n
     @jax.jit
     def run(weights, photos):
         embedding = folded.embed(model, weights, preprocessing.normalise(photos))
-        return embedding, embedding @ weights["fc"] + weights["fc.bias"]
+        return Found(embedding, embedding @ weights["fc"] + weights["fc.bias"])
 
-    def engine(photos: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def engine(photos: np.ndarray) -> Found:
         # A program for each power of two, not for each number of photos.
         padded = np.zeros((1 << (len(photos) - 1).bit_length(), *photos.shape[1:]), np.uint8)
         padded[: len(photos)] = photos
-        embedding, logits = run(small, padded)
-        return np.asarray(embedding)[: len(photos)], np.asarray(logits)[: len(photos)]
+        return jax.tree.map(lambda array: np.asarray(array)[: len(photos)], run(small, padded))
 
     return engine
 
@@ -194,4 +208,5 @@ def onnx_engine(folder: Path, *, threads: int = 0) -> Engine:
     outputs = [output.name for output in session.get_outputs()]
     if "logits" not in outputs:
         raise InputError(f"{folder}: a graph with its best classes inside; convert without --top-k to load it here")
-    return lambda photos: tuple(session.run(["embedding", "logits"], {"photos": photos}))
+    wanted = [name for name in Found._fields if name in outputs]  # the box is not in every graph
+    return lambda photos: Found(**dict(zip(wanted, session.run(wanted, {"photos": photos}), strict=True)))

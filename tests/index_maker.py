@@ -89,7 +89,7 @@ def write_version(folder: Path, model: Path) -> None:
     order = [*range(0, PRODUCTS, 2), *range(1, PRODUCTS, 2)]
     owners = np.repeat(order, PHOTOS).astype(np.int32)
     shown = [photo(product, number) for product in order for number in range(PHOTOS)]
-    embeddings, _ = engine(np.stack(shown))
+    embeddings = engine(np.stack(shown)).embedding
     features = unit(embeddings).astype(np.float16)
     codebook = fit_codebook(features, BITS)
     codebook.save(folder / layout.CODEBOOK)

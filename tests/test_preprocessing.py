@@ -94,6 +94,30 @@ def test_centre_crop_by_hand():
     np.testing.assert_array_equal(whole.centre_crop(image), image)
 
 
+def test_what_is_seen_of_a_photo_by_hand():
+    """Of 300 x 100 pixels, 64 x 64 resized, 32 x 32 seen. Cut: 192 x 64, of which 80 to 112 are seen; padded: 64 x 21 1/3."""
+    settings = {"height": 32, "width": 32, "resize_height": 64, "resize_width": 64}
+    seen = {fit: make(fit=fit, **settings).seen(100, 300) for fit in FITS}
+    assert seen["crop"] == pytest.approx((5 / 12, 1 / 4, 7 / 12, 3 / 4))
+    assert seen["pad"] == pytest.approx((1 / 4, -1 / 4, 3 / 4, 5 / 4))
+    assert seen["stretch"] == pytest.approx((1 / 4, 1 / 4, 3 / 4, 3 / 4))
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("size", [(400, 300), (240, 480)])
+def test_what_is_seen_has_the_colour_that_it_was_painted(fit, size):
+    """The rest of the photo has another one; white is what "pad" puts around it."""
+    settings = make(height=32, width=48, resize_height=64, resize_width=64, fit=fit)
+    left, top, right, bottom = (
+        round(min(max(side, 0), 1) * pixels) for side, pixels in zip(settings.seen(*size), size[::-1] * 2, strict=True)
+    )
+    image = np.zeros((*size, 3), np.uint8)
+    image[top:bottom, left:right] = 128
+    taken = settings.batch([image])[0].astype(int)
+    assert taken.min() >= 64  # at the edges the resizing mixes both
+    assert (abs(taken - 128) <= 2).mean() > (0.4 if fit == "pad" else 0.85)
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [

@@ -72,7 +72,7 @@ def _look(
     engine, embeddings, products = jax_engine(converted), [], []
     for first in range(0, len(chosen), _BATCH):
         records = [split[int(i)] for i in chosen[first : first + _BATCH]]
-        embeddings.append(engine(converted.preprocessing.batch([record["image"] for record in records]))[0])
+        embeddings.append(engine(converted.preprocessing.batch([record["image"] for record in records])).embedding)
         products += [int(numbers[record["class_id"]]) for record in records]
     found = np.concatenate(embeddings)
     near = index.nearest(found, NEIGHBOURS + 1, photos=NEAREST + _SPARE)

@@ -138,7 +138,7 @@ class _Adding:
         rows = [np.zeros((0, self.vectors.width), np.float16)]
         for first in range(0, len(photos), _BATCH):
             batch = self.preprocessing.batch(photos[first : first + _BATCH])
-            rows.append(unit(self.engine(batch)[0]).astype(np.float16))
+            rows.append(unit(self.engine(batch).embedding).astype(np.float16))
         return np.concatenate(rows)
 
     def _cards(self, connection, photos: Sequence[tuple[ManifestRow, Prepared]], numbers: dict[str, int]):

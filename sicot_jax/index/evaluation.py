@@ -141,6 +141,6 @@ def _photos(version: Path, split: Any) -> Iterator[tuple[np.ndarray, np.ndarray,
     engine = jax_engine(converted)
     for first in range(0, len(split), _BATCH):
         records = [split[i] for i in range(first, min(first + _BATCH, len(split)))]
-        pairs = zip(*engine(converted.preprocessing.batch([record["image"] for record in records])), strict=True)
-        for record, (embedding, logits) in zip(records, pairs, strict=True):
-            yield embedding, logits, record["sku"], record["category"]
+        found = engine(converted.preprocessing.batch([record["image"] for record in records]))
+        for record, one in zip(records, found.each(), strict=True):
+            yield one.embedding, one.logits, record["sku"], record["category"]

@@ -27,8 +27,10 @@ from sicot_jax.index import recognition
 from sicot_jax.index.cards import Product
 from sicot_jax.index.product_index import IndexUnavailable, ProductIndex
 from sicot_jax.index.recognition import Scored
+from sicot_jax.serve import box as boxes
 from sicot_jax.serve import events as events_of
 from sicot_jax.serve import live, metrics, photo
+from sicot_jax.serve.box import Box
 from sicot_jax.serve.events import Events
 from sicot_jax.serve.gate import Gate
 from sicot_jax.serve.keys import read_keys
@@ -76,9 +78,18 @@ _EXAMPLE = {
     "categories": [{"name": "Shirts", "probability": 0.98}, {"name": "Tops", "probability": 0.02}], "searched": "Shirts",
     "similar": [{"sku": "0012", "title": "red cotton shirt", "tags": "", "category": "Shirts", "similarity": 0.88,
                  "images": ["/v1/products/0012/images/0"]}],
+    "box": [0.21, 0.08, 0.74, 0.93], "box_given": False,
     "timings_ms": {"read": 0.2, "decode": 3.1, "engine": 21.4, "search": 2.2},
     "model": "b1946ac92492", "index": "v000003",
 }  # fmt: skip
+
+
+_BOX = Query(
+    None,
+    max_length=200,
+    description="left,top,right,bottom of the part of the photo to look at, fractions of the photo as a person sees it",
+    examples=["0.21,0.08,0.74,0.93"],
+)
 
 
 @dataclasses.dataclass
@@ -229,11 +240,13 @@ def _add_routes(app: FastAPI) -> None:
         similar: int = Query(20, ge=0, le=200, description="similar products"),
         category: str | None = Query(None, max_length=1000, description="of the similar products"),
         any_category: bool = Query(False, description="the photo's category decides nothing"),
+        box: str | None = _BOX,
     ) -> Response:
         """The product that a photo shows, how sure that is, and similar ones. categories: the most probable; where the first
-        is sure and nothing else is asked for, similar products are of it (`searched`).
+        is sure and nothing else is asked for, similar products are of it (`searched`). box: where in the photo the product is,
+        as asked for (`box_given`) or as the model says, null where it says nothing.
         """
-        return await _with_photo(request, _Wanted(k, similar, category, any_category))
+        return await _with_photo(request, _Wanted(k, similar, category, any_category), _box(box))
 
     @app.post("/v1/search", tags=["photos"], openapi_extra=_BODY, responses=_ERRORS)
     async def search(
@@ -241,9 +254,10 @@ def _add_routes(app: FastAPI) -> None:
         similar: int = Query(20, ge=1, le=200),
         category: str | None = Query(None, max_length=1000),
         any_category: bool = Query(False, description="of all categories, also where the photo's is sure"),
+        box: str | None = _BOX,
     ) -> Response:
         """Products that look like the photo."""
-        return await _with_photo(request, _Wanted(0, similar, category, any_category))
+        return await _with_photo(request, _Wanted(0, similar, category, any_category), _box(box))
 
     @app.get("/v1/products/{sku:path}/images/{number}", tags=["products"], responses={404: _ERRORS[400]})
     async def picture(request: Request, sku: str, number: int) -> Response:
@@ -337,7 +351,11 @@ class _Wanted:
     any_category: bool
 
 
-async def _with_photo(request: Request, wanted: _Wanted) -> Response:
+def _box(given: str | None) -> Box | None:
+    return None if given is None else boxes.parse(given)
+
+
+async def _with_photo(request: Request, wanted: _Wanted, box: Box | None) -> Response:
     state, seconds, clock = _state(request), _state(request).settings.seconds, _Clock()
     try:
         async with asyncio.timeout(seconds):
@@ -351,7 +369,7 @@ async def _with_photo(request: Request, wanted: _Wanted) -> Response:
             raise HTTPException(503, "busy; try again")
         try:
             async with asyncio.timeout(seconds):
-                content = await _answer(state, loaded, data, clock, wanted)
+                content = await _answer(state, loaded, data, clock, wanted, box)
         except TimeoutError:
             raise HTTPException(503, f"not answered within {seconds:g} seconds; try again") from None
     if state.queries is not None:
@@ -364,18 +382,20 @@ def _per_photo(loaded: live.Live) -> float:
     return loaded.chosen.milliseconds[loaded.chosen.largest] / loaded.chosen.largest
 
 
-async def _answer(state: _State, loaded: live.Live, data: bytes, clock: _Clock, wanted: _Wanted) -> dict[str, Any]:
+async def _answer(
+    state: _State, loaded: live.Live, data: bytes, clock: _Clock, wanted: _Wanted, box: Box | None
+) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
-    pixels = await loop.run_in_executor(
-        state.decoders, photo.decode, data, loaded.chosen.preprocessing, state.settings.limits, state.budget
+    decoded = await loop.run_in_executor(
+        state.decoders, photo.decode, data, loaded.chosen.preprocessing, state.settings.limits, state.budget, box
     )
     clock.stop("decode")
-    embedding, logits = await loaded.batcher(pixels)
+    seen = await loaded.batcher(decoded.pixels)
     clock.stop("engine")
 
     def look_up() -> recognition.Answer:
         return recognition.answer(
-            loaded.index, loaded.calibration, loaded.fusion, embedding, logits, **dataclasses.asdict(wanted)
+            loaded.index, loaded.calibration, loaded.fusion, seen.embedding, seen.logits, **dataclasses.asdict(wanted)
         )
 
     found = await loop.run_in_executor(state.decoders, look_up)
@@ -387,12 +407,15 @@ async def _answer(state: _State, loaded: live.Live, data: bytes, clock: _Clock, 
         content["products"] = [_scored(s, "probability") for s in found.matches]
         if found.known is False:
             metrics.UNKNOWN.inc()
+    told = box or (None if seen.box is None else decoded.seen.within(seen.box.tolist()).inside())
     likely = found.category.likely if found.category else []
     return {
         **content,
         "categories": [{"name": name, "probability": round(share, 4)} for name, share in likely],
         "searched": found.searched,
         "similar": [_scored(s, "similarity") for s in found.similar],
+        "box": told and [round(side, 4) for side in told],
+        "box_given": box is not None,
         "timings_ms": clock.milliseconds,
         "model": loaded.index.manifest.model[:12],
         "index": loaded.version,

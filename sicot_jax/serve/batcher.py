@@ -8,7 +8,7 @@ import concurrent.futures
 
 import numpy as np
 
-from sicot_jax.recognizer import Engine
+from sicot_jax.recognizer import Engine, Found
 from sicot_jax.serve import metrics
 
 IN_FLIGHT = 2  # calls at once: the engine has its next one while the answers of the last are handed on
@@ -29,8 +29,8 @@ class Batcher:
     def __len__(self) -> int:
         return len(self._queue)
 
-    async def __call__(self, photo: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 [height, width, 3] -> embedding float32 [D], logits float32 [C]."""
+    async def __call__(self, photo: np.ndarray) -> Found:
+        """uint8 [height, width, 3] -> what the engine finds in it: embedding [D], logits [C], box [4] or None."""
         future: asyncio.Future = asyncio.get_running_loop().create_future()
         self._queue.append((photo, future))
         if len(self._calls) < IN_FLIGHT:
@@ -47,8 +47,8 @@ class Batcher:
                 metrics.BATCHES.observe(len(batch))
                 try:
                     photos = np.stack([photo for photo, _ in batch])
-                    outputs = await loop.run_in_executor(self._threads, self.engine, photos)
-                    answers = list(zip(*outputs, strict=True))
+                    found = await loop.run_in_executor(self._threads, self.engine, photos)
+                    answers = list(found.each())
                     for (_, future), answer in zip(batch, answers, strict=True):
                         if not future.done():
                             future.set_result(answer)

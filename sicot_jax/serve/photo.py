@@ -10,6 +10,7 @@ import io
 import threading
 import warnings
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -17,6 +18,7 @@ from PIL import Image
 from sicot_jax.catalog import image
 from sicot_jax.errors import InputError
 from sicot_jax.preprocessing import Preprocessing
+from sicot_jax.serve.box import WHOLE, Box
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
@@ -69,9 +71,19 @@ def from_base64(text: str, limits: Limits) -> bytes:
         raise PhotoError(400, "bad_base64", f"photo is no base64 ({error})") from error
 
 
-def decode(data: bytes, preprocessing: Preprocessing, limits: Limits, budget: PixelBudget) -> np.ndarray:
-    """uint8 [height, width, 3], as the engine takes it. Raises PhotoError: empty, too large, no photo, another format, broken.
+class Decoded(NamedTuple):
+    """pixels: uint8 [height, width, 3], as the engine takes them. seen: which part of the photo they are."""
 
+    pixels: np.ndarray
+    seen: Box
+
+
+def decode(
+    data: bytes, preprocessing: Preprocessing, limits: Limits, budget: PixelBudget, box: Box | None = None
+) -> Decoded:
+    """As the engine takes it. Raises PhotoError: empty, too large, no photo, another format, broken.
+
+    `box`: this part as if it were the whole photo, with a margin as wide as what the centre crop cuts off again.
     Its size is read from the header before a pixel is decoded; then it waits for its share of `budget`.
     """
     if not data:
@@ -83,7 +95,12 @@ def decode(data: bytes, preprocessing: Preprocessing, limits: Limits, budget: Pi
             pixels = image.decode(data, max_pixels=limits.pixels)
         except image.ImageError as error:
             raise PhotoError(400, "broken_photo", str(error)) from error
-        return preprocessing.centre_crop(preprocessing.load(pixels))
+        margin = preprocessing.resize_width / preprocessing.width, preprocessing.resize_height / preprocessing.height
+        part = WHOLE if box is None else box.grown(*margin)
+        height, width, _ = pixels.shape
+        pixels = pixels[part.pixels(width, height)]
+        seen = part.within(preprocessing.seen(*pixels.shape[:2]))
+        return Decoded(preprocessing.centre_crop(preprocessing.load(pixels)), seen)
 
 
 def _checked_pixels(data: bytes, limits: Limits) -> int:

@@ -102,7 +102,7 @@ def test_features_are_the_engine_s(run, built):
     converted = folders.read_converted(built / layout.MODEL)
     rows = opened.cards.connection.execute("SELECT place, image_id FROM photos ORDER BY place").fetchall()
     batch = converted.preprocessing.batch([photos[image_id] for _, image_id in rows[:32]])
-    embedding, _ = jax_engine(converted)(batch)
+    embedding = jax_engine(converted)(batch).embedding
     wanted = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
     np.testing.assert_allclose(np.asarray(opened._view.features[:32], np.float32), wanted, atol=1e-3)
     opened.close()
@@ -117,7 +117,7 @@ def test_through_the_index_as_in_the_run_s_own_test(run, built):
     engine = jax_engine(converted)
     for i in range(len(split)):
         record = split[i]
-        embedding, logits = (x[0] for x in engine(converted.preprocessing.batch([record["image"]])))
+        embedding, logits, _ = next(engine(converted.preprocessing.batch([record["image"]])).each())
         numbers, _ = recognition.best_products(Scores.of(embedding, logits, opened.offered()), 1)
         assert numbers[0] == wanted[record["image_id"]]
     opened.close()

@@ -44,7 +44,7 @@ def test_a_new_product_is_found_and_has_a_row(index, tmp_path):
     assert whole(index) == []
     opened = EmbeddedIndex(layout.current_version(index))
     engine = change._engine(opened.folder)
-    embedding, logits = (x[0] for x in engine(photo(NEW, 77)[None]))
+    embedding, logits, _ = next(engine(photo(NEW, 77)[None]).each())
     answer = recognition.answer(opened, None, None, embedding, logits, k=PRODUCTS + 1, similar=1, category="kind 1")
     assert answer.similar[0].product.title == "a new thing"
     assert "a new thing" in [match.product.title for match in answer.matches]
@@ -58,7 +58,7 @@ def test_a_new_product_is_found_and_has_a_row(index, tmp_path):
         assert made_with["scale"] > 0
     np.testing.assert_allclose(opened.offered().kernel, [row], rtol=1e-5)
     assert opened.offered().products.tolist() == [PRODUCTS]
-    known, logits = (x[0] for x in engine(photo(0, 77)[None]))
+    known, logits, _ = next(engine(photo(0, 77)[None]).each())
     assert recognition.answer(opened, None, None, known, logits, k=1, similar=0).matches[0].product.sku == sku(0)
     opened.close()
 

@@ -61,7 +61,7 @@ def test_answers_of_an_index(index):
     opened, engine = EmbeddedIndex(folder), jax_engine(folders.read_converted(folder / layout.MODEL))
     calibration = read_calibration(folder / layout.UNKNOWN)
     for product in range(PRODUCTS):
-        embedding, logits = (x[0] for x in engine(photo(product, 99)[None]))
+        embedding, logits, _ = next(engine(photo(product, 99)[None]).each())
         answer = recognition.answer(opened, calibration, None, embedding, logits, k=2, similar=3)
         assert answer.matches[0].product.sku == sku(product) == answer.similar[0].product.sku
         assert answer.known and answer.certainty > 0.5
@@ -209,7 +209,7 @@ def test_where_similar_products_come_from(index, sure, category, any_category, s
     folder = layout.current_version(index)
     opened, engine = EmbeddedIndex(folder), jax_engine(folders.read_converted(folder / layout.MODEL))
     fusion = dataclasses.replace(read_fusion(folder / layout.CATEGORIES), sure=sure)
-    embedding, logits = (x[0] for x in engine(photo(2, 99)[None]))
+    embedding, logits, _ = next(engine(photo(2, 99)[None]).each())
     answer = recognition.answer(
         opened, None, fusion, embedding, logits, k=1, similar=PRODUCTS, category=category, any_category=any_category
     )

@@ -1,13 +1,16 @@
 """The HTTP interface, asked as a client would."""
 
 import base64
+import dataclasses
+import io
 import json
 import logging
 import time
 
 import numpy as np
 import pytest
-from index_maker import PHOTOS, PRODUCTS, jpeg, photo, sku, write_index, write_manifest_csv
+from index_maker import PHOTOS, PREPROCESSING, PRODUCTS, jpeg, photo, sku, write_index, write_manifest_csv
+from PIL import Image
 
 from sicot_jax.errors import InputError
 from sicot_jax.index import change
@@ -85,6 +88,87 @@ def test_similar_products_are_of_the_photo_s_category_where_that_is_sure(client)
     assert every["categories"] == sure["categories"]
     other = ask(client, 2, similar=9, category="kind 1").json()
     assert other["searched"] == "kind 1" and {found["category"] for found in other["similar"]} == {"kind 1"}
+
+
+def turned(pixels, orientation):
+    """A PNG that says how it is to be turned."""
+    out, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(out, "PNG", exif=exif)
+    return out.getvalue()
+
+
+def boxed(client, monkeypatch, box):
+    """The service's engine has a box branch, which says the same of every photo."""
+    batcher = client.app.state.sicot.current.live.batcher
+    engine = batcher.engine
+    monkeypatch.setattr(batcher, "engine", lambda photos: engine(photos)._replace(box=np.array([box] * len(photos))))
+
+
+@pytest.mark.parametrize("path", ["/v1/recognize", "/v1/search"])
+def test_a_box_says_which_product_is_meant(client, path):
+    """Of two side by side; also where the camera lay on its side, so that they are one above the other in the file."""
+    both = np.concatenate([photo(1, 99), photo(4, 99)], 1)
+    for data in (jpeg(both, "PNG"), turned(np.rot90(both), 6)):
+        for product, box in ((1, "0,0,0.5,1"), (4, "0.5,0,1,1")):
+            answer = client.post(path, files={"photo": data}, params={"box": box}).json()
+            assert answer["similar"][0]["sku"] == answer.get("products", answer["similar"])[0]["sku"] == sku(product)
+            assert answer["box"] == [float(side) for side in box.split(",")] and answer["box_given"] is True
+
+
+def test_the_whole_photo_as_a_box_changes_nothing(client):
+    plain, whole = ask(client, 3).json(), ask(client, 3, box="0,0,1,1").json()
+    assert plain["products"] == whole["products"] and plain["similar"] == whole["similar"]
+    assert plain["box"] is None and plain["box_given"] is False  # this model has no box branch
+    assert whole["box"] == [0, 0, 1, 1] and whole["box_given"] is True
+
+
+def test_the_model_s_box_is_told_of_the_whole_photo(client, monkeypatch):
+    """The middle quarter of 96 x 24 is seen. Where the camera lay on its side the photo is upright first."""
+    boxed(client, monkeypatch, [0.0, 0.25, 0.5, 1.0])
+    wide = np.concatenate([photo(product, 99) for product in range(4)], 1)
+
+    def box(data, **params):
+        answer = client.post("/v1/recognize", files={"photo": data}, params=params).json()
+        assert answer["box_given"] is bool(params)
+        return answer["box"]
+
+    assert box(jpeg(photo(1, 99))) == [0, 0.25, 0.5, 1]
+    assert box(jpeg(wide)) == [0.375, 0.25, 0.5, 1]
+    assert box(turned(wide, 6)) == [0, 0.4375, 0.5, 0.625]  # 24 x 96 as a person sees it
+    assert box(jpeg(wide), box="0.1,0.2,0.3,0.4") == [0.1, 0.2, 0.3, 0.4]  # and the model's does not count
+
+
+def test_the_centre_crop_is_undone(client, monkeypatch):
+    """Resized to 32 x 32, of which 24 x 24 are seen: from 4 / 32 to 28 / 32."""
+    boxed(client, monkeypatch, [0.0, 0.5, 1.0, 1.0])
+    current = client.app.state.sicot.current
+    larger = dataclasses.replace(PREPROCESSING, resize_height=32, resize_width=32)
+    chosen = dataclasses.replace(current.live.chosen, preprocessing=larger)
+    current.live = dataclasses.replace(current.live, chosen=chosen)
+    assert ask(client, 1).json()["box"] == [0.125, 0.5, 0.875, 0.875]
+
+
+def test_a_box_ends_with_the_photo(client, monkeypatch):
+    boxed(client, monkeypatch, [-0.2, 0.1, 1.3, 0.9])
+    assert ask(client, 1, "/v1/search").json()["box"] == [0, 0.1, 1, 0.9]
+
+
+@pytest.mark.parametrize("path", ["/v1/recognize", "/v1/search"])
+@pytest.mark.parametrize("box", ["", "1", "0,0,1", "a,b,c,d", "nan,0,1,1", "0,0,inf,1", "0.6,0,0.4,1", "0,0,0.01,1"])
+def test_what_is_no_box(client, path, box):
+    response = ask(client, 1, path, box=box)
+    assert error(response) == (422, "bad_input")
+    assert "wanted left,top,right,bottom" in response.json()["error"]["message"]
+
+
+def test_a_box_of_many_letters(client):
+    assert error(ask(client, 1, box="0," * 9_000)) == (422, "bad_parameter")
+
+
+def test_no_photo_with_a_box_is_no_photo(client):
+    for data, wanted in ((b"no photo", (415, "not_a_photo")), (b"", (400, "no_photo"))):
+        assert error(client.post("/v1/search?box=0,0,1,0.5", files={"photo": data})) == wanted
 
 
 def test_cards_and_pictures(client):
@@ -323,6 +407,10 @@ def test_the_specification_has_every_route(client):
     recognize = spec["paths"]["/v1/recognize"]["post"]
     assert "example" in recognize["responses"]["200"]["content"]["application/json"]
     assert {"400", "401", "413", "415", "503"} <= set(recognize["responses"])
+    for path in ("/v1/recognize", "/v1/search"):
+        (box,) = (p for p in spec["paths"][path]["post"]["parameters"] if p["name"] == "box")
+        assert "left,top,right,bottom" in box["description"] and not box["required"]
+    assert {"box", "box_given"} <= set(recognize["responses"]["200"]["content"]["application/json"]["example"])
     assert set(recognize["requestBody"]["content"]) == {"multipart/form-data", "application/json", "image/*"}
 
 

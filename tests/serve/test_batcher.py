@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from sicot_jax.recognizer import Found
 from sicot_jax.serve.batcher import IN_FLIGHT, Batcher
 
 
@@ -22,7 +23,7 @@ class Engine:
         self.sizes.append(len(photos))
         if photos[0, 0, 0, 0] == 255:
             raise RuntimeError("the engine failed")
-        return photos[:, 0, 0, :1].astype(np.float32), photos[:, 0, 0].astype(np.float32)
+        return Found(photos[:, 0, 0, :1].astype(np.float32), photos[:, 0, 0].astype(np.float32))
 
 
 def photo(number):
@@ -43,7 +44,7 @@ def test_whatever_waits_goes_together():
         assert len(batcher) == 10 - IN_FLIGHT
         engine.go.set()
         answers = await asyncio.gather(*waiting)
-        assert [int(embedding[0]) for embedding, _ in answers] == list(range(10))
+        assert [int(found.embedding[0]) for found in answers] == list(range(10))
         assert sorted(engine.sizes) == [1, 1, 4, 4] and IN_FLIGHT == 2
 
     asyncio.run(scenario())
@@ -105,8 +106,23 @@ def test_an_engine_that_gives_too_few_answers():
     """Is an error of its photos, not a wait."""
 
     async def scenario():
-        batcher = Batcher(lambda photos: (np.zeros((1, 2)), np.zeros((2, 3))), largest=4)
+        batcher = Batcher(lambda photos: Found(np.zeros((1, 2)), np.zeros((2, 3))), largest=4)
         with pytest.raises(ValueError, match="zip"):
             await asyncio.wait_for(batcher(photo(1)), 5)
 
     asyncio.run(scenario())
+
+
+def test_boxes_come_with_their_photos():
+    """Or None from an engine that has none."""
+    box = np.array([[0.1, 0.2, 0.3, 0.4]])
+
+    async def scenario(engine):
+        return await asyncio.gather(*(Batcher(engine, largest=4)(photo(number)) for number in (1, 2)))
+
+    def boxed(photos):
+        return Found(photos[:, 0, 0, :1], photos[:, 0, 0], photos[:, 0, 0, :1] * box)
+
+    one, other = asyncio.run(scenario(boxed))
+    assert one.box.tolist() == [0.1, 0.2, 0.3, 0.4] and other.box.tolist() == [0.2, 0.4, 0.6, 0.8]
+    assert [found.box for found in asyncio.run(scenario(Engine()))] == [None, None]

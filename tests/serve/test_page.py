@@ -1,14 +1,17 @@
 """The page in a headless browser, on a wide screen and on a phone's."""
 
+import contextlib
 import shutil
+import threading
 import time
 
 import numpy as np
 import pytest
 from index_maker import PRODUCTS, jpeg, photo, sku
-from test_server import serving
+from test_server import free_port, serving
 
 from sicot_jax.serve.keys import add_key
+from sicot_jax.serve.settings import Settings
 
 pytestmark = pytest.mark.browser
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -130,3 +133,163 @@ def test_with_a_key(browser, index, photos, tmp_path):
         eventually(lambda: text(browser, "#status") == f"Recognised: title {sku(1)}")
         shown = "const i = document.querySelector('#top img'); return !i.hidden && i.naturalWidth > 0"
         eventually(lambda: browser.execute_script(shown))
+
+
+@contextlib.contextmanager
+def boxed(index, box):
+    """The address of a service whose engine says `box` of every photo."""
+    import uvicorn
+
+    from sicot_jax.serve.app import create_app
+
+    app, port = create_app(Settings(index=str(index), engine="jax", largest_batch=1)), free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        state = eventually(lambda: server.started and app.state.sicot)
+        batcher = state.current.live.batcher
+        engine = batcher.engine
+        batcher.engine = lambda photos: engine(photos)._replace(box=box and np.array([box] * len(photos)))
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A photo of two products side by side; the recogniser sees the middle half of it."""
+    path = tmp_path / "two.png"
+    path.write_bytes(jpeg(np.concatenate([photo(1, 99), photo(4, 99)], 1), "PNG"))
+    return path
+
+
+def drawn(browser):
+    """The box on the screen, as fractions of the photo; None where there is none."""
+    return browser.execute_script("""
+      const [a, b] = ["query", "box"].map((id) => document.getElementById(id).getBoundingClientRect());
+      return b.width ? [(b.left - a.left) / a.width, (b.top - a.top) / a.height, (b.right - a.left) / a.width, (b.bottom - a.top) / a.height] : null;
+    """)  # noqa: E501
+
+
+def asked(browser):
+    """The boxes of all requests so far, None for those without."""
+    addresses = browser.execute_script("return performance.getEntriesByType('resource').map((e) => e.name)")
+    return [
+        [float(side) for side in address.partition("&box=")[2].split(",")] if "&box=" in address else None
+        for address in addresses
+        if "/v1/recognize" in address
+    ]
+
+
+def assert_asked(browser, *boxes):
+    """These and no others; the browser lists a request a moment after its answer."""
+    eventually(lambda: len(asked(browser)) >= len(boxes))
+    assert asked(browser) == list(boxes)
+
+
+def recognised(browser, product):
+    eventually(lambda: text(browser, "#status") == f"Recognised: title {sku(product)}")
+
+
+@pytest.mark.parametrize("size", [(1200, 900), (390, 800)], ids=["wide", "phone"])
+def test_the_box_is_drawn_and_dragged(browser, index, two, size):
+    """The model's box spans half of either product; the person moves it over one of them, then over the other."""
+    from selenium.webdriver import ActionChains
+
+    with boxed(index, [0.0, 0.0, 1.0, 1.0]) as address:
+        browser.set_window_size(*size)
+        browser.get_log("browser")  # of the tests before
+        browser.get(address)
+        choose(browser, two)
+        assert drawn(browser) == pytest.approx([0.25, 0, 0.75, 1], abs=0.01)
+        assert_asked(browser, None)
+        assert not browser.find_element("id", "whole").is_enabled()
+        move, width = (
+            browser.find_element("css selector", "#box button"),
+            browser.find_element("id", "query").size["width"],
+        )
+        place = browser.find_element("id", "answered").location
+        ActionChains(browser).click_and_hold(move).move_by_offset(-round(0.3 * width), 0).release().perform()
+        recognised(browser, 1)
+        assert drawn(browser) == pytest.approx([0, 0, 0.5, 1], abs=0.01)
+        assert_asked(browser, None, [0, 0, 0.5, 1])
+        ActionChains(browser).click_and_hold(move).move_by_offset(round(0.55 * width), 0).release().perform()
+        recognised(browser, 4)
+        assert_asked(browser, None, [0, 0, 0.5, 1], [0.5, 0, 1, 1])
+        assert sku(4) in text(browser, "#top") and sku(4) in text(browser, "#similar .card")
+        corner = browser.find_element("css selector", "#box [data-sides='left bottom']")
+        ActionChains(browser).click_and_hold(corner).move_by_offset(round(0.1 * width), -40).release().perform()
+        left, top, right, bottom = eventually(lambda: asked(browser)[3:])[0]
+        assert left == pytest.approx(0.6, abs=0.01) and (top, right) == (0, 1) and 0.3 < bottom < 0.9
+        assert browser.find_element("id", "answered").location == place  # nothing jumps
+        browser.find_element("id", "whole").click()
+        eventually(lambda: len(asked(browser)) == 5 and not browser.find_element("id", "whole").is_enabled())
+        assert drawn(browser) == pytest.approx([0.25, 0, 0.75, 1], abs=0.01) and asked(browser)[-1] is None
+        assert not browser.get_log("browser")
+
+
+def test_the_box_by_keyboard(browser, index, two):
+    """Arrow keys move it, and pull a corner; several at once are one search."""
+    from selenium.webdriver.common.keys import Keys
+
+    with boxed(index, [0.0, 0.0, 1.0, 1.0]) as address:
+        browser.set_window_size(1200, 900)
+        browser.get(address)
+        choose(browser, two)
+        move, corner = browser.find_elements("css selector", "#box button")[:2]
+        move.send_keys(Keys.SHIFT, *[Keys.ARROW_LEFT] * 5)
+        recognised(browser, 1)
+        assert_asked(browser, None, [0, 0, 0.5, 1])
+        assert drawn(browser) == pytest.approx([0, 0, 0.5, 1], abs=0.01)
+        assert browser.switch_to.active_element == move and all(b.accessible_name for b in (move, corner))
+        move.send_keys(Keys.TAB)
+        assert browser.switch_to.active_element == corner
+        corner.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_DOWN)
+        assert_asked(browser, None, [0, 0, 0.5, 1], [0.02, 0.02, 0.5, 1])
+
+
+def test_a_part_is_chosen_where_the_model_tells_none(browser, index, two):
+    """Drawn by the mouse; by a button, for keyboard and finger; and back to the whole photo."""
+    from selenium.webdriver import ActionChains
+
+    with boxed(index, None) as address:
+        browser.set_window_size(1200, 900)
+        browser.get(address)
+        choose(browser, two)
+        assert drawn(browser) is None
+        query = browser.find_element("id", "query")
+        half = query.size["width"] // 2
+        pull = ActionChains(browser).move_to_element_with_offset(query, 1 - half, -60).click_and_hold()
+        pull.move_by_offset(half, 120).release().perform()
+        eventually(lambda: len(asked(browser)) == 2)
+        ((left, top, right, bottom),) = asked(browser)[1:]
+        assert left < 0.02 and right == pytest.approx(0.5, abs=0.01) and 0 < top < 0.3 < bottom < 1
+        browser.find_element("id", "whole").click()
+        eventually(lambda: len(asked(browser)) == 3 and drawn(browser) is None)
+        browser.find_element("id", "part").click()
+        eventually(lambda: asked(browser)[3:] == [[0.2, 0.2, 0.8, 0.8]])
+        ActionChains(browser).move_to_element(query).click().perform()  # a click changes nothing
+        assert drawn(browser) == pytest.approx([0.2, 0.2, 0.8, 0.8], abs=0.01) and len(asked(browser)) == 4
+
+
+def test_the_box_by_finger(browser, index, two):
+    with boxed(index, [0.0, 0.0, 1.0, 1.0]) as address:
+        browser.set_window_size(390, 800)
+        browser.get(address)
+        choose(browser, two)
+        x, y = browser.execute_script("""
+          const r = document.getElementById("box").getBoundingClientRect();
+          return [r.left + r.width / 2, r.top + r.height / 2];
+        """)
+
+        def touch(kind, *points):
+            browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": list(points)})
+
+        touch("touchStart", {"x": x, "y": y})
+        for step in range(1, 11):
+            touch("touchMove", {"x": x + 20 * step, "y": y})
+        touch("touchEnd")
+        recognised(browser, 4)
+        assert_asked(browser, None, [0.5, 0, 1, 1])

@@ -12,7 +12,9 @@ import pytest
 from index_maker import PREPROCESSING, jpeg
 from PIL import Image
 
+from sicot_jax.preprocessing import Preprocessing
 from sicot_jax.serve import photo
+from sicot_jax.serve.box import Box
 from sicot_jax.serve.photo import Limits, PhotoError, PixelBudget
 
 BUDGET = PixelBudget(100_000)
@@ -35,7 +37,7 @@ def bomb(width, height):
 
 @pytest.mark.parametrize("kind", photo.FORMATS)
 def test_every_format_that_is_taken(kind):
-    assert photo.decode(some(kind=kind), PREPROCESSING, LIMITS, BUDGET).shape == (24, 24, 3)
+    assert photo.decode(some(kind=kind), PREPROCESSING, LIMITS, BUDGET).pixels.shape == (24, 24, 3)
 
 
 def refused(data, limits=LIMITS):
@@ -92,8 +94,37 @@ def test_a_photo_lies_upright():
     out, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees to the right: white is below
     Image.fromarray(pixels).save(out, "JPEG", exif=exif, quality=95)
-    upright = photo.decode(out.getvalue(), PREPROCESSING, LIMITS, BUDGET)
+    upright = photo.decode(out.getvalue(), PREPROCESSING, LIMITS, BUDGET).pixels
     assert upright[:10].mean() < 20 and upright[-10:].mean() > 235
+
+
+def test_a_box_is_cut_from_the_upright_photo():
+    """White below after the turn: the lower half is white alone, and so is what the engine takes."""
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:, 20:] = 255
+    out, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(out, "PNG", exif=exif)
+    white = photo.decode(out.getvalue(), PREPROCESSING, LIMITS, BUDGET, Box(0, 0.5, 1, 1))
+    black = photo.decode(out.getvalue(), PREPROCESSING, LIMITS, BUDGET, Box(0, 0, 1, 0.5))
+    assert white.pixels.min() == 255 and black.pixels.max() == 0
+    assert white.seen == (0, 0.5, 1, 1)
+
+
+def test_a_box_has_the_margin_that_the_centre_crop_takes():
+    """The middle 40 x 40 of 80 x 80; resized to 32, of which 16 are seen: all 80 are cut, and the box is what is seen."""
+    preprocessing = Preprocessing(height=16, width=16, resize_height=32, resize_width=32)
+    pixels = np.zeros((80, 80, 3), np.uint8)
+    pixels[20:60, 20:60] = 200
+    found = photo.decode(jpeg(pixels, "PNG"), preprocessing, LIMITS, BUDGET, Box(0.25, 0.25, 0.75, 0.75))
+    assert found.seen == (0.25, 0.25, 0.75, 0.75) and np.all(found.pixels[2:-2, 2:-2] == 200)
+    corner = photo.decode(jpeg(pixels, "PNG"), preprocessing, LIMITS, BUDGET, Box(0, 0, 0.5, 0.5))
+    assert corner.seen == (
+        0.1875,
+        0.1875,
+        0.5625,
+        0.5625,
+    )  # the margin ends with the photo: 60 x 60 are cut, 30 x 30 seen
 
 
 def test_photos_are_decoded_together_up_to_a_number_of_pixels():

@@ -1,8 +1,11 @@
 "use strict";
 
 const $ = (id) => document.getElementById(id);
+const SIDES = ["left", "top", "right", "bottom"];
 let photo = null; // the file that is shown
-let turn = 0; // answers to earlier photos are dropped
+let given = null; // the part of it that a person chose
+let found = null; // the model's box of the whole photo
+let turn = 0; // answers to earlier questions are dropped
 
 function element(tag, className, text) {
   const made = document.createElement(tag);
@@ -68,7 +71,8 @@ function say(text, bad) {
 async function ask(path) {
   const form = new FormData();
   form.append("photo", photo);
-  const response = await fetch(path, { method: "POST", body: form, headers: headers() });
+  const part = given ? `&box=${SIDES.map((side) => given[side].toFixed(4)).join(",")}` : "";
+  const response = await fetch(path + part, { method: "POST", body: form, headers: headers() });
   const answer = await response.json().catch(() => ({}));
   if (response.status === 401) { $("key-box").hidden = false; $("key-box").open = true; $("key").focus(); }
   if (!response.ok) throw new Error(answer.error ? answer.error.message : `the service answered ${response.status}`);
@@ -77,16 +81,26 @@ async function ask(path) {
 
 function showSimilar(answer) {
   $("similar").replaceChildren(...answer.similar.map((p) => card(p, `${Math.round(100 * p.similarity)} % alike`)));
+  $("ranked").hidden = !answer.ranker;
+}
+
+function showBox(answer) {
+  if (!answer.box_given) {
+    found = answer.box && Object.fromEntries(SIDES.map((side, place) => [side, answer.box[place]]));
+    if (!box.busy) box.draw(found);
+  }
+  $("whole").disabled = !given;
+  $("whole").textContent = found ? "Back to the part found" : "Whole photo";
+  $("how").textContent = box.now
+    ? "Move it or pull its corners, also with the arrow keys, to search for something else."
+    : matchMedia("(pointer: fine)").matches ? "Or draw a box over it." : "";
+  $("box-part").hidden = false;
 }
 
 async function recognise() {
   const mine = ++turn;
   const start = performance.now();
-  $("result").hidden = true;
-  $("query").src = URL.createObjectURL(photo);
-  $("query").hidden = false;
-  $("query").alt = "your photo";
-  $("hint").textContent = "Another photo?";
+  $("result").setAttribute("aria-busy", "true");
   say("Looking…");
   try {
     const answer = await ask("v1/recognize?k=6&similar=18");
@@ -102,6 +116,7 @@ async function recognise() {
     $("category").replaceChildren(new Option("all", ""), ...names.map((name) => new Option(name, name)));
     $("category").value = answer.searched ?? "";
     showSimilar(answer);
+    showBox(answer);
     $("similar-part").hidden = !answer.similar.length && !kinds.length;
     const inside = Object.values(answer.timings_ms).reduce((a, b) => a + b, 0);
     $("about").textContent = `${Math.round(performance.now() - start)} ms, of these ${Math.round(inside)} in the service. ` +
@@ -110,14 +125,47 @@ async function recognise() {
     say(!first ? "" : answer.known === false ? "Not in our catalogue." : `Recognised: ${first.title || first.sku}`);
   } catch (error) {
     if (mine === turn) say(error.message, true);
+  } finally {
+    if (mine === turn) $("result").removeAttribute("aria-busy");
   }
 }
 
 function take(file) {
   if (!file) return;
   photo = file;
+  given = found = null;
+  box.draw(null);
+  $("result").hidden = $("box-part").hidden = true;
+  $("query").src = URL.createObjectURL(photo);
+  $("hint").textContent = "Another photo?";
+  document.body.classList.add("asked");
   recognise();
 }
+
+function choose(part) {
+  given = part;
+  recognise();
+}
+
+const box = new Box($("frame"), $("box"), $("shade"), choose);
+
+$("query").addEventListener("load", () => {
+  URL.revokeObjectURL($("query").src);
+  $("frame").style.setProperty("--ratio", $("query").naturalWidth / $("query").naturalHeight);
+  $("view").hidden = false;
+});
+$("query").addEventListener("error", () => { $("view").hidden = $("box-part").hidden = true; }); // the service says why
+$("part").addEventListener("click", () => {
+  const drawn = box.now;
+  if (!drawn) box.draw({ left: 0.2, top: 0.2, right: 0.8, bottom: 0.8 });
+  box.focus();
+  if (!drawn) choose(box.now);
+});
+$("whole").addEventListener("click", () => {
+  $("part").focus(); // this one goes out of use
+  box.draw(found);
+  choose(null);
+});
 
 $("file").addEventListener("change", () => take($("file").files[0]));
 $("key").addEventListener("change", () => { if (photo) recognise(); });

@@ -1,0 +1,56 @@
+"""What an engine finds, as its graph names it."""
+
+import numpy as np
+import pytest
+
+from sicot_jax.convert import folder as folders
+from sicot_jax.recognizer import Found, onnx_engine
+
+onnx = pytest.importorskip("onnx", reason="ONNX needs the extra onnx")
+pytest.importorskip("onnxruntime", reason="ONNX needs the extra onnx")
+
+GRAPH = """
+<ir_version: 8, opset_import: ["" : 18]>
+made (uint8[B, 1, 4, 3] photos) => ({outputs}) {{
+  numbers = Cast <to = 1> (photos)
+  axes = Constant <value_ints = [1, 2]> ()
+  embedding = ReduceMax <keepdims = 0> (numbers, axes)
+  logits = ReduceMin <keepdims = 0> (numbers, axes)
+  last = Constant <value_ints = [3]> ()
+  sums = ReduceMean <keepdims = 0> (numbers, last)
+  rows = Constant <value_ints = [1]> ()
+  shares = Squeeze (sums, rows)
+  whole = Constant <value_float = 12.0> ()
+  box = Div (shares, whole)
+}}
+"""
+PHOTOS = np.arange(24, dtype=np.uint8).reshape(2, 1, 4, 3)
+
+
+def engine(folder, *outputs):
+    text = GRAPH.format(outputs=", ".join(f"float[B, {width}] {name}" for name, width in outputs))
+    onnx.save(onnx.parser.parse_model(text), folder / folders.GRAPH)
+    return onnx_engine(folder)
+
+
+def test_a_graph_s_outputs_go_by_their_names(tmp_path):
+    """In any order."""
+    found = engine(tmp_path, ("box", 4), ("logits", 3), ("embedding", 3))(PHOTOS)
+    assert found.embedding.tolist() == [[9, 10, 11], [21, 22, 23]] and found.logits.tolist() == [
+        [0, 1, 2],
+        [12, 13, 14],
+    ]
+    np.testing.assert_allclose(found.box, np.array([[1, 4, 7, 10], [13, 16, 19, 22]]) / 12)
+
+
+def test_a_graph_without_a_box(tmp_path):
+    assert engine(tmp_path, ("embedding", 3), ("logits", 3))(PHOTOS).box is None
+
+
+def test_every_photo_alone():
+    found = Found(np.zeros((2, 5)), np.ones((2, 3)), np.arange(8).reshape(2, 4))
+    first, second = found.each()
+    assert first.embedding.shape == (5,) and first.logits.shape == (3,) and second.box.tolist() == [4, 5, 6, 7]
+    assert [one.box for one in found._replace(box=None).each()] == [None, None]
+    with pytest.raises(ValueError, match="zip"):
+        list(found._replace(logits=np.ones((1, 3))).each())
