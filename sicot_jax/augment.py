@@ -1,4 +1,4 @@
-"""Training augmentation on the device: random resized crop (Szegedy et al. 2014) and horizontal flip.
+"""Training augmentation on the device: random resized crop (Szegedy et al. 2014), horizontal flip, hidden parts.
 
 Drawing and cropping are two functions, so that a batch in micro-batches draws once and keeps its photos as they came.
 """
@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from sicot_jax.models.box import soft_mask
 
 
 class Crops(NamedTuple):
@@ -69,3 +71,46 @@ def crop(image, crops: Crops, *, height: int, width: int):
     horizontal = jnp.where(crops.flipped[:, None, None], horizontal[:, ::-1], horizontal)
     rows_done = jnp.einsum("bhH,bHWc->bhWc", vertical, image.astype(jnp.float32))
     return jnp.einsum("bwW,bhWc->bhwc", horizontal, rows_done)
+
+
+def crop_boxes(box, crops: Crops, *, height: int, width: int):
+    """Boxes [B, 4] as fractions of photos of height x width -> as fractions of their crops, mirrored as they are; all zero
+    where nothing is left of one, or was there.
+    """
+    low = jnp.stack([crops.left, crops.top], -1)
+    size = jnp.stack([crops.columns, crops.rows], -1)
+    corners = (box.reshape(-1, 2, 2) * jnp.array([width, height]) - low[:, None]) / size[:, None]
+    corners = jnp.clip(corners, 0.0, 1.0)
+    left, top, right, bottom = (corners.reshape(-1, 4)[:, side] for side in range(4))
+    left, right = jnp.where(crops.flipped, 1 - right, left), jnp.where(crops.flipped, 1 - left, right)
+    there = (left < right) & (top < bottom)
+    return jnp.where(there[:, None], jnp.stack([left, top, right, bottom], -1), 0.0)
+
+
+class Hidden(NamedTuple):
+    """A box in each photo [B, 4], as fractions, and what is shown [B]: 0 all, 1 what is in it, 2 what is not."""
+
+    box: jax.Array
+    shown: jax.Array
+
+
+def random_hidden(key, image, *, share: float) -> Hidden:
+    """For photos [B, H, W, 3], divided as they are: of a `share` of them a part is hidden, of three quarters of these the box,
+    of the others all but the box. Sides are log-uniform from a fifth of the photo to all of it; a box may lie over the edge.
+
+    So a network learns to tell a product by what is left of it (random erasing: Zhong et al. 2020).
+    """
+    batch = image.shape[0]
+    side_key, place_key, kind_key = jax.random.split(key, 3)
+    side = jnp.exp(jax.random.uniform(side_key, (batch, 2), minval=jnp.log(0.2), maxval=0.0))
+    low = jax.random.uniform(place_key, (batch, 2), minval=-0.15, maxval=1.15) * (1 - side)
+    draw = jax.random.uniform(kind_key, (batch,))
+    shown = jnp.where(draw >= share, 0, jnp.where(draw < share / 4, 1, 2))
+    return jax.reshard(Hidden(jnp.concatenate([low, low + side], 1), shown), jax.P(jax.typeof(image).sharding.spec[0]))
+
+
+def hide(image, hidden: Hidden):
+    """Normalised photos [B, H, W, 3] with 0, the mean colour, where they are hidden, softly as `models.box.soft_mask` does."""
+    mask = soft_mask(hidden.box, *image.shape[1:3])[..., None]
+    shown = hidden.shown[:, None, None, None]
+    return image * jnp.where(shown == 0, 1.0, jnp.where(shown == 1, mask, 1 - mask))

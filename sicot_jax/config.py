@@ -59,12 +59,15 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Random resized crop (area share from `min_area` to 1, aspect ratio up to `max_ratio`) and horizontal flip."""
+    """Random resized crop (area share from `min_area` to 1, aspect ratio up to `max_ratio`) and horizontal flip; of a share `hide`
+    of the photos a part is hidden, for a network that boxes are learned with (`loss.box`).
+    """
 
     enabled: bool = True
     min_area: float = 0.35
     max_ratio: float = 4 / 3
     flip: bool = True
+    hide: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +89,9 @@ class ModelConfig:
     word_rows: the classifier adds to a class's own score the mean score of its titles' words (`word_rows.class_words`). While
       it trains, rows are longer by `title_words` columns, which cost memory and products; what is tested has none of them.
     code_bits: of the binary code that a photo gets, where `loss.codes` asks for one; for `sicot index build --codes learned`.
+    box: whether the product is looked for first (`models/box`), and where what is outside of its box is hidden: "none",
+      "image" (the photo, which the backbone then sees a second time) or "features" (its last map). Boxes are learned with
+      `loss.box`, best from a run that knows the products already (`init_from`).
     init_from: a run folder, or converted weights (`sicot convert from-torch`), that this one starts from (`warm_start`).
     """
 
@@ -98,6 +104,7 @@ class ModelConfig:
     title_words: int = 1024
     word_rows: bool = False
     code_bits: int = 256
+    box: str = "none"
     init_from: str = ""
 
 
@@ -107,6 +114,9 @@ class LossConfig:
     `title_words` is the weight of telling a title's words from its photo (`losses.word_loss`), `codes` that of the binary
     layer's terms (`losses.code_likeness`), in which `code_balance` and `code_quantisation` are the weights of the two beside
     likeness. With `codes_shape_embedding` they train the embedding too, else the layer alone.
+    `box` is the weight of what the outside of a photo's box tells (`losses.told_outside`) and, times `box_area`, of the log of
+    its area; `box_known` that of the distance to boxes that the manifest has. `triplet` is the weight of photos of one product
+    being nearer to each other than to others, by `triplet_margin` (`losses.triplet_loss`).
 
     Baseline: visual 1, mixed 0. Co-training (Eq. 1): visual 1, mixed lambda = 1. Doubled baseline: visual 2, mixed 0.
     """
@@ -120,6 +130,11 @@ class LossConfig:
     code_balance: float = 0.1
     code_quantisation: float = 0.01
     codes_shape_embedding: bool = False
+    box: float = 0.0
+    box_area: float = 0.8
+    box_known: float = 0.0
+    triplet: float = 0.0
+    triplet_margin: float = 0.2
 
     @property
     def with_text(self) -> bool:
@@ -304,6 +319,7 @@ def _check(config: Config) -> None:
         "optim.schedule": (config.optim.schedule, ("step", "exponential", "cosine", "constant")),
         "train.compute_dtype": (train.compute_dtype, ("float32", "bfloat16")),
         "head.kind": (config.head.kind, ("class_sharded", "sampled", "knn", "dense")),
+        "model.box": (config.model.box, ("none", "image", "features")),
         "head.keep_logits": (config.head.keep_logits, ("no", "bfloat16", "float32")),
     }
     for name, (got, wanted) in choices.items():
@@ -402,6 +418,16 @@ def _check(config: Config) -> None:
         raise ConfigError(
             "loss.codes_shape_embedding=True with loss.codes=0: there are no codes; give loss.codes a weight"
         )
+    if config.model.box == "none" and (loss.box or loss.box_known):
+        raise ConfigError(
+            "loss.box or loss.box_known with model.box='none': there is no box to learn; set model.box to image or features"
+        )
+    if loss.box_known and data.on_device:
+        raise ConfigError(
+            "loss.box_known with data.on_device=True, which keeps no boxes beside the photos; set data.on_device=False"
+        )
+    if not 0 <= config.augment.hide <= 1:
+        raise ConfigError(f"augment.hide={config.augment.hide}, wanted a share from 0 to 1")
     if loss.codes and train.batch_size // train.micro_batches < 2:
         raise ConfigError(
             f"loss.codes={loss.codes} with one photo at a time (train.batch_size={train.batch_size} / train.micro_batches="
@@ -450,6 +476,7 @@ def _check(config: Config) -> None:
     if not (loss.visual or loss.mixed):
         raise ConfigError("loss.visual and loss.mixed are both 0; give at least one a weight")
     weights = (loss.visual, loss.mixed, loss.title_words, loss.codes, loss.code_balance, loss.code_quantisation)
+    weights += (loss.box, loss.box_area, loss.box_known, loss.triplet)
     if min(weights) < 0:
         raise ConfigError(f"loss weights {', '.join(map(str, weights))}: wanted no negative one")
     if loss.with_text and data.title == "none":

@@ -145,6 +145,64 @@ def code_quantisation(bits):
     return jnp.mean(1 - jnp.square(2 * bits - 1))
 
 
+def same_product(label, all_label):
+    """Pairs of two photos of one product: labels int [B] -> bool [B, B], False for a photo with itself."""
+    return (label[:, None] == all_label) & ~jnp.eye(len(label), dtype=bool)
+
+
+def triplet_loss(unit, all_unit, label, all_label, *, margin: float):
+    """Photos of one product are nearer to each other than to the hardest of another: mean of max(0, margin - s_ip + s_in).
+
+    s are cosines; s_ip is the mean over the batch's other photos of photo i's product, n the most alike of those photos of
+    other products that are less alike than that (semi-hard: Schroff et al. 2015). What is more alike still is passed over: in a
+    catalogue it is as a rule the same product under another number. The mean is over photos that have both.
+
+    Args:
+      unit: embeddings of length 1, float32 [B, D], divided over devices; all_unit: the same rows, whole on each.
+      label, all_label: int [B], likewise.
+
+    Returns: float32 scalar.
+    """
+    cosine = unit @ all_unit.T
+    same = same_product(label, all_label)
+    number = jnp.sum(same, 1)
+    own = jnp.sum(jnp.where(same, cosine, 0.0), 1) / jnp.maximum(number, 1)
+    told_apart = (label[:, None] != all_label) & (cosine < own[:, None])
+    hardest = jnp.max(jnp.where(told_apart, cosine, -2.0), 1)
+    counts = (number > 0) & jnp.any(told_apart, 1)
+    losses = jnp.where(counts, jnp.maximum(margin - own + hardest, 0.0), 0.0)
+    return jnp.sum(losses) / jnp.maximum(jnp.sum(counts), 1)
+
+
+def told_outside(outside, all_inside, label, all_label, *, temperature: float = 0.1):
+    """What is left outside of a photo's box must not tell its product: mean of max(0, t_i).
+
+        t_i = log mean_{j of i's product} exp(s_ij / T) - log mean_{j != i} exp(s_ij / T),  s_ij = outside_i . inside_j
+
+    A triplet loss over all triplets of the batch at once (Sohn 2016): to an eye that sees only what is outside, the product
+    (clicked, or of the same label) is no nearer than the others (not clicked). Its gradient is for the boxes: `outside` moves
+    them, the insides are taken as they are. The mean is over photos with another one of their product.
+
+    Args, Returns: as `triplet_loss`; outside [B, D], all_inside [B, D] of length 1.
+    """
+    scores = outside @ jax.lax.stop_gradient(all_inside).T / temperature
+    same, others = same_product(label, all_label), ~jnp.eye(len(label), dtype=bool)
+    number = jnp.sum(same, 1)
+
+    def log_mean(chosen, count):
+        return jax.nn.logsumexp(jnp.where(chosen, scores, -1e9), 1) - jnp.log(jnp.maximum(count, 1))
+
+    told = log_mean(same, number) - log_mean(others, len(label) - 1)
+    return jnp.sum(jnp.where(number > 0, jnp.maximum(told, 0.0), 0.0)) / jnp.maximum(jnp.sum(number > 0), 1)
+
+
+def box_distance(box, known):
+    """Mean of |box - known| over photos whose box is known; [B, 4], all zero where it is not. 0 for a batch without one."""
+    counts = jnp.any(known > 0, 1)
+    distance = jnp.mean(jnp.abs(box - known), 1)
+    return jnp.sum(jnp.where(counts, distance, 0.0)) / jnp.maximum(jnp.sum(counts), 1)
+
+
 def log_prob_top_k(embedding, kernel, offset, label, k: int):
     """Dense reference of evaluation: (top-k classes [B, k], their logits [B, k], log-probability of the label [B])."""
     logits = classifier_logits(embedding, kernel, offset)

@@ -64,8 +64,12 @@ def trains(config: OptimConfig, name: str) -> bool:
 
 
 def part_of(name: str) -> str:
-    """Path name -> the part of the model that it belongs to: "visual/resnet", "visual" (its projection), "semantic"."""
-    return "visual/resnet" if name.startswith("visual/resnet/") else name.partition("/")[0]
+    """Path name -> the part of the model that it belongs to: "visual/resnet", "visual/box", "visual" (its projection),
+    "semantic".
+    """
+    return next(
+        (part for part in ("visual/resnet", "visual/box") if name.startswith(f"{part}/")), name.partition("/")[0]
+    )
 
 
 def trained_parts(config: OptimConfig, params: dict) -> dict[str, bool]:

@@ -81,7 +81,8 @@ def _photo(preprocessing: Preprocessing, record: Record) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class TrainBatches:
-    """step -> this process's part of the training batch: image uint8, label, and token_ids where titles are read.
+    """step -> this process's part of the training batch: image uint8, label, token_ids where titles are read, and with `boxes`
+    box float32 [4], all zero where unknown.
 
     With `known_titles` (token_ids of every record) the photos lie on the devices already: "index" stands in place of image,
     and no record is read.
@@ -94,6 +95,7 @@ class TrainBatches:
     known_titles: Sequence[np.ndarray] | None = None
     process_index: int = 0
     process_count: int = 1
+    boxes: bool = False
 
     def __call__(self, step: int) -> Batch:
         indices = self.sampler(step)
@@ -107,14 +109,17 @@ class TrainBatches:
         return batch | ({"token_ids": np.stack([known_titles[i] for i in indices])} if self.titles is not None else {})
 
     def _read(self, indices: np.ndarray) -> Batch:
-        images, labels, tokens = [], [], []
+        images, labels, tokens, boxes = [], [], [], []
         for index in indices.tolist():
             record = self.split[index]
             images.append(_photo(self.preprocessing, record))
             labels.append(record["class_id"])
             if self.titles is not None:
                 tokens.append(self.titles(record, index))
+            if self.boxes:
+                boxes.append(record["box"])
         batch = {"image": np.stack(images), "label": np.asarray(labels, np.int32)}
+        batch |= {"box": np.stack(boxes).astype(np.float32)} if self.boxes else {}
         return batch | ({"token_ids": np.stack(tokens)} if self.titles is not None else {})
 
 
@@ -126,7 +131,8 @@ def train_batches(catalog: Catalog, config: Config) -> TrainBatches:
     known: list[np.ndarray] | None = None
     if config.data.on_device:
         known = [titles(split[i], i) for i in range(len(split))] if titles else []
-    return TrainBatches(split, sampler, config.preprocessing, titles, known, jax.process_index(), jax.process_count())
+    hosts = jax.process_index(), jax.process_count()
+    return TrainBatches(split, sampler, config.preprocessing, titles, known, *hosts, boxes=bool(config.loss.box_known))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,10 +15,11 @@ from flax import nnx
 
 from sicot_jax import exchange, heads, mesh
 from sicot_jax import losses as losses_lib
-from sicot_jax.augment import crop, random_crops
+from sicot_jax.augment import Crops, crop, crop_boxes, hide, random_crops, random_hidden
 from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.statistics import log_prior
 from sicot_jax.config import Config, ConfigError
+from sicot_jax.models.box import area
 from sicot_jax.models.sicot import Sicot
 from sicot_jax.optim import (
     make_catch_up,
@@ -168,6 +169,7 @@ def new_net(config: Config, shape: DataShape) -> Sicot:
         told=words_told(config, shape),
         coded=bool(config.loss.codes),
         codes_shape_embedding=config.loss.codes_shape_embedding,
+        compared=bool(config.loss.box or config.loss.triplet),
         dtype=compute_dtype(config),
         rng=np.random.default_rng(config.seed),
     )
@@ -240,7 +242,7 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
     """
     config = setup.config
     preprocessing = config.preprocessing
-    extra_losses = {**_word_losses(config), **_code_losses(config), **(extra_losses or {})}
+    extra_losses = {**_word_losses(config), **_code_losses(config), **_box_losses(config), **(extra_losses or {})}
     streams = tuple(heads.loss_weights(config.loss))
     micro_batch = config.train.batch_size // config.train.micro_batches
 
@@ -248,13 +250,15 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
         """-> what makes the network's input of bytes: small, unlike the input, which micro-batches make one at a time."""
         options = config.augment
         if not options.enabled:
-            return None
-        return random_crops(key, image, min_area=options.min_area, max_ratio=options.max_ratio, flip=options.flip)
+            return None, None
+        crops = random_crops(key, image, min_area=options.min_area, max_ratio=options.max_ratio, flip=options.flip)
+        return crops, random_hidden(jax.random.fold_in(key, 1), image, share=options.hide) if options.hide else None
 
-    def pixels(image, crops):
+    def pixels(image, crops, hidden):
         if crops is None:
             return preprocessing.normalise(preprocessing.centre_crop(image))
-        return preprocessing.normalise(crop(image, crops, height=preprocessing.height, width=preprocessing.width))
+        found = preprocessing.normalise(crop(image, crops, height=preprocessing.height, width=preprocessing.width))
+        return found if hidden is None else hide(found, hidden)
 
     def on_device(stacked, batch_stats, photos, token_ids):
         params = exchange.own(stacked)
@@ -330,8 +334,10 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
     ) -> tuple[TrainState, heads.Losses]:
         numbers = numbers or setup.numbers()
         key = jax.random.fold_in(jax.random.key(numbers.seed), state.step)
-        photos = batch["image"], draw(key, batch["image"])
+        photos = batch["image"], *draw(key, batch["image"])
         batch = {name: value for name, value in batch.items() if name != "image"}
+        if "box" in batch:
+            batch["box"] = _boxes_in_crops(config, batch["box"], photos[1])
         size = len(batch["label"])
         parts, rest = divmod(size, micro_batch)
         if rest or not parts:
@@ -378,6 +384,47 @@ def _code_losses(config: Config) -> dict[str, ExtraLoss]:
         return loss.codes * (likeness + loss.code_balance * balance + loss.code_quantisation * quantisation)
 
     return {"codes": codes}
+
+
+def _boxes_in_crops(config: Config, box, crops: Crops | None):
+    """Known boxes as fractions of what the network sees; of the middle where there are no `crops`."""
+    p = config.preprocessing
+    if crops is None:
+        zeros = jnp.zeros_like(box[:, 0])
+        rows, columns = (p.resize_height - p.height) / 2, (p.resize_width - p.width) / 2
+        crops = Crops(zeros + rows, zeros + columns, zeros + p.height, zeros + p.width, zeros > 0)
+    return crop_boxes(box, crops, height=p.resize_height, width=p.resize_width)
+
+
+def _box_losses(config: Config) -> dict[str, ExtraLoss]:
+    """The losses of the box branch, and of triplets with or without one."""
+    loss = config.loss
+    found: dict[str, ExtraLoss] = {}
+
+    def box(outputs, batch):
+        label = batch["label"]
+        told = losses_lib.told_outside(
+            outputs["outside"], mesh.replicate(outputs["inside"]), label, mesh.replicate(label)
+        )
+        return loss.box * (told + loss.box_area * jnp.mean(jnp.log(area(outputs["box"]))))
+
+    def known(outputs, batch):
+        return loss.box_known * losses_lib.box_distance(outputs["box"], batch["box"])
+
+    def triplet(outputs, batch):
+        unit, label = outputs["inside"], batch["label"]
+        return loss.triplet * losses_lib.triplet_loss(
+            unit, mesh.replicate(unit), label, mesh.replicate(label), margin=loss.triplet_margin
+        )
+
+    for name, weight, function in (
+        ("box", loss.box, box),
+        ("box_known", loss.box_known, known),
+        ("triplet", loss.triplet, triplet),
+    ):
+        if weight:
+            found[name] = function
+    return found
 
 
 def class_log_prior(train_counts: np.ndarray, device_mesh) -> np.ndarray:

@@ -128,3 +128,11 @@ def stretch_matrix(inputs: int, outputs: int) -> np.ndarray:
 def attention_of(score):
     """[B, h, w, 1] -> a [B, h, w]."""
     return jnp.square(jax.nn.sigmoid(_SCALE * score[..., 0]))
+
+
+def mean_within(features, box, *, outside: bool = False):
+    """Mean of the last map [B, h, w, F] in the box, or outside of it, in float32 [B, F]; the mask's edge is a cell wide."""
+    height, width = features.shape[1:3]
+    mask = soft_mask(box, height, width, sharpness=4.0 * max(height, width))
+    mask = (1 - mask if outside else mask)[..., None]
+    return jnp.sum(features.astype(jnp.float32) * mask, (1, 2)) / (jnp.sum(mask, (1, 2)) + 1e-3)

@@ -78,14 +78,20 @@ class ResNet(nnx.Module):
         self.num_features = channels
 
     def __call__(self, image, *, train: bool):
+        return self.maps(image, train=train)[-1]
+
+    def maps(self, image, *, train: bool):
+        """The last map of each of the four stages."""
         x = image.astype(self.dtype)
         x = jax.nn.relu(self.norm1(self.conv1(x), train=train))
         if self.stem == "imagenet":
             x = max_pool_3x3(x)
+        maps = []
         for stage in self.stages:
             for block in stage:
                 x = block(x, train=train)
-        return x
+            maps.append(x)
+        return maps
 
 
 def global_average_pool(features):

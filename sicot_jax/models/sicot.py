@@ -12,6 +12,7 @@ from flax import nnx
 
 from sicot_jax.config import ModelConfig, TextConfig
 from sicot_jax.models.attention import TextEncoder
+from sicot_jax.models.box import BoxBranch, mean_within, visible
 from sicot_jax.models.layers import BatchNorm, Linear
 from sicot_jax.models.resnet import ResNet, global_average_pool
 
@@ -33,6 +34,8 @@ class VisualStream(nnx.Module):
     Where words are `told`, A v [B, told] holds a score for each: row i of A is what photos of word i + 1 have in common.
     With `word_rows` what the classifier meets is [v, A v], [B, D + told]: its rows [w_c, t_c] then give w_c . v + t_c . A v,
     so that classes share what A learns of the words t_c of their titles.
+    Where `config.box` is not "none" the product is looked for first, and v is of what is in its box: of the photo, looked at a
+    second time through a soft mask ("image"), or of the last map ("features").
     With `coded` a photo has a code too, `config.code_bits` shares h(v) between 0 and 1 (`code`), which the index rounds.
     """
 
@@ -55,6 +58,10 @@ class VisualStream(nnx.Module):
         # index whatever the streams compute in.
         own, bits = rng.spawn(1)[0], config.code_bits
         self.codes: Any = Linear(self.features_width, bits, dtype=jnp.float32, rng=own) if coded else None
+        channels = [features // 2**later for later in (2, 1, 0)]
+        branch = rng.spawn(1)[0]
+        self.box: Any = BoxBranch(channels, dtype=dtype, rng=branch) if config.box != "none" else None
+        self.looks_twice = config.box == "image"
         self.word_rows = config.word_rows
         self.embedding_width = self.features_width + (told if self.word_rows else 0)
 
@@ -76,7 +83,39 @@ class VisualStream(nnx.Module):
 
     def embed(self, image, *, train: bool, train_resnet: bool | None = None):
         """v [B, D]. `train` takes batch statistics from the batch; `train_resnet` says otherwise for a frozen backbone."""
-        embedding = global_average_pool(self.resnet(image, train=train if train_resnet is None else train_resnet))
+        return self.look(image, train=train, train_resnet=train_resnet)[0]
+
+    def look(self, image, *, train: bool, train_resnet: bool | None = None, train_box: bool | None = None):
+        """-> v [B, D] of what is in the box, and the box [B, 4], or None without a branch that finds one.
+
+        The branch has no gradient to the backbone: what finds the product must not change what it looks like. Of a second look
+        ("image") the first one is made with running statistics, as it is in use.
+        """
+        train_resnet = train if train_resnet is None else train_resnet
+        train_box = train if train_box is None else train_box
+        if self.box is None:
+            return self._projected(global_average_pool(self.resnet(image, train=train_resnet)), train=train), None
+        if self.looks_twice:
+            box = self._find(self.resnet.maps(image, train=False), train=train_box)
+            features = self.resnet(image * visible(box, *image.shape[1:3]), train=train_resnet)
+            return self._projected(global_average_pool(features), train=train), box
+        maps = self.resnet.maps(image, train=train_resnet)
+        box = self._find(maps, train=train_box)
+        return self._projected(mean_within(maps[-1], box), train=train), box
+
+    def outside(self, image, box):
+        """The embedding [B, D] of what `box` leaves; its gradient reaches the box alone, by running statistics."""
+        graphdef, state = nnx.split(self)
+        still = nnx.merge(graphdef, jax.lax.stop_gradient(state))
+        if self.looks_twice:
+            hidden = 1 - visible(box, *image.shape[1:3])
+            return still._projected(global_average_pool(still.resnet(image * hidden, train=False)), train=False)
+        return still._projected(mean_within(still.resnet(image, train=False), box, outside=True), train=False)
+
+    def _find(self, maps, *, train: bool):
+        return self.box(jax.lax.stop_gradient(maps[1:]), train=train)
+
+    def _projected(self, embedding, *, train: bool):
         if self.project is not None:
             embedding = jax.nn.relu(self.norm(self.project(embedding).astype(jnp.float32), train=train))
         return embedding
@@ -122,6 +161,8 @@ class Sicot(nnx.Module):
     `words` is the shape (V, E) of the word table, None for the visual stream alone. Where words are `told`, their scores are
     there as "words", [B, told]. With codes: "unit", the visual embedding at length 1, a constant to whatever is derived from
     it, and its code "codes", [B, bits], whose gradient reaches the streams where `codes_shape_embedding`.
+    Where photos are `compared`: "inside", v at length 1. With a box branch: "box" [B, 4], and "outside", the embedding of what
+    the box leaves, at length 1.
     A photo without a title falls back on its visual embedding in the other two streams: m = v, s = v.
     """
 
@@ -133,20 +174,26 @@ class Sicot(nnx.Module):
         told: int = 0,
         coded: bool = False,
         codes_shape_embedding: bool = False,
+        compared: bool = False,
         dtype,
         rng: np.random.Generator,
     ):
         self.visual = VisualStream(config, told=told, coded=coded, dtype=dtype, rng=rng)
-        self.codes_shape_embedding = codes_shape_embedding
+        self.codes_shape_embedding, self.compared = codes_shape_embedding, compared
         width = self.visual.features_width
         semantic = SemanticStream(config.text, words, width, dtype=dtype, rng=rng) if words else None
         self.semantic = semantic
 
     def __call__(self, image, token_ids=None, *, train: dict[str, bool]):
         """`train`: part -> whether its batch norms take the batch's statistics, see `optim.trained_parts`."""
-        visual = self.visual.embed(image, train=train.get("visual", False), train_resnet=train["visual/resnet"])
+        parts = {"train_resnet": train["visual/resnet"], "train_box": train.get("visual/box", False)}
+        visual, box = self.visual.look(image, train=train.get("visual", False), **parts)
         extend = self.visual.extend
         beside = {"words": self.visual.word_scores(visual)} if self.visual.to_words is not None else {}
+        if self.compared:
+            beside |= {"inside": unit_rows(visual)}
+        if box is not None:
+            beside |= {"box": box, "outside": unit_rows(self.visual.outside(image, box))}
         if self.visual.codes is not None:
             unit = unit_rows(visual)
             constant = jax.lax.stop_gradient(unit)

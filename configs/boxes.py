@@ -1,0 +1,51 @@
+"""Where the product is, learned without boxes, on a generated catalogue whose boxes are known: the table of docs/search.md.
+
+Photos of a product (5 to 60 % of the area, anywhere), clutter and a second product; the generator is as it was before the first
+run. First a network that knows the products, also by a part of them, then the box branch with the rest as it is:
+
+Command:  sicot train --config=configs/boxes.py --workdir=runs/boxes/products
+          sicot train --config=configs/boxes.py --workdir=runs/boxes/image --config.model.box=image --config.loss.box=1
+              --config.model.init_from=runs/boxes/products --config.optim.trainable=visual/box --config.optim.name=adamw
+              --config.optim.learning_rate=0.003 --config.augment.enabled=False --config.train.epochs=8
+          python -m benchmarks.boxes runs/boxes/products runs/boxes/image
+Hardware: one CPU core.
+Result:   docs/search.md.
+"""
+
+from sicot_jax.catalog.generated import GeneratedSpec
+from sicot_jax.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
+from sicot_jax.preprocessing import Preprocessing
+
+
+def get_config() -> Config:
+    return Config(
+        data=DataConfig(
+            generated=GeneratedSpec(
+                num_classes=60,
+                train_photos=6000,
+                zipf_exponent=0.0,
+                validation_per_class=10,
+                test_per_class=20,
+                image_size=64,
+                box_area=(0.05, 0.6),
+                clutter=1.0,
+                word_vectors="random",
+            )
+        ),
+        preprocessing=Preprocessing(height=64, width=64, resize_height=64, resize_width=64),
+        augment=AugmentConfig(min_area=1.0, max_ratio=1.0, flip=False, hide=0.7),
+        model=ModelConfig(depth=18, width=16, stem="half"),
+        loss=LossConfig(mixed=0.0),
+        optim=OptimConfig(learning_rate=0.1, nesterov=True, weight_decay=5e-4, schedule="cosine", warmup_epochs=0.5),
+        train=TrainConfig(batch_size=64, epochs=14, evaluate_every_epochs=2, checkpoint_every_seconds=120),
+        eval=EvalConfig(batch_size=100),
+    )
