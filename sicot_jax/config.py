@@ -59,8 +59,8 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Random resized crop (area share from `min_area` to 1, aspect ratio up to `max_ratio`) and horizontal flip; of a share `hide`
-    of the photos a part is hidden, for a network that boxes are learned with (`loss.box`).
+    """Random resized crop (area share from `min_area` to 1, aspect ratio up to `max_ratio`) and horizontal flip; of a share
+    `hide` of the photos a part is hidden, for a network that boxes are learned with (`loss.box`).
     """
 
     enabled: bool = True
