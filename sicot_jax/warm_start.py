@@ -42,7 +42,7 @@ def warm_start(state: TrainState, setup: Setup, catalog: Catalog) -> TrainState:
 
     What belongs to words is taken only where the vocabulary is the same: ids of another one mean other words. What rows
     share through titles stays the catalogue's (`word_rows`); where the scores are not taken, rows come with what they shared.
-    Codes are taken where they have as many bits.
+    Codes are taken where they have as many bits, a box branch where both have one.
     A product that is new gets a row from its photos (`imprinted`); one that is gone leaves none.
     Raises CheckpointError naming parameters of another shape.
     """
@@ -58,8 +58,10 @@ def warm_start(state: TrainState, setup: Setup, catalog: Catalog) -> TrainState:
     with_scores = same_words and all("to_words" in s.params["visual"] for s in (state, learned))
     own = set() if with_scores else {"to_words"}
     own |= set() if _same_bits(state.params["visual"], learned.params["visual"]) else {"codes"}
-    theirs = {name: x for name, x in params["visual"].items() if name not in own}
-    params["visual"] = theirs | {name: x for name, x in state.params["visual"].items() if name in own}
+    own |= set() if "box" in state.params["visual"] and "box" in learned.params["visual"] else {"box"}
+    for mine, all_of in ((state.params, params), (state.batch_stats, batch_stats)):
+        theirs = {name: x for name, x in all_of["visual"].items() if name not in own}
+        all_of["visual"] = theirs | {name: x for name, x in mine["visual"].items() if name in own}
     if faults := differences(shapes(params), shapes(state.params)):
         raise CheckpointError(f"{learned.what}: another model: {faults}")
     state = dataclasses.replace(state, params=params, batch_stats=batch_stats)
