@@ -12,6 +12,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -124,9 +125,7 @@ def import_logs(logs: Sequence[Path], out: Path, settings: LogSettings = LogSett
                 "mend the log, name its columns, or give --max-bad-share"
             )
         (folder / "report.md").write_text(report.markdown())
-        for path in sorted(work.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
-        work.rmdir()
+        shutil.rmtree(work)
     return report
 
 
