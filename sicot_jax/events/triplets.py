@@ -14,11 +14,10 @@ Rules, in this order:
 
 1. Bots: a visitor beyond a limit on any day is left out altogether (`Limits`).
 2. Views: the first impression of a request. Clicks: of something in that list, not before it; a visitor's clicks of one
-thing for one
-   query photo are one; a purchase is a click too.
+   thing for one query photo are one; a purchase is a click too.
 3. Weight of a click: min(1 / chance that its place is looked at, `largest_weight`), chances by `position`; times
-`purchase_weight` where
-   it was bought. So a thing's clicks weigh, on average, what its relevance says, wherever it stood.
+   `purchase_weight` where it was bought. So a thing's clicks weigh, on average, what its relevance says, wherever it
+   stood.
 4. Not clicked counts what stands above a click, at most `reach` places, and the next one below: it was looked at.
    Not what the same query clicks in any other list, nor what is the same product as the clicked one (`products`).
 """
@@ -145,8 +144,8 @@ def make_triplets(events: Path, out: Path, settings: TripletSettings = TripletSe
             database.close()
         if not report.triplets:
             raise InputError(
-                f"{events}: no triplet in {report.views:,} lists with {report.clicks:,} clicks; wanted clicks below or
-                next to " "things that are not clicked"
+                f"{events}: no triplet in {report.views:,} lists with {report.clicks:,} clicks; "
+                "wanted clicks below or above things that are not clicked"
             )
         (work / "text").write_text(report.markdown())
         (work / "text").rename(text)
