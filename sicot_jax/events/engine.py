@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +17,12 @@ EVENTS_FILE = "events.parquet"  # in the folder of sicot events import
 _MAGIC = b"PAR1"
 
 
-def connect(folder: Path, *, memory_mb: int, threads: int = 0) -> duckdb.DuckDBPyConnection:
-    """A database that holds `memory_mb` of working memory and spills into `folder`. threads: 0 as many as there are cores.
+@contextlib.contextmanager
+def connect(folder: Path, *, memory_mb: int, threads: int) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database for the block that holds `memory_mb` of working memory and spills into `folder`. threads: 0 as many as
+    there are cores.
 
-    InputError: DuckDB is not installed, too little memory.
+    InputError: DuckDB is not installed, too little memory, and what goes wrong with a file or the disk in the block.
     """
     try:
         import duckdb
@@ -30,9 +34,20 @@ def connect(folder: Path, *, memory_mb: int, threads: int = 0) -> duckdb.DuckDBP
     if threads:
         config["threads"] = threads
     database = duckdb.connect(str(folder / "work.duckdb"), config=config)
-    database.execute("SET TimeZone = 'UTC'")  # of times that name no zone
-    database.execute("SET enable_progress_bar = false")
-    return database
+    try:
+        database.execute("SET TimeZone = 'UTC'")  # of times that name no zone
+        database.execute("SET enable_progress_bar = false")
+        yield database
+    except duckdb.OutOfMemoryException as error:
+        raise InputError(f"--memory-mb {memory_mb} is too little for these events, give more") from error
+    except duckdb.Error as error:
+        raise InputError(f"{' '.join(str(error).split())[:300]}; check the files and the space on disk") from error
+    except RuntimeError as error:
+        if str(error) != "Query interrupted":
+            raise
+        raise KeyboardInterrupt from error  # which DuckDB takes the signal's own exception away for
+    finally:
+        database.close()
 
 
 def literal(text: object) -> str:

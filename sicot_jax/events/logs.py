@@ -109,11 +109,8 @@ def import_logs(logs: Sequence[Path], out: Path, settings: LogSettings = LogSett
     with new_folder(out) as folder:
         work = folder / "work"
         work.mkdir()
-        database = connect(work, memory_mb=settings.memory_mb, threads=settings.threads)
-        try:
+        with connect(work, memory_mb=settings.memory_mb, threads=settings.threads) as database:
             report = _import(database, logs, folder, work, settings)
-        finally:
-            database.close()
         if not report.rows:
             raise InputError(f"{logs[0]}: no rows in it, wanted events")
         if report.bad_share > settings.max_bad_share:

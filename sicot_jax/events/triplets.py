@@ -137,11 +137,8 @@ def make_triplets(events: Path, out: Path, settings: TripletSettings = TripletSe
     for path in (out, text):
         check_new(path)
     with work_folder(out) as work:
-        database = connect(work, memory_mb=settings.memory_mb, threads=settings.threads)
-        try:
+        with connect(work, memory_mb=settings.memory_mb, threads=settings.threads) as database:
             report = _make(database, as_parquet(events, work), work / "triplets", settings)
-        finally:
-            database.close()
         if not report.triplets:
             raise InputError(
                 f"{events}: no triplet in {report.views:,} lists with {report.clicks:,} clicks; "
