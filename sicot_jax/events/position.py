@@ -88,7 +88,7 @@ def _together(pair: np.ndarray, values: np.ndarray) -> np.ndarray:
 def _joined(pair: np.ndarray, place: np.ndarray, places: int) -> np.ndarray:
     """[R]: whether a chain of pairs leads from the first place to this one."""
     reached = np.zeros(places, bool)
-    reached[0] = True
+    reached[:1] = True
     while len(pair):
         touched = _together(pair, reached[place].astype(float)) > 0
         new = reached.copy()

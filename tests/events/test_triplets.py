@@ -63,7 +63,7 @@ def test_reach(tmp_path):
 
 
 def test_a_low_place_and_a_purchase_weigh_more(tmp_path):
-    """r^-1: the third place is looked at by a third, so a click there is worth 3, a purchase there 2 * 3, of four places at most 3."""
+    """r^-1: a third look at the third place, so a click there is worth 3, a purchase 2 * 3; at the fourth 3.5, not 4."""
     log = Log().add("v", "q", "abcd", "c").add("w", "r", "abcd", bought="c").add("x", "s", "abcd", "d")
     rows, report = log.triplets(tmp_path, eta=1.0, purchase_weight=2.0, largest_weight=3.5)
     assert {key: rows[key] for key in rows if key[2] == "a"} == {
@@ -120,7 +120,7 @@ def crawl(log, visitor, number, clicks="", *, apart=60.0):
 )
 def test_bots(tmp_path, visits, clicks, apart, reason):
     """One just beyond a limit, another just within all of them."""
-    log = Log().add("v", "q", "abcd", "b").add("v", "q1", "abcd", "b")
+    log = Log().add("v", "q", "abcd", "b").add("v", "q1", "abcd", "b", at=500)
     crawl(log, "bot", visits, clicks, apart=apart)
     _, report = log.triplets(tmp_path, limits=Limits(views=3, clicks=5, click_share=0.5, seconds=1.0, least=3))
     assert report.bots == {reason: 1} and report.bot_visitors == 1 and report.bot_views == visits
@@ -165,7 +165,7 @@ def test_refused(tmp_path, capsys):
 
 
 def test_against_known_visitors(tmp_path, capsys):
-    """Bots found, places estimated, weights without bias, nothing that the query clicked among the negatives; by the commands."""
+    """Bots found, places estimated, weights without bias, nothing that the query clicked among the negatives."""
     lists = visitors.generated_lists(queries=400, products=5_000, places=8, seed=3)
     model, dirt = visitors.Behaviour(eta=1.0, shuffled=0.3), visitors.DIRTY
     log = tmp_path / "log.parquet"
