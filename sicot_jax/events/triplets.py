@@ -5,7 +5,7 @@ Parquet, a row a triplet, those of one click together and clicks in a random ord
     query_image_id     string   the photo that was asked with
     clicked            string   a SKU that was shown and clicked
     not_clicked        string   a SKU of the same list that was looked at and not clicked
-    weight             float    see below; those of a click's triplets sum to the click's weight
+    weight             float32  see below; those of a click's triplets sum to the click's weight
     clicked_place      int32    from 1
     not_clicked_place  int32    from 1
     bought             bool     whether the clicked thing was bought too
@@ -13,8 +13,8 @@ Parquet, a row a triplet, those of one click together and clicks in a random ord
 Rules, in this order:
 
 1. Bots: a visitor beyond a limit on any day is left out altogether (`Limits`).
-2. Views: the first impression of a request. Clicks: of something in that list, not before it; a visitor's clicks of one
-   thing for one query photo are one; a purchase is a click too.
+2. Views: the first impression of a request that has a query photo. Clicks: of something in that list, not before it; a
+   visitor's clicks of one thing for one query photo are one; a purchase is a click too.
 3. Weight of a click: min(1 / chance that its place is looked at, `largest_weight`), chances by `position`; times
    `purchase_weight` where it was bought. So a thing's clicks weigh, on average, what its relevance says, wherever it
    stood.
@@ -80,8 +80,9 @@ class TripletSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TripletReport:
-    """bots: reason -> visitors (one may have several); bot_visitors and bot_views of all. views, clicks: of the others;
-    clicks_at, views_at: [R], by place. candidates: reason -> not clicked things that were left out.
+    """bots: reason -> visitors (one may have several); bot_visitors and bot_views: of all. views, clicks: of the others.
+    kept_out: reason -> things that were not clicked and are no negatives. looking, weights, views_at, clicks_at: [R], by
+    place.
     """
 
     bots: dict[str, int]

@@ -7,7 +7,7 @@ import pytest
 from pyarrow import parquet
 
 from sicot_jax import cli
-from sicot_jax.events import visitors
+from sicot_jax.events import position, visitors
 from sicot_jax.events.store import Event, Events
 from sicot_jax.events.triplets import Limits, TripletSettings, make_triplets
 
@@ -36,10 +36,13 @@ class Log:
             event(at + 100, "purchase", sku)
         return self
 
-    def triplets(self, folder, **settings):
+    def write(self, folder):
         store = Events(folder / "events.sqlite")
         store.add(self.events)
         store.close()
+
+    def triplets(self, folder, **settings):
+        self.write(folder)
         report = make_triplets(folder / "events.sqlite", folder / "t.parquet", TripletSettings(threads=1, **settings))
         table = parquet.read_table(folder / "t.parquet")
         assert str(table.schema.field("weight").type) == "float" and str(table.schema.field("clicked").type) == "string"
@@ -145,6 +148,10 @@ def test_refused(tmp_path, capsys):
     table = parquet.read_table(tmp_path / "t.parquet")
     parquet.write_table(table, tmp_path / "other.parquet")
     good, new = str(tmp_path / "events.sqlite"), str(tmp_path / "new.parquet")
+
+    def files():  # but for what SQLite leaves beside a file
+        return sorted(path for path in tmp_path.iterdir() if not path.name.endswith(("-shm", "-wal")))
+
     for arguments, said in (
         ([good, "--out", str(tmp_path / "t.parquet")], "exists"),
         ([good, "--out", str(tmp_path / "t")], "t.md exists"),
@@ -158,13 +165,25 @@ def test_refused(tmp_path, capsys):
         ([good, "--out", new, "--products", str(tmp_path / "no.csv")], "no.csv"),
         ([good, "--out", new, "--memory-mb", "5"], "--memory-mb 5"),
     ):
-        before = sorted(tmp_path.iterdir())
+        before = files()
         assert cli.main(["events", "triplets", *arguments]) == cli.INPUT_ERROR, arguments
         err = capsys.readouterr().err
-        assert said in err and len(err.splitlines()) == 1 and sorted(tmp_path.iterdir()) == before
+        assert said in err and len(err.splitlines()) == 1 and files() == before
 
 
-def test_against_known_visitors(tmp_path, capsys):
+def test_stopped_half_way(tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(position, "estimate", stop)
+    Log().add("v", "q", "abc", "b").add("w", "q", "bac", "b").write(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    arguments = ["events", "triplets", str(tmp_path / "events.sqlite"), "--out", str(tmp_path / "t.parquet")]
+    assert cli.main(arguments) == cli.INTERRUPTED
+    assert [path for path in sorted(tmp_path.iterdir()) if path.suffix not in (".sqlite-shm", ".sqlite-wal")] == before
+
+
+def test_against_known_visitors(tmp_path):
     """Bots found, places estimated, weights without bias, nothing that the query clicked among the negatives."""
     lists = visitors.generated_lists(queries=400, products=5_000, places=8, seed=3)
     model, dirt = visitors.Behaviour(eta=1.0, shuffled=0.3), visitors.DIRTY
