@@ -74,6 +74,7 @@ _EXAMPLE = {
     "products": [{"sku": "0012", "title": "red cotton shirt", "tags": "", "category": "Shirts", "probability": 0.93,
                   "images": ["/v1/products/0012/images/0"]}],
     "categories": [{"name": "Shirts", "probability": 0.98}, {"name": "Tops", "probability": 0.02}], "searched": "Shirts",
+    "ranker": "5891b5b522d5",
     "similar": [{"sku": "0012", "title": "red cotton shirt", "tags": "", "category": "Shirts", "similarity": 0.88,
                  "images": ["/v1/products/0012/images/0"]}],
     "timings_ms": {"read": 0.2, "decode": 3.1, "engine": 21.4, "search": 2.2},
@@ -229,11 +230,12 @@ def _add_routes(app: FastAPI) -> None:
         similar: int = Query(20, ge=0, le=200, description="similar products"),
         category: str | None = Query(None, max_length=1000, description="of the similar products"),
         any_category: bool = Query(False, description="the photo's category decides nothing"),
+        rerank: bool = Query(True, description="similar products as the index's ranker has them, else nearest first"),
     ) -> Response:
         """The product that a photo shows, how sure that is, and similar ones. categories: the most probable; where the first
         is sure and nothing else is asked for, similar products are of it (`searched`).
         """
-        return await _with_photo(request, _Wanted(k, similar, category, any_category))
+        return await _with_photo(request, _Wanted(k, similar, category, any_category, rerank))
 
     @app.post("/v1/search", tags=["photos"], openapi_extra=_BODY, responses=_ERRORS)
     async def search(
@@ -241,9 +243,10 @@ def _add_routes(app: FastAPI) -> None:
         similar: int = Query(20, ge=1, le=200),
         category: str | None = Query(None, max_length=1000),
         any_category: bool = Query(False, description="of all categories, also where the photo's is sure"),
+        rerank: bool = Query(True, description="as the index's ranker has them, else nearest first"),
     ) -> Response:
         """Products that look like the photo."""
-        return await _with_photo(request, _Wanted(0, similar, category, any_category))
+        return await _with_photo(request, _Wanted(0, similar, category, any_category, rerank))
 
     @app.get("/v1/products/{sku:path}/images/{number}", tags=["products"], responses={404: _ERRORS[400]})
     async def picture(request: Request, sku: str, number: int) -> Response:
@@ -335,6 +338,7 @@ class _Wanted:
     similar: int
     category: str | None
     any_category: bool
+    rerank: bool
 
 
 async def _with_photo(request: Request, wanted: _Wanted) -> Response:
@@ -375,7 +379,13 @@ async def _answer(state: _State, loaded: live.Live, data: bytes, clock: _Clock, 
 
     def look_up() -> recognition.Answer:
         return recognition.answer(
-            loaded.index, loaded.calibration, loaded.fusion, embedding, logits, **dataclasses.asdict(wanted)
+            loaded.index,
+            loaded.calibration,
+            loaded.fusion,
+            embedding,
+            logits,
+            ranker=loaded.ranker,
+            **dataclasses.asdict(wanted),
         )
 
     found = await loop.run_in_executor(state.decoders, look_up)
@@ -393,6 +403,7 @@ async def _answer(state: _State, loaded: live.Live, data: bytes, clock: _Clock, 
         "categories": [{"name": name, "probability": round(share, 4)} for name, share in likely],
         "searched": found.searched,
         "similar": [_scored(s, "similarity") for s in found.similar],
+        "ranker": loaded.ranker.version[:12] if loaded.ranker and wanted.rerank else None,
         "timings_ms": clock.milliseconds,
         "model": loaded.index.manifest.model[:12],
         "index": loaded.version,
