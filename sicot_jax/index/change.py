@@ -92,7 +92,7 @@ class _Adding:
     def __init__(self, folder: Path, manifest: layout.Manifest, cards: Cards):
         converted = folders.read_converted(folder / layout.MODEL)
         self.preprocessing, self.classes = converted.preprocessing, converted.model.classes
-        self.engine = _engine(folder)
+        self.engine = open_engine(folder)
         self.codebook = Codebook.load(folder / layout.CODEBOOK)
         self.made_with = rows.load(folder)
         self.vectors, self.cards = Vectors(folder, manifest.width, manifest.bits), cards
@@ -167,7 +167,7 @@ class _Adding:
         return connection.execute(find, (number,)).fetchone()[0]
 
 
-def _engine(folder: Path) -> Engine:
+def open_engine(folder: Path) -> Engine:
     if (folder / layout.GRAPH).is_dir() and importlib.util.find_spec("onnxruntime"):
         return onnx_engine(folder / layout.GRAPH)
     return jax_engine(folders.read_converted(folder / layout.MODEL))

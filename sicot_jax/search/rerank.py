@@ -1,10 +1,10 @@
 """Similar products in the order of what visitors will want of them: likeness together with quality, learned from events.
 
-    score = log E[y / p],   y = clicks + 5 purchases of a product in a list,   p = how often its position is looked at
+    E[y] = p exp(score),   y = clicks + 5 purchases of a product in a list,   p = how often its position is looked at
 
-by gradient-boosted trees over `quality.FEATURES` with Poisson's loss, which takes targets above 1 as they come: E[y / p] is
-what y would be were every position looked at (inverse propensity weights; Joachims et al. 2017, arXiv:1608.04468). Trees are
-LightGBM's (Ke et al. 2017), which learns at each split where products go of which a number is not known.
+by gradient-boosted trees over `quality.FEATURES` with Poisson's loss of y / p (inverse propensities; Joachims et al. 2017,
+arXiv:1608.04468), each line with weight p: what is hardly looked at says little, and unweighted one click there would decide.
+Trees are LightGBM's (Ke et al. 2017), which learn at each split where products go of which a number is not known.
 
 Of two products that differ in likeness, sales, conversion or rating alone, the one with more never comes later: events are few
 where lists are new, and candidates are ranked that no list has shown yet.
@@ -30,9 +30,11 @@ PURCHASE = 5.0  # clicks that a purchase counts as
 SHOWN = 20  # places of a list that count
 _RISING = {"likeness": 1, "behind": -1, "sales": 1, "conversion": 1, "rating": 1}
 TREES = 100
+_ROUNDS = 10  # of fits, to tell how often positions are looked at
+_LEAST = 0.01  # so often each one is
 SETTINGS = {
     "objective": "poisson",
-    "num_leaves": 15,
+    "num_leaves": 7,
     "learning_rate": 0.1,
     "min_data_in_leaf": 50,
     "monotone_constraints": [_RISING.get(name, 0) for name in FEATURES],
@@ -46,16 +48,17 @@ SETTINGS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lists:
-    """Products that were shown, a line each. rows: float64 [N, `FEATURES`]; of_list: int [N], number of its list, rising; gain:
-    y / p, float64 [N].
+    """Products that were shown, a line each. rows: float64 [N, `FEATURES`]; of_list: int [N], number of its list, rising;
+    position: int [N], in its list, from 0; wanted: y, float64 [N].
     """
 
     rows: np.ndarray
     of_list: np.ndarray
-    gain: np.ndarray
+    position: np.ndarray
+    wanted: np.ndarray
 
     def where(self, chosen: np.ndarray) -> Lists:
-        return Lists(self.rows[chosen], self.of_list[chosen], self.gain[chosen])
+        return Lists(*(getattr(self, field.name)[chosen] for field in dataclasses.fields(self)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,12 +78,27 @@ class Ranker:
         return predict(self.trees, features(likeness, products, self.usual))
 
 
-def fit(lists: Lists) -> Any:
-    """A lightgbm.Booster."""
+def fit(lists: Lists, looked_at: np.ndarray) -> Any:
+    """A lightgbm.Booster. looked_at: p of each position, float64 [positions]."""
     lightgbm = _import_lightgbm()
+    looked = looked_at[lists.position]
     names = [name.replace(" ", "_") for name in FEATURES]
-    data = lightgbm.Dataset(lists.rows, lists.gain, feature_name=names)
+    data = lightgbm.Dataset(lists.rows, lists.wanted / looked, weight=looked, feature_name=names)
     return lightgbm.train(SETTINGS, data, TREES)
+
+
+def looked_at(lists: Lists) -> np.ndarray:
+    """p of each position, 1 of the first, from lists alone: of E[y] = p exp(score) one side after the other is fitted, trees to
+    what p leaves, p_k = sum of y / sum of exp(score) over lines at position k, which are the most likely ones each time.
+
+    It can tell both apart as far as alike products stand at different positions of different lists.
+    """
+    found, wanted = np.ones(lists.position.max() + 1), np.bincount(lists.position, lists.wanted)
+    for _ in range(_ROUNDS):
+        expected = np.exp(predict(fit(lists, found), lists.rows))
+        found = np.maximum(wanted / np.bincount(lists.position, expected), _LEAST)
+        found = np.minimum(found / found[0], 1.0)
+    return found
 
 
 def predict(trees: Any, rows: np.ndarray) -> np.ndarray:
@@ -100,10 +118,10 @@ def ndcg(gains: np.ndarray, k: int = SHOWN) -> float:
     return float(gains[: len(discount)] @ discount) / best if best > 0 else float("nan")
 
 
-def ndcgs(scores: np.ndarray, lists: Lists, k: int = SHOWN) -> np.ndarray:
-    """Of each list put in order by its scores [N], without those that have no gain."""
-    order = np.lexsort((-scores, lists.of_list))  # stable: equal ones stay as they were shown
-    pieces = np.split(lists.gain[order], np.flatnonzero(np.diff(lists.of_list)) + 1)
+def ndcgs(scores: np.ndarray, of_list: np.ndarray, gains: np.ndarray, k: int = SHOWN) -> np.ndarray:
+    """Of each list, whose number `of_list` [N] has, put in order by scores [N]; without those that have no gain."""
+    order = np.lexsort((-scores, of_list))  # stable: equal ones stay as they were shown
+    pieces = np.split(gains[order], np.flatnonzero(np.diff(of_list)) + 1)
     found = np.array([ndcg(piece, k) for piece in pieces])
     return found[~np.isnan(found)]
 
@@ -135,7 +153,7 @@ def read_ranker(path: Path) -> Ranker | None:
     version = stored.pop("sha256", None)
     if version != _digest(stored):
         raise InputError(f"{path}: not as it was written (another sha256); {again}")
-    trees = _import_lightgbm().Booster(params={"verbosity": -1}, model_str=stored["trees"])
+    trees = _import_lightgbm().Booster(model_str=stored["trees"])
     usual = Usual(stored["prices"], frozenset(stored["words"]))
     return Ranker(stored["model"], usual, trees, stored["report"], version)
 
