@@ -132,12 +132,14 @@ def _parser() -> argparse.ArgumentParser:
 
     add_index_arguments(sub)
 
-    from sicot_jax.serve.flags import add_events_arguments, add_serve_arguments, add_serve_key_arguments
+    from sicot_jax.serve.flags import add_serve_arguments, add_serve_key_arguments
 
     add_serve_arguments(command("serve", None, "recognise photos over HTTP, with a page to try it"))
     add_serve_key_arguments(command("serve-key", None, "make an API key for sicot serve --keys"))
 
-    add_events_arguments(command("events", None, "what visitors of the service saw and did"))
+    from sicot_jax.events.flags import add_events_arguments
+
+    add_events_arguments(command("events", None, "what visitors saw and did: import, export, triplets to learn from"))
 
     sub = command("export-arrays", _export_arrays, "write a config's catalogue as one array file")
     config_arguments(sub)
@@ -244,7 +246,7 @@ def _evaluate(args: argparse.Namespace, _) -> None:
 
 def _report(args: argparse.Namespace, _) -> None:
     if args.runs == [Path("uv")]:
-        from sicot_jax.serve import uv
+        from sicot_jax.events import uv
 
         if args.events is None:
             raise InputError("report uv: --events FILE is needed, the one of sicot serve")

@@ -23,13 +23,13 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 import sicot_jax
 from sicot_jax.errors import InputError
+from sicot_jax.events import store as events_of
+from sicot_jax.events.store import Events
 from sicot_jax.index import recognition
 from sicot_jax.index.cards import Product
 from sicot_jax.index.product_index import IndexUnavailable, ProductIndex
 from sicot_jax.index.recognition import Scored
-from sicot_jax.serve import events as events_of
 from sicot_jax.serve import live, metrics, photo
-from sicot_jax.serve.events import Events
 from sicot_jax.serve.gate import Gate
 from sicot_jax.serve.keys import read_keys
 from sicot_jax.serve.photo import PhotoError, PixelBudget

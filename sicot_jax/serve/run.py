@@ -13,11 +13,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from sicot_jax.errors import InputError
+from sicot_jax.events.store import Events
 from sicot_jax.index import layout
 from sicot_jax.index.opened import open_index
 from sicot_jax.serve import devices, engines
 from sicot_jax.serve import settings as settings_of
-from sicot_jax.serve.events import Events
 from sicot_jax.serve.keys import read_keys
 from sicot_jax.serve.queries import Queries
 from sicot_jax.serve.settings import Settings

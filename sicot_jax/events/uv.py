@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sicot_jax.errors import InputError
-from sicot_jax.serve.events import Event, opened
+from sicot_jax.events.store import Event, opened
 
 _Z = 1.959963984540054  # of a 95 % interval
 CONVERSIONS = ("click", "purchase")

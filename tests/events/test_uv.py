@@ -6,9 +6,9 @@ import pytest
 
 from sicot_jax import cli
 from sicot_jax.errors import InputError
-from sicot_jax.serve import uv
-from sicot_jax.serve.events import Event, Events
-from sicot_jax.serve.uv import Variant
+from sicot_jax.events import uv
+from sicot_jax.events.store import Event, Events
+from sicot_jax.events.uv import Variant
 
 
 def event(number, visitor, variant, kind, time):

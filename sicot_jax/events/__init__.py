@@ -1,0 +1,1 @@
+"""What visitors saw and did, and what can be learned from it."""
