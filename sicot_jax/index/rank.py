@@ -19,6 +19,7 @@ import numpy as np
 
 from sicot_jax.convert import folder as folders
 from sicot_jax.errors import InputError
+from sicot_jax.events import store as events_of
 from sicot_jax.index import layout
 from sicot_jax.index.cards import Cards, Product
 from sicot_jax.index.change import open_engine
@@ -28,7 +29,6 @@ from sicot_jax.report.intervals import paired_interval
 from sicot_jax.search import rerank
 from sicot_jax.search.quality import FEATURES, Usual, features
 from sicot_jax.search.rerank import PURCHASE, Lists, Ranker
-from sicot_jax.serve import events as events_of
 
 MOST = 100_000  # lists that are learned from, the latest
 FEWEST = 100  # lists that something was clicked or bought of, to learn from, and held out

@@ -10,10 +10,10 @@ import pytest
 from index_maker import PRODUCTS, jpeg, photo, sku
 
 from sicot_jax import cli
+from sicot_jax.events.store import Event, Events
 from sicot_jax.index import change, layout, rank
 from sicot_jax.index.verify import verify
 from sicot_jax.search.rerank import read_ranker
-from sicot_jax.serve.events import Event, Events
 from sicot_jax.serve.queries import Queries
 from sicot_jax.serve.settings import Settings
 
