@@ -165,6 +165,6 @@ def _digest(stored: dict[str, Any]) -> str:
 def _import_lightgbm() -> Any:
     try:
         import lightgbm
-    except ImportError as error:
-        raise InputError("no lightgbm here to rank with; install it: pip install 'sicot_jax[service]'") from error
+    except (ImportError, OSError) as error:  # the library, or one of the system's that it needs
+        raise InputError(f"no lightgbm here to rank with ({error}); pip install 'sicot_jax[service]'") from error
     return lightgbm
