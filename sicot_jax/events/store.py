@@ -11,10 +11,13 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sicot_jax.errors import InputError
 from sicot_jax.files import check_new
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _ROWS = 65_536  # of a row group
 KINDS = ("impression", "click", "purchase")
@@ -41,13 +44,13 @@ class Event:
     shown: tuple[str, ...] = ()
 
 
-_NAMES = [field.name for field in dataclasses.fields(Event)]
+FIELDS = [field.name for field in dataclasses.fields(Event)]
 
 
 def parse(values: Mapping[str, Any]) -> Event:
     """InputError: a field missing, of another type, too long, or that its kind has not."""
-    if unknown := sorted(values.keys() - set(_NAMES)):
-        raise InputError(f"{unknown[0]}: no field of an event; wanted {', '.join(sorted(_NAMES))}")
+    if unknown := sorted(values.keys() - set(FIELDS)):
+        raise InputError(f"{unknown[0]}: no field of an event; wanted {', '.join(sorted(FIELDS))}")
     for name in ("event_id", "request_id", "visitor", "variant", "kind"):
         if not isinstance(values.get(name), str) or not _TEXT.fullmatch(values[name]):
             raise InputError(f"{name}={values.get(name)!r:.60}: wanted a text of 1 to 200 characters")
@@ -85,13 +88,13 @@ class Events:
             if not reading:
                 self._connection.execute("PRAGMA journal_mode = WAL")
                 self._connection.executescript(_SCHEMA)
-            self._connection.execute(f"SELECT {', '.join(_NAMES)} FROM events LIMIT 0")
+            self._connection.execute(f"SELECT {', '.join(FIELDS)} FROM events LIMIT 0")
         except sqlite3.Error as error:
             raise InputError(f"{path}: {error}; wanted a file of events, or a place where one can be made") from error
 
     def add(self, events: Iterable[Event]) -> int:
         """How many were new."""
-        rows = [(*(getattr(e, name) for name in _NAMES[:-1]), json.dumps(e.shown)) for e in events]
+        rows = [(*(getattr(e, name) for name in FIELDS[:-1]), json.dumps(e.shown)) for e in events]
         with self._lock, self._connection:
             before = self._connection.total_changes
             self._connection.executemany("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
@@ -100,8 +103,8 @@ class Events:
     def __iter__(self) -> Iterator[Event]:
         """In the order of time. InputError where the file is damaged."""
         try:
-            for row in self._connection.execute(f"SELECT {', '.join(_NAMES)} FROM events ORDER BY time, event_id"):
-                yield Event(**{**dict(zip(_NAMES, row, strict=True)), "shown": tuple(json.loads(row[-1]))})
+            for row in self._connection.execute(f"SELECT {', '.join(FIELDS)} FROM events ORDER BY time, event_id"):
+                yield Event(**{**dict(zip(FIELDS, row, strict=True)), "shown": tuple(json.loads(row[-1]))})
         except (sqlite3.Error, ValueError) as error:
             raise InputError(f"{self.path}: {error}; the file is damaged, take it from a copy") from error
 
@@ -116,6 +119,14 @@ def opened(path: Path) -> Events:
     return Events(path, reading=True)
 
 
+def arrow_schema() -> pa.Schema:
+    """Of events in Parquet: a column each field, texts but for time (float64) and shown (a list of texts)."""
+    import pyarrow as pa
+
+    kinds = {"time": pa.float64(), "shown": pa.list_(pa.string())}
+    return pa.schema([(name, kinds.get(name, pa.string())) for name in FIELDS])
+
+
 def export_events(path: Path, out: Path) -> int:
     """All events in the order of time as the new Parquet file `out`, a column each field; how many. The service may go on.
 
@@ -126,8 +137,7 @@ def export_events(path: Path, out: Path) -> int:
 
     check_new(out)
     store, partial, count = opened(path), out.with_name(f".{out.name}.{os.getpid()}.partial"), 0
-    kinds = {"time": pa.float64(), "shown": pa.list_(pa.string())}
-    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in _NAMES])
+    schema = arrow_schema()
     try:
         with parquet.ParquetWriter(partial, schema) as writer:
             every = iter(store)
