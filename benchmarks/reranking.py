@@ -3,10 +3,10 @@
 Command:  python -m benchmarks.reranking [--seeds 5] [--lists 4000]
 
 A made shop: 2,000 products in 20 categories with sales, conversion, rating, price, sharpness of the picture and a title, all of
-them noisy traces of how good a product is, which no feature tells. Visitors are shown the 20 products most alike, look at
-position k with probability k^-0.7, click on what they look at by its likeness, quality, price and picture, and buy what they
-clicked on by its quality, price and title. Rankers learn from the log of that and put the 40 most alike products of another
-1,000 requests in order, of which 20 are shown.
+them noisy traces of how good a product is, which no feature tells. Visitors (events/visitors) are shown the 20 products most
+alike, a tenth of them in a random order, look at position k with probability 1 / k, click on what they look at by its
+likeness, quality, price and picture, and buy what they clicked on by its quality, price and title. Rankers learn from the log
+of that and put the 40 most alike products of another 1,000 requests in order, of which 20 are shown.
 
 NDCG@20 is of the probability that a product is bought when it is looked at, over the 40; purchases are expected ones, of the
 same visitors, in 100 requests. Differences are from likeness alone, in pairs; 95 % intervals over seeds (Student's t).
@@ -22,12 +22,15 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import timing
+from sicot_jax.events import visitors
+from sicot_jax.index import rank
 from sicot_jax.search import rerank
 from sicot_jax.search.quality import FEATURES, Usual, features
 from sicot_jax.search.rerank import SHOWN, Lists, ndcg
 
 PRODUCTS, CATEGORIES, CANDIDATES, TESTED = 2_000, 20, 40, 1_000
-LOOKED_AT = np.arange(1, SHOWN + 1) ** -0.7
+BEHAVIOUR = visitors.Behaviour()
+LOOKED_AT = visitors.looking(BEHAVIOUR, SHOWN)
 WORDS = [f"word{n}" for n in range(300)]
 
 
@@ -100,17 +103,20 @@ class Shop:
         return Requests(rows, click, buy)
 
     def log(self, requests: Requests) -> Lists:
-        """What visitors did with the most alike ones."""
+        """What visitors did with the most alike ones, as the log has it."""
         count = len(requests.rows)
-        looked = self.rng.random((count, SHOWN)) < LOOKED_AT
-        clicked = looked & (self.rng.random((count, SHOWN)) < requests.click[:, :SHOWN])
-        bought = clicked & (self.rng.random((count, SHOWN)) < requests.buy[:, :SHOWN])
-        wanted = np.where(bought, rerank.PURCHASE, clicked.astype(float))
+        ids, skus = [f"q{n}" for n in range(count)], [f"p{n}" for n in range(SHOWN)]
+        shown, top = np.tile(np.arange(SHOWN), (count, 1)), slice(SHOWN)
+        lists = visitors.Lists(ids, skus, shown, requests.click[:, top], requests.buy[:, top])
+        seed = int(self.rng.integers(1 << 30))
+        views = rank.views(visitors.events(lists, BEHAVIOUR, requests=count, seed=seed))
+        at = [([int(view.query_image_id[1:])] * SHOWN, [int(sku[1:]) for sku in view.shown]) for view in views]
+        asked, places = np.array(at).transpose(1, 0, 2)
         return Lists(
-            requests.rows[:, :SHOWN].reshape(-1, len(FEATURES)),
+            requests.rows[asked, places].reshape(-1, len(FEATURES)),
             np.repeat(np.arange(count), SHOWN),
             np.tile(np.arange(SHOWN), count),
-            wanted.ravel(),
+            np.array([view.wanted.get(sku, 0.0) for view in views for sku in view.shown]),
         )
 
 

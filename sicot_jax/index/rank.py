@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from sicot_jax.convert import folder as folders
 from sicot_jax.errors import InputError
-from sicot_jax.events import store as events_of
+from sicot_jax.events.store import Event, opened
 from sicot_jax.index import layout
 from sicot_jax.index.cards import Cards, Product
 from sicot_jax.index.change import open_engine
@@ -60,7 +61,9 @@ def rank(index: Path, events: Sequence[Path], queries: Path) -> str:
     folder = layout.current_version(index)
     manifest = layout.read_manifest(folder)
     photos = _photos(queries)
-    every = _views(events)
+    with contextlib.ExitStack() as stack:
+        stores = [stack.enter_context(contextlib.closing(opened(path))) for path in events]
+        every = views(itertools.chain.from_iterable(stores))
     found = [(view, path) for view in every if (path := photos(view)) is not None][-MOST:]
     with contextlib.closing(Cards(folder / layout.CARDS)) as cards:
         usual = Usual.of(cards.all_products())
@@ -86,23 +89,21 @@ def rank(index: Path, events: Sequence[Path], queries: Path) -> str:
     return f"{_table(report)}\n{_told(report)}\n{folder / layout.RANKER}: {version[:12]}"
 
 
-def _views(files: Sequence[Path]) -> list[View]:
-    """Lists with what came of them, by time; a click on something that was not shown counts for nothing."""
-    views: dict[str, View] = {}
-    for impressions in (True, False):  # a machine may have the click on what another one showed
-        for path in files:
-            with contextlib.closing(events_of.opened(path)) as store:
-                for event in store:
-                    if impressions and event.kind == "impression":
-                        shown = tuple(dict.fromkeys(event.shown))
-                        view = View(event.time, event.request_id, event.query_image_id, event.visitor, shown, {})
-                        views.setdefault(event.request_id, view)
-                    elif not impressions and event.kind != "impression" and event.request_id in views:
-                        view = views[event.request_id]
-                        if event.sku in view.shown:
-                            gained = PURCHASE if event.kind == "purchase" else 1.0
-                            view.wanted[event.sku] = max(view.wanted.get(event.sku, 0.0), gained)
-    return sorted(views.values(), key=lambda view: view.time)
+def views(events: Iterable[Event]) -> list[View]:
+    """Lists with what came of them, by time, of events in any order; a click on what was not shown counts for nothing."""
+    found, gained = dict[str, View](), dict[tuple[str, str], float]()
+    for event in events:
+        if event.kind == "impression":
+            shown = tuple(dict.fromkeys(event.shown))
+            view = View(event.time, event.request_id, event.query_image_id, event.visitor, shown, {})
+            found.setdefault(event.request_id, view)
+        else:  # another machine may have shown it
+            key = event.request_id, event.sku
+            gained[key] = max(gained.get(key, 0.0), PURCHASE if event.kind == "purchase" else 1.0)
+    for (request_id, sku), gain in gained.items():
+        if request_id in found and sku in found[request_id].shown:
+            found[request_id].wanted[sku] = gain
+    return sorted(found.values(), key=lambda view: view.time)
 
 
 def _photos(folder: Path):

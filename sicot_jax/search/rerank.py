@@ -29,12 +29,12 @@ FORMAT = 1
 PURCHASE = 5.0  # clicks that a purchase counts as
 SHOWN = 20  # places of a list that count
 _RISING = {"likeness": 1, "behind": -1, "sales": 1, "conversion": 1, "rating": 1}
-TREES = 100
+TREES = 200
 _ROUNDS = 10  # of fits, to tell how often positions are looked at
 _LEAST = 0.01  # so often each one is
 SETTINGS = {
     "objective": "poisson",
-    "num_leaves": 7,
+    "num_leaves": 3,
     "learning_rate": 0.1,
     "min_data_in_leaf": 50,
     "monotone_constraints": [_RISING.get(name, 0) for name in FEATURES],
