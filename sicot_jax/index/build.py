@@ -167,7 +167,7 @@ def _keep_ranker(index: Path, folder: Path, manifest: layout.Manifest) -> None:
         if (index / layout.CURRENT).exists():
             print(f"similar products are not ranked: {error}", file=sys.stderr)
         return
-    if ranker is not None and ranker.model == manifest.model:
+    if ranker is not None and ranker.recogniser == manifest.model:
         shutil.copy(path, folder / layout.RANKER)
     elif ranker is not None:
         print("the ranker is of another model: similar products are ranked after `sicot index rank`", file=sys.stderr)

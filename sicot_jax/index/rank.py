@@ -29,7 +29,7 @@ from sicot_jax.report.document import markdown_table
 from sicot_jax.report.intervals import paired_interval
 from sicot_jax.search import rerank
 from sicot_jax.search.quality import FEATURES, Usual, features
-from sicot_jax.search.rerank import PURCHASE, Lists, Ranker
+from sicot_jax.search.rerank import PURCHASE, Lists, Model, Ranker
 
 MOST = 100_000  # lists that are learned from, the latest
 FEWEST = 100  # lists that something was clicked or bought of, to learn from, and held out
@@ -76,8 +76,8 @@ def rank(index: Path, events: Sequence[Path], queries: Path) -> str:
                 f"lists have one), wanted {FEWEST}; give more --events, or serve with --keep-queries for longer"
             )
     looked_at = rerank.looked_at(learned)
-    trees = rerank.fit(learned, looked_at)
-    report = {"lists": len(found), "without a photo": len(every) - len(found), **_report(trees, tested, looked_at)}
+    model = rerank.fit(learned, looked_at)
+    report = {"lists": len(found), "without a photo": len(every) - len(found), **_report(model, tested, looked_at)}
     if report["difference"][1] <= 0:
         raise InputError(
             f"not shown to be better than likeness ({_told(report)}); nothing was written, more events may help"
@@ -85,7 +85,7 @@ def rank(index: Path, events: Sequence[Path], queries: Path) -> str:
     with layout.alone(index):
         if layout.current_version(index) != folder:
             raise InputError(f"{index}: was built anew meanwhile; give the command again")
-        version = rerank.write_ranker(folder / layout.RANKER, Ranker(manifest.model, usual, trees, report))
+        version = rerank.write_ranker(folder / layout.RANKER, Ranker(manifest.model, usual, model, report))
     return f"{_table(report)}\n{_told(report)}\n{folder / layout.RANKER}: {version[:12]}"
 
 
@@ -185,24 +185,22 @@ def _cards(cards: Cards):
     return card
 
 
-def _report(trees: Any, tested: Lists, looked_at: np.ndarray) -> dict[str, Any]:
+def _report(model: Model, tested: Lists, looked_at: np.ndarray) -> dict[str, Any]:
     """NDCG of the held-out lists by likeness and by the ranker, and what is lost of it where a feature is shuffled."""
     gains = tested.wanted / looked_at[tested.position]
 
     def by(scores: np.ndarray) -> np.ndarray:
         return rerank.ndcgs(scores, tested.of_list, gains)
 
-    likeness, ranked = by(tested.rows[:, 0]), by(rerank.predict(trees, tested.rows))
+    likeness, ranked = by(tested.rows[:, 0]), by(model(tested.rows))
     rng, mattered = np.random.default_rng(0), {}
-    share = trees.feature_importance("gain")
     for group in dict.fromkeys(_GROUPS.get(name, name) for name in FEATURES):
         columns = [n for n, name in enumerate(FEATURES) if _GROUPS.get(name, name) == group]
         shuffled = tested.rows.copy()
         shuffled[:, columns] = rng.permutation(tested.rows[:, columns])
         mattered[group] = {
             "known": float(np.isfinite(tested.rows[:, columns]).any(1).mean()),
-            "gain": float(share[columns].sum() / max(share.sum(), 1e-12)),
-            "ndcg lost": float(ranked.mean() - by(rerank.predict(trees, shuffled)).mean()),
+            "ndcg lost": float(ranked.mean() - by(model(shuffled)).mean()),
         }
     return {
         "held out": len(ranked),
@@ -225,7 +223,7 @@ def _told(report: dict[str, Any]) -> str:
 
 def _table(report: dict[str, Any]) -> str:
     rows = [
-        [name, f"{100 * told['known']:.0f}", f"{100 * told['gain']:.1f}", f"{told['ndcg lost']:+.4f}"]
+        [name, f"{100 * told['known']:.0f}", f"{told['ndcg lost']:+.4f}"]
         for name, told in sorted(report["mattered"].items(), key=lambda item: -item[1]["ndcg lost"])
     ]
-    return markdown_table(["what mattered", "known of, %", "of the trees' gain, %", "NDCG lost without"], rows)
+    return markdown_table(["what mattered", "known of, %", "NDCG lost without"], rows)

@@ -2,9 +2,11 @@
 
     E[y] = p exp(score),   y = clicks + 5 purchases of a product in a list,   p = how often its position is looked at
 
-by gradient-boosted trees over `quality.FEATURES` with Poisson's loss of y / p (inverse propensities; Joachims et al. 2017,
-arXiv:1608.04468), each line with weight p: what is hardly looked at says little, and unweighted one click there would decide.
-Trees are LightGBM's (Ke et al. 2017), which learn at each split where products go of which a number is not known.
+by a regression of the features, and gradient-boosted trees that learn what it leaves; both with Poisson's loss of y / p
+(inverse propensities; Joachims et al. 2017, arXiv:1608.04468), each line with weight p: what is hardly looked at says little,
+and unweighted one click there would decide. Trees are LightGBM's (Ke et al. 2017), which learn at each split where products
+go of which a number is not known; the regression has a term for that. Trees that feed a logistic regression (He et al. 2014),
+trees alone and a regression alone are rows of docs/search.md.
 
 Of two products that differ in likeness, sales, conversion or rating alone, the one with more never comes later: events are few
 where lists are new, and candidates are ranked that no list has shown yet.
@@ -29,7 +31,8 @@ FORMAT = 1
 PURCHASE = 5.0  # clicks that a purchase counts as
 SHOWN = 20  # places of a list that count
 _RISING = {"likeness": 1, "behind": -1, "sales": 1, "conversion": 1, "rating": 1}
-TREES = 200
+TREES = 50
+PENALTY = 0.01  # of the regression, on squared weights of features made comparable
 _ROUNDS = 10  # of fits, to tell how often positions are looked at
 _LEAST = 0.01  # so often each one is
 SETTINGS = {
@@ -62,29 +65,80 @@ class Lists:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Line:
+    """sum_i w_i (x_i - middle_i) / scale_i, or `unknown_i` where x_i is NaN, and an intercept; float64 [`FEATURES`]."""
+
+    middle: np.ndarray
+    scale: np.ndarray
+    weights: np.ndarray
+    unknown: np.ndarray
+    intercept: np.ndarray  # []
+
+    @classmethod
+    def fit(cls, rows: np.ndarray, target: np.ndarray, weight: np.ndarray) -> Line:
+        """By Poisson regression; a weight that would have more of a rising feature come later is 0."""
+        from sklearn.linear_model import PoissonRegressor
+
+        known = ~np.isnan(rows)
+        count = np.maximum(known.sum(0), 1)
+        middle = np.where(known, rows, 0).sum(0) / count
+        scale = np.sqrt(np.where(known, (rows - middle) ** 2, 0).sum(0) / count)
+        bare = cls(middle, np.where(scale > 0, scale, 1.0), np.zeros(len(middle)), np.zeros(len(middle)), np.zeros(()))
+        model = PoissonRegressor(alpha=PENALTY, max_iter=1000)
+        model.fit(np.hstack([bare._comparable(rows), ~known]), target, sample_weight=weight)
+        weights, unknown = np.split(model.coef_, 2)
+        weights = np.where(weights * SETTINGS["monotone_constraints"] < 0, 0.0, weights)
+        return dataclasses.replace(bare, weights=weights, unknown=unknown, intercept=np.asarray(model.intercept_))
+
+    def _comparable(self, rows: np.ndarray) -> np.ndarray:
+        return np.where(np.isnan(rows), 0.0, (rows - self.middle) / self.scale)
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """[N, `FEATURES`] -> float64 [N]."""
+        return self._comparable(rows) @ self.weights + np.isnan(rows) @ self.unknown + self.intercept
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """line: what features say one by one; trees: a lightgbm.Booster, of what that leaves."""
+
+    line: Line
+    trees: Any
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """[N, `FEATURES`] -> scores float64 [N]. One thread: LightGBM's own take milliseconds to wake up."""
+        if not len(rows):
+            return np.zeros(0)
+        return self.line(rows) + self.trees.predict(rows, raw_score=True, num_threads=1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Ranker:
-    """model: sha256 of the recogniser's weights, whose cosines it has learned; version: of all of it; report: as `sicot index
+    """recogniser: sha256 of its weights, whose cosines the model has learned; version: of all of it; report: as `sicot index
     rank` told it.
     """
 
-    model: str
+    recogniser: str
     usual: Usual
-    trees: Any  # lightgbm.Booster
+    model: Model
     report: dict[str, Any]
     version: str = ""
 
     def scores(self, likeness: np.ndarray, products: Sequence[Described]) -> np.ndarray:
         """Of one list of candidates, cosines [N] and their products -> float64 [N], what is wanted most has the most."""
-        return predict(self.trees, features(likeness, products, self.usual))
+        return self.model(features(likeness, products, self.usual))
 
 
-def fit(lists: Lists, looked_at: np.ndarray) -> Any:
-    """A lightgbm.Booster. looked_at: p of each position, float64 [positions]."""
+def fit(lists: Lists, looked_at: np.ndarray) -> Model:
+    """looked_at: p of each position, float64 [positions]."""
     lightgbm = _import_lightgbm()
     looked = looked_at[lists.position]
     names = [name.replace(" ", "_") for name in FEATURES]
-    data = lightgbm.Dataset(lists.rows, lists.wanted / looked, weight=looked, feature_name=names)
-    return lightgbm.train(SETTINGS, data, TREES)
+    line = Line.fit(lists.rows, lists.wanted / looked, looked)
+    data = lightgbm.Dataset(
+        lists.rows, lists.wanted / looked, weight=looked, init_score=line(lists.rows), feature_name=names
+    )
+    return Model(line, lightgbm.train(SETTINGS, data, TREES))
 
 
 def looked_at(lists: Lists) -> np.ndarray:
@@ -95,17 +149,10 @@ def looked_at(lists: Lists) -> np.ndarray:
     """
     found, wanted = np.ones(lists.position.max() + 1), np.bincount(lists.position, lists.wanted)
     for _ in range(_ROUNDS):
-        expected = np.exp(predict(fit(lists, found), lists.rows))
+        expected = np.exp(fit(lists, found)(lists.rows))
         found = np.maximum(wanted / np.bincount(lists.position, expected), _LEAST)
         found = np.minimum(found / found[0], 1.0)
     return found
-
-
-def predict(trees: Any, rows: np.ndarray) -> np.ndarray:
-    """float64 [N]. One thread: LightGBM's own take milliseconds to wake up."""
-    if not len(rows):
-        return np.zeros(0)
-    return trees.predict(rows, raw_score=True, num_threads=1)
 
 
 def ndcg(gains: np.ndarray, k: int = SHOWN) -> float:
@@ -130,12 +177,13 @@ def write_ranker(path: Path, ranker: Ranker) -> str:
     """Whole or not at all; its version."""
     stored = {
         "format": FORMAT,
-        "model": ranker.model,
+        "recogniser": ranker.recogniser,
         "features": list(FEATURES),
         "prices": ranker.usual.prices,
         "words": sorted(ranker.usual.words),
         "report": ranker.report,
-        "trees": ranker.trees.model_to_string(),
+        "line": {name: value.tolist() for name, value in vars(ranker.model.line).items()},
+        "trees": ranker.model.trees.model_to_string(),
     }
     version = _digest(stored)
     write_json(path, stored | {"sha256": version})
@@ -154,8 +202,9 @@ def read_ranker(path: Path) -> Ranker | None:
     if version != _digest(stored):
         raise InputError(f"{path}: not as it was written (another sha256); {again}")
     trees = _import_lightgbm().Booster(model_str=stored["trees"])
+    line = Line(*(np.asarray(stored["line"][field.name]) for field in dataclasses.fields(Line)))
     usual = Usual(stored["prices"], frozenset(stored["words"]))
-    return Ranker(stored["model"], usual, trees, stored["report"], version)
+    return Ranker(stored["recogniser"], usual, Model(line, trees), stored["report"], version)
 
 
 def _digest(stored: dict[str, Any]) -> str:

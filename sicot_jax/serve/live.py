@@ -72,7 +72,7 @@ def _ranker(folder: Path, index: ProductIndex) -> tuple[Ranker | None, _Seen]:
     seen = _seen(folder)
     try:
         ranker = read_ranker(folder / layout.RANKER)
-        if ranker is not None and ranker.model != index.manifest.model:
+        if ranker is not None and ranker.recogniser != index.manifest.model:
             raise InputError(f"{folder / layout.RANKER}: of another model; give `sicot index rank` again")
         return ranker, seen
     except InputError as error:

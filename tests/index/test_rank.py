@@ -100,7 +100,7 @@ def test_a_damaged_ranker_is_a_line_and_likeness_decides(rated, caplog):
     index = rated[0]
     assert run(rated) == 0
     path = layout.current_version(index) / layout.RANKER
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"model": "another"}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"recogniser": "another"}))
     with caplog.at_level(logging.ERROR), testclient.TestClient(create_app(settings(index))) as client:
         answer = asked(client, 2, any_category=True)
     assert answer["ranker"] is None and answer["similar"][0]["sku"] == sku(2)
