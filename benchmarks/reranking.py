@@ -1,6 +1,6 @@
 """What the order of similar products is worth by likeness alone and by the ranker, where it is known what visitors want.
 
-Command:  python -m benchmarks.reranking [--seeds 5] [--lists 3000]
+Command:  python -m benchmarks.reranking [--seeds 5] [--lists 2000]
 
 A made shop: 2,000 products in 20 categories with sales, conversion, rating, price, sharpness of the picture and a title, all of
 them noisy traces of how good a product is, which no feature tells. Visitors (events/visitors) are shown the 20 products most
@@ -247,7 +247,7 @@ def table(found: list[dict[str, tuple[float, float]]]) -> list[list[str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--lists", type=int, default=3_000)
+    parser.add_argument("--lists", type=int, default=2_000)
     options = parser.parse_args()
     timing.print_machine()
     for steps in (False, True):

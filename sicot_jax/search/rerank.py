@@ -84,7 +84,7 @@ class Line:
         middle = np.where(known, rows, 0).sum(0) / count
         scale = np.sqrt(np.where(known, (rows - middle) ** 2, 0).sum(0) / count)
         bare = cls(middle, np.where(scale > 0, scale, 1.0), np.zeros(len(middle)), np.zeros(len(middle)), np.zeros(()))
-        model = PoissonRegressor(alpha=PENALTY, max_iter=1000)
+        model = PoissonRegressor(alpha=PENALTY, solver="newton-cholesky")
         model.fit(np.hstack([bare._comparable(rows), ~known]), target, sample_weight=weight)
         weights, unknown = np.split(model.coef_, 2)
         weights = np.where(weights * SETTINGS["monotone_constraints"] < 0, 0.0, weights)
@@ -142,14 +142,17 @@ def fit(lists: Lists, looked_at: np.ndarray) -> Model:
 
 
 def looked_at(lists: Lists) -> np.ndarray:
-    """p of each position, 1 of the first, from lists alone: of E[y] = p exp(score) one side after the other is fitted, trees to
-    what p leaves, p_k = sum of y / sum of exp(score) over lines at position k, which are the most likely ones each time.
+    """p of each position, 1 of the first, from lists alone: one side of E[y] = p exp(score) is fitted after the other, a line to
+    y / p, then p_k = sum of y / sum of exp(score) over position k, its most likely value (as Wang et al. 2018,
+    doi:10.1145/3159652.3159732, for searches that nobody repeats: a visitor's photo is asked with once, so events/position,
+    which compares places of the same thing for the same query, has nothing to compare).
 
-    It can tell both apart as far as alike products stand at different positions of different lists.
+    It can tell the two apart as far as products of the same numbers stand at different positions of different lists.
     """
     found, wanted = np.ones(lists.position.max() + 1), np.bincount(lists.position, lists.wanted)
     for _ in range(_ROUNDS):
-        expected = np.exp(fit(lists, found)(lists.rows))
+        looked = found[lists.position]
+        expected = np.exp(Line.fit(lists.rows, lists.wanted / looked, looked)(lists.rows))
         found = np.maximum(wanted / np.bincount(lists.position, expected), _LEAST)
         found = np.minimum(found / found[0], 1.0)
     return found
