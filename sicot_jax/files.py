@@ -35,8 +35,8 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `out` at the end of the block, or vanishes with an exception or SIGTERM. InputError where
-    `out` is.
+    """A folder to fill that becomes `out` at the end of the block, or vanishes with an exception or SIGTERM. InputError
+    where `out` is.
     """
     check_new(out)
     missing = [parent for parent in out.parents if not parent.exists()]
@@ -54,6 +54,25 @@ def new_folder(out: Path) -> Iterator[Path]:
         if isinstance(error, NotADirectoryError | FileExistsError) and str(partial) in str(error):
             raise InputError(f"{out}: its parent is no folder; give another --out") from error
         raise
+
+
+@contextlib.contextmanager
+def work_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` for what is not whole yet; it vanishes with the block, whatever ends it, SIGTERM too.
+    InputError where none can be made.
+    """
+    folder = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        with _sigterm_as_exit():
+            try:
+                folder.mkdir()
+            except OSError as error:
+                raise InputError(
+                    f"{out}: {error.strerror}; wanted a place for a new file, give another --out"
+                ) from error
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

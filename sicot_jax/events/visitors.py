@@ -198,10 +198,10 @@ def _piece(
         after = np.cumsum(bought, 1) - bought > 0
         clicked, bought = clicked & ~after, bought & ~after
 
-    # Bots are whole: on average of `dirt.bots`, the first requests of a piece.
+    # Bots are whole (on average of `dirt.bots` of all), the first requests of a piece.
     bots = int(dirt.bots * count / dirt.bot_requests + random.random())
     bot = every < bots * dirt.bot_requests
-    number = (piece * 1000 + every // dirt.bot_requests)[bot]
+    number = (piece * 1001 + every // dirt.bot_requests)[bot]
     clicked[bot], bought[bot] = (number % 2 == 0)[:, None], False
     visitor = random.integers(max(int(requests / behaviour.visits), 1), size=count)
     visitor[bot] = number

@@ -2,6 +2,8 @@
 
 import contextlib
 import sqlite3
+import subprocess
+import sys
 
 import pytest
 
@@ -94,3 +96,20 @@ def test_an_event_that_is_none_is_refused(values, said):
 
 def test_events_have_defaults():
     assert events.parse(click(query_image_id=None)) == Event("e2", "r1", 1e9, "v1", "a", "click", "", "y", ())
+
+
+def test_events_need_neither_jax_nor_the_service():
+    program = """
+import importlib, pkgutil, sys
+for name in ("jax", "flax", "fastapi", "faiss", "torch"):
+    sys.modules[name] = None  # importing it raises ImportError
+import sicot_jax.events
+for module in pkgutil.iter_modules(sicot_jax.events.__path__):
+    importlib.import_module("sicot_jax.events." + module.name)
+from sicot_jax.events import engine, visitors
+lists = visitors.generated_lists(queries=2, products=9, places=3)
+assert list(visitors.events(lists, requests=3))
+assert not any(name.startswith(("sicot_jax.serve", "sicot_jax.index", "sicot_jax.search")) for name in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,218 @@
+"""Page-view logs of other systems as events: what is read, what is left out and why, and that half a result never stays."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from pyarrow import parquet
+
+from sicot_jax import cli
+from sicot_jax.errors import InputError
+from sicot_jax.events import logs, store, visitors
+from sicot_jax.events.logs import LogSettings, import_logs
+from sicot_jax.events.store import Event, Events
+
+HEADER = "event_id,request_id,time,visitor,variant,kind,query_image_id,sku,shown"
+T = 1_700_000_000
+SOME = LogSettings(max_bad_share=1, threads=1)
+
+
+def rows_of(folder):
+    return [
+        Event(**{**row, "shown": tuple(row["shown"])})
+        for row in parquet.read_table(folder / "events.parquet").to_pylist()
+    ]
+
+
+def csv_of(tmp_path, *rows, header=HEADER):
+    path = tmp_path / "log.csv"
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+GOOD = (
+    f"e1,r1,{T},v1,a,impression,q1,,x|y",
+    f"e2,r1,{T + 5},v1,a,click,q1,y,",
+    'e3,r2,2023-11-14T22:13:20Z,v2,a,impression,q2,,"[""x"",""z""]"',
+)
+
+
+def test_a_log_that_is_right(tmp_path, capsys):
+    """A list split at bars or written as JSON, a time in seconds or by its name (1.7e9 is 2023-11-14 22:13:20)."""
+    log, out = csv_of(tmp_path, *GOOD), tmp_path / "out"
+    assert cli.main(["events", "import", str(log), "--out", str(out), "--threads", "1"]) == 0
+    line = capsys.readouterr().out.strip()
+    assert line == (
+        f"wrote {out / 'events.parquet'}: 3 rows, 3 events kept (2 impressions, 1 clicks, 0 purchases); left out: none"
+    )
+    assert rows_of(out) == [
+        Event("e1", "r1", T, "v1", "a", "impression", "q1", "", ("x", "y")),
+        Event("e2", "r1", T + 5, "v1", "a", "click", "q1", "y", ()),
+        Event("e3", "r2", T, "v2", "a", "impression", "q2", "", ("x", "z")),
+    ]
+    assert sorted(path.name for path in out.iterdir()) == ["events.parquet", "report.md"]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("e9,r1,1,2", "no row of the table"),
+        (f"e9,,{T},v1,a,click,q1,y,", "without request_id"),
+        (f",r1,{T},v1,a,click,q1,y,", "without event_id"),
+        (f"e9,r1,{T},,a,click,q1,y,", "without visitor"),
+        (f"e9,r1,{T},v1,a,,q1,y,", "without kind"),
+        (f"e9,r1,{T},v1,a,look,q1,y,", "of an unknown kind"),
+        (f"e9,r1,{T},{'v' * 201},a,click,q1,y,", "with a text of more than 200 characters"),
+        (f"e9,r1,{T},v\x071,a,click,q1,y,", "with a control character"),
+        ("e9,r1,soon,v1,a,click,q1,y,", "without a time that can be read"),
+        ("e9,r1,,v1,a,click,q1,y,", "without a time that can be read"),
+        ("e9,r1,12,v1,a,click,q1,y,", "at an impossible time"),
+        (f"e9,r1,{T}000,v1,a,click,q1,y,", "at an impossible time"),
+        (f"e9,r1,{T},v1,a,impression,q1,,", "impressions with nothing shown"),
+        (f"e9,r1,{T},v1,a,impression,q1,x,x|y", "impressions with a sku of their own"),
+        (f"e9,r1,{T},v1,a,click,q1,,", "clicks or purchases without sku"),
+        (f"e9,r1,{T},v1,a,click,q1,x,x|y", "clicks or purchases with a list"),
+        (f"e9,r1,{T},v1,a,impression,q1,,x||y", "with a bad SKU in the list"),
+        (f"e9,r1,{T},v1,a,impression,q1,,{'|'.join(map(str, range(1001)))}", "with more than 1000 SKUs in a list"),
+        (f"e9,r1,{T},v1,a,click,q1,z,", "of a thing never shown"),
+        (f"e9,r9,{T},v1,a,click,q1,x,", "of a thing never shown"),
+        (f"e9,r1,{T - 1},v1,a,click,q1,x,", "before their impression"),
+        (f"e9,r1,{T - 1},v1,a,purchase,q1,x,", "before their impression"),
+        (f"e2,r1,{T + 9},v1,a,click,q1,y,", "with the event_id of another event"),
+    ],
+)
+def test_a_row_that_is_wrong(tmp_path, row, reason):
+    """Left out, counted, and named in the report; the others stay."""
+    report = import_logs([csv_of(tmp_path, *GOOD, row)], tmp_path / "out", SOME)
+    assert report.bad == {reason: 1} and report.rows == 4 and not report.left_out
+    assert report.named[reason] == ["log.csv: line 5" if reason == "no row of the table" else "log.csv: row 4"]
+    assert len(rows_of(tmp_path / "out")) == 3
+    assert f"| {reason} | 1 | 25.00 | yes | log.csv: " in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_the_same_event_again_is_left_out_and_not_bad(tmp_path):
+    first = csv_of(tmp_path, *GOOD, GOOD[1])
+    second = tmp_path / "second.csv"
+    second.write_text(f"{HEADER}\n{GOOD[0]}\n")
+    report = import_logs([first, second], tmp_path / "out", LogSettings(max_bad_share=0, threads=1))
+    assert report.left_out == {"repeated": 2} and not report.bad
+    assert report.named["repeated"] == ["log.csv: row 4", "second.csv: row 1"]
+
+
+def test_columns_and_words_of_another_system(tmp_path):
+    """No event_id and no variant, numbers as SKUs, times in milliseconds, its own words; lines that are no JSON are bad."""
+    view = {"page": 7, "ts": T * 1000, "who": "v", "what": "view", "photo": "q", "item": None, "shown": [1, 2]}
+    tap = view | {"what": "tap", "item": 2, "shown": None}
+    log = tmp_path / "log.jsonl"
+    log.write_text("\n".join([json.dumps(view), json.dumps(tap), "{broken", "[1]", json.dumps(tap)]) + "\n")
+    names = ["request_id=page", "time=ts", "visitor=who", "kind=what", "query_image_id=photo", "sku=item"]
+    flags = [flag for name in names for flag in ("--column", name)] + ["--time-unit", "ms", "--max-bad-share", "1"]
+    flags += ["--kind-word", "impression=view", "--kind-word", "click=tap", "--variant", "shop", "--threads", "1"]
+    assert cli.main(["events", "import", str(log), "--out", str(tmp_path / "out"), *flags]) == 0
+    first, second = rows_of(tmp_path / "out")
+    assert (first.request_id, first.time, first.kind, first.shown) == ("7", T, "impression", ("1", "2"))
+    assert (second.sku, second.variant, second.kind) == ("2", "shop", "click") and first.event_id != second.event_id
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| no row of the table | 2 |" in text and "| repeated | 1 |" in text
+
+
+def test_parquet_and_a_services_own_file(tmp_path):
+    """Both are read as they are; times of Parquet may be timestamps, lists may be texts."""
+    import pyarrow as pa
+
+    kept = Events(tmp_path / "events.sqlite")
+    listed = [
+        Event("e1", "r1", T, "v1", "a", "impression", "q1", "", ("x", "y")),
+        Event("e2", "r1", T + 5.5, "v1", "a", "click", "q1", "y"),
+    ]
+    kept.add(listed)
+    kept.close()
+    import_logs([tmp_path / "events.sqlite"], tmp_path / "first", SOME)
+    assert rows_of(tmp_path / "first") == listed
+    import_logs([tmp_path / "first" / "events.parquet"], tmp_path / "second", SOME)
+    assert rows_of(tmp_path / "second") == listed
+    table = parquet.read_table(tmp_path / "first" / "events.parquet")
+    times = pa.array([T * 1000, T * 1000 + 5500], pa.timestamp("ms"))
+    table = table.set_column(2, "time", times).set_column(8, "shown", pa.array(["x|y", ""]))
+    parquet.write_table(table, tmp_path / "other.parquet")
+    import_logs([tmp_path / "other.parquet"], tmp_path / "third", SOME)
+    assert rows_of(tmp_path / "third") == listed
+
+
+@pytest.mark.parametrize(
+    ("make", "flags", "said"),
+    [
+        (lambda p: csv_of(p, "a,b", header="request_id,time"), (), "no column visitor, kind, query_image_id, sku, shown;"),
+        (lambda p: csv_of(p, *GOOD), ("--column", "sku=item"), "no column item; found"),
+        (lambda p: csv_of(p, *GOOD), ("--column", "price=item"), "--column price: no field of an event"),
+        (lambda p: csv_of(p, *GOOD), ("--kind-word", "look=view"), "--kind-word look: no kind"),
+        (lambda p: csv_of(p, *GOOD), ("--time-unit", "h"), "--time-unit h, wanted"),
+        (lambda p: csv_of(p, *GOOD), ("--memory-mb", "1"), "--memory-mb 1, wanted at least"),
+        (lambda p: csv_of(p, *GOOD), ("--max-bad-share", "2"), "--max-bad-share 2.0, wanted a share"),
+        (lambda p: csv_of(p, header=HEADER + ",sku"), (), "column 'sku' more than once"),
+        (lambda p: csv_of(p), (), "no rows in it"),
+        (lambda p: csv_of(p, *GOOD, f"e4,r1,{T},v1,a,click,q1,z,"), (), "25.0 % of 4 rows are bad, at most 5 %"),
+        (lambda p: p / "none.csv", (), "no such file"),
+        (lambda p: csv_of(p, *GOOD).rename(p / "log.txt"), (), "ends in '.txt', wanted"),
+    ],
+)  # fmt: skip
+def test_logs_that_are_refused(tmp_path, capsys, make, flags, said):
+    """One line, and nothing is left."""
+    log = make(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert cli.main(["events", "import", str(log), "--out", str(tmp_path / "out"), *flags]) == cli.INPUT_ERROR
+    err = capsys.readouterr().err
+    assert said in err and len(err.splitlines()) == 1 and sorted(tmp_path.iterdir()) == before
+
+
+def test_dirt_of_a_generated_log_is_found(tmp_path):
+    """As many of each kind as counted by hand from the events themselves."""
+    lists = visitors.generated_lists(queries=20, products=400, places=6)
+    dirt = visitors.Dirt(repeated=0.02, unshown=0.05, backwards=0.05, missing=0.02)
+    visitors.write(lists, tmp_path / "log.parquet", dirt=dirt, requests=4_000)
+    listed = list(visitors.events(lists, dirt=dirt, requests=4_000))
+    report = import_logs([tmp_path / "log.parquet"], tmp_path / "out", SOME)
+    whole, seen = {}, {}
+    for event in listed:
+        if event.visitor and event.request_id:
+            whole.setdefault(event.event_id, event)
+    for event in whole.values():
+        if event.kind == "impression":
+            seen[event.request_id] = event
+    done = [event for event in whole.values() if event.kind != "impression"]
+    stray = [e for e in done if e.request_id not in seen or e.sku not in seen[e.request_id].shown]
+    early = [e for e in done if e not in stray and e.time < seen[e.request_id].time]
+    assert report.bad == {
+        "of a thing never shown": len(stray),
+        "before their impression": len(early),
+        "without visitor": sum(not e.visitor for e in listed),
+        "without request_id": sum(not e.request_id for e in listed),
+    }
+    assert report.kept == len(whole) - len(stray) - len(early)
+    assert all(store.parse({**vars(e), "shown": list(e.shown)}) == e for e in rows_of(tmp_path / "out")[:500])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
+def test_a_stopped_import_leaves_nothing(tmp_path, number):
+    lists = visitors.generated_lists(queries=200, products=4000, places=20)
+    log, out = tmp_path / "log.parquet", tmp_path / "out"
+    visitors.write(lists, log, requests=60_000)
+    command = [sys.executable, "-m", "sicot_jax.cli", "events", "import", str(log), "--out", str(out)]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not list(tmp_path.glob(".out.*/work/*.staged")) and time.monotonic() < until and running.poll() is None:
+        time.sleep(0.01)
+    running.send_signal(number)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode in (cli.INTERRUPTED, 128 + number) and err.strip() in ("interrupted", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["log.parquet"]
+
+
+def test_settings_are_checked():
+    with pytest.raises(InputError, match="--split is empty"):
+        logs.LogSettings(split="")
