@@ -142,8 +142,8 @@ def fit(lists: Lists, looked_at: np.ndarray) -> Model:
 
 
 def looked_at(lists: Lists) -> np.ndarray:
-    """p of each position, 1 of the first, from lists alone: one side of E[y] = p exp(score) is fitted after the other, a line to
-    y / p, then p_k = sum of y / sum of exp(score) over position k, its most likely value (as Wang et al. 2018,
+    """p of each position, 1 of the first, from lists alone: one side of E[y] = p exp(score) is fitted after the other, a line
+    to y / p, then p_k = sum of y / sum of exp(score) over position k, its most likely value (as Wang et al. 2018,
     doi:10.1145/3159652.3159732, for searches that nobody repeats: a visitor's photo is asked with once, so events/position,
     which compares places of the same thing for the same query, has nothing to compare).
 
