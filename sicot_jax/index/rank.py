@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import itertools
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 from sicot_jax.convert import folder as folders
 from sicot_jax.errors import InputError
 from sicot_jax.events.store import Event, opened
+from sicot_jax.events.triplets import Limits
 from sicot_jax.index import layout
 from sicot_jax.index.cards import Cards, Product
 from sicot_jax.index.change import open_engine
@@ -35,6 +37,7 @@ MOST = 100_000  # lists that are learned from, the latest
 FEWEST = 100  # lists that something was clicked or bought of, to learn from, and held out
 _HELD_OUT = 5  # one visitor of so many
 _BATCH = 32
+LIMITS = Limits()
 _CACHED = 4096  # products whose features are kept
 _GROUPS = {"behind": "likeness", "words": "title", "known words": "title"}  # features that tell of one thing
 
@@ -90,9 +93,15 @@ def rank(index: Path, events: Sequence[Path], queries: Path) -> str:
 
 
 def views(events: Iterable[Event]) -> list[View]:
-    """Lists with what came of them, by time, of events in any order; a click on what was not shown counts for nothing."""
+    """Lists with what came of them, by time, of events in any order; a click on what was not shown counts for nothing, and
+    visitors who see or click more on a day than people do (`events.triplets.Limits`) are left out.
+    """
     found, gained = dict[str, View](), dict[tuple[str, str], float]()
+    seen, clicked = Counter[tuple[str, int]](), Counter[tuple[str, int]]()
     for event in events:
+        day = event.visitor, int(event.time // 86_400)
+        seen[day] += event.kind == "impression"
+        clicked[day] += event.kind == "click"
         if event.kind == "impression":
             shown = tuple(dict.fromkeys(event.shown))
             view = View(event.time, event.request_id, event.query_image_id, event.visitor, shown, {})
@@ -103,7 +112,9 @@ def views(events: Iterable[Event]) -> list[View]:
     for (request_id, sku), gain in gained.items():
         if request_id in found and sku in found[request_id].shown:
             found[request_id].wanted[sku] = gain
-    return sorted(found.values(), key=lambda view: view.time)
+    bots = {day[0] for day, count in seen.items() if count > LIMITS.views}
+    bots |= {day[0] for day, count in clicked.items() if count > LIMITS.clicks}
+    return sorted((view for view in found.values() if view.visitor not in bots), key=lambda view: view.time)
 
 
 def _photos(folder: Path):

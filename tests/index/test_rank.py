@@ -136,3 +136,25 @@ def test_nothing_is_written_that_is_not_better_than_likeness(rated, tmp_path, ca
     assert run((rated[0], tmp_path / "other.sqlite", rated[2])) == 2
     assert "not shown to be better" in capsys.readouterr().err
     assert not (layout.current_version(rated[0]) / layout.RANKER).exists()
+
+
+def test_what_came_of_a_list():
+    """A click before its impression, as of another machine; twice; on what was not shown; a purchase; and a bot."""
+
+    def event(number, kind, request="r", visitor="v", time=1e9, **more):
+        return Event(f"{number}", request, time, visitor, "a", kind, **more)
+
+    events = [
+        event(0, "click", sku="b"),
+        event(1, "impression", shown=("a", "b", "a", "c")),
+        event(2, "click", sku="b"),
+        event(3, "click", sku="z"),
+        event(4, "purchase", sku="c"),
+        event(5, "click", sku="c"),
+        event(6, "click", "lost", sku="a"),
+        event(7, "impression", "before", time=9e8, shown=("a",)),
+    ]
+    events += [event(f"bot{n}", "impression", f"bot{n}", "bot", shown=("a",)) for n in range(rank.LIMITS.views + 1)]
+    before, view = rank.views(events)
+    assert (before.request_id, before.wanted) == ("before", {})
+    assert (view.shown, view.wanted) == (("a", "b", "c"), {"b": 1.0, "c": 5.0})
