@@ -1,6 +1,9 @@
-"""Time and memory of `sicot events import` and `triplets` for a generated log, and how near what they find is to its truth.
+"""Time and memory of `sicot events import` and `triplets` on a generated log, and how near what they find is to its truth.
 
-python -m benchmarks.click_logs --folder DIR --requests 3850000: the log stays in DIR, and is not made again.
+Command:  python -m benchmarks.click_logs --folder DIR --requests 3850000
+Needs:    duckdb; 2 GB of disk for ten million rows.
+
+The log stays in DIR, and is not made again. One thread; the peak counts pages of files, "its own" does not.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from pyarrow import parquet
 
+from benchmarks import timing
 from sicot_jax.events import visitors
 
 QUERIES, PRODUCTS, PLACES = 20_000, 100_000, 20
@@ -50,6 +54,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=3_850_000)
     parser.add_argument("--memory-mb", type=int, default=1000)
     args = parser.parse_args()
+    timing.print_machine()
     args.folder.mkdir(parents=True, exist_ok=True)
     log, made, out = args.folder / "log.parquet", args.folder / "imported", args.folder / "triplets.parquet"
     lists, model = visitors.generated_lists(queries=QUERIES, products=PRODUCTS, places=PLACES), visitors.Behaviour()
@@ -62,19 +67,24 @@ def main() -> None:
     for path in (out, out.with_suffix(".md")):
         path.unlink(missing_ok=True)
     limits = ("--threads", "1", "--memory-mb", str(args.memory_mb))
-    print("| | s | s of CPU | peak, MiB | of these its own |\n|---|---:|---:|---:|---:|")
-    for name, arguments in (
-        ("import", ("import", str(log), "--out", str(made))),
-        ("triplets", ("triplets", str(made), "--out", str(out), "--largest-weight", str(PLACES))),
-    ):
-        seconds, cpu, peak, own = measured(*arguments, *limits)
-        print(f"| {name} | {seconds:.0f} | {cpu:.0f} | {peak:,} | {own:,} |", flush=True)
+    commands = {
+        "import": ("import", str(log), "--out", str(made)),
+        "triplets": ("triplets", str(made), "--out", str(out), "--largest-weight", str(PLACES)),
+    }
+    costs = [
+        [name, *(f"{value:,.0f}" for value in measured(*arguments, *limits))] for name, arguments in commands.items()
+    ]
+    timing.print_table("Cost", ("command", "s", "s of CPU", "peak, MiB", "its own, MiB"), costs)
     found, truth = places_of(out.with_suffix(".md")), visitors.looking(model, PLACES)
     relevance = lists.click.mean(0) * (1 - model.shuffled) + lists.click.mean() * model.shuffled
-    print("\n| place | looked at | estimated | ratio | weighted clicks by relevance |\n|---:|---:|---:|---:|---:|")
+    places = []
     for place in range(PLACES):
         ratio, weighed = found[place, 1] / truth[place], found[place, 3] / 100 / relevance[place]
-        print(f"| {place + 1} | {truth[place]:.3f} | {found[place, 1]:.3f} | {ratio:.3f} | {weighed:.3f} |")
+        places.append(
+            [str(place + 1), f"{truth[place]:.3f}", f"{found[place, 1]:.3f}", f"{ratio:.3f}", f"{weighed:.3f}"]
+        )
+    header = ("place", "looked at", "estimated", "estimated / true", "weighted clicks / relevance")
+    timing.print_table("Places", header, places)
     print(re.sub(r"(?s)\| place .*", "", out.with_suffix(".md").read_text()))
     print((made / "report.md").read_text())
 

@@ -213,3 +213,9 @@ def test_convert_head():
     pytest.importorskip("torch", reason="conversion needs the extra torch")
     printed = rows("convert_head", *("--classes", "2000", "--width", "256"))
     assert set(printed) == {"part", "checkpoint", "by device", "whole"} and len(printed["whole"]) == 3
+
+
+def test_click_logs(tmp_path):
+    printed = printed_by("click_logs", "--folder", str(tmp_path), "--requests", "9000")
+    assert {"import", "triplets", *map(str, range(1, 21))} <= set(printed)
+    assert all(float(printed[str(place)][2]) > 0 for place in range(1, 21))
