@@ -31,12 +31,14 @@ from sicot_jax.files import file_sha256, read_json, write_json
 from sicot_jax.index import cards as cards_of
 from sicot_jax.index import codebooks, layout, rows, titles
 from sicot_jax.index.calibrate import calibrate
-from sicot_jax.index.cards import PICTURES, Cards
+from sicot_jax.index.cards import PICTURES, SHARPNESS, Cards
 from sicot_jax.index.codebooks import Codebook
 from sicot_jax.index.unknown import FEWEST, write_calibration
 from sicot_jax.index.vectors import Vectors, unit
 from sicot_jax.index.verify import verify
 from sicot_jax.search.category import write_fusion
+from sicot_jax.search.quality import picture_sharpness
+from sicot_jax.search.rerank import read_ranker
 
 BITS = 256
 _PIECE = 16  # batches between two commits
@@ -90,6 +92,7 @@ def build(workdir: Path, index: Path, *, path: str = "", codes: str = codebooks.
             learned = _learned(found, bits, workdir) if codes == codebooks.LEARNED else None
             manifest = _build(folder, index, run, source, found, _Codes(codes, bits, learned))
         _calibrate(folder, source, manifest)
+        _keep_ranker(index, folder, manifest)
         if faults := verify(folder):
             shutil.rmtree(folder)  # nothing of it can be gone on from
             raise InputError(f"{folder}: {faults[0]}; the version in use stays, build again")
@@ -177,6 +180,21 @@ def _calibrate(folder: Path, source: _Source, manifest: layout.Manifest) -> None
     layout.write_manifest(folder, dataclasses.replace(manifest, sha256=manifest.sha256 | fitted))
 
 
+def _keep_ranker(index: Path, folder: Path, manifest: layout.Manifest) -> None:
+    """That of the version in use, where it has learned the cosines of the same model."""
+    try:
+        path = layout.current_version(index) / layout.RANKER
+        ranker = read_ranker(path)
+    except InputError as error:
+        if (index / layout.CURRENT).exists():
+            print(f"similar products are not ranked: {error}", file=sys.stderr)
+        return
+    if ranker is not None and ranker.recogniser == manifest.model:
+        shutil.copy(path, folder / layout.RANKER)
+    elif ranker is not None:
+        print("the ranker is of another model: similar products are ranked after `sicot index rank`", file=sys.stderr)
+
+
 def _begin(folder: Path, found: Exported, source: _Source, codes: _Codes) -> str:
     """The recogniser, and the cards of all products without photos, unless a build of the same begins there; sha256 of its
     weights.
@@ -198,7 +216,7 @@ def _begin(folder: Path, found: Exported, source: _Source, codes: _Codes) -> str
     folder.mkdir()
     written.rename(folder / layout.MODEL)
     with contextlib.closing(Cards.create(folder / layout.CARDS)) as cards:
-        _put_products(source, cards)
+        _put_products(source, cards, _quality_before(folder.parent))
     write_json(mark, same)
     return model
 
@@ -218,7 +236,17 @@ def _ranges(source: _Source) -> dict[str, list[int]]:
     return {str(name): [int(start), end] for name, start, end in zip(names, first, ends, strict=True)}
 
 
-def _put_products(source: _Source, cards: Cards) -> None:
+def _quality_before(index: Path) -> dict[str, dict[str, float]]:
+    """SKU -> what the version in use was told of prices and the like, of which a catalogue says nothing."""
+    try:
+        with contextlib.closing(Cards(layout.current_version(index) / layout.CARDS)) as cards:
+            rows = cards.connection.execute("SELECT sku, quality FROM products WHERE quality <> '{}'").fetchall()
+    except (InputError, sqlite3.Error):
+        return {}  # there is none, or `_Seen` tells of it
+    return {sku: cards_of.read_quality(stored) for sku, stored in rows}
+
+
+def _put_products(source: _Source, cards: Cards, quality: dict[str, dict[str, float]]) -> None:
     """Cards of all products; what the model knows and the catalogue does not offer is there as withdrawn."""
     classes, table, gone = source.catalog.classes, source.table, np.ones(source.known, bool)
     gone[source.numbers[(source.numbers < source.known) & ~classes.withdrawn]] = False
@@ -231,7 +259,10 @@ def _put_products(source: _Source, cards: Cards) -> None:
         offered = np.flatnonzero(~classes.withdrawn).tolist()
         cards_of.put_products(
             connection,
-            ((int(source.numbers[c]), classes.sku[c], classes.title[c], "", classes.category[c], {}) for c in offered),
+            (
+                (int(source.numbers[c]), sku, classes.title[c], "", classes.category[c], quality.get(sku, {}))
+                for c, sku in zip(offered, (classes.sku[c] for c in offered), strict=True)
+            ),
         )
 
 
@@ -311,9 +342,10 @@ def _put_photos(
         jpeg = None
         if rank[place] < PICTURES:
             record = split[int(source.order[place])]
-            jpeg = _jpeg(record)
+            jpeg, owner = _jpeg(record), int(owners[place])
+            if rank[place] == 0:
+                cards_of.put_quality(connection, owner, {SHARPNESS: picture_sharpness(jpeg)})
             if rank[place] == 0 and record["tags"]:
-                owner = int(owners[place])
                 connection.execute("UPDATE products SET tags = ? WHERE product = ?", (record["tags"], owner))
         cards_of.put_photos(connection, [(place, int(owners[place]), image_id, jpeg)])
 

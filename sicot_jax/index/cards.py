@@ -19,7 +19,8 @@ import numpy as np
 from sicot_jax.errors import InputError
 
 PICTURES = 4  # of a product that are kept to be shown
-QUALITY = ("price", "sales", "conversion", "rating")  # numbers that a manifest may bring along
+QUALITY = ("price", "sales", "conversion", "rating")  # numbers that a shop may bring along
+SHARPNESS = "sharpness"  # beside them: of the first picture, by search/quality
 # In a trigger "OR IGNORE" gives way to what the statement says that set it off, and an upsert says "fail".
 _SCHEMA = """
 CREATE TABLE state (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -238,7 +239,9 @@ def read_quality(stored: str) -> dict[str, float]:
 
 
 def put_quality(connection: sqlite3.Connection, product: int, quality: dict[str, float]) -> None:
-    connection.execute("UPDATE products SET quality = ? WHERE product = ?", (json.dumps(quality), product))
+    """Numbers of a product, beside the others that it has."""
+    merged = "UPDATE products SET quality = json_patch(quality, ?) WHERE product = ?"
+    connection.execute(merged, (json.dumps(quality), product))
 
 
 def set_places(connection: sqlite3.Connection, places: int) -> None:

@@ -21,10 +21,11 @@ from sicot_jax.convert import folder as folders
 from sicot_jax.errors import InputError
 from sicot_jax.index import cards as cards_of
 from sicot_jax.index import layout, rows
-from sicot_jax.index.cards import PICTURES, QUALITY, Cards
+from sicot_jax.index.cards import PICTURES, QUALITY, SHARPNESS, Cards
 from sicot_jax.index.codebooks import Codebook
 from sicot_jax.index.vectors import Vectors, unit
 from sicot_jax.recognizer import Engine, jax_engine, onnx_engine
+from sicot_jax.search.quality import picture_sharpness
 
 _PIECE = 256  # photos of one commit
 _BATCH = 32
@@ -92,7 +93,7 @@ class _Adding:
     def __init__(self, folder: Path, manifest: layout.Manifest, cards: Cards):
         converted = folders.read_converted(folder / layout.MODEL)
         self.preprocessing, self.classes = converted.preprocessing, converted.model.classes
-        self.engine = _engine(folder)
+        self.engine = open_engine(folder)
         self.codebook = Codebook.load(folder / layout.CODEBOOK)
         self.made_with = rows.load(folder)
         self.vectors, self.cards = Vectors(folder, manifest.width, manifest.bits), cards
@@ -124,6 +125,8 @@ class _Adding:
             shown = {number: self._pictures(connection, number) for number in set(owners.tolist())}
             for place, (number, photo) in enumerate(fresh, places):
                 jpeg = photo.image if shown[number] < PICTURES else None
+                if not shown[number]:
+                    cards_of.put_quality(connection, number, {SHARPNESS: picture_sharpness(photo.image)})
                 shown[number] += jpeg is not None
                 cards_of.put_photos(connection, [(place, number, photo.image_id, jpeg)])
             cards_of.set_places(connection, places + len(fresh))
@@ -165,7 +168,7 @@ class _Adding:
         return connection.execute(find, (number,)).fetchone()[0]
 
 
-def _engine(folder: Path) -> Engine:
+def open_engine(folder: Path) -> Engine:
     if (folder / layout.GRAPH).is_dir() and importlib.util.find_spec("onnxruntime"):
         return onnx_engine(folder / layout.GRAPH)
     return jax_engine(folders.read_converted(folder / layout.MODEL))
@@ -228,8 +231,7 @@ def update(index: Path, source: Path) -> int:
                 for name, value in texts.items():
                     connection.execute(f"UPDATE products SET {name} = ? WHERE product = ?", (value, number))
                 if quality:
-                    old = connection.execute("SELECT quality FROM products WHERE product = ?", (number,)).fetchone()[0]
-                    cards_of.put_quality(connection, number, cards_of.read_quality(old) | quality)
+                    cards_of.put_quality(connection, number, quality)
             named = [number for number, texts, _ in changes if {"title", "category"} & set(texts)]
             _make_rows_again(connection, folder, manifest, cards, named)
         return len(changes)

@@ -1,6 +1,6 @@
 """`sicot index export` and `import`: all of an index as Parquet, for other systems and for another machine.
 
-products.parquet   sku, title, tags, category, and the quality fields (null where there is none)
+products.parquet   sku, title, tags, category, and the quality fields, sharpness with them (null where there is none)
 photos.parquet     sku, image_id, embedding (list of D float32, length 1), code (bits / 8 bytes), picture (JPEG, or null)
 the other files    as in a version: the recogniser, codebook, imprint, calibration, manifest
 """
@@ -21,12 +21,13 @@ from sicot_jax.convert import folder as folders
 from sicot_jax.errors import InputError
 from sicot_jax.index import cards as cards_of
 from sicot_jax.index import layout, rows
-from sicot_jax.index.cards import QUALITY, Cards
+from sicot_jax.index.cards import QUALITY, SHARPNESS, Cards
 from sicot_jax.index.codebooks import Codebook
 from sicot_jax.index.vectors import Vectors, unit
 from sicot_jax.index.verify import verify
 
 PRODUCTS, PHOTOS = "products.parquet", "photos.parquet"
+_NUMBERS = (*QUALITY, SHARPNESS)
 _ROWS = 4096  # of a row group
 _ALONG = (*layout.FITTED, layout.MANIFEST, layout.MODEL, layout.GRAPH)
 
@@ -39,7 +40,7 @@ def export_index(index: Path, out: Path) -> dict[str, int]:
     folder = layout.current_version(index)
     manifest, counts = layout.read_manifest(folder), {"products": 0, "photos": 0}
     texts = [(name, pa.string()) for name in ("sku", "title", "tags", "category")]
-    of_products = pa.schema([*texts, *((name, pa.float64()) for name in QUALITY)])
+    of_products = pa.schema([*texts, *((name, pa.float64()) for name in _NUMBERS)])
     of_photos = pa.schema(
         [
             ("sku", pa.string()),
@@ -69,7 +70,7 @@ def export_index(index: Path, out: Path) -> dict[str, int]:
 def _products(cards: Cards) -> Iterator[dict[str, Any]]:
     for product in cards.all_products():
         described = {name: getattr(product, name) for name in ("sku", "title", "tags", "category")}
-        yield described | {name: product.quality.get(name) for name in QUALITY}
+        yield described | {name: product.quality.get(name) for name in _NUMBERS}
 
 
 def _photos(folder: Path, manifest: layout.Manifest, cards: Cards) -> Iterator[dict[str, Any]]:
@@ -170,13 +171,13 @@ def _put_products(file: Any, known: list[str], cards: Cards) -> tuple[dict[str, 
     category: dict[str, str] = {}
     following = len(known)
     with cards.change() as connection:
-        for piece in _batches(file, ["sku", "title", "tags", "category", *QUALITY]):
+        for piece in _batches(file, ["sku", "title", "tags", "category", *_NUMBERS]):
             found = []
             for row in piece:
                 number = number_of.get(row["sku"], following)
                 following += number == following
                 numbers[row["sku"]], category[row["sku"]] = number, row["category"]
-                quality = {name: row[name] for name in QUALITY if row[name] is not None}
+                quality = {name: row[name] for name in _NUMBERS if row.get(name) is not None}
                 found.append((number, row["sku"], row["title"], row["tags"], row["category"], quality))
             cards_of.put_products(connection, found)
         gone: list[tuple[int, str, str, str, str, dict[str, float]]] = [

@@ -55,6 +55,17 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("skus", nargs="*", metavar="SKU")
     sub.add_argument("--file", type=Path, help="file with a SKU in each line")
     sub.add_argument("--photo", action="append", default=[], metavar="IMAGE_ID", help="a photo, as often as needed")
+    sub = changing("rank", _rank, "fit the order of similar products, by likeness and quality, to what visitors did")
+    sub.add_argument(
+        "--events", type=Path, nargs="+", required=True, help="files of sicot serve --events, one a machine"
+    )
+    sub.add_argument(
+        "--queries",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of sicot serve --keep-queries: visitors' photos",
+    )
     sub = changing("export", _export, "products, photos, features and codes as Parquet, with the recogniser")
     sub.add_argument("--out", type=Path, required=True, help="folder to write, which must not exist")
     sub = changing("import", _import, "an export as the next version of an index")
@@ -108,6 +119,12 @@ def _verify(args: argparse.Namespace, _) -> None:
     if faults := verify(folder, checksums=True):
         raise InputError(f"{folder}: {'; '.join(faults)}; build the index again")
     print(f"{folder}: whole")
+
+
+def _rank(args: argparse.Namespace, _) -> None:
+    from sicot_jax.index.rank import rank
+
+    print(rank(args.index, args.events, args.queries))
 
 
 def _export(args: argparse.Namespace, _) -> None:

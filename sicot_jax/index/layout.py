@@ -25,11 +25,11 @@ FORMAT = 5
 CURRENT, BUILDING, LOCK = "current", ".building", ".lock"
 MANIFEST, CARDS, FEATURES, CODES, OWNERS = "manifest.json", "cards.sqlite", "features.f16", "codes.u8", "owners.i32"
 CODEBOOK, IMPRINT, TITLES = "codebook.npz", "imprint.npz", "titles.npz"
-UNKNOWN, CATEGORIES = "unknown.json", "categories.json"
+UNKNOWN, CATEGORIES, RANKER = "unknown.json", "categories.json", "ranker.json"
 GROWING, FITTED = (
     (FEATURES, CODES, OWNERS),
-    (CODEBOOK, IMPRINT, TITLES, UNKNOWN, CATEGORIES),
-)  # by additions; by the build, then left
+    (CODEBOOK, IMPRINT, TITLES, UNKNOWN, CATEGORIES, RANKER),
+)  # by additions; by the build, then left (the ranker by `sicot index rank`, whenever that is given)
 PROGRESS = "progress.json"  # of a build that is not whole yet
 MODEL, GRAPH = "model", "onnx"  # folders of `sicot convert`: weights, and an ONNX graph where it could be made
 _VERSION = re.compile(r"v(\d{6})")
@@ -133,8 +133,10 @@ def publish(index: Path, folder: Path) -> Path:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """sha256 of the files of a version that is being written, those that are there yet."""
-    names = [name for name in (*GROWING, *FITTED) if (folder / name).exists()]
+    """sha256 of the files of a version that is being written, those that are there yet; the ranker, which may be replaced, has
+    its own in it.
+    """
+    names = [name for name in (*GROWING, *FITTED) if name != RANKER and (folder / name).exists()]
     return {name: file_sha256(folder / name) for name in names}
 
 

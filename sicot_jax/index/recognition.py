@@ -12,9 +12,11 @@ from sicot_jax.index.cards import Product
 from sicot_jax.index.product_index import Neighbour, Offered, ProductIndex
 from sicot_jax.index.unknown import Calibration, Evidence
 from sicot_jax.search.category import NEAREST, Fusion, by_classifier, by_neighbours
+from sicot_jax.search.rerank import Ranker
 
 _TRIES = 3  # for products that are withdrawn meanwhile
 _LIKELY = 3  # categories
+_CANDIDATES = 2  # for each similar product that is shown, where a ranker chooses
 NEIGHBOURS = 10  # products that are looked at to tell how sure an answer is
 
 
@@ -41,9 +43,9 @@ class Told:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """matches: most probable first. similar: nearest first, of the category `searched` where that is not None. certainty: that
-    the first match is right, calibrated over photos of products and of others; known: whether it is enough. Both None where the
-    index has no calibration; `category` None where it has no fit of categories.
+    """matches: most probable first. similar: nearest first, or as the ranker has them, of the category `searched` where that is
+    not None. certainty: that the first match is right, calibrated over photos of products and of others; known: whether it is
+    enough. Both None where the index has no calibration; `category` None where it has no fit of categories.
     """
 
     matches: list[Scored]
@@ -172,18 +174,22 @@ def answer(
     similar: int,
     category: str | None = None,
     any_category: bool = False,
+    ranker: Ranker | None = None,
+    rerank: bool = True,
 ) -> Answer:
     """The k most probable products and as many similar ones as asked for: of one `category` where it is given, else of the
     photo's where that is sure. `any_category`: what the photo's category is decides neither.
+    `rerank`: the ranker, where there is one, chooses the similar ones from twice as many and puts them in order.
     """
-    offered = index.offered()
-    near = index.nearest(embedding[None], max(similar, NEIGHBOURS if k else 0), photos=NEAREST if fusion else 0)[0]
+    ranker = ranker if rerank else None
+    offered, candidates = index.offered(), similar * (_CANDIDATES if ranker else 1)
+    near = index.nearest(embedding[None], max(candidates, NEIGHBOURS if k else 0), photos=NEAREST if fusion else 0)[0]
     scores = Scores.of(embedding, logits, offered)
     named = told(fusion, scores, near.photos) if fusion else None
     searched = named.likely[0][0] if category is None and named and named.sure and not any_category else category
-    shown = near.products[:similar]
+    shown = near.products[:candidates]
     if searched is not None:
-        shown = index.nearest(embedding[None], similar, category=searched)[0].products
+        shown = index.nearest(embedding[None], candidates, category=searched)[0].products
     for _ in range(_TRIES):
         numbers, shares = best_products(scores, k, None if any_category else named)
         cards = index.products([*numbers.tolist(), *(neighbour.product for neighbour in shown)])  # all at once
@@ -198,11 +204,19 @@ def answer(
     if calibration and len(numbers):
         usual = calibration.usual(embedding)
         certainty = calibration.certainty(evidence(numbers, shares, near.products[:NEIGHBOURS], usual))
+    alike = zip(others, shown, strict=True)
     return Answer(
         [Scored(p, float(s)) for p, s in zip(best, shares, strict=True) if p is not None],
-        [Scored(p, n.similarity, n.place) for p, n in zip(others, shown, strict=True) if p is not None],
+        _ranked(ranker, [Scored(p, n.similarity, n.place) for p, n in alike if p is not None])[:similar],
         certainty,
         None if calibration is None or certainty is None else certainty >= calibration.threshold,
         named,
         searched,
     )
+
+
+def _ranked(ranker: Ranker | None, similar: list[Scored]) -> list[Scored]:
+    if ranker is None:
+        return similar
+    scores = ranker.scores(np.array([scored.score for scored in similar]), [scored.product for scored in similar])
+    return [similar[n] for n in np.argsort(-scores, kind="stable")]

@@ -18,6 +18,7 @@ from sicot_jax.index.codebooks import Codebook
 from sicot_jax.index.unknown import read_calibration
 from sicot_jax.index.vectors import Vectors
 from sicot_jax.search.category import read_fusion
+from sicot_jax.search.rerank import read_ranker
 
 _LINES = 1 << 16
 
@@ -29,6 +30,7 @@ def verify(folder: Path, *, checksums: bool = False) -> list[str]:
         codebook = Codebook.load(folder / layout.CODEBOOK)
         read_calibration(folder / layout.UNKNOWN)
         read_fusion(folder / layout.CATEGORIES)
+        read_ranker(folder / layout.RANKER)
         for name in (layout.MODEL, layout.GRAPH):
             if name == layout.MODEL or (folder / name).exists():
                 folders.read_converted(folder / name)

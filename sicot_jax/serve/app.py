@@ -76,6 +76,7 @@ _EXAMPLE = {
     "products": [{"sku": "0012", "title": "red cotton shirt", "tags": "", "category": "Shirts", "probability": 0.93,
                   "images": ["/v1/products/0012/images/0"]}],
     "categories": [{"name": "Shirts", "probability": 0.98}, {"name": "Tops", "probability": 0.02}], "searched": "Shirts",
+    "ranker": "5891b5b522d5",
     "similar": [{"sku": "0012", "title": "red cotton shirt", "tags": "", "category": "Shirts", "similarity": 0.88,
                  "images": ["/v1/products/0012/images/0"]}],
     "box": [0.21, 0.08, 0.74, 0.93], "box_given": False,
@@ -241,12 +242,13 @@ def _add_routes(app: FastAPI) -> None:
         category: str | None = Query(None, max_length=1000, description="of the similar products"),
         any_category: bool = Query(False, description="the photo's category decides nothing"),
         box: str | None = _BOX,
+        rerank: bool = Query(True, description="similar products as the index's ranker has them, else nearest first"),
     ) -> Response:
         """The product that a photo shows, how sure that is, and similar ones. categories: the most probable; where the first
         is sure and nothing else is asked for, similar products are of it (`searched`). box: where in the photo the product is,
         as asked for (`box_given`) or as the model says, null where it says nothing.
         """
-        return await _with_photo(request, _Wanted(k, similar, category, any_category), _box(box))
+        return await _with_photo(request, _Wanted(k, similar, category, any_category, rerank), _box(box))
 
     @app.post("/v1/search", tags=["photos"], openapi_extra=_BODY, responses=_ERRORS)
     async def search(
@@ -255,9 +257,10 @@ def _add_routes(app: FastAPI) -> None:
         category: str | None = Query(None, max_length=1000),
         any_category: bool = Query(False, description="of all categories, also where the photo's is sure"),
         box: str | None = _BOX,
+        rerank: bool = Query(True, description="as the index's ranker has them, else nearest first"),
     ) -> Response:
         """Products that look like the photo."""
-        return await _with_photo(request, _Wanted(0, similar, category, any_category), _box(box))
+        return await _with_photo(request, _Wanted(0, similar, category, any_category, rerank), _box(box))
 
     @app.get("/v1/products/{sku:path}/images/{number}", tags=["products"], responses={404: _ERRORS[400]})
     async def picture(request: Request, sku: str, number: int) -> Response:
@@ -349,6 +352,7 @@ class _Wanted:
     similar: int
     category: str | None
     any_category: bool
+    rerank: bool
 
 
 def _box(given: str | None) -> Box | None:
@@ -395,7 +399,13 @@ async def _answer(
 
     def look_up() -> recognition.Answer:
         return recognition.answer(
-            loaded.index, loaded.calibration, loaded.fusion, seen.embedding, seen.logits, **dataclasses.asdict(wanted)
+            loaded.index,
+            loaded.calibration,
+            loaded.fusion,
+            seen.embedding,
+            seen.logits,
+            ranker=loaded.ranker,
+            **dataclasses.asdict(wanted),
         )
 
     found = await loop.run_in_executor(state.decoders, look_up)
@@ -416,6 +426,7 @@ async def _answer(
         "similar": [_scored(s, "similarity") for s in found.similar],
         "box": told and [round(side, 4) for side in told],
         "box_given": box is not None,
+        "ranker": loaded.ranker.version[:12] if loaded.ranker and wanted.rerank else None,
         "timings_ms": clock.milliseconds,
         "model": loaded.index.manifest.model[:12],
         "index": loaded.version,

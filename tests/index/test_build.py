@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from sicot_jax.catalog import opening
 from sicot_jax.catalog.catalog import ClassTable
 from sicot_jax.convert import folder as folders
 from sicot_jax.errors import InputError
-from sicot_jax.index import build, calibrate, layout, recognition
+from sicot_jax.index import build, calibrate, change, layout, recognition
 from sicot_jax.index.cards import PICTURES, Cards
 from sicot_jax.index.embedded import EmbeddedIndex
 from sicot_jax.index.recognition import Scores
@@ -30,6 +31,8 @@ from sicot_jax.index.unknown import FEWEST, read_calibration
 from sicot_jax.index.vectors import Vectors
 from sicot_jax.index.verify import verify
 from sicot_jax.recognizer import jax_engine
+from sicot_jax.search import rerank
+from sicot_jax.search.quality import FEATURES, Usual, picture_sharpness
 from sicot_jax.train import train
 
 
@@ -136,6 +139,32 @@ def test_photos_of_a_calibration_count_as_new_ones(run, built, monkeypatch):
     known, right, absent = seen["answers"]
     assert [e.usual for e in known] == shares.tolist() == [e.usual for e in absent] and len(right) == 55
     assert all(a.nearest <= k.nearest for k, a in zip(known, absent, strict=True))  # of the same photo
+
+
+def test_what_the_shop_told_and_the_ranker_outlive_a_build(run, built, tmp_path, capsys):
+    """A ranker of another model does not: it has learned other cosines."""
+    pytest.importorskip("lightgbm", reason="the ranker needs the service's extra")
+    index = tmp_path / "index"
+    shutil.copytree(built.parent, index)
+    sku = catalog_of(run).classes.sku[3]
+    (tmp_path / "prices.csv").write_text(f"sku,price\n{sku},9.5\n")
+    change.update(index, tmp_path / "prices.csv")
+    rows = np.random.default_rng(0).random((200, len(FEATURES)))
+    shown = rerank.Lists(rows, np.arange(200) // 10, np.arange(200) % 10, rows[:, 0])
+    model = rerank.fit(shown, np.ones(10))
+    ranker = rerank.Ranker(layout.read_manifest(built).model, Usual({}, frozenset()), model, {})
+    version = rerank.write_ranker(layout.current_version(index) / layout.RANKER, ranker)
+    new = build.build(run, index)
+    cards = Cards(new / layout.CARDS)
+    told = cards.product(sku)
+    assert set(told.quality) == {"price", "sharpness"} and told.quality["price"] == 9.5
+    assert told.quality["sharpness"] == picture_sharpness(cards.picture(told.pictures[0])) > 0
+    cards.close()
+    assert rerank.read_ranker(new / layout.RANKER).version == version and verify(new, checksums=True) == []
+    assert "ranked" not in capsys.readouterr().err
+    rerank.write_ranker(new / layout.RANKER, dataclasses.replace(ranker, recogniser="another"))
+    assert not (build.build(run, index) / layout.RANKER).exists()
+    assert "sicot index rank" in capsys.readouterr().err
 
 
 class Tagged:

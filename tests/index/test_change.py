@@ -43,7 +43,7 @@ def test_a_new_product_is_found_and_has_a_row(index, tmp_path):
     assert (found.new_products, found.new_photos, found.dropped) == (1, 2, [])
     assert whole(index) == []
     opened = EmbeddedIndex(layout.current_version(index))
-    engine = change._engine(opened.folder)
+    engine = change.open_engine(opened.folder)
     embedding, logits, _ = next(engine(photo(NEW, 77)[None]).each())
     answer = recognition.answer(opened, None, None, embedding, logits, k=PRODUCTS + 1, similar=1, category="kind 1")
     assert answer.similar[0].product.title == "a new thing"

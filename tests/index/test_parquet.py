@@ -12,6 +12,7 @@ from sicot_jax.errors import InputError
 from sicot_jax.index import change, exchange, layout
 from sicot_jax.index.embedded import EmbeddedIndex
 from sicot_jax.index.verify import verify
+from sicot_jax.search.quality import picture_sharpness
 
 
 @pytest.fixture
@@ -58,6 +59,7 @@ def test_there_and_back(changed, tmp_path, capsys):
     assert sum(last - first for first, last in manifest.categories.values()) == manifest.photos
     opened = EmbeddedIndex(version)
     assert opened.product(sku(1)).quality == {"price": 9.5} and opened.product(sku(2)) is None
+    assert opened.product("new").quality == {"sharpness": picture_sharpness(jpeg(photo(8, 0)))}
     assert opened.offered().withdrawn.tolist() == [2]  # the model still knows it
     assert opened.picture(opened.product("new").pictures[0]) == jpeg(photo(8, 0))
     opened.close()
