@@ -228,13 +228,8 @@ def report(
         more = [part["engine"] - one for part, one in zip(parts, network, strict=True)]
         rows.append(["the engine, less the network alone", *cells(more, base)])
     rows.append(["from photo to answer", *cells(whole, base)])
-    preprocessing = live.chosen.preprocessing
-    header = [
-        f"{preprocessing.width} x {preprocessing.height} pixels, {live.chosen.kind}",
-        "p50, ms",
-        "p99, ms",
-        "% of the network alone",
-    ]
+    size = f"{live.chosen.preprocessing.width} x {live.chosen.preprocessing.height} pixels"
+    header = [f"{size}, {live.chosen.kind}", "p50, ms", "p99, ms", "p50, % of the network alone"]
     timing.print_table(f"{live.index.manifest.photos:,} photos in the index, {options.requests} requests", header, rows)
     missing = {
         "no box: the model has no box branch": answer["box"] is None,
