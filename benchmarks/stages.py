@@ -2,7 +2,12 @@
 
 Command:  taskset -c 0,1 python -m benchmarks.stages --index INDEX         (ResNet-50 at 224 pixels: two or three minutes)
 Smaller:  python -m benchmarks.stages --index INDEX --vectors 2000 --requests 20
-Needs:    the extra service (and onnx, where the index has a graph); an index, as large as it may be.
+Needs:    the extra service; an index with an ONNX graph. One of a ResNet-50 with starting values (a few minutes):
+  sicot train --config=tiny --workdir=RUN --config.model.depth=50 --config.model.width=64 --config.model.stem=imagenet \\
+    --config.model.embedding_width=0 --config.preprocessing.height=224 --config.preprocessing.width=224 \\
+    --config.preprocessing.resize_height=256 --config.preprocessing.resize_width=256 --config.mesh.data=1 \\
+    --config.data.generated.validation_per_class=10 --config.train.steps=1 --config.train.batch_size=8
+  sicot index build --workdir RUN --out INDEX
 
 The index is grown to `--vectors` in a temporary folder: beside each photo's features new ones, moved by the noise that features
 have within a product (benchmarks/search), each a product with the card of the one that it lies beside. Its model, its fit of
