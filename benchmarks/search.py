@@ -62,7 +62,11 @@ class Measured:
         self.spread = (directions * np.sqrt(np.maximum(values, 0))).T.astype(np.float32)
 
     def __call__(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        chosen = self.features[rng.integers(len(self.features), size=count)]
+        return self.beside(rng.integers(len(self.features), size=count), rng)
+
+    def beside(self, lines: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Of these lines of the index, a vector each."""
+        chosen = self.features[lines]
         noise = rng.standard_normal(chosen.shape, np.float32) @ self.spread
         return unit(np.maximum(chosen + noise, 0))  # embeddings are >= 0
 

@@ -57,6 +57,32 @@ def test_index_changes(run_and_index):
     assert set(printed) == {"what", "embedding alone", "index", "change", "add", "remove"}
 
 
+def test_stages(run_and_index):
+    """Every stage has its times, and what the index has not is said."""
+    printed = printed_by("stages", "--index", str(run_and_index[1]), "--vectors", "2000", "--requests", "20")
+    from benchmarks.stages import STAGES
+
+    assert {"the network alone", *STAGES, "all but the engine", "from photo to answer"} <= set(printed)
+    assert all(float(printed[name][0]) >= 0 for name in ("engine", "search", "cards", "HTTP"))
+
+
+def test_stages_by_hand():
+    """Of 30 ms the service tells 24, of which 9 are its "search"; of these 7 are timed inside."""
+    from benchmarks.stages import STAGES, stages
+
+    told = {"read": 1.0, "decode": 4.0, "engine": 10.0, "search": 9.0}
+    found = stages(told, {"search": 3.0, "category": 1.5, "cards": 2.5}, 30.0)
+    assert [found[name] for name in ("search", "category", "products", "re-rank", "cards", "HTTP")] == [
+        3,
+        1.5,
+        2,
+        0,
+        2.5,
+        6,
+    ]
+    assert list(found) == list(STAGES) and sum(found.values()) == 30
+
+
 @pytest.mark.database
 def test_pgvector(run_and_index):
     """A server of its own; among few photos every one is compared."""

@@ -46,7 +46,7 @@ WHOLE = Box(0.0, 0.0, 1.0, 1.0)
 
 
 def parse(text: str) -> Box:
-    """ "left,top,right,bottom". InputError: other than four numbers from 0 to 1, or sides closer than `SMALLEST`."""
+    """Of "left,top,right,bottom". InputError: other than four numbers from 0 to 1, or sides closer than `SMALLEST`."""
     wanted = f"wanted left,top,right,bottom: fractions of the photo from 0 to 1, each pair at least {SMALLEST} apart"
     try:
         box = Box(*map(float, text.split(",", 4)))

@@ -90,6 +90,10 @@ def test_a_photo_is_recognised(browser, index, photos, size):
         assert not browser.execute_script("return document.documentElement.scrollWidth > innerWidth")
         select.find_element("css selector", "option[value='kind 1']").click()
         eventually(lambda: len(browser.find_elements("css selector", "#similar .card")) == PRODUCTS // 2)
+        note = browser.find_element("id", "ranked")
+        assert not note.is_displayed()  # nearest first
+        browser.execute_script("showSimilar({ similar: [], ranker: '5891b5b522d5' })")
+        assert note.is_displayed()
         assert choose(browser, photos / "3.jpg") == f"Recognised: title {sku(3)}"
         assert choose(browser, photos / "text.jpg").startswith("not a photo; wanted one of JPEG")
         assert not browser.find_element("id", "result").is_displayed()

@@ -162,6 +162,7 @@ def hostile(rng):
     )
     png = jpeg(np.zeros((8, 8, 3), np.uint8), "PNG")
     sized = png[:16] + rng.randbytes(8) + png[24:]  # any width and height
+    sides = ["0", "0.5", "1", "-1", "nan", "inf", "1e400", "0.01", "x", "%00", "%ed%a0%80", "9" * 5_000]  # of boxes
     kinds = [
         lambda: (post(PHOTO, "image/jpeg"), "wait"),
         lambda: (post(cut, "image/jpeg"), "wait"),
@@ -184,6 +185,10 @@ def hostile(rng):
         lambda: (
             post(PHOTO, "image/jpeg", f"/v1/recognize?k={rng.randrange(-5, 300)}&similar={rng.choice('ax%9')}"),
             True,
+        ),
+        lambda: (
+            post(PHOTO, "image/jpeg", f"/v1/recognize?box={','.join(rng.choices(sides, k=rng.choice([3, 4, 4, 5])))}"),
+            "wait",
         ),
         lambda: (post(PHOTO, "image/jpeg", f"/v1/search?category={'%00' * rng.randrange(9)}..%2f"), "wait"),
         lambda: (b"GET /v1/products/" + b"..%2f" * rng.randrange(60) + b" HTTP/1.1\r\nHost: x\r\n\r\n", "wait"),

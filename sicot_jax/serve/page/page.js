@@ -90,7 +90,7 @@ function showBox(answer) {
     if (!box.busy) box.draw(found);
   }
   $("whole").disabled = !given;
-  $("whole").textContent = found ? "Back to the part found" : "Whole photo";
+  $("whole").textContent = found ? "The part found" : "Whole photo";
   $("how").textContent = box.now
     ? "Move it or pull its corners, also with the arrow keys, to search for something else."
     : matchMedia("(pointer: fine)").matches ? "Or draw a box over it." : "";
