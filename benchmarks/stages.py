@@ -147,7 +147,7 @@ def stages(told: dict[str, float], inside: dict[str, float], whole: float) -> di
 
 def watch(live: Live, spent: Spent) -> Live:
     live = dataclasses.replace(live, index=spent.watched(live.index, nearest="search", products="cards"))
-    if ranker := getattr(live, "ranker", None):
+    if ranker := live.ranker:
         live = dataclasses.replace(live, ranker=spent.watched(ranker, scores="re-rank"))
     return live
 
@@ -239,7 +239,7 @@ def report(
     missing = {
         "no box: the model has no box branch": answer["box"] is None,
         "no fit of categories": live.fusion is None,
-        "no ranker: similar products are as they are near": getattr(live, "ranker", None) is None,
+        "no ranker: similar products are as they are near": live.ranker is None,
         "the network alone has the box branch too: give --backbone": answer["box"] is not None and not options.backbone,
     }
     for what in (what for what, is_so in missing.items() if is_so):
