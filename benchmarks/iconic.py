@@ -1,10 +1,10 @@
 """Whether a box helps a shop photo to find its product's iconic picture: Grocery, by runs with and without a box branch.
 
-Command:  python -m benchmarks.iconic --from DIR RUN...      (DIR: the Grocery Store Dataset in its owner's layout, or its zip file)
+Command:  python -m benchmarks.iconic --from DIR RUN...      (DIR: the Grocery Store Dataset, a folder or its zip file)
 
-Test photos of the run's catalogue are compared with the iconic picture of each product by the cosine of their embeddings, which
-no run has trained on. A run with a box branch is asked twice: with what is in its boxes (of both, shop photo and iconic picture)
-and with whole photos, by the same weights. Intervals: 95 %, over test photos; differences in pairs.
+Test photos of the run's catalogue are compared with the iconic picture of each product by the cosine of their embeddings; no run
+has trained on these pictures. A run with a box branch is asked twice: with what is in its boxes (of both, shop photo and iconic
+picture) and with whole photos, by the same weights. Intervals: 95 %, over test photos; differences in pairs.
 """
 
 from __future__ import annotations
