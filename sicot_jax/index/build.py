@@ -29,7 +29,7 @@ from sicot_jax.convert.exported import Exported, exported, write_recognizer
 from sicot_jax.errors import InputError
 from sicot_jax.files import file_sha256, read_json, write_json
 from sicot_jax.index import cards as cards_of
-from sicot_jax.index import layout, rows, titles
+from sicot_jax.index import layout, lists, rows, titles
 from sicot_jax.index.calibrate import calibrate
 from sicot_jax.index.cards import PICTURES, Cards
 from sicot_jax.index.unknown import FEWEST, write_calibration
@@ -95,6 +95,7 @@ def _build(folder: Path, index: Path, run: runs.Run, source: _Source, found: Exp
         with contextlib.closing(_Seen(index, model)) as seen:
             embed_photos(found, run, source, seen, vectors, cards)
         _write_codes(folder, vectors, len(source.order), bits)
+        lists.write_where_large(folder, vectors, _ranges(source))
         _write_imprint(folder, vectors, source, found, cards)
         cards.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     if importlib.util.find_spec("torch") and importlib.util.find_spec("onnxscript"):

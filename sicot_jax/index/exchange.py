@@ -20,7 +20,7 @@ from sicot_jax import files
 from sicot_jax.convert import folder as folders
 from sicot_jax.errors import InputError
 from sicot_jax.index import cards as cards_of
-from sicot_jax.index import layout, rows
+from sicot_jax.index import layout, lists, rows
 from sicot_jax.index.cards import QUALITY, Cards
 from sicot_jax.index.vectors import Codebook, Vectors, unit
 from sicot_jax.index.verify import verify
@@ -125,6 +125,7 @@ def import_index(source: Path, index: Path) -> Path:
             categories = _put_photos(photos, numbers, category, codebook, cards, vectors)
             rows.put_all(cards, vectors, rows.load(folder), converted.model.classes)
             places = cards.state(manifest.width).places
+            lists.write_where_large(folder, vectors, categories)
             cards.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         counted = {
             "photos": places,

@@ -21,15 +21,15 @@ from typing import Any, TypeVar
 from sicot_jax.errors import InputError
 from sicot_jax.files import file_sha256, read_json, write_json
 
-FORMAT = 4
+FORMAT = 5
 CURRENT, BUILDING, LOCK = "current", ".building", ".lock"
 MANIFEST, CARDS, FEATURES, CODES, OWNERS = "manifest.json", "cards.sqlite", "features.f16", "codes.u8", "owners.i32"
 CODEBOOK, IMPRINT, TITLES = "codebook.npz", "imprint.npz", "titles.npz"
 UNKNOWN, CATEGORIES = "unknown.json", "categories.json"
-GROWING, FITTED = (
-    (FEATURES, CODES, OWNERS),
-    (CODEBOOK, IMPRINT, TITLES, UNKNOWN, CATEGORIES),
-)  # by additions; by the build, then left
+CENTRES, LISTS = "lists.faiss", "lists.i32"  # of a large index
+GROWING = (FEATURES, CODES, OWNERS)  # by additions
+FITTED = (CODEBOOK, IMPRINT, TITLES, UNKNOWN, CATEGORIES)  # by the build, then left
+SORTED = (CENTRES, LISTS)  # by the build, of the order of its lines: lines in another order need others
 PROGRESS = "progress.json"  # of a build that is not whole yet
 MODEL, GRAPH = "model", "onnx"  # folders of `sicot convert`: weights, and an ONNX graph where it could be made
 _VERSION = re.compile(r"v(\d{6})")
@@ -133,7 +133,7 @@ def publish(index: Path, folder: Path) -> Path:
 
 def digests(folder: Path) -> dict[str, str]:
     """sha256 of the files of a version that is being written, those that are there yet."""
-    names = [name for name in (*GROWING, *FITTED) if (folder / name).exists()]
+    names = [name for name in (*GROWING, *FITTED, *SORTED) if (folder / name).exists()]
     return {name: file_sha256(folder / name) for name in names}
 
 

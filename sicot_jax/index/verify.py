@@ -14,6 +14,7 @@ from sicot_jax.errors import InputError
 from sicot_jax.files import file_sha256
 from sicot_jax.index import layout
 from sicot_jax.index.cards import Cards
+from sicot_jax.index.lists import Lists
 from sicot_jax.index.unknown import read_calibration
 from sicot_jax.index.vectors import Codebook, Vectors
 from sicot_jax.search.category import read_fusion
@@ -41,6 +42,12 @@ def verify(folder: Path, *, checksums: bool = False) -> list[str]:
             faults += _of_cards(folder, manifest, cards, codebook)
         except (InputError, sqlite3.Error) as error:
             faults.append(f"{layout.CARDS}: {error}")
+    if layout.LISTS in manifest.sha256:
+        try:
+            lists = Lists(folder, manifest.photos, manifest.width)
+            faults += lists.faults([(first, last) for first, last in manifest.categories.values()])
+        except InputError as error:
+            faults.append(str(error))
     if checksums:
         vectors = Vectors(folder, manifest.width, manifest.bits)
         for name, digest in manifest.sha256.items():
