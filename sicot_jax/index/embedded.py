@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from sicot_jax.errors import InputError
-from sicot_jax.index import layout
+from sicot_jax.index import layout, lists
 from sicot_jax.index.cards import Cards, Product
-from sicot_jax.index.lists import SPARE, Lists, import_faiss
+from sicot_jax.index.lists import Lists, import_faiss
 from sicot_jax.index.product_index import CANDIDATES, WIDEST, IndexUnavailable, Near, Neighbour, Offered
 from sicot_jax.index.vectors import Codebook, Vectors, unit, widened
 
@@ -145,10 +145,10 @@ class EmbeddedIndex:
         """Lines of the range nearest by code: of all of it, or, where it is large, of the lists that are nearest and of what
         came after the build.
         """
-        if self._lists is None or last - first <= SPARE * count:
+        if self._lists is None or last - first < max(lists.FROM, lists.SPARE * count):
             return self._nearest_codes(code, view.codes[first:last], count) + first
         built = min(last, self.manifest.photos)
-        lines = np.concatenate([self._lists.near(query, first, built, SPARE * count), np.arange(built, last)])
+        lines = np.concatenate([self._lists.near(query, first, built, lists.SPARE * count), np.arange(built, last)])
         return lines[self._nearest_codes(code, _gathered(view.codes, lines), count)]
 
     def _nearest_codes(self, code: np.ndarray, codes: np.ndarray, count: int) -> np.ndarray:

@@ -36,7 +36,7 @@ def export_index(index: Path, out: Path) -> dict[str, int]:
     from pyarrow import parquet
 
     folder = layout.current_version(index)
-    manifest, counts = layout.read_manifest(folder), {"products": 0, "photos": 0}
+    manifest, counts = layout.read_whole(folder), {"products": 0, "photos": 0}
     texts = [(name, pa.string()) for name in ("sku", "title", "tags", "category")]
     of_products = pa.schema([*texts, *((name, pa.float64()) for name in QUALITY)])
     of_photos = pa.schema(

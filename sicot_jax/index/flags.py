@@ -56,6 +56,9 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
         "publish", _publish, "the version in use, or what changed in it, into a PostgreSQL database with pgvector"
     )
     sub.add_argument("--database", required=True, metavar="URL", help="postgresql://USER@HOST/DATABASE")
+    sub = changing("split", _split, "the version in use in several parts that answer as one, as a new index")
+    sub.add_argument("--out", type=Path, required=True, help="folder to write, which must not exist")
+    sub.add_argument("--shards", type=int, required=True, help="parts; a product is in one of them")
     changing("verify", _verify, "whether the version in use is whole and as it was built; reads all of it")
 
 
@@ -117,6 +120,12 @@ def _publish(args: argparse.Namespace, _) -> None:
     except ImportError as error:
         raise no_client(error) from error
     print(publish(args.index, args.database).summary())
+
+
+def _split(args: argparse.Namespace, _) -> None:
+    from sicot_jax.index.shards import split
+
+    print(f"{split(args.index, args.out, args.shards)}: {args.shards} shards; sicot serve --index {args.out}")
 
 
 def _import(args: argparse.Namespace, _) -> None:

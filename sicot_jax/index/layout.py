@@ -42,7 +42,7 @@ class Manifest:
 
     model: sha256 of the recogniser's weights; trained: of the run's results. width, bits: of features and codes. categories:
     name -> [first, last + 1) of its photos in the files. sha256: of every file, of those that grow the part that `photos` lines
-    take.
+    take. shards: parts that the version is split into (index/shards), 0 where it is not.
     """
 
     model: str
@@ -57,6 +57,7 @@ class Manifest:
     sha256: dict[str, str]
     created: str
     version: str
+    shards: int = 0
     format: int = FORMAT
 
 
@@ -75,6 +76,16 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest(**stored)
     except TypeError as error:
         raise InputError(f"{folder / MANIFEST}: not as it was written ({error}); build the index again") from error
+
+
+def read_whole(folder: Path) -> Manifest:
+    """InputError where the version is split: its parts are written by `sicot index split` alone."""
+    manifest = read_manifest(folder)
+    if manifest.shards:
+        raise InputError(
+            f"{folder.parent}: is split into {manifest.shards} shards; change the index that it was split from, and split again"
+        )
+    return manifest
 
 
 def current_version(index: Path) -> Path:

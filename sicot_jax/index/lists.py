@@ -20,7 +20,7 @@ from sicot_jax.index import layout
 from sicot_jax.index.vectors import Vectors
 
 LINES = 1000  # of a list, on average
-FROM = 300_000  # photos from which lists are made: below, looking at every code is as fast (docs/search.md)
+FROM = 300_000  # photos, of an index or a category, from which lists are looked at (docs/search.md); below, every code
 SPARE = 64  # lines that are looked at for each that is wanted
 _LINKS = 16  # of a centre in the graph
 _FIT = 40  # lines of a list that its centre is made from
