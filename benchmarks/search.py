@@ -179,7 +179,7 @@ class Written:
         return self.folder / "v000001"
 
 
-def _manifest(options: argparse.Namespace) -> layout.Manifest:
+def manifest_of(options: argparse.Namespace) -> layout.Manifest:
     if options.index:
         return layout.read_manifest(layout.current_version(options.index))
     return layout.Manifest("", "", "", "", options.width, 0, 0, 0, {}, {}, "", "")
@@ -187,7 +187,7 @@ def _manifest(options: argparse.Namespace) -> layout.Manifest:
 
 def every(options: argparse.Namespace) -> Iterator[Written]:
     """Of all kinds, sizes and bits, one at a time; gone when the next one is asked for."""
-    manifest = _manifest(options)
+    manifest = manifest_of(options)
     for kind, size, bits in itertools.product(options.kinds, options.sizes, options.bits):
         made = (
             Measured(options.index)
@@ -236,7 +236,7 @@ HEADER = ["vectors", "number", "bits", "candidates", "recall@10", "p50, ms", "p9
 
 
 def title(options: argparse.Namespace) -> str:
-    return f"{_manifest(options).width} numbers a vector, {options.queries} queries, k = {K}"
+    return f"{manifest_of(options).width} numbers a vector, {options.queries} queries, k = {K}"
 
 
 def main() -> None:
