@@ -23,7 +23,7 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +161,15 @@ def arguments(description: str, sizes: list[int]) -> argparse.ArgumentParser:
     return parser
 
 
+def add_cpu_argument(parser: argparse.ArgumentParser) -> None:
+    """Of what runs in this process, in one thread, alone."""
+    parser.add_argument("--cpu", action="store_true", help="count the thread's CPU time: other jobs run here too")
+
+
+def clock_of(options: argparse.Namespace) -> Callable[[], float]:
+    return time.thread_time if options.cpu else time.perf_counter
+
+
 @dataclasses.dataclass(frozen=True)
 class Written:
     """A version in `folder`/v000001, and the lines nearest to each query, of all and of its largest category (`asked_of`, by
@@ -208,14 +217,21 @@ def every(options: argparse.Namespace) -> Iterator[Written]:
             yield Written(Path(folder), size, queries, wanted, [kind, f"{size:,}", str(bits)], asked_of)
 
 
-def asked(index: ProductIndex, written: Written, candidates: int, *, largest: bool = False) -> list[str]:
+def asked(
+    index: ProductIndex,
+    written: Written,
+    candidates: int,
+    *,
+    largest: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[str]:
     """Cells: candidates, recall@10, and the median and 95th percentile of a query's milliseconds."""
     category, queries, wanted = written.asked_of if largest else (None, written.queries, written.wanted)
     recall, milliseconds = [], []
     for query, lines in zip(queries, wanted, strict=True):
-        start = time.perf_counter()
+        start = clock()
         found = index.nearest(query[None], K, category=category, candidates=candidates)[0].products
-        milliseconds.append((time.perf_counter() - start) * 1e3)
+        milliseconds.append((clock() - start) * 1e3)
         recall.append(len({n.place for n in found} & set(lines.tolist())) / K)
     times = statistics.median(milliseconds), statistics.quantiles(milliseconds, n=20)[-1]
     return [str(candidates), f"{np.mean(recall):.3f}", *(f"{value:.2f}" for value in times)]
@@ -236,11 +252,14 @@ HEADER = ["vectors", "number", "bits", "candidates", "recall@10", "p50, ms", "p9
 
 
 def title(options: argparse.Namespace) -> str:
-    return f"{manifest_of(options).width} numbers a vector, {options.queries} queries, k = {K}"
+    time_of = ", CPU time" if getattr(options, "cpu", False) else ""
+    return f"{manifest_of(options).width} numbers a vector, {options.queries} queries, k = {K}{time_of}"
 
 
 def main() -> None:
-    options = arguments(__doc__ or "", [10_000, 100_000, 1_000_000]).parse_args()
+    parser = arguments(__doc__ or "", [10_000, 100_000, 1_000_000])
+    add_cpu_argument(parser)
+    options = parser.parse_args()
     print_machine()
     rows = []
     for written in every(options):
@@ -253,7 +272,7 @@ def main() -> None:
             index = EmbeddedIndex(written.version)
             for largest, candidates in itertools.product((False, True), options.candidates):
                 cells = [*written.cells, "largest" if largest else "all", name]
-                cells += asked(index, written, candidates, largest=largest)
+                cells += asked(index, written, candidates, largest=largest, clock=clock_of(options))
                 rows.append([*cells, f"{(resident() - before + touched(written.version)) / written.size:.0f}"])
             index.close()
             del index
