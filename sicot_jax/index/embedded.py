@@ -38,10 +38,10 @@ class View:
 
 
 class EmbeddedIndex:
-    """The version in `folder`. InputError where it is none, or damaged."""
+    """The version in `folder`. InputError where it is none, split, or damaged."""
 
     def __init__(self, folder: Path):
-        self.folder, self.manifest = folder, layout.read_manifest(folder)
+        self.folder, self.manifest = folder, layout.read_whole(folder)
         self._faiss = import_faiss()
         self.codebook = Codebook.load(folder / layout.CODEBOOK)
         self._vectors = Vectors(folder, self.manifest.width, self.manifest.bits)

@@ -64,7 +64,6 @@ class MilvusIndex(EmbeddedIndex):
     """The version in `folder`, photos proposed by Milvus. InputError where its codes are not there."""
 
     def __init__(self, folder: Path, address: str):
-        layout.read_whole(folder)
         super().__init__(folder)
         (self._client, self._broken), self._name = _connected(address), collection(folder)
         try:

@@ -20,6 +20,7 @@ import numpy as np
 
 from sicot_jax.errors import InputError
 from sicot_jax.files import new_folder
+from sicot_jax.index import cards as cards_of
 from sicot_jax.index import layout, lists
 from sicot_jax.index.cards import Cards, Product
 from sicot_jax.index.embedded import EmbeddedIndex
@@ -113,14 +114,14 @@ def _copy_cards(
             "INSERT INTO pictures SELECT kept.place, kept.product, jpeg FROM kept "
             "JOIN whole.pictures ON whole.pictures.place = kept.line"
         )
-        rows = connection.execute("SELECT line, product FROM kept ORDER BY place").fetchall()
-        connection.execute("UPDATE state SET value = ? WHERE name = 'places'", (len(rows),))
+        found = connection.execute("SELECT line, product FROM kept ORDER BY place")
+        stored = np.fromiter(found, np.dtype([("line", np.int64), ("product", np.int32)]))
+        cards_of.set_places(connection, len(stored))
         ranges = connection.execute(
             "SELECT category, min(place), max(place) + 1 FROM kept GROUP BY 1 ORDER BY 2"
         ).fetchall()
     connection.execute("DETACH whole")
-    stored = np.array(rows, np.int64).reshape(len(rows), 2)
-    return stored[:, 0], stored[:, 1].astype(np.int32), {name: [first, last] for name, first, last in ranges}
+    return stored["line"], stored["product"], {name: [first, last] for name, first, last in ranges}
 
 
 class ShardedIndex:

@@ -9,12 +9,14 @@ from index_maker import PHOTOS, PRODUCTS, WIDTH, jpeg, photo, sku, write_manifes
 
 from sicot_jax import cli
 from sicot_jax.errors import InputError
-from sicot_jax.index import change, layout, lists, shards
+from sicot_jax.index import change, layout, lists, recognition, shards
+from sicot_jax.index.embedded import EmbeddedIndex
 from sicot_jax.index.exchange import export_index
 from sicot_jax.index.opened import open_index
 from sicot_jax.index.product_index import Offered
 from sicot_jax.index.shards import ShardedIndex, shard_folder, split
 from sicot_jax.index.verify import verify
+from sicot_jax.search.category import read_fusion
 
 ALL = PRODUCTS * PHOTOS + 9  # candidates
 
@@ -77,6 +79,25 @@ def test_parts_answer_as_one(changed, tmp_path, count):
         names = [[*one.names, None] for one in (mine, theirs)]
         there = [n for n in range(PRODUCTS + 1) if n != 2]
         assert [names[0][n] for n in mine.category[there]] == [names[1][n] for n in theirs.category[there]]
+
+
+def test_recognition_says_the_same(changed, tmp_path):
+    split(changed, tmp_path / "split", 3)
+    fusion = read_fusion(layout.current_version(tmp_path / "split") / layout.CATEGORIES)
+    with opened(changed) as whole, opened(tmp_path / "split") as made:
+        for embedding in queries(5):
+            logits = embedding[:PRODUCTS]
+            one, other = (
+                recognition.answer(index, None, fusion, embedding, logits, k=4, similar=5) for index in (whole, made)
+            )
+            for part in ("matches", "similar"):
+                mine, theirs = (
+                    [(s.product.sku, pytest.approx(s.score)) for s in getattr(a, part)] for a in (one, other)
+                )
+                assert mine == theirs and len(mine) >= 3
+            assert one.searched == other.searched and dict(one.category.likely) == pytest.approx(
+                dict(other.category.likely)
+            )
 
 
 def test_cards_and_pictures_are_found_in_their_parts(changed, tmp_path):
@@ -151,6 +172,7 @@ def test_a_split_index_is_not_changed(index, tmp_path, capsys):
         lambda: change.add(out, tmp_path),
         lambda: export_index(out, tmp_path / "export"),
         lambda: split(out, tmp_path / "again", 2),
+        lambda: EmbeddedIndex(layout.current_version(out)),
     ):
         with pytest.raises(
             InputError, match="is split into 2 shards; change the index that it was split from, and split"
