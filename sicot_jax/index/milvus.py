@@ -101,7 +101,7 @@ def _connected(address: str) -> tuple[Any, type[Exception]]:
         from pymilvus import MilvusClient, MilvusException
     except ImportError as error:
         raise InputError(
-            f"no {error.name} here to use Milvus with; install it: pip install 'pymilvus==2.6.*'"
+            f"no {error.name} here to use Milvus with; install it: pip install 'sicot_jax[milvus]'"
         ) from error
     try:
         return MilvusClient(address), MilvusException
