@@ -1,26 +1,33 @@
-"""Tens of millions of binary codes: FAISS's IVF with an HNSW graph over its lists, against looking at every code.
+"""Proposing photos by code in a large index: every code looked at, the index's lists, and FAISS's own IVF with an HNSW graph.
 
-Command:  python -m benchmarks.codes --index INDEX                (2.6 GB of memory and 20 minutes for 30 million codes)
-Smaller:  python -m benchmarks.codes --index INDEX --codes 1000000 --lists 1024
-Needs:    faiss; an index of real photos (docs/service.md used one of a Fashion run).
+Command:  python -m benchmarks.codes --index INDEX --codes 1000000         (1.5 GiB of memory, 0.5 GiB of disk)
+Large:    python -m benchmarks.codes --index INDEX --codes 30000000 --faiss-lists 8192          (9 GiB of disk)
+Without:  python -m benchmarks.codes                                       (clustered vectors, no index needed)
+Needs:    faiss; for measured vectors an index of real photos (docs/service.md used one of a Fashion run).
 
-Codes: of vectors made as benchmarks/search.py makes its "measured" ones, by the codebook fitted to them. Recall@k: how
-many of the k that are found are as near as the k-th nearest of all (equal distances are common, and any of them will do).
-Memory: what the process holds more after the index is built than before; the lists have a copy of the codes.
+Vectors and codes are those of benchmarks/search.py. Lists: of each category, as an index has them, and of all photos together.
+FAISS's IVF holds codes in the order of its lists, whose centres are codes themselves. Of the 1,000 that are proposed: how many
+are as near by code as the 1,000th nearest of all (equal distances are common, and any of them will do), and how many of the
+ten nearest by float32 cosine are among them, which is recall@10 after re-ranking.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import faiss
 import numpy as np
 
-from benchmarks.search import Measured, resident
+from benchmarks import search
 from benchmarks.timing import print_machine, print_table
-from sicot_jax.index.codebooks import fit_codebook
+from sicot_jax.index import layout, lists
+from sicot_jax.index.embedded import EmbeddedIndex
 
 BITS = 256
 _LINES = 1 << 18
@@ -28,70 +35,104 @@ _PER_LIST = 40  # codes that the centre of a list is made from
 
 
 def main() -> None:
-    import faiss
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--index", type=Path, required=True, help="index of real photos")
-    parser.add_argument("--codes", type=int, default=30_000_000)
-    parser.add_argument("--lists", type=int, default=8192)
-    parser.add_argument("--probes", type=int, nargs="+", default=[8, 32, 128])
+    parser.add_argument("--index", type=Path, help="index of real photos; else vectors are clustered ones")
+    parser.add_argument("--width", type=int, default=128, help="of vectors where no index is given")
+    parser.add_argument("--codes", type=int, default=1_000_000)
+    parser.add_argument("--faiss-lists", type=int, default=1000)
+    parser.add_argument("--spare", type=int, nargs="+", default=[16, 32, 64, 128], help="lines looked at, times 1,000")
     parser.add_argument("--queries", type=int, default=200)
+    search.add_cpu_argument(parser)
     options = parser.parse_args()
+    clock = search.clock_of(options)
     print_machine()
-    made, rng = Measured(options.index), np.random.default_rng(0)
+    made = search.Measured(options.index) if options.index else search.Clustered(options.width)
     queries = made(options.queries, np.random.default_rng([0, 1]))
-    codebook = fit_codebook(made(50_000, rng), BITS)
-    asked = codebook.encode(queries)
-    codes = np.empty((options.codes, BITS // 8), np.uint8)
-    for first in range(0, options.codes, _LINES):
-        piece = codes[first : first + _LINES]
-        piece[:] = codebook.encode(made(len(piece), rng))
-    before = resident() / 2**20
-    start = time.perf_counter()
-    quantiser = faiss.IndexBinaryHNSW(BITS, 32)
-    index = faiss.IndexBinaryIVF(quantiser, BITS, options.lists)
-    sample = rng.choice(options.codes, min(_PER_LIST * options.lists, options.codes), replace=False)
-    index.train(codes[np.sort(sample)])
-    trained = time.perf_counter()
-    for first in range(0, options.codes, _LINES):
-        index.add(codes[first : first + _LINES])
-    built = time.perf_counter()
-    memory = resident() / 2**20 - before
-    faiss.omp_set_num_threads(1)
     rows = []
-    flat = _asked(lambda code, k: faiss.knn_hamming(code[None], codes, k, variant="hc")[0][0], asked)
-    limits = {k: [found[k - 1] for found in flat[1]] for k in (10, 1000)}
-    rows.append(["every code", "", "1.000", "1.000", *_times(flat[0])])
-    for probes in options.probes:
-        index.nprobe = probes
-        times, found = _asked(lambda code, k: index.search(code[None], k)[0][0], asked)
-        recall = [
-            np.mean([(distances[:k] <= limit).mean() for distances, limit in zip(found, limits[k], strict=True)])
-            for k in (10, 1000)
-        ]
-        rows.append(["IVF + HNSW", str(probes), *(f"{value:.3f}" for value in recall), *_times(times)])
-    header = ["search", "lists looked at", "recall@10", "recall@1000", "p50, ms", "p95, ms"]
-    title = f"{options.codes:,} codes of {BITS} bits, {options.lists} lists, one thread, the 1,000 nearest of a query"
-    print_table(title, header, rows)
-    print(
-        f"\nBuilt in {trained - start:.0f} s (centres) and {built - trained:.0f} s (codes); {memory:,.0f} MiB, "
-        f"{memory * 2**20 / options.codes:.1f} bytes a code"
+    with tempfile.TemporaryDirectory() as folder:
+        version = Path(folder, "version")
+        features = search.write(version, made, options.codes, BITS, search.manifest_of(options))
+        manifest = layout.read_manifest(version)
+        manifest.sha256[layout.LISTS] = ""
+        layout.write_manifest(version, manifest)
+        index = EmbeddedIndex(version)
+        codes, asked = index._view.codes, index.codebook.encode(queries)
+        wanted = search.exact(features, queries)
+        flat = _asked(lambda n: index._nearest_codes(asked[n], codes, 1000), len(asked), clock)
+        limits = [_apart(codes, lines, code).max() for lines, code in zip(flat[1], asked, strict=True)]
+
+        def cells(found: tuple[list[float], list[np.ndarray]]) -> list[str]:
+            """Both recalls, and the median and 95th percentile of a query's milliseconds."""
+            times, proposed = found
+            each = list(zip(proposed, asked, limits, wanted, strict=True))
+            by_code = np.mean([(_apart(codes, lines, code) <= limit).sum() / 1000 for lines, code, limit, _ in each])
+            exact = np.mean([len(set(lines) & set(best)) / search.K for lines, _, _, best in each])
+            spent = statistics.median(times), statistics.quantiles(times, n=20)[-1]
+            return [f"{by_code:.3f}", f"{exact:.3f}", *(f"{value:.2f}" for value in spent)]
+
+        rows.append(["every code", f"{options.codes:,}", *cells(flat)])
+        for name in ("lists of each category", "lists of all together"):
+            for spare in options.spare:
+                lists.SPARE = spare
+                found = _asked(
+                    lambda n, i=index: i._closest(i._view, queries[n], asked[n], 0, len(codes), 1000), len(asked), clock
+                )
+                rows.append([name, f"{spare * 1000:,}", *cells(found)])
+            index.close()
+            lists.write_lists(version, features, [(0, options.codes)])
+            index = EmbeddedIndex(version)
+        ivf = _ivf(codes, options.faiss_lists)
+        for spare in options.spare:
+            ivf.nprobe = max(round(spare * 1000 * options.faiss_lists / options.codes), 1)
+            faiss.downcast_IndexBinary(ivf.quantizer).hnsw.efSearch = 2 * ivf.nprobe
+            found = _asked(lambda n: ivf.search(asked[n][None], 1000)[1][0], len(asked), clock)
+            rows.append(["FAISS's IVF", f"{spare * 1000:,}", *cells(found)])
+    header = [
+        "search",
+        "codes looked at",
+        "of the 1,000 nearest codes",
+        "recall@10 after re-ranking",
+        "p50, ms",
+        "p95, ms",
+    ]
+    print_table(
+        f"{options.codes:,} codes of {BITS} bits, one thread{', CPU time' * options.cpu}, the 1,000 nearest of a query",
+        header,
+        rows,
     )
 
 
-def _asked(search, asked: np.ndarray) -> tuple[list[float], list[np.ndarray]]:
-    """Milliseconds of each query, and the distances of what it found; -1 becomes too far."""
+def _ivf(codes: np.ndarray, count: int) -> Any:
+    start = time.perf_counter()
+    index = faiss.IndexBinaryIVF(faiss.IndexBinaryHNSW(BITS, 16), BITS, count)
+    index.cp.niter = 10
+    sample = np.random.default_rng(0).choice(len(codes), min(_PER_LIST * count, len(codes)), replace=False)
+    index.train(codes[np.sort(sample)])
+    trained = time.perf_counter()
+    for first in range(0, len(codes), _LINES):
+        index.add(codes[first : first + _LINES])
+    added = time.perf_counter()
+    print(f"FAISS's IVF made in {trained - start:.0f} s (centres) and {added - trained:.0f} s (codes)", flush=True)
+    faiss.omp_set_num_threads(1)
+    return index
+
+
+def _asked(
+    propose: Callable[[int], np.ndarray], queries: int, clock: Callable[[], float]
+) -> tuple[list[float], list[np.ndarray]]:
+    """Milliseconds of each query, and the lines that were proposed."""
     times, found = [], []
-    for code in asked:
-        start = time.perf_counter()
-        distances = search(code, 1000)
-        times.append((time.perf_counter() - start) * 1e3)
-        found.append(np.where(distances < 0, BITS + 1, distances))
+    for n in range(queries):
+        start = clock()
+        lines = propose(n)
+        times.append((clock() - start) * 1e3)
+        found.append(lines[lines >= 0])
     return times, found
 
 
-def _times(milliseconds: list[float]) -> list[str]:
-    return [f"{statistics.median(milliseconds):.2f}", f"{statistics.quantiles(milliseconds, n=20)[-1]:.2f}"]
+def _apart(codes: np.ndarray, lines: np.ndarray, code: np.ndarray) -> np.ndarray:
+    """Hamming distances."""
+    return np.bitwise_count(codes[lines] ^ code).sum(1, dtype=np.int64)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from sicot_jax.convert.exported import Exported, exported, write_recognizer
 from sicot_jax.errors import InputError
 from sicot_jax.files import file_sha256, read_json, write_json
 from sicot_jax.index import cards as cards_of
-from sicot_jax.index import codebooks, layout, rows, titles
+from sicot_jax.index import codebooks, layout, lists, rows, titles
 from sicot_jax.index.calibrate import calibrate
 from sicot_jax.index.cards import PICTURES, SHARPNESS, Cards
 from sicot_jax.index.codebooks import Codebook
@@ -119,6 +119,7 @@ def _build(
         with contextlib.closing(_Seen(index, model)) as seen:
             embed_photos(found, run, source, seen, vectors, cards)
         _write_codes(folder, vectors, len(source.order), codes)
+        lists.write_where_large(folder, vectors, _ranges(source))
         _write_imprint(folder, vectors, source, found, cards)
         cards.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     if importlib.util.find_spec("torch") and importlib.util.find_spec("onnxscript"):

@@ -50,8 +50,9 @@ class Change:
 def _opened(index: Path) -> Iterator[tuple[Path, layout.Manifest, Cards]]:
     with layout.alone(index):
         folder = layout.current_version(index)
+        manifest = layout.read_whole(folder)
         with contextlib.closing(Cards(folder / layout.CARDS, writable=True)) as cards:
-            yield folder, layout.read_manifest(folder), cards
+            yield folder, manifest, cards
 
 
 def add(index: Path, source: Path) -> Change:

@@ -8,14 +8,14 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sicot_jax.errors import InputError
-from sicot_jax.index import layout
+from sicot_jax.index import layout, lists
 from sicot_jax.index.cards import Cards, Product
 from sicot_jax.index.codebooks import Codebook
+from sicot_jax.index.lists import Lists, import_faiss
 from sicot_jax.index.product_index import CANDIDATES, WIDEST, IndexUnavailable, Near, Neighbour, Offered
 from sicot_jax.index.vectors import Vectors, unit, widened
 
@@ -39,13 +39,15 @@ class View:
 
 
 class EmbeddedIndex:
-    """The version in `folder`. InputError where it is none, or damaged."""
+    """The version in `folder`. InputError where it is none, split, or damaged."""
 
     def __init__(self, folder: Path):
-        self.folder, self.manifest = folder, layout.read_manifest(folder)
-        self._faiss = _import_faiss()
+        self.folder, self.manifest = folder, layout.read_whole(folder)
+        self._faiss = import_faiss()
         self.codebook = Codebook.load(folder / layout.CODEBOOK)
         self._vectors = Vectors(folder, self.manifest.width, self.manifest.bits)
+        listed = layout.LISTS in self.manifest.sha256
+        self._lists = Lists(folder, self.manifest.photos, self.manifest.width) if listed else None
         self.cards = Cards(folder / layout.CARDS)
         # SQLite tells of changes to the connection that asks: one alone for that, under a lock.
         self._watch, self._watching = Cards(folder / layout.CARDS, shared=True), threading.Lock()
@@ -126,7 +128,7 @@ class EmbeddedIndex:
         for query, code in zip(queries, codes, strict=True):
             count, hits = min(wanted, size), Near([], [])
             while size and (k or photos):
-                places = self._closest(view, code, first, last, count)
+                places = self._closest(view, query, code, first, last, count)
                 if category is not None:
                     places = places[~view.moved[places]]
                 if outside:
@@ -138,8 +140,17 @@ class EmbeddedIndex:
             found.append(hits)
         return found
 
-    def _closest(self, view: View, code: np.ndarray, first: int, last: int, count: int) -> np.ndarray:
-        return self._nearest_codes(code, view.codes[first:last], count) + first
+    def _closest(
+        self, view: View, query: np.ndarray, code: np.ndarray, first: int, last: int, count: int
+    ) -> np.ndarray:
+        """Lines of the range nearest by code: of all of it, or, where it is large, of the lists that are nearest and of what
+        came after the build.
+        """
+        if self._lists is None or last - first < max(lists.FROM, lists.SPARE * count):
+            return self._nearest_codes(code, view.codes[first:last], count) + first
+        built = min(last, self.manifest.photos)
+        lines = np.concatenate([self._lists.near(query, first, built, lists.SPARE * count), np.arange(built, last)])
+        return lines[self._nearest_codes(code, _gathered(view.codes, lines), count)]
 
     def _nearest_codes(self, code: np.ndarray, codes: np.ndarray, count: int) -> np.ndarray:
         """Lines of the `count` codes nearest by Hamming distance."""
@@ -180,6 +191,12 @@ def _reading() -> Iterator[None]:
         raise IndexUnavailable(f"cards: {error}") from error
 
 
+def _gathered(codes: np.ndarray, lines: np.ndarray) -> np.ndarray:
+    """Eight bytes at a time where codes have as many: twice as fast."""
+    words = codes.view(np.uint64) if codes.shape[1] % 8 == 0 else codes
+    return words.take(lines, axis=0).view(np.uint8)
+
+
 def _ranked(view: View, query: np.ndarray, places: np.ndarray, k: int, photos: int) -> Near:
     """The k products with the photos of largest cosine among `places`, and the first of those photos."""
     places = np.sort(places)  # one way through the map
@@ -194,11 +211,3 @@ def _ranked(view: View, query: np.ndarray, places: np.ndarray, k: int, photos: i
         return [Neighbour(*line) for line in lines]
 
     return Near(neighbours(np.sort(first)[:k]), neighbours(np.arange(min(photos, len(order)))))
-
-
-def _import_faiss() -> Any:
-    try:
-        import faiss
-    except ImportError as error:
-        raise InputError("no faiss here to search with; install it: pip install 'sicot_jax[service]'") from error
-    return faiss

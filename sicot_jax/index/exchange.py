@@ -20,7 +20,7 @@ from sicot_jax import files
 from sicot_jax.convert import folder as folders
 from sicot_jax.errors import InputError
 from sicot_jax.index import cards as cards_of
-from sicot_jax.index import layout, rows
+from sicot_jax.index import layout, lists, rows
 from sicot_jax.index.cards import QUALITY, SHARPNESS, Cards
 from sicot_jax.index.codebooks import Codebook
 from sicot_jax.index.vectors import Vectors, unit
@@ -38,7 +38,7 @@ def export_index(index: Path, out: Path) -> dict[str, int]:
     from pyarrow import parquet
 
     folder = layout.current_version(index)
-    manifest, counts = layout.read_manifest(folder), {"products": 0, "photos": 0}
+    manifest, counts = layout.read_whole(folder), {"products": 0, "photos": 0}
     texts = [(name, pa.string()) for name in ("sku", "title", "tags", "category")]
     of_products = pa.schema([*texts, *((name, pa.float64()) for name in _NUMBERS)])
     of_photos = pa.schema(
@@ -127,6 +127,7 @@ def import_index(source: Path, index: Path) -> Path:
             categories = _put_photos(photos, numbers, category, codebook, cards, vectors)
             rows.put_all(cards, vectors, rows.load(folder), converted.model.classes)
             places = cards.state(manifest.width).places
+            lists.write_where_large(folder, vectors, categories)
             cards.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         counted = {
             "photos": places,

@@ -71,9 +71,16 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     sub = changing("import", _import, "an export as the next version of an index")
     sub.add_argument("source", type=Path, help="folder of sicot index export")
     sub = changing(
-        "publish", _publish, "the version in use, or what changed in it, into a PostgreSQL database with pgvector"
+        "publish",
+        _publish,
+        "the version in use, or what changed in it, into PostgreSQL with pgvector, or its codes into Milvus",
     )
-    sub.add_argument("--database", required=True, metavar="URL", help="postgresql://USER@HOST/DATABASE")
+    sub.add_argument(
+        "--database", required=True, metavar="URL", help="postgresql://USER@HOST/DATABASE, or milvus+http://HOST:PORT"
+    )
+    sub = changing("split", _split, "the version in use in several parts that answer as one, as a new index")
+    sub.add_argument("--out", type=Path, required=True, help="folder to write, which must not exist")
+    sub.add_argument("--shards", type=int, required=True, help="parts; a product is in one of them")
     changing("verify", _verify, "whether the version in use is whole and as it was built; reads all of it")
 
 
@@ -135,13 +142,15 @@ def _export(args: argparse.Namespace, _) -> None:
 
 
 def _publish(args: argparse.Namespace, _) -> None:
-    from sicot_jax.index.opened import no_client
+    from sicot_jax.index.opened import publish
 
-    try:
-        from sicot_jax.index.publish import publish
-    except ImportError as error:
-        raise no_client(error) from error
-    print(publish(args.index, args.database).summary())
+    print(publish(args.index, args.database))
+
+
+def _split(args: argparse.Namespace, _) -> None:
+    from sicot_jax.index.shards import split
+
+    print(f"{split(args.index, args.out, args.shards)}: {args.shards} shards; sicot serve --index {args.out}")
 
 
 def _import(args: argparse.Namespace, _) -> None:

@@ -26,10 +26,17 @@ CURRENT, BUILDING, LOCK = "current", ".building", ".lock"
 MANIFEST, CARDS, FEATURES, CODES, OWNERS = "manifest.json", "cards.sqlite", "features.f16", "codes.u8", "owners.i32"
 CODEBOOK, IMPRINT, TITLES = "codebook.npz", "imprint.npz", "titles.npz"
 UNKNOWN, CATEGORIES, RANKER = "unknown.json", "categories.json", "ranker.json"
-GROWING, FITTED = (
-    (FEATURES, CODES, OWNERS),
-    (CODEBOOK, IMPRINT, TITLES, UNKNOWN, CATEGORIES, RANKER),
-)  # by additions; by the build, then left (the ranker by `sicot index rank`, whenever that is given)
+CENTRES, LISTS = "lists.faiss", "lists.i32"  # of a large index
+GROWING = (FEATURES, CODES, OWNERS)  # by additions
+FITTED = (
+    CODEBOOK,
+    IMPRINT,
+    TITLES,
+    UNKNOWN,
+    CATEGORIES,
+    RANKER,
+)  # by the build, then left; the ranker by `sicot index rank`
+SORTED = (CENTRES, LISTS)  # by the build, of the order of its lines: lines in another order need others
 PROGRESS = "progress.json"  # of a build that is not whole yet
 MODEL, GRAPH = "model", "onnx"  # folders of `sicot convert`: weights, and an ONNX graph where it could be made
 _VERSION = re.compile(r"v(\d{6})")
@@ -42,7 +49,8 @@ class Manifest:
 
     model: sha256 of the recogniser's weights; trained: of the run's results. width, bits: of features and codes; codes: how
     they are made (`codebooks.KINDS`). categories: name -> [first, last + 1) of its photos in the files. sha256: of every file,
-    of those that grow the part that `photos` lines take.
+    of those that grow the part that `photos` lines take. shards: parts that the version is split into (index/shards), 0
+    where it is not.
     """
 
     model: str
@@ -58,6 +66,7 @@ class Manifest:
     sha256: dict[str, str]
     created: str
     version: str
+    shards: int = 0
     format: int = FORMAT
 
 
@@ -76,6 +85,16 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest(**stored)
     except TypeError as error:
         raise InputError(f"{folder / MANIFEST}: not as it was written ({error}); build the index again") from error
+
+
+def read_whole(folder: Path) -> Manifest:
+    """InputError where the version is split: its parts are written by `sicot index split` alone."""
+    manifest = read_manifest(folder)
+    if manifest.shards:
+        raise InputError(
+            f"{folder.parent}: is split into {manifest.shards} shards; change the index that it was split from, and split again"
+        )
+    return manifest
 
 
 def current_version(index: Path) -> Path:
@@ -136,7 +155,7 @@ def digests(folder: Path) -> dict[str, str]:
     """sha256 of the files of a version that is being written, those that are there yet; the ranker, which may be replaced, has
     its own in it.
     """
-    names = [name for name in (*GROWING, *FITTED) if name != RANKER and (folder / name).exists()]
+    names = [name for name in (*GROWING, *FITTED, *SORTED) if name != RANKER and (folder / name).exists()]
     return {name: file_sha256(folder / name) for name in names}
 
 

@@ -17,7 +17,7 @@ from sicot_jax.index import layout
 from sicot_jax.index.build import BITS, build
 from sicot_jax.index.cards import Cards
 from sicot_jax.index.codebooks import PCA
-from sicot_jax.index.opened import no_client
+from sicot_jax.index.opened import publish
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def nightly(
         build(workdir, index, path=str(catalog), codes=codes, bits=bits)
     seconds["build"] = time.perf_counter() - start
     start = time.perf_counter()
-    published = _published(index, database) if database else ""
+    published = publish(index, database) if database else ""
     seconds["publish"] = time.perf_counter() - start
     was, now = before or (set(), 0), _skus(index)
     assert now is not None
@@ -96,14 +96,6 @@ def nightly(
         report.parent.mkdir(parents=True, exist_ok=True)
         write_json(report, stored)
     return night
-
-
-def _published(index: Path, database: str) -> str:
-    try:
-        from sicot_jax.index.publish import publish
-    except ImportError as error:
-        raise no_client(error) from error
-    return publish(index, database).summary()
 
 
 def _made_from(index: Path) -> layout.Manifest | None:

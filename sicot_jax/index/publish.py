@@ -84,7 +84,7 @@ def _copy(connection: psycopg.Connection, folder: Path) -> Published:
 
 
 def _copy_version(connection: psycopg.Connection, folder: Path) -> Published:
-    manifest, schema = layout.read_manifest(folder), database.schema_of(folder)
+    manifest, schema = layout.read_whole(folder), database.schema_of(folder)
     database.use_schema(connection, schema)
     new = not _one(connection, "SELECT count(*) FROM sicot.versions WHERE schema = %s", [schema])
     if new:

@@ -15,6 +15,8 @@ from sicot_jax.files import file_sha256
 from sicot_jax.index import layout
 from sicot_jax.index.cards import Cards
 from sicot_jax.index.codebooks import Codebook
+from sicot_jax.index.lists import Lists
+from sicot_jax.index.shards import shard_folder
 from sicot_jax.index.unknown import read_calibration
 from sicot_jax.index.vectors import Vectors
 from sicot_jax.search.category import read_fusion
@@ -36,6 +38,29 @@ def verify(folder: Path, *, checksums: bool = False) -> list[str]:
                 folders.read_converted(folder / name)
     except InputError as error:
         return [str(error)]
+    faults = _of_shards(folder, manifest, checksums) if manifest.shards else _of_lines(folder, manifest, codebook)
+    if checksums:
+        vectors = Vectors(folder, manifest.width, manifest.bits)
+        for name, digest in manifest.sha256.items():
+            length = manifest.photos * vectors.line_bytes(name) if name in layout.GROWING else None
+            if _sha256(folder / name, length) != digest:
+                faults.append(f"{name}: not as it was built (another sha256)")
+    return faults
+
+
+def _of_shards(folder: Path, manifest: layout.Manifest, checksums: bool) -> list[str]:
+    faults, photos = [], 0
+    for shard in range(manifest.shards):
+        part = shard_folder(folder, shard)
+        found = verify(part, checksums=checksums)
+        photos += 0 if found else layout.read_manifest(part).photos
+        faults += [f"{part.name}: {fault}" for fault in found]
+    if not faults and photos != manifest.photos:
+        faults.append(f"{layout.MANIFEST}: {manifest.photos} photos, the shards have {photos}")
+    return faults
+
+
+def _of_lines(folder: Path, manifest: layout.Manifest, codebook: Codebook) -> list[str]:
     faults = []
     if (codebook.width, codebook.bits) != (manifest.width, manifest.bits):
         faults.append(
@@ -46,12 +71,12 @@ def verify(folder: Path, *, checksums: bool = False) -> list[str]:
             faults += _of_cards(folder, manifest, cards, codebook)
         except (InputError, sqlite3.Error) as error:
             faults.append(f"{layout.CARDS}: {error}")
-    if checksums:
-        vectors = Vectors(folder, manifest.width, manifest.bits)
-        for name, digest in manifest.sha256.items():
-            length = manifest.photos * vectors.line_bytes(name) if name in layout.GROWING else None
-            if _sha256(folder / name, length) != digest:
-                faults.append(f"{name}: not as it was built (another sha256)")
+    if layout.LISTS in manifest.sha256:
+        try:
+            lists = Lists(folder, manifest.photos, manifest.width)
+            faults += lists.faults([(first, last) for first, last in manifest.categories.values()])
+        except InputError as error:
+            faults.append(str(error))
     return faults
 
 

@@ -23,7 +23,7 @@ from sicot_jax.catalog import opening
 from sicot_jax.catalog.catalog import ClassTable
 from sicot_jax.convert import folder as folders
 from sicot_jax.errors import InputError
-from sicot_jax.index import build, calibrate, change, layout, recognition
+from sicot_jax.index import build, calibrate, change, layout, lists, recognition
 from sicot_jax.index.cards import PICTURES, Cards
 from sicot_jax.index.embedded import EmbeddedIndex
 from sicot_jax.index.recognition import Scores
@@ -233,12 +233,14 @@ def test_what_is_damaged_is_built_anew(run, built, tmp_path, monkeypatch):
 
 
 def test_another_run_does_not_go_on_from_it(run, tmp_path, monkeypatch, capsys):
-    """What a stopped build left is of other bits: it is made anew."""
+    """What a stopped build left is of other bits: it is made anew; large enough for lists, it has them."""
     with monkeypatch.context() as patch:
         patch.setattr(build, "_write_codes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             build.build(run, tmp_path, bits=64)
-    assert layout.read_manifest(build.build(run, tmp_path, bits=128)).bits == 128
+    monkeypatch.setattr(lists, "FROM", 100)
+    manifest = layout.read_manifest(build.build(run, tmp_path, bits=128))
+    assert manifest.bits == 128 and set(layout.SORTED) <= set(manifest.sha256)
     assert "of another model, catalogue or version; built anew" in capsys.readouterr().err
 
 
