@@ -91,8 +91,9 @@ class Clicks:
 
     def summary(self) -> str:
         """One line."""
-        photos = len(np.unique(self.query))
-        return f"{len(self.query):,} of {self.rows:,} triplets with {photos:,} query photos{_told(self.left_out)}"
+        first = len(self.split.split)
+        photos = {q if q < first else self.split.sources[q - first] for q in np.unique(self.query).tolist()}
+        return f"{len(self.query):,} of {self.rows:,} triplets, query photos: {len(photos):,}{_told(self.left_out)}"
 
     @property
     def digest(self) -> str:
