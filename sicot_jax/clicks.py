@@ -26,7 +26,7 @@ COLUMNS = ("request_id", "query_image_id", "clicked", "not_clicked", "weight")
 _WANTED = "wanted the Parquet file of `sicot events triplets`"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class WithQueries:
     """The training split, and behind its N records those of queries: a photo with the label of a product that was clicked.
 
@@ -205,7 +205,9 @@ def _joined(
     """A record for each source and class clicked with it; a record of the split that has that class stands for itself."""
     number, clicked, not_clicked, weight = used
     pairs, which = np.unique(number * len(sku) + clicked, return_inverse=True)
-    records, added, labels = np.zeros(len(pairs), np.int64), [], []
+    records = np.zeros(len(pairs), np.int64)
+    added: list[str | int] = []
+    labels: list[int] = []
     for i, pair in enumerate(pairs.tolist()):
         source, label = sources[pair // len(sku)], pair % len(sku)
         if isinstance(source, int) and split.labels[source] == label:

@@ -20,6 +20,7 @@ from sicot_jax.clicks import open_clicks
 from sicot_jax.config import Config, ConfigError, DataConfig, LossConfig, TrainConfig
 from sicot_jax.errors import InputError
 from sicot_jax.events import visitors
+from sicot_jax.optim import trained_parts
 from sicot_jax.pipeline import train_batches
 from sicot_jax.preprocessing import Preprocessing
 from sicot_jax.sampling import Sampler, triplets_in
@@ -324,10 +325,11 @@ def test_triplets_shape_the_box(asked, one_device):
     batch = make(0)
     shape = DataShape.of(open_generated(asked.data.generated))
     graph, params, rest = nnx.split(new_net(asked, shape), nnx.Param, ...)
+    trained = trained_parts(asked.optim, nnx.to_pure_dict(params))
     pixels = asked.preprocessing.normalise(batch["image"])
 
     def loss(params):
-        unit = nnx.merge(graph, params, rest)(pixels, batch["token_ids"], train=True)["inside"]
+        unit = nnx.merge(graph, params, rest)(pixels, batch["token_ids"], train=trained)["inside"]
         return losses.triplet_loss(unit, unit, batch["label"], batch["label"], margin=2.0)
 
     gradient = nnx.to_pure_dict(jax.jit(jax.grad(loss))(params))["visual"]
