@@ -21,7 +21,7 @@ from typing import Any
 from sicot_jax.catalog.generated import GeneratedSpec
 from sicot_jax.errors import InputError
 from sicot_jax.preprocessing import Preprocessing
-from sicot_jax.sampling import SAMPLINGS, BatchPlan
+from sicot_jax.sampling import SAMPLINGS, BatchPlan, triplets_in
 
 FORMAT = 1
 ENCODERS = ("mean", "bilinear", "low_rank", "bilinear_form", "dot", "lstm", "lstm_attention")  # of titles
@@ -44,6 +44,9 @@ class DataConfig:
     sampling: "uniform", "class_balanced" or "square_root".
     workers: processes that prepare batches; 0 uses threads of this process.
     on_device: all training photos lie on every device, and a batch is gathered there; for "arrays".
+    triplets: what was clicked rather than what (a file of `sicot events triplets`; `clicks`), "" for none; queries: the folder
+      of their photos (`sicot serve --keep-queries`, or named by query_image_id), "" where all are training photos.
+    triplet_share: of a batch's photos, those that come in triplets; the others are drawn as `sampling` says.
     """
 
     source: str = "generated"
@@ -55,6 +58,9 @@ class DataConfig:
     sampling: str = "uniform"
     workers: int = 0
     on_device: bool = False
+    triplets: str = ""
+    queries: str = ""
+    triplet_share: float = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,6 +295,8 @@ FREE_ON_RESUME = (
     "data.path",
     "data.workers",
     "data.on_device",
+    "data.triplets",  # the file's content may not
+    "data.queries",
     "train.checkpoint_every_seconds",
     "train.checkpoint_every_steps",
     "train.log_every_steps",
@@ -337,6 +345,14 @@ def _check(config: Config) -> None:
             f"data.on_device with data.source={data.source!r}, whose photos are not of one size; write an array file (sicot "
             "export-arrays) and set data.source=arrays"
         )
+    if data.queries and not data.triplets:
+        raise ConfigError(f"data.queries={data.queries!r} without data.triplets, whose photos they are; add it")
+    if data.triplets and data.on_device:
+        raise ConfigError(
+            "data.triplets with data.on_device=True, which has no query photos beside the catalogue's; set data.on_device=False"
+        )
+    if not 0 < data.triplet_share <= 1:
+        raise ConfigError(f"data.triplet_share={data.triplet_share}, wanted a share above 0 up to 1")
     positive = {
         "train.batch_size": train.batch_size,
         "train.micro_batches": train.micro_batches,
@@ -460,6 +476,12 @@ def _check(config: Config) -> None:
     if train.batch_size % train.micro_batches:
         raise ConfigError(
             f"train.batch_size={train.batch_size} is not divisible by train.micro_batches={train.micro_batches}; change one"
+        )
+    micro_batch = train.batch_size // train.micro_batches
+    if data.triplets and not triplets_in(micro_batch, data.triplet_share):
+        raise ConfigError(
+            f"data.triplet_share={data.triplet_share} of a micro-batch of {micro_batch} photos holds no triplet; raise it or "
+            "train.batch_size"
         )
     if train.grow_every_epochs or train.max_micro_batches:
         if not (train.grow_every_epochs and train.max_micro_batches):

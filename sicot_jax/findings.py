@@ -14,7 +14,7 @@ from sicot_jax import mesh
 from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.statistics import head_mask, shared_vocabulary
 from sicot_jax.catalog.text import WORD_START
-from sicot_jax.pipeline import evenly, train_batches
+from sicot_jax.pipeline import TitleReader, evenly
 from sicot_jax.step import Setup, TrainState
 
 TITLES = 20_000  # read at most, evenly over the training photos
@@ -72,8 +72,7 @@ def attention(setup: Setup, state: TrainState, catalog: Catalog) -> dict[str, An
     A weight is told as a multiple of that of equal weights, 1 / words of the title; pieces of a word are summed. Titles are
     as training reads them.
     """
-    read_title = train_batches(catalog, setup.config).titles
-    assert read_title is not None
+    read_title = TitleReader(catalog, setup.config)
     split, vocabulary = catalog.splits["train"], catalog.tokenizer.vocabulary
     read = evenly(len(split), TITLES)
 

@@ -17,6 +17,7 @@ import numpy as np
 from sicot_jax import mesh as mesh_lib
 from sicot_jax.catalog.catalog import Catalog, Record, Split
 from sicot_jax.catalog.text import mask_words
+from sicot_jax.clicks import Clicks, ClickSampler, open_clicks
 from sicot_jax.config import Config
 from sicot_jax.errors import InputError
 from sicot_jax.preprocessing import Preprocessing
@@ -59,6 +60,8 @@ class TitleReader:
 
     def _ids(self, record: Record, index: int) -> np.ndarray:
         """int32 [words], the whole title's."""
+        if index >= len(self.split):  # a query (`clicks`)
+            return np.zeros(0, np.int32)
         match self.config.title:
             case "none":
                 ids = np.zeros(0, np.int32)
@@ -84,18 +87,20 @@ class TrainBatches:
     """step -> this process's part of the training batch: image uint8, label, token_ids where titles are read, and with `boxes`
     box float32 [4], all zero where unknown.
 
+    `clicks` are what triplets are drawn from, where the batch has some; `split` is theirs then.
     With `known_titles` (token_ids of every record) the photos lie on the devices already: "index" stands in place of image,
     and no record is read.
     """
 
     split: Split
-    sampler: Sampler
+    sampler: Sampler | ClickSampler
     preprocessing: Preprocessing
     titles: TitleReader | None
     known_titles: Sequence[np.ndarray] | None = None
     process_index: int = 0
     process_count: int = 1
     boxes: bool = False
+    clicks: Clicks | None = None
 
     def __call__(self, step: int) -> Batch:
         indices = self.sampler(step)
@@ -124,15 +129,23 @@ class TrainBatches:
 
 
 def train_batches(catalog: Catalog, config: Config) -> TrainBatches:
-    split = catalog.splits["train"]
+    """InputError where `data.triplets` cannot be learned from."""
+    split: Split = catalog.splits["train"]
     plan = config.train.batch_plan(len(split))
-    sampler = Sampler(split.labels, plan.batch_size, config.seed, config.data.sampling, plan.doubled_at)
+    plain = Sampler(split.labels, plan.batch_size, config.seed, config.data.sampling, plan.doubled_at)
+    sampler: Sampler | ClickSampler = plain
+    clicks = open_clicks(config.data, catalog) if config.data.triplets else None
+    if clicks is not None:
+        micro_batch = config.train.batch_size // config.train.micro_batches
+        sampler = ClickSampler.make(clicks, plain, micro_batch=micro_batch, share=config.data.triplet_share)
+        split = clicks.split
     titles = TitleReader(catalog, config) if config.loss.with_text else None
     known: list[np.ndarray] | None = None
     if config.data.on_device:
         known = [titles(split[i], i) for i in range(len(split))] if titles else []
     hosts = jax.process_index(), jax.process_count()
-    return TrainBatches(split, sampler, config.preprocessing, titles, known, *hosts, boxes=bool(config.loss.box_known))
+    boxes = bool(config.loss.box_known)
+    return TrainBatches(split, sampler, config.preprocessing, titles, known, *hosts, boxes=boxes, clicks=clicks)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ from sicot_jax.checkpoint import Checkpoints
 from sicot_jax.config import Config, ConfigError, DataConfig
 from sicot_jax.errors import InputError
 from sicot_jax.evaluate import class_table_hash
-from sicot_jax.files import read_json, write_json
+from sicot_jax.files import file_sha256, read_json, write_json
 from sicot_jax.step import DataShape, Setup, TrainState, abstract_state, make_setup
 
 
@@ -56,6 +56,7 @@ def describe(config: Config, catalog: Catalog) -> dict[str, Any]:
             "class_table": class_table_hash(catalog),
             "vocabulary": vocabulary_hash(catalog.tokenizer),
             "shape": dataclasses.asdict(DataShape.of(catalog)),
+            "triplets": triplets_hash(config.data),
         },
     }
 
@@ -63,6 +64,18 @@ def describe(config: Config, catalog: Catalog) -> dict[str, Any]:
 def vocabulary_hash(tokenizer: Tokenizer) -> str:
     """Equal where word ids mean the same words."""
     return hashlib.sha256("\n".join(tokenizer.vocabulary).encode()).hexdigest()
+
+
+def triplets_hash(data: DataConfig) -> str:
+    """SHA-256 of the file of `data.triplets`, "" where there is none to be. InputError where it is missing."""
+    if not data.triplets:
+        return ""
+    try:
+        return file_sha256(Path(data.triplets))
+    except OSError as error:
+        raise InputError(
+            f"data.triplets={data.triplets}: {error.strerror}; wanted the Parquet file of `sicot events triplets`"
+        ) from error
 
 
 def commit() -> str:
@@ -145,15 +158,22 @@ def differences_of(path: Path, config: Config, catalog: Catalog) -> list[str]:
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name) and name not in config_lib.FREE_ON_RESUME
     ]
-    old = read_json(path, "the config.json of this run")["data"]["hash"]
+    data = read_json(path, "the config.json of this run")["data"]
+    old = data["hash"]
     if old != catalog.data_hash:
         different.append(f"data: {old[:12]} -> {catalog.data_hash[:12]}{same_data(config.data, old)}")
+    triplets = data.get("triplets", ""), triplets_hash(config.data)
+    if triplets[0] != triplets[1]:
+        different.append(f"triplets: {triplets[0][:12] or 'none'} -> {triplets[1][:12] or 'none'}")
     return different
 
 
 def check_same_everywhere(config: Config, catalog: Catalog) -> None:
     """InputError where processes of one run would train different things; where the catalogue lies is each one's own."""
-    settings = config_lib.flatten(config_lib.to_dict(config)) | {"data.path": "", "version": sicot_jax.__version__}
+    with hosts.together():
+        triplets = triplets_hash(config.data)
+    places = {"data.path": "", "data.queries": "", "data.triplets": triplets}
+    settings = config_lib.flatten(config_lib.to_dict(config)) | places | {"version": sicot_jax.__version__}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     hosts.check_same("the config", digest, "start every process with the same command and version")
     hosts.check_same("the catalogue", catalog.data_hash, "give every process the same one")

@@ -11,7 +11,7 @@ from sicot_jax.errors import InputError
 
 SAMPLINGS = ("uniform", "class_balanced", "square_root")
 _ROUNDS = 6
-ORDER, CLASSES = range(2)  # what random numbers are for
+ORDER, CLASSES, TRIPLETS = range(3)  # what random numbers are for
 
 
 def generator(purpose: int, seed: int, number: int) -> np.random.Generator:
@@ -20,6 +20,11 @@ def generator(purpose: int, seed: int, number: int) -> np.random.Generator:
     The purpose is the highest word of Philox's counter: streams of the same key that can never meet.
     """
     return np.random.Generator(np.random.Philox(key=[seed, number], counter=[0, 0, 0, purpose]))
+
+
+def triplets_in(photos: int, share: float) -> int:
+    """How many triplets of photos a share of so many photos holds."""
+    return int(photos * share + 1e-9) // 3
 
 
 def permute(index: np.ndarray, *, size: int, seed: int, epoch: int) -> np.ndarray:

@@ -187,6 +187,13 @@ class _Loop:
         self.memory_plan = plan.make_plan(
             setup.config, setup.shape, devices=setup.mesh.size, platform=jax.default_backend()
         )
+        with hosts.together():
+            self.make_batches = pipeline.train_batches(catalog, setup.config)
+        clicks = self.make_batches.clicks
+        self.clicks = clicks.digest if clicks else ""
+        if clicks:
+            hosts.say(f"clicks: {clicks.summary()}")
+            hosts.check_same("what can be drawn of data.triplets", self.clicks, "give every process the same photos")
         self.train_steps: dict[int, jax.stages.Compiled] = {}  # by batch size
         self.checkpoints = Checkpoints(workdir, num_classes=setup.shape.num_classes, writer=True)
         self.best = (self.checkpoints.info("best") or {}).get("validation")
@@ -203,7 +210,13 @@ class _Loop:
                 state = self._start()
             else:
                 state = self.checkpoints.resume(target)
-                validate = (self.checkpoints.info("last") or {}).get("validate", False)
+                info = self.checkpoints.info("last") or {}
+                validate = info.get("validate", False)
+                if info.get("clicks", "") != self.clicks:
+                    raise InputError(
+                        f"{self.config.data.queries or self.config.data.path}: not the query photos that {self.workdir} began "
+                        "with; give back what is gone, or use another --workdir"
+                    )
                 hosts.say(f"resuming {self.workdir} from step {int(state.step)}")
             step = int(state.step)
             self.log = RunLog(
@@ -266,9 +279,8 @@ class _Loop:
         return state
 
     def _batches(self, start: int) -> Generator[pipeline.Batch]:
-        make = pipeline.train_batches(self.catalog, self.config)
         data = self.config.data
-        return pipeline.ahead(make, start, self.setup.steps, workers=data.workers, source=data.source)
+        return pipeline.ahead(self.make_batches, start, self.setup.steps, workers=data.workers, source=data.source)
 
     def _steps(self, state: TrainState) -> None:
         """Losses are read one step late, so that the device never waits; nothing is saved before its loss was read."""
@@ -305,7 +317,7 @@ class _Loop:
                         stop = hosts.any_of(signals.received is not None)
                     if due or stop or step == setup.steps:
                         self._check_state(state, step)
-                        self.checkpoints.save(state, step, info={"validate": evaluating})
+                        self.checkpoints.save(state, step, info={"validate": evaluating, "clicks": self.clicks})
                         last_save = time.monotonic()
                     self.log.resume_clock()
                 if stop:

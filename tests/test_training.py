@@ -271,15 +271,14 @@ def test_a_signal_before_validation_puts_it_off_to_the_resumed_run(uninterrupted
     from sicot_jax import pipeline
 
     whole, config, results = uninterrupted
-    original = pipeline.train_batches
+    original = pipeline.TrainBatches.__call__
 
-    def stopping(catalog, config):
-        make = original(catalog, config)
-        return lambda step: (step == 4 and os.kill(os.getpid(), signal.SIGTERM)) or make(step)
+    def stopping(self, step):
+        return (step == 4 and os.kill(os.getpid(), signal.SIGTERM)) or original(self, step)
 
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "ahead", lambda make, start, stop, **_: (make(step) for step in range(start, stop)))
-        patch.setattr(pipeline, "train_batches", stopping)  # in the last step of the first epoch
+        patch.setattr(pipeline.TrainBatches, "__call__", stopping)  # in the last step of the first epoch
         with pytest.raises(TrainingStopped, match="SIGTERM: saved at step 5"):
             train(config, tmp_path / "run")
     assert not list((tmp_path / "run" / "checkpoints" / "best").iterdir())

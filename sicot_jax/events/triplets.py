@@ -2,6 +2,7 @@
 
 Parquet, a row a triplet, those of one click together and clicks in a random order:
 
+    request_id         string   of the click's list; its photo, where the service kept it, is named so
     query_image_id     string   the photo that was asked with
     clicked            string   a SKU that was shown and clicked
     not_clicked        string   a SKU of the same list that was looked at and not clicked
@@ -292,10 +293,10 @@ def _find_not_clicked(database: duckdb.DuckDBPyConnection, settings: TripletSett
         )
     database.execute(f"""
         CREATE TABLE near AS
-        SELECT row, place, sku, other, other_place,
+        SELECT row, request_id, place, sku, other, other_place,
           hash(query, other) IN (SELECT pair FROM clicks) AS elsewhere
         FROM (
-          SELECT once.row AS row, once.query AS query, sku, place, greatest(place - {settings.reach}, 1) AS first,
+          SELECT once.row AS row, request_id, once.query AS query, sku, place, greatest(place - {settings.reach}, 1) AS first,
             unnest(shown[greatest(place - {settings.reach}, 1) : place + 1]) AS other,
             first - 1 + generate_subscripts(shown[greatest(place - {settings.reach}, 1) : place + 1], 1) AS other_place
           FROM once JOIN views USING (row))
@@ -315,7 +316,7 @@ def _write(database: duckdb.DuckDBPyConnection, out: Path, weights: np.ndarray, 
         COPY (
           WITH kept AS (SELECT * FROM pairs WHERE NOT elsewhere AND NOT same),
           counted AS (SELECT row, place, count(*) AS number FROM kept GROUP BY ALL)
-          SELECT query AS query_image_id, once.sku AS clicked, other AS not_clicked,
+          SELECT request_id, query AS query_image_id, once.sku AS clicked, other AS not_clicked,
             CAST(weight * if(bought, {purchase_weight}, 1) / number AS FLOAT) AS weight,
             CAST(place AS INTEGER) AS clicked_place, CAST(other_place AS INTEGER) AS not_clicked_place, bought
           FROM kept JOIN counted USING (row, place) JOIN once USING (row, place) JOIN weights USING (place)
