@@ -11,6 +11,7 @@ import numpy as np
 
 from sicot_jax.convert.folder import Model
 from sicot_jax.convert.names import from_torch_layout
+from sicot_jax.models.box import attention_box, attention_of, mean_within, summed, visible
 from sicot_jax.models.layers import BATCH_NORM_EPSILON, conv, max_pool_3x3
 from sicot_jax.models.resnet import STAGES, STEMS, global_average_pool
 
@@ -30,20 +31,37 @@ def fold(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         norm = _norm_of(name)
         if norm is None:
             continue
-        scale, shift, mean, var = (
-            arrays[f"{norm}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
-        )
-        factor = (scale / np.sqrt(var.astype(np.float64) + BATCH_NORM_EPSILON)).astype(np.float32)
+        factor, shift = _factor_and_shift(arrays, norm)
         place = name.removesuffix(".weight")
         folded[f"{place}.kernel"] = np.ascontiguousarray(from_torch_layout(weight)) * factor
-        folded[f"{place}.bias"] = shift - mean * factor
-    return folded
+        folded[f"{place}.bias"] = shift
+    return folded | (_fold_box(arrays) if "box.score.weight" in arrays else {})
+
+
+def _factor_and_shift(arrays: Mapping[str, np.ndarray], norm: str) -> tuple[np.ndarray, np.ndarray]:
+    scale, shift, mean, var = (arrays[f"{norm}.{part}"] for part in ("weight", "bias", "running_mean", "running_var"))
+    factor = (scale / np.sqrt(var.astype(np.float64) + BATCH_NORM_EPSILON)).astype(np.float32)
+    return factor, shift - mean * factor
+
+
+def _fold_box(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The box branch: one batch norm behind the sum of three convolutions."""
+    factor, shift = _factor_and_shift(arrays, "box.bn")
+    found = {
+        f"box.conv{n}.kernel": np.ascontiguousarray(from_torch_layout(arrays[f"box.conv{n}.weight"])) * factor
+        for n in (1, 2, 3)
+    }
+    score = np.ascontiguousarray(from_torch_layout(arrays["box.score.weight"]))
+    rest = {name: arrays[name] for name in ("box.score.bias", "box.log_scale")}
+    return found | rest | {"box.bias": shift, "box.score.kernel": score}
 
 
 def _norm_of(name: str) -> str | None:
     """The batch norm behind the convolution (or projection) with that weight; None for other arrays."""
     if name == "projection.weight":
         return "projection_norm"
+    if name.startswith("box."):
+        return None  # `_fold_box`
     if name.endswith("downsample.0.weight"):
         return name.replace("downsample.0.weight", "downsample.1")
     head, _, last = name.rpartition("conv")
@@ -52,6 +70,29 @@ def _norm_of(name: str) -> str | None:
 
 def embed(model: Model, folded: Folded, image):
     """Normalised photos [B, H, W, 3] -> v [B, D] in float32, as `VisualStream.embed` has it."""
+    return look(model, folded, image)[0]
+
+
+def look(model: Model, folded: Folded, image):
+    """Normalised photos [B, H, W, 3] -> v [B, D] and the box [B, 4] or None, as `VisualStream.look` has them."""
+    maps = _maps(model, folded, image)
+    box = None if model.box == "none" else _box(folded, maps[1:])
+    if model.box == "image":
+        maps = _maps(model, folded, image * visible(box, *image.shape[1:3]))
+    x = mean_within(maps[-1], box) if model.box == "features" else global_average_pool(maps[-1])
+    if model.embedding_width:
+        x = jax.nn.relu(x @ folded["projection.kernel"] + folded["projection.bias"])
+    return x, box
+
+
+def _box(folded: Folded, maps):
+    hidden = summed([conv(x, folded[f"box.conv{n}.kernel"], 1) for n, x in enumerate(maps, 1)])
+    score = jax.nn.relu(hidden + folded["box.bias"]) @ folded["box.score.kernel"] + folded["box.score.bias"]
+    return attention_box(attention_of(score), folded["box.log_scale"])
+
+
+def _maps(model: Model, folded: Folded, image):
+    """The last map of each stage."""
 
     def convolved(x, place: str, stride: int):
         return conv(x, folded[f"{place}.kernel"], stride) + folded[f"{place}.bias"]
@@ -59,14 +100,13 @@ def embed(model: Model, folded: Folded, image):
     x = jax.nn.relu(convolved(image.astype(jnp.float32), "conv1", STEMS[model.stem][1]))
     if model.stem == "imagenet":
         x = max_pool_3x3(x)
+    maps = []
     for stage, blocks in enumerate(STAGES[model.depth]):
         for block in range(blocks):
             stride = (1, 2, 2, model.last_stride)[stage] if block == 0 else 1
             x = _block(convolved, folded, x, f"layer{stage + 1}.{block}", stride, bottleneck=model.depth >= 50)
-    x = global_average_pool(x)
-    if model.embedding_width:
-        x = jax.nn.relu(x @ folded["projection.kernel"] + folded["projection.bias"])
-    return x
+        maps.append(x)
+    return maps
 
 
 def _block(convolved, folded: Folded, x, place: str, stride: int, *, bottleneck: bool):

@@ -32,7 +32,7 @@ GRAPH, PROGRAM = "model.onnx", "model.stablehlo"  # in place of the weights; bes
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The network behind the arrays; `classes` is 0 without a classifier, `stem` and strides as in `ModelConfig`."""
+    """The network behind the arrays; `classes` is 0 without a classifier, `stem`, strides and `box` as in `ModelConfig`."""
 
     depth: int
     width: int
@@ -40,10 +40,13 @@ class Model:
     last_stride: int
     embedding_width: int
     classes: int
+    box: str = "none"
 
     @classmethod
     def of(cls, config: ModelConfig, classes: int) -> Model:
-        return cls(config.depth, config.width, config.stem, config.last_stride, config.embedding_width, classes)
+        return cls(
+            config.depth, config.width, config.stem, config.last_stride, config.embedding_width, classes, config.box
+        )
 
 
 @dataclasses.dataclass(frozen=True)

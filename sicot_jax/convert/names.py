@@ -42,6 +42,16 @@ def torchvision_name(path: str) -> str:
     raise AssertionError(path)
 
 
+def box_name(path: str) -> str:
+    """ "convs/0/kernel" (below "visual/box") -> "box.conv1.weight"; the batch norm behind all of these is "box.bn"."""
+    module, _, part = path.rpartition("/")
+    if module.startswith("convs/"):
+        return f"box.conv{int(module.removeprefix('convs/')) + 1}.weight"
+    if module == "norm":
+        return f"box.bn.{PARTS[part]}"
+    return f"box.score.{'weight' if part == 'kernel' else part}" if module == "score" else f"box.{path}"
+
+
 def to_torch_layout(array: np.ndarray) -> np.ndarray:
     """[k, k, I, O] -> [O, I, k, k]; [I, O] -> [O, I]; vectors as they are."""
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T

@@ -33,6 +33,8 @@ def array_name(path: str) -> str | None:
         return names.torchvision_name(rest)
     if room == "project":
         return "projection.weight"
+    if room == "box":
+        return names.box_name(rest)
     return f"projection_norm.{names.PARTS[rest]}" if room == "norm" else None
 
 

@@ -26,8 +26,8 @@ _LARGEST_GRAPH = 1_500_000_000  # bytes of weights inside the file; protobuf end
 
 def to_onnx(workdir: Path, out: Path, *, top_k: int = 0) -> dict[str, Any]:
     """Write the folder `out` with a graph: "photos" uint8 [batch, height, width, 3] -> "embedding" [batch, D] and "logits"
-    [batch, C], or with `top_k` "probability" and "class" [batch, top_k] of products that are not withdrawn; returns what was
-    compared.
+    [batch, C], or with `top_k` "probability" and "class" [batch, top_k] of products that are not withdrawn, and "box" [batch, 4]
+    where the model has a box branch; returns what was compared.
 
     Photos are resized and cropped before (`Preprocessing`), and normalised in the graph. Needs the extras torch and onnx.
     """
@@ -84,13 +84,15 @@ def _export(module: Any, found: Exported, path: Path, top_k: int, withdrawn: np.
 
         def forward(self, photos):
             images = (photos.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
-            embedding = recognizer.embed(images)
+            embedding, box = recognizer.look(images)
+            found = [] if box is None else [box.clamp(0, 1)]
             logits = recognizer.fc(embedding)
             if not top_k:
-                return embedding, logits
+                return embedding, logits, *found
             probability, classes = logits.masked_fill(self.withdrawn, -torch.inf).softmax(-1).topk(top_k)
-            return embedding, probability, classes
+            return embedding, probability, classes, *found
 
+    boxes = [] if found.model.box == "none" else ["box"]
     photos = torch.zeros((2, preprocessing.height, preprocessing.width, 3), dtype=torch.uint8)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
@@ -102,7 +104,7 @@ def _export(module: Any, found: Exported, path: Path, top_k: int, withdrawn: np.
             dynamo=True,
             verbose=False,
             input_names=["photos"],
-            output_names=["embedding", *(["probability", "class"] if top_k else ["logits"])],
+            output_names=["embedding", *(["probability", "class"] if top_k else ["logits"]), *boxes],
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             external_data=kernel.nbytes + sum(array.nbytes for array in found.arrays.values()) > _LARGEST_GRAPH,
         )
@@ -118,7 +120,8 @@ def graph_outputs(folder: Path, photos: Sequence[np.ndarray]) -> Outputs:
     preprocessing = stored.preprocessing
     session = onnxruntime.InferenceSession(str(folder / folders.GRAPH), providers=["CPUExecutionProvider"])
     batch = preprocessing.batch(photos)
-    whole, first = (session.run(None, {"photos": photos}) for photos in (batch, batch[:1]))
+    wanted = [output.name for output in session.get_outputs() if output.name != "box"]
+    whole, first = (session.run(wanted, {"photos": photos}) for photos in (batch, batch[:1]))
     embedding, *found = (np.concatenate([b, a[1:]]) for a, b in zip(whole, first, strict=True))
     if len(found) == 1:
         return Outputs(embedding, found[0])

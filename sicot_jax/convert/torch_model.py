@@ -54,10 +54,63 @@ class Block(nn.Module):
         return torch.relu(x + shortcut)
 
 
+SHARPNESS, MARGIN = 60.0, 2 / 60  # of the mask of a second look; how far its edge lies outside of the box
+ROUNDS, WIDER, WINDOW = 2, 1.3, 30.0  # the box is found again, so often, within so many times of it, by so sharp a mask
+
+
+def soft_mask(box: torch.Tensor, height: int, width: int, sharpness: float) -> torch.Tensor:
+    """Boxes [B, 4] (left, top, right, bottom, as fractions) -> [B, height, width], near 1 inside and near 0 outside."""
+
+    def along(low, high, count):
+        at = (torch.arange(count, device=box.device) + 0.5) / count
+        return torch.sigmoid(sharpness * (at - low[:, None])) - torch.sigmoid(sharpness * (at - high[:, None]))
+
+    left, top, right, bottom = box.unbind(1)
+    return along(top, bottom, height)[:, :, None] * along(left, right, width)[:, None, :]
+
+
+class BoxBranch(nn.Module):
+    """Where the product is: maps of the last three stages -> boxes [B, 4], by the mean and spread of an attention map."""
+
+    def __init__(self, widths: list[int], hidden: int = 64):
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = (convolution(width, hidden, 1) for width in widths)
+        self.bn, self.score = nn.BatchNorm2d(hidden), nn.Linear(hidden, 1)
+        self.log_scale = nn.Parameter(torch.zeros(2))
+
+    def forward(self, maps):
+        size = maps[0].shape[2:]
+        x = self.conv1(maps[0])
+        for conv, coarser in ((self.conv2, maps[1]), (self.conv3, maps[2])):
+            x = x + nn.functional.interpolate(conv(coarser), size=size, mode="bilinear", align_corners=False)
+        score = self.score(torch.relu(self.bn(x)).permute(0, 2, 3, 1))[..., 0]
+        attention = torch.sigmoid(10 * score) ** 2
+        box = self.moments(attention)
+        for _ in range(ROUNDS):
+            middle, half = (box[:, :2] + box[:, 2:]) / 2, (box[:, 2:] - box[:, :2]) / 2 * WIDER
+            window = torch.cat([middle - half, middle + half], 1)
+            box = self.moments(attention * soft_mask(window, size[0], size[1], WINDOW))
+        return box
+
+    def moments(self, attention):
+        total = attention.sum((1, 2))[:, None] + torch.finfo(torch.float32).tiny
+        low, high = [], []
+        for axis, count in ((1, attention.shape[2]), (2, attention.shape[1])):
+            share = attention.sum(axis) / total
+            at = (torch.arange(count, device=attention.device) + 0.5) / count
+            mean = share @ at
+            variance = (share @ (at * at) - mean * mean).clamp(min=0) + 1 / (12 * count * count)
+            half = torch.sqrt(3 * variance) * torch.exp(self.log_scale[axis - 1])
+            low.append(mean - half)
+            high.append(mean + half)
+        return torch.stack([*low, *high], 1)
+
+
 class SicotRecognizer(nn.Module):
     """ResNet, pooling, a projection where the model has one, and the classifier; names of parameters are torchvision's.
 
-    model: depth, width, stem, last_stride, embedding_width (0: no projection) and classes (0: no classifier).
+    model: depth, width, stem, last_stride, embedding_width (0: no projection), classes (0: no classifier) and box ("none", or
+    what is hidden outside of the product's box: "image", looked at a second time, or "features").
     preprocessing: how a photo becomes input, see `preprocess`.
     skus: the product of each class.
     withdrawn: classes of products that are gone; `recognize` leaves them out.
@@ -80,6 +133,8 @@ class SicotRecognizer(nn.Module):
                 channels = width * 2**stage * (4 if bottleneck else 1)
             stages.append(nn.Sequential(*row))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
+        self.hides = model.get("box", "none")
+        self.box = None if self.hides == "none" else BoxBranch([channels // 4, channels // 2, channels])
         self.projection = self.projection_norm = None
         if model["embedding_width"]:
             self.projection = nn.Linear(channels, model["embedding_width"], bias=False)
@@ -129,13 +184,38 @@ class SicotRecognizer(nn.Module):
         pixels = torch.from_numpy(np.array(photo, np.float32)) / 255
         return ((pixels - torch.tensor(p["mean"])) / torch.tensor(p["std"])).permute(2, 0, 1)
 
+    def maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The last map of each stage."""
+        x, maps = self.maxpool(torch.relu(self.bn1(self.conv1(images)))), []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            maps.append(x)
+        return maps
+
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Preprocessed photos [B, 3, height, width] -> embeddings [B, D]."""
-        x = self.maxpool(torch.relu(self.bn1(self.conv1(images))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x)))).mean((2, 3))
+        return self.look(images)[0]
+
+    def look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """-> embeddings [B, D] and boxes [B, 4] (left, top, right, bottom, as fractions; not cut at the photo's edges), None of a
+        model without a box branch.
+        """
+        maps, box = self.maps(images), None
+        if self.box is None:
+            x = maps[-1].mean((2, 3))
+        else:
+            box = self.box(maps[1:])
+            if self.hides == "image":
+                grown = box + MARGIN * torch.tensor([-1.0, -1.0, 1.0, 1.0], device=box.device)
+                seen = soft_mask(grown, images.shape[2], images.shape[3], SHARPNESS)
+                x = self.maps(images * seen[:, None])[-1].mean((2, 3))
+            else:
+                height, width = maps[-1].shape[2:]
+                seen = soft_mask(box, height, width, 4.0 * max(height, width))
+                x = (maps[-1] * seen[:, None]).sum((2, 3)) / (seen.sum((1, 2))[:, None] + 1e-3)
         if self.projection is None or self.projection_norm is None:
-            return x
-        return torch.relu(self.projection_norm(self.projection(x)))
+            return x, box
+        return torch.relu(self.projection_norm(self.projection(x))), box
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Preprocessed photos [B, 3, height, width] -> logits [B, classes]."""
