@@ -497,15 +497,8 @@ def _check(config: Config) -> None:
             )
     if not (loss.visual or loss.mixed):
         raise ConfigError("loss.visual and loss.mixed are both 0; give at least one a weight")
-    weights: tuple[float, ...] = (
-        loss.visual,
-        loss.mixed,
-        loss.title_words,
-        loss.codes,
-        loss.code_balance,
-        loss.code_quantisation,
-    )
-    weights += (loss.box, loss.box_area, loss.box_known, loss.triplet)
+    weights: tuple[float, ...] = (loss.visual, loss.mixed, loss.title_words, loss.codes, loss.code_balance)
+    weights += (loss.code_quantisation, loss.box, loss.box_area, loss.box_known, loss.triplet)
     if min(weights) < 0:
         raise ConfigError(f"loss weights {', '.join(map(str, weights))}: wanted no negative one")
     if loss.with_text and data.title == "none":
