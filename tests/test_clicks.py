@@ -329,7 +329,7 @@ def test_triplets_shape_the_box(asked, one_device):
     pixels = asked.preprocessing.normalise(batch["image"])
 
     def loss(params):
-        unit = nnx.merge(graph, params, rest)(pixels, batch["token_ids"], train=trained)["inside"]
+        unit = nnx.merge(graph, params, rest, copy=True)(pixels, batch["token_ids"], train=trained)["inside"]
         return losses.triplet_loss(unit, unit, batch["label"], batch["label"], margin=2.0)
 
     gradient = nnx.to_pure_dict(jax.jit(jax.grad(loss))(params))["visual"]
