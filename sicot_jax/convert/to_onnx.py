@@ -26,8 +26,8 @@ _LARGEST_GRAPH = 1_500_000_000  # bytes of weights inside the file; protobuf end
 
 def to_onnx(workdir: Path, out: Path, *, top_k: int = 0) -> dict[str, Any]:
     """Write the folder `out` with a graph: "photos" uint8 [batch, height, width, 3] -> "embedding" [batch, D] and "logits"
-    [batch, C], or with `top_k` "probability" and "class" [batch, top_k] of products that are not withdrawn, and "box" [batch, 4]
-    where the model has a box branch; returns what was compared.
+    [batch, C], or with `top_k` "probability" and "class" [batch, top_k] of products that are not withdrawn; and "box"
+    [batch, 4] where the model has a box branch. Returns what was compared.
 
     Photos are resized and cropped before (`Preprocessing`), and normalised in the graph. Needs the extras torch and onnx.
     """

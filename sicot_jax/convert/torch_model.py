@@ -197,8 +197,8 @@ class SicotRecognizer(nn.Module):
         return self.look(images)[0]
 
     def look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """-> embeddings [B, D] and boxes [B, 4] (left, top, right, bottom, as fractions; not cut at the photo's edges), None of a
-        model without a box branch.
+        """-> embeddings [B, D] and boxes [B, 4] (left, top, right, bottom, as fractions; not cut at the photo's edges), None
+        of a model without a box branch.
         """
         maps, box = self.maps(images), None
         if self.box is None:
