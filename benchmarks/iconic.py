@@ -2,9 +2,9 @@
 
 Command:  python -m benchmarks.iconic --from DIR RUN...      (DIR: the Grocery Store Dataset, a folder or its zip file)
 
-Test photos of the run's catalogue are compared with the iconic picture of each product by the cosine of their embeddings; no run
-has trained on these pictures. One with a box branch is asked twice: with what is in its boxes (of both, shop photo and picture)
-and with whole photos, by the same weights. Intervals: 95 %, over test photos; differences in pairs.
+Test photos of the run's catalogue are compared with the iconic picture of each product by the cosine of their embeddings; no
+run has trained on these pictures. One with a box branch is asked twice: with what is in its boxes (of both, shop photo and
+picture) and with whole photos, by the same weights. Intervals: 95 %, over test photos; differences in pairs.
 """
 
 from __future__ import annotations
