@@ -17,23 +17,25 @@ from sicot_jax.config import DataConfig
 from sicot_jax.convert import folder as folders
 from sicot_jax.errors import InputError
 from sicot_jax.index import layout, recognition
-from sicot_jax.index.embedded import EmbeddedIndex
-from sicot_jax.index.product_index import Near
+from sicot_jax.index.opened import open_index
+from sicot_jax.index.product_index import Near, ProductIndex
 from sicot_jax.index.recognition import Answer
-from sicot_jax.recognizer import jax_engine
+from sicot_jax.recognizer import Found, jax_engine
 from sicot_jax.report.document import markdown_table
 from sicot_jax.report.intervals import paired_interval
 from sicot_jax.search.category import Fusion, read_fusion
+from sicot_jax.search.rerank import Ranker, read_ranker
 
 SHOWN = 20  # similar products
 ALL = "all modules"
+WHOLE = "whole photos in place of what is in the box"
 _BATCH = 32
 
 
 class _Exact:
     """An index that puts all photos in order by their features."""
 
-    def __init__(self, index: EmbeddedIndex):
+    def __init__(self, index: ProductIndex):
         self._index = index
 
     def nearest(self, embeddings: np.ndarray, k: int, **more: Any) -> list[Near]:
@@ -45,21 +47,24 @@ class _Exact:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """One index and what its categories were fitted to; how it answers."""
+    """One index, what its categories were fitted to and its ranker; how it answers."""
 
     index: Any
     fusion: Fusion | None
+    ranker: Ranker | None = None
     more: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def variants(index: EmbeddedIndex, fusion: Fusion | None) -> dict[str, Asked]:
-    """`ALL`, and each module switched off."""
-    found = {ALL: Asked(index, fusion)}
+def variants(index: ProductIndex, fusion: Fusion | None, ranker: Ranker | None = None) -> dict[str, Asked]:
+    """`ALL`, and each module that the index has switched off."""
+    found = {ALL: Asked(index, fusion, ranker)}
     if fusion:
-        found["similar products of all categories"] = Asked(index, dataclasses.replace(fusion, sure=None))
-        found["products not weighted by category"] = Asked(index, dataclasses.replace(fusion, strength=0.0))
-        found["no category"] = Asked(index, fusion, {"any_category": True})
-    return found | {"exact search in place of codes": Asked(_Exact(index), fusion)}
+        found["similar products of all categories"] = Asked(index, dataclasses.replace(fusion, sure=None), ranker)
+        found["products not weighted by category"] = Asked(index, dataclasses.replace(fusion, strength=0.0), ranker)
+        found["no category"] = Asked(index, fusion, ranker, {"any_category": True})
+    if ranker:
+        found["similar products nearest first"] = Asked(index, fusion)
+    return found | {"exact search in place of codes": Asked(_Exact(index), fusion, ranker)}
 
 
 # A photo's answer, and its product and category -> a number from 0 to 1.
@@ -96,7 +101,7 @@ def evaluate(indexes: Sequence[Path], path: str) -> str:
     seeds = [_of_index(index, catalog) for index in indexes]
     if any(list(one) != list(seeds[0]) for one in seeds):
         raise InputError(
-            f"{indexes[0]}: some of these indexes have no categories (too few validation photos), others have"
+            f"{indexes[0]}: some of these indexes have categories (of enough validation photos), a ranker or a box, others not"
         )
     whole = np.stack([one[ALL] for one in seeds])
     rows = [[ALL, *(f"{100 * whole[..., m].mean():.2f}" for m in range(len(MEASURES)))]]
@@ -118,29 +123,36 @@ def _cell(difference: np.ndarray) -> str:
 def _of_index(index: Path, catalog: Catalog) -> dict[str, np.ndarray]:
     """Variant -> [photos, measures]."""
     version = layout.current_version(index)
-    opened = EmbeddedIndex(version)
+    opened = open_index(version)
     if opened.manifest.data != catalog.data_hash:
         raise InputError(f"{index}: of another catalogue than {catalog.name}; give the one it was built from")
     split, found = catalog.splits["test"], list[list[list[float]]]()
     with contextlib.closing(opened):
-        asked = variants(opened, read_fusion(version / layout.CATEGORIES))
-        for embedding, logits, sku, category in tqdm(
-            _photos(version, split), total=len(split), desc=index.name, disable=None
+        asked = variants(opened, read_fusion(version / layout.CATEGORIES), read_ranker(version / layout.RANKER))
+        converted = folders.read_converted(version / layout.MODEL)
+        if converted.model.box != "none":
+            asked[WHOLE] = asked[ALL]
+        for seen, whole, sku, category in tqdm(
+            _photos(converted, split), total=len(split), desc=index.name, disable=None
         ):
             answers = (
-                recognition.answer(a.index, None, a.fusion, embedding, logits, k=5, similar=SHOWN, **a.more)
-                for a in asked.values()
+                recognition.answer(a.index, None, a.fusion, *photo[:2], ranker=a.ranker, k=5, similar=SHOWN, **a.more)
+                for name, a in asked.items()
+                for photo in (whole if name == WHOLE else seen,)
             )
             found.append([[measure(answer, sku, category) for measure in MEASURES.values()] for answer in answers])
     return dict(zip(asked, np.swapaxes(np.array(found), 0, 1), strict=True))
 
 
-def _photos(version: Path, split: Any) -> Iterator[tuple[np.ndarray, np.ndarray, str, str]]:
-    """Embedding, logits, SKU and category of each test photo."""
-    converted = folders.read_converted(version / layout.MODEL)
+def _photos(converted: folders.Converted, split: Any) -> Iterator[tuple[Found, Found, str, str]]:
+    """What the network finds in each test photo, and what it would without its box branch, SKU and category."""
     engine = jax_engine(converted)
+    without = dataclasses.replace(converted, model=dataclasses.replace(converted.model, box="none"))
+    whole = engine if without == converted else jax_engine(without)
     for first in range(0, len(split), _BATCH):
         records = [split[i] for i in range(first, min(first + _BATCH, len(split)))]
-        found = engine(converted.preprocessing.batch([record["image"] for record in records]))
-        for record, one in zip(records, found.each(), strict=True):
-            yield one.embedding, one.logits, record["sku"], record["category"]
+        photos = converted.preprocessing.batch([record["image"] for record in records])
+        seen = engine(photos)
+        as_whole = seen if whole is engine else whole(photos)
+        for record, one, other in zip(records, seen.each(), as_whole.each(), strict=True):
+            yield one, other, record["sku"], record["category"]

@@ -21,6 +21,7 @@ import numpy as np
 
 from sicot_jax.convert import folder as folders
 from sicot_jax.errors import InputError
+from sicot_jax.events.photos import query_photos
 from sicot_jax.events.store import Event, opened
 from sicot_jax.events.triplets import Limits
 from sicot_jax.index import layout
@@ -63,11 +64,13 @@ def rank(index: Path, events: Sequence[Path], queries: Path) -> str:
     """
     folder = layout.current_version(index)
     manifest = layout.read_manifest(folder)
-    photos = _photos(queries)
+    photo_of = query_photos(queries)
     with contextlib.ExitStack() as stack:
         stores = [stack.enter_context(contextlib.closing(opened(path))) for path in events]
         every = views(itertools.chain.from_iterable(stores))
-    found = [(view, path) for view in every if (path := photos(view)) is not None][-MOST:]
+    found = [(view, path) for view in every if (path := photo_of(view.request_id, view.query_image_id)) is not None][
+        -MOST:
+    ]
     with contextlib.closing(Cards(folder / layout.CARDS)) as cards:
         usual = Usual.of(cards.all_products())
         lists, held_out = _lists(folder, manifest, cards, found, usual)
@@ -115,22 +118,6 @@ def views(events: Iterable[Event]) -> list[View]:
     bots = {day[0] for day, count in seen.items() if count > LIMITS.views}
     bots |= {day[0] for day, count in clicked.items() if count > LIMITS.clicks}
     return sorted((view for view in found.values() if view.visitor not in bots), key=lambda view: view.time)
-
-
-def _photos(folder: Path):
-    """View -> the file of its photo, None where there is not exactly one."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no folder, wanted the one of `sicot serve --keep-queries`")
-    named: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        kept = path.suffix == ".photo"
-        named.setdefault(path.stem.rpartition("-")[0] if kept else path.stem, []).append(path)
-
-    def photo(view: View) -> Path | None:
-        paths = named.get(view.request_id) or named.get(view.query_image_id) or []
-        return paths[0] if len(paths) == 1 else None
-
-    return photo
 
 
 def _lists(

@@ -53,6 +53,20 @@ def test_an_index_without_categories(index, catalog):
     assert list(rows) == [evaluation.ALL, "exact search in place of codes"]
 
 
+def test_a_ranker_is_a_module(index, catalog, monkeypatch):
+    """One that puts the least alike first: without it, the nearest is first again."""
+
+    class Reversed:
+        def scores(self, likeness, products):
+            return -likeness
+
+    _, before = cells(evaluation.evaluate([index], "somewhere"))
+    monkeypatch.setattr(evaluation, "read_ranker", lambda path: Reversed())
+    _, rows = cells(evaluation.evaluate([index], "somewhere"))
+    assert rows[evaluation.ALL][2] == "0.00" and before[evaluation.ALL][2] == "83.33"
+    assert rows["similar products nearest first"][2].startswith("+83.33 [")
+
+
 def test_an_index_of_other_data(index, catalog):
     catalog.data_hash = "1"
     with pytest.raises(InputError, match="of another catalogue than made; give the one it was built from"):
