@@ -280,3 +280,51 @@ def test_learned_directions_are_better_than_random_ones():
         layer = step(layer)
     assert loss(layer) < 0.8 * loss(start)
     assert found(layer) > found(start) + 0.02
+
+
+UNIT = np.float32([[1, 0], [0.6, 0.8], [0, 1], [0.8, 0.6]])  # photos of products 0, 0, 1, 2
+PRODUCT = np.array([0, 0, 1, 2])
+
+
+def test_triplets_by_hand():
+    """Photo 0: own 0.6, the hardest of those less alike is photo 2 at 0, as 3 at 0.8 is passed over: 0.7 - 0.6 = 0.1 at margin
+    0.7. Photo 1: own 0.6, all others more alike: it does not count, as photos 2 and 3, which are alone.
+    """
+    assert losses.triplet_loss(UNIT, UNIT, PRODUCT, PRODUCT, margin=0.7) == pytest.approx(0.1, abs=1e-6)
+    assert losses.triplet_loss(UNIT, UNIT, PRODUCT, PRODUCT, margin=0.5) == 0
+
+
+def test_what_the_outside_tells_by_hand():
+    """Outside of photo 0 looks like photo 1, its own product: log e^0.8 - log of the mean of e^0.8, e^0.6, e^0; that of photo 1
+    like photo 2: nothing to tell. At temperature 1.
+    """
+    outside = np.float32([[0, 1], [0, 1], [1, 0], [1, 0]])
+    told = 0.8 - np.log((np.exp(0.8) + np.exp(1.0) + np.exp(0.6)) / 3)
+    other = 0.0 - np.log((np.exp(0.0) + np.exp(1.0) + np.exp(0.6)) / 3)
+    assert told < 0 and other < 0  # less than chance both: nothing is told
+    assert losses.told_outside(outside, UNIT, PRODUCT, PRODUCT, temperature=1.0) == 0
+    outside[0] = [0.6, 0.8]  # photo 1 itself
+    told = 1.0 - np.log((np.exp(1.0) + np.exp(0.8) + np.exp(0.96)) / 3)
+    assert losses.told_outside(outside, UNIT, PRODUCT, PRODUCT, temperature=1.0) == pytest.approx(told / 2, abs=1e-6)
+
+
+def test_a_batch_without_a_pair_moves_nothing():
+    alone = np.arange(4)
+    for loss in (
+        lambda x: losses.triplet_loss(x, x, alone, alone, margin=0.5),
+        lambda x: losses.told_outside(x, UNIT, alone, alone),
+    ):
+        value, gradient = jax.value_and_grad(loss)(jnp.asarray(UNIT))
+        assert value == 0 and not np.any(gradient)
+
+
+def test_insides_are_taken_as_they_are():
+    gradient = jax.grad(lambda x: losses.told_outside(UNIT, x, PRODUCT, PRODUCT))(jnp.asarray(UNIT))
+    assert not np.any(gradient)
+
+
+def test_boxes_that_are_not_known_do_not_count():
+    box = np.float32([[0.1, 0.1, 0.9, 0.9], [0, 0, 1, 1]])
+    known = np.float32([[0.1, 0.3, 0.9, 0.7], [0, 0, 0, 0]])
+    assert losses.box_distance(box, known) == pytest.approx(0.1, abs=1e-6)
+    assert losses.box_distance(box, np.zeros_like(known)) == 0

@@ -93,7 +93,7 @@ class BoxBranch(nn.Module):
         return box
 
     def moments(self, attention):
-        total = attention.sum((1, 2))[:, None] + torch.finfo(torch.float32).tiny
+        total = attention.sum((1, 2))[:, None] + 1e-12
         low, high = [], []
         for axis, count in ((1, attention.shape[2]), (2, attention.shape[1])):
             share = attention.sum(axis) / total

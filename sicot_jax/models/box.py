@@ -21,6 +21,7 @@ SHARPNESS = 60.0  # k of the mask: from 0.05 to 0.95 within a tenth of the photo
 _MARGIN = 2 / SHARPNESS  # the mask falls outside the box: all that is in it is seen by 0.88 and more
 _HIDDEN = 64
 _SCALE = 10.0  # of the scores: they have to get far from 0, while the streams learn slowly
+_LEAST = 1e-12  # attention, in sum: none at all must not make a gradient that is no number
 _ROUNDS, _WIDER, _WINDOW = 2, 1.3, 30.0
 
 
@@ -36,11 +37,10 @@ def moments_box(attention, log_scale):
 
     Returns: [B, 4]: left, top, right, bottom as fractions, not cut at the photo's edges.
     """
-    total = jnp.sum(attention, (1, 2))[:, None]
-    share = jnp.finfo(jnp.float32).tiny + total
+    total = jnp.sum(attention, (1, 2))[:, None] + _LEAST
     sides = []
     for axis, count in ((1, attention.shape[2]), (2, attention.shape[1])):
-        p = jnp.sum(attention, axis) / share
+        p = jnp.sum(attention, axis) / total
         at = (jnp.arange(count) + 0.5) / count
         mean = p @ at
         variance = jnp.maximum(p @ (at * at) - mean * mean, 0.0) + 1 / (12 * count * count)
