@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sicot_jax import augment, mesh
 from sicot_jax import augment as augment_lib
-from sicot_jax import mesh
 from sicot_jax.augment import crop, random_crops, random_windows
 from sicot_jax.mesh import make_mesh
 
@@ -131,3 +131,36 @@ def test_about_half_is_flipped():
     assert abs(mirrored.sum() - 200) < 40  # four deviations
     unflipped = run(0, image=image, min_area=1.0, height=4, width=5, flip=False)
     np.testing.assert_allclose(unflipped, image, rtol=0, atol=1e-2)
+
+
+def test_boxes_follow_their_crops():
+    """A photo of 20 x 40; the crop is its right half below row 5. Mirrored, half cut off, cut away, unknown."""
+    boxes = np.float32(
+        [[0.6, 0.5, 0.9, 0.75], [0.6, 0.5, 0.9, 0.75], [0.4, 0.0, 0.6, 1.0], [0, 0, 0.5, 1], [0, 0, 0, 0]]
+    )
+    whole = np.ones(5, np.float32)
+    crops = augment.Crops(5 * whole, 20 * whole, 15 * whole, 20 * whole, np.array([False, True, False, False, False]))
+    found = augment.crop_boxes(boxes, crops, height=20, width=40)
+    wanted = [[0.2, 1 / 3, 0.8, 2 / 3], [0.2, 1 / 3, 0.8, 2 / 3], [0, 0, 0.2, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    crops = crops._replace(left=16 * whole)  # the mirror shows where it is not symmetric
+    left, mirrored = augment.crop_boxes(boxes, crops, height=20, width=40)[:2, 0]
+    np.testing.assert_allclose([left, mirrored], [0.4, 0.0], atol=1e-6)
+
+
+def test_parts_are_hidden_of_the_share_that_was_asked_for():
+    image = np.ones((4000, 2, 2, 3), np.float32)
+    hidden = jax.jit(lambda image: augment.random_hidden(jax.random.key(0), image, share=0.4))(image)
+    counts = np.bincount(hidden.shown, minlength=3) / len(image)
+    np.testing.assert_allclose(counts, [0.6, 0.1, 0.3], atol=0.03)
+    side = np.asarray(hidden.box[:, 2:] - hidden.box[:, :2])
+    assert side.min() >= 0.2 and side.max() <= 1.0
+
+
+def test_what_is_hidden_is_the_mean_colour():
+    """All, what is in the box, what is not."""
+    box = np.tile(np.float32([0.25, 0.25, 0.75, 0.75]), (3, 1))
+    found = augment.hide(np.ones((3, 32, 32, 3), np.float32), augment.Hidden(box, np.array([0, 1, 2])))
+    middle, corner = found[:, 16, 16, 0], found[:, 0, 0, 0]
+    np.testing.assert_allclose(middle, [1, 1, 0], atol=1e-4)
+    np.testing.assert_allclose(corner, [1, 0, 1], atol=1e-4)

@@ -39,7 +39,7 @@ def host_batch():
     }
 
 
-def one_step(config: Config, device_mesh, *, extra_losses=None, steps=1):
+def one_step(config: Config, device_mesh, *, extra_losses=None, steps=1, batch=None):
     """(state before, state after, losses) as numpy, classifier padding cut off."""
     with jax.set_mesh(device_mesh):
         setup = make_setup(config, SHAPE, device_mesh)
@@ -51,7 +51,7 @@ def one_step(config: Config, device_mesh, *, extra_losses=None, steps=1):
             state = start_words(state, words)
         before = jax.device_get(state)
         step = jax.jit(make_train_step(setup, extra_losses=extra_losses))
-        batch = mesh.to_global(host_batch(), device_mesh)
+        batch = mesh.to_global(batch or host_batch(), device_mesh)
         for _ in range(steps):
             state, losses = step(state, batch)
         return cut(before), cut(jax.device_get(state)), jax.device_get(losses)
@@ -157,6 +157,60 @@ def test_codes_of_micro_batches_compare_photos_within_them():
     parts, losses = (one_step(coded(optim=frozen, train={"micro_batches": n}), on(2, 1)) for n in (2, 1))
     assert parts[2]["codes"] > 0 and parts[2]["codes"] != losses[2]["codes"]
     assert np.abs(parts[1].params["visual"]["codes"]["kernel"] - parts[0].params["visual"]["codes"]["kernel"]).max() > 0
+
+
+def boxed(device_mesh, kind="image", *, micro_batches=1, **changes):
+    """A step with a box branch, and boxes of every second photo."""
+    loss = config_lib.LossConfig(mixed=0.0, **{"box": 1.0, "triplet": 0.5, "box_known": 0.1} | changes)
+    model = dataclasses.replace(config_lib.load("tiny").model, box=kind)
+    known = np.tile(np.float32([[0.2, 0.1, 0.9, 0.6], [0, 0, 0, 0]]), (BATCH // 2, 1))
+    config = tiny(model=model, loss=loss, train={"micro_batches": micro_batches})
+    return one_step(config, device_mesh, batch=host_batch() | {"box": known})
+
+
+def settled(state):
+    """Without the bias of a fresh branch's scores, which moves all of them alike and so no box: its gradient is rounding."""
+    box = state.params["visual"]["box"]
+    box = {**box, "score": {"kernel": box["score"]["kernel"]}}
+    return dataclasses.replace(state, params={"visual": {**state.params["visual"], "box": box}}, opt_state=())
+
+
+@pytest.fixture(scope="module")
+def with_box():
+    return boxed(on(1, 1))
+
+
+@pytest.mark.parametrize(
+    "shape", [(4, 2), *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(8, 1), (1, 8), (2, 4)])]
+)
+def test_boxes_are_learned_on_every_mesh(with_box, shape):
+    before, after, losses = boxed(on(*shape))
+    assert_close(losses, with_box[2], rtol=1e-4)
+    assert_close(settled(after), settled(with_box[1]), rtol=2e-4)  # temperature 0.1 enlarges roundings of cosines
+
+
+def test_what_finds_the_product_does_not_change_what_it_looks_like(with_box):
+    """The losses of the box move the branch, and nothing else."""
+    before, after, losses = with_box
+    moved = jax.tree.map(
+        lambda a, b: np.abs(a - b).max(), before.params["visual"]["box"], after.params["visual"]["box"]
+    )
+    assert moved["score"]["kernel"] > 1e-4 and moved["log_scale"] > 1e-4
+    _, without, _ = boxed(on(1, 1), box=0.0, box_known=0.0)
+    assert_close(after.params["visual"]["resnet"], without.params["visual"]["resnet"], rtol=1e-4)
+    assert (
+        after.params["visual"]["box"]["score"]["kernel"] != without.params["visual"]["box"]["score"]["kernel"]
+    ).any()
+    assert set(losses) == {"visual", "box", "box_known", "triplet", "total"}
+    np.testing.assert_allclose(losses["total"], sum(losses[name] for name in set(losses) - {"total"}), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_boxes_on_the_last_map_and_in_micro_batches():
+    wanted = boxed(on(1, 1), "features", micro_batches=2)
+    got = boxed(on(2, 2), "features", micro_batches=2)
+    assert_close(got[2], wanted[2], rtol=1e-4)
+    assert_close(settled(got[1]), settled(wanted[1]), rtol=2e-4)
 
 
 def test_stream_losses_add_up(reference):

@@ -198,3 +198,22 @@ def test_shape_of_the_data_is_that_of_the_new_catalogue(run, tmp_path):
     config = tiny("loss.mixed=0", "data.generated.num_classes=14", f"model.init_from={run}")
     found, kernel, _ = started(config, tmp_path / "more")
     assert found.shape == DataShape.of(open_catalog(config.data)) and len(kernel) == 14
+
+
+def test_a_box_branch_is_taken_where_both_have_one(run, tmp_path):
+    """From a run without one it starts as it would; the rest of the stream is the run's. Back again it is left out."""
+    box = ["loss.mixed=0", "model.box=image", "loss.box=1"]
+    started(tiny(*box, f"model.init_from={run}"), tmp_path / "box")
+    with_box, before = (_visual(workdir) for workdir in (tmp_path / "box", run))
+    assert not with_box["box"]["score"]["kernel"].any() and "box" not in before
+    np.testing.assert_array_equal(with_box["resnet"]["conv1"]["kernel"], before["resnet"]["conv1"]["kernel"])
+    started(tiny("loss.mixed=0", f"model.init_from={tmp_path / 'box'}"), tmp_path / "back")
+    assert "box" not in _visual(tmp_path / "back")
+
+
+def _visual(workdir):
+    found = runs.read_run(workdir)
+    device_mesh = runs.start_mesh(found.config)
+    with jax.set_mesh(device_mesh):
+        _, state = runs.restore_finished(found, device_mesh)
+        return jax.device_get(state.params["visual"])

@@ -84,7 +84,8 @@ class BoxBranch(nn.Module):
         for conv, coarser in ((self.conv2, maps[1]), (self.conv3, maps[2])):
             x = x + nn.functional.interpolate(conv(coarser), size=size, mode="bilinear", align_corners=False)
         score = self.score(torch.relu(self.bn(x)).permute(0, 2, 3, 1))[..., 0]
-        attention = torch.sigmoid(10 * score) ** 2
+        level = 2 * nn.functional.logsigmoid(10 * score)
+        attention = torch.exp(level - level.amax((1, 2), keepdim=True))
         box = self.moments(attention)
         for _ in range(ROUNDS):
             middle, half = (box[:, :2] + box[:, 2:]) / 2, (box[:, 2:] - box[:, :2]) / 2 * WIDER

@@ -126,8 +126,9 @@ def stretch_matrix(inputs: int, outputs: int) -> np.ndarray:
 
 
 def attention_of(score):
-    """[B, h, w, 1] -> a [B, h, w]."""
-    return jnp.square(jax.nn.sigmoid(_SCALE * score[..., 0]))
+    """[B, h, w, 1] -> a [B, h, w], divided by the photo's largest, so that one of low scores alone has a box too."""
+    level = 2 * jax.nn.log_sigmoid(_SCALE * score[..., 0])
+    return jnp.exp(level - jax.lax.stop_gradient(jnp.max(level, (1, 2), keepdims=True)))
 
 
 def mean_within(features, box, *, outside: bool = False):

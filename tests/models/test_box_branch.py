@@ -98,5 +98,6 @@ def test_a_fresh_branch_says_the_whole_photo(branch, one_device):
 
 
 def test_attention_rises_with_the_score():
-    levels = boxes.attention_of(jnp.array([-1.0, 0.0, 1.0]).reshape(1, 1, 3, 1))[0, 0]
-    assert levels == pytest.approx([0, 0.25, 1], abs=1e-4)
+    """As squares of sigmoids, of the photo's largest; also where all scores are so low that none is left of these."""
+    levels = boxes.attention_of(jnp.array([[-1.0, 0.0, 1.0], [-90.0, -90.0, -90.1]]).reshape(2, 1, 3, 1))[:, 0]
+    assert levels == pytest.approx(np.array([[0, 0.25, 1], [1, 1, np.exp(-2)]]), abs=1e-3)
