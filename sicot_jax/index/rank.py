@@ -63,7 +63,7 @@ def rank(index: Path, events: Sequence[Path], queries: Path) -> str:
     built anew meanwhile; the ranker before stays.
     """
     folder = layout.current_version(index)
-    manifest = layout.read_manifest(folder)
+    manifest = layout.read_whole(folder)
     photo_of = query_photos(queries)
     with contextlib.ExitStack() as stack:
         stores = [stack.enter_context(contextlib.closing(opened(path))) for path in events]

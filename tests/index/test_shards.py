@@ -14,6 +14,7 @@ from sicot_jax.index.embedded import EmbeddedIndex
 from sicot_jax.index.exchange import export_index
 from sicot_jax.index.opened import open_index
 from sicot_jax.index.product_index import Offered
+from sicot_jax.index.rank import rank
 from sicot_jax.index.shards import ShardedIndex, shard_folder, split
 from sicot_jax.index.verify import verify
 from sicot_jax.search.category import read_fusion
@@ -172,6 +173,7 @@ def test_a_split_index_is_not_changed(index, tmp_path, capsys):
         lambda: change.add(out, tmp_path),
         lambda: export_index(out, tmp_path / "export"),
         lambda: split(out, tmp_path / "again", 2),
+        lambda: rank(out, [tmp_path / "events.sqlite"], tmp_path),
         lambda: EmbeddedIndex(layout.current_version(out)),
     ):
         with pytest.raises(
