@@ -84,7 +84,7 @@ class BoxBranch(nn.Module):
         for conv, coarser in ((self.conv2, maps[1]), (self.conv3, maps[2])):
             x = x + nn.functional.interpolate(conv(coarser), size=size, mode="bilinear", align_corners=False)
         score = self.score(torch.relu(self.bn(x)).permute(0, 2, 3, 1))[..., 0]
-        level = 2 * nn.functional.logsigmoid(10 * score)
+        level = -2 * nn.functional.softplus(-10 * score)  # of log sigmoid an ONNX graph makes the logarithm of 0
         attention = torch.exp(level - level.amax((1, 2), keepdim=True))
         box = self.moments(attention)
         for _ in range(ROUNDS):

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from sicot_jax.errors import InputError
 from sicot_jax.events import store
+from sicot_jax.events.store import EVENTS_FILE, is_parquet
 
 if TYPE_CHECKING:
     import duckdb
-
-EVENTS_FILE = "events.parquet"  # in the folder of sicot events import
-_MAGIC = b"PAR1"
 
 
 @contextlib.contextmanager
@@ -58,11 +56,6 @@ def literal(text: object) -> str:
 def name(text: str) -> str:
     """As the name of a column inside a statement."""
     return '"' + text.replace('"', '""') + '"'
-
-
-def is_parquet(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == _MAGIC
 
 
 def as_parquet(path: Path, folder: Path) -> Path:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sicot_jax.errors import InputError
-from sicot_jax.events.engine import EVENTS_FILE, as_parquet, connect, is_parquet, literal, name
-from sicot_jax.events.store import FIELDS, KINDS
+from sicot_jax.events.engine import as_parquet, connect, literal, name
+from sicot_jax.events.store import EVENTS_FILE, FIELDS, KINDS, is_parquet
 from sicot_jax.files import new_folder
 
 if TYPE_CHECKING:

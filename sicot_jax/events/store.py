@@ -19,6 +19,7 @@ from sicot_jax.files import check_new
 if TYPE_CHECKING:
     import pyarrow as pa
 
+EVENTS_FILE = "events.parquet"  # in the folder of sicot events import
 _ROWS = 65_536  # of a row group
 KINDS = ("impression", "click", "purchase")
 _TEXT = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,200}")  # no control character, no half of a pair
@@ -112,11 +113,44 @@ class Events:
         self._connection.close()
 
 
-def opened(path: Path) -> Events:
-    """Those that a service keeps. InputError where there is no such file: none is made."""
+class Imported:
+    """Events in Parquet, in the order of the file. InputError where it is none, or is damaged."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __iter__(self) -> Iterator[Event]:
+        from pyarrow import ArrowException, parquet
+
+        try:
+            with parquet.ParquetFile(self.path) as file:
+                for batch in file.iter_batches(_ROWS, columns=list(FIELDS)):
+                    for row in batch.to_pylist():
+                        yield Event(**{**row, "shown": tuple(row["shown"] or ())})
+        except (ArrowException, OSError, TypeError) as error:
+            raise InputError(
+                f"{self.path}: {' '.join(str(error).split())[:200]}; wanted events of `sicot events import` or `export`"
+            ) from error
+
+    def close(self) -> None: ...
+
+
+def opened(path: Path) -> Events | Imported:
+    """Those that a service keeps, or events in Parquet: a file, or the folder of `sicot events import`. InputError where there
+    is no such file: none is made.
+    """
+    if path.is_dir():
+        path /= EVENTS_FILE
     if not path.is_file():
-        raise InputError(f"{path}: no such file, wanted the events that `sicot serve --events FILE` keeps")
-    return Events(path, reading=True)
+        raise InputError(
+            f"{path}: no such file, wanted events of `sicot serve --events FILE`, `sicot events import` or `export`"
+        )
+    return Imported(path) if is_parquet(path) else Events(path, reading=True)
+
+
+def is_parquet(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
 
 
 def arrow_schema() -> pa.Schema:

@@ -7,6 +7,7 @@ came later is proposed once it is published too.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def publish(index: Path, address: str) -> str:
     """Put the codes of the version in use that are not there into Milvus; what was done. InputError: no index, no Milvus."""
     folder = layout.current_version(index)
     manifest, (client, broken) = layout.read_whole(folder), _connected(address)
-    places = Cards(folder / layout.CARDS).ends()[0]
+    with contextlib.closing(Cards(folder / layout.CARDS)) as cards:
+        places = cards.ends()[0]
     codes, name = Vectors(folder, manifest.width, manifest.bits).mapped(layout.CODES, places), collection(folder)
     try:
         if not client.has_collection(name):

@@ -58,6 +58,7 @@ def nightly(
     """
     seconds: dict[str, float] = {}
     start = time.perf_counter()
+    made_from = _made_from(index)
     there = import_source(catalog)
     changed = there is None or there["source_sha256"] != source_sha256(manifest)
     if changed:
@@ -69,7 +70,6 @@ def nightly(
         raise InputError(f"{workdir}: trained on {run.config.data.source} data, wanted a run on an imported catalogue")
     data_hash = read_description(newest_version(catalog))["data_hash"]
     before = _skus(index)
-    made_from = None if before is None else _made_from(index)
     trained = file_sha256(workdir / "results.json") if (workdir / "results.json").exists() else ""
     switched = made_from is None or (made_from.data, made_from.trained) != (data_hash, trained)
     if switched:
@@ -99,12 +99,18 @@ def nightly(
 
 
 def _made_from(index: Path) -> layout.Manifest | None:
-    """The manifest of the version in use; None where this version of the software cannot read it: it is built again."""
+    """The manifest of the version in use; None where there is none, or this version of the software cannot read it: it is built
+    again. InputError where it is split, before anything is done.
+    """
+    if not (index / layout.CURRENT).exists():
+        return None
+    folder = layout.current_version(index)
     try:
-        return layout.read_manifest(layout.current_version(index))
+        manifest = layout.read_manifest(folder)
     except InputError as error:
         print(f"{error}; done now", file=sys.stderr)
         return None
+    return layout.read_whole(folder) if manifest.shards else manifest
 
 
 def _skus(index: Path) -> tuple[set[str], int] | None:

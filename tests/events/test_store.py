@@ -113,3 +113,23 @@ assert not any(name.startswith(("sicot_jax.serve", "sicot_jax.index", "sicot_jax
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_events_are_read_from_parquet_as_from_the_service(tmp_path):
+    """A file of `sicot events export`, or the folder of an import."""
+    store = Events(tmp_path / "events.sqlite")
+    made = [
+        Event("1", "r", 5.0, "v", "a", "impression", "q", shown=("x", "y")),
+        Event("2", "r", 6.0, "v", "a", "click", "q", sku="y"),
+    ]
+    store.add(made)
+    store.close()
+    (tmp_path / "folder").mkdir()
+    events.export_events(tmp_path / "events.sqlite", tmp_path / "folder" / events.EVENTS_FILE)
+    for path in (tmp_path / "events.sqlite", tmp_path / "folder", tmp_path / "folder" / events.EVENTS_FILE):
+        assert list(events.opened(path)) == made
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(InputError, match="wanted events of `sicot events import`"):
+        list(events.opened(tmp_path / "bad.parquet"))
+    with pytest.raises(InputError, match="no such file, wanted events of"):
+        events.opened(tmp_path)

@@ -12,6 +12,7 @@ from sicot_jax.errors import InputError
 from sicot_jax.index import change, layout, lists, recognition, shards
 from sicot_jax.index.embedded import EmbeddedIndex
 from sicot_jax.index.exchange import export_index
+from sicot_jax.index.nightly import nightly
 from sicot_jax.index.opened import open_index
 from sicot_jax.index.product_index import Offered
 from sicot_jax.index.rank import rank
@@ -175,6 +176,7 @@ def test_a_split_index_is_not_changed(index, tmp_path, capsys):
         lambda: split(out, tmp_path / "again", 2),
         lambda: rank(out, [tmp_path / "events.sqlite"], tmp_path),
         lambda: EmbeddedIndex(layout.current_version(out)),
+        lambda: nightly(tmp_path / "m.csv", tmp_path / "c", tmp_path / "run", out),
     ):
         with pytest.raises(
             InputError, match="is split into 2 shards; change the index that it was split from, and split"
