@@ -18,7 +18,7 @@ from flax import nnx
 from sicot_jax.models.layers import BatchNorm, Conv, Linear
 
 SHARPNESS = 60.0  # k of the mask: from 0.05 to 0.95 within a tenth of the photo
-_MARGIN = 2 / SHARPNESS  # the mask falls outside the box: all that is in it is seen by 0.88 and more
+_MARGIN = 2 / SHARPNESS  # the mask falls outside the box: seen by 0.88 along its sides, by 0.78 in its corners
 _HIDDEN = 64
 _SCALE = 10.0  # of the scores: they have to get far from 0, while the streams learn slowly
 _LEAST = 1e-12  # attention, in sum: none at all must not make a gradient that is no number
