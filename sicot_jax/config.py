@@ -97,7 +97,7 @@ class ModelConfig:
     code_bits: of the binary code that a photo gets, where `loss.codes` asks for one; for `sicot index build --codes learned`.
     box: whether the product is looked for first (`models/box`), and where what is outside of its box is hidden: "none",
       "image" (the photo, which the backbone then sees a second time) or "features" (its last map). Boxes are learned with
-      `loss.box`, best from a run that knows the products already (`init_from`).
+      `loss.box` and "image", from a run that knows the products already (`init_from`); "features" takes them over from there.
     init_from: a run folder, or converted weights (`sicot convert from-torch`), that this one starts from (`warm_start`).
     """
 

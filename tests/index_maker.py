@@ -51,10 +51,10 @@ def sku(product: int) -> str:
     return f"sku-{product}"
 
 
-def write_model(folder: Path, *, seed: int = 0) -> None:
+def write_model(folder: Path, *, seed: int = 0, box: str = "none") -> None:
     """As `to-torch` does, its classifier made of the photos themselves so that it recognises them."""
     folder.mkdir(parents=True)
-    model = Model(18, 8, "small", last_stride=1, embedding_width=0, classes=PRODUCTS)
+    model = Model(18, 8, "small", last_stride=1, embedding_width=0, classes=PRODUCTS, box=box)
     _, *trees = nnx.split(network.fresh_stream(model, seed=seed), nnx.Param, nnx.BatchStat)
     arrays = network.arrays_of(*map(nnx.to_pure_dict, trees))
     shown = [photo(product, number) for product in range(PRODUCTS) for number in range(PHOTOS)]

@@ -288,6 +288,10 @@ def test_bad_dict_is_named(tree, message):
             {"data": DataConfig(title="none")},
             r"data.title='none' leaves nothing to read; set loss.mixed=0",
         ),
+        ({"loss": LossConfig(box=1.0)}, r"loss.box or loss.box_known with model.box='none'.*; set model.box to image"),
+        ({"model": ModelConfig(box="photo")}, r"model.box='photo', wanted one of \('none', 'image', 'features'\)"),
+        ({"augment": AugmentConfig(hide=1.5)}, r"augment.hide=1.5, wanted a share from 0 to 1"),
+        ({"loss": LossConfig(triplet=-1.0)}, r"loss weights .*: wanted no negative one"),
     ],
 )
 def test_every_check_names_field_and_remedy(settings, message):

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from index_maker import PHOTOS, PREPROCESSING, PRODUCTS, jpeg, photo, sku, write_index, write_manifest_csv
+from index_maker import PHOTOS, PREPROCESSING, PRODUCTS, jpeg, photo, sku, write_index, write_manifest_csv, write_model
 from PIL import Image
 
 from sicot_jax.errors import InputError
@@ -121,6 +121,16 @@ def test_the_whole_photo_as_a_box_changes_nothing(client):
     assert plain["products"] == whole["products"] and plain["similar"] == whole["similar"]
     assert plain["box"] is None and plain["box_given"] is False  # this model has no box branch
     assert whole["box"] == [0, 0, 1, 1] and whole["box_given"] is True
+
+
+def test_a_model_with_a_box_branch_says_its_box(tmp_path):
+    """A fresh branch: the whole photo, by the engine that looks for it."""
+    write_model(tmp_path / "model", box="image")
+    write_index(tmp_path / "index", tmp_path / "model")
+    with testclient.TestClient(create_app(settings(tmp_path / "index"))) as client:
+        answer = ask(client, 3).json()
+    assert answer["box"] == pytest.approx([0, 0, 1, 1], abs=0.02) and answer["box_given"] is False
+    assert answer["products"][0]["sku"] == sku(3)
 
 
 def test_the_model_s_box_is_told_of_the_whole_photo(client, monkeypatch):
