@@ -118,7 +118,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FIELD",
         help="gains as a curve over a field of the config, for runs of several catalogues or settings",
     )
-    sub.add_argument("--events", type=Path, nargs="+", help="uv: files of sicot serve --events, one a machine, or folders of sicot events import")
+    sub.add_argument(
+        "--events",
+        type=Path,
+        nargs="+",
+        help="uv: files of sicot serve --events, one a machine, or folders of sicot events import",
+    )
     sub.add_argument("--kind", default="purchase", help="uv: what converts a visitor, purchase (default) or click")
     sub.add_argument("--control", default="", help="uv: variant that gains are over; default: the first by name")
 

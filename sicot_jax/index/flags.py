@@ -57,7 +57,11 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--photo", action="append", default=[], metavar="IMAGE_ID", help="a photo, as often as needed")
     sub = changing("rank", _rank, "fit the order of similar products, by likeness and quality, to what visitors did")
     sub.add_argument(
-        "--events", type=Path, nargs="+", required=True, help="files of sicot serve --events, one a machine, or folders of sicot events import"
+        "--events",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="files of sicot serve --events, one a machine, or folders of sicot events import",
     )
     sub.add_argument(
         "--queries",
