@@ -279,6 +279,7 @@ def asked(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_from_visitors_to_a_run_that_resumes(asked, tmp_path, monkeypatch, capsys):
     from sicot_jax import pipeline
 
