@@ -202,7 +202,12 @@ def test_a_stopped_import_leaves_nothing(tmp_path, number):
     lists = visitors.generated_lists(queries=200, products=4000, places=20)
     log, out = tmp_path / "log.parquet", tmp_path / "out"
     visitors.write(lists, log, requests=60_000)
-    command = [sys.executable, "-m", "sicot_jax.cli", "events", "import", str(log), "--out", str(out)]
+    # A test run in the background may have SIGINT ignored, which its children inherit.
+    program = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from sicot_jax.cli import main; "
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, "events", "import", str(log), "--out", str(out)]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 60
     while not list(tmp_path.glob(".out.*/work/*.staged")) and time.monotonic() < until and running.poll() is None:
