@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sicot_jax import augment, mesh
 from sicot_jax import augment as augment_lib
-from sicot_jax.augment import crop, random_crops, random_windows
+from sicot_jax import mesh
+from sicot_jax.augment import Crops, Hidden, crop, crop_boxes, hide, random_crops, random_hidden, random_windows
 from sicot_jax.mesh import make_mesh
 
 resize_matrix = jax.jit(augment_lib.resize_matrix, static_argnames=("inputs", "outputs"))
@@ -133,34 +133,80 @@ def test_about_half_is_flipped():
     np.testing.assert_allclose(unflipped, image, rtol=0, atol=1e-2)
 
 
-def test_boxes_follow_their_crops():
-    """A photo of 20 x 40; the crop is its right half below row 5. Mirrored, half cut off, cut away, unknown."""
-    boxes = np.float32(
-        [[0.6, 0.5, 0.9, 0.75], [0.6, 0.5, 0.9, 0.75], [0.4, 0.0, 0.6, 1.0], [0, 0, 0.5, 1], [0, 0, 0, 0]]
-    )
-    whole = np.ones(5, np.float32)
-    crops = augment.Crops(5 * whole, 20 * whole, 15 * whole, 20 * whole, np.array([False, True, False, False, False]))
-    found = augment.crop_boxes(boxes, crops, height=20, width=40)
-    wanted = [[0.2, 1 / 3, 0.8, 2 / 3], [0.2, 1 / 3, 0.8, 2 / 3], [0, 0, 0.2, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
-    np.testing.assert_allclose(found, wanted, atol=1e-6)
-    crops = crops._replace(left=16 * whole)  # the mirror shows where it is not symmetric
-    left, mirrored = augment.crop_boxes(boxes, crops, height=20, width=40)[:2, 0]
-    np.testing.assert_allclose([left, mirrored], [0.4, 0.0], atol=1e-6)
+def crops_of(*windows, flipped):
+    """Windows (top, left, rows, columns) in pixels."""
+    return Crops(*np.float32(windows).T, np.array(flipped))
 
 
-def test_parts_are_hidden_of_the_share_that_was_asked_for():
-    image = np.ones((4000, 2, 2, 3), np.float32)
-    hidden = jax.jit(lambda image: augment.random_hidden(jax.random.key(0), image, share=0.4))(image)
-    counts = np.bincount(hidden.shown, minlength=3) / len(image)
-    np.testing.assert_allclose(counts, [0.6, 0.1, 0.3], atol=0.03)
-    side = np.asarray(hidden.box[:, 2:] - hidden.box[:, :2])
-    assert side.min() >= 0.2 and side.max() <= 1.0
+def test_boxes_go_with_their_crops():
+    """Of photos of 20 x 40: the right half; the same, mirrored; the lower half; the whole, mirrored."""
+    box = np.tile(np.float32([0.625, 0.25, 0.75, 1.0]), (4, 1))
+    half, whole = (0, 20, 20, 20), (0, 0, 20, 40)
+    crops = crops_of(half, half, (10, 0, 10, 40), whole, flipped=[False, True, False, True])
+    wanted = [[0.25, 0.25, 0.5, 1], [0.5, 0.25, 0.75, 1], [0.625, 0, 0.75, 1], [0.25, 0.25, 0.375, 1]]
+    np.testing.assert_allclose(crop_boxes(box, crops, height=20, width=40), wanted, atol=1e-6)
 
 
-def test_what_is_hidden_is_the_mean_colour():
-    """All, what is in the box, what is not."""
-    box = np.tile(np.float32([0.25, 0.25, 0.75, 0.75]), (3, 1))
-    found = augment.hide(np.ones((3, 32, 32, 3), np.float32), augment.Hidden(box, np.array([0, 1, 2])))
-    middle, corner = found[:, 16, 16, 0], found[:, 0, 0, 0]
-    np.testing.assert_allclose(middle, [1, 1, 0], atol=1e-4)
-    np.testing.assert_allclose(corner, [1, 0, 1], atol=1e-4)
+def test_boxes_are_cut_at_the_crop_and_vanish_beyond_it():
+    """A crop of columns 20 to 39 of 40: over its edge, left of it, at its very edge, and a box that is not known."""
+    box = np.float32([[0.25, 0.2, 0.75, 0.6], [0.1, 0.2, 0.4, 0.6], [0.1, 0.2, 0.5, 0.6], [0, 0, 0, 0]])
+    for flipped, seen in ((False, [0, 0.2, 0.5, 0.6]), (True, [0.5, 0.2, 1, 0.6])):
+        crops = crops_of(*[(0, 20, 20, 20)] * 4, flipped=[flipped] * 4)
+        found = crop_boxes(box, crops, height=20, width=40)
+        np.testing.assert_allclose(found, [seen, *[[0] * 4] * 3], atol=1e-6)
+    unknown = crop_boxes(box[3:], crops_of((0, 0, 20, 40), flipped=[True]), height=20, width=40)
+    np.testing.assert_array_equal(unknown, np.zeros((1, 4)))
+
+
+def test_a_box_and_its_pixels_stay_together():
+    """A white rectangle in a black photo, cropped at random: its box in the crop is where the white pixels are."""
+    image = np.zeros((16, 48, 48, 3), np.uint8)
+    image[:, 16:32, 12:40] = 255
+    box = np.tile(np.float32([12, 16, 40, 32]) / 48, (16, 1))
+    with jax.set_mesh(mesh_of_one := make_mesh(devices=jax.devices()[:1])):
+        placed = mesh.to_global({"image": image}, mesh_of_one)["image"]
+        crops = random_crops(jax.random.key(3), placed, min_area=0.5, max_ratio=4 / 3, flip=True)
+        pixels = np.asarray(crop(placed, crops, height=48, width=48))[..., 0] > 127
+        found = np.asarray(crop_boxes(box, crops, height=48, width=48))
+    assert np.ptp(found, 0).max() > 0.1 and {True, False} == set(np.asarray(crops.flipped).tolist())
+    for white, (left, top, right, bottom) in zip(pixels, found, strict=True):
+        rows, columns = np.where(white)
+        seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        np.testing.assert_allclose(seen, 48 * np.array([left, top, right, bottom]), atol=1.01)
+
+
+def hidden_of(share, count=8000, devices=1, key=0):
+    with jax.set_mesh(made := make_mesh(data=devices, model=1, devices=jax.devices()[:devices])):
+        placed = mesh.to_global({"image": np.zeros((count, 1, 1, 3), np.uint8)}, made)["image"]
+        return jax.device_get(random_hidden(jax.random.key(key), placed, share=share))
+
+
+def test_shares_of_what_is_hidden():
+    """Of 8000 photos 40 % have a hidden part: a quarter of these show the box alone, the others all but the box."""
+    box, shown = hidden_of(0.4)
+    counts = np.bincount(shown, minlength=3) / 8000
+    np.testing.assert_allclose(counts, [0.6, 0.1, 0.3], atol=0.022)  # four deviations of the greatest
+    side = box[:, 2:] - box[:, :2]
+    assert side.min() >= 0.2 - 1e-6 and side.max() <= 1 + 1e-6
+    np.testing.assert_allclose(np.log(side).mean(0), np.log(0.2) / 2, atol=0.03)  # log-uniform
+    reach = box[:, :2] / np.maximum(1 - side, 1e-6)
+    assert -0.151 <= reach.min() < -0.1 and 1.1 < reach.max() <= 1.151  # over the edge by at most 0.15 of what is left
+    assert not hidden_of(0.0, 64).shown.any() and hidden_of(1.0, 64).shown.all()
+
+
+def test_the_same_is_hidden_on_any_mesh():
+    for one, eight in zip(hidden_of(0.5, 16), hidden_of(0.5, 16, devices=8), strict=True):
+        np.testing.assert_array_equal(one, eight)
+    assert (hidden_of(0.5, 16).shown != hidden_of(0.5, 16, key=1).shown).any()
+
+
+def test_what_is_hidden_has_the_mean_colour():
+    """The left upper quarter of photos of ones: all is shown, the quarter alone, all but the quarter; edges are soft."""
+    box = np.tile(np.float32([-1, -1, 0.5, 0.5]), (3, 1))
+    photos = hide(jnp.ones((3, 40, 40, 3)), Hidden(box, np.array([0, 1, 2])))
+    everything, inside, outside = np.asarray(photos)
+    np.testing.assert_array_equal(everything, np.ones((40, 40, 3)))
+    assert inside[:17, :17].min() > 0.95 and inside[23:].max() < 0.05 and inside[:, 23:].max() < 0.05
+    np.testing.assert_allclose(outside, 1 - inside, atol=1e-6)
+    middle = 1 / (1 + np.exp(-60 * 0.0125))  # half a pixel of 40 within the edge
+    np.testing.assert_allclose(inside[0, 19], middle, atol=1e-5)
