@@ -11,7 +11,7 @@ import numpy as np
 
 from sicot_jax.convert.folder import Model
 from sicot_jax.convert.names import from_torch_layout
-from sicot_jax.models.box import attention_box, attention_of, mean_within, summed, visible
+from sicot_jax.models.box import attention_box, attention_of, mean_within, summed, visible, within_photo
 from sicot_jax.models.layers import BATCH_NORM_EPSILON, conv, max_pool_3x3
 from sicot_jax.models.resnet import STAGES, STEMS, global_average_pool
 
@@ -74,7 +74,7 @@ def embed(model: Model, folded: Folded, image):
 
 
 def look(model: Model, folded: Folded, image):
-    """Normalised photos [B, H, W, 3] -> v [B, D] and the box [B, 4] or None, as `VisualStream.look` has them."""
+    """Normalised photos [B, H, W, 3] -> v [B, D], as `VisualStream.look` has it, and its box [B, 4] within the photo, or None."""
     maps = _maps(model, folded, image)
     box = None if model.box == "none" else _box(folded, maps[1:])
     if model.box == "image":
@@ -82,7 +82,7 @@ def look(model: Model, folded: Folded, image):
     x = mean_within(maps[-1], box) if model.box == "features" else global_average_pool(maps[-1])
     if model.embedding_width:
         x = jax.nn.relu(x @ folded["projection.kernel"] + folded["projection.bias"])
-    return x, box
+    return x, within_photo(box)
 
 
 def _box(folded: Folded, maps):

@@ -181,7 +181,7 @@ def _jax(model: folders.Model, preprocessing: Preprocessing, arrays: dict[str, n
     @jax.jit
     def run(weights, photos):
         embedding, box = folded.look(model, weights, preprocessing.normalise(photos))
-        return Found(embedding, embedding @ weights["fc"] + weights["fc.bias"], within_photo(box))
+        return Found(embedding, embedding @ weights["fc"] + weights["fc.bias"], box)
 
     def engine(photos: np.ndarray) -> Found:
         # A program for each power of two, not for each number of photos.
@@ -190,11 +190,6 @@ def _jax(model: folders.Model, preprocessing: Preprocessing, arrays: dict[str, n
         return jax.tree.map(lambda array: np.asarray(array)[: len(photos)], run(small, padded))
 
     return engine
-
-
-def within_photo(box: Any) -> Any:
-    """A box branch's boxes, or None of a model without one, cut at the photo's edges."""
-    return None if box is None else box.clip(0, 1)
 
 
 def onnx_engine(folder: Path, *, threads: int = 0) -> Engine:

@@ -121,7 +121,7 @@ def _learned(path: Path, state: TrainState, setup: Setup, catalog: Catalog) -> L
 def _from_converted(path: Path, what: str, state: TrainState, setup: Setup) -> Learned:
     """The streams and, where there is one, the classifier of a folder of `sicot convert`.
 
-    A projection that the weights do not have stays as it is.
+    A projection or a box branch that the weights do not have stays as it is; a box branch that the model does not have is left.
     """
     import safetensors
 
@@ -133,6 +133,11 @@ def _from_converted(path: Path, what: str, state: TrainState, setup: Setup) -> L
         wanted = network.shapes_of(params, stats)
         if not converted.model.embedding_width:
             wanted = {name: shape for name, shape in wanted.items() if not name.startswith("projection")}
+        if "none" in (converted.model.box, config.model.box):
+            found, wanted = (
+                {name: shape for name, shape in shapes.items() if not name.startswith("box.")}
+                for shapes in (found, wanted)
+            )
         if faults := mismatches(found, wanted):
             raise CheckpointError(
                 f"{what}: a ResNet-{converted.model.depth} of width {converted.model.width}, and model.depth="

@@ -211,6 +211,25 @@ def test_a_box_branch_is_taken_where_both_have_one(run, tmp_path):
     assert "box" not in _visual(tmp_path / "back")
 
 
+def test_a_box_branch_of_converted_weights_is_taken_where_both_have_one(run, tmp_path):
+    """From a folder without one, with one that the model has no place for, with one of another kind of box."""
+    pytest.importorskip("torch", reason="conversion needs the extra torch")
+    from sicot_jax.convert.to_torch import to_torch
+
+    box = ["loss.mixed=0", "loss.box=1"]
+    to_torch(run, tmp_path / "plain")
+    started(tiny(*box, "model.box=image", f"model.init_from={tmp_path / 'plain'}"), tmp_path / "box")
+    with_box, before = (_visual(workdir) for workdir in (tmp_path / "box", run))
+    assert not with_box["box"]["score"]["kernel"].any()
+    np.testing.assert_array_equal(with_box["resnet"]["conv1"]["kernel"], before["resnet"]["conv1"]["kernel"])
+    to_torch(tmp_path / "box", tmp_path / "boxed")
+    taken = f"model.init_from={tmp_path / 'boxed'}"
+    started(tiny("loss.mixed=0", taken), tmp_path / "back")
+    assert "box" not in _visual(tmp_path / "back")
+    started(tiny(*box, "model.box=features", "seed=5", taken), tmp_path / "other")
+    jax.tree.map(np.testing.assert_array_equal, _visual(tmp_path / "other")["box"], with_box["box"])
+
+
 def _visual(workdir):
     found = runs.read_run(workdir)
     device_mesh = runs.start_mesh(found.config)

@@ -62,10 +62,10 @@ class Exported:
     def outputs(self, photos: Sequence[np.ndarray]) -> Outputs:
         """By our own code, in float32; under `jax.set_mesh`."""
         alone = dataclasses.replace(self.model, classes=0)
-        embedding = network.outputs_here(alone, self.preprocessing, self.arrays, photos).embedding
+        found = network.outputs_here(alone, self.preprocessing, self.arrays, photos)
         with jax.default_matmul_precision("highest"):
-            logits = _logits(embedding, self.classifier.kernel, self.classifier.bias)
-        return Outputs(embedding, np.asarray(logits)[:, : self.model.classes])
+            logits = _logits(found.embedding, self.classifier.kernel, self.classifier.bias)
+        return dataclasses.replace(found, logits=np.asarray(logits)[:, : self.model.classes])
 
 
 @jax.jit

@@ -19,6 +19,7 @@ from sicot_jax.convert import names
 from sicot_jax.convert.folder import Model
 from sicot_jax.convert.proof import Outputs, stacked
 from sicot_jax.convert.weights import import_torch
+from sicot_jax.models.box import within_photo
 from sicot_jax.models.sicot import VisualStream
 from sicot_jax.optim import path_name
 from sicot_jax.preprocessing import Preprocessing
@@ -71,20 +72,22 @@ def fresh_stream(model: Model, *, seed: int = 0) -> VisualStream:
 
 
 def outputs_here(model: Model, preprocessing: Preprocessing, arrays: Arrays, photos: Sequence[np.ndarray]) -> Outputs:
-    """Embeddings and logits of photos by our own code, in float32; `arrays` in torch's names, "fc." is the classifier."""
+    """What our own code finds in photos, in float32; `arrays` in torch's names, "fc." is the classifier."""
     graphdef, *trees = nnx.split(nnx.eval_shape(lambda: fresh_stream(model)), nnx.Param, nnx.BatchStat)
 
     @jax.jit
-    def embed(trees, image):  # arrays that a program closes over become a part of it, and of what is compiled
+    def look(trees, image):  # arrays that a program closes over become a part of it, and of what is compiled
         stream = nnx.merge(graphdef, *trees, copy=True)
-        return stream.embed(preprocessing.normalise(image), train=False)
+        embedding, box = stream.look(preprocessing.normalise(image), train=False)
+        return embedding, within_photo(box)
 
     batch = preprocessing.batch(photos)
     alone = mesh.make_mesh(devices=jax.local_devices()[:1])  # on several each would have its copy of everything
     with jax.default_matmul_precision("highest"), jax.set_mesh(alone):
-        embedding = np.asarray(embed([filled(nnx.to_pure_dict(tree), arrays) for tree in trees], batch))
+        found = look([filled(nnx.to_pure_dict(tree), arrays) for tree in trees], batch)
+    embedding, box = jax.tree.map(np.asarray, found)
     logits = embedding @ arrays["fc.weight"].T + arrays["fc.bias"] if model.classes else None
-    return Outputs(embedding, logits)
+    return Outputs(embedding, logits, box)
 
 
 def torch_module() -> Any:
@@ -103,8 +106,9 @@ def outputs_in_torch(recognizer: Any, photos: Sequence[np.ndarray]) -> Outputs:
     with torch.inference_mode():
         for photo in photos:
             image = recognizer.preprocess(photo)[None]
-            logits = recognizer(image).numpy() if recognizer.fc is not None else None
-            rows.append((recognizer.embed(image).numpy(), logits))
+            embedding, box = recognizer.look(image)
+            logits = recognizer.fc(embedding).numpy() if recognizer.fc is not None else None
+            rows.append(Outputs(embedding.numpy(), logits, None if box is None else box.numpy()))
     return stacked(rows)
 
 

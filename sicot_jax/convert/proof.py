@@ -30,20 +30,23 @@ def fixed_photos() -> list[np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """Of a list of photos, or of titles: embedding float32 [N, D], logits float32 [N, C] or None without a classifier."""
+    """Of a list of photos, or of titles: embedding float32 [N, D], logits float32 [N, C] or None without a classifier, box
+    float32 [N, 4] or None without a box branch.
+    """
 
     embedding: np.ndarray
     logits: np.ndarray | None
+    box: np.ndarray | None = None
 
 
 def prove(here: Outputs, there: Outputs, *, what: str, items: str = "photos") -> dict[str, Any]:
     """How far `there` is from `here`. InputError where it is further than `TOLERANCE`, or not finite.
 
-    Returns: for embedding and logits the largest and the mean difference, absolute and as a share of the largest value;
+    Returns: for embedding, logits and box the largest and the mean difference, absolute and as a share of the largest value;
     the share of photos whose best three classes agree, in order.
     """
     found: dict[str, Any] = {items: len(here.embedding), "tolerance": TOLERANCE}
-    for name in ("embedding", "logits"):
+    for name in ("embedding", "logits", "box"):
         a, b = getattr(here, name), getattr(there, name)
         if a is None or b is None:
             continue
@@ -69,7 +72,7 @@ def proof_lines(proofs: dict[str, dict[str, Any]]) -> list[str]:
     lines = []
     for what, found in proofs.items():
         counted = f"{found['photos']} photos" if "photos" in found else f"{found['titles']} titles"
-        for name in ("embedding", "logits", "probability"):
+        for name in ("embedding", "logits", "probability", "box"):
             if name in found:
                 row = found[name]
                 lines.append(
@@ -81,7 +84,7 @@ def proof_lines(proofs: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
-def stacked(rows: Sequence[tuple[np.ndarray, np.ndarray | None]]) -> Outputs:
-    """(embedding [1, D], logits [1, C] or None) of each photo -> all of them."""
-    embedding, logits = zip(*rows, strict=True)
-    return Outputs(np.concatenate(embedding), np.concatenate(logits) if logits[0] is not None else None)
+def stacked(photos: Sequence[Outputs]) -> Outputs:
+    """Outputs of each photo alone -> of all of them."""
+    fields = zip(*((one.embedding, one.logits, one.box) for one in photos), strict=True)
+    return Outputs(*(None if field[0] is None else np.concatenate(field) for field in fields))

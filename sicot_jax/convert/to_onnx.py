@@ -85,7 +85,7 @@ def _export(module: Any, found: Exported, path: Path, top_k: int, withdrawn: np.
         def forward(self, photos):
             images = (photos.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
             embedding, box = recognizer.look(images)
-            found = [] if box is None else [box.clamp(0, 1)]
+            found = [] if box is None else [box]
             logits = recognizer.fc(embedding)
             if not top_k:
                 return embedding, logits, *found
@@ -120,15 +120,14 @@ def graph_outputs(folder: Path, photos: Sequence[np.ndarray]) -> Outputs:
     preprocessing = stored.preprocessing
     session = onnxruntime.InferenceSession(str(folder / folders.GRAPH), providers=["CPUExecutionProvider"])
     batch = preprocessing.batch(photos)
-    wanted = [output.name for output in session.get_outputs() if output.name != "box"]
-    whole, first = (session.run(wanted, {"photos": photos}) for photos in (batch, batch[:1]))
-    embedding, *found = (np.concatenate([b, a[1:]]) for a, b in zip(whole, first, strict=True))
-    if len(found) == 1:
-        return Outputs(embedding, found[0])
-    probability, classes = found
+    names = [output.name for output in session.get_outputs()]
+    whole, first = (session.run(names, {"photos": photos}) for photos in (batch, batch[:1]))
+    found = {name: np.concatenate([b, a[1:]]) for name, a, b in zip(names, whole, first, strict=True)}
+    if "logits" in found:
+        return Outputs(**found)
     dense = np.zeros((len(batch), stored.model.classes), np.float32)
-    np.put_along_axis(dense, classes, probability, 1)
-    return Outputs(embedding, dense)
+    np.put_along_axis(dense, found["class"], found["probability"], 1)
+    return Outputs(found["embedding"], dense, found.get("box"))
 
 
 def best_probabilities(logits: np.ndarray | None, k: int, withdrawn: np.ndarray) -> np.ndarray:

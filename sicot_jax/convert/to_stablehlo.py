@@ -24,7 +24,8 @@ _WHAT = "JAX against StableHLO"
 
 def to_stablehlo(workdir: Path, out: Path) -> dict[str, Any]:
     """Write the folder `out`: a program (weights, photos uint8 [batch, height, width, 3]) -> {"embedding" [batch, D], "logits"
-    [batch, C]}, and its weights with batch norms folded, by name; returns what was compared.
+    [batch, C]}, and "box" [batch, 4] where the model has a box branch; and its weights with batch norms folded, by name; returns
+    what was compared.
     """
     photos = proof.fixed_photos()
     with files.new_folder(out) as new:
@@ -49,8 +50,9 @@ def program(model: Model, preprocessing: Preprocessing, shapes: dict[str, jax.Sh
     """The serialised program."""
 
     def recognize(weights, photos):
-        embedding = folded.embed(model, weights, preprocessing.normalise(photos))
-        return {"embedding": embedding, "logits": embedding @ weights["fc.weight"].T + weights["fc.bias"]}
+        embedding, box = folded.look(model, weights, preprocessing.normalise(photos))
+        found = {"embedding": embedding, "logits": embedding @ weights["fc.weight"].T + weights["fc.bias"]}
+        return found if box is None else found | {"box": box}
 
     size = f"batch, {preprocessing.height}, {preprocessing.width}, 3"
     photos = jax.ShapeDtypeStruct(jax.export.symbolic_shape(size), np.uint8)
@@ -66,4 +68,4 @@ def program_outputs(folder: Path, photos: Sequence[np.ndarray]) -> Outputs:
     batch = preprocessing.batch(photos)
     call = jax.export.deserialize(bytearray((folder / folders.PROGRAM).read_bytes())).call
     found = call(safetensors.numpy.load_file(folder / folders.WEIGHTS), batch)
-    return Outputs(np.asarray(found["embedding"]), np.asarray(found["logits"]))
+    return Outputs(**jax.tree.map(np.asarray, found))

@@ -56,11 +56,12 @@ def outputs_of(folder: Path, photos: Sequence[np.ndarray]) -> Outputs:
     with safetensors.safe_open(folder / folders.WEIGHTS, framework="pt") as file:
         own = set(recognizer.state_dict())
         network.load_into(recognizer, {name: file.get_tensor(name) for name in file.keys() if name in own})  # noqa: SIM118
-        embedding = torch.from_numpy(network.outputs_in_torch(recognizer, photos).embedding)
+        found = network.outputs_in_torch(recognizer, photos)
+        embedding = torch.from_numpy(found.embedding)
         rows, bias = file.get_slice("fc.weight"), file.get_tensor("fc.bias")
         step = max(1, _PIECE // embedding.shape[1])
         parts = [
             embedding @ rows[start : start + step].T + bias[start : start + step]
             for start in range(0, stored.model.classes, step)
         ]
-    return Outputs(embedding.numpy(), torch.cat(parts, 1).numpy())
+    return dataclasses.replace(found, logits=torch.cat(parts, 1).numpy())

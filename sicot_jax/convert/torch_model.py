@@ -198,7 +198,7 @@ class SicotRecognizer(nn.Module):
         return self.look(images)[0]
 
     def look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """-> embeddings [B, D] and boxes [B, 4] (left, top, right, bottom, as fractions; not cut at the photo's edges), None
+        """-> embeddings [B, D] and boxes [B, 4] (left, top, right, bottom, as fractions of the photo), None
         of a model without a box branch.
         """
         maps, box = self.maps(images), None
@@ -214,9 +214,10 @@ class SicotRecognizer(nn.Module):
                 height, width = maps[-1].shape[2:]
                 seen = soft_mask(box, height, width, 4.0 * max(height, width))
                 x = (maps[-1] * seen[:, None]).sum((2, 3)) / (seen.sum((1, 2))[:, None] + 1e-3)
+        found = None if box is None else box.clamp(0, 1)
         if self.projection is None or self.projection_norm is None:
-            return x, box
-        return torch.relu(self.projection_norm(self.projection(x))), box
+            return x, found
+        return torch.relu(self.projection_norm(self.projection(x))), found
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Preprocessed photos [B, 3, height, width] -> logits [B, classes]."""

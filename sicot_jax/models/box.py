@@ -81,6 +81,11 @@ def visible(box, height: int, width: int):
     return soft_mask(box + _MARGIN * jnp.array([-1.0, -1.0, 1.0, 1.0]), height, width)[..., None]
 
 
+def within_photo(box):
+    """Boxes [B, 4] cut at the photo's edges; None of a model without a branch."""
+    return None if box is None else jnp.clip(box, 0, 1)
+
+
 def area(box):
     """Share of the photo, [B, 4] -> [B]; of a box that is not cut at its edges it may be above 1."""
     return (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
