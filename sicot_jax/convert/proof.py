@@ -86,5 +86,9 @@ def proof_lines(proofs: dict[str, dict[str, Any]]) -> list[str]:
 
 def stacked(photos: Sequence[Outputs]) -> Outputs:
     """Outputs of each photo alone -> of all of them."""
-    fields = zip(*((one.embedding, one.logits, one.box) for one in photos), strict=True)
-    return Outputs(*(None if field[0] is None else np.concatenate(field) for field in fields))
+
+    def of(name: str) -> Any:
+        found = [getattr(one, name) for one in photos]
+        return None if found[0] is None else np.concatenate(found)
+
+    return Outputs(of("embedding"), of("logits"), of("box"))
