@@ -74,7 +74,7 @@ def embed(model: Model, folded: Folded, image):
 
 
 def look(model: Model, folded: Folded, image):
-    """Normalised photos [B, H, W, 3] -> v [B, D], as `VisualStream.look` has it, and its box [B, 4] within the photo, or None."""
+    """Normalised photos [B, H, W, 3] -> v [B, D], and the box [B, 4] within the photo, or None; see `VisualStream.look`."""
     maps = _maps(model, folded, image)
     box = None if model.box == "none" else _box(folded, maps[1:])
     if model.box == "image":

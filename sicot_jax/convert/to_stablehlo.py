@@ -24,8 +24,8 @@ _WHAT = "JAX against StableHLO"
 
 def to_stablehlo(workdir: Path, out: Path) -> dict[str, Any]:
     """Write the folder `out`: a program (weights, photos uint8 [batch, height, width, 3]) -> {"embedding" [batch, D], "logits"
-    [batch, C]}, and "box" [batch, 4] where the model has a box branch; and its weights with batch norms folded, by name; returns
-    what was compared.
+    [batch, C]}, and "box" [batch, 4] where the model has a box branch; beside it its weights with batch norms folded, by name.
+    Returns what was compared.
     """
     photos = proof.fixed_photos()
     with files.new_folder(out) as new:
