@@ -51,6 +51,8 @@ def compile_step(setup: Setup, state: TrainState, batch_size: int) -> jax.stages
     }
     if config.loss.with_text:
         batch["token_ids"] = jax.ShapeDtypeStruct((batch_size, config.data.max_tokens), jnp.int32)
+    if config.loss.box_known:
+        batch["box"] = jax.ShapeDtypeStruct((batch_size, 4), jnp.float32)
     batch = {name: mesh.divided(x, setup.mesh) for name, x in batch.items()}
     numbers = mesh.on_devices(jax.eval_shape(setup.numbers), setup.mesh)
     return jax.jit(make_train_step(setup), donate_argnums=0).lower(state, batch, numbers).compile()

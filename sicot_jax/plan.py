@@ -19,6 +19,7 @@ from sicot_jax.step import (
     check_batches,
     compute_dtype,
     make_setup,
+    words_shared,
 )
 
 # Of a device's memory that a plan may take: the allocator leaves gaps, and programs and their constants live there too.
@@ -54,6 +55,7 @@ class Plan:
     width: D.
     moments: numbers in the batch statistics that a step computes (mean and variance of each batch norm that trains).
     code_width: numbers of a photo that all devices compare its code by: bits and embedding; 0 without `loss.codes`.
+    compared_width: of the embeddings that `loss.box` or `loss.triplet` compare with those of all devices; 0 without both.
     platform: of the devices, as JAX calls it; "cpu" devices share their memory with the host.
     activations: of `activations_of` photos at a time, on the backend `compiled_for`; None before a step is compiled.
       Those of training: an evaluation of more photos at a time than a micro-batch has (eval.batch_size) is not in it.
@@ -72,6 +74,7 @@ class Plan:
     width: int
     moments: int
     code_width: int = 0
+    compared_width: int = 0
     activations: int | None = None
     activations_of: int = 1
     compiled_for: str = ""
@@ -125,7 +128,8 @@ class Plan:
     def batch(self) -> int:
         side = self.config.preprocessing
         tokens = self.config.data.max_tokens if self.config.loss.with_text else 0
-        return self.photos * (3 * side.resize_height * side.resize_width + 4 * tokens + 4)
+        box = 16 if self.config.loss.box_known else 0
+        return self.photos * (3 * side.resize_height * side.resize_width + 4 * tokens + 4 + box)
 
     def head(self) -> int:
         """What the head holds while it runs."""
@@ -162,10 +166,11 @@ class Plan:
         if self.unsent:
             items["streams: gradient and what waited of it"] = self.unsent
             items["streams: largest entries of all devices"] = 8 * self.entries_sent * self.devices
-        if self.code_width:
-            at_a_time = self.photos_at_a_time * self.devices
-            pairs = self.photos_at_a_time * at_a_time
-            items["codes: of all photos at a time, and of pairs"] = 4 * (at_a_time * self.code_width + 2 * pairs)
+        at_a_time = self.photos_at_a_time * self.devices
+        pairs = self.photos_at_a_time * at_a_time
+        for item, width in (("codes", self.code_width), ("boxes and triplets", self.compared_width)):
+            if width:
+                items[f"{item}: of all photos at a time, and of pairs"] = 4 * (at_a_time * width + 2 * pairs)
         if self.micro_batches > 1:
             items["streams: gradient"] *= 2  # of one micro-batch, and the sum
             items["batch, in order of micro-batches"] = self.batch()
@@ -214,6 +219,11 @@ class Plan:
             bits = 4 * photos * config.model.code_bits
             streams["codes: bits and embeddings"] = Message("all-gather", 4 * photos * self.code_width)
             streams["codes: cotangents"] = Message("all-reduce", bits)
+        if self.compared_width:
+            compared = 4 * photos * self.compared_width
+            streams["boxes and triplets: embeddings"] = Message("all-gather", compared)
+            if config.loss.triplet:  # what is outside of a box is compared with constants
+                streams["triplets: cotangents"] = Message("all-reduce", compared)
         if config.head.kind == "dense":
             kernel = 4 * (width + 1) * self.shard_classes * self.devices
             gathered = {"classifier: kernel and bias": Message("all-gather", kernel)}
@@ -249,7 +259,7 @@ def make_plan(config: Config, shape: DataShape, *, devices: int, platform: str) 
     with jax.sharding.use_abstract_mesh(device_mesh):
         state = abstract_state(make_setup(config, shape, device_mesh))
     classifier, params = state.classifier, state.params
-    count = classifier.kernel.shape[0]
+    count, width = classifier.kernel.shape
 
     def each_class(*arrays: Any) -> int:
         return size_of(mesh.split_per_class(arrays, count)[0]) // count
@@ -279,9 +289,10 @@ def make_plan(config: Config, shape: DataShape, *, devices: int, platform: str) 
             exchange.entries_sent(x.size // devices, config.train.gradient_ratio) for x in state.unsent.values()
         ),
         per_class=per_class,
-        width=classifier.kernel.shape[1],
+        width=width,
         moments=size_of(moments) // 4,
         code_width=sum(codes["kernel"].shape) if codes else 0,
+        compared_width=width - words_shared(config, shape) if config.loss.box or config.loss.triplet else 0,
     )
 
 

@@ -38,6 +38,13 @@ KINDS = {
     "all neighbours": ["--config.head.sample_rate=1.0", "--config.head.neighbours=500"],
     "small chunks": ["--config.head.chunk=1000"],
     "codes": ["--config.loss.codes=1"],
+    "box": ["--config.model.box=features", "--config.loss.box=1"],
+    "box and triplets": [
+        "--config.model.box=image",
+        "--config.loss.box=1",
+        "--config.loss.box_known=1",
+        "--config.loss.triplet=1",
+    ],
     "largest entries": ["--config.train.gradient_ratio=0.01"],
 }
 SLOWER_HEADS = [
@@ -169,7 +176,7 @@ def test_the_graph_of_one_device_by_formula_is_what_the_compiled_head_takes(opti
 @pytest.mark.parametrize(
     "data, model, micro_batches, options",
     [(*shape, parts, "exact") for shape in MESHES for parts in (1, 4)]
-    + [(8, 1, 1, "largest entries"), (4, 2, 1, "codes")],
+    + [(8, 1, 1, "largest entries"), (4, 2, 1, "codes"), (4, 2, 1, "box"), (4, 2, 1, "box and triplets")],
 )
 def test_the_step_by_formula_is_what_the_compiled_step_takes_and_sends(data, model, micro_batches, options):
     config = wide(f"--config.train.micro_batches={micro_batches}", *options_of(options))

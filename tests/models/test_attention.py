@@ -209,12 +209,12 @@ def test_untitled_photo_falls_back_on_its_visual_embedding(one_device, with_text
     )
     model = Sicot(config, words=(9, WIDTH) if with_text else None, dtype=jnp.float32, rng=np.random.default_rng(3))
     if not with_text:
-        model.visual.embed = lambda image, train, train_resnet: image  # the ResNet has its own tests
+        model.visual.look = lambda image, train, train_resnet, train_box: (image, None)  # the ResNet has its own tests
         out = model(jnp.ones((3, 6)), jnp.ones((3, 4), jnp.int32), train=TRAIN)
         assert set(out) == {"visual"}
         return
     visual = jnp.asarray(np.random.default_rng(4).random((3, 6), np.float32))
-    model.visual.embed = lambda image, train, train_resnet: image
+    model.visual.look = lambda image, train, train_resnet, train_box: (image, None)
     model.semantic.words[...] = jnp.asarray(np.random.default_rng(5).normal(size=(9, WIDTH)), jnp.float32)
     tokens = jnp.array([[3, 4, 0, 0], [0, 0, 0, 0], [7, 0, 0, 0]])
     out = model(visual, tokens, train=TRAIN)
