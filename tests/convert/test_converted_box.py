@@ -55,7 +55,7 @@ def test_all_sides_find_the_same_box(run, converted):
     by_jax, by_onnx = jax_engine(in_torch)(photos), sicot_jax.load(converted / "to-onnx").engine(photos)
     assert by_jax.box.shape == (8, 4) and np.ptp(by_jax.box, 0).max() > 1e-4  # not the same of all photos
     assert by_jax.box.min() >= 0 and by_jax.box.max() <= 1
-    np.testing.assert_allclose(by_onnx.box, by_jax.box, atol=1e-5)
+    np.testing.assert_allclose(by_onnx.box, by_jax.box, atol=1e-4)  # of a photo: a fiftieth of a pixel at 224
     # The proof's tolerance: a rounding moves the box, and the soft mask of a second look enlarges that some ten times.
     np.testing.assert_allclose(by_onnx.embedding, by_jax.embedding, atol=1e-4 * np.abs(by_jax.embedding).max())
     with np.load(run / "predictions.npz") as told:
