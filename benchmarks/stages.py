@@ -47,7 +47,8 @@ from benchmarks.service import photos
 from sicot_jax.index import cards as cards_of
 from sicot_jax.index import layout, recognition
 from sicot_jax.index.cards import Cards
-from sicot_jax.index.vectors import Codebook, Vectors
+from sicot_jax.index.codebooks import Codebook
+from sicot_jax.index.vectors import Vectors
 from sicot_jax.serve import engines
 from sicot_jax.serve.app import create_app
 from sicot_jax.serve.live import Live
