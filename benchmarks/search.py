@@ -32,7 +32,7 @@ from benchmarks.timing import print_machine, print_table
 from sicot_jax.index import cards as cards_of
 from sicot_jax.index import layout
 from sicot_jax.index.cards import Cards
-from sicot_jax.index.codebooks import fit_codebook
+from sicot_jax.index.codebooks import PCA, fit_codebook
 from sicot_jax.index.embedded import EmbeddedIndex
 from sicot_jax.index.lists import write_lists
 from sicot_jax.index.product_index import ProductIndex
@@ -196,7 +196,10 @@ class Written:
 def manifest_of(options: argparse.Namespace) -> layout.Manifest:
     if options.index:
         return layout.read_manifest(layout.current_version(options.index))
-    return layout.Manifest("", "", "", "", options.width, 0, 0, 0, {}, {}, "", "")
+    return layout.Manifest(
+        model="", run="", trained="", data="", width=options.width, bits=0, codes=PCA, photos=0, products=0, categories={},
+        sha256={}, created="", version="",
+    )  # fmt: skip
 
 
 def every(options: argparse.Namespace) -> Iterator[Written]:
