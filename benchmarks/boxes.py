@@ -15,7 +15,6 @@ Intervals: 95 %, over test photos.
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -130,13 +129,9 @@ def saliency_boxes(looker: Looker, catalog: Catalog) -> np.ndarray:
     return np.stack([around(one, *setting) for one in looker.saliency(catalog.splits["test"])])
 
 
-@functools.lru_cache(maxsize=4)
-def _boxes(split: Split) -> np.ndarray:
-    return np.stack([split[i]["box"] for i in range(len(split))])
-
-
 def boxes_of(split: Split) -> np.ndarray:
-    return _boxes(split)
+    """The known ones, [N, 4]."""
+    return np.stack([split[i]["box"] for i in range(len(split))])
 
 
 def row(name: str, boxes: np.ndarray, known: np.ndarray, accuracy: str = "") -> list[str]:
