@@ -215,11 +215,15 @@ def interval(values: np.ndarray) -> str:
     return f"{middle:+.3f} [{middle - spread:+.3f}, {middle + spread:+.3f}]"
 
 
+def model_of(shop: Shop) -> rerank.Model:
+    """Fitted to 500 lists of the shop."""
+    return rerank.fit(shop.log(shop.requests(500)), LOOKED_AT)
+
+
 def latency() -> list[list[str]]:
     """Of a list, features and scores; one thread."""
     shop = Shop(0, steps=False)
-    log = shop.log(shop.requests(500))
-    model = rerank.fit(log, LOOKED_AT)
+    model = model_of(shop)
     ranker, rows = rerank.Ranker("", shop.usual, model, {}), []
     for count in (20, 40, 200, 400):
         likeness, own, times = np.linspace(0.9, 0.5, count), shop.products[:count], []

@@ -10,8 +10,9 @@ Needs:    the extra service; an index with an ONNX graph. One of a ResNet-50 wit
   sicot index build --workdir RUN --out INDEX
 
 The index is grown to `--vectors` in a temporary folder: beside each photo's features new ones, moved by the noise that features
-have within a product (benchmarks/search), each a product with the card of the one that it lies beside. Its model, its fit of
-categories and its ranker are taken as they are; what it has none of is named below the table.
+have within a product (benchmarks/search), each a product with the card of the one that it lies beside. Its model and its fit of
+categories are taken as they are; what it has none of is named below the table. Its ranker too, else that of the made shop of
+benchmarks/reranking: its features and trees are as many, whatever it learned.
 
 A service runs in this process, so that parts of it can be timed, and one client asks it over HTTP for five products and 20
 similar ones, a photo after the other; before each request the network alone sees the same photo. "products" is the SKU and how
@@ -41,7 +42,7 @@ from unittest import mock
 import numpy as np
 import uvicorn
 
-from benchmarks import timing
+from benchmarks import reranking, timing
 from benchmarks.search import Measured
 from benchmarks.service import photos
 from sicot_jax.index import cards as cards_of
@@ -49,6 +50,8 @@ from sicot_jax.index import layout, recognition
 from sicot_jax.index.cards import Cards
 from sicot_jax.index.codebooks import Codebook
 from sicot_jax.index.vectors import Vectors
+from sicot_jax.search.quality import Usual
+from sicot_jax.search.rerank import Ranker, write_ranker
 from sicot_jax.serve import engines
 from sicot_jax.serve.app import create_app
 from sicot_jax.serve.live import Live
@@ -102,6 +105,9 @@ def grow(index: Path, out: Path, size: int) -> None:
             connection, ((place, owner, f"{place:032x}", b"") for place, owner in enumerate(owners.tolist()))
         )
         cards_of.set_places(connection, len(lines))
+    if not (folder / layout.RANKER).exists():
+        model = reranking.model_of(reranking.Shop(0, steps=True))
+        write_ranker(folder / layout.RANKER, Ranker(manifest.model, Usual.of(written.all_products()), model, {}))
     written.close()
     layout.write_manifest(
         folder, dataclasses.replace(manifest, photos=len(lines), products=len(products), categories=ranges)
@@ -148,9 +154,7 @@ def stages(told: dict[str, float], inside: dict[str, float], whole: float) -> di
 
 def watch(live: Live, spent: Spent) -> Live:
     live = dataclasses.replace(live, index=spent.watched(live.index, nearest="search", products="cards"))
-    if ranker := live.ranker:
-        live = dataclasses.replace(live, ranker=spent.watched(ranker, scores="re-rank"))
-    return live
+    return dataclasses.replace(live, ranker=spent.watched(live.ranker, scores="re-rank"))
 
 
 def ask(connection: http.client.HTTPConnection, data: bytes) -> tuple[dict[str, Any], float]:
@@ -240,7 +244,6 @@ def report(
     missing = {
         "no box: the model has no box branch": answer["box"] is None,
         "no fit of categories": live.fusion is None,
-        "no ranker: similar products are as they are near": live.ranker is None,
         "the network alone has the box branch too: give --backbone": answer["box"] is not None and not options.backbone,
     }
     for what in (what for what, is_so in missing.items() if is_so):

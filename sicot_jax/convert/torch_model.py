@@ -55,7 +55,7 @@ class Block(nn.Module):
 
 
 SHARPNESS, MARGIN = 60.0, 2 / 60  # of the mask of a second look; how far its edge lies outside of the box
-ROUNDS, WIDER, WINDOW = 2, 1.3, 30.0  # the box is found again, so often, within so many times of it, by so sharp a mask
+ROUNDS, WIDER, WINDOW = 4, 1.3, 30.0  # the box is found again, so often, within so many times of it, by so sharp a mask
 
 
 def soft_mask(box: torch.Tensor, height: int, width: int, sharpness: float) -> torch.Tensor:

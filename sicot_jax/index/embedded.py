@@ -15,9 +15,9 @@ from sicot_jax.errors import InputError
 from sicot_jax.index import layout, lists
 from sicot_jax.index.cards import Cards, Product
 from sicot_jax.index.codebooks import Codebook
-from sicot_jax.index.lists import Lists, import_faiss
+from sicot_jax.index.lists import Lists
 from sicot_jax.index.product_index import CANDIDATES, WIDEST, IndexUnavailable, Near, Neighbour, Offered
-from sicot_jax.index.vectors import Vectors, unit, widened
+from sicot_jax.index.vectors import Vectors, cosines, import_faiss, unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +200,7 @@ def _gathered(codes: np.ndarray, lines: np.ndarray) -> np.ndarray:
 def _ranked(view: View, query: np.ndarray, places: np.ndarray, k: int, photos: int) -> Near:
     """The k products with the photos of largest cosine among `places`, and the first of those photos."""
     places = np.sort(places)  # one way through the map
-    similarity = widened(view.features[places]) @ query
+    similarity = cosines(view.features, places, query)
     order = np.argsort(-similarity, kind="stable")
     owners = view.owners[places[order]]
     _, first = np.unique(owners, return_index=True)

@@ -17,7 +17,7 @@ import numpy as np
 
 from sicot_jax.errors import InputError
 from sicot_jax.index import layout
-from sicot_jax.index.vectors import Vectors
+from sicot_jax.index.vectors import Vectors, import_faiss
 
 LINES = 1000  # of a list, on average
 FROM = 300_000  # photos, of an index or a category, from which lists are looked at (docs/search.md); below, every code
@@ -126,12 +126,3 @@ class Lists:
             if not np.array_equal(np.sort(self._lines[first:last]), np.arange(first, last)):
                 return [f"{layout.LISTS}: lines {first} to {last} are not each in one list of their category"]
         return []
-
-
-def import_faiss() -> Any:
-    """InputError where it is not there."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise InputError("no faiss here to search with; install it: pip install 'sicot_jax[service]'") from error
-    return faiss

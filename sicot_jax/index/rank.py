@@ -27,7 +27,7 @@ from sicot_jax.events.triplets import Limits
 from sicot_jax.index import layout
 from sicot_jax.index.cards import Cards, Product
 from sicot_jax.index.change import open_engine
-from sicot_jax.index.vectors import Vectors, unit, widened
+from sicot_jax.index.vectors import Vectors, unit
 from sicot_jax.report.document import markdown_table
 from sicot_jax.report.intervals import paired_interval
 from sicot_jax.search import rerank
@@ -167,7 +167,7 @@ class _Likeness:
         def of(product: int) -> np.ndarray:
             find = "SELECT place FROM photos WHERE product = ? AND NOT withdrawn AND place < ? ORDER BY place"
             places = [row[0] for row in connection.execute(find, (product, len(features)))]
-            return widened(features[places])
+            return features[places].astype(np.float32)
 
         self._of = of
 

@@ -5,7 +5,8 @@ import pytest
 
 from sicot_jax.errors import InputError
 from sicot_jax.index import layout
-from sicot_jax.index.vectors import Vectors, widened
+from sicot_jax.index import vectors as vectors_of
+from sicot_jax.index.vectors import Vectors, cosines, unit
 
 
 def test_lines_after_those_that_count_are_overwritten(tmp_path):
@@ -30,11 +31,16 @@ def test_a_map_made_before_keeps_its_lines(tmp_path):
     assert vectors.mapped(layout.CODES, 0).shape == (0, 1)
 
 
-def test_halves_are_widened_exactly():
-    """Every finite one, negative zero and the subnormal ones too; also of lines that do not follow each other."""
-    every = np.arange(65536, dtype=np.uint16).view(np.float16)
-    finite = every[np.isfinite(every)]
-    np.testing.assert_array_equal(widened(finite).view(np.int32), finite.astype(np.float32).view(np.int32))
-    table = finite[:60000].reshape(-1, 100)
-    np.testing.assert_array_equal(widened(table[::7]), table[::7].astype(np.float32))
-    assert widened(np.zeros((0, 8), np.float16)).shape == (0, 8)
+def test_cosines_of_halves(monkeypatch):
+    """Subnormal ones too, in the order that was asked for; equal lines are equal to the last bit, also of different pieces."""
+    monkeypatch.setattr(vectors_of, "_PIECE", 64 * 200)  # 64 lines
+    rng = np.random.default_rng(0)
+    features = unit(rng.normal(size=(300, 100)) * 10.0 ** rng.uniform(-9, 0, (300, 100))).astype(np.float16)
+    features[200] = features[7]
+    assert 0 < np.mean((features != 0) & (np.abs(features) < 2.0**-14)) < 1
+    query, lines = unit(rng.normal(size=100)), rng.permutation(300)[:259]
+    lines[:2] = 200, 7
+    found = cosines(features, lines, query)
+    np.testing.assert_allclose(found, features[lines].astype(np.float64) @ query, rtol=0, atol=1e-6)
+    assert found.dtype == np.float32 and found[0] == found[1]
+    assert cosines(features, lines[:0], query).shape == (0,)
