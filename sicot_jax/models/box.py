@@ -51,8 +51,8 @@ def moments_box(attention, log_scale):
 
 
 def attention_box(attention, log_scale):
-    """`moments_box`, four times more of what lies in 1.3 times the box found before: what is far from the rest, as another product
-    in a corner, no longer counts.
+    """`moments_box`, four times more of what lies in 1.3 times the box found before: what is far from the rest, as another
+    product in a corner, no longer counts.
     """
     box = moments_box(attention, log_scale)
     for _ in range(_ROUNDS):

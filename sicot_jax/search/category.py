@@ -31,7 +31,8 @@ SUPPORT = 0.05  # of the photos, at least so many of them
 TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1)  # more flattens the vote until it is a count
 _WEIGHTS = np.linspace(0, 1, 21)
 STRENGTHS = np.linspace(0, 1, 11)
-_PRIOR = 3.0  # strength with which a category's weight is held to that of all of them
+RESTRAINTS = (3000.0, 300.0, 30.0, 3.0)  # r, with which a category's weight is held to that of all of them
+_PARTS = 10
 _LEAST = 1e-6  # probability, so that one photo that was thought impossible does not decide a fit
 
 
@@ -96,44 +97,69 @@ def fit(
 ) -> Fusion:
     """From photos of known category, int [B]: sums of shares [B, K], and cosines and categories of their nearest photos [B, N].
 
-    T and one weight a for all categories are those of the greatest mean log p. Then each category has a weight of its own: the
-    one of the greatest log likelihood of "it is c" and "it is not" under a_c m_c + (1 - a_c) s_c, less 3 (a_c - a)^2, so that
-    a category with few photos keeps a. b stays 1. Without a photo: a = 1/2, T = 0.05, never sure.
+    T and one weight a for all categories are those of the greatest mean log p, or the better branch alone where that is as good
+    (`simplest`). Then each category has a weight of its own: the one of the greatest log likelihood of "it is c" and "it is
+    not" under a_c m_c + (1 - a_c) s_c, less r (a_c - a)^2, so that a category with few photos keeps a; r is the greatest of
+    `RESTRAINTS` that is as good for the log p of each tenth of the photos, fitted to the others. b stays 1. Without a photo:
+    a = 1/2, T = 0.05, never sure.
     """
     count, photos = len(names), np.arange(len(category))
     if not len(category):
         return Fusion(tuple(names), np.full(count, 0.5), 0.5, 0.05, 1.0, None, 0)
     classifier = _normalised(shares)
-    votes = {t: by_neighbours(similarity, neighbours, count, t)[photos, category] for t in TEMPERATURES}
+    votes = {t: by_neighbours(similarity, neighbours, count, t) for t in TEMPERATURES}
 
-    def likelihood(temperature: float, weight: float) -> float:
-        own = weight * classifier[photos, category] + (1 - weight) * votes[temperature]
-        return float(np.log(np.maximum(own, _LEAST)).mean())
+    def likelihood(pair: tuple[float, float]) -> np.ndarray:
+        temperature, weight = pair
+        return _log_own(weight * classifier + (1 - weight) * votes[temperature], category)
 
     pairs = [(temperature, float(weight)) for temperature in TEMPERATURES for weight in _WEIGHTS]
-    temperature, common = max(pairs, key=lambda pair: likelihood(*pair))
-    vote, right = by_neighbours(similarity, neighbours, count, temperature), np.arange(count) == category[:, None]
-    scores = np.empty((len(_WEIGHTS), count))
-    for row, weight in zip(scores, _WEIGHTS, strict=True):
-        mixed = np.clip(weight * classifier + (1 - weight) * vote, _LEAST, 1 - _LEAST)
-        row[:] = np.log(np.where(right, mixed, 1 - mixed)).sum(0) - _PRIOR * (weight - common) ** 2
-    fused = Fusion(tuple(names), _WEIGHTS[scores.argmax(0)], common, temperature, 1.0, None, len(category))
+    choices = [
+        max(some, key=lambda pair: likelihood(pair).mean()) for some in ([p for p in pairs if p[1] in (0, 1)], pairs)
+    ]
+    temperature, common = choices[simplest(np.stack([likelihood(pair) for pair in choices]))]
+    vote = votes[temperature]
+    unseen = np.zeros((len(RESTRAINTS), len(category)))
+    for part in range(min(_PARTS, len(category))):
+        out = photos % _PARTS == part
+        for own, restraint in zip(unseen, RESTRAINTS, strict=True):
+            weights = _weights(classifier[~out], vote[~out], category[~out], common, restraint)
+            own[out] = _log_own(_normalised(weights * classifier[out] + (1 - weights) * vote[out]), category[out])
+    weights = _weights(classifier, vote, category, common, RESTRAINTS[simplest(unseen)])
+    fused = Fusion(tuple(names), weights, common, temperature, 1.0, None, len(category))
     told = fused(shares, vote)
     agreed = neighbours[photos, similarity.argmax(1)] == told.argmax(1)
     sure = _sure(told.max(1)[agreed], (told.argmax(1) == category)[agreed], SUPPORT * len(category))
     return dataclasses.replace(fused, sure=sure)
 
 
-def strength(reciprocal: np.ndarray) -> float:
-    """b from 1 / rank of the right product of each photo at each of `STRENGTHS`, [11, B]: the least one whose mean is within a
-    standard error (of differences in pairs) of the greatest. By rank, not by likelihood: a classifier that is too sure of
-    itself gains likelihood from any flattening.
+def _log_own(probability: np.ndarray, category: np.ndarray) -> np.ndarray:
+    """Log p of the right category of each photo [B]."""
+    return np.log(np.maximum(probability[np.arange(len(category)), category], _LEAST))
+
+
+def _weights(m: np.ndarray, s: np.ndarray, category: np.ndarray, common: float, restraint: float) -> np.ndarray:
+    """Of each category, as `fit` says, [K]."""
+    right, scores = np.arange(m.shape[1]) == category[:, None], np.empty((len(_WEIGHTS), m.shape[1]))
+    for row, weight in zip(scores, _WEIGHTS, strict=True):
+        mixed = np.clip(weight * m + (1 - weight) * s, _LEAST, 1 - _LEAST)
+        row[:] = np.log(np.where(right, mixed, 1 - mixed)).sum(0) - restraint * (weight - common) ** 2
+    return _WEIGHTS[scores.argmax(0)]
+
+
+def simplest(values: np.ndarray) -> int:
+    """Which of choices, the simplest first, from a value for each photo, [choices, B]: the first one whose mean is within a
+    standard error (of differences in pairs) of the greatest.
     """
-    if not reciprocal.shape[1]:
-        return 0.0
-    less = reciprocal[reciprocal.mean(1).argmax()] - reciprocal
-    error = less.std(1) / np.sqrt(reciprocal.shape[1])
-    return float(STRENGTHS[np.flatnonzero(less.mean(1) <= error)[0]])
+    less = values[values.mean(1).argmax()] - values
+    return int(np.flatnonzero(less.mean(1) <= less.std(1) / np.sqrt(values.shape[1]))[0])
+
+
+def strength(reciprocal: np.ndarray) -> float:
+    """b from 1 / rank of the right product of each photo at each of `STRENGTHS`, [11, B]: the `simplest`. By rank, not by
+    likelihood: a classifier that is too sure of itself gains likelihood from any flattening.
+    """
+    return float(STRENGTHS[simplest(reciprocal)]) if reciprocal.shape[1] else 0.0
 
 
 def _sure(probability: np.ndarray, right: np.ndarray, fewest: float) -> float | None:

@@ -92,8 +92,28 @@ def test_a_category_with_photos_enough_has_its_own_weight():
     assert right[0] > max(right[1:]) + 0.02
 
 
+def test_categories_that_are_alike_have_one_weight():
+    fused = fitted(made(np.random.default_rng(0), 500, [0.8] * 4, [0.6] * 4))
+    assert 0 < fused.common < 1 and fused.weights.tolist() == [fused.common] * 4
+
+
+def test_one_branch_alone_where_the_other_adds_nothing():
+    """Neighbours that vote at random, among so few photos that a weight below 1 is the likeliest for some (seed 0: 0.95)."""
+    for seed in range(5):
+        fused = fitted(made(np.random.default_rng(seed), 60, [0.97] * 4, [0.25] * 4))
+        assert fused.common == 1 and fused.weights.tolist() == [1] * 4
+
+
 def fitted(photos):
     return category.fit(*photos, "abcd")
+
+
+def test_simplest_by_hand():
+    """Of (0, 1), (1, 1) and (1, 0) the middle one is best; the first lacks 0.5, its error is 0.5 / root of 2 = 0.354."""
+    values = np.array([[0, 1], [1, 1], [1, 0]])
+    assert category.simplest(values) == 1
+    assert category.simplest(np.array([[0.9, 1], [1, 0.8], [0.9, 1]])) == 0
+    assert category.simplest(np.array([[0.9, 0.9], [1.2, 0.8]])) == 0 and category.simplest(np.zeros((3, 1))) == 0
 
 
 def test_strength_is_the_least_that_is_as_good():
