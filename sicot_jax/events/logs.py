@@ -37,7 +37,8 @@ _LOOKED_AT = 1000  # lines of a JSONL file, for the names in it
 @dataclasses.dataclass(frozen=True)
 class LogSettings:
     """columns: field of an event -> column of the log. kinds: word of the log -> kind of an event. time_unit: of times that are
-    numbers. split: between the SKUs of a list that is a text. max_bad_share: of all rows. variant: of logs without one.
+    numbers. split: between the SKUs of a list that is a text. max_bad_share: of rows without repeated events. variant: of logs
+    without one.
     """
 
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -78,8 +79,13 @@ class LogReport:
         return sum(self.kinds.values())
 
     @property
+    def judged(self) -> int:
+        """Rows that are not the same event again: a log that is given twice is no better for it."""
+        return self.kept + sum(self.bad.values())
+
+    @property
     def bad_share(self) -> float:
-        return sum(self.bad.values()) / max(self.rows, 1)
+        return sum(self.bad.values()) / max(self.judged, 1)
 
     def summary(self) -> str:
         """One line."""
@@ -116,7 +122,7 @@ def import_logs(logs: Sequence[Path], out: Path, settings: LogSettings = LogSett
         if report.bad_share > settings.max_bad_share:
             worst = max(report.bad, key=lambda reason: report.bad[reason])
             raise InputError(
-                f"{100 * report.bad_share:.1f} % of {report.rows:,} rows are bad, "
+                f"{100 * report.bad_share:.1f} % of {report.judged:,} rows are bad, "
                 f"at most {100 * settings.max_bad_share:g} % may be; "
                 f"most: {report.bad[worst]:,} {worst} ({'; '.join(report.named[worst][:3])}); "
                 "mend the log, name its columns, or give --max-bad-share"

@@ -156,6 +156,7 @@ def test_parquet_and_a_services_own_file(tmp_path):
         (lambda p: csv_of(p, header=HEADER + ",sku"), (), "column 'sku' more than once"),
         (lambda p: csv_of(p), (), "no rows in it"),
         (lambda p: csv_of(p, *GOOD, f"e4,r1,{T},v1,a,click,q1,z,"), (), "25.0 % of 4 rows are bad, at most 5 %"),
+        (lambda p: csv_of(p, *GOOD, *GOOD, f"e4,r1,{T},v1,a,click,q1,z,"), (), "25.0 % of 4 rows are bad, at most 5 %"),
         (lambda p: p / "none.csv", (), "no such file"),
         (lambda p: csv_of(p, *GOOD).rename(p / "log.txt"), (), "ends in '.txt', wanted"),
     ],
