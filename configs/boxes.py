@@ -7,9 +7,9 @@ Command:  sicot train --config=configs/boxes.py --workdir=runs/boxes/products
           sicot train --config=configs/boxes.py --workdir=runs/boxes/image --config.model.box=image --config.loss.box=1
               --config.model.init_from=runs/boxes/products --config.optim.trainable=visual/box --config.optim.name=adamw
               --config.optim.learning_rate=0.002 --config.optim.weight_decay=0 --config.augment.enabled=False
-              --config.train.epochs=12
+              --config.train.epochs=6
           python -m benchmarks.boxes runs/boxes/products runs/boxes/image
-Hardware: one CPU core, 12 and 10 minutes beside other jobs.
+Hardware: one CPU core, 10 and 6 minutes.
 Result:   docs/search.md.
 """
 

@@ -137,7 +137,7 @@ class LossConfig:
     code_quantisation: float = 0.01
     codes_shape_embedding: bool = False
     box: float = 0.0
-    box_area: float = 0.8
+    box_area: float = 0.7
     box_known: float = 0.0
     triplet: float = 0.0
     triplet_margin: float = 0.2

@@ -49,7 +49,7 @@ def _fold_box(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     factor, shift = _factor_and_shift(arrays, "box.bn")
     found = {
         f"box.conv{n}.kernel": np.ascontiguousarray(from_torch_layout(arrays[f"box.conv{n}.weight"])) * factor
-        for n in (1, 2, 3)
+        for n in (1, 2, 3, 4)
     }
     score = np.ascontiguousarray(from_torch_layout(arrays["box.score.weight"]))
     rest = {name: arrays[name] for name in ("box.score.bias", "box.log_scale")}
@@ -76,7 +76,7 @@ def embed(model: Model, folded: Folded, image):
 def look(model: Model, folded: Folded, image):
     """Normalised photos [B, H, W, 3] -> `VisualStream.look`: v [B, D] and the box [B, 4] within the photo, or None."""
     maps = _maps(model, folded, image)
-    box = None if model.box == "none" else _box(folded, maps[1:])
+    box = None if model.box == "none" else _box(folded, maps)
     if model.box == "image":
         maps = _maps(model, folded, image * visible(box, *image.shape[1:3]))
     x = mean_within(maps[-1], box) if model.box == "features" else global_average_pool(maps[-1])

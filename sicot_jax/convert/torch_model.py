@@ -55,7 +55,11 @@ class Block(nn.Module):
 
 
 SHARPNESS, MARGIN = 60.0, 2 / 60  # of the mask of a second look; how far its edge lies outside of the box
-ROUNDS, WIDER, WINDOW = 4, 1.3, 30.0  # the box is found again, so often, within so many times of it, by so sharp a mask
+ROUNDS, WIDER, WINDOW = (
+    4,
+    1.15,
+    30.0,
+)  # the box is found again, so often, within so many times of it, by so sharp a mask
 
 
 def soft_mask(box: torch.Tensor, height: int, width: int, sharpness: float) -> torch.Tensor:
@@ -70,18 +74,18 @@ def soft_mask(box: torch.Tensor, height: int, width: int, sharpness: float) -> t
 
 
 class BoxBranch(nn.Module):
-    """Where the product is: maps of the last three stages -> boxes [B, 4], by the mean and spread of an attention map."""
+    """Where the product is: maps of the four stages -> boxes [B, 4], by the mean and spread of an attention map."""
 
     def __init__(self, widths: list[int], hidden: int = 64):
         super().__init__()
-        self.conv1, self.conv2, self.conv3 = (convolution(width, hidden, 1) for width in widths)
+        self.conv1, self.conv2, self.conv3, self.conv4 = (convolution(width, hidden, 1) for width in widths)
         self.bn, self.score = nn.BatchNorm2d(hidden), nn.Linear(hidden, 1)
         self.log_scale = nn.Parameter(torch.zeros(2))
 
     def forward(self, maps):
         size = maps[0].shape[2:]
         x = self.conv1(maps[0])
-        for conv, coarser in ((self.conv2, maps[1]), (self.conv3, maps[2])):
+        for conv, coarser in zip((self.conv2, self.conv3, self.conv4), maps[1:], strict=True):
             x = x + nn.functional.interpolate(conv(coarser), size=size, mode="bilinear", align_corners=False)
         score = self.score(torch.relu(self.bn(x)).permute(0, 2, 3, 1))[..., 0]
         level = -2 * nn.functional.softplus(-10 * score)  # of log sigmoid an ONNX graph makes the logarithm of 0
@@ -135,7 +139,7 @@ class SicotRecognizer(nn.Module):
             stages.append(nn.Sequential(*row))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.hides = model.get("box", "none")
-        self.box = None if self.hides == "none" else BoxBranch([channels // 4, channels // 2, channels])
+        self.box = None if self.hides == "none" else BoxBranch([channels // 2**later for later in (3, 2, 1, 0)])
         self.projection = self.projection_norm = None
         if model["embedding_width"]:
             self.projection = nn.Linear(channels, model["embedding_width"], bias=False)
@@ -205,7 +209,7 @@ class SicotRecognizer(nn.Module):
         if self.box is None:
             x = maps[-1].mean((2, 3))
         else:
-            box = self.box(maps[1:])
+            box = self.box(maps)
             if self.hides == "image":
                 grown = box + MARGIN * torch.tensor([-1.0, -1.0, 1.0, 1.0], device=box.device)
                 seen = soft_mask(grown, images.shape[2], images.shape[3], SHARPNESS)

@@ -22,7 +22,7 @@ _MARGIN = 2 / SHARPNESS  # the mask falls outside the box: seen by 0.88 along it
 _HIDDEN = 64
 _SCALE = 10.0  # of the scores: they have to get far from 0, while the streams learn slowly
 _LEAST = 1e-12  # attention, in sum: none at all must not make a gradient that is no number
-_ROUNDS, _WIDER, _WINDOW = 4, 1.3, 30.0
+_ROUNDS, _WIDER, _WINDOW = 4, 1.15, 30.0
 
 
 def moments_box(attention, log_scale):
@@ -51,7 +51,7 @@ def moments_box(attention, log_scale):
 
 
 def attention_box(attention, log_scale):
-    """`moments_box`, four times more of what lies in 1.3 times the box found before: what is far from the rest, as another
+    """`moments_box`, four times more of what lies in 1.15 times the box found before: what is far from the rest, as another
     product in a corner, no longer counts.
     """
     box = moments_box(attention, log_scale)

@@ -58,7 +58,7 @@ class VisualStream(nnx.Module):
         # index whatever the streams compute in.
         own, bits = rng.spawn(1)[0], config.code_bits
         self.codes: Any = Linear(self.features_width, bits, dtype=jnp.float32, rng=own) if coded else None
-        channels = [features // 2**later for later in (2, 1, 0)]
+        channels = [features // 2**later for later in (3, 2, 1, 0)]
         branch = rng.spawn(1)[0]
         self.box: Any = BoxBranch(channels, dtype=dtype, rng=branch) if config.box != "none" else None
         self.looks_twice = config.box == "image"
@@ -113,7 +113,7 @@ class VisualStream(nnx.Module):
         return still._projected(mean_within(still.resnet(image, train=False), box, outside=True), train=False)
 
     def _find(self, maps, *, train: bool):
-        return self.box(jax.lax.stop_gradient(maps[1:]), train=train)
+        return self.box(jax.lax.stop_gradient(maps), train=train)
 
     def _projected(self, embedding, *, train: bool):
         if self.project is not None:

@@ -30,7 +30,7 @@ def run(request, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("box") / "run"
     flags = [
         "loss.mixed=0",
-        "loss.box=1",
+        "loss.box=0.2",
         "loss.box_known=0.1",
         "train.steps=8",
         "optim.learning_rate=0.02",  # hard training makes boxes of a cell, where the mask enlarges every rounding

@@ -22,10 +22,12 @@ def test_uniform_attention_is_the_whole_photo():
 
 
 def test_a_rectangle_of_cells_is_that_rectangle():
-    """Rows 2 to 5 of 8, columns 3 to 4 of 10; the level does not count."""
+    """Rows 2 to 5 of 8, columns 3 to 4 of 10; the level does not count. The soft window, near the box's edges, dims the outer
+    cells: a hundredth of a side.
+    """
     attention = rectangle((2, 6), (3, 5), level=0.1)
     assert moments_box(attention, NO_SCALE)[0] == pytest.approx([0.3, 0.25, 0.5, 0.75], abs=1e-6)
-    assert attention_box(attention, NO_SCALE)[0] == pytest.approx([0.3, 0.25, 0.5, 0.75], abs=1e-3)
+    assert attention_box(attention, NO_SCALE)[0] == pytest.approx([0.3, 0.25, 0.5, 0.75], abs=3e-3)
 
 
 def test_scales_widen_about_the_middle():
