@@ -1,15 +1,17 @@
 """How often the product is found in a photo, by runs with a box branch that have seen no box.
 
-Command:  python -m benchmarks.boxes RUN...      (runs of one catalogue, whose boxes are known; see configs/boxes.py)
+Command:  python -m benchmarks.boxes RUN[,RUN...]...      (a row for each, of several seeds where commas join them; runs of one
+          catalogue, whose boxes are known; see configs/boxes.py)
 
 A box is right where it and the known one share half of what both cover (IoU 0.5). Beside the runs' boxes:
 
 - the best constant box: the one that is right most often for the training photos;
-- a gradient-saliency box, of the first run: the magnitude of the best logit's gradient by the pixels (Simonyan et al. 2014),
-  blurred, the largest piece above a share of the maximum; blur and share are those that are right most often for the
+- a gradient-saliency box, of the first row's runs: the magnitude of the best logit's gradient by the pixels (Simonyan et al.
+  2014), blurred, the largest piece above a share of the maximum; blur and share are those that are right most often for the
   validation photos. Both so know boxes, which the branch does not.
+- how often the product is recognised, and how much more often than by the first row's runs, of the same seeds in order.
 
-Intervals: 95 %, over test photos.
+Intervals: 95 %, over test photos and seeds.
 """
 
 from __future__ import annotations
@@ -134,7 +136,7 @@ def boxes_of(split: Split) -> np.ndarray:
     return np.stack([split[i]["box"] for i in range(len(split))])
 
 
-def row(name: str, boxes: np.ndarray, known: np.ndarray, accuracy: str = "") -> list[str]:
+def row(name: str, boxes: np.ndarray, known: np.ndarray, *accuracy: str) -> list[str]:
     """boxes [S, N, 4] of S runs against the known ones [N, 4]."""
     shared = iou(boxes, known)
     right, areas = shared >= 0.5, area(known)
@@ -145,31 +147,44 @@ def row(name: str, boxes: np.ndarray, known: np.ndarray, accuracy: str = "") -> 
         f"{100 * right.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]",
         f"{shared.mean():.3f}",
         *bands,
-        accuracy,
+        *accuracy,
     ]
+
+
+def recognition(right: np.ndarray, before: np.ndarray) -> tuple[str, str]:
+    """Of runs [S, N]; the difference where there are as many runs before."""
+    share, less = f"{100 * right.mean():.1f}", ""
+    if right is not before and right.shape == before.shape:
+        more = right.astype(float) - before
+        low, high = paired_interval(more)
+        less = f"{100 * more.mean():+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+    return share, less
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("runs", nargs="+", metavar="RUN[,RUN...]")
     args = parser.parse_args(argv)
-    lookers = [Looker(workdir) for workdir in args.runs]
-    catalog = catalog_of(lookers[0].run)
-    assert all(one.run.data_hash == lookers[0].run.data_hash for one in lookers), "runs of one catalogue"
+    groups = [[Looker(Path(workdir)) for workdir in joined.split(",")] for joined in args.runs]
+    first = groups[0][0]
+    catalog = catalog_of(first.run)
+    assert all(one.run.data_hash == first.run.data_hash for one in itertools.chain(*groups)), "runs of one catalogue"
     known, labels = boxes_of(catalog.splits["test"]), np.asarray(catalog.splits["test"].labels)
     rows = [
-        row("the best constant box", best_constant(boxes_of(catalog.splits["train"]))[None, None], known),
-        row("gradient saliency", saliency_boxes(lookers[0], catalog)[None], known),
+        row("the best constant box", best_constant(boxes_of(catalog.splits["train"]))[None, None], known, "", ""),
+        row("gradient saliency", np.stack([saliency_boxes(one, catalog) for one in groups[0]]), known, "", ""),
     ]
-    for workdir, looker in zip(args.runs, lookers, strict=True):
-        boxes, told = looker.found(catalog.splits["test"])
-        name = f"{workdir.name} ({looker.run.config.model.box})" if looker.has_box else f"{workdir.name} (whole photo)"
-        rows.append(row(name, boxes[None], known, f"{100 * (told == labels).mean():.1f}"))
+    recognised = []
+    for joined, lookers in zip(args.runs, groups, strict=True):
+        boxes, told = map(np.stack, zip(*(looker.found(catalog.splits["test"]) for looker in lookers), strict=True))
+        model = lookers[0].run.config.model.box if lookers[0].has_box else "whole photo"
+        recognised.append(told == labels)
+        rows.append(row(f"{joined} ({model})", boxes, known, *recognition(recognised[-1], recognised[0])))
     print_machine()
     bands = [f"area {100 * least:.0f} to {100 * most:.0f} %" for least, most in BANDS]
     print_table(
         f"{len(known)} test photos, commit {runs.commit()[:7]}",
-        ["box", "right at IoU 0.5, %", "mean IoU", *bands, "recognised, top-1, %"],
+        ["box", "right at IoU 0.5, %", "mean IoU", *bands, "recognised, top-1, %", "less the first"],
         rows,
     )
 

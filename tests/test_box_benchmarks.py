@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.boxes import area, around, best_constant, iou, row
+from benchmarks.boxes import area, around, best_constant, iou, recognition, row
 from benchmarks.iconic import ranks
 
 
@@ -52,3 +52,11 @@ def test_ranks_by_hand():
     queries = np.array([[1.0, 0], [1.0, 0], [0.8, 0.6]])
     assert ranks(queries, pictures, np.array([0, 2, 3])).tolist() == [0, 3, 0]
     assert ranks(queries, pictures, np.array([1, 1, 0])).tolist() == [1, 1, 2]
+
+
+def test_recognition_by_hand():
+    """Half of the photos before, three of four now, in pairs of seeds; of another number of runs there are no pairs."""
+    before, now = np.tile([True, False, True, False], (2, 10)), np.tile([True, True, True, False], (2, 10))
+    share, less = recognition(now, before)
+    assert share == "75.0" and less.startswith("+25.00 [+") and recognition(before, before) == ("50.0", "")
+    assert recognition(now[:1], before) == ("75.0", "")
