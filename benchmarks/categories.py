@@ -64,9 +64,10 @@ def of_index(index: Path, catalog_path: str) -> tuple[dict[str, np.ndarray], np.
         cosines, lines = nearest(features, unit(photos.embeddings))
         of_logits, shares = of_product[: photos.logits.shape[1]], softmax(photos.logits.astype(np.float64), 1)
         told = np.array([category.by_classifier(row, of_logits, len(names)) for row in shares])
-        branches[name] = told, cosines, owners[lines], of_class[np.asarray(split.labels)], photos
-    fusion = category.fit(*branches["validation"][:4], names.tolist())
-    told, cosines, voting, truth, photos = branches["test"]
+        labels = np.asarray(split.labels)
+        branches[name] = told, cosines, owners[lines], of_class[labels], labels, photos
+    fusion = category.fit(*branches["validation"][:5], names.tolist())
+    told, cosines, voting, truth, _, photos = branches["test"]
     votes = category.by_neighbours(cosines, voting, len(names), fusion.temperature)
     head = LogisticRegression(C=10, max_iter=300).fit(features, owners)
     found = {

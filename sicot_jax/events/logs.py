@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import itertools
 import json
 import shutil
 import time
@@ -31,14 +30,13 @@ TIME_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _EARLIEST, _A_DAY = 788_918_400.0, 86_400.0  # 1995
 _NAMED = 5  # rows of each reason
 _FILE = 1 << 40  # row numbers of the files lie this far apart
-_LOOKED_AT = 1000  # lines of a JSONL file, for the names in it
+_LOOKED_AT = 1000  # lines of a JSONL file, for the names in it; of the others those with a name that is still missing
 
 
 @dataclasses.dataclass(frozen=True)
 class LogSettings:
     """columns: field of an event -> column of the log. kinds: word of the log -> kind of an event. time_unit: of times that are
-    numbers. split: between the SKUs of a list that is a text. max_bad_share: of rows without repeated events. variant: of logs
-    without one.
+    numbers. split: between the SKUs of a list that is a text. max_bad_share: of all rows. variant: of logs without one.
     """
 
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -79,13 +77,8 @@ class LogReport:
         return sum(self.kinds.values())
 
     @property
-    def judged(self) -> int:
-        """Rows that are not the same event again: a log that is given twice is no better for it."""
-        return self.kept + sum(self.bad.values())
-
-    @property
     def bad_share(self) -> float:
-        return sum(self.bad.values()) / max(self.judged, 1)
+        return sum(self.bad.values()) / max(self.rows, 1)
 
     def summary(self) -> str:
         """One line."""
@@ -122,7 +115,7 @@ def import_logs(logs: Sequence[Path], out: Path, settings: LogSettings = LogSett
         if report.bad_share > settings.max_bad_share:
             worst = max(report.bad, key=lambda reason: report.bad[reason])
             raise InputError(
-                f"{100 * report.bad_share:.1f} % of {report.judged:,} rows are bad, "
+                f"{100 * report.bad_share:.1f} % of {report.rows:,} rows are bad, "
                 f"at most {100 * settings.max_bad_share:g} % may be; "
                 f"most: {report.bad[worst]:,} {worst} ({'; '.join(report.named[worst][:3])}); "
                 "mend the log, name its columns, or give --max-bad-share"
@@ -253,12 +246,16 @@ def _csv_reader(
 
 
 def _jsonl_reader(log: Path, wanted: Mapping[str, str], settings: LogSettings) -> tuple[str, dict[str, str]]:
-    columns: dict[str, None] = {}
-    with log.open(encoding="utf-8", errors="replace") as file:
-        for line in itertools.islice(file, _LOOKED_AT):
-            with contextlib.suppress(ValueError):
-                row = json.loads(line)
-                columns.update(dict.fromkeys(row if isinstance(row, dict) else ()))
+    columns, lacking = dict[str, None](), {column.encode() for column in wanted.values()}
+    with log.open("rb") as file:  # to its end: a log may begin with impressions, which need no SKU
+        for number, line in enumerate(file):
+            if number < _LOOKED_AT or any(column in line for column in lacking):
+                with contextlib.suppress(ValueError):
+                    row = json.loads(line)
+                    columns.update(dict.fromkeys(row if isinstance(row, dict) else ()))
+                    lacking -= {column.encode() for column in columns}
+            elif not lacking:
+                break
     found = _found(log, wanted, list(columns))
     texts = {field: f"json_extract_string(json, {literal('$.' + name(column))})" for field, column in found.items()}
     source = f"read_ndjson_objects({literal(log)}, ignore_errors=true)"

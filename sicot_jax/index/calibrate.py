@@ -87,8 +87,10 @@ def _categories(photos: _Photos) -> Fusion:
     similarity, voting = (np.array(part) for part in zip(*voters, strict=True))
     truth = offered.category[photos.products]
     named = truth < len(offered.names)
-    fusion = category.fit(shares[named], similarity[named], voting[named], truth[named], offered.names)
-    return dataclasses.replace(fusion, strength=category.strength(_reciprocal_ranks(photos, fusion)))
+    fusion = category.fit(
+        shares[named], similarity[named], voting[named], truth[named], photos.products[named], offered.names
+    )
+    return dataclasses.replace(fusion, strength=category.strength(_reciprocal_ranks(photos, fusion), photos.products))
 
 
 def _reciprocal_ranks(photos: _Photos, fusion: Fusion) -> np.ndarray:

@@ -21,7 +21,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
 
 
 def cosines(features: np.ndarray, lines: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Of some lines [M] of unit float16 features [N, D] with a unit query [D], float32 [M].
+    """Of some lines [M] of unit float16 features [N, D] with a unit query [D], float32 [M]; -inf where one has a NaN.
 
     By FAISS, which widens halves in the processor's registers: numpy's `astype` takes most of the time of a search, and what
     shifts bits instead multiplies subnormal numbers, of which features have many, a hundred times slower than others. In pieces
@@ -30,13 +30,14 @@ def cosines(features: np.ndarray, lines: np.ndarray, query: np.ndarray) -> np.nd
     faiss = import_faiss()
     faiss.omp_set_num_threads(1)  # of this thread: a request has one, more of them would wait for each other
     width, query = features.shape[1], np.asarray(query, np.float32)[None]
-    found, piece = np.empty(len(lines), np.float32), max(1, _PIECE // (2 * width))
+    found, piece = np.full(len(lines), -np.inf, np.float32), max(1, _PIECE // (2 * width))
     for first in range(0, len(lines), piece):
         rows = np.asarray(features[lines[first : first + piece]])
         table = faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
         table.add_sa_codes(rows.view(np.uint8))
         similarity, order = table.search(query, len(rows))
-        found[first + order[0]] = similarity[0]
+        there = order[0] >= 0  # FAISS leaves out what has no order
+        found[first + order[0][there]] = similarity[0][there]
     return found
 
 

@@ -33,6 +33,7 @@ _WEIGHTS = np.linspace(0, 1, 21)
 STRENGTHS = np.linspace(0, 1, 11)
 RESTRAINTS = (3000.0, 300.0, 30.0, 3.0)  # r, with which a category's weight is held to that of all of them
 _PARTS = 10
+_EQUAL = 1e-9  # means that differ by less are equal
 _LEAST = 1e-6  # probability, so that one photo that was thought impossible does not decide a fit
 
 
@@ -93,15 +94,21 @@ def _log_ratio(shares: np.ndarray, told: np.ndarray) -> np.ndarray:
 
 
 def fit(
-    shares: np.ndarray, similarity: np.ndarray, neighbours: np.ndarray, category: np.ndarray, names: Sequence[str]
+    shares: np.ndarray,
+    similarity: np.ndarray,
+    neighbours: np.ndarray,
+    category: np.ndarray,
+    products: np.ndarray,
+    names: Sequence[str],
 ) -> Fusion:
-    """From photos of known category, int [B]: sums of shares [B, K], and cosines and categories of their nearest photos [B, N].
+    """From photos of known category and product, int [B]: sums of shares [B, K], and cosines and categories of their nearest
+    photos [B, N].
 
     T and one weight a for all categories are those of the greatest mean log p, or the better branch alone where that is as good
-    (`simplest`). Then each category has a weight of its own: the one of the greatest log likelihood of "it is c" and "it is
-    not" under a_c m_c + (1 - a_c) s_c, less r (a_c - a)^2, so that a category with few photos keeps a; r is the greatest of
-    `RESTRAINTS` that is as good for the log p of each tenth of the photos, fitted to the others. b stays 1. Without a photo:
-    a = 1/2, T = 0.05, never sure.
+    (`simplest`); where that is the classifier, T is the best one for the vote alone. Then each category has a weight of its
+    own: the one of the greatest log likelihood of "it is c" and "it is not" under a_c m_c + (1 - a_c) s_c, less r (a_c - a)^2,
+    so that a category with few photos keeps a; r is the greatest of `RESTRAINTS` that is as good for the log p of each tenth
+    of the products, fitted to the photos of the others. b stays 1. Without a photo: a = 1/2, T = 0.05, never sure.
     """
     count, photos = len(names), np.arange(len(category))
     if not len(category):
@@ -113,19 +120,22 @@ def fit(
         temperature, weight = pair
         return _log_own(weight * classifier + (1 - weight) * votes[temperature], category)
 
-    pairs = [(temperature, float(weight)) for temperature in TEMPERATURES for weight in _WEIGHTS]
+    by_vote = sorted(
+        TEMPERATURES, key=lambda temperature: -likelihood((temperature, 0.0)).mean()
+    )  # of equal pairs the first counts
+    pairs = [(temperature, float(weight)) for temperature in by_vote for weight in _WEIGHTS]
     choices = [
         max(some, key=lambda pair: likelihood(pair).mean()) for some in ([p for p in pairs if p[1] in (0, 1)], pairs)
     ]
-    temperature, common = choices[simplest(np.stack([likelihood(pair) for pair in choices]))]
+    temperature, common = choices[simplest(np.stack([likelihood(pair) for pair in choices]), products)]
     vote = votes[temperature]
-    unseen = np.zeros((len(RESTRAINTS), len(category)))
-    for part in range(min(_PARTS, len(category))):
-        out = photos % _PARTS == part
+    parts, unseen = _parts(products), np.zeros((len(RESTRAINTS), len(category)))
+    scores = _likelihoods(classifier, vote, category, parts)
+    for part, out in enumerate(parts):
         for own, restraint in zip(unseen, RESTRAINTS, strict=True):
-            weights = _weights(classifier[~out], vote[~out], category[~out], common, restraint)
+            weights = _weights(scores.sum(0) - scores[part], common, restraint)
             own[out] = _log_own(_normalised(weights * classifier[out] + (1 - weights) * vote[out]), category[out])
-    weights = _weights(classifier, vote, category, common, RESTRAINTS[simplest(unseen)])
+    weights = _weights(scores.sum(0), common, RESTRAINTS[simplest(unseen, products)])
     fused = Fusion(tuple(names), weights, common, temperature, 1.0, None, len(category))
     told = fused(shares, vote)
     agreed = neighbours[photos, similarity.argmax(1)] == told.argmax(1)
@@ -138,28 +148,46 @@ def _log_own(probability: np.ndarray, category: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(probability[np.arange(len(category)), category], _LEAST))
 
 
-def _weights(m: np.ndarray, s: np.ndarray, category: np.ndarray, common: float, restraint: float) -> np.ndarray:
-    """Of each category, as `fit` says, [K]."""
-    right, scores = np.arange(m.shape[1]) == category[:, None], np.empty((len(_WEIGHTS), m.shape[1]))
-    for row, weight in zip(scores, _WEIGHTS, strict=True):
+def _likelihoods(m: np.ndarray, s: np.ndarray, category: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
+    """Log likelihood of "it is c" and "it is not" by each part of the photos, weight and category, [parts, weights, K]."""
+    right, found = np.arange(m.shape[1]) == category[:, None], np.empty((len(parts), len(_WEIGHTS), m.shape[1]))
+    for number, weight in enumerate(_WEIGHTS):
         mixed = np.clip(weight * m + (1 - weight) * s, _LEAST, 1 - _LEAST)
-        row[:] = np.log(np.where(right, mixed, 1 - mixed)).sum(0) - restraint * (weight - common) ** 2
-    return _WEIGHTS[scores.argmax(0)]
+        likelihood = np.log(np.where(right, mixed, 1 - mixed))
+        for part, out in enumerate(parts):
+            found[part, number] = likelihood[out].sum(0)
+    return found
 
 
-def simplest(values: np.ndarray) -> int:
+def _weights(likelihood: np.ndarray, common: float, restraint: float) -> np.ndarray:
+    """Of each category [K], from the likelihood of each weight [weights, K]."""
+    return _WEIGHTS[(likelihood - restraint * (_WEIGHTS[:, None] - common) ** 2).argmax(0)]
+
+
+def _parts(products: np.ndarray) -> list[np.ndarray]:
+    """Photos of each tenth of the products, which are drawn at random: their numbers may follow their categories."""
+    own, product = np.unique(products, return_inverse=True)
+    part = (np.random.default_rng(0).permutation(len(own)) % _PARTS)[product]
+    return [np.flatnonzero(part == number) for number in range(_PARTS)]
+
+
+def simplest(values: np.ndarray, products: np.ndarray) -> int:
     """Which of choices, the simplest first, from a value for each photo, [choices, B]: the first one whose mean is within a
-    standard error (of differences in pairs) of the greatest.
+    standard error of the greatest. The error is that of differences in pairs, photos of a product counted as one draw:
+    sqrt(sum over products of (sum of deviations)^2) / B.
     """
     less = values[values.mean(1).argmax()] - values
-    return int(np.flatnonzero(less.mean(1) <= less.std(1) / np.sqrt(values.shape[1]))[0])
+    mean = less.mean(1)
+    sums = [np.bincount(np.unique(products, return_inverse=True)[1], weights=row) for row in less - mean[:, None]]
+    error = np.sqrt([np.sum(own**2) for own in sums]) / values.shape[1]
+    return int(np.flatnonzero(mean <= error + _EQUAL)[0])
 
 
-def strength(reciprocal: np.ndarray) -> float:
+def strength(reciprocal: np.ndarray, products: np.ndarray) -> float:
     """b from 1 / rank of the right product of each photo at each of `STRENGTHS`, [11, B]: the `simplest`. By rank, not by
     likelihood: a classifier that is too sure of itself gains likelihood from any flattening.
     """
-    return float(STRENGTHS[simplest(reciprocal)]) if reciprocal.shape[1] else 0.0
+    return float(STRENGTHS[simplest(reciprocal, products)]) if reciprocal.shape[1] else 0.0
 
 
 def _sure(probability: np.ndarray, right: np.ndarray, fewest: float) -> float | None:

@@ -44,3 +44,7 @@ def test_cosines_of_halves(monkeypatch):
     np.testing.assert_allclose(found, features[lines].astype(np.float64) @ query, rtol=0, atol=1e-6)
     assert found.dtype == np.float32 and found[0] == found[1]
     assert cosines(features, lines[:0], query).shape == (0,)
+    damaged = features.copy()
+    damaged[lines[3], 5] = np.nan  # the others stay as they are
+    np.testing.assert_array_equal(cosines(damaged, lines, query), np.where(np.arange(259) == 3, -np.inf, found))
+    assert np.all(cosines(features, lines, query * np.nan) == -np.inf)

@@ -105,15 +105,38 @@ def test_one_branch_alone_where_the_other_adds_nothing():
 
 
 def fitted(photos):
-    return category.fit(*photos, "abcd")
+    """Each of a product of its own."""
+    return category.fit(*photos, np.arange(len(photos[0])), "abcd")
 
 
 def test_simplest_by_hand():
     """Of (0, 1), (1, 1) and (1, 0) the middle one is best; the first lacks 0.5, its error is 0.5 / root of 2 = 0.354."""
-    values = np.array([[0, 1], [1, 1], [1, 0]])
-    assert category.simplest(values) == 1
-    assert category.simplest(np.array([[0.9, 1], [1, 0.8], [0.9, 1]])) == 0
-    assert category.simplest(np.array([[0.9, 0.9], [1.2, 0.8]])) == 0 and category.simplest(np.zeros((3, 1))) == 0
+    own, values = np.arange(2), np.array([[0, 1], [1, 1], [1, 0]])
+    assert category.simplest(values, own) == 1
+    assert category.simplest(np.array([[0.9, 1], [1, 0.8], [0.9, 1]]), own) == 0
+    assert category.simplest(np.array([[0.9, 0.9], [1.2, 0.8]]), own) == 0
+    assert (
+        category.simplest(np.zeros((3, 1)), own[:1]) == 0
+        and category.simplest(np.array([[1, 1], [1, 1 + 1e-12]]), own) == 0
+    )
+
+
+def test_photos_of_a_product_are_one_draw():
+    """By hand: a gain of 0.3 on average, with deviations (0.5, 0.5, -0.5, -0.5): an error of sqrt(4 x 0.25) / 4 = 0.25 where
+    they are of four products, of sqrt(1 + 1) / 4 = 0.354 where they are of two.
+    """
+    values = np.array([[0, 0, 0, 0], [0.8, 0.8, -0.2, -0.2]])
+    assert category.simplest(values, np.arange(4)) == 1
+    assert category.simplest(values, np.array([7, 7, 9, 9])) == 0
+
+
+def test_the_temperature_of_the_vote_where_the_classifier_decides():
+    """The nearest photo is of another category, the other 29 are right: T = 0.1, although every T does as well."""
+    m, similarity, voted, truth = made(np.random.default_rng(0), 200, [1.0] * 4, [1.0] * 4)
+    voted[:, 0] = (truth + 1) % 4
+    similarity = np.tile(np.append(0.9, np.full(29, 0.8)), (200, 1))
+    fused = fitted((m * 0 + np.eye(4)[truth], similarity, voted, truth))
+    assert fused.common == 1 and fused.temperature == 0.1
 
 
 def test_strength_is_the_least_that_is_as_good():
@@ -122,10 +145,10 @@ def test_strength_is_the_least_that_is_as_good():
     """
     later = category.STRENGTHS >= 0.5
     every = np.where(later[:, None], 1.0, np.full(4, 0.5))
-    assert category.strength(every) == 0.5
+    assert category.strength(every, np.arange(4)) == 0.5
     some = np.where(later[:, None], [1.0, 1.0, 0.5, 0.5], [0.5, 0.5, 1.0, 0.5])
-    assert category.strength(some) == 0 and category.strength(np.tile(some, 100)) == 0.5
-    assert category.strength(np.zeros((11, 0))) == 0
+    assert category.strength(some, np.arange(4)) == 0 and category.strength(np.tile(some, 100), np.arange(400)) == 0.5
+    assert category.strength(np.zeros((11, 0)), np.zeros(0, int)) == 0
 
 
 def test_sure_is_where_99_of_100_are_right():
@@ -149,7 +172,7 @@ def test_equal_probabilities_are_sure_together():
 
 def test_a_fit_to_no_photo():
     none = np.zeros((0, 30))
-    fused = category.fit(np.zeros((0, 3)), none, none.astype(int), np.zeros(0, int), "abc")
+    fused = category.fit(np.zeros((0, 3)), none, none.astype(int), np.zeros(0, int), np.zeros(0, int), "abc")
     assert fused.weights.tolist() == [0.5] * 3 and fused.sure is None
 
 
