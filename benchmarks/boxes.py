@@ -169,6 +169,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     first = groups[0][0]
     catalog = catalog_of(first.run)
     assert all(one.run.data_hash == first.run.data_hash for one in itertools.chain(*groups)), "runs of one catalogue"
+    seeds = [[one.run.config.seed for one in group] for group in groups]
+    assert all(len(own) != len(seeds[0]) or own == seeds[0] for own in seeds), f"seeds in the same order, not {seeds}"
     known, labels = boxes_of(catalog.splits["test"]), np.asarray(catalog.splits["test"].labels)
     rows = [
         row("the best constant box", best_constant(boxes_of(catalog.splits["train"]))[None, None], known, "", ""),

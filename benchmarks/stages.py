@@ -45,13 +45,14 @@ import uvicorn
 from benchmarks import reranking, timing
 from benchmarks.search import Measured
 from benchmarks.service import photos
+from sicot_jax.errors import InputError
 from sicot_jax.index import cards as cards_of
 from sicot_jax.index import layout, recognition
 from sicot_jax.index.cards import Cards
 from sicot_jax.index.codebooks import Codebook
 from sicot_jax.index.vectors import Vectors
 from sicot_jax.search.quality import Usual
-from sicot_jax.search.rerank import Ranker, write_ranker
+from sicot_jax.search.rerank import Ranker, read_ranker, write_ranker
 from sicot_jax.serve import engines
 from sicot_jax.serve.app import create_app
 from sicot_jax.serve.live import Live
@@ -105,7 +106,9 @@ def grow(index: Path, out: Path, size: int) -> None:
             connection, ((place, owner, f"{place:032x}", b"") for place, owner in enumerate(owners.tolist()))
         )
         cards_of.set_places(connection, len(lines))
-    if not (folder / layout.RANKER).exists():
+    if _ranker(version, manifest.model) is None:
+        (folder / layout.RANKER).unlink(missing_ok=True)
+        print("no ranker of its own: that of the made shop")
         model = reranking.model_of(reranking.Shop(0, steps=True))
         write_ranker(folder / layout.RANKER, Ranker(manifest.model, Usual.of(written.all_products()), model, {}))
     written.close()
@@ -113,6 +116,15 @@ def grow(index: Path, out: Path, size: int) -> None:
         folder, dataclasses.replace(manifest, photos=len(lines), products=len(products), categories=ranges)
     )
     (out / layout.CURRENT).write_text(folder.name + "\n")
+
+
+def _ranker(version: Path, model: str) -> Ranker | None:
+    """The version's, None where the service would not use it."""
+    try:
+        ranker = read_ranker(version / layout.RANKER)
+    except InputError:
+        return None
+    return ranker if ranker and ranker.recogniser == model else None
 
 
 class Spent:

@@ -17,9 +17,10 @@ from sicot_jax.catalog.tables import write_class_table
 from sicot_jax.convert import folder as folders
 from sicot_jax.convert import network, weights
 from sicot_jax.convert.folder import Model
+from sicot_jax.events.store import Event, Events
 from sicot_jax.files import file_sha256
 from sicot_jax.index import cards as cards_of
-from sicot_jax.index import layout, titles
+from sicot_jax.index import change, layout, titles
 from sicot_jax.index.cards import Cards
 from sicot_jax.index.codebooks import fit_codebook
 from sicot_jax.index.unknown import Calibration, write_calibration
@@ -27,6 +28,7 @@ from sicot_jax.index.vectors import Vectors, unit
 from sicot_jax.preprocessing import Preprocessing
 from sicot_jax.recognizer import jax_engine
 from sicot_jax.search.category import Fusion, write_fusion
+from sicot_jax.serve.queries import Queries
 
 PRODUCTS, PHOTOS, WIDTH, BITS = 6, 4, 64, 128
 PREPROCESSING = Preprocessing(height=24, width=24, resize_height=24, resize_width=24)
@@ -151,3 +153,30 @@ def write_manifest_csv(folder: Path, rows: list[dict[str, str]], photos: dict[st
         writer.writeheader()
         writer.writerows(rows)
     return path
+
+
+LISTS = 500
+GOOD = (1, 4)  # products with a rating of 5, which visitors want whatever they look for
+
+
+def visit(index: Path, folder: Path) -> tuple[Path, Path]:
+    """Prices and ratings, and what visitors did who looked at all of what was shown and clicked on the good ones: the service's
+    events and the photos that it kept.
+    """
+    lines = [f"{sku(p)},{10 + p},{5 if p in GOOD else 2}" for p in range(PRODUCTS)]
+    (folder / "prices.csv").write_text("\n".join(["sku,price,rating", *lines]))
+    change.update(index, folder / "prices.csv")
+    rng, events, photos = np.random.default_rng(0), [], Queries(folder / "photos", 30)
+    for n in range(LISTS):
+        asked = n % PRODUCTS
+        shown = tuple(map(sku, [asked, *rng.permutation([p for p in range(PRODUCTS) if p != asked])]))
+        who = {"request_id": f"r{n}", "visitor": f"v{n % 97}", "variant": "a"}
+        events.append(Event(f"i{n}", time=1e9 + n, kind="impression", shown=shown, **who))
+        chance = {p: 0.5 if p in GOOD else 0.05 for p in range(PRODUCTS)}
+        clicked = [p for p in range(PRODUCTS) if rng.random() < chance[p]]
+        events += [Event(f"c{n}-{p}", time=1e9 + n, kind="click", sku=sku(p), **who) for p in clicked]
+        photos.keep(f"r{n}", jpeg(photo(asked, 1000 + n)))
+    store = Events(folder / "events.sqlite")
+    store.add(events)
+    store.close()
+    return folder / "events.sqlite", folder / "photos"

@@ -5,16 +5,14 @@ import logging
 import time
 import zlib
 
-import numpy as np
 import pytest
-from index_maker import PRODUCTS, jpeg, photo, sku
+from index_maker import GOOD, LISTS, PRODUCTS, jpeg, photo, sku, visit
 
 from sicot_jax import cli
 from sicot_jax.events.store import Event, Events
 from sicot_jax.index import change, layout, rank
 from sicot_jax.index.verify import verify
 from sicot_jax.search.rerank import read_ranker
-from sicot_jax.serve.queries import Queries
 from sicot_jax.serve.settings import Settings
 
 testclient = pytest.importorskip("fastapi.testclient", reason="the service needs its extra")
@@ -22,31 +20,12 @@ pytest.importorskip("lightgbm", reason="the ranker needs the service's extra")
 
 from sicot_jax.serve.app import create_app  # noqa: E402
 
-LISTS = 500
-GOOD = (1, 4)  # products with a rating of 5, which visitors want whatever they look for
-
 
 @pytest.fixture
 def rated(index, tmp_path, monkeypatch):
     """(index, events, photos): visitors who looked at all of what was shown and clicked on the good ones."""
     monkeypatch.setattr(rank, "FEWEST", 20)
-    lines = [f"{sku(p)},{10 + p},{5 if p in GOOD else 2}" for p in range(PRODUCTS)]
-    (tmp_path / "prices.csv").write_text("\n".join(["sku,price,rating", *lines]))
-    change.update(index, tmp_path / "prices.csv")
-    rng, events, photos = np.random.default_rng(0), [], Queries(tmp_path / "photos", 30)
-    for n in range(LISTS):
-        asked = n % PRODUCTS
-        shown = tuple(map(sku, [asked, *rng.permutation([p for p in range(PRODUCTS) if p != asked])]))
-        who = {"request_id": f"r{n}", "visitor": f"v{n % 97}", "variant": "a"}
-        events.append(Event(f"i{n}", time=1e9 + n, kind="impression", shown=shown, **who))
-        chance = {p: 0.5 if p in GOOD else 0.05 for p in range(PRODUCTS)}
-        clicked = [p for p in range(PRODUCTS) if rng.random() < chance[p]]
-        events += [Event(f"c{n}-{p}", time=1e9 + n, kind="click", sku=sku(p), **who) for p in clicked]
-        photos.keep(f"r{n}", jpeg(photo(asked, 1000 + n)))
-    store = Events(tmp_path / "events.sqlite")
-    store.add(events)
-    store.close()
-    return index, tmp_path / "events.sqlite", tmp_path / "photos"
+    return index, *visit(index, tmp_path)
 
 
 def run(rated, *more):

@@ -7,9 +7,10 @@ import time
 
 import numpy as np
 import pytest
-from index_maker import PRODUCTS, jpeg, photo, sku
+from index_maker import PRODUCTS, jpeg, photo, sku, visit
 from test_server import free_port, serving
 
+from sicot_jax.index import rank
 from sicot_jax.serve.keys import add_key
 from sicot_jax.serve.settings import Settings
 
@@ -90,15 +91,44 @@ def test_a_photo_is_recognised(browser, index, photos, size):
         assert not browser.execute_script("return document.documentElement.scrollWidth > innerWidth")
         select.find_element("css selector", "option[value='kind 1']").click()
         eventually(lambda: len(browser.find_elements("css selector", "#similar .card")) == PRODUCTS // 2)
-        note = browser.find_element("id", "ranked")
-        assert not note.is_displayed()  # nearest first
-        browser.execute_script("showSimilar({ similar: [], ranker: '5891b5b522d5' })")
-        assert note.is_displayed()
+        assert not browser.find_element("id", "ranked").is_displayed()  # nearest first
         assert choose(browser, photos / "3.jpg") == f"Recognised: title {sku(3)}"
         assert choose(browser, photos / "text.jpg").startswith("not a photo; wanted one of JPEG")
         assert not browser.find_element("id", "result").is_displayed()
         wrong = [entry for entry in browser.get_log("browser") if "415" not in entry["message"]]
         assert not wrong, wrong
+
+
+def test_similar_products_in_the_order_of_the_ranker(browser, index, photos, tmp_path, monkeypatch):
+    """And the list of the category that was chosen last is what stays, whichever answer comes last."""
+    pytest.importorskip("lightgbm", reason="the ranker needs the service's extra")
+    monkeypatch.setattr(rank, "FEWEST", 20)
+    events, kept = visit(index, tmp_path)
+    rank.rank(index, [events], kept)
+    with serving(index) as server:
+        browser.get(f"http://127.0.0.1:{server.port}/")
+        choose(browser, photos / "2.jpg")
+        assert browser.find_element("id", "ranked").is_displayed()
+        first = "return document.querySelector('#similar .card').textContent"
+        assert sku(4) in browser.execute_script(first)  # the good one of its kind, before the one that is asked for
+        browser.execute_script("""
+            const before = ask, later = [];
+            ask = async (path) => {
+              const answer = await before(path);
+              if (path.includes("kind%200")) await new Promise((done) => later.push(done)); // the first answer comes last
+              return answer;
+            };
+            window.late = () => later.forEach((done) => done());
+        """)
+        select = browser.find_element("id", "category")
+        select.find_element("css selector", "option[value='']").click()
+        select.find_element("css selector", "option[value='kind 0']").click()
+        select.find_element("css selector", "option[value='']").click()
+        count = "return document.querySelectorAll('#similar .card').length"
+        eventually(lambda: browser.execute_script(count) == PRODUCTS)
+        browser.execute_script("late()")
+        time.sleep(0.3)
+        assert browser.execute_script(count) == PRODUCTS
 
 
 def test_what_is_not_in_the_catalogue(browser, index, photos):

@@ -5,7 +5,7 @@ const SIDES = ["left", "top", "right", "bottom"];
 let photo = null; // the file that is shown
 let given = null; // the part of it that a person chose
 let found = null; // the model's box of the whole photo
-let turn = 0; // answers to earlier questions are dropped
+let turn = 0, list = 0; // answers to earlier questions are dropped: of photos, of categories
 
 function element(tag, className, text) {
   const made = document.createElement(tag);
@@ -170,13 +170,13 @@ $("whole").addEventListener("click", () => {
 $("file").addEventListener("change", () => take($("file").files[0]));
 $("key").addEventListener("change", () => { if (photo) recognise(); });
 $("category").addEventListener("change", async () => {
-  const mine = turn;
+  const mine = turn, own = ++list, last = () => mine === turn && own === list;
   const name = $("category").value;
   try {
     const answer = await ask(`v1/search?similar=18&${name ? `category=${encodeURIComponent(name)}` : "any_category=true"}`);
-    if (mine === turn) showSimilar(answer);
+    if (last()) showSimilar(answer);
   } catch (error) {
-    say(error.message, true);
+    if (last()) say(error.message, true);
   }
 });
 $("drop").addEventListener("keydown", (event) => {
