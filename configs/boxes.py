@@ -3,12 +3,21 @@
 Photos of a product (5 to 60 % of the area, anywhere), clutter and a second product; the generator is as it was before the first
 run. First a network that knows the products, also by a part of them, then the box branch with the rest as it is:
 
-Command:  sicot train --config=configs/boxes.py --workdir=runs/boxes/products
-          sicot train --config=configs/boxes.py --workdir=runs/boxes/image --config.model.box=image --config.loss.box=1
-              --config.model.init_from=runs/boxes/products --config.optim.trainable=visual/box --config.optim.name=adamw
-              --config.optim.learning_rate=0.002 --config.optim.weight_decay=0 --config.augment.enabled=False
-              --config.train.epochs=6
-          python -m benchmarks.boxes runs/boxes/products runs/boxes/image
+Command (S: 0, 1, 2):
+  sicot train --config=configs/boxes.py --workdir=runs/boxes/products_S --config.seed=S
+  BRANCH="--config=configs/boxes.py --config.model.box=image --config.loss.box=1 --config.optim.trainable=visual/box \\
+    --config.optim.name=adamw --config.optim.learning_rate=0.002 --config.optim.weight_decay=0 \\
+    --config.augment.enabled=False --config.train.epochs=6"
+  sicot train $BRANCH --workdir=runs/boxes/image_S --config.seed=S --config.model.init_from=runs/boxes/products_S
+  python -m benchmarks.boxes runs/boxes/products_0,runs/boxes/products_1,runs/boxes/products_2 \\
+    runs/boxes/image_0,runs/boxes/image_1,runs/boxes/image_2
+The other rows: $BRANCH and, in this order,
+  known      --config.model.init_from=runs/boxes/products_0 --config.loss.box=0 --config.loss.box_known=1
+  on_map_S   --config.model.init_from=runs/boxes/image_S --config.seed=S --config.model.box=features --config.loss.box=0 \\
+    --config.optim.trainable=classifier --config.optim.learning_rate=1e-9 --config.train.steps=1
+  features   --config.model.init_from=runs/boxes/products_0 --config.model.box=features
+  joint      --config.model.init_from=runs/boxes/image_0 --config.optim.trainable= --config.optim.learning_rate=0.0007 \\
+    --config.optim.weight_decay=0.0005 --config.augment.enabled=True --config.augment.hide=0.3 --config.loss.triplet=0.5
 Hardware: one CPU core, 10 and 6 minutes.
 Result:   docs/search.md.
 """

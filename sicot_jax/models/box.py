@@ -3,7 +3,7 @@
 maps --attention--> a [B, h, w] --its mean and spread--> box --soft mask--> what is inside, what is outside
 
 The paper's branch predicts four numbers; here an attention map is summed up by two moments for each axis: it starts as
-the whole photo, moves with the photo, and has some thousand parameters.
+the whole photo, moves with the photo, and has as few parameters as a convolution of a pixel to 64 channels for each stage.
 """
 
 from __future__ import annotations
