@@ -31,7 +31,12 @@ SUPPORT = 0.05  # of the photos, at least so many of them
 TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1)  # more flattens the vote until it is a count
 _WEIGHTS = np.linspace(0, 1, 21)
 STRENGTHS = np.linspace(0, 1, 11)
-RESTRAINTS = (3000.0, 300.0, 30.0, 3.0)  # r, with which a category's weight is held to that of all of them
+RESTRAINTS = (
+    1e12,
+    300.0,
+    30.0,
+    3.0,
+)  # r, with which a category's weight is held to that of all; by the first it is that one
 _PARTS = 10
 _EQUAL = 1e-9  # means that differ by less are equal
 _LEAST = 1e-6  # probability, so that one photo that was thought impossible does not decide a fit
@@ -105,10 +110,11 @@ def fit(
     photos [B, N].
 
     T and one weight a for all categories are those of the greatest mean log p, or the better branch alone where that is as good
-    (`simplest`); where that is the classifier, T is the best one for the vote alone. Then each category has a weight of its
-    own: the one of the greatest log likelihood of "it is c" and "it is not" under a_c m_c + (1 - a_c) s_c, less r (a_c - a)^2,
-    so that a category with few photos keeps a; r is the greatest of `RESTRAINTS` that is as good for the log p of each tenth
-    of the products, fitted to the photos of the others. b stays 1. Without a photo: a = 1/2, T = 0.05, never sure.
+    (`simplest`, by 1 / rank of the right category: what is too sure of itself gains likelihood by any mixture); where that is
+    the classifier, T is the best one for the vote alone. Then each category has a weight of its own: the one of the
+    greatest log likelihood of "it is c" and "it is not" under a_c m_c + (1 - a_c) s_c, less r (a_c - a)^2, so that a category
+    with few photos keeps a; r is the greatest of `RESTRAINTS` that is as good for each tenth of the products, fitted to the
+    photos of the others. b stays 1. Without a photo: a = 1/2, T = 0.05, never sure.
     """
     count, photos = len(names), np.arange(len(category))
     if not len(category):
@@ -116,25 +122,28 @@ def fit(
     classifier = _normalised(shares)
     votes = {t: by_neighbours(similarity, neighbours, count, t) for t in TEMPERATURES}
 
-    def likelihood(pair: tuple[float, float]) -> np.ndarray:
+    def mixed(pair: tuple[float, float]) -> np.ndarray:
         temperature, weight = pair
-        return _log_own(weight * classifier + (1 - weight) * votes[temperature], category)
+        return weight * classifier + (1 - weight) * votes[temperature]
+
+    def likelihood(pair: tuple[float, float]) -> float:
+        return float(np.log(np.maximum(mixed(pair)[photos, category], _LEAST)).mean())
 
     by_vote = sorted(
-        TEMPERATURES, key=lambda temperature: -likelihood((temperature, 0.0)).mean()
-    )  # of equal pairs the first counts
+        TEMPERATURES, key=lambda temperature: -likelihood((temperature, 0.0))
+    )  # the first of equal pairs counts
     pairs = [(temperature, float(weight)) for temperature in by_vote for weight in _WEIGHTS]
-    choices = [
-        max(some, key=lambda pair: likelihood(pair).mean()) for some in ([p for p in pairs if p[1] in (0, 1)], pairs)
-    ]
-    temperature, common = choices[simplest(np.stack([likelihood(pair) for pair in choices]), products)]
+    choices = [max(some, key=likelihood) for some in ([pair for pair in pairs if pair[1] in (0, 1)], pairs)]
+    ranks = np.stack([_reciprocal(mixed(pair), category) for pair in choices])
+    temperature, common = choices[simplest(ranks, products)]
     vote = votes[temperature]
     parts, unseen = _parts(products), np.zeros((len(RESTRAINTS), len(category)))
     scores = _likelihoods(classifier, vote, category, parts)
     for part, out in enumerate(parts):
         for own, restraint in zip(unseen, RESTRAINTS, strict=True):
             weights = _weights(scores.sum(0) - scores[part], common, restraint)
-            own[out] = _log_own(_normalised(weights * classifier[out] + (1 - weights) * vote[out]), category[out])
+            told = _normalised(weights * classifier[out] + (1 - weights) * vote[out])
+            own[out] = _reciprocal(told, category[out])
     weights = _weights(scores.sum(0), common, RESTRAINTS[simplest(unseen, products)])
     fused = Fusion(tuple(names), weights, common, temperature, 1.0, None, len(category))
     told = fused(shares, vote)
@@ -143,9 +152,10 @@ def fit(
     return dataclasses.replace(fused, sure=sure)
 
 
-def _log_own(probability: np.ndarray, category: np.ndarray) -> np.ndarray:
-    """Log p of the right category of each photo [B]."""
-    return np.log(np.maximum(probability[np.arange(len(category)), category], _LEAST))
+def _reciprocal(probability: np.ndarray, category: np.ndarray) -> np.ndarray:
+    """1 / rank of the right category of each photo, [B, K] -> [B]; equal ones share the middle of their ranks."""
+    own = probability[np.arange(len(category)), category][:, None]
+    return 2 / (1 + (probability > own).sum(1) + (probability >= own).sum(1))
 
 
 def _likelihoods(m: np.ndarray, s: np.ndarray, category: np.ndarray, parts: list[np.ndarray]) -> np.ndarray:
