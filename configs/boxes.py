@@ -12,7 +12,7 @@ Command (S: 0, 1, 2):
   python -m benchmarks.boxes runs/boxes/products_0,runs/boxes/products_1,runs/boxes/products_2 \\
     runs/boxes/image_0,runs/boxes/image_1,runs/boxes/image_2
 The other rows: $BRANCH and, in this order,
-  known      --config.model.init_from=runs/boxes/products_0 --config.loss.box=0 --config.loss.box_known=1
+  known      --config.model.init_from=runs/boxes/products_0 --config.loss.box=0 --config.loss.box_known=10 (and 1)
   on_map_S   --config.model.init_from=runs/boxes/image_S --config.seed=S --config.model.box=features --config.loss.box=0 \\
     --config.optim.trainable=classifier --config.optim.learning_rate=1e-9 --config.train.steps=1
   features   --config.model.init_from=runs/boxes/products_0 --config.model.box=features
