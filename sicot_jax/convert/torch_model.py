@@ -55,11 +55,8 @@ class Block(nn.Module):
 
 
 SHARPNESS, MARGIN = 60.0, 2 / 60  # of the mask of a second look; how far its edge lies outside of the box
-ROUNDS, WIDER, WINDOW = (
-    4,
-    1.15,
-    30.0,
-)  # the box is found again, so often, within so many times of it, by so sharp a mask
+# The box is found again, so often, within so many times of it, by so sharp a mask.
+ROUNDS, WIDER, WINDOW = 4, 1.15, 30.0
 
 
 def soft_mask(box: torch.Tensor, height: int, width: int, sharpness: float) -> torch.Tensor:
