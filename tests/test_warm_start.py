@@ -211,6 +211,7 @@ def test_a_box_branch_is_taken_where_both_have_one(run, tmp_path):
     assert "box" not in _visual(tmp_path / "back")
 
 
+@pytest.mark.slow
 def test_a_box_branch_of_converted_weights_is_taken_where_both_have_one(run, tmp_path):
     """From a folder without one, with one that the model has no place for, with one of another kind of box."""
     pytest.importorskip("torch", reason="conversion needs the extra torch")
