@@ -625,6 +625,7 @@ def test_init_from_takes_no_word_vectors_of_another_vocabulary(uninterrupted, ca
     assert "another vocabulary; word vectors are the catalogue's own" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_init_from_leaves_what_rows_share_through_titles(tmp_path):
     """Scores of another vocabulary's words, and the part of rows that other titles of the same classes would give."""
     flags = ["model.word_rows=True", "loss.mixed=0", "loss.title_words=1"]
@@ -665,6 +666,7 @@ def test_init_from_a_run_without_scores_keeps_its_own(uninterrupted):
     np.testing.assert_array_equal(got.classifier.kernel[:, own:], state.classifier.kernel[:, own:])
 
 
+@pytest.mark.slow
 def test_init_from_takes_codes_of_as_many_bits(uninterrupted, tmp_path):
     """Of another number, or of a run without, they start anew; a run without codes leaves them behind."""
     plain = config_lib.override(tiny(steps=1), ["loss.mixed=0"])

@@ -200,6 +200,7 @@ def test_shape_of_the_data_is_that_of_the_new_catalogue(run, tmp_path):
     assert found.shape == DataShape.of(open_catalog(config.data)) and len(kernel) == 14
 
 
+@pytest.mark.slow
 def test_a_box_branch_is_taken_where_both_have_one(run, tmp_path):
     """From a run without one it starts as it would; the rest of the stream is the run's. Back again it is left out."""
     box = ["loss.mixed=0", "model.box=image", "loss.box=1"]
