@@ -31,12 +31,8 @@ SUPPORT = 0.05  # of the photos, at least so many of them
 TEMPERATURES = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1)  # more flattens the vote until it is a count
 _WEIGHTS = np.linspace(0, 1, 21)
 STRENGTHS = np.linspace(0, 1, 11)
-RESTRAINTS = (
-    1e12,
-    300.0,
-    30.0,
-    3.0,
-)  # r, with which a category's weight is held to that of all; by the first it is that one
+# r, with which a category's weight is held to that of all; by the first it is that one.
+RESTRAINTS = (1e12, 300.0, 30.0, 3.0)
 _PARTS = 10
 _EQUAL = 1e-9  # means that differ by less are equal
 _LEAST = 1e-6  # probability, so that one photo that was thought impossible does not decide a fit
@@ -129,9 +125,8 @@ def fit(
     def likelihood(pair: tuple[float, float]) -> float:
         return float(np.log(np.maximum(mixed(pair)[photos, category], _LEAST)).mean())
 
-    by_vote = sorted(
-        TEMPERATURES, key=lambda temperature: -likelihood((temperature, 0.0))
-    )  # the first of equal pairs counts
+    # Of equal pairs the first counts.
+    by_vote = sorted(TEMPERATURES, key=lambda temperature: -likelihood((temperature, 0.0)))
     pairs = [(temperature, float(weight)) for temperature in by_vote for weight in _WEIGHTS]
     choices = [max(some, key=likelihood) for some in ([pair for pair in pairs if pair[1] in (0, 1)], pairs)]
     ranks = np.stack([_reciprocal(mixed(pair), category) for pair in choices])
