@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import timing
-from sicot_jax.borrowed_titles import Lender, open_lender
 from sicot_jax.catalog.catalog import Record, Split
+from sicot_jax.experiments.title_transfer import Lender, open_lender
 
 HEADER = ("titles", "photos", "filled", "recall", "precision", "same class", "median similarity")
 

@@ -29,9 +29,11 @@ from scipy import ndimage
 
 from benchmarks.finished_runs import catalog_of
 from benchmarks.timing import print_machine, print_table
-from sicot_jax import evaluate, mesh, runs
 from sicot_jax.catalog.catalog import Catalog, Split
-from sicot_jax.report.intervals import paired_interval
+from sicot_jax.common.bootstrap import paired_interval
+from sicot_jax.parallel import mesh
+from sicot_jax.training import evaluate
+from sicot_jax.training import run as runs
 
 BLURS, SHARES = (1.0, 2.0, 3.0, 4.0, 6.0), (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 BANDS = ((0.0, 0.1), (0.1, 0.2), (0.2, 0.4), (0.4, 1.0))

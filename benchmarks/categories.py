@@ -18,11 +18,11 @@ from scipy.special import softmax
 
 from benchmarks import timing
 from benchmarks.unseen import asked, interval
-from sicot_jax.catalog.opening import open_catalog
+from sicot_jax.catalog.open import open_catalog
 from sicot_jax.config import DataConfig
-from sicot_jax.index import layout
-from sicot_jax.index.cards import Cards
-from sicot_jax.index.vectors import Vectors, unit
+from sicot_jax.index.storage import layout
+from sicot_jax.index.storage.products import Cards
+from sicot_jax.index.storage.vectors import Vectors, unit
 from sicot_jax.search import category
 
 HEAD, CLASSIFIER, NEIGHBOURS, FUSED = "a head", "classifier", "30 nearest photos", "classifier and neighbours"

@@ -21,7 +21,7 @@ import numpy as np
 from pyarrow import parquet
 
 from benchmarks import timing
-from sicot_jax.events import visitors
+from sicot_jax.events import simulator as visitors
 
 QUERIES, PRODUCTS, PLACES = 20_000, 100_000, 20
 

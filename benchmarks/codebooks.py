@@ -25,12 +25,12 @@ import optax
 from benchmarks import timing
 from benchmarks.search import Measured
 from benchmarks.unseen import asked
-from sicot_jax import losses
-from sicot_jax.catalog.opening import open_catalog
+from sicot_jax.catalog.open import open_catalog
+from sicot_jax.classifier import losses
 from sicot_jax.config import DataConfig, LossConfig
-from sicot_jax.index import layout
-from sicot_jax.index.codebooks import ITQ, LEARNED, LSH, PCA, Codebook, fit_codebook, learned_codebook
-from sicot_jax.index.vectors import Vectors, unit
+from sicot_jax.index.storage import layout
+from sicot_jax.index.storage.binary_codes import ITQ, LEARNED, LSH, PCA, Codebook, fit_codebook, learned_codebook
+from sicot_jax.index.storage.vectors import Vectors, unit
 
 AFTERWARDS = "learned afterwards"
 NAMES = {PCA: "rotated PCA", ITQ: "ITQ", LSH: "random hyperplanes", AFTERWARDS: AFTERWARDS}

@@ -26,8 +26,9 @@ import numpy as np
 
 from benchmarks import search
 from benchmarks.timing import print_machine, print_table
-from sicot_jax.index import layout, lists
-from sicot_jax.index.embedded import EmbeddedIndex
+from sicot_jax.index.backends.local import EmbeddedIndex
+from sicot_jax.index.storage import inverted_lists as lists
+from sicot_jax.index.storage import layout
 
 BITS = 256
 _LINES = 1 << 18

@@ -67,8 +67,8 @@ def read_checkpoint(options: argparse.Namespace) -> dict[str, float]:
     """In this process: a classifier of random rows over all devices, saved, let go of and read again."""
     import jax
 
-    from sicot_jax import mesh
-    from sicot_jax.checkpoint import Checkpoints
+    from sicot_jax.parallel import mesh
+    from sicot_jax.training.checkpoint import Checkpoints
 
     devices = mesh.make_mesh(data=1, model=jax.device_count())
     with jax.set_mesh(devices), tempfile.TemporaryDirectory(dir=options.out) as folder:
@@ -92,12 +92,12 @@ def convert(how: str, options: argparse.Namespace) -> dict[str, float]:
     import safetensors.numpy
     from flax import nnx
 
-    from sicot_jax import mesh
-    from sicot_jax.convert import folder as folders
-    from sicot_jax.convert import network
-    from sicot_jax.convert.exported import Exported
-    from sicot_jax.convert.to_torch import write_torch
-    from sicot_jax.preprocessing import Preprocessing
+    from sicot_jax.config.preprocessing import Preprocessing
+    from sicot_jax.export.from_run import Exported
+    from sicot_jax.export.to_torch import write_torch
+    from sicot_jax.parallel import mesh
+    from sicot_jax.weights import bundle as folders
+    from sicot_jax.weights import visual as network
 
     depth = 50
     network_width = options.width // 32  # of a ResNet-50 whose features have the width that was asked for
@@ -134,8 +134,8 @@ def _random_classifier(options: argparse.Namespace, devices: Any) -> Any:
     import jax
     import jax.numpy as jnp
 
-    from sicot_jax import mesh
-    from sicot_jax.heads import Classifier
+    from sicot_jax.classifier.heads import Classifier
+    from sicot_jax.parallel import mesh
 
     rows, sharding = mesh.pad_classes(options.classes, devices), mesh.class_sharding(devices)
     kernel = mesh.padded_rows((rows, options.width), _RandomRows(options.width), devices)

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.timing import print_machine, print_table
-from sicot_jax import runs
 from sicot_jax.catalog.catalog import Catalog
-from sicot_jax.catalog.opening import open_catalog
+from sicot_jax.catalog.open import open_catalog
 from sicot_jax.catalog.statistics import head_mask
-from sicot_jax.evaluate import head_boundary
+from sicot_jax.training import run as runs
+from sicot_jax.training.evaluate import head_boundary
 
 ENOUGH = 20  # photos; classes of so many and fewer are a group of their own
 GROUPS = ("all", "head", "tail", f"{ENOUGH} photos or fewer")

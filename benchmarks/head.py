@@ -33,8 +33,12 @@ import numpy as np
 import optax
 
 from benchmarks import timing
-from sicot_jax import class_sharded, heads, mesh, optim, sampled
+from sicot_jax.classifier import heads, lazy_update
+from sicot_jax.classifier import sampling as sampled
+from sicot_jax.classifier import sharded as class_sharded
 from sicot_jax.config import HeadConfig, LossConfig, OptimConfig
+from sicot_jax.parallel import mesh
+from sicot_jax.training import optimizer as optim
 
 LR, MOMENTUM, DECAY = 0.1, 0.9, 1e-4
 
@@ -155,7 +159,7 @@ def ours(config: HeadConfig):
                 LossConfig(visual=1.0, mixed=1.0),
                 num_classes=size.classes,
                 tx=tx,
-                catch_up=optim.make_catch_up(sgd, rate),
+                catch_up=lazy_update.make_catch_up(sgd, rate),
                 dtype=dtype,
             )
             padded = mesh.pad_classes(size.classes, device_mesh)

@@ -22,10 +22,10 @@ from flax import nnx
 from benchmarks.boxes import Looker
 from benchmarks.finished_runs import catalog_of
 from benchmarks.timing import print_machine, print_table
-from sicot_jax import runs
-from sicot_jax.catalog.photos import FolderPhotos, PhotoReader, ZipPhotos
-from sicot_jax.index.vectors import unit
-from sicot_jax.report.intervals import paired_interval
+from sicot_jax.catalog.importing.photos import FolderPhotos, PhotoReader, ZipPhotos
+from sicot_jax.common.bootstrap import paired_interval
+from sicot_jax.index.storage.vectors import unit
+from sicot_jax.training import run as runs
 
 _BATCH = 100
 FIRST = (1, 5)

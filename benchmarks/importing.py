@@ -28,7 +28,8 @@ def make_photos(folder: Path, count: int, width: int, height: int) -> tuple[Path
     """A manifest of `count` product-like JPEGs of that size; photo names, kilobytes a photo."""
     from PIL import Image
 
-    from sicot_jax.catalog.generated import GeneratedSpec, open_generated
+    from sicot_jax.catalog.sources.generated import open_generated
+    from sicot_jax.config import GeneratedSpec
 
     spec = GeneratedSpec(
         num_classes=max(1, count // 20),
@@ -58,7 +59,7 @@ def make_photos(folder: Path, count: int, width: int, height: int) -> tuple[Path
 @contextlib.contextmanager
 def watch() -> Iterator[dict[str, float]]:
     """Seconds that an import inside this context spends in preparing photos, and in words."""
-    from sicot_jax.catalog import builder
+    from sicot_jax.catalog.importing import builder
 
     seconds = {"photos": 0.0, "words": 0.0}
     real = {name: getattr(builder, name) for name in ("prepare_all", "build_tokenizer", "train_word_vectors")}
@@ -94,7 +95,7 @@ def watch() -> Iterator[dict[str, float]]:
 
 def import_seconds(manifest: Path, workers: int) -> dict[str, float]:
     """Seconds of one whole import and its parts."""
-    from sicot_jax.catalog.importing import import_catalog
+    from sicot_jax.catalog.importing.run import import_catalog
 
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()), watch() as seconds:
         start = time.perf_counter()
@@ -108,8 +109,8 @@ def photo_parts(folder: Path, names: list[str]) -> dict[str, float]:
     """Seconds of each part of preparing these photos, one thread."""
     from PIL import Image
 
-    from sicot_jax.catalog import image
-    from sicot_jax.catalog.import_settings import ImportSettings
+    from sicot_jax.catalog.importing.settings import ImportSettings
+    from sicot_jax.common import image
 
     short_side = ImportSettings().short_side
     seconds = dict.fromkeys(("read file", "decode", "hash pixels", "shrink", "encode"), 0.0)

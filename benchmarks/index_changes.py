@@ -25,11 +25,12 @@ import numpy as np
 
 from benchmarks import timing
 from benchmarks.finished_runs import catalog_of
-from sicot_jax import pipeline, runs
+from sicot_jax.catalog import batches as pipeline
 from sicot_jax.catalog.catalog import Catalog
-from sicot_jax.convert.exported import exported
-from sicot_jax.index import build as building
-from sicot_jax.index import change
+from sicot_jax.export.from_run import exported
+from sicot_jax.indexing import build as building
+from sicot_jax.indexing import update as change
+from sicot_jax.training import run as runs
 
 
 def bare(workdir: Path, catalog: Catalog) -> float:

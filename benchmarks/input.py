@@ -24,12 +24,14 @@ import numpy as np
 
 from benchmarks import timing
 from sicot_jax import config as config_lib
-from sicot_jax import mesh, pipeline
-from sicot_jax.catalog.arrays import export_arrays, open_arrays
+from sicot_jax.catalog import batches as pipeline
 from sicot_jax.catalog.catalog import Catalog
-from sicot_jax.catalog.generated import GeneratedSpec, open_generated
-from sicot_jax.config import Config, DataConfig
-from sicot_jax.preprocessing import Preprocessing
+from sicot_jax.catalog.sources.arrays import export_arrays, open_arrays
+from sicot_jax.catalog.sources.generated import open_generated
+from sicot_jax.config import Config, DataConfig, GeneratedSpec
+from sicot_jax.config.preprocessing import Preprocessing
+from sicot_jax.parallel import mesh
+from sicot_jax.training import device_batches
 
 SIZE = 48  # of a generated photo
 
@@ -67,7 +69,7 @@ def rates(catalog: Catalog, config: Config, workers: int, *, batches: int) -> tu
     stamps = []
     source = pipeline.ahead(make, 0, before + batches + after, workers=workers, source=config.data.source)
     for number, batch in enumerate(source, 1):
-        jax.block_until_ready(pipeline.to_device(batch, device_mesh))
+        jax.block_until_ready(device_batches.to_device(batch, device_mesh))
         if number in (before, before + batches):
             stamps.append((time.perf_counter(), cpu_seconds()))
     (start, cpu_start), (end, cpu_end) = stamps
@@ -111,7 +113,7 @@ def parts(catalog: Catalog, config: Config) -> Iterator[tuple[str, Callable[[], 
             timed(lambda: [titles(record, i) for record, i in zip(records, indices, strict=True)]),
         )
     yield "stack photos", timed(lambda: np.stack(images))
-    yield "put on device", timed(lambda: jax.block_until_ready(pipeline.to_device(batch, device_mesh)))
+    yield "put on device", timed(lambda: jax.block_until_ready(device_batches.to_device(batch, device_mesh)))
 
 
 def with_data(config: Config, data: DataConfig, batch_size: int) -> Config:
@@ -148,7 +150,7 @@ def main() -> None:
         if why:
             absent[imported] = why
         else:
-            from sicot_jax.catalog.imported import open_imported
+            from sicot_jax.catalog.sources.imported import open_imported
 
             real = config_lib.load(args.config)
             data = dataclasses.replace(real.data, source="imported", path=args.path)

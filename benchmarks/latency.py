@@ -23,10 +23,10 @@ import numpy as np
 import sicot_jax
 from benchmarks import timing
 from sicot_jax import config as config_lib
-from sicot_jax.convert import folder as folders
-from sicot_jax.convert.network import load_module
 from sicot_jax.recognizer import Engine, Found
-from sicot_jax.train import train
+from sicot_jax.training.loop import train
+from sicot_jax.weights import bundle as folders
+from sicot_jax.weights.visual import load_module
 
 NEEDS = {"jax": (), "stablehlo": (), "torch": ("torch",), "onnx": ("torch", "onnxruntime", "onnxscript")}
 NAMES = {
@@ -52,16 +52,16 @@ def opened(kind: str, run: Path, out: Path) -> Engine:
     if kind == "jax":
         return sicot_jax.load(run).engine
     if kind == "onnx":
-        from sicot_jax.convert.to_onnx import to_onnx
+        from sicot_jax.export.to_onnx import to_onnx
 
         to_onnx(run, out / kind)
         return sicot_jax.load(out / kind).engine
     if kind == "stablehlo":
-        from sicot_jax.convert.to_stablehlo import to_stablehlo
+        from sicot_jax.export.to_stablehlo import to_stablehlo
 
         to_stablehlo(run, out / kind)
         return _program(out / kind)
-    from sicot_jax.convert.to_torch import to_torch
+    from sicot_jax.export.to_torch import to_torch
 
     to_torch(run, out / kind)
     return _recognizer(out / kind)

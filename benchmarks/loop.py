@@ -4,7 +4,7 @@ Command:  python -m benchmarks.loop                    (add --path DIR for an im
 Smaller:  python -m benchmarks.loop --config tiny --classes 11 --train-photos 256 --steps 20
 Needs:    grain and Pillow for catalogues other than the array file, tensorflow-datasets for an imported one.
 
-Loop: `sicot_jax.train.train` itself, timed from batch to batch by a watch on `pipeline.to_device`; validation,
+Loop: `sicot_jax.training.loop.train` itself, timed from batch to batch by a watch on `device_batches.to_device`; validation,
 checkpoints and the test at its end are outside the counted steps. Against it the bare jitted step on one resident
 batch of the same catalogue. The default photos are generated, cut to the config's size and written to an array file.
 Streams: bare steps on random photos and titles, no catalogue at all.
@@ -25,14 +25,16 @@ import numpy as np
 
 from benchmarks import timing
 from sicot_jax import config as config_lib
-from sicot_jax import mesh, pipeline
-from sicot_jax.catalog.arrays import export_arrays, open_arrays
+from sicot_jax.catalog import batches as pipeline
 from sicot_jax.catalog.catalog import Catalog
-from sicot_jax.catalog.generated import GeneratedSpec, open_generated
-from sicot_jax.config import Config, DataConfig, LossConfig
+from sicot_jax.catalog.sources.arrays import export_arrays, open_arrays
+from sicot_jax.catalog.sources.generated import open_generated
+from sicot_jax.config import Config, DataConfig, GeneratedSpec, LossConfig
 from sicot_jax.models.sicot import start_words
-from sicot_jax.step import DataShape, class_log_prior, make_setup, make_train_step, start_state
-from sicot_jax.train import train
+from sicot_jax.parallel import mesh
+from sicot_jax.training import device_batches
+from sicot_jax.training.loop import train
+from sicot_jax.training.step import DataShape, class_log_prior, make_setup, make_train_step, start_state
 
 _BEFORE, _AFTER = 8, 6  # steps of a loop that are not counted: compilation and a full prefetch, an empty one
 
@@ -51,7 +53,7 @@ class BareStep:
             self.state = start_state(setup, prior)
             if config.loss.with_semantic:
                 self.state = start_words(self.state, word_vectors)
-            self.batch = pipeline.to_device(batch, self.mesh)
+            self.batch = device_batches.to_device(batch, self.mesh)
             # Compiled twice: the second time from the compilation cache, as in every loop but the first, so that all
             # run one and the same program.
             for _ in range(2):
@@ -73,17 +75,17 @@ class BareStep:
 def batch_times() -> Iterator[list[float]]:
     """When each batch inside this context was handed to the device (of photos that lie there: their indices)."""
     times: list[float] = []
-    to_device = pipeline.to_device
+    to_device = device_batches.to_device
 
     def noting(batch, device_mesh):
         times.append(time.perf_counter())
         return to_device(batch, device_mesh)
 
-    pipeline.to_device = noting
+    device_batches.to_device = noting
     try:
         yield times
     finally:
-        pipeline.to_device = to_device
+        device_batches.to_device = to_device
 
 
 def loop_ms(config: Config, catalog: Catalog, steps: int) -> float:
@@ -162,7 +164,7 @@ def loops(config: Config, args: argparse.Namespace, folder: Path) -> None:
         if why:
             rows.append((name, why))
             continue
-        from sicot_jax.catalog.imported import open_imported
+        from sicot_jax.catalog.sources.imported import open_imported
 
         data = dataclasses.replace(config.data, source="imported", path=args.path, workers=workers)
         add(name, dataclasses.replace(config, data=data), open_imported(args.path), "bare step, imported")

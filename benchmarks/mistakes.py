@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.finished_runs import catalog_of, class_groups, print_of_each
-from sicot_jax import runs
 from sicot_jax.errors import InputError
+from sicot_jax.training import run as runs
 
 SEPARATOR = " | "
 HEADER = ("%", "right", "first part wrong", "second part wrong", "both wrong", "photos")

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.timing import NOT_MEASURED, missing, print_machine, print_table
-from sicot_jax.convert import names, network
-from sicot_jax.convert.exported import exported
-from sicot_jax.convert.folder import Model
+from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
+from sicot_jax.export.from_run import exported
 from sicot_jax.models.resnet import STAGES
-from sicot_jax.preprocessing import Preprocessing
+from sicot_jax.weights import torch_names as names
+from sicot_jax.weights import visual as network
+from sicot_jax.weights.bundle import Model
 
 CLASSES = 1000
 

@@ -19,11 +19,12 @@ from pathlib import Path
 from benchmarks import search
 from benchmarks.database_server import DatabaseServer
 from benchmarks.timing import print_machine, print_table
-from sicot_jax.index import cards as cards_of
-from sicot_jax.index import database, layout
-from sicot_jax.index.cards import Cards
-from sicot_jax.index.postgres import PostgresIndex
-from sicot_jax.index.publish import publish
+from sicot_jax.index.backends import postgres_schema as database
+from sicot_jax.index.backends.postgres import PostgresIndex
+from sicot_jax.index.backends.postgres_publish import publish
+from sicot_jax.index.storage import layout
+from sicot_jax.index.storage import products as cards_of
+from sicot_jax.index.storage.products import Cards
 
 _SETTINGS = "shared_buffers = 1GB\nmax_wal_size = 8GB\n"
 

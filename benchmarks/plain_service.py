@@ -15,9 +15,9 @@ import numpy as np
 from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
 
-from sicot_jax.convert import folder as folders
-from sicot_jax.convert import network
-from sicot_jax.index import layout
+from sicot_jax.index.storage import layout
+from sicot_jax.weights import bundle as folders
+from sicot_jax.weights import visual as network
 
 ONNX, TORCH = "plain ONNX Runtime", "plain PyTorch"
 

@@ -23,11 +23,11 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import timing
-from sicot_jax.events import visitors
-from sicot_jax.index import rank
-from sicot_jax.search import rerank
-from sicot_jax.search.quality import FEATURES, Usual, features
-from sicot_jax.search.rerank import SHOWN, Lists, ndcg
+from sicot_jax.events import simulator as visitors
+from sicot_jax.indexing import fit_ranker as rank
+from sicot_jax.search import ranker as rerank
+from sicot_jax.search.ranker import SHOWN, Lists, ndcg
+from sicot_jax.search.ranking_features import FEATURES, Usual, features
 
 PRODUCTS, CATEGORIES, CANDIDATES, TESTED = 2_000, 20, 40, 1_000
 BEHAVIOUR = visitors.Behaviour()

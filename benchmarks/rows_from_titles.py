@@ -19,11 +19,13 @@ import jax
 import numpy as np
 
 from benchmarks.finished_runs import ENOUGH, GROUPS, catalog_of, class_groups, print_of_each
-from sicot_jax import config, mesh, runs
+from sicot_jax import config
 from sicot_jax.catalog.catalog import Catalog
+from sicot_jax.classifier.shared_word_weights import class_words
 from sicot_jax.config import Config
 from sicot_jax.errors import InputError
-from sicot_jax.word_rows import class_words
+from sicot_jax.parallel import mesh
+from sicot_jax.training import run as runs
 
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 FOLDS = 5

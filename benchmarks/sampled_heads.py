@@ -18,10 +18,12 @@ import numpy as np
 
 from benchmarks import timing, training
 from sicot_jax import config as config_lib
-from sicot_jax import runs, sampled, train
-from sicot_jax.checkpoint import Checkpoints
+from sicot_jax.classifier import sampling as sampled
 from sicot_jax.config import Config, HeadConfig
-from sicot_jax.step import abstract_state, compute_dtype, make_setup
+from sicot_jax.training import loop as train
+from sicot_jax.training import run as runs
+from sicot_jax.training.checkpoint import Checkpoints
+from sicot_jax.training.step import abstract_state, compute_dtype, make_setup
 
 
 def contenders(head: HeadConfig, rates: list[float]) -> dict[str, HeadConfig]:

@@ -29,14 +29,14 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.timing import print_machine, print_table
-from sicot_jax.index import cards as cards_of
-from sicot_jax.index import layout
-from sicot_jax.index.cards import Cards
-from sicot_jax.index.codebooks import PCA, fit_codebook
-from sicot_jax.index.embedded import EmbeddedIndex
-from sicot_jax.index.lists import write_lists
-from sicot_jax.index.product_index import ProductIndex
-from sicot_jax.index.vectors import Vectors, unit
+from sicot_jax.index.backends.base import ProductIndex
+from sicot_jax.index.backends.local import EmbeddedIndex
+from sicot_jax.index.storage import layout
+from sicot_jax.index.storage import products as cards_of
+from sicot_jax.index.storage.binary_codes import PCA, fit_codebook
+from sicot_jax.index.storage.inverted_lists import write_lists
+from sicot_jax.index.storage.products import Cards
+from sicot_jax.index.storage.vectors import Vectors, unit
 
 K = 10
 KINDS = ("measured", "clustered", "gaussian")

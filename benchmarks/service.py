@@ -132,9 +132,9 @@ def overload(service: Service, shown: list[bytes], rate: float, seconds: float) 
 
 def bare(index: Path, shown: list[bytes], rounds: int = 60) -> tuple[float, float]:
     """Milliseconds of the graph alone, and from photo to logits, one photo at a time in this process."""
-    from sicot_jax.convert import folder as folders
-    from sicot_jax.index import layout
+    from sicot_jax.index.storage import layout
     from sicot_jax.recognizer import onnx_engine
+    from sicot_jax.weights import bundle as folders
 
     version = layout.current_version(index)
     engine = onnx_engine(version / layout.GRAPH)

@@ -18,8 +18,10 @@ import jax
 
 from benchmarks import timing, training
 from sicot_jax import config as config_lib
-from sicot_jax import plan, runs, train
 from sicot_jax.config import Config
+from sicot_jax.training import loop as train
+from sicot_jax.training import run as runs
+from sicot_jax.training.memory import plan
 
 
 def sent(workdir: Path, devices: int) -> float:

@@ -46,16 +46,17 @@ from benchmarks import reranking, timing
 from benchmarks.search import Measured
 from benchmarks.service import photos
 from sicot_jax.errors import InputError
-from sicot_jax.index import cards as cards_of
-from sicot_jax.index import layout, recognition
-from sicot_jax.index.cards import Cards
-from sicot_jax.index.codebooks import Codebook
-from sicot_jax.index.vectors import Vectors
-from sicot_jax.search.quality import Usual
-from sicot_jax.search.rerank import Ranker, read_ranker, write_ranker
+from sicot_jax.index.storage import layout
+from sicot_jax.index.storage import products as cards_of
+from sicot_jax.index.storage.binary_codes import Codebook
+from sicot_jax.index.storage.products import Cards
+from sicot_jax.index.storage.vectors import Vectors
+from sicot_jax.search import answer as recognition
+from sicot_jax.search.ranker import Ranker, read_ranker, write_ranker
+from sicot_jax.search.ranking_features import Usual
 from sicot_jax.serve import engines
 from sicot_jax.serve.app import create_app
-from sicot_jax.serve.live import Live
+from sicot_jax.serve.model_manager import Live
 from sicot_jax.serve.settings import Settings
 
 STAGES = ("read", "decode", "engine", "search", "category", "products", "re-rank", "cards", "HTTP")

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from benchmarks import timing
 from benchmarks.finished_runs import catalog_of
 from benchmarks.running import Service
-from sicot_jax import runs
+from sicot_jax.training import run as runs
 
 
 def main(argv: Sequence[str] | None = None) -> None:

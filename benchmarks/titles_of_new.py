@@ -23,12 +23,13 @@ import numpy as np
 
 from benchmarks import timing
 from benchmarks.unseen import ADDED, Asked, asked, interval, photos_of
-from sicot_jax import imprint
-from sicot_jax.catalog.opening import open_catalog
+from sicot_jax.catalog.open import open_catalog
+from sicot_jax.classifier import imprint
 from sicot_jax.config import DataConfig
-from sicot_jax.index import layout, titles
-from sicot_jax.index.cards import Cards
-from sicot_jax.index.vectors import Vectors, unit
+from sicot_jax.index.storage import layout
+from sicot_jax.index.storage.products import Cards
+from sicot_jax.index.storage.vectors import Vectors, unit
+from sicot_jax.indexing import title_regression as titles
 
 BIASES = (0.0, 0.1, 0.25)
 WORTH = (0.5, 1.0, 2.0)  # photos

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sicot_jax.config import Config
-from sicot_jax.report.arms import Arm
 from sicot_jax.report.differences import difference_rows
-from sicot_jax.report.finished import read_finished
+from sicot_jax.report.runs import read_finished
+from sicot_jax.report.variant_groups import Arm
 
 HEADER = ("top-1", "top-3", "head", "tail", "class mean", "top-1 less the first's")
 

@@ -29,17 +29,19 @@ from tqdm import tqdm
 
 from benchmarks import timing
 from sicot_jax.catalog.catalog import SPLITS, Catalog
-from sicot_jax.catalog.import_settings import ImportSettings
-from sicot_jax.catalog.importing import import_catalog
-from sicot_jax.catalog.opening import open_catalog
+from sicot_jax.catalog.importing.run import import_catalog
+from sicot_jax.catalog.importing.settings import ImportSettings
+from sicot_jax.catalog.open import open_catalog
 from sicot_jax.config import DataConfig
-from sicot_jax.convert import folder as folders
-from sicot_jax.index import change, layout, recognition
-from sicot_jax.index.build import build
-from sicot_jax.index.embedded import EmbeddedIndex
-from sicot_jax.index.unknown import PRECISION, UNKNOWN_SHARE, UNUSUAL, Calibration, coverage_curve, read_calibration
+from sicot_jax.index.backends.local import EmbeddedIndex
+from sicot_jax.index.storage import layout
+from sicot_jax.indexing import update as change
+from sicot_jax.indexing.build import build
 from sicot_jax.recognizer import jax_engine
+from sicot_jax.search import answer as recognition
 from sicot_jax.search.category import Fusion, read_fusion
+from sicot_jax.search.rejection import PRECISION, UNKNOWN_SHARE, UNUSUAL, Calibration, coverage_curve, read_calibration
+from sicot_jax.weights import bundle as folders
 
 ADDED = (1, 2, 5)  # photos of a new product
 NEW_SHARE, CATEGORY_SHARE = 0.1, 0.05

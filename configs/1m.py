@@ -10,17 +10,17 @@ Result:   not measured at this size; with D = 128 on two cores see docs/performa
 Batch 256 is global (the paper does not say whether it is per GPU). Momentum, weight decay and augmentation are ours.
 """
 
-from sicot_jax.catalog.generated import GeneratedSpec
 from sicot_jax.config import (
     AugmentConfig,
     Config,
     DataConfig,
     EvalConfig,
+    GeneratedSpec,
     ModelConfig,
     OptimConfig,
     TrainConfig,
 )
-from sicot_jax.preprocessing import Preprocessing
+from sicot_jax.config.preprocessing import Preprocessing
 
 
 def get_config() -> Config:

@@ -6,16 +6,8 @@ Hardware: anything; on an accelerator raise preprocessing, model.depth and batch
 Result:   yours.
 """
 
-from sicot_jax.config import (
-    AugmentConfig,
-    Config,
-    DataConfig,
-    EvalConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-)
-from sicot_jax.preprocessing import Preprocessing
+from sicot_jax.config import AugmentConfig, Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
+from sicot_jax.config.preprocessing import Preprocessing
 
 
 def get_config() -> Config:

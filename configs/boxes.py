@@ -22,18 +22,18 @@ Hardware: one CPU core, 10 and 6 minutes.
 Result:   docs/search.md.
 """
 
-from sicot_jax.catalog.generated import GeneratedSpec
 from sicot_jax.config import (
     AugmentConfig,
     Config,
     DataConfig,
     EvalConfig,
+    GeneratedSpec,
     LossConfig,
     ModelConfig,
     OptimConfig,
     TrainConfig,
 )
-from sicot_jax.preprocessing import Preprocessing
+from sicot_jax.config.preprocessing import Preprocessing
 
 
 def get_config() -> Config:

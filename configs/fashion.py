@@ -7,16 +7,8 @@ Hardware: two CPU cores.
 Result:   not measured with this schedule; docs/results.md has runs at half the photo size and half the width.
 """
 
-from sicot_jax.config import (
-    AugmentConfig,
-    Config,
-    DataConfig,
-    EvalConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-)
-from sicot_jax.preprocessing import Preprocessing
+from sicot_jax.config import AugmentConfig, Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
+from sicot_jax.config.preprocessing import Preprocessing
 
 
 def get_config() -> Config:

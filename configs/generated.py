@@ -5,9 +5,17 @@ Hardware: two CPU cores, under two minutes an arm.
 Result:   printed at its end; small and quick, so not worth quoting.
 """
 
-from sicot_jax.catalog.generated import GeneratedSpec
-from sicot_jax.config import AugmentConfig, Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
-from sicot_jax.preprocessing import Preprocessing
+from sicot_jax.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    GeneratedSpec,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
+from sicot_jax.config.preprocessing import Preprocessing
 
 
 def get_config() -> Config:

@@ -6,9 +6,17 @@ Hardware: one CPU core.
 Result:   docs/results.md.
 """
 
-from sicot_jax.catalog.generated import GeneratedSpec
-from sicot_jax.config import AugmentConfig, Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
-from sicot_jax.preprocessing import Preprocessing
+from sicot_jax.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    GeneratedSpec,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
+from sicot_jax.config.preprocessing import Preprocessing
 
 
 def get_config() -> Config:

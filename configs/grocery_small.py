@@ -6,16 +6,8 @@ Hardware: one CPU core; time not measured.
 Result:   not measured.
 """
 
-from sicot_jax.config import (
-    AugmentConfig,
-    Config,
-    DataConfig,
-    EvalConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-)
-from sicot_jax.preprocessing import Preprocessing
+from sicot_jax.config import AugmentConfig, Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
+from sicot_jax.config.preprocessing import Preprocessing
 
 
 def get_config() -> Config:

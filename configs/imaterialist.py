@@ -11,7 +11,7 @@ Momentum, weight decay, augmentation and the number of epochs are ours.
 """
 
 from sicot_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
-from sicot_jax.preprocessing import Preprocessing
+from sicot_jax.config.preprocessing import Preprocessing
 
 
 def get_config() -> Config:

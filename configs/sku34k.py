@@ -10,9 +10,17 @@ Result:   not measured. The paper's photos are private: 2,305,853 to train and 1
 Momentum, weight decay, augmentation, the number of epochs and the validation photos are ours.
 """
 
-from sicot_jax.catalog.generated import GeneratedSpec
-from sicot_jax.config import AugmentConfig, Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
-from sicot_jax.preprocessing import Preprocessing
+from sicot_jax.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    GeneratedSpec,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
+from sicot_jax.config.preprocessing import Preprocessing
 
 
 def get_config() -> Config:

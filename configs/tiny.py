@@ -5,18 +5,18 @@ Hardware: any; two CPU cores are enough.
 Result:   none worth quoting; it is there to be quick.
 """
 
-from sicot_jax.catalog.generated import GeneratedSpec
 from sicot_jax.config import (
     AugmentConfig,
     Config,
     DataConfig,
     EvalConfig,
+    GeneratedSpec,
     ModelConfig,
     OptimConfig,
     TextConfig,
     TrainConfig,
 )
-from sicot_jax.preprocessing import Preprocessing
+from sicot_jax.config.preprocessing import Preprocessing
 
 
 def get_config() -> Config:

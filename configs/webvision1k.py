@@ -10,7 +10,7 @@ Momentum, weight decay, augmentation, the number of epochs and the choice of cla
 """
 
 from sicot_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
-from sicot_jax.preprocessing import Preprocessing
+from sicot_jax.config.preprocessing import Preprocessing
 
 
 def get_config() -> Config:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sicot_jax._version import __version__
+
+__all__ = ["__version__", "load"]
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from sicot_jax.recognizer import Recognizer
-
-__version__ = "0.1.0"
 
 
 def load(path: str | Path) -> Recognizer:

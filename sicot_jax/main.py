@@ -2,7 +2,7 @@
 
 import sys
 
-from sicot_jax.cli import main
+from sicot_jax.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from sicot_jax.catalog.catalog import ClassTable
-from sicot_jax.catalog.tables import read_class_table
-from sicot_jax.convert import folder as folders
-from sicot_jax.convert.folder import Converted
+from sicot_jax.catalog.sources.tables import read_class_table
+from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
-from sicot_jax.preprocessing import Preprocessing
+from sicot_jax.weights import bundle as folders
+from sicot_jax.weights.bundle import Converted
 
 Photo = Any  # a file, its bytes, uint8 [H, W, 3], or a Pillow image
 LARGEST_BATCH = 32
@@ -104,7 +104,7 @@ class Recognizer:
             except OSError as error:
                 raise InputError(f"{photo}: {error.strerror}; wanted a photo's file") from error
         if _is_opened(photo):
-            from sicot_jax.catalog import image  # Pillow: there, for someone has opened the photo with it
+            from sicot_jax.common import image
 
             photo = image.pixels(photo)
         if isinstance(photo, np.ndarray) and (
@@ -145,7 +145,7 @@ def load(path: str | Path) -> Recognizer:
         converted = folders.read_converted(path)
         engine = jax_engine(converted)
         return Recognizer(engine, converted.preprocessing, folders.read_classes(path, converted.model))
-    from sicot_jax.convert.exported import exported
+    from sicot_jax.export.from_run import exported
 
     with exported(path) as found:
         count = found.model.classes
@@ -173,7 +173,7 @@ def jax_engine(converted: Converted) -> Engine:
 def _jax(model: folders.Model, preprocessing: Preprocessing, arrays: dict[str, np.ndarray]) -> Engine:
     import jax
 
-    from sicot_jax import folded
+    from sicot_jax.weights import batch_norm_folding as folded
 
     device = jax.devices()[0]
     small = jax.device_put({**folded.fold(arrays), "fc": arrays["fc.weight"].T, "fc.bias": arrays["fc.bias"]}, device)

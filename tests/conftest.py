@@ -22,7 +22,7 @@ MESHES = [(1, 1), (8, 1), (1, 8), (4, 2), (2, 4)]
 @pytest.fixture(params=MESHES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
 def device_mesh(request):
     """Each of the five meshes in turn, set for the test."""
-    from sicot_jax.mesh import make_mesh
+    from sicot_jax.parallel.mesh import make_mesh
 
     data, model = request.param
     with jax.set_mesh(made := make_mesh(data=data, model=model, devices=jax.devices()[: data * model])):
@@ -31,7 +31,7 @@ def device_mesh(request):
 
 @pytest.fixture
 def one_device():
-    from sicot_jax.mesh import make_mesh
+    from sicot_jax.parallel.mesh import make_mesh
 
     with jax.set_mesh(made := make_mesh(data=1, model=1, devices=jax.devices()[:1])):
         yield made
@@ -49,7 +49,7 @@ def shared_data():
 @pytest.fixture(scope="session")
 def made_model(tmp_path_factory):
     """The model of `index_maker`, whose index `index` is."""
-    import index_maker
+    from helpers import index_maker
 
     folder = tmp_path_factory.mktemp("made") / "model"
     index_maker.write_model(folder)
@@ -59,7 +59,7 @@ def made_model(tmp_path_factory):
 @pytest.fixture
 def index(tmp_path, made_model):
     """The folder of a small index with one version."""
-    import index_maker
+    from helpers import index_maker
 
     index_maker.write_index(tmp_path / "index", made_model)
     return tmp_path / "index"

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sicot_jax.convert import folder as folders
 from sicot_jax.recognizer import Found, onnx_engine
+from sicot_jax.weights import bundle as folders
 
 onnx = pytest.importorskip("onnx", reason="ONNX needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="ONNX needs the extra onnx")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-RUN = Path(__file__).parent.parent / "run.sh"
+RUN = Path(__file__).parents[1] / "run.sh"
 
 # Answers the two questions that run.sh asks a Python, makes "environments" of itself, and logs everything else.
 STAND_IN = """#!/bin/sh

@@ -15,7 +15,7 @@ import pytest
 
 import sicot_jax
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
@@ -38,12 +38,12 @@ def test_the_wheel_works_without_the_checkout(tmp_path):
     for name in ("data/README.md", "data/grocery_store/README.md"):
         assert (unpacked / "sicot_jax" / name).is_file()
     (scripts,) = unpacked.glob("sicot_jax-*.dist-info/entry_points.txt")
-    assert "sicot = sicot_jax.cli:main" in scripts.read_text()
+    assert "sicot = sicot_jax.cli.main:main" in scripts.read_text()
     package = installed(wheel, tmp_path / "environment")
     program = (
         "import sicot_jax\n"
         "from sicot_jax import config\n"
-        "from sicot_jax.catalog.importing import DATA_SETS, load_builder\n"
+        "from sicot_jax.catalog.importing.run import DATA_SETS, load_builder\n"
         f"assert sicot_jax.__file__.startswith({os.fspath(tmp_path)!r}), sicot_jax.__file__\n"
         "assert config.load('tiny').train.batch_size\n"
         "assert all(load_builder(name).name == name for name in DATA_SETS)\n"

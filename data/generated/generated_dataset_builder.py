@@ -7,11 +7,12 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from sicot_jax.catalog.builder import CatalogBuilder
 from sicot_jax.catalog.catalog import SPLITS
-from sicot_jax.catalog.generated import GeneratedPhotos, GeneratedSpec, open_generated
-from sicot_jax.catalog.manifest import DroppedRow, ManifestError, ManifestRow
-from sicot_jax.catalog.photos import PhotoReader
+from sicot_jax.catalog.importing.builder import CatalogBuilder
+from sicot_jax.catalog.importing.manifest import DroppedRow, ManifestError, ManifestRow
+from sicot_jax.catalog.importing.photos import PhotoReader
+from sicot_jax.catalog.sources.generated import GeneratedPhotos, open_generated
+from sicot_jax.config import GeneratedSpec
 
 SPEC_FILE = "spec.json"
 

@@ -9,9 +9,9 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from sicot_jax.catalog.builder import CatalogBuilder
-from sicot_jax.catalog.manifest import DroppedRow, ManifestError, ManifestRow, check_rows
-from sicot_jax.catalog.photos import FolderPhotos, PhotoReader, ZipPhotos
+from sicot_jax.catalog.importing.builder import CatalogBuilder
+from sicot_jax.catalog.importing.manifest import DroppedRow, ManifestError, ManifestRow, check_rows
+from sicot_jax.catalog.importing.photos import FolderPhotos, PhotoReader, ZipPhotos
 
 _SPLIT_FILES = {"train": "train.txt", "validation": "val.txt", "test": "test.txt"}
 _CLASS = "Class Name (str)"

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sicot_jax.catalog.builder import CatalogBuilder
-from sicot_jax.catalog.manifest import DroppedRow, ManifestError, ManifestRow, check_rows
-from sicot_jax.catalog.photos import FolderPhotos, PhotoReader
+from sicot_jax.catalog.importing.builder import CatalogBuilder
+from sicot_jax.catalog.importing.manifest import DroppedRow, ManifestError, ManifestRow, check_rows
+from sicot_jax.catalog.importing.photos import FolderPhotos, PhotoReader
 
 # Folder of photos (and name of its list) -> split; the splits of train are ours to divide.
 _PARTS = {"train": "", "val": "test"}

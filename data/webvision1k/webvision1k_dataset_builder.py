@@ -9,10 +9,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from sicot_jax.catalog.builder import CatalogBuilder
-from sicot_jax.catalog.manifest import DroppedRow, ManifestError, ManifestRow, check_rows
-from sicot_jax.catalog.photos import FolderPhotos, PhotoReader
-from sicot_jax.catalog.splits import order_key
+from sicot_jax.catalog.importing.builder import CatalogBuilder
+from sicot_jax.catalog.importing.manifest import DroppedRow, ManifestError, ManifestRow, check_rows
+from sicot_jax.catalog.importing.photos import FolderPhotos, PhotoReader
+from sicot_jax.catalog.importing.splits import order_key
 
 CLASS_SEED = 0
 _SOURCES = ("google", "flickr")

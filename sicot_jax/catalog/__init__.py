@@ -1,1 +1,1 @@
-"""Catalogues: photos, SKUs and titles, imported, generated or exported; never imports jax."""
+"""Catalogues of photos, SKUs and titles: the common interface, sampling and batches. Never imports jax."""

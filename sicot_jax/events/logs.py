@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sicot_jax.common.files import new_folder
 from sicot_jax.errors import InputError
-from sicot_jax.events.engine import as_parquet, connect, literal, name
+from sicot_jax.events.duckdb_engine import as_parquet, connect, literal, name
 from sicot_jax.events.store import EVENTS_FILE, FIELDS, KINDS, is_parquet
-from sicot_jax.files import new_folder
 
 if TYPE_CHECKING:
     import duckdb

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sicot_jax.common.files import check_new
 from sicot_jax.errors import InputError
-from sicot_jax.files import check_new
 
 if TYPE_CHECKING:
     import pyarrow as pa

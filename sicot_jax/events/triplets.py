@@ -31,10 +31,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sicot_jax.common.files import check_new, work_folder
 from sicot_jax.errors import InputError
-from sicot_jax.events import position
-from sicot_jax.events.engine import as_parquet, connect, literal
-from sicot_jax.files import check_new, work_folder
+from sicot_jax.events import propensity as position
+from sicot_jax.events.duckdb_engine import as_parquet, connect, literal
 
 if TYPE_CHECKING:
     import duckdb

@@ -1,1 +1,1 @@
-"""The product index: cards, features and codes of every photo, beside the recogniser that made them."""
+"""The product index on disk or in a database."""

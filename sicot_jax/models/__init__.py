@@ -1,1 +1,1 @@
-"""ResNet, word attention and the three streams."""
+"""ResNet, title encoder, product localisation and the three SICoT streams."""

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from sicot_jax.mesh import mean_over_devices
+from sicot_jax.parallel.mesh import mean_over_devices
 
 BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_MOMENTUM = 0.9  # torch calls this 0.1

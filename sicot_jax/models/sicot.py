@@ -11,10 +11,10 @@ import numpy as np
 from flax import nnx
 
 from sicot_jax.config import ModelConfig, TextConfig
-from sicot_jax.models.attention import TextEncoder
-from sicot_jax.models.box import BoxBranch, mean_within, visible
 from sicot_jax.models.layers import BatchNorm, Linear
+from sicot_jax.models.localization import BoxBranch, mean_within, visible
 from sicot_jax.models.resnet import ResNet, global_average_pool
+from sicot_jax.models.text_encoder import TextEncoder
 
 
 def mix(visual, semantic):

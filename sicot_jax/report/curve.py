@@ -11,19 +11,12 @@ import numpy as np
 
 from sicot_jax.errors import InputError
 from sicot_jax.report import figures, tables
-from sicot_jax.report.arms import Arm, arms_of, mean_validation, plain_arms
 from sicot_jax.report.differences import difference_rows, pairs
 from sicot_jax.report.document import Block, Figure, Heading, Table, Text
-from sicot_jax.report.finished import (
-    Finished,
-    all_runs,
-    check_comparable,
-    config_differences,
-    read_finished,
-    run_names,
-)
 from sicot_jax.report.page import of_intervals, told_of_training, write_pages
+from sicot_jax.report.runs import Finished, all_runs, check_comparable, config_differences, read_finished, run_names
 from sicot_jax.report.tables import HEADER
+from sicot_jax.report.variant_groups import Arm, arms_of, mean_validation, plain_arms
 
 Gains = dict[str, tuple[float, float, float]]  # group -> (difference in points, 95 % interval)
 

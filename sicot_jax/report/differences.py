@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from sicot_jax.report.arms import Arm
-from sicot_jax.report.finished import Finished
-from sicot_jax.report.intervals import paired_interval
+from sicot_jax.common.bootstrap import paired_interval
+from sicot_jax.report.runs import Finished
+from sicot_jax.report.variant_groups import Arm
 
 GROUPS = ("overall", "head", "tail", "class_mean", "few")
 FEW = 20  # training photos

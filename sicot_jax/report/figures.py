@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from sicot_jax.post_hoc import ADJUSTMENTS
-from sicot_jax.report.arms import Arm
+from sicot_jax.classifier.posthoc import ADJUSTMENTS
 from sicot_jax.report.differences import mean_accuracy
+from sicot_jax.report.variant_groups import Arm
 
 # Okabe & Ito: told apart by colour-blind readers, and in print.
 _COLOURS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")

@@ -8,9 +8,22 @@ from pathlib import Path
 
 import numpy as np
 
-from sicot_jax.catalog.strings import counted
+from sicot_jax.catalog.sources.lazy_strings import counted
 from sicot_jax.report import figures, tables
-from sicot_jax.report.arms import (
+from sicot_jax.report.differences import difference_rows, pairs
+from sicot_jax.report.document import Block, Figure, Heading, Text, Titles, html_page, markdown
+from sicot_jax.report.paper import paper_table
+from sicot_jax.report.runs import (
+    Finished,
+    all_runs,
+    check_comparable,
+    config_differences,
+    read_finished,
+    run_names,
+    still_improving,
+)
+from sicot_jax.report.tables import UNCERTAIN
+from sicot_jax.report.variant_groups import (
     Arm,
     arms_of,
     converged,
@@ -20,19 +33,6 @@ from sicot_jax.report.arms import (
     shown_with_text,
     with_its_own_titles,
 )
-from sicot_jax.report.differences import difference_rows, pairs
-from sicot_jax.report.document import Block, Figure, Heading, Text, Titles, html_page, markdown
-from sicot_jax.report.finished import (
-    Finished,
-    all_runs,
-    check_comparable,
-    config_differences,
-    read_finished,
-    run_names,
-    still_improving,
-)
-from sicot_jax.report.paper import paper_table
-from sicot_jax.report.tables import UNCERTAIN
 
 
 def write_report(workdirs: Sequence[Path], out: Path) -> str:

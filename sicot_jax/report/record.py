@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sicot_jax.errors import InputError
-from sicot_jax.report.finished import changes, read_finished, read_tested
+from sicot_jax.report.runs import changes, read_finished, read_tested
 
 LARGEST = 300 * 1024  # bytes of all files
 TOP, LOG_LINES = 3, 200

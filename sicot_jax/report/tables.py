@@ -7,15 +7,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sicot_jax.report.arms import (
-    FREE,
-    Arm,
-    chosen_variant,
-    mean_validation,
-    of_shared_seeds,
-    with_its_own_titles,
-    without_its_text,
-)
 from sicot_jax.report.differences import (
     FEW,
     GROUPS,
@@ -26,7 +17,16 @@ from sicot_jax.report.differences import (
     members,
 )
 from sicot_jax.report.document import Table
-from sicot_jax.report.finished import Finished
+from sicot_jax.report.runs import Finished
+from sicot_jax.report.variant_groups import (
+    FREE,
+    Arm,
+    chosen_variant,
+    mean_validation,
+    of_shared_seeds,
+    with_its_own_titles,
+    without_its_text,
+)
 
 UNCERTAIN = "~"  # marks a difference whose interval holds zero
 HEADER = ["top-1 (top-3), %", "overall", "head", "tail", "class mean", f"few: {FEW} or under"]

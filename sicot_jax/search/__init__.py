@@ -1,1 +1,1 @@
-"""Visual search around the recogniser."""
+"""What happens to a query photo: category, ranking, open-set rejection."""

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from sicot_jax.common.files import read_json, write_json
 from sicot_jax.errors import InputError
-from sicot_jax.files import read_json, write_json
 
 FORMAT = 1
 NEAREST = 30

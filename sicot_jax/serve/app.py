@@ -21,21 +21,22 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-import sicot_jax
+from sicot_jax._version import __version__
 from sicot_jax.errors import InputError
 from sicot_jax.events import store as events_of
 from sicot_jax.events.store import Events
-from sicot_jax.index import recognition
-from sicot_jax.index.cards import Product
-from sicot_jax.index.product_index import IndexUnavailable, ProductIndex
-from sicot_jax.index.recognition import Scored
+from sicot_jax.index.backends.base import IndexUnavailable, ProductIndex
+from sicot_jax.index.storage.products import Product
+from sicot_jax.search import answer as recognition
+from sicot_jax.search.answer import Scored
 from sicot_jax.serve import box as boxes
-from sicot_jax.serve import live, metrics, photo
+from sicot_jax.serve import metrics, photo
+from sicot_jax.serve import model_manager as live
+from sicot_jax.serve.api_keys import read_keys
 from sicot_jax.serve.box import Box
-from sicot_jax.serve.gate import Gate
-from sicot_jax.serve.keys import read_keys
+from sicot_jax.serve.middleware import Gate
 from sicot_jax.serve.photo import PhotoError, PixelBudget
-from sicot_jax.serve.queries import Queries
+from sicot_jax.serve.query_store import Queries
 from sicot_jax.serve.settings import Settings
 
 _T = TypeVar("_T")
@@ -148,7 +149,7 @@ def create_app(settings: Settings) -> FastAPI:
                 state.events.close()
 
     app = FastAPI(
-        title="sicot_jax", version=sicot_jax.__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        title="sicot_jax", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
         description="Recognises the product in a photo, and finds similar ones.",
     )  # fmt: skip
     app.state.sicot = None

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sicot_jax.convert import folder as folders
+from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
-from sicot_jax.index import layout
-from sicot_jax.preprocessing import Preprocessing
+from sicot_jax.index.storage import layout
 from sicot_jax.recognizer import Engine, jax_engine, onnx_engine
 from sicot_jax.serve.batcher import IN_FLIGHT
+from sicot_jax.weights import bundle as folders
 
 KINDS = ("onnx", "jax")
 _ROUNDS = 5

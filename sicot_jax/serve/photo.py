@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from sicot_jax.catalog import image
+from sicot_jax.common import image
+from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
-from sicot_jax.preprocessing import Preprocessing
 from sicot_jax.serve.box import WHOLE, Box
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")

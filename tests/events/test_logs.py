@@ -9,9 +9,10 @@ import time
 import pytest
 from pyarrow import parquet
 
-from sicot_jax import cli
+from sicot_jax.cli import main as cli
 from sicot_jax.errors import InputError
-from sicot_jax.events import logs, store, visitors
+from sicot_jax.events import logs, store
+from sicot_jax.events import simulator as visitors
 from sicot_jax.events.logs import LogSettings, import_logs
 from sicot_jax.events.store import Event, Events
 
@@ -216,7 +217,7 @@ def test_a_stopped_import_leaves_nothing(tmp_path, number):
     visitors.write(lists, log, requests=60_000)
     # A test run in the background may have SIGINT ignored, which its children inherit.
     program = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from sicot_jax.cli import main; "
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from sicot_jax.cli.main import main; "
         "sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", program, "events", "import", str(log), "--out", str(out)]

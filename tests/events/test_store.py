@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from sicot_jax import cli
+from sicot_jax.cli import main as cli
 from sicot_jax.errors import InputError
 from sicot_jax.events import store as events
 from sicot_jax.events.store import Event, Events
@@ -106,9 +106,9 @@ for name in ("jax", "flax", "fastapi", "faiss", "torch"):
 import sicot_jax.events
 for module in pkgutil.iter_modules(sicot_jax.events.__path__):
     importlib.import_module("sicot_jax.events." + module.name)
-from sicot_jax.events import engine, visitors
-lists = visitors.generated_lists(queries=2, products=9, places=3)
-assert list(visitors.events(lists, requests=3))
+from sicot_jax.events import simulator
+lists = simulator.generated_lists(queries=2, products=9, places=3)
+assert list(simulator.events(lists, requests=3))
 assert not any(name.startswith(("sicot_jax.serve", "sicot_jax.index", "sicot_jax.search")) for name in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from sicot_jax import cli
-from sicot_jax.events import position, visitors
+from sicot_jax.cli import main as cli
+from sicot_jax.events import propensity as position
+from sicot_jax.events import simulator as visitors
 from sicot_jax.events.store import Event, Events
 from sicot_jax.events.triplets import Limits, TripletSettings, make_triplets
 

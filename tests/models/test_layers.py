@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sicot_jax import mesh
 from sicot_jax.models.layers import batch_moments, conv
+from sicot_jax.parallel import mesh
 
 ROWS = 16
 MASKS = {

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from sicot_jax.catalog.catalog import SPLITS
-from sicot_jax.catalog.import_settings import ImportSettings
-from sicot_jax.catalog.imported import open_imported
-from sicot_jax.catalog.importing import import_catalog
+from sicot_jax.catalog.importing.run import import_catalog
+from sicot_jax.catalog.importing.settings import ImportSettings
+from sicot_jax.catalog.sources.imported import open_imported
 
 pytestmark = pytest.mark.real_data
 
-DATA = Path(os.environ.get("SICOT_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+DATA = Path(os.environ.get("SICOT_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,9 @@ def test_both_arms_train_on_real_photos(made, tmp_path):
     """Two steps of the Fashion config for each arm; accuracy means nothing yet, the table's counts do."""
     import dataclasses
 
-    from sicot_jax import compare, config
-    from sicot_jax.report.finished import read_finished
+    from sicot_jax import config
+    from sicot_jax.experiments import compare
+    from sicot_jax.report.runs import read_finished
 
     fashion = config.load("fashion", [f"--config.data.path={made.folder}", "--config.train.steps=2"])
     fashion = dataclasses.replace(

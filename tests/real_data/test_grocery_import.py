@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from sicot_jax.catalog.import_settings import ImportSettings
-from sicot_jax.catalog.imported import open_imported
-from sicot_jax.catalog.importing import import_catalog
+from sicot_jax.catalog.importing.run import import_catalog
+from sicot_jax.catalog.importing.settings import ImportSettings
+from sicot_jax.catalog.sources.imported import open_imported
 
 pytestmark = pytest.mark.real_data
 
-DATA = Path(os.environ.get("SICOT_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+DATA = Path(os.environ.get("SICOT_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 
 @pytest.fixture(scope="module")

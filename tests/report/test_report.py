@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sicot_jax.classifier.posthoc import VARIANTS
+from sicot_jax.common.bootstrap import paired_interval
 from sicot_jax.errors import InputError
-from sicot_jax.metrics import accuracy
-from sicot_jax.post_hoc import VARIANTS
-from sicot_jax.report import figures, finished
-from sicot_jax.report.arms import Arm, chosen_variant, plainest_with_text, shown_with_text
+from sicot_jax.report import figures
+from sicot_jax.report import runs as finished
 from sicot_jax.report.curve import write_curve
 from sicot_jax.report.differences import GROUPS, mean_accuracy
 from sicot_jax.report.document import Table, html_page, markdown_table
 from sicot_jax.report.figures import plot_histogram
-from sicot_jax.report.finished import read_finished, read_tested, still_improving
-from sicot_jax.report.intervals import paired_interval
 from sicot_jax.report.page import write_report
 from sicot_jax.report.record import LARGEST, write_record
+from sicot_jax.report.runs import read_finished, read_tested, still_improving
+from sicot_jax.report.variant_groups import Arm, chosen_variant, plainest_with_text, shown_with_text
+from sicot_jax.training.metrics import accuracy
 
 # Class 0 is head; class 1 and 2 are tail; class 3 is tail and has neither training nor test photos.
 COUNTS = np.array([9, 3, 1, 0])

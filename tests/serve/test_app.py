@@ -9,13 +9,24 @@ import time
 
 import numpy as np
 import pytest
-from index_maker import PHOTOS, PREPROCESSING, PRODUCTS, jpeg, photo, sku, write_index, write_manifest_csv, write_model
+from helpers.index_maker import (
+    PHOTOS,
+    PREPROCESSING,
+    PRODUCTS,
+    jpeg,
+    photo,
+    sku,
+    write_index,
+    write_manifest_csv,
+    write_model,
+)
+from helpers.service_client import ask, error, eventually
 from PIL import Image
 
 from sicot_jax.errors import InputError
-from sicot_jax.index import change
-from sicot_jax.serve import keys as keys_of
-from sicot_jax.serve import live
+from sicot_jax.indexing import update as change
+from sicot_jax.serve import api_keys as keys_of
+from sicot_jax.serve import model_manager as live
 from sicot_jax.serve.photo import Limits
 from sicot_jax.serve.settings import Settings
 
@@ -32,17 +43,6 @@ def settings(index, **more):
 def client(index):
     with testclient.TestClient(create_app(settings(index, events=str(index / "events.sqlite")))) as made:
         yield made
-
-
-def ask(client, product, path="/v1/recognize", **params):
-    return client.post(path, files={"photo": jpeg(photo(product, 99))}, params=params)
-
-
-def error(response):
-    stored = response.json()["error"]
-    assert set(stored) == {"code", "message", "request_id"} and "\n" not in stored["message"]
-    assert stored["request_id"] == response.headers["x-request-id"]
-    return response.status_code, stored["code"]
 
 
 def test_every_product_is_recognised(client):
@@ -371,13 +371,6 @@ def test_busy_is_said_at_once(index, monkeypatch):
         assert response.status_code == 503 and response.headers["retry-after"] == "1"
         client.app.state.sicot.photos = 0
         assert ask(client, 1).status_code == 200
-
-
-def eventually(check, seconds=10.0):
-    end = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_changes_of_the_index_are_seen(client, index):

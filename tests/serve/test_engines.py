@@ -4,9 +4,9 @@ import threading
 import time
 
 import pytest
-from index_maker import PRODUCTS
+from helpers.index_maker import PRODUCTS
 
-from sicot_jax.index import layout
+from sicot_jax.index.storage import layout
 from sicot_jax.serve import engines
 
 
@@ -82,7 +82,7 @@ def test_numpys_threads_are_held(index):
     pytest.importorskip("fastapi", reason="the service needs its extra")
     import threadpoolctl
 
-    from sicot_jax.serve import live
+    from sicot_jax.serve import model_manager as live
     from sicot_jax.serve.settings import Settings
 
     with threadpoolctl.threadpool_limits(2, user_api="blas"):

@@ -7,11 +7,11 @@ import time
 
 import numpy as np
 import pytest
-from index_maker import PRODUCTS, jpeg, photo, sku, visit
-from test_server import free_port, serving
+from helpers.index_maker import PRODUCTS, jpeg, photo, sku, visit
+from helpers.service_process import free_port, serving
 
-from sicot_jax.index import rank
-from sicot_jax.serve.keys import add_key
+from sicot_jax.indexing import fit_ranker as rank
+from sicot_jax.serve.api_keys import add_key
 from sicot_jax.serve.settings import Settings
 
 pytestmark = pytest.mark.browser

@@ -9,10 +9,10 @@ import zlib
 
 import numpy as np
 import pytest
-from index_maker import PREPROCESSING, jpeg
+from helpers.index_maker import PREPROCESSING, jpeg
 from PIL import Image
 
-from sicot_jax.preprocessing import Preprocessing
+from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.serve import photo
 from sicot_jax.serve.box import Box
 from sicot_jax.serve.photo import Limits, PhotoError, PixelBudget

@@ -3,18 +3,18 @@
 import logging
 
 import pytest
-from index_maker import PRODUCTS, sku, write_index
+from helpers.index_maker import PRODUCTS, sku, write_index
 
-from sicot_jax.index import change
-from sicot_jax.serve import live
+from sicot_jax.indexing import update as change
+from sicot_jax.serve import model_manager as live
 from sicot_jax.serve.settings import Settings
 
 psycopg = pytest.importorskip("psycopg", reason="a database is used with the extra postgres")
 testclient = pytest.importorskip("fastapi.testclient", reason="the service needs its extra")
 
-from test_app import ask, error, eventually  # noqa: E402
+from helpers.service_client import ask, error, eventually  # noqa: E402
 
-from sicot_jax.index.publish import publish  # noqa: E402
+from sicot_jax.index.backends.postgres_publish import publish  # noqa: E402
 from sicot_jax.serve.app import create_app  # noqa: E402
 
 pytestmark = pytest.mark.database

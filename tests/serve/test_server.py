@@ -5,104 +5,20 @@ import concurrent.futures
 import contextlib
 import http.client
 import json
-import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 
 import numpy as np
 import pytest
-from index_maker import PRODUCTS, jpeg, photo, sku, write_index
+from helpers.index_maker import PRODUCTS, jpeg, photo, sku, write_index
+from helpers.service_process import PHOTO, Server, serving
 
-from sicot_jax.index import layout
+from sicot_jax.index.storage import layout
 
 pytest.importorskip("uvicorn", reason="the service needs its extra")
-PHOTO = jpeg(photo(1, 99))
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-class Server:
-    """The process, and requests to it."""
-
-    def __init__(self, index, *flags):
-        self.port = free_port()
-        command = [sys.executable, "-m", "sicot_jax.cli", "serve", "--index", str(index), "--engine", "jax"]
-        self.process = subprocess.Popen(
-            [*command, "--largest-batch", "2", "--port", str(self.port), *flags], stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"},
-        )  # fmt: skip
-        self.lines: list[str] = []
-        self.reader = threading.Thread(target=lambda: self.lines.extend(self.process.stderr))
-        self.reader.start()
-
-    def wait(self):
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
-            assert self.process.poll() is None, self.lines
-            with contextlib.suppress(OSError):
-                if self.get("/readyz")[0] == 200:
-                    return self
-            time.sleep(0.05)
-        raise TimeoutError(self.lines)
-
-    def request(self, method, path, body=None, headers=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        try:
-            connection.request(method, path, body, headers or {})
-            response = connection.getresponse()
-            return response.status, response.read()
-        finally:
-            connection.close()
-
-    def get(self, path):
-        return self.request("GET", path)
-
-    def recognize(self, data=PHOTO):
-        return self.request("POST", "/v1/recognize", data, {"Content-Type": "image/jpeg"})
-
-    def raw(self, data, then="wait"):
-        """The status line of what comes back, or "" where the server hangs up. `then`: wait for it, after saying that
-        nothing more will come ("end"), or "leave".
-        """
-        with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
-            with contextlib.suppress(ConnectionError):
-                connection.sendall(data)
-                if then == "end":
-                    connection.shutdown(socket.SHUT_WR)
-                if then != "leave":
-                    return connection.recv(4096).split(b"\r\n")[0].decode("latin-1")
-            return ""
-
-    def memory(self):
-        """Resident bytes of this process."""
-        with open(f"/proc/{self.process.pid}/status") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmRSS:"))
-
-    def stop(self, number=signal.SIGTERM):
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        code = self.process.wait(30)
-        self.reader.join(10)
-        self.process.stderr.close()
-        return code
-
-
-@contextlib.contextmanager
-def serving(index, *flags):
-    server = Server(index, *flags)
-    try:
-        yield server.wait()
-    finally:
-        server.stop()
 
 
 @pytest.mark.slow
@@ -273,7 +189,7 @@ def test_the_index_is_switched_a_hundred_times_under_load(index, made_model):
 def test_requests_that_time_out_while_models_change(index, made_model, tmp_path):
     """Threads still work for requests that were given up, while index and model are replaced: the process lives, and no answer
     is another error than "try again"."""
-    import index_maker
+    from helpers import index_maker
 
     index_maker.write_model(tmp_path / "other", seed=1)
     statuses, done = [], threading.Event()

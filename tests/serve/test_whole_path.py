@@ -3,12 +3,13 @@
 import json
 
 import pytest
-from index_maker import GOOD, PRODUCTS, jpeg, photo, sku, visit, write_index, write_model
-from test_server import serving
+from helpers.index_maker import GOOD, PRODUCTS, jpeg, photo, sku, visit, write_index, write_model
+from helpers.service_process import serving
 
-from sicot_jax import cli
-from sicot_jax.index import layout, rank
-from sicot_jax.search.rerank import read_ranker
+from sicot_jax.cli import main as cli
+from sicot_jax.index.storage import layout
+from sicot_jax.indexing import fit_ranker as rank
+from sicot_jax.search.ranker import read_ranker
 
 pytest.importorskip("lightgbm", reason="the ranker needs the service's extra")
 

@@ -1,0 +1,1 @@
+"""`sicot import`: reads a shop's manifest or folders and writes a catalogue."""

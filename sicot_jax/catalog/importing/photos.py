@@ -1,0 +1,145 @@
+"""Where the bytes of photos come from, and their decoding by a pool of processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import stat
+import threading
+import zipfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from sicot_jax.common.image import ImageError, prepare
+
+MAX_FILE_BYTES = 512 << 20
+_CHUNK = 32
+_PHOTOS_PER_WORKER = 100
+
+
+class PhotoReader(Protocol):
+    """Bytes of a photo by its name in the source. Picklable: worker processes read."""
+
+    def read(self, image: str) -> bytes: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderPhotos:
+    """Photos by path, relative to `root` or absolute."""
+
+    root: Path
+
+    def read(self, image: str) -> bytes:
+        path = self.root / image
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            # A pipe would wait for ever, a device may have no end.
+            raise ImageError("not a file: wanted a photo file, not a folder, pipe or device")
+        size = status.st_size
+        if size > MAX_FILE_BYTES:
+            raise ImageError(f"file too large: {size} bytes, at most {MAX_FILE_BYTES}")
+        return path.read_bytes()
+
+
+@dataclasses.dataclass
+class ZipPhotos:
+    """Photos by member name of a zip file."""
+
+    path: Path
+    _file: zipfile.ZipFile | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    def read(self, image: str) -> bytes:
+        if self._file is None:
+            self._file = zipfile.ZipFile(self.path)
+        info = self._file.getinfo(image)
+        if info.file_size > MAX_FILE_BYTES:
+            raise ImageError(f"file too large: {info.file_size} bytes, at most {MAX_FILE_BYTES}")
+        return self._file.read(info)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"path": self.path, "_file": None}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prepared:
+    """A photo ready to be stored, or `error` saying why not."""
+
+    image_id: str = ""
+    image: bytes = b""
+    error: str = ""
+
+
+def _prepare_one(reader: PhotoReader, image: str, short_side: int) -> Prepared:
+    try:
+        return Prepared(*prepare(reader.read(image), short_side=short_side))
+    except ImageError as error:
+        return Prepared(error=str(error))
+    except (FileNotFoundError, NotADirectoryError, KeyError):
+        return Prepared(error="photo missing: no such file")
+    except (OSError, zipfile.BadZipFile, ValueError) as error:
+        return Prepared(error=f"photo unreadable: {' '.join(str(error).split())[:120]}")
+
+
+def _prepare_chunk(images: Sequence[str]) -> list[Prepared]:
+    return [_prepare_one(_worker.reader, image, _worker.short_side) for image in images]
+
+
+class _worker:
+    """What a worker process keeps between chunks."""
+
+    reader: PhotoReader
+    short_side: int
+
+
+def _start_worker(reader: PhotoReader, short_side: int) -> None:
+    _worker.reader, _worker.short_side = reader, short_side
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which stops the pool
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+    # A pool's workers outlive a parent that was killed; nobody would ever end them.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def prepare_all(reader: PhotoReader, images: Sequence[str], *, short_side: int, workers: int) -> Iterator[Prepared]:
+    """One Prepared per image, in the order of `images` whatever the number of workers; few are held in memory.
+
+    One worker decodes in this process. More are started by `spawn`: forking a process that has threads (jax, grain,
+    the progress bar) can hang.
+    """
+    # Starting a process takes about a second: not worth it for a few photos.
+    workers = min(workers, 1 + len(images) // _PHOTOS_PER_WORKER)
+    if workers == 1:
+        for image in images:
+            yield _prepare_one(reader, image, short_side)
+        return
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(reader, short_side),
+    )
+    pending: deque[Future[list[Prepared]]] = deque()
+    try:
+        for start in range(0, len(images), _CHUNK):
+            pending.append(pool.submit(_prepare_chunk, images[start : start + _CHUNK]))
+            if len(pending) > 4 * workers:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,280 @@
+"""`sicot import`: a manifest, folders of photos or a named data set to a catalogue on disk."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import importlib.util
+import io
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import sicot_jax
+from sicot_jax.catalog.importing.settings import ImportFailed, ImportSettings
+from sicot_jax.catalog.sources.imported import data_set_folders, read_description, version_folders
+from sicot_jax.catalog.sources.tables import CLASSES_FILE, SPLITS_FILE, read_class_table, read_split_table
+
+if TYPE_CHECKING:
+    from sicot_jax.catalog.importing.builder import CatalogBuilder
+    from sicot_jax.catalog.importing.report import ImportReport
+    from sicot_jax.catalog.importing.title_source import TitleLender
+
+DATA_SETS = ("fashion_products", "generated", "grocery_store", "imaterialist", "webvision1k")
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_LOCK_FILE = ".import.lock"
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """What an import made: the version folder and its report."""
+
+    folder: Path
+    report: ImportReport
+
+
+def import_catalog(
+    source: Path,
+    out: Path,
+    *,
+    settings: ImportSettings | None = None,
+    dataset: str | None = None,
+    name: str | None = None,
+    workers: int | None = None,
+    titles: TitleLender | None = None,
+) -> Imported:
+    """Import `source` into `out/<name>/<version>`; a second import into `out` makes the next version.
+
+    The next version keeps the class ids and, but for what the source says, the split of every photo.
+
+    Args:
+      source: a manifest, a folder with one folder per SKU, or with `dataset` the folder with the owner's files.
+      dataset: one of DATA_SETS.
+      name: lower-case letters, digits, underscores; by default `dataset`, else the one in `out`, else after the source.
+      workers: processes that decode photos; by default one per CPU core. The result does not depend on it.
+      titles: lends the training photos without a title one.
+
+    Raises ImportFailed or ManifestError with one line, also where `out` cannot be written; whatever stops an import,
+    `out` holds nothing of it.
+    """
+    source, out = Path(source).absolute(), Path(out).absolute()
+    settings = settings or ImportSettings()
+    workers = _cpu_count() if workers is None else workers
+    if workers < 1:
+        raise ImportFailed(f"workers={workers}, wanted at least 1")
+    if not source.is_file() and not source.is_dir():
+        raise ImportFailed(f"{source} not found as a file or folder; wanted a manifest, or a folder with photos")
+    # Not at the top: the command line reads this file for its flags, also where TFDS is not installed.
+    from sicot_jax.catalog.importing.manifest_builder import ManifestBuilder
+
+    builder_class = ManifestBuilder if dataset is None else load_builder(dataset)
+    try:
+        return _import_locked(builder_class, source, out, settings, workers, titles, dataset=dataset, name=name)
+    except BrokenProcessPool:
+        raise ImportFailed("a decoding process died, wanted it to go on; out of memory? try --workers 1") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ImportFailed(
+                f"no space left in {out}; nothing was kept of it; free space or give another --out"
+            ) from None
+        raise ImportFailed(f"{error.filename or out}: {error.strerror or error}; check --out and source") from error
+
+
+def _import_locked(
+    builder_class: type[CatalogBuilder],
+    source: Path,
+    out: Path,
+    settings: ImportSettings,
+    workers: int,
+    titles: TitleLender | None,
+    *,
+    dataset: str | None,
+    name: str | None,
+) -> Imported:
+    with _locked(out):
+        present = [folder.name for folder in data_set_folders(out)]
+        chosen = name or dataset or (present[0] if present else _name_of(source))
+        if not _NAME.fullmatch(chosen):
+            raise ImportFailed(
+                f"name {chosen!r}, wanted lower-case letters, digits and underscores; give another --name"
+            )
+        if present and chosen not in present:
+            raise ImportFailed(
+                f"{out} holds the catalogue {present[0]!r}, not {chosen!r}; choose another --out or --name"
+            )
+        for leftover in (out / chosen).glob("incomplete.*"):
+            shutil.rmtree(leftover)
+        versions = version_folders(out / chosen)
+        previous, splits, version = None, None, "1.0.0"
+        if versions:
+            read_description(versions[-1])  # refuses a newer format
+            previous = read_class_table(versions[-1] / CLASSES_FILE)
+            splits = read_split_table(versions[-1] / SPLITS_FILE)
+            major, minor, patch = map(int, versions[-1].name.split("."))
+            version = f"{major}.{minor}.{patch + 1}"
+        builder = builder_class(
+            source=source,
+            data_dir=out,
+            settings=settings,
+            workers=workers,
+            name=chosen,
+            version=version,
+            previous=previous,
+            previous_splits=splits,
+            titles=titles,
+        )
+        _write(builder, out)
+        assert builder.report is not None
+        return Imported(out / chosen / version, builder.report)
+
+
+def _write(builder: CatalogBuilder, out: Path) -> None:
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()  # ours counts photos
+    try:
+        # TFDS announces downloads and makes folders for them; there are none.
+        with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
+            builder.download_and_prepare(download_dir=downloads, file_format="array_record")
+    finally:
+        # An empty data set folder of a stopped import would be left behind.
+        with contextlib.suppress(OSError):
+            (out / builder.name).rmdir()
+
+
+def _cpu_count() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _name_of(source: Path) -> str:
+    stem = source.name if source.is_dir() else source.stem
+    cleaned = re.sub(r"[^a-z0-9]+", "_", stem.lower()).strip("_")
+    return cleaned if _NAME.fullmatch(cleaned) else "catalogue"
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Hold `out` for one import; the system frees the lock of a process that dies."""
+    created = [folder for folder in (out, *out.parents) if not folder.exists()]
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / _LOCK_FILE
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ImportFailed(f"another import is writing to {out}; wait for it or give another --out") from None
+        try:
+            yield
+        finally:
+            # The lock file stays beside data sets: removing it while a second import opens it would give two locks.
+            if created and not any(entry.name != _LOCK_FILE for entry in out.iterdir()):
+                path.unlink()
+                with contextlib.suppress(OSError):
+                    for folder in created:
+                        folder.rmdir()
+
+
+def load_builder(dataset: str) -> type[CatalogBuilder]:
+    """The `Builder` of a data set: from `data/` of a checkout, else from the installed package."""
+    if dataset not in DATA_SETS:
+        raise ImportFailed(f"data set {dataset!r}, wanted one of {', '.join(DATA_SETS)}")
+    package = Path(sicot_jax.__file__).parent
+    relative = Path("data", dataset, f"{dataset}_dataset_builder.py")
+    for root in (package.parent, package):
+        if (root / relative).is_file():
+            return _load_module(f"sicot_jax.data.{dataset}.{dataset}_dataset_builder", root / relative).Builder
+    raise ImportFailed(f"no {relative} in {package.parent} or {package}; install sicot_jax again")
+
+
+def _load_module(name: str, path: Path) -> ModuleType:
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def add_import_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `sicot import`."""
+    default = ImportSettings()
+    parser.add_argument("source", nargs="?", type=Path, help="manifest (csv, parquet, jsonl) or folder of SKU folders")
+    parser.add_argument("--dataset", choices=DATA_SETS, help="a data set in its owner's layout, read from --from")
+    parser.add_argument("--from", dest="source_folder", type=Path, metavar="DIR", help="folder with the owner's files")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the catalogue is written")
+    parser.add_argument("--name", help="name of the catalogue (default: after the source)")
+    parser.add_argument("--workers", type=int, help="decoding processes (default: one per CPU core)")
+    parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument("--short-side", type=int, default=default.short_side, help="pixels; photos are never enlarged")
+    parser.add_argument("--test-per-class", type=int, metavar="K", help="K test photos for every class that has enough")
+    parser.add_argument(
+        "--test-share", type=float, metavar="S", help="share of every class to test (default: 0.2, at most 20 photos)"
+    )
+    parser.add_argument("--tail-cut", type=int, metavar="N", help="cut train to an exponential tail, N down to 1")
+    parser.add_argument("--min-photos", type=int, metavar="N", help="leave out classes with fewer photos")
+    parser.add_argument("--tokenizer", choices=("words", "sentencepiece"), default=default.tokenizer)
+    parser.add_argument("--drop-top-share", type=float, default=default.drop_top_share, help="commonest words dropped")
+    parser.add_argument("--min-count", type=int, default=default.min_count, help="words seen more rarely are dropped")
+    parser.add_argument("--max-vocabulary", type=int, default=default.max_vocabulary)
+    parser.add_argument("--word-width", type=int, default=default.word_width, help="numbers per word vector")
+    parser.add_argument("--word-epochs", type=int, default=default.word_epochs)
+    parser.add_argument("--max-bad-share", type=float, default=default.max_bad_share, help="stop above this share")
+    parser.add_argument("--max-rows", type=int, metavar="N", help="read only the first N good rows")
+    parser.add_argument(
+        "--titles-from",
+        type=Path,
+        metavar="RUN",
+        help="finished run on a catalogue with titles: a training photo without a title takes that of the nearest one there",
+    )
+    parser.add_argument(
+        "--titles-path", default="", metavar="DIR", help="where RUN's catalogue is now, if it was moved"
+    )
+    parser.add_argument(
+        "--titles-min-similarity",
+        type=float,
+        default=default.titles_min_similarity,
+        metavar="S",
+        help="cosine below which no title is taken (default: 0, take all)",
+    )
+
+
+def run_import(args: argparse.Namespace, *, titles: TitleLender | None = None) -> None:
+    """Run `sicot import` and print a summary; `titles` is what `--titles-from` names.
+
+    Raises ImportFailed where the source is not given exactly once, or options of titles without where they come from.
+    """
+    if titles is None and (args.titles_path or args.titles_min_similarity):
+        raise ImportFailed(
+            "--titles-path or --titles-min-similarity without a run that lends titles; give --titles-from"
+        )
+    source = args.source_folder if args.dataset else args.source
+    if source is None or (args.source is not None and args.source_folder is not None):
+        raise ImportFailed(
+            "wanted either a manifest or folder, or --dataset NAME --from DIR; see `sicot import --help`"
+        )
+    fields = [field.name for field in dataclasses.fields(ImportSettings)]
+    settings = ImportSettings(**{field: getattr(args, field) for field in fields})
+    made = import_catalog(
+        source,
+        args.out,
+        settings=settings,
+        dataset=args.dataset,
+        name=args.name,
+        workers=args.workers,
+        titles=titles,
+    )
+    print(made.report.summary())
+    print(f"written to {made.folder}, report in {made.folder / 'report.md'}")

@@ -1,0 +1,1 @@
+"""Kinds of catalogue that can be opened: imported, one array file, generated."""

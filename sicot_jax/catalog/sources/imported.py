@@ -1,0 +1,176 @@
+"""Open a catalogue that `sicot import` wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sicot_jax.catalog.catalog import SPLITS, Catalog, Record
+from sicot_jax.catalog.sources.tables import CATALOG_FILE, CLASSES_FILE, FORMAT_VERSION, VECTORS_FILE, read_class_table
+from sicot_jax.catalog.tokenizer import load_tokenizer
+from sicot_jax.errors import InputError
+
+_VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
+
+
+class CatalogError(InputError):
+    """A folder that cannot be opened as a catalogue; the message is one line."""
+
+
+@dataclasses.dataclass
+class ImportedSplit:
+    """Records of one split on disk, opened at the first read; picklable, every process opens its own files."""
+
+    folder: Path
+    split: str
+    labels: np.ndarray  # int32 [N], in the order of the records
+    _source: Any = dataclasses.field(default=None, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of split {self.split}, wanted 0 to {len(self) - 1}")
+        if self._source is None:
+            self._source = _open_source(self.folder, self.split)
+        stored = self._source[int(index)]
+        return Record(
+            image_id=stored["image_id"].decode(),
+            image=stored["image"],
+            sku=stored["sku"].decode(),
+            class_id=int(stored["class_id"]),
+            title=stored["title"].decode(),
+            tags=stored["tags"].decode(),
+            token_ids=np.asarray(stored["token_ids"], np.int32),
+            category=stored["category"].decode(),
+            box=np.asarray(stored["box"], np.float32),
+            role=stored["role"].decode(),
+            reference=stored["reference"].decode(),
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_source": None}
+
+
+_opening = threading.Lock()
+
+
+def _open_source(folder: Path, split: str) -> Any:
+    # One thread at a time: TFDS imports its parts when they are first used, and two threads that do so, one inside the
+    # other's import, wait for each other for ever (etils' lazy modules on Python 3.11). The first record brings the rest.
+    with _opening:
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder_from_directory(folder)
+        source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        if len(source):
+            source[0]
+        return source
+
+
+def version_folders(data_set: Path) -> list[Path]:
+    """Whole versions of a data set folder, oldest first."""
+    if not data_set.is_dir():
+        return []
+    found = [
+        entry for entry in data_set.iterdir() if _VERSION.fullmatch(entry.name) and (entry / CATALOG_FILE).exists()
+    ]
+    return sorted(found, key=lambda entry: tuple(map(int, entry.name.split("."))))
+
+
+def data_set_folders(directory: Path) -> list[Path]:
+    """Folders under an import's output that hold at least one whole version."""
+    return sorted(entry for entry in directory.iterdir() if entry.is_dir() and version_folders(entry))
+
+
+def _find_version(directory: Path) -> Path | None:
+    if (directory / CATALOG_FILE).exists() and not directory.name.startswith("incomplete."):
+        return directory
+    versions = version_folders(directory)
+    if versions:
+        return versions[-1]
+    data_sets = data_set_folders(directory)
+    if len(data_sets) > 1:
+        names = ", ".join(entry.name for entry in data_sets)
+        raise CatalogError(f"{directory} holds {len(data_sets)} catalogues ({names}), wanted one; name its folder")
+    return version_folders(data_sets[0])[-1] if data_sets else None
+
+
+def newest_version(directory: Path) -> Path:
+    """The version folder to open: `directory` itself, or the newest version in it or in its only data set.
+
+    Raises CatalogError: no such folder, nothing imported there, only an unfinished import, several data sets.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise CatalogError(f"catalogue {directory} not found; make one with `sicot import`")
+    found = _find_version(directory)
+    if found is not None:
+        return found
+    unfinished = directory.name.startswith("incomplete.") or any(
+        True for pattern in ("incomplete.*", "*/incomplete.*") for _ in directory.glob(pattern)
+    )
+    if unfinished:
+        raise CatalogError(f"{directory} holds only an unfinished import; run `sicot import` again")
+    raise CatalogError(f"{directory} is no catalogue: no {CATALOG_FILE} in it; make one with `sicot import`")
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """`catalog.json` of a version folder. Raises CatalogError: unreadable, or of a newer format."""
+    try:
+        description = json.loads((folder / CATALOG_FILE).read_text(encoding="utf-8"))
+        found = int(description["format_version"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CatalogError(f"{folder / CATALOG_FILE} cannot be read ({error}); import the catalogue again") from None
+    if found > FORMAT_VERSION:
+        raise CatalogError(
+            f"{folder} has format {found}, this version reads up to {FORMAT_VERSION}; upgrade sicot or import again"
+        )
+    return description
+
+
+def import_source(directory: Path | str) -> dict[str, str] | None:
+    """{"source", "source_sha256"} of the newest whole version: the name of what was imported, and its fingerprint
+    (`importing.source_sha256`).
+
+    None where `directory` holds no whole version: missing, empty or an unfinished import. Both are "" in a catalogue
+    that does not name them. Raises CatalogError: several data sets, unreadable, of a newer format.
+    """
+    directory = Path(directory)
+    folder = _find_version(directory) if directory.is_dir() else None
+    if folder is None:
+        return None
+    description = read_description(folder)
+    return {key: str(description.get(key, "")) for key in ("source", "source_sha256")}
+
+
+def open_imported(directory: Path | str) -> Catalog:
+    """The newest version in an import's output folder, or the version folder given.
+
+    Reads tables only; photos are opened at the first access of a split. Raises CatalogError in one line.
+    """
+    folder = newest_version(Path(directory)).absolute()
+    description: Mapping[str, Any] = read_description(folder)
+    try:
+        classes = read_class_table(folder / CLASSES_FILE)
+        splits = {split: ImportedSplit(folder, split, np.load(folder / f"labels_{split}.npy")) for split in SPLITS}
+        return Catalog(
+            name=description["name"],
+            data_hash=description["data_hash"],
+            classes=classes,
+            head_boundary=description["head_boundary"],
+            tokenizer=load_tokenizer(folder),
+            word_vectors=np.load(folder / VECTORS_FILE),
+            splits=splits,
+        )
+    except (OSError, EOFError, ValueError, KeyError) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise CatalogError(f"catalogue {folder} is damaged ({detail}); import it again") from error

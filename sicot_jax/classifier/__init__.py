@@ -1,0 +1,1 @@
+"""The class weights [C, D]: heads, sharding, sampling of classes, losses."""

@@ -1,0 +1,1 @@
+"""Helpers without jax that every package may use: files, locks, text, intervals."""

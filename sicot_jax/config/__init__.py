@@ -1,0 +1,51 @@
+"""The config of a run: its dataclasses, preprocessing, batch plan, and how they are loaded."""
+
+from sicot_jax.config.load import bundled_configs, from_dict, load, override, stored
+from sicot_jax.config.preprocessing import Preprocessing
+from sicot_jax.config.schema import (
+    ENCODERS,
+    FORMAT,
+    FREE_ON_RESUME,
+    AugmentConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    EvalConfig,
+    GeneratedSpec,
+    HeadConfig,
+    LossConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    TextConfig,
+    TrainConfig,
+    flatten,
+    to_dict,
+)
+
+__all__ = [
+    "AugmentConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "ENCODERS",
+    "EvalConfig",
+    "FORMAT",
+    "FREE_ON_RESUME",
+    "GeneratedSpec",
+    "HeadConfig",
+    "LossConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "Preprocessing",
+    "TextConfig",
+    "TrainConfig",
+    "bundled_configs",
+    "flatten",
+    "from_dict",
+    "load",
+    "override",
+    "stored",
+    "to_dict",
+]

@@ -1,1 +1,0 @@
-"""Weights in and out: PyTorch, ONNX, StableHLO. Only this package may import torch, and only when it converts."""

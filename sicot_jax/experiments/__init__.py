@@ -1,0 +1,1 @@
+"""Comparisons of training variants: baseline, co-training, sweeps."""

@@ -1,0 +1,41 @@
+"""The main job: with and without text on one catalogue with the same schedule, side by side."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from sicot_jax.catalog.open import open_catalog
+from sicot_jax.config import Config, ConfigError
+from sicot_jax.errors import InputError
+from sicot_jax.experiments.variants import arm
+from sicot_jax.report.page import write_report
+from sicot_jax.training.loop import train
+
+
+def arms(config: Config) -> dict[str, Config]:
+    """Run name -> config; they differ in their use of text alone."""
+    if not (config.loss.with_text or config.model.word_rows):
+        raise ConfigError(
+            "compare wants a config with text, got loss.mixed and loss.title_words 0 and model.word_rows=False; "
+            "set loss.mixed=1"
+        )
+    return {"baseline": arm(config, "baseline"), "co_training" if config.loss.with_semantic else "title_words": config}
+
+
+def compare(config: Config, workdir: Path) -> None:
+    """Train, evaluate and report both arms under `workdir`; what is done is not done again."""
+    configs = arms(config)
+    catalog = open_catalog(config.data)
+    if len(catalog.tokenizer.vocabulary) < 2:
+        raise InputError(
+            f"{catalog.name} has no title with a known word, and training with text wants some; add titles (by hand, or "
+            "sicot import --titles-from RUN), keep rare words (sicot import --min-count=1, then "
+            "sicot compare --config=base --config.data.path=DIR), or train the baseline alone: sicot train ... "
+            "--config.loss.mixed=0 --config.loss.title_words=0 --config.model.word_rows=False"
+        )
+    for number, (name, chosen) in enumerate(configs.items(), 1):
+        print(f"\n[{number}/{len(configs)}] {name.replace('_', '-')}", file=sys.stderr)
+        train(chosen, workdir / name, catalog=catalog)
+    print(write_report([workdir / name for name in configs], workdir / "report"))
+    print(f"\nReport: {workdir / 'report' / 'report.md'}")

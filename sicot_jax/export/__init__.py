@@ -1,0 +1,1 @@
+"""Conversion of finished runs to PyTorch, ONNX and StableHLO, and of PyTorch weights to a start."""

@@ -1,0 +1,1 @@
+"""Implementations of ProductIndex: local files, shards, PostgreSQL, Milvus."""

@@ -1,0 +1,1 @@
+"""Files of an index version: products, vectors, binary codes, inverted lists."""

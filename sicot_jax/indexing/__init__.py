@@ -1,0 +1,1 @@
+"""Jobs that build, change, check and evaluate a product index."""

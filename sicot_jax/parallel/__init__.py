@@ -1,0 +1,1 @@
+"""The device mesh, several processes as one run, and what devices exchange."""

@@ -1,0 +1,1 @@
+"""Torch-named weights: files, names, batch-norm folding, parity checks."""

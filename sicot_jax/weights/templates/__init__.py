@@ -1,0 +1,1 @@
+"""Stand-alone PyTorch modules that are copied into an exported folder."""

@@ -1,0 +1,169 @@
+"""Sample order: a permutation each epoch, pure in (seed, step), and the frequencies that the samplings promise."""
+
+import numpy as np
+import pytest
+
+from sicot_jax.catalog.sampling import CLASSES, ORDER, Sampler, generator, permute
+from sicot_jax.config.batch_plan import SAMPLINGS, BatchPlan
+
+
+def whole(size, seed=0, epoch=0):
+    return permute(np.arange(size), size=size, seed=seed, epoch=epoch)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 16, 17, 63, 64, 65, 1000, 4096, 4097])
+def test_permute_is_a_permutation(size):
+    for seed, epoch in [(0, 0), (0, 1), (1, 0), (2**40, 3)]:
+        order = whole(size, seed, epoch)
+        assert order.dtype == np.int64
+        np.testing.assert_array_equal(np.sort(order), np.arange(size))
+
+
+def test_permute_differs_between_epochs_and_seeds():
+    orders = [whole(1000, seed, epoch) for seed, epoch in [(0, 0), (0, 1), (1, 0), (1, 1)]]
+    for i, one in enumerate(orders):
+        # A random permutation has one fixed point on average, and two have one place in common; more than 10 of
+        # either is less than one chance in 10^7.
+        assert (one == np.arange(1000)).sum() <= 10
+        for other in orders[:i]:
+            assert (one == other).sum() <= 10
+
+
+def test_permute_is_evaluated_place_by_place():
+    index = np.array([999_999, 0, 500_000])
+    several = permute(index, size=1_000_000, seed=3, epoch=2)
+    alone = [permute(index[i : i + 1], size=1_000_000, seed=3, epoch=2)[0] for i in range(3)]
+    np.testing.assert_array_equal(several, alone)
+    np.testing.assert_array_equal(index, [999_999, 0, 500_000])  # the argument is left alone
+
+
+def test_permute_sends_a_record_everywhere_alike():
+    """Where record 1 of 5 lands over 2,000 epochs: 400 each; chi-square with 4 degrees of freedom, 23.5 is p = 1e-4."""
+    landed = [permute(np.array([1]), size=5, seed=0, epoch=epoch)[0] for epoch in range(2000)]
+    counts = np.bincount(landed, minlength=5)
+    assert ((counts - 400) ** 2 / 400).sum() < 23.5
+
+
+def test_equal_numbers_give_other_streams_for_other_purposes():
+    streams = [generator(purpose, 3, 5).random(1000) for purpose in (ORDER, CLASSES)]
+    assert len(np.unique(streams)) == 2000
+    np.testing.assert_array_equal(generator(CLASSES, 3, 5).random(1000), streams[1])
+
+
+def test_permute_leaves_no_runs():
+    """Neighbours before are no neighbours after: their distance is as in a random order (a third of the size)."""
+    distance = np.abs(np.diff(whole(10_000)))
+    assert abs(distance.mean() / 10_000 - 1 / 3) < 0.01  # deviation of the mean: 0.24 / sqrt(10,000)
+
+
+@pytest.mark.parametrize("records, batch", [(10, 4), (7, 7), (5, 8), (3, 10), (1, 4), (100, 1)])
+def test_uniform_takes_every_record_once_an_epoch(records, batch):
+    """Also where steps do not divide the epoch and where a batch holds several epochs."""
+    sampler = Sampler(np.zeros(records, np.int32), batch, seed=5)
+    epochs = 4
+    steps = -(-epochs * records // batch)
+    drawn = np.concatenate([sampler(step) for step in range(steps)])
+    rounds = drawn[: epochs * records].reshape(epochs, records)
+    np.testing.assert_array_equal(np.sort(rounds, 1), np.tile(np.arange(records), (epochs, 1)))
+    if records > 6:
+        assert not (rounds[0] == rounds[1]).all()
+
+
+def test_batch_plan_by_hand():
+    """Batches of 3, from step 4 on of 6, from step 6 on of 12: 0 3 6 9 12 18 24 36 ... records before a step."""
+    plan = BatchPlan(3, (4, 6))
+    assert [plan.size(step) for step in range(8)] == [3, 3, 3, 3, 6, 6, 12, 12]
+    assert [plan.first_position(step) for step in range(9)] == [0, 3, 6, 9, 12, 18, 24, 36, 48]
+    assert [plan.batches_before(step) for step in range(9)] == [0, 1, 2, 3, 4, 6, 8, 12, 16]
+    np.testing.assert_array_equal(plan.batches_before(np.arange(9)), [0, 1, 2, 3, 4, 6, 8, 12, 16])
+    assert [plan.steps_for(batches) for batches in (0, 3, 4, 5, 6, 7, 8, 9, 12, 13)] == [0, 3, 4, 5, 5, 6, 6, 7, 7, 8]
+    assert plan.sizes(0, 7) == [3, 6, 12] and plan.sizes(4, 6) == [6] and plan.sizes(5, 5) == []
+    assert [step for step in range(1, 9) if plan.passes(step, 5)] == [5, 7, 8]  # of 1 2 3 4 6 8 12 16 batches
+    assert BatchPlan(3).batches_before(7) == 7 and BatchPlan(3).steps_for(7) == 7
+
+
+@pytest.mark.parametrize("every", [5.0, 3.3, 1.0, 0.4])
+def test_a_batch_grows_at_the_first_step_after_each_so_many_batches(every):
+    """The last two: a period shorter than a step of the grown batch, and than the first step."""
+    plan = BatchPlan.growing(8, doublings=3, every=every)
+    assert len(plan.doubled_at) == 3
+    for i, step in enumerate(plan.doubled_at):
+        due = round((i + 1) * every)
+        assert plan.batches_before(step) >= due
+        assert step == 0 or plan.batches_before(step - 1) < due
+    assert plan.size(plan.doubled_at[-1]) == 64
+    for batches in range(40):
+        step = plan.steps_for(batches)
+        assert plan.batches_before(step) >= batches and (step == 0 or plan.batches_before(step - 1) < batches)
+
+
+def test_uniform_takes_every_record_once_an_epoch_while_the_batch_grows():
+    """11 records in batches of 2, doubled after epochs 1 and 2 to 8: boundaries meet neither epochs nor steps."""
+    plan = BatchPlan.growing(2, doublings=2, every=11 / 2)
+    sampler = Sampler(np.zeros(11, np.int32), 2, seed=5, doubled_at=plan.doubled_at)
+    drawn = [sampler(step) for step in range(12)]
+    assert [len(batch) for batch in drawn] == [2] * 6 + [4] * 3 + [8] * 3
+    rounds = np.concatenate(drawn)[:44].reshape(4, 11)
+    np.testing.assert_array_equal(np.sort(rounds, 1), np.tile(np.arange(11), (4, 1)))
+    # The same records in the same order as without growth, and from any step on: resume is a step number.
+    plain = Sampler(np.zeros(11, np.int32), 2, seed=5)
+    np.testing.assert_array_equal(np.concatenate(drawn), np.concatenate([plain(step) for step in range(24)]))
+    for step in (7, 2, 10):
+        np.testing.assert_array_equal(Sampler(sampler.labels, 2, 5, "uniform", plan.doubled_at)(step), drawn[step])
+
+
+@pytest.mark.parametrize("sampling", ["class_balanced", "square_root"])
+def test_balanced_samplings_draw_the_batch_of_the_step(sampling):
+    """Before the first doubling the same records as without one, then twice as many."""
+    sampler, plain = Sampler(LABELS, 6, 0, sampling, (2,)), Sampler(LABELS, 6, 0, sampling)
+    for step in range(2):
+        np.testing.assert_array_equal(sampler(step), plain(step))
+    assert [len(sampler(step)) for step in (2, 3)] == [12, 12]
+    assert not (sampler(2) == sampler(3)).all()
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_a_step_is_a_pure_function_of_seed_and_step(sampling):
+    labels = np.random.default_rng(0).integers(0, 9, 50).astype(np.int32)
+    sampler = Sampler(labels, 16, 3, sampling)
+    forward = [sampler(step) for step in range(6)]
+    fresh = Sampler(labels.copy(), 16, 3, sampling)
+    for step in (5, 0, 3, 3, 1):
+        np.testing.assert_array_equal(fresh(step), forward[step])
+    assert all(batch.shape == (16,) and batch.dtype == np.int64 for batch in forward)
+    assert not (forward[0] == forward[1]).all()
+    assert not (Sampler(labels, 16, 4, sampling)(0) == forward[0]).all()
+
+
+# Classes 0, 2, 5, 6 with 1, 4, 25 and 100 records, in mixed order; classes 1, 3, 4 have none.
+COUNTS = {0: 1, 2: 4, 5: 25, 6: 100}
+LABELS = np.random.default_rng(1).permutation(np.repeat(list(COUNTS), list(COUNTS.values()))).astype(np.int32)
+
+
+@pytest.mark.parametrize("sampling, power", [("uniform", 1.0), ("class_balanced", 0.0), ("square_root", 0.5)])
+def test_class_frequencies(sampling, power):
+    """Chi-square over four classes: beyond 21.1 with p = 1e-4. The other samplings' shares lie far outside."""
+    sampler = Sampler(LABELS, 65, 0, sampling)
+    drawn = np.concatenate([sampler(step) for step in range(80)])
+    got = np.bincount(LABELS[drawn], minlength=7)
+    assert got[[1, 3, 4]].sum() == 0
+    share = np.array(list(COUNTS.values()), float) ** power
+    wanted = len(drawn) * share / share.sum()
+    assert ((got[list(COUNTS)] - wanted) ** 2 / wanted).sum() < 21.1
+
+
+@pytest.mark.parametrize("sampling", ["class_balanced", "square_root"])
+def test_records_of_a_class_are_alike(sampling):
+    sampler = Sampler(LABELS, 100, 0, sampling)
+    drawn = np.concatenate([sampler(step) for step in range(100)])
+    members = np.flatnonzero(LABELS == 5)
+    got = np.bincount(drawn, minlength=len(LABELS))[members]
+    wanted = got.mean()
+    assert ((got - wanted) ** 2 / wanted).sum() < 58.6  # 24 degrees of freedom, p = 1e-4
+
+
+def test_bad_settings_are_named():
+    with pytest.raises(ValueError, match=r"data.sampling='balanced', wanted one of \('uniform', 'class_balanced'"):
+        Sampler(LABELS, 4, 0, "balanced")
+    with pytest.raises(ValueError, match=r"no training records to sample from"):
+        Sampler(np.zeros(0, np.int32), 4, 0)

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+from sicot_jax.catalog.tokenizer import build_tokenizer, load_tokenizer, mask_words, words
+from sicot_jax.errors import InputError
+
+
+def test_words_by_hand():
+    assert words("Men's  T-Shirt, BLUE_42 (new!)") == ["mens", "t", "shirt", "blue", "42", "new"]
+    assert words("ＮＩＫＥ ﬁne Café") == ["nike", "fine", "café"]
+    assert words("CAFE\u0301") == ["café"]
+    assert words("हिन्दी ภาษาไทย") == ["हिन्दी", "ภาษาไทย"]
+    assert words("...") == [] == words("")
+
+
+def test_vocabulary_order_and_trimming():
+    texts = ["a b c", "a b c", "a b d", "a e"]  # a 4, b 3, c 2, d 1, e 1
+    assert list(build_tokenizer(texts, min_count=2).vocabulary) == ["", "a", "b", "c"]
+    # 5 distinct words: floor(0.2 * 5) = 1 dropped at the top, floor(0.19 * 5) = 0
+    assert list(build_tokenizer(texts, min_count=1, drop_top_share=0.2).vocabulary) == ["", "b", "c", "d", "e"]
+    assert list(build_tokenizer(texts, min_count=1, drop_top_share=0.19).vocabulary)[:2] == ["", "a"]
+    assert list(build_tokenizer(texts, min_count=1, max_vocabulary=2).vocabulary) == ["", "a", "b"]
+    assert build_tokenizer(reversed(texts)).vocabulary == build_tokenizer(texts).vocabulary
+
+
+def test_encode_leaves_out_padding_and_unknown_words(tmp_path):
+    tokenizer = build_tokenizer(["red shoe", "red"], min_count=1)
+    ids = tokenizer.encode("A shoe; red, RED!")
+    assert ids.dtype == np.int32 and ids.tolist() == [2, 1, 1]
+    assert tokenizer.encode("").shape == (0,) and tokenizer.encode("").dtype == np.int32
+    tokenizer.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert again.vocabulary == tokenizer.vocabulary and again.encode("shoe").tolist() == [2]
+    assert pickle.loads(pickle.dumps(again)).encode("shoe").tolist() == [2]
+
+
+@pytest.mark.parametrize("kind", ["words", "sentencepiece"])
+def test_no_titles_at_all(kind, tmp_path):
+    tokenizer = build_tokenizer(["", "  ", "--"], kind=kind)
+    tokenizer.save(tmp_path)
+    for each in (tokenizer, load_tokenizer(tmp_path)):
+        assert list(each.vocabulary) == [""] and each.encode("red shoe").size == 0
+
+
+def test_sentencepiece(tmp_path, capfd):
+    texts = ["红色运动鞋", "蓝色运动鞋", "红色连衣裙", "蓝色连衣裙", "运动鞋 包邮"] * 20
+    tokenizer = build_tokenizer(iter(texts), kind="sentencepiece")
+    assert capfd.readouterr().err == ""
+    assert tokenizer.vocabulary[0] == "" and len(tokenizer.vocabulary) > 5
+    ids = tokenizer.encode("红色运动鞋 Ω")
+    assert ids.dtype == np.int32 and ids.size and (ids > 1).all() and (ids < len(tokenizer.vocabulary)).all()
+    assert build_tokenizer(texts, kind="sentencepiece").vocabulary == tokenizer.vocabulary
+    tokenizer.save(tmp_path)
+    for again in (load_tokenizer(tmp_path), pickle.loads(pickle.dumps(tokenizer))):
+        assert again.encode("红色运动鞋").tolist() == tokenizer.encode("红色运动鞋").tolist()
+
+
+@pytest.mark.parametrize(
+    ("title", "label", "masked"),
+    [
+        ("Nike Men's T-Shirt blue", "nike tshirts", "mens blue"),
+        ("Nike tshirt, Blue", "NIKE T-Shirts", "blue"),
+        ("Red T Shirts sale", "tshirt", "red sale"),
+        ("two dresses and a watch", "Dress Watches", "two and a"),
+        ("dress watches", "dresses watch", ""),
+        ("accessory box, knife", "accessories boxes knives", ""),
+        ("tomato shoe size tie", "tomatoes shoes sizes ties", ""),
+        ("car care cap capes", "cars caps", "care capes"),
+        ("大码连衣裙 新款", "连衣裙", "大码 新款"),
+        ("plain title", "", "plain title"),
+        ("", "shoe", ""),
+    ],
+)
+def test_masking(title, label, masked):
+    assert mask_words(title, label) == masked
+
+
+def test_bad_arguments_and_missing_file(tmp_path):
+    with pytest.raises(ValueError, match="wanted 'words' or 'sentencepiece'"):
+        build_tokenizer([], kind="chars")
+    with pytest.raises(ValueError, match="drop_top_share=1"):
+        build_tokenizer([], drop_top_share=1)
+    with pytest.raises(ValueError, match="min_count=0"):
+        build_tokenizer([], min_count=0)
+    with pytest.raises(InputError, match="import again"):
+        load_tokenizer(tmp_path)

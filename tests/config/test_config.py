@@ -1,0 +1,372 @@
+"""Configs: three ways to load one, overrides by type, and one bad case for every check with its message."""
+
+import dataclasses
+import json
+
+import pytest
+
+from sicot_jax import config as config_lib
+from sicot_jax.config import (
+    AugmentConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    EvalConfig,
+    HeadConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    TextConfig,
+    TrainConfig,
+    bundled_configs,
+    flatten,
+    from_dict,
+    load,
+    override,
+    to_dict,
+)
+from sicot_jax.config.preprocessing import Preprocessing
+from sicot_jax.errors import InputError
+
+CUSTOM = Config(
+    seed=7,
+    data=DataConfig(source="arrays", path="a.npz", max_tokens=12),
+    preprocessing=Preprocessing(
+        height=10, width=12, resize_height=14, resize_width=15, fit="pad", mean=(0.1, 0.2, 0.3)
+    ),
+    model=ModelConfig(depth=18, text=TextConfig(encoder="lstm")),
+    optim=OptimConfig(nesterov=True),
+)
+
+
+def test_bundled_configs_load_by_name_and_by_path():
+    names = sorted(path.stem for path in bundled_configs().glob("*.py") if path.stem != "__init__")
+    assert {"tiny", "generated"} <= set(names)
+    for name in names:
+        config = load(name)
+        assert isinstance(config, Config)
+        for other in (f"{name}.py", f"configs/{name}", str(bundled_configs() / f"{name}.py")):
+            assert load(other) == config
+
+
+def test_a_path_comes_before_a_bundled_name(tmp_path, monkeypatch):
+    (tmp_path / "tiny.py").write_text(
+        "from sicot_jax.config import Config\ndef get_config():\n    return Config(seed=99)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert load("tiny.py").seed == 99
+    assert load("tiny").seed == 0
+
+
+def test_config_of_a_run_loads_as_it_was(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"format": config_lib.FORMAT, "config": to_dict(CUSTOM), "data": {}}))
+    assert load(str(path)) == CUSTOM
+    assert load(str(path), ["--config.seed=8"]) == dataclasses.replace(CUSTOM, seed=8)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"format": 99, "config": {}}', r"format 99, this version reads 1"),
+        ('{"format": 1, "config": {"sede": 1}}', r"unknown config key sede; did you mean seed\?"),
+        ('{"format": 1}', r"no config in it; wanted the config.json of a run"),
+        ("[]", r"no config in it; wanted the config.json of a run"),
+        ('{"format": 1, "con', r"no JSON \(.*\); wanted the config.json of a run"),
+    ],
+)
+def test_bad_config_json_is_named(tmp_path, text, message):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load(str(path))
+
+
+def test_unknown_name_lists_what_is_bundled(tmp_path):
+    with pytest.raises(
+        ConfigError, match=r"--config=tinny: no such file and no bundled config; bundled are .*generated.*tiny"
+    ):
+        load("tinny")
+    other = tmp_path / "config.yaml"
+    other.write_text("seed: 1\n")
+    with pytest.raises(ConfigError, match=r"wanted a .py file or a run's config.json"):
+        load(str(other))
+
+
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        ("return Config(preprocessing=Preprocessing(height=300))", r"^preprocessing: input 300x224 does not fit"),
+        ("return Config(seed=int('one'))", r"broken.py: ValueError: invalid literal .*; wanted Python with get_config"),
+    ],
+)
+def test_a_config_file_that_raises_is_one_line(tmp_path, body, message):
+    imports = "from sicot_jax.config import Config\nfrom sicot_jax.config.preprocessing import Preprocessing\n"
+    (tmp_path / "broken.py").write_text(f"{imports}def get_config():\n    {body}\n")
+    with pytest.raises(InputError, match=message):
+        load(str(tmp_path / "broken.py"))
+
+
+def test_dict_and_back():
+    assert from_dict(to_dict(CUSTOM)) == CUSTOM
+    assert from_dict(json.loads(json.dumps(to_dict(CUSTOM)))) == CUSTOM  # lists become tuples again
+    assert from_dict({}) == Config()
+    assert flatten({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
+
+
+@pytest.mark.parametrize(
+    "flag, name, value",
+    [
+        ("--config.seed=5", "seed", 5),
+        ("--config.train.steps=12", "train.steps", 12),
+        ("--config.optim.learning_rate=0.5", "optim.learning_rate", 0.5),
+        ("--config.optim.learning_rate=2", "optim.learning_rate", 2.0),
+        ("--config.optim.weight_decay=1e-3", "optim.weight_decay", 1e-3),
+        ("--config.model.text.encoder=dot", "model.text.encoder", "dot"),
+        ("--config.optim.trainable=(?!visual/resnet)", "optim.trainable", "(?!visual/resnet)"),
+        ("--config.data.path=a b=c", "data.path", "a b=c"),
+        ("--config.data.path=", "data.path", ""),
+        ("--config.augment.flip=false", "augment.flip", False),
+        ("--config.optim.nesterov=true", "optim.nesterov", True),
+        ("--config.preprocessing.mean=(0.5, 0.25, 1)", "preprocessing.mean", (0.5, 0.25, 1)),
+        ("--config.data.generated.box_area=(0.2,0.4)", "data.generated.box_area", (0.2, 0.4)),
+    ],
+)
+def test_override_sets_one_field_in_its_type(flag, name, value):
+    config = Config()
+    before = flatten(to_dict(config))
+    changed = flatten(to_dict(override(config, [flag])))
+    assert changed.pop(name) == value
+    assert type(flatten(to_dict(override(config, [flag])))[name]) is type(before[name])
+    assert flatten(to_dict(config)) == before and config == Config()  # the original is as it was
+    before.pop(name)
+    assert changed == before
+
+
+def test_overrides_together_and_the_last_one_wins():
+    config = load("tiny", ["--config.seed=1", "--config.train.steps=3", "--config.seed=2"])
+    assert (config.seed, config.train.steps) == (2, 3)
+    assert dataclasses.replace(config, seed=0, train=dataclasses.replace(config.train, steps=0)) == load("tiny")
+    assert override(CUSTOM, []) is CUSTOM
+
+
+def test_override_is_checked_as_a_whole():
+    """Two fields that are wrong alone are right together."""
+    flags = ["--config.train.batch_size=96", "--config.train.micro_batches=3"]
+    assert override(Config(), flags).train.micro_batches == 3
+    with pytest.raises(ConfigError, match=r"train.batch_size=256 is not divisible by train.micro_batches=3"):
+        override(Config(), flags[1:])
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        (
+            "--config.optim.learning_rat=1",
+            r"unknown option --config.optim.learning_rat=1; did you mean optim.learning_rate\?",
+        ),
+        ("--config.zzz=1", r"unknown option --config.zzz=1$"),
+        ("--config.optim=1", r"unknown option --config.optim=1"),
+        ("--config.seed", r"option --config.seed: wanted --config.seed=VALUE"),
+        ("--config.seed=abc", r"--config.seed=abc: 'abc' is no int"),
+        ("--config.train.steps=1.5", r"train.steps=1.5 is float, wanted int"),
+        ("--config.optim.learning_rate=fast", r"--config.optim.learning_rate=fast: 'fast' is no float"),
+        ("--config.augment.flip=maybe", r"--config.augment.flip=maybe: 'maybe' is no bool"),
+        ("--config.preprocessing.fit=zoom", r"preprocessing.fit='zoom', wanted one of"),
+        ("--config.preprocessing.std=(1.0,2.0)", r"preprocessing.std=\(1.0, 2.0\), wanted 3 values"),
+    ],
+)
+def test_bad_override_is_named(flag, message):
+    with pytest.raises(ConfigError, match=message):
+        override(Config(), [flag])
+
+
+@pytest.mark.parametrize(
+    "tree, message",
+    [
+        ({"optim": {"momentun": 0.5}}, r"unknown config key optim.momentun; did you mean momentum\?"),
+        ({"qqq": 1}, r"unknown config key qqq$"),
+        ({"seed": "1"}, r"seed='1' is str, wanted int"),
+        ({"seed": True}, r"seed=True is bool, wanted int"),
+        ({"seed": 1.0}, r"seed=1.0 is float, wanted int"),
+        ({"optim": {"learning_rate": True}}, r"optim.learning_rate=True is bool, wanted float"),
+        ({"augment": {"flip": 1}}, r"augment.flip=1 is int, wanted bool"),
+        ({"model": {"text": {"encoder": None}}}, r"model.text.encoder=None is NoneType, wanted str"),
+        ({"preprocessing": {"mean": 0.5}}, r"preprocessing.mean=0.5 is float, wanted tuple"),
+        ({"data": {"generated": 3}}, r"data.generated=3 is int, wanted a table of fields"),
+        ({"preprocessing": {"height": 300}}, r"input 300x224 does not fit into resized photo 256x256"),
+    ],
+)
+def test_bad_dict_is_named(tree, message):
+    with pytest.raises(ConfigError, match=message):
+        from_dict(tree)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"data": DataConfig(on_device=True)}, r"data.on_device with data.source='generated', .*export-arrays"),
+        ({"data": DataConfig(source="array")}, r"data.source='array', wanted one of .*; did you mean arrays\?"),
+        ({"data": DataConfig(title="mask")}, r"data.title='mask', wanted one of .*; did you mean masked\?"),
+        ({"train": TrainConfig(compute_dtype="float16")}, r"train.compute_dtype='float16', wanted one of .*'bfloat16'"),
+        (
+            {"data": DataConfig(source="imported")},
+            r"data.source='imported' needs data.path; add --config.data.path=PATH",
+        ),
+        ({"train": TrainConfig(batch_size=0)}, r"train.batch_size=0, wanted a positive number"),
+        ({"train": TrainConfig(micro_batches=0)}, r"train.micro_batches=0, wanted a positive"),
+        ({"train": TrainConfig(log_every_steps=0)}, r"train.log_every_steps=0, wanted a positive"),
+        ({"train": TrainConfig(evaluate_every_epochs=0.0)}, r"train.evaluate_every_epochs=0.0, wanted a positive"),
+        ({"eval": EvalConfig(batch_size=-1)}, r"eval.batch_size=-1, wanted a positive"),
+        ({"eval": EvalConfig(top_k=0)}, r"eval.top_k=0, wanted a positive"),
+        ({"eval": EvalConfig(class_chunk=0)}, r"eval.class_chunk=0, wanted a positive"),
+        ({"data": DataConfig(max_tokens=0)}, r"data.max_tokens=0, wanted a positive"),
+        ({"optim": OptimConfig(learning_rate=0.0)}, r"optim.learning_rate=0.0, wanted a positive"),
+        ({"optim": OptimConfig(learning_rate=float("nan"))}, r"optim.learning_rate=nan, wanted a finite number"),
+        (
+            {"train": TrainConfig(grow_every_epochs=float("inf"))},
+            r"train.grow_every_epochs=inf, wanted a finite number",
+        ),
+        ({"optim": OptimConfig(schedule="steps")}, r"optim.schedule='steps', wanted one of .*; did you mean step\?"),
+        ({"optim": OptimConfig(name="lamb")}, r"optim.name='lamb', wanted one of \('sgd', 'lars', 'adamw'\)"),
+        ({"optim": OptimConfig(gamma=-2.0)}, r"optim.gamma=-2.0, wanted a positive"),
+        ({"optim": OptimConfig(decay_epochs=-1.0)}, r"optim.decay_epochs=-1.0, wanted a positive"),
+        ({"optim": OptimConfig(warmup_epochs=-3.0)}, r"optim.warmup_epochs=-3.0, wanted 0 or more"),
+        ({"optim": OptimConfig(weight_decay=float("nan"))}, r"optim.weight_decay=nan, wanted a finite number"),
+        ({"optim": OptimConfig(momentum=5.0)}, r"optim.momentum=5.0, wanted 0 up to"),
+        ({"optim": OptimConfig(trust_coefficient=0.0)}, r"optim.trust_coefficient=0.0, wanted a positive"),
+        (
+            {"optim": OptimConfig(name="lars"), "head": HeadConfig(kind="sampled")},
+            r"'sampled' with optim.name='lars': the norm of a kernel whose rows are not .* set optim.name=sgd or head.kind",
+        ),
+        ({"model": ModelConfig(last_stride=0)}, r"model.last_stride=0, wanted 1 or 2"),
+        ({"model": ModelConfig(embedding_width=-1)}, r"model.embedding_width=-1, wanted 0 or more"),
+        ({"data": DataConfig(workers=-1)}, r"data.workers=-1, wanted 0 or more"),
+        ({"eval": EvalConfig(max_photos=-5)}, r"eval.max_photos=-5, wanted 0 or more"),
+        ({"train": TrainConfig(checkpoint_every_steps=-1)}, r"train.checkpoint_every_steps=-1, wanted 0 or more"),
+        ({"loss": LossConfig(logit_adjustment=-1.0)}, r"loss.logit_adjustment=-1.0, wanted 0 or more"),
+        ({"train": TrainConfig(epochs=0.0)}, r"steps or epochs=0.0, wanted a positive"),
+        ({"train": TrainConfig(steps=-3)}, r"steps or epochs=-3, wanted a positive"),
+        ({"seed": -1}, r"seed=-1, wanted 0 to 2\^32 - 1"),
+        ({"seed": 2**32}, r"seed=4294967296, wanted 0 to"),
+        ({"augment": AugmentConfig(min_area=0.0)}, r"augment.min_area=0.0, wanted a share"),
+        ({"augment": AugmentConfig(min_area=1.5)}, r"augment.min_area=1.5, wanted a share"),
+        ({"augment": AugmentConfig(max_ratio=0.5)}, r"augment.max_ratio=0.5, wanted 1 or more"),
+        (
+            {"train": TrainConfig(batch_size=10, micro_batches=4)},
+            r"train.batch_size=10 is not divisible by train.micro_batches=4",
+        ),
+        ({"train": TrainConfig(grow_every_epochs=-1.0)}, r"train.grow_every_epochs=-1.0, wanted 0 or more"),
+        (
+            {"train": TrainConfig(grow_every_epochs=2.0)},
+            r"grow_every_epochs=2.0 with train.max_micro_batches=0: .* set both, or both to 0",
+        ),
+        (
+            {"train": TrainConfig(max_micro_batches=8)},
+            r"grow_every_epochs=0.0 with train.max_micro_batches=8: .* set both, or both to 0",
+        ),
+        *(
+            (
+                {"train": TrainConfig(micro_batches=4, grow_every_epochs=2.0, max_micro_batches=most)},
+                rf"train.max_micro_batches={most}, wanted train.micro_batches=4 doubled once or more often",
+            )
+            for most in (2, 4, 6, 12)
+        ),
+        ({"loss": LossConfig(visual=0.0, mixed=0.0)}, r"loss.visual and loss.mixed are both 0"),
+        ({"loss": LossConfig(visual=-1.0)}, r"loss weights -1.0, 1.0, 0.0, .*: wanted no negative one"),
+        ({"loss": LossConfig(code_balance=-1.0)}, r"loss weights 1.0, .*, -1.0, .*: wanted no negative one"),
+        ({"model": ModelConfig(code_bits=100)}, r"model.code_bits=100, wanted a multiple of 8 up to 4096"),
+        (
+            {"loss": LossConfig(codes_shape_embedding=True)},
+            r"codes_shape_embedding=True with loss.codes=0: .* a weight",
+        ),
+        (
+            {"loss": LossConfig(codes=1.0), "train": TrainConfig(batch_size=8, micro_batches=8)},
+            r"loss.codes=1.0 with one photo at a time .*: codes are learned from pairs; lower train.micro_batches",
+        ),
+        *(
+            (
+                {"loss": LossConfig(**{name: 1.0})},
+                r"loss.box or loss.box_known with model.box='none': .* set model.box to",
+            )
+            for name in ("box", "box_known")
+        ),
+        ({"model": ModelConfig(box="both")}, r"model.box='both', wanted one of \('none', 'image', 'features'\)"),
+        (
+            {
+                "data": DataConfig(source="arrays", path="a.npz", on_device=True),
+                "model": ModelConfig(box="image"),
+                "loss": LossConfig(box_known=0.1),
+            },
+            r"loss.box_known with data.on_device=True, .*; set data.on_device=False",
+        ),
+        ({"augment": AugmentConfig(hide=1.5)}, r"augment.hide=1.5, wanted a share from 0 to 1"),
+        ({"loss": LossConfig(triplet=-1.0)}, r"loss weights .*, -1.0: wanted no negative one"),
+        (
+            {"data": DataConfig(title="none")},
+            r"data.title='none' leaves nothing to read; set loss.mixed=0",
+        ),
+    ],
+)
+def test_every_check_names_field_and_remedy(settings, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        Config(**settings)
+    assert "\n" not in str(error.value)
+
+
+def test_the_edges_of_the_checks_are_allowed():
+    Config(
+        seed=2**32 - 1,
+        data=DataConfig(title="none", max_tokens=1),
+        loss=LossConfig(mixed=0.0),
+        augment=AugmentConfig(min_area=1.0, max_ratio=1.0),
+        train=TrainConfig(batch_size=1, steps=1, epochs=0.0),
+        eval=EvalConfig(batch_size=1, top_k=3, class_chunk=1),
+    )
+
+
+def test_batch_plan_of_a_config():
+    """100 photos in batches of 10: doubled after 2 and 4 epochs, from one micro-batch to four."""
+    plan = TrainConfig(batch_size=10, grow_every_epochs=2.0, max_micro_batches=4).batch_plan(100)
+    assert [plan.size(step) for step in (0, 19, 20, 29, 30, 1000)] == [10, 10, 20, 20, 40, 40]
+    assert TrainConfig(batch_size=10).batch_plan(100).doubled_at == ()
+
+
+def test_what_decides_the_order_of_records_is_not_free():
+    assert not {"train.batch_size", "train.micro_batches", "train.grow_every_epochs", "train.max_micro_batches"} & set(
+        config_lib.FREE_ON_RESUME
+    )
+
+
+def test_free_fields_exist():
+    assert set(config_lib.FREE_ON_RESUME) <= set(flatten(to_dict(Config())))
+
+
+def test_with_text():
+    assert LossConfig().with_text and LossConfig(mixed=0.1).with_semantic
+    words = LossConfig(mixed=0.0, title_words=0.5)
+    assert words.with_text and not words.with_semantic
+    assert not LossConfig(mixed=0.0).with_text
+
+
+def test_a_run_that_did_without_a_field_that_is_no_more_is_read(tmp_path):
+    path, tree = tmp_path / "config.json", to_dict(CUSTOM)
+    tree["model"]["title_prototypes"] = "no"
+
+    def read():
+        path.write_text(json.dumps({"format": config_lib.FORMAT, "config": tree}))
+        return config_lib.load(str(path))
+
+    assert read() == CUSTOM
+    tree["model"]["title_prototypes"] = "tied"
+    with pytest.raises(ConfigError, match=r"model.title_prototypes='tied' is no more; read it with the version that"):
+        read()
+
+
+def test_a_batch_that_would_grow_before_its_first_step_is_refused():
+    train = TrainConfig(batch_size=32, grow_every_epochs=0.1, max_micro_batches=2)
+    with pytest.raises(
+        ConfigError, match=r"grow_every_epochs=0.1 is 0.31 steps of 32 of 100 photos, wanted one or more"
+    ):
+        train.batch_plan(100)
+    assert train.batch_plan(320).doubled_at == (1,)

@@ -1,0 +1,135 @@
+"""Photo geometry and normalisation, by hand."""
+
+import io
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from sicot_jax.common.image import ImageError
+from sicot_jax.config.preprocessing import FITS, Preprocessing
+from sicot_jax.errors import InputError
+
+
+def make(**settings):
+    return Preprocessing(**{"height": 6, "width": 8, "resize_height": 6, "resize_width": 8, **settings})
+
+
+def photo(height, width):
+    """Left third red, middle green, right blue; the top row white."""
+    image = np.zeros((height, width, 3), np.uint8)
+    for i in range(3):
+        image[:, i * width // 3 : (i + 1) * width // 3, i] = 200
+    return image
+
+
+def png(image):
+    out = io.BytesIO()
+    Image.fromarray(image).save(out, "PNG")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("size", [(6, 8), (12, 16), (30, 10), (5, 40), (1, 1)])
+def test_every_photo_gets_the_wanted_size(fit, size):
+    got = make(fit=fit).load(photo(*size))
+    assert got.shape == (6, 8, 3) and got.dtype == np.uint8
+    np.testing.assert_array_equal(make(fit=fit).load(png(photo(*size))), got)  # encoded: the same
+
+
+def test_a_photo_of_the_wanted_size_is_left_as_it_is():
+    image = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    for fit in FITS:
+        np.testing.assert_array_equal(make(fit=fit).load(image), image)
+
+
+def test_crop_takes_the_middle():
+    """6 x 24 becomes 6 x 8: the middle third, all green, without resampling."""
+    np.testing.assert_array_equal(make(fit="crop").load(photo(6, 24)), np.full((6, 8, 3), (0, 200, 0)))
+
+
+def test_pad_is_white():
+    """6 x 2 stands in the middle of 6 x 8, three white columns at either side; nothing is lost of it."""
+    dark = np.random.default_rng(0).integers(0, 200, (6, 2, 3), dtype=np.uint8)
+    got = make(fit="pad").load(dark)
+    np.testing.assert_array_equal(got[:, [0, 1, 2, 5, 6, 7]], 255)
+    np.testing.assert_array_equal(got[:, 3:5], dark)
+
+
+def test_stretch_keeps_everything():
+    got = make(fit="stretch").load(photo(60, 24))
+    assert (got[:, 0] == (200, 0, 0)).all() and (got[:, -1] == (0, 0, 200)).all()
+    assert (got[:, 3:5] == (0, 200, 0)).all()
+
+
+def test_broken_photo_is_refused():
+    with pytest.raises(ImageError, match="not a photo"):
+        make().load(b"no photo")
+
+
+def test_normalise_by_hand():
+    settings = make(mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0))
+    image = np.array([[[0, 0, 0], [255, 255, 255], [51, 51, 51]]], np.uint8)
+    wanted = [[[-1, -1, 0], [1, 3, 0.5], [-0.6, -0.2, 0.1]]]  # 51 / 255 = 0.2
+    for numbers in (image, image.astype(np.float32), jnp.asarray(image)):
+        got = settings.normalise(numbers)
+        assert got.dtype == np.float32
+        assert isinstance(got, jax.Array if isinstance(numbers, jax.Array) else np.ndarray)
+        np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6)  # atol: the zero is a difference
+
+
+def test_normalise_takes_imagenet_numbers_by_default():
+    got = Preprocessing().normalise(np.full((1, 1, 3), 255, np.uint8))
+    np.testing.assert_allclose(got[0, 0], [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225], rtol=1e-6)
+
+
+def test_centre_crop_by_hand():
+    image = np.arange(2 * 7 * 9 * 3).reshape(2, 7, 9, 3)
+    settings = make(height=3, width=4, resize_height=7, resize_width=9)
+    np.testing.assert_array_equal(settings.centre_crop(image), image[:, 2:5, 2:6])
+    np.testing.assert_array_equal(settings.centre_crop(image[0]), image[0, 2:5, 2:6])
+    whole = make(height=7, width=9, resize_height=7, resize_width=9)
+    np.testing.assert_array_equal(whole.centre_crop(image), image)
+
+
+def test_what_is_seen_of_a_photo_by_hand():
+    """Of 300 x 100 pixels, 64 x 64 resized, 32 x 32 seen. Cut: 192 x 64, of which 80 to 112 are seen; padded: 64 x 21 1/3."""
+    settings = {"height": 32, "width": 32, "resize_height": 64, "resize_width": 64}
+    seen = {fit: make(fit=fit, **settings).seen(100, 300) for fit in FITS}
+    assert seen["crop"] == pytest.approx((5 / 12, 1 / 4, 7 / 12, 3 / 4))
+    assert seen["pad"] == pytest.approx((1 / 4, -1 / 4, 3 / 4, 5 / 4))
+    assert seen["stretch"] == pytest.approx((1 / 4, 1 / 4, 3 / 4, 3 / 4))
+
+
+@pytest.mark.parametrize("fit", FITS)
+@pytest.mark.parametrize("size", [(400, 300), (240, 480)])
+def test_what_is_seen_has_the_colour_that_it_was_painted(fit, size):
+    """The rest of the photo has another one; white is what "pad" puts around it."""
+    settings = make(height=32, width=48, resize_height=64, resize_width=64, fit=fit)
+    left, top, right, bottom = (
+        round(min(max(side, 0), 1) * pixels) for side, pixels in zip(settings.seen(*size), size[::-1] * 2, strict=True)
+    )
+    image = np.zeros((*size, 3), np.uint8)
+    image[top:bottom, left:right] = 128
+    taken = settings.batch([image])[0].astype(int)
+    assert taken.min() >= 64  # at the edges the resizing mixes both
+    assert (abs(taken - 128) <= 2).mean() > (0.4 if fit == "pad" else 0.85)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"fit": "zoom"}, r"preprocessing.fit='zoom', wanted one of \('crop', 'pad', 'stretch'\)"),
+        ({"height": 7}, r"input 7x8 does not fit into resized photo 6x8; raise resize_height"),
+        ({"width": 9}, r"input 6x9 does not fit into resized photo 6x8"),
+        ({"height": 0}, r"input 0x8 does not fit"),
+        ({"std": (0.2, 0.0, 0.2)}, r"preprocessing.std=\(0.2, 0.0, 0.2\), wanted"),
+        ({"std": (0.2, 0.2)}, r"preprocessing.std=\(0.2, 0.2\), wanted"),
+        ({"mean": (0.5,)}, r"preprocessing.mean=\(0.5,\), wanted"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(InputError, match=message):
+        make(**settings)

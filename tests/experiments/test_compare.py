@@ -1,0 +1,36 @@
+"""The two arms of the main job."""
+
+import dataclasses
+
+import pytest
+
+from sicot_jax import config as config_lib
+from sicot_jax.config import FREE_ON_RESUME
+from sicot_jax.experiments.compare import arms
+
+
+def differences(first, second):
+    before, now = (config_lib.flatten(config_lib.to_dict(config)) for config in (first, second))
+    return {name for name in before if before[name] != now[name] and name not in FREE_ON_RESUME}
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "title", "changed"),
+    [
+        ("base", ["loss.label_smoothing=0.1", "loss.logit_adjustment=1"], "co_training", {"loss.mixed"}),
+        ("recommended", [], "title_words", {"loss.title_words", "model.word_rows"}),
+    ],
+)
+def test_arms_differ_in_their_use_of_text_alone(name, flags, title, changed):
+    config = config_lib.load(name, flags)
+    found = arms(config)
+    assert list(found) == ["baseline", title] and found[title] == config
+    assert differences(found["baseline"], config) == changed
+
+
+def test_without_text_there_is_nothing_to_compare():
+    config = config_lib.load("base", ["loss.mixed=0"])
+    with pytest.raises(config_lib.ConfigError, match="wants a config with text"):
+        arms(config)
+    rows = dataclasses.replace(config, model=dataclasses.replace(config.model, word_rows=True))
+    assert list(arms(rows)) == ["baseline", "title_words"]

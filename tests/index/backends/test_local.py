@@ -1,0 +1,167 @@
+"""Search in a version's files, against all similarities computed."""
+
+import gc
+import threading
+
+import numpy as np
+import pytest
+from helpers.index_maker import BITS, PHOTOS, PRODUCTS, WIDTH
+
+from sicot_jax.errors import InputError
+from sicot_jax.index.backends.local import EmbeddedIndex
+from sicot_jax.index.storage import layout
+from sicot_jax.index.storage.vectors import Vectors, unit
+from sicot_jax.indexing import update as change
+
+
+@pytest.fixture
+def opened(index):
+    made = EmbeddedIndex(layout.current_version(index))
+    yield made
+    made.close()
+
+
+def queries(count=20):
+    return np.random.default_rng(1).random((count, WIDTH)).astype(np.float32)
+
+
+def exact(opened, embedding, k, allowed=None):
+    """(product, similarity) of the nearest products by features alone."""
+    places = PRODUCTS * PHOTOS
+    vectors = Vectors(opened.folder, WIDTH, BITS)
+    similarity = np.asarray(vectors.mapped(layout.FEATURES, places), np.float32) @ unit(embedding)
+    best = {}
+    for owner, value in zip(vectors.mapped(layout.OWNERS, places).tolist(), similarity.tolist(), strict=True):
+        if allowed is None or owner in allowed:
+            best[owner] = max(best.get(owner, -2), value)
+    return sorted(best.items(), key=lambda item: -item[1])[:k]
+
+
+def found(opened, embedding, k, **more):
+    return [(n.product, n.similarity) for n in opened.nearest(embedding[None], k, **more)[0].products]
+
+
+@pytest.mark.parametrize("k", [1, 3, PRODUCTS])
+def test_nearest_products_are_those_of_all_similarities(opened, k):
+    for embedding in queries():
+        mine, wanted = found(opened, embedding, k), exact(opened, embedding, k)
+        assert [product for product, _ in mine] == [product for product, _ in wanted]
+        np.testing.assert_allclose([s for _, s in mine], [s for _, s in wanted], rtol=1e-6)
+
+
+@pytest.mark.parametrize("k", [0, 2])
+def test_nearest_photos_are_those_of_all_similarities(opened, k):
+    """Whosever they are; as many as asked for, fewer where there are fewer."""
+    vectors, places = Vectors(opened.folder, WIDTH, BITS), PRODUCTS * PHOTOS
+    owners = vectors.mapped(layout.OWNERS, places)
+    for embedding in queries():
+        cosine = np.asarray(vectors.mapped(layout.FEATURES, places), np.float32) @ unit(embedding)
+        order = np.argsort(-cosine, kind="stable")
+        near = opened.nearest(embedding[None], k, photos=5)[0]
+        assert [(n.place, n.product) for n in near.photos] == [(p, owners[p]) for p in order[:5]]
+        np.testing.assert_allclose([n.similarity for n in near.photos], cosine[order[:5]], rtol=1e-6)
+        assert len(near.products) == k
+    assert len(opened.nearest(queries(1), k, photos=places + 9)[0].photos) == places
+
+
+def test_a_batch_is_its_queries(opened):
+    some = queries(3)
+    assert opened.nearest(some, 2, photos=3) == [opened.nearest(query[None], 2, photos=3)[0] for query in some]
+
+
+def test_more_photos_are_looked_at_until_there_are_k_products(opened):
+    """One candidate is one product: the search widens by itself, and ends where there are no more."""
+    for embedding in queries(5):
+        assert len(found(opened, embedding, PRODUCTS, candidates=1)) == PRODUCTS
+        assert len(found(opened, embedding, PRODUCTS + 3)) == PRODUCTS
+
+
+def test_a_category_is_searched_alone(opened):
+    for embedding in queries(5):
+        wanted = exact(opened, embedding, 2, allowed={1, 3, 5})
+        assert [p for p, _ in found(opened, embedding, 2, category="kind 1")] == [p for p, _ in wanted]
+    assert found(opened, queries(1)[0], 2, category="nothing") == []
+
+
+def test_what_is_withdrawn_is_not_found_after_a_refresh(index, opened):
+    embedding = queries(1)[0]
+    best = exact(opened, embedding, 1)[0][0]
+    change.remove(index, [f"sku-{best}"])
+    assert found(opened, embedding, 1)[0][0] == best  # as it was at the last look
+    assert opened.products([best]) == [None]  # but its card is gone
+    assert opened.refresh() and not opened.refresh()
+    left = set(range(PRODUCTS)) - {best}
+    assert [p for p, _ in found(opened, embedding, PRODUCTS)] == [p for p, _ in exact(opened, embedding, 9, left)]
+    assert opened.counts() == {"products": PRODUCTS - 1, "photos": PRODUCTS * PHOTOS}
+
+
+def test_a_query_of_zeros_is_answered(opened):
+    assert len(found(opened, np.zeros(WIDTH), 2)) == 2
+
+
+def test_no_index_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="no product index there; make one with `sicot index build"):
+        layout.current_version(tmp_path)
+    (tmp_path / "current").write_text("../../etc\n")
+    with pytest.raises(InputError, match="names '../../etc', wanted a version"):
+        layout.current_version(tmp_path)
+
+
+def test_a_change_is_seen_from_any_thread(index, opened):
+    """SQLite counts changes for each connection: threads that come and go ask the same one."""
+    seen = []
+    for product in range(4):
+        change.remove(index, [f"sku-{product}"])
+        thread = threading.Thread(target=lambda: seen.append(opened.refresh()))
+        thread.start()
+        thread.join()
+        assert opened.counts()["products"] == PRODUCTS - 1 - product
+    assert seen == [True] * 4
+
+
+def test_a_product_moves_to_another_category(index, opened, tmp_path):
+    """And to one that is new; and is not found in the old one."""
+    for name in ("kind 0", "fresh"):
+        (tmp_path / "move.csv").write_text(f"sku,category\nsku-1,{name}\n")
+        change.update(index, tmp_path / "move.csv")
+        assert opened.refresh()
+        for embedding in queries(3):
+            inside = {p for p, _ in found(opened, embedding, 9, category=name)}
+            assert inside == ({0, 1, 2, 4} if name == "kind 0" else {1})
+            assert {p for p, _ in found(opened, embedding, 9, category="kind 1")} == {3, 5}
+            assert 1 in {p for p, _ in found(opened, embedding, 9)}
+
+
+def test_readers_outlive_the_index_that_was_replaced(index):
+    """A thread that reads while everyone else drops the index: it is closed with the last reference."""
+    opened = EmbeddedIndex(layout.current_version(index))
+    results, going = [], threading.Event()
+
+    def read(mine):
+        going.set()
+        for _ in range(300):
+            results.append(len([card for card in mine.products(range(PRODUCTS)) if card]))
+
+    threads = [threading.Thread(target=read, args=(opened,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    going.wait()
+    del opened, threads[:0]
+    gc.collect()
+    for thread in threads:
+        thread.join()
+    assert results == [PRODUCTS] * 1200
+
+
+def test_a_search_for_more_products_than_there_are_does_not_look_at_all_photos(opened, monkeypatch):
+    """At most 16 times the candidates."""
+    from sicot_jax.index.backends import local as embedded
+
+    looked = []
+    ranked = embedded._ranked
+    monkeypatch.setattr(
+        embedded, "_ranked", lambda view, q, places, *n: looked.append(len(places)) or ranked(view, q, places, *n)
+    )
+    monkeypatch.setattr(embedded, "WIDEST", 2)
+    found(opened, queries(1)[0], PRODUCTS + 3, candidates=5)
+    assert max(looked) <= 2 * (PRODUCTS + 3) < PRODUCTS * PHOTOS

@@ -1,0 +1,104 @@
+"""An index whose codes lie in Milvus beside the same in files: a real Milvus Lite, in an environment of its own.
+
+Milvus Lite has binary vectors up to 2.5, which needs an older setuptools than other packages here.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import venv
+
+import pytest
+from conftest import ROOT
+from helpers.index_maker import jpeg, photo, sku, write_manifest_csv
+
+from sicot_jax.cli import main as cli
+from sicot_jax.errors import InputError
+from sicot_jax.index.backends.open import open_index
+from sicot_jax.index.storage import layout
+from sicot_jax.indexing import update as change
+
+PACKAGES = ("milvus-lite==2.5.1", "pymilvus==2.6.17", "setuptools<81", "faiss-cpu==1.15.1")
+
+# Run there: answers of both, as JSON; 9 and 40 candidates are fewer and more than there are photos.
+ANSWERS = """
+import dataclasses, json, sys
+from pathlib import Path
+import numpy as np
+from sicot_jax.errors import InputError
+from sicot_jax.index.storage import layout
+from sicot_jax.index.backends.open import open_index, publish
+
+index, database = Path(sys.argv[1]), sys.argv[2]
+version, said = layout.current_version(index), []
+try:
+    open_index(version, database)
+except InputError as error:
+    said.append(str(error))
+for _ in range(2):
+    said.append(publish(index, database))
+embeddings = np.random.default_rng(1).random((8, 64)).astype(np.float32)
+answers = []
+for address in ("", database):
+    made = open_index(version, address)
+    answers.append([])
+    for category in (None, "kind 0", "kind 1", "fresh", "nothing"):
+        for candidates in (9, 40):
+            near = made.nearest(embeddings, 3, photos=4, category=category, candidates=candidates)
+            answers[-1].append([dataclasses.asdict(one) for one in near])
+    answers[-1].append([made.counts(), dataclasses.asdict(made.product("new"))])
+    made.close()
+print(json.dumps({"said": said, "answers": answers}))
+"""
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory):
+    """Of an environment with Milvus Lite."""
+    folder = tmp_path_factory.mktemp("milvus")
+    venv.create(folder, with_pip=True)
+    made = folder / "bin" / "python"
+    done = subprocess.run(
+        [made, "-m", "pip", "install", "--quiet", *PACKAGES], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"no Milvus Lite could be installed: {done.stderr.strip()[-200:]}")
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.database
+def test_milvus_proposes_what_files_propose(index, python, tmp_path):
+    """Products that came, went and moved included."""
+    rows = [{"image": f"{n}.jpg", "sku": "new", "category": "fresh"} for n in range(3)]
+    change.add(index, write_manifest_csv(tmp_path / "feed", rows, {f"{n}.jpg": jpeg(photo(30, n)) for n in range(3)}))
+    change.remove(index, [sku(2)], photos=[f"{1:032x}"])
+    (tmp_path / "move.csv").write_text(f"sku,category\n{sku(1)},kind 0\n")
+    change.update(index, tmp_path / "move.csv")
+    database = f"milvus+{tmp_path / 'codes.db'}"
+    done = subprocess.run(
+        [python, "-c", ANSWERS, str(index), database], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert "has no codes of" in found["said"][0] and "sicot index publish --index" in found["said"][0]
+    assert found["said"][1].startswith("v000001: 27 codes new, 27 in sicot_v000001_")
+    assert found["said"][2].startswith("v000001: 0 codes new, 27 in sicot_v000001_")
+    files, milvus = found["answers"]
+    assert files[-1] == milvus[-1]
+    for one, other in zip(files[1:-1:2], milvus[1:-1:2], strict=True):  # of 40 candidates: all photos
+        assert one == other
+    for one, other in zip(files[:-1:2], milvus[:-1:2], strict=True):  # of equal distances either may be proposed
+        for mine, theirs in zip(one, other, strict=True):
+            assert len(mine["photos"]) == len(theirs["photos"])
+            assert mine["products"][:1] == theirs["products"][:1]
+
+
+def test_without_its_package_there_is_one_line(index, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pymilvus", None)
+    with pytest.raises(InputError, match="no pymilvus here to use Milvus with; install it: pip install"):
+        open_index(layout.current_version(index), "milvus+http://127.0.0.1:1")
+    assert cli.main(["index", "publish", "--index", str(index), "--database", "milvus+http://127.0.0.1:1"]) == 2
+    assert "no pymilvus here" in capsys.readouterr().err

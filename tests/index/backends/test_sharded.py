@@ -1,0 +1,220 @@
+"""A split index beside the one that it was split from."""
+
+import contextlib
+import dataclasses
+
+import numpy as np
+import pytest
+from helpers.index_maker import PHOTOS, PRODUCTS, WIDTH, jpeg, photo, sku, write_manifest_csv
+
+from sicot_jax.cli import main as cli
+from sicot_jax.errors import InputError
+from sicot_jax.index.backends import sharded as shards
+from sicot_jax.index.backends.base import Offered
+from sicot_jax.index.backends.local import EmbeddedIndex
+from sicot_jax.index.backends.open import open_index
+from sicot_jax.index.backends.sharded import ShardedIndex, shard_folder, split
+from sicot_jax.index.storage import inverted_lists as lists
+from sicot_jax.index.storage import layout
+from sicot_jax.indexing import update as change
+from sicot_jax.indexing.fit_ranker import rank
+from sicot_jax.indexing.nightly import nightly
+from sicot_jax.indexing.parquet import export_index
+from sicot_jax.indexing.verify import verify
+from sicot_jax.search import answer as recognition
+from sicot_jax.search.category import read_fusion
+
+ALL = PRODUCTS * PHOTOS + 9  # candidates
+
+
+@contextlib.contextmanager
+def opened(index):
+    made = open_index(layout.current_version(index))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def changed(index, tmp_path):
+    """With a later product, one that is withdrawn, one that moved, and a withdrawn photo."""
+    rows = [{"image": f"{n}.jpg", "sku": "new", "category": "fresh", "title": "t", "price": "2"} for n in range(3)]
+    change.add(index, write_manifest_csv(tmp_path / "feed", rows, {f"{n}.jpg": jpeg(photo(30, n)) for n in range(3)}))
+    change.remove(index, [sku(2)], photos=[f"{1:032x}"])
+    (tmp_path / "move.csv").write_text(f"sku,category\n{sku(1)},kind 0\n")
+    change.update(index, tmp_path / "move.csv")
+    return index
+
+
+def queries(count=10):
+    return np.random.default_rng(1).random((count, WIDTH)).astype(np.float32)
+
+
+def image_ids(made, near):
+    """Of photos, whose places differ."""
+    ids = {}
+    parts = made.parts if isinstance(made, ShardedIndex) else [made]
+    for shard, part in enumerate(parts):
+        for place, image_id in part.cards.connection.execute("SELECT place, image_id FROM photos"):
+            ids[place * len(parts) + shard] = image_id
+    # The order in which a product is summed depends on the lines beside it.
+    return [(n.product, ids[n.place], pytest.approx(n.similarity, abs=1e-6)) for n in near]
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_parts_answer_as_one(changed, tmp_path, count):
+    """With more parts than products some are empty."""
+    split(changed, tmp_path / "split", count)
+    assert verify(layout.current_version(tmp_path / "split"), checksums=True) == []
+    with opened(changed) as whole, opened(tmp_path / "split") as made:
+        assert isinstance(made, ShardedIndex) and len(made.parts) == count
+        for category in (None, "kind 0", "kind 1", "fresh", "nothing"):
+            one, other = (
+                index.nearest(queries(), 4, photos=5, category=category, candidates=ALL) for index in (whole, made)
+            )
+            for mine, theirs in zip(one, other, strict=True):
+                for part in ("products", "photos"):
+                    assert image_ids(whole, getattr(mine, part)) == image_ids(made, getattr(theirs, part))
+        assert made.counts() == {"products": PRODUCTS, "photos": (PRODUCTS - 1) * PHOTOS + 2}
+        assert made.manifest.photos == made.counts()["photos"] and made.manifest.model == whole.manifest.model
+        mine, theirs = made.offered(), whole.offered()
+        for field in ("withdrawn", "products", "kernel", "bias"):
+            np.testing.assert_array_equal(getattr(mine, field), getattr(theirs, field))
+        assert mine.names == ("fresh", "kind 0", "kind 1")
+        names = [[*one.names, None] for one in (mine, theirs)]
+        there = [n for n in range(PRODUCTS + 1) if n != 2]
+        assert [names[0][n] for n in mine.category[there]] == [names[1][n] for n in theirs.category[there]]
+
+
+def test_recognition_says_the_same(changed, tmp_path):
+    split(changed, tmp_path / "split", 3)
+    fusion = read_fusion(layout.current_version(tmp_path / "split") / layout.CATEGORIES)
+    with opened(changed) as whole, opened(tmp_path / "split") as made:
+        for embedding in queries(5):
+            logits = embedding[:PRODUCTS]
+            one, other = (
+                recognition.answer(index, None, fusion, embedding, logits, k=4, similar=5) for index in (whole, made)
+            )
+            for part in ("matches", "similar"):
+                mine, theirs = (
+                    [(s.product.sku, pytest.approx(s.score)) for s in getattr(a, part)] for a in (one, other)
+                )
+                assert mine == theirs and len(mine) >= 3
+            assert one.searched == other.searched and dict(one.category.likely) == pytest.approx(
+                dict(other.category.likely)
+            )
+
+
+def test_cards_and_pictures_are_found_in_their_parts(changed, tmp_path):
+    split(changed, tmp_path / "split", 2)
+    with opened(changed) as whole, opened(tmp_path / "split") as made:
+        numbers = [6, 0, 2, 3, 0]
+        for one, other in zip(whole.products(numbers), made.products(numbers), strict=True):
+            if one is None:
+                assert other is None
+                continue
+            assert dataclasses.replace(one, pictures=[]) == dataclasses.replace(other, pictures=[])
+            assert [whole.picture(p) for p in one.pictures] == [made.picture(p) for p in other.pictures] != []
+            assert made.product(one.sku) == other and made.photos_of(one.product) == whole.photos_of(one.product)
+        assert made.product("nobody") is None and made.product(sku(2)) is None and made.picture(10_000) is None
+
+
+def test_few_candidates_propose_what_one_index_proposes_and_more(changed, tmp_path):
+    """Each part puts as many photos in order as one index would: no answer is farther."""
+    split(changed, tmp_path / "split", 3)
+    with opened(changed) as whole, opened(tmp_path / "split") as made:
+        for one, other in zip(
+            *(index.nearest(queries(), 2, photos=3, candidates=4) for index in (whole, made)), strict=True
+        ):
+            for part in ("products", "photos"):
+                mine, theirs = ([n.similarity for n in getattr(near, part)] for near in (one, other))
+                assert all(b >= a - 1e-6 for a, b in zip(mine, theirs, strict=True))
+
+
+def test_what_was_fitted_comes_along_whatever_its_name(index, tmp_path, monkeypatch):
+    """Files that a version need not have too."""
+    folder = layout.current_version(index)
+    (folder / "ranker.txt").write_text("trees")
+    monkeypatch.setattr(layout, "FITTED", (*layout.FITTED, "ranker.txt", "ranker.json"))
+    split(index, tmp_path / "split", 2)
+    version = layout.current_version(tmp_path / "split")
+    for part in (version, *(shard_folder(version, shard) for shard in range(2))):
+        assert (part / "ranker.txt").read_text() == "trees" and not (part / "ranker.json").exists()
+        for name in ("codebook.npz", "imprint.npz", "titles.npz", "unknown.json", "categories.json"):
+            assert (part / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_part_serves_alone_and_may_have_lists(index, tmp_path, monkeypatch):
+    monkeypatch.setattr(lists, "FROM", 5)
+    monkeypatch.setattr(lists, "LINES", 3)
+    split(index, tmp_path / "split", 2)
+    version = layout.current_version(tmp_path / "split")
+    assert verify(version, checksums=True) == []
+    with contextlib.closing(open_index(shard_folder(version, 1))) as part:
+        assert part._lists is not None
+        assert {n.product for n in part.nearest(queries(1), 9)[0].products} == {1, 3, 5}
+
+
+def test_damage_in_a_part_is_found(index, tmp_path):
+    split(index, tmp_path / "split", 2)
+    version = layout.current_version(tmp_path / "split")
+    codes = shard_folder(version, 1) / layout.CODES
+    codes.write_bytes(bytes(codes.stat().st_size))
+    assert all(fault.startswith("shard-1: codes.u8: ") for fault in verify(version, checksums=True))
+    assert verify(version)
+    codes.unlink()
+    with pytest.raises(InputError, match="0 lines, wanted 12; the index is damaged"):
+        open_index(version)
+
+
+def test_a_split_index_is_not_changed(index, tmp_path, capsys):
+    out = tmp_path / "split"
+    assert cli.main(["index", "split", "--index", str(index), "--out", str(out), "--shards", "2"]) == 0
+    assert "2 shards; sicot serve --index" in capsys.readouterr().out
+    assert cli.main(["index", "verify", "--index", str(out)]) == 0
+    for call in (
+        lambda: change.remove(out, [sku(1)]),
+        lambda: change.add(out, tmp_path),
+        lambda: export_index(out, tmp_path / "export"),
+        lambda: split(out, tmp_path / "again", 2),
+        lambda: rank(out, [tmp_path / "events.sqlite"], tmp_path),
+        lambda: EmbeddedIndex(layout.current_version(out)),
+        lambda: nightly(tmp_path / "m.csv", tmp_path / "c", tmp_path / "run", out),
+    ):
+        with pytest.raises(
+            InputError, match="is split into 2 shards; change the index that it was split from, and split"
+        ):
+            call()
+    for wrong, why in ((["--out", str(out)], "exists"), (["--out", str(tmp_path / "x"), "--shards", "1"], "wanted 2")):
+        assert cli.main(["index", "split", "--index", str(index), "--shards", "2", *wrong]) == 2
+        assert why in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_is_offered_by_hand():
+    """Products 0 and 2 are the first part's, 1 and 3 the second's; 3 came later."""
+
+    def part(withdrawn, products, names, category):
+        rows = np.full((len(products), 2), 7.0, np.float32) * (np.array(products)[:, None] + 1)
+        return Offered(np.array(withdrawn), np.array(products, int), rows, rows[:, 0], names, np.array(category))
+
+    # Of products that a part has not, it knows no category: K of its own.
+    merged = shards._merged([part([2], [4], ("b",), [0, 1, 1, 1, 0]), part([1], [3], ("a", "c"), [2, 2, 2, 1])])
+    assert merged.withdrawn.tolist() == [1, 2] and merged.products.tolist() == [3, 4]
+    assert merged.kernel.tolist() == [[28, 28], [35, 35]] and merged.bias.tolist() == [28, 35]
+    assert merged.names == ("a", "b", "c") and merged.category.tolist() == [1, 3, 3, 2, 1]
+
+
+def test_changes_of_a_part_are_seen(index, tmp_path):
+    """A part is a version of its own, whose cards may be written where it lies."""
+    split(index, tmp_path / "split", 2)
+    version = layout.current_version(tmp_path / "split")
+    with opened(tmp_path / "split") as made:
+        from sicot_jax.index.storage.products import Cards
+
+        with contextlib.closing(Cards(shard_folder(version, 1) / layout.CARDS, writable=True)) as cards, cards.change():
+            cards.connection.execute("UPDATE products SET withdrawn = 1 WHERE product = 3")
+        assert made.refresh() and not made.refresh()
+        assert made.offered().withdrawn.tolist() == [3]
+        assert {n.product for n in made.nearest(queries(1), 9)[0].products} == set(range(PRODUCTS)) - {3}

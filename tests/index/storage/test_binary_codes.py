@@ -1,0 +1,123 @@
+"""Codes by hand, and what each way of making them promises."""
+
+import numpy as np
+import pytest
+
+from sicot_jax.errors import InputError
+from sicot_jax.index.storage.binary_codes import (
+    ITQ,
+    KINDS,
+    LEARNED,
+    LSH,
+    PCA,
+    Codebook,
+    fit_codebook,
+    itq_rotation,
+    learned_codebook,
+)
+from sicot_jax.index.storage.vectors import unit
+
+FITTED = [kind for kind in KINDS if kind != LEARNED]
+
+
+def test_a_code_by_hand():
+    """Signs of x - (1, 1, 1) along three directions and their opposites, lowest bit first."""
+    projection = np.concatenate([np.eye(3), -np.eye(3), np.eye(3)[:, :2]], 1).astype(np.float32)
+    codebook = Codebook(projection, -np.ones(3, np.float32) @ projection)
+    np.testing.assert_array_equal(codebook.encode(np.array([[2, 0, 3]])), [[0b01010101]])
+
+
+def test_codes_agree_but_for_bits_at_the_edge():
+    codebook = Codebook(np.eye(8, dtype=np.float32), np.zeros(8, np.float32))
+    rows = np.array([[1, -1, 1e-7, 1, 1, 1, 1, 1]], np.float32)
+    assert codebook.agrees(rows, np.array([[0b11111101]], np.uint8))
+    assert codebook.agrees(rows, np.array([[0b11111001]], np.uint8))
+    assert not codebook.agrees(rows, np.array([[0b11111111]], np.uint8))
+
+
+def test_a_codebook_comes_back_from_its_file(tmp_path):
+    codebook = fit_codebook(np.eye(16, dtype=np.float32), 8)
+    codebook.save(tmp_path / "codebook.npz")
+    again = Codebook.load(tmp_path / "codebook.npz")
+    assert (again.width, again.bits) == (16, 8)
+    np.testing.assert_array_equal(again.encode(np.eye(16)), codebook.encode(np.eye(16)))
+    (tmp_path / "codebook.npz").write_bytes(b"no")
+    with pytest.raises(InputError, match="no codebook .*; build the index again"):
+        Codebook.load(tmp_path / "codebook.npz")
+
+
+@pytest.mark.parametrize("kind", FITTED)
+@pytest.mark.parametrize("bits", [8, 16, 64, 256])
+def test_near_vectors_have_near_codes(kind, bits):
+    """Fewer bits than numbers, as many and more: noise of a twentieth flips a few bits, another vector about half."""
+    rng = np.random.default_rng(0)
+    rows = unit(rng.standard_normal((500, 32)))
+    codebook = fit_codebook(rows, bits, kind)
+    assert codebook.bits == bits
+    codes = codebook.encode(rows)
+    near = codebook.encode(unit(rows + 0.05 * unit(rng.standard_normal(rows.shape))))
+    flipped = np.unpackbits(codes ^ near, axis=1).mean()
+    others = np.unpackbits(codes ^ np.roll(codes, 1, 0), axis=1).mean()
+    assert flipped < 0.05 and 0.4 < others < 0.6
+
+
+@pytest.mark.parametrize("kind", FITTED)
+def test_a_codebook_of_vectors_without_variance(kind):
+    """One photo, or all the same: codes are made all the same."""
+    for rows in (np.ones((1, 4)), np.ones((5, 4))):
+        assert fit_codebook(rows.astype(np.float32), 16, kind).encode(rows).shape == (len(rows), 2)
+
+
+@pytest.mark.parametrize("bits", [12, 0, 8192])
+def test_bits_that_no_index_has(bits):
+    with pytest.raises(InputError, match=f"bits={bits}, wanted a multiple of 8 up to 4096"):
+        fit_codebook(np.ones((3, 4)), bits)
+
+
+def test_random_directions_differ_in_a_share_of_bits_that_is_the_angle():
+    """t / pi (Charikar 2002): a fourth for 45 degrees, half for a right angle; 4,096 bits, three standard errors."""
+    angles = np.pi * np.array([0, 1 / 4, 1 / 2, 3 / 4])
+    rows = np.stack([np.cos(angles), np.sin(angles), 0 * angles, 0 * angles], 1).astype(np.float32)
+    codes = np.unpackbits(fit_codebook(rows, 4096, LSH).encode(rows), axis=1)
+    np.testing.assert_allclose((codes[1:] != codes[0]).mean(1), [1 / 4, 1 / 2, 3 / 4], atol=3 * 0.5 / 64)
+
+
+def error_of(rows, rotation):
+    return np.square(np.sign(rows @ rotation) - rows @ rotation).sum()
+
+
+def test_iterative_quantisation_turns_a_square_back():
+    """Corners (+-1, +-1) turned by 20 degrees, with noise: no iteration is worse, and the last finds the turn."""
+    angle = np.deg2rad(20)
+    turned = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    rng = np.random.default_rng(0)
+    corners = rng.choice([-1.0, 1.0], (400, 2))
+    rows = ((corners + 0.3 * rng.standard_normal(corners.shape)) @ turned.T).astype(np.float32)
+    rotation, errors = np.eye(2, dtype=np.float32), []
+    for _ in range(6):
+        errors.append(error_of(rows, rotation))
+        rotation = itq_rotation(rows, rotation, 1)
+    assert np.all(np.diff(errors) <= 1e-3) and errors[1] < errors[0]
+    np.testing.assert_allclose(rotation, turned, atol=0.03)  # noise of 0.3 / sqrt(400) a corner
+    np.testing.assert_allclose(rotation.T @ rotation, np.eye(2), atol=1e-6)
+
+
+def test_iterative_quantisation_lies_nearer_to_codes_than_a_random_rotation():
+    """Of vectors in a cube's corners, in eight of twelve directions."""
+    rng = np.random.default_rng(1)
+    rows = rng.choice([-1.0, 1.0], (2000, 8)) @ np.linalg.qr(rng.standard_normal((12, 8)))[0].T
+    rows = (rows + 0.2 * rng.standard_normal(rows.shape)).astype(np.float32)
+    pca, itq = (fit_codebook(rows, 8, kind) for kind in (PCA, ITQ))
+    errors = [np.square(np.sign(scores) - scores).mean() for scores in (pca.scores(rows), itq.scores(rows))]
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_a_learned_layer_keeps_its_signs():
+    """Directions at length 1, so that "near to the edge" means the same for all."""
+    kernel = np.array([[3, 0], [4, -2]], np.float32).repeat(4, 1)
+    codebook = learned_codebook(kernel, np.full(8, 10, np.float32), bits=8)
+    np.testing.assert_allclose(codebook.projection[:, 0], [0.6, 0.8])
+    np.testing.assert_allclose(codebook.offset[[0, 4]], [2, 5])
+    np.testing.assert_array_equal(codebook.encode([[-2, -1], [-4, 6]]), [[0b11110000], [0b00001111]])
+    with pytest.raises(InputError, match="--bits 16 with --codes learned, and the run learned 8"):
+        learned_codebook(kernel, np.zeros(8), bits=16)

@@ -1,0 +1,66 @@
+"""Versions, which one is in use, and who may write."""
+
+import pytest
+
+from sicot_jax.errors import InputError
+from sicot_jax.index.storage import layout
+
+
+def publish(index, text):
+    folder = index / layout.BUILDING
+    folder.mkdir()
+    (folder / "file").write_text(text)
+    with layout.alone(index):
+        return layout.publish(index, folder)
+
+
+def test_the_version_before_stays_and_older_ones_go(tmp_path):
+    for text in "abcd":
+        assert (publish(tmp_path, text) / "file").read_text() == text
+    assert sorted(entry.name for entry in tmp_path.glob("v*")) == ["v000003", "v000004"]
+    assert layout.current_version(tmp_path).name == "v000004"
+
+
+def test_a_version_that_was_taken_back_stays_until_it_is_replaced(tmp_path):
+    """Someone pointed `current` at the one before: it is in use, the newer one is not."""
+    for text in "ab":
+        publish(tmp_path, text)
+    (tmp_path / "current").write_text("v000001\n")
+    assert publish(tmp_path, "c").name == "v000003"
+    assert sorted(entry.name for entry in tmp_path.glob("v*")) == ["v000001", "v000003"]
+
+
+def test_one_writer_at_a_time(tmp_path):
+    with (
+        layout.alone(tmp_path),
+        pytest.raises(InputError, match="another process is changing it"),
+        layout.alone(tmp_path),
+    ):
+        pass
+    with layout.alone(tmp_path):
+        pass
+
+
+def test_a_reader_that_was_too_slow_opens_the_next_version(tmp_path):
+    publish(tmp_path, "a")
+    seen = []
+
+    def opened(folder):
+        seen.append(folder.name)
+        if len(seen) == 1:
+            publish(tmp_path, "b")
+            publish(tmp_path, "c")  # removes the first
+            raise FileNotFoundError(folder)
+        return (folder / "file").read_text()
+
+    assert layout.open_current(tmp_path, opened) == "c" and seen == ["v000001", "v000003"]
+    with pytest.raises(ZeroDivisionError):
+        layout.open_current(tmp_path, lambda _: 1 / 0)
+
+
+def test_manifests_that_are_none(tmp_path):
+    with pytest.raises(InputError, match="wanted the manifest of a product index"):
+        layout.read_manifest(tmp_path)
+    (tmp_path / layout.MANIFEST).write_text('{"format": 99}')
+    with pytest.raises(InputError, match=f"format 99, this version reads {layout.FORMAT}; build the index again"):
+        layout.read_manifest(tmp_path)

@@ -1,0 +1,87 @@
+"""What each module of the search adds, on test photos."""
+
+import dataclasses
+import types
+
+import numpy as np
+import pytest
+from helpers.index_maker import PRODUCTS, jpeg, photo, sku
+
+from sicot_jax.cli import main as cli
+from sicot_jax.errors import InputError
+from sicot_jax.index.storage import layout
+from sicot_jax.indexing import evaluate as evaluation
+from sicot_jax.search.category import read_fusion, write_fusion
+
+
+@pytest.fixture
+def catalog(monkeypatch):
+    """Three new photos of each product of `index_maker`; the first product's say that they are of the second."""
+    records = [
+        {"image": jpeg(photo(p, 90 + n)), "sku": sku(max(p, 1)), "category": f"kind {max(p, 1) % 2}"}
+        for p in range(PRODUCTS)
+        for n in range(3)
+    ]
+    made = types.SimpleNamespace(name="made", data_hash="0", splits={"test": records})
+    monkeypatch.setattr(evaluation, "open_catalog", lambda config: made)
+    return made
+
+
+def cells(table):
+    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines()]
+    return lines[0], {line[0]: line[1:] for line in lines[2:]}
+
+
+def test_the_table_by_hand(index, catalog):
+    """Of 18 photos 3 are said to be of another product, and of another category: found among 5 only where all are searched."""
+    path = layout.current_version(index) / layout.CATEGORIES
+    write_fusion(path, dataclasses.replace(read_fusion(path), sure=0.0))
+    header, rows = cells(evaluation.evaluate([index, index], "somewhere"))
+    assert header[0] == "made, 18 test photos, 2 seeds" and len(header) == 7
+    assert rows[evaluation.ALL] == ["83.33", "100.00", "83.33", "83.33", "83.33", "83.33"]
+    everywhere = rows["similar products of all categories"]
+    assert everywhere[:3] == ["0", "0", "0"] and everywhere[4].startswith("+16.67 [")
+    assert everywhere[5].startswith("-33.33 [")  # half of the products are of either kind
+    assert rows["no category"][5] == everywhere[5]
+    assert set(rows["exact search in place of codes"]) == {"0"}
+
+
+def test_an_index_without_categories(index, catalog):
+    """Their rows are left out; beside another index that has them it is refused."""
+    version = layout.current_version(index)
+    (version / layout.CATEGORIES).unlink()
+    _, rows = cells(evaluation.evaluate([index], "somewhere"))
+    assert list(rows) == [evaluation.ALL, "exact search in place of codes"]
+
+
+def test_a_ranker_is_a_module(index, catalog, monkeypatch):
+    """One that puts the least alike first: without it, the nearest is first again."""
+
+    class Reversed:
+        def scores(self, likeness, products):
+            return -likeness
+
+    _, before = cells(evaluation.evaluate([index], "somewhere"))
+    monkeypatch.setattr(evaluation, "read_ranker", lambda path: Reversed())
+    _, rows = cells(evaluation.evaluate([index], "somewhere"))
+    assert rows[evaluation.ALL][2] == "0.00" and before[evaluation.ALL][2] == "83.33"
+    assert rows["similar products nearest first"][2].startswith("+83.33 [")
+
+
+def test_an_index_of_other_data(index, catalog):
+    catalog.data_hash = "1"
+    with pytest.raises(InputError, match="of another catalogue than made; give the one it was built from"):
+        evaluation.evaluate([index], "somewhere")
+
+
+def test_the_command(index, catalog, capsys):
+    cli.main(["evaluate", "search", "--index", str(index), "--path", "somewhere"])
+    assert "made, 18 test photos, 1 seeds" in capsys.readouterr().out
+    for arguments, said in ((["search", "--path", "x"], "--index DIR... and --path"), ([], "--workdir RUN is needed")):
+        assert cli.main(["evaluate", *arguments]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_intervals_are_of_photos_and_seeds():
+    assert evaluation._cell(np.zeros((2, 5))) == "0"
+    assert evaluation._cell(np.ones((2, 5))) == "+100.00 [+100.00, +100.00]"

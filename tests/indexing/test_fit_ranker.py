@@ -1,0 +1,141 @@
+"""`sicot index rank`: from events and kept photos to the order that the service answers in."""
+
+import json
+import logging
+import time
+import zlib
+
+import pytest
+from helpers.index_maker import GOOD, LISTS, PRODUCTS, jpeg, photo, sku, visit
+
+from sicot_jax.cli import main as cli
+from sicot_jax.events.store import Event, Events
+from sicot_jax.index.storage import layout
+from sicot_jax.indexing import fit_ranker as rank
+from sicot_jax.indexing import update as change
+from sicot_jax.indexing.verify import verify
+from sicot_jax.search.ranker import read_ranker
+from sicot_jax.serve.settings import Settings
+
+testclient = pytest.importorskip("fastapi.testclient", reason="the service needs its extra")
+pytest.importorskip("lightgbm", reason="the ranker needs the service's extra")
+
+from sicot_jax.serve.app import create_app  # noqa: E402
+
+
+@pytest.fixture
+def rated(index, tmp_path, monkeypatch):
+    """(index, events, photos): visitors who looked at all of what was shown and clicked on the good ones."""
+    monkeypatch.setattr(rank, "FEWEST", 20)
+    return index, *visit(index, tmp_path)
+
+
+def run(rated, *more):
+    index, events, photos = map(str, rated)
+    return cli.main(["index", "rank", "--index", index, "--events", events, "--queries", photos, *more])
+
+
+def settings(index):
+    return Settings(index=str(index), engine="jax", largest_batch=2, reload_seconds=0.05)
+
+
+def asked(client, product, **params):
+    response = client.post("/v1/search", files={"photo": jpeg(photo(product, 99))}, params={"similar": 6, **params})
+    return response.json()
+
+
+def test_visitors_decide_the_order_of_similar_products(rated, capsys, caplog):
+    """Fitted while the service runs, which takes it up; `rerank=false` is the order by likeness."""
+    index = rated[0]
+    with testclient.TestClient(create_app(settings(index))) as client:
+        before = asked(client, 2, any_category=True)
+        assert before["ranker"] is None
+        assert run(rated) == 0
+        said = capsys.readouterr().out
+        assert said.index("rating") < said.index("likeness")  # what mattered most comes first
+        for _ in range(100):
+            after = asked(client, 2, any_category=True)
+            if after["ranker"]:
+                break
+            time.sleep(0.05)
+        ranker = read_ranker(layout.current_version(index) / layout.RANKER)
+        assert after["ranker"] == ranker.version[:12] and ranker.version[:12] in said
+        assert {found["sku"] for found in after["similar"][:2]} == set(map(sku, GOOD))
+        likeness = asked(client, 2, any_category=True, rerank=False)
+        assert likeness["similar"] == before["similar"] and likeness["ranker"] is None
+        assert sorted(s["sku"] for s in after["similar"]) == sorted(s["sku"] for s in before["similar"])
+        # The good ones of twice as many as are shown.
+        assert [found["sku"] for found in asked(client, 2, similar=2, category="kind 0")["similar"]][0] == sku(4)
+        change.remove(index, [sku(4)])
+        time.sleep(0.3)
+        assert asked(client, 2, any_category=True)["similar"][0]["sku"] == sku(1)
+    report = ranker.report
+    assert report["lists"] == LISTS and report["difference"][1] > 0
+    assert report["ndcg"] == pytest.approx(report["ndcg by likeness"] + report["difference"][0])
+    assert report["mattered"]["rating"]["ndcg lost"] == max(m["ndcg lost"] for m in report["mattered"].values())
+    assert report["mattered"]["sales"]["known"] == 0 and report["mattered"]["price"]["known"] == 1
+    assert verify(layout.current_version(index), checksums=True) == []
+
+
+def test_a_damaged_ranker_is_a_line_and_likeness_decides(rated, caplog):
+    index = rated[0]
+    assert run(rated) == 0
+    path = layout.current_version(index) / layout.RANKER
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"recogniser": "another"}))
+    with caplog.at_level(logging.ERROR), testclient.TestClient(create_app(settings(index))) as client:
+        answer = asked(client, 2, any_category=True)
+    assert answer["ranker"] is None and answer["similar"][0]["sku"] == sku(2)
+    said = [record.getMessage() for record in caplog.records if "ranked" in record.getMessage()]
+    assert len(said) == 1 and "sha256" in said[0] and "\n" not in said[0]
+    assert "sha256" in verify(layout.current_version(index))[0]
+
+
+def test_lists_without_a_photo_are_left_out(rated, capsys):
+    for path in rated[2].glob("*.photo"):
+        if zlib.crc32(path.stem.partition("-")[0].encode()) % 3 == 0:
+            path.unlink()
+    next(rated[2].glob("*.photo")).write_bytes(b"no photo")
+    assert run(rated) == 0
+    there = len(list(rated[2].glob("*.photo")))
+    assert f"left out: {LISTS - there}" in capsys.readouterr().out
+    for path in rated[2].glob("*.photo"):
+        path.unlink()
+    assert run(rated) == 2
+    said = capsys.readouterr().err
+    assert "0 lists" in said and f"0 of {LISTS}" in said and "--keep-queries" in said
+
+
+def test_nothing_is_written_that_is_not_better_than_likeness(rated, tmp_path, capsys):
+    """Clicks on what is most alike, and on nothing else."""
+    store = Events(tmp_path / "other.sqlite")
+    for n in range(LISTS):
+        who = {"request_id": f"r{n}", "visitor": f"v{n % 97}", "variant": "a", "time": 1e9 + n}
+        shown = tuple(sku((n + p) % PRODUCTS) for p in range(PRODUCTS))
+        store.add([Event(f"i{n}", kind="impression", shown=shown, **who)])
+        store.add([Event(f"c{n}", kind="click", sku=sku(n % PRODUCTS), **who)])
+    store.close()
+    assert run((rated[0], tmp_path / "other.sqlite", rated[2])) == 2
+    assert "not shown to be better" in capsys.readouterr().err
+    assert not (layout.current_version(rated[0]) / layout.RANKER).exists()
+
+
+def test_what_came_of_a_list():
+    """A click before its impression, as of another machine; twice; on what was not shown; a purchase; and a bot."""
+
+    def event(number, kind, request="r", visitor="v", time=1e9, **more):
+        return Event(f"{number}", request, time, visitor, "a", kind, **more)
+
+    events = [
+        event(0, "click", sku="b"),
+        event(1, "impression", shown=("a", "b", "a", "c")),
+        event(2, "click", sku="b"),
+        event(3, "click", sku="z"),
+        event(4, "purchase", sku="c"),
+        event(5, "click", sku="c"),
+        event(6, "click", "lost", sku="a"),
+        event(7, "impression", "before", time=9e8, shown=("a",)),
+    ]
+    events += [event(f"bot{n}", "impression", f"bot{n}", "bot", shown=("a",)) for n in range(rank.LIMITS.views + 1)]
+    before, view = rank.views(events)
+    assert (before.request_id, before.wanted) == ("before", {})
+    assert (view.shown, view.wanted) == (("a", "b", "c"), {"b": 1.0, "c": 5.0})

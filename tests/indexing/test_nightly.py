@@ -1,0 +1,121 @@
+"""A night: import, build, switch; and the same again."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from helpers.index_maker import jpeg, photo
+
+from sicot_jax import config as config_lib
+from sicot_jax.catalog.importing.run import import_catalog
+from sicot_jax.cli import main as cli
+from sicot_jax.index.backends.local import EmbeddedIndex
+from sicot_jax.index.storage import layout
+from sicot_jax.indexing.verify import verify
+from sicot_jax.training.loop import train
+
+
+def shop(folder, products, photos=12):
+    """A manifest with some photos of each product."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "products.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("image", "sku", "title", "category"))
+        for product in products:
+            for number in range(photos):
+                name = f"{product}_{number}.jpg"
+                (folder / name).write_bytes(jpeg(photo(product, number)))
+                writer.writerow((name, f"sku-{product}", f"fine thing number {product}", f"kind {product % 2}"))
+    return folder / "products.csv"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A shop, its catalogue, and a run on it."""
+    folder = tmp_path_factory.mktemp("night")
+    import_catalog(shop(folder / "shop", range(9)), folder / "catalog", workers=1)
+    overrides = ["data.source=imported", f"data.path={folder / 'catalog'}", "train.steps=3", "loss.mixed=0"]
+    train(config_lib.load("tiny", [f"--config.{flag}" for flag in overrides]), folder / "run")
+    return folder
+
+
+@pytest.fixture
+def night(trained, tmp_path, capsys):
+    """(shop folder, index folder, one night: exit code, what was printed, the report)."""
+    folder = tmp_path / "night"
+    shutil.copytree(trained, folder, symlinks=True)
+    for name in ("products.csv",):
+        assert (folder / "shop" / name).exists()
+
+    def run(*more):
+        capsys.readouterr()
+        flags = {"manifest": "shop/products.csv", "catalog": "catalog", "workdir": "run", "index": "index"}
+        command = [f"--{name}={folder / place}" for name, place in flags.items()]
+        code = cli.main(["index", "nightly", *command, *more, f"--report={folder / 'out' / 'night.json'}"])
+        report = folder / "out" / "night.json"
+        return code, capsys.readouterr(), json.loads(report.read_text()) if report.exists() else {}
+
+    return folder / "shop", folder / "index", run
+
+
+def test_nights(night):
+    """The first builds, the second has nothing to do, and after changes of the shop there is another version."""
+    folder, index, run = night
+    code, printed, report = run()
+    assert code == 0 and report["switched"] and report["products"] == {"before": 0, "now": 9, "new": 9, "gone": 0}
+    code, printed, report = run()
+    assert code == 0 and "nothing changed: v000001 stays in use" in printed.out and not report["switched"]
+    shop(folder, [0, 1, 2, 3, 5, 6, 7, 8, 11])
+    code, printed, report = run()
+    assert code == 0 and report["imported"] and report["version"] == "v000002"
+    assert report["products"] == {"before": 9, "now": 9, "new": 1, "gone": 1}
+    version = layout.current_version(index)
+    assert verify(version, checksums=True) == []
+    opened = EmbeddedIndex(version)
+    assert opened.product("sku-4") is None and opened.product("sku-11").title == "fine thing number 11"
+    assert opened.offered().withdrawn.tolist() == [4] and opened.offered().products.tolist() == [9]
+    features = np.asarray(opened._view.features, np.float32)
+    owners = np.asarray(opened._view.owners)
+    found = opened.nearest(features[owners == 9][:1], 1)[0].products[0]
+    assert found.product == 9
+    opened.close()
+
+
+def test_an_index_of_an_older_format_is_built_again(night):
+    _, index, run = night
+    assert run()[0] == 0
+    stored = json.loads((path := layout.current_version(index) / layout.MANIFEST).read_text())
+    path.write_text(json.dumps({**stored, "format": 1}))
+    code, printed, report = run()
+    assert code == 0 and report["version"] == "v000002" and not report["imported"]
+    assert "format 1, this version reads" in printed.err
+    assert report["products"] == {"before": 9, "now": 9, "new": 0, "gone": 0}
+
+
+def test_a_night_that_fails_leaves_the_index(night):
+    """A shop without a photo left: one line, another exit code, and the version in use stays."""
+    folder, index, run = night
+    assert run()[0] == 0
+    for path in folder.glob("*.jpg"):
+        path.unlink()
+    (folder / "products.csv").touch()
+    code, printed, _ = run()
+    assert code == cli.INPUT_ERROR and len(printed.err.strip().splitlines()[-1:]) == 1
+    assert layout.current_version(index).name == "v000001" and verify(layout.current_version(index)) == []
+
+
+@pytest.mark.database
+def test_a_night_fills_a_database_too(night, database_server):
+    """Also one that has missed a night; a database that is away leaves the new version in use, and the next night makes up."""
+    folder, index, run = night
+    flag = f"--database={database_server.url()}"
+    code, printed, report = run("--database=postgresql://nobody@127.0.0.1:9/none")
+    assert code == cli.INPUT_ERROR and "start the database" in printed.err
+    assert layout.current_version(index).name == "v000001"
+    code, printed, report = run(flag)
+    assert code == 0 and "v000001 stays in use\ndatabase: v000001, revision 1: 72 photos new" in printed.out
+    assert not report["switched"] and report["published"].startswith("v000001, revision 1")
+    code, printed, report = run(flag)
+    assert code == 0 and report["published"] == "v000001, revision 1: is there already"

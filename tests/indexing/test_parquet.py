@@ -1,0 +1,110 @@
+"""An index as Parquet and back."""
+
+import shutil
+
+import numpy as np
+import pytest
+from helpers.index_maker import BITS, PHOTOS, PRODUCTS, WIDTH, jpeg, photo, sku, write_manifest_csv
+from pyarrow import parquet
+
+from sicot_jax.cli import main as cli
+from sicot_jax.errors import InputError
+from sicot_jax.index.backends.local import EmbeddedIndex
+from sicot_jax.index.storage import layout
+from sicot_jax.indexing import parquet as exchange
+from sicot_jax.indexing import update as change
+from sicot_jax.indexing.verify import verify
+from sicot_jax.search.ranking_features import picture_sharpness
+
+
+@pytest.fixture
+def changed(index, tmp_path):
+    """With a product withdrawn, one new, and a price."""
+    change.remove(index, [sku(2)])
+    photos = {f"{n}.jpg": jpeg(photo(8, n)) for n in range(2)}
+    rows = [{"image": name, "sku": "new", "category": "kind 0"} for name in photos]
+    change.add(index, write_manifest_csv(tmp_path / "feed", rows, photos))
+    (tmp_path / "prices.csv").write_text("sku,price\nsku-1,9.5\n")
+    change.update(index, tmp_path / "prices.csv")
+    return index
+
+
+def found(index, k=PRODUCTS, **more):
+    """SKU and similarity of what is near to some queries, and the rows of later products by SKU."""
+    opened = EmbeddedIndex(layout.current_version(index))
+    queries = np.random.default_rng(0).random((5, WIDTH)).astype(np.float32)
+    near = [
+        [(opened.products([n.product])[0].sku, round(n.similarity, 3)) for n in hits.products]
+        for hits in opened.nearest(queries, k, **more)
+    ]
+    rows = {
+        opened.products([int(number)])[0].sku: row
+        for number, row in zip(opened.offered().products, opened.offered().kernel, strict=True)
+    }
+    opened.close()
+    return near, rows
+
+
+def test_there_and_back(changed, tmp_path, capsys):
+    """The same products near to every query, in all and in a category, and the same rows; what was withdrawn is gone."""
+    assert cli.main(["index", "export", "--index", str(changed), "--out", str(tmp_path / "out")]) == 0
+    assert f"{PRODUCTS} products, {(PRODUCTS - 1) * PHOTOS + 2} photos" in capsys.readouterr().out
+    assert cli.main(["index", "import", "--index", str(tmp_path / "other"), str(tmp_path / "out")]) == 0
+    version = layout.current_version(tmp_path / "other")
+    assert verify(version, checksums=True) == []
+    for category in (None, "kind 0", "kind 1"):
+        (near, rows), (near_before, rows_before) = (found(i, category=category) for i in (tmp_path / "other", changed))
+        assert near == near_before
+        np.testing.assert_allclose(rows["new"], rows_before["new"], rtol=1e-5)
+    manifest = layout.read_manifest(version)
+    assert sorted(manifest.categories) == ["kind 0", "kind 1"]
+    assert sum(last - first for first, last in manifest.categories.values()) == manifest.photos
+    opened = EmbeddedIndex(version)
+    assert opened.product(sku(1)).quality == {"price": 9.5} and opened.product(sku(2)) is None
+    assert opened.product("new").quality == {"sharpness": picture_sharpness(jpeg(photo(8, 0)))}
+    assert opened.offered().withdrawn.tolist() == [2]  # the model still knows it
+    assert opened.picture(opened.product("new").pictures[0]) == jpeg(photo(8, 0))
+    opened.close()
+
+
+def test_what_others_read(changed, tmp_path):
+    """Plain columns: embeddings of length 1 and their codes."""
+    exchange.export_index(changed, tmp_path / "out")
+    photos = parquet.read_table(tmp_path / "out" / exchange.PHOTOS)
+    assert photos.column_names == ["sku", "image_id", "embedding", "code", "picture"]
+    embeddings = np.array(photos["embedding"].to_pylist())
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-3)
+    assert {len(code) for code in photos["code"].to_pylist()} == {BITS // 8}
+    products = parquet.read_table(tmp_path / "out" / exchange.PRODUCTS).to_pydict()
+    assert products["price"][products["sku"].index(sku(1))] == 9.5 and products["sales"] == [None] * PRODUCTS
+
+
+def test_what_cannot_be_read_leaves_the_index(changed, tmp_path, capsys):
+    exchange.export_index(changed, tmp_path / "out")
+    with pytest.raises(InputError, match="exists; give another --out"):
+        exchange.export_index(changed, tmp_path / "out")
+    before = layout.current_version(changed)
+
+    def refused(said):
+        assert cli.main(["index", "import", "--index", str(changed), str(tmp_path / "bad")]) == cli.INPUT_ERROR
+        err = capsys.readouterr().err
+        assert said in err and len(err.splitlines()) == 1, err
+        assert layout.current_version(changed) == before and verify(before) == []
+        shutil.rmtree(tmp_path / "bad", ignore_errors=True)
+
+    refused("wanted the manifest of a product index")
+    for name in (exchange.PRODUCTS, exchange.PHOTOS):
+        for damage in ("cut", "gone"):
+            shutil.copytree(tmp_path / "out", tmp_path / "bad")
+            data = (tmp_path / "bad" / name).read_bytes()
+            (tmp_path / "bad" / name).unlink()
+            if damage == "cut":
+                (tmp_path / "bad" / name).write_bytes(data[: len(data) // 2])
+            refused("wanted a file of `sicot index export`")
+    shutil.copytree(tmp_path / "out", tmp_path / "bad")
+    table = parquet.read_table(tmp_path / "bad" / exchange.PRODUCTS)
+    parquet.write_table(table.slice(1), tmp_path / "bad" / exchange.PRODUCTS)
+    refused("which is not in products.parquet")
+    shutil.copytree(tmp_path / "out", tmp_path / "bad")
+    (tmp_path / "bad" / "model" / "model.safetensors").write_bytes(b"x")
+    refused("not as it was written")

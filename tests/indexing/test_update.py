@@ -1,0 +1,330 @@
+"""Products and photos that come and go."""
+
+import contextlib
+import json
+
+import numpy as np
+import pytest
+from helpers.index_maker import PHOTOS, PRODUCTS, WIDTH, jpeg, photo, sku, write_manifest_csv
+
+from sicot_jax.cli import main as cli
+from sicot_jax.errors import InputError
+from sicot_jax.index.backends.local import EmbeddedIndex
+from sicot_jax.index.storage import layout
+from sicot_jax.index.storage.products import Cards
+from sicot_jax.indexing import title_regression as titles
+from sicot_jax.indexing import update as change
+from sicot_jax.indexing.verify import verify
+from sicot_jax.search import answer as recognition
+
+NEW = PRODUCTS + 1  # a colour that no product has
+
+
+def feed(folder, products, photos=2, **more):
+    """A manifest of some photos of each product."""
+    names = {f"{p}_{n}.png": jpeg(photo(p, 50 + n), "PNG") for p in products for n in range(photos)}
+    rows = [{"image": name, "sku": sku(int(name.partition("_")[0])), **more} for name in names]
+    return write_manifest_csv(folder, rows, names)
+
+
+def offered_of(index):
+    with_cards = Cards(layout.current_version(index) / layout.CARDS)
+    found = with_cards.counts()
+    with_cards.close()
+    return found
+
+
+def whole(index):
+    return verify(layout.current_version(index))
+
+
+def test_a_new_product_is_found_and_has_a_row(index, tmp_path):
+    """From its first two photos and its title: the nearest in the index, and in the classifier w = mean row + r unit(d) with
+    d = (2 (m - g) + t / 2) / 2.5.
+    """
+    found = change.add(index, feed(tmp_path / "feed", [NEW], title="a new thing", category="kind 1"))
+    assert (found.new_products, found.new_photos, found.dropped) == (1, 2, [])
+    assert whole(index) == []
+    opened = EmbeddedIndex(layout.current_version(index))
+    engine = change.open_engine(opened.folder)
+    embedding, logits, _ = next(engine(photo(NEW, 77)[None]).each())
+    answer = recognition.answer(opened, None, None, embedding, logits, k=PRODUCTS + 1, similar=1, category="kind 1")
+    assert answer.similar[0].product.title == "a new thing"
+    assert "a new thing" in [match.product.title for match in answer.matches]
+    with np.load(opened.folder / layout.IMPRINT) as made_with:
+        features = np.asarray(opened._view.features[-2:], np.float32)  # their length is 1 to what float16 holds
+        apart = (features / np.linalg.norm(features, axis=1, keepdims=True)).mean(0) - made_with["centre"]
+        told = titles.load(opened.folder / layout.TITLES).directions([("a new thing", "kind 1")])[0]
+        assert np.linalg.norm(told) > 0.01
+        towards = (2 * apart + told / 2) / 2.5
+        row = made_with["mean_row"] + made_with["scale"] * towards / np.linalg.norm(towards)
+        assert made_with["scale"] > 0
+    np.testing.assert_allclose(opened.offered().kernel, [row], rtol=1e-5)
+    assert opened.offered().products.tolist() == [PRODUCTS]
+    known, logits, _ = next(engine(photo(0, 77)[None]).each())
+    assert recognition.answer(opened, None, None, known, logits, k=1, similar=0).matches[0].product.sku == sku(0)
+    opened.close()
+
+
+def test_the_same_feed_again_changes_nothing(index, tmp_path):
+    source = feed(tmp_path / "feed", [0, NEW])
+    change.add(index, source)
+    before = offered_of(index)
+    again = change.add(index, source)
+    assert (again.new_products, again.new_photos, again.known_photos) == (0, 0, 4)
+    assert offered_of(index) == before == {"products": PRODUCTS + 1, "photos": PRODUCTS * PHOTOS + 4}
+
+
+def test_more_photos_of_a_product_keep_its_card(index, tmp_path):
+    """What the feed leaves empty stays, what it says is taken."""
+    change.add(index, feed(tmp_path / "feed", [1], tags="new tag"))
+    cards = Cards(layout.current_version(index) / layout.CARDS)
+    product = cards.product(sku(1))
+    assert (product.title, product.tags, product.category) == (f"title {sku(1)}", "new tag", "kind 1")
+    assert cards.photos_of(product.product) == PHOTOS + 2 and len(product.pictures) == PHOTOS
+    cards.close()
+
+
+def test_a_withdrawn_product_comes_back_with_its_photos(index, tmp_path):
+    assert change.remove(index, [sku(2)]) == 1
+    assert offered_of(index)["products"] == PRODUCTS - 1
+    assert change.remove(index, [sku(2)]) == 0
+    change.add(index, feed(tmp_path / "feed", [2], photos=1))
+    assert offered_of(index)["products"] == PRODUCTS
+    opened = EmbeddedIndex(layout.current_version(index))
+    assert opened.photos_of(opened.product(sku(2)).product) == PHOTOS + 1
+    opened.close()
+
+
+def test_rows_that_cannot_be_used_are_told_and_the_others_added(index, tmp_path, capsys):
+    source = write_manifest_csv(
+        tmp_path / "feed",
+        [
+            {"image": "good.jpg", "sku": "x"},
+            {"image": "broken.jpg", "sku": "x"},
+            {"image": "missing.jpg", "sku": "y"},
+            {"image": "good.jpg", "sku": ""},
+        ],
+        {"good.jpg": jpeg(photo(NEW)), "broken.jpg": b"\xff\xd8\xff nothing"},
+    )
+    assert cli.main(["index", "add", "--index", str(index), str(source)]) == 0
+    out, err = capsys.readouterr()
+    assert out.strip() == "1 products and 1 photos new, 3 rows dropped"
+    assert len(err.splitlines()) == 3 and "broken.jpg: not a photo" in err and "missing.jpg: photo missing" in err
+    assert whole(index) == [] and offered_of(index)["products"] == PRODUCTS + 1  # y has no photo
+
+
+def test_a_feed_of_which_nothing_can_be_used_fails(index, tmp_path, capsys):
+    source = write_manifest_csv(tmp_path / "feed", [{"image": "a.jpg", "sku": "x"}], {})
+    assert cli.main(["index", "add", "--index", str(index), str(source)]) == cli.INPUT_ERROR
+    assert "no row can be used, such as a.jpg: photo missing" in capsys.readouterr().err
+    assert offered_of(index)["products"] == PRODUCTS
+
+
+def test_folders_per_sku(index, tmp_path):
+    (tmp_path / "feed" / "shoe").mkdir(parents=True)
+    (tmp_path / "feed" / "shoe" / "1.jpg").write_bytes(jpeg(photo(NEW)))
+    assert change.add(index, tmp_path / "feed").new_products == 1
+
+
+@pytest.mark.parametrize("after", [layout.FEATURES, layout.CODES, layout.OWNERS, "the cards"])
+def test_an_addition_that_was_stopped_leaves_nothing_and_can_be_given_again(index, tmp_path, monkeypatch, after):
+    """Stopped as if killed after each file was written, and inside the transaction."""
+    source, version = feed(tmp_path / "feed", [1, NEW]), layout.current_version(index)
+
+    class Killed(BaseException):
+        pass
+
+    with monkeypatch.context() as patch:
+        if after == "the cards":
+            patch.setattr(change.cards_of, "set_places", lambda *_: (_ for _ in ()).throw(Killed))
+        else:
+            write = change.Vectors.write
+
+            def stopping(self, name, at, lines):
+                write(self, name, at, lines)
+                if name == after:
+                    raise Killed
+
+            patch.setattr(change.Vectors, "write", stopping)
+        with pytest.raises(Killed):
+            change.add(index, source)
+    assert verify(version, checksums=True) == []
+    assert offered_of(index) == {"products": PRODUCTS, "photos": PRODUCTS * PHOTOS}
+    assert change.add(index, source).new_photos == 4
+    assert verify(version, checksums=True) == []
+
+
+def test_photos_are_withdrawn_alone(index):
+    """Those of a product's photos that are gone are not found; the product is."""
+    version = layout.current_version(index)
+    cards = Cards(version / layout.CARDS)
+    (image_id,) = cards.connection.execute("SELECT image_id FROM photos WHERE place = 0").fetchone()
+    product = cards.connection.execute("SELECT product FROM photos WHERE place = 0").fetchone()[0]
+    assert change.remove(index, [], photos=[image_id]) == 1
+    assert cards.photos_of(product) == 3 and 0 not in cards.products([product])[0].pictures
+    cards.close()
+    opened = EmbeddedIndex(version)
+    feature = np.asarray(opened._view.features[0], np.float32)
+    assert 0 not in [n.place for n in opened.nearest(feature[None], PRODUCTS)[0].products]
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    ("skus", "photos", "said"),
+    [(["sku-0", "nope"], [], "no product 'nope'"), (["sku-0"], ["00"], "no photo '00'")],
+)
+def test_removing_what_was_never_there_changes_nothing(index, skus, photos, said):
+    with pytest.raises(InputError, match=said):
+        change.remove(index, skus, photos=photos)
+    assert offered_of(index)["products"] == PRODUCTS
+
+
+def test_cards_are_updated(index, tmp_path, capsys):
+    path = tmp_path / "prices.csv"
+    path.write_text("sku,title,price,sales\nsku-0,new title,9.5,\nsku-1,,,12\n")
+    assert cli.main(["index", "update", "--index", str(index), str(path)]) == 0
+    path.write_text("sku,rating\nsku-0,4\n")
+    assert change.update(index, path) == 1
+    cards = Cards(layout.current_version(index) / layout.CARDS)
+    first, second = cards.products([0, 1])
+    assert (first.title, first.quality) == ("new title", {"price": 9.5, "rating": 4.0})
+    assert (second.title, second.quality) == ("title sku-1", {"sales": 12.0})
+    cards.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("title\nx\n", "no column sku"),
+        ("sku,colour\nsku-0,red\n", "a column 'colour', wanted sku and some of title, tags"),
+        ("sku,price\nsku-0,1\nnope,2\n", "line 3: no product 'nope'; nothing was changed"),
+        ("sku,price\nsku-0,cheap\n", "line 2: price='cheap', wanted a number"),
+        ("sku,price\nsku-0,nan\n", "line 2: price='nan', wanted a number"),
+        ("sku,price\nsku-0\n", "line 2: more or fewer cells"),
+        ("sku,price\nsku-0,1,2\n", "line 2: more or fewer cells"),
+    ],
+)
+def test_an_update_that_cannot_be_used_changes_nothing(index, tmp_path, text, said):
+    path = tmp_path / "prices.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=said):
+        change.update(index, path)
+    cards = Cards(layout.current_version(index) / layout.CARDS)
+    assert cards.products([0])[0].quality == {}
+    cards.close()
+
+
+def test_damage_is_found(index, capsys):
+    """Each file in turn: a byte, or its end."""
+    version = layout.current_version(index)
+    assert cli.main(["index", "verify", "--index", str(index)]) == 0
+    assert capsys.readouterr().out.strip().endswith("whole")
+    damages = {
+        layout.FEATURES: "features.f16", layout.CODES: "codes.u8", layout.OWNERS: "owners.i32", layout.CODEBOOK: "codebook",
+        layout.UNKNOWN: "unknown", layout.CARDS: "cards", layout.MANIFEST: "build the index again",
+        "model/model.safetensors": "not as it was",
+    }  # fmt: skip
+    for name, said in damages.items():
+        before = (version / name).read_bytes()
+        middle = len(before) // 2
+        for damaged in (before[:middle], before[:middle] + bytes([before[middle] ^ 0x55]) + before[middle + 1 :]):
+            (version / name).write_bytes(damaged)
+            code = cli.main(["index", "verify", "--index", str(index)])
+            err = capsys.readouterr().err
+            if name == layout.CARDS and len(damaged) == len(before) and not code:
+                continue  # a byte that no row uses, or one of a picture
+            assert code == cli.INPUT_ERROR and said in err and len(err.splitlines()) == 1, (name, err)
+        (version / name).write_bytes(before)
+    assert verify(version, checksums=True) == []
+
+
+def test_two_writers_do_not_meet(index, tmp_path):
+    with layout.alone(index), pytest.raises(InputError, match="another process is changing it"):
+        change.remove(index, [sku(0)])
+
+
+def test_quality_is_json(index):
+    cards = Cards(layout.current_version(index) / layout.CARDS)
+    stored = cards.connection.execute("SELECT quality FROM products").fetchall()
+    assert [json.loads(row[0]) for row in stored] == [{}] * PRODUCTS
+    cards.close()
+
+
+def test_a_row_is_of_the_photos_that_are_left(index, tmp_path):
+    """A later product with one of two photos withdrawn has the row of the other; with none left it has no row."""
+    change.add(index, feed(tmp_path / "feed", [NEW]))
+    cards = Cards(layout.current_version(index) / layout.CARDS)
+    find = "SELECT image_id FROM photos WHERE product = ? ORDER BY place"
+    first, second = (row[0] for row in cards.connection.execute(find, (PRODUCTS,)))
+    cards.close()
+    opened = EmbeddedIndex(layout.current_version(index))
+    both = opened.offered().kernel[0]
+    change.remove(index, [], photos=[first])
+    assert opened.refresh() and not np.allclose(opened.offered().kernel[0], both)
+    change.remove(index, [], photos=[second])
+    assert opened.refresh() and len(opened.offered().products) == 0
+    opened.close()
+
+
+def test_an_index_that_is_not_there_is_not_made(tmp_path):
+    for call in (
+        lambda i: change.remove(i, ["x"]),
+        lambda i: change.add(i, tmp_path),
+        lambda i: change.update(i, tmp_path),
+    ):
+        with pytest.raises(InputError, match="no product index there"):
+            call(tmp_path / "typo")
+    assert not (tmp_path / "typo").exists()
+
+
+def test_a_picture_of_another_product_is_a_fault(index):
+    version = layout.current_version(index)
+    assert verify(version) == []
+    with contextlib.closing(Cards(version / layout.CARDS, writable=True)) as cards, cards.change() as connection:
+        connection.execute("UPDATE pictures SET product = product + 1 WHERE place IN (0, 1)")
+    assert verify(version) == [f"{layout.CARDS}: 2 pictures of another product than their photos"]
+
+
+def test_another_title_makes_another_row(index, tmp_path):
+    """Of a product that came after the model, by an update and by the feed; tags and old products' titles make none."""
+    source = feed(tmp_path / "feed", [NEW], title="a new thing", category="kind 1")
+    change.add(index, source)
+    version = layout.current_version(index)
+
+    def row():
+        with contextlib.closing(Cards(version / layout.CARDS)) as cards:
+            return cards.state(WIDTH).kernel[0]
+
+    first, table = row(), tmp_path / "update.csv"
+    table.write_text(f"sku,tags\n{sku(NEW)},other\n")
+    change.update(index, table)
+    assert np.array_equal(row(), first)
+    table.write_text(f"sku,category\n{sku(NEW)},kind 0\n{sku(0)},kind 1\n")
+    assert change.update(index, table) == 2
+    moved = row()
+    assert np.linalg.norm(moved - first) > 1e-3 and whole(index) == []
+    assert change.add(index, source).new_photos == 0
+    np.testing.assert_allclose(row(), first, rtol=1e-6)
+
+
+def test_a_product_may_change_its_category_again_and_again(index, tmp_path):
+    """By feeds and by updates, to and fro; it is found where it is."""
+    table = tmp_path / "update.csv"
+    for number in (1, 2, 1):
+        change.add(index, feed(tmp_path / f"feed-{number}", [1], category=f"other {number}"))
+    table.write_text(f"sku,category\n{sku(1)},kind 1\n")
+    change.update(index, table)
+    change.update(index, table)
+    change.add(index, feed(tmp_path / "last", [1], category="other 3"))
+    opened = EmbeddedIndex(layout.current_version(index))
+    query = np.asarray(opened._view.features[-1], np.float32)[None]
+    assert [n.product for n in opened.nearest(query, 1, category="other 3")[0].products] == [1]
+    assert (
+        opened.product(sku(1)).category == "other 3" and opened.nearest(query, 1, category="other 1")[0].products == []
+    )
+    offered = opened.offered()
+    assert [offered.names[number] for number in offered.category] == [
+        "other 3" if number == 1 else f"kind {number % 2}" for number in range(PRODUCTS)
+    ]
+    opened.close()

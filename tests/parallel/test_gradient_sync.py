@@ -1,0 +1,93 @@
+"""What devices send of their gradients, against a loop in numpy."""
+
+import jax
+import numpy as np
+import pytest
+
+from sicot_jax import config as config_lib
+from sicot_jax.config import ConfigError
+from sicot_jax.parallel import gradient_sync as exchange
+from sicot_jax.parallel import mesh
+
+SHAPES = {"a/kernel": (3, 5), "a/bias": (5,), "b/kernel": (2, 2, 4, 3)}
+
+
+def place(tree, device_mesh):
+    with jax.set_mesh(device_mesh):
+        return jax.tree.map(lambda x: mesh.to_global({"x": x}, device_mesh)["x"], tree)
+
+
+def nested(flat):
+    return {
+        part: {leaf: flat[f"{part}/{leaf}"] for leaf in ("kernel", "bias") if f"{part}/{leaf}" in flat} for part in "ab"
+    }
+
+
+def assert_close(got, wanted):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), jax.device_get(got), wanted)
+
+
+def random_gradients(devices: int, seed: int):
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(size=(devices, *shape)).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+def by_hand(gradient, unsent, ratio):
+    """Device by device, entry by entry."""
+    total, kept = {}, {}
+    for name, stacked in gradient.items():
+        total[name] = np.zeros(SHAPES[name], np.float64)
+        kept[name] = []
+        for device, own in enumerate(stacked):
+            if name not in unsent:
+                total[name] += own
+                continue
+            waiting = own + unsent[name][device]
+            order = np.argsort(-np.abs(waiting).ravel(), kind="stable")
+            sent = np.zeros(waiting.size, np.float32)
+            largest = order[: exchange.entries_sent(waiting.size, ratio)]
+            sent[largest] = waiting.ravel()[largest]
+            sent = sent.reshape(waiting.shape)
+            total[name] += sent
+            kept[name].append(waiting - sent)
+    return total, {name: np.stack(kept[name]) for name in unsent}
+
+
+def kernels(devices: int):
+    return {name: np.zeros((devices, *SHAPES[name]), np.float32) for name in SHAPES if name.endswith("kernel")}
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.3, 1e-9])
+def test_the_largest_entries_are_summed_and_the_others_wait(device_mesh, ratio):
+    devices = device_mesh.size
+    expected = kernels(devices)
+    unsent = place(expected, device_mesh)
+    run = jax.jit(lambda gradient, unsent: exchange.largest_summed(gradient, unsent, ratio=ratio))
+    with jax.set_mesh(device_mesh):
+        for step in range(3):
+            gradient = random_gradients(devices, step)
+            total, unsent = run(nested(place(gradient, device_mesh)), unsent)
+            wanted, expected = by_hand(gradient, expected, ratio)
+            assert_close(total, nested(wanted))
+            assert_close(unsent, expected)
+
+
+def test_all_of_it_is_the_sum(device_mesh):
+    gradient = nested(place(random_gradients(device_mesh.size, 0), device_mesh))
+    unsent = place(kernels(device_mesh.size), device_mesh)
+    with jax.set_mesh(device_mesh):
+        total, kept = jax.jit(lambda g, e: exchange.largest_summed(g, e, ratio=1.0))(gradient, unsent)
+        assert_close(total, jax.device_get(jax.jit(exchange.summed)(gradient)))
+    assert not any(np.any(x) for x in jax.device_get(kept).values())
+
+
+def test_optimizers_that_scale_by_the_gradient_are_refused():
+    for name in ("lars", "adamw"):
+        with pytest.raises(ConfigError, match=f"gradient_ratio=0.1 with optim.name='{name}'.*set optim.name=sgd"):
+            config_lib.load("tiny", ["--config.train.gradient_ratio=0.1", f"--config.optim.name={name}"])
+
+
+@pytest.mark.parametrize("ratio", [0.0, -0.5, 1.5])
+def test_a_ratio_out_of_range_is_refused(ratio):
+    with pytest.raises(ConfigError, match="train.gradient_ratio=.*wanted above 0, up to 1"):
+        config_lib.load("tiny", [f"--config.train.gradient_ratio={ratio}"])

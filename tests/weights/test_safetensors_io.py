@@ -1,0 +1,130 @@
+"""Files of weights: what is read, what is refused in one line, what is written."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from sicot_jax.errors import InputError
+from sicot_jax.weights.safetensors_io import read_weights, whole, write_safetensors
+
+torch = pytest.importorskip("torch", reason="conversion needs the extra torch")
+ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32([1.5])}
+
+
+def write(path, arrays=ARRAYS):
+    with path.open("wb") as file:
+        write_safetensors(file, {name: whole(array) for name, array in arrays.items()}, metadata={"made": "here"})
+    return path
+
+
+def refused(path):
+    with pytest.raises(InputError) as error:
+        read_weights(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+    return str(error.value)
+
+
+def assert_same(found, wanted=ARRAYS):
+    assert found.keys() == wanted.keys()
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].dtype == np.float32
+
+
+def test_our_file_is_read_by_the_library_and_back(tmp_path):
+    import safetensors.numpy
+
+    path = write(tmp_path / "a.safetensors")
+    assert_same(read_weights(path))
+    assert_same(safetensors.numpy.load_file(path))
+    with safetensors.safe_open(path, framework="numpy") as file:
+        assert file.metadata() == {"made": "here"}
+
+
+def test_a_file_of_the_library_is_read(tmp_path):
+    import safetensors.numpy
+
+    safetensors.numpy.save_file({**ARRAYS, "half": np.float16([2.0])}, tmp_path / "a.safetensors")
+    assert_same(read_weights(tmp_path / "a.safetensors"), {**ARRAYS, "half": np.float32([2.0])})
+
+
+@pytest.mark.parametrize("inside", [None, "state_dict", "model"])
+def test_a_file_of_torch_save_is_read(tmp_path, inside):
+    tensors = {name: torch.from_numpy(array) for name, array in ARRAYS.items()}
+    torch.save({inside: tensors, "epoch": 3} if inside else tensors, tmp_path / "a.pth")
+    assert_same(read_weights(tmp_path / "a.pth"))
+
+
+def test_pieces_are_written_one_after_the_other(tmp_path):
+    made = []
+
+    def pieces():
+        for row in ARRAYS["a.weight"]:
+            made.append(len(made))
+            yield row[None]
+
+    with (tmp_path / "a.safetensors").open("wb") as file:
+        write_safetensors(file, {"a.weight": ((2, 3), pieces), "b": whole(ARRAYS["b"])}, metadata={})
+    assert made == [0, 1]
+    assert_same(read_weights(tmp_path / "a.safetensors"))
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (2, 4)])
+def test_pieces_of_another_shape_are_an_error(tmp_path, shape):
+    with (tmp_path / "a.safetensors").open("wb") as file, pytest.raises(ValueError, match="a: .*wanted"):
+        write_safetensors(file, {"a": (shape, lambda: [ARRAYS["a.weight"]])}, metadata={})
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("content", [b"", b"no weights at all" * 9])
+def test_a_file_that_is_no_weights(tmp_path, suffix, content):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content)
+    assert "damaged" in refused(path) or "more than tensors" in refused(path)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_cut_file(tmp_path, suffix):
+    path = write(tmp_path / "a.safetensors")
+    if suffix == ".pth":
+        path = tmp_path / "a.pth"
+        torch.save({"a": torch.zeros(1000)}, path)
+    path.write_bytes(path.read_bytes()[:-20])
+    assert "damaged" in refused(path)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+    def __init__(self, folder):
+        self.folder = folder
+
+
+@pytest.mark.parametrize("writer", ["torch", "pickle"])
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path, writer):
+    path, trace = tmp_path / "a.pth", tmp_path / "ran"
+    content = {"a": torch.zeros(2), "b": Evil(str(trace))}
+    if writer == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content))
+    assert "would run code" in refused(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_named(tmp_path, value):
+    broken = {**ARRAYS, "b": np.float32([value])}
+    assert "NaN or infinity in b" in refused(write(tmp_path / "a.safetensors", broken))
+
+
+def test_other_paths_are_refused(tmp_path):
+    assert "no such file" in refused(tmp_path / "gone.pth")
+    (tmp_path / "a.h5").write_bytes(b"1")
+    assert "wanted weights, .safetensors, .pth" in refused(tmp_path / "a.h5")
+    assert "holds no array" in refused(write(tmp_path / "none.safetensors", {}))
+    torch.save([1, 2], tmp_path / "list.pth")
+    assert "holds list, wanted a state_dict" in refused(tmp_path / "list.pth")
