@@ -1,11 +1,14 @@
-"""How like the true title a borrowed one is: photos whose title is known are lent another, by the photo alone.
+"""How like the true title a borrowed one is: photos whose title is known are lent another, by the
+photo alone.
 
 Command:  python -m benchmarks.borrowed_titles --run runs/fashion/co_training
 Smaller:  add --photos 1000
-Table:    "train" photos take part in the run's training and are each left out of the search; "test" photos are new to it,
-          as those of another catalogue are. "random" lends the title of any other training photo, the same number of them.
-          Recall is the share of the true title's known words that the borrowed title has, precision the share of its
-          known words that the true title has; means over photos whose true, or borrowed, title has a known word.
+Table:    "train" photos take part in the run's training and are each left out of the search; "test"
+  photos are new to it,
+          as those of another catalogue are. "random" lends the title of any other training photo,
+          the same number of them. Recall is the share of the true title's known words that the
+          borrowed title has, precision the share of its known words that the true title has; means
+          over photos whose true, or borrowed, title has a known word.
 """
 
 from __future__ import annotations
@@ -38,14 +41,18 @@ class _Photos(Sequence):
 
 
 def agreement(true: Record, lent: Record) -> tuple[float, float, bool]:
-    """(recall, precision) of known words, NaN where there are none to look for, and whether the class is the same."""
+    """(recall, precision) of known words, NaN where there are none to look for, and whether the
+    class is the same.
+    """
     wanted, got = set(true["token_ids"].tolist()), set(lent["token_ids"].tolist())
     both = len(wanted & got)
     recall = both / len(wanted) if wanted else np.nan
     return recall, both / len(got) if got else np.nan, true["class_id"] == lent["class_id"]
 
 
-def row(lender: Lender, true: Sequence[Record], places: np.ndarray, name: str, similarity: str) -> tuple[str, ...]:
+def row(
+    lender: Lender, true: Sequence[Record], places: np.ndarray, name: str, similarity: str
+) -> tuple[str, ...]:
     """`places` [Q] in the lender's photos with a title, -1 where nothing is lent."""
     train = lender.catalog.splits["train"]
     found = [
@@ -55,10 +62,18 @@ def row(lender: Lender, true: Sequence[Record], places: np.ndarray, name: str, s
     ]
     shares = np.nanmean(np.array(found, float).reshape(-1, 3), 0) if found else np.full(3, np.nan)
     filled = 100 * len(found) / len(true)
-    return (name, f"{len(true):,}", f"{filled:.1f} %", *(f"{100 * share:.1f} %" for share in shares), similarity)
+    return (
+        name,
+        f"{len(true):,}",
+        f"{filled:.1f} %",
+        *(f"{100 * share:.1f} %" for share in shares),
+        similarity,
+    )
 
 
-def rows(lender: Lender, split_name: str, most: int, limits: Sequence[float]) -> Iterator[tuple[str, ...]]:
+def rows(
+    lender: Lender, split_name: str, most: int, limits: Sequence[float]
+) -> Iterator[tuple[str, ...]]:
     """The nearest photo's title by each limit of similarity, then any photo's."""
     split = lender.catalog.splits[split_name]
     titled = np.flatnonzero([bool(split[i]["title"].strip()) for i in range(len(split))])
@@ -72,7 +87,13 @@ def rows(lender: Lender, split_name: str, most: int, limits: Sequence[float]) ->
     for limit in limits:
         taken = np.where(similarity >= limit, places, -1)
         middle = f"{np.median(similarity[taken >= 0]):.3f}" if (taken >= 0).any() else ""
-        yield row(lender, true, taken, f"{split_name}, nearest" + (f" from {limit:g}" if limit else ""), middle)
+        yield row(
+            lender,
+            true,
+            taken,
+            f"{split_name}, nearest" + (f" from {limit:g}" if limit else ""),
+            middle,
+        )
     # Any photo but itself: a step of 1 to N - 1 from its own place.
     total = len(lender.titled)
     own = np.searchsorted(lender.titled, indices) if split_name == "train" else np.zeros(count, int)
@@ -81,13 +102,22 @@ def rows(lender: Lender, split_name: str, most: int, limits: Sequence[float]) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="finished run on a catalogue with titles")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--run", type=Path, required=True, help="finished run on a catalogue with titles"
+    )
     parser.add_argument("--path", default="", help="where its catalogue is now, if it was moved")
     parser.add_argument(
-        "--photos", type=int, default=0, help="at most so many of a split, spread over it (default: all)"
+        "--photos",
+        type=int,
+        default=0,
+        help="at most so many of a split, spread over it (default: all)",
     )
-    parser.add_argument("--limits", nargs="+", type=float, default=[0.0], help="least similarities (default: 0)")
+    parser.add_argument(
+        "--limits", nargs="+", type=float, default=[0.0], help="least similarities (default: 0)"
+    )
     args = parser.parse_args()
     timing.print_machine()
     lender = open_lender(args.run, path=args.path)
@@ -95,7 +125,11 @@ def main() -> None:
     timing.print_table(
         f"{lender.catalog.name}: {len(lender.titled):,} titles to lend, run {about['run']}, data {about['data_hash'][:12]}",
         HEADER,
-        (cells for split in ("train", "test") for cells in rows(lender, split, args.photos, args.limits)),
+        (
+            cells
+            for split in ("train", "test")
+            for cells in rows(lender, split, args.photos, args.limits)
+        ),
     )
 
 

@@ -1,11 +1,15 @@
-"""How often the category of a photo is told rightly: by the classifier, by a vote of the nearest photos, and by both.
+"""How often the category of a photo is told rightly: by the classifier, by a vote of the nearest
+photos, and by both.
 
-Command:  python -m benchmarks.categories --catalog CATALOG --index INDEX...      (indexes of runs of several seeds)
+Command:  python -m benchmarks.categories --catalog CATALOG --index INDEX...      (indexes of runs
+  of several seeds)
 
-Branches and their fusion: sicot_jax/search/category. "A head": logistic regression from the unit features of the index's photos
-to their categories, what a branch of its own would be. Fusion and temperature are fitted on the validation photos, the
-table is of the test photos. Class mean: of the categories that have test photos. Neighbours are exact, by cosine.
-Intervals: 95 %, products and seeds resampled with replacement (2,000 times); for the differences in pairs.
+Branches and their fusion: sicot_jax/search/category. "A head": logistic regression from the unit
+  features of the index's photos to their categories, what a branch of its own would be. Fusion and
+  temperature are fitted on the validation photos, the table is of the test photos. Class mean: of
+  the categories that have test photos. Neighbours are exact, by cosine.
+Intervals: 95 %, products and seeds resampled with replacement (2,000 times); for the differences in
+  pairs.
 """
 
 from __future__ import annotations
@@ -25,7 +29,12 @@ from sicot_jax.index.storage.products import Cards
 from sicot_jax.index.storage.vectors import Vectors, unit
 from sicot_jax.search import category
 
-HEAD, CLASSIFIER, NEIGHBOURS, FUSED = "a head", "classifier", "30 nearest photos", "classifier and neighbours"
+HEAD, CLASSIFIER, NEIGHBOURS, FUSED = (
+    "a head",
+    "classifier",
+    "30 nearest photos",
+    "classifier and neighbours",
+)
 _PIECE = 500
 
 
@@ -40,8 +49,12 @@ def nearest(features: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.n
     return np.concatenate(cosines), np.concatenate(lines)
 
 
-def of_index(index: Path, catalog_path: str) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, str]:
-    """(branch -> category told of each test photo, their categories, their SKUs, what the fit found)."""
+def of_index(
+    index: Path, catalog_path: str
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, str]:
+    """(branch -> category told of each test photo, their categories, their SKUs, what the fit
+    found).
+    """
     from sklearn.linear_model import LogisticRegression
 
     catalog = open_catalog(DataConfig(source="imported", path=catalog_path))
@@ -62,7 +75,10 @@ def of_index(index: Path, catalog_path: str) -> tuple[dict[str, np.ndarray], np.
         split = catalog.splits[name]
         photos = asked(version, ((split[i]["image"], split[i]["sku"]) for i in range(len(split))))
         cosines, lines = nearest(features, unit(photos.embeddings))
-        of_logits, shares = of_product[: photos.logits.shape[1]], softmax(photos.logits.astype(np.float64), 1)
+        of_logits, shares = (
+            of_product[: photos.logits.shape[1]],
+            softmax(photos.logits.astype(np.float64), 1),
+        )
         told = np.array([category.by_classifier(row, of_logits, len(names)) for row in shares])
         labels = np.asarray(split.labels)
         branches[name] = told, cosines, owners[lines], of_class[labels], labels, photos
@@ -91,12 +107,16 @@ def class_mean(right: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--catalog", required=True)
     parser.add_argument("--index", type=Path, nargs="+", required=True)
     options = parser.parse_args()
     timing.print_machine()
-    told, truths, skus, texts = zip(*(of_index(index, options.catalog) for index in options.index), strict=True)
+    told, truths, skus, texts = zip(
+        *(of_index(index, options.catalog) for index in options.index), strict=True
+    )
     print("\n".join(texts))
     truth, groups = truths[0], [skus[0]]
 
@@ -105,13 +125,27 @@ def main() -> None:
             right = (told[seed][name] == truth).astype(float)
             if less:
                 right -= told[seed][less] == truth
-            return class_mean(right, truth, weights[0]) if mean else float(np.average(right, weights=weights[0]))
+            return (
+                class_mean(right, truth, weights[0])
+                if mean
+                else float(np.average(right, weights=weights[0]))
+            )
 
         middle, low, high = (100 * x for x in interval(statistic, groups, len(told)))
-        return f"{middle:+.2f} [{low:+.2f}, {high:+.2f}]" if less else f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+        return (
+            f"{middle:+.2f} [{low:+.2f}, {high:+.2f}]"
+            if less
+            else f"{middle:.2f} [{low:.2f}, {high:.2f}]"
+        )
 
-    rows = [[name, cell(name, "", False), cell(name, "", True)] for name in (HEAD, CLASSIFIER, NEIGHBOURS, FUSED)]
-    rows += [[f"{FUSED}, less {n}", cell(FUSED, n, False), cell(FUSED, n, True)] for n in (CLASSIFIER, NEIGHBOURS)]
+    rows = [
+        [name, cell(name, "", False), cell(name, "", True)]
+        for name in (HEAD, CLASSIFIER, NEIGHBOURS, FUSED)
+    ]
+    rows += [
+        [f"{FUSED}, less {n}", cell(FUSED, n, False), cell(FUSED, n, True)]
+        for n in (CLASSIFIER, NEIGHBOURS)
+    ]
     timing.print_table("Category of a photo", ["by", "top-1, %", "class mean, %"], rows)
 
 

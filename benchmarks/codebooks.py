@@ -1,14 +1,20 @@
-"""How well codes of each kind find what exact search would: recall of float neighbours, by the codes alone and re-ranked.
+"""How well codes of each kind find what exact search would: recall of float neighbours, by the
+codes alone and re-ranked.
 
-Photos:   python -m benchmarks.codebooks --index INDEX --catalog CATALOG    (queries: the catalogue's test photos)
-Vectors:  python -m benchmarks.codebooks --index INDEX --made 1000000       (as benchmarks/search.py makes its "measured" ones)
-Needs:    faiss; an index of real photos, built with `--codes learned` for the row of what the run itself learned.
+Photos:   python -m benchmarks.codebooks --index INDEX --catalog CATALOG    (queries: the
+  catalogue's test photos)
+Vectors:  python -m benchmarks.codebooks --index INDEX --made 1000000       (as benchmarks/search.py
+  makes its "measured" ones)
+Needs:    faiss; an index of real photos, built with `--codes learned` for the row of what the run
+  itself learned.
 
-Recall@k: how many of the k photos of the index that are nearest to a query by float32 cosine are among the k nearest by code,
-or, "of c re-ranked", among the best k by cosine of the c nearest by code. Equal distances come in the order of the index.
-Kinds: sicot_jax/index/codebooks. "learned afterwards": the same layer and losses, fitted to the index's features alone in
-`--steps` steps of 64 vectors by the optimizer of configs/fashion_small.py: what training comes to when the embedding stands
-still, and any number of bits without a run of its own.
+Recall@k: how many of the k photos of the index that are nearest to a query by float32 cosine are
+among the k nearest by code, or, "of c re-ranked", among the best k by cosine of the c nearest by
+code. Equal distances come in the order of the index.
+Kinds: sicot_jax/index/codebooks. "learned afterwards": the same layer and losses, fitted to the
+  index's features alone in `--steps` steps of 64 vectors by the optimizer of
+  configs/fashion_small.py: what training comes to when the embedding stands still, and any number
+  of bits without a run of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +35,15 @@ from sicot_jax.catalog.open import open_catalog
 from sicot_jax.classifier import losses
 from sicot_jax.config import DataConfig, LossConfig
 from sicot_jax.index.storage import layout
-from sicot_jax.index.storage.binary_codes import ITQ, LEARNED, LSH, PCA, Codebook, fit_codebook, learned_codebook
+from sicot_jax.index.storage.binary_codes import (
+    ITQ,
+    LEARNED,
+    LSH,
+    PCA,
+    Codebook,
+    fit_codebook,
+    learned_codebook,
+)
 from sicot_jax.index.storage.vectors import Vectors, unit
 
 AFTERWARDS = "learned afterwards"
@@ -39,7 +53,9 @@ _BATCH, _SAMPLE = 64, 50_000
 
 
 def fitted_afterwards(features: np.ndarray, bits: int, *, steps: int, seed: int = 0) -> Codebook:
-    """The layer of `models/sicot.VisualStream.codes`, trained by `losses` on unit features [N, D] that stand still."""
+    """The layer of `models/sicot.VisualStream.codes`, trained by `losses` on unit features [N, D]
+    that stand still.
+    """
     rng, weights, width = np.random.default_rng(seed), LossConfig(), features.shape[1]
     chosen = rng.choice(len(features), min(len(features), _SAMPLE), replace=False)
     rows = jnp.asarray(features[chosen], jnp.float32)
@@ -69,31 +85,49 @@ def fitted_afterwards(features: np.ndarray, bits: int, *, steps: int, seed: int 
     return learned_codebook(layer["kernel"] * width**0.5, layer["bias"], bits=bits)
 
 
-def recalls(features: np.ndarray, queries: np.ndarray, codebook: Codebook, wanted: np.ndarray, candidates: list[int]):
-    """{(candidates, k): recall of each query [Q]}, candidates 0 for codes alone. wanted: lines of the nearest, [Q, 100]."""
+def recalls(
+    features: np.ndarray,
+    queries: np.ndarray,
+    codebook: Codebook,
+    wanted: np.ndarray,
+    candidates: list[int],
+):
+    """{(candidates, k): recall of each query [Q]}, candidates 0 for codes alone. wanted: lines of
+    the nearest, [Q, 100].
+    """
     import faiss
 
-    codes = np.concatenate([codebook.encode(features[i : i + _SAMPLE]) for i in range(0, len(features), _SAMPLE)])
+    codes = np.concatenate(
+        [codebook.encode(features[i : i + _SAMPLE]) for i in range(0, len(features), _SAMPLE)]
+    )
     most = min(max(*candidates, KS[-1]), len(features))
     near = faiss.knn_hamming(codebook.encode(queries), codes, most, variant="hc")[1]
     found = {0: near}
     for count in candidates:
         some = near[:, :count]
-        cosine = np.stack([features[lines] @ query for lines, query in zip(some, queries, strict=True)])
+        cosine = np.stack(
+            [features[lines] @ query for lines, query in zip(some, queries, strict=True)]
+        )
         found[count] = np.take_along_axis(some, np.argsort(-cosine, 1, kind="stable"), 1)
     return {
-        (count, k): np.array([len(set(a[:k]) & set(b[:k])) / k for a, b in zip(lines, wanted, strict=True)])
+        (count, k): np.array(
+            [len(set(a[:k]) & set(b[:k])) / k for a, b in zip(lines, wanted, strict=True)]
+        )
         for count, lines in found.items()
         for k in KS
         if k <= wanted.shape[1]
     }
 
 
-def of_photos(version: Path, manifest: layout.Manifest, catalog_path: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+def of_photos(
+    version: Path, manifest: layout.Manifest, catalog_path: str, count: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Features of the index, and of the catalogue's test photos, all or `count` of them."""
     catalog = open_catalog(DataConfig(source="imported", path=catalog_path))
     assert manifest.data == catalog.data_hash, "an index of this catalogue"
-    features = Vectors(version, manifest.width, manifest.bits).mapped(layout.FEATURES, manifest.photos)
+    features = Vectors(version, manifest.width, manifest.bits).mapped(
+        layout.FEATURES, manifest.photos
+    )
     split = catalog.splits["test"]
     chosen = np.linspace(0, len(split) - 1, min(count, len(split))).astype(int)
     photos = asked(version, ((split[i]["image"], split[i]["sku"]) for i in chosen.tolist()))
@@ -117,11 +151,15 @@ def codebooks(
 def main() -> None:
     import faiss
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--index", type=Path, required=True, help="index of real photos")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--catalog", help="of the index; its test photos are the queries")
-    source.add_argument("--made", type=int, help="that many vectors like those of the index, and queries like them")
+    source.add_argument(
+        "--made", type=int, help="that many vectors like those of the index, and queries like them"
+    )
     parser.add_argument("--bits", type=int, nargs="+", default=[64, 128, 256, 512])
     parser.add_argument("--candidates", type=int, nargs="+", default=[100, 400, 1000])
     parser.add_argument("--kinds", nargs="+", default=list(NAMES), choices=list(NAMES))
@@ -138,17 +176,26 @@ def main() -> None:
         features = made(options.made, np.random.default_rng(0))
         queries = made(options.queries, np.random.default_rng([0, 1]))
     faiss.omp_set_num_threads(1)
-    wanted = faiss.knn(queries, features, min(KS[-1], len(features)), metric=faiss.METRIC_INNER_PRODUCT)[1]
+    wanted = faiss.knn(
+        queries, features, min(KS[-1], len(features)), metric=faiss.METRIC_INNER_PRODUCT
+    )[1]
     candidates = [count for count in options.candidates if count < len(features)]
     columns = [(count, k) for count in (0, *candidates) for k in KS]
     rows, errors = [], []
     for name, codebook in codebooks(features, version, manifest, options):
         found = recalls(features, queries, codebook, wanted, candidates)
-        cells = [" / ".join(f"{found[count, k].mean():.3f}" for k in KS) for count in (0, *candidates)]
+        cells = [
+            " / ".join(f"{found[count, k].mean():.3f}" for k in KS) for count in (0, *candidates)
+        ]
         errors += [found[column].std() / len(queries) ** 0.5 for column in columns]
         rows.append([name, str(codebook.bits), *cells])
         print(name, codebook.bits, *cells, flush=True)
-    header = ["codes", "bits", "codes alone, recall@1 / 10 / 100", *(f"of {count:,} re-ranked" for count in candidates)]
+    header = [
+        "codes",
+        "bits",
+        "codes alone, recall@1 / 10 / 100",
+        *(f"of {count:,} re-ranked" for count in candidates),
+    ]
     title = f"{len(features):,} vectors of {features.shape[1]} numbers, {len(queries):,} queries"
     timing.print_table(f"{title}; standard errors up to {max(errors):.3f}", header, rows)
 

@@ -1,14 +1,16 @@
 """A classifier of a million rows to PyTorch: seconds, and memory beside the classifier itself.
 
-Command:  python -m benchmarks.convert_head        (1,000,000 x 2,048 over 8 devices: 20 GiB of memory, 20 GB of disk)
+Command:  python -m benchmarks.convert_head        (1,000,000 x 2,048 over 8 devices: 20 GiB of
+  memory, 20 GB of disk)
 Smaller:  python -m benchmarks.convert_head --classes 50000 --width 64
 Needs:    torch; Linux, for the memory.
 
-"checkpoint" reads the classifier from an Orbax checkpoint onto the devices, what every conversion begins with. "by device" is
-`sicot convert to-torch` after that: it writes one device's rows at a time, reads the file again some rows at a time, and
-compares. "whole" gathers the classifier into one array for safetensors' own writer, and compares nothing. Each in a process of
-its own. Memory: the most that is not of a file (RssAnon), less what was there before, and less the classifier that "checkpoint"
-reads; a shard is what one device has of the classifier.
+"checkpoint" reads the classifier from an Orbax checkpoint onto the devices, what every conversion
+begins with. "by device" is `sicot convert to-torch` after that: it writes one device's rows at a
+time, reads the file again some rows at a time, and compares. "whole" gathers the classifier into
+one array for safetensors' own writer, and compares nothing. Each in a process of its own. Memory:
+the most that is not of a file (RssAnon), less what was there before, and less the classifier that
+"checkpoint" reads; a shard is what one device has of the classifier.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ def anonymous_bytes() -> int:
 
 @contextlib.contextmanager
 def most_memory() -> Iterator[dict[str, float]]:
-    """ "bytes": the most inside the block beyond what was there at its beginning; "seconds": its time."""
+    """ "bytes": the most inside the block beyond what was there at its beginning; "seconds": its
+    time.
+    """
     found: dict[str, float] = {}
     before, done, most = anonymous_bytes(), threading.Event(), [0]
 
@@ -64,7 +68,9 @@ def most_memory() -> Iterator[dict[str, float]]:
 
 
 def read_checkpoint(options: argparse.Namespace) -> dict[str, float]:
-    """In this process: a classifier of random rows over all devices, saved, let go of and read again."""
+    """In this process: a classifier of random rows over all devices, saved, let go of and read
+    again.
+    """
     import jax
 
     from sicot_jax.parallel import mesh
@@ -74,7 +80,9 @@ def read_checkpoint(options: argparse.Namespace) -> dict[str, float]:
     with jax.set_mesh(devices), tempfile.TemporaryDirectory(dir=options.out) as folder:
         state = _random_classifier(options, devices)
         size = state.kernel.nbytes
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+        )
         checkpoints = Checkpoints(Path(folder), num_classes=options.classes, writer=True)
         checkpoints.save(state, 0)
         checkpoints.wait()
@@ -82,11 +90,17 @@ def read_checkpoint(options: argparse.Namespace) -> dict[str, float]:
         with most_memory() as used:
             jax.block_until_ready(checkpoints.restore(target))
         checkpoints.close()
-    return {"seconds": used["seconds"], "bytes": used["bytes"] - size, "shard": size / jax.device_count()}
+    return {
+        "seconds": used["seconds"],
+        "bytes": used["bytes"] - size,
+        "shard": size / jax.device_count(),
+    }
 
 
 def convert(how: str, options: argparse.Namespace) -> dict[str, float]:
-    """In this process: a classifier of random rows over all devices, written to a folder that is removed again."""
+    """In this process: a classifier of random rows over all devices, written to a folder that is
+    removed again.
+    """
     import jax
     import numpy as np
     import safetensors.numpy
@@ -100,7 +114,9 @@ def convert(how: str, options: argparse.Namespace) -> dict[str, float]:
     from sicot_jax.weights import visual as network
 
     depth = 50
-    network_width = options.width // 32  # of a ResNet-50 whose features have the width that was asked for
+    network_width = (
+        options.width // 32
+    )  # of a ResNet-50 whose features have the width that was asked for
     model = folders.Model(depth, network_width, "imagenet", 2, 0, options.classes)
     _, *trees = nnx.split(network.fresh_stream(model), nnx.Param, nnx.BatchStat)
     devices = mesh.make_mesh(data=1, model=jax.device_count())
@@ -112,7 +128,9 @@ def convert(how: str, options: argparse.Namespace) -> dict[str, float]:
             writer.writerow(("class_id", "sku", "title"))
             writer.writerows((c, f"sku-{c}", "") for c in range(options.classes))
         arrays = network.arrays_of(*map(nnx.to_pure_dict, trees))
-        found = Exported(model, Preprocessing(), arrays, classifier, table, {"from": "benchmarks.convert_head"})
+        found = Exported(
+            model, Preprocessing(), arrays, classifier, table, {"from": "benchmarks.convert_head"}
+        )
         new = Path(folder, "new")
         new.mkdir()
         with most_memory() as used:
@@ -152,22 +170,32 @@ class _RandomRows:
     def __getitem__(self, part: slice):
         import numpy as np
 
-        return np.random.default_rng(part.start).standard_normal((part.stop - part.start, self.width), np.float32)
+        return np.random.default_rng(part.start).standard_normal(
+            (part.stop - part.start, self.width), np.float32
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--classes", type=int, default=1_000_000)
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--devices", type=int, default=8, help="devices on the CPU")
     parser.add_argument(
-        "--out", type=Path, help="where the folder is written for a while; default: for temporary files"
+        "--out",
+        type=Path,
+        help="where the folder is written for a while; default: for temporary files",
     )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
-        found = read_checkpoint(options) if options.only == "checkpoint" else convert(options.only, options)
+        found = (
+            read_checkpoint(options)
+            if options.only == "checkpoint"
+            else convert(options.only, options)
+        )
         print(json.dumps(found))
         return
     timing.print_machine(options.rounds)
@@ -181,14 +209,23 @@ def main() -> None:
             *flags,
             *([f"--out={options.out}"] if options.out else []),
         ]
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(options.devices)}
-        done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(options.devices),
+        }
+        done = subprocess.run(
+            command, env=environment, check=True, stdout=subprocess.PIPE, text=True
+        )
         return json.loads(done.stdout.splitlines()[-1])
 
     rows = []
     results = timing.in_turn({how: lambda how=how: contender(how) for how in HOW}, options.rounds)
     for how, found in results.items():
-        memory, shards = ([r["bytes"] / _MIB for r in found], [r["bytes"] / r["shard"] for r in found])
+        memory, shards = (
+            [r["bytes"] / _MIB for r in found],
+            [r["bytes"] / r["shard"] for r in found],
+        )
         seconds = timing.middle([r["seconds"] for r in found], 1)
         rows.append([how, seconds, timing.middle(memory), timing.middle(shards, 2)])
     title = f"{options.classes:,} x {options.width:,} over {options.devices} devices"

@@ -1,5 +1,5 @@
-"""Convolutions of the ResNet's late maps, XLA's own against one product of patches; its max pooling, XLA's own against shifted
-slices. Forward and backward.
+"""Convolutions of the ResNet's late maps, XLA's own against one product of patches; its max
+pooling, XLA's own against shifted slices. Forward and backward.
 
 python -m benchmarks.convolution
 """
@@ -32,11 +32,19 @@ def native(x, kernel, stride: int):
     """XLA's convolution, whatever the map."""
     size = kernel.shape[0]
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), [(size // 2, size // 2)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x,
+        kernel,
+        (stride, stride),
+        [(size // 2, size // 2)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
-CONTENDERS: dict[str, Callable] = {"XLA": native, "patches": layers.conv_of_patches, "sicot_jax": layers.conv}
+CONTENDERS: dict[str, Callable] = {
+    "XLA": native,
+    "patches": layers.conv_of_patches,
+    "sicot_jax": layers.conv,
+}
 
 
 def contender(convolution: Callable, shape: Sequence[int], batch: int) -> Callable[[], float]:
@@ -61,7 +69,8 @@ def contender(convolution: Callable, shape: Sequence[int], batch: int) -> Callab
     return run
 
 
-# (height, width, features) of what is pooled: photos of 40x30 and 224x224 pixels after the first convolution.
+# (height, width, features) of what is pooled: photos of 40x30 and 224x224 pixels after the first
+# convolution.
 POOLED = ((20, 15, 16), (112, 112, 64))
 
 
@@ -77,7 +86,9 @@ def nine_slices(x):
     rows, columns = (height + 1) // 2, (width + 1) // 2
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
     slices = [
-        x[:, top : top + 2 * rows - 1 : 2, left : left + 2 * columns - 1 : 2] for top in range(3) for left in range(3)
+        x[:, top : top + 2 * rows - 1 : 2, left : left + 2 * columns - 1 : 2]
+        for top in range(3)
+        for left in range(3)
     ]
     return functools.reduce(jnp.maximum, slices)
 
@@ -115,13 +126,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     rows = []
     for shape in SHAPES:
-        times = in_turn({name: contender(c, shape, args.batch) for name, c in CONTENDERS.items()}, args.rounds)
+        times = in_turn(
+            {name: contender(c, shape, args.batch) for name, c in CONTENDERS.items()}, args.rounds
+        )
         height, width, inputs, outputs, size, stride = shape
         for name, found in times.items():
             row = f"{height}x{width}, {inputs} to {outputs}, {size}x{size} stride {stride}: {name}"
             rows.append([row, middle(found, 1), ratio(found, times["XLA"]), spread(found, 1)])
     for shape in POOLED:
-        times = in_turn({name: pooling(pool, shape, args.batch) for name, pool in POOLS.items()}, args.rounds)
+        times = in_turn(
+            {name: pooling(pool, shape, args.batch) for name, pool in POOLS.items()}, args.rounds
+        )
         for name, found in times.items():
             row = f"pooling {'x'.join(map(str, shape))}: {name}"
             rows.append([row, middle(found, 1), ratio(found, times["XLA"]), spread(found, 1)])

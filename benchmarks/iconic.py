@@ -1,10 +1,13 @@
-"""Whether a box helps a shop photo to find its product's iconic picture: Grocery, by runs with and without a box branch.
+"""Whether a box helps a shop photo to find its product's iconic picture: Grocery, by runs with and
+without a box branch.
 
-Command:  python -m benchmarks.iconic --from DIR RUN...      (DIR: the Grocery Store Dataset, a folder or its zip file)
+Command:  python -m benchmarks.iconic --from DIR RUN...      (DIR: the Grocery Store Dataset, a
+  folder or its zip file)
 
-Test photos of the run's catalogue are compared with the iconic picture of each product by the cosine of their embeddings; no
-run has trained on these pictures. One with a box branch is asked twice: with what is in its boxes (of both, shop photo and
-picture) and with whole photos, by the same weights. Intervals: 95 %, over test photos; differences in pairs.
+Test photos of the run's catalogue are compared with the iconic picture of each product by the
+cosine of their embeddings; no run has trained on these pictures. One with a box branch is asked
+twice: with what is in its boxes (of both, shop photo and picture) and with whole photos, by the
+same weights. Intervals: 95 %, over test photos; differences in pairs.
 """
 
 from __future__ import annotations
@@ -36,7 +39,10 @@ def iconic(source: Path) -> dict[str, bytes]:
     zips = sorted(source.glob("*.zip")) if source.is_dir() else [source]
     reader: PhotoReader = ZipPhotos(zips[0]) if zips else FolderPhotos(source)
     rows = csv.DictReader(io.StringIO(reader.read("dataset/classes.csv").decode("utf-8-sig")))
-    return {row["Class Name (str)"]: reader.read(f"dataset{row['Iconic Image Path (str)'].strip()}") for row in rows}
+    return {
+        row["Class Name (str)"]: reader.read(f"dataset{row['Iconic Image Path (str)'].strip()}")
+        for row in rows
+    }
 
 
 def embeddings(looker: Looker, photos: Sequence[bytes], *, whole: bool) -> np.ndarray:
@@ -52,7 +58,11 @@ def embeddings(looker: Looker, photos: Sequence[bytes], *, whole: bool) -> np.nd
 
     with jax.set_mesh(looker.mesh):
         pieces = [photos[first : first + _BATCH] for first in range(0, len(photos), _BATCH)]
-        return unit(np.concatenate([np.asarray(embed(looker.parts, preprocessing.batch(piece))) for piece in pieces]))
+        return unit(
+            np.concatenate(
+                [np.asarray(embed(looker.parts, preprocessing.batch(piece))) for piece in pieces]
+            )
+        )
 
 
 def ranks(queries: np.ndarray, pictures: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -79,13 +89,22 @@ def main(argv: Sequence[str] | None = None) -> None:
             known = embeddings(looker, [pictures[sku] for sku in skus], whole=whole)
             hits = [(ranks(asked, known, own) < k).astype(float) for k in FIRST]
             cells = [f"{100 * hit.mean():.2f} {_interval(hit)}" for hit in hits]
-            gain = "" if before is None else f"{100 * (hits[0] - before).mean():+.2f} {_interval(hits[0] - before)}"
+            gain = (
+                ""
+                if before is None
+                else f"{100 * (hits[0] - before).mean():+.2f} {_interval(hits[0] - before)}"
+            )
             rows.append([workdir.name, "whole photo" if whole else "in the box", *cells, gain])
             before = hits[0]
     print_machine()
     print_table(
         f"{photos} shop photos -> {len(skus)} iconic pictures, commit {runs.commit()[:7]}",
-        ["run", "embedding of", *(f"right in the first {k}, %" for k in FIRST), "in the box, less whole photo"],
+        [
+            "run",
+            "embedding of",
+            *(f"right in the first {k}, %" for k in FIRST),
+            "in the box, less whole photo",
+        ],
         rows,
     )
 

@@ -3,9 +3,10 @@
 Command:  python -m benchmarks.importing
 Needs:    what `sicot import` needs (Pillow, tensorflow-datasets, array-record, gensim).
 
-The script makes JPEGs with titles and a manifest in a temporary folder and imports them. "photos" is the time the import
-waits for photos (read, decode, hash, shrink, encode; starting the workers too), "words" that of vocabulary and word
-vectors, the third part all the rest. No worker is started below 100 photos each: use thousands.
+The script makes JPEGs with titles and a manifest in a temporary folder and imports them. "photos"
+is the time the import waits for photos (read, decode, hash, shrink, encode; starting the workers
+too), "words" that of vocabulary and word vectors, the third part all the rest. No worker is started
+below 100 photos each: use thousands.
 """
 
 from __future__ import annotations
@@ -44,8 +45,11 @@ def make_photos(folder: Path, count: int, width: int, height: int) -> tuple[Path
         writer.writerow(("image", "sku", "title"))
         for index in range(count):
             record = split[index]
-            photo = Image.fromarray(np.asarray(record["image"])).resize((width, height), Image.Resampling.BICUBIC)
-            # Grain of a camera: smooth pictures would be smaller and faster to decode than photos are.
+            photo = Image.fromarray(np.asarray(record["image"])).resize(
+                (width, height), Image.Resampling.BICUBIC
+            )
+            # Grain of a camera: smooth pictures would be smaller and faster to decode than photos
+            # are.
             grain = np.random.default_rng(index).normal(scale=3, size=(height, width, 1))
             pixels = np.clip(np.asarray(photo) + grain, 0, 255).astype(np.uint8)
             name = f"{index:06d}.jpg"
@@ -62,7 +66,10 @@ def watch() -> Iterator[dict[str, float]]:
     from sicot_jax.catalog.importing import builder
 
     seconds = {"photos": 0.0, "words": 0.0}
-    real = {name: getattr(builder, name) for name in ("prepare_all", "build_tokenizer", "train_word_vectors")}
+    real = {
+        name: getattr(builder, name)
+        for name in ("prepare_all", "build_tokenizer", "train_word_vectors")
+    }
 
     def prepare_all(*args, **options):
         photos = real["prepare_all"](*args, **options)
@@ -83,7 +90,10 @@ def watch() -> Iterator[dict[str, float]]:
 
         return timed
 
-    watched = {"prepare_all": prepare_all, **{name: words(name) for name in real if name != "prepare_all"}}
+    watched = {
+        "prepare_all": prepare_all,
+        **{name: words(name) for name in real if name != "prepare_all"},
+    }
     try:
         for name, function in watched.items():
             setattr(builder, name, function)
@@ -97,7 +107,11 @@ def import_seconds(manifest: Path, workers: int) -> dict[str, float]:
     """Seconds of one whole import and its parts."""
     from sicot_jax.catalog.importing.run import import_catalog
 
-    with tempfile.TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()), watch() as seconds:
+    with (
+        tempfile.TemporaryDirectory() as out,
+        contextlib.redirect_stderr(io.StringIO()),
+        watch() as seconds,
+    ):
         start = time.perf_counter()
         import_catalog(manifest, Path(out, "catalogue"), name="benchmark", workers=workers)
         whole = time.perf_counter() - start
@@ -139,7 +153,9 @@ def measure(folder: Path, args: argparse.Namespace, width: int, height: int) -> 
     size, count, some = f"{width}x{height}", len(names), names[: args.part_photos]
 
     contenders: dict[str, Callable[[], dict[str, float]]] = {
-        f"{workers} worker{'s' if workers > 1 else ''}": lambda workers=workers: import_seconds(manifest, workers)
+        f"{workers} worker{'s' if workers > 1 else ''}": lambda workers=workers: import_seconds(
+            manifest, workers
+        )
         for workers in args.workers
     }
     import_seconds(manifest, 1)  # libraries are loaded once
@@ -150,10 +166,18 @@ def measure(folder: Path, args: argparse.Namespace, width: int, height: int) -> 
     def row(name: str, seconds: list[float], photos: int) -> tuple[str, ...]:
         micro = [1e6 * value / photos for value in seconds]
         rate = [photos / value for value in seconds if value > 0]
-        return f"{size}: {name}", timing.middle(rate), timing.middle(micro, 1), timing.spread(micro, 1)
+        return (
+            f"{size}: {name}",
+            timing.middle(rate),
+            timing.middle(micro, 1),
+            timing.spread(micro, 1),
+        )
 
     def rows(results: list[dict[str, float]], label: str, photos: int) -> list[tuple[str, ...]]:
-        return [row(f"{part}{label}", [result[part] for result in results], photos) for part in results[0]]
+        return [
+            row(f"{part}{label}", [result[part] for result in results], photos)
+            for part in results[0]
+        ]
 
     header = ("part", "photos/s", "us a photo", "us a photo, range")
     timing.print_table(
@@ -174,10 +198,16 @@ def photo_size(text: str) -> tuple[int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=photo_size, nargs="+", default=[(60, 80), (800, 600)], metavar="WxH")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--sizes", type=photo_size, nargs="+", default=[(60, 80), (800, 600)], metavar="WxH"
+    )
     parser.add_argument("--photos", type=int, default=2000, help="photos of each size")
-    parser.add_argument("--part-photos", type=int, default=200, help="of them, for the parts of a photo")
+    parser.add_argument(
+        "--part-photos", type=int, default=200, help="of them, for the parts of a photo"
+    )
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
@@ -186,7 +216,11 @@ def main() -> None:
     why = timing.missing("PIL", "tensorflow_datasets", "array_record", "gensim", "pyarrow")
     for width, height in args.sizes:
         if why:
-            timing.print_table(f"Import of JPEGs of {width}x{height}.", ("part", "photos/s"), [("whole import", why)])
+            timing.print_table(
+                f"Import of JPEGs of {width}x{height}.",
+                ("part", "photos/s"),
+                [("whole import", why)],
+            )
             continue
         with tempfile.TemporaryDirectory() as folder:
             measure(Path(folder), args, width, height)

@@ -1,12 +1,15 @@
-"""Making a product index and changing it: photos a second of a build against embedding alone, and of additions and removals.
+"""Making a product index and changing it: photos a second of a build against embedding alone, and
+of additions and removals.
 
 Command:  python -m benchmarks.index_changes --workdir RUN
 Smaller:  python -m benchmarks.index_changes --workdir RUN --add 100 --rounds 1
 
-Bare: the run's training photos from the catalogue through the same network, and nothing else. Index: the same with all that a
-build does for each photo (features and cards onto the disk, commits); what comes once for a version, beside it: recogniser,
-graph, codes, calibration, check. Additions: photos of the catalogue's validation split as products of their own, by
-`change.add` as `sicot index add` calls it, from files; removals: the same products. Rounds start from a new folder.
+Bare: the run's training photos from the catalogue through the same network, and nothing else.
+  Index: the same with all that a build does for each photo (features and cards onto the disk,
+  commits); what comes once for a version, beside it: recogniser, graph, codes, calibration, check.
+  Additions: photos of the catalogue's validation split as products of their own, by `change.add` as
+  `sicot index add` calls it, from files; removals: the same products. Rounds start from a new
+  folder.
 """
 
 from __future__ import annotations
@@ -41,9 +44,15 @@ def bare(workdir: Path, catalog: Catalog) -> float:
     with exported(workdir) as found, building.embedder(found) as embed:
 
         def all_of(order: np.ndarray) -> int:
-            batches = pipeline.PhotoBatches(split, run.config.preprocessing, run.config.eval.batch_size, order)
+            batches = pipeline.PhotoBatches(
+                split, run.config.preprocessing, run.config.eval.batch_size, order
+            )
             ahead = pipeline.ahead(
-                batches, 0, len(batches), workers=run.config.data.workers, source=run.config.data.source
+                batches,
+                0,
+                len(batches),
+                workers=run.config.data.workers,
+                source=run.config.data.source,
             )
             return sum(1 for _ in embed(ahead))
 
@@ -75,7 +84,9 @@ def built(workdir: Path, index: Path) -> tuple[float, float]:
 
 def _one(source, run) -> dict:
     split, order = source.catalog.splits["train"], source.order[:1]
-    batches = pipeline.PhotoBatches(split, run.config.preprocessing, run.config.eval.batch_size, order)
+    batches = pipeline.PhotoBatches(
+        split, run.config.preprocessing, run.config.eval.batch_size, order
+    )
     return next(iter(pipeline.ahead(batches, 0, 1, workers=0, source=run.config.data.source)))
 
 
@@ -113,8 +124,12 @@ def write_manifest(catalog: Catalog, count: int, folder: Path) -> tuple[Path, li
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=Path, required=True, help="a finished run on an imported catalogue")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--workdir", type=Path, required=True, help="a finished run on an imported catalogue"
+    )
     parser.add_argument("--add", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(argv)
@@ -136,7 +151,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         ["embedding alone", timing.middle(rates), "1.00"],
         ["index", timing.middle(indexed), timing.ratio(indexed, rates)],
     ]
-    timing.print_table(f"{len(catalog.splits['train'].labels)} photos", ["what", "photos/s", "x embedding"], rows)
+    timing.print_table(
+        f"{len(catalog.splits['train'].labels)} photos", ["what", "photos/s", "x embedding"], rows
+    )
     print(f"\nOnce for a version: {statistics.median(once):.1f} s.")
     middle = {name: statistics.median(found[name] for found in changes) for name in changes[0]}
     count = len(skus)
@@ -144,7 +161,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         ["add", f"{middle['add one']:.2f}", f"{count / middle['add']:,.0f}"],
         ["remove", f"{middle['remove one']:.3f}", f"{count / middle['remove']:,.0f}"],
     ]
-    timing.print_table(f"Changes, {count} products of one photo", ["change", "one product, s", "products/s"], rows)
+    timing.print_table(
+        f"Changes, {count} products of one photo", ["change", "one product, s", "products/s"], rows
+    )
 
 
 if __name__ == "__main__":

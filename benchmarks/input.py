@@ -1,11 +1,14 @@
 """Images per second from disk to device, and where a photo's time goes.
 
-Command:  python -m benchmarks.input --path DIR        (DIR: what `sicot import` wrote; without it those rows are empty)
-Needs:    grain for all rows but the array file; Pillow and tensorflow-datasets for an imported catalogue.
+Command:  python -m benchmarks.input --path DIR        (DIR: what `sicot import` wrote; without it
+  those rows are empty)
+Needs:    grain for all rows but the array file; Pillow and tensorflow-datasets for an imported
+  catalogue.
 
-Pipelines run as in training (records in sample order, decoded, fitted, titles read, put on the device) and nothing
-trains. "a core" is images per second of CPU time, of this process and its workers: it depends least on what else the
-machine does. Files have been read before: they come from the page cache, not from a cold disk.
+Pipelines run as in training (records in sample order, decoded, fitted, titles read, put on the
+device) and nothing trains. "a core" is images per second of CPU time, of this process and its
+workers: it depends least on what else the machine does. Files have been read before: they come from
+the page cache, not from a cold disk.
 """
 
 from __future__ import annotations
@@ -61,20 +64,25 @@ def cpu_seconds() -> float:
 def rates(catalog: Catalog, config: Config, workers: int, *, batches: int) -> tuple[float, float]:
     """Images per second, and per second of CPU time, of `batches` batches in the steady state.
 
-    Some batches before and after them are not counted: at the start the workers begin, at the end they run dry.
+    Some batches before and after them are not counted: at the start the workers begin, at the end
+      they run dry.
     """
     make = pipeline.train_batches(catalog, config)
     device_mesh = mesh.make_mesh(data=1, devices=jax.devices()[:1])
     before, after = 4 + 2 * workers, 6 + 2 * workers
     stamps = []
-    source = pipeline.ahead(make, 0, before + batches + after, workers=workers, source=config.data.source)
+    source = pipeline.ahead(
+        make, 0, before + batches + after, workers=workers, source=config.data.source
+    )
     for number, batch in enumerate(source, 1):
         jax.block_until_ready(device_batches.to_device(batch, device_mesh))
         if number in (before, before + batches):
             stamps.append((time.perf_counter(), cpu_seconds()))
     (start, cpu_start), (end, cpu_end) = stamps
     images = batches * config.train.batch_size
-    return images / (end - start), images / (cpu_end - cpu_start) if cpu_end > cpu_start else float("nan")
+    return images / (end - start), images / (cpu_end - cpu_start) if cpu_end > cpu_start else float(
+        "nan"
+    )
 
 
 def parts(catalog: Catalog, config: Config) -> Iterator[tuple[str, Callable[[], float]]]:
@@ -113,7 +121,10 @@ def parts(catalog: Catalog, config: Config) -> Iterator[tuple[str, Callable[[], 
             timed(lambda: [titles(record, i) for record, i in zip(records, indices, strict=True)]),
         )
     yield "stack photos", timed(lambda: np.stack(images))
-    yield "put on device", timed(lambda: jax.block_until_ready(device_batches.to_device(batch, device_mesh)))
+    yield (
+        "put on device",
+        timed(lambda: jax.block_until_ready(device_batches.to_device(batch, device_mesh))),
+    )
 
 
 def with_data(config: Config, data: DataConfig, batch_size: int) -> Config:
@@ -123,25 +134,46 @@ def with_data(config: Config, data: DataConfig, batch_size: int) -> Config:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--path", help="imported catalogue; its photos are fitted as the config says")
-    parser.add_argument("--config", default="fashion", help="config whose preprocessing and titles --path is read with")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="worker processes; 0: threads")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--path", help="imported catalogue; its photos are fitted as the config says"
+    )
+    parser.add_argument(
+        "--config",
+        default="fashion",
+        help="config whose preprocessing and titles --path is read with",
+    )
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[0, 1, 2], help="worker processes; 0: threads"
+    )
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--batches", type=int, default=40, help="counted batches a round")
-    parser.add_argument("--photos", type=int, default=4000, help="training photos of the generated catalogue")
+    parser.add_argument(
+        "--photos", type=int, default=4000, help="training photos of the generated catalogue"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
-        spec = GeneratedSpec(train_photos=args.photos, num_classes=min(100, args.photos), word_vectors="random")
+        spec = GeneratedSpec(
+            train_photos=args.photos, num_classes=min(100, args.photos), word_vectors="random"
+        )
         spec = dataclasses.replace(spec, image_size=SIZE)
         generated = open_generated(spec)
         config = config_lib.load("generated")
-        preprocessing = Preprocessing(height=SIZE, width=SIZE, resize_height=SIZE, resize_width=SIZE)
+        preprocessing = Preprocessing(
+            height=SIZE, width=SIZE, resize_height=SIZE, resize_width=SIZE
+        )
         config = dataclasses.replace(config, preprocessing=preprocessing)
         arrays_file = Path(folder, "generated.npz")
-        export_arrays(generated, arrays_file, to_image=lambda r: preprocessing.load(r["image"]), splits=("train",))
+        export_arrays(
+            generated,
+            arrays_file,
+            to_image=lambda r: preprocessing.load(r["image"]),
+            splits=("train",),
+        )
 
         catalogs: dict[str, tuple[Catalog, Config]] = {}
         absent: dict[str, str] = {}
@@ -155,7 +187,9 @@ def main() -> None:
             real = config_lib.load(args.config)
             data = dataclasses.replace(real.data, source="imported", path=args.path)
             catalog = open_imported(args.path)
-            imported = f"imported {real.preprocessing.resize_width}x{real.preprocessing.resize_height}"
+            imported = (
+                f"imported {real.preprocessing.resize_width}x{real.preprocessing.resize_height}"
+            )
             catalogs[imported] = catalog, with_data(real, data, args.batch_size)
         catalogs[f"generated {SIZE}x{SIZE}"] = (
             generated,
@@ -191,7 +225,9 @@ def main() -> None:
 
         timing.print_machine(args.rounds)
         for name, results in timing.in_turn(pipelines, args.rounds).items():
-            wall, cpu = ([result[i] for result in results if result[i] == result[i]] for i in (0, 1))
+            wall, cpu = (
+                [result[i] for result in results if result[i] == result[i]] for i in (0, 1)
+            )
             rows.append((name, timing.middle(wall), timing.middle(cpu), timing.spread(wall)))
         timing.print_table(
             f"Disk to device, batches of {args.batch_size}.",
@@ -203,8 +239,19 @@ def main() -> None:
         for name, seconds in timing.in_turn(pieces, args.rounds).items():
             micro = [1e6 * value for value in seconds]
             rates_a_core = [1 / value for value in seconds]
-            rows.append((name, timing.middle(micro, 1), timing.middle(rates_a_core), timing.spread(micro, 1)))
-        timing.print_table("Parts, one thread.", ("part", "us a photo", "images/s a core", "us a photo, range"), rows)
+            rows.append(
+                (
+                    name,
+                    timing.middle(micro, 1),
+                    timing.middle(rates_a_core),
+                    timing.spread(micro, 1),
+                )
+            )
+        timing.print_table(
+            "Parts, one thread.",
+            ("part", "us a photo", "images/s a core", "us a photo, range"),
+            rows,
+        )
 
 
 if __name__ == "__main__":

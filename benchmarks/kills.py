@@ -1,9 +1,11 @@
-"""A run with a large head, killed with SIGKILL in the middle of its checkpoint saves, again and again: does it resume?
+"""A run with a large head, killed with SIGKILL in the middle of its checkpoint saves, again and
+again: does it resume?
 
 Command:  python -m benchmarks.kills
 Smaller:  python -m benchmarks.kills --tries 2 --classes 2000
-One run: each try starts it with the same command, waits for a save to begin, and kills it a random moment later. A try
-counts as resumed when the next start goes on from a step that was saved, and no step that was whole before is lost.
+One run: each try starts it with the same command, waits for a save to begin, and kills it a random
+  moment later. A try counts as resumed when the next start goes on from a step that was saved, and
+  no step that was whole before is lost.
 """
 
 from __future__ import annotations
@@ -42,7 +44,11 @@ def command(workdir: Path, classes: int, width: int) -> list[str]:
 
 def saved(workdir: Path) -> set[int]:
     """Steps of the checkpoints that are whole."""
-    return {int(path.name) for path in (workdir / "checkpoints" / "last").glob("*") if path.name.isdigit()}
+    return {
+        int(path.name)
+        for path in (workdir / "checkpoints" / "last").glob("*")
+        if path.name.isdigit()
+    }
 
 
 def unfinished(workdir: Path) -> list[Path]:
@@ -64,11 +70,15 @@ def until_a_save(process: subprocess.Popen, workdir: Path, log: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tries", type=int, default=30)
     parser.add_argument("--classes", type=int, default=200_000)
     parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--longest", type=float, default=1.0, help="seconds after a save's begin, at most")
+    parser.add_argument(
+        "--longest", type=float, default=1.0, help="seconds after a save's begin, at most"
+    )
     args = parser.parse_args()
     timing.print_machine()
     moment = random.Random(0)
@@ -99,7 +109,8 @@ def main() -> None:
             if number < args.tries:
                 during += bool(unfinished(workdir))
                 print(
-                    f"try {number + 1}: killed, whole are {sorted(known)}, half {len(unfinished(workdir))}", flush=True
+                    f"try {number + 1}: killed, whole are {sorted(known)}, half {len(unfinished(workdir))}",
+                    flush=True,
                 )
             checkpoint = size(workdir / "checkpoints" / "last" / str(max(known))) if known else 0
     timing.print_table(

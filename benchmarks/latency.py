@@ -1,11 +1,13 @@
-"""What to serve a trained recogniser with: milliseconds from photos of the right size to embeddings and logits, by engine.
+"""What to serve a trained recogniser with: milliseconds from photos of the right size to embeddings
+and logits, by engine.
 
 Command:  python -m benchmarks.latency             (ResNet-50 at 224x224; some minutes)
 Smaller:  python -m benchmarks.latency --depth 18 --width 8 --size 32 --rounds 1
 Needs:    torch, onnxruntime and onnxscript.
 
-A run of one step is converted as a user would (`sicot convert`); every engine gets the same bytes [batch, height, width, 3],
-already decoded and resized. All but StableHLO's weights are as loaded by `sicot_jax.load` or by the folder's own `model.py`.
+A run of one step is converted as a user would (`sicot convert`); every engine gets the same bytes
+[batch, height, width, 3], already decoded and resized. All but StableHLO's weights are as loaded by
+`sicot_jax.load` or by the folder's own `model.py`.
 """
 
 from __future__ import annotations
@@ -28,7 +30,12 @@ from sicot_jax.training.loop import train
 from sicot_jax.weights import bundle as folders
 from sicot_jax.weights.visual import load_module
 
-NEEDS = {"jax": (), "stablehlo": (), "torch": ("torch",), "onnx": ("torch", "onnxruntime", "onnxscript")}
+NEEDS = {
+    "jax": (),
+    "stablehlo": (),
+    "torch": ("torch",),
+    "onnx": ("torch", "onnxruntime", "onnxscript"),
+}
 NAMES = {
     "jax": "JAX, batch norms folded",
     "stablehlo": "StableHLO (jax.export)",
@@ -39,9 +46,15 @@ NAMES = {
 
 def small_run(workdir: Path, options: argparse.Namespace) -> None:
     """A run of one step with the network that was asked for."""
-    side = [f"preprocessing.{name}={options.size}" for name in ("height", "width", "resize_height", "resize_width")]
+    side = [
+        f"preprocessing.{name}={options.size}"
+        for name in ("height", "width", "resize_height", "resize_width")
+    ]
     model = [f"model.depth={options.depth}", f"model.width={options.width}", "model.stem=imagenet"]
-    catalogue = [f"data.generated.num_classes={options.classes}", f"data.generated.train_photos={10 * options.classes}"]
+    catalogue = [
+        f"data.generated.num_classes={options.classes}",
+        f"data.generated.train_photos={10 * options.classes}",
+    ]
     small = ["model.embedding_width=0", "train.steps=1", "train.batch_size=8", "mesh.data=1"]
     flags = [f"--config.{flag}" for flag in (*side, *model, *catalogue, *small)]
     train(config_lib.load("tiny", flags), workdir)
@@ -70,7 +83,9 @@ def opened(kind: str, run: Path, out: Path) -> Engine:
 def _program(folder: Path) -> Engine:
     import safetensors.numpy
 
-    weights = jax.device_put(safetensors.numpy.load_file(folder / folders.WEIGHTS), jax.devices()[0])
+    weights = jax.device_put(
+        safetensors.numpy.load_file(folder / folders.WEIGHTS), jax.devices()[0]
+    )
     call = jax.jit(jax.export.deserialize(bytearray((folder / folders.PROGRAM).read_bytes())).call)
 
     def engine(photos: np.ndarray) -> Found:
@@ -110,7 +125,9 @@ def timed(engine: Engine, photos: np.ndarray) -> Callable[[], float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--depth", type=int, default=50)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--size", type=int, default=224, help="pixels a side")
@@ -133,7 +150,9 @@ def main() -> None:
                 other = engine(photos)
                 for name in ("embedding", "logits"):
                     a, b = getattr(wanted, name), getattr(other, name)
-                    np.testing.assert_allclose(b, a, atol=1e-4 * np.abs(a).max(), err_msg=f"{kind}: {name}")
+                    np.testing.assert_allclose(
+                        b, a, atol=1e-4 * np.abs(a).max(), err_msg=f"{kind}: {name}"
+                    )
             found[batch] = timing.in_turn(
                 {kind: timed(engine, photos) for kind, engine in engines.items()}, options.rounds
             )

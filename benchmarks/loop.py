@@ -2,11 +2,13 @@
 
 Command:  python -m benchmarks.loop                    (add --path DIR for an imported catalogue)
 Smaller:  python -m benchmarks.loop --config tiny --classes 11 --train-photos 256 --steps 20
-Needs:    grain and Pillow for catalogues other than the array file, tensorflow-datasets for an imported one.
+Needs:    grain and Pillow for catalogues other than the array file, tensorflow-datasets for an
+  imported one.
 
-Loop: `sicot_jax.training.loop.train` itself, timed from batch to batch by a watch on `device_batches.to_device`; validation,
-checkpoints and the test at its end are outside the counted steps. Against it the bare jitted step on one resident
-batch of the same catalogue. The default photos are generated, cut to the config's size and written to an array file.
+Loop: `sicot_jax.training.loop.train` itself, timed from batch to batch by a watch on
+  `device_batches.to_device`; validation, checkpoints and the test at its end are outside the
+  counted steps. Against it the bare jitted step on one resident batch of the same catalogue. The
+  default photos are generated, cut to the config's size and written to an array file.
 Streams: bare steps on random photos and titles, no catalogue at all.
 """
 
@@ -34,28 +36,48 @@ from sicot_jax.models.sicot import start_words
 from sicot_jax.parallel import mesh
 from sicot_jax.training import device_batches
 from sicot_jax.training.loop import train
-from sicot_jax.training.step import DataShape, class_log_prior, make_setup, make_train_step, start_state
+from sicot_jax.training.step import (
+    DataShape,
+    class_log_prior,
+    make_setup,
+    make_train_step,
+    start_state,
+)
 
-_BEFORE, _AFTER = 8, 6  # steps of a loop that are not counted: compilation and a full prefetch, an empty one
+_BEFORE, _AFTER = (
+    8,
+    6,
+)  # steps of a loop that are not counted: compilation and a full prefetch, an empty one
 
 
 class BareStep:
     """The jitted step on one resident batch; calling it gives milliseconds a step."""
 
     def __init__(
-        self, config: Config, batch: pipeline.Batch, *, counts: np.ndarray, word_vectors: np.ndarray, steps: int
+        self,
+        config: Config,
+        batch: pipeline.Batch,
+        *,
+        counts: np.ndarray,
+        word_vectors: np.ndarray,
+        steps: int,
     ):
-        self.mesh, self.steps = mesh.make_mesh(data=config.mesh.data, model=config.mesh.model), steps
+        self.mesh, self.steps = (
+            mesh.make_mesh(data=config.mesh.data, model=config.mesh.model),
+            steps,
+        )
         with jax.set_mesh(self.mesh):
             shape = DataShape(len(counts), *word_vectors.shape, train_photos=int(counts.sum()))
             setup = make_setup(config, shape, self.mesh)
-            prior = mesh.to_global({"prior": class_log_prior(counts, self.mesh)}, self.mesh)["prior"]
+            prior = mesh.to_global({"prior": class_log_prior(counts, self.mesh)}, self.mesh)[
+                "prior"
+            ]
             self.state = start_state(setup, prior)
             if config.loss.with_semantic:
                 self.state = start_words(self.state, word_vectors)
             self.batch = device_batches.to_device(batch, self.mesh)
-            # Compiled twice: the second time from the compilation cache, as in every loop but the first, so that all
-            # run one and the same program.
+            # Compiled twice: the second time from the compilation cache, as in every loop but the
+            # first, so that all run one and the same program.
             for _ in range(2):
                 self.step = jax.jit(make_train_step(setup), donate_argnums=0)
                 self.step.lower(self.state, self.batch).compile()
@@ -73,7 +95,9 @@ class BareStep:
 
 @contextlib.contextmanager
 def batch_times() -> Iterator[list[float]]:
-    """When each batch inside this context was handed to the device (of photos that lie there: their indices)."""
+    """When each batch inside this context was handed to the device (of photos that lie there: their
+    indices).
+    """
     times: list[float] = []
     to_device = device_batches.to_device
 
@@ -89,7 +113,9 @@ def batch_times() -> Iterator[list[float]]:
 
 
 def loop_ms(config: Config, catalog: Catalog, steps: int) -> float:
-    """Milliseconds a step of a training run of its own, from compiled and running to nearly at its end."""
+    """Milliseconds a step of a training run of its own, from compiled and running to nearly at its
+    end.
+    """
     config = dataclasses.replace(
         config,
         train=dataclasses.replace(
@@ -107,7 +133,9 @@ def loop_ms(config: Config, catalog: Catalog, steps: int) -> float:
 
 
 def with_data(config: Config, data: DataConfig) -> Config:
-    return dataclasses.replace(config, data=dataclasses.replace(data, max_tokens=config.data.max_tokens))
+    return dataclasses.replace(
+        config, data=dataclasses.replace(data, max_tokens=config.data.max_tokens)
+    )
 
 
 def loops(config: Config, args: argparse.Namespace, folder: Path) -> None:
@@ -125,7 +153,10 @@ def loops(config: Config, args: argparse.Namespace, folder: Path) -> None:
     generated = open_generated(spec)
 
     def to_image(record) -> np.ndarray:
-        top, left = (spec.image_size - shape.resize_height) // 2, (spec.image_size - shape.resize_width) // 2
+        top, left = (
+            (spec.image_size - shape.resize_height) // 2,
+            (spec.image_size - shape.resize_width) // 2,
+        )
         return record["image"][top : top + shape.resize_height, left : left + shape.resize_width]
 
     file = folder / "generated.npz"
@@ -157,7 +188,12 @@ def loops(config: Config, args: argparse.Namespace, folder: Path) -> None:
     if why:
         rows.append(("loop, generated on the fly", why))
     else:
-        add("loop, generated on the fly", with_data(config, DataConfig(generated=spec)), generated, bare)
+        add(
+            "loop, generated on the fly",
+            with_data(config, DataConfig(generated=spec)),
+            generated,
+            bare,
+        )
     why = timing.missing("grain", "PIL", "tensorflow_datasets") if args.path else "no --path"
     for workers in args.workers:
         name = f"loop, imported, {f'{workers} worker processes' if workers else 'threads'}"
@@ -167,7 +203,12 @@ def loops(config: Config, args: argparse.Namespace, folder: Path) -> None:
         from sicot_jax.catalog.sources.imported import open_imported
 
         data = dataclasses.replace(config.data, source="imported", path=args.path, workers=workers)
-        add(name, dataclasses.replace(config, data=data), open_imported(args.path), "bare step, imported")
+        add(
+            name,
+            dataclasses.replace(config, data=data),
+            open_imported(args.path),
+            "bare step, imported",
+        )
 
     results = timing.in_turn(contenders, args.rounds)
     measured = []
@@ -175,7 +216,9 @@ def loops(config: Config, args: argparse.Namespace, folder: Path) -> None:
         rate = [1000 * config.train.batch_size / value for value in ms]
         base = [1000 * config.train.batch_size / value for value in results[base_of[name]]]
         share = timing.ratio([100 * value for value in rate], base, digits=1)
-        measured.append((name, timing.middle(rate), f"{share} %", timing.middle(ms, 1), timing.spread(ms, 1)))
+        measured.append(
+            (name, timing.middle(rate), f"{share} %", timing.middle(ms, 1), timing.spread(ms, 1))
+        )
     timing.print_table(
         "Full training loop against the bare step (aim: 95 % or more; input that decodes shares the cores of a CPU).",
         ("loop", "images/s", "of its bare step", "ms a step", "ms, range"),
@@ -190,7 +233,9 @@ def streams(config: Config, args: argparse.Namespace) -> None:
     token_ids = rng.integers(1, args.vocabulary, (size, tokens), dtype=np.int32)
     lengths = rng.integers(1, tokens + 1, (size, 1))
     photos = {
-        "image": rng.integers(0, 256, (size, shape.resize_height, shape.resize_width, 3), dtype=np.uint8),
+        "image": rng.integers(
+            0, 256, (size, shape.resize_height, shape.resize_width, 3), dtype=np.uint8
+        ),
         "label": rng.integers(0, args.classes, size, dtype=np.int32),
     }
     titled = {**photos, "token_ids": np.where(np.arange(tokens) < lengths, token_ids, 0)}
@@ -229,14 +274,30 @@ def streams(config: Config, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="fashion", help="its photo size, model, optimizer and batch size are used")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config",
+        default="fashion",
+        help="its photo size, model, optimizer and batch size are used",
+    )
     parser.add_argument("--path", help="imported catalogue for more rows")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0], help="worker processes for --path; 0: threads")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="worker processes for --path; 0: threads",
+    )
     parser.add_argument("--batch-size", type=int, help="instead of the config's")
-    parser.add_argument("--compute-dtype", choices=("float32", "bfloat16"), help="instead of the config's")
+    parser.add_argument(
+        "--compute-dtype", choices=("float32", "bfloat16"), help="instead of the config's"
+    )
     parser.add_argument("--classes", type=int, default=672)
-    parser.add_argument("--vocabulary", type=int, default=1801, help="words of the bare steps' random titles")
+    parser.add_argument(
+        "--vocabulary", type=int, default=1801, help="words of the bare steps' random titles"
+    )
     parser.add_argument("--word-width", type=int, default=128, help="numbers a word vector")
     parser.add_argument("--train-photos", type=int, default=2048, help="of the generated catalogue")
     parser.add_argument("--encoders", nargs="+", default=["mean", "bilinear", "lstm"])

@@ -2,9 +2,9 @@
 
 python -m benchmarks.mistakes RUN... (run folders, not records)
 
-Shares of the test photos, in %: right; wrong in the first part of the name alone (another brand's article of that kind); in
-the second alone (another article of that brand); both wrong. Where nearly all mistakes keep the article, words that classes of
-one article share have nothing left to teach.
+Shares of the test photos, in %: right; wrong in the first part of the name alone (another brand's
+article of that kind); in the second alone (another article of that brand); both wrong. Where nearly
+all mistakes keep the article, words that classes of one article share have nothing left to teach.
 """
 
 from __future__ import annotations
@@ -23,14 +23,18 @@ HEADER = ("%", "right", "first part wrong", "second part wrong", "both wrong", "
 
 
 def shares(names: Sequence[str], label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Names "a | b" [C], int [N], int [N] -> shares of (right, a alone wrong, b alone wrong, both wrong), float [4]."""
+    """Names "a | b" [C], int [N], int [N] -> shares of (right, a alone wrong, b alone wrong, both
+    wrong), float [4].
+    """
     if odd := [name for name in names if name.count(SEPARATOR) != 1]:
         raise InputError(
             f'{len(odd)} of {len(names)} class names are not "a{SEPARATOR}b", such as {odd[0]!r}; give such a run'
         )
     first, second = np.array([name.split(SEPARATOR) for name in names]).T
     same_first, same_second = first[label] == first[predicted], second[label] == second[predicted]
-    kinds = np.stack([same_first & same_second, ~same_first & same_second, same_first & ~same_second])
+    kinds = np.stack(
+        [same_first & same_second, ~same_first & same_second, same_first & ~same_second]
+    )
     found = kinds.mean(1)
     return np.append(found, 1 - found.sum())
 
@@ -45,7 +49,13 @@ def measure(workdir: Path) -> list[list[str]]:
     for name, classes in class_groups(catalog, run).items():
         members = classes[label]
         of_group = shares(names, label[members], predicted[members]) if members.any() else []
-        rows.append([f"{workdir}: {name}", *(f"{100 * share:.1f}" for share in of_group), f"{members.sum():,}"])
+        rows.append(
+            [
+                f"{workdir}: {name}",
+                *(f"{100 * share:.1f}" for share in of_group),
+                f"{members.sum():,}",
+            ]
+        )
     return rows
 
 

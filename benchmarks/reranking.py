@@ -1,16 +1,21 @@
-"""What the order of similar products is worth by likeness alone and by the ranker, where it is known what visitors want.
+"""What the order of similar products is worth by likeness alone and by the ranker, where it is
+known what visitors want.
 
 Command:  python -m benchmarks.reranking [--seeds 5] [--lists 2000]
 
-A made shop: 2,000 products in 20 categories with sales, conversion, rating, price, sharpness of the picture and a title, all of
-them noisy traces of how good a product is, which no feature tells. Visitors (events/visitors) are shown the 20 products most
-alike, a tenth of them in a random order, look at position k with probability 1 / k, click on what they look at by its
-likeness, quality, price and picture, and buy what they clicked on by its quality, price and title. Rankers learn from the log
-of that and put the 40 most alike products of another 1,000 requests in order, of which 20 are shown. In a second shop visitors
-think in steps: they pass over blurred pictures and odd prices, and quality counts where a product is alike enough.
+A made shop: 2,000 products in 20 categories with sales, conversion, rating, price, sharpness of the
+  picture and a title, all of them noisy traces of how good a product is, which no feature tells.
+  Visitors (events/visitors) are shown the 20 products most alike, a tenth of them in a random
+  order, look at position k with probability 1 / k, click on what they look at by its likeness,
+  quality, price and picture, and buy what they clicked on by its quality, price and title. Rankers
+  learn from the log of that and put the 40 most alike products of another 1,000 requests in order,
+  of which 20 are shown. In a second shop visitors
+think in steps: they pass over blurred pictures and odd prices, and quality counts where a product
+  is alike enough.
 
-NDCG@20 is of the probability that a product is bought when it is looked at, over the 40; purchases are expected ones, of the
-same visitors, in 100 requests. Differences are from likeness alone, in pairs; 95 % intervals over seeds (Student's t).
+NDCG@20 is of the probability that a product is bought when it is looked at, over the 40; purchases
+are expected ones, of the same visitors, in 100 requests. Differences are from likeness alone, in
+pairs; 95 % intervals over seeds (Student's t).
 """
 
 from __future__ import annotations
@@ -45,7 +50,9 @@ class Product:
 
 @dataclasses.dataclass(frozen=True)
 class Requests:
-    """likeness, rows, clicks and purchases (probabilities, of what is looked at) of candidates, nearest first: [R, N, ...]."""
+    """likeness, rows, clicks and purchases (probabilities, of what is looked at) of candidates,
+    nearest first: [R, N, ...].
+    """
 
     rows: np.ndarray
     click: np.ndarray
@@ -91,9 +98,10 @@ class Shop:
     def requests(self, count: int) -> Requests:
         rng = self.rng
         found = np.array([rng.choice(PRODUCTS, CANDIDATES, replace=False) for _ in range(count)])
-        likeness = np.sort(np.clip(rng.normal(0.85, 0.05, (count, 1)) - rng.exponential(0.08, found.shape), -1, 1), 1)[
-            :, ::-1
-        ]
+        likeness = np.sort(
+            np.clip(rng.normal(0.85, 0.05, (count, 1)) - rng.exponential(0.08, found.shape), -1, 1),
+            1,
+        )[:, ::-1]
         rows = np.array(
             [
                 features(cosine, [self.products[n] for n in own], self.usual)
@@ -103,12 +111,26 @@ class Shop:
         good, dear, sharp, told = (x[found] for x in (self.good, self.dear, self.sharp, self.told))
         if self.steps:
             click = sigmoid(
-                -1.5 + 10 * (likeness - 0.8) + 0.5 * good - 1.5 * (np.abs(dear) > 0.5) - 1.5 * (sharp < -0.5)
+                -1.5
+                + 10 * (likeness - 0.8)
+                + 0.5 * good
+                - 1.5 * (np.abs(dear) > 0.5)
+                - 1.5 * (sharp < -0.5)
             )
-            buy = sigmoid(-2.5 + 1.5 * (likeness > 0.75) * good - 1.5 * (dear > 0.4) + 1.0 * (told > 2))
+            buy = sigmoid(
+                -2.5 + 1.5 * (likeness > 0.75) * good - 1.5 * (dear > 0.4) + 1.0 * (told > 2)
+            )
         else:
-            click = sigmoid(-2.5 + 10 * (likeness - 0.8) + 0.5 * good - 0.8 * np.abs(dear) + 0.4 * np.tanh(sharp))
-            buy = sigmoid(-2.5 + 4 * (likeness - 0.8) + 0.8 * good - 0.8 * dear + 0.15 * np.minimum(told, 6))
+            click = sigmoid(
+                -2.5
+                + 10 * (likeness - 0.8)
+                + 0.5 * good
+                - 0.8 * np.abs(dear)
+                + 0.4 * np.tanh(sharp)
+            )
+            buy = sigmoid(
+                -2.5 + 4 * (likeness - 0.8) + 0.8 * good - 0.8 * dear + 0.15 * np.minimum(told, 6)
+            )
         return Requests(rows, click, buy)
 
     def log(self, requests: Requests) -> Lists:
@@ -119,7 +141,10 @@ class Shop:
         lists = visitors.Lists(ids, skus, shown, requests.click[:, top], requests.buy[:, top])
         seed = int(self.rng.integers(1 << 30))
         views = rank.views(visitors.events(lists, BEHAVIOUR, requests=count, seed=seed))
-        at = [([int(view.query_image_id[1:])] * SHOWN, [int(sku[1:]) for sku in view.shown]) for view in views]
+        at = [
+            ([int(view.query_image_id[1:])] * SHOWN, [int(sku[1:]) for sku in view.shown])
+            for view in views
+        ]
         asked, places = np.array(at).transpose(1, 0, 2)
         return Lists(
             requests.rows[asked, places].reshape(-1, len(FEATURES)),
@@ -137,11 +162,15 @@ def without(rows: np.ndarray, share: float, rng: np.random.Generator) -> np.ndar
 
 
 def logistic(rows: np.ndarray, lists: Lists, looked_at: np.ndarray, *, strength: float):
-    """Clicked or not, by inverse propensities as the trees have them: a click weighs y, what was passed over p."""
+    """Clicked or not, by inverse propensities as the trees have them: a click weighs y, what was
+    passed over p.
+    """
     from sklearn.linear_model import LogisticRegression
 
     weight = np.where(lists.wanted > 0, lists.wanted, looked_at[lists.position])
-    return LogisticRegression(C=strength, max_iter=2000).fit(rows, lists.wanted > 0, sample_weight=weight)
+    return LogisticRegression(C=strength, max_iter=2000).fit(
+        rows, lists.wanted > 0, sample_weight=weight
+    )
 
 
 def raw_logistic(lists: Lists, looked_at: np.ndarray):
@@ -160,11 +189,15 @@ def trees_alone(lists: Lists, looked_at: np.ndarray, count: int = 200):
     import lightgbm
 
     weight = looked_at[lists.position]
-    return lightgbm.train(rerank.SETTINGS, lightgbm.Dataset(lists.rows, lists.wanted / weight, weight=weight), count)
+    return lightgbm.train(
+        rerank.SETTINGS, lightgbm.Dataset(lists.rows, lists.wanted / weight, weight=weight), count
+    )
 
 
 def tree_logistic(trees, lists: Lists, looked_at: np.ndarray):
-    """He et al. 2014: which leaf of each tree a line falls into, one of each, is what the logistic regression reads."""
+    """He et al. 2014: which leaf of each tree a line falls into, one of each, is what the logistic
+    regression reads.
+    """
     from sklearn.preprocessing import OneHotEncoder
 
     def leaves(rows: np.ndarray) -> np.ndarray:
@@ -183,7 +216,9 @@ def measured(requests: Requests, score, *, candidates: int = CANDIDATES) -> tupl
     order = np.argsort(-scores, axis=1, kind="stable")
     rest = np.tile(np.arange(candidates, CANDIDATES), (len(order), 1))
     shown = np.take_along_axis(requests.wanted, np.concatenate([order, rest], 1), 1)
-    return float(np.mean([ndcg(line) for line in shown])), float(100 * (shown[:, :SHOWN] @ LOOKED_AT).mean())
+    return float(np.mean([ndcg(line) for line in shown])), float(
+        100 * (shown[:, :SHOWN] @ LOOKED_AT).mean()
+    )
 
 
 def of_seed(seed: int, count: int, *, steps: bool) -> dict[str, tuple[float, float]]:
@@ -198,20 +233,29 @@ def of_seed(seed: int, count: int, *, steps: bool) -> dict[str, tuple[float, flo
         LIKENESS: measured(tested, lambda rows: rows[:, 0]),
         "regression, then trees (the ranker)": measured(tested, model),
         "the regression of it alone": measured(tested, model.line),
-        "trees alone": measured(tested, lambda rows: trees.predict(rows, raw_score=True, num_threads=1)),
-        "trees, then logistic regression": measured(tested, tree_logistic(trees, learned, looked_at)),
+        "trees alone": measured(
+            tested, lambda rows: trees.predict(rows, raw_score=True, num_threads=1)
+        ),
+        "trees, then logistic regression": measured(
+            tested, tree_logistic(trees, learned, looked_at)
+        ),
         "logistic regression of the features": measured(tested, raw_logistic(learned, looked_at)),
         "ranker, the 20 most alike alone": measured(tested, model, candidates=SHOWN),
         "ranker, positions known": measured(tested, rerank.fit(learned, LOOKED_AT)),
         "ranker, positions not corrected": measured(tested, rerank.fit(learned, np.ones(SHOWN))),
         f"ranker, {count // 10:,} lists": measured(tested, rerank.fit(few, rerank.looked_at(few))),
-        "ranker, 30 % of the numbers missing": measured(tested_lossy, rerank.fit(lossy, rerank.looked_at(lossy))),
+        "ranker, 30 % of the numbers missing": measured(
+            tested_lossy, rerank.fit(lossy, rerank.looked_at(lossy))
+        ),
         "what visitors want": measured(tested, lambda rows: tested.wanted.ravel()),
     }
 
 
 def interval(values: np.ndarray) -> str:
-    middle, spread = values.mean(), stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    middle, spread = (
+        values.mean(),
+        stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)),
+    )
     return f"{middle:+.3f} [{middle - spread:+.3f}, {middle + spread:+.3f}]"
 
 
@@ -235,7 +279,9 @@ def latency() -> list[list[str]]:
             model(lines)
             times.append((middle - start, time.perf_counter() - middle))
         whole, alone = np.array(times).T * 1e3
-        rows.append([str(count), *(f"{np.quantile(x, q):.2f}" for x in (whole, alone) for q in (0.5, 0.99))])
+        rows.append(
+            [str(count), *(f"{np.quantile(x, q):.2f}" for x in (whole, alone) for q in (0.5, 0.99))]
+        )
     return rows
 
 
@@ -243,13 +289,17 @@ def table(found: list[dict[str, tuple[float, float]]]) -> list[list[str]]:
     rows, of_row = [], {name: np.array([one[name] for one in found]) for name in found[0]}
     for name, values in of_row.items():
         ndcgs, purchases = values.T
-        gained = ["", ""] if name == LIKENESS else [interval(x) for x in (values - of_row[LIKENESS]).T]
+        gained = (
+            ["", ""] if name == LIKENESS else [interval(x) for x in (values - of_row[LIKENESS]).T]
+        )
         rows.append([name, f"{ndcgs.mean():.3f}", gained[0], f"{purchases.mean():.2f}", gained[1]])
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--lists", type=int, default=2_000)
     options = parser.parse_args()
@@ -258,7 +308,9 @@ def main() -> None:
         found = [of_seed(seed, options.lists, steps=steps) for seed in range(options.seeds)]
         title = "Visitors who think in steps" if steps else "Visitors to whom all counts a little"
         timing.print_table(
-            title, ["order by", "NDCG@20", "less likeness", "purchases in 100", "less likeness"], table(found)
+            title,
+            ["order by", "NDCG@20", "less likeness", "purchases in 100", "less likeness"],
+            table(found),
         )
     header = ["candidates", "p50, ms", "p99, ms", "without features p50, ms", "p99, ms"]
     timing.print_table("Re-ranking one list", header, latency())

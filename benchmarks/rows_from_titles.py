@@ -1,13 +1,15 @@
-"""How much of a finished classifier the titles of its classes tell, by a linear map that other classes have taught.
+"""How much of a finished classifier the titles of its classes tell, by a linear map that other
+classes have taught.
 
 python -m benchmarks.rows_from_titles RUN... (run folders, not records)
 
-Each class row w_c of the run (brought to length 1) is predicted from the direction of the class's mean title vector
-(`word_rows.class_words` times the word vectors, less the mean over classes) by ridge regression on four fifths of the classes,
-and judged on the last fifth, in turn:
-R^2 = 1 - sum |w_c - prediction|^2 / sum |w_c - mean row|^2 of the classes left out. 1: titles tell the row; 0: nothing;
-below: they mislead. Classes weigh min(photos, 20) in the fit. The penalty is the best of four for all classes, which
-flatters; the same with titles dealt out to other classes says by how much.
+Each class row w_c of the run (brought to length 1) is predicted from the direction of the class's
+mean title vector (`word_rows.class_words` times the word vectors, less the mean over classes) by
+ridge regression on four fifths of the classes, and judged on the last fifth, in turn: R^2 = 1 - sum
+|w_c - prediction|^2 / sum |w_c - mean row|^2 of the classes left out. 1: titles tell the row; 0:
+nothing;
+below: they mislead. Classes weigh min(photos, 20) in the fit. The penalty is the best of four for
+  all classes, which flatters; the same with titles dealt out to other classes says by how much.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ FOLDS = 5
 def predicted(
     titles: np.ndarray, rows: np.ndarray, counts: np.ndarray, penalty: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(rows predicted, mean row) of every class from the others' folds: [C, E], [C, D], [C] -> [C, D] each."""
+    """(rows predicted, mean row) of every class from the others' folds: [C, E], [C, D], [C] -> [C,
+    D] each.
+    """
     fold = np.random.default_rng(0).integers(0, FOLDS, len(rows))
     found, means = np.zeros_like(rows), np.zeros_like(rows)
     for left_out in range(FOLDS):
@@ -42,7 +46,9 @@ def predicted(
         weight = np.minimum(counts, ENOUGH)[fit, None]
         mean = (weight * rows[fit]).sum(0) / weight.sum()
         x, y = titles[fit], rows[fit] - mean
-        solved = np.linalg.solve((weight * x).T @ x + penalty * np.eye(x.shape[1]), (weight * x).T @ y)
+        solved = np.linalg.solve(
+            (weight * x).T @ x + penalty * np.eye(x.shape[1]), (weight * x).T @ y
+        )
         found[~fit], means[~fit] = titles[~fit] @ solved + mean, mean
     return found, means
 
@@ -55,7 +61,9 @@ def explained(
     def of(penalty: float) -> dict[str, float]:
         found, means = predicted(titles, rows, counts, penalty)
         error, spread = np.square(rows - found).sum(1), np.square(rows - means).sum(1)
-        return {name: 1 - error[member].sum() / spread[member].sum() for name, member in groups.items()}
+        return {
+            name: 1 - error[member].sum() / spread[member].sum() for name, member in groups.items()
+        }
 
     return max((of(penalty) for penalty in PENALTIES), key=lambda found: found["all"])
 
@@ -78,7 +86,9 @@ def measure(workdir: Path) -> list[list[str]]:
     device_mesh = mesh.make_mesh(devices=jax.devices()[:1])
     run = runs.on_devices_here(run, device_mesh)
     if run.config.model.word_rows:
-        raise InputError(f"{workdir}: its rows hold words of titles; give a run with model.word_rows=False")
+        raise InputError(
+            f"{workdir}: its rows hold words of titles; give a run with model.word_rows=False"
+        )
     catalog = catalog_of(run)
     with jax.set_mesh(device_mesh):
         _, state = runs.restore_finished(run, device_mesh)
@@ -98,7 +108,11 @@ def measure(workdir: Path) -> list[list[str]]:
 def main(argv: Sequence[str] | None = None) -> None:
     header = ["R^2 of classes left out", *GROUPS]
     print_of_each(
-        argv, measure, description=__doc__, title="Classifier rows predicted from class titles", header=header
+        argv,
+        measure,
+        description=__doc__,
+        title="Classifier rows predicted from class titles",
+        header=header,
     )
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 
 class Service:
-    """`python -m COMMAND --port PORT` on a free port of this machine. `seconds`: from its start to its first answer."""
+    """`python -m COMMAND --port PORT` on a free port of this machine. `seconds`: from its start to
+    its first answer.
+    """
 
     def __init__(self, *command: str):
         with socket.socket() as found:
@@ -31,7 +33,9 @@ class Service:
         return cls("sicot_jax.cli", "serve", "--index", str(index), *flags)
 
     def wait(self, path: str = "/readyz", data: bytes | None = None) -> None:
-        """Until it answers `path` with 200; with `data`, a photo that is sent there. RuntimeError where it ends, or says no."""
+        """Until it answers `path` with 200; with `data`, a photo that is sent there. RuntimeError
+        where it ends, or says no.
+        """
         while True:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the service ended with {self.process.returncode}")
@@ -49,11 +53,18 @@ class Service:
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
 
-    def ask(self, path: str, data: bytes | None, connection: http.client.HTTPConnection | None = None) -> int:
+    def ask(
+        self, path: str, data: bytes | None, connection: http.client.HTTPConnection | None = None
+    ) -> int:
         """The status of an answer that was read to its end."""
         used = connection or self.connect()
         try:
-            used.request("POST" if data else "GET", path, data, {"Content-Type": "image/jpeg"} if data else {})
+            used.request(
+                "POST" if data else "GET",
+                path,
+                data,
+                {"Content-Type": "image/jpeg"} if data else {},
+            )
             response = used.getresponse()
             response.read()
             return response.status

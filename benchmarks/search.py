@@ -1,17 +1,22 @@
-"""Search in a product index: recall of codes re-ranked by features against exact search, and time of a query.
+"""Search in a product index: recall of codes re-ranked by features against exact search, and time
+of a query.
 
-Command:  python -m benchmarks.search --index INDEX                     (1 GiB of memory and disk for a million vectors)
-Without:  python -m benchmarks.search --kinds clustered gaussian        (no index needed: --width 128)
+Command:  python -m benchmarks.search --index INDEX                     (1 GiB of memory and disk
+  for a million vectors)
+Without:  python -m benchmarks.search --kinds clustered gaussian        (no index needed: --width
+  128)
 Smaller:  python -m benchmarks.search --index INDEX --sizes 10000
 Needs:    faiss; for "measured" an index of real photos (docs/service.md used one of a Fashion run).
 
-Vectors: features of the index, each drawn at random and moved by noise of the covariance that features have within a product
-there ("measured"); products around the centres of 60 categories, whose sizes fall as 1 / rank, both with noise in 24
-directions, nothing below 0 ("clustered"); or directions without any structure ("gaussian", the worst case). Queries are made
-in the same way and are not among them. Every vector is a product, the index's own code answers, k = 10. Recall: how many of
-the ten nearest by float32 cosine are among the answer's ten; "largest": of the largest category, asked for by queries of it.
-Every code is looked at, or those of lists (index/lists). Resident: memory of the process, and the pages of codes, owners and
-lists that it has touched; not those of the features.
+Vectors: features of the index, each drawn at random and moved by noise of the covariance that
+  features have within a product there ("measured"); products around the centres of 60 categories,
+  whose sizes fall as 1 / rank, both with noise in 24 directions, nothing below 0 ("clustered"); or
+  directions without any structure ("gaussian", the worst case). Queries are made in the same way
+  and are not among them. Every vector is a product, the index's own code answers, k = 10. Recall:
+  how many of the ten nearest by float32 cosine are among the answer's ten; "largest": of the
+  largest category, asked for by queries of it. Every code is looked at, or those of lists
+  (index/lists). Resident: memory of the process, and the pages of codes, owners and lists that it
+  has touched; not those of the features.
 """
 
 from __future__ import annotations
@@ -69,7 +74,9 @@ class Measured:
         self.ranges = sorted(manifest.categories.values())
         self.shares = np.diff(self.ranges)[:, 0] / len(self.features)
 
-    def __call__(self, count: int, rng: np.random.Generator, category: int | None = None) -> np.ndarray:
+    def __call__(
+        self, count: int, rng: np.random.Generator, category: int | None = None
+    ) -> np.ndarray:
         first, last = (0, len(self.features)) if category is None else self.ranges[category]
         return self.beside(rng.integers(first, last, size=count), rng)
 
@@ -88,17 +95,29 @@ class Clustered:
     def __init__(self, width: int, products: int = 40_000):
         rng, directions = np.random.default_rng(0), 24
         centres = rng.standard_normal((len(self.shares), width))
-        self.of_product, self.of_photo = rng.standard_normal((2, directions, width)) / np.sqrt(directions)
+        self.of_product, self.of_photo = rng.standard_normal((2, directions, width)) / np.sqrt(
+            directions
+        )
         self.of_photo = np.float32(0.9 * self.of_photo)
         self.category = np.sort(rng.choice(len(self.shares), products, p=self.shares))
         moved = rng.standard_normal((products, directions)) @ self.of_product
-        self.products = np.float32(centres[self.category] + moved + 0.2 * rng.standard_normal((products, width)))
+        self.products = np.float32(
+            centres[self.category] + moved + 0.2 * rng.standard_normal((products, width))
+        )
 
-    def __call__(self, count: int, rng: np.random.Generator, category: int | None = None) -> np.ndarray:
-        ends = (0, len(self.category)) if category is None else np.searchsorted(self.category, [category, category + 1])
+    def __call__(
+        self, count: int, rng: np.random.Generator, category: int | None = None
+    ) -> np.ndarray:
+        ends = (
+            (0, len(self.category))
+            if category is None
+            else np.searchsorted(self.category, [category, category + 1])
+        )
         chosen = self.products[rng.integers(*ends, size=count)]
         noise = rng.standard_normal((count, len(self.of_photo)), np.float32) @ self.of_photo
-        return unit(np.maximum(chosen + noise + 0.1 * rng.standard_normal(chosen.shape, np.float32), 0))
+        return unit(
+            np.maximum(chosen + noise + 0.1 * rng.standard_normal(chosen.shape, np.float32), 0)
+        )
 
 
 class Gaussian:
@@ -107,12 +126,16 @@ class Gaussian:
     def __init__(self, width: int):
         self.width = width
 
-    def __call__(self, count: int, rng: np.random.Generator, category: int | None = None) -> np.ndarray:
+    def __call__(
+        self, count: int, rng: np.random.Generator, category: int | None = None
+    ) -> np.ndarray:
         return unit(rng.standard_normal((count, self.width), np.float32))
 
 
 def write(folder: Path, made, size: int, bits: int, manifest: layout.Manifest) -> np.ndarray:
-    """A version without a model, with lists, every vector a product; the vectors as stored, float16."""
+    """A version without a model, with lists, every vector a product; the vectors as stored,
+    float16.
+    """
     rng = np.random.default_rng(0)
     folder.mkdir()
     vectors = Vectors(folder, manifest.width, bits)
@@ -134,7 +157,9 @@ def write(folder: Path, made, size: int, bits: int, manifest: layout.Manifest) -
     write_lists(folder, features, itertools.pairwise(ends))
     print(f"lists of {size:,} made in {time.perf_counter() - start:.1f} s", flush=True)
     categories = {f"{n}": list(ends) for n, ends in enumerate(itertools.pairwise(ends))}
-    kept = dataclasses.replace(manifest, bits=bits, photos=size, products=size, categories=categories, sha256={})
+    kept = dataclasses.replace(
+        manifest, bits=bits, photos=size, products=size, categories=categories, sha256={}
+    )
     layout.write_manifest(folder, kept)
     return features
 
@@ -155,7 +180,9 @@ def exact(features: np.ndarray, queries: np.ndarray) -> np.ndarray:
 
 def arguments(description: str, sizes: list[int]) -> argparse.ArgumentParser:
     """What every search of such vectors is told."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--index", type=Path, help="index of real photos; for measured vectors")
     parser.add_argument("--width", type=int, default=128, help="of vectors where no index is given")
     parser.add_argument("--sizes", type=int, nargs="+", default=sizes)
@@ -168,7 +195,9 @@ def arguments(description: str, sizes: list[int]) -> argparse.ArgumentParser:
 
 def add_cpu_argument(parser: argparse.ArgumentParser) -> None:
     """Of what runs in this process, in one thread, alone."""
-    parser.add_argument("--cpu", action="store_true", help="count the thread's CPU time: other jobs run here too")
+    parser.add_argument(
+        "--cpu", action="store_true", help="count the thread's CPU time: other jobs run here too"
+    )
 
 
 def clock_of(options: argparse.Namespace) -> Callable[[], float]:
@@ -177,8 +206,8 @@ def clock_of(options: argparse.Namespace) -> Callable[[], float]:
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """A version in `folder`/v000001, and the lines nearest to each query, of all and of its largest category (`asked_of`, by
-    queries of its own). cells: of the table.
+    """A version in `folder`/v000001, and the lines nearest to each query, of all and of its largest
+    category (`asked_of`, by queries of its own). cells: of the table.
     """
 
     folder: Path
@@ -222,7 +251,9 @@ def every(options: argparse.Namespace) -> Iterator[Written]:
             of_it = made(options.queries, np.random.default_rng([0, 2]), largest)
             asked_of = str(largest), of_it, exact(features[first:last], of_it) + first
             del features
-            yield Written(Path(folder), size, queries, wanted, [kind, f"{size:,}", str(bits)], asked_of)
+            yield Written(
+                Path(folder), size, queries, wanted, [kind, f"{size:,}", str(bits)], asked_of
+            )
 
 
 def asked(
@@ -234,7 +265,9 @@ def asked(
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[str]:
     """Cells: candidates, recall@10, and the median and 95th percentile of a query's milliseconds."""
-    category, queries, wanted = written.asked_of if largest else (None, written.queries, written.wanted)
+    category, queries, wanted = (
+        written.asked_of if largest else (None, written.queries, written.wanted)
+    )
     recall, milliseconds = [], []
     for query, lines in zip(queries, wanted, strict=True):
         start = clock()
@@ -281,7 +314,12 @@ def main() -> None:
             for largest, candidates in itertools.product((False, True), options.candidates):
                 cells = [*written.cells, "largest" if largest else "all", name]
                 cells += asked(index, written, candidates, largest=largest, clock=clock_of(options))
-                rows.append([*cells, f"{(resident() - before + touched(written.version)) / written.size:.0f}"])
+                rows.append(
+                    [
+                        *cells,
+                        f"{(resident() - before + touched(written.version)) / written.size:.0f}",
+                    ]
+                )
             index.close()
             del index
     header = [*HEADER[:3], "searched", "looked at", *HEADER[3:], "resident bytes a vector"]

@@ -1,15 +1,18 @@
 """The service under load, beside plain FastAPI services of the same network.
 
-Command:  python -m benchmarks.service --index INDEX          (docs/service.md: ResNet-50 at 224 pixels)
+Command:  python -m benchmarks.service --index INDEX          (docs/service.md: ResNet-50 at 224
+  pixels)
 Needs:    the extras service, torch and onnx; an index with an ONNX graph.
 
-Contenders, each a process of its own on a free port of this machine: `sicot serve`; "plain ONNX Runtime" and "plain PyTorch", a
-route that decodes the photo, calls the network and returns the five best classes, as one writes it in twenty lines: no limits,
-no batches, no search. Clients are threads of one more process, each with a connection that it keeps, one request after the
-other; they take a share of the same cores. Photos are JPEGs of four sizes. Contenders come in turn in every round. Cold start:
-from the command to the first answer.
-Overload: requests start at twice the rate that the service carried, whether earlier ones are answered or not; a photo may wait
-for half a second, as by default.
+Contenders, each a process of its own on a free port of this machine: `sicot serve`; "plain ONNX
+  Runtime" and "plain PyTorch", a
+route that decodes the photo, calls the network and returns the five best classes, as one writes it
+  in twenty lines: no limits, no batches, no search. Clients are threads of one more process, each
+  with a connection that it keeps, one request after the other; they take a share of the same cores.
+  Photos are JPEGs of four sizes. Contenders come in turn in every round. Cold start: from the
+  command to the first answer.
+Overload: requests start at twice the rate that the service carried, whether earlier ones are
+  answered or not; a photo may wait for half a second, as by default.
 """
 
 from __future__ import annotations
@@ -61,14 +64,18 @@ def start(name: str, index: Path, data: bytes, *flags: str) -> Service:
     return service
 
 
-def send(service: Service, data: bytes, connection: http.client.HTTPConnection | None = None) -> tuple[int, float]:
+def send(
+    service: Service, data: bytes, connection: http.client.HTTPConnection | None = None
+) -> tuple[int, float]:
     """Status and milliseconds."""
     start = time.perf_counter()
     status = service.ask(_PATH, data, connection)
     return status, (time.perf_counter() - start) * 1e3
 
 
-def closed_loop(service: Service, shown: list[bytes], clients: int, seconds: float) -> dict[str, float]:
+def closed_loop(
+    service: Service, shown: list[bytes], clients: int, seconds: float
+) -> dict[str, float]:
     """Each client sends its next photo when the last one is answered."""
     times: list[float] = []
     bad: list[int] = []
@@ -127,11 +134,18 @@ def overload(service: Service, shown: list[bytes], rate: float, seconds: float) 
             pool.submit(one, number)
     cut = statistics.quantiles(times, n=100)
     total = sum(found.values())
-    return {"p50": cut[49], "p99": cut[98], "accepted": found[200] / total, "shed": found[503] / total}
+    return {
+        "p50": cut[49],
+        "p99": cut[98],
+        "accepted": found[200] / total,
+        "shed": found[503] / total,
+    }
 
 
 def bare(index: Path, shown: list[bytes], rounds: int = 60) -> tuple[float, float]:
-    """Milliseconds of the graph alone, and from photo to logits, one photo at a time in this process."""
+    """Milliseconds of the graph alone, and from photo to logits, one photo at a time in this
+    process.
+    """
     from sicot_jax.index.storage import layout
     from sicot_jax.recognizer import onnx_engine
     from sicot_jax.weights import bundle as folders
@@ -152,7 +166,9 @@ def bare(index: Path, shown: list[bytes], rounds: int = 60) -> tuple[float, floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--index", type=Path, required=True)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--seconds", type=float, default=10.0)
@@ -172,7 +188,9 @@ def main() -> None:
             try:
                 starts[name].append(service.seconds)
                 for clients in options.clients:
-                    results[name, clients].append(closed_loop(service, shown, clients, options.seconds))
+                    results[name, clients].append(
+                        closed_loop(service, shown, clients, options.seconds)
+                    )
             finally:
                 service.stop()
         carried = max(results[CONTENDERS[0], clients][-1]["rate"] for clients in options.clients)
@@ -183,13 +201,28 @@ def main() -> None:
             service.stop()
     rows = [
         [name, str(clients)]
-        + [timing.middle([found[key] for found in runs], 1) for key in ("p50", "p95", "p99", "rate")]
-        + [timing.ratio([r["rate"] for r in runs], [r["rate"] for r in results[CONTENDERS[1], clients]])]
+        + [
+            timing.middle([found[key] for found in runs], 1)
+            for key in ("p50", "p95", "p99", "rate")
+        ]
+        + [
+            timing.ratio(
+                [r["rate"] for r in runs], [r["rate"] for r in results[CONTENDERS[1], clients]]
+            )
+        ]
         for (name, clients), runs in sorted(
             results.items(), key=lambda item: (item[0][1], CONTENDERS.index(item[0][0]))
         )
     ]
-    header = ["service", "clients", "p50, ms", "p95, ms", "p99, ms", "photos/s", "x plain ONNX Runtime"]
+    header = [
+        "service",
+        "clients",
+        "p50, ms",
+        "p95, ms",
+        "p99, ms",
+        "photos/s",
+        "x plain ONNX Runtime",
+    ]
     timing.print_table("Under load", header, rows)
     alone, whole = zip(*by_hand, strict=True)
     ours = [found["p50"] for found in results[CONTENDERS[0], min(options.clients)]]
@@ -197,15 +230,25 @@ def main() -> None:
         ["the graph alone", timing.middle(alone, 1), timing.ratio(ours, alone)],
         ["from photo to logits", timing.middle(whole, 1), timing.ratio(ours, whole)],
     ]
-    header = ["by hand, one photo at a time", "p50, ms", f"sicot serve, {min(options.clients)} client: x that"]
+    header = [
+        "by hand, one photo at a time",
+        "p50, ms",
+        f"sicot serve, {min(options.clients)} client: x that",
+    ]
     timing.print_table("In one process, without a service", header, rows)
-    rows = [[name, timing.middle(found, 1), timing.spread(found, 1)] for name, found in starts.items()]
+    rows = [
+        [name, timing.middle(found, 1), timing.spread(found, 1)] for name, found in starts.items()
+    ]
     timing.print_table("Cold start, s", ["service", "median", "least to greatest"], rows)
     cells = {
-        key: timing.middle([found[key] for found in pressed], 3 if key in ("accepted", "shed") else 1)
+        key: timing.middle(
+            [found[key] for found in pressed], 3 if key in ("accepted", "shed") else 1
+        )
         for key in pressed[0]
     }
-    timing.print_table("sicot serve at twice the rate it carried", list(cells), [list(cells.values())])
+    timing.print_table(
+        "sicot serve at twice the rate it carried", list(cells), [list(cells.values())]
+    )
 
 
 if __name__ == "__main__":

@@ -1,24 +1,32 @@
 """The way of a photo through the service, by stage, against the network alone.
 
-Command:  taskset -c 0,1 python -m benchmarks.stages --index INDEX         (ResNet-50 at 224 pixels: two or three minutes)
+Command:  taskset -c 0,1 python -m benchmarks.stages --index INDEX         (ResNet-50 at 224 pixels:
+  two or three minutes)
 Smaller:  python -m benchmarks.stages --index INDEX --vectors 2000 --requests 20
-Needs:    the extra service; an index with an ONNX graph. One of a ResNet-50 with starting values (a few minutes):
-  sicot train --config=tiny --workdir=RUN --config.model.depth=50 --config.model.width=64 --config.model.stem=imagenet \\
-    --config.model.embedding_width=0 --config.preprocessing.height=224 --config.preprocessing.width=224 \\
-    --config.preprocessing.resize_height=256 --config.preprocessing.resize_width=256 --config.mesh.data=1 \\
-    --config.data.generated.validation_per_class=10 --config.train.steps=1 --config.train.batch_size=8
+Needs:    the extra service; an index with an ONNX graph. One of a ResNet-50 with starting values (a
+  few minutes):
+  sicot train --config=tiny --workdir=RUN --config.model.depth=50 --config.model.width=64
+  --config.model.stem=imagenet \\
+    --config.model.embedding_width=0 --config.preprocessing.height=224
+      --config.preprocessing.width=224 \\
+    --config.preprocessing.resize_height=256 --config.preprocessing.resize_width=256
+      --config.mesh.data=1 \\
+    --config.data.generated.validation_per_class=10 --config.train.steps=1
+      --config.train.batch_size=8
   sicot index build --workdir RUN --out INDEX
 
-The index is grown to `--vectors` in a temporary folder: beside each photo's features new ones, moved by the noise that features
-have within a product (benchmarks/search), each a product with the card of the one that it lies beside. Its model and its fit of
-categories are taken as they are; what it has none of is named below the table. Its ranker too, else that of the made shop of
+The index is grown to `--vectors` in a temporary folder: beside each photo's features new ones,
+moved by the noise that features have within a product (benchmarks/search), each a product with the
+card of the one that it lies beside. Its model and its fit of categories are taken as they are; what
+it has none of is named below the table. Its ranker too, else that of the made shop of
 benchmarks/reranking: its features and trees are as many, whatever it learned.
 
-A service runs in this process, so that parts of it can be timed, and one client asks it over HTTP for five products and 20
-similar ones, a photo after the other; before each request the network alone sees the same photo. "products" is the SKU and how
-sure it is, "HTTP" all that the service does not time: server, client, JSON.
-With `--backbone` the network alone is another index's: of the same run without a box branch, so that the branch and the second
-look at the masked photo stand in a row of their own.
+A service runs in this process, so that parts of it can be timed, and one client asks it over HTTP
+for five products and 20 similar ones, a photo after the other; before each request the network
+alone sees the same photo. "products" is the SKU and how sure it is, "HTTP" all that the service
+does not time: server, client, JSON. With `--backbone` the network alone is another index's: of the
+same run without a box branch, so that the branch and the second look at the masked photo stand in a
+row of their own.
 """
 
 from __future__ import annotations
@@ -76,10 +84,13 @@ def grow(index: Path, out: Path, size: int) -> None:
     owned = Vectors(version, manifest.width, manifest.bits).mapped(layout.OWNERS, manifest.photos)
     known, new = {product.product: product for product in cards.all_products()}, cards.ends()[1]
     cards.close()
-    # A line of the index for each of ours, category by category; the first time it comes it is that photo itself.
+    # A line of the index for each of ours, category by category; the first time it comes it is that
+    # photo itself.
     rng, lines, ranges = np.random.default_rng(0), np.zeros(0, np.int64), dict[str, list[int]]()
     for name, (first, last) in sorted(manifest.categories.items(), key=lambda item: item[1]):
-        more = rng.integers(first, last, max(round((last - first) * (size / manifest.photos - 1)), 0))
+        more = rng.integers(
+            first, last, max(round((last - first) * (size / manifest.photos - 1)), 0)
+        )
         ranges[name] = [len(lines), len(lines) + last - first + len(more)]
         lines = np.concatenate([lines, np.arange(first, last), more])
     made = np.ones(len(lines), bool)
@@ -93,28 +104,39 @@ def grow(index: Path, out: Path, size: int) -> None:
     )
     for at in range(0, len(lines), _LINES):
         some = lines[at : at + _LINES]
-        rows = np.where(made[at : at + _LINES, None], measured.beside(some, rng), measured.features[some])
+        rows = np.where(
+            made[at : at + _LINES, None], measured.beside(some, rng), measured.features[some]
+        )
         vectors.write(layout.FEATURES, at, rows.astype(np.float16))
         vectors.write(layout.CODES, at, codebook.encode(rows.astype(np.float16)))
     vectors.write(layout.OWNERS, 0, owners)
     written = Cards.create(folder / layout.CARDS)
     with written.change() as connection:
-        products = [(p.product, p.sku, p.title, p.tags, p.category, p.quality) for p in known.values()]
+        products = [
+            (p.product, p.sku, p.title, p.tags, p.category, p.quality) for p in known.values()
+        ]
         for number, line in zip(owners[made].tolist(), lines[made].tolist(), strict=True):
-            products.append((number, f"made {number}", *dataclasses.astuple(known[int(owned[line])])[2:6]))
+            products.append(
+                (number, f"made {number}", *dataclasses.astuple(known[int(owned[line])])[2:6])
+            )
         cards_of.put_products(connection, products)
         cards_of.put_photos(
-            connection, ((place, owner, f"{place:032x}", b"") for place, owner in enumerate(owners.tolist()))
+            connection,
+            ((place, owner, f"{place:032x}", b"") for place, owner in enumerate(owners.tolist())),
         )
         cards_of.set_places(connection, len(lines))
     if _ranker(version, manifest.model) is None:
         (folder / layout.RANKER).unlink(missing_ok=True)
         print("no ranker of its own: that of the made shop")
         model = reranking.model_of(reranking.Shop(0, steps=True))
-        write_ranker(folder / layout.RANKER, Ranker(manifest.model, Usual.of(written.all_products()), model, {}))
+        write_ranker(
+            folder / layout.RANKER,
+            Ranker(manifest.model, Usual.of(written.all_products()), model, {}),
+        )
     written.close()
     layout.write_manifest(
-        folder, dataclasses.replace(manifest, photos=len(lines), products=len(products), categories=ranges)
+        folder,
+        dataclasses.replace(manifest, photos=len(lines), products=len(products), categories=ranges),
     )
     (out / layout.CURRENT).write_text(folder.name + "\n")
 
@@ -158,15 +180,24 @@ class Spent:
 
 
 def stages(told: dict[str, float], inside: dict[str, float], whole: float) -> dict[str, float]:
-    """Milliseconds by stage. told: as the service answers; inside: of what it calls "search"; whole: as the client waits."""
-    found = {**told, **{name: inside.get(name, 0.0) for name in ("search", "category", "re-rank", "cards")}}
-    found["products"] = told["search"] - sum(found[name] for name in ("search", "category", "re-rank", "cards"))
+    """Milliseconds by stage. told: as the service answers; inside: of what it calls "search";
+    whole: as the client waits.
+    """
+    found = {
+        **told,
+        **{name: inside.get(name, 0.0) for name in ("search", "category", "re-rank", "cards")},
+    }
+    found["products"] = told["search"] - sum(
+        found[name] for name in ("search", "category", "re-rank", "cards")
+    )
     found["HTTP"] = whole - sum(told.values())
     return {name: found[name] for name in STAGES}
 
 
 def watch(live: Live, spent: Spent) -> Live:
-    live = dataclasses.replace(live, index=spent.watched(live.index, nearest="search", products="cards"))
+    live = dataclasses.replace(
+        live, index=spent.watched(live.index, nearest="search", products="cards")
+    )
     return dataclasses.replace(live, ranker=spent.watched(live.ranker, scores="re-rank"))
 
 
@@ -188,9 +219,13 @@ def cells(times: list[float], base: float) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--index", type=Path, required=True)
-    parser.add_argument("--backbone", type=Path, help="an index of the same network without a box branch")
+    parser.add_argument(
+        "--backbone", type=Path, help="an index of the same network without a box branch"
+    )
     parser.add_argument("--vectors", type=int, default=100_000)
     parser.add_argument("--requests", type=int, default=600)
     options = parser.parse_args()
@@ -212,9 +247,13 @@ def main() -> None:
             current.live = watch(current.live, spent)
             chosen = alone = current.live.chosen
             if options.backbone:
-                alone = engines.choose(layout.current_version(options.backbone), chosen.kind, largest=1)
+                alone = engines.choose(
+                    layout.current_version(options.backbone), chosen.kind, largest=1
+                )
             batches = [chosen.preprocessing.batch([data]) for data in shown]
-            connection = http.client.HTTPConnection("127.0.0.1", listening.getsockname()[1], timeout=60)
+            connection = http.client.HTTPConnection(
+                "127.0.0.1", listening.getsockname()[1], timeout=60
+            )
             network, whole, parts = list[float](), list[float](), list[dict[str, float]]()
             with mock.patch.object(recognition, "told", spent.timing("category", recognition.told)):
                 for number in range(-_WARM, options.requests):
@@ -253,11 +292,16 @@ def report(
     rows.append(["from photo to answer", *cells(whole, base)])
     size = f"{live.chosen.preprocessing.width} x {live.chosen.preprocessing.height} pixels"
     header = [f"{size}, {live.chosen.kind}", "p50, ms", "p99, ms", "p50, % of the network alone"]
-    timing.print_table(f"{live.index.manifest.photos:,} photos in the index, {options.requests} requests", header, rows)
+    timing.print_table(
+        f"{live.index.manifest.photos:,} photos in the index, {options.requests} requests",
+        header,
+        rows,
+    )
     missing = {
         "no box: the model has no box branch": answer["box"] is None,
         "no fit of categories": live.fusion is None,
-        "the network alone has the box branch too: give --backbone": answer["box"] is not None and not options.backbone,
+        "the network alone has the box branch too: give --backbone": answer["box"] is not None
+        and not options.backbone,
     }
     for what in (what for what, is_so in missing.items() if is_so):
         print(f"- {what}")

@@ -1,9 +1,12 @@
-"""Accuracy through the service against the offline evaluation: every test photo of a run's catalogue, sent over HTTP.
+"""Accuracy through the service against the offline evaluation: every test photo of a run's
+catalogue, sent over HTTP.
 
-Command:  python -m benchmarks.through_service --workdir RUN --index INDEX      (INDEX: built from RUN)
+Command:  python -m benchmarks.through_service --workdir RUN --index INDEX      (INDEX: built from
+  RUN)
 
-Offline: top-1 and top-3 of RUN/results.json, as `sicot evaluate` found them. Through the service: photos as the catalogue has
-them, POST /v1/recognize?k=3. Told too: photos whose best product is another one.
+Offline: top-1 and top-3 of RUN/results.json, as `sicot evaluate` found them. Through the service:
+  photos as the catalogue has them, POST /v1/recognize?k=3. Told too: photos whose best product is
+  another one.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ from sicot_jax.training import run as runs
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--index", type=Path, required=True)
     parser.add_argument("--engine", default="auto")
@@ -35,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     records = catalog.splits["test"]
     with np.load(options.workdir / "predictions.npz") as stored:
         offline = dict(zip(stored["image_id"].tolist(), stored["top_classes"][:, :3], strict=True))
-    asked = {"through the service, categories aside": "&any_category=true", "through the service": ""}
+    asked = {
+        "through the service, categories aside": "&any_category=true",
+        "through the service": "",
+    }
     hits, others = {name: np.zeros(2) for name in ("offline", *asked)}, dict.fromkeys(asked, 0)
     service = Service.ours(options.index, "--wait-ms=60000", f"--engine={options.engine}")
     try:
@@ -58,7 +66,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         [name, *(f"{100 * x / len(records):.2f}" for x in found), str(others.get(name, ""))]
         for name, found in hits.items()
     ]
-    header = [f"{catalog.name}, {len(records)} test photos", "top-1, %", "top-3, %", "another best product"]
+    header = [
+        f"{catalog.name}, {len(records)} test photos",
+        "top-1, %",
+        "top-3, %",
+        "another best product",
+    ]
     timing.print_table("Accuracy", header, rows)
 
 

@@ -1,4 +1,6 @@
-"""What the benchmarks share: contenders in turn, the machine in words, Markdown tables. Never a verdict on a time."""
+"""What the benchmarks share: contenders in turn, the machine in words, Markdown tables. Never a
+verdict on a time.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ NOT_MEASURED = "not measured"
 
 
 def in_turn(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[Any]]:
-    """Results of `rounds` rounds, in each of which every contender has its turn: noise of the machine hits them alike."""
+    """Results of `rounds` rounds, in each of which every contender has its turn: noise of the
+    machine hits them alike.
+    """
     results: dict[str, list[Any]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, contender in contenders.items():
@@ -48,7 +52,9 @@ def missing(*modules: str) -> str:
 
 def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A Markdown table; a short row is one that was not measured, its last cell says why."""
-    print(f"\n{title}\n\n| {' | '.join(header)} |\n|{'|'.join(['---', *['---:'] * (len(header) - 1)])}|")
+    print(
+        f"\n{title}\n\n| {' | '.join(header)} |\n|{'|'.join(['---', *['---:'] * (len(header) - 1)])}|"
+    )
     for row in rows:
         if len(row) < len(header):
             name, why = row
@@ -71,7 +77,9 @@ def _cpu_model() -> str:
 
 
 def print_machine(rounds: int = 0) -> None:
-    """Machine, versions and date in one line. Starts jax's devices: call it where that disturbs nothing."""
+    """Machine, versions and date in one line. Starts jax's devices: call it where that disturbs
+    nothing.
+    """
     import jax
 
     devices = jax.devices()

@@ -1,14 +1,16 @@
 """Whether the title of a product that came after training makes its row of the classifier better.
 
-Command:  python -m benchmarks.titles_of_new --out DIR --seeds S ...        (DIR, its runs and indexes: benchmarks.unseen)
+Command:  python -m benchmarks.titles_of_new --out DIR --seeds S ...        (DIR, its runs and
+  indexes: benchmarks.unseen)
 
-A row's direction is m - g, the mean of a product's unit embeddings less the mean over known products (sicot_jax/imprint). A
-title foretells t of it (sicot_jax/index/titles). Of n photos and a title it is (n (m - g) + k t) / (n + k), a title that is
-worth k photos; `sicot_jax/index/rows` takes k = 0.5.
+A row's direction is m - g, the mean of a product's unit embeddings less the mean over known
+products (sicot_jax/imprint). A title foretells t of it (sicot_jax/index/titles). Of n photos and a
+title it is (n (m - g) + k t) / (n + k), a title that is worth k photos; `sicot_jax/index/rows`
+takes k = 0.5.
 
-A row can win more photos of new products by a higher bias, at the cost of old ones; so rows of photos alone come with several
-biases, and a title is worth something where no bias gets as much at the same cost. Intervals: as benchmarks.unseen, those of
-differences in pairs.
+A row can win more photos of new products by a higher bias, at the cost of old ones; so rows of
+photos alone come with several biases, and a title is worth something where no bias gets as much at
+the same cost. Intervals: as benchmarks.unseen, those of differences in pairs.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ PHOTOS = "photos"
 
 
 def explained(texts: list[tuple[str, str]], directions: np.ndarray, photos: np.ndarray) -> float:
-    """Share of the directions' variance that titles foretell of products they were not learned from."""
+    """Share of the directions' variance that titles foretell of products they were not learned
+    from.
+    """
     fold = np.random.default_rng(0).integers(0, FOLDS, len(texts))
     foretold = np.zeros_like(directions)
     for number in range(FOLDS):
@@ -53,7 +57,9 @@ def explained(texts: list[tuple[str, str]], directions: np.ndarray, photos: np.n
 
 @dataclasses.dataclass(frozen=True)
 class Right:
-    """Photos whose best product is the right one: of new products, of old ones, and of old ones before."""
+    """Photos whose best product is the right one: of new products, of old ones, and of old ones
+    before.
+    """
 
     new: np.ndarray
     old: np.ndarray
@@ -86,7 +92,9 @@ def of_seed(out: Path, seed: int) -> tuple[dict[tuple[str, str], Right], list[np
     )
     seen = unit(shown.embeddings)
 
-    old = asked(version, photos_of(open_catalog(DataConfig(source="imported", path=str(out / "catalog")))))
+    old = asked(
+        version, photos_of(open_catalog(DataConfig(source="imported", path=str(out / "catalog"))))
+    )
     files = json.loads((out / "asked.json").read_text())["unseen SKUs"]
     new = asked(version, (((out / "photos" / file).read_bytes(), sku) for file, sku in files))
     names = np.array([*(card.sku for card in named), *skus])
@@ -98,18 +106,25 @@ def of_seed(out: Path, seed: int) -> tuple[dict[tuple[str, str], Right], list[np
     before = names[old.logits[:, known].argmax(1)] == old.sku
     found = {}
     for count in (0, *ADDED):
-        apart = np.array([seen[shown.sku == sku][:count].mean(0) if count else centre for sku in skus]) - centre
+        apart = (
+            np.array([seen[shown.sku == sku][:count].mean(0) if count else centre for sku in skus])
+            - centre
+        )
         ways = {f"photos, bias + {bias}" if bias else PHOTOS: (0.0, bias) for bias in BIASES}
         ways |= {f"photos and title, worth {worth:g}": (worth, 0.0) for worth in WORTH}
         for name, (worth, bias) in ways.items() if count else [("title", (1.0, 0.0))]:
-            rows = made_with.rows((count * apart + worth * foretold) / (count + worth) + made_with.centre)
+            rows = made_with.rows(
+                (count * apart + worth * foretold) / (count + worth) + made_with.centre
+            )
             bias += made_with.bias
             found[str(count), name] = Right(right(new, rows, bias), right(old, rows, bias), before)
     return found, [new.sku, old.sku], f"seed {seed}: R^2 {told:.2f}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
@@ -121,16 +136,24 @@ def main() -> None:
         def statistic(weights: list[np.ndarray], seed: int) -> float:
             one, other = found[seed][key], found[seed][less] if less else None
             before = one.before if old else np.zeros(len(one.new))
-            right = (one.old if old else one.new) - (before if other is None else other.old if old else other.new) * 1.0
+            right = (one.old if old else one.new) - (
+                before if other is None else other.old if old else other.new
+            ) * 1.0
             return float(np.average(right, weights=weights[0]))
 
-        middle, low, high = (100 * x for x in interval(statistic, [groups[0][int(old)]], len(options.seeds)))
+        middle, low, high = (
+            100 * x for x in interval(statistic, [groups[0][int(old)]], len(options.seeds))
+        )
         return f"{middle:.1f} [{low:.1f}, {high:.1f}]"
 
     rows = []
     for key in found[0]:
         photos = (key[0], PHOTOS)
-        pairs = [cell(key, old, photos) for old in (False, True)] if photos in found[0] and key != photos else ["", ""]
+        pairs = (
+            [cell(key, old, photos) for old in (False, True)]
+            if photos in found[0] and key != photos
+            else ["", ""]
+        )
         rows.append([*key, cell(key, False), cell(key, True), *pairs])
     header = [
         "photos of each",

@@ -1,4 +1,6 @@
-"""Whole runs side by side: the accuracy of each, and its difference to the first over the same photos."""
+"""Whole runs side by side: the accuracy of each, and its difference to the first over the same
+photos.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ HEADER = ("top-1", "top-3", "head", "tail", "class mean", "top-1 less the first'
 
 def tested_at_the_end(config: Config) -> Config:
     """One validation, at the end: what is tested is the last state, of the same step for all."""
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, evaluate_every_epochs=1e6))
+    return dataclasses.replace(
+        config, train=dataclasses.replace(config.train, evaluate_every_epochs=1e6)
+    )
 
 
 def row(workdir: Path, results: dict[str, Any], first: Path) -> tuple[str, ...]:

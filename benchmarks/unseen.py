@@ -1,16 +1,20 @@
-"""What the service says of products that came after training, and of photos of things that the catalogue does not have.
+"""What the service says of products that came after training, and of photos of things that the
+catalogue does not have.
 
 Commands: python -m benchmarks.unseen prepare --catalog CATALOG --out DIR
-          sicot train --config=CONFIG --config.data.path=DIR/catalog --config.seed=S --workdir=DIR/run-S     for each seed S
-          python -m benchmarks.unseen measure --out DIR --seeds S ... [--another CATALOG]
+          sicot train --config=CONFIG --config.data.path=DIR/catalog --config.seed=S
+          --workdir=DIR/run-S     for each seed S python -m benchmarks.unseen measure --out DIR
+          --seeds S ... [--another CATALOG]
 
-Held out of training, by a fixed seed: every product of some categories, until they have a twentieth of the products ("unseen
-categories"); then a tenth of the others, whose category and brand (what a SKU "brand | article" begins with) are still there
-("new products"). `prepare` imports the rest, with every photo in the split that it had; 5 training photos of each new product
-wait for their turn, its test photos are what is asked for.
+Held out of training, by a fixed seed: every product of some categories, until they have a twentieth
+  of the products ("unseen categories"); then a tenth of the others, whose category and brand (what
+  a SKU "brand | article" begins with) are still there ("new products"). `prepare` imports the rest,
+  with every photo in the split that it had; 5 training photos of each new product wait for their
+  turn, its test photos are what is asked for.
 
-`measure` builds an index of each run, asks before any new product is there, and again after 1, 2 and 5 photos of each were
-added by `sicot index add`. Intervals: 95 %, products and seeds resampled with replacement (2,000 times).
+`measure` builds an index of each run, asks before any new product is there, and again after 1, 2
+and 5 photos of each were added by `sicot index add`. Intervals: 95 %, products and seeds resampled
+with replacement (2,000 times).
 """
 
 from __future__ import annotations
@@ -40,7 +44,14 @@ from sicot_jax.indexing.build import build
 from sicot_jax.recognizer import jax_engine
 from sicot_jax.search import answer as recognition
 from sicot_jax.search.category import Fusion, read_fusion
-from sicot_jax.search.rejection import PRECISION, UNKNOWN_SHARE, UNUSUAL, Calibration, coverage_curve, read_calibration
+from sicot_jax.search.rejection import (
+    PRECISION,
+    UNKNOWN_SHARE,
+    UNUSUAL,
+    Calibration,
+    coverage_curve,
+    read_calibration,
+)
 from sicot_jax.weights import bundle as folders
 
 ADDED = (1, 2, 5)  # photos of a new product
@@ -49,7 +60,9 @@ RESAMPLES = 2000
 _BATCH = 32
 
 
-def held_out(sku: Sequence[str], category: Sequence[str], photos: np.ndarray) -> tuple[set[str], set[str]]:
+def held_out(
+    sku: Sequence[str], category: Sequence[str], photos: np.ndarray
+) -> tuple[set[str], set[str]]:
     """(new products, products of unseen categories). photos: in training, of each."""
     rng = np.random.default_rng(0)
     size, names = Counter(category), sorted(set(category))
@@ -58,11 +71,17 @@ def held_out(sku: Sequence[str], category: Sequence[str], photos: np.ndarray) ->
         if sum(size[n] for n in unseen) + size[name] <= CATEGORY_SHARE * len(sku):
             unseen.add(str(name))
     rest = [c for c in range(len(sku)) if category[c] not in unseen]
-    left = Counter(kind for c in rest for kind in (("category", category[c]), ("brand", _brand(sku[c]))))
+    left = Counter(
+        kind for c in rest for kind in (("category", category[c]), ("brand", _brand(sku[c])))
+    )
     new: set[str] = set()
     for c in rng.permutation(rest):
         kinds = ("category", category[c]), ("brand", _brand(sku[c]))
-        if len(new) < NEW_SHARE * len(rest) and photos[c] >= max(ADDED) and all(left[kind] > 1 for kind in kinds):
+        if (
+            len(new) < NEW_SHARE * len(rest)
+            and photos[c] >= max(ADDED)
+            and all(left[kind] > 1 for kind in kinds)
+        ):
             new.add(sku[c])
             left.subtract(kinds)
     return new, {sku[c] for c in range(len(sku)) if category[c] in unseen}
@@ -73,7 +92,9 @@ def _brand(sku: str) -> str:
 
 
 def prepare(catalog: Catalog, out: Path) -> None:
-    """`out`/photos, manifests of what is known and of what is added, `asked.json`, and `out`/catalog."""
+    """`out`/photos, manifests of what is known and of what is added, `asked.json`, and
+    `out`/catalog.
+    """
     table = catalog.classes
     new, unseen = held_out(table.sku, table.category, table.counts["train"])
     photos = out / "photos"
@@ -89,7 +110,9 @@ def prepare(catalog: Catalog, out: Path) -> None:
             image = record["image"]
             assert isinstance(image, bytes), "photos as an import stores them"
             (photos / name).write_bytes(image)
-            row = {key: record[key] for key in ("sku", "title", "tags", "category")} | {"image": f"photos/{name}"}  # type: ignore[literal-required]
+            row = {key: record[key] for key in ("sku", "title", "tags", "category")} | {
+                "image": f"photos/{name}"
+            }  # type: ignore[literal-required]
             if record["sku"] in unseen:
                 asked["unseen categories"].append((name, record["sku"]))
             elif record["sku"] not in new:
@@ -104,7 +127,9 @@ def prepare(catalog: Catalog, out: Path) -> None:
     (out / "asked.json").write_text(json.dumps(asked))
     settings = ImportSettings(short_side=10_000, min_photos=1)  # stored as they are
     import_catalog(out / "known.csv", out / "catalog", settings=settings, name="known")
-    print(f"{len(new)} new products, {len(unseen)} of unseen categories; {len(known)} photos to train and test with")
+    print(
+        f"{len(new)} new products, {len(unseen)} of unseen categories; {len(known)} photos to train and test with"
+    )
 
 
 def _write(path: Path, rows: list[dict[str, str]]) -> None:
@@ -116,7 +141,9 @@ def _write(path: Path, rows: list[dict[str, str]]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """Photos' embeddings [N, D] and logits [N, C] of one model, and the SKU of each ("" for none of the catalogue's kind)."""
+    """Photos' embeddings [N, D] and logits [N, C] of one model, and the SKU of each ("" for none of
+    the catalogue's kind).
+    """
 
     embeddings: np.ndarray
     logits: np.ndarray
@@ -125,8 +152,8 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True)
 class Said:
-    """Of each photo: certainty (also without what index/typicality says), whether the product is right, and whether the nearest
-    photo is of the right product.
+    """Of each photo: certainty (also without what index/typicality says), whether the product is
+    right, and whether the nearest photo is of the right product.
     """
 
     certainty: np.ndarray
@@ -141,12 +168,20 @@ def asked(version: Path, photos: Iterator[tuple[bytes, str]]) -> Asked:
     engine, listed = jax_engine(converted), list(photos)
     pieces = []
     for first in range(0, len(listed), _BATCH):
-        pieces.append(engine(converted.preprocessing.batch([data for data, _ in listed[first : first + _BATCH]])))
-    embeddings, logits = (np.concatenate([getattr(p, name) for p in pieces]) for name in ("embedding", "logits"))
+        pieces.append(
+            engine(
+                converted.preprocessing.batch([data for data, _ in listed[first : first + _BATCH]])
+            )
+        )
+    embeddings, logits = (
+        np.concatenate([getattr(p, name) for p in pieces]) for name in ("embedding", "logits")
+    )
     return Asked(embeddings, logits, np.array([sku for _, sku in listed]))
 
 
-def said(index: EmbeddedIndex, calibration: Calibration, fusion: Fusion | None, photos: Asked) -> Said:
+def said(
+    index: EmbeddedIndex, calibration: Calibration, fusion: Fusion | None, photos: Asked
+) -> Said:
     certainty, bare, right, nearest = [], [], [], []
     for embedding, logits, sku in zip(photos.embeddings, photos.logits, photos.sku, strict=True):
         found = recognition.answer(index, calibration, fusion, embedding, logits, k=1, similar=1)
@@ -155,22 +190,34 @@ def said(index: EmbeddedIndex, calibration: Calibration, fusion: Fusion | None, 
         bare.append((found.certainty or 0.0) / usual)
         right.append(found.matches[0].product.sku == sku)
         nearest.append(found.similar[0].product.sku == sku)
-    return Said(np.array(certainty), np.array(bare), np.array(right), np.array(nearest), calibration.threshold)
+    return Said(
+        np.array(certainty),
+        np.array(bare),
+        np.array(right),
+        np.array(nearest),
+        calibration.threshold,
+    )
 
 
 def interval(
     statistic: Callable[[list[np.ndarray], int], float], groups: Sequence[np.ndarray], seeds: int
 ) -> tuple[float, float, float]:
-    """statistic(weights of the photos of each set, seed): its mean over seeds, and the interval. groups: of each set, [N] whose
-    equal values are drawn together.
+    """statistic(weights of the photos of each set, seed): its mean over seeds, and the interval.
+    groups: of each set, [N] whose equal values are drawn together.
     """
-    whole = float(np.mean([statistic([np.ones(len(g)) for g in groups], seed) for seed in range(seeds)]))
+    whole = float(
+        np.mean([statistic([np.ones(len(g)) for g in groups], seed) for seed in range(seeds)])
+    )
     rng, drawn = np.random.default_rng(0), []
     rows = [np.unique(g, return_inverse=True) for g in groups]
     for _ in range(RESAMPLES):
-        counts = [rng.multinomial(len(names), np.full(len(names), 1 / len(names))) for names, _ in rows]
+        counts = [
+            rng.multinomial(len(names), np.full(len(names), 1 / len(names))) for names, _ in rows
+        ]
         weights = [count[row].astype(float) for count, (_, row) in zip(counts, rows, strict=True)]
-        drawn.append(np.mean([statistic(weights, seed) for seed in rng.integers(seeds, size=seeds)]))
+        drawn.append(
+            np.mean([statistic(weights, seed) for seed in rng.integers(seeds, size=seeds)])
+        )
     low, high = np.quantile(drawn, [0.025, 0.975])
     return whole, float(low), float(high)
 
@@ -191,16 +238,21 @@ def auroc(known: np.ndarray, unknown: np.ndarray, weights: Sequence[np.ndarray])
 
 
 def _mixed(known: Said, unknown: Said, weights: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """(certainty, right, of a product, weight) of both, the unknown ones with a share of `UNKNOWN_SHARE`."""
-    scaled = (1 - UNKNOWN_SHARE) * weights[0] / weights[0].sum(), UNKNOWN_SHARE * weights[1] / weights[1].sum()
+    """(certainty, right, of a product, weight) of both, the unknown ones with a share of
+    `UNKNOWN_SHARE`.
+    """
+    scaled = (
+        (1 - UNKNOWN_SHARE) * weights[0] / weights[0].sum(),
+        UNKNOWN_SHARE * weights[1] / weights[1].sum(),
+    )
     right = np.concatenate([known.right, np.zeros(len(unknown.right), bool)])
     certainty = np.concatenate([known.certainty, unknown.certainty])
     return certainty, right, np.arange(len(right)) < len(known.right), np.concatenate(scaled)
 
 
 def best_coverage(known: Said, unknown: Said, weights: Sequence[np.ndarray]) -> float:
-    """Coverage of photos of products at the threshold of most coverage with `PRECISION`, chosen on these very photos: the best
-    that could be had.
+    """Coverage of photos of products at the threshold of most coverage with `PRECISION`, chosen on
+    these very photos: the best that could be had.
     """
     certainty, right, of_product, weight = _mixed(known, unknown, weights)
     drawn = weight > 0
@@ -212,9 +264,9 @@ def as_shipped(known: Said, unknown: Said, weights: Sequence[np.ndarray]) -> tup
     """(coverage of photos of products, precision) at the threshold that the index came with."""
     certainty, right, of_product, weight = _mixed(known, unknown, weights)
     answered = weight * (certainty >= known.threshold)
-    return (answered * of_product).sum() / (weight * of_product).sum(), (answered * right).sum() / max(
-        answered.sum(), 1e-12
-    )
+    return (answered * of_product).sum() / (weight * of_product).sum(), (
+        answered * right
+    ).sum() / max(answered.sum(), 1e-12)
 
 
 def photos_of(catalog: Catalog, sku: str | None = None) -> Iterator[tuple[bytes, str]]:
@@ -231,14 +283,22 @@ def of_seed(out: Path, seed: int, another: Catalog | None) -> dict[tuple[str, in
     if not (before / layout.CURRENT).exists():
         build(out / f"run-{seed}", before)
     version = layout.current_version(before)
-    calibration, fusion = read_calibration(version / layout.UNKNOWN), read_fusion(version / layout.CATEGORIES)
+    calibration, fusion = (
+        read_calibration(version / layout.UNKNOWN),
+        read_fusion(version / layout.CATEGORIES),
+    )
     assert calibration is not None, "an index of so many validation photos has one"
     listed = json.loads((out / "asked.json").read_text())
     sets = {
-        "products": asked(version, photos_of(open_catalog(DataConfig(source="imported", path=str(out / "catalog")))))
+        "products": asked(
+            version,
+            photos_of(open_catalog(DataConfig(source="imported", path=str(out / "catalog")))),
+        )
     }
     for name, photos in listed.items():
-        sets[name] = asked(version, (((out / "photos" / file).read_bytes(), sku) for file, sku in photos))
+        sets[name] = asked(
+            version, (((out / "photos" / file).read_bytes(), sku) for file, sku in photos)
+        )
     if another is not None:
         sets["another data set"] = asked(version, photos_of(another, ""))
     found = {}
@@ -281,7 +341,13 @@ def measure(out: Path, seeds: Sequence[int], another: Catalog | None) -> None:
         ]
         for count in (0, *ADDED)
     ]  # fmt: skip
-    header = ["photos of each new product", "new products, %", "by the nearest photo, %", "old products, %", "change"]
+    header = [
+        "photos of each new product",
+        "new products, %",
+        "by the nearest photo, %",
+        "old products, %",
+        "change",
+    ]
     timing.print_table("Top-1 accuracy", header, rows)
     rows = []
     for name in (n for n in sku if n != "products"):
@@ -308,7 +374,9 @@ def measure(out: Path, seeds: Sequence[int], another: Catalog | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("step", choices=["prepare", "measure"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--catalog", help="to hold products out of")
@@ -318,7 +386,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.step == "prepare":
         prepare(open_catalog(DataConfig(source="imported", path=options.catalog)), options.out)
     else:
-        other = open_catalog(DataConfig(source="imported", path=options.another)) if options.another else None
+        other = (
+            open_catalog(DataConfig(source="imported", path=options.another))
+            if options.another
+            else None
+        )
         measure(options.out, options.seeds, other)
 
 

@@ -1,13 +1,17 @@
-"""SICoT's largest experiment in shape: 998,131 classes, ResNet-50, D = 2048, the paper's schedule (section 4.3).
+"""SICoT's largest experiment in shape: 998,131 classes, ResNet-50, D = 2048, the paper's schedule
+(section 4.3).
 
 Command:  python -m sicot_jax.main --config=configs/1m.py
-Hardware: kernel and momentum take 15.2 GiB together, divided over the devices; `sicot plan --config=1m --devices=N` counts
-          the rest. Where it does not fit, the command prints that plan and overrides that fit, and ends.
-          Compiled for an 8-device mesh in tests/test_scale.py.
-Result:   not measured at this size; with D = 128 on two cores see docs/performance.md. The paper's 55.8 M photos are
+Hardware: kernel and momentum take 15.2 GiB together, divided over the devices; `sicot plan
+  --config=1m --devices=N` counts
+          the rest. Where it does not fit, the command prints that plan and overrides that fit, and
+          ends. Compiled for an 8-device mesh in tests/test_scale.py.
+Result:   not measured at this size; with D = 128 on two cores see docs/performance.md. The paper's
+  55.8 M photos are
           private: the catalogue here is generated, with their counts.
 
-Batch 256 is global (the paper does not say whether it is per GPU). Momentum, weight decay and augmentation are ours.
+Batch 256 is global (the paper does not say whether it is per GPU). Momentum, weight decay and
+augmentation are ours.
 """
 
 from sicot_jax.config import (

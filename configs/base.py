@@ -1,12 +1,22 @@
 """Your own catalogue: a sound start for one machine, whatever it sells.
 
-Import:   sicot import products.csv --out catalog          (columns image, sku[, title, ...]; or a folder per SKU)
+Import:   sicot import products.csv --out catalog          (columns image, sku[, title, ...]; or a
+  folder per SKU)
 Command:  sicot compare --config=base --config.data.path=catalog --workdir=runs/mine
-Hardware: anything; on an accelerator raise preprocessing, model.depth and batch size. Speed: not measured.
+Hardware: anything; on an accelerator raise preprocessing, model.depth and batch size. Speed: not
+  measured.
 Result:   yours.
 """
 
-from sicot_jax.config import AugmentConfig, Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
+from sicot_jax.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
 from sicot_jax.config.preprocessing import Preprocessing
 
 

@@ -1,23 +1,30 @@
-"""Where the product is, learned without boxes, on a generated catalogue whose boxes are known: the table of docs/search.md.
+"""Where the product is, learned without boxes, on a generated catalogue whose boxes are known: the
+table of docs/search.md.
 
-Photos of a product (5 to 60 % of the area, anywhere), clutter and a second product; the generator is as it was before the first
-run. First a network that knows the products, also by a part of them, then the box branch with the rest as it is:
+Photos of a product (5 to 60 % of the area, anywhere), clutter and a second product; the generator
+is as it was before the first run. First a network that knows the products, also by a part of them,
+then the box branch with the rest as it is:
 
 Command (S: 0, 1, 2):
   sicot train --config=configs/boxes.py --workdir=runs/boxes/products_S --config.seed=S
-  BRANCH="--config=configs/boxes.py --config.model.box=image --config.loss.box=1 --config.optim.trainable=visual/box \\
+  BRANCH="--config=configs/boxes.py --config.model.box=image --config.loss.box=1
+  --config.optim.trainable=visual/box \\
     --config.optim.name=adamw --config.optim.learning_rate=0.002 --config.optim.weight_decay=0 \\
     --config.augment.enabled=False --config.train.epochs=6"
-  sicot train $BRANCH --workdir=runs/boxes/image_S --config.seed=S --config.model.init_from=runs/boxes/products_S
-  python -m benchmarks.boxes runs/boxes/products_0,runs/boxes/products_1,runs/boxes/products_2 \\
+  sicot train $BRANCH --workdir=runs/boxes/image_S --config.seed=S
+  --config.model.init_from=runs/boxes/products_S python -m benchmarks.boxes
+  runs/boxes/products_0,runs/boxes/products_1,runs/boxes/products_2 \\
     runs/boxes/image_0,runs/boxes/image_1,runs/boxes/image_2
 The other rows: $BRANCH and, in this order,
-  known      --config.model.init_from=runs/boxes/products_0 --config.loss.box=0 --config.loss.box_known=10 (and 1)
-  on_map_S   --config.model.init_from=runs/boxes/image_S --config.seed=S --config.model.box=features --config.loss.box=0 \\
+  known      --config.model.init_from=runs/boxes/products_0 --config.loss.box=0
+  --config.loss.box_known=10 (and 1) on_map_S   --config.model.init_from=runs/boxes/image_S
+  --config.seed=S --config.model.box=features --config.loss.box=0 \\
     --config.optim.trainable=classifier --config.optim.learning_rate=1e-9 --config.train.steps=1
-  features   --config.model.init_from=runs/boxes/products_0 --config.model.box=features
-  joint      --config.model.init_from=runs/boxes/image_0 --config.optim.trainable= --config.optim.learning_rate=0.0007 \\
-    --config.optim.weight_decay=0.0005 --config.augment.enabled=True --config.augment.hide=0.3 --config.loss.triplet=0.5
+  features   --config.model.init_from=runs/boxes/products_0 --config.model.box=features joint
+  --config.model.init_from=runs/boxes/image_0 --config.optim.trainable=
+  --config.optim.learning_rate=0.0007 \\
+    --config.optim.weight_decay=0.0005 --config.augment.enabled=True --config.augment.hide=0.3
+      --config.loss.triplet=0.5
 Hardware: one CPU core, 10 and 6 minutes.
 Result:   docs/search.md.
 """
@@ -55,7 +62,15 @@ def get_config() -> Config:
         augment=AugmentConfig(min_area=1.0, max_ratio=1.0, flip=False, hide=0.7),
         model=ModelConfig(depth=18, width=16, stem="half"),
         loss=LossConfig(mixed=0.0),
-        optim=OptimConfig(learning_rate=0.1, nesterov=True, weight_decay=5e-4, schedule="cosine", warmup_epochs=0.5),
-        train=TrainConfig(batch_size=64, epochs=14, evaluate_every_epochs=2, checkpoint_every_seconds=120),
+        optim=OptimConfig(
+            learning_rate=0.1,
+            nesterov=True,
+            weight_decay=5e-4,
+            schedule="cosine",
+            warmup_epochs=0.5,
+        ),
+        train=TrainConfig(
+            batch_size=64, epochs=14, evaluate_every_epochs=2, checkpoint_every_seconds=120
+        ),
         eval=EvalConfig(batch_size=100),
     )

@@ -1,13 +1,24 @@
-"""Fashion Product Images (Small), brand x article type: real catalogue photos of 60x80 pixels with real titles.
+"""Fashion Product Images (Small), brand x article type: real catalogue photos of 60x80 pixels with
+real titles.
 
-Import:   sicot import --dataset fashion_products --from DIR --out runs/catalogs/fashion      (DIR: see data/fashion_products)
+Import:   sicot import --dataset fashion_products --from DIR --out runs/catalogs/fashion      (DIR:
+  see data/fashion_products)
 Command:  ./run.sh --config=configs/fashion.py --workdir=runs/fashion/co_training
 Both:     sicot compare --config=configs/fashion.py --workdir=runs/fashion
 Hardware: two CPU cores.
-Result:   not measured with this schedule; docs/results.md has runs at half the photo size and half the width.
+Result:   not measured with this schedule; docs/results.md has runs at half the photo size and half
+  the width.
 """
 
-from sicot_jax.config import AugmentConfig, Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
+from sicot_jax.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
 from sicot_jax.config.preprocessing import Preprocessing
 
 

@@ -1,12 +1,23 @@
-"""Fashion Product Images (Small) at 40x30 pixels and a quarter of ResNet-18's width: the runs of docs/results.md.
+"""Fashion Product Images (Small) at 40x30 pixels and a quarter of ResNet-18's width: the runs of
+docs/results.md.
 
-Import:   sicot import --dataset fashion_products --from DIR --test-share 0.2 --out runs/catalogs/fashion
+Import:   sicot import --dataset fashion_products --from DIR --test-share 0.2 --out
+  runs/catalogs/fashion
 Command:  sicot sweep --config=configs/fashion_small.py --workdir=runs/fashion_small --rates 0.5 1 2
-Hardware: one CPU core, five to seven minutes a run (AMD EPYC; a quarter of an hour on a slower one).
+Hardware: one CPU core, five to seven minutes a run (AMD EPYC; a quarter of an hour on a slower
+  one).
 Result:   docs/results.md.
 """
 
-from sicot_jax.config import AugmentConfig, Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
+from sicot_jax.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
 from sicot_jax.config.preprocessing import Preprocessing
 
 
@@ -17,7 +28,15 @@ def get_config() -> Config:
         # Flips alone: crops cost four points of validation accuracy in runs of this length.
         augment=AugmentConfig(min_area=1.0, max_ratio=1.0),
         model=ModelConfig(depth=18, width=16),
-        optim=OptimConfig(learning_rate=0.1, nesterov=True, weight_decay=5e-4, schedule="cosine", warmup_epochs=1.0),
-        train=TrainConfig(batch_size=64, epochs=40, evaluate_every_epochs=2, checkpoint_every_seconds=300),
+        optim=OptimConfig(
+            learning_rate=0.1,
+            nesterov=True,
+            weight_decay=5e-4,
+            schedule="cosine",
+            warmup_epochs=1.0,
+        ),
+        train=TrainConfig(
+            batch_size=64, epochs=40, evaluate_every_epochs=2, checkpoint_every_seconds=300
+        ),
         eval=EvalConfig(batch_size=128),
     )

@@ -22,7 +22,11 @@ def get_config() -> Config:
     return Config(
         data=DataConfig(
             generated=GeneratedSpec(
-                num_classes=60, train_photos=2400, image_size=32, test_per_class=20, validation_per_class=5
+                num_classes=60,
+                train_photos=2400,
+                image_size=32,
+                test_per_class=20,
+                validation_per_class=5,
             )
         ),
         preprocessing=Preprocessing(height=32, width=32, resize_height=32, resize_width=32),

@@ -1,4 +1,5 @@
-"""A generated catalogue of 1,000 products: gains over how much titles tell, and over the words that head and tail share.
+"""A generated catalogue of 1,000 products: gains over how much titles tell, and over the words that
+head and tail share.
 
 Command:  sicot sweep --config=configs/generated_1k.py --config.data.generated.informativeness=0.5 \
               --workdir=runs/generated_1k/informativeness_0.5
@@ -23,13 +24,25 @@ def get_config() -> Config:
     return Config(
         data=DataConfig(
             generated=GeneratedSpec(
-                num_classes=1000, train_photos=20_000, image_size=32, test_per_class=5, validation_per_class=2
+                num_classes=1000,
+                train_photos=20_000,
+                image_size=32,
+                test_per_class=5,
+                validation_per_class=2,
             )
         ),
         preprocessing=Preprocessing(height=32, width=32, resize_height=32, resize_width=32),
         augment=AugmentConfig(min_area=0.6, flip=False),  # where the mark sits tells products apart
         model=ModelConfig(depth=18, width=16),
-        optim=OptimConfig(learning_rate=0.1, nesterov=True, weight_decay=5e-4, schedule="cosine", warmup_epochs=1.0),
-        train=TrainConfig(batch_size=64, epochs=20, evaluate_every_epochs=2, checkpoint_every_seconds=300),
+        optim=OptimConfig(
+            learning_rate=0.1,
+            nesterov=True,
+            weight_decay=5e-4,
+            schedule="cosine",
+            warmup_epochs=1.0,
+        ),
+        train=TrainConfig(
+            batch_size=64, epochs=20, evaluate_every_epochs=2, checkpoint_every_seconds=300
+        ),
         eval=EvalConfig(batch_size=128),
     )

@@ -1,18 +1,30 @@
-"""Grocery Store Dataset (Klasson et al., WACV 2019): shop photos of 81 products, train cut to an exponential tail.
+"""Grocery Store Dataset (Klasson et al., WACV 2019): shop photos of 81 products, train cut to an
+exponential tail.
 
-Import:   sicot import --dataset grocery_store --from DIR --tail-cut 50 --out runs/catalogs/grocery_tail
+Import:   sicot import --dataset grocery_store --from DIR --tail-cut 50 --out
+  runs/catalogs/grocery_tail
 Command:  ./run.sh --config=configs/grocery.py --workdir=runs/grocery/co_training
 Hardware: two CPU cores.
 Result:   not measured.
 """
 
-from sicot_jax.config import AugmentConfig, Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
+from sicot_jax.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
 from sicot_jax.config.preprocessing import Preprocessing
 
 
 def get_config() -> Config:
     return Config(
-        data=DataConfig(source="imported", path="runs/catalogs/grocery_tail", head_boundary=20, max_tokens=32),
+        data=DataConfig(
+            source="imported", path="runs/catalogs/grocery_tail", head_boundary=20, max_tokens=32
+        ),
         preprocessing=Preprocessing(height=112, width=112, resize_height=128, resize_width=128),
         augment=AugmentConfig(min_area=0.35),
         model=ModelConfig(depth=18, width=32),

@@ -1,8 +1,11 @@
-"""Your own catalogue, with the use of titles that gained over seeds in docs/results.md: no semantic stream, words alone.
+"""Your own catalogue, with the use of titles that gained over seeds in docs/results.md: no semantic
+stream, words alone.
 
-Import:   sicot import products.csv --out catalog          (columns image, sku, title; or a folder per SKU)
+Import:   sicot import products.csv --out catalog          (columns image, sku, title; or a folder
+  per SKU)
 Command:  sicot compare --config=recommended --config.data.path=catalog --workdir=runs/mine
-Hardware: as configs/base.py, less the semantic stream; classifier rows are longer by `model.title_words` numbers in training.
+Hardware: as configs/base.py, less the semantic stream; classifier rows are longer by
+  `model.title_words` numbers in training.
 Result:   docs/results.md, on other networks.
 """
 

@@ -3,9 +3,11 @@
 Command:  python -m sicot_jax.main --config=configs/sku34k.py
 Both:     sicot compare --config=sku34k --workdir=runs/sku34k
 Hardware: an accelerator; `sicot plan --config=sku34k` counts its memory.
-Result:   not measured. The paper's photos are private: 2,305,853 to train and 171,290 to test (5 a class) of 34,258 SKUs,
-          titles with a vocabulary of 19,762 words, head above 100 photos. Classes, photos and boundary are the same here;
-          photos, titles and their vocabulary are the generator's, and numbers are not to be compared with the paper's.
+Result:   not measured. The paper's photos are private: 2,305,853 to train and 171,290 to test (5 a
+  class) of 34,258 SKUs,
+          titles with a vocabulary of 19,762 words, head above 100 photos. Classes, photos and
+          boundary are the same here; photos, titles and their vocabulary are the generator's, and
+          numbers are not to be compared with the paper's.
 
 Momentum, weight decay, augmentation, the number of epochs and the validation photos are ours.
 """

@@ -1,4 +1,6 @@
-"""Errors a user can mend: the command line prints their one line (what, got, wanted, remedy), without a traceback."""
+"""Errors a user can mend: the command line prints their one line (what, got, wanted, remedy),
+without a traceback.
+"""
 
 
 class InputError(ValueError):

@@ -1,4 +1,6 @@
-"""`python -m sicot_jax.main --config=configs/1m.py [--workdir=DIR] [--config.key=value ...]`: train and evaluate."""
+"""`python -m sicot_jax.main --config=configs/1m.py [--workdir=DIR] [--config.key=value ...]`: train
+and evaluate.
+"""
 
 import sys
 

@@ -31,8 +31,9 @@ class Match:
 
 
 class Found(NamedTuple):
-    """What an engine finds in B photos: embedding float32 [B, D], logits float32 [B, C], and where the product is, box float32
-    [B, 4]: (left, top, right, bottom), fractions of the photo that the engine was given; None of a model without a box branch.
+    """What an engine finds in B photos: embedding float32 [B, D], logits float32 [B, C], and where
+    the product is, box float32 [B, 4]: (left, top, right, bottom), fractions of the photo that the
+    engine was given; None of a model without a box branch.
     """
 
     embedding: np.ndarray
@@ -40,7 +41,9 @@ class Found(NamedTuple):
     box: np.ndarray | None = None
 
     def each(self) -> Iterator[Found]:
-        """Of every photo alone: [D], [C], [4]. ValueError where there are not as many of one as of another."""
+        """Of every photo alone: [D], [C], [4]. ValueError where there are not as many of one as of
+        another.
+        """
         boxes = [None] * len(self.logits) if self.box is None else self.box
         return map(Found._make, zip(self.embedding, self.logits, boxes, strict=True))
 
@@ -58,8 +61,8 @@ class Recognizer:
         self.engine, self.preprocessing, self.classes = engine, preprocessing, classes
 
     def recognize(self, photos: Photo | Sequence[Photo], k: int = 5) -> Any:
-        """The k most probable products, best first, fewer where there are fewer: a list of `Match` for one photo, a list of
-        lists for several. Withdrawn products are none.
+        """The k most probable products, best first, fewer where there are fewer: a list of `Match`
+        for one photo, a list of lists for several. Withdrawn products are none.
 
         InputError: a photo that cannot be decoded, k below 1.
         """
@@ -72,23 +75,30 @@ class Recognizer:
         for batch in self._batches(several):
             logits = batch.logits[:, offered]
             order = np.argpartition(-logits, k - 1, 1)[:, :k]
-            best = np.take_along_axis(order, np.argsort(-np.take_along_axis(logits, order, 1), 1, kind="stable"), 1)
+            best = np.take_along_axis(
+                order, np.argsort(-np.take_along_axis(logits, order, 1), 1, kind="stable"), 1
+            )
             highest = logits.max(1, keepdims=True)
             total = np.exp(logits - highest, dtype=np.float64).sum(1, keepdims=True)
             probability = np.exp(np.take_along_axis(logits, best, 1) - highest) / total
             found += [
-                list(map(self._match, *row)) for row in zip(offered[best].tolist(), probability.tolist(), strict=True)
+                list(map(self._match, *row))
+                for row in zip(offered[best].tolist(), probability.tolist(), strict=True)
             ]
         return found if several is photos else found[0]
 
     def embed(self, photos: Photo | Sequence[Photo]) -> np.ndarray:
-        """Embeddings float32 [D] of one photo, [N, D] of several: what the classifier sees, not normalised."""
+        """Embeddings float32 [D] of one photo, [N, D] of several: what the classifier sees, not
+        normalised.
+        """
         several = _several(photos)
         rows = np.concatenate([batch.embedding for batch in self._batches(several)])
         return rows if several is photos else rows[0]
 
     def _match(self, class_id: int, probability: float) -> Match:
-        return Match(class_id, self.classes.sku[class_id], self.classes.title[class_id], probability)
+        return Match(
+            class_id, self.classes.sku[class_id], self.classes.title[class_id], probability
+        )
 
     def _batches(self, photos: Sequence[Photo]) -> Iterator[Found]:
         if not len(photos):
@@ -110,7 +120,9 @@ class Recognizer:
         if isinstance(photo, np.ndarray) and (
             photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size
         ):
-            raise InputError(f"a photo is {photo.dtype} {photo.shape}, wanted uint8 [height, width, 3], RGB")
+            raise InputError(
+                f"a photo is {photo.dtype} {photo.shape}, wanted uint8 [height, width, 3], RGB"
+            )
         if not isinstance(photo, (bytes, np.ndarray)):
             raise InputError(
                 f"a photo is {type(photo).__name__}, wanted a file, bytes, uint8 [height, width, 3] or a Pillow image"
@@ -133,18 +145,23 @@ def _several(photos: Any) -> Sequence[Photo]:
 
 
 def load(path: str | Path) -> Recognizer:
-    """The recogniser of a run folder, or of a folder of `sicot convert`: ONNX Runtime where it holds a graph, else JAX.
+    """The recogniser of a run folder, or of a folder of `sicot convert`: ONNX Runtime where it
+    holds a graph, else JAX.
 
     InputError: neither, an unfinished run, a folder that is not as it was written.
     """
     path = Path(path)
     if (path / folders.GRAPH).exists():
         converted = folders.read_converted(path)
-        return Recognizer(onnx_engine(path), converted.preprocessing, folders.read_classes(path, converted.model))
+        return Recognizer(
+            onnx_engine(path), converted.preprocessing, folders.read_classes(path, converted.model)
+        )
     if folders.is_converted(path):
         converted = folders.read_converted(path)
         engine = jax_engine(converted)
-        return Recognizer(engine, converted.preprocessing, folders.read_classes(path, converted.model))
+        return Recognizer(
+            engine, converted.preprocessing, folders.read_classes(path, converted.model)
+        )
     from sicot_jax.export.from_run import exported
 
     with exported(path) as found:
@@ -152,16 +169,22 @@ def load(path: str | Path) -> Recognizer:
         rows = {"fc.weight": found.classifier.kernel, "fc.bias": found.classifier.bias}
         arrays = found.arrays | {name: np.asarray(array)[:count] for name, array in rows.items()}
     return Recognizer(
-        _jax(found.model, found.preprocessing, arrays), found.preprocessing, read_class_table(found.class_table)
+        _jax(found.model, found.preprocessing, arrays),
+        found.preprocessing,
+        read_class_table(found.class_table),
     )
 
 
 def jax_engine(converted: Converted) -> Engine:
-    """The recogniser of a folder of to-torch by JAX, batch norms folded. InputError where there is none in it."""
+    """The recogniser of a folder of to-torch by JAX, batch norms folded. InputError where there is
+    none in it.
+    """
     import safetensors.numpy
 
     if not converted.model.classes:
-        raise InputError(f"{converted.folder}: weights without a classifier; train from them (model.init_from)")
+        raise InputError(
+            f"{converted.folder}: weights without a classifier; train from them (model.init_from)"
+        )
     if (converted.folder / folders.PROGRAM).exists():
         raise InputError(
             f"{converted.folder}: StableHLO is loaded by jax.export; give the run folder, or one of to-torch"
@@ -170,13 +193,17 @@ def jax_engine(converted: Converted) -> Engine:
     return _jax(converted.model, converted.preprocessing, arrays)
 
 
-def _jax(model: folders.Model, preprocessing: Preprocessing, arrays: dict[str, np.ndarray]) -> Engine:
+def _jax(
+    model: folders.Model, preprocessing: Preprocessing, arrays: dict[str, np.ndarray]
+) -> Engine:
     import jax
 
     from sicot_jax.weights import batch_norm_folding as folded
 
     device = jax.devices()[0]
-    small = jax.device_put({**folded.fold(arrays), "fc": arrays["fc.weight"].T, "fc.bias": arrays["fc.bias"]}, device)
+    small = jax.device_put(
+        {**folded.fold(arrays), "fc": arrays["fc.weight"].T, "fc.bias": arrays["fc.bias"]}, device
+    )
 
     @jax.jit
     def run(weights, photos):
@@ -193,20 +220,29 @@ def _jax(model: folders.Model, preprocessing: Preprocessing, arrays: dict[str, n
 
 
 def onnx_engine(folder: Path, *, threads: int = 0) -> Engine:
-    """The graph of a folder of to-onnx by ONNX Runtime, on `threads` cores (0: as many as there are)."""
+    """The graph of a folder of to-onnx by ONNX Runtime, on `threads` cores (0: as many as there
+    are).
+    """
     try:
         import onnxruntime
     except ImportError as error:
-        raise InputError(f"{folder}: no onnxruntime here; install it: pip install 'sicot_jax[onnx]'") from error
+        raise InputError(
+            f"{folder}: no onnxruntime here; install it: pip install 'sicot_jax[onnx]'"
+        ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # Its threads sleep while they wait: spinning, they hold cores that photos are decoded on (a fifth more photos a second).
+    # Its threads sleep while they wait: spinning, they hold cores that photos are decoded on (a
+    # fifth more photos a second).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(
         str(folder / folders.GRAPH), options, providers=onnxruntime.get_available_providers()
     )
     outputs = [output.name for output in session.get_outputs()]
     if "logits" not in outputs:
-        raise InputError(f"{folder}: a graph with its best classes inside; convert without --top-k to load it here")
+        raise InputError(
+            f"{folder}: a graph with its best classes inside; convert without --top-k to load it here"
+        )
     wanted = [name for name in Found._fields if name in outputs]  # the box is not in every graph
-    return lambda photos: Found(**dict(zip(wanted, session.run(wanted, {"photos": photos}), strict=True)))
+    return lambda photos: Found(
+        **dict(zip(wanted, session.run(wanted, {"photos": photos}), strict=True))
+    )

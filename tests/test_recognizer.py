@@ -36,7 +36,8 @@ def engine(folder, *outputs):
 def test_a_graph_s_outputs_go_by_their_names(tmp_path):
     """In any order."""
     found = engine(tmp_path, ("box", 4), ("logits", 3), ("embedding", 3))(PHOTOS)
-    assert found.embedding.tolist() == [[9, 10, 11], [21, 22, 23]] and found.logits.tolist() == [
+    assert found.embedding.tolist() == [[9, 10, 11], [21, 22, 23]]
+    assert found.logits.tolist() == [
         [0, 1, 2],
         [12, 13, 14],
     ]
@@ -50,7 +51,9 @@ def test_a_graph_without_a_box(tmp_path):
 def test_every_photo_alone():
     found = Found(np.zeros((2, 5)), np.ones((2, 3)), np.arange(8).reshape(2, 4))
     first, second = found.each()
-    assert first.embedding.shape == (5,) and first.logits.shape == (3,) and second.box.tolist() == [4, 5, 6, 7]
+    assert first.embedding.shape == (5,)
+    assert first.logits.shape == (3,)
+    assert second.box.tolist() == [4, 5, 6, 7]
     assert [one.box for one in found._replace(box=None).each()] == [None, None]
     with pytest.raises(ValueError, match="zip"):
         list(found._replace(logits=np.ones((1, 3))).each())

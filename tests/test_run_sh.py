@@ -8,7 +8,8 @@ import pytest
 
 RUN = Path(__file__).parents[1] / "run.sh"
 
-# Answers the two questions that run.sh asks a Python, makes "environments" of itself, and logs everything else.
+# Answers the two questions that run.sh asks a Python, makes "environments" of itself, and logs
+# everything else.
 STAND_IN = """#!/bin/sh
 case "$*" in
   *print*) echo {version};;
@@ -40,7 +41,9 @@ def stand_in(tmp_path):
     def make(name, *, version="3.12", too_old=0, no_pip=0):
         path = tmp_path / name
         working = path if not no_pip else tmp_path / "working"
-        text = STAND_IN.format(version=version, too_old=too_old, no_pip=no_pip, working=working, log=tmp_path / "log")
+        text = STAND_IN.format(
+            version=version, too_old=too_old, no_pip=no_pip, working=working, log=tmp_path / "log"
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         path.chmod(0o755)
@@ -58,7 +61,8 @@ def test_without_python_it_is_one_line_and_code_2(run, stand_in):
     ]
     for python in ("/nowhere/python", stand_in("old", too_old=1)):
         done = run("test", PYTHON=python)
-        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+        assert done.returncode == 2
+        assert len(done.stderr.splitlines()) == 1
         assert done.stderr.startswith(f"run.sh: no Python 3.11 or newer as {python};")
 
 
@@ -66,12 +70,15 @@ def test_an_environment_without_pip_is_made_again(run, stand_in, tmp_path):
     python = stand_in("python")
     stand_in("venv/bin/python", no_pip=1)
     done = run("train", PYTHON=python)
-    assert done.returncode == 0 and "making the environment" in done.stderr
+    assert done.returncode == 0
+    assert "making the environment" in done.stderr
     log = (tmp_path / "log").read_text().splitlines()
-    assert f"-m venv {tmp_path / 'venv'}" in log and log[-1] == "-m sicot_jax.main train"
+    assert f"-m venv {tmp_path / 'venv'}" in log
+    assert log[-1] == "-m sicot_jax.main train"
     log_before = len(log)
     done = run("train", PYTHON=python)
-    assert done.returncode == 0 and done.stderr == ""  # installed: neither made nor filled again
+    assert done.returncode == 0
+    assert done.stderr == ""
     assert "-m venv" not in "\n".join((tmp_path / "log").read_text().splitlines()[log_before:])
 
 
@@ -80,4 +87,6 @@ def test_an_environment_of_another_python_is_refused(run, stand_in, tmp_path):
     done = run("test", PYTHON=stand_in("python"))
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"run.sh: {tmp_path / 'venv'} has Python 3.11, PYTHON is 3.12; remove it, or name another")
+    assert line.startswith(
+        f"run.sh: {tmp_path / 'venv'} has Python 3.11, PYTHON is 3.12; remove it, or name another"
+    )

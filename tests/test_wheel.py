@@ -1,4 +1,6 @@
-"""The installed package holds what a checkout has beside it, configs and data set builders, and trains without the checkout."""
+"""The installed package holds what a checkout has beside it, configs and data set builders, and
+trains without the checkout.
+"""
 
 import json
 import os
@@ -20,15 +22,28 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.slow
 def test_the_wheel_works_without_the_checkout(tmp_path):
-    pytest.importorskip("setuptools", reason="building a wheel without network needs setuptools in the environment")
-    source, unpacked = tmp_path / "source", tmp_path / "unpacked"  # a build writes beside what it builds
+    pytest.importorskip(
+        "setuptools", reason="building a wheel without network needs setuptools in the environment"
+    )
+    source, unpacked = (
+        tmp_path / "source",
+        tmp_path / "unpacked",
+    )  # a build writes beside what it builds
     for name in ("sicot_jax", "configs", "data"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     written = {path.relative_to(source) for path in source.rglob("*.py")}
-    options = ["--no-build-isolation", "--no-deps", "--no-index", "--disable-pip-version-check", "--quiet"]
-    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, "-w", tmp_path, source], check=True)
+    options = [
+        "--no-build-isolation",
+        "--no-deps",
+        "--no-index",
+        "--disable-pip-version-check",
+        "--quiet",
+    ]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", *options, "-w", tmp_path, source], check=True
+    )
     (wheel,) = tmp_path.glob("sicot_jax-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(unpacked)
@@ -52,27 +67,38 @@ def test_the_wheel_works_without_the_checkout(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def run(*command: str) -> str:
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
     run(str(package / "python"), "-c", program)
     assert run(str(package / "sicot"), "--version").split() == ["sicot_jax", sicot_jax.__version__]
     run(str(package / "sicot"), "train", "--config=tiny", "--config.train.steps=2", "--workdir=run")
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["accuracy"]["overall"]["photos"] == 22
+    assert (
+        json.loads((tmp_path / "run" / "results.json").read_text())["accuracy"]["overall"]["photos"]
+        == 22
+    )
 
 
 def installed(wheel: Path, folder: Path) -> Path:
-    """A fresh environment's programs: the wheel by pip, what it depends on borrowed from the environment of the tests.
+    """A fresh environment's programs: the wheel by pip, what it depends on borrowed from the
+    environment of the tests.
 
-    A folder that a .pth names is searched, but its own .pth files, an editable checkout's among them, are not read.
+    A folder that a .pth names is searched, but its own .pth files, an editable checkout's among
+    them, are not read.
     """
     venv.create(folder, with_pip=False)
-    packages = sysconfig.get_path("purelib", vars={"base": os.fspath(folder), "platbase": os.fspath(folder)})
+    packages = sysconfig.get_path(
+        "purelib", vars={"base": os.fspath(folder), "platbase": os.fspath(folder)}
+    )
     (Path(packages) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     options = ["--no-deps", "--no-index", "--disable-pip-version-check", "--quiet"]
     python = folder / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "pip", "--python", python, "install", *options, wheel], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--python", python, "install", *options, wheel], check=True
+    )
     return folder / "bin"
 
 
@@ -80,6 +106,5 @@ def test_versions_and_addresses_are_the_same_everywhere():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     citation = (ROOT / "CITATION.cff").read_text().splitlines()
     assert f"version: {sicot_jax.__version__}" in citation
-    assert (
-        f"repository-code: {project['urls']['Repository']}" in citation and f"license: {project['license']}" in citation
-    )
+    assert f"repository-code: {project['urls']['Repository']}" in citation
+    assert f"license: {project['license']}" in citation

@@ -17,7 +17,9 @@ _TABLES = ("styles.csv", "fashion-dataset/styles.csv", "myntradataset/styles.csv
 
 
 def brand_of(title: str) -> str:
-    """The words before the first "Men", "Women", ...: "Puma Men Sports Socks" -> "Puma"; empty where there is none."""
+    """The words before the first "Men", "Women", ...: "Puma Men Sports Socks" -> "Puma"; empty
+    where there is none.
+    """
     match = _BRAND.match(title)
     return match[1].strip() if match else ""
 
@@ -25,14 +27,17 @@ def brand_of(title: str) -> str:
 def parse_styles(path: Path) -> Iterator[dict[str, str] | DroppedRow]:
     """Rows of `styles.csv` by column name.
 
-    The public file has titles with bare commas: surplus fields rejoin the title, where it is the last column.
+    The public file has titles with bare commas: surplus fields rejoin the title, where it is the
+      last column.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file)
         header = next(reader, [])
         missing = [column for column in _NEEDED if column not in header]
         if missing:
-            raise ManifestError(f"{path} has no column {', '.join(missing)}; found {', '.join(header)[:200]}")
+            raise ManifestError(
+                f"{path} has no column {', '.join(missing)}; found {', '.join(header)[:200]}"
+            )
         # Only the last column holds free text, so that is where a bare comma comes from.
         repairable = header[-1] == "productDisplayName"
         for fields in reader:
@@ -46,19 +51,27 @@ def parse_styles(path: Path) -> Iterator[dict[str, str] | DroppedRow]:
 
 
 class Builder(CatalogBuilder, skip_registration=True):
-    """Reads `styles.csv` and `images.zip` or `images/` in the source folder, as the owner publishes them."""
+    """Reads `styles.csv` and `images.zip` or `images/` in the source folder, as the owner publishes
+    them.
+    """
 
     name = "fashion_products"
     MIN_PHOTOS = 10
 
     def rows(self) -> Iterable[ManifestRow | DroppedRow]:
-        table = next((self.source / name for name in _TABLES if (self.source / name).is_file()), None)
+        table = next(
+            (self.source / name for name in _TABLES if (self.source / name).is_file()), None
+        )
         if table is None:
-            raise ManifestError(f"no styles.csv in {self.source}; place the data set there, see data/fashion_products")
+            raise ManifestError(
+                f"no styles.csv in {self.source}; place the data set there, see data/fashion_products"
+            )
         try:
             yield from check_rows(map(_row, parse_styles(table)))
         except UnicodeDecodeError:
-            raise ManifestError(f"{table} is not UTF-8; take the file as its owner publishes it") from None
+            raise ManifestError(
+                f"{table} is not UTF-8; take the file as its owner publishes it"
+            ) from None
 
     def photos(self) -> PhotoReader:
         for name in _TABLES:
@@ -78,5 +91,11 @@ def _row(row: dict[str, str] | DroppedRow) -> tuple[str, Mapping[str, str] | Dro
     brand = brand_of(title)
     if not brand:
         return image, DroppedRow(image, "no brand in the title", title[:80], bad=False)
-    # Tags stay empty: colour and usage were typed in by an annotator who saw the photo, no seller's title has them.
-    return image, {"image": image, "sku": f"{brand} | {article}", "title": title, "category": article}
+    # Tags stay empty: colour and usage were typed in by an annotator who saw the photo, no seller's
+    # title has them.
+    return image, {
+        "image": image,
+        "sku": f"{brand} | {article}",
+        "title": title,
+        "category": article,
+    }

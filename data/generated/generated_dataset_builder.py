@@ -28,9 +28,13 @@ def read_spec(folder: Path) -> GeneratedSpec:
         # The import makes vocabulary and vectors of its own.
         return GeneratedSpec(**{**fields, "word_vectors": "random"})
     except FileNotFoundError:
-        raise ManifestError(f'no {SPEC_FILE} in {folder}; write one, such as {{"num_classes": 100}}') from None
+        raise ManifestError(
+            f'no {SPEC_FILE} in {folder}; write one, such as {{"num_classes": 100}}'
+        ) from None
     except (ValueError, TypeError) as error:
-        raise ManifestError(f"{path}: {error}; wanted a JSON object with any of {', '.join(known)}") from None
+        raise ManifestError(
+            f"{path}: {error}; wanted a JSON object with any of {', '.join(known)}"
+        ) from None
 
 
 class Builder(CatalogBuilder, skip_registration=True):

@@ -75,7 +75,10 @@ def _photos(
             if class_id not in classes:
                 yield image, DroppedRow(f"{name} line {number}", "unknown class id", class_id)
                 continue
-            yield image, {"image": f"dataset/{image}", **classes[class_id], "role": "query", "split": split}
+            yield (
+                image,
+                {"image": f"dataset/{image}", **classes[class_id], "role": "query", "split": split},
+            )
 
 
 def _text(reader: PhotoReader, name: str) -> str:

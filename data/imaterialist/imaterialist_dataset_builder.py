@@ -1,4 +1,6 @@
-"""iMaterialist Product 2019: 2,019 numbered product classes; the official validation set is the test split."""
+"""iMaterialist Product 2019: 2,019 numbered product classes; the official validation set is the
+test split.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,18 @@ _PARTS = {"train": "", "val": "test"}
 
 
 class Builder(CatalogBuilder, skip_registration=True):
-    """Reads `train.json` and `val.json`, and the photos that were downloaded after them into `train/` and `val/`."""
+    """Reads `train.json` and `val.json`, and the photos that were downloaded after them into
+    `train/` and `val/`.
+    """
 
     name = "imaterialist"
     OFFICIAL_TEST = True
 
     def rows(self) -> Iterable[ManifestRow | DroppedRow]:
         yield from check_rows(
-            row for part, split in _PARTS.items() for row in _photos(part, split, _images(self.needed(f"{part}.json")))
+            row
+            for part, split in _PARTS.items()
+            for row in _photos(part, split, _images(self.needed(f"{part}.json")))
         )
 
     def photos(self) -> PhotoReader:
@@ -41,11 +47,15 @@ def _images(path: Path) -> list[Any]:
         ) from None
     images = found.get("images") if isinstance(found, dict) else None
     if not isinstance(images, list):
-        raise ManifestError(f"{path} has no list 'images', wanted one; take the file as its owner publishes it")
+        raise ManifestError(
+            f"{path} has no list 'images', wanted one; take the file as its owner publishes it"
+        )
     return images
 
 
-def _photos(part: str, split: str, images: Iterable[Any]) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]]:
+def _photos(
+    part: str, split: str, images: Iterable[Any]
+) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]]:
     for number, image in enumerate(images, start=1):
         where = f"{part}.json image {number}"
         entry = image if isinstance(image, dict) else {}

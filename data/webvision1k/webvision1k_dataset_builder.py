@@ -22,8 +22,12 @@ Row = tuple[str, Mapping[str, str] | DroppedRow]
 
 
 def choose_classes(synsets: Iterable[str], count: int) -> set[str]:
-    """`count` of the synsets: the first by hash of (CLASS_SEED, synset), whatever their order and the import's seed."""
-    return set(sorted(set(synsets), key=lambda synset: order_key(CLASS_SEED, synset, "class"))[:count])
+    """`count` of the synsets: the first by hash of (CLASS_SEED, synset), whatever their order and
+    the import's seed.
+    """
+    return set(
+        sorted(set(synsets), key=lambda synset: order_key(CLASS_SEED, synset, "class"))[:count]
+    )
 
 
 class Builder(CatalogBuilder, skip_registration=True):
@@ -57,22 +61,32 @@ class Builder(CatalogBuilder, skip_registration=True):
         for source in _SOURCES:
             files = self.needed(f"info/train_filelist_{source}.txt")
             texts = self.needed(f"info/train_meta_list_{source}.txt")
-            for number, (line, text) in enumerate(zip_longest(_lines(files), _lines(texts)), start=1):
+            for number, (line, text) in enumerate(
+                zip_longest(_lines(files), _lines(texts)), start=1
+            ):
                 if line is None or text is None:
                     raise ManifestError(
                         f"{files} and {texts.name} differ in length, wanted one line a photo in both; copy them again"
                     )
                 yield from _photo(
-                    f"{files.name} line {number}", line, classes, functools.partial(_texts, self.source, text)
+                    f"{files.name} line {number}",
+                    line,
+                    classes,
+                    functools.partial(_texts, self.source, text),
                 )
         files = self.needed("val_filelist.txt", "info/val_filelist.txt")
         for number, line in enumerate(_lines(files), start=1):
             where = f"{files.name} line {number}"
-            yield from _photo(where, f"{_VAL_PHOTOS}/{line}", classes, functools.partial(dict, split="test"))
+            yield from _photo(
+                where, f"{_VAL_PHOTOS}/{line}", classes, functools.partial(dict, split="test")
+            )
 
 
 def _photo(
-    where: str, line: str, classes: Mapping[str, Mapping[str, str] | None], more: Callable[[], dict[str, str]]
+    where: str,
+    line: str,
+    classes: Mapping[str, Mapping[str, str] | None],
+    more: Callable[[], dict[str, str]],
 ) -> Iterator[Row]:
     """The row of `PATH LABEL` with what `more()` adds to it, or none where the class is not chosen."""
     image, _, label = line.rpartition(" ")
@@ -81,7 +95,14 @@ def _photo(
     elif (values := classes[label]) is not None:
         try:
             yield where, {"image": image, **values, **more()}
-        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             detail = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
             yield where, DroppedRow(where, "no metadata", detail)
 
@@ -99,7 +120,9 @@ def _texts(folder: Path, line: str) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=4)  # the photos of a file follow one another
 def _metadata(file: Path) -> dict[str, Any]:
-    return {str(number): entry for number, entry in enumerate(json.loads(file.read_bytes()), start=1)}
+    return {
+        str(number): entry for number, entry in enumerate(json.loads(file.read_bytes()), start=1)
+    }
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -107,4 +130,6 @@ def _lines(path: Path) -> Iterator[str]:
         try:
             yield from map(str.strip, file)
         except UnicodeDecodeError:
-            raise ManifestError(f"{path} is not UTF-8; take the file as its owners publish it") from None
+            raise ManifestError(
+                f"{path} is not UTF-8; take the file as its owners publish it"
+            ) from None

@@ -1,1 +1,3 @@
-"""Catalogues of photos, SKUs and titles: the common interface, sampling and batches. Never imports jax."""
+"""Catalogues of photos, SKUs and titles: the common interface, sampling and batches. Never imports
+jax.
+"""

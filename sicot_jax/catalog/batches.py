@@ -27,7 +27,9 @@ _PREFETCH = 4  # host batches made ahead
 
 
 class TitleReader:
-    """Token ids of a training record's title in the variant that the config asks for; shuffles are keyed by the seed."""
+    """Token ids of a training record's title in the variant that the config asks for; shuffles are
+    keyed by the seed.
+    """
 
     def __init__(self, catalog: Catalog, config: Config):
         self.split = catalog.splits["train"]
@@ -39,16 +41,26 @@ class TitleReader:
             self.order = np.argsort(labels, kind="stable")
             self.rank = np.empty_like(self.order)
             self.rank[self.order] = np.arange(len(labels))
-            _, self.starts, self.counts = np.unique(labels[self.order], return_index=True, return_counts=True)
+            _, self.starts, self.counts = np.unique(
+                labels[self.order], return_index=True, return_counts=True
+            )
             self.row = np.searchsorted(np.unique(labels), labels)
 
     def _donor(self, index: int) -> int:
         """The record whose title `index` gets: a fixed derangement-like shuffle by the seed."""
         if self.config.title == "shuffled":
-            return int(permute(np.asarray([index]), size=len(self.split), seed=self.seed, epoch=-1 % 2**63)[0])
+            return int(
+                permute(
+                    np.asarray([index]), size=len(self.split), seed=self.seed, epoch=-1 % 2**63
+                )[0]
+            )
         row = self.row[index]
         start, count = self.starts[row], self.counts[row]
-        return int(self.order[start + (self.rank[index] - start + 1 + self.seed % max(count - 1, 1)) % count])
+        return int(
+            self.order[
+                start + (self.rank[index] - start + 1 + self.seed % max(count - 1, 1)) % count
+            ]
+        )
 
     def __call__(self, record: Record, index: int) -> np.ndarray:
         """int32 [max_tokens], padded with 0."""
@@ -67,7 +79,9 @@ class TitleReader:
             case "raw":
                 ids = record["token_ids"]
             case "masked":
-                text = mask_words(f"{record['title']} {record['tags']}", f"{record['sku']} {record['category']}")
+                text = mask_words(
+                    f"{record['title']} {record['tags']}", f"{record['sku']} {record['category']}"
+                )
                 ids = self.tokenizer.encode(text)
             case _:
                 ids = self.split[self._donor(index)]["token_ids"]
@@ -78,17 +92,19 @@ def _photo(preprocessing: Preprocessing, record: Record) -> np.ndarray:
     try:
         return preprocessing.load(record["image"])
     except InputError as error:
-        raise InputError(f"photo {record['image_id']}: {error}; import the catalogue again") from error
+        raise InputError(
+            f"photo {record['image_id']}: {error}; import the catalogue again"
+        ) from error
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainBatches:
-    """step -> this process's part of the training batch: image uint8, label, token_ids where titles are read, and with `boxes`
-    box float32 [4], all zero where unknown.
+    """step -> this process's part of the training batch: image uint8, label, token_ids where titles
+    are read, and with `boxes` box float32 [4], all zero where unknown.
 
     `clicks` are what triplets are drawn from, where the batch has some; `split` is theirs then.
-    With `known_titles` (token_ids of every record) the photos lie on the devices already: "index" stands in place of image,
-    and no record is read.
+    With `known_titles` (token_ids of every record) the photos lie on the devices already: "index"
+    stands in place of image, and no record is read.
     """
 
     split: Split
@@ -106,11 +122,20 @@ class TrainBatches:
         share = len(indices) // self.process_count
         start = self.process_index * share
         mine = indices[start : start + share]
-        return self._read(mine) if self.known_titles is None else self._known(mine, self.known_titles)
+        return (
+            self._read(mine) if self.known_titles is None else self._known(mine, self.known_titles)
+        )
 
     def _known(self, indices: np.ndarray, known_titles: Sequence[np.ndarray]) -> Batch:
-        batch = {"index": indices.astype(np.int32), "label": np.asarray(self.split.labels[indices], np.int32)}
-        return batch | ({"token_ids": np.stack([known_titles[i] for i in indices])} if self.titles is not None else {})
+        batch = {
+            "index": indices.astype(np.int32),
+            "label": np.asarray(self.split.labels[indices], np.int32),
+        }
+        return batch | (
+            {"token_ids": np.stack([known_titles[i] for i in indices])}
+            if self.titles is not None
+            else {}
+        )
 
     def _read(self, indices: np.ndarray) -> Batch:
         images, labels, tokens, boxes = [], [], [], []
@@ -131,12 +156,16 @@ def train_batches(catalog: Catalog, config: Config) -> TrainBatches:
     """InputError where `data.triplets` cannot be learned from."""
     split: Split = catalog.splits["train"]
     plan = config.train.batch_plan(len(split))
-    plain = Sampler(split.labels, plan.batch_size, config.seed, config.data.sampling, plan.doubled_at)
+    plain = Sampler(
+        split.labels, plan.batch_size, config.seed, config.data.sampling, plan.doubled_at
+    )
     sampler: Sampler | ClickSampler = plain
     clicks = open_clicks(config.data, catalog) if config.data.triplets else None
     if clicks is not None:
         micro_batch = config.train.batch_size // config.train.micro_batches
-        sampler = ClickSampler.make(clicks, plain, micro_batch=micro_batch, share=config.data.triplet_share)
+        sampler = ClickSampler.make(
+            clicks, plain, micro_batch=micro_batch, share=config.data.triplet_share
+        )
         split = clicks.split
     titles = TitleReader(catalog, config) if config.loss.with_text else None
     known: list[np.ndarray] | None = None
@@ -144,7 +173,9 @@ def train_batches(catalog: Catalog, config: Config) -> TrainBatches:
         known = [titles(split[i], i) for i in range(len(split))] if titles else []
     hosts = jax.process_index(), jax.process_count()
     boxes = bool(config.loss.box_known)
-    return TrainBatches(split, sampler, config.preprocessing, titles, known, *hosts, boxes=boxes, clicks=clicks)
+    return TrainBatches(
+        split, sampler, config.preprocessing, titles, known, *hosts, boxes=boxes, clicks=clicks
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,31 +216,43 @@ def evenly(size: int, most: int) -> np.ndarray:
     return np.arange(count) * size // max(count, 1)
 
 
-def photo_batches(split: Split, preprocessing: Preprocessing, *, batch_size: int, max_photos: int = 0) -> PhotoBatches:
+def photo_batches(
+    split: Split, preprocessing: Preprocessing, *, batch_size: int, max_photos: int = 0
+) -> PhotoBatches:
     """All photos of a split, or `max_photos` of them spread evenly over it."""
     indices = evenly(len(split), max_photos or len(split))
-    return PhotoBatches(split, preprocessing, batch_size, indices, jax.process_index(), jax.process_count())
+    return PhotoBatches(
+        split, preprocessing, batch_size, indices, jax.process_index(), jax.process_count()
+    )
 
 
-def ahead(make: Callable[[int], Batch], start: int, stop: int, *, workers: int, source: str) -> Generator[Batch]:
-    """make(start), make(start + 1) ... in order, prepared ahead by grain's threads (workers=0) or processes."""
+def ahead(
+    make: Callable[[int], Batch], start: int, stop: int, *, workers: int, source: str
+) -> Generator[Batch]:
+    """make(start), make(start + 1) ... in order, prepared ahead by grain's threads (workers=0) or
+    processes.
+    """
     if source == "arrays":
-        # Nothing to decode; the device runs asynchronously, so the next batch is copied while it computes. And a bare
-        # accelerator image has no grain.
+        # Nothing to decode; the device runs asynchronously, so the next batch is copied while it
+        # computes. And a bare accelerator image has no grain.
         yield from map(make, range(start, stop))
         return
     import grain
 
     data = grain.MapDataset.range(start, stop).map(make)
     if not workers:
-        yield from data.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=_PREFETCH))
+        yield from data.to_iter_dataset(
+            grain.ReadOptions(num_threads=2, prefetch_buffer_size=_PREFETCH)
+        )
         return
     from absl import flags
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
     options = grain.MultiprocessingOptions(num_workers=workers)
-    iterator: Any = iter(data.to_iter_dataset(grain.ReadOptions(num_threads=0)).mp_prefetch(options, _start_worker))
+    iterator: Any = iter(
+        data.to_iter_dataset(grain.ReadOptions(num_threads=0)).mp_prefetch(options, _start_worker)
+    )
     with contextlib.closing(iterator):
         with _signals_blocked():
             first = list(itertools.islice(iterator, 1))  # starts the workers
@@ -218,10 +261,11 @@ def ahead(make: Callable[[int], Batch], start: int, stop: int, *, workers: int, 
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Processes started here never see SIGINT and SIGTERM, which a terminal or a cluster sends to the whole group.
+    """Processes started here never see SIGINT and SIGTERM, which a terminal or a cluster sends to
+    the whole group.
 
-    They are for this process, which wants its batches until it has saved, and then ends its workers. A worker could
-    ignore them itself only seconds after its start.
+    They are for this process, which wants its batches until it has saved, and then ends its
+    workers. A worker could ignore them itself only seconds after its start.
     """
     resource_tracker.ensure_running()  # its own start would unblock them
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))

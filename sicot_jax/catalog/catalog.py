@@ -73,7 +73,8 @@ class Catalog:
 
     `head_boundary`: a class is head when it has more training photos than this, otherwise tail.
     `data_hash`: hex digest over records, splits and tables; equal hashes mean equal data.
-    `resized_by`: the fields of Preprocessing that its photos were resized with, empty where they are as they came.
+    `resized_by`: the fields of Preprocessing that its photos were resized with, empty where they
+    are as they came.
     """
 
     name: str

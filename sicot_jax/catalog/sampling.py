@@ -1,4 +1,6 @@
-"""Sample order as a pure function (seed, step) -> record indices: resume is a step number, workers do not matter."""
+"""Sample order as a pure function (seed, step) -> record indices: resume is a step number, workers
+do not matter.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,18 @@ ORDER, CLASSES, TRIPLETS = range(3)  # what random numbers are for
 def generator(purpose: int, seed: int, number: int) -> np.random.Generator:
     """Random numbers of this purpose, seed and number (epoch, step, position) alone.
 
-    The purpose is the highest word of Philox's counter: streams of the same key that can never meet.
+    The purpose is the highest word of Philox's counter: streams of the same key that can never
+    meet.
     """
     return np.random.Generator(np.random.Philox(key=[seed, number], counter=[0, 0, 0, purpose]))
 
 
 def permute(index: np.ndarray, *, size: int, seed: int, epoch: int) -> np.ndarray:
-    """A pseudo-random permutation of 0..size-1, evaluated at `index` without making it: int64 [n] -> int64 [n].
+    """A pseudo-random permutation of 0..size-1, evaluated at `index` without making it: int64 [n]
+    -> int64 [n].
 
-    A Feistel network over the next power of four, walked until it lands inside (Black & Rogaway 2002): every index
-    appears once, in constant memory, whatever the size.
+    A Feistel network over the next power of four, walked until it lands inside (Black & Rogaway
+    2002): every index appears once, in constant memory, whatever the size.
     """
     half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)
@@ -57,9 +61,9 @@ def _mix(x: np.ndarray) -> np.ndarray:
 class Sampler:
     """Which records make the batch of a step; how many, `BatchPlan` says.
 
-    "uniform":        every record once an epoch, in a new order each epoch.
-    "class_balanced": class uniform among those with a record, then a record of it (probability ~ n^0).
-    "square_root":    class with probability ~ n^0.5 (Mahajan et al. 2018), then a record of it.
+    "uniform":        every record once an epoch, in a new order each epoch. "class_balanced": class
+    uniform among those with a record, then a record of it (probability ~ n^0). "square_root":
+    class with probability ~ n^0.5 (Mahajan et al. 2018), then a record of it.
     """
 
     labels: np.ndarray  # int32 [N]
@@ -88,7 +92,9 @@ class Sampler:
             result = np.empty_like(index)
             for e in np.unique(epoch):
                 here = epoch == e
-                result[here] = permute(index[here], size=len(self.labels), seed=self.seed, epoch=int(e))
+                result[here] = permute(
+                    index[here], size=len(self.labels), seed=self.seed, epoch=int(e)
+                )
             return result
         order, starts, counts, cumulative = self._by_class
         rng = generator(CLASSES, self.seed, step)
@@ -99,7 +105,9 @@ class Sampler:
 
     @functools.cached_property
     def _by_class(self):
-        """Records sorted by class, where each class starts, how many it has, cumulative class weights."""
+        """Records sorted by class, where each class starts, how many it has, cumulative class
+        weights.
+        """
         order = np.argsort(self.labels, kind="stable")
         _, starts, counts = np.unique(self.labels[order], return_index=True, return_counts=True)
         power = 0.0 if self.sampling == "class_balanced" else 0.5

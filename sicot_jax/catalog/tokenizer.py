@@ -27,13 +27,20 @@ MAX_PIECES = 32_000
 
 _APOSTROPHES = re.compile("['\u2019\u02bc]")
 # Scripts written without spaces between words: Thai, Lao, Khmer, Burmese, Chinese, Japanese.
-_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 
 
 @functools.cache
 def _word_pattern() -> re.Pattern[str]:
-    # `\w` leaves out combining marks, which would cut the words of Hindi, Thai or Arabic at their vowels.
-    marks = [code for code in range(0x300, sys.maxunicode + 1) if unicodedata.category(chr(code))[0] == "M"]
+    # `\w` leaves out combining marks, which would cut the words of Hindi, Thai or Arabic at their
+    # vowels.
+    marks = [
+        code
+        for code in range(0x300, sys.maxunicode + 1)
+        if unicodedata.category(chr(code))[0] == "M"
+    ]
     starts = [code for i, code in enumerate(marks) if i == 0 or marks[i - 1] != code - 1]
     ends = [code for i, code in enumerate(marks) if i == len(marks) - 1 or marks[i + 1] != code + 1]
     ranges = "".join(f"{chr(a)}-{chr(b)}" for a, b in zip(starts, ends, strict=True))
@@ -48,9 +55,11 @@ def _normalise(text: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Words of a text in order: NFKC, lower-case, letters and digits of any script; punctuation is dropped.
+    """Words of a text in order: NFKC, lower-case, letters and digits of any script; punctuation is
+    dropped.
 
-    Apostrophes join ("men's" -> "mens"), any other punctuation separates ("t-shirt" -> "t", "shirt").
+    Apostrophes join ("men's" -> "mens"), any other punctuation separates ("t-shirt" -> "t",
+    "shirt").
     """
     normalised = _APOSTROPHES.sub("", _normalise(text))
     if normalised.isascii():
@@ -67,17 +76,23 @@ def _read_lines(path: Path) -> list[str]:
 
 
 class WordTokenizer:
-    """Known words to ids; needs only numpy and the standard library. `vocabulary[0]` is the padding ""."""
+    """Known words to ids; needs only numpy and the standard library. `vocabulary[0]` is the padding
+    "".
+    """
 
     def __init__(self, vocabulary: Sequence[str]):
         self.vocabulary: Sequence[str] = list(vocabulary)
         if not self.vocabulary or self.vocabulary[0] != "":
-            raise ValueError(f"vocabulary starts with {list(self.vocabulary[:1])}, wanted the padding '' as entry 0")
+            raise ValueError(
+                f"vocabulary starts with {list(self.vocabulary[:1])}, wanted the padding '' as entry 0"
+            )
         self._ids = {word: i for i, word in enumerate(self.vocabulary) if i}
 
     def encode(self, text: str) -> np.ndarray:
         """int32 [number of known words] in text order; unknown words are left out."""
-        return np.array([self._ids[word] for word in words(text) if word in self._ids], dtype=np.int32)
+        return np.array(
+            [self._ids[word] for word in words(text) if word in self._ids], dtype=np.int32
+        )
 
     def save(self, folder: Path) -> None:
         """Write `words.txt`: line i is word i, the first line is empty."""
@@ -85,9 +100,11 @@ class WordTokenizer:
 
 
 class SentencePieceTokenizer:
-    """Pieces of a sentencepiece model, for scripts without spaces. Id 0 is padding, the unknown piece is left out.
+    """Pieces of a sentencepiece model, for scripts without spaces. Id 0 is padding, the unknown
+    piece is left out.
 
-    Holds the model as bytes and loads sentencepiece when first encoding: opened and pickled it can be without.
+    Holds the model as bytes and loads sentencepiece when first encoding: opened and pickled it can
+      be without.
     """
 
     def __init__(self, model: bytes, vocabulary: Sequence[str]):
@@ -125,20 +142,29 @@ def build_tokenizer(
 ) -> Tokenizer:
     """Tokenizer of the training texts.
 
-    words: of the W distinct words the floor(drop_top_share * W) most frequent and those seen under `min_count`
-    times are dropped, at most `max_vocabulary` of the rest are kept; ids follow (count descending, word).
-    sentencepiece: a unigram model of at most min(max_vocabulary, 32,000) pieces; `drop_top_share` and `min_count`
-    do not apply (its pieces are no words), `seed` chooses the sentences where there are more than two million.
-    Texts without a single word give the vocabulary [""].
+    words: of the W distinct words the floor(drop_top_share * W) most frequent and those seen under
+      `min_count` times are dropped, at most `max_vocabulary` of the rest are kept; ids follow
+      (count descending, word).
+    sentencepiece: a unigram model of at most min(max_vocabulary, 32,000) pieces; `drop_top_share`
+      and `min_count` do not apply (its pieces are no words), `seed` chooses the sentences where
+      there are more than two million. Texts without a single word give the vocabulary [""].
     """
     if not 0 <= drop_top_share < 1:
-        raise InputError(f"drop_top_share={drop_top_share}, wanted 0 <= drop_top_share < 1; the default is 0.001")
+        raise InputError(
+            f"drop_top_share={drop_top_share}, wanted 0 <= drop_top_share < 1; the default is 0.001"
+        )
     if min_count < 1 or max_vocabulary < 1:
-        raise InputError(f"min_count={min_count}, max_vocabulary={max_vocabulary}, wanted both at least 1")
+        raise InputError(
+            f"min_count={min_count}, max_vocabulary={max_vocabulary}, wanted both at least 1"
+        )
     if kind == "words":
         counts = Counter(itertools.chain.from_iterable(map(words, texts)))
         ordered = sorted(counts, key=lambda word: (-counts[word], word))
-        kept = [word for word in ordered[int(drop_top_share * len(ordered)) :] if counts[word] >= min_count]
+        kept = [
+            word
+            for word in ordered[int(drop_top_share * len(ordered)) :]
+            if counts[word] >= min_count
+        ]
         return WordTokenizer(["", *kept[:max_vocabulary]])
     if kind == "sentencepiece":
         return _build_sentencepiece(texts, max_vocabulary, seed)
@@ -186,12 +212,18 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if (folder / WORDS_FILE).exists():
         return WordTokenizer(_read_lines(folder / WORDS_FILE))
     if (folder / SENTENCEPIECE_FILE).exists():
-        return SentencePieceTokenizer((folder / SENTENCEPIECE_FILE).read_bytes(), _read_lines(folder / PIECES_FILE))
-    raise InputError(f"no tokenizer in {folder}: wanted {WORDS_FILE} or {SENTENCEPIECE_FILE}; import again")
+        return SentencePieceTokenizer(
+            (folder / SENTENCEPIECE_FILE).read_bytes(), _read_lines(folder / PIECES_FILE)
+        )
+    raise InputError(
+        f"no tokenizer in {folder}: wanted {WORDS_FILE} or {SENTENCEPIECE_FILE}; import again"
+    )
 
 
 def _forms(word: str) -> set[str]:
-    """The word and what it may be the plural of: two words are the same article when their forms meet."""
+    """The word and what it may be the plural of: two words are the same article when their forms
+    meet.
+    """
     forms = {word}
     if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
         forms.add(word[:-1])
@@ -205,10 +237,12 @@ def _forms(word: str) -> set[str]:
 
 
 def mask_words(title: str, label_text: str) -> str:
-    """The title's words, in order and normalised, without those that occur in `label_text` (SKU and category).
+    """The title's words, in order and normalised, without those that occur in `label_text` (SKU and
+    category).
 
-    Singular and plural are one word ("dresses", "dress"), and so are a word and its split or hyphenated spelling
-    ("tshirts", "T-shirt"). In scripts without spaces the label's words are also cut out of longer runs.
+    Singular and plural are one word ("dresses", "dress"), and so are a word and its split or
+    hyphenated spelling ("tshirts", "T-shirt"). In scripts without spaces the label's words are also
+    cut out of longer runs.
     """
     label = words(label_text)
     joined = [a + b for a, b in itertools.pairwise(label)]

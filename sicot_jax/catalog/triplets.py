@@ -1,8 +1,11 @@
-"""Learning from clicks: batches made of triplets (query photo, photo of what was clicked, photo of what was not).
+"""Learning from clicks: batches made of triplets (query photo, photo of what was clicked, photo of
+what was not).
 
-The losses compare the photos of a batch by their labels. So a query photo is a training record with the label of the product
-that was clicked, and what was shown and not clicked lies in the same batch: `losses.triplet_loss`, `losses.told_outside` and
-the classifier see it as they see any photo. Triplets are drawn in proportion to their weights, so no loss needs to know these.
+The losses compare the photos of a batch by their labels. So a query photo is a training record with
+the label of the product
+that was clicked, and what was shown and not clicked lies in the same batch: `losses.triplet_loss`,
+  `losses.told_outside` and the classifier see it as they see any photo. Triplets are drawn in
+  proportion to their weights, so no loss needs to know these.
 """
 
 from __future__ import annotations
@@ -29,10 +32,11 @@ _WANTED = "wanted the Parquet file of `sicot events triplets`"
 
 @dataclasses.dataclass
 class WithQueries:
-    """The training split, and behind its N records those of queries: a photo with the label of a product that was clicked.
+    """The training split, and behind its N records those of queries: a photo with the label of a
+    product that was clicked.
 
-    sources: of record N + i: the name of a file in `folder`, or the record of the split whose photo it is. A query has no title
-    and no known box.
+    sources: of record N + i: the name of a file in `folder`, or the record of the split whose photo
+      it is. A query has no title and no known box.
     """
 
     split: Split
@@ -93,7 +97,10 @@ class Clicks:
     def summary(self) -> str:
         """One line."""
         first = len(self.split.split)
-        photos = {q if q < first else self.split.sources[q - first] for q in np.unique(self.query).tolist()}
+        photos = {
+            q if q < first else self.split.sources[q - first]
+            for q in np.unique(self.query).tolist()
+        }
         return f"{len(self.query):,} of {self.rows:,} triplets, query photos: {len(photos):,}{_told(self.left_out)}"
 
     @property
@@ -106,8 +113,8 @@ class Clicks:
 
 
 def open_clicks(data: DataConfig, catalog: Catalog) -> Clicks:
-    """The triplets of `data.triplets` whose products have training photos and whose query photo is there: a file in
-    `data.queries` (`events.photos`), else the training photo of that image_id.
+    """The triplets of `data.triplets` whose products have training photos and whose query photo is
+    there: a file in `data.queries` (`events.photos`), else the training photo of that image_id.
 
     InputError: no such file, another one, or no triplet that can be used.
     """
@@ -121,15 +128,23 @@ def open_clicks(data: DataConfig, catalog: Catalog) -> Clicks:
     number, sources = _sources(table, Path(data.queries) if data.queries else None, split)
 
     photos = np.bincount(split.labels, minlength=len(class_of))
-    own = np.array([split.labels[s] if isinstance(s, int) else -1 for s in sources] + [-1], np.int32)[number]
+    own = np.array(
+        [split.labels[s] if isinstance(s, int) else -1 for s in sources] + [-1], np.int32
+    )[number]
     unknown = (clicked < 0) | (not_clicked < 0)
     left = np.ones(len(weight), bool)
     left_out = {}
     for reason, wrong in (
         ("of a product that the catalogue has not", unknown),
-        ("of a product without a training photo", (photos[clicked] == 0) | (photos[not_clicked] == 0)),
+        (
+            "of a product without a training photo",
+            (photos[clicked] == 0) | (photos[not_clicked] == 0),
+        ),
         ("whose query photo is gone", number < 0),
-        ("whose query photo is all that the clicked product has", (own == clicked) & (photos[clicked] == 1)),
+        (
+            "whose query photo is all that the clicked product has",
+            (own == clicked) & (photos[clicked] == 1),
+        ),
         ("whose query photo shows what was not clicked", own == not_clicked),
         ("of one product twice", clicked == not_clicked),
         ("of weight 0", weight == 0),
@@ -143,7 +158,9 @@ def open_clicks(data: DataConfig, catalog: Catalog) -> Clicks:
             "catalogue's events, and data.queries with their photos"
         )
     used = number[left], clicked[left], not_clicked[left], weight[left]
-    return _joined(split, Path(data.queries), sources, catalog.classes.sku, used, len(left), left_out)
+    return _joined(
+        split, Path(data.queries), sources, catalog.classes.sku, used, len(left), left_out
+    )
 
 
 def _told(left_out: dict[str, int]) -> str:
@@ -165,11 +182,21 @@ def _read(path: Path) -> dict[str, Any]:
             table = file.read(columns=list(COLUMNS))
         columns: dict[str, Any] = {"weight": table["weight"].cast(pa.float64()).to_numpy()}
         for name in COLUMNS[:-1]:
-            texts = table[name].cast(pa.large_string()).fill_null("").combine_chunks().dictionary_encode()
+            texts = (
+                table[name]
+                .cast(pa.large_string())
+                .fill_null("")
+                .combine_chunks()
+                .dictionary_encode()
+            )
             columns[name] = texts.dictionary.to_pylist(), texts.indices.to_numpy().astype(np.int64)
         return columns
     except (OSError, pa.ArrowException) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0][:120]
+        why = (
+            error.strerror
+            if isinstance(error, OSError) and error.strerror
+            else str(error).split("\n")[0][:120]
+        )
         raise InputError(f"data.triplets={path}: {why}; {_WANTED}") from error
 
 
@@ -179,8 +206,12 @@ def _classes(column: tuple[list[str], np.ndarray], class_of: dict[str, int]) -> 
     return np.array([class_of.get(sku, -1) for sku in skus], np.int32)[which]
 
 
-def _sources(table: dict[str, Any], folder: Path | None, split: Split) -> tuple[np.ndarray, list[str | int]]:
-    """(int64 [T], -1 where there is no photo; what it counts: names of files, and records of the split)."""
+def _sources(
+    table: dict[str, Any], folder: Path | None, split: Split
+) -> tuple[np.ndarray, list[str | int]]:
+    """(int64 [T], -1 where there is no photo; what it counts: names of files, and records of the
+    split).
+    """
     (requests, request), (images, image) = table["request_id"], table["query_image_id"]
     pairs, which = np.unique(request * len(images) + image, return_inverse=True)
     find = query_photos(folder) if folder is not None else lambda *_: None
@@ -188,7 +219,10 @@ def _sources(table: dict[str, Any], folder: Path | None, split: Split) -> tuple[
     found: list[str | int | None] = [path.name if (path := find(*name)) else None for name in names]
     if None in found:  # only then: it reads every record
         record_of = {split[i]["image_id"]: i for i in reversed(range(len(split)))}
-        found = [record_of.get(name[1]) if at is None else at for name, at in zip(names, found, strict=True)]
+        found = [
+            record_of.get(name[1]) if at is None else at
+            for name, at in zip(names, found, strict=True)
+        ]
     number_of: dict[str | int, int] = {}
     numbers = [-1 if at is None else number_of.setdefault(at, len(number_of)) for at in found]
     return np.array(numbers, np.int64)[which], list(number_of)
@@ -203,7 +237,9 @@ def _joined(
     rows: int,
     left_out: dict[str, int],
 ) -> Clicks:
-    """A record for each source and class clicked with it; a record of the split that has that class stands for itself."""
+    """A record for each source and class clicked with it; a record of the split that has that class
+    stands for itself.
+    """
     number, clicked, not_clicked, weight = used
     pairs, which = np.unique(number * len(sku) + clicked, return_inverse=True)
     records = np.zeros(len(pairs), np.int64)
@@ -224,11 +260,13 @@ def _joined(
 
 @dataclasses.dataclass(frozen=True)
 class ClickSampler:
-    """Which records make the batch of a step, a pure function of (seed, step) as `sampling.Sampler`.
+    """Which records make the batch of a step, a pure function of (seed, step) as
+    `sampling.Sampler`.
 
-    Each micro-batch holds `triplets_in(micro_batch, share)` triplets (query, clicked, not clicked; one after the other), drawn
-    with probability proportional to weight, then what `ordinary` draws. Micro-batch p of P has the rows p, p + P, ... of the
-    batch (`step.make_train_step`): a triplet is never cut.
+    Each micro-batch holds `triplets_in(micro_batch, share)` triplets (query, clicked, not clicked;
+    one after the other), drawn with probability proportional to weight, then what `ordinary` draws.
+    Micro-batch p of P has the rows p, p + P, ... of the batch (`step.make_train_step`): a triplet
+    is never cut.
     """
 
     clicks: Clicks
@@ -238,7 +276,9 @@ class ClickSampler:
     share: float
 
     @classmethod
-    def make(cls, clicks: Clicks, sampler: Sampler, *, micro_batch: int, share: float) -> ClickSampler:
+    def make(
+        cls, clicks: Clicks, sampler: Sampler, *, micro_batch: int, share: float
+    ) -> ClickSampler:
         """sampler: what would draw the whole batch from the same split."""
         rest = micro_batch - 3 * triplets_in(micro_batch, share)
         ordinary = dataclasses.replace(sampler, batch_size=sampler.batch_size // micro_batch * rest)
@@ -276,7 +316,9 @@ class ClickSampler:
 
     @functools.cached_property
     def _by_class(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Training records sorted by class, the place of each there, where each class starts, how many it has."""
+        """Training records sorted by class, the place of each there, where each class starts, how
+        many it has.
+        """
         labels = self.ordinary.labels
         order = np.argsort(labels, kind="stable")
         place = np.empty_like(order)

@@ -7,15 +7,22 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-# Below this many tokens no occurrence is dropped: subsampling would leave a small catalogue hardly any pairs.
+# Below this many tokens no occurrence is dropped: subsampling would leave a small catalogue hardly
+# any pairs.
 _SUBSAMPLE_FROM = 1_000_000
 
 
 def random_word_vectors(vocabulary_size: int, width: int, seed: int) -> np.ndarray:
-    """float32 [V, E]: normal with deviation 1 / sqrt(E), so that a word has norm about 1; row 0 (padding) is zero."""
+    """float32 [V, E]: normal with deviation 1 / sqrt(E), so that a word has norm about 1; row 0
+    (padding) is zero.
+    """
     if vocabulary_size < 1 or width < 1:
-        raise ValueError(f"vocabulary_size={vocabulary_size}, width={width}, wanted both at least 1")
-    vectors = np.random.default_rng(seed).standard_normal((vocabulary_size, width), dtype=np.float32)
+        raise ValueError(
+            f"vocabulary_size={vocabulary_size}, width={width}, wanted both at least 1"
+        )
+    vectors = np.random.default_rng(seed).standard_normal(
+        (vocabulary_size, width), dtype=np.float32
+    )
     vectors /= np.float32(width) ** 0.5
     vectors[0] = 0
     return vectors
@@ -34,12 +41,17 @@ class _Sentences:
 
 
 def train_word_vectors(
-    token_ids: Sequence[np.ndarray], *, vocabulary_size: int, width: int, epochs: int = 5, seed: int = 0
+    token_ids: Sequence[np.ndarray],
+    *,
+    vocabulary_size: int,
+    width: int,
+    epochs: int = 5,
+    seed: int = 0,
 ) -> np.ndarray:
     """word2vec (skip-gram, 5 negatives) over titles: float32 [V, E], row 0 (padding) zero.
 
-    `token_ids[i]` int [number of words] holds ids in 1..V-1. Words that no title of two or more words contains keep a
-    small random start. Equal input gives equal vectors: one worker.
+    `token_ids[i]` int [number of words] holds ids in 1..V-1. Words that no title of two or more
+    words contains keep a small random start. Equal input gives equal vectors: one worker.
     """
     vectors = random_word_vectors(vocabulary_size, width, seed) * np.float32(0.1)
     lengths = [len(ids) for ids in token_ids]

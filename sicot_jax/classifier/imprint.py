@@ -1,10 +1,12 @@
 """Classifier rows for new products from their photos' embeddings, without training; numpy alone.
 
-    w = mean row + r d,  d = unit(m - g),  m = mean of a product's unit embeddings,  g = mean of m over known products,
-    r = mean over known products of (row - mean row) . d                      (at least 0), and their mean bias.
+    w = mean row + r d,  d = unit(m - g),  m = mean of a product's unit embeddings,  g = mean of m
+    over known products, r = mean over known products of (row - mean row) . d
+    (at least 0), and their mean bias.
 
-Weight imprinting (Qi et al. 2018, arXiv:1712.07136), centred and scaled: embeddings are >= 0, so that the mean direction of
-any product is near that of all photos, and a row of it alone wins nearly everywhere (docs/conversion.md).
+Weight imprinting (Qi et al. 2018, arXiv:1712.07136), centred and scaled: embeddings are >= 0, so
+that the mean direction of any product is near that of all photos, and a row of it alone wins nearly
+everywhere (docs/conversion.md).
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ class Imprint:
 
 
 def fit(means: np.ndarray, rows: np.ndarray, mean_row: np.ndarray, bias: float) -> Imprint:
-    """From known products: m [K, D] and their rows [K, D]; mean row [D] and mean bias are of all of them. K = 0: scale 0."""
+    """From known products: m [K, D] and their rows [K, D]; mean row [D] and mean bias are of all of
+    them. K = 0: scale 0.
+    """
     if not len(means):
         return Imprint(np.zeros_like(mean_row), mean_row, 0.0, bias)
     centre = means.mean(0)
@@ -46,7 +50,9 @@ def fit(means: np.ndarray, rows: np.ndarray, mean_row: np.ndarray, bias: float) 
 
 
 def mean_directions(embeddings: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Photos' embeddings [N, D] and whose they are, int [N] -> owners int [K] in order, m of each, float32 [K, D]."""
+    """Photos' embeddings [N, D] and whose they are, int [N] -> owners int [K] in order, m of each,
+    float32 [K, D].
+    """
     found, place = np.unique(owners, return_inverse=True)
     total = np.zeros((len(found), embeddings.shape[1]), np.float32)
     np.add.at(total, place, _unit(np.asarray(embeddings, np.float32)))
@@ -78,4 +84,6 @@ def load(path: Path) -> Imprint:
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), np.finfo(np.float32).tiny)
+    return rows / np.maximum(
+        np.linalg.norm(rows, axis=-1, keepdims=True), np.finfo(np.float32).tiny
+    )

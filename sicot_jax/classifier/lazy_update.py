@@ -11,21 +11,26 @@ import optax
 from sicot_jax.config import OptimConfig
 from sicot_jax.parallel import mesh
 
-CatchUp = Callable[..., dict[str, Any]]  # (rows of the classifier's state, *, missed, step) -> the same, up to date
+CatchUp = Callable[
+    ..., dict[str, Any]
+]  # (rows of the classifier's state, *, missed, step) -> the same, up to date
 
 
 def make_catch_up(config: OptimConfig, schedule: optax.Schedule) -> CatchUp:
-    """What SGD does to classifier rows in m steps without gradient, but for the movement that momentum still had in it.
+    """What SGD does to classifier rows in m steps without gradient, but for the movement that
+    momentum still had in it.
 
-    momentum * mu^m and kernel * (1 - lr * decay)^m with the learning rate of now (the schedule's times the state's
-    "learning_rate"), as Partial FC's and KNN softmax's rows are frozen while they take no part. For AdamW there is none: the
-    config refuses it with a sampled head.
+    momentum * mu^m and kernel * (1 - lr * decay)^m with the learning rate of now (the schedule's
+    times the state's "learning_rate"), as Partial FC's and KNN softmax's rows are frozen while they
+    take no part. For AdamW there is none: the config refuses it with a sampled head.
     """
     decays = config.trains("classifier/kernel")
 
     def catch_up(state: dict[str, Any], *, missed, step) -> dict[str, Any]:
         momenta, counts = mesh.split_per_class(state["opt_state"], missed.shape[0])
-        momenta = jax.tree.map(lambda m: m * (config.momentum**missed).reshape(-1, *(1,) * (m.ndim - 1)), momenta)
+        momenta = jax.tree.map(
+            lambda m: m * (config.momentum**missed).reshape(-1, *(1,) * (m.ndim - 1)), momenta
+        )
         new = {**state, "opt_state": mesh.join_per_class(momenta, counts)}
         if decays:
             rate = state["learning_rate"] * schedule(step)

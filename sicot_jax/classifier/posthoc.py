@@ -1,6 +1,7 @@
 """Long-tail remedies on a finished classifier: nothing is trained again.
 
-Each variant is another (kernel, bias) for the same embeddings, so that one pass over the photos tests all of them.
+Each variant is another (kernel, bias) for the same embeddings, so that one pass over the photos
+tests all of them.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import jax.numpy as jnp
 
 from sicot_jax.classifier.heads import Classifier
 
-Changed = Callable[[Classifier], tuple[jax.Array, jax.Array]]  # -> (kernel [C padded, D], bias [C padded])
+Changed = Callable[
+    [Classifier], tuple[jax.Array, jax.Array]
+]  # -> (kernel [C padded, D], bias [C padded])
 
 
 def adjusted(classifier: Classifier, tau: float):
-    """Logits - tau * log prior (Menon et al. 2021, eq. 9): tau 1 predicts as if classes were equally frequent.
+    """Logits - tau * log prior (Menon et al. 2021, eq. 9): tau 1 predicts as if classes were
+    equally frequent.
 
     Below 0 it goes the other way: a classifier trained with the prior inside its loss gets it back.
     """
@@ -25,12 +29,15 @@ def adjusted(classifier: Classifier, tau: float):
 
 
 def normalised(classifier: Classifier, tau: float):
-    """Rows w_c / |w_c|^tau and no bias (Kang et al. 2020, tau-normalisation): the head's rows are the longest."""
+    """Rows w_c / |w_c|^tau and no bias (Kang et al. 2020, tau-normalisation): the head's rows are
+    the longest.
+    """
     norm = jnp.sqrt(jnp.sum(jnp.square(classifier.kernel), -1, keepdims=True))
     return classifier.kernel / jnp.maximum(norm, 1e-12) ** tau, jnp.zeros_like(classifier.bias)
 
 
-# From the prior given back whole to one and a half of it taken away: the trade-off between head and tail.
+# From the prior given back whole to one and a half of it taken away: the trade-off between head and
+# tail.
 ADJUSTMENTS = (-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 NORMALISATIONS = (0.25, 0.5, 0.75, 1.0)
 

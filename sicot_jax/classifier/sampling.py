@@ -1,7 +1,9 @@
-"""Which classes take part in a step of a sampled head: places in each device's rows, chosen on that device.
+"""Which classes take part in a step of a sampled head: places in each device's rows, chosen on that
+device.
 
-Fixed sizes, so that a step compiles once: a device takes its labels' classes and a fixed number of others; slots that
-hold no class, or one that is there already, are -1. Both streams share one set.
+Fixed sizes, so that a step compiles once: a device takes its labels' classes and a fixed number of
+  others; slots that hold no class, or one that is there already, are -1. Both streams share one
+  set.
 """
 
 from __future__ import annotations
@@ -16,15 +18,20 @@ from jax.sharding import PartitionSpec as P
 from sicot_jax.classifier.sharded import cut, put, shard_start, varying
 from sicot_jax.parallel import mesh as mesh_lib
 
-GRAPH_QUERIES, GRAPH_CHUNK = 256, 32768  # rows that `class_graph` compares at a time with how many others
+GRAPH_QUERIES, GRAPH_CHUNK = (
+    256,
+    32768,
+)  # rows that `class_graph` compares at a time with how many others
 TOP_K_GROUP = 16
 
 
 def random_places(key, rows: int, count: int):
-    """int32 [count]: distinct random places in 0 .. rows - 1, -1 in about count / sqrt(rows) of them.
+    """int32 [count]: distinct random places in 0 .. rows - 1, -1 in about count / sqrt(rows) of
+    them.
 
-    The first `count` positions of a keyed permutation of a grid a x b just above `rows`: four Feistel rounds on (row,
-    column), so the cost does not depend on `rows`, unlike a draw of scores for all of them. count <= a * b.
+    The first `count` positions of a keyed permutation of a grid a x b just above `rows`: four
+    Feistel rounds on (row, column), so the cost does not depend on `rows`, unlike a draw of scores
+    for all of them. count <= a * b.
     """
     a = math.isqrt(rows - 1) + 1
     b = -(-rows // a)
@@ -53,7 +60,9 @@ def grid_size(rows: int) -> int:
 
 
 def slots(rate: float, rows: int) -> int:
-    """Slots of a device beside those of the labels: every one of its rows is taken with chance `rate`."""
+    """Slots of a device beside those of the labels: every one of its rows is taken with chance
+    `rate`.
+    """
     return round(rate * grid_size(rows))
 
 
@@ -72,7 +81,8 @@ def without(places, ordered):
 
 
 def uniform_classes(key, label, *, num_rows: int, rate: float):
-    """The labels' classes, and every other class with the same chance `rate` (after Partial FC, An et al. 2021).
+    """The labels' classes, and every other class with the same chance `rate` (after Partial FC, An
+    et al. 2021).
 
     Args:
       key: of this step, the same on all devices.
@@ -96,10 +106,12 @@ def uniform_classes(key, label, *, num_rows: int, rate: float):
 
 
 def neighbour_classes(key, label, neighbours, *, rate: float):
-    """The labels' classes and their nearest ones, up to a fixed number a device (KNN softmax, Song et al. 2020).
+    """The labels' classes and their nearest ones, up to a fixed number a device (KNN softmax, Song
+    et al. 2020).
 
-    Nearest first: a device takes all classes of its own that are first neighbours of any label, then all second ones,
-    until `rate` of its rows are taken; slots that are left hold random classes.
+    Nearest first: a device takes all classes of its own that are first neighbours of any label,
+      then all second ones, until `rate` of its rows are taken; slots that are left hold random
+      classes.
 
     Args:
       neighbours: int32 [C padded, K], divided by class: class ids, nearest first (`class_graph`).
@@ -115,7 +127,9 @@ def neighbour_classes(key, label, neighbours, *, rate: float):
         # The labels' neighbours, from whichever device has them: [B, K].
         local = label - start
         here = (local >= 0) & (local < rows)
-        wanted = lax.psum(jnp.where(here[:, None], neighbours[jnp.where(here, local, 0)], 0), mesh_lib.AXES)
+        wanted = lax.psum(
+            jnp.where(here[:, None], neighbours[jnp.where(here, local, 0)], 0), mesh_lib.AXES
+        )
         wanted = wanted - start
         wanted = jnp.where((wanted >= 0) & (wanted < rows), wanted, rows)  # out of bounds: dropped
         rank = varying(jnp.full(rows, width))  # best rank of each row as a neighbour of any label
@@ -127,43 +141,55 @@ def neighbour_classes(key, label, neighbours, *, rate: float):
         nearest = jnp.nonzero(rank < last, size=free, fill_value=-1)[0].astype(jnp.int32)
         others = without(random_places(key, rows, free), own)
         new = (others >= 0) & (rank[others] >= last)
-        slot = jnp.where(new, jnp.sum(nearest >= 0) + jnp.cumsum(new) - 1, free)  # after the nearest; -> nowhere
-        return jnp.concatenate([jnp.where(own < rows, own, -1), nearest.at[slot].set(others, mode="drop")])
+        slot = jnp.where(
+            new, jnp.sum(nearest >= 0) + jnp.cumsum(new) - 1, free
+        )  # after the nearest; -> nowhere
+        return jnp.concatenate(
+            [jnp.where(own < rows, own, -1), nearest.at[slot].set(others, mode="drop")]
+        )
 
-    return jax.shard_map(shard, in_specs=(P(), P(None), mesh_lib.CLASS_ROWS), out_specs=mesh_lib.CLASS)(
-        key, mesh_lib.replicate(label), neighbours
-    )
+    return jax.shard_map(
+        shard, in_specs=(P(), P(None), mesh_lib.CLASS_ROWS), out_specs=mesh_lib.CLASS
+    )(key, mesh_lib.replicate(label), neighbours)
 
 
 def top_k(x, k: int):
-    """`lax.top_k` of long rows in less time: [R, N] -> values, places [R, k], largest first; ties in any order.
+    """`lax.top_k` of long rows in less time: [R, N] -> values, places [R, k], largest first; ties
+    in any order.
 
-    The k largest lie in the k groups of TOP_K_GROUP with the largest maxima, since a group left out has k maxima no
-    smaller than its own; so only their entries are sorted. Groups are strided: their maxima are those of whole vectors.
+    The k largest lie in the k groups of TOP_K_GROUP with the largest maxima, since a group left out
+    has k maxima no smaller than its own; so only their entries are sorted. Groups are strided:
+    their maxima are those of whole vectors.
     """
     rows, width = x.shape
     groups, rest = divmod(width, TOP_K_GROUP)
     if rest or groups <= k:
         return lax.top_k(x, k)
     _, best = lax.top_k(jnp.max(x.reshape(rows, TOP_K_GROUP, groups), 1), k)
-    places = (best[:, None, :] + groups * jnp.arange(TOP_K_GROUP)[:, None]).reshape(rows, k * TOP_K_GROUP)
+    places = (best[:, None, :] + groups * jnp.arange(TOP_K_GROUP)[:, None]).reshape(
+        rows, k * TOP_K_GROUP
+    )
     values, where = lax.top_k(jnp.take_along_axis(x, places, -1), k)
     return values, jnp.take_along_axis(places, where, -1)
 
 
 def equal_chunks(rows: int, chunk: int) -> int:
-    """Size of the chunks of `over_equal_chunks`: up to `chunk` and a few; whole groups of `top_k`, where there are any.
+    """Size of the chunks of `over_equal_chunks`: up to `chunk` and a few; whole groups of `top_k`,
+    where there are any.
 
-    Two or more, though one could do: one that is no whole number of groups could not, and memory would depend on that.
+    Two or more, though one could do: one that is no whole number of groups could not, and memory
+      would depend on that.
     """
     number = max(2, -(-rows // chunk))
     return min(rows, -(-rows // (number * TOP_K_GROUP)) * TOP_K_GROUP)
 
 
 def over_equal_chunks(function, carry, rows: int, chunk: int):
-    """`carry = function(carry, first, size, seen)` for all rows, in chunks of one size: the last one ends with the rows.
+    """`carry = function(carry, first, size, seen)` for all rows, in chunks of one size: the last
+    one ends with the rows.
 
-    seen: bool [size], those that an earlier chunk had. One body, so one set of buffers, unlike a loop and what is left.
+    seen: bool [size], those that an earlier chunk had. One body, so one set of buffers, unlike a
+      loop and what is left.
     """
     size = equal_chunks(rows, chunk)
 
@@ -175,17 +201,27 @@ def over_equal_chunks(function, carry, rows: int, chunk: int):
 
 
 def class_graph(
-    kernel, *, num_classes: int, k: int, queries: int = GRAPH_QUERIES, chunk: int = GRAPH_CHUNK, dtype=jnp.float32
+    kernel,
+    *,
+    num_classes: int,
+    k: int,
+    queries: int = GRAPH_QUERIES,
+    chunk: int = GRAPH_CHUNK,
+    dtype=jnp.float32,
 ):
-    """Each class's k nearest other classes by the cosine of their rows, exact (Song et al. 2020, section on the graph).
+    """Each class's k nearest other classes by the cosine of their rows, exact (Song et al. 2020,
+    section on the graph).
 
-    Every device keeps the running top-k of its own rows while the blocks of rows are passed round the devices, so that
-    no device ever holds more than two blocks beside its rows: the one compared with, the next one. One device holds none.
+    Every device keeps the running top-k of its own rows while the blocks of rows are passed round
+    the devices, so that
+    no device ever holds more than two blocks beside its rows: the one compared with, the next one.
+      One device holds none.
 
     Args:
       kernel: float32 [C padded, D], divided by class.
       k: less than the number of classes.
-      queries, chunk: rows compared at a time, with how many others: queries x chunk cosines are held. Few against many:
+      queries, chunk: rows compared at a time, with how many others: queries x chunk cosines are
+        held. Few against many:
         choosing the k largest costs less of long rows.
 
     Returns: int32 [C padded, k], divided by class, nearest first; ties in any order.
@@ -197,26 +233,43 @@ def class_graph(
         devices = lax.axis_size(mesh_lib.AXES)
 
         def unit(x):
-            return (x * lax.rsqrt(jnp.maximum(jnp.sum(x**2, -1, keepdims=True), 1e-30))).astype(dtype)
+            return (x * lax.rsqrt(jnp.maximum(jnp.sum(x**2, -1, keepdims=True), 1e-30))).astype(
+                dtype
+            )
 
         def own(first, size):  # normalised when it is needed, so that no copy of the rows is held
             return unit(cut(kernel, first, size))
 
         def compare(block, block_start, best):
-            """`best` (values, ids [rows, k]) after the rows of a block, a function (first, size) -> unit rows."""
+            """`best` (values, ids [rows, k]) after the rows of a block, a function (first, size) ->
+            unit rows.
+            """
 
             def others(best, first, size, seen):
                 other_rows, other_id = block(first, size), block_start + first + jnp.arange(size)
                 no_other = seen | (other_id >= num_classes)
 
                 def some(best, first, size, seen):
-                    cosine = jnp.einsum("qd,nd->qn", own(first, size), other_rows, preferred_element_type=jnp.float32)
-                    wrong = (other_id == (start + first + jnp.arange(size))[:, None]) | no_other | seen[:, None]
+                    cosine = jnp.einsum(
+                        "qd,nd->qn",
+                        own(first, size),
+                        other_rows,
+                        preferred_element_type=jnp.float32,
+                    )
+                    wrong = (
+                        (other_id == (start + first + jnp.arange(size))[:, None])
+                        | no_other
+                        | seen[:, None]
+                    )
                     found, where = top_k(jnp.where(wrong, -jnp.inf, cosine), min(k, other_id.size))
                     values, ids = (cut(x, first, size) for x in best)
                     values, where_of_both = lax.top_k(jnp.concatenate([values, found], -1), k)
-                    ids = jnp.take_along_axis(jnp.concatenate([ids, other_id[where]], -1), where_of_both, -1)
-                    return tuple(put(x, part, first) for x, part in zip(best, (values, ids), strict=True))
+                    ids = jnp.take_along_axis(
+                        jnp.concatenate([ids, other_id[where]], -1), where_of_both, -1
+                    )
+                    return tuple(
+                        put(x, part, first) for x, part in zip(best, (values, ids), strict=True)
+                    )
 
                 return over_equal_chunks(some, best, rows, queries)
 
@@ -224,7 +277,9 @@ def class_graph(
 
         def next_block(i, carry):
             block, best = carry
-            block = lax.ppermute(block, mesh_lib.AXES, [(d, (d - 1) % devices) for d in range(devices)])
+            block = lax.ppermute(
+                block, mesh_lib.AXES, [(d, (d - 1) % devices) for d in range(devices)]
+            )
             owner = (lax.axis_index(mesh_lib.AXES) + i) % devices
             return block, compare(lambda first, size: cut(block, first, size), owner * rows, best)
 
@@ -234,4 +289,6 @@ def class_graph(
             _, best = lax.fori_loop(1, devices, next_block, (unit(kernel), best))
         return best[1]
 
-    return jax.shard_map(shard, in_specs=(mesh_lib.CLASS_ROWS,), out_specs=mesh_lib.CLASS_ROWS)(kernel)
+    return jax.shard_map(shard, in_specs=(mesh_lib.CLASS_ROWS,), out_specs=mesh_lib.CLASS_ROWS)(
+        kernel
+    )

@@ -1,13 +1,16 @@
-"""The co-training loss and the classifier's update over classes divided among all devices, streaming.
+"""The co-training loss and the classifier's update over classes divided among all devices,
+streaming.
 
-Each device owns rows [C / devices, D] and runs through them (or through those that take part) in chunks, twice. First
-pass: a running maximum and sum of exponentials for each embedding. Second pass: the chunk's probabilities (computed
-again, or from kept logits), its gradient, and at once its update, so that no gradient of the size of the kernel ever
-exists. Visual and mixed embeddings are stacked: one product with a chunk serves both. An optimizer that wants norms of
-the whole gradient (LARS) costs a pass between the two: logits and gradient of each chunk once more, for two sums.
+Each device owns rows [C / devices, D] and runs through them (or through those that take part) in
+chunks, twice. First
+pass: a running maximum and sum of exponentials for each embedding. Second pass: the chunk's
+  probabilities (computed again, or from kept logits), its gradient, and at once its update, so that
+  no gradient of the size of the kernel ever exists. Visual and mixed embeddings are stacked: one
+  product with a chunk serves both. An optimizer that wants norms of the whole gradient (LARS) costs
+  a pass between the two: logits and gradient of each chunk once more, for two sums.
 
-Across devices travel the embeddings [S * B, D], their gradient, and vectors of length S * B; nothing that grows with
-the number of classes. `losses.py` is the reference.
+Across devices travel the embeddings [S * B, D], their gradient, and vectors of length S * B;
+nothing that grows with the number of classes. `losses.py` is the reference.
 """
 
 from __future__ import annotations
@@ -24,12 +27,16 @@ from jax.sharding import PartitionSpec as P
 from sicot_jax.classifier.trust_ratio import TrustRatio
 from sicot_jax.parallel import mesh as mesh_lib
 
-MASKED = -1e30  # the logit of a padding class: finite, so that a shard of nothing but padding makes no inf - inf
+MASKED = (
+    -1e30
+)  # the logit of a padding class: finite, so that a shard of nothing but padding makes no inf - inf
 
-# The classifier's trained arrays, {"kernel": [C, D], "bias": [C], "opt_state": ...}, rows divided over all devices; a
-# sampled head keeps more there.
+# The classifier's trained arrays, {"kernel": [C, D], "bias": [C], "opt_state": ...}, rows divided
+# over all devices; a sampled head keeps more there.
 State = dict[str, Any]
-Update = Callable[..., State]  # (gradient of kernel and bias, state) of some rows [, trust_ratio=scalar] -> new state
+Update = Callable[
+    ..., State
+]  # (gradient of kernel and bias, state) of some rows [, trust_ratio=scalar] -> new state
 
 
 def shard_start(rows: int):
@@ -39,7 +46,9 @@ def shard_start(rows: int):
 
 def products(kernel, rows, dtype):
     """kernel @ rows^T with inputs in `dtype` and float32 sums: [n, D], [R, D] -> [n, R]."""
-    return jnp.einsum("nd,rd->nr", kernel.astype(dtype), rows.astype(dtype), preferred_element_type=jnp.float32)
+    return jnp.einsum(
+        "nd,rd->nr", kernel.astype(dtype), rows.astype(dtype), preferred_element_type=jnp.float32
+    )
 
 
 def cut(x, first, size: int):
@@ -53,7 +62,9 @@ def put(x, part, first):
 
 
 def over_chunks(function, carry, rows: int, chunk: int):
-    """`carry = function(carry, first, size)` for all rows, `chunk` at a time: a loop, then what is left over."""
+    """`carry = function(carry, first, size)` for all rows, `chunk` at a time: a loop, then what is
+    left over.
+    """
     size = min(chunk, rows)
     whole, rest = divmod(rows, size)
     carry = lax.fori_loop(0, whole, lambda i, carry: function(carry, i * size, size), carry)
@@ -66,7 +77,9 @@ def varying(x):
 
 
 def running_log_sum(state, logits):
-    """One chunk more for a running log-sum-exp: state (maximum [R], sum of exp(logit - maximum) [R]), logits [n, R]."""
+    """One chunk more for a running log-sum-exp: state (maximum [R], sum of exp(logit - maximum)
+    [R]), logits [n, R].
+    """
     highest, total = state
     new = jnp.maximum(highest, jnp.max(logits, 0))
     return new, total * jnp.exp(highest - new) + jnp.sum(jnp.exp(logits - new), 0)
@@ -77,7 +90,9 @@ def start_log_sum(rows: int):
 
 
 def log_sum_over_devices(state):
-    """The log-sum-exp of all devices' classes from each one's running state: [R], equal on all devices."""
+    """The log-sum-exp of all devices' classes from each one's running state: [R], equal on all
+    devices.
+    """
     highest, total = state
     top = lax.pmax(highest, mesh_lib.AXES)
     return jnp.log(lax.psum(total * jnp.exp(highest - top), mesh_lib.AXES)) + top
@@ -85,7 +100,9 @@ def log_sum_over_devices(state):
 
 @dataclasses.dataclass(frozen=True)
 class Taking:
-    """The rows of a device that take part: all in order, or those at `active` (int32 [A], -1 for an empty slot)."""
+    """The rows of a device that take part: all in order, or those at `active` (int32 [A], -1 for an
+    empty slot).
+    """
 
     shard_rows: int
     num_classes: int
@@ -116,8 +133,12 @@ class Taking:
         if self.active is None:
             return jax.tree.map(lambda x, new: put(x, new, first), tree, part)
         places = self._places(first, size)
-        places = jnp.where(places < 0, self.shard_rows + jnp.arange(size), places)  # out of bounds, and each once
-        return jax.tree.map(lambda x, new: x.at[places].set(new, mode="drop", unique_indices=True), tree, part)
+        places = jnp.where(
+            places < 0, self.shard_rows + jnp.arange(size), places
+        )  # out of bounds, and each once
+        return jax.tree.map(
+            lambda x, new: x.at[places].set(new, mode="drop", unique_indices=True), tree, part
+        )
 
 
 def offset(bias, log_prior, classes, tau: float):
@@ -126,19 +147,25 @@ def offset(bias, log_prior, classes, tau: float):
 
 
 def _packed(logits, dtype):
-    """Logits to be kept; 16-bit ones as integers, since XLA on CPU widens an array of bfloat16 whole to write a slice."""
+    """Logits to be kept; 16-bit ones as integers, since XLA on CPU widens an array of bfloat16
+    whole to write a slice.
+    """
     logits = logits.astype(dtype)
     return lax.bitcast_convert_type(logits, jnp.uint16) if logits.itemsize == 2 else logits
 
 
 def _unpacked(kept, dtype):
-    return (lax.bitcast_convert_type(kept, dtype) if kept.dtype == jnp.uint16 else kept).astype(jnp.float32)
+    return (lax.bitcast_convert_type(kept, dtype) if kept.dtype == jnp.uint16 else kept).astype(
+        jnp.float32
+    )
 
 
 def normal_rows(key, rows: int, *, num_classes: int, width: int, scale: float, chunk: int = 4096):
-    """float32 [rows, D] divided by class: row c ~ N(0, scale^2) drawn from fold_in(key, c), zero from `num_classes` on.
+    """float32 [rows, D] divided by class: row c ~ N(0, scale^2) drawn from fold_in(key, c), zero
+    from `num_classes` on.
 
-    A chunk at a time: the random bits of a whole kernel would need as much memory again, twice over.
+    A chunk at a time: the random bits of a whole kernel would need as much memory again, twice
+      over.
     """
 
     def shard(key, like):
@@ -146,13 +173,17 @@ def normal_rows(key, rows: int, *, num_classes: int, width: int, scale: float, c
 
         def draw(kernel, first, size):
             own = start + first + jnp.arange(size)
-            numbers = jax.vmap(lambda c: jax.random.normal(jax.random.fold_in(key, c), (width,)))(own)
+            numbers = jax.vmap(lambda c: jax.random.normal(jax.random.fold_in(key, c), (width,)))(
+                own
+            )
             return put(kernel, jnp.where(own[:, None] < num_classes, scale * numbers, 0.0), first)
 
         return over_chunks(draw, varying(jnp.zeros((like.shape[0], width))), like.shape[0], chunk)
 
     like = jnp.zeros(rows, out_sharding=mesh_lib.CLASS)
-    return jax.shard_map(shard, in_specs=(P(), mesh_lib.CLASS), out_specs=mesh_lib.CLASS_ROWS)(key, like)
+    return jax.shard_map(shard, in_specs=(P(), mesh_lib.CLASS), out_specs=mesh_lib.CLASS_ROWS)(
+        key, like
+    )
 
 
 def loss_and_update(
@@ -175,30 +206,37 @@ def loss_and_update(
 ):
     """`losses.co_training_loss`, its gradient for the embeddings, and the updated classifier.
 
-    For logits z_rc = x_r . w_c + offset_c of row r (one stream's embedding of one photo) and
-    g_rc = softmax(z_r)_c - q_rc with the target q_rc = (1 - smoothing) [c = y_r] + smoothing / C:
-    dL/dx_r = a_r sum_c g_rc w_c and dL/dw_c = sum_r g_rc a_r x_r, with a_r the weight of the stream over B.
-    Over all classes, exactly (no small probability is dropped), or over the active ones.
-    Where the loss is not finite nothing is updated.
+    For logits z_rc = x_r . w_c + offset_c of row r (one stream's embedding of one photo) and g_rc =
+    softmax(z_r)_c - q_rc with the target q_rc = (1 - smoothing) [c = y_r] + smoothing / C: dL/dx_r
+    = a_r sum_c g_rc w_c and dL/dw_c = sum_r g_rc a_r x_r, with a_r the weight of the stream over B.
+    Over all classes, exactly (no small probability is dropped), or over the active ones. Where the
+    loss is not finite nothing is updated.
 
     Args:
       embeddings: stream -> float32 [B, D], divided by batch, or on all devices already.
       label: int32 [B], divided by batch.
       state, log_prior: the classifier, rows divided over all devices; the state is to be donated.
-      weights: stream -> w, numbers or scalars that all devices have; only the streams named here count.
+      weights: stream -> w, numbers or scalars that all devices have; only the streams named here
+        count.
       update: applied chunk by chunk to the state's entries of those rows.
       num_classes: rows beyond it are padding: no probability, no gradient.
-      tau: logit adjustment, see `losses.class_offset`; smoothing: see `losses.cross_entropy`; over all classes alone.
+      tau: logit adjustment, see `losses.class_offset`; smoothing: see `losses.cross_entropy`; over
+        all classes alone.
       dtype: of the products' inputs; sums, softmax and update are float32.
-      chunk: classes at a time on a device; temporary memory is a few times chunk * (S * B + D) numbers.
-      keep_logits: dtype in which all logits [C / devices, S * B] stay for the second pass; None computes them again.
-      active: int32 [devices * A], divided: places (in its own rows) of the classes that a device takes, -1 for none.
+      chunk: classes at a time on a device; temporary memory is a few times chunk * (S * B + D)
+        numbers.
+      keep_logits: dtype in which all logits [C / devices, S * B] stay for the second pass; None
+        computes them again.
+      active: int32 [devices * A], divided: places (in its own rows) of the classes that a device
+        takes, -1 for none.
         The labels' classes must be among them, and none twice.
       fresh: brings rows up to date before they are used.
-      trust_ratio: of LARS, of the whole kernel: found in a pass of its own, and given to `update` as `trust_ratio`. Two
+      trust_ratio: of LARS, of the whole kernel: found in a pass of its own, and given to `update`
+        as `trust_ratio`. Two
         products more, or one with `keep_logits`; across devices goes one vector of two numbers.
 
-    Returns: losses ("total", and each stream's mean cross-entropy), cotangents stream -> [B, D], new state.
+    Returns: losses ("total", and each stream's mean cross-entropy), cotangents stream -> [B, D],
+      new state.
     """
     streams = tuple(weights)
     stacked = mesh_lib.replicate(jnp.stack([embeddings[stream] for stream in streams]))  # [S, B, D]
@@ -226,7 +264,9 @@ def loss_and_update(
             if kept is not None:
                 kept = put(kept, _packed(logits, keep_logits), first)
             if smoothing:
-                logit_sum += jnp.sum(jnp.where(taking.classes(first, size)[:, None] >= 0, logits, 0.0), 0)
+                logit_sum += jnp.sum(
+                    jnp.where(taking.classes(first, size)[:, None] >= 0, logits, 0.0), 0
+                )
             return running_log_sum(sums, logits), logit_sum, kept
 
         kept = None
@@ -247,7 +287,11 @@ def loss_and_update(
 
         def pull_of(part, first, size):
             """g_rc of a chunk: [n, R]."""
-            logits = logits_of(part, first, size) if kept is None else _unpacked(cut(kept, first, size), keep_logits)
+            logits = (
+                logits_of(part, first, size)
+                if kept is None
+                else _unpacked(cut(kept, first, size), keep_logits)
+            )
             classes = taking.classes(first, size)[:, None]
             target = (1 - smoothing) * (classes == labels)
             if smoothing:
@@ -275,15 +319,21 @@ def loss_and_update(
             pull = pull_of(part, first, size)
             narrow = pull.astype(dtype)
             cotangent += jnp.einsum(
-                "nr,nd->rd", narrow, part["kernel"].astype(dtype), preferred_element_type=jnp.float32
+                "nr,nd->rd",
+                narrow,
+                part["kernel"].astype(dtype),
+                preferred_element_type=jnp.float32,
             )
             gradient = {
                 "kernel": kernel_gradient(narrow),
                 "bias": jnp.sum(pull * factor, 1),
             }
-            # The branch is more than a guard: without it XLA fuses the reads of one array with the writes of another and
-            # then copies both whole for every chunk (CPU, jax 0.10: 20 x the time).
-            new = lax.cond(jnp.isfinite(total), lambda: update(gradient, part, **scaling), lambda: stale)
+            # The branch is more than a guard: without it XLA fuses the reads of one array with the
+            # writes of another and then copies both whole for every chunk (CPU, jax 0.10: 20 x the
+            # time).
+            new = lax.cond(
+                jnp.isfinite(total), lambda: update(gradient, part, **scaling), lambda: stale
+            )
             new, new_shared = mesh_lib.split_per_class(new, size)
             return taking.write(per_class, new, first, size), new_shared, cotangent
 
@@ -296,7 +346,14 @@ def loss_and_update(
     by_batch = P(None, *mesh_lib.batch_spec(2))
     losses, cotangents, state = jax.shard_map(
         shard,
-        in_specs=(P(None, None, None), P(None), P(None), state_specs, mesh_lib.CLASS, mesh_lib.CLASS),
+        in_specs=(
+            P(None, None, None),
+            P(None),
+            P(None),
+            state_specs,
+            mesh_lib.CLASS,
+            mesh_lib.CLASS,
+        ),
         out_specs=(P(None), by_batch, state_specs),
     )(stacked, factors, label, state, log_prior, active)
     by_stream = {stream: losses[i] for i, stream in enumerate(streams)}
@@ -304,8 +361,12 @@ def loss_and_update(
     return {"total": jnp.sum(losses * factors), **by_stream}, cotangent_of, state
 
 
-def label_logits(stacked, label, state: State, log_prior, *, tau: float = 0.0, dtype, fresh=lambda state: state):
-    """Each row's logit of its own class, from the device that has it: [S, B, D], int [B] -> [S, B], equal on all devices."""
+def label_logits(
+    stacked, label, state: State, log_prior, *, tau: float = 0.0, dtype, fresh=lambda state: state
+):
+    """Each row's logit of its own class, from the device that has it: [S, B, D], int [B] -> [S, B],
+    equal on all devices.
+    """
     shard_rows = log_prior.shape[0]
     local = label - shard_start(shard_rows)
     here = (local >= 0) & (local < shard_rows)
@@ -313,17 +374,30 @@ def label_logits(stacked, label, state: State, log_prior, *, tau: float = 0.0, d
     per_class, shared = mesh_lib.split_per_class(state, shard_rows)
     own = fresh(mesh_lib.join_per_class(taking.read(per_class, 0, len(label)), shared))
     logits = jnp.einsum(
-        "sbd,bd->sb", stacked.astype(dtype), own["kernel"].astype(dtype), preferred_element_type=jnp.float32
+        "sbd,bd->sb",
+        stacked.astype(dtype),
+        own["kernel"].astype(dtype),
+        preferred_element_type=jnp.float32,
     )
     added = offset(own["bias"], taking.read(log_prior, 0, len(label)), label, tau)
     return lax.psum(jnp.where(here, logits + added, 0.0), mesh_lib.AXES)
 
 
-def log_prob_top_k(embedding, kernel, bias, label, *, k: int, num_classes: int, chunk: int = 16384, dtype=jnp.float32):
+def log_prob_top_k(
+    embedding,
+    kernel,
+    bias,
+    label,
+    *,
+    k: int,
+    num_classes: int,
+    chunk: int = 16384,
+    dtype=jnp.float32,
+):
     """Exact top-k over classes divided over all devices, streaming: never an array of [B, C].
 
-    Every device runs through its rows in chunks with a running top-k and a running log-sum-exp; then only k candidates
-    per device meet. Ties go to the lower class id, as in `lax.top_k`.
+    Every device runs through its rows in chunks with a running top-k and a running log-sum-exp;
+    then only k candidates per device meet. Ties go to the lower class id, as in `lax.top_k`.
 
     Args:
       embedding: [B, D]; label: int32 [B], may be -1 (its log-probability is then meaningless).
@@ -331,7 +405,8 @@ def log_prob_top_k(embedding, kernel, bias, label, *, k: int, num_classes: int, 
       k: at most the number of classes.
       chunk: classes at a time per device; bounds the temporary memory at B * chunk.
 
-    Returns: class ids int32 [B, k], logits [B, k], log-probability of the label [B], all replicated.
+    Returns: class ids int32 [B, k], logits [B, k], log-probability of the label [B], all
+      replicated.
     """
     if k > num_classes:
         raise ValueError(f"top-k wants k={k} of num_classes={num_classes}; lower eval.top_k")
@@ -356,7 +431,9 @@ def log_prob_top_k(embedding, kernel, bias, label, *, k: int, num_classes: int, 
         classes = varying(jnp.zeros((batch, keep), jnp.int32))
         carry = values, classes, start_log_sum(batch)
         values, classes, sums = over_chunks(add_chunk, carry, shard_rows, chunk)
-        own = label_logits(embedding[None], label, {"kernel": kernel, "bias": bias}, bias, dtype=dtype)[0]
+        own = label_logits(
+            embedding[None], label, {"kernel": kernel, "bias": bias}, bias, dtype=dtype
+        )[0]
         log_prob = own - log_sum_over_devices(sums)
         values = _gather(values)
         classes = _gather(classes)
@@ -376,10 +453,12 @@ def _gather(x):
 
 
 def take_rows(rows, index):
-    """rows[index], zeros where index is -1; both divided over all devices by their leading axis, and so is what comes back.
+    """rows[index], zeros where index is -1; both divided over all devices by their leading axis,
+    and so is what comes back.
 
     Args: rows [C, D]; index int32 [N].
-    Returns: [N, D]. The rows go round the devices, each of which takes its own: it holds two devices' at a time.
+    Returns: [N, D]. The rows go round the devices, each of which takes its own: it holds two
+      devices' at a time.
     """
 
     def shard(rows, index):
@@ -391,10 +470,14 @@ def take_rows(rows, index):
             place = index - (first + i) % devices * len(rows)
             here = (place >= 0) & (place < len(rows)) & (index >= 0)
             taken = jnp.where(here[:, None], rows[jnp.clip(place, 0, len(rows) - 1)], taken)
-            return taken, lax.ppermute(rows, mesh_lib.AXES, [(d, (d - 1) % devices) for d in range(devices)])
+            return taken, lax.ppermute(
+                rows, mesh_lib.AXES, [(d, (d - 1) % devices) for d in range(devices)]
+            )
 
-        return lax.fori_loop(0, devices, turn, (varying(jnp.zeros((len(index), rows.shape[1]), rows.dtype)), rows))[0]
+        return lax.fori_loop(
+            0, devices, turn, (varying(jnp.zeros((len(index), rows.shape[1]), rows.dtype)), rows)
+        )[0]
 
-    return jax.shard_map(shard, in_specs=(mesh_lib.CLASS_ROWS, mesh_lib.CLASS), out_specs=mesh_lib.CLASS_ROWS)(
-        rows, index
-    )
+    return jax.shard_map(
+        shard, in_specs=(mesh_lib.CLASS_ROWS, mesh_lib.CLASS), out_specs=mesh_lib.CLASS_ROWS
+    )(rows, index)

@@ -18,10 +18,12 @@ from sicot_jax.config import Config
 
 
 def class_words(catalog: Catalog, config: Config, told: int) -> np.ndarray:
-    """float32 [C, told]: t_cw = mean over the class's training titles of the share of word w + 1 in the title's words.
+    """float32 [C, told]: t_cw = mean over the class's training titles of the share of word w + 1 in
+    the title's words.
 
-    Words beyond the first `told` of the vocabulary count in a title's length alone. Titles are read in the variant that the
-    config trains with (masked, shuffled). A class without a known word has a row of zeros.
+    Words beyond the first `told` of the vocabulary count in a title's length alone. Titles are read
+    in the variant that the config trains with (masked, shuffled). A class without a known word has
+    a row of zeros.
     """
     read_title, split = TitleReader(catalog, config), catalog.splits["train"]
     total = np.zeros((len(catalog.classes), told + 1), np.float32)
@@ -37,12 +39,18 @@ def class_words(catalog: Catalog, config: Config, told: int) -> np.ndarray:
 
 
 def start_word_rows(classifier: Classifier, words: np.ndarray) -> Classifier:
-    """A classifier whose rows end in the words [C, told] of their classes; padding rows end in zeros."""
+    """A classifier whose rows end in the words [C, told] of their classes; padding rows end in
+    zeros.
+    """
     kernel = classifier.kernel
     rows, width = kernel.shape
     padded = np.zeros((rows, words.shape[1]), np.float32)
     padded[: len(words)] = words
-    placed = jax.make_array_from_callback(padded.shape, kernel.sharding, lambda index: padded[index])
+    placed = jax.make_array_from_callback(
+        padded.shape, kernel.sharding, lambda index: padded[index]
+    )
     own = width - words.shape[1]
-    joined = jax.jit(lambda kernel, ends: jnp.concatenate([kernel[:, :own], ends], 1))(kernel, placed)
+    joined = jax.jit(lambda kernel, ends: jnp.concatenate([kernel[:, :own], ends], 1))(
+        kernel, placed
+    )
     return dataclasses.replace(classifier, kernel=joined)

@@ -12,7 +12,9 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     def kind(name: str, run, help: str) -> argparse.ArgumentParser:
         sub = kinds.add_parser(name, help=help, description=help, allow_abbrev=False)
         sub.set_defaults(run=run)
-        sub.add_argument("--out", type=Path, required=True, help="folder to write, which must not exist")
+        sub.add_argument(
+            "--out", type=Path, required=True, help="folder to write, which must not exist"
+        )
         return sub
 
     sub = kind("from-torch", _from_torch, "a ResNet's weights, for --config.model.init_from")
@@ -28,15 +30,25 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
 
     sub = kind("to-torch", _to_torch, "a finished run's recogniser, for plain PyTorch")
     sub.add_argument("--workdir", type=Path, required=True, help="run folder")
-    sub.add_argument("--with-text", action="store_true", help="the semantic stream and its vocabulary too")
+    sub.add_argument(
+        "--with-text", action="store_true", help="the semantic stream and its vocabulary too"
+    )
 
     sub = kind("to-onnx", _to_onnx, "a finished run's recogniser as an ONNX graph")
     sub.add_argument("--workdir", type=Path, required=True, help="run folder")
     sub.add_argument(
-        "--top-k", type=int, default=0, metavar="K", help="the K best classes inside the graph; default: logits"
+        "--top-k",
+        type=int,
+        default=0,
+        metavar="K",
+        help="the K best classes inside the graph; default: logits",
     )
 
-    sub = kind("to-stablehlo", _to_stablehlo, "a finished run's recogniser as a program for CPU, CUDA and TPU")
+    sub = kind(
+        "to-stablehlo",
+        _to_stablehlo,
+        "a finished run's recogniser as a program for CPU, CUDA and TPU",
+    )
     sub.add_argument("--workdir", type=Path, required=True, help="run folder")
 
 

@@ -11,10 +11,22 @@ def add_events_arguments(parser: argparse.ArgumentParser) -> None:
     help = "page-view logs of other systems as events of the service's schema, with a report of what was wrong"
     sub = kinds.add_parser("import", help=help, description=help, allow_abbrev=False)
     sub.set_defaults(run=_import_logs)
-    sub.add_argument("logs", type=Path, nargs="+", help="CSV, JSONL, Parquet, or the file of sicot serve --events")
-    sub.add_argument("--out", type=Path, required=True, help="folder to make, with events.parquet and report.md")
     sub.add_argument(
-        "--column", type=_pair, action="append", default=[], metavar="FIELD=COLUMN", help="a field's name in the log"
+        "logs",
+        type=Path,
+        nargs="+",
+        help="CSV, JSONL, Parquet, or the file of sicot serve --events",
+    )
+    sub.add_argument(
+        "--out", type=Path, required=True, help="folder to make, with events.parquet and report.md"
+    )
+    sub.add_argument(
+        "--column",
+        type=_pair,
+        action="append",
+        default=[],
+        metavar="FIELD=COLUMN",
+        help="a field's name in the log",
     )
     sub.add_argument(
         "--kind-word",
@@ -24,31 +36,68 @@ def add_events_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KIND=WORD",
         help="the log's word for impression, click or purchase",
     )
-    sub.add_argument("--time-unit", default="s", help="of times that are numbers: s (default), ms, us since 1970")
-    sub.add_argument("--split", default="|", help="between the SKUs of a list that is a text (default: |)")
-    sub.add_argument("--variant", default="imported", help="of logs without that column (default: imported)")
-    sub.add_argument("--max-bad-share", type=float, default=0.05, help="of rows, beyond which all is refused")
+    sub.add_argument(
+        "--time-unit", default="s", help="of times that are numbers: s (default), ms, us since 1970"
+    )
+    sub.add_argument(
+        "--split", default="|", help="between the SKUs of a list that is a text (default: |)"
+    )
+    sub.add_argument(
+        "--variant", default="imported", help="of logs without that column (default: imported)"
+    )
+    sub.add_argument(
+        "--max-bad-share", type=float, default=0.05, help="of rows, beyond which all is refused"
+    )
     _add_limits(sub)
 
     help = "what was clicked rather than what, from events, as Parquet to learn from, with a report"
     sub = kinds.add_parser("triplets", help=help, description=help, allow_abbrev=False)
     sub.set_defaults(run=_triplets)
     sub.add_argument(
-        "events", type=Path, help="Parquet, folder of sicot events import, or file of sicot serve --events"
+        "events",
+        type=Path,
+        help="Parquet, folder of sicot events import, or file of sicot serve --events",
     )
-    sub.add_argument("--out", type=Path, required=True, help="Parquet file to make; the report is beside it, as .md")
-    sub.add_argument("--views-a-day", type=int, default=200, help="lists of a visitor; beyond that he is a bot")
-    sub.add_argument("--clicks-a-day", type=int, default=100, help="likewise")
-    sub.add_argument("--click-share", type=float, default=0.5, help="of things shown on a day, from --least clicks on")
     sub.add_argument(
-        "--seconds", type=float, default=1.0, help="median between events of a day, from --least events on"
+        "--out",
+        type=Path,
+        required=True,
+        help="Parquet file to make; the report is beside it, as .md",
+    )
+    sub.add_argument(
+        "--views-a-day", type=int, default=200, help="lists of a visitor; beyond that he is a bot"
+    )
+    sub.add_argument("--clicks-a-day", type=int, default=100, help="likewise")
+    sub.add_argument(
+        "--click-share",
+        type=float,
+        default=0.5,
+        help="of things shown on a day, from --least clicks on",
+    )
+    sub.add_argument(
+        "--seconds",
+        type=float,
+        default=1.0,
+        help="median between events of a day, from --least events on",
     )
     sub.add_argument("--least", type=int, default=20, help="events that share and pace are told by")
-    sub.add_argument("--eta", type=float, help="places are looked at as r^-eta, in place of an estimate from the log")
-    sub.add_argument("--largest-weight", type=float, default=10.0, help="of a click, before that of a purchase")
-    sub.add_argument("--purchase-weight", type=float, default=3.0, help="clicks that a purchase is worth")
-    sub.add_argument("--reach", type=int, default=10, help="places above a click that count as looked at")
-    sub.add_argument("--products", type=Path, help="CSV or Parquet with sku, product: what is the same product")
+    sub.add_argument(
+        "--eta",
+        type=float,
+        help="places are looked at as r^-eta, in place of an estimate from the log",
+    )
+    sub.add_argument(
+        "--largest-weight", type=float, default=10.0, help="of a click, before that of a purchase"
+    )
+    sub.add_argument(
+        "--purchase-weight", type=float, default=3.0, help="clicks that a purchase is worth"
+    )
+    sub.add_argument(
+        "--reach", type=int, default=10, help="places above a click that count as looked at"
+    )
+    sub.add_argument(
+        "--products", type=Path, help="CSV or Parquet with sku, product: what is the same product"
+    )
     _add_limits(sub)
 
     help = "all events as a Parquet file, for ranking, learning and other systems"
@@ -59,7 +108,9 @@ def add_events_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_limits(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--memory-mb", type=int, default=1000, help="of tables held in memory; more goes to disk")
+    sub.add_argument(
+        "--memory-mb", type=int, default=1000, help="of tables held in memory; more goes to disk"
+    )
     sub.add_argument("--threads", type=int, default=0, help="default: as many as there are cores")
 
 

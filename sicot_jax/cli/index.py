@@ -18,12 +18,23 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
         sub.set_defaults(run=run)
         return sub
 
-    sub = kind("build", _build, "a finished run and its catalogue's photos, as the next version of an index")
+    sub = kind(
+        "build",
+        _build,
+        "a finished run and its catalogue's photos, as the next version of an index",
+    )
     sub.add_argument("--workdir", type=Path, required=True, help="run folder")
     sub.add_argument(
-        "--out", type=Path, required=True, help="the index; its version in use is replaced when the new one is whole"
+        "--out",
+        type=Path,
+        required=True,
+        help="the index; its version in use is replaced when the new one is whole",
     )
-    sub.add_argument("--path", default="", help="a catalogue folder in place of the run's: it was moved, or has grown")
+    sub.add_argument(
+        "--path",
+        default="",
+        help="a catalogue folder in place of the run's: it was moved, or has grown",
+    )
     sub.add_argument(
         "--codes",
         choices=KINDS,
@@ -33,13 +44,27 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     sub.add_argument("--bits", type=int, default=256, help="of a photo's code (default: 256)")
 
     sub = kind(
-        "nightly", _nightly, "import what changed, embed, build beside, check, switch; for a timer, safe to repeat"
+        "nightly",
+        _nightly,
+        "import what changed, embed, build beside, check, switch; for a timer, safe to repeat",
     )
-    sub.add_argument("--manifest", type=Path, required=True, help="manifest, or folder with one folder per SKU")
-    sub.add_argument("--catalog", type=Path, required=True, help="folder of sicot import; made where there is none")
+    sub.add_argument(
+        "--manifest", type=Path, required=True, help="manifest, or folder with one folder per SKU"
+    )
+    sub.add_argument(
+        "--catalog",
+        type=Path,
+        required=True,
+        help="folder of sicot import; made where there is none",
+    )
     sub.add_argument("--workdir", type=Path, required=True, help="run folder")
     sub.add_argument("--index", type=Path, required=True, help="the index")
-    sub.add_argument("--database", default="", metavar="URL", help="publish to it too: postgresql://USER@HOST/DATABASE")
+    sub.add_argument(
+        "--database",
+        default="",
+        metavar="URL",
+        help="publish to it too: postgresql://USER@HOST/DATABASE",
+    )
     sub.add_argument("--report", type=Path, help="JSON file to write what was done into")
 
     def changing(name: str, run, help: str) -> argparse.ArgumentParser:
@@ -47,15 +72,31 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
         sub.add_argument("--index", type=Path, required=True, help="folder of sicot index build")
         return sub
 
-    sub = changing("add", _add, "products and photos of a manifest, or of a folder with one folder per SKU")
+    sub = changing(
+        "add", _add, "products and photos of a manifest, or of a folder with one folder per SKU"
+    )
     sub.add_argument("source", type=Path)
-    sub = changing("update", _update, "titles, tags, categories, price, sales, conversion, rating from a CSV by sku")
+    sub = changing(
+        "update",
+        _update,
+        "titles, tags, categories, price, sales, conversion, rating from a CSV by sku",
+    )
     sub.add_argument("source", type=Path)
     sub = changing("remove", _remove, "withdraw products, or single photos")
     sub.add_argument("skus", nargs="*", metavar="SKU")
     sub.add_argument("--file", type=Path, help="file with a SKU in each line")
-    sub.add_argument("--photo", action="append", default=[], metavar="IMAGE_ID", help="a photo, as often as needed")
-    sub = changing("rank", _rank, "fit the order of similar products, by likeness and quality, to what visitors did")
+    sub.add_argument(
+        "--photo",
+        action="append",
+        default=[],
+        metavar="IMAGE_ID",
+        help="a photo, as often as needed",
+    )
+    sub = changing(
+        "rank",
+        _rank,
+        "fit the order of similar products, by likeness and quality, to what visitors did",
+    )
     sub.add_argument(
         "--events",
         type=Path,
@@ -70,8 +111,12 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of sicot serve --keep-queries: visitors' photos",
     )
-    sub = changing("export", _export, "products, photos, features and codes as Parquet, with the recogniser")
-    sub.add_argument("--out", type=Path, required=True, help="folder to write, which must not exist")
+    sub = changing(
+        "export", _export, "products, photos, features and codes as Parquet, with the recogniser"
+    )
+    sub.add_argument(
+        "--out", type=Path, required=True, help="folder to write, which must not exist"
+    )
     sub = changing("import", _import, "an export as the next version of an index")
     sub.add_argument("source", type=Path, help="folder of sicot index export")
     sub = changing(
@@ -80,12 +125,23 @@ def add_index_arguments(parser: argparse.ArgumentParser) -> None:
         "the version in use, or what changed in it, into PostgreSQL with pgvector, or its codes into Milvus",
     )
     sub.add_argument(
-        "--database", required=True, metavar="URL", help="postgresql://USER@HOST/DATABASE, or milvus+http://HOST:PORT"
+        "--database",
+        required=True,
+        metavar="URL",
+        help="postgresql://USER@HOST/DATABASE, or milvus+http://HOST:PORT",
     )
-    sub = changing("split", _split, "the version in use in several parts that answer as one, as a new index")
-    sub.add_argument("--out", type=Path, required=True, help="folder to write, which must not exist")
+    sub = changing(
+        "split", _split, "the version in use in several parts that answer as one, as a new index"
+    )
+    sub.add_argument(
+        "--out", type=Path, required=True, help="folder to write, which must not exist"
+    )
     sub.add_argument("--shards", type=int, required=True, help="parts; a product is in one of them")
-    changing("verify", _verify, "whether the version in use is whole and as it was built; reads all of it")
+    changing(
+        "verify",
+        _verify,
+        "whether the version in use is whole and as it was built; reads all of it",
+    )
 
 
 def _build(args: argparse.Namespace, _) -> None:
@@ -154,7 +210,9 @@ def _publish(args: argparse.Namespace, _) -> None:
 def _split(args: argparse.Namespace, _) -> None:
     from sicot_jax.index.backends.sharded import split
 
-    print(f"{split(args.index, args.out, args.shards)}: {args.shards} shards; sicot serve --index {args.out}")
+    print(
+        f"{split(args.index, args.out, args.shards)}: {args.shards} shards; sicot serve --index {args.out}"
+    )
 
 
 def _import(args: argparse.Namespace, _) -> None:

@@ -1,4 +1,6 @@
-"""The `sicot` command. Every sub-command is flags and one call; ConfigError and its like become one line and exit code 2."""
+"""The `sicot` command. Every sub-command is flags and one call; ConfigError and its like become one
+line and exit code 2.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ INPUT_ERROR, STOPPED, INTERRUPTED = 2, 3, 130
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="sicot", description="Trains and serves recognisers of products, on photos and titles.", allow_abbrev=False
+        prog="sicot",
+        description="Trains and serves recognisers of products, on photos and titles.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"sicot_jax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -27,7 +31,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    def config_arguments(sub: argparse.ArgumentParser, *, required: bool = True, note: str = "") -> None:
+    def config_arguments(
+        sub: argparse.ArgumentParser, *, required: bool = True, note: str = ""
+    ) -> None:
         sub.add_argument(
             "--config",
             required=required,
@@ -42,9 +48,13 @@ def _parser() -> argparse.ArgumentParser:
         )
 
     def workdir_argument(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--workdir", type=Path, help="run folder; default runs/NAME of the config or manifest")
+        sub.add_argument(
+            "--workdir", type=Path, help="run folder; default runs/NAME of the config or manifest"
+        )
 
-    command_import = command("import", _import, "import a manifest (CSV, Parquet, JSONL) or a folder per SKU")
+    command_import = command(
+        "import", _import, "import a manifest (CSV, Parquet, JSONL) or a folder per SKU"
+    )
     from sicot_jax.catalog.importing.run import add_import_arguments
 
     add_import_arguments(command_import)
@@ -54,13 +64,24 @@ def _parser() -> argparse.ArgumentParser:
     workdir_argument(sub)
     distributed_argument(sub)
 
-    sub = command("plan", _plan, "what a run of a config takes of each device, and what fits; nothing is allocated")
+    sub = command(
+        "plan",
+        _plan,
+        "what a run of a config takes of each device, and what fits; nothing is allocated",
+    )
     config_arguments(sub)
     sub.add_argument(
-        "--devices", type=int, default=0, help="as many of the kind here, there or not; default: those here"
+        "--devices",
+        type=int,
+        default=0,
+        help="as many of the kind here, there or not; default: those here",
     )
 
-    sub = command("compare", _compare, "train and evaluate with and without text on one catalogue, write a report")
+    sub = command(
+        "compare",
+        _compare,
+        "train and evaluate with and without text on one catalogue, write a report",
+    )
     config_arguments(sub, required=False, note=" (default: generated, or base with --manifest)")
     workdir_argument(sub)
     sub.add_argument(
@@ -70,7 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     sub = command(
-        "sweep", _sweep, "arms x learning rates x seeds on one catalogue, a run each, and their report; resumes"
+        "sweep",
+        _sweep,
+        "arms x learning rates x seeds on one catalogue, a run each, and their report; resumes",
     )
     config_arguments(sub)
     workdir_argument(sub)
@@ -91,30 +114,51 @@ def _parser() -> argparse.ArgumentParser:
         metavar="X",
         help="times the config's learning rate; each arm takes the best on validation (default: 1)",
     )
-    sub.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
-    sub.add_argument("--records", type=Path, help="folder for the runs' records; default WORKDIR/records")
+    sub.add_argument(
+        "--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2"
+    )
+    sub.add_argument(
+        "--records", type=Path, help="folder for the runs' records; default WORKDIR/records"
+    )
 
     sub = command(
         "evaluate",
         _evaluate,
         "evaluate a finished run's best checkpoint on the test split; `sicot evaluate search`: the index's search on it",
     )
-    sub.add_argument("what", nargs="?", choices=("run", "search"), default="run", help="default: run")
+    sub.add_argument(
+        "what", nargs="?", choices=("run", "search"), default="run", help="default: run"
+    )
     sub.add_argument("--workdir", type=Path, help="run: its folder")
     sub.add_argument(
-        "--path", default="", help="run: where its catalogue is now, if it was moved; search: the catalogue"
+        "--path",
+        default="",
+        help="run: where its catalogue is now, if it was moved; search: the catalogue",
     )
-    sub.add_argument("--index", type=Path, nargs="+", help="search: folders of sicot index build, of one seed each")
+    sub.add_argument(
+        "--index",
+        type=Path,
+        nargs="+",
+        help="search: folders of sicot index build, of one seed each",
+    )
     distributed_argument(sub)
 
-    sub = command("report", _report, "tables and figures from finished runs; `sicot report uv`: conversion from events")
+    sub = command(
+        "report",
+        _report,
+        "tables and figures from finished runs; `sicot report uv`: conversion from events",
+    )
     sub.add_argument(
         "runs",
         type=Path,
         nargs="+",
         help='run folders, records, or folders of them; gains are against the best baseline. "uv": unique-visitor conversion',
     )
-    sub.add_argument("--out", type=Path, help="folder for report.md, report.html and figures; of runs it is needed")
+    sub.add_argument(
+        "--out",
+        type=Path,
+        help="folder for report.md, report.html and figures; of runs it is needed",
+    )
     sub.add_argument(
         "--over",
         metavar="FIELD",
@@ -126,10 +170,20 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         help="uv: files of sicot serve --events, one a machine, or folders of sicot events import",
     )
-    sub.add_argument("--kind", default="purchase", help="uv: what converts a visitor, purchase (default) or click")
-    sub.add_argument("--control", default="", help="uv: variant that gains are over; default: the first by name")
+    sub.add_argument(
+        "--kind",
+        default="purchase",
+        help="uv: what converts a visitor, purchase (default) or click",
+    )
+    sub.add_argument(
+        "--control", default="", help="uv: variant that gains are over; default: the first by name"
+    )
 
-    sub = command("convert", None, "weights from PyTorch, and runs to PyTorch; both sides are compared at the end")
+    sub = command(
+        "convert",
+        None,
+        "weights from PyTorch, and runs to PyTorch; both sides are compared at the end",
+    )
     from sicot_jax.cli import convert as flags
 
     flags.add_convert_arguments(sub)
@@ -146,7 +200,9 @@ def _parser() -> argparse.ArgumentParser:
 
     from sicot_jax.cli.events import add_events_arguments
 
-    add_events_arguments(command("events", None, "what visitors saw and did: import, export, triplets to learn from"))
+    add_events_arguments(
+        command("events", None, "what visitors saw and did: import, export, triplets to learn from")
+    )
 
     sub = command("export-arrays", _export_arrays, "write a config's catalogue as one array file")
     config_arguments(sub)
@@ -191,7 +247,9 @@ def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from sicot_jax.training.step import DataShape
 
     chosen = config.load(args.config, overrides)
-    for line in plan_report.plan_lines(chosen, DataShape.of(open_catalog(chosen.data)), devices=args.devices):
+    for line in plan_report.plan_lines(
+        chosen, DataShape.of(open_catalog(chosen.data)), devices=args.devices
+    ):
         print(line, flush=True)  # the rest waits for a compiler
 
 
@@ -202,7 +260,10 @@ def _compare(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     args.config = args.config or ("base" if args.manifest else "generated")
     workdir = _workdir(args)
     if args.manifest:
-        overrides = [f"--config.data.path={_imported(args.manifest, workdir / 'catalog')}", *overrides]
+        overrides = [
+            f"--config.data.path={_imported(args.manifest, workdir / 'catalog')}",
+            *overrides,
+        ]
         overrides = ["--config.data.source=imported", *overrides]
     compare.compare(config.load(args.config, overrides), workdir)
 
@@ -287,13 +348,18 @@ def _export_arrays(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done, 2 wrong input, 3 training stopped (signal or a loss that is not finite), 130 interrupted."""
+    """Exit code: 0 done, 2 wrong input, 3 training stopped (signal or a loss that is not finite),
+    130 interrupted.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     # Overrides are not argparse's: their names come from the config.
     overrides = [a for a in argv if a.startswith("--config.")]
     args = _parser().parse_args([a for a in argv if not a.startswith("--config.")])
     if overrides and not hasattr(args, "config"):
-        print(f"sicot {args.command}: {overrides[0]} is for commands that take --config", file=sys.stderr)
+        print(
+            f"sicot {args.command}: {overrides[0]} is for commands that take --config",
+            file=sys.stderr,
+        )
         return INPUT_ERROR
     _quiet()
     try:
@@ -312,7 +378,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sicot {args.command}: {error}", file=sys.stderr)
         return INPUT_ERROR
     except OSError as error:
-        print(f"sicot {args.command}: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        print(
+            f"sicot {args.command}: {error.filename or ''}: {error.strerror or error}",
+            file=sys.stderr,
+        )
         return INPUT_ERROR
     except TrainingStopped as error:
         print(f"sicot {args.command}: {error}", file=sys.stderr)

@@ -13,15 +13,25 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_serve)
     parser.add_argument("--index", type=Path, required=True, help="folder of sicot index build")
     parser.add_argument(
-        "--database", default="", metavar="URL", help="read the index from its copy there (sicot index publish)"
+        "--database",
+        default="",
+        metavar="URL",
+        help="read the index from its copy there (sicot index publish)",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: this machine alone)"
+    )
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument(
-        "--workers", type=int, default=1, help="processes; cores are divided among them, GPUs too: one each"
+        "--workers",
+        type=int,
+        default=1,
+        help="processes; cores are divided among them, GPUs too: one each",
     )
     parser.add_argument("--engine", default="auto", help="auto (the faster one), onnx or jax")
-    parser.add_argument("--largest-batch", type=int, default=32, help="photos in one call of the engine")
+    parser.add_argument(
+        "--largest-batch", type=int, default=32, help="photos in one call of the engine"
+    )
     parser.add_argument("--seconds", type=float, default=10.0, help="that a request may take")
     parser.add_argument(
         "--wait-ms",
@@ -30,26 +40,39 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
         help="that a photo may wait for the engine; beyond that the answer is 503",
     )
     parser.add_argument("--photo-bytes", type=int, default=10_000_000, help="that a photo may have")
-    parser.add_argument("--photo-pixels", type=int, default=30_000_000, help="that a photo may have")
-    parser.add_argument("--keys", type=Path, help="file of API keys (sicot serve-key); without it none is asked for")
+    parser.add_argument(
+        "--photo-pixels", type=int, default=30_000_000, help="that a photo may have"
+    )
+    parser.add_argument(
+        "--keys", type=Path, help="file of API keys (sicot serve-key); without it none is asked for"
+    )
     parser.add_argument("--events", type=Path, help="SQLite file to keep events in")
     parser.add_argument(
-        "--keep-queries", type=Path, metavar="DIR", help="keep query photos there; by default none is kept"
+        "--keep-queries",
+        type=Path,
+        metavar="DIR",
+        help="keep query photos there; by default none is kept",
     )
-    parser.add_argument("--keep-days", type=int, default=30, help="days after which a kept photo is removed")
+    parser.add_argument(
+        "--keep-days", type=int, default=30, help="days after which a kept photo is removed"
+    )
 
 
 def add_serve_key_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_serve_key)
     parser.add_argument("name", help="whose key it is")
-    parser.add_argument("--file", type=Path, required=True, help="file that the key's hash is added to")
+    parser.add_argument(
+        "--file", type=Path, required=True, help="file that the key's hash is added to"
+    )
 
 
 def _serve(args: argparse.Namespace, _) -> None:
     try:
         from sicot_jax.serve.server import serve
     except ImportError as error:
-        raise InputError(f"no {error.name} here to serve with; install it: pip install 'sicot_jax[service]'") from error
+        raise InputError(
+            f"no {error.name} here to serve with; install it: pip install 'sicot_jax[service]'"
+        ) from error
     from sicot_jax.serve.photo import Limits
     from sicot_jax.serve.settings import Settings
 

@@ -21,7 +21,9 @@ def read_json(path: Path, wanted: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {type(error).__name__}, wanted {wanted}; check the folder") from error
+        raise InputError(
+            f"{path}: {type(error).__name__}, wanted {wanted}; check the folder"
+        ) from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds no table, wanted {wanted}; check the folder")
     return value
@@ -35,8 +37,8 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `out` at the end of the block, or vanishes with an exception or SIGTERM. InputError
-    where `out` is.
+    """A folder to fill that becomes `out` at the end of the block, or vanishes with an exception or
+    SIGTERM. InputError where `out` is.
     """
     check_new(out)
     missing = [parent for parent in out.parents if not parent.exists()]
@@ -58,8 +60,8 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def work_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` for what is not whole yet; it vanishes with the block, whatever ends it, SIGTERM too.
-    InputError where none can be made.
+    """A folder beside `out` for what is not whole yet; it vanishes with the block, whatever ends
+    it, SIGTERM too. InputError where none can be made.
     """
     folder = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:

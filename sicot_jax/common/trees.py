@@ -7,4 +7,6 @@ from typing import Any
 
 def path_name(path: tuple[Any, ...]) -> str:
     """Tree path -> "visual/resnet/conv1/kernel"."""
-    return "/".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+    return "/".join(
+        str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path
+    )

@@ -24,14 +24,14 @@ from sicot_jax.config.schema import (
 )
 
 __all__ = [
+    "ENCODERS",
+    "FORMAT",
+    "FREE_ON_RESUME",
     "AugmentConfig",
     "Config",
     "ConfigError",
     "DataConfig",
-    "ENCODERS",
     "EvalConfig",
-    "FORMAT",
-    "FREE_ON_RESUME",
     "GeneratedSpec",
     "HeadConfig",
     "LossConfig",

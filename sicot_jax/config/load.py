@@ -1,7 +1,8 @@
 """Loads configs from files, run folders and bundled names, and applies command-line overrides.
 
-A config file is Python with `get_config() -> Config`. `--config` takes a path first, then the name of a bundled config,
-or the `config.json` that a run wrote. `--config.optim.learning_rate=0.05` overrides one field.
+A config file is Python with `get_config() -> Config`. `--config` takes a path first, then the name
+of a bundled config, or the `config.json` that a run wrote. `--config.optim.learning_rate=0.05`
+overrides one field.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from sicot_jax.errors import InputError
 
 
 def stored(path: Path) -> dict[str, Any]:
-    """The config in a run's config.json, flat, as JSON has it; a field newer than the run has its default."""
+    """The config in a run's config.json, flat, as JSON has it; a field newer than the run has its
+    default.
+    """
     return flatten(json.loads(json.dumps(to_dict(load(str(path))))))
 
 
 def from_dict(tree: dict[str, Any], kind: type = Config, prefix: str = "") -> Any:
-    """Nested dict -> dataclass. ConfigError on an unknown key (with the nearest known one) or a value of another type."""
+    """Nested dict -> dataclass. ConfigError on an unknown key (with the nearest known one) or a
+    value of another type.
+    """
     if not isinstance(tree, dict):
         raise ConfigError(
             f"{prefix.rstrip('.') or 'config'}={tree!r} is {type(tree).__name__}, wanted a table of fields"
@@ -55,12 +60,15 @@ def _typed(value: Any, wanted: Any, name: str) -> Any:
         if len(value) != len(kinds):
             raise ConfigError(f"{name}={tuple(value)}, wanted {len(kinds)} values")
         return tuple(
-            _typed(item, kind, f"{name}[{i}]") for i, (item, kind) in enumerate(zip(value, kinds, strict=True))
+            _typed(item, kind, f"{name}[{i}]")
+            for i, (item, kind) in enumerate(zip(value, kinds, strict=True))
         )
     if origin is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
-        raise ConfigError(f"{name}={value!r} is {type(value).__name__}, wanted {getattr(origin, '__name__', origin)}")
+        raise ConfigError(
+            f"{name}={value!r} is {type(value).__name__}, wanted {getattr(origin, '__name__', origin)}"
+        )
     return value
 
 
@@ -72,7 +80,8 @@ def bundled_configs() -> Path:
 
 
 def load(name: str, overrides: Sequence[str] = ()) -> Config:
-    """Config of a file (`.py`, or a run's `config.json`), else of a bundled name, with `--config.a.b=value` overrides.
+    """Config of a file (`.py`, or a run's `config.json`), else of a bundled name, with
+    `--config.a.b=value` overrides.
 
     Raises ConfigError: no such config, unknown key, wrong type, or a combination that cannot run.
     """
@@ -81,13 +90,17 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
         bundled = bundled_configs() / f"{name.removesuffix('.py').removeprefix('configs/')}.py"
         if not bundled.is_file():
             known = sorted(p.stem for p in bundled_configs().glob("*.py"))
-            raise ConfigError(f"--config={name}: no such file and no bundled config; bundled are {', '.join(known)}")
+            raise ConfigError(
+                f"--config={name}: no such file and no bundled config; bundled are {', '.join(known)}"
+            )
         path = bundled
     if path.suffix == ".json":
         try:
             stored = json.loads(path.read_text())
         except ValueError as error:
-            raise ConfigError(f"{path}: no JSON ({error}); wanted the config.json of a run") from error
+            raise ConfigError(
+                f"{path}: no JSON ({error}); wanted the config.json of a run"
+            ) from error
         if not isinstance(stored, dict) or "config" not in stored:
             raise ConfigError(f"{path}: no config in it; wanted the config.json of a run")
         if stored.get("format") != FORMAT:
@@ -103,7 +116,14 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
             config = module.get_config()
         except InputError:
             raise
-        except (SyntaxError, NameError, AttributeError, ImportError, TypeError, ValueError) as error:
+        except (
+            SyntaxError,
+            NameError,
+            AttributeError,
+            ImportError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise ConfigError(
                 f"{path}: {type(error).__name__}: {error}; wanted Python with get_config() -> Config"
             ) from error
@@ -113,7 +133,9 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
-    """Config with `--config.a.b=VALUE` flags applied; VALUE is read as the field's type (text as it is, else a literal)."""
+    """Config with `--config.a.b=VALUE` flags applied; VALUE is read as the field's type (text as it
+    is, else a literal).
+    """
     if not overrides:
         return config
     tree = to_dict(config)
@@ -123,7 +145,11 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
         name = key.removeprefix("--").removeprefix("config.")
         if name not in known:
             section = [field for field in known if field.startswith(name + ".")]
-            hint = f", a section; its fields are {', '.join(section)}" if section else _hint(name, list(known))
+            hint = (
+                f", a section; its fields are {', '.join(section)}"
+                if section
+                else _hint(name, list(known))
+            )
             raise ConfigError(f"unknown option {flag}{hint}")
         if not equals:
             raise ConfigError(f"option {flag}: wanted {flag}=VALUE")

@@ -1,7 +1,8 @@
 """How a photo becomes network input: one object for training, evaluation, export and service.
 
 Host:   photo -> `[resize_height, resize_width, 3]` uint8 (decode, orient, fit).
-Device: centre crop to `[height, width]` (evaluation) or random resized crop (training, `augment.py`), then normalise.
+Device: centre crop to `[height, width]` (evaluation) or random resized crop (training,
+  `augment.py`), then normalise.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ FITS = ("crop", "pad", "stretch")
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """Photo geometry in pixels; mean and deviation per channel on the 0..1 scale (ImageNet's by default).
+    """Photo geometry in pixels; mean and deviation per channel on the 0..1 scale (ImageNet's by
+    default).
 
-    `fit` says how a photo of another aspect ratio meets `resize_*`: "crop" covers it and cuts the middle, "pad"
-    fits inside on white, "stretch" ignores the ratio.
+    `fit` says how a photo of another aspect ratio meets `resize_*`: "crop" covers it and cuts the
+    middle, "pad" fits inside on white, "stretch" ignores the ratio.
     """
 
     height: int = 224
@@ -46,7 +48,9 @@ class Preprocessing:
             raise InputError(f"preprocessing.std={self.std}, wanted 3 positive numbers")
 
     def load(self, photo: bytes | np.ndarray) -> np.ndarray:
-        """Encoded bytes or uint8 [H, W, 3] -> uint8 [resize_height, resize_width, 3]. Raises ImageError on a broken photo."""
+        """Encoded bytes or uint8 [H, W, 3] -> uint8 [resize_height, resize_width, 3]. Raises
+        ImageError on a broken photo.
+        """
         wanted = (self.resize_height, self.resize_width, 3)
         if isinstance(photo, np.ndarray):
             if photo.shape == wanted:
@@ -62,7 +66,9 @@ class Preprocessing:
         return self.centre_crop(np.stack([self.load(photo) for photo in photos]))
 
     def normalise(self, image):
-        """Uint8 or float [..., H, W, 3] of 0..255 -> float32, (x / 255 - mean) / std; numpy or jax in, the same out."""
+        """Uint8 or float [..., H, W, 3] of 0..255 -> float32, (x / 255 - mean) / std; numpy or jax
+        in, the same out.
+        """
         # One multiply and one add: x * scale - offset.
         std = np.asarray(self.std, np.float32)
         scale = np.float32(1 / 255) / std
@@ -76,11 +82,11 @@ class Preprocessing:
         return image[..., top : top + self.height, left : left + self.width, :]
 
     def seen(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """What a recogniser sees of a photo of that many pixels: left, top, right, bottom as fractions of it; below 0 and above
-        1 where there is the white of "pad".
+        """What a recogniser sees of a photo of that many pixels: left, top, right, bottom as
+        fractions of it; below 0 and above 1 where there is the white of "pad".
 
-        Along either side the whole photo has `size` pixels of the resized one, and lies in its middle: so the input starts at
-        (corner of the centre crop - (resized - size) / 2) / size.
+        Along either side the whole photo has `size` pixels of the resized one, and lies in its
+        middle: so the input starts at (corner of the centre crop - (resized - size) / 2) / size.
         """
         scale = max if self.fit == "crop" else min
         larger = scale(self.resize_height / height, self.resize_width / width)
@@ -106,7 +112,9 @@ def _fit(photo: np.ndarray, height: int, width: int, fit: str) -> np.ndarray:
         case "crop":
             result = ImageOps.fit(source, (width, height), Image.Resampling.BILINEAR)
         case "pad":
-            result = ImageOps.pad(source, (width, height), Image.Resampling.BILINEAR, color=(255, 255, 255))
+            result = ImageOps.pad(
+                source, (width, height), Image.Resampling.BILINEAR, color=(255, 255, 255)
+            )
         case "stretch":
             result = source.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(result)

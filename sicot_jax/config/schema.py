@@ -14,7 +14,15 @@ from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
 
 FORMAT = 1
-ENCODERS = ("mean", "bilinear", "low_rank", "bilinear_form", "dot", "lstm", "lstm_attention")  # of titles
+ENCODERS = (
+    "mean",
+    "bilinear",
+    "low_rank",
+    "bilinear_form",
+    "dot",
+    "lstm",
+    "lstm_attention",
+)  # of titles
 
 
 class ConfigError(InputError):
@@ -26,14 +34,18 @@ class GeneratedSpec:
     """What a generated catalogue is made of.
 
     num_classes: C, the SKUs.
-    train_photos: N, all training photos; counts fall as rank^-zipf_exponent, at least one each, ranks in random order.
+    train_photos: N, all training photos; counts fall as rank^-zipf_exponent, at least one each,
+      ranks in random order.
     validation_per_class, test_per_class: photos of every class in these splits.
     image_size: photos are square.
-    box_area: share of the photo that the product's tight box takes, its logarithm uniform over this range.
+    box_area: share of the photo that the product's tight box takes, its logarithm uniform over this
+      range.
     clutter: 0 to 1, chance of a distractor product and amount of clutter shapes.
-    informativeness: 0 to 1, chance that each informative word (brand, type, colour, pattern, mark, series) is in a
+    informativeness: 0 to 1, chance that each informative word (brand, type, colour, pattern, mark,
+      series) is in a
       title; otherwise a promotion word stands there, or nothing.
-    word_sharing: 0 to 1, share of the informative words that head and tail classes have in common; the others have
+    word_sharing: 0 to 1, share of the informative words that head and tail classes have in common;
+      the others have
       another form in each. Of the informative vocabulary that is word_sharing / (2 - word_sharing).
     word_vectors: "word2vec" (on at most 10,000 training titles) or "random"; word_vector_width: E.
     """
@@ -57,7 +69,8 @@ class GeneratedSpec:
 class DataConfig:
     """Where records come from and how their titles are used.
 
-    source: "generated" (from `generated`), "imported" (a folder of `sicot import`) or "arrays" (a file of
+    source: "generated" (from `generated`), "imported" (a folder of `sicot import`) or "arrays" (a
+      file of
       `sicot export-arrays`); the last two at `path`.
     head_boundary: a class with more training photos is head; -1 takes the catalogue's own.
     title: "raw", "masked" (words of SKU and category removed), "shuffled" (another photo's title),
@@ -66,9 +79,12 @@ class DataConfig:
     sampling: "uniform", "class_balanced" or "square_root".
     workers: processes that prepare batches; 0 uses threads of this process.
     on_device: all training photos lie on every device, and a batch is gathered there; for "arrays".
-    triplets: what was clicked rather than what (a file of `sicot events triplets`; `clicks`), "" for none; queries: the folder
-      of their photos (`sicot serve --keep-queries`, or named by query_image_id), "" where all are training photos.
-    triplet_share: of a batch's photos, those that come in triplets; the others are drawn as `sampling` says.
+    triplets: what was clicked rather than what (a file of `sicot events triplets`; `clicks`), ""
+      for none; queries: the folder
+      of their photos (`sicot serve --keep-queries`, or named by query_image_id), "" where all are
+      training photos.
+    triplet_share: of a batch's photos, those that come in triplets; the others are drawn as
+      `sampling` says.
     """
 
     source: str = "generated"
@@ -87,8 +103,9 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """Random resized crop (area share from `min_area` to 1, aspect ratio up to `max_ratio`) and horizontal flip; of a share
-    `hide` of the photos a part is hidden, for a network that boxes are learned with (`loss.box`).
+    """Random resized crop (area share from `min_area` to 1, aspect ratio up to `max_ratio`) and
+    horizontal flip; of a share `hide` of the photos a part is hidden, for a network that boxes are
+    learned with (`loss.box`).
     """
 
     enabled: bool = True
@@ -100,7 +117,9 @@ class AugmentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """The semantic stream; see `models/attention.py` for encoders and weightings. The word width is the catalogue's."""
+    """The semantic stream; see `models/attention.py` for encoders and weightings. The word width is
+    the catalogue's.
+    """
 
     encoder: str = "bilinear"
     windows: int = 8
@@ -112,15 +131,22 @@ class TextConfig:
 class ModelConfig:
     """The visual stream (see `models/resnet.py`); `embedding_width=0` takes the ResNet's own width.
 
-    title_words: how many words a photo gets a score for, where `loss.title_words` or `word_rows` asks for it: the most
+    title_words: how many words a photo gets a score for, where `loss.title_words` or `word_rows`
+      asks for it: the most
       frequent ones of the training titles.
-    word_rows: the classifier adds to a class's own score the mean score of its titles' words (`word_rows.class_words`). While
-      it trains, rows are longer by `title_words` columns, which cost memory and products; what is tested has none of them.
-    code_bits: of the binary code that a photo gets, where `loss.codes` asks for one; for `sicot index build --codes learned`.
-    box: whether the product is looked for first (`models/box`), and where what is outside of its box is hidden: "none",
-      "image" (the photo, which the backbone then sees a second time) or "features" (its last map). Boxes are learned with
-      `loss.box` and "image", from a run that knows the products already (`init_from`); "features" takes them over from there.
-    init_from: a run folder, or converted weights (`sicot convert from-torch`), that this one starts from (`warm_start`).
+    word_rows: the classifier adds to a class's own score the mean score of its titles' words
+      (`word_rows.class_words`). While
+      it trains, rows are longer by `title_words` columns, which cost memory and products; what is
+      tested has none of them.
+    code_bits: of the binary code that a photo gets, where `loss.codes` asks for one; for `sicot
+      index build --codes learned`.
+    box: whether the product is looked for first (`models/box`), and where what is outside of its
+      box is hidden: "none",
+      "image" (the photo, which the backbone then sees a second time) or "features" (its last map).
+      Boxes are learned with `loss.box` and "image", from a run that knows the products already
+      (`init_from`); "features" takes them over from there.
+    init_from: a run folder, or converted weights (`sicot convert from-torch`), that this one starts
+      from (`warm_start`).
     """
 
     depth: int = 50
@@ -138,15 +164,18 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Weights of the cross-entropies through the shared classifier, the tau of logit adjustment, label smoothing;
-    `title_words` is the weight of telling a title's words from its photo (`losses.word_loss`), `codes` that of the binary
-    layer's terms (`losses.code_likeness`), in which `code_balance` and `code_quantisation` are the weights of the two beside
-    likeness. With `codes_shape_embedding` they train the embedding too, else the layer alone.
-    `box` is the weight of what the outside of a photo's box tells (`losses.told_outside`) and, times `box_area`, of the log of
-    its area; `box_known` that of the distance to boxes that the manifest has. `triplet` is the weight of photos of one product
-    being nearer to each other than to others, by `triplet_margin` (`losses.triplet_loss`).
+    """Weights of the cross-entropies through the shared classifier, the tau of logit adjustment,
+    label smoothing; `title_words` is the weight of telling a title's words from its photo
+    (`losses.word_loss`), `codes` that of the binary layer's terms (`losses.code_likeness`), in
+    which `code_balance` and `code_quantisation` are the weights of the two beside likeness. With
+    `codes_shape_embedding` they train the embedding too, else the layer alone. `box` is the weight
+    of what the outside of a photo's box tells (`losses.told_outside`) and, times `box_area`, of the
+    log of its area; `box_known` that of the distance to boxes that the manifest has. `triplet` is
+    the weight of photos of one product being nearer to each other than to others, by
+    `triplet_margin` (`losses.triplet_loss`).
 
-    Baseline: visual 1, mixed 0. Co-training (Eq. 1): visual 1, mixed lambda = 1. Doubled baseline: visual 2, mixed 0.
+    Baseline: visual 1, mixed 0. Co-training (Eq. 1): visual 1, mixed lambda = 1. Doubled baseline:
+      visual 2, mixed 0.
     """
 
     visual: float = 1.0
@@ -179,13 +208,18 @@ class LossConfig:
 class HeadConfig:
     """How loss and update of the classifier are computed.
 
-    kind: "class_sharded" (all classes, exactly), "sampled" (the labels' classes and a random share of the others), "knn"
+    kind: "class_sharded" (all classes, exactly), "sampled" (the labels' classes and a random share
+      of the others), "knn"
       (the labels' classes and their nearest ones) or "dense" (the plain reference).
-    chunk: classes at a time on a device; bounds the temporary memory at a few times chunk * (2 * batch + D) numbers.
-    keep_logits: "no" computes the probabilities a second time for the gradient; "bfloat16" or "float32" keeps all logits
+    chunk: classes at a time on a device; bounds the temporary memory at a few times chunk * (2 *
+      batch + D) numbers.
+    keep_logits: "no" computes the probabilities a second time for the gradient; "bfloat16" or
+      "float32" keeps all logits
       of a step instead: one product of four less, for 2 * batch * classes / devices numbers.
-    sample_rate: share of each device's classes that take part in a step beside the labels' own ("sampled", "knn").
-    neighbours: classes that the graph of "knn" holds for each class; rebuild_steps: steps between two graphs.
+    sample_rate: share of each device's classes that take part in a step beside the labels' own
+      ("sampled", "knn").
+    neighbours: classes that the graph of "knn" holds for each class; rebuild_steps: steps between
+      two graphs.
     """
 
     kind: str = "class_sharded"
@@ -201,9 +235,11 @@ class OptimConfig:
     """Optimizer and schedule (see `optim.py`); the defaults but momentum and decay are SICoT 4.3's.
 
     name: "sgd", "lars" (for large batches; its learning rates are above 1) or "adamw".
-    trust_coefficient: of "lars": the share of its own norm that a kernel's step has at learning rate 1.
+    trust_coefficient: of "lars": the share of its own norm that a kernel's step has at learning
+      rate 1.
     schedule: "step", "exponential", "cosine" or "constant".
-    trainable: regex on parameter names ("visual/...", "semantic/...", "classifier/kernel"); e.g. "classifier" trains
+    trainable: regex on parameter names ("visual/...", "semantic/...", "classifier/kernel"); e.g.
+      "classifier" trains
       the classifier alone, "(?!visual/resnet)" freezes the backbone.
     """
 
@@ -220,7 +256,9 @@ class OptimConfig:
     trainable: str = ""
 
     def trains(self, name: str) -> bool:
-        """Returns whether the parameter of that path name trains: `trainable` is matched from its beginning."""
+        """Returns whether the parameter of that path name trains: `trainable` is matched from its
+        beginning.
+        """
         return re.match(self.trainable, name) is not None
 
 
@@ -228,13 +266,18 @@ class OptimConfig:
 class TrainConfig:
     """The loop. `batch_size` is global; `steps` (0 = from `epochs`) wins over `epochs`.
 
-    micro_batches: parts of the batch that go through the backbone one after the other (gradient accumulation).
-    gradient_ratio: share of each kernel's gradient (of arrays of two axes or more), the largest entries, that a device
-      sends the others in a step; what it keeps counts in its next ones (`exchange`). 1 sends all of it. For slow
-      connections between devices; sends less than all where it is below 1 / devices.
-    grow_every_epochs: epochs after which batch and micro-batches double, again and again up to `max_micro_batches`, a
-      micro-batch staying as large as it is; 0 keeps `batch_size`. Schedules go on by epochs (`sampling.BatchPlan`).
-    evaluate_every_epochs: validation and choice of the best; checkpoint_every_seconds: the last state.
+    micro_batches: parts of the batch that go through the backbone one after the other (gradient
+      accumulation).
+    gradient_ratio: share of each kernel's gradient (of arrays of two axes or more), the largest
+      entries, that a device
+      sends the others in a step; what it keeps counts in its next ones (`exchange`). 1 sends all of
+      it. For slow connections between devices; sends less than all where it is below 1 / devices.
+    grow_every_epochs: epochs after which batch and micro-batches double, again and again up to
+      `max_micro_batches`, a
+      micro-batch staying as large as it is; 0 keeps `batch_size`. Schedules go on by epochs
+      (`sampling.BatchPlan`).
+    evaluate_every_epochs: validation and choice of the best; checkpoint_every_seconds: the last
+      state.
     """
 
     batch_size: int = 256
@@ -258,7 +301,11 @@ class TrainConfig:
 
     def batch_plan(self, train_photos: int) -> BatchPlan:
         """The batch of every step, on a catalogue of that many training photos."""
-        doublings = (self.max_micro_batches // self.micro_batches).bit_length() - 1 if self.grow_every_epochs else 0
+        doublings = (
+            (self.max_micro_batches // self.micro_batches).bit_length() - 1
+            if self.grow_every_epochs
+            else 0
+        )
         every = self.grow_every_epochs * train_photos / self.batch_size
         if doublings and every < 1:
             raise ConfigError(
@@ -280,9 +327,12 @@ class MeshConfig:
 class EvalConfig:
     """How photos are recognised in validation and test.
 
-    max_photos: 0 reads all; top_k: classes kept for each photo (fewer where the catalogue has fewer).
-    post_hoc_up_to_classes: up to that many, the finished classifier is also tested with its prior taken away and its rows
-      normalised (`post_hoc.VARIANTS`); each is the classifier's product once more, some with a copy of its kernel.
+    max_photos: 0 reads all; top_k: classes kept for each photo (fewer where the catalogue has
+      fewer).
+    post_hoc_up_to_classes: up to that many, the finished classifier is also tested with its prior
+      taken away and its rows
+      normalised (`post_hoc.VARIANTS`); each is the classifier's product once more, some with a copy
+      of its kernel.
     class_chunk: bounds the temporary memory at batch_size * class_chunk logits a device.
     """
 
@@ -314,7 +364,8 @@ class Config:
         _check(self)
 
 
-# Fields that may differ between a run and its continuation: where and how fast it runs, not what it computes.
+# Fields that may differ between a run and its continuation: where and how fast it runs, not what it
+# computes.
 FREE_ON_RESUME = (
     "mesh.data",
     "mesh.model",
@@ -361,13 +412,17 @@ def _check(config: Config) -> None:
             "export-arrays) and set data.source=arrays"
         )
     if data.queries and not data.triplets:
-        raise ConfigError(f"data.queries={data.queries!r} without data.triplets, whose photos they are; add it")
+        raise ConfigError(
+            f"data.queries={data.queries!r} without data.triplets, whose photos they are; add it"
+        )
     if data.triplets and data.on_device:
         raise ConfigError(
             "data.triplets with data.on_device=True, which has no query photos beside the catalogue's; set data.on_device=False"
         )
     if not 0 < data.triplet_share <= 1:
-        raise ConfigError(f"data.triplet_share={data.triplet_share}, wanted a share above 0 up to 1")
+        raise ConfigError(
+            f"data.triplet_share={data.triplet_share}, wanted a share above 0 up to 1"
+        )
     positive = {
         "train.batch_size": train.batch_size,
         "train.micro_batches": train.micro_batches,
@@ -421,21 +476,31 @@ def _check(config: Config) -> None:
             "the size of a gradient that is not all there; set optim.name=sgd or train.gradient_ratio=1"
         )
     if not 0 <= config.optim.momentum < 1:
-        raise ConfigError(f"optim.momentum={config.optim.momentum}, wanted 0 up to (not including) 1")
+        raise ConfigError(
+            f"optim.momentum={config.optim.momentum}, wanted 0 up to (not including) 1"
+        )
     if config.eval.top_k < 3:
-        raise ConfigError(f"eval.top_k={config.eval.top_k}, wanted 3 or more: the tables show top-1 and top-3")
+        raise ConfigError(
+            f"eval.top_k={config.eval.top_k}, wanted 3 or more: the tables show top-1 and top-3"
+        )
     try:
         re.compile(config.optim.trainable)
     except re.error as error:
-        raise ConfigError(f"optim.trainable={config.optim.trainable!r} is no regular expression: {error}") from error
+        raise ConfigError(
+            f"optim.trainable={config.optim.trainable!r} is no regular expression: {error}"
+        ) from error
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"seed={config.seed}, wanted 0 to 2^32 - 1")  # jax's keys take no more
     if not 0 < config.augment.min_area <= 1:
-        raise ConfigError(f"augment.min_area={config.augment.min_area}, wanted a share above 0 up to 1")
+        raise ConfigError(
+            f"augment.min_area={config.augment.min_area}, wanted a share above 0 up to 1"
+        )
     if not config.augment.max_ratio >= 1:
         raise ConfigError(f"augment.max_ratio={config.augment.max_ratio}, wanted 1 or more")
     if not 0 <= loss.label_smoothing < 1:
-        raise ConfigError(f"loss.label_smoothing={loss.label_smoothing}, wanted a share from 0 up to (not including) 1")
+        raise ConfigError(
+            f"loss.label_smoothing={loss.label_smoothing}, wanted a share from 0 up to (not including) 1"
+        )
     if loss.label_smoothing and config.head.kind in ("sampled", "knn"):
         raise ConfigError(
             f"loss.label_smoothing={loss.label_smoothing} with head.kind={config.head.kind!r}, which does not see all "
@@ -444,7 +509,9 @@ def _check(config: Config) -> None:
     if config.model.title_words < 1:
         raise ConfigError(f"model.title_words={config.model.title_words}, wanted 1 or more")
     if config.model.code_bits % 8 or not 0 < config.model.code_bits <= 4096:
-        raise ConfigError(f"model.code_bits={config.model.code_bits}, wanted a multiple of 8 up to 4096")
+        raise ConfigError(
+            f"model.code_bits={config.model.code_bits}, wanted a multiple of 8 up to 4096"
+        )
     if loss.codes_shape_embedding and not loss.codes:
         raise ConfigError(
             "loss.codes_shape_embedding=True with loss.codes=0: there are no codes; give loss.codes a weight"
@@ -479,7 +546,9 @@ def _check(config: Config) -> None:
             "model.word_rows=True with data.title='none': there is no title to take words of; set one of the two otherwise"
         )
     if not 0 < config.head.sample_rate <= 1:
-        raise ConfigError(f"head.sample_rate={config.head.sample_rate}, wanted a share above 0 up to 1")
+        raise ConfigError(
+            f"head.sample_rate={config.head.sample_rate}, wanted a share above 0 up to 1"
+        )
     if config.head.kind in ("sampled", "knn") and config.optim.name != "sgd":
         reason = "rows that miss steps can be brought up to date for sgd alone"
         if config.optim.name == "lars":
@@ -512,12 +581,21 @@ def _check(config: Config) -> None:
             )
     if not (loss.visual or loss.mixed):
         raise ConfigError("loss.visual and loss.mixed are both 0; give at least one a weight")
-    weights = [loss.visual, loss.mixed, loss.title_words, loss.codes, loss.code_balance, loss.code_quantisation]
+    weights = [
+        loss.visual,
+        loss.mixed,
+        loss.title_words,
+        loss.codes,
+        loss.code_balance,
+        loss.code_quantisation,
+    ]
     weights += [loss.box, loss.box_area, loss.box_known, loss.triplet]
     if min(weights) < 0:
         raise ConfigError(f"loss weights {', '.join(map(str, weights))}: wanted no negative one")
     if loss.with_text and data.title == "none":
-        raise ConfigError("data.title='none' leaves nothing to read; set loss.mixed=0 and loss.title_words=0")
+        raise ConfigError(
+            "data.title='none' leaves nothing to read; set loss.mixed=0 and loss.title_words=0"
+        )
 
 
 def _hint(got: Any, wanted: Sequence[str]) -> str:
@@ -533,5 +611,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= (
+            flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
     return flat

@@ -1,4 +1,6 @@
-"""`sicot report uv`: unique-visitor conversion of each variant of the service, and its gain over another one."""
+"""`sicot report uv`: unique-visitor conversion of each variant of the service, and its gain over
+another one.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,8 @@ class Conversion:
 
 
 def conversion(events: Iterable[Event], *, kind: str = "purchase") -> Conversion:
-    """Of events in any order. A visitor is one however often he comes; what he does before his first impression does not count.
+    """Of events in any order. A visitor is one however often he comes; what he does before his
+    first impression does not count.
 
     Raises InputError where no variant has shown anything.
     """
@@ -63,7 +66,9 @@ def conversion(events: Iterable[Event], *, kind: str = "purchase") -> Conversion
         elif event.kind == kind:
             last[event.visitor] = max(event.time, last.get(event.visitor, -math.inf))
     if not seen:
-        raise InputError("no impression among the events, wanted some of a variant; send them with POST /v1/events")
+        raise InputError(
+            "no impression among the events, wanted some of a variant; send them with POST /v1/events"
+        )
     visitors: collections.Counter[str] = collections.Counter()
     converted: collections.Counter[str] = collections.Counter()
     for visitor, variants in seen.items():
@@ -76,7 +81,8 @@ def conversion(events: Iterable[Event], *, kind: str = "purchase") -> Conversion
 
 
 def relative_gain(variant: Variant, control: Variant) -> tuple[float, float, float] | None:
-    """rate / control's rate - 1 and its 95 % interval, exp(log ratio -+ z sqrt(sum of (1 - p) / (n p))) - 1 (Katz et al. 1978).
+    """rate / control's rate - 1 and its 95 % interval, exp(log ratio -+ z sqrt(sum of (1 - p) / (n
+    p))) - 1 (Katz et al. 1978).
 
     None where one of the two has no conversion.
     """
@@ -88,17 +94,23 @@ def relative_gain(variant: Variant, control: Variant) -> tuple[float, float, flo
 
 
 def report(paths: Sequence[Path], *, kind: str, control: str = "") -> str:
-    """A table in Markdown, of the events of all files. `control`: the variant that gains are over; by default the first by
-    name.
+    """A table in Markdown, of the events of all files. `control`: the variant that gains are over;
+    by default the first by name.
     """
     with contextlib.ExitStack() as stack:
         stores = [stack.enter_context(contextlib.closing(opened(path))) for path in paths]
-        found = conversion(itertools.chain.from_iterable(stores), kind=kind)  # an event in two files counts as one
+        found = conversion(
+            itertools.chain.from_iterable(stores), kind=kind
+        )  # an event in two files counts as one
     by_name: Mapping[str, Variant] = {variant.name: variant for variant in found.variants}
     if not by_name:
-        raise InputError(f"{paths[0]}: every visitor saw several variants; give each visitor one of them")
+        raise InputError(
+            f"{paths[0]}: every visitor saw several variants; give each visitor one of them"
+        )
     if control and control not in by_name:
-        raise InputError(f"--control {control}: no such variant, wanted one of {', '.join(by_name)}")
+        raise InputError(
+            f"--control {control}: no such variant, wanted one of {', '.join(by_name)}"
+        )
     base = by_name[control or found.variants[0].name]
     lines = [
         f"| variant | visitors | with a {kind} | rate, % | gain over {base.name}, % |",
@@ -108,7 +120,9 @@ def report(paths: Sequence[Path], *, kind: str, control: str = "") -> str:
         low, high = (100 * x for x in variant.interval())
         gain = "" if variant is base else _gain(relative_gain(variant, base))
         rate = f"{100 * variant.rate:.2f} [{low:.2f}, {high:.2f}]"
-        lines.append(f"| {variant.name} | {variant.visitors:,} | {variant.converted:,} | {rate} | {gain} |")
+        lines.append(
+            f"| {variant.name} | {variant.visitors:,} | {variant.converted:,} | {rate} | {gain} |"
+        )
     lines += ["", "Unique visitors, 95 % intervals; ~ marks a gain whose interval holds zero."]
     if found.mixed:
         lines.append(f"{found.mixed:,} visitors saw several variants and are left out.")

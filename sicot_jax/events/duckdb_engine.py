@@ -1,4 +1,6 @@
-"""DuckDB over files of events: more rows than memory holds, what does not fit goes to a folder of its own."""
+"""DuckDB over files of events: more rows than memory holds, what does not fit goes to a folder of
+its own.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +19,24 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def connect(folder: Path, *, memory_mb: int, threads: int) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database for the block that holds `memory_mb` of working memory and spills into `folder`. threads: 0 as many as
-    there are cores.
+    """A database for the block that holds `memory_mb` of working memory and spills into `folder`.
+    threads: 0 as many as there are cores.
 
-    InputError: DuckDB is not installed, too little memory, and what goes wrong with a file or the disk in the block.
+    InputError: DuckDB is not installed, too little memory, and what goes wrong with a file or the
+      disk in the block.
     """
     try:
         import duckdb
     except ImportError as error:
-        raise InputError("no duckdb here to read events with; install it: pip install 'sicot_jax[events]'") from error
+        raise InputError(
+            "no duckdb here to read events with; install it: pip install 'sicot_jax[events]'"
+        ) from error
     if memory_mb < 200:
         raise InputError(f"--memory-mb {memory_mb}, wanted at least 200")
-    config: dict[str, Any] = {"memory_limit": f"{memory_mb}MB", "temp_directory": str(folder / "spilled")}
+    config: dict[str, Any] = {
+        "memory_limit": f"{memory_mb}MB",
+        "temp_directory": str(folder / "spilled"),
+    }
     if threads:
         config["threads"] = threads
     database = duckdb.connect(str(folder / "work.duckdb"), config=config)
@@ -37,9 +45,13 @@ def connect(folder: Path, *, memory_mb: int, threads: int) -> Iterator[duckdb.Du
         database.execute("SET enable_progress_bar = false")
         yield database
     except duckdb.OutOfMemoryException as error:
-        raise InputError(f"--memory-mb {memory_mb} is too little for these events, give more") from error
+        raise InputError(
+            f"--memory-mb {memory_mb} is too little for these events, give more"
+        ) from error
     except duckdb.Error as error:
-        raise InputError(f"{' '.join(str(error).split())[:300]}; check the files and the space on disk") from error
+        raise InputError(
+            f"{' '.join(str(error).split())[:300]}; check the files and the space on disk"
+        ) from error
     except RuntimeError as error:
         if str(error) != "Query interrupted":
             raise
@@ -59,8 +71,8 @@ def name(text: str) -> str:
 
 
 def as_parquet(path: Path, folder: Path) -> Path:
-    """The events of `path` as Parquet: such a file, a folder of sicot events import, or the file of a service (copied into
-    `folder`).
+    """The events of `path` as Parquet: such a file, a folder of sicot events import, or the file of
+    a service (copied into `folder`).
 
     InputError: none of these.
     """

@@ -1,8 +1,9 @@
-"""`sicot events import`: page-view logs of other systems as events of the service's schema, and a report of what was wrong.
+"""`sicot events import`: page-view logs of other systems as events of the service's schema, and a
+report of what was wrong.
 
-A row of a log is an event. Its columns are found by name, or by the names given. What cannot be an event (`store.parse`
-says what one is), or contradicts another, is left out, counted by reason and named; beyond a share of such rows nothing is
-written at all.
+A row of a log is an event. Its columns are found by name, or by the names given. What cannot be an
+event (`store.parse` says what one is), or contradicts another, is left out, counted by reason and
+named; beyond a share of such rows nothing is written at all.
 """
 
 from __future__ import annotations
@@ -30,13 +31,15 @@ TIME_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _EARLIEST, _A_DAY = 788_918_400.0, 86_400.0  # 1995
 _NAMED = 5  # rows of each reason
 _FILE = 1 << 40  # row numbers of the files lie this far apart
-_LOOKED_AT = 1000  # lines of a JSONL file, for the names in it; of the others those with a name that is still missing
+# lines of a JSONL file, for the names in it; of the others those with a name that is still missing
+_LOOKED_AT = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class LogSettings:
-    """columns: field of an event -> column of the log. kinds: word of the log -> kind of an event. time_unit: of times that are
-    numbers. split: between the SKUs of a list that is a text. max_bad_share: of all rows. variant: of logs without one.
+    """columns: field of an event -> column of the log. kinds: word of the log -> kind of an event.
+    time_unit: of times that are numbers. split: between the SKUs of a list that is a text.
+    max_bad_share: of all rows. variant: of logs without one.
     """
 
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -50,20 +53,30 @@ class LogSettings:
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.columns) - set(FIELDS)):
-            raise InputError(f"--column {unknown[0]}: no field of an event, wanted one of {', '.join(FIELDS)}")
+            raise InputError(
+                f"--column {unknown[0]}: no field of an event, wanted one of {', '.join(FIELDS)}"
+            )
         if unknown := sorted(set(self.kinds.values()) - set(KINDS)):
-            raise InputError(f"--kind-word {unknown[0]}: no kind of event, wanted one of {', '.join(KINDS)}")
+            raise InputError(
+                f"--kind-word {unknown[0]}: no kind of event, wanted one of {', '.join(KINDS)}"
+            )
         if self.time_unit not in TIME_UNITS:
             raise InputError(f"--time-unit {self.time_unit}, wanted one of {', '.join(TIME_UNITS)}")
         if not 0 <= self.max_bad_share <= 1:
-            raise InputError(f"--max-bad-share {self.max_bad_share}, wanted a share from 0 to 1; the default is 0.05")
+            raise InputError(
+                f"--max-bad-share {self.max_bad_share}, wanted a share from 0 to 1; the default is 0.05"
+            )
         if not self.split:
-            raise InputError("--split is empty, wanted what stands between two SKUs; the default is |")
+            raise InputError(
+                "--split is empty, wanted what stands between two SKUs; the default is |"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class LogReport:
-    """rows: read in all. kinds: events kept. bad, left_out: reason -> rows; named: reason -> some of them, as `log: row`."""
+    """rows: read in all. kinds: events kept. bad, left_out: reason -> rows; named: reason -> some
+    of them, as `log: row`.
+    """
 
     logs: list[str]
     rows: int
@@ -83,28 +96,50 @@ class LogReport:
     def summary(self) -> str:
         """One line."""
         kinds = ", ".join(f"{self.kinds.get(kind, 0):,} {kind}s" for kind in KINDS)
-        wrong = "; ".join(f"{count:,} {reason}" for reason, count in {**self.bad, **self.left_out}.items())
-        return f"{self.rows:,} rows, {self.kept:,} events kept ({kinds}); left out: {wrong or 'none'}"
+        wrong = "; ".join(
+            f"{count:,} {reason}" for reason, count in {**self.bad, **self.left_out}.items()
+        )
+        return (
+            f"{self.rows:,} rows, {self.kept:,} events kept ({kinds}); left out: {wrong or 'none'}"
+        )
 
     def markdown(self) -> str:
-        lines = ["# Import of events", "", *(f"- {log}" for log in self.logs), "", self.summary() + ".", ""]
-        lines += ["| left out | rows | share, % | counts as bad | for example |", "|---|---:|---:|---|---|"]
+        lines = [
+            "# Import of events",
+            "",
+            *(f"- {log}" for log in self.logs),
+            "",
+            self.summary() + ".",
+            "",
+        ]
+        lines += [
+            "| left out | rows | share, % | counts as bad | for example |",
+            "|---|---:|---:|---|---|",
+        ]
         for reason, count in {**self.bad, **self.left_out}.items():
             bad = "yes" if reason in self.bad else "no"
             share = f"{100 * count / max(self.rows, 1):.2f}"
-            lines.append(f"| {reason} | {count:,} | {share} | {bad} | {'; '.join(self.named.get(reason, ()))} |")
+            lines.append(
+                f"| {reason} | {count:,} | {share} | {bad} | {'; '.join(self.named.get(reason, ()))} |"
+            )
         return "\n".join(lines) + "\n"
 
 
-def import_logs(logs: Sequence[Path], out: Path, settings: LogSettings = LogSettings()) -> LogReport:
-    """The events of all `logs` (CSV, JSONL, Parquet, or a service's SQLite file) in the new folder `out`: events.parquet, a
-    row an event in the order of the logs, and report.md. Whatever stops it, there is no `out` then.
+def import_logs(
+    logs: Sequence[Path], out: Path, settings: LogSettings = LogSettings()
+) -> LogReport:
+    """The events of all `logs` (CSV, JSONL, Parquet, or a service's SQLite file) in the new folder
+    `out`: events.parquet, a row an event in the order of the logs, and report.md. Whatever stops
+    it, there is no `out` then.
 
-    InputError: a log that is missing or of another format, a column missing, more bad rows than settings.max_bad_share.
+    InputError: a log that is missing or of another format, a column missing, more bad rows than
+      settings.max_bad_share.
     """
     for log in logs:
         if not log.is_file():
-            raise InputError(f"{log}: no such file, wanted a log: CSV, JSONL, Parquet or a service's events")
+            raise InputError(
+                f"{log}: no such file, wanted a log: CSV, JSONL, Parquet or a service's events"
+            )
     with new_folder(out) as folder:
         work = folder / "work"
         work.mkdir()
@@ -126,20 +161,28 @@ def import_logs(logs: Sequence[Path], out: Path, settings: LogSettings = LogSett
 
 
 def _import(
-    database: duckdb.DuckDBPyConnection, logs: Sequence[Path], folder: Path, work: Path, settings: LogSettings
+    database: duckdb.DuckDBPyConnection,
+    logs: Sequence[Path],
+    folder: Path,
+    work: Path,
+    settings: LogSettings,
 ) -> LogReport:
     database.execute("CREATE TABLE wrong (row BIGINT, reason VARCHAR, bad BOOLEAN)")
     for number, log in enumerate(logs):
         _stage(database, log, number, work, settings)
     database.execute(f"CREATE VIEW staged AS FROM read_parquet({literal(work / '*.staged')})")
-    database.execute("INSERT INTO wrong SELECT row, reason, true FROM staged WHERE reason IS NOT NULL")
+    database.execute(
+        "INSERT INTO wrong SELECT row, reason, true FROM staged WHERE reason IS NOT NULL"
+    )
     _find_repeated(database)
     _find_unshown(database)
     database.execute(
         f"COPY (SELECT {', '.join(FIELDS)} FROM staged ANTI JOIN wrong USING (row)) "
         f"TO {literal(folder / EVENTS_FILE)} (FORMAT parquet, ROW_GROUP_SIZE 65536)"
     )
-    kinds = database.execute(f"SELECT kind, count(*) FROM {literal(folder / EVENTS_FILE)} GROUP BY kind").fetchall()
+    kinds = database.execute(
+        f"SELECT kind, count(*) FROM {literal(folder / EVENTS_FILE)} GROUP BY kind"
+    ).fetchall()
     counted = database.execute(
         f"SELECT reason, bad, count(*) AS n, min(row, {_NAMED}) FROM wrong GROUP BY ALL ORDER BY n DESC, reason"
     ).fetchall()
@@ -159,11 +202,15 @@ def _where(logs: Sequence[Path], row: int) -> str:
     return f"{log.name}: {'line' if row < 0 else 'row'} {abs(row) % _FILE}"
 
 
-def _stage(database: duckdb.DuckDBPyConnection, log: Path, number: int, work: Path, settings: LogSettings) -> None:
+def _stage(
+    database: duckdb.DuckDBPyConnection, log: Path, number: int, work: Path, settings: LogSettings
+) -> None:
     """Rows of one log as events, each with what is wrong with it."""
     first, rejected = number * _FILE + 1, f"rejected_{number}"
     source, read = _reader(log, work, settings, rejected)
-    words = " ".join(f"WHEN {literal(word)} THEN {literal(kind)}" for word, kind in settings.kinds.items())
+    words = " ".join(
+        f"WHEN {literal(word)} THEN {literal(kind)}" for word, kind in settings.kinds.items()
+    )
     if words:
         read["kind"] = f"CASE {read['kind']} {words} ELSE {read['kind']} END"
     if "event_id" not in read:  # what has the same values is the same event
@@ -171,20 +218,28 @@ def _stage(database: duckdb.DuckDBPyConnection, log: Path, number: int, work: Pa
         read["event_id"] = f"md5(concat_ws(chr(0), {parts}))"
     read.setdefault("variant", literal(settings.variant))
     empty = {"time": "CAST('nan' AS DOUBLE)", "shown": "CAST([] AS VARCHAR[])"}
-    fields = ", ".join(f"coalesce({read[field]}, {empty.get(field, literal(''))}) AS {field}" for field in FIELDS)
+    fields = ", ".join(
+        f"coalesce({read[field]}, {empty.get(field, literal(''))}) AS {field}" for field in FIELDS
+    )
     database.execute(
         f"COPY (SELECT *, {_reason()} AS reason FROM "
         f"(SELECT {first} + row_number() OVER () - 1 AS row, {read['whole']} AS whole, {fields} FROM {source})) "
         f"TO {literal(work / f'{number}.staged')} (FORMAT parquet, ROW_GROUP_SIZE 65536)"
     )
-    if rejected in {row[0] for row in database.execute("SELECT table_name FROM duckdb_tables()").fetchall()}:
+    if rejected in {
+        row[0] for row in database.execute("SELECT table_name FROM duckdb_tables()").fetchall()
+    }:
         database.execute(
             f"INSERT INTO wrong SELECT DISTINCT -({first} - 1 + line), 'no row of the table', true FROM {rejected}"
         )
 
 
-def _reader(log: Path, work: Path, settings: LogSettings, rejected: str) -> tuple[str, dict[str, str]]:
-    """What to select from, and how: field -> expression of its type; `whole`: whether the row could be read at all."""
+def _reader(
+    log: Path, work: Path, settings: LogSettings, rejected: str
+) -> tuple[str, dict[str, str]]:
+    """What to select from, and how: field -> expression of its type; `whole`: whether the row could
+    be read at all.
+    """
     wanted = {field: settings.columns.get(field, field) for field in FIELDS}
     with log.open("rb") as file:
         begin = file.read(16)
@@ -202,9 +257,13 @@ def _reader(log: Path, work: Path, settings: LogSettings, rejected: str) -> tupl
 
 
 def _found(log: Path, wanted: Mapping[str, str], columns: Sequence[str]) -> dict[str, str]:
-    """Those of `wanted` that the log has. InputError: without a required one, or one that was named."""
+    """Those of `wanted` that the log has. InputError: without a required one, or one that was
+    named.
+    """
     missing = [
-        column for field, column in wanted.items() if column not in columns and (field in REQUIRED or column != field)
+        column
+        for field, column in wanted.items()
+        if column not in columns and (field in REQUIRED or column != field)
     ]
     if missing:
         raise InputError(
@@ -245,7 +304,9 @@ def _csv_reader(
     return source, _from_texts({field: name(column) for field, column in found.items()}, settings)
 
 
-def _jsonl_reader(log: Path, wanted: Mapping[str, str], settings: LogSettings) -> tuple[str, dict[str, str]]:
+def _jsonl_reader(
+    log: Path, wanted: Mapping[str, str], settings: LogSettings
+) -> tuple[str, dict[str, str]]:
     columns, lacking = dict[str, None](), {column.encode() for column in wanted.values()}
     with log.open("rb") as file:  # to its end: a log may begin with impressions, which need no SKU
         for number, line in enumerate(file):
@@ -257,12 +318,20 @@ def _jsonl_reader(log: Path, wanted: Mapping[str, str], settings: LogSettings) -
             elif not lacking:
                 break
     found = _found(log, wanted, list(columns))
-    texts = {field: f"json_extract_string(json, {literal('$.' + name(column))})" for field, column in found.items()}
+    texts = {
+        field: f"json_extract_string(json, {literal('$.' + name(column))})"
+        for field, column in found.items()
+    }
     source = f"read_ndjson_objects({literal(log)}, ignore_errors=true)"
-    return source, {**_from_texts(texts, settings), "whole": "coalesce(json_type(json) = 'OBJECT', false)"}
+    return source, {
+        **_from_texts(texts, settings),
+        "whole": "coalesce(json_type(json) = 'OBJECT', false)",
+    }
 
 
-def _parquet_reader(log: Path, wanted: Mapping[str, str], settings: LogSettings) -> tuple[str, dict[str, str]]:
+def _parquet_reader(
+    log: Path, wanted: Mapping[str, str], settings: LogSettings
+) -> tuple[str, dict[str, str]]:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -280,13 +349,16 @@ def _parquet_reader(log: Path, wanted: Mapping[str, str], settings: LogSettings)
 
 
 def _reason() -> str:
-    """What is wrong with a staged row by itself, NULL where nothing is: the rules of `store.parse`, and times that can be."""
+    """What is wrong with a staged row by itself, NULL where nothing is: the rules of `store.parse`,
+    and times that can be.
+    """
     texts = [field for field in FIELDS if field not in ("time", "shown")]
     control = "'[\\x00-\\x1f\\x7f]'"
     joined = f"concat({', '.join(texts)}, array_to_string(shown, ''))"
     cases = [("NOT whole", "no row of the table")]
     cases += [
-        (f"{field} = ''", f"without {field}") for field in ("event_id", "request_id", "visitor", "variant", "kind")
+        (f"{field} = ''", f"without {field}")
+        for field in ("event_id", "request_id", "visitor", "variant", "kind")
     ]
     cases += [
         (
@@ -302,9 +374,16 @@ def _reason() -> str:
         ("kind <> 'impression' AND sku = ''", "clicks or purchases without sku"),
         ("kind <> 'impression' AND len(shown) > 0", "clicks or purchases with a list"),
         ("len(shown) > 1000", "with more than 1000 SKUs in a list"),
-        ("len(list_filter(shown, lambda s: s IS NULL OR s = '' OR length(s) > 200)) > 0", "with a bad SKU in the list"),
+        (
+            "len(list_filter(shown, lambda s: s IS NULL OR s = '' OR length(s) > 200)) > 0",
+            "with a bad SKU in the list",
+        ),
     ]
-    return "CASE " + " ".join(f"WHEN {condition} THEN {literal(reason)}" for condition, reason in cases) + " END"
+    return (
+        "CASE "
+        + " ".join(f"WHEN {condition} THEN {literal(reason)}" for condition, reason in cases)
+        + " END"
+    )
 
 
 def _find_repeated(database: duckdb.DuckDBPyConnection) -> None:
@@ -323,7 +402,9 @@ def _find_repeated(database: duckdb.DuckDBPyConnection) -> None:
 
 
 def _find_unshown(database: duckdb.DuckDBPyConnection) -> None:
-    """Clicks and purchases need an impression of their request that showed the thing, not later than they are."""
+    """Clicks and purchases need an impression of their request that showed the thing, not later
+    than they are.
+    """
     database.execute("""
         INSERT INTO wrong
         WITH done AS (

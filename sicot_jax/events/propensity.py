@@ -1,10 +1,11 @@
 """How much a place on the page is looked at, from the log alone.
 
-The position-based model: E[clicks] = views * chance(place) * relevance(query, sku). The same thing shown for the same
-query at several places (lists shuffled, rankings changed) tells chances apart from relevance: intervention harvesting,
-Agarwal et al., WSDM 2019. The estimate is the conditional maximum likelihood of Poisson counts with an effect of each
-(query, sku) (Hausman, Hall, Griliches 1984): given the C clicks of a pair, those at place k are multinomial with q_k =
-views_k * chance_k / sum of the same over its places, so that relevance drops out. It uses all pairs of places at once,
+The position-based model: E[clicks] = views * chance(place) * relevance(query, sku). The same thing
+shown for the same query at several places (lists shuffled, rankings changed) tells chances apart
+from relevance: intervention harvesting, Agarwal et al., WSDM 2019. The estimate is the conditional
+maximum likelihood of Poisson counts with an effect of each (query, sku) (Hausman, Hall, Griliches
+1984): given the C clicks of a pair, those at place k are multinomial with q_k = views_k * chance_k
+/ sum of the same over its places, so that relevance drops out. It uses all pairs of places at once,
 is concave, and consistent however few clicks a pair has.
 """
 
@@ -21,8 +22,9 @@ _STEPS, _CLOSE, _FARTHEST = 100, 1e-6, 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Looking:
-    """chance: [R], of looking at place r, relative to the first. error: [R], standard error of its logarithm, nan where
-    it is not estimated. clicks: [R], that it rests on. source: how it was found, in words.
+    """chance: [R], of looking at place r, relative to the first. error: [R], standard error of its
+    logarithm, nan where it is not estimated. clicks: [R], that it rests on. source: how it was
+    found, in words.
     """
 
     chance: np.ndarray
@@ -42,13 +44,20 @@ def assumed(places: int, eta: float) -> Looking:
 
 
 def estimate(
-    pair: np.ndarray, place: np.ndarray, views: np.ndarray, clicks: np.ndarray, *, places: int, least_clicks: int = 50
+    pair: np.ndarray,
+    place: np.ndarray,
+    views: np.ndarray,
+    clicks: np.ndarray,
+    *,
+    places: int,
+    least_clicks: int = 50,
 ) -> Looking:
     """From counts of (query, sku) at places: all arrays [M], sorted by `pair`; `place` from 0.
 
-    A place with fewer than `least_clicks` clicks of pairs that were elsewhere too, or that no chain of such pairs joins
-    to the first, is looked at like the nearest estimated one above it. Where nothing is estimated (every thing stands
-    at one place for a query) all chances are 1, and `source` says so: clicks then weigh alike.
+    A place with fewer than `least_clicks` clicks of pairs that were elsewhere too, or that no chain
+    of such pairs joins to the first, is looked at like the nearest estimated one above it. Where
+    nothing is estimated (every thing stands at one place for a query) all chances are 1, and
+    `source` says so: clicks then weigh alike.
     """
     rows = np.ones(len(pair), bool)
     while True:  # leaving out a place leaves pairs with one place
@@ -72,7 +81,10 @@ def estimate(
     error[good] = np.sqrt(np.concatenate([[0], np.diag(covariance)]))
     filled = np.maximum.accumulate(np.where(good, np.arange(places), 0))
     return Looking(
-        np.exp(log_chance)[filled], error, support.astype(int), "estimated: the same things at several places"
+        np.exp(log_chance)[filled],
+        error,
+        support.astype(int),
+        "estimated: the same things at several places",
     )
 
 
@@ -100,7 +112,13 @@ def _joined(pair: np.ndarray, place: np.ndarray, places: int) -> np.ndarray:
 
 
 def _newton(
-    pair: np.ndarray, place: np.ndarray, views: np.ndarray, clicks: np.ndarray, *, free: np.ndarray, places: int
+    pair: np.ndarray,
+    place: np.ndarray,
+    views: np.ndarray,
+    clicks: np.ndarray,
+    *,
+    free: np.ndarray,
+    places: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logarithms of the chances, [R] (0 where not free), and the covariance of the free ones."""
     beta = np.zeros(places)

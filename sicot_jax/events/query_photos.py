@@ -11,8 +11,9 @@ from sicot_jax.errors import InputError
 def query_photos(folder: Path) -> Callable[[str, str], Path | None]:
     """(request_id, query_image_id) -> the file of the photo, None where there is not exactly one.
 
-    A file is named by the request as `serve.queries` does (REQUEST_ID-RANDOM.photo), which goes first, or otherwise by the
-    query_image_id (ID.jpg, any ending). InputError where `folder` is none.
+    A file is named by the request as `serve.queries` does (REQUEST_ID-RANDOM.photo), which goes
+    first, or otherwise by the query_image_id (ID.jpg, any ending). InputError where `folder` is
+    none.
     """
     if not folder.is_dir():
         raise InputError(

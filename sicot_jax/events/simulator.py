@@ -1,14 +1,17 @@
-"""A known model of visitors: logs of events whose truth is known, for tests and measurements of what learns from logs.
+"""A known model of visitors: logs of events whose truth is known, for tests and measurements of
+what learns from logs.
 
-A request shows a list. A visitor looks at place r (from 1) with chance r^-eta, whatever lies there (the position-based
-model: Richardson et al. 2007); clicks a thing that he looks at with its `click` chance, and buys what he clicked with
-its `buy` chance. So P(click at place r) = r^-eta * click. Some lists are shown in a random order, which is what
-position bias can be estimated from. Beside visitors there are bots, and what goes wrong on the way.
+A request shows a list. A visitor looks at place r (from 1) with chance r^-eta, whatever lies there
+(the position-based
+model: Richardson et al. 2007); clicks a thing that he looks at with its `click` chance, and buys
+  what he clicked with its `buy` chance. So P(click at place r) = r^-eta * click. Some lists are
+  shown in a random order, which is what position bias can be estimated from. Beside visitors there
+  are bots, and what goes wrong on the way.
 
-    lists = visitors.from_scores(query_image_ids, skus, shown, likeness, quality)
-    for table in visitors.tables(lists, requests=100_000, seed=0): ...  # pyarrow, about in the order of time
-    visitors.write(lists, path, requests=6_000_000)  # Parquet
-    for event in visitors.events(lists, requests=1_000): ...  # store.Event
+    lists = visitors.from_scores(query_image_ids, skus, shown, likeness, quality) for table in
+    visitors.tables(lists, requests=100_000, seed=0): ...  # pyarrow, about in the order of time
+    visitors.write(lists, path, requests=6_000_000)  # Parquet for event in visitors.events(lists,
+    requests=1_000): ...  # store.Event
 """
 
 from __future__ import annotations
@@ -35,9 +38,9 @@ _IMPRESSION, _CLICK, _PURCHASE = range(3)  # of store.KINDS
 class Lists:
     """What can be asked, and what is shown then. Q queries, N products, R places.
 
-    query_image_ids: [Q]. skus: [N]. shown: [Q, R], product numbers by place, each once in its row. click: [Q, R],
-    chance that who looks at the product clicks it (its relevance to the query). buy: [Q, R], chance that who clicked it
-    buys it.
+    query_image_ids: [Q]. skus: [N]. shown: [Q, R], product numbers by place, each once in its row.
+      click: [Q, R], chance that who looks at the product clicks it (its relevance to the query).
+      buy: [Q, R], chance that who clicked it buys it.
     """
 
     query_image_ids: Sequence[str]
@@ -53,14 +56,18 @@ class Lists:
                 f"lists of shapes {self.shown.shape}, {self.click.shape}, {self.buy.shape}, wanted {shape}"
             )
         if self.shown.min() < 0 or self.shown.max() >= len(self.skus):
-            raise InputError(f"shown: product {self.shown.max()}, wanted numbers from 0 to below {len(self.skus)}")
+            raise InputError(
+                f"shown: product {self.shown.max()}, wanted numbers from 0 to below {len(self.skus)}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Behaviour:
-    """eta: how fast looking falls off. shuffled: share of requests whose list is in a random order, all of it.
-    ends_with_purchase: who bought looks at nothing below (chances of looking at lower places are then less than
-    r^-eta). visits: requests of a visitor, on average. days: that the requests are spread over.
+    """eta: how fast looking falls off. shuffled: share of requests whose list is in a random order,
+    all of it.
+    ends_with_purchase: who bought looks at nothing below (chances of looking at lower places are
+      then less than r^-eta). visits: requests of a visitor, on average. days: that the requests are
+      spread over.
     """
 
     eta: float = 1.0
@@ -73,10 +80,10 @@ class Behaviour:
 
 @dataclasses.dataclass(frozen=True)
 class Dirt:
-    """Shares: bots of requests; repeated and missing (a field is empty) of events; twice (a second click at once),
-    unshown (clicks on things not in the list) and backwards (a clock: the click is before its impression) of visitors'
-    clicks. bot_requests: of a bot, one after the other; every second bot clicks all it is shown, ten times a second,
-    the others click nothing.
+    """Shares: bots of requests; repeated and missing (a field is empty) of events; twice (a second
+    click at once), unshown (clicks on things not in the list) and backwards (a clock: the click is
+    before its impression) of visitors' clicks. bot_requests: of a bot, one after the other; every
+    second bot clicks all it is shown, ten times a second, the others click nothing.
     """
 
     bots: float = 0.0
@@ -107,10 +114,11 @@ def from_scores(
     click: tuple[float, float, float] = (-3.0, 1.5, 1.0),
     buy: tuple[float, float, float] = (-2.5, 0.5, 1.5),
 ) -> Lists:
-    """Lists whose chances are sigmoid(a + b * likeness + c * quality), (a, b, c) of clicks and of purchases.
+    """Lists whose chances are sigmoid(a + b * likeness + c * quality), (a, b, c) of clicks and of
+    purchases.
 
-    shown: [Q, R], product numbers by place. likeness: [Q, R], of the product at that place to the query, about standard
-    normal. quality: [N], of the product, about standard normal.
+    shown: [Q, R], product numbers by place. likeness: [Q, R], of the product at that place to the
+      query, about standard normal. quality: [N], of the product, about standard normal.
     """
 
     def chance(weights: tuple[float, float, float]) -> np.ndarray:
@@ -133,11 +141,17 @@ def generated_lists(*, queries: int, products: int, places: int, seed: int = 0) 
 
 
 def tables(
-    lists: Lists, behaviour: Behaviour = Behaviour(), dirt: Dirt = CLEAN, *, requests: int, seed: int = 0
+    lists: Lists,
+    behaviour: Behaviour = Behaviour(),
+    dirt: Dirt = CLEAN,
+    *,
+    requests: int,
+    seed: int = 0,
 ) -> Iterator[pa.Table]:
-    """Events in `store.arrow_schema`, some thousand requests at a time, in the order of time within these. Requests are
-    numbered: request_id is r0, r1, ...; a lists' query is drawn for each at random. The same arguments give the same
-    events.
+    """Events in `store.arrow_schema`, some thousand requests at a time, in the order of time within
+    these. Requests are
+    numbered: request_id is r0, r1, ...; a lists' query is drawn for each at random. The same
+      arguments give the same events.
     """
     import pyarrow as pa
 
@@ -148,16 +162,29 @@ def tables(
 
 
 def events(
-    lists: Lists, behaviour: Behaviour = Behaviour(), dirt: Dirt = CLEAN, *, requests: int, seed: int = 0
+    lists: Lists,
+    behaviour: Behaviour = Behaviour(),
+    dirt: Dirt = CLEAN,
+    *,
+    requests: int,
+    seed: int = 0,
 ) -> Iterator[Event]:
-    """Those of `tables`, one by one. Where a field is missing it is empty, which `store.parse` would refuse."""
+    """Those of `tables`, one by one. Where a field is missing it is empty, which `store.parse`
+    would refuse.
+    """
     for table in tables(lists, behaviour, dirt, requests=requests, seed=seed):
         for row in table.to_pylist():
             yield Event(**{**row, "shown": tuple(row["shown"])})
 
 
 def write(
-    lists: Lists, path: Path, behaviour: Behaviour = Behaviour(), dirt: Dirt = CLEAN, *, requests: int, seed: int = 0
+    lists: Lists,
+    path: Path,
+    behaviour: Behaviour = Behaviour(),
+    dirt: Dirt = CLEAN,
+    *,
+    requests: int,
+    seed: int = 0,
 ) -> int:
     """Those of `tables` as a Parquet file; how many events."""
     from pyarrow import parquet
@@ -191,7 +218,10 @@ def _piece(
     order = np.tile(np.arange(places), (count, 1))
     mixed = chosen(behaviour.shuffled, count)
     order[mixed] = random.permuted(order[mixed], axis=1)
-    shown, click, buy = (np.take_along_axis(array[query], order, 1) for array in (lists.shown, lists.click, lists.buy))
+    shown, click, buy = (
+        np.take_along_axis(array[query], order, 1)
+        for array in (lists.shown, lists.click, lists.buy)
+    )
     clicked = random.random((count, places)) < looking(behaviour, places) * click
     bought = clicked & (random.random((count, places)) < buy)
     if behaviour.ends_with_purchase:
@@ -209,7 +239,9 @@ def _piece(
     moment[bot] = behaviour.start + begin * second + every[bot] % dirt.bot_requests
 
     of, place = np.nonzero(clicked)
-    pause = np.where(bot[of], 0.1 * (place + 1), 2.0 * (place + 1) + random.exponential(size=len(of)))
+    pause = np.where(
+        bot[of], 0.1 * (place + 1), 2.0 * (place + 1) + random.exponential(size=len(of))
+    )
     product, time, human = shown[of, place], moment[of] + pause, np.flatnonzero(~bot[of])
     twice = human[chosen(dirt.twice, len(human))]
     late = human[chosen(dirt.backwards, len(human))]
@@ -233,7 +265,9 @@ def _piece(
     missing = np.zeros(len(of), int)
     gone = chosen(dirt.missing, len(of))
     missing[gone] = random.integers(1, 3, len(gone))
-    return _table(names, piece, begin, again, of, kind, time, product, query, shown, visitor, bot, missing)
+    return _table(
+        names, piece, begin, again, of, kind, time, product, query, shown, visitor, bot, missing
+    )
 
 
 def _table(
@@ -269,11 +303,15 @@ def _table(
         "event_id": numbered(f"e{piece}-", row),
         "request_id": unless(missing == 1, numbered("r", begin + of)),
         "time": time,
-        "visitor": unless(missing == 2, numbered(pc.if_else(pa.array(bot[of]), BOT, "v"), visitor[of])),
+        "visitor": unless(
+            missing == 2, numbered(pc.if_else(pa.array(bot[of]), BOT, "v"), visitor[of])
+        ),
         "variant": pa.repeat("generated", len(row)),
         "kind": pa.array(KINDS, pa.string()).take(pa.array(kind)),
         "query_image_id": names[0].take(pa.array(query[of])),
         "sku": unless(listed, sku),
-        "shown": pa.ListArray.from_arrays(offsets, names[1].take(pa.array(shown[of[listed]].ravel()))),
+        "shown": pa.ListArray.from_arrays(
+            offsets, names[1].take(pa.array(shown[of[listed]].ravel()))
+        ),
     }
     return pa.table(columns, schema=arrow_schema())

@@ -1,4 +1,6 @@
-"""What visitors saw and did: one schema for the service, ranking and learning. SQLite, or Parquet to read elsewhere."""
+"""What visitors saw and did: one schema for the service, ranking and learning. SQLite, or Parquet
+to read elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 EVENTS_FILE = "events.parquet"  # in the folder of sicot events import
 _ROWS = 65_536  # of a row group
 KINDS = ("impression", "click", "purchase")
-_TEXT = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,200}")  # no control character, no half of a pair
+_TEXT = re.compile(
+    r"[^\x00-\x1f\x7f\ud800-\udfff]{1,200}"
+)  # no control character, no half of a pair
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
   event_id TEXT PRIMARY KEY, request_id TEXT NOT NULL, time REAL NOT NULL, visitor TEXT NOT NULL, variant TEXT NOT NULL,
@@ -32,7 +36,9 @@ CREATE TABLE IF NOT EXISTS events (
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """time: seconds since 1970. shown: an impression's SKUs by position; sku: that of a click or purchase."""
+    """time: seconds since 1970. shown: an impression's SKUs by position; sku: that of a click or
+    purchase.
+    """
 
     event_id: str
     request_id: str
@@ -54,7 +60,9 @@ def parse(values: Mapping[str, Any]) -> Event:
         raise InputError(f"{unknown[0]}: no field of an event; wanted {', '.join(sorted(FIELDS))}")
     for name in ("event_id", "request_id", "visitor", "variant", "kind"):
         if not isinstance(values.get(name), str) or not _TEXT.fullmatch(values[name]):
-            raise InputError(f"{name}={values.get(name)!r:.60}: wanted a text of 1 to 200 characters")
+            raise InputError(
+                f"{name}={values.get(name)!r:.60}: wanted a text of 1 to 200 characters"
+            )
     for name in ("query_image_id", "sku"):
         value = values.get(name, "")
         if not isinstance(value, str) or (value and not _TEXT.fullmatch(value)):
@@ -65,7 +73,9 @@ def parse(values: Mapping[str, Any]) -> Event:
     if isinstance(moment, bool) or not isinstance(moment, (int, float)) or not 0 < moment < 1e11:
         raise InputError(f"time={moment!r:.40}, wanted seconds since 1970")
     if not isinstance(shown, (list, tuple)) or len(shown) > 1000:
-        raise InputError("shown: wanted a list of at most 1000 SKUs in the order of their positions")
+        raise InputError(
+            "shown: wanted a list of at most 1000 SKUs in the order of their positions"
+        )
     if not all(isinstance(sku, str) and _TEXT.fullmatch(sku) for sku in shown):
         raise InputError("shown: wanted SKUs, texts of 1 to 200 characters")
     if kind == "impression" and (not shown or values.get("sku")):
@@ -76,7 +86,8 @@ def parse(values: Mapping[str, Any]) -> Event:
 
 
 class Events:
-    """A SQLite file of events, made where there is none. An event that is there already stays as it was.
+    """A SQLite file of events, made where there is none. An event that is there already stays as it
+    was.
 
     `reading`: nothing is made or written, and a file of something else is an InputError.
     """
@@ -85,29 +96,41 @@ class Events:
         self.path, self._lock = path, threading.Lock()
         address = f"{path.absolute().as_uri()}?mode={'ro' if reading else 'rwc'}"
         try:
-            self._connection = sqlite3.connect(address, uri=True, check_same_thread=False, timeout=30)
+            self._connection = sqlite3.connect(
+                address, uri=True, check_same_thread=False, timeout=30
+            )
             if not reading:
                 self._connection.execute("PRAGMA journal_mode = WAL")
                 self._connection.executescript(_SCHEMA)
             self._connection.execute(f"SELECT {', '.join(FIELDS)} FROM events LIMIT 0")
         except sqlite3.Error as error:
-            raise InputError(f"{path}: {error}; wanted a file of events, or a place where one can be made") from error
+            raise InputError(
+                f"{path}: {error}; wanted a file of events, or a place where one can be made"
+            ) from error
 
     def add(self, events: Iterable[Event]) -> int:
         """How many were new."""
         rows = [(*(getattr(e, name) for name in FIELDS[:-1]), json.dumps(e.shown)) for e in events]
         with self._lock, self._connection:
             before = self._connection.total_changes
-            self._connection.executemany("INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            self._connection.executemany(
+                "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
+            )
             return self._connection.total_changes - before
 
     def __iter__(self) -> Iterator[Event]:
         """In the order of time. InputError where the file is damaged."""
         try:
-            for row in self._connection.execute(f"SELECT {', '.join(FIELDS)} FROM events ORDER BY time, event_id"):
-                yield Event(**{**dict(zip(FIELDS, row, strict=True)), "shown": tuple(json.loads(row[-1]))})
+            for row in self._connection.execute(
+                f"SELECT {', '.join(FIELDS)} FROM events ORDER BY time, event_id"
+            ):
+                yield Event(
+                    **{**dict(zip(FIELDS, row, strict=True)), "shown": tuple(json.loads(row[-1]))}
+                )
         except (sqlite3.Error, ValueError) as error:
-            raise InputError(f"{self.path}: {error}; the file is damaged, take it from a copy") from error
+            raise InputError(
+                f"{self.path}: {error}; the file is damaged, take it from a copy"
+            ) from error
 
     def close(self) -> None:
         self._connection.close()
@@ -136,7 +159,8 @@ class Imported:
 
 
 def opened(path: Path) -> Events | Imported:
-    """Those that a service keeps, or events in Parquet: a file, or the folder of `sicot events import`. InputError where there
+    """Those that a service keeps, or events in Parquet: a file, or the folder of `sicot events
+    import`. InputError where there
     is no such file: none is made.
     """
     if path.is_dir():
@@ -154,7 +178,9 @@ def is_parquet(path: Path) -> bool:
 
 
 def arrow_schema() -> pa.Schema:
-    """Of events in Parquet: a column each field, texts but for time (float64) and shown (a list of texts)."""
+    """Of events in Parquet: a column each field, texts but for time (float64) and shown (a list of
+    texts).
+    """
     import pyarrow as pa
 
     kinds = {"time": pa.float64(), "shown": pa.list_(pa.string())}
@@ -162,7 +188,8 @@ def arrow_schema() -> pa.Schema:
 
 
 def export_events(path: Path, out: Path) -> int:
-    """All events in the order of time as the new Parquet file `out`, a column each field; how many. The service may go on.
+    """All events in the order of time as the new Parquet file `out`, a column each field; how many.
+    The service may go on.
 
     InputError where `path` is no file of events, or `out` is there.
     """

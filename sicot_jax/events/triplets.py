@@ -2,25 +2,26 @@
 
 Parquet, a row a triplet, those of one click together and clicks in a random order:
 
-    request_id         string   of the click's list; its photo, where the service kept it, is named so
-    query_image_id     string   the photo that was asked with
-    clicked            string   a SKU that was shown and clicked
-    not_clicked        string   a SKU of the same list that was looked at and not clicked
-    weight             float32  see below; those of a click's triplets sum to the click's weight
-    clicked_place      int32    from 1
-    not_clicked_place  int32    from 1
-    bought             bool     whether the clicked thing was bought too
+    request_id         string   of the click's list; its photo, where the service kept it, is named
+    so query_image_id     string   the photo that was asked with clicked            string   a SKU
+    that was shown and clicked not_clicked        string   a SKU of the same list that was looked at
+    and not clicked weight             float32  see below; those of a click's triplets sum to the
+    click's weight clicked_place      int32    from 1 not_clicked_place  int32    from 1 bought
+    bool     whether the clicked thing was bought too
 
 Rules, in this order:
 
-1. Bots: a visitor beyond a limit on any day is left out altogether (`Limits`).
-2. Views: the first impression of a request that has a query photo. Clicks: of something in that list, not before it; a
+1. Bots: a visitor beyond a limit on any day is left out altogether (`Limits`). 2. Views: the first
+impression of a request that has a query photo. Clicks: of something in that list, not before it; a
    visitor's clicks of one thing for one query photo are one; a purchase is a click too.
-3. Weight of a click: min(1 / chance that its place is looked at, `largest_weight`), chances by `position`; times
-   `purchase_weight` where it was bought. So a thing's clicks weigh, on average, what its relevance says, wherever it
-   stood.
-4. Not clicked counts what stands above a click, at most `reach` places, and the next one below: it was looked at.
-   Not what the same query clicks in any other list, nor what is the same product as the clicked one (`products`).
+3. Weight of a click: min(1 / chance that its place is looked at, `largest_weight`), chances by
+`position`; times
+   `purchase_weight` where it was bought. So a thing's clicks weigh, on average, what its relevance
+   says, wherever it stood.
+4. Not clicked counts what stands above a click, at most `reach` places, and the next one below: it
+was looked at.
+   Not what the same query clicks in any other list, nor what is the same product as the clicked one
+   (`products`).
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Beyond which a visitor is a bot. views, clicks: a day. click_share: clicks of all things shown on a day, from
-    `least` clicks on. seconds: median time between what he does, from `least` events of a day on.
+    """Beyond which a visitor is a bot. views, clicks: a day. click_share: clicks of all things
+    shown on a day, from `least` clicks on. seconds: median time between what he does, from `least`
+    events of a day on.
     """
 
     views: int = 200
@@ -55,8 +57,8 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class TripletSettings:
-    """eta: chances r^-eta in place of an estimate. products: CSV or Parquet with columns sku and product, which say
-    what is the same.
+    """eta: chances r^-eta in place of an estimate. products: CSV or Parquet with columns sku and
+    product, which say what is the same.
     """
 
     limits: Limits = Limits()
@@ -81,9 +83,10 @@ class TripletSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TripletReport:
-    """bots: reason -> visitors (one may have several); bot_visitors and bot_views: of all. views, clicks: of the others.
-    kept_out: reason -> things that were not clicked and are no negatives. looking, weights, views_at, clicks_at: [R], by
-    place.
+    """bots: reason -> visitors (one may have several); bot_visitors and bot_views: of all. views,
+    clicks: of the others.
+    kept_out: reason -> things that were not clicked and are no negatives. looking, weights,
+      views_at, clicks_at: [R], by place.
     """
 
     bots: dict[str, int]
@@ -108,11 +111,21 @@ class TripletReport:
         )
 
     def markdown(self) -> str:
-        lines = ["# Triplets", "", self.summary() + ".", "", "| bots, by | visitors |", "|---|---:|"]
+        lines = [
+            "# Triplets",
+            "",
+            self.summary() + ".",
+            "",
+            "| bots, by | visitors |",
+            "|---|---:|",
+        ]
         lines += [f"| {reason} | {count:,} |" for reason, count in self.bots.items()]
         lines += ["", "| not counted as looked at and not clicked | things |", "|---|---:|"]
         lines += [f"| {reason} | {count:,} |" for reason, count in self.kept_out.items()]
-        lines += ["", "| place | views | clicks, % | looked at, against the first | weight | weighted clicks, % |"]
+        lines += [
+            "",
+            "| place | views | clicks, % | looked at, against the first | weight | weighted clicks, % |",
+        ]
         lines += ["|---:|---:|---:|---:|---:|---:|"]
         for place, views in enumerate(self.views_at):
             chance, error = self.looking.chance[place], self.looking.error[place]
@@ -129,9 +142,12 @@ class TripletReport:
         return "\n".join(lines) + "\n"
 
 
-def make_triplets(events: Path, out: Path, settings: TripletSettings = TripletSettings()) -> TripletReport:
-    """Triplets of `events` (Parquet, a folder of sicot events import, a service's file) as the new Parquet file `out`,
-    and what was counted as `out` with the suffix .md. Whatever stops it, neither is there.
+def make_triplets(
+    events: Path, out: Path, settings: TripletSettings = TripletSettings()
+) -> TripletReport:
+    """Triplets of `events` (Parquet, a folder of sicot events import, a service's file) as the new
+    Parquet file `out`, and what was counted as `out` with the suffix .md. Whatever stops it,
+    neither is there.
 
     InputError: no events, no list with a click, settings out of range.
     """
@@ -152,7 +168,9 @@ def make_triplets(events: Path, out: Path, settings: TripletSettings = TripletSe
     return report
 
 
-def _make(database: duckdb.DuckDBPyConnection, events: Path, out: Path, settings: TripletSettings) -> TripletReport:
+def _make(
+    database: duckdb.DuckDBPyConnection, events: Path, out: Path, settings: TripletSettings
+) -> TripletReport:
     database.execute(
         "CREATE VIEW events AS SELECT *, file_row_number AS row "
         f"FROM read_parquet({literal(events)}, file_row_number=true)"
@@ -161,12 +179,17 @@ def _make(database: duckdb.DuckDBPyConnection, events: Path, out: Path, settings
     _find_clicks(database)
     views_at, clicks_at = _places(database)
     places = len(views_at)
-    looking = position.assumed(places, settings.eta) if settings.eta is not None else _estimate(database, places)
+    looking = (
+        position.assumed(places, settings.eta)
+        if settings.eta is not None
+        else _estimate(database, places)
+    )
     weights = looking.weights(settings.largest_weight)
     kept_out = _find_not_clicked(database, settings)
     _write(database, out, weights, settings.purchase_weight)
     (bot_views,) = _one(
-        database, "SELECT count(*) FROM events SEMI JOIN bots USING (visitor) WHERE kind = 'impression'"
+        database,
+        "SELECT count(*) FROM events SEMI JOIN bots USING (visitor) WHERE kind = 'impression'",
     )
     (bot_visitors,) = _one(database, "SELECT count(*) FROM bots")
     (views,) = _one(database, "SELECT count(*) FROM views")
@@ -195,7 +218,9 @@ def _one(database: duckdb.DuckDBPyConnection, statement: str) -> tuple:
 
 
 def _find_bots(database: duckdb.DuckDBPyConnection, limits: Limits) -> dict[str, int]:
-    """Makes `bots` (visitor). Only days on which someone did at least `least` things are looked into."""
+    """Makes `bots` (visitor). Only days on which someone did at least `least` things are looked
+    into.
+    """
     database.execute(f"""
         CREATE TABLE days AS
         SELECT visitor, floor(time / 86400) AS day, count(*) FILTER (kind = 'impression') AS views,
@@ -216,14 +241,19 @@ def _find_bots(database: duckdb.DuckDBPyConnection, limits: Limits) -> dict[str,
         UNION SELECT visitor, 'less than {limits.seconds:g} s from one event to the next' FROM paces
           WHERE number >= {limits.least} AND pace < {limits.seconds}""")
     database.execute("CREATE TABLE bots AS SELECT DISTINCT visitor FROM reasons")
-    return dict(database.execute("SELECT reason, count(*) FROM reasons GROUP BY reason ORDER BY reason").fetchall())
+    return dict(
+        database.execute(
+            "SELECT reason, count(*) FROM reasons GROUP BY reason ORDER BY reason"
+        ).fetchall()
+    )
 
 
 def _find_clicks(database: duckdb.DuckDBPyConnection) -> None:
-    """Makes `views` (the first impression of each request), `clicks` (each thing of a view once) and `once` (of a
-    visitor too).
+    """Makes `views` (the first impression of each request), `clicks` (each thing of a view once)
+    and `once` (of a visitor too).
 
-    `pair` is a hash of query and SKU: among a million pairs two are the same with a chance of 1 in 37 million.
+    `pair` is a hash of query and SKU: among a million pairs two are the same with a chance of 1 in
+    37 million.
     """
     database.execute("""
         CREATE TABLE again AS
@@ -256,12 +286,16 @@ def _find_clicks(database: duckdb.DuckDBPyConnection) -> None:
 
 def _places(database: duckdb.DuckDBPyConnection) -> tuple[np.ndarray, np.ndarray]:
     """Views and clicks by place, [R] each."""
-    lengths = np.array(database.execute("SELECT len(shown), count(*) FROM views GROUP BY ALL").fetchall(), int)
+    lengths = np.array(
+        database.execute("SELECT len(shown), count(*) FROM views GROUP BY ALL").fetchall(), int
+    )
     if not len(lengths):
         return np.zeros(0, int), np.zeros(0, int)
     views = np.bincount(lengths[:, 0], lengths[:, 1])[::-1].cumsum()[::-1][1:].astype(int)
     clicks = np.zeros(len(views), int)
-    for place, count in database.execute("SELECT place, count(*) FROM clicks GROUP BY place").fetchall():
+    for place, count in database.execute(
+        "SELECT place, count(*) FROM clicks GROUP BY place"
+    ).fetchall():
         clicks[place - 1] = count
     return views, clicks
 
@@ -279,14 +313,22 @@ def _estimate(database: duckdb.DuckDBPyConnection, places: int) -> position.Look
         done AS (SELECT pair, place, count(*) AS clicks FROM clicks GROUP BY ALL)
         SELECT pair, place - 1 AS place, views, coalesce(clicks, 0) AS clicks
         FROM seen SEMI JOIN several USING (pair) LEFT JOIN done USING (pair, place) ORDER BY pair, place""").fetchnumpy()
-    return position.estimate(*(counts[key] for key in ("pair", "place", "views", "clicks")), places=places)
+    return position.estimate(
+        *(counts[key] for key in ("pair", "place", "views", "clicks")), places=places
+    )
 
 
-def _find_not_clicked(database: duckdb.DuckDBPyConnection, settings: TripletSettings) -> dict[str, int]:
-    """Makes `pairs` (row and place of a click, what was not clicked); what was left out of it by reason."""
+def _find_not_clicked(
+    database: duckdb.DuckDBPyConnection, settings: TripletSettings
+) -> dict[str, int]:
+    """Makes `pairs` (row and place of a click, what was not clicked); what was left out of it by
+    reason.
+    """
     same = "false"
     if settings.products is not None:
-        database.execute(f"CREATE TABLE products AS SELECT sku, product FROM {literal(settings.products)}")
+        database.execute(
+            f"CREATE TABLE products AS SELECT sku, product FROM {literal(settings.products)}"
+        )
         same = (
             "coalesce((SELECT any_value(product) FROM products WHERE products.sku = near.sku) = "
             "(SELECT any_value(product) FROM products WHERE products.sku = near.other), false)"
@@ -303,15 +345,20 @@ def _find_not_clicked(database: duckdb.DuckDBPyConnection, settings: TripletSett
         WHERE other <> sku""")
     database.execute(f"CREATE TABLE pairs AS SELECT *, {same} AS same FROM near")
     elsewhere, twins = _one(
-        database, "SELECT count(*) FILTER (elsewhere), count(*) FILTER (same AND NOT elsewhere) FROM pairs"
+        database,
+        "SELECT count(*) FILTER (elsewhere), count(*) FILTER (same AND NOT elsewhere) FROM pairs",
     )
     return {"clicked with the same query": elsewhere, "the same product as the clicked one": twins}
 
 
-def _write(database: duckdb.DuckDBPyConnection, out: Path, weights: np.ndarray, purchase_weight: float) -> None:
+def _write(
+    database: duckdb.DuckDBPyConnection, out: Path, weights: np.ndarray, purchase_weight: float
+) -> None:
     database.execute("CREATE TABLE weights (place BIGINT, weight DOUBLE)")
     if len(weights):
-        database.executemany("INSERT INTO weights VALUES (?, ?)", [[i + 1, float(w)] for i, w in enumerate(weights)])
+        database.executemany(
+            "INSERT INTO weights VALUES (?, ?)", [[i + 1, float(w)] for i, w in enumerate(weights)]
+        )
     database.execute(f"""
         COPY (
           WITH kept AS (SELECT * FROM pairs WHERE NOT elsewhere AND NOT same),

@@ -20,7 +20,10 @@ def arms(config: Config) -> dict[str, Config]:
             "compare wants a config with text, got loss.mixed and loss.title_words 0 and model.word_rows=False; "
             "set loss.mixed=1"
         )
-    return {"baseline": arm(config, "baseline"), "co_training" if config.loss.with_semantic else "title_words": config}
+    return {
+        "baseline": arm(config, "baseline"),
+        "co_training" if config.loss.with_semantic else "title_words": config,
+    }
 
 
 def compare(config: Config, workdir: Path) -> None:

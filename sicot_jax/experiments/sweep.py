@@ -1,9 +1,11 @@
-"""Arms x learning rates x seeds on one catalogue. Each cell is an ordinary run in its own folder; what is done stays done.
+"""Arms x learning rates x seeds on one catalogue. Each cell is an ordinary run in its own folder;
+what is done stays done.
 
     arms.py -> configs -> train (one run each) -> records -> report
 
-The learning rate of an arm is the one with the best validation accuracy of the first seed; the other seeds train with it.
-So an arm costs rates + seeds - 1 runs, and no arm is held to a rate that suits another.
+The learning rate of an arm is the one with the best validation accuracy of the first seed; the
+other seeds train with it. So an arm costs rates + seeds - 1 runs, and no arm is held to a rate that
+suits another.
 """
 
 from __future__ import annotations
@@ -41,28 +43,41 @@ class Cell:
     def folder(self) -> Path:
         """Under the sweep's workdir; says what differs."""
         after = f"after_rate_{self.after.config.optim.learning_rate:g}" if self.after else ""
-        return Path(self.arm) / after / f"rate_{self.config.optim.learning_rate:g}" / f"seed_{self.config.seed}"
+        return (
+            Path(self.arm)
+            / after
+            / f"rate_{self.config.optim.learning_rate:g}"
+            / f"seed_{self.config.seed}"
+        )
 
     def config_in(self, workdir: Path) -> Config:
         """Its config, told where the run is that it goes on from."""
         if self.after is None:
             return self.config
-        model = dataclasses.replace(self.config.model, init_from=str(workdir.resolve() / self.after.folder))
+        model = dataclasses.replace(
+            self.config.model, init_from=str(workdir.resolve() / self.after.folder)
+        )
         return dataclasses.replace(self.config, model=model)
 
 
 def cell(config: Config, name: str, rate: float, seed: int, *, after: Cell | None = None) -> Cell:
     """`rate` times the config's learning rate."""
     chosen = arm(config, name)
-    optim = dataclasses.replace(chosen.optim, learning_rate=float(f"{rate * chosen.optim.learning_rate:.6g}"))
+    optim = dataclasses.replace(
+        chosen.optim, learning_rate=float(f"{rate * chosen.optim.learning_rate:.6g}")
+    )
     return Cell(name, dataclasses.replace(chosen, optim=optim, seed=seed), after)
 
 
-def check(config: Config, arms: Sequence[str], rates: Sequence[float], seeds: Sequence[int]) -> None:
+def check(
+    config: Config, arms: Sequence[str], rates: Sequence[float], seeds: Sequence[int]
+) -> None:
     """ConfigError before the first run for what would stop a later one."""
     for name, values in {"arms": arms, "rates": rates, "seeds": seeds}.items():
         if not values or len(set(values)) < len(values):
-            raise ConfigError(f"--{name}={' '.join(map(str, values))}: wanted one or more, each once")
+            raise ConfigError(
+                f"--{name}={' '.join(map(str, values))}: wanted one or more, each once"
+            )
     for place, name in enumerate(arms):
         for rate in rates:
             for seed in seeds:
@@ -71,8 +86,12 @@ def check(config: Config, arms: Sequence[str], rates: Sequence[float], seeds: Se
             raise ConfigError(f"arm {name} goes on from runs of {before}; name {before} before it")
 
 
-def check_with(catalog: Catalog, config: Config, arms: Sequence[str], rates: Sequence[float]) -> None:
-    """InputError before the first run for what the catalogue lacks for a later one. Allocates nothing."""
+def check_with(
+    catalog: Catalog, config: Config, arms: Sequence[str], rates: Sequence[float]
+) -> None:
+    """InputError before the first run for what the catalogue lacks for a later one. Allocates
+    nothing.
+    """
     check_catalog(catalog, config)
     if len(rates) > 1 and not len(catalog.splits["validation"]):
         raise InputError(
@@ -85,14 +104,22 @@ def check_with(catalog: Catalog, config: Config, arms: Sequence[str], rates: Seq
 
 
 def run(
-    config: Config, *, arms: Sequence[str], rates: Sequence[float], seeds: Sequence[int], workdir: Path, records: Path
+    config: Config,
+    *,
+    arms: Sequence[str],
+    rates: Sequence[float],
+    seeds: Sequence[int],
+    workdir: Path,
+    records: Path,
 ) -> list[Path]:
-    """Train what is not trained yet; a record of each run in `records` when it ends. Returns the records.
+    """Train what is not trained yet; a record of each run in `records` when it ends. Returns the
+    records.
 
-    A record without its run, from another machine, stands for it where config and data are the same.
-    Runs go seed by seed, so that a sweep that is stopped has all arms at the seeds that it has. Arms that go on from
-    another one stand after it. Seeds and learning rates of an arm share its compiled step (`heads.Numbers`), which is kept in
-    `workdir`, or where JAX's compilation cache is already.
+    A record without its run, from another machine, stands for it where config and data are the
+    same. Runs go seed by seed, so that a sweep that is stopped has all arms at the seeds that it
+    has. Arms that go on from another one stand after it. Seeds and learning rates of an arm share
+    its compiled step (`heads.Numbers`), which is kept in `workdir`, or where JAX's compilation
+    cache is already.
     """
     check(config, arms, rates, seeds)
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
@@ -108,10 +135,20 @@ def run(
         nonlocal number
         number += 1
         before = ARMS[name].after
-        this = cell(config, name, rate, seed, after=cell(config, before, best[before], seed) if before else None)
+        this = cell(
+            config,
+            name,
+            rate,
+            seed,
+            after=cell(config, before, best[before], seed) if before else None,
+        )
         print(f"\n[{number}/{total}] {this.folder}", file=sys.stderr)
         folder, record = workdir / this.folder, records / this.folder
-        if name not in gone_on_from and not folder.exists() and _holds(record, this.config_in(workdir), catalog):
+        if (
+            name not in gone_on_from
+            and not folder.exists()
+            and _holds(record, this.config_in(workdir), catalog)
+        ):
             print(f"{record}: finished before, elsewhere; its record stands", file=sys.stderr)
             return record
         _train_or_recall(this.config_in(workdir), folder, catalog)
@@ -128,7 +165,11 @@ def run(
                 diverged = error
         if diverged is not None and not tried:
             raise diverged
-        best[name] = max(tried, key=lambda rate: validation_top1(tried[rate])) if len(rates) > 1 else rates[0]
+        best[name] = (
+            max(tried, key=lambda rate: validation_top1(tried[rate]))
+            if len(rates) > 1
+            else rates[0]
+        )
         finished += tried.values()
     return [*finished, *(one(name, best[name], seed) for seed in seeds[1:] for name in arms)]
 
@@ -136,7 +177,11 @@ def run(
 def _holds(record: Path, config: Config, catalog: Catalog) -> bool:
     """Whether there is the record of that very run."""
     path = record / "config.json"
-    return path.exists() and (record / "results.json").exists() and not runs.differences_of(path, config, catalog)
+    return (
+        path.exists()
+        and (record / "results.json").exists()
+        and not runs.differences_of(path, config, catalog)
+    )
 
 
 def _train_or_recall(config: Config, folder: Path, catalog: Catalog) -> None:

@@ -1,6 +1,8 @@
-"""Titles for photos without one: each takes that of the nearest photo of another catalogue, as a finished run sees them.
+"""Titles for photos without one: each takes that of the nearest photo of another catalogue, as a
+finished run sees them.
 
-As SICoT's authors did for iMaterialist, whose photos they gave the title of the first hit of an image search.
+As SICoT's authors did for iMaterialist, whose photos they gave the title of the first hit of an
+image search.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ _QUERIES, _ROWS = 1 << 10, 1 << 15
 
 
 def open_lender(workdir: Path, *, path: str = "") -> Lender:
-    """The finished run in `workdir` and its catalogue, which `path` says where to find if it was moved.
+    """The finished run in `workdir` and its catalogue, which `path` says where to find if it was
+    moved.
 
-    Raises InputError in one line: no run, not trained to its end, its catalogue missing, another one or without titles.
+    Raises InputError in one line: no run, not trained to its end, its catalogue missing, another
+      one or without titles.
     """
     device_mesh = mesh.make_mesh()
     run = runs.on_devices_here(runs.read_run(workdir), device_mesh, path)
@@ -76,7 +80,9 @@ class _Given:
 
 @dataclasses.dataclass(frozen=True)
 class Lender:
-    """A finished run as a `TitleLender`: `titled` int [N] are the training records with a title, `titles` theirs."""
+    """A finished run as a `TitleLender`: `titled` int [N] are the training records with a title,
+    `titles` theirs.
+    """
 
     run: runs.Run
     catalog: Catalog
@@ -87,29 +93,48 @@ class Lender:
 
     @property
     def about(self) -> dict[str, str]:
-        return {"run": self.run.workdir.absolute().name, "data_hash": self.run.data_hash, "commit": self.run.commit}
+        return {
+            "run": self.run.workdir.absolute().name,
+            "data_hash": self.run.data_hash,
+            "commit": self.run.commit,
+        }
 
     def __call__(self, photos: Sequence[tuple[str, bytes]]) -> list[Borrowed | None]:
         places, similarity = self.nearest(photos)
         return [
-            Borrowed(self.titles[place], float(cosine), str(self._bank[0][place])) if place >= 0 else None
+            Borrowed(self.titles[place], float(cosine), str(self._bank[0][place]))
+            if place >= 0
+            else None
             for place, cosine in zip(places, similarity, strict=True)
         ]
 
     def nearest(self, photos: Sequence[tuple[str, bytes]]) -> tuple[np.ndarray, np.ndarray]:
-        """Place in `titled` of each photo's nearest, int [Q], and their cosine, float32 [Q]; -1 and -inf where none is.
+        """Place in `titled` of each photo's nearest, int [Q], and their cosine, float32 [Q]; -1 and
+        -inf where none is.
 
-        The same photo (image_id) is never the nearest: its title would be found rather than borrowed, and agreement
-        measured on photos that the run's catalogue holds would say nothing of new ones.
+        The same photo (image_id) is never the nearest: its title would be found rather than
+        borrowed, and agreement measured on photos that the run's catalogue holds would say nothing
+        of new ones.
         """
-        (bank_ids, bank), (ids, queries) = self._bank, self._embed(_batches(self.run, _Given(photos)))
-        numbers = np.unique(np.concatenate([bank_ids, ids]), return_inverse=True)[1].astype(np.int32)
-        return nearest(queries, bank, numbers[len(bank_ids) :], numbers[: len(bank_ids)], self.setup.mesh)
+        (bank_ids, bank), (ids, queries) = (
+            self._bank,
+            self._embed(_batches(self.run, _Given(photos))),
+        )
+        numbers = np.unique(np.concatenate([bank_ids, ids]), return_inverse=True)[1].astype(
+            np.int32
+        )
+        return nearest(
+            queries, bank, numbers[len(bank_ids) :], numbers[: len(bank_ids)], self.setup.mesh
+        )
 
     @functools.cached_property
     def _bank(self) -> tuple[np.ndarray, np.ndarray]:
-        """image_id [N] and embedding float32 [N, D] of the photos with a title: on the host, 2 GB for a million of D = 512."""
-        hosts.say(f"borrowing titles: {len(self.titled)} photos of {self.catalog.name} as {self.run.workdir} sees them")
+        """image_id [N] and embedding float32 [N, D] of the photos with a title: on the host, 2 GB
+        for a million of D = 512.
+        """
+        hosts.say(
+            f"borrowing titles: {len(self.titled)} photos of {self.catalog.name} as {self.run.workdir} sees them"
+        )
         return self._embed(_batches(self.run, self.catalog.splits["train"], self.titled))
 
     @functools.cached_property
@@ -117,7 +142,9 @@ class Lender:
         """(uint8 photos, labels that it does not read) -> {"embedding": v [B, D]}."""
         embed = evaluate.make_embed(self.run.config.preprocessing, self.setup.visual_graphdef)
         visual = self.state.params["visual"], self.state.batch_stats["visual"]
-        return lambda image, label: {"embedding": embed(*visual, image)}  # v >= 0, so no cosine is below 0
+        return lambda image, label: {
+            "embedding": embed(*visual, image)
+        }  # v >= 0, so no cosine is below 0
 
     def _embed(self, batches: PhotoBatches) -> tuple[np.ndarray, np.ndarray]:
         """image_id [N], v float32 [N, D]."""
@@ -132,19 +159,31 @@ def _batches(run: runs.Run, split, indices: np.ndarray | None = None) -> PhotoBa
 
 
 def nearest(
-    queries: np.ndarray, rows: np.ndarray, query_ids: np.ndarray, row_ids: np.ndarray, device_mesh: jax.sharding.Mesh
+    queries: np.ndarray,
+    rows: np.ndarray,
+    query_ids: np.ndarray,
+    row_ids: np.ndarray,
+    device_mesh: jax.sharding.Mesh,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Row of the largest cosine to each query, int64 [Q], and that cosine, float32 [Q]; the first row of equals.
+    """Row of the largest cosine to each query, int64 [Q], and that cosine, float32 [Q]; the first
+    row of equals.
 
-    Queries [Q, D], rows [N, D], ids int32 >= 0: a query and a row of the same id never meet; -1 and -inf where no row is
-    left. Queries are divided over all devices; memory beside the arguments does not grow with Q or N.
+    Queries [Q, D], rows [N, D], ids int32 >= 0: a query and a row of the same id never meet; -1 and
+    -inf where no row is left. Queries are divided over all devices; memory beside the arguments
+    does not grow with Q or N.
     """
-    place, similarity = np.full(len(queries), -1, np.int64), np.full(len(queries), -np.inf, np.float32)
+    place, similarity = (
+        np.full(len(queries), -1, np.int64),
+        np.full(len(queries), -np.inf, np.float32),
+    )
     size = -(-min(_QUERIES, len(queries)) // device_mesh.size) * device_mesh.size
     length = min(_ROWS, len(rows))
     with jax.set_mesh(device_mesh):
         for first in range(0, len(rows), length):
-            part = {"rows": _unit(_padded(rows[first:], length)), "row_ids": _padded(row_ids[first:], length, -1)}
+            part = {
+                "rows": _unit(_padded(rows[first:], length)),
+                "row_ids": _padded(row_ids[first:], length, -1),
+            }
             part = mesh.copy_to_all(part, device_mesh)
             for start in range(0, len(queries), size):
                 end = min(start + size, len(queries))

@@ -11,7 +11,8 @@ from sicot_jax.config import ENCODERS, Config, ConfigError, override
 class Arm:
     """What an arm changes; everything else is the config's own.
 
-    after: the arm whose finished run it starts from, at that arm's learning rate and with the same seed.
+    after: the arm whose finished run it starts from, at that arm's learning rate and with the same
+      seed.
     epochs: times the config's.
     """
 
@@ -25,8 +26,8 @@ _IMAGES_ALONE = ("loss.visual=1", "loss.mixed=0", *_NO_WORDS)
 _CO_TRAINING = ("loss.visual=1", "loss.mixed=1", *_NO_WORDS)
 _TITLE_WORDS = (*_IMAGES_ALONE, "loss.title_words=1", "model.word_rows=True")
 _BALANCED = ("loss.logit_adjustment=1",)
-# After Kang et al. 2020 (cRT): the classifier alone is trained on, classes equally often; it goes on from the trained one
-# where theirs begins anew.
+# After Kang et al. 2020 (cRT): the classifier alone is trained on, classes equally often; it goes
+# on from the trained one where theirs begins anew.
 _AGAIN = (*_IMAGES_ALONE, "optim.trainable=classifier", "data.sampling=class_balanced")
 
 ARMS: dict[str, Arm] = {
@@ -61,12 +62,18 @@ ARMS: dict[str, Arm] = {
     "title_words_masked": Arm((*_TITLE_WORDS, "data.title=masked")),
     "co_training_title_words": Arm((*_CO_TRAINING, "loss.title_words=1", "model.word_rows=True")),
     # Table 3 of SICoT: how a title becomes a vector.
-    **{f"text_{name}": Arm((*_CO_TRAINING, f"model.text.encoder={name}")) for name in ENCODERS if name != "bilinear"},
+    **{
+        f"text_{name}": Arm((*_CO_TRAINING, f"model.text.encoder={name}"))
+        for name in ENCODERS
+        if name != "bilinear"
+    },
 }
 
 
 def arm(config: Config, name: str) -> Config:
-    """The config of that arm. ConfigError for a name that is none, or an arm that the config cannot take."""
+    """The config of that arm. ConfigError for a name that is none, or an arm that the config cannot
+    take.
+    """
     if name not in ARMS:
         raise ConfigError(f"no arm {name}; arms are {', '.join(ARMS)}")
     try:
@@ -77,4 +84,6 @@ def arm(config: Config, name: str) -> Config:
         return chosen
     epochs = float(f"{ARMS[name].epochs * chosen.train.epochs:.6g}")
     steps = round(ARMS[name].epochs * chosen.train.steps)
-    return dataclasses.replace(chosen, train=dataclasses.replace(chosen.train, epochs=epochs, steps=steps))
+    return dataclasses.replace(
+        chosen, train=dataclasses.replace(chosen.train, epochs=epochs, steps=steps)
+    )

@@ -42,8 +42,10 @@ class Semantic:
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """arrays: the visual stream in torch's names, on the host. classifier: of v alone, divided over the devices.
-    codes: W [D, bits] and c [bits] of a run that learned some: bit j of an embedding x of length 1 is x . W_j + c_j > 0.
+    """arrays: the visual stream in torch's names, on the host. classifier: of v alone, divided over
+    the devices.
+    codes: W [D, bits] and c [bits] of a run that learned some: bit j of an embedding x of length 1
+      is x . W_j + c_j > 0.
     """
 
     model: Model
@@ -60,7 +62,10 @@ class Exported:
         count, kernel, bias = self.model.classes, self.classifier.kernel, self.classifier.bias
         return {
             "fc.bias": ((count,), functools.partial(mesh.rows_by_device, bias, count)),
-            "fc.weight": ((count, kernel.shape[1]), functools.partial(mesh.rows_by_device, kernel, count)),
+            "fc.weight": (
+                (count, kernel.shape[1]),
+                functools.partial(mesh.rows_by_device, kernel, count),
+            ),
         }
 
     def outputs(self, photos: Sequence[np.ndarray]) -> Outputs:
@@ -80,13 +85,16 @@ def _logits(embedding, kernel, bias):
 
 @contextlib.contextmanager
 def exported(workdir: Path, *, with_text: bool = False) -> Iterator[Exported]:
-    """The recogniser of a finished run, on its mesh, rows that share words folded into plain ones. InputError for others.
+    """The recogniser of a finished run, on its mesh, rows that share words folded into plain ones.
+    InputError for others.
 
     `with_text` wants the semantic stream too, and for its vocabulary the run's catalogue.
     """
     run = runs.read_run(workdir)
     if with_text and not run.config.loss.with_semantic:
-        raise InputError(f"{workdir}: trained without a semantic stream (loss.mixed=0); convert it without --with-text")
+        raise InputError(
+            f"{workdir}: trained without a semantic stream (loss.mixed=0); convert it without --with-text"
+        )
     table = runs.class_table_file(run)
     device_mesh = runs.start_mesh(run.config)
     with jax.set_mesh(device_mesh):
@@ -99,7 +107,12 @@ def exported(workdir: Path, *, with_text: bool = False) -> Iterator[Exported]:
             class_table=table,
             semantic=_semantic(run, state) if with_text else None,
             codes=_codes(state.params["visual"]),
-            source={"run": workdir.name, "data": run.data_hash, "class_table": run.class_table, "commit": run.commit},
+            source={
+                "run": workdir.name,
+                "data": run.data_hash,
+                "class_table": run.class_table,
+                "commit": run.commit,
+            },
         )
 
 
@@ -112,7 +125,9 @@ def _codes(params: Any) -> tuple[np.ndarray, np.ndarray] | None:
 
 def _semantic(run: runs.Run, state: TrainState) -> Semantic:
     catalog = open_catalog(run.config.data)
-    runs.check_data(run, catalog, "give the catalogue back its place: --with-text needs its vocabulary")
+    runs.check_data(
+        run, catalog, "give the catalogue back its place: --with-text needs its vocabulary"
+    )
     arrays = text.arrays_of(state.params["semantic"], state.batch_stats["semantic"])
     fields = {
         **dataclasses.asdict(run.config.model.text),

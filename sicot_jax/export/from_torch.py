@@ -30,13 +30,18 @@ _WHAT = "PyTorch against JAX"
 _CLASSIFIER = ("fc.weight", "fc.bias")
 
 
-def from_torch(path: Path, out: Path, *, stem: str = "", may_be_missing: Sequence[str] = ()) -> dict[str, Any]:
-    """Write the folder `out` from a file of weights, or from a folder of our own `to_torch`; returns what was compared.
+def from_torch(
+    path: Path, out: Path, *, stem: str = "", may_be_missing: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Write the folder `out` from a file of weights, or from a folder of our own `to_torch`;
+    returns what was compared.
 
-    A foreign classifier is left behind: its classes are other products. Of our own folder it comes along with its class
-    table. `stem` is asked for where a 3x3 first convolution leaves its stride open. `may_be_missing`: beginnings of names
-    that need not be there; those arrays have the values of a fresh network.
-    InputError: no weights, no ResNet, anything missing, unexpected or of another shape, all of it listed; `out` exists.
+    A foreign classifier is left behind: its classes are other products. Of our own folder it comes
+      along with its class table. `stem` is asked for where a 3x3 first convolution leaves its
+      stride open. `may_be_missing`: beginnings of names that need not be there; those arrays have
+      the values of a fresh network.
+    InputError: no weights, no ResNet, anything missing, unexpected or of another shape, all of it
+      listed; `out` exists.
     """
     files.check_new(out)
     folder = path if path.is_dir() else path.parent
@@ -44,13 +49,17 @@ def from_torch(path: Path, out: Path, *, stem: str = "", may_be_missing: Sequenc
     if own:
         folders.check_trainable(folder)
         path = folder
-    file = path / folders.WEIGHTS if path.is_dir() else path  # a folder of Hugging Face calls it the same
+    file = (
+        path / folders.WEIGHTS if path.is_dir() else path
+    )  # a folder of Hugging Face calls it the same
     found = weights.read_weights(file)
     try:
         found = _renamed(found)
         if own:
             if stem or may_be_missing:
-                raise InputError("a folder of ours is whole and tells its stem; leave --stem and --may-miss out")
+                raise InputError(
+                    "a folder of ours is whole and tells its stem; leave --stem and --may-miss out"
+                )
             stored = folders.read_config(path)
             model, preprocessing, read = stored.model, stored.preprocessing, stored.text
         else:
@@ -98,9 +107,14 @@ def _with_vocabulary(path: Path, new: Path, read: folders.Text) -> folders.Text:
 
 def _with_text(path: Path, new: Path, read: folders.Text) -> dict[str, Any]:
     """Take our own semantic stream in again."""
-    arrays, wanted = weights.read_weights(path / folders.TEXT), text.shapes_of(read, load_tokenizer(new).vocabulary)
+    arrays, wanted = (
+        weights.read_weights(path / folders.TEXT),
+        text.shapes_of(read, load_tokenizer(new).vocabulary),
+    )
     if faults := names.mismatches({name: array.shape for name, array in arrays.items()}, wanted):
-        raise InputError(f"{path / folders.TEXT}: not the arrays of its config.json: {faults}; export again")
+        raise InputError(
+            f"{path / folders.TEXT}: not the arrays of its config.json: {faults}; export again"
+        )
     return text.write_text(new, read, arrays)
 
 
@@ -108,7 +122,9 @@ def _renamed(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     renamed: dict[str, np.ndarray] = {}
     for name, to in names.torchvision_names(arrays).items():
         if to in renamed:
-            raise InputError(f"two arrays for {to}, one of them {name}; wanted one; remove the other")
+            raise InputError(
+                f"two arrays for {to}, one of them {name}; wanted one; remove the other"
+            )
         renamed[to] = arrays[name]
     return renamed
 
@@ -121,10 +137,19 @@ def _model(found: dict[str, np.ndarray], stem: str) -> Model:
             f"stem={stem!r}, and the first convolution is {backbone.kernel}x{backbone.kernel}: wanted "
             f"{' or '.join(fitting) or 'weights with a 7x7 or 3x3 one'}; give --stem"
         )
-    return Model(backbone.depth, backbone.width, stem or fitting[0], last_stride=2, embedding_width=0, classes=0)
+    return Model(
+        backbone.depth,
+        backbone.width,
+        stem or fitting[0],
+        last_stride=2,
+        embedding_width=0,
+        classes=0,
+    )
 
 
-def _checked(model: Model, found: dict[str, np.ndarray], may_be_missing: Sequence[str]) -> dict[str, np.ndarray]:
+def _checked(
+    model: Model, found: dict[str, np.ndarray], may_be_missing: Sequence[str]
+) -> dict[str, np.ndarray]:
     """All arrays of the model, those that may be missing from a fresh one."""
     stream = network.fresh_stream(model)
     _, *trees = nnx.split(stream, nnx.Param, nnx.BatchStat)
@@ -146,10 +171,13 @@ _CROP = 0.875  # of a resized photo's side, the usual share
 
 
 def preprocessing_beside(file: Path) -> Preprocessing:
-    """How the weights' photos were prepared, as files beside them say (Hugging Face, timm); else as for ImageNet.
+    """How the weights' photos were prepared, as files beside them say (Hugging Face, timm); else as
+    for ImageNet.
 
-    Mean, deviation, side, and the share of the side that is cut out; resizing is bilinear here, whatever it was there.
-    InputError: a network of another kind than torchvision's, of the same arrays; files that cannot be read.
+    Mean, deviation, side, and the share of the side that is cut out; resizing is bilinear here,
+    whatever it was there.
+    InputError: a network of another kind than torchvision's, of the same arrays; files that cannot
+      be read.
     """
     stored: dict[str, Any] = {}
     try:
@@ -188,9 +216,15 @@ def _side(stored: dict[str, Any]) -> int:
 
 def _check_kind(stored: dict[str, Any]) -> None:
     """The same arrays may be another network's: what is known to differ is refused."""
-    odd = {name: stored[name] for name in ("downsample_in_bottleneck", "downsample_in_first_stage") if stored.get(name)}
+    odd = {
+        name: stored[name]
+        for name in ("downsample_in_bottleneck", "downsample_in_first_stage")
+        if stored.get(name)
+    }
     if stored.get("hidden_act", "relu") != "relu":
         odd["hidden_act"] = stored["hidden_act"]
     if odd:
         told = ", ".join(f"{name}={value}" for name, value in odd.items())
-        raise InputError(f"another ResNet than torchvision's ({told}); wanted one with none of these")
+        raise InputError(
+            f"another ResNet than torchvision's ({told}); wanted one with none of these"
+        )

@@ -26,11 +26,13 @@ _LARGEST_GRAPH = 1_500_000_000  # bytes of weights inside the file; protobuf end
 
 
 def to_onnx(workdir: Path, out: Path, *, top_k: int = 0) -> dict[str, Any]:
-    """Write the folder `out` with a graph: "photos" uint8 [batch, height, width, 3] -> "embedding" [batch, D] and "logits"
-    [batch, C], or with `top_k` "probability" and "class" [batch, top_k] of products that are not withdrawn; and "box"
-    [batch, 4] where the model has a box branch. Returns what was compared.
+    """Write the folder `out` with a graph: "photos" uint8 [batch, height, width, 3] -> "embedding"
+    [batch, D] and "logits" [batch, C], or with `top_k` "probability" and "class" [batch, top_k] of
+    products that are not withdrawn; and "box" [batch, 4] where the model has a box branch. Returns
+    what was compared.
 
-    Photos are resized and cropped before (`Preprocessing`), and normalised in the graph. Needs the extras torch and onnx.
+    Photos are resized and cropped before (`Preprocessing`), and normalised in the graph. Needs the
+    extras torch and onnx.
     """
     network.torch_module()
     _import_onnx()
@@ -43,7 +45,9 @@ def write_onnx(new: Path, found: Exported, *, top_k: int = 0) -> dict[str, Any]:
     withdrawn = read_class_table(found.class_table).withdrawn
     offered = int((~withdrawn).sum())
     if not 0 <= top_k <= offered:
-        raise InputError(f"--top-k {top_k}, wanted 1 to {offered}, the run's products, or 0 for logits")
+        raise InputError(
+            f"--top-k {top_k}, wanted 1 to {offered}, the run's products, or 0 for logits"
+        )
     _export(network.torch_module(), found, new / folders.GRAPH, top_k, withdrawn)
     folders.write_config(new, found.model, found.preprocessing, found.source)
     shutil.copy(found.class_table, new / folders.CLASSES)
@@ -72,8 +76,13 @@ def _export(module: Any, found: Exported, path: Path, top_k: int, withdrawn: np.
     import torch
 
     model, preprocessing = dataclasses.asdict(found.model), found.preprocessing
-    recognizer = module.SicotRecognizer(model, dataclasses.asdict(preprocessing), [""] * found.model.classes)
-    kernel, bias = (np.asarray(x)[: found.model.classes] for x in (found.classifier.kernel, found.classifier.bias))
+    recognizer = module.SicotRecognizer(
+        model, dataclasses.asdict(preprocessing), [""] * found.model.classes
+    )
+    kernel, bias = (
+        np.asarray(x)[: found.model.classes]
+        for x in (found.classifier.kernel, found.classifier.bias)
+    )
     network.load_into(recognizer, {**found.arrays, "fc.weight": kernel, "fc.bias": bias})
 
     class Graph(torch.nn.Module):
@@ -81,7 +90,9 @@ def _export(module: Any, found: Exported, path: Path, top_k: int, withdrawn: np.
             super().__init__()
             self.recognizer = recognizer
             self.withdrawn = torch.tensor(withdrawn)
-            self.mean, self.std = (torch.tensor(x).reshape(3, 1, 1) for x in (preprocessing.mean, preprocessing.std))
+            self.mean, self.std = (
+                torch.tensor(x).reshape(3, 1, 1) for x in (preprocessing.mean, preprocessing.std)
+            )
 
         def forward(self, photos):
             images = (photos.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
@@ -90,7 +101,9 @@ def _export(module: Any, found: Exported, path: Path, top_k: int, withdrawn: np.
             logits = recognizer.fc(embedding)
             if not top_k:
                 return embedding, logits, *found
-            probability, classes = logits.masked_fill(self.withdrawn, -torch.inf).softmax(-1).topk(top_k)
+            probability, classes = (
+                logits.masked_fill(self.withdrawn, -torch.inf).softmax(-1).topk(top_k)
+            )
             return embedding, probability, classes, *found
 
     boxes = [] if found.model.box == "none" else ["box"]
@@ -105,25 +118,34 @@ def _export(module: Any, found: Exported, path: Path, top_k: int, withdrawn: np.
             dynamo=True,
             verbose=False,
             input_names=["photos"],
-            output_names=["embedding", *(["probability", "class"] if top_k else ["logits"]), *boxes],
+            output_names=[
+                "embedding",
+                *(["probability", "class"] if top_k else ["logits"]),
+                *boxes,
+            ],
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            external_data=kernel.nbytes + sum(array.nbytes for array in found.arrays.values()) > _LARGEST_GRAPH,
+            external_data=kernel.nbytes + sum(array.nbytes for array in found.arrays.values())
+            > _LARGEST_GRAPH,
         )
 
 
 def graph_outputs(folder: Path, photos: Sequence[np.ndarray]) -> Outputs:
-    """By ONNX Runtime, one photo alone and all at once; in place of logits the probabilities of a graph's best classes, 0 for
-    the others, where it gives those.
+    """By ONNX Runtime, one photo alone and all at once; in place of logits the probabilities of a
+    graph's best classes, 0 for the others, where it gives those.
     """
     import onnxruntime
 
     stored = folders.read_config(folder)
     preprocessing = stored.preprocessing
-    session = onnxruntime.InferenceSession(str(folder / folders.GRAPH), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(folder / folders.GRAPH), providers=["CPUExecutionProvider"]
+    )
     batch = preprocessing.batch(photos)
     names = [output.name for output in session.get_outputs()]
     whole, first = (session.run(names, {"photos": photos}) for photos in (batch, batch[:1]))
-    found = {name: np.concatenate([b, a[1:]]) for name, a, b in zip(names, whole, first, strict=True)}
+    found = {
+        name: np.concatenate([b, a[1:]]) for name, a, b in zip(names, whole, first, strict=True)
+    }
     if "logits" in found:
         return Outputs(**found)
     dense = np.zeros((len(batch), stored.model.classes), np.float32)
@@ -132,7 +154,9 @@ def graph_outputs(folder: Path, photos: Sequence[np.ndarray]) -> Outputs:
 
 
 def best_probabilities(logits: np.ndarray | None, k: int, withdrawn: np.ndarray) -> np.ndarray:
-    """Softmax of logits [N, C] over the classes that are not withdrawn (bool [C]), where among a row's k largest, else 0."""
+    """Softmax of logits [N, C] over the classes that are not withdrawn (bool [C]), where among a
+    row's k largest, else 0.
+    """
     assert logits is not None
     logits = np.where(withdrawn, -np.inf, logits)
     shares = np.exp(logits - logits.max(1, keepdims=True))

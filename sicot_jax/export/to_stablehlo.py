@@ -1,4 +1,6 @@
-"""A finished run -> StableHLO (`jax.export`) for CPU, CUDA and TPU, any batch size, weights beside it."""
+"""A finished run -> StableHLO (`jax.export`) for CPU, CUDA and TPU, any batch size, weights beside
+it.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,9 @@ _WHAT = "JAX against StableHLO"
 
 
 def to_stablehlo(workdir: Path, out: Path) -> dict[str, Any]:
-    """Write the folder `out`: a program (weights, photos uint8 [batch, height, width, 3]) -> {"embedding" [batch, D], "logits"
-    [batch, C]}, and "box" [batch, 4] where the model has a box branch; and its weights with batch norms folded, by name;
-    returns what was compared.
+    """Write the folder `out`: a program (weights, photos uint8 [batch, height, width, 3]) ->
+    {"embedding" [batch, D], "logits" [batch, C]}, and "box" [batch, 4] where the model has a box
+    branch; and its weights with batch norms folded, by name; returns what was compared.
     """
     photos = proof.fixed_photos()
     with files.new_folder(out) as new:
@@ -48,18 +50,25 @@ def to_stablehlo(workdir: Path, out: Path) -> dict[str, Any]:
     return proofs
 
 
-def program(model: Model, preprocessing: Preprocessing, shapes: dict[str, jax.ShapeDtypeStruct]) -> bytes:
+def program(
+    model: Model, preprocessing: Preprocessing, shapes: dict[str, jax.ShapeDtypeStruct]
+) -> bytes:
     """The serialised program."""
 
     def recognize(weights, photos):
         embedding, box = folded.look(model, weights, preprocessing.normalise(photos))
-        found = {"embedding": embedding, "logits": embedding @ weights["fc.weight"].T + weights["fc.bias"]}
+        found = {
+            "embedding": embedding,
+            "logits": embedding @ weights["fc.weight"].T + weights["fc.bias"],
+        }
         return found if box is None else found | {"box": box}
 
     size = f"batch, {preprocessing.height}, {preprocessing.width}, 3"
     photos = jax.ShapeDtypeStruct(jax.export.symbolic_shape(size), np.uint8)
     with jax.default_matmul_precision("highest"):
-        return bytes(jax.export.export(jax.jit(recognize), platforms=PLATFORMS)(shapes, photos).serialize())
+        return bytes(
+            jax.export.export(jax.jit(recognize), platforms=PLATFORMS)(shapes, photos).serialize()
+        )
 
 
 def program_outputs(folder: Path, photos: Sequence[np.ndarray]) -> Outputs:

@@ -23,10 +23,11 @@ _PIECE = 2**23  # weights of classes whose logits PyTorch makes at a time: 32 Mi
 
 
 def to_torch(workdir: Path, out: Path, *, with_text: bool = False) -> dict[str, Any]:
-    """Write the run's recogniser, and `with_text` its semantic stream, as the folder `out`; returns what was compared.
+    """Write the run's recogniser, and `with_text` its semantic stream, as the folder `out`; returns
+    what was compared.
 
-    The classifier goes from each device to the file, one device's rows at a time. InputError: no finished run, `out` exists,
-    PyTorch and JAX do not agree.
+    The classifier goes from each device to the file, one device's rows at a time. InputError: no
+    finished run, `out` exists, PyTorch and JAX do not agree.
     """
     network.torch_module()  # before anything else is done: no torch, no conversion
     with files.new_folder(out) as new, exported(workdir, with_text=with_text) as found:
@@ -34,7 +35,9 @@ def to_torch(workdir: Path, out: Path, *, with_text: bool = False) -> dict[str, 
 
 
 def write_torch(new: Path, found: Exported) -> dict[str, Any]:
-    """Fill the folder; returns what was compared. Of a divided classifier one device's rows are in memory beside it."""
+    """Fill the folder; returns what was compared. Of a divided classifier one device's rows are in
+    memory beside it.
+    """
     write_recognizer(new, found)
     shutil.copy(Path(network.torch_module().__file__), new / "model.py")
     photos = proof.fixed_photos()
@@ -53,11 +56,15 @@ def outputs_of(folder: Path, photos: Sequence[np.ndarray]) -> Outputs:
 
     stored = folders.read_config(folder)
     recognizer = network.load_module(folder / "model.py").SicotRecognizer(
-        {**dataclasses.asdict(stored.model), "classes": 0}, dataclasses.asdict(stored.preprocessing), []
+        {**dataclasses.asdict(stored.model), "classes": 0},
+        dataclasses.asdict(stored.preprocessing),
+        [],
     )
     with safetensors.safe_open(folder / folders.WEIGHTS, framework="pt") as file:
         own = set(recognizer.state_dict())
-        network.load_into(recognizer, {name: file.get_tensor(name) for name in file.keys() if name in own})  # noqa: SIM118
+        network.load_into(
+            recognizer, {name: file.get_tensor(name) for name in file.keys() if name in own}
+        )  # noqa: SIM118
         found = network.outputs_in_torch(recognizer, photos)
         embedding = torch.from_numpy(found.embedding)
         rows, bias = file.get_slice("fc.weight"), file.get_tensor("fc.bias")

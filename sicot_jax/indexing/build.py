@@ -1,6 +1,8 @@
-"""`sicot index build`: a finished run and its catalogue's training photos -> the next version of an index.
+"""`sicot index build`: a finished run and its catalogue's training photos -> the next version of an
+index.
 
-It grows in INDEX/.building, where a build that was stopped goes on, and becomes the version in use when it is whole.
+It grows in INDEX/.building, where a build that was stopped goes on, and becomes the version in use
+when it is whole.
 """
 
 from __future__ import annotations
@@ -56,8 +58,8 @@ _LINES = 1 << 16  # codes made at a time
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """What is indexed. numbers: product of each class of the catalogue, int64 [classes]; below `known` they are the model's
-    class ids. order: its training photos, by category and product.
+    """What is indexed. numbers: product of each class of the catalogue, int64 [classes]; below
+    `known` they are the model's class ids. order: its training photos, by category and product.
     """
 
     catalog: Catalog
@@ -83,13 +85,17 @@ class _Codes:
     learned: Codebook | None
 
 
-def build(workdir: Path, index: Path, *, path: str = "", codes: str = codebooks.PCA, bits: int = BITS) -> Path:
-    """The folder of the new version. `path`: a catalogue folder in place of the run's own: it was moved, or has grown since.
+def build(
+    workdir: Path, index: Path, *, path: str = "", codes: str = codebooks.PCA, bits: int = BITS
+) -> Path:
+    """The folder of the new version. `path`: a catalogue folder in place of the run's own: it was
+    moved, or has grown since.
 
-    Products are matched to the model's classes by SKU; those that are new get rows of the classifier from their photos.
-    Features of photos that the version in use has from the same model are taken from there.
-    `codes`: how they are made, of `codebooks.KINDS`.
-    InputError: an unfinished run, no photo, another process at work in `index`, "learned" of a run without such a layer.
+    Products are matched to the model's classes by SKU; those that are new get rows of the
+    classifier from their photos. Features of photos that the version in use has from the same model
+    are taken from there. `codes`: how they are made, of `codebooks.KINDS`.
+    InputError: an unfinished run, no photo, another process at work in `index`, "learned" of a run
+      without such a layer.
     """
     codebooks.check_bits(bits)
     run = runs.read_run(workdir)
@@ -120,7 +126,9 @@ def _learned(found: Exported, bits: int, workdir: Path) -> Codebook:
 def _build(
     folder: Path, index: Path, run: runs.Run, source: _Source, found: Exported, codes: _Codes
 ) -> layout.Manifest:
-    """All but the calibration, from where an earlier build was stopped; under the mesh of `exported`."""
+    """All but the calibration, from where an earlier build was stopped; under the mesh of
+    `exported`.
+    """
     model = _begin(folder, found, source, codes)
     width, bits = found.classifier.kernel.shape[1], codes.bits
     vectors, cards = Vectors(folder, width, bits), Cards(folder / layout.CARDS, writable=True)
@@ -165,7 +173,9 @@ def _source(run: runs.Run, catalog: Catalog) -> _Source:
     order = np.lexsort((np.arange(len(labels)), labels, category[labels]))
     order = order[~np.asarray(classes.withdrawn, bool)[labels[order]]]
     if not len(order):
-        raise InputError(f"{catalog.name}: no training photo of a product that is offered, wanted some to index")
+        raise InputError(
+            f"{catalog.name}: no training photo of a product that is offered, wanted some to index"
+        )
     return _Source(catalog, table, numbers, order)
 
 
@@ -202,12 +212,15 @@ def _keep_ranker(index: Path, folder: Path, manifest: layout.Manifest) -> None:
     if ranker is not None and ranker.recogniser == manifest.model:
         shutil.copy(path, folder / layout.RANKER)
     elif ranker is not None:
-        print("the ranker is of another model: similar products are ranked after `sicot index rank`", file=sys.stderr)
+        print(
+            "the ranker is of another model: similar products are ranked after `sicot index rank`",
+            file=sys.stderr,
+        )
 
 
 def _begin(folder: Path, found: Exported, source: _Source, codes: _Codes) -> str:
-    """The recogniser, and the cards of all products without photos, unless a build of the same begins there; sha256 of its
-    weights.
+    """The recogniser, and the cards of all products without photos, unless a build of the same
+    begins there; sha256 of its weights.
     """
     mark, written = folder / layout.PROGRESS, folder.with_name(f"{folder.name}.model")
     shutil.rmtree(written, ignore_errors=True)
@@ -216,7 +229,13 @@ def _begin(folder: Path, found: Exported, source: _Source, codes: _Codes) -> str
     folders.write_manifest(written, {})
     model = file_sha256(written / folders.WEIGHTS)
     written_by = {"format": layout.FORMAT, "version": __version__}
-    same = {**written_by, "model": model, "data": source.catalog.data_hash, "codes": codes.kind, "bits": codes.bits}
+    same = {
+        **written_by,
+        "model": model,
+        "data": source.catalog.data_hash,
+        "codes": codes.kind,
+        "bits": codes.bits,
+    }
     if mark.exists():
         if read_json(mark, "what a build left behind") == same:
             shutil.rmtree(written)
@@ -241,43 +260,65 @@ def _write_graph(folder: Path, found: Exported) -> None:
 
 def _ranges(source: _Source) -> dict[str, list[int]]:
     classes, labels = source.catalog.classes, np.asarray(source.catalog.splits["train"].labels)
-    names, first = np.unique(np.asarray(classes.category, str)[labels[source.order]], return_index=True)
+    names, first = np.unique(
+        np.asarray(classes.category, str)[labels[source.order]], return_index=True
+    )
     ends = [*first[1:].tolist(), len(source.order)]
-    return {str(name): [int(start), end] for name, start, end in zip(names, first, ends, strict=True)}
+    return {
+        str(name): [int(start), end] for name, start, end in zip(names, first, ends, strict=True)
+    }
 
 
 def _quality_before(index: Path) -> dict[str, dict[str, float]]:
-    """SKU -> what the version in use was told of prices and the like, of which a catalogue says nothing."""
+    """SKU -> what the version in use was told of prices and the like, of which a catalogue says
+    nothing.
+    """
     try:
         with contextlib.closing(Cards(layout.current_version(index) / layout.CARDS)) as cards:
-            rows = cards.connection.execute("SELECT sku, quality FROM products WHERE quality <> '{}'").fetchall()
+            rows = cards.connection.execute(
+                "SELECT sku, quality FROM products WHERE quality <> '{}'"
+            ).fetchall()
     except (InputError, sqlite3.Error):
         return {}  # there is none, or `_Seen` tells of it
     return {sku: cards_of.read_quality(stored) for sku, stored in rows}
 
 
 def _put_products(source: _Source, cards: Cards, quality: dict[str, dict[str, float]]) -> None:
-    """Cards of all products; what the model knows and the catalogue does not offer is there as withdrawn."""
+    """Cards of all products; what the model knows and the catalogue does not offer is there as
+    withdrawn.
+    """
     classes, table, gone = source.catalog.classes, source.table, np.ones(source.known, bool)
     gone[source.numbers[(source.numbers < source.known) & ~classes.withdrawn]] = False
     withdrawn = np.flatnonzero(gone).tolist()
     with cards.change() as connection:
         cards_of.put_products(
-            connection, ((c, table.sku[c], table.title[c], "", table.category[c], {}) for c in withdrawn)
+            connection,
+            ((c, table.sku[c], table.title[c], "", table.category[c], {}) for c in withdrawn),
         )
-        connection.executemany("UPDATE products SET withdrawn = 1 WHERE product = ?", ((c,) for c in withdrawn))
+        connection.executemany(
+            "UPDATE products SET withdrawn = 1 WHERE product = ?", ((c,) for c in withdrawn)
+        )
         offered = np.flatnonzero(~classes.withdrawn).tolist()
         cards_of.put_products(
             connection,
             (
-                (int(source.numbers[c]), sku, classes.title[c], "", classes.category[c], quality.get(sku, {}))
+                (
+                    int(source.numbers[c]),
+                    sku,
+                    classes.title[c],
+                    "",
+                    classes.category[c],
+                    quality.get(sku, {}),
+                )
                 for c, sku in zip(offered, (classes.sku[c] for c in offered), strict=True)
             ),
         )
 
 
 class _Seen:
-    """Features that the version in use has of photos, by the same model; none where it cannot be read."""
+    """Features that the version in use has of photos, by the same model; none where it cannot be
+    read.
+    """
 
     def __init__(self, index: Path, model: str):
         self._cards: Cards | None = None
@@ -292,7 +333,10 @@ class _Seen:
                 self._cards = cards
         except (InputError, OSError, sqlite3.Error) as error:
             if (index / layout.CURRENT).exists():
-                print(f"the version in use cannot be read ({error}); all photos are embedded", file=sys.stderr)
+                print(
+                    f"the version in use cannot be read ({error}); all photos are embedded",
+                    file=sys.stderr,
+                )
         finally:
             if cards is not None and self._cards is None:
                 cards.close()
@@ -315,23 +359,42 @@ class _Seen:
             self._cards.close()
 
 
-def embed_photos(found: Exported, run: runs.Run, source: _Source, seen: _Seen, vectors: Vectors, cards: Cards) -> None:
-    """Features, owners and photos from where an earlier build stopped, in pieces of one commit each."""
+def embed_photos(
+    found: Exported, run: runs.Run, source: _Source, seen: _Seen, vectors: Vectors, cards: Cards
+) -> None:
+    """Features, owners and photos from where an earlier build stopped, in pieces of one commit
+    each.
+    """
     split, owners = source.catalog.splits["train"], source.owners
-    starts = np.flatnonzero(np.r_[True, np.diff(owners) != 0])  # a product's photos follow each other
+    starts = np.flatnonzero(
+        np.r_[True, np.diff(owners) != 0]
+    )  # a product's photos follow each other
     rank = np.arange(len(owners)) - np.repeat(starts, np.diff(np.r_[starts, len(owners)]))
     done, size = cards.state(vectors.width).places, run.config.eval.batch_size
     with (
-        tqdm(total=len(owners), initial=done, unit="photo", desc="embedding", file=sys.stderr, mininterval=1) as bar,
+        tqdm(
+            total=len(owners),
+            initial=done,
+            unit="photo",
+            desc="embedding",
+            file=sys.stderr,
+            mininterval=1,
+        ) as bar,
         embedder(found) as embed,
     ):
         while done < len(owners):
             end = min(done + size * _PIECE, len(owners))
             photos = seen.photos(split, source.order[done:end])
             new = np.array([row for row in range(end - done) if row not in photos], np.int64)
-            batches = pipeline.PhotoBatches(split, run.config.preprocessing, size, source.order[done + new])
+            batches = pipeline.PhotoBatches(
+                split, run.config.preprocessing, size, source.order[done + new]
+            )
             ahead = pipeline.ahead(
-                batches, 0, len(batches), workers=run.config.data.workers, source=run.config.data.source
+                batches,
+                0,
+                len(batches),
+                workers=run.config.data.workers,
+                source=run.config.data.source,
             )
             photos |= zip(new.tolist(), embed(ahead), strict=True)
             ids, features = zip(*(photos[row] for row in range(end - done)), strict=True)
@@ -345,7 +408,12 @@ def embed_photos(found: Exported, run: runs.Run, source: _Source, seen: _Seen, v
 
 
 def _put_photos(
-    connection: Any, source: _Source, ids: Sequence[str], done: int, owners: np.ndarray, rank: np.ndarray
+    connection: Any,
+    source: _Source,
+    ids: Sequence[str],
+    done: int,
+    owners: np.ndarray,
+    rank: np.ndarray,
 ) -> None:
     split = source.catalog.splits["train"]
     for place, image_id in enumerate(ids, done):
@@ -356,7 +424,9 @@ def _put_photos(
             if rank[place] == 0:
                 cards_of.put_quality(connection, owner, {SHARPNESS: picture_sharpness(jpeg)})
             if rank[place] == 0 and record["tags"]:
-                connection.execute("UPDATE products SET tags = ? WHERE product = ?", (record["tags"], owner))
+                connection.execute(
+                    "UPDATE products SET tags = ? WHERE product = ?", (record["tags"], owner)
+                )
         cards_of.put_photos(connection, [(place, int(owners[place]), image_id, jpeg)])
 
 
@@ -370,9 +440,11 @@ def _jpeg(record: Record) -> bytes:
 
 
 @contextlib.contextmanager
-def embedder(found: Exported) -> Iterator[Callable[[Iterator[dict[str, Any]]], Iterator[tuple[str, np.ndarray]]]]:
-    """Batches of photos -> image_id and unit feature float16 [D], one by one; each batch over all devices, fetched one batch
-    late.
+def embedder(
+    found: Exported,
+) -> Iterator[Callable[[Iterator[dict[str, Any]]], Iterator[tuple[str, np.ndarray]]]]:
+    """Batches of photos -> image_id and unit feature float16 [D], one by one; each batch over all
+    devices, fetched one batch late.
     """
     devices = mesh.make_mesh()
     with jax.set_mesh(devices):
@@ -398,7 +470,9 @@ def embedder(found: Exported) -> Iterator[Callable[[Iterator[dict[str, Any]]], I
 
 def _features(embedding: Any, batch: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     real = batch["label"] >= 0
-    return zip(batch["image_id"][real], unit(np.asarray(embedding)[real]).astype(np.float16), strict=True)
+    return zip(
+        batch["image_id"][real], unit(np.asarray(embedding)[real]).astype(np.float16), strict=True
+    )
 
 
 def _write_codes(folder: Path, vectors: Vectors, places: int, codes: _Codes) -> None:
@@ -410,8 +484,12 @@ def _write_codes(folder: Path, vectors: Vectors, places: int, codes: _Codes) -> 
         vectors.write(layout.CODES, first, codebook.encode(features[first : first + _LINES]))
 
 
-def _write_imprint(folder: Path, vectors: Vectors, source: _Source, found: Exported, cards: Cards) -> None:
-    """What rows of later products are made with, from known ones; and the rows of those that are here already."""
+def _write_imprint(
+    folder: Path, vectors: Vectors, source: _Source, found: Exported, cards: Cards
+) -> None:
+    """What rows of later products are made with, from known ones; and the rows of those that are
+    here already.
+    """
     import safetensors
 
     owners = source.owners
@@ -426,7 +504,9 @@ def _write_imprint(folder: Path, vectors: Vectors, source: _Source, found: Expor
     known, directions = means(known[pipeline.evenly(len(known), imprint.KNOWN)])
     with safetensors.safe_open(folder / layout.MODEL / folders.WEIGHTS, framework="numpy") as file:
         kernel, bias = file.get_slice("fc.weight"), file.get_slice("fc.bias")
-        own = np.array([kernel[int(c) : int(c) + 1][0] for c in known]).reshape(len(known), vectors.width)
+        own = np.array([kernel[int(c) : int(c) + 1][0] for c in known]).reshape(
+            len(known), vectors.width
+        )
         mean_row, mean_bias = np.zeros(vectors.width), 0.0
         for first in range(0, source.known, _LINES):
             part = slice(first, min(first + _LINES, source.known))
@@ -436,7 +516,9 @@ def _write_imprint(folder: Path, vectors: Vectors, source: _Source, found: Expor
     imprint.save(folder / layout.IMPRINT, made_with)
     products = products[products < source.known]
     some, directions = means(products[pipeline.evenly(len(products), titles.KNOWN)])
-    named = [(card.title, card.category) if card else ("", "") for card in cards.products(some.tolist())]
+    named = [
+        (card.title, card.category) if card else ("", "") for card in cards.products(some.tolist())
+    ]
     counts = np.bincount(owners)[some]
     titles.save(folder / layout.TITLES, titles.fit(named, directions - made_with.centre, counts))
     rows.put_all(cards, vectors, rows.load(folder), source.known)

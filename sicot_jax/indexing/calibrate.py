@@ -1,4 +1,6 @@
-"""What a new version knows of itself from the run's validation photos: which category they show, and how sure an answer is."""
+"""What a new version knows of itself from the run's validation photos: which category they show,
+and how sure an answer is.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ _BATCH = 32
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Photos:
-    """Embeddings [B, D] of photos, their products int64 [B] and logits [C] one after the other, what is near."""
+    """Embeddings [B, D] of photos, their products int64 [B] and logits [C] one after the other,
+    what is near.
+    """
 
     offered: Offered
     embeddings: np.ndarray
@@ -50,7 +54,8 @@ class _Photos:
 
 
 def calibrate(folder: Path, split: Split, numbers: np.ndarray) -> tuple[Calibration, Fusion] | None:
-    """None where fewer than `unknown.FEWEST` photos of products are there. `folder`: a version, whole but for this;
+    """None where fewer than `unknown.FEWEST` photos of products are there. `folder`: a version,
+    whole but for this;
     numbers: product of each class of the split, int64.
     """
     index = EmbeddedIndex(folder)
@@ -68,19 +73,27 @@ def calibrate(folder: Path, split: Split, numbers: np.ndarray) -> tuple[Calibrat
 
 
 def _look(
-    index: EmbeddedIndex, converted: Converted, split: Split, numbers: np.ndarray, chosen: Sequence[int] | np.ndarray
+    index: EmbeddedIndex,
+    converted: Converted,
+    split: Split,
+    numbers: np.ndarray,
+    chosen: Sequence[int] | np.ndarray,
 ) -> _Photos:
     import safetensors.numpy
 
     engine, embeddings, products = jax_engine(converted), [], []
     for first in range(0, len(chosen), _BATCH):
         records = [split[int(i)] for i in chosen[first : first + _BATCH]]
-        embeddings.append(engine(converted.preprocessing.batch([record["image"] for record in records])).embedding)
+        embeddings.append(
+            engine(converted.preprocessing.batch([record["image"] for record in records])).embedding
+        )
         products += [int(numbers[record["class_id"]]) for record in records]
     found = np.concatenate(embeddings)
     near = index.nearest(found, NEIGHBOURS + 1, photos=NEAREST + _SPARE)
     arrays = safetensors.numpy.load_file(converted.folder / folders.WEIGHTS)
-    return _Photos(index.offered(), found, np.array(products), near, arrays["fc.weight"], arrays["fc.bias"])
+    return _Photos(
+        index.offered(), found, np.array(products), near, arrays["fc.weight"], arrays["fc.bias"]
+    )
 
 
 def _categories(photos: _Photos) -> Fusion:
@@ -91,19 +104,30 @@ def _categories(photos: _Photos) -> Fusion:
     truth = offered.category[photos.products]
     named = truth < len(offered.names)
     fusion = category.fit(
-        shares[named], similarity[named], voting[named], truth[named], photos.products[named], offered.names
+        shares[named],
+        similarity[named],
+        voting[named],
+        truth[named],
+        photos.products[named],
+        offered.names,
     )
-    return dataclasses.replace(fusion, strength=category.strength(_reciprocal_ranks(photos, fusion), photos.products))
+    return dataclasses.replace(
+        fusion, strength=category.strength(_reciprocal_ranks(photos, fusion), photos.products)
+    )
 
 
 def _reciprocal_ranks(photos: _Photos, fusion: Fusion) -> np.ndarray:
     """Of each photo's product, float64 [strengths, B]; 0 where the classifier has no row for it."""
     found = np.zeros((len(STRENGTHS), len(photos.products)))
-    for at, (product, near, scores) in enumerate(zip(photos.products, photos.near, photos.scores(), strict=True)):
+    for at, (product, near, scores) in enumerate(
+        zip(photos.products, photos.near, photos.scores(), strict=True)
+    ):
         told = recognition.told(fusion, scores, near.photos)
         for number, strength in enumerate(STRENGTHS):
             values = scores.raised(strength * told.log_factors) if told else scores.values
-            found[number, at] = np.sum(1 / (1 + np.sum(values > values[scores.row(product), None], 1)))
+            found[number, at] = np.sum(
+                1 / (1 + np.sum(values > values[scores.row(product), None], 1))
+            )
     return found
 
 
@@ -111,12 +135,16 @@ def _calibration(photos: _Photos, fusion: Fusion) -> Calibration | None:
     known: list[Evidence] = []
     right: list[bool] = []
     absent: list[tuple[int, Evidence]] = []  # and the number of its photo
-    for number, (product, near, scores) in enumerate(zip(photos.products, photos.near, photos.scores(), strict=True)):
+    for number, (product, near, scores) in enumerate(
+        zip(photos.products, photos.near, photos.scores(), strict=True)
+    ):
         answered = _evidence(fusion, scores, near.products, near.photos)
         assert answered is not None  # something is offered
         known.append(answered[0])
         right.append(answered[1] == product)
-        others = ([n for n in part if n.product != product] for part in (near.products, near.photos))
+        others = (
+            [n for n in part if n.product != product] for part in (near.products, near.photos)
+        )
         if (alone := _evidence(fusion, scores.without(product), *others)) is not None:
             absent.append((number, alone[0]))
     if not absent:
@@ -130,7 +158,9 @@ def _calibration(photos: _Photos, fusion: Fusion) -> Calibration | None:
 def _evidence(
     fusion: Fusion, scores: Scores, products: Sequence[Neighbour], photos: Sequence[Neighbour]
 ) -> tuple[Evidence, int] | None:
-    """Of the answer, and its product; how usual the photo is comes later. None where nothing is offered."""
+    """Of the answer, and its product; how usual the photo is comes later. None where nothing is
+    offered.
+    """
     told = recognition.told(fusion, scores, photos[:NEAREST])
     numbers, shares = recognition.best_products(scores, 1, told)
     if not len(numbers):

@@ -1,4 +1,6 @@
-"""`sicot evaluate search`: what each module of the visual search adds, as each is switched off in turn, on test photos."""
+"""`sicot evaluate search`: what each module of the visual search adds, as each is switched off in
+turn, on test photos.
+"""
 
 from __future__ import annotations
 
@@ -56,12 +58,18 @@ class Asked:
     more: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def variants(index: ProductIndex, fusion: Fusion | None, ranker: Ranker | None = None) -> dict[str, Asked]:
+def variants(
+    index: ProductIndex, fusion: Fusion | None, ranker: Ranker | None = None
+) -> dict[str, Asked]:
     """`ALL`, and each module that the index has switched off."""
     found = {ALL: Asked(index, fusion, ranker)}
     if fusion:
-        found["similar products of all categories"] = Asked(index, dataclasses.replace(fusion, sure=None), ranker)
-        found["products not weighted by category"] = Asked(index, dataclasses.replace(fusion, strength=0.0), ranker)
+        found["similar products of all categories"] = Asked(
+            index, dataclasses.replace(fusion, sure=None), ranker
+        )
+        found["products not weighted by category"] = Asked(
+            index, dataclasses.replace(fusion, strength=0.0), ranker
+        )
         found["no category"] = Asked(index, fusion, ranker, {"any_category": True})
     if ranker:
         found["similar products nearest first"] = Asked(index, fusion)
@@ -73,15 +81,21 @@ Measure = Callable[[Answer, str, str], float]
 
 
 def _recognised(k: int) -> Measure:
-    return lambda answer, sku, category: float(sku in [match.product.sku for match in answer.matches[:k]])
+    return lambda answer, sku, category: float(
+        sku in [match.product.sku for match in answer.matches[:k]]
+    )
 
 
 def _found(k: int) -> Measure:
-    return lambda answer, sku, category: float(sku in [scored.product.sku for scored in answer.similar[:k]])
+    return lambda answer, sku, category: float(
+        sku in [scored.product.sku for scored in answer.similar[:k]]
+    )
 
 
 def _alike(answer: Answer, sku: str, category: str) -> float:
-    return sum(scored.product.category == category for scored in answer.similar) / max(len(answer.similar), 1)
+    return sum(scored.product.category == category for scored in answer.similar) / max(
+        len(answer.similar), 1
+    )
 
 
 MEASURES: dict[str, Measure] = {
@@ -95,8 +109,9 @@ MEASURES: dict[str, Measure] = {
 
 
 def evaluate(indexes: Sequence[Path], path: str) -> str:
-    """Tables in Markdown. indexes: of runs of several seeds on the catalogue in `path`. Per cent of its test photos, 95 %
-    intervals over photos and seeds; rows below the first are differences from it. InputError: an index of other data.
+    """Tables in Markdown. indexes: of runs of several seeds on the catalogue in `path`. Per cent of
+    its test photos, 95 % intervals over photos and seeds; rows below the first are differences from
+    it. InputError: an index of other data.
     """
     catalog = open_catalog(DataConfig(source="imported", path=path))
     seeds = [_of_index(index, catalog) for index in indexes]
@@ -126,10 +141,14 @@ def _of_index(index: Path, catalog: Catalog) -> dict[str, np.ndarray]:
     version = layout.current_version(index)
     opened = open_index(version)
     if opened.manifest.data != catalog.data_hash:
-        raise InputError(f"{index}: of another catalogue than {catalog.name}; give the one it was built from")
+        raise InputError(
+            f"{index}: of another catalogue than {catalog.name}; give the one it was built from"
+        )
     split, found = catalog.splits["test"], list[list[list[float]]]()
     with contextlib.closing(opened):
-        asked = variants(opened, read_fusion(version / layout.CATEGORIES), read_ranker(version / layout.RANKER))
+        asked = variants(
+            opened, read_fusion(version / layout.CATEGORIES), read_ranker(version / layout.RANKER)
+        )
         converted = folders.read_converted(version / layout.MODEL)
         if converted.model.box != "none":
             asked[WHOLE] = asked[ALL]
@@ -137,16 +156,32 @@ def _of_index(index: Path, catalog: Catalog) -> dict[str, np.ndarray]:
             _photos(converted, split), total=len(split), desc=index.name, disable=None
         ):
             answers = (
-                recognition.answer(a.index, None, a.fusion, *photo[:2], ranker=a.ranker, k=5, similar=SHOWN, **a.more)
+                recognition.answer(
+                    a.index,
+                    None,
+                    a.fusion,
+                    *photo[:2],
+                    ranker=a.ranker,
+                    k=5,
+                    similar=SHOWN,
+                    **a.more,
+                )
                 for name, a in asked.items()
                 for photo in (whole if name == WHOLE else seen,)
             )
-            found.append([[measure(answer, sku, category) for measure in MEASURES.values()] for answer in answers])
+            found.append(
+                [
+                    [measure(answer, sku, category) for measure in MEASURES.values()]
+                    for answer in answers
+                ]
+            )
     return dict(zip(asked, np.swapaxes(np.array(found), 0, 1), strict=True))
 
 
 def _photos(converted: folders.Converted, split: Any) -> Iterator[tuple[Found, Found, str, str]]:
-    """What the network finds in each test photo, and what it would without its box branch, SKU and category."""
+    """What the network finds in each test photo, and what it would without its box branch, SKU and
+    category.
+    """
     engine = jax_engine(converted)
     without = dataclasses.replace(converted, model=dataclasses.replace(converted.model, box="none"))
     whole = engine if without == converted else jax_engine(without)

@@ -1,8 +1,8 @@
-"""`sicot index rank`: what visitors did with the similar products they were shown, and the photos they asked with -> the ranker
-of the version in use.
+"""`sicot index rank`: what visitors did with the similar products they were shown, and the photos
+they asked with -> the ranker of the version in use.
 
-A list counts where its photo is there yet: the likeness of a product is that of now, by the model of the index, and so are
-prices, sales and the like.
+A list counts where its photo is there yet: the likeness of a product is that of now, by the model
+  of the index, and so are prices, sales and the like.
 """
 
 from __future__ import annotations
@@ -40,7 +40,11 @@ _HELD_OUT = 5  # one visitor of so many
 _BATCH = 32
 LIMITS = Limits()
 _CACHED = 4096  # products whose features are kept
-_GROUPS = {"behind": "likeness", "words": "title", "known words": "title"}  # features that tell of one thing
+_GROUPS = {
+    "behind": "likeness",
+    "words": "title",
+    "known words": "title",
+}  # features that tell of one thing
 
 
 @dataclasses.dataclass
@@ -56,11 +60,12 @@ class View:
 
 
 def rank(index: Path, events: Sequence[Path], queries: Path) -> str:
-    """Fit the ranker, write it into the version in use if it is better than likeness on visitors that were held out, and tell
-    what it came to. queries: the folder of `sicot serve --keep-queries`, or of photos named by their query_image_id.
+    """Fit the ranker, write it into the version in use if it is better than likeness on visitors
+    that were held out, and tell what it came to. queries: the folder of `sicot serve
+    --keep-queries`, or of photos named by their query_image_id.
 
-    InputError: too few lists that were clicked on and whose photo is there, a ranker that is not better, an index that was
-    built anew meanwhile; the ranker before stays.
+    InputError: too few lists that were clicked on and whose photo is there, a ranker that is not
+      better, an index that was built anew meanwhile; the ranker before stays.
     """
     folder = layout.current_version(index)
     manifest = layout.read_whole(folder)
@@ -68,9 +73,11 @@ def rank(index: Path, events: Sequence[Path], queries: Path) -> str:
     with contextlib.ExitStack() as stack:
         stores = [stack.enter_context(contextlib.closing(opened(path))) for path in events]
         every = views(itertools.chain.from_iterable(stores))
-    found = [(view, path) for view in every if (path := photo_of(view.request_id, view.query_image_id)) is not None][
-        -MOST:
-    ]
+    found = [
+        (view, path)
+        for view in every
+        if (path := photo_of(view.request_id, view.query_image_id)) is not None
+    ][-MOST:]
     with contextlib.closing(Cards(folder / layout.CARDS)) as cards:
         usual = Usual.of(cards.all_products())
         lists, held_out = _lists(folder, manifest, cards, found, usual)
@@ -83,7 +90,11 @@ def rank(index: Path, events: Sequence[Path], queries: Path) -> str:
             )
     looked_at = rerank.looked_at(learned)
     model = rerank.fit(learned, looked_at)
-    report = {"lists": len(found), "without a photo": len(every) - len(found), **_report(model, tested, looked_at)}
+    report = {
+        "lists": len(found),
+        "without a photo": len(every) - len(found),
+        **_report(model, tested, looked_at),
+    }
     if report["difference"][1] <= 0:
         raise InputError(
             f"not shown to be better than likeness ({_told(report)}); nothing was written, more events may help"
@@ -91,13 +102,16 @@ def rank(index: Path, events: Sequence[Path], queries: Path) -> str:
     with layout.alone(index):
         if layout.current_version(index) != folder:
             raise InputError(f"{index}: was built anew meanwhile; give the command again")
-        version = rerank.write_ranker(folder / layout.RANKER, Ranker(manifest.model, usual, model, report))
+        version = rerank.write_ranker(
+            folder / layout.RANKER, Ranker(manifest.model, usual, model, report)
+        )
     return f"{_table(report)}\n{_told(report)}\n{folder / layout.RANKER}: {version[:12]}"
 
 
 def views(events: Iterable[Event]) -> list[View]:
-    """Lists with what came of them, by time, of events in any order; a click on what was not shown counts for nothing, and
-    visitors who see or click more on a day than people do (`events.triplets.Limits`) are left out.
+    """Lists with what came of them, by time, of events in any order; a click on what was not shown
+    counts for nothing, and visitors who see or click more on a day than people do
+    (`events.triplets.Limits`) are left out.
     """
     found, gained = dict[str, View](), dict[tuple[str, str], float]()
     seen, clicked = Counter[tuple[str, int]](), Counter[tuple[str, int]]()
@@ -107,7 +121,9 @@ def views(events: Iterable[Event]) -> list[View]:
         clicked[day] += event.kind == "click"
         if event.kind == "impression":
             shown = tuple(dict.fromkeys(event.shown))
-            view = View(event.time, event.request_id, event.query_image_id, event.visitor, shown, {})
+            view = View(
+                event.time, event.request_id, event.query_image_id, event.visitor, shown, {}
+            )
             found.setdefault(event.request_id, view)
         else:  # another machine may have shown it
             key = event.request_id, event.sku
@@ -117,19 +133,27 @@ def views(events: Iterable[Event]) -> list[View]:
             found[request_id].wanted[sku] = gain
     bots = {day[0] for day, count in seen.items() if count > LIMITS.views}
     bots |= {day[0] for day, count in clicked.items() if count > LIMITS.clicks}
-    return sorted((view for view in found.values() if view.visitor not in bots), key=lambda view: view.time)
+    return sorted(
+        (view for view in found.values() if view.visitor not in bots), key=lambda view: view.time
+    )
 
 
 def _lists(
-    folder: Path, manifest: layout.Manifest, cards: Cards, found: Sequence[tuple[View, Path]], usual: Usual
+    folder: Path,
+    manifest: layout.Manifest,
+    cards: Cards,
+    found: Sequence[tuple[View, Path]],
+    usual: Usual,
 ) -> tuple[Lists, np.ndarray]:
-    """And which lines are of visitors that are held out. A photo that cannot be read takes its list along, a product that is
-    not offered any more its line.
+    """And which lines are of visitors that are held out. A photo that cannot be read takes its list
+    along, a product that is not offered any more its line.
     """
     likeness, card = _Likeness(folder, manifest, cards), _cards(cards)
     rows, of_list, position, wanted, held_out = [], [], [], [], []
     for number, (view, embedding) in enumerate(_embedded(folder, found)):
-        there = [(n, product) for n, product in enumerate(map(card, view.shown)) if product is not None]
+        there = [
+            (n, product) for n, product in enumerate(map(card, view.shown)) if product is not None
+        ]
         if not there:
             continue
         alike = np.array([likeness(embedding, product.product) for _, product in there])
@@ -143,9 +167,14 @@ def _lists(
     return lists, np.array(held_out, bool)
 
 
-def _embedded(folder: Path, found: Sequence[tuple[View, Path]]) -> Iterator[tuple[View, np.ndarray]]:
+def _embedded(
+    folder: Path, found: Sequence[tuple[View, Path]]
+) -> Iterator[tuple[View, np.ndarray]]:
     """Unit embeddings float32 [D]."""
-    preprocessing, engine = folders.read_converted(folder / layout.MODEL).preprocessing, open_engine(folder)
+    preprocessing, engine = (
+        folders.read_converted(folder / layout.MODEL).preprocessing,
+        open_engine(folder),
+    )
     for first in range(0, len(found), _BATCH):
         views, photos = [], []
         for view, path in found[first : first + _BATCH]:
@@ -184,7 +213,9 @@ def _cards(cards: Cards):
 
 
 def _report(model: Model, tested: Lists, looked_at: np.ndarray) -> dict[str, Any]:
-    """NDCG of the held-out lists by likeness and by the ranker, and what is lost of it where a feature is shuffled."""
+    """NDCG of the held-out lists by likeness and by the ranker, and what is lost of it where a
+    feature is shuffled.
+    """
     gains = tested.wanted / looked_at[tested.position]
 
     def by(scores: np.ndarray) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""Rows of the classifier for products that came after the model, from the features of their photos and their titles' words."""
+"""Rows of the classifier for products that came after the model, from the features of their photos
+and their titles' words.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,15 @@ class MadeWith:
     imprint: Imprint
     titles: Titles
 
-    def rows(self, means: np.ndarray, photos: np.ndarray, texts: Sequence[tuple[str, str]]) -> np.ndarray:
-        """m of products [K, D] over so many photos, int [K], and their (title, category) -> rows float32 [K, D]: the direction
-        is (n (m - g) + k t) / (n + k) with k = `TITLE`.
+    def rows(
+        self, means: np.ndarray, photos: np.ndarray, texts: Sequence[tuple[str, str]]
+    ) -> np.ndarray:
+        """m of products [K, D] over so many photos, int [K], and their (title, category) -> rows
+        float32 [K, D]: the direction is (n (m - g) + k t) / (n + k) with k = `TITLE`.
         """
-        apart = photos[:, None] * (means - self.imprint.centre) + TITLE * self.titles.directions(texts)
+        apart = photos[:, None] * (means - self.imprint.centre) + TITLE * self.titles.directions(
+            texts
+        )
         return self.imprint.rows(self.imprint.centre + apart / (photos[:, None] + TITLE))
 
 
@@ -43,10 +49,14 @@ def load(folder: Path) -> MadeWith:
 
 
 def put(
-    connection: sqlite3.Connection, vectors: Vectors, made_with: MadeWith, products: Sequence[int], places: int
+    connection: sqlite3.Connection,
+    vectors: Vectors,
+    made_with: MadeWith,
+    products: Sequence[int],
+    places: int,
 ) -> None:
-    """Rows of these products, from their titles and their first `PHOTOS` photos that are offered among `places` lines, none
-    without a photo; inside a change, after their cards.
+    """Rows of these products, from their titles and their first `PHOTOS` photos that are offered
+    among `places` lines, none without a photo; inside a change, after their cards.
     """
     features = vectors.mapped(layout.FEATURES, places)
     lines: list[int] = []
@@ -68,13 +78,17 @@ def put(
         numbers, means = mean_directions(np.asarray(features[lines], np.float32), np.array(owners))
         photos = np.bincount(np.searchsorted(numbers, owners))
         made = made_with.rows(means, photos, [texts[number] for number in numbers.tolist()])
-        cards_of.put_rows(connection, numbers.tolist(), made, [made_with.imprint.bias] * len(numbers))
+        cards_of.put_rows(
+            connection, numbers.tolist(), made, [made_with.imprint.bias] * len(numbers)
+        )
 
 
 def put_all(cards: Cards, vectors: Vectors, made_with: MadeWith, classes: int) -> None:
     """Rows of all products that the model has no class for; a commit for every few thousand."""
     places = cards.state(vectors.width).places
-    found = cards.connection.execute("SELECT product FROM products WHERE product >= ? ORDER BY product", (classes,))
+    found = cards.connection.execute(
+        "SELECT product FROM products WHERE product >= ? ORDER BY product", (classes,)
+    )
     later = [row[0] for row in found.fetchall()]
     for first in range(0, len(later), _PIECE):
         with cards.change() as connection:

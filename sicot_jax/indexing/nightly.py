@@ -1,4 +1,6 @@
-"""`sicot index nightly`: a night in one command that may be given again: import what changed, build beside, check, switch."""
+"""`sicot index nightly`: a night in one command that may be given again: import what changed, build
+beside, check, switch.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ from sicot_jax.training import run as runs
 
 @dataclasses.dataclass(frozen=True)
 class Night:
-    """What was done: seconds of each step, and counts before and after. `switched`: the index has a new version. `published`:
-    what a database got, "" without one.
+    """What was done: seconds of each step, and counts before and after. `switched`: the index has a
+    new version. `published`: what a database got, "" without one.
     """
 
     imported: bool
@@ -37,12 +39,18 @@ class Night:
     when: str
 
     def summary(self) -> str:
-        return "\n".join(line for line in (self._switch(), self.published and f"database: {self.published}") if line)
+        return "\n".join(
+            line
+            for line in (self._switch(), self.published and f"database: {self.published}")
+            if line
+        )
 
     def _switch(self) -> str:
         if not self.switched:
             return f"nothing changed: {self.version} stays in use"
-        products, photos = ({k: f"{v:,}" for k, v in counts.items()} for counts in (self.products, self.photos))
+        products, photos = (
+            {k: f"{v:,}" for k, v in counts.items()} for counts in (self.products, self.photos)
+        )
         return (
             f"{self.version} in use: {products['now']} products ({products['new']} new, {products['gone']} gone), "
             f"{photos['now']} photos (before: {photos['before']})"
@@ -50,12 +58,20 @@ class Night:
 
 
 def nightly(
-    manifest: Path, catalog: Path, workdir: Path, index: Path, *, database: str = "", report: Path | None = None
+    manifest: Path,
+    catalog: Path,
+    workdir: Path,
+    index: Path,
+    *,
+    database: str = "",
+    report: Path | None = None,
 ) -> Night:
-    """The catalogue's next version from `manifest` where it or a photo changed, and the index's next version from that and the
-    run, where either is another than the version in use was built from; then `database`, a URL, gets what it has not.
+    """The catalogue's next version from `manifest` where it or a photo changed, and the index's
+    next version from that and the run, where either is another than the version in use was built
+    from; then `database`, a URL, gets what it has not.
 
-    InputError at the first step that fails; the version in use stays, and the same command goes on where it can.
+    InputError at the first step that fails; the version in use stays, and the same command goes on
+    where it can.
     """
     seconds: dict[str, float] = {}
     start = time.perf_counter()
@@ -68,7 +84,9 @@ def nightly(
     start = time.perf_counter()
     run = runs.read_run(workdir)
     if run.config.data.source != "imported":
-        raise InputError(f"{workdir}: trained on {run.config.data.source} data, wanted a run on an imported catalogue")
+        raise InputError(
+            f"{workdir}: trained on {run.config.data.source} data, wanted a run on an imported catalogue"
+        )
     data_hash = read_description(newest_version(catalog))["data_hash"]
     before = _skus(index)
     trained = file_sha256(workdir / "results.json") if (workdir / "results.json").exists() else ""
@@ -86,7 +104,12 @@ def nightly(
         imported=changed,
         switched=switched,
         version=layout.current_version(index).name,
-        products={"before": len(was[0]), "now": len(now[0]), "new": len(now[0] - was[0]), "gone": len(was[0] - now[0])},
+        products={
+            "before": len(was[0]),
+            "now": len(now[0]),
+            "new": len(now[0] - was[0]),
+            "gone": len(was[0] - now[0]),
+        },
         photos={"before": was[1], "now": now[1]},
         published=published,
         seconds={name: round(value, 1) for name, value in seconds.items()},
@@ -100,8 +123,8 @@ def nightly(
 
 
 def _made_from(index: Path) -> layout.Manifest | None:
-    """The manifest of the version in use; None where there is none, or this version of the software cannot read it: it is built
-    again. InputError where it is split, before anything is done.
+    """The manifest of the version in use; None where there is none, or this version of the software
+    cannot read it: it is built again. InputError where it is split, before anything is done.
     """
     if not (index / layout.CURRENT).exists():
         return None
@@ -120,7 +143,10 @@ def _skus(index: Path) -> tuple[set[str], int] | None:
         return None
     cards = Cards(layout.current_version(index) / layout.CARDS)
     try:
-        skus = {row[0] for row in cards.connection.execute("SELECT sku FROM products WHERE NOT withdrawn")}
+        skus = {
+            row[0]
+            for row in cards.connection.execute("SELECT sku FROM products WHERE NOT withdrawn")
+        }
         return skus, cards.counts()["photos"]
     finally:
         cards.close()

@@ -1,7 +1,9 @@
-"""`sicot index export` and `import`: all of an index as Parquet, for other systems and for another machine.
+"""`sicot index export` and `import`: all of an index as Parquet, for other systems and for another
+machine.
 
-products.parquet   sku, title, tags, category, and the quality fields, sharpness with them (null where there is none)
-photos.parquet     sku, image_id, embedding (list of D float32, length 1), code (bits / 8 bytes), picture (JPEG, or null)
+products.parquet   sku, title, tags, category, and the quality fields, sharpness with them (null
+where there is none) photos.parquet     sku, image_id, embedding (list of D float32, length 1), code
+(bits / 8 bytes), picture (JPEG, or null)
 the other files    as in a version: the recogniser, codebook, imprint, calibration, manifest
 """
 
@@ -35,7 +37,9 @@ _ALONG = (*layout.FITTED, layout.MANIFEST, layout.MODEL, layout.GRAPH)
 
 
 def export_index(index: Path, out: Path) -> dict[str, int]:
-    """What the version in use offers, into the new folder `out`; counts of products and photos. InputError where `out` is."""
+    """What the version in use offers, into the new folder `out`; counts of products and photos.
+    InputError where `out` is.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -76,7 +80,10 @@ def _products(cards: Cards) -> Iterator[dict[str, Any]]:
 
 
 def _photos(folder: Path, manifest: layout.Manifest, cards: Cards) -> Iterator[dict[str, Any]]:
-    vectors, places = Vectors(folder, manifest.width, manifest.bits), cards.state(manifest.width).places
+    vectors, places = (
+        Vectors(folder, manifest.width, manifest.bits),
+        cards.state(manifest.width).places,
+    )
     features, codes = (vectors.mapped(name, places) for name in (layout.FEATURES, layout.CODES))
     found = cards.connection.execute(
         "SELECT photos.place, sku, image_id, jpeg FROM photos JOIN products USING (product) LEFT JOIN pictures USING (place) "
@@ -102,10 +109,11 @@ def _pieces(rows_: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def import_index(source: Path, index: Path) -> Path:
-    """The folder of the new version in `index`, made of what `export_index` wrote: withdrawn lines are gone, categories are
-    ranges again.
+    """The folder of the new version in `index`, made of what `export_index` wrote: withdrawn lines
+    are gone, categories are ranges again.
 
-    InputError: no such export, a file that is not as it was written, photos of no product; the version in use stays.
+    InputError: no such export, a file that is not as it was written, photos of no product; the
+      version in use stays.
     """
     manifest = layout.read_manifest(source)
     products, photos = _read(source / PRODUCTS), _read(source / PHOTOS)
@@ -122,8 +130,13 @@ def import_index(source: Path, index: Path) -> Path:
         table = folders.read_classes(folder / layout.MODEL, converted.model)
         codebook = Codebook.load(folder / layout.CODEBOOK)
         if codebook.bits != manifest.bits or codebook.width != manifest.width:
-            raise InputError(f"{source / layout.CODEBOOK}: of another width than the manifest; export again")
-        cards, vectors = Cards.create(folder / layout.CARDS), Vectors(folder, manifest.width, manifest.bits)
+            raise InputError(
+                f"{source / layout.CODEBOOK}: of another width than the manifest; export again"
+            )
+        cards, vectors = (
+            Cards.create(folder / layout.CARDS),
+            Vectors(folder, manifest.width, manifest.bits),
+        )
         with contextlib.closing(cards):
             numbers, category = _put_products(products, list(table.sku), cards)
             categories = _put_photos(photos, numbers, category, codebook, cards, vectors)
@@ -167,7 +180,9 @@ def _batches(file: Any, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
         ) from error
 
 
-def _put_products(file: Any, known: list[str], cards: Cards) -> tuple[dict[str, int], dict[str, str]]:
+def _put_products(
+    file: Any, known: list[str], cards: Cards
+) -> tuple[dict[str, int], dict[str, str]]:
     """SKU -> number and SKU -> category; classes of the model that are not there are withdrawn."""
     number_of = {sku: number for number, sku in enumerate(known)}
     numbers: dict[str, int] = {}
@@ -181,23 +196,34 @@ def _put_products(file: Any, known: list[str], cards: Cards) -> tuple[dict[str, 
                 following += number == following
                 numbers[row["sku"]], category[row["sku"]] = number, row["category"]
                 quality = {name: row[name] for name in _NUMBERS if row.get(name) is not None}
-                found.append((number, row["sku"], row["title"], row["tags"], row["category"], quality))
+                found.append(
+                    (number, row["sku"], row["title"], row["tags"], row["category"], quality)
+                )
             cards_of.put_products(connection, found)
         gone: list[tuple[int, str, str, str, str, dict[str, float]]] = [
             (number, sku, "", "", "", {}) for sku, number in number_of.items() if sku not in numbers
         ]
         cards_of.put_products(connection, gone)
-        connection.executemany("UPDATE products SET withdrawn = 1 WHERE product = ?", ((row[0],) for row in gone))
+        connection.executemany(
+            "UPDATE products SET withdrawn = 1 WHERE product = ?", ((row[0],) for row in gone)
+        )
     return numbers, category
 
 
 def _put_photos(
-    file: Any, numbers: dict[str, int], category: dict[str, str], codebook: Codebook, cards: Cards, vectors: Vectors
+    file: Any,
+    numbers: dict[str, int],
+    category: dict[str, str],
+    codebook: Codebook,
+    cards: Cards,
+    vectors: Vectors,
 ) -> dict[str, list[int]]:
     """All lines and their cards, by category and product; where each category is."""
     skus = [row["sku"] for piece in _batches(file, ["sku"]) for row in piece]
     if lost := [sku for sku in skus if sku not in numbers]:
-        raise InputError(f"{PHOTOS}: a photo of {lost[0]!r}, which is not in {PRODUCTS}; export again")
+        raise InputError(
+            f"{PHOTOS}: a photo of {lost[0]!r}, which is not in {PRODUCTS}; export again"
+        )
     owners = np.array([numbers[sku] for sku in skus], np.int64)
     kinds = np.array([category[sku] for sku in skus], str)
     order = np.lexsort((np.arange(len(skus)), owners, kinds))
@@ -213,7 +239,9 @@ def _put_photos(
     done = 0
     for piece in _batches(file, ["image_id", "embedding", "picture"]):
         at = place[done : done + len(piece)]
-        features = unit(np.array([row["embedding"] for row in piece], np.float32)).astype(np.float16)
+        features = unit(np.array([row["embedding"] for row in piece], np.float32)).astype(
+            np.float16
+        )
         _assign(vectors, layout.FEATURES, at, features, len(skus))
         _assign(vectors, layout.CODES, at, codebook.encode(features), len(skus))
         _assign(vectors, layout.OWNERS, at, owners[done : done + len(piece)], len(skus))
@@ -222,7 +250,9 @@ def _put_photos(
                 connection,
                 (
                     (int(p), int(owner), row["image_id"], row["picture"])
-                    for p, owner, row in zip(at, owners[done : done + len(piece)], piece, strict=True)
+                    for p, owner, row in zip(
+                        at, owners[done : done + len(piece)], piece, strict=True
+                    )
                 ),
             )
         done += len(piece)
@@ -230,10 +260,15 @@ def _put_photos(
         cards_of.set_places(connection, len(skus))
     names, first = np.unique(kinds[order], return_index=True)
     ends = [*first[1:].tolist(), len(skus)]
-    return {str(name): [int(start), int(end)] for name, start, end in zip(names, first, ends, strict=True)}
+    return {
+        str(name): [int(start), int(end)]
+        for name, start, end in zip(names, first, ends, strict=True)
+    }
 
 
 def _assign(vectors: Vectors, name: str, at: np.ndarray, lines: np.ndarray, places: int) -> None:
-    stored = np.memmap(vectors.folder / name, lines.dtype if name != layout.OWNERS else np.int32, "r+")
+    stored = np.memmap(
+        vectors.folder / name, lines.dtype if name != layout.OWNERS else np.int32, "r+"
+    )
     stored.reshape(places, *lines.shape[1:])[at] = lines
     stored.flush()

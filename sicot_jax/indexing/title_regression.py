@@ -1,9 +1,11 @@
-"""What the title of a product foretells of its photos' direction, learned from the titles of known products.
+"""What the title of a product foretells of its photos' direction, learned from the titles of known
+products.
 
-    t = (b - mean of b) B,  b = unit(words of title and category, 0 or 1)  [W],  B by ridge regression  [W, D]
+    t = (b - mean of b) B,  b = unit(words of title and category, 0 or 1)  [W],  B by ridge
+    regression  [W, D]
 
-from the directions m - g of known products (sicot_jax/imprint), each by min(photos, 20) / 20. What that is worth:
-docs/service.md.
+from the directions m - g of known products (sicot_jax/imprint), each by min(photos, 20) / 20. What
+that is worth: docs/service.md.
 """
 
 from __future__ import annotations
@@ -36,20 +38,26 @@ class Titles:
     weights: np.ndarray
 
     def directions(self, texts: Sequence[tuple[str, str]]) -> np.ndarray:
-        """(title, category) of products -> t float32 [K, D]; of titles without a known word that of the category, or 0."""
+        """(title, category) of products -> t float32 [K, D]; of titles without a known word that of
+        the category, or 0.
+        """
         rows = _rows(self.words, texts)
         told = rows.any(1, keepdims=True)
         return ((rows - self.mean) * told) @ self.weights
 
 
 def fit(texts: Sequence[tuple[str, str]], directions: np.ndarray, photos: np.ndarray) -> Titles:
-    """From known products: (title, category), m - g float32 [K, D], and how many photos there are of each, int [K]."""
+    """From known products: (title, category), m - g float32 [K, D], and how many photos there are
+    of each, int [K].
+    """
     count = Counter(word for text in texts for word in _words(*text))
     words = tuple(sorted(word for word, products in count.most_common(WORDS) if products > 1))
     rows = _rows(words, texts).astype(np.float64)
     mean = rows.mean(0) if len(rows) else np.zeros(len(words))
     weighted = (rows - mean) * (np.minimum(photos, _ENOUGH) / _ENOUGH)[:, None]
-    weights = np.linalg.solve((rows - mean).T @ weighted + PENALTY * np.eye(len(words)), weighted.T @ directions)
+    weights = np.linalg.solve(
+        (rows - mean).T @ weighted + PENALTY * np.eye(len(words)), weighted.T @ directions
+    )
     return Titles(words, mean.astype(np.float32), weights.astype(np.float32))
 
 
@@ -75,6 +83,10 @@ def load(path: Path) -> Titles:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             words = stored["words"].tobytes().decode()
-            return Titles(tuple(words.split("\n")) if words else (), stored["mean"], stored["weights"])
+            return Titles(
+                tuple(words.split("\n")) if words else (), stored["mean"], stored["weights"]
+            )
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: no words of titles ({type(error).__name__}); build the index again") from error
+        raise InputError(
+            f"{path}: no words of titles ({type(error).__name__}); build the index again"
+        ) from error

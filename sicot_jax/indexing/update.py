@@ -1,4 +1,6 @@
-"""Products and photos that come and go, without a rebuild. A piece is one commit: what was stopped can be given again."""
+"""Products and photos that come and go, without a rebuild. A piece is one commit: what was stopped
+can be given again.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sicot_jax.catalog.importing.manifest import DroppedRow, ManifestRow, read_folders, read_manifest
+from sicot_jax.catalog.importing.manifest import (
+    DroppedRow,
+    ManifestRow,
+    read_folders,
+    read_manifest,
+)
 from sicot_jax.catalog.importing.photos import FolderPhotos, Prepared, prepare_all
 from sicot_jax.catalog.importing.settings import ImportSettings
 from sicot_jax.errors import InputError
@@ -57,11 +64,13 @@ def _opened(index: Path) -> Iterator[tuple[Path, layout.Manifest, Cards]]:
 
 
 def add(index: Path, source: Path) -> Change:
-    """Products and photos of a manifest, or of a folder with one folder per SKU. A product that is there gets the photos that
-    it lacks, and what the manifest says of it; one that was withdrawn is offered again.
+    """Products and photos of a manifest, or of a folder with one folder per SKU. A product that is
+    there gets the photos that it lacks, and what the manifest says of it; one that was withdrawn is
+    offered again.
 
-    A product that the model has no class for gets a row of the classifier from its photos. Rows that cannot be used are dropped
-    and told. InputError: no such source, nothing in it that can be used.
+    A product that the model has no class for gets a row of the classifier from its photos. Rows
+    that cannot be used are dropped and told. InputError: no such source, nothing in it that can be
+    used.
     """
     change = Change()
     with _opened(index) as (folder, manifest, cards):
@@ -72,14 +81,21 @@ def add(index: Path, source: Path) -> Change:
             usable = [row for row in piece if isinstance(row, ManifestRow)]
             change.dropped += [str(row) for row in piece if isinstance(row, DroppedRow) and row.bad]
             photos = prepare_all(
-                FolderPhotos(root), [r.image for r in usable], short_side=ImportSettings().short_side, workers=1
+                FolderPhotos(root),
+                [r.image for r in usable],
+                short_side=ImportSettings().short_side,
+                workers=1,
             )
             prepared = list(zip(usable, photos, strict=True))
-            change.dropped += [f"{row.image}: {photo.error}" for row, photo in prepared if photo.error]
+            change.dropped += [
+                f"{row.image}: {photo.error}" for row, photo in prepared if photo.error
+            ]
             adding.commit([(row, photo) for row, photo in prepared if not photo.error], change)
         cards.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     if change.dropped and not change.new_photos + change.known_photos:
-        raise InputError(f"{source}: no row can be used, such as {change.dropped[0]}; nothing was changed")
+        raise InputError(
+            f"{source}: no row can be used, such as {change.dropped[0]}; nothing was changed"
+        )
     return change
 
 
@@ -128,7 +144,9 @@ class _Adding:
             for place, (number, photo) in enumerate(fresh, places):
                 jpeg = photo.image if shown[number] < PICTURES else None
                 if not shown[number]:
-                    cards_of.put_quality(connection, number, {SHARPNESS: picture_sharpness(photo.image)})
+                    cards_of.put_quality(
+                        connection, number, {SHARPNESS: picture_sharpness(photo.image)}
+                    )
                 shown[number] += jpeg is not None
                 cards_of.put_photos(connection, [(place, number, photo.image_id, jpeg)])
             cards_of.set_places(connection, places + len(fresh))
@@ -146,18 +164,26 @@ class _Adding:
             rows.append(unit(self.engine(batch).embedding).astype(np.float16))
         return np.concatenate(rows)
 
-    def _cards(self, connection, photos: Sequence[tuple[ManifestRow, Prepared]], numbers: dict[str, int]):
+    def _cards(
+        self, connection, photos: Sequence[tuple[ManifestRow, Prepared]], numbers: dict[str, int]
+    ):
         """What the rows say of their products; what they leave empty stays as it is."""
         found: dict[str, list[str]] = {}
         for row, _ in photos:
             card = found.setdefault(row.sku, ["", "", ""])
-            found[row.sku] = [old or new for old, new in zip(card, (row.title, row.tags, row.category), strict=True)]
+            found[row.sku] = [
+                old or new
+                for old, new in zip(card, (row.title, row.tags, row.category), strict=True)
+            ]
         for sku, card in found.items():
             before = connection.execute(
-                "SELECT title, tags, category, quality FROM products WHERE product = ?", (numbers[sku],)
+                "SELECT title, tags, category, quality FROM products WHERE product = ?",
+                (numbers[sku],),
             ).fetchone()
             quality = cards_of.read_quality(before[3]) if before else {}
-            title, tags, category = (new or old for new, old in zip(card, before or ("", "", ""), strict=False))
+            title, tags, category = (
+                new or old for new, old in zip(card, before or ("", "", ""), strict=False)
+            )
             yield numbers[sku], sku, title, tags, category, quality
 
     def _is_there(self, number: int, image_id: str) -> bool:
@@ -194,10 +220,12 @@ def remove(index: Path, skus: Sequence[str], *, photos: Sequence[str] = ()) -> i
         with cards.change() as connection:
             before = connection.total_changes
             connection.executemany(
-                "UPDATE products SET withdrawn = 1 WHERE product = ? AND NOT withdrawn", ((n,) for n in numbers)
+                "UPDATE products SET withdrawn = 1 WHERE product = ? AND NOT withdrawn",
+                ((n,) for n in numbers),
             )
             connection.executemany(
-                "UPDATE photos SET withdrawn = 1 WHERE image_id = ? AND NOT withdrawn", ((p,) for p in photos)
+                "UPDATE photos SET withdrawn = 1 WHERE image_id = ? AND NOT withdrawn",
+                ((p,) for p in photos),
             )
             removed = connection.total_changes - before
             if photos:  # rows are made of them
@@ -206,7 +234,11 @@ def remove(index: Path, skus: Sequence[str], *, photos: Sequence[str] = ()) -> i
 
 
 def _make_rows_again(
-    connection: sqlite3.Connection, folder: Path, manifest: layout.Manifest, cards: Cards, numbers: Sequence[int]
+    connection: sqlite3.Connection,
+    folder: Path,
+    manifest: layout.Manifest,
+    cards: Cards,
+    numbers: Sequence[int],
 ) -> None:
     """Of those of these products that the model has no class for."""
     classes = folders.read_config(folder / layout.MODEL).model.classes
@@ -221,17 +253,20 @@ def _owners(connection: sqlite3.Connection, photos: Sequence[str]) -> list[int]:
 
 
 def update(index: Path, source: Path) -> int:
-    """Titles, tags, categories and quality of products from a CSV with a column "sku"; how many products were changed.
+    """Titles, tags, categories and quality of products from a CSV with a column "sku"; how many
+    products were changed.
 
-    An empty cell leaves what is there. InputError: a column that no card has, an unknown SKU, a number that is none; then
-    nothing is changed.
+    An empty cell leaves what is there. InputError: a column that no card has, an unknown SKU, a
+    number that is none; then nothing is changed.
     """
     with _opened(index) as (folder, manifest, cards):
         changes = _read_updates(source, cards)
         with cards.change() as connection:
             for number, texts, quality in changes:
                 for name, value in texts.items():
-                    connection.execute(f"UPDATE products SET {name} = ? WHERE product = ?", (value, number))
+                    connection.execute(
+                        f"UPDATE products SET {name} = ? WHERE product = ?", (value, number)
+                    )
                 if quality:
                     cards_of.put_quality(connection, number, quality)
             named = [number for number, texts, _ in changes if {"title", "category"} & set(texts)]
@@ -250,13 +285,17 @@ def _read_updates(source: Path, cards: Cards) -> list[tuple[int, dict[str, str],
             allowed = ("sku", *_TEXTS, *QUALITY)
             if "sku" not in names or (unknown := [name for name in names if name not in allowed]):
                 wrong = "no column sku" if "sku" not in names else f"a column {unknown[0]!r}"
-                raise InputError(f"{source}: {wrong}, wanted sku and some of {', '.join(allowed[1:])}")
+                raise InputError(
+                    f"{source}: {wrong}, wanted sku and some of {', '.join(allowed[1:])}"
+                )
             return [_read_update(f"{source}: line {rows.line_num}", row, cards) for row in rows]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{source}: {error}; wanted a CSV in UTF-8 with a column sku") from error
 
 
-def _read_update(where: str, row: dict[str, str], cards: Cards) -> tuple[int, dict[str, str], dict[str, float]]:
+def _read_update(
+    where: str, row: dict[str, str], cards: Cards
+) -> tuple[int, dict[str, str], dict[str, float]]:
     if None in row or None in row.values():
         raise InputError(f"{where}: more or fewer cells than columns; nothing was changed")
     number = cards.numbers([row["sku"].strip()])[0]
@@ -270,5 +309,7 @@ def _read_update(where: str, row: dict[str, str], cards: Cards) -> tuple[int, di
             except ValueError:
                 quality[name] = math.nan
             if not math.isfinite(quality[name]):
-                raise InputError(f"{where}: {name}={row[name]!r}, wanted a number; nothing was changed")
+                raise InputError(
+                    f"{where}: {name}={row[name]!r}, wanted a number; nothing was changed"
+                )
     return number, {name: row[name] for name in _TEXTS if row.get(name, "").strip()}, quality

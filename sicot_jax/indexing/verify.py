@@ -26,7 +26,9 @@ _LINES = 1 << 16
 
 
 def verify(folder: Path, *, checksums: bool = False) -> list[str]:
-    """What is wrong with a version, a line each; none where nothing is. `checksums`: every byte that was built is read."""
+    """What is wrong with a version, a line each; none where nothing is. `checksums`: every byte
+    that was built is read.
+    """
     try:
         manifest = layout.read_manifest(folder)
         codebook = Codebook.load(folder / layout.CODEBOOK)
@@ -38,7 +40,11 @@ def verify(folder: Path, *, checksums: bool = False) -> list[str]:
                 folders.read_converted(folder / name)
     except InputError as error:
         return [str(error)]
-    faults = _of_shards(folder, manifest, checksums) if manifest.shards else _of_lines(folder, manifest, codebook)
+    faults = (
+        _of_shards(folder, manifest, checksums)
+        if manifest.shards
+        else _of_lines(folder, manifest, codebook)
+    )
     if checksums:
         vectors = Vectors(folder, manifest.width, manifest.bits)
         for name, digest in manifest.sha256.items():
@@ -80,20 +86,27 @@ def _of_lines(folder: Path, manifest: layout.Manifest, codebook: Codebook) -> li
     return faults
 
 
-def _of_cards(folder: Path, manifest: layout.Manifest, cards: Cards, codebook: Codebook) -> list[str]:
+def _of_cards(
+    folder: Path, manifest: layout.Manifest, cards: Cards, codebook: Codebook
+) -> list[str]:
     faults, connection = [], cards.connection
     if (found := connection.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
         faults.append(f"{layout.CARDS}: {found}")
     state, vectors = cards.state(manifest.width), Vectors(folder, manifest.width, manifest.bits)
     features, codes, owners = (
-        vectors.mapped(name, state.places) for name in (layout.FEATURES, layout.CODES, layout.OWNERS)
+        vectors.mapped(name, state.places)
+        for name in (layout.FEATURES, layout.CODES, layout.OWNERS)
     )
     if state.places < manifest.photos:
         faults.append(f"{layout.CARDS}: {state.places} photos, built with {manifest.photos}")
     photos = connection.execute("SELECT count(*), max(place) + 1 FROM photos").fetchone()
     if photos[0] != state.places or (photos[1] or 0) != state.places:
-        faults.append(f"{layout.CARDS}: {photos[0]} photos up to place {photos[1]}, wanted all of {state.places}")
-    orphans = connection.execute("SELECT count(*) FROM photos LEFT JOIN products USING (product) WHERE sku IS NULL")
+        faults.append(
+            f"{layout.CARDS}: {photos[0]} photos up to place {photos[1]}, wanted all of {state.places}"
+        )
+    orphans = connection.execute(
+        "SELECT count(*) FROM photos LEFT JOIN products USING (product) WHERE sku IS NULL"
+    )
     if count := orphans.fetchone()[0]:
         faults.append(f"{layout.CARDS}: {count} photos of no product")
     others = connection.execute(
@@ -104,15 +117,22 @@ def _of_cards(folder: Path, manifest: layout.Manifest, cards: Cards, codebook: C
     for first in range(0, state.places, _LINES):
         part = slice(first, first + _LINES)
         rows = connection.execute(
-            "SELECT product FROM photos WHERE place >= ? AND place < ? ORDER BY place", (first, first + _LINES)
+            "SELECT product FROM photos WHERE place >= ? AND place < ? ORDER BY place",
+            (first, first + _LINES),
         )
         if not np.array_equal(owners[part], [row[0] for row in rows]):
-            faults.append(f"{layout.OWNERS}: other products than {layout.CARDS} has, among lines from {first}")
+            faults.append(
+                f"{layout.OWNERS}: other products than {layout.CARDS} has, among lines from {first}"
+            )
         lengths = np.linalg.norm(np.asarray(features[part], np.float32), axis=1)
         if not np.all((np.abs(lengths - 1) < 0.01) | (lengths == 0)):
-            faults.append(f"{layout.FEATURES}: vectors that are not of length 1, among lines from {first}")
+            faults.append(
+                f"{layout.FEATURES}: vectors that are not of length 1, among lines from {first}"
+            )
         elif not codebook.agrees(features[part], codes[part]):
-            faults.append(f"{layout.CODES}: other codes than the features have, among lines from {first}")
+            faults.append(
+                f"{layout.CODES}: other codes than the features have, among lines from {first}"
+            )
     return faults
 
 

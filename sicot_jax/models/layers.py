@@ -1,4 +1,6 @@
-"""Batch norm, convolution and pooling with PyTorch's padding and statistics, so that converted weights agree."""
+"""Batch norm, convolution and pooling with PyTorch's padding and statistics, so that converted
+weights agree.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +29,23 @@ def batch_moments(x, mask=None):
     axes = tuple(range(x.ndim - 1))
     if mask is None:
         mean = mean_over_devices(jnp.mean(x, axes))
-        # Two passes: E[x^2] - E[x]^2 loses all digits when the mean is large against the deviation. The variance's
-        # derivative by the mean is 0, and would be summed over devices only to find that.
+        # Two passes: E[x^2] - E[x]^2 loses all digits when the mean is large against the deviation.
+        # The variance's derivative by the mean is 0, and would be summed over devices only to find
+        # that.
         return mean, mean_over_devices(jnp.mean(jnp.square(x - lax.stop_gradient(mean)), axes))
     weight = mask.astype(jnp.float32).reshape(mask.shape + (1,) * (x.ndim - 1))
     share = mean_over_devices(jnp.mean(weight))
     share = jnp.where(share > 0, share, 1.0)
     mean = mean_over_devices(jnp.mean(x * weight, axes)) / share
-    return mean, mean_over_devices(jnp.mean(jnp.square(x - lax.stop_gradient(mean)) * weight, axes)) / share
+    return mean, mean_over_devices(
+        jnp.mean(jnp.square(x - lax.stop_gradient(mean)) * weight, axes)
+    ) / share
 
 
 def normalise(x, mean, variance, scale, bias):
-    """(x - mean) / sqrt(variance + 1e-5) * scale + bias, as one multiply and one add; keeps x's dtype."""
+    """(x - mean) / sqrt(variance + 1e-5) * scale + bias, as one multiply and one add; keeps x's
+    dtype.
+    """
     factor = scale * jax.lax.rsqrt(variance + BATCH_NORM_EPSILON)
     return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(x.dtype)
 
@@ -46,8 +53,9 @@ def normalise(x, mean, variance, scale, bias):
 class BatchNorm(nnx.Module):
     """Batch norm over all axes but the last; statistics are global over the mesh, in float32.
 
-    running <- 0.9 * running + 0.1 * batch. The running variance is the biased one (torch's is n / (n - 1) times it).
-    `mask` leaves rows out of the statistics, not out of the output; a batch without a row keeps the running values.
+    running <- 0.9 * running + 0.1 * batch. The running variance is the biased one (torch's is n /
+    (n - 1) times it). `mask` leaves rows out of the statistics, not out of the output; a batch
+    without a row keeps the running values.
     """
 
     def __init__(self, width: int, *, scale_init: float = 1.0):
@@ -69,15 +77,29 @@ class BatchNorm(nnx.Module):
 
 
 class Conv(nnx.Module):
-    """Convolution without bias, padded as torch does by `size // 2` on every side ("SAME" pads strided ones unevenly).
+    """Convolution without bias, padded as torch does by `size // 2` on every side ("SAME" pads
+    strided ones unevenly).
 
-    Kernel [size, size, inputs, outputs] ~ N(0, 2 / (size^2 outputs)) (He et al. 2015, fan out). Starting values are drawn
-    by numpy on the host: the same on every mesh, and XLA takes a second of compilation for each shape of random array.
+    Kernel [size, size, inputs, outputs] ~ N(0, 2 / (size^2 outputs)) (He et al. 2015, fan out).
+    Starting values are drawn
+    by numpy on the host: the same on every mesh, and XLA takes a second of compilation for each
+      shape of random array.
     """
 
-    def __init__(self, inputs: int, outputs: int, size: int, *, stride: int = 1, dtype, rng: np.random.Generator):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        *,
+        stride: int = 1,
+        dtype,
+        rng: np.random.Generator,
+    ):
         self.stride, self.dtype = stride, dtype
-        self.kernel = nnx.Param(_normal(rng, (size, size, inputs, outputs), (2 / (size * size * outputs)) ** 0.5))
+        self.kernel = nnx.Param(
+            _normal(rng, (size, size, inputs, outputs), (2 / (size * size * outputs)) ** 0.5)
+        )
 
     def __call__(self, x):
         return conv(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride)
@@ -86,14 +108,18 @@ class Conv(nnx.Module):
 def conv(x, kernel, stride: int):
     """[B, H, W, I], [k, k, I, O] -> [B, ceil(H / stride), ceil(W / stride), O] for odd k.
 
-    A map smaller than the kernel is made by one product of patches: XLA's CPU convolution, with its gradients, takes up
-    to 13 times as long there (`benchmarks/convolution.py`).
+    A map smaller than the kernel is made by one product of patches: XLA's CPU convolution, with its
+      gradients, takes up to 13 times as long there (`benchmarks/convolution.py`).
     """
     size = kernel.shape[0]
     if size > 1 and -(-min(x.shape[1:3]) // stride) < size:
         return conv_of_patches(x, kernel, stride)
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), [(size // 2, size // 2)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x,
+        kernel,
+        (stride, stride),
+        [(size // 2, size // 2)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
@@ -104,7 +130,11 @@ def conv_of_patches(x, kernel, stride: int):
     rows, columns = -(-height // stride), -(-width // stride)
     x = jnp.pad(x, ((0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)))
     slices = [
-        x[:, top : top + stride * (rows - 1) + 1 : stride, left : left + stride * (columns - 1) + 1 : stride]
+        x[
+            :,
+            top : top + stride * (rows - 1) + 1 : stride,
+            left : left + stride * (columns - 1) + 1 : stride,
+        ]
         for top in range(size)
         for left in range(size)
     ]
@@ -115,7 +145,9 @@ def conv_of_patches(x, kernel, stride: int):
 class Linear(nnx.Module):
     """x @ kernel (+ bias), kernel [inputs, outputs] ~ N(0, 1 / inputs)."""
 
-    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, dtype, rng: np.random.Generator):
+    def __init__(
+        self, inputs: int, outputs: int, *, bias: bool = True, dtype, rng: np.random.Generator
+    ):
         self.dtype = dtype
         self.kernel = nnx.Param(_normal(rng, (inputs, outputs), inputs**-0.5))
         self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32)) if bias else None
@@ -132,14 +164,19 @@ def _normal(rng: np.random.Generator, shape: tuple[int, ...], deviation: float):
 def max_pool_3x3(x):
     """3x3 max pooling, stride 2, padding 1: [B, H, W, F] -> [B, ceil(H / 2), ceil(W / 2), F].
 
-    First over three rows, then over three columns, each the maximum of shifted slices: XLA fuses the gradient of six slices
-    well, that of nine badly, and that of reduce_window not at all (`benchmarks/convolution.py`).
+    First over three rows, then over three columns, each the maximum of shifted slices: XLA fuses
+      the gradient of six slices well, that of nine badly, and that of reduce_window not at all
+      (`benchmarks/convolution.py`).
     """
     return _max_of_three(_max_of_three(x, 1), 2)
 
 
 def _max_of_three(x, axis: int):
     count = (x.shape[axis] + 1) // 2
-    x = jnp.pad(x, [(0, 0)] * axis + [(1, 1)] + [(0, 0)] * (3 - axis), constant_values=jnp.finfo(x.dtype).min)
+    x = jnp.pad(
+        x,
+        [(0, 0)] * axis + [(1, 1)] + [(0, 0)] * (3 - axis),
+        constant_values=jnp.finfo(x.dtype).min,
+    )
     pieces = [lax.slice_in_dim(x, first, first + 2 * count - 1, 2, axis) for first in range(3)]
     return jnp.maximum(jnp.maximum(*pieces[:2]), pieces[2])

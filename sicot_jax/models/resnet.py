@@ -1,4 +1,6 @@
-"""ResNet-18/34/50/101/152, v1.5 (the stride sits in the 3x3), He et al. 2015, with torchvision's padding and names."""
+"""ResNet-18/34/50/101/152, v1.5 (the stride sits in the 3x3), He et al. 2015, with torchvision's
+padding and names.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +14,48 @@ from flax import nnx
 from sicot_jax.errors import InputError
 from sicot_jax.models.layers import BatchNorm, Conv, max_pool_3x3
 
-STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-STEMS = {"imagenet": (7, 2), "half": (3, 2), "small": (3, 1)}  # size and stride of the first convolution
+STAGES = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+STEMS = {
+    "imagenet": (7, 2),
+    "half": (3, 2),
+    "small": (3, 1),
+}  # size and stride of the first convolution
 
 
 class Block(nnx.Module):
-    """Basic block (two 3x3) or bottleneck (1x1, 3x3, 1x1 with 4 times the width), plus the shortcut."""
+    """Basic block (two 3x3) or bottleneck (1x1, 3x3, 1x1 with 4 times the width), plus the
+    shortcut.
+    """
 
-    def __init__(self, inputs: int, width: int, *, stride: int, bottleneck: bool, dtype, rng: np.random.Generator):
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        *,
+        stride: int,
+        bottleneck: bool,
+        dtype,
+        rng: np.random.Generator,
+    ):
         outputs = width * 4 if bottleneck else width
         if bottleneck:
             shapes = [(inputs, width, 1, 1), (width, width, 3, stride), (width, outputs, 1, 1)]
         else:
             shapes = [(inputs, width, 3, stride), (width, width, 3, 1)]
-        self.convs = nnx.List([Conv(i, o, k, stride=s, dtype=dtype, rng=rng) for i, o, k, s in shapes])
+        self.convs = nnx.List(
+            [Conv(i, o, k, stride=s, dtype=dtype, rng=rng) for i, o, k, s in shapes]
+        )
         self.norms = nnx.List([BatchNorm(o) for _, o, _, _ in shapes])
         change = stride != 1 or inputs != outputs
-        self.downsample: Any = Conv(inputs, outputs, 1, stride=stride, dtype=dtype, rng=rng) if change else None
+        self.downsample: Any = (
+            Conv(inputs, outputs, 1, stride=stride, dtype=dtype, rng=rng) if change else None
+        )
         self.downsample_norm: Any = BatchNorm(outputs) if change else None
 
     def __call__(self, x, *, train: bool):
@@ -48,12 +75,23 @@ class ResNet(nnx.Module):
     Args:
       depth: 18, 34, 50, 101 or 152.
       width: channels of the first stage, 64 in the paper.
-      stem: "imagenet" (7x7 stride 2, max pool), for small photos "half" (3x3 stride 2) or "small" (3x3 stride 1), no pool.
-      last_stride: stride of the last stage, 2 in the paper; 1 keeps the last map of small photos larger.
+      stem: "imagenet" (7x7 stride 2, max pool), for small photos "half" (3x3 stride 2) or "small"
+        (3x3 stride 1), no pool.
+      last_stride: stride of the last stage, 2 in the paper; 1 keeps the last map of small photos
+        larger.
       dtype: of the computation; parameters stay float32.
     """
 
-    def __init__(self, *, depth: int, width: int, stem: str, last_stride: int, dtype, rng: np.random.Generator):
+    def __init__(
+        self,
+        *,
+        depth: int,
+        width: int,
+        stem: str,
+        last_stride: int,
+        dtype,
+        rng: np.random.Generator,
+    ):
         if depth not in STAGES:
             raise InputError(f"model.depth={depth}, wanted one of {tuple(STAGES)}")
         if stem not in STEMS:
@@ -71,7 +109,16 @@ class ResNet(nnx.Module):
             row = []
             for block in range(blocks):
                 stride = first_stride if block == 0 else 1
-                row.append(Block(channels, stage_width, stride=stride, bottleneck=bottleneck, dtype=dtype, rng=rng))
+                row.append(
+                    Block(
+                        channels,
+                        stage_width,
+                        stride=stride,
+                        bottleneck=bottleneck,
+                        dtype=dtype,
+                        rng=rng,
+                    )
+                )
                 channels = stage_width * (4 if bottleneck else 1)
             stages.append(nnx.List(row))
         self.stages = nnx.List(stages)

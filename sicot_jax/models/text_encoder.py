@@ -1,6 +1,8 @@
-"""Words of a title -> one semantic vector: bilinear word attention (SICoT 3.2) and the encoders it is compared with.
+"""Words of a title -> one semantic vector: bilinear word attention (SICoT 3.2) and the encoders it
+is compared with.
 
-Shapes: words [B, T, E] float, mask [B, T] bool (True = a real word). A row without a real word gives a zero vector.
+Shapes: words [B, T, E] float, mask [B, T] bool (True = a real word). A row without a real word
+  gives a zero vector.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ def pool_windows(x, windows: int):
 def bilinear_features(words, mask, windows: int):
     """Second-order map of context and word, average-pooled: [B, T, E] -> [B, T, windows * windows].
 
-    Pooling the outer product c e_i^T over windows x windows blocks equals the outer product of the pooled vectors,
-    (P c)(P e_i)^T, so no [B, T, E, E] array is made. Scaled by the block size E / windows so that the features do not
-    shrink with E.
+    Pooling the outer product c e_i^T over windows x windows blocks equals the outer product of the
+    pooled vectors, (P c)(P e_i)^T, so no [B, T, E, E] array is made. Scaled by the block size E /
+    windows so that the features do not shrink with E.
     """
     block = words.shape[-1] // windows
     left = pool_windows(context(words, mask), windows)  # [B, P]
@@ -45,14 +47,18 @@ def bilinear_features(words, mask, windows: int):
 
 
 def attention_weights(scores, mask, weighting: str = "softmax"):
-    """Scores [B, T] -> weights [B, T] in float32: softmax over the real words, or sigmoid each divided by their count."""
+    """Scores [B, T] -> weights [B, T] in float32: softmax over the real words, or sigmoid each
+    divided by their count.
+    """
     scores = scores.astype(jnp.float32)
     if weighting == "softmax":
         scores = jnp.where(mask, scores, -jnp.inf)
         highest = jnp.max(scores, -1, keepdims=True)
         exp = jnp.exp(scores - jnp.where(jnp.isfinite(highest), highest, 0.0))
         return exp / jnp.maximum(jnp.sum(exp, -1, keepdims=True), 1e-30)
-    return jnp.where(mask, jax.nn.sigmoid(scores), 0.0) / jnp.maximum(jnp.sum(mask, -1, keepdims=True), 1)
+    return jnp.where(mask, jax.nn.sigmoid(scores), 0.0) / jnp.maximum(
+        jnp.sum(mask, -1, keepdims=True), 1
+    )
 
 
 def attend(weights, words):
@@ -63,7 +69,8 @@ def attend(weights, words):
 def lstm(x, mask, kernel, recurrent, bias):
     """One direction of an LSTM; a padded step keeps the state (Hochreiter & Schmidhuber 1997).
 
-    Args: x [B, T, E]; mask [B, T]; kernel [E, 4U]; recurrent [U, 4U]; bias [4U], gates in the order i, f, g, o.
+    Args: x [B, T, E]; mask [B, T]; kernel [E, 4U]; recurrent [U, 4U]; bias [4U], gates in the order
+      i, f, g, o.
     Returns: hidden states [B, T, U], zero at padded steps.
     """
     units = recurrent.shape[0]
@@ -94,7 +101,15 @@ class WordAttention(nnx.Module):
     """
 
     def __init__(
-        self, kind: str, width: int, *, windows: int, hidden: int, weighting: str, dtype, rng: np.random.Generator
+        self,
+        kind: str,
+        width: int,
+        *,
+        windows: int,
+        hidden: int,
+        weighting: str,
+        dtype,
+        rng: np.random.Generator,
     ):
         self.kind = kind
         self.windows = windows
@@ -122,13 +137,17 @@ class WordAttention(nnx.Module):
         centre = context(words, mask)
         match self.kind:
             case "bilinear":
-                return self.out(jnp.tanh(self.first(bilinear_features(words, mask, self.windows))))[..., 0]
+                return self.out(jnp.tanh(self.first(bilinear_features(words, mask, self.windows))))[
+                    ..., 0
+                ]
             case "low_rank":
                 return self.out(jnp.tanh(self.first(centre)[:, None] * self.second(words)))[..., 0]
             case "bilinear_form":
                 return jnp.einsum("be,bte->bt", self.first(centre), words)
             case _:
-                return jnp.einsum("be,bte->bt", centre, words) / jnp.sqrt(jnp.float32(words.shape[-1]))
+                return jnp.einsum("be,bte->bt", centre, words) / jnp.sqrt(
+                    jnp.float32(words.shape[-1])
+                )
 
 
 class BiLSTM(nnx.Module):
@@ -141,14 +160,18 @@ class BiLSTM(nnx.Module):
             )
         units = width // 2
         recurrent = [np.linalg.qr(rng.standard_normal((4 * units, units)))[0].T for _ in range(2)]
-        self.kernel = nnx.Param(jnp.asarray(rng.standard_normal((2, width, 4 * units), np.float32) * width**-0.5))
+        self.kernel = nnx.Param(
+            jnp.asarray(rng.standard_normal((2, width, 4 * units), np.float32) * width**-0.5)
+        )
         self.recurrent = nnx.Param(jnp.asarray(np.stack(recurrent), jnp.float32))
         # A forget gate that starts open (Jozefowicz et al. 2015).
         self.bias = nnx.Param(jnp.zeros((2, 4 * units)).at[:, units : 2 * units].set(1.0))
 
     def __call__(self, words, mask):
         def run(x, real, side):
-            parameters = (p[...][side].astype(x.dtype) for p in (self.kernel, self.recurrent, self.bias))
+            parameters = (
+                p[...][side].astype(x.dtype) for p in (self.kernel, self.recurrent, self.bias)
+            )
             return lstm(x, real, *parameters)
 
         forward = run(words, mask, 0)
@@ -159,12 +182,20 @@ class BiLSTM(nnx.Module):
 class TextEncoder(nnx.Module):
     """Word vectors of a title -> (vector [B, E], weight of each word [B, T]) by one of `ENCODERS`.
 
-    "mean" weighs all words alike; "lstm" averages the bi-LSTM's states; "lstm_attention" weighs them by
-    softmax(w^T tanh(W h_i)) (Lin et al. 2017); the rest are `WordAttention`.
+    "mean" weighs all words alike; "lstm" averages the bi-LSTM's states; "lstm_attention" weighs
+    them by softmax(w^T tanh(W h_i)) (Lin et al. 2017); the rest are `WordAttention`.
     """
 
     def __init__(
-        self, encoder: str, width: int, *, windows: int, hidden: int, weighting: str, dtype, rng: np.random.Generator
+        self,
+        encoder: str,
+        width: int,
+        *,
+        windows: int,
+        hidden: int,
+        weighting: str,
+        dtype,
+        rng: np.random.Generator,
     ):
         if encoder not in ENCODERS:
             raise InputError(f"text.encoder={encoder!r}, wanted one of {ENCODERS}")
@@ -187,7 +218,13 @@ class TextEncoder(nnx.Module):
                 out = Linear(hidden, 1, bias=False, dtype=dtype, rng=rng)
             case _:
                 attention = WordAttention(
-                    encoder, width, windows=windows, hidden=hidden, weighting=weighting, dtype=dtype, rng=rng
+                    encoder,
+                    width,
+                    windows=windows,
+                    hidden=hidden,
+                    weighting=weighting,
+                    dtype=dtype,
+                    rng=rng,
                 )
         self.attention, self.lstm, self.first, self.out = attention, lstm, first, out
 

@@ -12,7 +12,8 @@ import jax
 
 MIB, GIB = 2**20, 2**30
 
-# JAX takes three quarters of a GPU (docs.jax.dev/en/latest/gpu_memory_allocation.html), and a TPU whole.
+# JAX takes three quarters of a GPU (docs.jax.dev/en/latest/gpu_memory_allocation.html), and a TPU
+# whole.
 _GPU_SHARE = 0.75
 
 
@@ -28,8 +29,8 @@ class DeviceKind(NamedTuple):
         return "tpu" if self.name.startswith("TPU") else "gpu"
 
 
-# TPUs: cloud.google.com/tpu/docs/v2 (v3, v4, v5e, v5p, v6e); JAX counts the two cores of a v2 or v3 chip as devices.
-# GPUs: nvidia.com/en-us/data-center/NAME, less what their error correction takes.
+# TPUs: cloud.google.com/tpu/docs/v2 (v3, v4, v5e, v5p, v6e); JAX counts the two cores of a v2 or v3
+# chip as devices. GPUs: nvidia.com/en-us/data-center/NAME, less what their error correction takes.
 DEVICE_KINDS = [
     DeviceKind("TPU v2", 8, ("TPU v2",)),
     DeviceKind("TPU v3", 16, ("TPU v3",)),
@@ -40,8 +41,12 @@ DEVICE_KINDS = [
     DeviceKind("NVIDIA T4", 15 * _GPU_SHARE, ("Tesla T4",)),
     DeviceKind("NVIDIA L4", 22.5 * _GPU_SHARE, ("NVIDIA L4",)),
     DeviceKind("NVIDIA A10G", 22.5 * _GPU_SHARE, ("NVIDIA A10G",)),
-    DeviceKind("NVIDIA A100 40 GB", 40 * _GPU_SHARE, ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB")),
-    DeviceKind("NVIDIA A100 80 GB", 80 * _GPU_SHARE, ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe")),
+    DeviceKind(
+        "NVIDIA A100 40 GB", 40 * _GPU_SHARE, ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB")
+    ),
+    DeviceKind(
+        "NVIDIA A100 80 GB", 80 * _GPU_SHARE, ("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe")
+    ),
     DeviceKind("NVIDIA H100 80 GB", 80 * _GPU_SHARE, ("NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe")),
     DeviceKind("NVIDIA H200", 140 * _GPU_SHARE, ("NVIDIA H200", "NVIDIA H200 NVL")),
 ]
@@ -53,7 +58,8 @@ def known_kind(device_kind: str) -> DeviceKind | None:
 
 
 def host_memory() -> int:
-    """Bytes that this process may still take: what is available, and what its control groups leave it.
+    """Bytes that this process may still take: what is available, and what its control groups leave
+    it.
 
     What other processes of the same run on this host will take is not known.
     """
@@ -63,7 +69,9 @@ def host_memory() -> int:
     return min(1024 * _fields(meminfo)["MemAvailable"], *_left_in_control_groups())
 
 
-def _left_in_control_groups(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> list[int]:
+def _left_in_control_groups(
+    root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")
+) -> list[int]:
     """Limit less use of this process's control groups (version 2 and 1) and of all that hold them."""
     left = [sys.maxsize]
     for line in groups.read_text().splitlines() if groups.exists() else []:
@@ -72,21 +80,27 @@ def _left_in_control_groups(root: Path = Path("/sys/fs/cgroup"), groups: Path = 
             continue
         base = root / "memory" if controllers else root
         limit, use = (
-            ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+            ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            if controllers
+            else ("memory.max", "memory.current")
         )
         group = base / path.lstrip("/")
         for folder in (group, *group.parents):
             if not folder.is_relative_to(base) or not (folder / limit).exists():
                 continue
             if (text := (folder / limit).read_text().strip()) != "max":
-                left.append(max(0, int(text) - int((folder / use).read_text()) + _file_cache(folder)))
+                left.append(
+                    max(0, int(text) - int((folder / use).read_text()) + _file_cache(folder))
+                )
     return left
 
 
 def _file_cache(group: Path) -> int:
     """Bytes of files that a control group's use counts, and that go as soon as memory is wanted."""
     stat = _fields(group / "memory.stat")
-    return stat.get("total_inactive_file", stat.get("inactive_file", 0))  # version 1's total, with the groups within
+    return stat.get(
+        "total_inactive_file", stat.get("inactive_file", 0)
+    )  # version 1's total, with the groups within
 
 
 def _fields(path: Path) -> dict[str, int]:
@@ -96,7 +110,9 @@ def _fields(path: Path) -> dict[str, int]:
 
 
 def device_memory(devices: Sequence[jax.Device]) -> int | None:
-    """Bytes that each of this process's devices may hold; CPU devices share the host's. None where nobody says."""
+    """Bytes that each of this process's devices may hold; CPU devices share the host's. None where
+    nobody says.
+    """
     if devices[0].platform == "cpu":
         return host_memory() // len(devices)
     limit = (devices[0].memory_stats() or {}).get("bytes_limit")

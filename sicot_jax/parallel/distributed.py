@@ -1,7 +1,8 @@
 """Several processes as one run: the start, who writes, and what all must agree on.
 
-Every process runs the same program over all devices of all of them. Where one process alone would do, these functions
-cost nothing. What decides whether a process enters a collective must be equal everywhere, or the others wait for ever.
+Every process runs the same program over all devices of all of them. Where one process alone would
+do, these functions cost nothing. What decides whether a process enters a collective must be equal
+everywhere, or the others wait for ever.
 """
 
 from __future__ import annotations
@@ -18,29 +19,40 @@ from jax.experimental import multihost_utils
 
 from sicot_jax.errors import InputError
 
-_LEAVING_SECONDS = 10  # how long a process that failed alone waits for the others before it ends, and they with it
+_LEAVING_SECONDS = (
+    10  # how long a process that failed alone waits for the others before it ends, and they with it
+)
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def join() -> None:
     """Meet the other processes of this run; before the first use of a device.
 
-    Under Slurm, on a TPU pod slice and under Open MPI JAX finds them by itself; elsewhere each process is told by
-    JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID. Raises InputError.
+    Under Slurm, on a TPU pod slice and under Open MPI JAX finds them by itself; elsewhere each
+    process is told by JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID. Raises InputError.
     """
     given = {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
     arguments: dict[str, Any] = {}
     if given:
         if missing := [name for name in _VARIABLES if name not in given]:
-            raise InputError(f"--distributed: {', '.join(given)} set, {', '.join(missing)} not; set all three or none")
+            raise InputError(
+                f"--distributed: {', '.join(given)} set, {', '.join(missing)} not; set all three or none"
+            )
         address, count, index = (given[name] for name in _VARIABLES)
         if not address.rpartition(":")[2].isdigit():
-            raise InputError(f"--distributed: JAX_COORDINATOR_ADDRESS={address}, wanted HOST:PORT of process 0")
+            raise InputError(
+                f"--distributed: JAX_COORDINATOR_ADDRESS={address}, wanted HOST:PORT of process 0"
+            )
         if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
             raise InputError(
                 f"--distributed: JAX_PROCESS_ID={index} of JAX_NUM_PROCESSES={count}, wanted 0 up to one less than their number"
             )
-        arguments = {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
+        arguments = {
+            "coordinator_address": address,
+            "num_processes": int(count),
+            "process_id": int(index),
+        }
     try:
         jax.distributed.initialize(**arguments, shutdown_timeout_seconds=_LEAVING_SECONDS)
     except (ValueError, RuntimeError) as error:
@@ -51,7 +63,9 @@ def join() -> None:
             else f"start it by srun or on every worker of a TPU slice, or set {', '.join(_VARIABLES)} for each process"
         )
         where = f" at {given[_VARIABLES[0]]}" if given else ""
-        raise InputError(f"--distributed: the processes did not meet{where} ({reason}); {remedy}") from error
+        raise InputError(
+            f"--distributed: the processes did not meet{where} ({reason}); {remedy}"
+        ) from error
 
 
 def several() -> bool:
@@ -97,7 +111,9 @@ def check_same(what: str, digest: str, remedy: str) -> None:
     """InputError, in every process, unless the hexadecimal digest is the same in all of them."""
     mine = np.frombuffer(bytes.fromhex(digest), np.uint8)
     others = gathered(mine)
-    different = [number for number, other in enumerate(others) if not np.array_equal(other, others[0])]
+    different = [
+        number for number, other in enumerate(others) if not np.array_equal(other, others[0])
+    ]
     if different:
         raise InputError(
             f"{what} of process {different[0]} is {others[different[0]].tobytes().hex()[:12]}, that of process 0 is "
@@ -107,7 +123,9 @@ def check_same(what: str, digest: str, remedy: str) -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """What is refused inside in one process is refused in all, so that none waits for the others; no collectives inside."""
+    """What is refused inside in one process is refused in all, so that none waits for the others;
+    no collectives inside.
+    """
     try:
         yield
     except InputError:

@@ -1,7 +1,8 @@
 """The device mesh and every PartitionSpec; the only file that names mesh axes.
 
 The backbone's batch is divided over both axes, and so are the classifier's rows: every device owns
-`num_classes_padded / number of devices` rows, so that no gradient of the kernel ever crosses devices.
+`num_classes_padded / number of devices` rows, so that no gradient of the kernel ever crosses
+devices.
 """
 
 from __future__ import annotations
@@ -23,16 +24,21 @@ BATCH = P(AXES)  # any array whose leading axis is the batch, or has one entry a
 
 
 def make_mesh(*, data: int = 0, model: int = 1, devices=None) -> Mesh:
-    """Mesh of `data` x `model` devices with explicit axes; `data=0` takes all devices that are left over.
+    """Mesh of `data` x `model` devices with explicit axes; `data=0` takes all devices that are left
+    over.
 
     Devices of one process are neighbours, so that its batch rows are.
 
     Raises InputError when there are not enough devices.
     """
-    devices = sorted(jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id))
+    devices = sorted(
+        jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id)
+    )
     if data == 0:
         if len(devices) % model:
-            raise InputError(f"mesh.model={model} does not divide {len(devices)} devices; set mesh.data and mesh.model")
+            raise InputError(
+                f"mesh.model={model} does not divide {len(devices)} devices; set mesh.data and mesh.model"
+            )
         data = len(devices) // model
     if data * model > len(devices):
         raise InputError(
@@ -58,7 +64,9 @@ def batch_spec(ndim: int) -> P:
 
 
 def is_per_class(x, num_rows: int) -> bool:
-    """Whether an array of the classifier's state has one entry a class, like its kernel, and not e.g. a step count."""
+    """Whether an array of the classifier's state has one entry a class, like its kernel, and not
+    e.g. a step count.
+    """
     return x.ndim > 0 and x.shape[0] == num_rows
 
 
@@ -68,18 +76,24 @@ def class_spec(x, num_rows: int) -> P:
 
 
 def split_per_class(tree, num_rows: int):
-    """A tree of the classifier's state -> (its arrays with one entry a class, the others), each with None for the rest."""
+    """A tree of the classifier's state -> (its arrays with one entry a class, the others), each
+    with None for the rest.
+    """
     own = jax.tree.map(lambda x: x if is_per_class(x, num_rows) else None, tree)
     return own, jax.tree.map(lambda x: None if is_per_class(x, num_rows) else x, tree)
 
 
 def join_per_class(per_class, shared):
     """The inverse of `split_per_class`."""
-    return jax.tree.map(lambda a, b: b if a is None else a, per_class, shared, is_leaf=lambda x: x is None)
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, per_class, shared, is_leaf=lambda x: x is None
+    )
 
 
 def on_devices(shapes, mesh: Mesh):
-    """Tree of ShapeDtypeStructs as `eval_shape` gives it (PartitionSpecs at most) -> with shardings on real devices."""
+    """Tree of ShapeDtypeStructs as `eval_shape` gives it (PartitionSpecs at most) -> with shardings
+    on real devices.
+    """
 
     def place(x):
         spec = x.sharding.spec if x.sharding is not None else P()
@@ -104,7 +118,9 @@ def class_vector(x: np.ndarray, mesh: Mesh) -> jax.Array:
 
 
 def padded_rows(shape: tuple[int, ...], rows: Any, mesh: Mesh) -> jax.Array:
-    """Float32 rows of that shape, an array or what can be cut like one, divided over all devices; zeros after them."""
+    """Float32 rows of that shape, an array or what can be cut like one, divided over all devices;
+    zeros after them.
+    """
     count = shape[0]
 
     def rows_of(index):
@@ -115,11 +131,15 @@ def padded_rows(shape: tuple[int, ...], rows: Any, mesh: Mesh) -> jax.Array:
         return part
 
     padded = (pad_classes(count, mesh), *shape[1:])
-    return jax.make_array_from_callback(padded, NamedSharding(mesh, batch_spec(len(shape))), rows_of)
+    return jax.make_array_from_callback(
+        padded, NamedSharding(mesh, batch_spec(len(shape))), rows_of
+    )
 
 
 def rows_by_device(x: jax.Array, count: int) -> Iterator[np.ndarray]:
-    """The first `count` rows of an array divided by its leading axis, one device's after the other's, on the host."""
+    """The first `count` rows of an array divided by its leading axis, one device's after the
+    other's, on the host.
+    """
     seen = 0
     for shard in sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0):
         start = shard.index[0].start or 0
@@ -132,7 +152,9 @@ def rows_by_device(x: jax.Array, count: int) -> Iterator[np.ndarray]:
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """This process's part of a host batch -> global arrays divided over all devices."""
     return {
-        name: jax.make_array_from_process_local_data(NamedSharding(mesh, batch_spec(array.ndim)), array)
+        name: jax.make_array_from_process_local_data(
+            NamedSharding(mesh, batch_spec(array.ndim)), array
+        )
         for name, array in batch.items()
     }
 
@@ -149,12 +171,16 @@ def mean_over_devices(x):
 
 
 def gather_devices(x):
-    """Inside shard_map: what the devices have, one after the other, on all of them: [n, ...] -> [devices * n, ...]."""
+    """Inside shard_map: what the devices have, one after the other, on all of them: [n, ...] ->
+    [devices * n, ...].
+    """
     return jax.lax.all_gather(x, AXES, tiled=True, to="invarying")
 
 
 def divide(x: jax.Array) -> jax.Array:
-    """Its leading axis divided over all devices; of an array that all have, every device takes its part."""
+    """Its leading axis divided over all devices; of an array that all have, every device takes its
+    part.
+    """
     return jax.reshard(x, batch_spec(x.ndim))
 
 

@@ -1,4 +1,6 @@
-"""Gains as a curve over one field of the config: runs of several catalogues, or of several settings, a point each."""
+"""Gains as a curve over one field of the config: runs of several catalogues, or of several
+settings, a point each.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,14 @@ from sicot_jax.report import figures, tables
 from sicot_jax.report.differences import difference_rows, pairs
 from sicot_jax.report.document import Block, Figure, Heading, Table, Text
 from sicot_jax.report.page import of_intervals, told_of_training, write_pages
-from sicot_jax.report.runs import Finished, all_runs, check_comparable, config_differences, read_finished, run_names
+from sicot_jax.report.runs import (
+    Finished,
+    all_runs,
+    check_comparable,
+    config_differences,
+    read_finished,
+    run_names,
+)
 from sicot_jax.report.tables import HEADER
 from sicot_jax.report.variant_groups import Arm, arms_of, mean_validation, plain_arms
 
@@ -37,21 +46,29 @@ class Point:
 def write_curve(workdirs: Sequence[Path], out: Path, *, over: str) -> str:
     """`report.md`, `report.html` and a PNG in `out`; returns the table.
 
-    Gains are against one arm at every value: of the plain ones that all values have, the one that is best on validation, the
-    mean over values. InputError for a field that the runs do not have, that is no number, or that has one value; for
-    several catalogues at one value; where there is nothing to compare.
+    Gains are against one arm at every value: of the plain ones that all values have, the one that
+      is best on validation, the mean over values. InputError for a field that the runs do not have,
+      that is no number, or that has one value; for several catalogues at one value; where there is
+      nothing to compare.
     """
     workdirs = all_runs(workdirs)
     names = run_names(workdirs)
-    runs = [dataclasses.replace(read_finished(path), name=name) for path, name in zip(workdirs, names, strict=True)]
+    runs = [
+        dataclasses.replace(read_finished(path), name=name)
+        for path, name in zip(workdirs, names, strict=True)
+    ]
     points = _points(runs, workdirs, over)
     out.mkdir(parents=True, exist_ok=True)
     name, against = over.rpartition(".")[2].replace("_", " "), points[0].first.title
     lines = _lines(points)
-    figures.plot_gains(lines, out / "gains.png", xlabel=name, ylabel=f"gain over {against} in top-1, points")
+    figures.plot_gains(
+        lines, out / "gains.png", xlabel=name, ylabel=f"gain over {against} in top-1, points"
+    )
     accuracy: list[Block] = [_table(points, name), *map(Text, _notes(points, over))]
     shown = min(len(lines), figures.MOST_LINES - 1)
-    few = [Text(f"The figure shows {shown} of the {len(lines)} arms.")] if shown < len(lines) else []
+    few = (
+        [Text(f"The figure shows {shown} of the {len(lines)} arms.")] if shown < len(lines) else []
+    )
     blocks: list[Block] = [
         Heading(f"Gains over {name}", 1),
         *accuracy,
@@ -69,10 +86,14 @@ def _points(runs: Sequence[Finished], workdirs: Sequence[Path], over: str) -> li
     for path, run in zip(workdirs, runs, strict=True):
         value: Any = run.config.get(over)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(f"{path}: {over} is {value!r}, wanted a number; name a field of the config that is one")
+            raise InputError(
+                f"{path}: {over} is {value!r}, wanted a number; name a field of the config that is one"
+            )
         at.setdefault(float(value), []).append((path, run))
     if len(at) < 2:
-        raise InputError(f"{over} is {next(iter(at)):g} in all of these runs; a curve wants runs of several values")
+        raise InputError(
+            f"{over} is {next(iter(at)):g} in all of these runs; a curve wants runs of several values"
+        )
     arms_at: dict[float, list[Arm]] = {}
     for value, found in sorted(at.items()):
         here = [run for _, run in found]
@@ -83,7 +104,9 @@ def _points(runs: Sequence[Finished], workdirs: Sequence[Path], over: str) -> li
         check_comparable(here)
         # Arms are called alike at every value, whatever folder holds it.
         named = run_names([path for path, _ in found])
-        renamed = [dataclasses.replace(run, name=name) for run, name in zip(here, named, strict=True)]
+        renamed = [
+            dataclasses.replace(run, name=name) for run, name in zip(here, named, strict=True)
+        ]
         arms_at[value] = arms_of(renamed)
     title = _reference(list(arms_at.values()), over)
     points = []
@@ -97,10 +120,14 @@ def _points(runs: Sequence[Finished], workdirs: Sequence[Path], over: str) -> li
 
 def _reference(arms_of_values: Sequence[Sequence[Arm]], over: str) -> str:
     """Title of the arm that gains are against."""
-    plain = [{arm.title: mean_validation(arm) for arm in plain_arms(arms)} for arms in arms_of_values]
+    plain = [
+        {arm.title: mean_validation(arm) for arm in plain_arms(arms)} for arms in arms_of_values
+    ]
     everywhere = [title for title in plain[0] if all(title in found for found in plain)]
     if not everywhere:
-        raise InputError(f"no plain baseline at every value of {over}; train one at each, under one name")
+        raise InputError(
+            f"no plain baseline at every value of {over}; train one at each, under one name"
+        )
     return max(everywhere, key=lambda title: float(np.mean([found[title] for found in plain])))
 
 
@@ -142,7 +169,11 @@ def _table(points: Sequence[Point], name: str) -> Table:
     for point in points:
         rows += [[f"{point.value:g}", arm.title, *tables.accuracy_cells(arm)] for arm in point.arms]
         rows += [
-            [f"{point.value:g}", f"{arm.title} - {point.first.title}", *tables.difference_cells(point.first, arm)]
+            [
+                f"{point.value:g}",
+                f"{arm.title} - {point.first.title}",
+                *tables.difference_cells(point.first, arm),
+            ]
             for arm in point.others
         ]
     return Table([name, *HEADER], rows, texts=2)

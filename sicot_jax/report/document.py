@@ -1,4 +1,6 @@
-"""A report as a list of blocks, and the two ways it is written: Markdown and one self-contained HTML page."""
+"""A report as a list of blocks, and the two ways it is written: Markdown and one self-contained
+HTML page.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Titles:
-    """(what it is, its words with their weight as a multiple of equal weights); shown in the order of the weights."""
+    """(what it is, its words with their weight as a multiple of equal weights); shown in the order
+    of the weights.
+    """
 
     rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]
 
@@ -64,7 +68,8 @@ def _markdown_block(block: Block) -> str:
             return f"![{block.alt}]({block.file})"
         case Titles():
             return "\n".join(
-                f"- {what}: " + " ".join(f"{word} ({weight:.2f})" for word, weight in _ordered(words))
+                f"- {what}: "
+                + " ".join(f"{word} ({weight:.2f})" for word, weight in _ordered(words))
                 for what, words in block.rows
             )
 
@@ -84,7 +89,13 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text
             + " |"
         )
 
-    rule = "|" + "|".join("-" * (w + 2) if i < texts else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    rule = (
+        "|"
+        + "|".join(
+            "-" * (w + 2) if i < texts else "-" * (w + 1) + ":" for i, w in enumerate(widths)
+        )
+        + "|"
+    )
     return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
 
 
@@ -120,10 +131,16 @@ def _html_block(block: Block, folder: Path) -> str:
             return f"<p>{html.escape(block.text)}</p>"
         case Table():
             kinds = [" class=text" if i < block.texts else "" for i in range(len(block.header))]
-            head = "".join(f"<th{k}>{html.escape(cell)}</th>" for k, cell in zip(kinds, block.header, strict=True))
+            head = "".join(
+                f"<th{k}>{html.escape(cell)}</th>"
+                for k, cell in zip(kinds, block.header, strict=True)
+            )
             rows = "\n".join(
                 "<tr>"
-                + "".join(f"<td{k or _sign(c)}>{html.escape(c)}</td>" for k, c in zip(kinds, row, strict=True))
+                + "".join(
+                    f"<td{k or _sign(c)}>{html.escape(c)}</td>"
+                    for k, c in zip(kinds, row, strict=True)
+                )
                 + "</tr>"
                 for row in block.rows
             )

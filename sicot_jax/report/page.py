@@ -36,13 +36,17 @@ from sicot_jax.report.variant_groups import (
 
 
 def write_report(workdirs: Sequence[Path], out: Path) -> str:
-    """`report.md`, `report.html` and PNGs in `out`; returns the main table. InputError where runs cannot be compared.
+    """`report.md`, `report.html` and PNGs in `out`; returns the main table. InputError where runs
+    cannot be compared.
 
     A folder that is no run stands for all runs below it.
     """
     workdirs = all_runs(workdirs)
     names = run_names(workdirs)
-    runs = [dataclasses.replace(read_finished(path), name=name) for path, name in zip(workdirs, names, strict=True)]
+    runs = [
+        dataclasses.replace(read_finished(path), name=name)
+        for path, name in zip(workdirs, names, strict=True)
+    ]
     check_comparable(runs)
     out.mkdir(parents=True, exist_ok=True)
     arms = arms_of(runs)
@@ -72,7 +76,10 @@ def write_report(workdirs: Sequence[Path], out: Path) -> str:
 
 def write_pages(blocks: Sequence[Block], out: Path, *, title: str, shown: Sequence[Block]) -> str:
     """`report.md` and `report.html` in `out`; returns what the terminal shows of it."""
-    for name, text in {"report.md": markdown(blocks), "report.html": html_page(blocks, out, title=title)}.items():
+    for name, text in {
+        "report.md": markdown(blocks),
+        "report.html": html_page(blocks, out, title=title),
+    }.items():
         temporary = out / "report.tmp"
         temporary.write_text(text)
         temporary.replace(out / name)
@@ -80,20 +87,27 @@ def write_pages(blocks: Sequence[Block], out: Path, *, title: str, shown: Sequen
 
 
 def told_of_training(arms: Sequence[Arm]) -> list[Block]:
-    """Whether longer training would change the picture: by a longer run of that length where there is one, else by the end
-    of the curve."""
+    """Whether longer training would change the picture: by a longer run of that length where there
+    is one, else by the end of the curve.
+    """
     longer = [(a, b) for a, b in longer_pairs(arms) if a.first.validation and b.first.validation]
     told = []
     for arm, after in longer:
         done, gain = converged(arm, after)
         state = "has converged" if done else "is under-trained"
-        alike = [other.title for other in arms if other is not arm and _length(other) == _length(arm)]
+        alike = [
+            other.title for other in arms if other is not arm and _length(other) == _length(arm)
+        ]
         so = f" So it is taken to be with {', '.join(alike)}, of the same length." if alike else ""
         told.append(
             f"{arm.title} {state}: half as many epochs again ({after.title}) gain {gain:+.2f} on validation.{so}"
         )
     judged = {_length(arm) for two in longer for arm in two}
-    rising = [arm.title for arm in arms if _length(arm) not in judged and any(map(still_improving, arm.runs))]
+    rising = [
+        arm.title
+        for arm in arms
+        if _length(arm) not in judged and any(map(still_improving, arm.runs))
+    ]
     if rising:
         told.append(
             f"{', '.join(rising)} {'is' if len(rising) == 1 else 'are'} under-trained: validation top-1 was still rising at "
@@ -104,7 +118,8 @@ def told_of_training(arms: Sequence[Arm]) -> list[Block]:
 
 def _length(arm: Arm) -> tuple:
     return tuple(
-        arm.first.config[name] for name in ("train.epochs", "train.steps", "train.batch_size", "optim.schedule")
+        arm.first.config[name]
+        for name in ("train.epochs", "train.steps", "train.batch_size", "optim.schedule")
     )
 
 
@@ -123,10 +138,14 @@ def _notes(arms: Sequence[Arm], first: Arm) -> list[str]:
     notes.append(of_intervals(most, different=different))
     if different:
         have = "; ".join(f"{arm.title}: {', '.join(map(str, sorted(arm.seeds)))}" for arm in arms)
-        notes.append(f"Seeds ({have}): a difference is over the seeds that both arms have, a row over all of its own.")
+        notes.append(
+            f"Seeds ({have}): a difference is over the seeds that both arms have, a row over all of its own."
+        )
     if len(tried := {len(arm.rates) or 1 for arm in arms}) > 1:
         several = ", ".join(f"{arm.title} ({len(arm.rates)})" for arm in arms if arm.rates)
-        notes.append(f"Up to {max(tried)} learning rates were tried: {several}; the other arms have one, a handicap.")
+        notes.append(
+            f"Up to {max(tried)} learning rates were tried: {several}; the other arms have one, a handicap."
+        )
     if sum(not a.with_text and not a.changed_by_hand for a in arms) > 1:
         notes.append(
             f"Differences are against {first.title}, of the arms without text or remedy the most accurate on validation."
@@ -154,9 +173,14 @@ def _catalogue(run: Finished, out: Path) -> list[Block]:
     facts = run.results.get("catalog")
     words = np.repeat(*np.array(facts["word_counts"]).T) if facts and facts["word_counts"] else None
     boundary = run.results["head_boundary"]
-    figures.plot_histogram(run.tested.class_counts, boundary, out / "class_histogram.png", word_counts=words)
+    figures.plot_histogram(
+        run.tested.class_counts, boundary, out / "class_histogram.png", word_counts=words
+    )
     table = tables.catalogue_table(run)
-    shown = Figure("class_histogram.png", "training photos of every class, most frequent first; times of every word")
+    shown = Figure(
+        "class_histogram.png",
+        "training photos of every class, most frequent first; times of every word",
+    )
     return [Heading("Catalogue"), *([table] if table else []), shown]
 
 
@@ -176,7 +200,9 @@ def _added(arms: Sequence[Arm], first: Arm) -> list[Block]:
 
 
 def _other_titles(arms: Sequence[Arm], first: Arm) -> list[Block]:
-    """Whether what text gains is knowledge: what remains of the gain with the titles of other photos is none."""
+    """Whether what text gains is knowledge: what remains of the gain with the titles of other
+    photos is none.
+    """
     table = tables.other_titles_table(arms)
     if table is None:
         return []
@@ -184,22 +210,33 @@ def _other_titles(arms: Sequence[Arm], first: Arm) -> list[Block]:
     for arm in arms:
         own = with_its_own_titles(arm, arms)
         if own is not None and str(arm.config["data.title"]).startswith("shuffled"):
-            whose = "other photos" if arm.config["data.title"] == "shuffled" else "other photos of the class"
+            whose = (
+                "other photos"
+                if arm.config["data.title"] == "shuffled"
+                else "other photos of the class"
+            )
             told.append(Text(_origin(own, arm, first, whose)))
     return [Heading("With other titles"), table, *told]
 
 
 def _origin(own: Arm, shuffled: Arm, first: Arm, whose: str) -> str:
     gains, remains, lost = (
-        difference_rows(a, b)["overall"][1] > 0 for a, b in [(first, own), (first, shuffled), (shuffled, own)]
+        difference_rows(a, b)["overall"][1] > 0
+        for a, b in [(first, own), (first, shuffled), (shuffled, own)]
     )
     if remains:
         rest = "; its own titles gain more" if lost else ""
         return f"{own.title} gains overall with titles of {whose} too ({shuffled.title}): regularisation, not knowledge{rest}."
     if not gains:
         return f"{own.title} shows no gain over {first.title} overall, with its own titles or with those of {whose}."
-    certain = "with a difference that is certain" if lost else "but the difference between the two is not certain"
-    return f"{own.title} gains overall with its own titles and not with those of {whose}, {certain}."
+    certain = (
+        "with a difference that is certain"
+        if lost
+        else "but the difference between the two is not certain"
+    )
+    return (
+        f"{own.title} gains overall with its own titles and not with those of {whose}, {certain}."
+    )
 
 
 def _rates(arms: Sequence[Arm], first: Arm) -> list[Block]:
@@ -216,8 +253,12 @@ def _rates(arms: Sequence[Arm], first: Arm) -> list[Block]:
 
 
 def _controls(arms: Sequence[Arm], first: Arm, out: Path) -> list[Block]:
-    """Remedies after training for the reference and what stands for text; the trade-off of the main arms."""
-    table = tables.post_hoc_table([first, *(arm for arm in shown_with_text(arms, first) if arm is not first)])
+    """Remedies after training for the reference and what stands for text; the trade-off of the main
+    arms.
+    """
+    table = tables.post_hoc_table(
+        [first, *(arm for arm in shown_with_text(arms, first) if arm is not first)]
+    )
     if table is None:
         return []
     blocks: list[Block] = [
@@ -230,7 +271,10 @@ def _controls(arms: Sequence[Arm], first: Arm, out: Path) -> list[Block]:
     ]
     shown = _main_arms([arm for arm in arms if all(run.tested.post_hoc for run in arm.runs)], first)
     figures.plot_trade_off(shown, out / "trade_off.png")
-    return [*blocks, Figure("trade_off.png", "head against tail accuracy as the prior is taken away")]
+    return [
+        *blocks,
+        Figure("trade_off.png", "head against tail accuracy as the prior is taken away"),
+    ]
 
 
 def _main_arms(arms: Sequence[Arm], first: Arm) -> list[Arm]:
@@ -248,7 +292,9 @@ def _curves(arms: Sequence[Arm], first: Arm, out: Path) -> list[Block]:
         figures.plot_learning(_main_arms(validated, first), out / "learning.png")
         blocks.append(Figure("learning.png", "validation accuracy through the run"))
     if len(arms) > figures.MOST_LINES:
-        blocks.append(Text(f"Figures show {figures.MOST_LINES} of the {len(arms)} arms; the table has all."))
+        blocks.append(
+            Text(f"Figures show {figures.MOST_LINES} of the {len(arms)} arms; the table has all.")
+        )
     return blocks if len(blocks) > 1 else []
 
 
@@ -267,12 +313,22 @@ def _words(arms: Sequence[Arm], first: Arm) -> list[Block]:
     for arm in [plain] if plain else []:
         if found := arm.first.results.get("attention"):
             listed = [
-                f"{title}: " + ", ".join(f"{row['word']} ({row['weight']:.2f})" for row in found[name]) + "."
-                for name, title in [("highest", "Highest mean weight"), ("lowest", "Lowest mean weight")]
+                f"{title}: "
+                + ", ".join(f"{row['word']} ({row['weight']:.2f})" for row in found[name])
+                + "."
+                for name, title in [
+                    ("highest", "Highest mean weight"),
+                    ("lowest", "Lowest mean weight"),
+                ]
                 if found[name]
             ]
-            rows = [(row["class"], [(word, weight) for word, weight in row["words"]]) for row in found["titles"]]
-            explained = "Words in the order of their weight, told as a multiple of that of equal weights."
+            rows = [
+                (row["class"], [(word, weight) for word, weight in row["words"]])
+                for row in found["titles"]
+            ]
+            explained = (
+                "Words in the order of their weight, told as a multiple of that of equal weights."
+            )
             return [
                 Heading("What the attention reads"),
                 Text(f"{arm.first.name}. {explained}"),

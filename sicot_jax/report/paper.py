@@ -1,4 +1,6 @@
-"""The figures that the SICoT paper gives (Tables 1, 2 and 4, arXiv 2102.04652), to be set beside ours."""
+"""The figures that the SICoT paper gives (Tables 1, 2 and 4, arXiv 2102.04652), to be set beside
+ours.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,8 @@ from sicot_jax.report.document import Table
 
 HEADER = ("paper: top-1 (top-3), %", "overall", "head", "tail")
 
-# Data set, as its builder is called -> rows. iMaterialist's tail is 43 test photos; no seeds and no intervals are given. The
-# paper's other two data sets are private.
+# Data set, as its builder is called -> rows. iMaterialist's tail is 43 test photos; no seeds and no
+# intervals are given. The paper's other two data sets are private.
 RESULTS: dict[str, list[list[str]]] = {
     "imaterialist": [
         ["baseline", "57.29 (83.77)", "57.38 (83.49)", "37.21 (81.40)"],

@@ -16,15 +16,19 @@ TOP, LOG_LINES = 3, 200
 
 
 def write_record(workdir: Path, out: Path) -> Path:
-    """Config, results, curve and the best classes of every test photo: what `sicot report` reads. Returns `out`.
+    """Config, results, curve and the best classes of every test photo: what `sicot report` reads.
+    Returns `out`.
 
-    As a run folder, without where things lie on this machine, and with smaller predictions: classes alone, the best three, in
-    the order of (image id, label); of variants what changes from one to the next; the training counts as how many classes
-    have each. Of many test photos the variants are left out, then all but the best class. Raises InputError for an unfinished
-    run, or where even that is above 300 KiB.
+    As a run folder, without where things lie on this machine, and with smaller predictions: classes
+      alone, the best three, in the order of (image id, label); of variants what changes from one to
+      the next; the training counts as how many classes have each. Of many test photos the variants
+      are left out, then all but the best class. Raises InputError for an unfinished run, or where
+      even that is above 300 KiB.
     """
     if out.resolve() == workdir.resolve():
-        raise InputError(f"{out}: a record beside its run would overwrite it; give another folder for records")
+        raise InputError(
+            f"{out}: a record beside its run would overwrite it; give another folder for records"
+        )
     read_finished(workdir)
     tested = read_tested(workdir)
     values, classes = np.unique(tested.class_counts, return_counts=True)
@@ -59,7 +63,10 @@ def write_record(workdir: Path, out: Path) -> Path:
             "smaller eval.max_photos"
         )
     out.mkdir(parents=True, exist_ok=True)
-    files = {"predictions.npz": predictions, **{name: text.encode() for name, text in texts.items()}}
+    files = {
+        "predictions.npz": predictions,
+        **{name: text.encode() for name, text in texts.items()},
+    }
     for name, content in files.items():
         temporary = out / f"{name}.tmp"
         temporary.write_bytes(content)
@@ -68,7 +75,9 @@ def write_record(workdir: Path, out: Path) -> Path:
 
 
 def _without_places(config: str) -> str:
-    """config.json with the catalogue's name for its path, and of a run it went on from the last folders: not whose disk."""
+    """config.json with the catalogue's name for its path, and of a run it went on from the last
+    folders: not whose disk.
+    """
     stored = json.loads(config)
     data, model = (stored["config"].get(name, {}) for name in ("data", "model"))
     if data.get("path"):
@@ -86,7 +95,9 @@ def _packed(arrays: dict[str, np.ndarray]) -> bytes:
 
 def _small(array: np.ndarray) -> np.ndarray:
     """Whole numbers >= 0 in the smallest type that holds them."""
-    return array if array.dtype.kind == "U" else array.astype(np.min_scalar_type(array.max(initial=0)))
+    return (
+        array if array.dtype.kind == "U" else array.astype(np.min_scalar_type(array.max(initial=0)))
+    )
 
 
 def _thinned(log: str) -> str:

@@ -22,11 +22,14 @@ from sicot_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Tested:
-    """What a run said of its test photos, in the order of (image id, label): equal test sets are in equal order.
+    """What a run said of its test photos, in the order of (image id, label): equal test sets are in
+    equal order.
 
-    label: int [N]; top_classes: int [N, K], best first; label_count: int [N], training photos of the label's class.
+    label: int [N]; top_classes: int [N, K], best first; label_count: int [N], training photos of
+      the label's class.
     class_counts: int [C], training photos of every class, most first.
-    post_hoc: variant of the finished classifier -> its best classes, int [N]; empty where none was tested.
+    post_hoc: variant of the finished classifier -> its best classes, int [N]; empty where none was
+      tested.
     """
 
     label: np.ndarray
@@ -62,7 +65,10 @@ class Finished:
     def variant(self, name: str) -> Finished:
         """As if tested with that variant of its classifier: the best class alone is known."""
         return dataclasses.replace(
-            self, tested=dataclasses.replace(self.tested, top_classes=self.tested.post_hoc[name][:, None])
+            self,
+            tested=dataclasses.replace(
+                self.tested, top_classes=self.tested.post_hoc[name][:, None]
+            ),
         )
 
     @property
@@ -74,7 +80,8 @@ class Finished:
 def all_runs(folders: Sequence[Path]) -> list[Path]:
     """Run folders and records as they are; any other folder stands for all of them below it.
 
-    Of a sweep's folder the runs count, not their records beside them; what has diverged left nothing to report.
+    Of a sweep's folder the runs count, not their records beside them; what has diverged left
+    nothing to report.
     """
     found = []
     for folder in folders:
@@ -83,7 +90,9 @@ def all_runs(folders: Sequence[Path]) -> list[Path]:
             continue
         below = sorted(path.parent for path in folder.rglob("config.json"))
         twins = {path for path in below if _run_of(path, folder) in below}
-        found += [path for path in below if path not in twins and not (path / DIVERGED).exists()] or [folder]
+        found += [
+            path for path in below if path not in twins and not (path / DIVERGED).exists()
+        ] or [folder]
     return found
 
 
@@ -101,7 +110,9 @@ SWEPT = re.compile(r"(after_rate|rate|seed)_")  # folders of a sweep below that 
 
 
 def run_names(workdirs: Sequence[Path]) -> list[str]:
-    """Their paths below the folder that holds them all, from the arm on in a sweep. InputError where a run is given twice."""
+    """Their paths below the folder that holds them all, from the arm on in a sweep. InputError
+    where a run is given twice.
+    """
     paths = [path.resolve() for path in workdirs]
     for i, path in enumerate(paths):
         if path in paths[:i]:
@@ -117,7 +128,9 @@ def read_finished(workdir: Path) -> Finished:
     try:
         for name in ("results.json", "config.json"):
             if not (workdir / name).exists():
-                raise InputError(f"{workdir}: not a finished run, {name} is missing; train it to its end")
+                raise InputError(
+                    f"{workdir}: not a finished run, {name} is missing; train it to its end"
+                )
         results = read_json(workdir / "results.json", "the results of a finished run")
         config = stored(workdir / "config.json")
         tested = read_tested(workdir)
@@ -131,7 +144,9 @@ def read_finished(workdir: Path) -> Finished:
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise InputError(f"{workdir}/log.jsonl: a line is no JSON ({line[:40]!r}); remove that line") from error
+            raise InputError(
+                f"{workdir}/log.jsonl: a line is no JSON ({line[:40]!r}); remove that line"
+            ) from error
         if record["kind"] == "validation":
             validation.append((record["step"] / results["step_of_end"], record["overall_top1"]))
     return Finished(workdir.name, results, config, tested, validation)
@@ -142,23 +157,35 @@ def read_tested(workdir: Path) -> Tested:
     with (workdir / "predictions.npz").open("rb") as file:
         try:
             with np.load(file) as arrays:
-                found = {name: arrays[name] for name in arrays if name not in ("embedding", "top_logits", "hashes")}
+                found = {
+                    name: arrays[name]
+                    for name in arrays
+                    if name not in ("embedding", "top_logits", "hashes")
+                }
         except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
             raise InputError(
                 f"{file.name} is damaged ({error}); write it again: sicot evaluate --workdir={workdir}"
             ) from error
     # Records have them in bytes, which overflow.
-    whole = {name: array.astype(np.int64) for name, array in found.items() if array.dtype.kind in "iu"}
+    whole = {
+        name: array.astype(np.int64) for name, array in found.items() if array.dtype.kind in "iu"
+    }
     names = found.get("post_hoc_names", np.zeros(0)).tolist()
     try:
         label, top_classes = whole["label"], whole["top_classes"]
         if "image_id" not in found:
             counts = np.repeat(whole["count_values"], whole["count_classes"])
-            changed = dict(zip(names, filled_in(top_classes[:, 0], whole["post_hoc"]), strict=True)) if names else {}
+            changed = (
+                dict(zip(names, filled_in(top_classes[:, 0], whole["post_hoc"]), strict=True))
+                if names
+                else {}
+            )
             return Tested(label, top_classes, whole["label_count"], counts, changed)
         order, counts = np.lexsort((label, found["image_id"])), whole["train_counts"]
         changed = dict(zip(names, whole["post_hoc"][order].T, strict=True)) if names else {}
-        return Tested(label[order], top_classes[order], counts[label][order], np.sort(counts)[::-1], changed)
+        return Tested(
+            label[order], top_classes[order], counts[label][order], np.sort(counts)[::-1], changed
+        )
     except KeyError as error:
         raise InputError(
             f"{workdir}/predictions.npz lacks {error}; write it again: sicot evaluate --workdir={workdir}"
@@ -166,7 +193,9 @@ def read_tested(workdir: Path) -> Tested:
 
 
 def changes(start: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """What differs from the row before: int [N], [V, N] -> [V, N], 0 for the same class, else class + 1."""
+    """What differs from the row before: int [N], [V, N] -> [V, N], 0 for the same class, else class
+    + 1.
+    """
     before = np.concatenate([start[None], rows[:-1]])
     return np.where(rows == before, 0, rows + 1)
 
@@ -180,15 +209,21 @@ def filled_in(start: np.ndarray, changed: np.ndarray) -> np.ndarray:
 
 
 def still_improving(run: Finished) -> bool:
-    """Whether validation top-1 rose by more than half a point in the last quarter of the run: it is under-trained."""
+    """Whether validation top-1 rose by more than half a point in the last quarter of the run: it is
+    under-trained.
+    """
     late = [value for share, value in run.validation if share > 0.75]
     early = [value for share, value in run.validation if share <= 0.75]
     return bool(late and early and max(late) - max(early) > 0.5)
 
 
 def config_differences(first: Finished, other: Finished) -> str:
-    """ "seed 0 -> 1, ..." of the fields that decide a result, and of the data; empty where nothing differs."""
-    before, now = ({**run.config, "data": run.results["hashes"]["data"][:12]} for run in (first, other))
+    """ "seed 0 -> 1, ..." of the fields that decide a result, and of the data; empty where nothing
+    differs.
+    """
+    before, now = (
+        {**run.config, "data": run.results["hashes"]["data"][:12]} for run in (first, other)
+    )
     return ", ".join(
         f"{name} {before.get(name)} -> {now.get(name)}"
         for name in sorted(before.keys() | now.keys())
@@ -207,4 +242,6 @@ def check_comparable(runs: Sequence[Finished]) -> None:
                 )
     boundaries = {run.results["head_boundary"] for run in runs}
     if len(boundaries) > 1:
-        raise InputError(f"runs with head boundaries {sorted(boundaries)} in one table; set one data.head_boundary")
+        raise InputError(
+            f"runs with head boundaries {sorted(boundaries)} in one table; set one data.head_boundary"
+        )

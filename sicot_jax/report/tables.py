@@ -41,14 +41,26 @@ def rates_table(arms: Sequence[Arm]) -> Table | None:
             tested = [f"{mean_accuracy(tried, group):.2f}" for group in ("overall", "class_mean")]
             seeds = [", ".join(map(str, sorted(some.seeds))) for some in (judged, tried)]
             taken = "taken" if tried.runs == arm.runs else ""
-            rows.append([arm.title, f"{rate:g}", taken, *seeds, f"{mean_validation(judged):.2f}", *tested])
+            rows.append(
+                [arm.title, f"{rate:g}", taken, *seeds, f"{mean_validation(judged):.2f}", *tested]
+            )
     seeds = ["seeds judged", "seeds tested"]
-    header = ["arm", "learning rate", "", *seeds, "validation top-1", "test top-1", "test class mean"]
+    header = [
+        "arm",
+        "learning rate",
+        "",
+        *seeds,
+        "validation top-1",
+        "test top-1",
+        "test class mean",
+    ]
     return Table(header, rows, texts=5) if rows else None
 
 
 def equal_rates_table(arms: Sequence[Arm], first: Arm) -> Table | None:
-    """Differences without a choice of rate: to `first`, and of remedies with text to the remedy alone; None without any."""
+    """Differences without a choice of rate: to `first`, and of remedies with text to the remedy
+    alone; None without any.
+    """
     rows = []
     for arm in arms:
         alone = without_its_text(arm, arms)
@@ -57,7 +69,11 @@ def equal_rates_table(arms: Sequence[Arm], first: Arm) -> Table | None:
                 difference, rates, seeds = found
                 tried = ", ".join(f"{rate:g}" for rate in rates), ", ".join(map(str, seeds))
                 rows.append(
-                    [f"{arm.title} - {other.title}", *tried, *_gain_cells(difference_by_group(difference, other.first))]
+                    [
+                        f"{arm.title} - {other.title}",
+                        *tried,
+                        *_gain_cells(difference_by_group(difference, other.first)),
+                    ]
                 )
     return Table(["top-1, points", "rates", "seeds", *HEADER[1:]], rows, texts=3) if rows else None
 
@@ -90,7 +106,9 @@ def _gain_cells(rows: Mapping[str, tuple[float, float, float]]) -> list[str]:
 
 
 def added_text_table(arms: Sequence[Arm], first: Arm) -> Table | None:
-    """What text adds to a remedy: each arm with both against the remedy alone. None where there is none."""
+    """What text adds to a remedy: each arm with both against the remedy alone. None where there is
+    none.
+    """
     rows = []
     for arm in arms:
         alone = without_its_text(arm, arms)
@@ -100,7 +118,9 @@ def added_text_table(arms: Sequence[Arm], first: Arm) -> Table | None:
 
 
 def other_titles_table(arms: Sequence[Arm]) -> Table | None:
-    """Arms with text against the same with other titles (of other photos, without some words). None where there is none."""
+    """Arms with text against the same with other titles (of other photos, without some words). None
+    where there is none.
+    """
     rows = []
     for arm in arms:
         own = with_its_own_titles(arm, arms)
@@ -112,23 +132,33 @@ def other_titles_table(arms: Sequence[Arm]) -> Table | None:
 def count_cells(run: Finished) -> list[str]:
     found = members(run)
     return [
-        f"{len(np.unique(run.tested.label)):,} classes" if group == "class_mean" else f"{int(found[group].sum()):,}"
+        f"{len(np.unique(run.tested.label)):,} classes"
+        if group == "class_mean"
+        else f"{int(found[group].sum()):,}"
         for group in GROUPS
     ]
 
 
 def accuracy_table(arms: Sequence[Arm], first: Arm) -> Table:
-    """Tables 2 and 4 of SICoT: every arm, the mean over its seeds; under them the difference of each to `first`."""
+    """Tables 2 and 4 of SICoT: every arm, the mean over its seeds; under them the difference of
+    each to `first`.
+    """
     rows = [[arm.title, *accuracy_cells(arm)] for arm in arms]
-    rows += [[f"{arm.title} - {first.title}", *difference_cells(first, arm)] for arm in arms if arm is not first]
+    rows += [
+        [f"{arm.title} - {first.title}", *difference_cells(first, arm)]
+        for arm in arms
+        if arm is not first
+    ]
     rows.append(["test photos", *count_cells(first.first)])
     return Table(HEADER, rows)
 
 
 def post_hoc_table(arms: Sequence[Arm]) -> Table | None:
-    """Remedies on finished classifiers; tau of tau-normalisation by the class mean of validation. None without any.
+    """Remedies on finished classifiers; tau of tau-normalisation by the class mean of validation.
+    None without any.
 
-    Under the arms the difference between the last and the first with the same remedy: what text adds to it.
+    Under the arms the difference between the last and the first with the same remedy: what text
+      adds to it.
     """
     found: dict[str, list[Arm]] = {}
     for arm in arms:
@@ -141,11 +171,18 @@ def post_hoc_table(arms: Sequence[Arm]) -> Table | None:
     rows = []
     for remedy, variants in found.items():
         for arm in variants:
-            tau = f" ({float(arm.changed_to.rpartition('_')[2]):g})" if "validation" in remedy else ""
+            tau = (
+                f" ({float(arm.changed_to.rpartition('_')[2]):g})" if "validation" in remedy else ""
+            )
             rows.append([f"{arm.title}, {remedy}{tau}", *accuracy_cells(arm)])
         how = "each with its tau" if "validation" in remedy else "both so"
         for other in variants[1:]:
-            rows.append([f"{other.title} - {variants[0].title}, {how}", *difference_cells(variants[0], other)])
+            rows.append(
+                [
+                    f"{other.title} - {variants[0].title}, {how}",
+                    *difference_cells(variants[0], other),
+                ]
+            )
     return Table(["top-1, %", *HEADER[1:]], rows) if rows else None
 
 
@@ -182,7 +219,11 @@ def encoder_table(arms: Sequence[Arm], first: Arm) -> Table | None:
     for arm in arms:
         if arm.with_text:
             left_out = {"optim.learning_rate", *FREE}
-            fields = {k: v for k, v in arm.config.items() if not k.startswith("model.text.") and k not in left_out}
+            fields = {
+                k: v
+                for k, v in arm.config.items()
+                if not k.startswith("model.text.") and k not in left_out
+            }
             groups.setdefault(json.dumps(fields, sort_keys=True), []).append(arm)
     several = max(groups.values(), key=len, default=[])
     if len({arm.config.get("model.text.encoder") for arm in several}) < 2:
@@ -202,17 +243,31 @@ def swallowed_table(arm: Arm) -> Table | None:
     rows = [
         [
             row["class"],
-            "; ".join(f"{source['class']} ({source['photos']} of {source['tested']})" for source in row["from"]),
+            "; ".join(
+                f"{source['class']} ({source['photos']} of {source['tested']})"
+                for source in row["from"]
+            ),
             f"{row['photos']:,}",
         ]
         for row in found
     ]
-    return Table(["head class", "most from (photos of those tested)", "tail photos taken"], rows, texts=2)
+    return Table(
+        ["head class", "most from (photos of those tested)", "tail photos taken"], rows, texts=2
+    )
 
 
 def runs_table(runs: Sequence[Finished]) -> Table:
     """Where every figure comes from."""
-    header = ["run", "seed", "learning rate", "tested step", "data", "commit", "version", "hardware"]
+    header = [
+        "run",
+        "seed",
+        "learning rate",
+        "tested step",
+        "data",
+        "commit",
+        "version",
+        "hardware",
+    ]
     rows = [
         [
             run.name,

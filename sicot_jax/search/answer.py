@@ -1,4 +1,6 @@
-"""What is said of a photo: products, how sure, its category, similar ones. From an engine's numbers and an index; no HTTP."""
+"""What is said of a photo: products, how sure, its category, similar ones. From an engine's numbers
+and an index; no HTTP.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ NEIGHBOURS = 10  # products that are looked at to tell how sure an answer is
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """A product with its probability (recognised) or cosine (similar), and the photo of it that is nearest, or -1."""
+    """A product with its probability (recognised) or cosine (similar), and the photo of it that is
+    nearest, or -1.
+    """
 
     product: Product
     score: float
@@ -31,9 +35,9 @@ class Scored:
 
 @dataclasses.dataclass(frozen=True)
 class Told:
-    """A photo's category. likely: names of a few and their probabilities, the most probable first. sure: the first of them is,
-    enough to look for similar products in it alone. log_factors [K + 1]: what the scores of each category's products are raised
-    by; of none by 0.
+    """A photo's category. likely: names of a few and their probabilities, the most probable first.
+    sure: the first of them is, enough to look for similar products in it alone. log_factors [K +
+    1]: what the scores of each category's products are raised by; of none by 0.
     """
 
     likely: list[tuple[str, float]]
@@ -43,9 +47,10 @@ class Told:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """matches: most probable first. similar: nearest first, or as the ranker has them, of the category `searched` where that is
-    not None. certainty: that the first match is right, calibrated over photos of products and of others; known: whether it is
-    enough. Both None where the index has no calibration; `category` None where it has no fit of categories.
+    """matches: most probable first. similar: nearest first, or as the ranker has them, of the
+    category `searched` where that is not None. certainty: that the first match is right, calibrated
+    over photos of products and of others; known: whether it is enough. Both None where the index
+    has no calibration; `category` None where it has no fit of categories.
     """
 
     matches: list[Scored]
@@ -58,8 +63,9 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Of the model's `classes`, whose numbers are 0 to classes - 1, then of `offered.products`: values float32 [C + M], -inf of
-    what is not offered; weights float64 [C + M] = exp(values - highest).
+    """Of the model's `classes`, whose numbers are 0 to classes - 1, then of `offered.products`:
+    values float32 [C + M], -inf of what is not offered; weights float64 [C + M] = exp(values -
+    highest).
     """
 
     offered: Offered
@@ -81,7 +87,9 @@ class Scores:
         """Sums of weights float64 [K], not divided by their total."""
         names, category = self.offered.names, self.offered.category
         known = by_classifier(self.weights[: self.classes], category[: self.classes], len(names))
-        return known + by_classifier(self.weights[self.classes :], category[self.offered.products], len(names))
+        return known + by_classifier(
+            self.weights[self.classes :], category[self.offered.products], len(names)
+        )
 
     def without(self, product: int) -> Scores:
         """As if it were not offered."""
@@ -104,7 +112,11 @@ class Scores:
 
 def _weights(values: np.ndarray) -> np.ndarray:
     highest = values.max(initial=-np.inf)
-    return np.exp(values - highest, dtype=np.float64) if np.isfinite(highest) else np.zeros(len(values))
+    return (
+        np.exp(values - highest, dtype=np.float64)
+        if np.isfinite(highest)
+        else np.zeros(len(values))
+    )
 
 
 def told(fusion: Fusion, scores: Scores, photos: Sequence[Neighbour]) -> Told | None:
@@ -117,16 +129,21 @@ def told(fusion: Fusion, scores: Scores, photos: Sequence[Neighbour]) -> Told | 
     cosines, voting = voters(offered, photos, NEAREST)
     votes = by_neighbours(cosines[None], voting[None], count, fusion.temperature)
     probability = fusion(shares, votes)[0]
-    likely = [(offered.names[n], float(probability[n])) for n in np.argsort(-probability, kind="stable")[:_LIKELY]]
+    likely = [
+        (offered.names[n], float(probability[n]))
+        for n in np.argsort(-probability, kind="stable")[:_LIKELY]
+    ]
     factors = np.append(fusion.log_factors(shares, probability[None])[0], 0.0)
     # The nearest photo of another category, or of none: what is most alike must not be left out.
     agreed = len(photos) > 0 and bool(voting[0] == probability.argmax())
     return Told(likely, agreed and fusion.sure is not None and likely[0][1] >= fusion.sure, factors)
 
 
-def voters(offered: Offered, photos: Sequence[Neighbour], count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines [count] of the first photos, and their categories; K where there is no such photo, or its product has none or
-    came after `offered`.
+def voters(
+    offered: Offered, photos: Sequence[Neighbour], count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines [count] of the first photos, and their categories; K where there is no such photo, or
+    its product has none or came after `offered`.
     """
     cosines, category = np.zeros(count), np.full(count, len(offered.names))
     for place, photo in enumerate(photos[:count]):
@@ -136,11 +153,19 @@ def voters(offered: Offered, photos: Sequence[Neighbour], count: int) -> tuple[n
     return cosines, category
 
 
-def best_products(scores: Scores, k: int, category: Told | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers int64 [k] of the most probable products, best first, and their probabilities float64 [k]: softmax over the
-    products that are offered, weighted by what is told of their category; fewer where there are fewer.
+def best_products(
+    scores: Scores, k: int, category: Told | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers int64 [k] of the most probable products, best first, and their probabilities float64
+    [k]: softmax over the products that are offered, weighted by what is told of their category;
+    fewer where there are fewer.
     """
-    values, offered, classes, total = scores.values, scores.offered, scores.classes, scores.weights.sum()
+    values, offered, classes, total = (
+        scores.values,
+        scores.offered,
+        scores.classes,
+        scores.weights.sum(),
+    )
     if category is not None and category.log_factors.any():
         factors = category.log_factors
         values = scores.raised(factors)
@@ -157,8 +182,12 @@ def best_products(scores: Scores, k: int, category: Told | None = None) -> tuple
     return numbers, shares
 
 
-def evidence(numbers: np.ndarray, shares: np.ndarray, near: Sequence[Neighbour], usual: float) -> Evidence:
-    """Of the first of `numbers`, from its probability, the nearest products, and how usual the photo is."""
+def evidence(
+    numbers: np.ndarray, shares: np.ndarray, near: Sequence[Neighbour], usual: float
+) -> Evidence:
+    """Of the first of `numbers`, from its probability, the nearest products, and how usual the
+    photo is.
+    """
     own = next((n.similarity for n in near if n.product == numbers[0]), 0.0)
     return Evidence(float(shares[0]), near[0].similarity if near else 0.0, own, usual)
 
@@ -177,22 +206,31 @@ def answer(
     ranker: Ranker | None = None,
     rerank: bool = True,
 ) -> Answer:
-    """The k most probable products and as many similar ones as asked for: of one `category` where it is given, else of the
-    photo's where that is sure. `any_category`: what the photo's category is decides neither.
-    `rerank`: the ranker, where there is one, chooses the similar ones from twice as many and puts them in order.
+    """The k most probable products and as many similar ones as asked for: of one `category` where
+    it is given, else of the photo's where that is sure. `any_category`: what the photo's category
+    is decides neither. `rerank`: the ranker, where there is one, chooses the similar ones from
+    twice as many and puts them in order.
     """
     ranker = ranker if rerank else None
     offered, candidates = index.offered(), similar * (_CANDIDATES if ranker else 1)
-    near = index.nearest(embedding[None], max(candidates, NEIGHBOURS if k else 0), photos=NEAREST if fusion else 0)[0]
+    near = index.nearest(
+        embedding[None], max(candidates, NEIGHBOURS if k else 0), photos=NEAREST if fusion else 0
+    )[0]
     scores = Scores.of(embedding, logits, offered)
     named = told(fusion, scores, near.photos) if fusion else None
-    searched = named.likely[0][0] if category is None and named and named.sure and not any_category else category
+    searched = (
+        named.likely[0][0]
+        if category is None and named and named.sure and not any_category
+        else category
+    )
     shown = near.products[:candidates]
     if searched is not None:
         shown = index.nearest(embedding[None], candidates, category=searched)[0].products
     for _ in range(_TRIES):
         numbers, shares = best_products(scores, k, None if any_category else named)
-        cards = index.products([*numbers.tolist(), *(neighbour.product for neighbour in shown)])  # all at once
+        cards = index.products(
+            [*numbers.tolist(), *(neighbour.product for neighbour in shown)]
+        )  # all at once
         best, others = cards[: len(numbers)], cards[len(numbers) :]
         gone = [number for number, card in zip(numbers.tolist(), best, strict=True) if card is None]
         if not gone:
@@ -203,11 +241,15 @@ def answer(
     certainty = None
     if calibration and len(numbers):
         usual = calibration.usual(embedding)
-        certainty = calibration.certainty(evidence(numbers, shares, near.products[:NEIGHBOURS], usual))
+        certainty = calibration.certainty(
+            evidence(numbers, shares, near.products[:NEIGHBOURS], usual)
+        )
     alike = zip(others, shown, strict=True)
     return Answer(
         [Scored(p, float(s)) for p, s in zip(best, shares, strict=True) if p is not None],
-        _ranked(ranker, [Scored(p, n.similarity, n.place) for p, n in alike if p is not None])[:similar],
+        _ranked(ranker, [Scored(p, n.similarity, n.place) for p, n in alike if p is not None])[
+            :similar
+        ],
         certainty,
         None if calibration is None or certainty is None else certainty >= calibration.threshold,
         named,
@@ -218,5 +260,7 @@ def answer(
 def _ranked(ranker: Ranker | None, similar: list[Scored]) -> list[Scored]:
     if ranker is None:
         return similar
-    scores = ranker.scores(np.array([scored.score for scored in similar]), [scored.product for scored in similar])
+    scores = ranker.scores(
+        np.array([scored.score for scored in similar]), [scored.product for scored in similar]
+    )
     return [similar[n] for n in np.argsort(-scores, kind="stable")]

@@ -1,15 +1,19 @@
-"""Similar products in the order of what visitors will want of them: likeness together with quality, learned from events.
+"""Similar products in the order of what visitors will want of them: likeness together with quality,
+learned from events.
 
-    E[y] = p exp(score),   y = clicks + 5 purchases of a product in a list,   p = how often its position is looked at
+    E[y] = p exp(score),   y = clicks + 5 purchases of a product in a list,   p = how often its
+    position is looked at
 
-by a regression of the features, and gradient-boosted trees that learn what it leaves; both with Poisson's loss of y / p
-(inverse propensities; Joachims et al. 2017, arXiv:1608.04468), each line with weight p: what is hardly looked at says little,
-and unweighted one click there would decide. Trees are LightGBM's (Ke et al. 2017), which learn at each split where products
-go of which a number is not known; the regression has a term for that. Trees that feed a logistic regression (He et al. 2014),
-trees alone and a regression alone are rows of docs/search.md.
+by a regression of the features, and gradient-boosted trees that learn what it leaves; both with
+Poisson's loss of y / p (inverse propensities; Joachims et al. 2017, arXiv:1608.04468), each line
+with weight p: what is hardly looked at says little, and unweighted one click there would decide.
+Trees are LightGBM's (Ke et al. 2017), which learn at each split where products go of which a number
+is not known; the regression has a term for that. Trees that feed a logistic regression (He et al.
+2014), trees alone and a regression alone are rows of docs/search.md.
 
-Of two products that differ in likeness, sales, conversion or rating alone, the one with more never comes later: events are few
-where lists are new, and candidates are ranked that no list has shown yet.
+Of two products that differ in likeness, sales, conversion or rating alone, the one with more never
+  comes later: events are few where lists are new, and candidates are ranked that no list has shown
+  yet.
 """
 
 from __future__ import annotations
@@ -51,7 +55,8 @@ SETTINGS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Lists:
-    """Products that were shown, a line each. rows: float64 [N, `FEATURES`]; of_list: int [N], number of its list, rising;
+    """Products that were shown, a line each. rows: float64 [N, `FEATURES`]; of_list: int [N],
+    number of its list, rising;
     position: int [N], in its list, from 0; wanted: y, float64 [N].
     """
 
@@ -66,7 +71,9 @@ class Lists:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Line:
-    """sum_i w_i (x_i - middle_i) / scale_i, or `unknown_i` where x_i is NaN, and an intercept; float64 [`FEATURES`]."""
+    """sum_i w_i (x_i - middle_i) / scale_i, or `unknown_i` where x_i is NaN, and an intercept;
+    float64 [`FEATURES`].
+    """
 
     middle: np.ndarray
     scale: np.ndarray
@@ -83,19 +90,29 @@ class Line:
         count = np.maximum(known.sum(0), 1)
         middle = np.where(known, rows, 0).sum(0) / count
         scale = np.sqrt(np.where(known, (rows - middle) ** 2, 0).sum(0) / count)
-        bare = cls(middle, np.where(scale > 0, scale, 1.0), np.zeros(len(middle)), np.zeros(len(middle)), np.zeros(()))
+        bare = cls(
+            middle,
+            np.where(scale > 0, scale, 1.0),
+            np.zeros(len(middle)),
+            np.zeros(len(middle)),
+            np.zeros(()),
+        )
         model = PoissonRegressor(alpha=PENALTY, solver="newton-cholesky")
         model.fit(np.hstack([bare._comparable(rows), ~known]), target, sample_weight=weight)
         weights, unknown = np.split(model.coef_, 2)
         weights = np.where(weights * SETTINGS["monotone_constraints"] < 0, 0.0, weights)
-        return dataclasses.replace(bare, weights=weights, unknown=unknown, intercept=np.asarray(model.intercept_))
+        return dataclasses.replace(
+            bare, weights=weights, unknown=unknown, intercept=np.asarray(model.intercept_)
+        )
 
     def _comparable(self, rows: np.ndarray) -> np.ndarray:
         return np.where(np.isnan(rows), 0.0, (rows - self.middle) / self.scale)
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """[N, `FEATURES`] -> float64 [N]."""
-        return self._comparable(rows) @ self.weights + np.isnan(rows) @ self.unknown + self.intercept
+        return (
+            self._comparable(rows) @ self.weights + np.isnan(rows) @ self.unknown + self.intercept
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,7 +123,9 @@ class Model:
     trees: Any
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """[N, `FEATURES`] -> scores float64 [N]. One thread: LightGBM's own take milliseconds to wake up."""
+        """[N, `FEATURES`] -> scores float64 [N]. One thread: LightGBM's own take milliseconds to
+        wake up.
+        """
         if not len(rows):
             return np.zeros(0)
         return self.line(rows) + self.trees.predict(rows, raw_score=True, num_threads=1)
@@ -114,8 +133,8 @@ class Model:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ranker:
-    """recogniser: sha256 of its weights, whose cosines the model has learned; version: of all of it; report: as `sicot index
-    rank` told it.
+    """recogniser: sha256 of its weights, whose cosines the model has learned; version: of all of
+    it; report: as `sicot index rank` told it.
     """
 
     recogniser: str
@@ -125,7 +144,9 @@ class Ranker:
     version: str = ""
 
     def scores(self, likeness: np.ndarray, products: Sequence[Described]) -> np.ndarray:
-        """Of one list of candidates, cosines [N] and their products -> float64 [N], what is wanted most has the most."""
+        """Of one list of candidates, cosines [N] and their products -> float64 [N], what is wanted
+        most has the most.
+        """
         return self.model(features(likeness, products, self.usual))
 
 
@@ -136,18 +157,24 @@ def fit(lists: Lists, looked_at: np.ndarray) -> Model:
     names = [name.replace(" ", "_") for name in FEATURES]
     line = Line.fit(lists.rows, lists.wanted / looked, looked)
     data = lightgbm.Dataset(
-        lists.rows, lists.wanted / looked, weight=looked, init_score=line(lists.rows), feature_name=names
+        lists.rows,
+        lists.wanted / looked,
+        weight=looked,
+        init_score=line(lists.rows),
+        feature_name=names,
     )
     return Model(line, lightgbm.train(SETTINGS, data, TREES))
 
 
 def looked_at(lists: Lists) -> np.ndarray:
-    """p of each position, 1 of the first, from lists alone: one side of E[y] = p exp(score) is fitted after the other, a line
-    to y / p, then p_k = sum of y / sum of exp(score) over position k, its most likely value (as Wang et al. 2018,
-    doi:10.1145/3159652.3159732, for searches that nobody repeats: a visitor's photo is asked with once, so events/position,
-    which compares places of the same thing for the same query, has nothing to compare).
+    """p of each position, 1 of the first, from lists alone: one side of E[y] = p exp(score) is
+    fitted after the other, a line to y / p, then p_k = sum of y / sum of exp(score) over position
+    k, its most likely value (as Wang et al. 2018, doi:10.1145/3159652.3159732, for searches that
+    nobody repeats: a visitor's photo is asked with once, so events/position, which compares places
+    of the same thing for the same query, has nothing to compare).
 
-    It can tell the two apart as far as products of the same numbers stand at different positions of different lists.
+    It can tell the two apart as far as products of the same numbers stand at different positions of
+    different lists.
     """
     found, wanted = np.ones(lists.position.max() + 1), np.bincount(lists.position, lists.wanted)
     for _ in range(_ROUNDS):
@@ -159,8 +186,9 @@ def looked_at(lists: Lists) -> np.ndarray:
 
 
 def ndcg(gains: np.ndarray, k: int = SHOWN) -> float:
-    """Of one list's gains [N] in the order it has: sum_i g_i / log2(i + 1) over its first k places, divided by the most that
-    any order has; nan without a gain (Järvelin & Kekäläinen 2002, with gains as they are).
+    """Of one list's gains [N] in the order it has: sum_i g_i / log2(i + 1) over its first k places,
+    divided by the most that any order has; nan without a gain (Järvelin & Kekäläinen 2002, with
+    gains as they are).
     """
     gains = np.asarray(gains, np.float64)
     discount = 1 / np.log2(np.arange(min(k, len(gains))) + 2)
@@ -169,7 +197,9 @@ def ndcg(gains: np.ndarray, k: int = SHOWN) -> float:
 
 
 def ndcgs(scores: np.ndarray, of_list: np.ndarray, gains: np.ndarray, k: int = SHOWN) -> np.ndarray:
-    """Of each list, whose number `of_list` [N] has, put in order by scores [N]; without those that have no gain."""
+    """Of each list, whose number `of_list` [N] has, put in order by scores [N]; without those that
+    have no gain.
+    """
     order = np.lexsort((-scores, of_list))  # stable: equal ones stay as they were shown
     pieces = np.split(gains[order], np.flatnonzero(np.diff(of_list)) + 1)
     found = np.array([ndcg(piece, k) for piece in pieces])
@@ -218,5 +248,7 @@ def _import_lightgbm() -> Any:
     try:
         import lightgbm
     except (ImportError, OSError) as error:  # the library, or one of the system's that it needs
-        raise InputError(f"no lightgbm here to rank with ({error}); pip install 'sicot_jax[service]'") from error
+        raise InputError(
+            f"no lightgbm here to rank with ({error}); pip install 'sicot_jax[service]'"
+        ) from error
     return lightgbm

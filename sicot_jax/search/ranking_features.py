@@ -1,14 +1,12 @@
-"""How good a product is, beyond its likeness to a photo, as numbers that a ranker reads. NaN where nothing is known.
+"""How good a product is, beyond its likeness to a photo, as numbers that a ranker reads. NaN where
+nothing is known.
 
-likeness      cosine of the photo and the product's nearest one
-behind        how much less that is than the most alike product's of the same list
-sales         log(1 + sales)
-conversion    share of those who looked that bought, as the shop has it
-rating        as the shop has it
-price         log(price / median price of the product's category)
-sharpness     log(1 + variance of the Laplacian of the product's first picture) (Pech-Pacheco et al. 2000)
-words         different words of the title
-known words   share of them that titles of other products have too
+likeness      cosine of the photo and the product's nearest one behind        how much less that is
+than the most alike product's of the same list sales         log(1 + sales) conversion    share of
+those who looked that bought, as the shop has it rating        as the shop has it price
+log(price / median price of the product's category) sharpness     log(1 + variance of the Laplacian
+of the product's first picture) (Pech-Pacheco et al. 2000) words         different words of the
+title known words   share of them that titles of other products have too
 """
 
 from __future__ import annotations
@@ -25,16 +23,28 @@ from PIL import Image
 
 from sicot_jax.catalog.tokenizer import words
 
-FEATURES = ("likeness", "behind", "sales", "conversion", "rating", "price", "sharpness", "words", "known words")
+FEATURES = (
+    "likeness",
+    "behind",
+    "sales",
+    "conversion",
+    "rating",
+    "price",
+    "sharpness",
+    "words",
+    "known words",
+)
 _UNKNOWN = float("nan")
 FEWEST = 3  # prices of a category that make a median
-SIDE = (
-    128  # pixels of a picture's short side when its sharpness is told: about as small as it is shown, whatever was sent
-)
+# pixels of a picture's short side when its sharpness is told: about as small as it is shown,
+# whatever was sent
+SIDE = 128
 
 
 class Described(Protocol):
-    """A product, such as an index's card; `quality`: some of price, sales, conversion, rating, sharpness."""
+    """A product, such as an index's card; `quality`: some of price, sales, conversion, rating,
+    sharpness.
+    """
 
     @property
     def title(self) -> str: ...
@@ -46,7 +56,9 @@ class Described(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Usual:
-    """What a catalogue's products are held against. prices: medians by category; words: of at least two titles."""
+    """What a catalogue's products are held against. prices: medians by category; words: of at least
+    two titles.
+    """
 
     prices: dict[str, float]
     words: frozenset[str]
@@ -58,7 +70,9 @@ class Usual:
             titles.update(set(words(product.title)))
             if product.quality.get("price", 0) > 0:
                 prices[product.category].append(product.quality["price"])
-        medians = {name: statistics.median(some) for name, some in prices.items() if len(some) >= FEWEST}
+        medians = {
+            name: statistics.median(some) for name, some in prices.items() if len(some) >= FEWEST
+        }
         return cls(medians, frozenset(word for word, count in titles.items() if count > 1))
 
 
@@ -92,14 +106,16 @@ def _of_product(product: Described, usual: Usual) -> tuple[float, ...]:
 
 
 def sharpness(grey: np.ndarray) -> float:
-    """Variance of the Laplacian (up + down + left + right - 4 x middle) of grey values [H, W], borders left out; 0 where there
-    is nothing but borders.
+    """Variance of the Laplacian (up + down + left + right - 4 x middle) of grey values [H, W],
+    borders left out; 0 where there is nothing but borders.
     """
     grey = np.asarray(grey, np.float64)
     if min(grey.shape) < 3:
         return 0.0
     middle = grey[1:-1, 1:-1]
-    return float(np.var(grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * middle))
+    return float(
+        np.var(grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * middle)
+    )
 
 
 def picture_sharpness(picture: bytes) -> float:

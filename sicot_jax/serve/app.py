@@ -47,10 +47,17 @@ _BODY = {
         "required": True,
         "content": {
             "multipart/form-data": {
-                "schema": {"type": "object", "properties": {"photo": {"type": "string", "format": "binary"}}}
+                "schema": {
+                    "type": "object",
+                    "properties": {"photo": {"type": "string", "format": "binary"}},
+                }
             },
             "application/json": {
-                "schema": {"type": "object", "required": ["photo"], "properties": {"photo": {"type": "string"}}},
+                "schema": {
+                    "type": "object",
+                    "required": ["photo"],
+                    "properties": {"photo": {"type": "string"}},
+                },
                 "example": {"photo": "/9j/4AAQSkZJRg... (base64 of a JPEG, PNG, WebP, GIF or BMP)"},
             },
             "image/*": {"schema": {"type": "string", "format": "binary"}},
@@ -58,7 +65,11 @@ _BODY = {
     }
 }
 _ERROR = {
-    "error": {"code": "not_a_photo", "message": "not a photo; wanted one of JPEG, PNG, ...", "request_id": "9f..."}
+    "error": {
+        "code": "not_a_photo",
+        "message": "not a photo; wanted one of JPEG, PNG, ...",
+        "request_id": "9f...",
+    }
 }
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/json": {"example": _ERROR}}}
@@ -117,7 +128,9 @@ class _State:
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The service over an index; it loads and compiles when it starts, and is ready when `/readyz` says so."""
+    """The service over an index; it loads and compiles when it starts, and is ready when `/readyz`
+    says so.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -133,7 +146,9 @@ def create_app(settings: Settings) -> FastAPI:
             current,
             concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "decode"),
             Events(Path(settings.events)) if settings.events else None,
-            Queries(Path(settings.keep_queries), settings.keep_days) if settings.keep_queries else None,
+            Queries(Path(settings.keep_queries), settings.keep_days)
+            if settings.keep_queries
+            else None,
             PixelBudget(settings.limits.pixels),
         )
         watching = asyncio.gather(live.keep_current(current, settings), _clean(state.queries))
@@ -154,7 +169,9 @@ def create_app(settings: Settings) -> FastAPI:
     )  # fmt: skip
     app.state.sicot = None
     app.add_middleware(
-        Gate, keys=read_keys(Path(settings.keys)) if settings.keys else None, largest_body=_largest_body(settings)
+        Gate,
+        keys=read_keys(Path(settings.keys)) if settings.keys else None,
+        largest_body=_largest_body(settings),
     )
     _add_errors(app)
     _add_routes(app)
@@ -212,7 +229,8 @@ def _add_routes(app: FastAPI) -> None:
 
     @app.get("/readyz", tags=["operation"])
     async def readyz(request: Request) -> dict[str, Any]:
-        """Model and index are loaded, every batch size compiled. milliseconds: of a call of each size, where two calls share
+        """Model and index are loaded, every batch size compiled. milliseconds: of a call of each
+        size, where two calls share
         the machine, divided by two: what a batch costs under load, not how long one waits for it.
         """
         loaded = _state(request).current.live
@@ -233,9 +251,13 @@ def _add_routes(app: FastAPI) -> None:
         text, kind = metrics.exposition()
         return Response(text, headers={"Content-Type": kind})
 
-    answer: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"example": _EXAMPLE}}}}
+    answer: dict[int | str, dict[str, Any]] = {
+        200: {"content": {"application/json": {"example": _EXAMPLE}}}
+    }
 
-    @app.post("/v1/recognize", tags=["photos"], openapi_extra=_BODY, responses={**_ERRORS, **answer})
+    @app.post(
+        "/v1/recognize", tags=["photos"], openapi_extra=_BODY, responses={**_ERRORS, **answer}
+    )
     async def recognize(
         request: Request,
         k: int = Query(5, ge=1, le=100, description="products"),
@@ -243,34 +265,49 @@ def _add_routes(app: FastAPI) -> None:
         category: str | None = Query(None, max_length=1000, description="of the similar products"),
         any_category: bool = Query(False, description="the photo's category decides nothing"),
         box: str | None = _BOX,
-        rerank: bool = Query(True, description="similar products as the index's ranker has them, else nearest first"),
+        rerank: bool = Query(
+            True, description="similar products as the index's ranker has them, else nearest first"
+        ),
     ) -> Response:
-        """The product that a photo shows, how sure that is, and similar ones. categories: the most probable; where the first
-        is sure and nothing else is asked for, similar products are of it (`searched`). box: where in the photo the product is,
-        as asked for (`box_given`) or as the model says, null where it says nothing.
+        """The product that a photo shows, how sure that is, and similar ones. categories: the most
+        probable; where the first is sure and nothing else is asked for, similar products are of it
+        (`searched`). box: where in the photo the product is, as asked for (`box_given`) or as the
+        model says, null where it says nothing.
         """
-        return await _with_photo(request, _Wanted(k, similar, category, any_category, rerank), _box(box))
+        return await _with_photo(
+            request, _Wanted(k, similar, category, any_category, rerank), _box(box)
+        )
 
     @app.post("/v1/search", tags=["photos"], openapi_extra=_BODY, responses=_ERRORS)
     async def search(
         request: Request,
         similar: int = Query(20, ge=1, le=200),
         category: str | None = Query(None, max_length=1000),
-        any_category: bool = Query(False, description="of all categories, also where the photo's is sure"),
+        any_category: bool = Query(
+            False, description="of all categories, also where the photo's is sure"
+        ),
         box: str | None = _BOX,
-        rerank: bool = Query(True, description="as the index's ranker has them, else nearest first"),
+        rerank: bool = Query(
+            True, description="as the index's ranker has them, else nearest first"
+        ),
     ) -> Response:
         """Products that look like the photo."""
-        return await _with_photo(request, _Wanted(0, similar, category, any_category, rerank), _box(box))
+        return await _with_photo(
+            request, _Wanted(0, similar, category, any_category, rerank), _box(box)
+        )
 
-    @app.get("/v1/products/{sku:path}/images/{number}", tags=["products"], responses={404: _ERRORS[400]})
+    @app.get(
+        "/v1/products/{sku:path}/images/{number}", tags=["products"], responses={404: _ERRORS[400]}
+    )
     async def picture(request: Request, sku: str, number: int) -> Response:
         """A photo of a product, as it was indexed."""
 
         def read(index: ProductIndex) -> bytes | None:
             product = index.product(sku)
             there = product is not None and 0 <= number < len(product.pictures)
-            return index.picture(product.pictures[number]) if product is not None and there else None
+            return (
+                index.picture(product.pictures[number]) if product is not None and there else None
+            )
 
         jpeg = await _read(request, read)
         if jpeg is None:
@@ -285,16 +322,24 @@ def _add_routes(app: FastAPI) -> None:
             product = index.product(sku)
             if product is None:
                 return None
-            return {**_card(product), "quality": product.quality, "photos": index.photos_of(product.product)}
+            return {
+                **_card(product),
+                "quality": product.quality,
+                "photos": index.photos_of(product.product),
+            }
 
         found = await _read(request, read)
         if found is None:
             raise HTTPException(404, f"no product {sku[:60]!r}")
         return found
 
-    @app.post("/v1/events", tags=["events"], status_code=202, responses={**_ERRORS, 404: _ERRORS[400]})
+    @app.post(
+        "/v1/events", tags=["events"], status_code=202, responses={**_ERRORS, 404: _ERRORS[400]}
+    )
     async def events(request: Request) -> dict[str, int]:
-        """Events of visitors: a list of at most 1,000; those that are there already stay as they are."""
+        """Events of visitors: a list of at most 1,000; those that are there already stay as they
+        are.
+        """
         store = _state(request).events
         if store is None:
             raise HTTPException(404, "this service keeps no events; start it with --events FILE")
@@ -303,10 +348,18 @@ def _add_routes(app: FastAPI) -> None:
             async with asyncio.timeout(seconds):
                 listed = json.loads(await request.body())
         except TimeoutError:
-            raise PhotoError(408, "too_slow", f"no whole request within {seconds:g} seconds") from None
+            raise PhotoError(
+                408, "too_slow", f"no whole request within {seconds:g} seconds"
+            ) from None
         except (ValueError, RecursionError) as error:
-            raise PhotoError(400, "bad_json", f"the request is no JSON ({type(error).__name__})") from error
-        if not isinstance(listed, list) or len(listed) > 1000 or not all(isinstance(e, dict) for e in listed):
+            raise PhotoError(
+                400, "bad_json", f"the request is no JSON ({type(error).__name__})"
+            ) from error
+        if (
+            not isinstance(listed, list)
+            or len(listed) > 1000
+            or not all(isinstance(e, dict) for e in listed)
+        ):
             raise InputError("wanted a list of at most 1000 events")
         parsed = []
         for number, values in enumerate(listed):
@@ -342,7 +395,9 @@ def _state(request: Request) -> _State:
 async def _read(request: Request, read: Callable[[ProductIndex], _T]) -> _T:
     """Of the index, in a thread."""
     state = _state(request)
-    return await asyncio.get_running_loop().run_in_executor(state.decoders, read, state.current.live.index)
+    return await asyncio.get_running_loop().run_in_executor(
+        state.decoders, read, state.current.live.index
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -370,15 +425,21 @@ async def _with_photo(request: Request, wanted: _Wanted, box: Box | None) -> Res
     clock.stop("read")
     loaded = state.current.live
     with state.taken_in():  # after its photo is here: a slow sender takes no one's place
-        if state.photos > max(2 * loaded.chosen.largest, state.settings.wait_seconds * 1e3 / _per_photo(loaded)):
+        if state.photos > max(
+            2 * loaded.chosen.largest, state.settings.wait_seconds * 1e3 / _per_photo(loaded)
+        ):
             raise HTTPException(503, "busy; try again")
         try:
             async with asyncio.timeout(seconds):
                 content = await _answer(state, loaded, data, clock, wanted, box)
         except TimeoutError:
-            raise HTTPException(503, f"not answered within {seconds:g} seconds; try again") from None
+            raise HTTPException(
+                503, f"not answered within {seconds:g} seconds; try again"
+            ) from None
     if state.queries is not None:
-        await asyncio.get_running_loop().run_in_executor(None, state.queries.keep, request.state.request_id, data)
+        await asyncio.get_running_loop().run_in_executor(
+            None, state.queries.keep, request.state.request_id, data
+        )
     return JSONResponse({"request_id": request.state.request_id, **content})
 
 
@@ -392,7 +453,13 @@ async def _answer(
 ) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
     decoded = await loop.run_in_executor(
-        state.decoders, photo.decode, data, loaded.chosen.preprocessing, state.settings.limits, state.budget, box
+        state.decoders,
+        photo.decode,
+        data,
+        loaded.chosen.preprocessing,
+        state.settings.limits,
+        state.budget,
+        box,
     )
     clock.stop("decode")
     seen = await loaded.batcher(decoded.pixels)
@@ -455,7 +522,9 @@ async def _photo_bytes(request: Request, settings: Settings) -> bytes:
         try:
             stored = json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise PhotoError(400, "bad_json", f"the request is no JSON ({type(error).__name__})") from error
+            raise PhotoError(
+                400, "bad_json", f"the request is no JSON ({type(error).__name__})"
+            ) from error
         if not isinstance(stored, dict) or not isinstance(stored.get("photo"), str):
             raise PhotoError(400, "no_photo", 'wanted {"photo": "BASE64"}')
         return photo.from_base64(stored["photo"], settings.limits)
@@ -467,10 +536,16 @@ async def _photo_bytes(request: Request, settings: Settings) -> bytes:
 async def _from_form(request: Request, settings: Settings) -> bytes:
     try:
         form = await MultiPartParser(
-            request.headers, request.stream(), max_files=1, max_fields=10, max_part_size=settings.limits.bytes
+            request.headers,
+            request.stream(),
+            max_files=1,
+            max_fields=10,
+            max_part_size=settings.limits.bytes,
         ).parse()
     except (MultiPartException, KeyError, UnicodeDecodeError, ValueError) as error:
-        raise PhotoError(400, "bad_form", f"the form cannot be read ({str(error)[:100]})") from error
+        raise PhotoError(
+            400, "bad_form", f"the form cannot be read ({str(error)[:100]})"
+        ) from error
     try:
         field = form.get("photo")
         if field is None or isinstance(field, str):

@@ -11,13 +11,16 @@ import numpy as np
 from sicot_jax.recognizer import Engine, Found
 from sicot_jax.serve import metrics
 
-IN_FLIGHT = 2  # calls at once: the engine has its next one while the answers of the last are handed on
+IN_FLIGHT = (
+    2  # calls at once: the engine has its next one while the answers of the last are handed on
+)
 
 
 class Batcher:
     """Calls `engine` with at most `largest` photos, from at most `IN_FLIGHT` threads.
 
-    A photo whose request was cancelled, by its client or a timeout, is left out if its turn has not come.
+    A photo whose request was cancelled, by its client or a timeout, is left out if its turn has not
+    come.
     """
 
     def __init__(self, engine: Engine, *, largest: int):
@@ -30,7 +33,9 @@ class Batcher:
         return len(self._queue)
 
     async def __call__(self, photo: np.ndarray) -> Found:
-        """uint8 [height, width, 3] -> what the engine finds in it: embedding [D], logits [C], box [4] or None."""
+        """uint8 [height, width, 3] -> what the engine finds in it: embedding [D], logits [C], box
+        [4] or None.
+        """
         future: asyncio.Future = asyncio.get_running_loop().create_future()
         self._queue.append((photo, future))
         if len(self._calls) < IN_FLIGHT:
@@ -38,8 +43,8 @@ class Batcher:
         return await future
 
     async def _work(self) -> None:
-        """Until nothing waits. It is no call any more in the very step that finds nothing: a photo that comes after that step
-        must not count on it.
+        """Until nothing waits. It is no call any more in the very step that finds nothing: a photo
+        that comes after that step must not count on it.
         """
         loop = asyncio.get_running_loop()
         try:

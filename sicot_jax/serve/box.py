@@ -21,7 +21,10 @@ class Box(NamedTuple):
 
     def grown(self, across: float, down: float) -> Box:
         """About its centre, by factors of its width and height, as far as the photo goes."""
-        x, y = (self.right - self.left) * (across - 1) / 2, (self.bottom - self.top) * (down - 1) / 2
+        x, y = (
+            (self.right - self.left) * (across - 1) / 2,
+            (self.bottom - self.top) * (down - 1) / 2,
+        )
         return Box(self.left - x, self.top - y, self.right + x, self.bottom + y).inside()
 
     def inside(self) -> Box:
@@ -33,7 +36,10 @@ class Box(NamedTuple):
         left, top, right, bottom = inner
         width, height = self.right - self.left, self.bottom - self.top
         return Box(
-            self.left + width * left, self.top + height * top, self.left + width * right, self.top + height * bottom
+            self.left + width * left,
+            self.top + height * top,
+            self.left + width * right,
+            self.top + height * bottom,
         )
 
     def pixels(self, width: int, height: int) -> tuple[slice, slice]:
@@ -46,13 +52,17 @@ WHOLE = Box(0.0, 0.0, 1.0, 1.0)
 
 
 def parse(text: str) -> Box:
-    """Of "left,top,right,bottom". InputError: other than four numbers from 0 to 1, or sides closer than `SMALLEST`."""
+    """Of "left,top,right,bottom". InputError: other than four numbers from 0 to 1, or sides closer
+    than `SMALLEST`.
+    """
     wanted = f"wanted left,top,right,bottom: fractions of the photo from 0 to 1, each pair at least {SMALLEST} apart"
     try:
         box = Box(*map(float, text.split(",", 4)))
     except (ValueError, TypeError):
         raise InputError(f"box={text!r:.60}: {wanted}") from None
-    ordered = box.right - box.left >= SMALLEST and box.bottom - box.top >= SMALLEST  # of nan neither
+    ordered = (
+        box.right - box.left >= SMALLEST and box.bottom - box.top >= SMALLEST
+    )  # of nan neither
     if not (ordered and box == box.inside()):
         raise InputError(f"box={text!r:.60}: {wanted}")
     return box

@@ -27,8 +27,8 @@ _GAIN = 0.1  # a larger batch has to save this share of the time of a photo
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """An engine with every batch size compiled. milliseconds: batch size -> median of a call, where `IN_FLIGHT` of them share
-    the machine, divided by that number.
+    """An engine with every batch size compiled. milliseconds: batch size -> median of a call, where
+    `IN_FLIGHT` of them share the machine, divided by that number.
     """
 
     kind: str
@@ -42,8 +42,9 @@ class Chosen:
 def choose(version: Path, kind: str = "auto", *, largest: int = 32, threads: int = 0) -> Chosen:
     """The engine of an index's model that answers one photo soonest, or the one that `kind` names.
 
-    `Chosen.largest` is the batch size, up to `largest`, from which on twice and four times as many photos gain less than a
-    tenth of the time of each, called as under load; larger ones are not tried. InputError where no engine can be loaded.
+    `Chosen.largest` is the batch size, up to `largest`, from which on twice and four times as many
+    photos gain less than a tenth of the time of each, called as under load; larger ones are not
+    tried. InputError where no engine can be loaded.
     """
     converted = folders.read_converted(version / layout.MODEL)
     loaded = _load(version, kind, threads)
@@ -70,10 +71,14 @@ def check(version: Path, kind: str) -> list[str]:
         "jax": importlib.util.find_spec("jax") is not None,
     }
     if kind == "onnx" and not graph:
-        raise InputError(f"{version}: holds no ONNX graph; build the index where torch and onnx are installed")
+        raise InputError(
+            f"{version}: holds no ONNX graph; build the index where torch and onnx are installed"
+        )
     wanted = [name for name in KINDS if there[name] and kind in ("auto", name)]
     if not wanted:
-        raise InputError(f"{version}: no engine {kind} here; install one: pip install 'sicot_jax[onnx]' (or jax)")
+        raise InputError(
+            f"{version}: no engine {kind} here; install one: pip install 'sicot_jax[onnx]' (or jax)"
+        )
     return wanted
 
 

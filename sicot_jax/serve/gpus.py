@@ -1,4 +1,6 @@
-"""One GPU for each worker process: left alone, JAX takes all of them, and most of their memory, in every worker."""
+"""One GPU for each worker process: left alone, JAX takes all of them, and most of their memory, in
+every worker.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +24,27 @@ _held: list[IO[str]] = []  # locks last as long as the process
 
 
 def visible() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none where there is none."""
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none where there is
+    none.
+    """
     given = os.environ.get(_VISIBLE)
     if given is not None:
         names = (name.strip() for name in given.split(","))
-        return list(itertools.takewhile(_GPU.fullmatch, names))  # CUDA stops at the first that is none
+        return list(
+            itertools.takewhile(_GPU.fullmatch, names)
+        )  # CUDA stops at the first that is none
     # CUDA counts from 0 whatever the files are called: a container may have the last two of eight.
-    return [str(number) for number in range(len([p for p in Path("/dev").glob("nvidia*") if p.name[6:].isdecimal()]))]
+    return [
+        str(number)
+        for number in range(
+            len([p for p in Path("/dev").glob("nvidia*") if p.name[6:].isdecimal()])
+        )
+    ]
 
 
 def share_out(workers: int) -> str | None:
-    """Let each of several workers have a GPU of its own; a folder to remove at the end, or None where there is no GPU.
+    """Let each of several workers have a GPU of its own; a folder to remove at the end, or None
+    where there is no GPU.
 
     InputError for more workers than GPUs.
     """
@@ -49,7 +61,9 @@ def share_out(workers: int) -> str | None:
 
 
 def take() -> str | None:
-    """In a worker, before JAX is imported: the GPU that it has to itself from now on; None where none are shared out."""
+    """In a worker, before JAX is imported: the GPU that it has to itself from now on; None where
+    none are shared out.
+    """
     if _SHARED not in os.environ:
         return None
     shared = json.loads(os.environ[_SHARED])

@@ -11,10 +11,18 @@ _DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # set by `sicot serve` before its worke
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 REQUESTS = prometheus.Counter("sicot_requests", "Requests by route and status", ["route", "status"])
-SECONDS = prometheus.Histogram("sicot_request_seconds", "Time of a request", ["route"], buckets=_BUCKETS)
-STAGES = prometheus.Histogram("sicot_stage_seconds", "Time of a part of a request", ["stage"], buckets=_BUCKETS)
-BATCHES = prometheus.Histogram("sicot_batch_photos", "Photos in a call of the engine", buckets=(1, 2, 4, 8, 16, 32))
-IN_FLIGHT = prometheus.Gauge("sicot_in_flight", "Requests with a photo", multiprocess_mode="livesum")
+SECONDS = prometheus.Histogram(
+    "sicot_request_seconds", "Time of a request", ["route"], buckets=_BUCKETS
+)
+STAGES = prometheus.Histogram(
+    "sicot_stage_seconds", "Time of a part of a request", ["stage"], buckets=_BUCKETS
+)
+BATCHES = prometheus.Histogram(
+    "sicot_batch_photos", "Photos in a call of the engine", buckets=(1, 2, 4, 8, 16, 32)
+)
+IN_FLIGHT = prometheus.Gauge(
+    "sicot_in_flight", "Requests with a photo", multiprocess_mode="livesum"
+)
 UNKNOWN = prometheus.Counter("sicot_unknown", "Photos of no product in the catalogue")
 
 

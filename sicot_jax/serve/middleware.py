@@ -1,4 +1,6 @@
-"""What every request passes: its id, an API key, a limit on its body, counting, a line in the log, and no traceback out."""
+"""What every request passes: its id, an API key, a limit on its body, counting, a line in the log,
+and no traceback out.
+"""
 
 from __future__ import annotations
 
@@ -67,8 +69,14 @@ class Gate:
         async def refuse(code: int, name: str, text: str, more: Any = ()) -> None:
             if began:
                 return
-            body = json.dumps({"error": {"code": name, "message": text, "request_id": request_id}}).encode()
-            own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *more]
+            body = json.dumps(
+                {"error": {"code": name, "message": text, "request_id": request_id}}
+            ).encode()
+            own = [
+                (b"content-type", b"application/json"),
+                (b"content-length", str(len(body)).encode()),
+                *more,
+            ]
             await noted({"type": "http.response.start", "status": code, "headers": own})
             await noted({"type": "http.response.body", "body": body})
 
@@ -76,7 +84,10 @@ class Gate:
             length = headers.get(b"content-length", b"0")
             if not self._may(scope["path"], headers):
                 await refuse(
-                    401, "no_key", "wanted an API key: Authorization: Bearer KEY", [(b"www-authenticate", b"Bearer")]
+                    401,
+                    "no_key",
+                    "wanted an API key: Authorization: Bearer KEY",
+                    [(b"www-authenticate", b"Bearer")],
                 )
             elif not length.isdigit() or int(length) > self.largest_body:
                 raise _TooLarge
@@ -99,10 +110,16 @@ class Gate:
             seconds, route = time.perf_counter() - start, _route(scope)
             metrics.REQUESTS.labels(route, str(status)).inc()
             metrics.SECONDS.labels(route).observe(seconds)
-            _log.info("%s %s %s %d %.1f ms", request_id, scope["method"], route, status, seconds * 1e3)
+            _log.info(
+                "%s %s %s %d %.1f ms", request_id, scope["method"], route, status, seconds * 1e3
+            )
 
     def _may(self, path: str, headers: dict[bytes, bytes]) -> bool:
-        if self.keys is None or path in _OPEN or not (path.startswith("/v1/") or path in ("/metrics", "/openapi.json")):
+        if (
+            self.keys is None
+            or path in _OPEN
+            or not (path.startswith("/v1/") or path in ("/metrics", "/openapi.json"))
+        ):
             return True
         given = headers.get(b"authorization", b"").decode("latin-1")
         scheme, _, key = given.partition(" ")

@@ -1,4 +1,6 @@
-"""What answers at the moment: an index, and the engine of its model. Exchanged whole while requests run."""
+"""What answers at the moment: an index, and the engine of its model. Exchanged whole while requests
+run.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,8 @@ _Seen = tuple[int, int] | None  # time and size of a file
 class Live:
     """ranker: of the file that `ranker_file` says, None where there is none or it cannot be used.
 
-    Never closed by hand: a request, or a thread that works for one, may hold it longer than anyone knows. Files and threads
-    end with the last reference.
+    Never closed by hand: a request, or a thread that works for one, may hold it longer than anyone
+      knows. Files and threads end with the last reference.
     """
 
     version: str
@@ -45,18 +47,33 @@ class Live:
 
 
 def load(settings: Settings, before: Live | None = None) -> Live:
-    """The version in use; with the engine of `before` where its model is the same. InputError where it cannot be read."""
+    """The version in use; with the engine of `before` where its model is the same. InputError where
+    it cannot be read.
+    """
 
     def opened(folder: Path) -> Live:
         index = open_index(folder, settings.database)
-        calibration, fusion = read_calibration(folder / layout.UNKNOWN), read_fusion(folder / layout.CATEGORIES)
+        calibration, fusion = (
+            read_calibration(folder / layout.UNKNOWN),
+            read_fusion(folder / layout.CATEGORIES),
+        )
         ranker = _ranker(folder, index)
         if before is not None and before.index.manifest.model == index.manifest.model:
-            return Live(folder.name, index, calibration, fusion, before.chosen, before.batcher, *ranker)
+            return Live(
+                folder.name, index, calibration, fusion, before.chosen, before.batcher, *ranker
+            )
         _hold_blas()
-        chosen = engines.choose(folder, settings.engine, largest=settings.largest_batch, threads=settings.threads)
+        chosen = engines.choose(
+            folder, settings.engine, largest=settings.largest_batch, threads=settings.threads
+        )
         return Live(
-            folder.name, index, calibration, fusion, chosen, Batcher(chosen.run, largest=chosen.largest), *ranker
+            folder.name,
+            index,
+            calibration,
+            fusion,
+            chosen,
+            Batcher(chosen.run, largest=chosen.largest),
+            *ranker,
         )
 
     return layout.open_current(Path(settings.index), opened)
@@ -73,7 +90,9 @@ def _ranker(folder: Path, index: ProductIndex) -> tuple[Ranker | None, _Seen]:
     try:
         ranker = read_ranker(folder / layout.RANKER)
         if ranker is not None and ranker.recogniser != index.manifest.model:
-            raise InputError(f"{folder / layout.RANKER}: of another model; give `sicot index rank` again")
+            raise InputError(
+                f"{folder / layout.RANKER}: of another model; give `sicot index rank` again"
+            )
         return ranker, seen
     except InputError as error:
         _log.error("similar products are not ranked: %s", error)
@@ -90,7 +109,8 @@ def refresh(live: Live, folder: Path) -> Live:
 
 
 def _hold_blas() -> None:
-    """numpy's matrix products stay in the thread that asks for them. A query's are small, and OpenBLAS's threads go on spinning
+    """numpy's matrix products stay in the thread that asks for them. A query's are small, and
+    OpenBLAS's threads go on spinning
     for some milliseconds after each, on the cores that the engine needs: photos took twice as long.
     """
     threadpoolctl.threadpool_limits(1, user_api="blas")
@@ -104,8 +124,8 @@ class Current:
 
 
 async def keep_current(current: Current, settings: Settings) -> None:
-    """For ever: see changes of the index, and versions that replace it. Where that fails the old one stays, it is logged, and
-    tried again after a minute.
+    """For ever: see changes of the index, and versions that replace it. Where that fails the old
+    one stays, it is logged, and tried again after a minute.
     """
     loop, not_before = asyncio.get_running_loop(), 0.0
     while True:
@@ -123,4 +143,9 @@ async def keep_current(current: Current, settings: Settings) -> None:
         except Exception as error:  # whatever it is, the service goes on, and so does this task
             not_before = loop.time() + _RETRY_SECONDS
             said = " ".join(str(error).split())[:300]
-            _log.error("index not reloaded, %s stays: %s: %s", current.live.version, type(error).__name__, said)
+            _log.error(
+                "index not reloaded, %s stays: %s: %s",
+                current.live.version,
+                type(error).__name__,
+                said,
+            )

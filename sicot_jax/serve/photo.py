@@ -25,7 +25,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a photo may have. While it is decoded a pixel takes up to 28 bytes (WebP with transparency; JPEG 7)."""
+    """What a photo may have. While it is decoded a pixel takes up to 28 bytes (WebP with
+    transparency; JPEG 7).
+    """
 
     bytes: int = 10_000_000
     pixels: int = 30_000_000
@@ -33,7 +35,9 @@ class Limits:
 
 
 class PixelBudget:
-    """Lets photos be decoded together as long as they have at most `pixels` in all; a larger one alone."""
+    """Lets photos be decoded together as long as they have at most `pixels` in all; a larger one
+    alone.
+    """
 
     def __init__(self, pixels: int):
         self.pixels, self._taken, self._changed = pixels, 0, threading.Condition()
@@ -64,7 +68,9 @@ def from_base64(text: str, limits: Limits) -> bytes:
     if text.startswith("data:"):
         text = text.partition(",")[2]
     if len(text) > limits.bytes * 4 // 3 + 4:
-        raise PhotoError(413, "photo_too_large", f"the photo has more than {limits.bytes} bytes; make it smaller")
+        raise PhotoError(
+            413, "photo_too_large", f"the photo has more than {limits.bytes} bytes; make it smaller"
+        )
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
@@ -72,30 +78,45 @@ def from_base64(text: str, limits: Limits) -> bytes:
 
 
 class Decoded(NamedTuple):
-    """pixels: uint8 [height, width, 3], as the engine takes them. seen: which part of the photo they are."""
+    """pixels: uint8 [height, width, 3], as the engine takes them. seen: which part of the photo
+    they are.
+    """
 
     pixels: np.ndarray
     seen: Box
 
 
 def decode(
-    data: bytes, preprocessing: Preprocessing, limits: Limits, budget: PixelBudget, box: Box | None = None
+    data: bytes,
+    preprocessing: Preprocessing,
+    limits: Limits,
+    budget: PixelBudget,
+    box: Box | None = None,
 ) -> Decoded:
-    """As the engine takes it. Raises PhotoError: empty, too large, no photo, another format, broken.
+    """As the engine takes it. Raises PhotoError: empty, too large, no photo, another format,
+    broken.
 
-    `box`: this part as if it were the whole photo, with a margin as wide as what the centre crop cuts off again.
-    Its size is read from the header before a pixel is decoded; then it waits for its share of `budget`.
+    `box`: this part as if it were the whole photo, with a margin as wide as what the centre crop
+    cuts off again. Its size is read from the header before a pixel is decoded; then it waits for
+    its share of `budget`.
     """
     if not data:
         raise PhotoError(400, "no_photo", "the photo is empty; send the bytes of a photo")
     if len(data) > limits.bytes:
-        raise PhotoError(413, "photo_too_large", f"{len(data)} bytes, at most {limits.bytes}; make the photo smaller")
+        raise PhotoError(
+            413,
+            "photo_too_large",
+            f"{len(data)} bytes, at most {limits.bytes}; make the photo smaller",
+        )
     with budget.taken(_checked_pixels(data, limits)):
         try:
             pixels = image.decode(data, max_pixels=limits.pixels)
         except image.ImageError as error:
             raise PhotoError(400, "broken_photo", str(error)) from error
-        margin = preprocessing.resize_width / preprocessing.width, preprocessing.resize_height / preprocessing.height
+        margin = (
+            preprocessing.resize_width / preprocessing.width,
+            preprocessing.resize_height / preprocessing.height,
+        )
         part = WHOLE if box is None else box.grown(*margin)
         height, width, _ = pixels.shape
         pixels = pixels[part.pixels(width, height)]
@@ -112,8 +133,12 @@ def _checked_pixels(data: bytes, limits: Limits) -> int:
                 width, height = opened.size
     except Exception as error:  # Pillow raises nearly anything on hostile bytes
         if isinstance(error, Image.DecompressionBombError):
-            raise PhotoError(413, "too_many_pixels", f"more than {limits.pixels} pixels; make it smaller") from None
-        raise PhotoError(415, "not_a_photo", f"not a photo; wanted one of {', '.join(FORMATS)}") from None
+            raise PhotoError(
+                413, "too_many_pixels", f"more than {limits.pixels} pixels; make it smaller"
+            ) from None
+        raise PhotoError(
+            415, "not_a_photo", f"not a photo; wanted one of {', '.join(FORMATS)}"
+        ) from None
     if width * height > limits.pixels or max(width, height) > limits.side:
         raise PhotoError(
             413,

@@ -13,7 +13,9 @@ _log = logging.getLogger("sicot")
 
 
 class Queries:
-    """A folder of `REQUEST_ID-RANDOM.photo`; older ones are removed at the start and about once an hour."""
+    """A folder of `REQUEST_ID-RANDOM.photo`; older ones are removed at the start and about once an
+    hour.
+    """
 
     def __init__(self, folder: Path, days: int):
         self.folder, self.seconds, self._cleaned = folder, days * 86_400.0, 0.0

@@ -1,4 +1,6 @@
-"""The service under Ray Serve: `serve run sicot_jax.serve.ray:app index=/srv/index replicas=2` (docs/scaling.md)."""
+"""The service under Ray Serve: `serve run sicot_jax.serve.ray:app index=/srv/index replicas=2`
+(docs/scaling.md).
+"""
 
 # No `from __future__ import annotations` here: Ray reads the type of the builder's argument.
 
@@ -18,7 +20,8 @@ from sicot_jax.serve.settings import Settings
 
 
 class Arguments(BaseModel, extra="forbid", hide_input_in_errors=True):
-    """What `serve run` and a Serve config file may give: the flags of `sicot serve`, and what a replica takes.
+    """What `serve run` and a Serve config file may give: the flags of `sicot serve`, and what a
+    replica takes.
 
     A file or folder has the same path on every machine that a replica may run on.
     """
@@ -57,7 +60,8 @@ def app(arguments: Arguments) -> Application:
         name="sicot",
         num_replicas=arguments.replicas,
         ray_actor_options={"num_cpus": arguments.cpus, "num_gpus": arguments.gpus},
-        # As many as `sicot serve` takes: the service itself says at once who is too many; nobody waits unseen in Ray's queue.
+        # As many as `sicot serve` takes: the service itself says at once who is too many; nobody
+        # waits unseen in Ray's queue.
         max_ongoing_requests=run.CONCURRENT,
         max_queued_requests=run.CONCURRENT,
         graceful_shutdown_timeout_s=math.ceil(settings.seconds) + 1,
@@ -87,19 +91,23 @@ def _settings(arguments: Arguments) -> Settings:
 
 
 class _OneRequestId:
-    """ASGI middleware. Ray's proxy gives every request an id and repeats it in the answer; the service's header would be a
-    second.
+    """ASGI middleware. Ray's proxy gives every request an id and repeats it in the answer; the
+    service's header would be a second.
     """
 
     def __init__(self, inner: ASGIApp):
         self.inner = inner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        theirs = {(name, value) for name, value in scope.get("headers", ()) if name == b"x-request-id"}
+        theirs = {
+            (name, value) for name, value in scope.get("headers", ()) if name == b"x-request-id"
+        }
 
         async def once(message: Message) -> None:
             if message["type"] == "http.response.start":
-                kept: list[Any] = [header for header in message["headers"] if tuple(header) not in theirs]
+                kept: list[Any] = [
+                    header for header in message["headers"] if tuple(header) not in theirs
+                ]
                 message = {**message, "headers": kept}
             await send(message)
 

@@ -28,7 +28,9 @@ _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 def serve(settings: Settings, *, host: str, port: int, workers: int) -> None:
-    """Until SIGINT or SIGTERM; requests that run are answered first. InputError for settings that cannot be served."""
+    """Until SIGINT or SIGTERM; requests that run are answered first. InputError for settings that
+    cannot be served.
+    """
     if workers < 1 or not 0 < port < 65536:
         raise InputError(f"--workers {workers} --port {port}, wanted 1 or more and 1 to 65535")
     check(settings)
@@ -43,12 +45,15 @@ def serve(settings: Settings, *, host: str, port: int, workers: int) -> None:
         "sicot_jax.serve.server:app", factory=True, host=host, port=port, workers=workers, log_config=None, access_log=False,
         timeout_graceful_shutdown=int(settings.seconds) + 1, timeout_keep_alive=30, limit_concurrency=CONCURRENT,
         server_header=False,
-        http="h11",  # everywhere, also where httptools is: with it hostile requests cost half a kB each for good
+        # everywhere, also where httptools is: with it hostile requests cost half a kB each for good
+        http="h11",
     )  # fmt: skip
 
 
 def check(settings: Settings) -> None:
-    """What a worker would fail at is one line here; and files that all of them open are made before the first."""
+    """What a worker would fail at is one line here; and files that all of them open are made before
+    the first.
+    """
     folder = layout.current_version(Path(settings.index))
     open_index(folder, settings.database).close()
     engines.check(folder, settings.engine)

@@ -15,9 +15,10 @@ _VARIABLE = "SICOT_SERVE"  # a worker process starts with an import and has no a
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """index: its folder. database: URL of the database whose copy is read, "" for the folder itself. threads: of the engine in
-    one worker, 0 for all cores. seconds: a request may take. wait_seconds: a photo may expect to wait for the engine; beyond
-    that requests are turned away. keys, events, keep_queries: a file, a file, a folder; "" for none.
+    """index: its folder. database: URL of the database whose copy is read, "" for the folder
+    itself. threads: of the engine in one worker, 0 for all cores. seconds: a request may take.
+    wait_seconds: a photo may expect to wait for the engine; beyond that requests are turned away.
+    keys, events, keep_queries: a file, a file, a folder; "" for none.
     """
 
     index: str
@@ -36,7 +37,9 @@ class Settings:
 
     def __post_init__(self):
         if not Path(self.index).is_dir():
-            raise InputError(f"{self.index}: no product index there; make one with `sicot index build`")
+            raise InputError(
+                f"{self.index}: no product index there; make one with `sicot index build`"
+            )
         for name in ("largest_batch", "wait_seconds", "seconds", "keep_days", "reload_seconds"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name}={getattr(self, name)}, wanted more than 0")

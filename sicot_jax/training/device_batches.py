@@ -12,7 +12,9 @@ from sicot_jax.parallel import mesh as mesh_lib
 
 def to_device(batch: Batch, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
     """The arrays of a batch, divided over all devices; strings stay on the host."""
-    return mesh_lib.to_global({name: array for name, array in batch.items() if array.dtype != object}, mesh)
+    return mesh_lib.to_global(
+        {name: array for name, array in batch.items() if array.dtype != object}, mesh
+    )
 
 
 class DevicePhotos:
@@ -22,9 +24,13 @@ class DevicePhotos:
         images = catalog.splits["train"].images  # type: ignore[attr-defined]  # an array file's
         self.mesh = mesh
         self.images = jax.make_array_from_callback(
-            images.shape, jax.sharding.NamedSharding(mesh, jax.P()), lambda index: np.asarray(images[index])
+            images.shape,
+            jax.sharding.NamedSharding(mesh, jax.P()),
+            lambda index: np.asarray(images[index]),
         )
-        self._gather = jax.jit(lambda images, index: images.at[index].get(out_sharding=mesh_lib.batch_spec(4)))
+        self._gather = jax.jit(
+            lambda images, index: images.at[index].get(out_sharding=mesh_lib.batch_spec(4))
+        )
 
     def __call__(self, batch: Batch) -> dict[str, jax.Array]:
         """As `to_device` of a batch with its photos."""

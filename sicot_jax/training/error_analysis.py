@@ -1,4 +1,6 @@
-"""What a finished run says beyond its accuracy: its catalogue, who is mistaken for whom, which words count."""
+"""What a finished run says beyond its accuracy: its catalogue, who is mistaken for whom, which
+words count.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,11 @@ _BATCH = 1024
 
 
 def catalogue_facts(catalog: Catalog, head_boundary: int) -> dict[str, Any]:
-    """Table 1 and Fig. 6 of SICoT: sizes, vocabulary, what head and tail share of it, photos of words.
+    """Table 1 and Fig. 6 of SICoT: sizes, vocabulary, what head and tail share of it, photos of
+    words.
 
-    "word_counts": [[times a word occurs, words that occur so often], ...], of the titles that were read ("titles").
+    "word_counts": [[times a word occurs, words that occur so often], ...], of the titles that were
+    read ("titles").
     """
     split = catalog.splits["train"]
     read = evenly(len(split), TITLES)
@@ -46,9 +50,14 @@ def catalogue_facts(catalog: Catalog, head_boundary: int) -> dict[str, Any]:
 
 
 def swallowed(
-    label: np.ndarray, predicted: np.ndarray, train_counts: np.ndarray, head_boundary: int, sku: Sequence[str]
+    label: np.ndarray,
+    predicted: np.ndarray,
+    train_counts: np.ndarray,
+    head_boundary: int,
+    sku: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Head classes by the tail photos that they take, most first, each with the classes that it takes most from.
+    """Head classes by the tail photos that they take, most first, each with the classes that it
+    takes most from.
 
     Args: label, predicted: int [N]; train_counts: int [C]; sku: names [C].
     """
@@ -61,16 +70,20 @@ def swallowed(
             break
         sources = np.bincount(label[taken & (predicted == into)], minlength=len(train_counts))
         most = [c for c in np.argsort(-sources, kind="stable")[:3] if sources[c]]
-        of = [{"class": sku[c], "photos": int(sources[c]), "tested": int((label == c).sum())} for c in most]
+        of = [
+            {"class": sku[c], "photos": int(sources[c]), "tested": int((label == c).sum())}
+            for c in most
+        ]
         found.append({"class": sku[into], "photos": int(by_head[into]), "from": of})
     return found
 
 
 def attention(setup: Setup, state: TrainState, catalog: Catalog) -> dict[str, Any]:
-    """Fig. 7 of SICoT: titles with the weight of each word, and the words of highest and lowest mean weight.
+    """Fig. 7 of SICoT: titles with the weight of each word, and the words of highest and lowest
+    mean weight.
 
-    A weight is told as a multiple of that of equal weights, 1 / words of the title; pieces of a word are summed. Titles are
-    as training reads them.
+    A weight is told as a multiple of that of equal weights, 1 / words of the title; pieces of a
+    word are summed. Titles are as training reads them.
     """
     read_title = TitleReader(catalog, setup.config)
     split, vocabulary = catalog.splits["train"], catalog.tokenizer.vocabulary
@@ -85,9 +98,13 @@ def attention(setup: Setup, state: TrainState, catalog: Catalog) -> dict[str, An
     labels, titles = [], []
     for first in range(0, len(read), _BATCH):
         records = [split[i] for i in read[first : first + _BATCH].tolist()]
-        ids = np.stack([read_title(record, int(i)) for record, i in zip(records, read[first:], strict=False)])
+        ids = np.stack(
+            [read_title(record, int(i)) for record, i in zip(records, read[first:], strict=False)]
+        )
         whole = np.pad(ids, ((0, _BATCH - len(ids)), (0, 0)))  # one shape compiles once
-        weights = np.asarray(weigh(state.params, state.batch_stats, mesh.copy_to_all(jnp.asarray(whole), setup.mesh)))
+        weights = np.asarray(
+            weigh(state.params, state.batch_stats, mesh.copy_to_all(jnp.asarray(whole), setup.mesh))
+        )
         rows += [of_words(i, w, vocabulary) for i, w in zip(ids, weights, strict=False)]
         labels += [record["class_id"] for record in records]
         titles += [record["title"] for record in records]
@@ -96,11 +113,14 @@ def attention(setup: Setup, state: TrainState, catalog: Catalog) -> dict[str, An
         for word, weight in dict(row).items():  # a title counts a word once
             seen.setdefault(word, []).append(weight)
     means = sorted(
-        ((float(np.mean(w)), word, len(w)) for word, w in seen.items() if len(w) >= LEAST_SEEN), reverse=True
+        ((float(np.mean(w)), word, len(w)) for word, w in seen.items() if len(w) >= LEAST_SEEN),
+        reverse=True,
     )
     listed = [{"word": word, "weight": round(mean, 4), "titles": n} for mean, word, n in means]
     # Of classes spread from the most to the least frequent, those with a word at all.
-    order = np.argsort(-catalog.classes.counts["train"][np.asarray(labels, np.int64)], kind="stable")
+    order = np.argsort(
+        -catalog.classes.counts["train"][np.asarray(labels, np.int64)], kind="stable"
+    )
     candidates = [i for i in order.tolist() if len(rows[i]) > 1]
     shown = [candidates[i] for i in evenly(len(candidates), SHOWN_TITLES).tolist()]
     return {
@@ -117,8 +137,12 @@ def attention(setup: Setup, state: TrainState, catalog: Catalog) -> dict[str, An
     }
 
 
-def of_words(token_ids: np.ndarray, weights: np.ndarray, vocabulary: Sequence[str]) -> list[tuple[str, float]]:
-    """(word, weight as a multiple of equal weights) of one title: int [T], float [T] -> at most T words in their order."""
+def of_words(
+    token_ids: np.ndarray, weights: np.ndarray, vocabulary: Sequence[str]
+) -> list[tuple[str, float]]:
+    """(word, weight as a multiple of equal weights) of one title: int [T], float [T] -> at most T
+    words in their order.
+    """
     found: list[tuple[str, float]] = []
     ids = token_ids[token_ids > 0]
     pieces = any(vocabulary[i].startswith(WORD_START) for i in ids.tolist())

@@ -13,11 +13,12 @@ from sicot_jax.parallel import distributed as hosts
 
 
 class RunLog:
-    """Writes every record of numbers to `log.jsonl` (and TensorBoard), and one progress line to the terminal.
+    """Writes every record of numbers to `log.jsonl` (and TensorBoard), and one progress line to the
+    terminal.
 
-    `photos_before` says how many photos the steps before one take.
-    A resumed run appends; records beyond the step it resumes from are dropped first, so that each step stands once.
-    Of several processes the first one alone tells.
+    `photos_before` says how many photos the steps before one take. A resumed run appends; records
+    beyond the step it resumes from are dropped first, so that each step stands once. Of several
+    processes the first one alone tells.
     """
 
     def __init__(
@@ -31,14 +32,22 @@ class RunLog:
     ):
         self.total_steps, self.photos_before = total_steps, photos_before
         self.tells = hosts.is_first()
-        self.start_step, self.last_step, self.last_time = start_step, start_step, time.perf_counter()
+        self.start_step, self.last_step, self.last_time = (
+            start_step,
+            start_step,
+            time.perf_counter(),
+        )
         self.seconds_a_photo: float | None = None
         self.warm = False
         self.live = sys.stderr.isatty()
         if not self.tells:
             return
         path = workdir / "log.jsonl"
-        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= start_step] if path.exists() else []
+        kept = (
+            [line for line in path.read_text().splitlines() if _step_of(line) <= start_step]
+            if path.exists()
+            else []
+        )
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(line + "\n" for line in kept))
         temporary.replace(path)
@@ -61,13 +70,19 @@ class RunLog:
                 self.writer.add_scalar(f"{kind}/{name}", value, step)
 
     def progress(self, step: int, losses: dict[str, float]) -> None:
-        """Progress after `step` steps, with rate and time to go measured since the last call (evaluation excluded)."""
+        """Progress after `step` steps, with rate and time to go measured since the last call
+        (evaluation excluded).
+        """
         now = time.perf_counter()
         if step > self.last_step:
-            current = (now - self.last_time) / (self.photos_before(step) - self.photos_before(self.last_step))
+            current = (now - self.last_time) / (
+                self.photos_before(step) - self.photos_before(self.last_step)
+            )
             # The first interval holds what happens once: the second one replaces it.
             self.seconds_a_photo = (
-                0.7 * self.seconds_a_photo + 0.3 * current if self.seconds_a_photo and self.warm else current
+                0.7 * self.seconds_a_photo + 0.3 * current
+                if self.seconds_a_photo and self.warm
+                else current
             )
             self.warm = self.last_step > self.start_step
         self.last_step, self.last_time = step, now

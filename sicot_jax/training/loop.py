@@ -51,9 +51,11 @@ from sicot_jax.training.warm_start import check_source, warm_start
 
 
 def train(config: Config, workdir: Path, *, catalog: Catalog | None = None) -> dict[str, Any]:
-    """Train (or resume, or find finished) the run in `workdir`, evaluate it once on the test split, return the results.
+    """Train (or resume, or find finished) the run in `workdir`, evaluate it once on the test split,
+    return the results.
 
-    Raises ConfigError, CheckpointError, or TrainingStopped (a signal, or a loss that is not finite).
+    Raises ConfigError, CheckpointError, or TrainingStopped (a signal, or a loss that is not
+    finite).
     """
     with runs.alone(workdir):
         with hosts.together():
@@ -96,7 +98,9 @@ def check_catalog(catalog: Catalog, config: Config) -> None:
             "the manifest"
         )
     if not len(catalog.splits["validation"]):
-        hosts.say(f"{catalog.name} has no validation photos: the last state is tested, not the best")
+        hosts.say(
+            f"{catalog.name} has no validation photos: the last state is tested, not the best"
+        )
 
 
 def finished_results(workdir: Path, config: Config, catalog: Catalog) -> dict[str, Any] | None:
@@ -110,11 +114,11 @@ def finished_results(workdir: Path, config: Config, catalog: Catalog) -> dict[st
 
 
 def test(workdir: Path, *, path: str = "") -> dict[str, Any]:
-    """Evaluate a finished run's best checkpoint on the test split, on all devices here: writes `results.json` and
-    `predictions.npz`.
+    """Evaluate a finished run's best checkpoint on the test split, on all devices here: writes
+    `results.json` and `predictions.npz`.
 
-    `path` says where the run's catalogue is now, if it was moved. Raises InputError for a run that is not trained to its
-    end (its training would be over), or on another catalogue.
+    `path` says where the run's catalogue is now, if it was moved. Raises InputError for a run that
+    is not trained to its end (its training would be over), or on another catalogue.
     """
     run = runs.read_run(workdir)
     with runs.alone(workdir):
@@ -143,7 +147,9 @@ def _test(run: runs.Run, catalog: Catalog, device_mesh: jax.sharding.Mesh) -> di
     )
     boundary, on_validation = evaluate.head_boundary(catalog, config), {}
     if with_post_hoc and len(validation := catalog.splits["validation"]):
-        seen = evaluate.predict(recognize, state, validation, config, device_mesh, max_photos=config.eval.max_photos)
+        seen = evaluate.predict(
+            recognize, state, validation, config, device_mesh, max_photos=config.eval.max_photos
+        )
         on_validation = evaluate.post_hoc_accuracy(seen, catalog, config)
     info = {
         "post_hoc_on_validation": on_validation,
@@ -163,11 +169,15 @@ def _test(run: runs.Run, catalog: Catalog, device_mesh: jax.sharding.Mesh) -> di
         "version": __version__,
         "hardware": runs.hardware(device_mesh),
     }
-    return evaluate.write_results(run.workdir, predictions, catalog, config, split="test", info=info)
+    return evaluate.write_results(
+        run.workdir, predictions, catalog, config, split="test", info=info
+    )
 
 
 class _Signals:
-    """SIGTERM and SIGINT set a flag that the loop reads between steps; a second SIGINT interrupts at once."""
+    """SIGTERM and SIGINT set a flag that the loop reads between steps; a second SIGINT interrupts
+    at once.
+    """
 
     def __enter__(self):
         self.received: int | None = None
@@ -202,7 +212,11 @@ class _Loop:
         self.clicks = clicks.digest if clicks else ""
         if clicks:
             hosts.say(f"clicks: {clicks.summary()}")
-            hosts.check_same("what can be drawn of data.triplets", self.clicks, "give every process the same photos")
+            hosts.check_same(
+                "what can be drawn of data.triplets",
+                self.clicks,
+                "give every process the same photos",
+            )
         self.train_steps: dict[int, jax.stages.Compiled] = {}  # by batch size
         self.checkpoints = Checkpoints(workdir, num_classes=setup.shape.num_classes, writer=True)
         self.best = (self.checkpoints.info("best") or {}).get("validation")
@@ -262,12 +276,16 @@ class _Loop:
         )
 
     def _compile(self, batch_sizes: Iterable[int]) -> None:
-        """The steps for those sizes, before anything is allocated: a run that does not fit ends here."""
+        """The steps for those sizes, before anything is allocated: a run that does not fit ends
+        here.
+        """
         hosts.say("compiling the step")
         target = abstract_state(self.setup)
         try:
             with hosts.together():
-                self.train_steps |= fit.compile_within_memory(self.memory_plan, self.setup, target, batch_sizes)
+                self.train_steps |= fit.compile_within_memory(
+                    self.memory_plan, self.setup, target, batch_sizes
+                )
         except fit.DoesNotFit as error:
             lines = (
                 plan_report.memory_lines(error.plan),
@@ -290,10 +308,14 @@ class _Loop:
 
     def _batches(self, start: int) -> Generator[pipeline.Batch]:
         data = self.config.data
-        return pipeline.ahead(self.make_batches, start, self.setup.steps, workers=data.workers, source=data.source)
+        return pipeline.ahead(
+            self.make_batches, start, self.setup.steps, workers=data.workers, source=data.source
+        )
 
     def _steps(self, state: TrainState) -> None:
-        """Losses are read one step late, so that the device never waits; nothing is saved before its loss was read."""
+        """Losses are read one step late, so that the device never waits; nothing is saved before
+        its loss was read.
+        """
         config, setup = self.config.train, self.setup
         first = int(state.step)
         # More where the newest checkpoint was damaged and this one is from before the batch grew.
@@ -301,11 +323,17 @@ class _Loop:
             self._compile(missing)
         evaluate_every = max(1, round(config.evaluate_every_epochs * setup.steps_per_epoch))
         numbers = mesh.copy_to_all(setup.numbers(), setup.mesh)
-        on_device = device_batches.DevicePhotos(self.catalog, setup.mesh) if self.config.data.on_device else None
+        on_device = (
+            device_batches.DevicePhotos(self.catalog, setup.mesh)
+            if self.config.data.on_device
+            else None
+        )
         last_save, pending = time.monotonic(), None
         with _Signals() as signals, contextlib.closing(self._batches(first)) as batches:
             for step, batch in enumerate(batches, first + 1):
-                placed = on_device(batch) if on_device else device_batches.to_device(batch, setup.mesh)
+                placed = (
+                    on_device(batch) if on_device else device_batches.to_device(batch, setup.mesh)
+                )
                 state, losses = self.train_steps[setup.plan.size(step - 1)](state, placed, numbers)
                 if pending is not None:
                     self._read(*pending)
@@ -314,8 +342,13 @@ class _Loop:
                 # Clocks and signals are each process's own; asking the others waits for the step.
                 agreeing = not hosts.several() or evaluating or step % config.log_every_steps == 0
                 stop = agreeing and hosts.any_of(signals.received is not None)
-                due = agreeing and hosts.of_first(time.monotonic() - last_save > config.checkpoint_every_seconds)
-                due |= bool(config.checkpoint_every_steps) and step % config.checkpoint_every_steps == 0
+                due = agreeing and hosts.of_first(
+                    time.monotonic() - last_save > config.checkpoint_every_seconds
+                )
+                due |= (
+                    bool(config.checkpoint_every_steps)
+                    and step % config.checkpoint_every_steps == 0
+                )
                 if evaluating or due or stop:
                     self._read(*pending)
                     pending = None
@@ -327,31 +360,49 @@ class _Loop:
                         stop = hosts.any_of(signals.received is not None)
                     if due or stop or step == setup.steps:
                         self._check_state(state, step)
-                        self.checkpoints.save(state, step, info={"validate": evaluating, "clicks": self.clicks})
+                        self.checkpoints.save(
+                            state, step, info={"validate": evaluating, "clicks": self.clicks}
+                        )
                         last_save = time.monotonic()
                     self.log.resume_clock()
                 if stop:
                     self.checkpoints.wait()
-                    name = signal.Signals(signals.received).name if signals.received else "a signal to another process"
-                    raise TrainingStopped(f"{name}: saved at step {step}; the same command goes on from there")
+                    name = (
+                        signal.Signals(signals.received).name
+                        if signals.received
+                        else "a signal to another process"
+                    )
+                    raise TrainingStopped(
+                        f"{name}: saved at step {step}; the same command goes on from there"
+                    )
 
     def _read(self, step: int, losses: dict[str, jax.Array]) -> None:
         """Fetch a step's losses, stop on one that is not finite, log now and then."""
         values = {name: float(value) for name, value in losses.items()}
         if not math.isfinite(values["total"]):
             self.log.numbers(step, "train", values)
-            raise self._not_finite(f"loss is {values['total']} at step {step}, wanted a finite number")
+            raise self._not_finite(
+                f"loss is {values['total']} at step {step}, wanted a finite number"
+            )
         if step % self.config.train.log_every_steps == 0 or step == self.setup.steps:
             self.log.progress(step, values)
 
     def _check_state(self, state: TrainState, step: int) -> None:
-        """A step's loss speaks of the parameters before its update; what is saved is what came after it."""
-        if not bool(_all_finite((state.params, state.batch_stats, state.classifier.kernel, state.classifier.bias))):
+        """A step's loss speaks of the parameters before its update; what is saved is what came
+        after it.
+        """
+        if not bool(
+            _all_finite(
+                (state.params, state.batch_stats, state.classifier.kernel, state.classifier.bias)
+            )
+        ):
             raise self._not_finite(f"parameters are not finite after step {step}")
 
     def _not_finite(self, what: str) -> NotFinite:
         kept = self.checkpoints.latest_step()
-        last = f"the last good checkpoint is of step {kept}" if kept else "no checkpoint was saved yet"
+        last = (
+            f"the last good checkpoint is of step {kept}" if kept else "no checkpoint was saved yet"
+        )
         return NotFinite(
             f"{what}; {last}; lower optim.learning_rate or add optim.warmup_epochs and train in another --workdir"
         )
@@ -366,19 +417,30 @@ class _Loop:
                 self.config, self.setup.visual_graphdef, self.setup.shape.num_classes
             )
         predictions = evaluate.predict(
-            self.recognize, state, split, self.config, self.setup.mesh, max_photos=self.config.eval.max_photos
+            self.recognize,
+            state,
+            split,
+            self.config,
+            self.setup.mesh,
+            max_photos=self.config.eval.max_photos,
         )
         result = evaluate.summarise(predictions, self.catalog, self.config)
         numbers = {
-            f"{group}_{k}": row[k] for group, row in result.items() for k in ("top1", "top3") if row[k] is not None
+            f"{group}_{k}": row[k]
+            for group, row in result.items()
+            for k in ("top1", "top3")
+            if row[k] is not None
         }
         numbers["log_prob"] = float(np.mean(predictions.label_log_prob))
         self.log.numbers(step, "validation", numbers)
-        # A small validation set ties often: the higher log-probability of the right label decides then.
+        # A small validation set ties often: the higher log-probability of the right label decides
+        # then.
         value = [numbers["overall_top1"], numbers["log_prob"]]
         better = self.best is None or value > self.best
         shares = "  ".join(
-            f"{group} {result[group]['top1']:.2f}" for group in result if result[group]["top1"] is not None
+            f"{group} {result[group]['top1']:.2f}"
+            for group in result
+            if result[group]["top1"] is not None
         )
         self.log.message(
             f"epoch {self.setup.epoch_at(step):.2f}  validation top-1: {shares}{'  (best)' if better else ''}"

@@ -1,4 +1,6 @@
-"""Accuracy overall, for head and tail, and averaged over classes; from per-photo predictions, as sums and counts."""
+"""Accuracy overall, for head and tail, and averaged over classes; from per-photo predictions, as
+sums and counts.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ def accuracy(
       label: int [N]; top_classes: int [N, K], best first; train_counts: int [C].
       head_boundary: head = classes with more training photos than this.
 
-    Returns: {"overall" | "head" | "tail" | "class_mean": {"top1", "top3", "photos", "classes"}}; a group without a photo
-    has None for its figures.
+    Returns: {"overall" | "head" | "tail" | "class_mean": {"top1", "top3", "photos", "classes"}}; a
+      group without a photo has None for its figures.
     """
     hit1 = top_classes[:, 0] == label
     hit3 = (top_classes[:, :3] == label[:, None]).any(-1)
@@ -28,7 +30,9 @@ def accuracy(
     result = {name: _share(hit1, hit3, label, member) for name, member in groups.items()}
     photos = np.bincount(label, minlength=len(train_counts))
     tested = photos > 0
-    per_class = [np.bincount(label, hit, len(train_counts))[tested] / photos[tested] for hit in (hit1, hit3)]
+    per_class = [
+        np.bincount(label, hit, len(train_counts))[tested] / photos[tested] for hit in (hit1, hit3)
+    ]
     result["class_mean"] = {
         "top1": _percent(per_class[0]),
         "top3": _percent(per_class[1]),

@@ -13,12 +13,15 @@ from sicot_jax.config.batch_plan import BatchPlan
 FROZEN, TRAINED = "frozen", "trained"
 
 
-def make_schedule(config: OptimConfig, plan: BatchPlan, *, steps: int, photos: int) -> optax.Schedule:
-    """Step -> learning rate, after a linear warm-up of `warmup_epochs`; `epoch` and progress count from its end.
+def make_schedule(
+    config: OptimConfig, plan: BatchPlan, *, steps: int, photos: int
+) -> optax.Schedule:
+    """Step -> learning rate, after a linear warm-up of `warmup_epochs`; `epoch` and progress count
+    from its end.
 
     "step":   lr * gamma^floor(epoch / decay_epochs)  (SICoT 4.3: gamma 0.8, every epoch)
-    "exponential": lr * gamma^(epoch / decay_epochs)  (the same decay, continuous)
-    "cosine": lr * (1 + cos(pi * progress)) / 2 over the steps after the warm-up (Loshchilov & Hutter 2017)
+    "exponential": lr * gamma^(epoch / decay_epochs)  (the same decay, continuous) "cosine": lr * (1
+    + cos(pi * progress)) / 2 over the steps after the warm-up (Loshchilov & Hutter 2017)
     "constant": lr
 
     Args:
@@ -39,26 +42,33 @@ def make_schedule(config: OptimConfig, plan: BatchPlan, *, steps: int, photos: i
         case _:  # "constant"; the config knows no other
             main = optax.constant_schedule(rate)
     if warmup:
-        main = optax.join_schedules([optax.linear_schedule(rate / warmup, rate, warmup), main], [warmup])
+        main = optax.join_schedules(
+            [optax.linear_schedule(rate / warmup, rate, warmup), main], [warmup]
+        )
     return lambda step: main(plan.batches_before(step))
 
 
 def decayed(params):
-    """Weight decay touches matrices and kernels, not biases, batch-norm scales or anything else of one axis."""
+    """Weight decay touches matrices and kernels, not biases, batch-norm scales or anything else of
+    one axis.
+    """
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 def part_of(name: str) -> str:
-    """Path name -> the part of the model that it belongs to: "visual/resnet", "visual/box", "visual" (its projection),
-    "semantic".
+    """Path name -> the part of the model that it belongs to: "visual/resnet", "visual/box",
+    "visual" (its projection), "semantic".
     """
     return next(
-        (part for part in ("visual/resnet", "visual/box") if name.startswith(f"{part}/")), name.partition("/")[0]
+        (part for part in ("visual/resnet", "visual/box") if name.startswith(f"{part}/")),
+        name.partition("/")[0],
     )
 
 
 def trained_parts(config: OptimConfig, params: dict) -> dict[str, bool]:
-    """Part ("visual/resnet", "semantic", ...) -> whether any of its parameters trains; others keep their batch statistics."""
+    """Part ("visual/resnet", "semantic", ...) -> whether any of its parameters trains; others keep
+    their batch statistics.
+    """
     parts: dict[str, bool] = {}
     for path, _ in jax.tree_util.tree_leaves_with_path(params):
         name = path_name(path)
@@ -68,20 +78,23 @@ def trained_parts(config: OptimConfig, params: dict) -> dict[str, bool]:
 
 
 def make_tx(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
-    """What one update does to parameters; frozen ones are left untouched. Decay and trust ratio are for kernels alone.
+    """What one update does to parameters; frozen ones are left untouched. Decay and trust ratio are
+    for kernels alone.
 
-    "sgd":   with momentum, decay added to the gradient, as torch does
-    "lars":  sgd with each kernel's step scaled to its norm, the learning rate inside the momentum, as `optax.lars`
+    "sgd":   with momentum, decay added to the gradient, as torch does "lars":  sgd with each
+    kernel's step scaled to its norm, the learning rate inside the momentum, as `optax.lars`
     "adamw": decoupled decay
 
-    Of lars an update may be given the `trust_ratio` of the kernel (`TrustRatio`) whose rows it updates; any update a
-    `learning_rate`, which the schedule's is multiplied by.
+    Of lars an update may be given the `trust_ratio` of the kernel (`TrustRatio`) whose rows it
+    updates; any update a `learning_rate`, which the schedule's is multiplied by.
     """
     match config.name:
         case "sgd":
             tx = optax.chain(
                 optax.add_decayed_weights(config.weight_decay, mask=decayed),
-                _times_learning_rate(optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov)),
+                _times_learning_rate(
+                    optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov)
+                ),
             )
         case "lars":
             tx = optax.chain(
@@ -91,7 +104,9 @@ def make_tx(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTran
                 optax.trace(config.momentum, nesterov=config.nesterov),
             )
         case _:  # "adamw"; the config knows no other
-            tx = _times_learning_rate(optax.adamw(schedule, weight_decay=config.weight_decay, mask=decayed))
+            tx = _times_learning_rate(
+                optax.adamw(schedule, weight_decay=config.weight_decay, mask=decayed)
+            )
 
     def label(params):
         return jax.tree_util.tree_map_with_path(
@@ -102,7 +117,9 @@ def make_tx(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTran
 
 
 def _times_learning_rate(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """An update's `learning_rate`, where it is given one, times what tx makes of it; tx is linear in the rate."""
+    """An update's `learning_rate`, where it is given one, times what tx makes of it; tx is linear
+    in the rate.
+    """
 
     def update(updates, state, params=None, *, learning_rate=None, **extra_args):
         updates, state = tx.update(updates, state, params)

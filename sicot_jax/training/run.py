@@ -68,7 +68,9 @@ def vocabulary_hash(tokenizer: Tokenizer) -> str:
 
 
 def triplets_hash(data: DataConfig) -> str:
-    """SHA-256 of the file of `data.triplets`, "" where there is none to be. InputError where it is missing."""
+    """SHA-256 of the file of `data.triplets`, "" where there is none to be. InputError where it is
+    missing.
+    """
     if not data.triplets:
         return ""
     try:
@@ -80,13 +82,19 @@ def triplets_hash(data: DataConfig) -> str:
 
 
 def commit() -> str:
-    """Commit of the checkout this code runs from, "+" where it has changes; "" for an installed package."""
+    """Commit of the checkout this code runs from, "+" where it has changes; "" for an installed
+    package.
+    """
     root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return ""
     try:
-        name = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True).stdout
-        changed = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
+        name = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True
+        ).stdout
+        changed = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return ""
     return name.strip() + ("+" if changed.stdout.strip() else "")
@@ -94,7 +102,9 @@ def commit() -> str:
 
 def hardware(device_mesh) -> str:
     device = device_mesh.devices.flat[0]
-    return f"{device_mesh.size} x {device.device_kind} ({platform.machine()}), jax {jax.__version__}"
+    return (
+        f"{device_mesh.size} x {device.device_kind} ({platform.machine()}), jax {jax.__version__}"
+    )
 
 
 def read_run(workdir: Path) -> Run:
@@ -108,19 +118,25 @@ def read_run(workdir: Path) -> Run:
         DataShape(**data["shape"]),
         data["hash"],
         data["class_table"],
-        data.get("vocabulary", ""),  # "" in runs of before it was kept: no vocabulary is the same then
+        data.get(
+            "vocabulary", ""
+        ),  # "" in runs of before it was kept: no vocabulary is the same then
         stored.get("commit", ""),
     )
 
 
 def start_or_continue(workdir: Path, config: Config, catalog: Catalog) -> None:
-    """Write `config.json`, or check that the run already there is the same one. ConfigError names every difference."""
+    """Write `config.json`, or check that the run already there is the same one. ConfigError names
+    every difference.
+    """
     path = workdir / "config.json"
     new = describe(config, catalog)
     # Entries that are no number are what Orbax left half written.
     saved = any(entry.name.isdigit() for entry in (workdir / "checkpoints").glob("*/*"))
     started = saved or (workdir / "results.json").exists()
-    if not path.exists() or not started:  # a run without a checkpoint holds nothing that another config could spoil
+    if (
+        not path.exists() or not started
+    ):  # a run without a checkpoint holds nothing that another config could spoil
         if hosts.is_first():
             workdir.mkdir(parents=True, exist_ok=True)
             write_class_table(workdir / CLASSES_FILE, catalog.classes)
@@ -130,10 +146,14 @@ def start_or_continue(workdir: Path, config: Config, catalog: Catalog) -> None:
     different = differences_of(path, config, catalog)
     if not different:
         now = json.loads(json.dumps(new["config"]))
-        if old["config"] != now and hosts.is_first():  # another mesh, path or batch size: used from now on
+        if (
+            old["config"] != now and hosts.is_first()
+        ):  # another mesh, path or batch size: used from now on
             write_json(path, {**old, "config": now})
         return
-    raise ConfigError(f"{workdir} holds another run ({'; '.join(different)}); use another --workdir or remove that one")
+    raise ConfigError(
+        f"{workdir} holds another run ({'; '.join(different)}); use another --workdir or remove that one"
+    )
 
 
 def class_table_file(run: Run) -> Path:
@@ -152,8 +172,13 @@ def class_table_file(run: Run) -> Path:
 
 
 def differences_of(path: Path, config: Config, catalog: Catalog) -> list[str]:
-    """What makes the run with that config.json another one than `config` on `catalog`, a line each; none for the same run."""
-    before, now = config_lib.stored(path), config_lib.flatten(json.loads(json.dumps(config_lib.to_dict(config))))
+    """What makes the run with that config.json another one than `config` on `catalog`, a line each;
+    none for the same run.
+    """
+    before, now = (
+        config_lib.stored(path),
+        config_lib.flatten(json.loads(json.dumps(config_lib.to_dict(config)))),
+    )
     different = [
         f"{name}: {before.get(name)} -> {now.get(name)}"
         for name in sorted(before.keys() | now.keys())
@@ -162,7 +187,9 @@ def differences_of(path: Path, config: Config, catalog: Catalog) -> list[str]:
     data = read_json(path, "the config.json of this run")["data"]
     old = data["hash"]
     if old != catalog.data_hash:
-        different.append(f"data: {old[:12]} -> {catalog.data_hash[:12]}{same_data(config.data, old)}")
+        different.append(
+            f"data: {old[:12]} -> {catalog.data_hash[:12]}{same_data(config.data, old)}"
+        )
     triplets = data.get("triplets", ""), triplets_hash(config.data)
     if triplets[0] != triplets[1]:
         different.append(f"triplets: {triplets[0][:12] or 'none'} -> {triplets[1][:12] or 'none'}")
@@ -170,7 +197,9 @@ def differences_of(path: Path, config: Config, catalog: Catalog) -> list[str]:
 
 
 def check_same_everywhere(config: Config, catalog: Catalog) -> None:
-    """InputError where processes of one run would train different things; where the catalogue lies is each one's own."""
+    """InputError where processes of one run would train different things; where the catalogue lies
+    is each one's own.
+    """
     with hosts.together():
         triplets = triplets_hash(config.data)
     places = {"data.path": "", "data.queries": "", "data.triplets": triplets}
@@ -181,7 +210,9 @@ def check_same_everywhere(config: Config, catalog: Catalog) -> None:
 
 
 def same_data(data: DataConfig, data_hash: str) -> str:
-    """Where an older version of an imported catalogue is the one wanted: ", which PATH holds", else ""."""
+    """Where an older version of an imported catalogue is the one wanted: ", which PATH holds", else
+    "".
+    """
     if data.source == "imported":
         from sicot_jax.catalog.sources import imported
 
@@ -194,8 +225,9 @@ def same_data(data: DataConfig, data_hash: str) -> str:
 
 @contextlib.contextmanager
 def alone(workdir: Path) -> Iterator[None]:
-    """Hold the run folder, one process for all of its run; ConfigError when another one trains in it, or where it is not
-    the same folder for all."""
+    """Hold the run folder, one process for all of its run; ConfigError when another one trains in
+    it, or where it is not the same folder for all.
+    """
     path = workdir / ".lock"
     with contextlib.ExitStack() as held:
         with hosts.together():
@@ -216,9 +248,11 @@ def alone(workdir: Path) -> Iterator[None]:
 
 
 def restore_best(run: Run, device_mesh) -> tuple[Setup, TrainState, int]:
-    """Setup, the run's best checkpoint (the last one where it has no validation photos), and the steps it was trained.
+    """Setup, the run's best checkpoint (the last one where it has no validation photos), and the
+    steps it was trained.
 
-    On this mesh, under `jax.set_mesh`. The optimizer's state, as large as all parameters, stays on disk.
+    On this mesh, under `jax.set_mesh`. The optimizer's state, as large as all parameters, stays on
+    disk.
     """
     setup = make_setup(run.config, run.shape, device_mesh)
     checkpoints = Checkpoints(run.workdir, num_classes=run.shape.num_classes)
@@ -246,11 +280,15 @@ def restore_finished(run: Run, device_mesh) -> tuple[Setup, TrainState]:
 
 
 def on_devices_here(run: Run, device_mesh, path: str = "") -> Run:
-    """The run with batches of photos that these devices divide, and its catalogue at `path`, if it was moved."""
+    """The run with batches of photos that these devices divide, and its catalogue at `path`, if it
+    was moved.
+    """
     config = run.config
     batch = -(-config.eval.batch_size // device_mesh.size) * device_mesh.size
     data = dataclasses.replace(config.data, path=path or config.data.path)
-    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=batch), data=data)
+    config = dataclasses.replace(
+        config, eval=dataclasses.replace(config.eval, batch_size=batch), data=data
+    )
     return dataclasses.replace(run, config=config)
 
 

@@ -29,20 +29,26 @@ from sicot_jax.parallel import mesh
 from sicot_jax.training.augment import Crops, crop, crop_boxes, hide, random_crops, random_hidden
 from sicot_jax.training.optimizer import make_schedule, make_tx, trained_parts
 
-ExtraLoss = Callable[[dict[str, jax.Array], dict[str, jax.Array]], jax.Array]  # (outputs, batch) -> scalar
+ExtraLoss = Callable[
+    [dict[str, jax.Array], dict[str, jax.Array]], jax.Array
+]  # (outputs, batch) -> scalar
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a run needs to go on. `step` is also the data position; random keys are fold_in(seed, step)."""
+    """Everything a run needs to go on. `step` is also the data position; random keys are
+    fold_in(seed, step).
+    """
 
     step: jax.Array  # int32 scalar: updates done
     params: dict[str, Any]  # {"visual": ..., "semantic": ...}, float32, replicated
     batch_stats: dict[str, Any]
     opt_state: optax.OptState
     classifier: heads.Classifier
-    unsent: exchange.Unsent  # what each device has not sent yet of its gradients, with train.gradient_ratio below 1
+    unsent: (
+        exchange.Unsent
+    )  # what each device has not sent yet of its gradients, with train.gradient_ratio below 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +70,8 @@ class DataShape:
 class Setup:
     """What is fixed for a run: the functions and shapes behind `train_step`.
 
-    `steps` are updates; `steps_per_epoch` those of the first batch size, more than there are once the batch has grown
-    (`epoch_at` counts records).
+    `steps` are updates; `steps_per_epoch` those of the first batch size, more than there are once
+    the batch has grown (`epoch_at` counts records).
     """
 
     config: Config
@@ -81,7 +87,9 @@ class Setup:
 
     def numbers(self) -> heads.Numbers:
         """Of its config, as NumPy scalars."""
-        return heads.numbers_of(self.config.loss, learning_rate=self.config.optim.learning_rate, seed=self.config.seed)
+        return heads.numbers_of(
+            self.config.loss, learning_rate=self.config.optim.learning_rate, seed=self.config.seed
+        )
 
     def epoch_at(self, step: int) -> float:
         """Epochs done before that step."""
@@ -93,7 +101,9 @@ def compute_dtype(config: Config):
 
 
 def make_setup(config: Config, shape: DataShape, device_mesh) -> Setup:
-    """Check the config against data and mesh, and build the run's functions. Allocates nothing on the device."""
+    """Check the config against data and mesh, and build the run's functions. Allocates nothing on
+    the device.
+    """
     if config.loss.with_text and shape.vocabulary_size < 2:
         raise ConfigError(
             "the catalogue has no titles, and loss.mixed or loss.title_words wants them; import it with some (sicot "
@@ -119,9 +129,14 @@ def make_setup(config: Config, shape: DataShape, device_mesh) -> Setup:
 
     net, visual = nnx.eval_shape(graph)
     names = [
-        path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(net, nnx.Param)))
+        path_name(path)
+        for path, _ in jax.tree_util.tree_leaves_with_path(
+            nnx.to_pure_dict(nnx.state(net, nnx.Param))
+        )
     ]
-    if not any(config.optim.trains(name) for name in (*names, "classifier/kernel", "classifier/bias")):
+    if not any(
+        config.optim.trains(name) for name in (*names, "classifier/kernel", "classifier/bias")
+    ):
         raise ConfigError(
             f"optim.trainable={config.optim.trainable!r} matches no parameter; e.g. classifier, visual/resnet"
         )
@@ -152,11 +167,14 @@ def check_batches(config: Config, device_mesh) -> None:
     """ConfigError where a batch cannot be divided over the devices."""
     devices = device_mesh.size
     for name, size in {
-        "train.batch_size / train.micro_batches": config.train.batch_size // config.train.micro_batches,
+        "train.batch_size / train.micro_batches": config.train.batch_size
+        // config.train.micro_batches,
         "eval.batch_size": config.eval.batch_size,
     }.items():
         if size % devices:
-            raise ConfigError(f"{name}={size} is not divisible by {devices} devices; use a multiple of {devices}")
+            raise ConfigError(
+                f"{name}={size} is not divisible by {devices} devices; use a multiple of {devices}"
+            )
 
 
 def new_net(config: Config, shape: DataShape) -> Sicot:
@@ -173,7 +191,9 @@ def new_net(config: Config, shape: DataShape) -> Sicot:
 
 
 def words_told(config: Config, shape: DataShape) -> int:
-    """How many words have a score: the first of the vocabulary, which are the most frequent; 0 where no score is wanted."""
+    """How many words have a score: the first of the vocabulary, which are the most frequent; 0
+    where no score is wanted.
+    """
     wanted = config.model.word_rows or config.loss.title_words
     return min(config.model.title_words, shape.vocabulary_size - 1) if wanted else 0
 
@@ -192,7 +212,9 @@ def start_state(setup: Setup, log_prior: jax.Array) -> TrainState:
     net = new_net(setup.config, setup.shape)
     split: Any = nnx.split(net, nnx.Param, nnx.BatchStat)
     _, params, batch_stats = split
-    params, batch_stats = mesh.copy_to_all((nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)), setup.mesh)
+    params, batch_stats = mesh.copy_to_all(
+        (nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)), setup.mesh
+    )
 
     def classifier(key, log_prior):
         return heads.start_classifier(
@@ -207,54 +229,79 @@ def start_state(setup: Setup, log_prior: jax.Array) -> TrainState:
     key = jax.random.fold_in(jax.random.key(setup.config.seed), 1)
     step = mesh.copy_to_all(jnp.zeros((), jnp.int32), setup.mesh)
     opt_state = mesh.copy_to_all(setup.tx.init(params), setup.mesh)
-    unsent = jax.jit(lambda: exchange.nothing_unsent(kernels_sent_in_part(setup.config, params), setup.mesh.size))()
-    return TrainState(step, params, batch_stats, opt_state, jax.jit(classifier)(key, log_prior), unsent)
+    unsent = jax.jit(
+        lambda: exchange.nothing_unsent(kernels_sent_in_part(setup.config, params), setup.mesh.size)
+    )()
+    return TrainState(
+        step, params, batch_stats, opt_state, jax.jit(classifier)(key, log_prior), unsent
+    )
 
 
 def kernels_sent_in_part(config: Config, params: dict) -> dict[str, tuple[int, ...]]:
-    """Path name -> shape of the arrays of two axes or more: of their gradients devices send the largest entries alone."""
+    """Path name -> shape of the arrays of two axes or more: of their gradients devices send the
+    largest entries alone.
+    """
     shapes = {path_name(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
     sparse = config.train.gradient_ratio < 1
-    return {name: shape for name, shape in shapes.items() if sparse and len(shape) > 1 and config.optim.trains(name)}
+    return {
+        name: shape
+        for name, shape in shapes.items()
+        if sparse and len(shape) > 1 and config.optim.trains(name)
+    }
 
 
 def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | None = None):
     """The step: (state, batch[, numbers]) -> (state, losses); to be jitted with the state donated.
 
-    forward -> head(embeddings, label, classifier) -> backward -> optax. `losses` holds "total", the mean cross-entropy
-    of each stream, and each of `extra_losses` (named pure functions of (outputs, batch), added to the total).
+    forward -> head(embeddings, label, classifier) -> backward -> optax. `losses` holds "total", the
+    mean cross-entropy of each stream, and each of `extra_losses` (named pure functions of (outputs,
+    batch), added to the total).
 
-    The streams run on each device by itself, but for batch-norm statistics, which are of all devices. Their gradients
-    are exchanged once a step (`exchange`).
+    The streams run on each device by itself, but for batch-norm statistics, which are of all
+    devices. Their gradients are exchanged once a step (`exchange`).
 
-    With micro-batches: all of them forward for their embeddings, one head call over the stacked embeddings, then each
-    forward again and backward from its share of the cotangents, so that memory is that of one micro-batch. While one is
-    in the streams, the embeddings of the one before travel. Batch-norm statistics are those of each micro-batch. Extra
-    losses are means over micro-batches.
+    With micro-batches: all of them forward for their embeddings, one head call over the stacked
+    embeddings, then each forward again and backward from its share of the cotangents, so that
+    memory is that of one micro-batch. While one is in the streams, the embeddings of the one before
+    travel. Batch-norm statistics are those of each micro-batch. Extra losses are means over
+    micro-batches.
 
     `numbers` are the config's own where none are given, compiled in.
 
-    How many micro-batches a batch has follows from its size, theirs being fixed; so each size of a batch that grows
-    compiles once. ValueError (when traced) for a size that they do not divide.
+    How many micro-batches a batch has follows from its size, theirs being fixed; so each size of a
+    batch that grows compiles once. ValueError (when traced) for a size that they do not divide.
     """
     config = setup.config
     preprocessing = config.preprocessing
-    extra_losses = {**_word_losses(config), **_code_losses(config), **_box_losses(config), **(extra_losses or {})}
+    extra_losses = {
+        **_word_losses(config),
+        **_code_losses(config),
+        **_box_losses(config),
+        **(extra_losses or {}),
+    }
     streams = tuple(heads.loss_weights(config.loss))
     micro_batch = config.train.batch_size // config.train.micro_batches
 
     def draw(key, image):
-        """-> what makes the network's input of bytes: small, unlike the input, which micro-batches make one at a time."""
+        """-> what makes the network's input of bytes: small, unlike the input, which micro-batches
+        make one at a time.
+        """
         options = config.augment
         if not options.enabled:
             return None, None
-        crops = random_crops(key, image, min_area=options.min_area, max_ratio=options.max_ratio, flip=options.flip)
-        return crops, random_hidden(jax.random.fold_in(key, 1), image, share=options.hide) if options.hide else None
+        crops = random_crops(
+            key, image, min_area=options.min_area, max_ratio=options.max_ratio, flip=options.flip
+        )
+        return crops, random_hidden(
+            jax.random.fold_in(key, 1), image, share=options.hide
+        ) if options.hide else None
 
     def pixels(image, crops, hidden):
         if crops is None:
             return preprocessing.normalise(preprocessing.centre_crop(image))
-        found = preprocessing.normalise(crop(image, crops, height=preprocessing.height, width=preprocessing.width))
+        found = preprocessing.normalise(
+            crop(image, crops, height=preprocessing.height, width=preprocessing.width)
+        )
         return found if hidden is None else hide(found, hidden)
 
     def on_device(stacked, batch_stats, photos, token_ids):
@@ -263,9 +310,12 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
         outputs = net(pixels(*photos), token_ids, train=trained_parts(config.optim, params))
         return outputs, nnx.to_pure_dict(nnx.state(net, nnx.BatchStat))
 
-    # (a copy of the parameters for each device, batch statistics, photos, token ids) -> outputs, new batch statistics
+    # (a copy of the parameters for each device, batch statistics, photos, token ids) -> outputs,
+    # new batch statistics
     forward = jax.shard_map(
-        on_device, in_specs=(mesh.BATCH, jax.P(), mesh.BATCH, mesh.BATCH), out_specs=(mesh.BATCH, jax.P())
+        on_device,
+        in_specs=(mesh.BATCH, jax.P(), mesh.BATCH, mesh.BATCH),
+        out_specs=(mesh.BATCH, jax.P()),
     )
 
     def extras(outputs, batch):
@@ -273,27 +323,36 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
         return sum(values.values(), jnp.zeros(())), values
 
     def linearise(stacked, batch_stats, photos, batch):
-        """-> outputs, their pull-back to each device's copy of the parameters, new batch statistics."""
-        return jax.vjp(lambda p: forward(p, batch_stats, photos, batch.get("token_ids")), stacked, has_aux=True)
+        """-> outputs, their pull-back to each device's copy of the parameters, new batch
+        statistics.
+        """
+        return jax.vjp(
+            lambda p: forward(p, batch_stats, photos, batch.get("token_ids")), stacked, has_aux=True
+        )
 
     def pull_back(outputs, vjp, batch, cotangents, parts=1):
         """Gradient of the head's loss and the extra losses, and the latters' values."""
         (_, values), extra = jax.value_and_grad(extras, has_aux=True)(outputs, batch)
-        # The head's loss is a mean over the whole batch already, the extra ones over this part of it.
+        # The head's loss is a mean over the whole batch already, the extra ones over this part of
+        # it.
         full = {name: extra[name] / parts + cotangents.get(name, 0) for name in outputs}
         return vjp(full)[0], values
 
     def whole(stacked, state, photos, batch, numbers):
         outputs, vjp, batch_stats = linearise(stacked, state.batch_stats, photos, batch)
         losses, cotangents, classifier = setup.head(
-            {stream: outputs[stream] for stream in streams}, batch["label"], state.classifier, numbers
+            {stream: outputs[stream] for stream in streams},
+            batch["label"],
+            state.classifier,
+            numbers,
         )
         gradient, values = pull_back(outputs, vjp, batch, cotangents)
         return losses, classifier, gradient, batch_stats, values
 
     def in_parts(parts, stacked, state, photos, batch, numbers):
         def cut(x):
-            # [B, ...] -> [parts, B / parts, ...]; part p takes rows p, p + parts, ..., so that no row changes its device.
+            # [B, ...] -> [parts, B / parts, ...]; part p takes rows p, p + parts, ..., so that no
+            # row changes its device.
             shape = (x.shape[0] // parts, parts, *x.shape[1:])
             return x.reshape(shape, out_sharding=mesh.batch_spec(len(shape))).swapaxes(0, 1)
 
@@ -301,7 +360,9 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
 
         def embed(before, part):
             photos, batch = part
-            gathered = jax.tree.map(mesh.replicate, before)  # on its way while these photos are in the streams
+            gathered = jax.tree.map(
+                mesh.replicate, before
+            )  # on its way while these photos are in the streams
             outputs, _ = forward(stacked, state.batch_stats, photos, batch.get("token_ids"))
             return {stream: outputs[stream] for stream in streams}, gathered
 
@@ -309,7 +370,9 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
             x = jnp.concatenate([gathered[1:], mesh.replicate(last)[None]])  # [parts, B / parts, D]
             return x.swapaxes(0, 1).reshape(-1, x.shape[-1])
 
-        nothing = jnp.zeros((micro_batch, state.classifier.kernel.shape[1]), out_sharding=mesh.batch_spec(2))
+        nothing = jnp.zeros(
+            (micro_batch, state.classifier.kernel.shape[1]), out_sharding=mesh.batch_spec(2)
+        )
         last, gathered = jax.lax.scan(embed, dict.fromkeys(streams, nothing), (cut_photos, batches))
         losses, cotangents, classifier = setup.head(
             jax.tree.map(join, gathered, last), batch["label"], state.classifier, numbers
@@ -323,7 +386,9 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
             return (jax.tree.map(jnp.add, gradient, new), batch_stats), values
 
         start = (jax.tree.map(jnp.zeros_like, stacked), state.batch_stats)
-        (gradient, batch_stats), values = jax.lax.scan(one, start, (cut_photos, batches, jax.tree.map(cut, cotangents)))
+        (gradient, batch_stats), values = jax.lax.scan(
+            one, start, (cut_photos, batches, jax.tree.map(cut, cotangents))
+        )
         return losses, classifier, gradient, batch_stats, jax.tree.map(jnp.mean, values)
 
     def train_step(
@@ -338,21 +403,31 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
         size = len(batch["label"])
         parts, rest = divmod(size, micro_batch)
         if rest or not parts:
-            raise ValueError(f"a batch of {size} photos, wanted a multiple of micro-batches of {micro_batch}")
+            raise ValueError(
+                f"a batch of {size} photos, wanted a multiple of micro-batches of {micro_batch}"
+            )
         run = whole if parts == 1 else functools.partial(in_parts, parts)
         losses, classifier, gradient, batch_stats, values = run(
             exchange.copies(state.params), state, photos, batch, numbers
         )
-        losses = {**losses, **values, "total": losses["total"] + sum(values.values(), jnp.zeros(()))}
+        losses = {
+            **losses,
+            **values,
+            "total": losses["total"] + sum(values.values(), jnp.zeros(())),
+        }
         if state.unsent:
-            gradient, unsent = exchange.largest_summed(gradient, state.unsent, ratio=config.train.gradient_ratio)
+            gradient, unsent = exchange.largest_summed(
+                gradient, state.unsent, ratio=config.train.gradient_ratio
+            )
         else:
             gradient, unsent = exchange.summed(gradient), {}
         updates, opt_state = setup.tx.update(
             gradient, state.opt_state, state.params, learning_rate=numbers.learning_rate
         )
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, batch_stats, opt_state, classifier, unsent), losses
+        return TrainState(
+            state.step + 1, params, batch_stats, opt_state, classifier, unsent
+        ), losses
 
     return train_step
 
@@ -378,7 +453,9 @@ def _code_losses(config: Config) -> dict[str, ExtraLoss]:
         bits, unit = outputs["codes"], outputs["unit"]
         likeness = losses_lib.code_likeness(bits, unit, mesh.replicate(bits), mesh.replicate(unit))
         balance, quantisation = losses_lib.code_balance(bits), losses_lib.code_quantisation(bits)
-        return loss.codes * (likeness + loss.code_balance * balance + loss.code_quantisation * quantisation)
+        return loss.codes * (
+            likeness + loss.code_balance * balance + loss.code_quantisation * quantisation
+        )
 
     return {"codes": codes}
 
@@ -431,7 +508,9 @@ def class_log_prior(train_counts: np.ndarray, device_mesh) -> np.ndarray:
 
 
 def abstract_state(setup: Setup) -> TrainState:
-    """Shapes, dtypes and shardings of the state, nothing allocated; under `jax.set_mesh(setup.mesh)`."""
+    """Shapes, dtypes and shardings of the state, nothing allocated; under
+    `jax.set_mesh(setup.mesh)`.
+    """
     padded = mesh.pad_classes(setup.shape.num_classes, setup.mesh)
     prior = jax.ShapeDtypeStruct((padded,), jnp.float32, sharding=mesh.class_sharding(setup.mesh))
     state = jax.eval_shape(lambda prior: start_state(setup, prior), prior)

@@ -1,4 +1,6 @@
-"""Training that starts from what was learned before (`model.init_from`): a run, or converted weights."""
+"""Training that starts from what was learned before (`model.init_from`): a run, or converted
+weights.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ from sicot_jax.weights.torch_names import mismatches
 
 @dataclasses.dataclass(frozen=True)
 class Learned:
-    """What is there to start from. `skus` of the rows of the classifier, which is None where there is none."""
+    """What is there to start from. `skus` of the rows of the classifier, which is None where there
+    is none.
+    """
 
     what: str
     params: dict[str, Any]
@@ -45,13 +49,15 @@ class Learned:
 
 
 def warm_start(state: TrainState, setup: Setup, catalog: Catalog) -> TrainState:
-    """`state` with the streams of `model.init_from`, and the classifier's rows of the products that both have.
+    """`state` with the streams of `model.init_from`, and the classifier's rows of the products that
+    both have.
 
-    What belongs to words is taken only where the vocabulary is the same: ids of another one mean other words. What rows
-    share through titles stays the catalogue's (`word_rows`); where the scores are not taken, rows come with what they shared.
-    Codes are taken where they have as many bits, a box branch where both have one.
-    A product that is new gets a row from its photos (`imprinted`); one that is gone leaves none.
-    Raises CheckpointError naming parameters of another shape.
+    What belongs to words is taken only where the vocabulary is the same: ids of another one mean
+      other words. What rows share through titles stays the catalogue's (`word_rows`); where the
+      scores are not taken, rows come with what they shared. Codes are taken where they have as many
+      bits, a box branch where both have one. A product that is new gets a row from its photos
+      (`imprinted`); one that is gone leaves none. Raises CheckpointError naming parameters of
+      another shape.
     """
     config = setup.config
     learned = _learned(Path(config.model.init_from), state, setup, catalog)
@@ -65,7 +71,9 @@ def warm_start(state: TrainState, setup: Setup, catalog: Catalog) -> TrainState:
     with_scores = same_words and all("to_words" in s.params["visual"] for s in (state, learned))
     own = set() if with_scores else {"to_words"}
     own |= set() if _same_bits(state.params["visual"], learned.params["visual"]) else {"codes"}
-    own |= set() if "box" in state.params["visual"] and "box" in learned.params["visual"] else {"box"}
+    own |= (
+        set() if "box" in state.params["visual"] and "box" in learned.params["visual"] else {"box"}
+    )
     for mine, all_of in ((state.params, params), (state.batch_stats, batch_stats)):
         theirs = {name: x for name, x in all_of["visual"].items() if name not in own}
         all_of["visual"] = theirs | {name: x for name, x in mine["visual"].items() if name in own}
@@ -81,11 +89,16 @@ def warm_start(state: TrainState, setup: Setup, catalog: Catalog) -> TrainState:
 
 def _same_bits(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:
     """Whether both visual streams have codes, of as many bits."""
-    return "codes" in mine and "codes" in theirs and mine["codes"]["bias"].shape == theirs["codes"]["bias"].shape
+    return (
+        "codes" in mine
+        and "codes" in theirs
+        and mine["codes"]["bias"].shape == theirs["codes"]["bias"].shape
+    )
 
 
 def check_source(config: Config) -> None:
-    """InputError where `model.init_from` is nothing to start from, or saw its photos otherwise; before anything is compiled.
+    """InputError where `model.init_from` is nothing to start from, or saw its photos otherwise;
+    before anything is compiled.
 
     Strides may differ (a last stride of 1 is often put on weights of 2); that is said.
     """
@@ -122,13 +135,22 @@ def _learned(path: Path, state: TrainState, setup: Setup, catalog: Catalog) -> L
     same = run.class_table == evaluate.class_table_hash(catalog)
     skus = catalog.classes.sku if same else read_class_table(runs.class_table_file(run)).sku
     rows_share_words = run.config.model.word_rows
-    return Learned(what, source.params, source.batch_stats, source.classifier, skus, run.vocabulary, rows_share_words)
+    return Learned(
+        what,
+        source.params,
+        source.batch_stats,
+        source.classifier,
+        skus,
+        run.vocabulary,
+        rows_share_words,
+    )
 
 
 def _from_converted(path: Path, what: str, state: TrainState, setup: Setup) -> Learned:
     """The streams and, where there is one, the classifier of a folder of `sicot convert`.
 
-    A projection or a box branch that the weights do not have stays as it is; a box branch that the model does not have is left.
+    A projection or a box branch that the weights do not have stays as it is; a box branch that the
+    model does not have is left.
     """
     import safetensors
 
@@ -139,7 +161,9 @@ def _from_converted(path: Path, what: str, state: TrainState, setup: Setup) -> L
         rows = {name: found.pop(name) for name in ("fc.weight", "fc.bias") if name in found}
         wanted = network.shapes_of(params, stats)
         if not converted.model.embedding_width:
-            wanted = {name: shape for name, shape in wanted.items() if not name.startswith("projection")}
+            wanted = {
+                name: shape for name, shape in wanted.items() if not name.startswith("projection")
+            }
         if "none" in (converted.model.box, config.model.box):
             found, wanted = (
                 {name: shape for name, shape in shapes.items() if not name.startswith("box.")}
@@ -151,7 +175,9 @@ def _from_converted(path: Path, what: str, state: TrainState, setup: Setup) -> L
                 f"{config.model.depth}, model.width={config.model.width} want other arrays: {faults[:600]}"
             )
         arrays = {name: file.get_tensor(name) for name in found}
-        params, stats = mesh.copy_to_all([network.filled(tree, arrays) for tree in (params, stats)], setup.mesh)
+        params, stats = mesh.copy_to_all(
+            [network.filled(tree, arrays) for tree in (params, stats)], setup.mesh
+        )
         classifier = None
         if rows:
             bias = mesh.padded_rows(rows["fc.bias"], file.get_slice("fc.bias"), setup.mesh)
@@ -160,34 +186,52 @@ def _from_converted(path: Path, what: str, state: TrainState, setup: Setup) -> L
     skus = folders.read_classes(path, converted.model).sku if rows else []
     streams, vocabulary = {"visual": (params, stats)}, ""
     if converted.text is not None and "semantic" in state.params:
-        streams["semantic"], vocabulary = _semantic(path, what, state, setup), converted.text.vocabulary
-    all_params, all_stats = ({name: stream[i] for name, stream in streams.items()} for i in range(2))
+        streams["semantic"], vocabulary = (
+            _semantic(path, what, state, setup),
+            converted.text.vocabulary,
+        )
+    all_params, all_stats = (
+        {name: stream[i] for name, stream in streams.items()} for i in range(2)
+    )
     return Learned(what, all_params, all_stats, classifier, skus, vocabulary, word_rows=False)
 
 
 def _semantic(path: Path, what: str, state: TrainState, setup: Setup) -> Any:
-    """Params and batch statistics of the folder's semantic stream; its word table may be of another vocabulary."""
+    """Params and batch statistics of the folder's semantic stream; its word table may be of another
+    vocabulary.
+    """
     import safetensors.numpy
 
     arrays = safetensors.numpy.load_file(path / folders.TEXT)
     mine = state.params["semantic"], state.batch_stats["semantic"]
     found, wanted = (
-        {n: a.shape for n, a in some.items() if n != "words.weight"} for some in (arrays, text.arrays_of(*mine))
+        {n: a.shape for n, a in some.items() if n != "words.weight"}
+        for some in (arrays, text.arrays_of(*mine))
     )
     if faults := mismatches(found, wanted):
-        raise CheckpointError(f"{what}: another semantic stream than model.text asks for: {faults[:600]}")
+        raise CheckpointError(
+            f"{what}: another semantic stream than model.text asks for: {faults[:600]}"
+        )
     return mesh.copy_to_all([text.filled(tree, arrays) for tree in mine], setup.mesh)
 
 
-def _with_rows(state: TrainState, theirs: Classifier, learned: Learned, setup: Setup, catalog: Catalog) -> TrainState:
-    """The state with the rows of the products that both have, and imprinted ones for those that are new."""
+def _with_rows(
+    state: TrainState, theirs: Classifier, learned: Learned, setup: Setup, catalog: Catalog
+) -> TrainState:
+    """The state with the rows of the products that both have, and imprinted ones for those that are
+    new.
+    """
     mine, skus = state.classifier, list(catalog.classes.sku)
     shared = words_shared(setup.config, setup.shape)
     own = mine.kernel.shape[1] - shared
     place = {sku: row for row, sku in enumerate(learned.skus)}
-    withdrawn = np.asarray(catalog.classes.withdrawn, bool)  # they keep their class ids, and nothing else
+    withdrawn = np.asarray(
+        catalog.classes.withdrawn, bool
+    )  # they keep their class ids, and nothing else
     index = np.full(len(mine.bias), -1, np.int32)
-    index[: len(skus)] = [-1 if gone else place.get(sku, -1) for sku, gone in zip(skus, withdrawn, strict=True)]
+    index[: len(skus)] = [
+        -1 if gone else place.get(sku, -1) for sku, gone in zip(skus, withdrawn, strict=True)
+    ]
     new = np.flatnonzero((index[: len(skus)] < 0) & ~withdrawn)
     both = int((index >= 0).sum())
     hosts.say(
@@ -196,25 +240,37 @@ def _with_rows(state: TrainState, theirs: Classifier, learned: Learned, setup: S
     )
     known = mesh.class_vector(index, setup.mesh)
     kernel = _joined(mine.kernel, class_sharded.take_rows(theirs.kernel, known), known, own)
-    bias = _joined(mine.bias[:, None], class_sharded.take_rows(theirs.bias[:, None], known), known, 1)[:, 0]
-    state = dataclasses.replace(state, classifier=dataclasses.replace(mine, kernel=kernel, bias=bias))
+    bias = _joined(
+        mine.bias[:, None], class_sharded.take_rows(theirs.bias[:, None], known), known, 1
+    )[:, 0]
+    state = dataclasses.replace(
+        state, classifier=dataclasses.replace(mine, kernel=kernel, bias=bias)
+    )
     return imprinted(state, new, index, setup, catalog) if len(new) else state
 
 
 def _joined(mine, theirs, known, own: int):
-    """Rows [C, own + ...]: the first `own` numbers of `theirs` where a row is known (not -1), the rest of `mine`."""
+    """Rows [C, own + ...]: the first `own` numbers of `theirs` where a row is known (not -1), the
+    rest of `mine`.
+    """
 
     def join(mine, theirs, known):
-        return jnp.concatenate([jnp.where(known[:, None] >= 0, theirs[:, :own], mine[:, :own]), mine[:, own:]], 1)
+        return jnp.concatenate(
+            [jnp.where(known[:, None] >= 0, theirs[:, :own], mine[:, :own]), mine[:, own:]], 1
+        )
 
     return jax.jit(join)(mine, theirs, known)
 
 
-def imprinted(state: TrainState, new: np.ndarray, index: np.ndarray, setup: Setup, catalog: Catalog) -> TrainState:
-    """Rows of `new` classes from their training photos; a class without a photo keeps its starting row. `index` [C padded] is
+def imprinted(
+    state: TrainState, new: np.ndarray, index: np.ndarray, setup: Setup, catalog: Catalog
+) -> TrainState:
+    """Rows of `new` classes from their training photos; a class without a photo keeps its starting
+    row. `index` [C padded] is
     -1 for every class that is not known.
 
-    As `imprint` makes them, from `imprint.PHOTOS` photos each, set against `imprint.KNOWN` known classes.
+    As `imprint` makes them, from `imprint.PHOTOS` photos each, set against `imprint.KNOWN` known
+    classes.
     """
     present = np.flatnonzero(index >= 0)
     some = present[pipeline.evenly(len(present), imprint.KNOWN)]
@@ -232,18 +288,24 @@ def imprinted(state: TrainState, new: np.ndarray, index: np.ndarray, setup: Setu
     made = mesh.class_vector(row_of, setup.mesh)
     new_rows = mesh.padded_rows(shape, made_with.rows(means[is_new]), setup.mesh)
     kernel = _joined(state.classifier.kernel, class_sharded.take_rows(new_rows, made), made, own)
-    changed = jax.jit(lambda mine, made: jnp.where(made >= 0, bias, mine))(state.classifier.bias, made)
+    changed = jax.jit(lambda mine, made: jnp.where(made >= 0, bias, mine))(
+        state.classifier.bias, made
+    )
     hosts.say(
         f"{counted(len(new), 'product')} new: rows of {shape[0]} from their photos"
         + (f", {len(new) - shape[0]} without one start anew" if shape[0] < len(new) else "")
     )
-    return dataclasses.replace(state, classifier=dataclasses.replace(state.classifier, kernel=kernel, bias=changed))
+    return dataclasses.replace(
+        state, classifier=dataclasses.replace(state.classifier, kernel=kernel, bias=changed)
+    )
 
 
 def _known_rows(
     classifier: Classifier, index: np.ndarray, some: np.ndarray, own: int, setup: Setup
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean row [D] and mean bias [] over all known classes (index not -1), and the rows of `some` of them, float32 [K, D]."""
+    """Mean row [D] and mean bias [] over all known classes (index not -1), and the rows of `some`
+    of them, float32 [K, D].
+    """
 
     @jax.jit
     def means(kernel, bias, known):
@@ -258,8 +320,12 @@ def _known_rows(
     return np.asarray(mean), np.asarray(bias), np.asarray(mesh.replicate(rows))[: len(some), :own]
 
 
-def _means(state: TrainState, chosen: np.ndarray, setup: Setup, catalog: Catalog) -> tuple[np.ndarray, np.ndarray]:
-    """Those of the chosen classes that have a training photo, int [K], and the mean of their unit v, float32 [K, D]."""
+def _means(
+    state: TrainState, chosen: np.ndarray, setup: Setup, catalog: Catalog
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the chosen classes that have a training photo, int [K], and the mean of their unit
+    v, float32 [K, D].
+    """
     labels = catalog.splits["train"].labels
     indices = imprint.first_photos(labels, chosen)
     if not len(indices):

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from sicot_jax.models.layers import BATCH_NORM_EPSILON, conv, max_pool_3x3
-from sicot_jax.models.localization import attention_box, attention_of, mean_within, summed, visible, within_photo
+from sicot_jax.models.localization import (
+    attention_box,
+    attention_of,
+    mean_within,
+    summed,
+    visible,
+    within_photo,
+)
 from sicot_jax.models.resnet import STAGES, STEMS, global_average_pool
 from sicot_jax.weights.bundle import Model
 from sicot_jax.weights.torch_names import from_torch_layout
@@ -21,10 +28,12 @@ Folded = Mapping[
 
 
 def fold(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Torch's names -> every convolution (and the projection) with the batch norm behind it in its kernel and bias.
+    """Torch's names -> every convolution (and the projection) with the batch norm behind it in its
+    kernel and bias.
 
-    (x * k - mean) / sqrt(var + 1e-5) * scale + shift = x * (k f) + (shift - mean f), f = scale / sqrt(var + 1e-5), per output.
-    Float32; kernels [k, k, I, O] and [I, O]. The classifier ("fc.") is left out.
+    (x * k - mean) / sqrt(var + 1e-5) * scale + shift = x * (k f) + (shift - mean f), f = scale /
+    sqrt(var + 1e-5), per output. Float32; kernels [k, k, I, O] and [I, O]. The classifier ("fc.")
+    is left out.
     """
     folded = {}
     for name, weight in arrays.items():
@@ -39,7 +48,9 @@ def fold(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _factor_and_shift(arrays: Mapping[str, np.ndarray], norm: str) -> tuple[np.ndarray, np.ndarray]:
-    scale, shift, mean, var = (arrays[f"{norm}.{part}"] for part in ("weight", "bias", "running_mean", "running_var"))
+    scale, shift, mean, var = (
+        arrays[f"{norm}.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
+    )
     factor = (scale / np.sqrt(var.astype(np.float64) + BATCH_NORM_EPSILON)).astype(np.float32)
     return factor, shift - mean * factor
 
@@ -48,7 +59,10 @@ def _fold_box(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The box branch: one batch norm behind the sum of three convolutions."""
     factor, shift = _factor_and_shift(arrays, "box.bn")
     found = {
-        f"box.conv{n}.kernel": np.ascontiguousarray(from_torch_layout(arrays[f"box.conv{n}.weight"])) * factor
+        f"box.conv{n}.kernel": np.ascontiguousarray(
+            from_torch_layout(arrays[f"box.conv{n}.weight"])
+        )
+        * factor
         for n in (1, 2, 3, 4)
     }
     score = np.ascontiguousarray(from_torch_layout(arrays["box.score.weight"]))
@@ -57,7 +71,9 @@ def _fold_box(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _norm_of(name: str) -> str | None:
-    """The batch norm behind the convolution (or projection) with that weight; None for other arrays."""
+    """The batch norm behind the convolution (or projection) with that weight; None for other
+    arrays.
+    """
     if name == "projection.weight":
         return "projection_norm"
     if name.startswith("box."):
@@ -65,7 +81,11 @@ def _norm_of(name: str) -> str | None:
     if name.endswith("downsample.0.weight"):
         return name.replace("downsample.0.weight", "downsample.1")
     head, _, last = name.rpartition("conv")
-    return f"{head}bn{last.removesuffix('.weight')}" if last[:1].isdigit() and last.endswith(".weight") else None
+    return (
+        f"{head}bn{last.removesuffix('.weight')}"
+        if last[:1].isdigit() and last.endswith(".weight")
+        else None
+    )
 
 
 def embed(model: Model, folded: Folded, image):
@@ -74,7 +94,9 @@ def embed(model: Model, folded: Folded, image):
 
 
 def look(model: Model, folded: Folded, image):
-    """Normalised photos [B, H, W, 3] -> `VisualStream.look`: v [B, D] and the box [B, 4] within the photo, or None."""
+    """Normalised photos [B, H, W, 3] -> `VisualStream.look`: v [B, D] and the box [B, 4] within the
+    photo, or None.
+    """
     maps = _maps(model, folded, image)
     box = None if model.box == "none" else _box(folded, maps)
     if model.box == "image":
@@ -87,7 +109,10 @@ def look(model: Model, folded: Folded, image):
 
 def _box(folded: Folded, maps):
     hidden = summed([conv(x, folded[f"box.conv{n}.kernel"], 1) for n, x in enumerate(maps, 1)])
-    score = jax.nn.relu(hidden + folded["box.bias"]) @ folded["box.score.kernel"] + folded["box.score.bias"]
+    score = (
+        jax.nn.relu(hidden + folded["box.bias"]) @ folded["box.score.kernel"]
+        + folded["box.score.bias"]
+    )
     return attention_box(attention_of(score), folded["box.log_scale"])
 
 
@@ -104,7 +129,14 @@ def _maps(model: Model, folded: Folded, image):
     for stage, blocks in enumerate(STAGES[model.depth]):
         for block in range(blocks):
             stride = (1, 2, 2, model.last_stride)[stage] if block == 0 else 1
-            x = _block(convolved, folded, x, f"layer{stage + 1}.{block}", stride, bottleneck=model.depth >= 50)
+            x = _block(
+                convolved,
+                folded,
+                x,
+                f"layer{stage + 1}.{block}",
+                stride,
+                bottleneck=model.depth >= 50,
+            )
         maps.append(x)
     return maps
 

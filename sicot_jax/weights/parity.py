@@ -16,7 +16,9 @@ TOP = 3
 
 
 def fixed_photos() -> list[np.ndarray]:
-    """Uint8 [H, W, 3] of several sizes and aspect ratios, the same everywhere: smooth colours with some noise."""
+    """Uint8 [H, W, 3] of several sizes and aspect ratios, the same everywhere: smooth colours with
+    some noise.
+    """
     rng, photos = np.random.Generator(np.random.Philox(0)), []
     for _ in range(PHOTOS):
         height, width = rng.integers(120, 400, 2)
@@ -30,8 +32,8 @@ def fixed_photos() -> list[np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """Of a list of photos, or of titles: embedding float32 [N, D], logits float32 [N, C] or None without a classifier, box
-    float32 [N, 4] or None without a box branch.
+    """Of a list of photos, or of titles: embedding float32 [N, D], logits float32 [N, C] or None
+    without a classifier, box float32 [N, 4] or None without a box branch.
     """
 
     embedding: np.ndarray
@@ -40,17 +42,21 @@ class Outputs:
 
 
 def prove(here: Outputs, there: Outputs, *, what: str, items: str = "photos") -> dict[str, Any]:
-    """How far `there` is from `here`. InputError where it is further than `TOLERANCE`, or not finite.
+    """How far `there` is from `here`. InputError where it is further than `TOLERANCE`, or not
+    finite.
 
-    Returns: for embedding, logits and box the largest and the mean difference, absolute and as a share of the largest value;
-    the share of photos whose best three classes agree, in order.
+    Returns: for embedding, logits and box the largest and the mean difference, absolute and as a
+      share of the largest value; the share of photos whose best three classes agree, in order.
     """
     found: dict[str, Any] = {items: len(here.embedding), "tolerance": TOLERANCE}
     for name in ("embedding", "logits", "box"):
         a, b = getattr(here, name), getattr(there, name)
         if a is None or b is None:
             continue
-        difference, largest = np.abs(np.asarray(a, np.float64) - b), max(float(np.abs(a).max()), 1e-12)
+        difference, largest = (
+            np.abs(np.asarray(a, np.float64) - b),
+            max(float(np.abs(a).max()), 1e-12),
+        )
         found[name] = {
             "max_difference": float(difference.max()),
             "mean_difference": float(difference.mean()),
@@ -62,7 +68,9 @@ def prove(here: Outputs, there: Outputs, *, what: str, items: str = "photos") ->
                 f"{TOLERANCE:g} at most; nothing is written"
             )
     if here.logits is not None and there.logits is not None:
-        best = [np.argsort(-logits, 1, kind="stable")[:, :TOP] for logits in (here.logits, there.logits)]
+        best = [
+            np.argsort(-logits, 1, kind="stable")[:, :TOP] for logits in (here.logits, there.logits)
+        ]
         found["top3_agreement"] = float(np.mean((best[0] == best[1]).all(1)))
     return found
 
@@ -80,7 +88,9 @@ def proof_lines(proofs: dict[str, dict[str, Any]]) -> list[str]:
                     f"({row['max_relative']:.1g} of the largest value; {counted})"
                 )
         if "top3_agreement" in found:
-            lines.append(f"{what}: the best three classes agree on {found['top3_agreement']:.0%} of the photos")
+            lines.append(
+                f"{what}: the best three classes agree on {found['top3_agreement']:.0%} of the photos"
+            )
     return lines
 
 

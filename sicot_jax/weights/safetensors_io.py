@@ -18,13 +18,18 @@ FLOAT = np.dtype("<f4")
 SAFETENSORS = (".safetensors",)
 TORCH = (".pth", ".pt", ".bin")
 _BEGINNINGS = (b"PK", b"\x80")  # of a zip archive, and of the pickles that torch wrote before
-_HOLDERS = ("state_dict", "model", "model_state_dict")  # what training scripts put beside an optimizer's state
+_HOLDERS = (
+    "state_dict",
+    "model",
+    "model_state_dict",
+)  # what training scripts put beside an optimizer's state
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
     """Name -> float32 array of a .safetensors file or of one that `torch.save` wrote.
 
-    The latter is read with `weights_only`: a pickle that wants anything but tensors is refused and nothing of it runs.
+    The latter is read with `weights_only`: a pickle that wants anything but tensors is refused and
+    nothing of it runs.
     InputError: no such file, another kind of file, damaged, NaN or infinity in it.
     """
     if not path.is_file():
@@ -34,7 +39,9 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     elif path.suffix in TORCH:
         arrays = _read_torch(path)
     else:
-        raise InputError(f"{path}: wanted weights, {', '.join(SAFETENSORS + TORCH)}; rename it if it is one of them")
+        raise InputError(
+            f"{path}: wanted weights, {', '.join(SAFETENSORS + TORCH)}; rename it if it is one of them"
+        )
     if not arrays:
         raise InputError(f"{path}: holds no array; wanted the weights of a ResNet")
     if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
@@ -51,7 +58,9 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         with safetensors.safe_open(path, framework="numpy") as file:
             return {name: np.asarray(file.get_tensor(name), FLOAT) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: no safetensors file, or a damaged one ({_short(error)}); fetch it again") from error
+        raise InputError(
+            f"{path}: no safetensors file, or a damaged one ({_short(error)}); fetch it again"
+        ) from error
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -73,12 +82,18 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             ) from error
         known = False
     if not known:
-        raise InputError(f"{path}: no file of torch.save, or a damaged one, or of more than tensors; fetch it again")
+        raise InputError(
+            f"{path}: no file of torch.save, or a damaged one, or of more than tensors; fetch it again"
+        )
     for name in _HOLDERS:
         if isinstance(found, dict) and isinstance(found.get(name), dict):
             found = found[name]
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise InputError(f"{path}: holds {type(found).__name__}, wanted a state_dict: names of tensors")
+    if not isinstance(found, dict) or not all(
+        isinstance(value, torch.Tensor) for value in found.values()
+    ):
+        raise InputError(
+            f"{path}: holds {type(found).__name__}, wanted a state_dict: names of tensors"
+        )
     return {str(name): value.detach().float().numpy() for name, value in found.items()}
 
 
@@ -87,7 +102,9 @@ def import_torch(what: str) -> Any:
     try:
         import torch
     except ImportError as error:
-        raise InputError(f"no PyTorch here to {what}; install it: pip install 'sicot_jax[torch]'") from error
+        raise InputError(
+            f"no PyTorch here to {what}; install it: pip install 'sicot_jax[torch]'"
+        ) from error
     return torch
 
 
@@ -95,22 +112,29 @@ def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:160]
 
 
-Pieces = Callable[[], Iterable[np.ndarray]]  # consecutive rows of one array, made when they are wanted
+Pieces = Callable[
+    [], Iterable[np.ndarray]
+]  # consecutive rows of one array, made when they are wanted
 
 
 def write_safetensors(
-    file: BinaryIO, arrays: Mapping[str, tuple[tuple[int, ...], Pieces]], *, metadata: Mapping[str, str]
+    file: BinaryIO,
+    arrays: Mapping[str, tuple[tuple[int, ...], Pieces]],
+    *,
+    metadata: Mapping[str, str],
 ) -> None:
-    """Write float32 arrays in safetensors' format, piece by piece: of an array no more than a piece is in memory.
+    """Write float32 arrays in safetensors' format, piece by piece: of an array no more than a piece
+    is in memory.
 
     Args:
       file: open for writing, at its beginning.
       arrays: name -> (shape, its rows in order).
       metadata: strings beside them.
 
-    The library's own writer wants every array whole. Format: 8 bytes, the header's length; the header as JSON, padded with
-    spaces to a multiple of 8; the arrays' bytes (https://github.com/huggingface/safetensors, 2023).
-    ValueError where the pieces of an array are not of its shape.
+    The library's own writer wants every array whole. Format: 8 bytes, the header's length; the
+    header as JSON, padded with spaces to a multiple of 8; the arrays' bytes
+    (https://github.com/huggingface/safetensors, 2023). ValueError where the pieces of an array are
+    not of its shape.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     start = 0
@@ -132,8 +156,12 @@ def write_safetensors(
             raise ValueError(f"{name}: {rows} rows, wanted {shape[0]}")
 
 
-def write_weights(path: Path, arrays: Mapping[str, np.ndarray], rows: Mapping[str, Any] | None = None) -> None:
-    """A .safetensors file of arrays in memory, and of `rows` that are made piece by piece, see `write_safetensors`."""
+def write_weights(
+    path: Path, arrays: Mapping[str, np.ndarray], rows: Mapping[str, Any] | None = None
+) -> None:
+    """A .safetensors file of arrays in memory, and of `rows` that are made piece by piece, see
+    `write_safetensors`.
+    """
     stored = {name: whole(array) for name, array in sorted(arrays.items())} | dict(rows or {})
     with path.open("wb") as file:
         write_safetensors(file, stored, metadata={"format": "pt"})

@@ -1,4 +1,5 @@
-"""The semantic stream of a converted folder: its arrays by torch's names, its vocabulary, and both sides on the same titles.
+"""The semantic stream of a converted folder: its arrays by torch's names, its vocabulary, and both
+sides on the same titles.
 
 text.safetensors   arrays, float32
 text.py            plain PyTorch (`torch_text.py`)
@@ -40,7 +41,9 @@ TOKENIZER_FILES = (words.WORDS_FILE, words.SENTENCEPIECE_FILE, words.PIECES_FILE
 
 
 def torch_names(path: str) -> tuple[str, ...]:
-    """Path below "semantic" -> torch's name; two for an array that holds both directions of a bi-LSTM."""
+    """Path below "semantic" -> torch's name; two for an array that holds both directions of a
+    bi-LSTM.
+    """
     match path.split("/"):
         case ["words"]:
             return ("words.weight",)
@@ -61,15 +64,21 @@ def arrays_of(params: Any, batch_stats: Any) -> dict[str, np.ndarray]:
     for tree in (params, batch_stats):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             named = torch_names(path_name(path))
-            for name, array in zip(named, np.asarray(leaf) if len(named) > 1 else [np.asarray(leaf)], strict=True):
+            for name, array in zip(
+                named, np.asarray(leaf) if len(named) > 1 else [np.asarray(leaf)], strict=True
+            ):
                 arrays[name] = array if name == "words.weight" else names.to_torch_layout(array)
     for name in [name for name in arrays if name.startswith("lstm.bias_ih")]:
-        arrays[name.replace("bias_ih", "bias_hh")] = np.zeros_like(arrays[name])  # torch has two biases, which it adds
+        arrays[name.replace("bias_ih", "bias_hh")] = np.zeros_like(
+            arrays[name]
+        )  # torch has two biases, which it adds
     return arrays
 
 
 def filled(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """A tree of the stream's params or batch statistics with the values of `arrays`; shapes are not checked."""
+    """A tree of the stream's params or batch statistics with the values of `arrays`; shapes are not
+    checked.
+    """
 
     def one(name: str) -> np.ndarray:
         array = arrays[name]
@@ -92,8 +101,13 @@ def fresh_stream(text: Text, words: int) -> SemanticStream:
 
 def shapes_of(text: Text, vocabulary: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Torch's name -> shape of every array that such a stream has."""
-    _, *trees = nnx.split(nnx.eval_shape(lambda: fresh_stream(text, len(vocabulary))), nnx.Param, nnx.BatchStat)
-    empty = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), [nnx.to_pure_dict(t) for t in trees])
+    _, *trees = nnx.split(
+        nnx.eval_shape(lambda: fresh_stream(text, len(vocabulary))), nnx.Param, nnx.BatchStat
+    )
+    empty = jax.tree.map(
+        lambda leaf: np.broadcast_to(np.float32(0), leaf.shape),
+        [nnx.to_pure_dict(t) for t in trees],
+    )
     return {name: array.shape for name, array in arrays_of(*empty).items()}
 
 
@@ -102,11 +116,16 @@ def fixed_titles(vocabulary: Sequence[str]) -> list[str]:
     rng = np.random.Generator(np.random.Philox(0))
     drawn = [rng.integers(1, max(2, len(vocabulary)), count) for count in range(TITLES)]
     pieces = any(word.startswith(words.WORD_START) for word in vocabulary)
-    titles = [("" if pieces else " ").join(vocabulary[i] for i in row if i < len(vocabulary)) for row in drawn]
+    titles = [
+        ("" if pieces else " ").join(vocabulary[i] for i in row if i < len(vocabulary))
+        for row in drawn
+    ]
     return [title.replace(words.WORD_START, " ") for title in titles]
 
 
-def outputs_here(text: Text, arrays: Mapping[str, np.ndarray], tokenizer: Tokenizer, titles: Sequence[str]) -> Outputs:
+def outputs_here(
+    text: Text, arrays: Mapping[str, np.ndarray], tokenizer: Tokenizer, titles: Sequence[str]
+) -> Outputs:
     """Embeddings of titles by our own code, in float32."""
     ids = np.zeros((len(titles), text.max_tokens), np.int32)
     for row, title in zip(ids, titles, strict=True):
@@ -121,7 +140,9 @@ def outputs_here(text: Text, arrays: Mapping[str, np.ndarray], tokenizer: Tokeni
 
     alone = mesh.make_mesh(devices=jax.local_devices()[:1])
     with jax.default_matmul_precision("highest"), jax.set_mesh(alone):
-        return Outputs(np.asarray(read([filled(nnx.to_pure_dict(tree), arrays) for tree in trees], ids)), None)
+        return Outputs(
+            np.asarray(read([filled(nnx.to_pure_dict(tree), arrays) for tree in trees], ids)), None
+        )
 
 
 def outputs_in_torch(folder: Path, titles: Sequence[str]) -> Outputs:
@@ -134,7 +155,9 @@ def outputs_in_torch(folder: Path, titles: Sequence[str]) -> Outputs:
 
 
 def write_text(new: Path, text: Text, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Add the stream to a folder that has its vocabulary and `config.json` already; returns what was compared."""
+    """Add the stream to a folder that has its vocabulary and `config.json` already; returns what
+    was compared.
+    """
     weights.write_weights(new / folders.TEXT, arrays)
     shutil.copy(Path(__file__).with_name("torch_text.py"), new / "text.py")
     tokenizer = words.load_tokenizer(new)

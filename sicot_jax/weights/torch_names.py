@@ -1,4 +1,6 @@
-"""Names and shapes of a ResNet's arrays: ours, torchvision's (timm has the same) and Hugging Face's."""
+"""Names and shapes of a ResNet's arrays: ours, torchvision's (timm has the same) and Hugging
+Face's.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ _COUNTERS = ".num_batches_tracked"  # of torch's batch norms: nothing here reads
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """What the arrays of a ResNet tell of it. `kernel` is the size of the first convolution; its stride is not told."""
+    """What the arrays of a ResNet tell of it. `kernel` is the size of the first convolution; its
+    stride is not told.
+    """
 
     depth: int
     width: int
@@ -38,18 +42,26 @@ def torchvision_name(path: str) -> str:
         return f"{place}downsample.1.{PARTS[part]}"
     if numbered := re.fullmatch(r"(conv|norm)(?:s/)?(\d+)", module):
         kind, number = numbered[1], int(numbered[2]) + (stage is not None)
-        return f"{place}conv{number}.weight" if kind == "conv" else f"{place}bn{number}.{PARTS[part]}"
+        return (
+            f"{place}conv{number}.weight" if kind == "conv" else f"{place}bn{number}.{PARTS[part]}"
+        )
     raise AssertionError(path)
 
 
 def box_name(path: str) -> str:
-    """ "convs/0/kernel" (below "visual/box") -> "box.conv1.weight"; the batch norm behind all of these is "box.bn"."""
+    """ "convs/0/kernel" (below "visual/box") -> "box.conv1.weight"; the batch norm behind all of
+    these is "box.bn".
+    """
     module, _, part = path.rpartition("/")
     if module.startswith("convs/"):
         return f"box.conv{int(module.removeprefix('convs/')) + 1}.weight"
     if module == "norm":
         return f"box.bn.{PARTS[part]}"
-    return f"box.score.{'weight' if part == 'kernel' else part}" if module == "score" else f"box.{path}"
+    return (
+        f"box.score.{'weight' if part == 'kernel' else part}"
+        if module == "score"
+        else f"box.{path}"
+    )
 
 
 def to_torch_layout(array: np.ndarray) -> np.ndarray:
@@ -63,10 +75,12 @@ def from_torch_layout(array: np.ndarray) -> np.ndarray:
 
 
 def torchvision_names(names: Iterable[str]) -> dict[str, str]:
-    """Each name of a weights file -> torchvision's for it; names that mean nothing here stay as they are.
+    """Each name of a weights file -> torchvision's for it; names that mean nothing here stay as
+    they are.
 
-    Knows torchvision's and timm's (the same), Hugging Face's `ResNetModel` and `ResNetForImageClassification`, and what
-    `DistributedDataParallel` puts before each. Counters of batches are left out.
+    Knows torchvision's and timm's (the same), Hugging Face's `ResNetModel` and
+    `ResNetForImageClassification`, and what `DistributedDataParallel` puts before each. Counters of
+    batches are left out.
     """
     names = [name for name in names if not name.endswith(_COUNTERS)]
     prefix = "module." if names and all(name.startswith("module.") for name in names) else ""
@@ -81,7 +95,8 @@ def _from_hugging_face(name: str) -> str:
     if found:
         return f"{'conv1' if found[1] == 'convolution' else 'bn1'}.{found[2]}"
     found = re.fullmatch(
-        r"encoder\.stages\.(\d+)\.layers\.(\d+)\.(shortcut|layer\.\d+)\.(convolution|normalization)\.(\w+)", name
+        r"encoder\.stages\.(\d+)\.layers\.(\d+)\.(shortcut|layer\.\d+)\.(convolution|normalization)\.(\w+)",
+        name,
     )
     if not found:
         return name
@@ -94,14 +109,20 @@ def _from_hugging_face(name: str) -> str:
 
 
 def backbone_of(shapes: Shapes) -> Backbone:
-    """Depth, width and first kernel by torchvision's names. InputError where they are no ResNet of ours."""
+    """Depth, width and first kernel by torchvision's names. InputError where they are no ResNet of
+    ours.
+    """
     first = shapes.get("conv1.weight", ())
     blocks = tuple(
         len({found[1] for name in shapes if (found := re.match(rf"layer{stage}\.(\d+)\.", name))})
         for stage in range(1, 5)
     )
     bottleneck = "layer1.0.conv3.weight" in shapes
-    depths = [depth for depth, of_stage in STAGES.items() if of_stage == blocks and (depth >= 50) == bottleneck]
+    depths = [
+        depth
+        for depth, of_stage in STAGES.items()
+        if of_stage == blocks and (depth >= 50) == bottleneck
+    ]
     if len(first) != 4 or first[1] != 3 or not depths:
         listed = ", ".join(sorted(shapes)[:3]) or "none"
         raise InputError(
@@ -117,7 +138,9 @@ def mismatches(found: Shapes, wanted: Shapes, *, may_be_missing: Sequence[str] =
     `may_be_missing`: beginnings of names that need not be there.
     """
     missing = sorted(
-        name for name in wanted.keys() - found.keys() if not name.startswith(tuple(may_be_missing) or ("\0",))
+        name
+        for name in wanted.keys() - found.keys()
+        if not name.startswith(tuple(may_be_missing) or ("\0",))
     )
     unexpected = sorted(found.keys() - wanted.keys())
     shaped = [
@@ -126,4 +149,6 @@ def mismatches(found: Shapes, wanted: Shapes, *, may_be_missing: Sequence[str] =
         if tuple(found[name]) != tuple(wanted[name])
     ]
     parts = {"missing": missing, "unexpected": unexpected, "of another shape": shaped}
-    return "; ".join(f"{len(listed)} {what}: {', '.join(listed)}" for what, listed in parts.items() if listed)
+    return "; ".join(
+        f"{len(listed)} {what}: {', '.join(listed)}" for what, listed in parts.items() if listed
+    )

@@ -28,7 +28,9 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def array_name(path: str) -> str | None:
-    """ "resnet/conv1/kernel" (below "visual") -> "conv1.weight"; None for word scores and codes, which no recogniser has."""
+    """ "resnet/conv1/kernel" (below "visual") -> "conv1.weight"; None for word scores and codes,
+    which no recogniser has.
+    """
     room, _, rest = path.partition("/")
     if room == "resnet":
         return names.torchvision_name(rest)
@@ -51,38 +53,60 @@ def arrays_of(params: Any, batch_stats: Any) -> dict[str, np.ndarray]:
 
 def shapes_of(params: Any, batch_stats: Any) -> dict[str, tuple[int, ...]]:
     """Torch's name -> shape, of trees of arrays or of their shapes."""
-    empty = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), (params, batch_stats))
+    empty = jax.tree.map(
+        lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), (params, batch_stats)
+    )
     return {name: array.shape for name, array in arrays_of(*empty).items()}
 
 
 def filled(tree: Any, arrays: Arrays) -> Any:
-    """A tree of params or batch statistics with every array that `arrays` has; others stay. Shapes are not checked."""
+    """A tree of params or batch statistics with every array that `arrays` has; others stay. Shapes
+    are not checked.
+    """
 
     def fill(path, leaf):
         name = array_name(path_name(path))
-        return leaf if name is None or name not in arrays else jnp.asarray(names.from_torch_layout(arrays[name]))
+        return (
+            leaf
+            if name is None or name not in arrays
+            else jnp.asarray(names.from_torch_layout(arrays[name]))
+        )
 
     return jax.tree_util.tree_map_with_path(fill, tree)
 
 
 def fresh_stream(model: Model, *, seed: int = 0) -> VisualStream:
     """A visual stream of that kind with starting values."""
-    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(Model) if field.name != "classes"}
+    fields = {
+        field.name: getattr(model, field.name)
+        for field in dataclasses.fields(Model)
+        if field.name != "classes"
+    }
     return VisualStream(ModelConfig(**fields), dtype=jnp.float32, rng=np.random.default_rng(seed))
 
 
-def outputs_here(model: Model, preprocessing: Preprocessing, arrays: Arrays, photos: Sequence[np.ndarray]) -> Outputs:
-    """What our own code finds in photos, in float32; `arrays` in torch's names, "fc." is the classifier."""
-    graphdef, *trees = nnx.split(nnx.eval_shape(lambda: fresh_stream(model)), nnx.Param, nnx.BatchStat)
+def outputs_here(
+    model: Model, preprocessing: Preprocessing, arrays: Arrays, photos: Sequence[np.ndarray]
+) -> Outputs:
+    """What our own code finds in photos, in float32; `arrays` in torch's names, "fc." is the
+    classifier.
+    """
+    graphdef, *trees = nnx.split(
+        nnx.eval_shape(lambda: fresh_stream(model)), nnx.Param, nnx.BatchStat
+    )
 
     @jax.jit
-    def look(trees, image):  # arrays that a program closes over become a part of it, and of what is compiled
+    def look(
+        trees, image
+    ):  # arrays that a program closes over become a part of it, and of what is compiled
         stream = nnx.merge(graphdef, *trees, copy=True)
         embedding, box = stream.look(preprocessing.normalise(image), train=False)
         return embedding, within_photo(box)
 
     batch = preprocessing.batch(photos)
-    alone = mesh.make_mesh(devices=jax.local_devices()[:1])  # on several each would have its copy of everything
+    alone = mesh.make_mesh(
+        devices=jax.local_devices()[:1]
+    )  # on several each would have its copy of everything
     with jax.default_matmul_precision("highest"), jax.set_mesh(alone):
         found = look([filled(nnx.to_pure_dict(tree), arrays) for tree in trees], batch)
     embedding, box = jax.tree.map(np.asarray, found)
@@ -115,7 +139,8 @@ def outputs_in_torch(recognizer: Any, photos: Sequence[np.ndarray]) -> Outputs:
 def load_module(path: Path) -> Any:
     """A Python file as a module of its own."""
     spec = importlib.util.spec_from_file_location(f"exported_{abs(hash(path))}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -125,7 +150,14 @@ def load_into(recognizer: Any, arrays: Arrays) -> None:
     """Give a `SicotRecognizer` its arrays, all of them, and make it ready to recognise."""
     import torch
 
-    counters = {name: x for name, x in recognizer.state_dict().items() if name.endswith(".num_batches_tracked")}
-    tensors = {name: a if isinstance(a, torch.Tensor) else torch.from_numpy(np.array(a)) for name, a in arrays.items()}
+    counters = {
+        name: x
+        for name, x in recognizer.state_dict().items()
+        if name.endswith(".num_batches_tracked")
+    }
+    tensors = {
+        name: a if isinstance(a, torch.Tensor) else torch.from_numpy(np.array(a))
+        for name, a in arrays.items()
+    }
     recognizer.load_state_dict(tensors | counters)
     recognizer.eval()

@@ -19,7 +19,9 @@ def imported(tmp_path_factory):
         writer = csv.writer(file)
         writer.writerow(("image", "sku", "title"))
         for index in range(16):
-            Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(folder / f"{index}.jpg")
+            Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(
+                folder / f"{index}.jpg"
+            )
             writer.writerow((f"{index}.jpg", f"sku-{index % 2}", "red shirt"))
     import_catalog(folder / "manifest.csv", folder / "catalogue", workers=1)
     return folder / "catalogue"

@@ -8,9 +8,13 @@ from benchmarks.iconic import ranks
 
 
 def test_iou_by_hand():
-    """The same; the right half of it; one that shares a quarter of each; one that only touches; one elsewhere."""
+    """The same; the right half of it; one that shares a quarter of each; one that only touches; one
+    elsewhere.
+    """
     box = np.array([0.0, 0.0, 0.4, 0.4])
-    others = np.array([box, [0.2, 0, 0.4, 0.4], [0.2, 0.2, 0.6, 0.6], [0.4, 0, 0.8, 0.4], [0.7, 0.7, 0.9, 0.9]])
+    others = np.array(
+        [box, [0.2, 0, 0.4, 0.4], [0.2, 0.2, 0.6, 0.6], [0.4, 0, 0.8, 0.4], [0.7, 0.7, 0.9, 0.9]]
+    )
     assert iou(box, others) == pytest.approx([1, 0.5, 0.04 / 0.28, 0, 0])
     assert iou(others, box) == pytest.approx(iou(box, others))
     assert area(others) == pytest.approx([0.16, 0.08, 0.16, 0.16, 0.04])
@@ -32,22 +36,30 @@ def test_the_heaviest_piece_has_the_box():
     # At nine tenths of the maximum the spot alone is left.
     assert around(saliency, 0.0, 0.9) == pytest.approx([25 / 30, 2 / 20, 26 / 30, 3 / 20])
     blurred = around(saliency, 1.0, 0.2)
-    assert blurred[0] < 3 / 30 and blurred[2] > 9 / 30 and iou(blurred, np.array([0.1, 0.5, 0.3, 0.7])) > 0.4
+    assert blurred[0] < 3 / 30
+    assert blurred[2] > 9 / 30
+    assert iou(blurred, np.array([0.1, 0.5, 0.3, 0.7])) > 0.4
 
 
 def test_a_row_counts_by_area():
-    """Areas 0.04, 0.16, 0.36, 0.81: the second and the last one are right, once each of two seeds the first too."""
+    """Areas 0.04, 0.16, 0.36, 0.81: the second and the last one are right, once each of two seeds
+    the first too.
+    """
     known = np.array([[0, 0, side, side] for side in (0.2, 0.4, 0.6, 0.9)])
     boxes = np.stack([known, known])
     boxes[:, 2] = [0.8, 0.8, 1, 1]
     boxes[1, 0] = [0.8, 0.8, 1, 1]
     name, right, shared, *bands, accuracy = row("name", boxes, known, "9.0")
-    assert (name, accuracy) == ("name", "9.0") and right.startswith("62.5 [") and shared == "0.625"
+    assert (name, accuracy) == ("name", "9.0")
+    assert right.startswith("62.5 [")
+    assert shared == "0.625"
     assert bands == ["50.0", "100.0", "0.0", "100.0"]
 
 
 def test_ranks_by_hand():
-    """The first is nearest to its own picture, the second has three nearer ones; what is as near counts for its own."""
+    """The first is nearest to its own picture, the second has three nearer ones; what is as near
+    counts for its own.
+    """
     pictures = np.array([[1.0, 0], [0.8, 0.6], [0, 1], [0.8, 0.6]])
     queries = np.array([[1.0, 0], [1.0, 0], [0.8, 0.6]])
     assert ranks(queries, pictures, np.array([0, 2, 3])).tolist() == [0, 3, 0]
@@ -55,8 +67,15 @@ def test_ranks_by_hand():
 
 
 def test_recognition_by_hand():
-    """Half of the photos before, three of four now, in pairs of seeds; of another number of runs there are no pairs."""
-    before, now = np.tile([True, False, True, False], (2, 10)), np.tile([True, True, True, False], (2, 10))
+    """Half of the photos before, three of four now, in pairs of seeds; of another number of runs
+    there are no pairs.
+    """
+    before, now = (
+        np.tile([True, False, True, False], (2, 10)),
+        np.tile([True, True, True, False], (2, 10)),
+    )
     share, less = recognition(now, before)
-    assert share == "75.0" and less.startswith("+25.00 [+") and recognition(before, before) == ("50.0", "")
+    assert share == "75.0"
+    assert less.startswith("+25.00 [+")
+    assert recognition(before, before) == ("50.0", "")
     assert recognition(now[:1], before) == ("75.0", "")

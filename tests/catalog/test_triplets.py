@@ -1,4 +1,6 @@
-"""Batches with triplets: against triplets by hand, in several processes, and from visitors to a training step."""
+"""Batches with triplets: against triplets by hand, in several processes, and from visitors to a
+training step.
+"""
 
 import collections
 import dataclasses
@@ -29,7 +31,9 @@ from sicot_jax.training.loop import train
 from sicot_jax.training.optimizer import trained_parts
 from sicot_jax.training.step import DataShape, new_net
 
-SPEC = GeneratedSpec(num_classes=5, train_photos=40, image_size=12, word_vectors="random", word_vector_width=8)
+SPEC = GeneratedSpec(
+    num_classes=5, train_photos=40, image_size=12, word_vectors="random", word_vector_width=8
+)
 SMALL = Preprocessing(height=8, width=8, resize_height=10, resize_width=10)
 CATALOG = open_generated(SPEC)
 TRAIN = CATALOG.splits["train"]
@@ -37,10 +41,16 @@ SKU = list(CATALOG.classes.sku)
 
 
 def write(folder, rows, photos=("q0", "q1", "q2")):
-    """rows: (request_id, query_image_id, clicked class or SKU, not clicked, weight). Query photo i is of grey 80 * i."""
+    """rows: (request_id, query_image_id, clicked class or SKU, not clicked, weight). Query photo i
+    is of grey 80 * i.
+    """
     texts = [[SKU[c] if isinstance(c, int) else c for c in row[:4]] for row in rows]
     columns = dict(
-        zip(("request_id", "query_image_id", "clicked", "not_clicked"), zip(*texts, strict=True), strict=True)
+        zip(
+            ("request_id", "query_image_id", "clicked", "not_clicked"),
+            zip(*texts, strict=True),
+            strict=True,
+        )
     )
     weight = pa.array([row[4] for row in rows], pa.float32())
     parquet.write_table(pa.table(columns | {"weight": weight}), folder / "t.parquet")
@@ -86,8 +96,10 @@ def test_a_batch_holds_what_the_triplets_say_and_ordinary_photos(tmp_path, parts
             assert query >= len(TRAIN) > max(clicked, not_clicked)
             labels = TRAIN.labels[[clicked, not_clicked]].tolist()
             assert (record["image_id"], *labels) in said
-            assert record["class_id"] == make.split.labels[query] == labels[0] and record["sku"] == SKU[labels[0]]
-        assert others.shape == (parts, 6) and others.max() < len(TRAIN)
+            assert record["class_id"] == make.split.labels[query] == labels[0]
+            assert record["sku"] == SKU[labels[0]]
+        assert others.shape == (parts, 6)
+        assert others.max() < len(TRAIN)
         np.testing.assert_array_equal(others.ravel(), Sampler(TRAIN.labels, 6 * parts, 0)(step))
 
 
@@ -96,17 +108,24 @@ def test_the_batch_has_the_photo_and_no_title(tmp_path):
     write(tmp_path, ROWS[1:2])
     for title in ("raw", "masked", "shuffled"):
         plain = config(tmp_path)
-        chosen = dataclasses.replace(plain, data=dataclasses.replace(plain.data, title=title), loss=LossConfig())
+        chosen = dataclasses.replace(
+            plain, data=dataclasses.replace(plain.data, title=title), loss=LossConfig()
+        )
         batch = train_batches(CATALOG, chosen)(3)
         for row in (0, 3):
             np.testing.assert_array_equal(batch["image"][row], np.full((10, 10, 3), 80))
-            assert batch["label"][row] == 2 and not batch["token_ids"][row].any()
-        assert batch["label"].tolist()[:6] == [2, 2, 3, 2, 2, 3] and batch["token_ids"].any()
+            assert batch["label"][row] == 2
+            assert not batch["token_ids"][row].any()
+        assert batch["label"].tolist()[:6] == [2, 2, 3, 2, 2, 3]
+        assert batch["token_ids"].any()
     known = dataclasses.replace(
-        chosen, model=config_lib.ModelConfig(box="features"), loss=LossConfig(box=1.0, box_known=1.0)
+        chosen,
+        model=config_lib.ModelConfig(box="features"),
+        loss=LossConfig(box=1.0, box_known=1.0),
     )
     boxes = train_batches(CATALOG, known)(3)["box"]
-    assert not boxes[[0, 3]].any() and boxes[1].any()
+    assert not boxes[[0, 3]].any()
+    assert boxes[1].any()
 
 
 def test_triplets_are_drawn_by_weight_and_photos_evenly(tmp_path):
@@ -131,30 +150,41 @@ def test_the_same_seed_and_step_are_the_same_batch_and_processes_share_it(tmp_pa
         whole = make(step)
         for name, array in whole.items():
             np.testing.assert_array_equal(again(step)[name], array)
-            parts = [dataclasses.replace(make, process_index=i, process_count=3)(step)[name] for i in range(3)]
+            parts = [
+                dataclasses.replace(make, process_index=i, process_count=3)(step)[name]
+                for i in range(3)
+            ]
             np.testing.assert_array_equal(np.concatenate(parts), array)
     other = train_batches(CATALOG, dataclasses.replace(chosen, seed=1))
-    assert (other.sampler(1) != make.sampler(1)).any() and (make.sampler(0) != make.sampler(1)).any()
+    assert (other.sampler(1) != make.sampler(1)).any()
+    assert (make.sampler(0) != make.sampler(1)).any()
 
 
 def test_a_growing_batch_has_twice_the_triplets(tmp_path):
     write(tmp_path, ROWS)
-    make = train_batches(CATALOG, config(tmp_path, batch=12, grow_every_epochs=0.5, max_micro_batches=2))
+    make = train_batches(
+        CATALOG, config(tmp_path, batch=12, grow_every_epochs=0.5, max_micro_batches=2)
+    )
     sizes = [len(make.sampler(step)) for step in range(4)]
     assert sizes == [12, 12, 24, 24]
     chosen, others = triplets(make, 3, 2, 2)
-    assert (chosen[..., 0] >= len(TRAIN)).all() and others.max() < len(TRAIN)
+    assert (chosen[..., 0] >= len(TRAIN)).all()
+    assert others.max() < len(TRAIN)
 
 
 def test_a_query_that_is_a_training_photo_is_that_record(tmp_path):
-    """Of the class that was clicked: with its title, and never its own clicked photo. Of another: its photo alone."""
+    """Of the class that was clicked: with its title, and never its own clicked photo. Of another:
+    its photo alone.
+    """
     first = int(np.flatnonzero(TRAIN.labels == 0)[0])
     name = TRAIN[first]["image_id"]
     write(tmp_path, [("r", name, 0, 1, 1.0), ("r", name, 2, 3, 1.0)])
     clicks = open_clicks(config(tmp_path).data, CATALOG)
-    assert clicks.query.tolist() == [first, len(TRAIN)] and len(clicks.split) == len(TRAIN) + 1
+    assert clicks.query.tolist() == [first, len(TRAIN)]
+    assert len(clicks.split) == len(TRAIN) + 1
     np.testing.assert_array_equal(clicks.split[len(TRAIN)]["image"], TRAIN[first]["image"])
-    assert clicks.split[len(TRAIN)]["class_id"] == 2 and clicks.split[len(TRAIN)]["title"] == ""
+    assert clicks.split[len(TRAIN)]["class_id"] == 2
+    assert clicks.split[len(TRAIN)]["title"] == ""
     make = train_batches(CATALOG, config(tmp_path, batch=12, share=1.0))
     drawn = np.concatenate([make.sampler(step).reshape(-1, 3) for step in range(100)])
     own = drawn[drawn[:, 0] == first]
@@ -182,8 +212,15 @@ def test_what_cannot_be_used_is_counted(tmp_path):
         "1 whose query photo is all that the clicked product has, 1 whose query photo shows what was not clicked, "
         "1 of one product twice, 1 of weight 0"
     )
-    withdrawn = dataclasses.replace(catalog, splits=catalog.splits | {"train": _Less(catalog.splits["train"])})
-    assert open_clicks(config(tmp_path).data, withdrawn).left_out["of a product without a training photo"] == 1
+    withdrawn = dataclasses.replace(
+        catalog, splits=catalog.splits | {"train": _Less(catalog.splits["train"])}
+    )
+    assert (
+        open_clicks(config(tmp_path).data, withdrawn).left_out[
+            "of a product without a training photo"
+        ]
+        == 1
+    )
     before = clicks.digest
     (tmp_path / "queries" / "gone.png").write_bytes((tmp_path / "queries" / "q0.png").read_bytes())
     assert open_clicks(config(tmp_path).data, catalog).digest != before
@@ -212,17 +249,27 @@ def test_files_that_cannot_be_learned_from(tmp_path):
     write(tmp_path, [("r", "gone", 0, 1, 1.0)])
     data = config(tmp_path).data
     refused(data, "no triplet to learn from; left out: 1 whose query photo is gone; wanted")
-    refused(dataclasses.replace(data, queries=str(tmp_path / "none")), "none: no folder, wanted that of")
+    refused(
+        dataclasses.replace(data, queries=str(tmp_path / "none")), "none: no folder, wanted that of"
+    )
     write(tmp_path, [("r", "q0", 0, 1, float("nan"))])
     refused(data, "a weight that is negative or no number")
-    parquet.write_table(pa.table({"query_image_id": ["q"], "clicked": ["a"]}), tmp_path / "t.parquet")
-    refused(data, "no column request_id and not_clicked and weight; wanted the Parquet file of `sicot events triplets`")
+    parquet.write_table(
+        pa.table({"query_image_id": ["q"], "clicked": ["a"]}), tmp_path / "t.parquet"
+    )
+    refused(
+        data,
+        "no column request_id and not_clicked and weight; wanted the Parquet file of `sicot events triplets`",
+    )
     parquet.write_table(pa.table({name: pa.array([], pa.string()) for name in ("request_id", "query_image_id", "clicked",
         "not_clicked")} | {"weight": pa.array([], pa.float32())}), tmp_path / "t.parquet")  # fmt: skip
     refused(data, "no triplet to learn from, no row")
     (tmp_path / "t.parquet").write_text("no Parquet")
     refused(data, "t.parquet: .*; wanted the Parquet file")
-    refused(dataclasses.replace(data, triplets=str(tmp_path / "nothing")), "nothing: .*; wanted the Parquet file")
+    refused(
+        dataclasses.replace(data, triplets=str(tmp_path / "nothing")),
+        "nothing: .*; wanted the Parquet file",
+    )
 
 
 def test_a_photo_that_breaks_or_goes_is_named(tmp_path):
@@ -230,7 +277,8 @@ def test_a_photo_that_breaks_or_goes_is_named(tmp_path):
     make = train_batches(CATALOG, config(tmp_path))
     (tmp_path / "queries" / "q0.png").write_bytes(b"no photo")
     with pytest.raises(
-        InputError, match="query photo .*q0.png: not a photo.*; photos have to stay until the run has ended"
+        InputError,
+        match="query photo .*q0.png: not a photo.*; photos have to stay until the run has ended",
     ):
         make(0)
     (tmp_path / "queries" / "q0.png").unlink()
@@ -239,7 +287,9 @@ def test_a_photo_that_breaks_or_goes_is_named(tmp_path):
 
 
 def test_configs_that_cannot_be(tmp_path):
-    with pytest.raises(ConfigError, match=r"data.triplet_share=0.5 of a micro-batch of 4 photos holds no triplet"):
+    with pytest.raises(
+        ConfigError, match=r"data.triplet_share=0.5 of a micro-batch of 4 photos holds no triplet"
+    ):
         config(tmp_path, batch=8, parts=2)
     with pytest.raises(ConfigError, match=r"data.triplet_share=1.5, wanted a share"):
         config(tmp_path, share=1.5)
@@ -248,13 +298,17 @@ def test_configs_that_cannot_be(tmp_path):
     with pytest.raises(ConfigError, match="data.triplets with data.on_device=True"):
         Config(data=DataConfig(source="arrays", path="x", on_device=True, triplets="x"))
     assert [triplets_in(12, share) for share in (0.25, 0.5, 0.75, 1.0)] == [1, 2, 3, 4]
-    assert triplets_in(30, 0.1) == 1  # 30 * 0.1 is a little more than 3, 30 * 0.7 a little less than 21
+    assert (
+        triplets_in(30, 0.1) == 1
+    )  # 30 * 0.1 is a little more than 3, 30 * 0.7 a little less than 21
     assert triplets_in(30, 0.7) == 7
 
 
 @pytest.fixture
 def asked(tmp_path):
-    """Visitors who ask the tiny catalogue with its test photos: events, photos, and the triplets of the command line."""
+    """Visitors who ask the tiny catalogue with its test photos: events, photos, and the triplets of
+    the command line.
+    """
     tiny = config_lib.load("tiny")
     catalog = open_generated(tiny.data.generated)
     asked_with = catalog.splits["test"]
@@ -267,9 +321,24 @@ def asked(tmp_path):
     shown = np.stack([rng.permutation(11)[:6] for _ in names])
     like = np.where(shown == asked_with.labels[:, None], 3.0, -1.0)
     lists = visitors.from_scores(names, list(catalog.classes.sku), shown, like, np.zeros(11))
-    visitors.write(lists, tmp_path / "events.parquet", visitors.Behaviour(shuffled=1.0), requests=800, seed=1)
+    visitors.write(
+        lists, tmp_path / "events.parquet", visitors.Behaviour(shuffled=1.0), requests=800, seed=1
+    )
     out = tmp_path / "t.parquet"
-    assert cli.main(["events", "triplets", str(tmp_path / "events.parquet"), "--out", str(out), "--threads", "1"]) == 0
+    assert (
+        cli.main(
+            [
+                "events",
+                "triplets",
+                str(tmp_path / "events.parquet"),
+                "--out",
+                str(out),
+                "--threads",
+                "1",
+            ]
+        )
+        == 0
+    )
     data = dataclasses.replace(tiny.data, triplets=str(out), queries=str(folder))
     return dataclasses.replace(
         tiny,
@@ -277,7 +346,9 @@ def asked(tmp_path):
         mesh=config_lib.MeshConfig(data=1),
         model=dataclasses.replace(tiny.model, box="features"),
         loss=LossConfig(box=1.0, triplet=1.0),
-        train=dataclasses.replace(tiny.train, steps=3, batch_size=12, checkpoint_every_steps=2, log_every_steps=1),
+        train=dataclasses.replace(
+            tiny.train, steps=3, batch_size=12, checkpoint_every_steps=2, log_every_steps=1
+        ),
     )
 
 
@@ -293,7 +364,11 @@ def test_from_visitors_to_a_run_that_resumes(asked, tmp_path, monkeypatch, capsy
         return original(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "ahead", lambda make, start, stop, **_: (make(step) for step in range(start, stop)))
+        patch.setattr(
+            pipeline,
+            "ahead",
+            lambda make, start, stop, **_: (make(step) for step in range(start, stop)),
+        )
         patch.setattr(pipeline.TrainBatches, "__call__", dying)
         with pytest.raises(ZeroDivisionError):
             train(asked, workdir)
@@ -311,7 +386,12 @@ def test_from_visitors_to_a_run_that_resumes(asked, tmp_path, monkeypatch, capsy
     with pytest.raises(ConfigError, match=r"holds another run \(triplets: \w{12} -> \w{12}\)"):
         train(asked, workdir)
     with pytest.raises(ConfigError, match=r"triplets: \w{12} -> none"):
-        train(dataclasses.replace(asked, data=dataclasses.replace(asked.data, triplets="", queries="")), workdir)
+        train(
+            dataclasses.replace(
+                asked, data=dataclasses.replace(asked.data, triplets="", queries="")
+            ),
+            workdir,
+        )
     moved = tmp_path / "elsewhere.parquet"
     file.unlink()
     moved.write_bytes(whole)
@@ -319,11 +399,14 @@ def test_from_visitors_to_a_run_that_resumes(asked, tmp_path, monkeypatch, capsy
     assert train(asked, workdir)["step_of_end"] == 3
     lines = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
     told = [line for line in lines if line["kind"] == "train"]
-    assert len(told) == 3 and all(np.isfinite([line["box"], line["triplet"], line["total"]]).all() for line in told)
+    assert len(told) == 3
+    assert all(np.isfinite([line["box"], line["triplet"], line["total"]]).all() for line in told)
 
 
 def test_triplets_shape_the_box(asked, one_device):
-    """The gradient of the triplet term alone, over a batch of triplets, by the box branch and by the backbone."""
+    """The gradient of the triplet term alone, over a batch of triplets, by the box branch and by
+    the backbone.
+    """
     make = train_batches(open_generated(asked.data.generated), asked)
     batch = make(0)
     shape = DataShape.of(open_generated(asked.data.generated))
@@ -332,10 +415,13 @@ def test_triplets_shape_the_box(asked, one_device):
     pixels = asked.preprocessing.normalise(batch["image"])
 
     def loss(params):
-        unit = nnx.merge(graph, params, rest, copy=True)(pixels, batch["token_ids"], train=trained)["inside"]
+        unit = nnx.merge(graph, params, rest, copy=True)(pixels, batch["token_ids"], train=trained)[
+            "inside"
+        ]
         return losses.triplet_loss(unit, unit, batch["label"], batch["label"], margin=2.0)
 
     gradient = nnx.to_pure_dict(jax.jit(jax.grad(loss))(params))["visual"]
     for part in ("box", "resnet"):
         norms = [float(np.linalg.norm(x)) for x in jax.tree.leaves(gradient[part])]
-        assert max(norms) > 0 and np.isfinite(norms).all()
+        assert max(norms) > 0
+        assert np.isfinite(norms).all()

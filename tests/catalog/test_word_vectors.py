@@ -9,13 +9,16 @@ from sicot_jax.catalog.word_vectors import random_word_vectors, train_word_vecto
 def _titles() -> list[np.ndarray]:
     # Words 1-3 occur together, and so do 4-6; word 7 only alone, word 8 never.
     rng = np.random.default_rng(0)
-    titles = [rng.permutation([1, 2, 3] if i % 2 else [4, 5, 6]).astype(np.int32) for i in range(400)]
+    titles = [
+        rng.permutation([1, 2, 3] if i % 2 else [4, 5, 6]).astype(np.int32) for i in range(400)
+    ]
     return [*titles, np.array([7], np.int32), np.zeros(0, np.int32)]
 
 
 def test_word2vec_groups_words_and_is_deterministic():
     vectors = train_word_vectors(_titles(), vocabulary_size=9, width=16, epochs=20, seed=3)
-    assert vectors.shape == (9, 16) and vectors.dtype == np.float32
+    assert vectors.shape == (9, 16)
+    assert vectors.dtype == np.float32
     assert (vectors[0] == 0).all()
     unit = vectors[1:7] / np.linalg.norm(vectors[1:7], axis=1, keepdims=True)
     likeness = unit @ unit.T
@@ -29,12 +32,14 @@ def test_word2vec_groups_words_and_is_deterministic():
 def test_nothing_to_train():
     for titles in ([], [np.zeros(0, np.int32)]):
         vectors = train_word_vectors(titles, vocabulary_size=1, width=4)
-        assert vectors.shape == (1, 4) and (vectors == 0).all()
+        assert vectors.shape == (1, 4)
+        assert (vectors == 0).all()
 
 
 def test_random_vectors():
     vectors = random_word_vectors(1000, 64, seed=1)
-    assert vectors.dtype == np.float32 and (vectors[0] == 0).all()
+    assert vectors.dtype == np.float32
+    assert (vectors[0] == 0).all()
     assert abs(np.linalg.norm(vectors[1:], axis=1).mean() - 1) < 0.05
     assert not np.array_equal(vectors, random_word_vectors(1000, 64, seed=2))
 

@@ -23,8 +23,16 @@ def case(num_classes, device_mesh, *, batch=16, width=5, seed=0):
     prior[:num_classes] = np.log(rng.dirichlet(np.ones(num_classes)))
     label = rng.integers(0, num_classes, batch).astype(np.int32)
     embeddings = {stream: rng.normal(size=(batch, width)).astype(np.float32) for stream in WEIGHTS}
-    placed = mesh.to_global({**embeddings, "label": label, "kernel": kernel, "bias": bias, "prior": prior}, device_mesh)
-    return {s: placed[s] for s in WEIGHTS}, placed["label"], placed["kernel"], placed["bias"], placed["prior"]
+    placed = mesh.to_global(
+        {**embeddings, "label": label, "kernel": kernel, "bias": bias, "prior": prior}, device_mesh
+    )
+    return (
+        {s: placed[s] for s in WEIGHTS},
+        placed["label"],
+        placed["kernel"],
+        placed["bias"],
+        placed["prior"],
+    )
 
 
 def test_cross_entropy_by_hand():
@@ -59,13 +67,21 @@ def test_logit_adjustment_is_balanced_softmax():
     embedding = {"visual": jnp.zeros((1, 2))}
     prior = jnp.log(jnp.array([0.5, 0.2, 0.3]))
     total, _ = losses.co_training_loss(
-        embedding, jnp.array([1]), jnp.ones((3, 2)), jnp.zeros(3), weights={"visual": 1.0}, log_prior=prior, tau=1.0
+        embedding,
+        jnp.array([1]),
+        jnp.ones((3, 2)),
+        jnp.zeros(3),
+        weights={"visual": 1.0},
+        log_prior=prior,
+        tau=1.0,
     )
     np.testing.assert_allclose(total, -np.log(0.2), rtol=1e-6)
 
 
 def test_label_smoothing_by_hand():
-    """Two classes, logits 1 and 0, smoothing 0.2: the target is (0.9, 0.1). A third column is padding."""
+    """Two classes, logits 1 and 0, smoothing 0.2: the target is (0.9, 0.1). A third column is
+    padding.
+    """
     logits = jnp.array([[1.0, 0.0, -jnp.inf]])
     log_sum = np.log(np.e + 1)
     value = losses.cross_entropy(logits, jnp.array([0]), smoothing=0.2, num_classes=2)
@@ -73,7 +89,7 @@ def test_label_smoothing_by_hand():
 
 
 @pytest.mark.parametrize(
-    "tau, keep_logits, smoothing",
+    ("tau", "keep_logits", "smoothing"),
     [(0.0, None, 0.0), (1.0, jnp.float32, 0.3)],
     ids=["computed again", "kept, smoothed"],
 )
@@ -84,15 +100,23 @@ def test_sharded_loss_and_gradients_equal_dense(device_mesh, tau, keep_logits, s
 
 @pytest.mark.parametrize(
     "device_mesh",
-    [(4, 2), *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(1, 1), (8, 1), (1, 8), (2, 4)])],
+    [
+        (4, 2),
+        *(
+            pytest.param(shape, marks=pytest.mark.slow)
+            for shape in [(1, 1), (8, 1), (1, 8), (2, 4)]
+        ),
+    ],
     indirect=True,
 )
 @pytest.mark.parametrize(
-    "num_classes, chunk, tau, keep_logits, smoothing",
+    ("num_classes", "chunk", "tau", "keep_logits", "smoothing"),
     [(1, 4, 0.0, None, 0.0), (8, 8, 0.0, jnp.float32, 0.3), (37, 100, 1.0, None, 0.1)],
     ids=["one class", "one chunk, kept", "chunk larger than shard"],
 )
-def test_sharded_loss_and_gradients_of_few_classes(device_mesh, num_classes, chunk, tau, keep_logits, smoothing):
+def test_sharded_loss_and_gradients_of_few_classes(
+    device_mesh, num_classes, chunk, tau, keep_logits, smoothing
+):
     """Where devices have nothing but padding, or one chunk."""
     assert_sharded_equals_dense(device_mesh, num_classes, chunk, tau, keep_logits, smoothing)
 
@@ -106,15 +130,23 @@ def assert_sharded_equals_dense(device_mesh, num_classes, chunk, tau, keep_logit
         """The gradient in place of new parameters, its negative in place of the optimizer's state."""
 
         def update(gradient, state):
-            return {**gradient, "opt_state": jax.tree.map(jnp.negative, gradient), "count": state["count"] + 1}
+            return {
+                **gradient,
+                "opt_state": jax.tree.map(jnp.negative, gradient),
+                "count": state["count"] + 1,
+            }
 
         params = {"kernel": kernel, "bias": bias}
         state = {**params, "opt_state": params, "count": jnp.int32(6)}
         options_here = {**options, "chunk": chunk, "keep_logits": keep_logits}
-        return class_sharded.loss_and_update(embeddings, label, state, prior, update=update, **options_here)
+        return class_sharded.loss_and_update(
+            embeddings, label, state, prior, update=update, **options_here
+        )
 
     got = sharded(embeddings, label, kernel, bias, prior)
-    whole = jax.tree.map(jnp.asarray, jax.device_get((embeddings, label, {"kernel": kernel, "bias": bias}, prior)))
+    whole = jax.tree.map(
+        jnp.asarray, jax.device_get((embeddings, label, {"kernel": kernel, "bias": bias}, prior))
+    )
 
     @jax.jit
     def dense(embeddings, label, params, prior):
@@ -136,22 +168,34 @@ def assert_sharded_equals_dense(device_mesh, num_classes, chunk, tau, keep_logit
         assert a.keys() == b.keys()
         for name in b:
             np.testing.assert_allclose(a[name], b[name], rtol=1e-5, atol=1e-6, err_msg=name)
-    assert not np.asarray(new["kernel"])[num_classes:].any()  # padding has no probability and no gradient
+    assert not np.asarray(new["kernel"])[
+        num_classes:
+    ].any()  # padding has no probability and no gradient
     assert not np.asarray(new["bias"])[num_classes:].any()
 
 
 def test_logits_kept_in_bfloat16_give_the_gradient_to_bfloat16(one_device):
-    """The loss does not see them; probabilities are off by the 2^-9 that an eight-bit logit of up to 8 may be off by."""
+    """The loss does not see them; probabilities are off by the 2^-9 that an eight-bit logit of up
+    to 8 may be off by.
+    """
     embeddings, label, kernel, bias, prior = case(50, one_device)
 
     def run(keep_logits):
         return jax.jit(
             lambda *a: class_sharded.loss_and_update(
-                *a, weights=WEIGHTS, update=lambda g, s: g, num_classes=50, chunk=8, keep_logits=keep_logits
+                *a,
+                weights=WEIGHTS,
+                update=lambda g, s: g,
+                num_classes=50,
+                chunk=8,
+                keep_logits=keep_logits,
             )
         )(embeddings, label, {"kernel": kernel, "bias": bias}, prior)
 
-    (losses_, cotangents, gradient), (exact_losses, exact_cotangents, exact_gradient) = run(jnp.bfloat16), run(None)
+    (losses_, cotangents, gradient), (exact_losses, exact_cotangents, exact_gradient) = (
+        run(jnp.bfloat16),
+        run(None),
+    )
     assert losses_ == exact_losses
     for got, wanted in [(cotangents, exact_cotangents), (gradient, exact_gradient)]:
         for name in wanted:
@@ -165,12 +209,18 @@ def test_nothing_is_updated_where_the_loss_is_not_finite(device_mesh):
     state = {"kernel": kernel, "bias": bias, "count": jnp.int32(6)}
 
     def update(gradient, state):
-        return {**jax.tree.map(jnp.add, {n: state[n] for n in gradient}, gradient), "count": state["count"] + 1}
+        return {
+            **jax.tree.map(jnp.add, {n: state[n] for n in gradient}, gradient),
+            "count": state["count"] + 1,
+        }
 
     values, _, new = jax.jit(
-        lambda *a: class_sharded.loss_and_update(*a, weights=WEIGHTS, update=update, num_classes=37, chunk=2)
+        lambda *a: class_sharded.loss_and_update(
+            *a, weights=WEIGHTS, update=update, num_classes=37, chunk=2
+        )
     )(embeddings, label, state, prior)
-    assert np.isnan(values["total"]) and np.isfinite(values["visual"])
+    assert np.isnan(values["total"])
+    assert np.isfinite(values["visual"])
     for name in state:
         np.testing.assert_array_equal(new[name], state[name])
 
@@ -181,57 +231,75 @@ def test_streaming_top_k_equals_dense(device_mesh):
 
 
 @pytest.mark.parametrize("device_mesh", [(4, 2)], indirect=True)
-@pytest.mark.parametrize("num_classes, k, chunk", [(1, 1, 4), (7, 3, 2), (37, 37, 100)])
+@pytest.mark.parametrize(("num_classes", "k", "chunk"), [(1, 1, 4), (7, 3, 2), (37, 37, 100)])
 def test_streaming_top_k_of_few_classes_or_all(device_mesh, num_classes, k, chunk):
     assert_top_k_equals_dense(device_mesh, num_classes, k, chunk)
 
 
 def assert_top_k_equals_dense(device_mesh, num_classes, k, chunk):
     embeddings, label, kernel, bias, _ = case(num_classes, device_mesh)
-    top_k = jax.jit(lambda *a: class_sharded.log_prob_top_k(*a, k=k, num_classes=num_classes, chunk=chunk))
+    top_k = jax.jit(
+        lambda *a: class_sharded.log_prob_top_k(*a, k=k, num_classes=num_classes, chunk=chunk)
+    )
     classes, values, log_prob = top_k(embeddings["visual"], kernel, bias, label)
     whole = [jnp.asarray(x) for x in jax.device_get((embeddings["visual"], kernel, bias, label))]
     offset = losses.class_offset(whole[2], None, 0.0, num_classes)
-    dense_classes, dense_values, dense_log_prob = losses.log_prob_top_k(whole[0], whole[1], offset, whole[3], k)
+    dense_classes, dense_values, dense_log_prob = losses.log_prob_top_k(
+        whole[0], whole[1], offset, whole[3], k
+    )
     np.testing.assert_array_equal(classes, dense_classes)
-    np.testing.assert_allclose(values, dense_values, rtol=1e-5, atol=1e-6)  # atol: logits near zero are differences
+    np.testing.assert_allclose(
+        values, dense_values, rtol=1e-5, atol=1e-6
+    )  # atol: logits near zero are differences
     np.testing.assert_allclose(log_prob, dense_log_prob, rtol=1e-5, atol=1e-6)
 
 
 def test_top_k_ties_go_to_the_lower_class(device_mesh):
     kernel, bias = jnp.zeros((16, 3)), jnp.zeros(16)
     placed = mesh.to_global({"k": np.asarray(kernel), "b": np.asarray(bias)}, device_mesh)
-    classes, _, _ = jax.jit(lambda e, k, b, y: class_sharded.log_prob_top_k(e, k, b, y, k=4, num_classes=13, chunk=1))(
-        jnp.ones((2, 3)), placed["k"], placed["b"], jnp.zeros(2, jnp.int32)
-    )
+    classes, _, _ = jax.jit(
+        lambda e, k, b, y: class_sharded.log_prob_top_k(e, k, b, y, k=4, num_classes=13, chunk=1)
+    )(jnp.ones((2, 3)), placed["k"], placed["b"], jnp.zeros(2, jnp.int32))
     np.testing.assert_array_equal(classes, [[0, 1, 2, 3]] * 2)
 
 
 def test_more_candidates_than_classes_is_refused(one_device):
     with pytest.raises(ValueError, match=r"k=4 of num_classes=3"):
         class_sharded.log_prob_top_k(
-            jnp.ones((2, 3)), jnp.ones((3, 3)), jnp.zeros(3), jnp.zeros(2, jnp.int32), k=4, num_classes=3
+            jnp.ones((2, 3)),
+            jnp.ones((3, 3)),
+            jnp.zeros(3),
+            jnp.zeros(2, jnp.int32),
+            k=4,
+            num_classes=3,
         )
 
 
 def test_telling_words_by_hand():
-    """Titles "a b b", "a c" and "d": every word counts once, whatever places it has; d has no score, so that photo is left
-    out, as is one without a title.
+    """Titles "a b b", "a c" and "d": every word counts once, whatever places it has; d has no
+    score, so that photo is left out, as is one without a title.
     """
     token_ids = np.array([[1, 2, 2], [1, 3, 0], [4, 0, 0], [0, 0, 0]])
-    scores = np.array([[0.5, 1.0, -2.0], [2.0, -1.0, 0.3], [9.0, 0.0, 9.0], [0.0, 8.0, 1.0]], np.float32)
-    told = [np.log(np.exp(z).sum()) - z[own].mean() for z, own in zip(scores, [[0, 1], [0, 2]], strict=False)]
+    scores = np.array(
+        [[0.5, 1.0, -2.0], [2.0, -1.0, 0.3], [9.0, 0.0, 9.0], [0.0, 8.0, 1.0]], np.float32
+    )
+    told = [
+        np.log(np.exp(z).sum()) - z[own].mean()
+        for z, own in zip(scores, [[0, 1], [0, 2]], strict=False)
+    ]
     got = losses.word_loss(jnp.asarray(scores), jnp.asarray(token_ids))
     np.testing.assert_allclose(got, np.mean(told), rtol=1e-6)
 
 
 def test_telling_words_without_a_title_is_nothing():
     value, gradient = jax.value_and_grad(losses.word_loss)(jnp.ones((2, 3)), jnp.zeros((2, 4), int))
-    assert value == 0 and not gradient.any()
+    assert value == 0
+    assert not gradient.any()
 
 
 def test_the_likeness_of_codes_by_hand():
-    """Embeddings are opposite in two pairs, whose codes are at right angles, and at right angles across, where two pairs of
+    """Embeddings are opposite in two pairs, whose codes are at right angles, and at right angles
+    across, where two pairs of
     codes are opposite: (0 + 1)^2 for four of the sixteen pairs, (-1 - 0)^2 for four more.
     """
     unit = jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
@@ -246,27 +314,40 @@ def test_the_likeness_of_codes_by_hand():
 
 
 def test_the_likeness_of_codes_passes_the_rounding():
-    """With the derivative of 2 h - 1: of one pair apart, d/dh of (s t - c)^2 is 2 (s t - c) 2 t, whatever h is."""
+    """With the derivative of 2 h - 1: of one pair apart, d/dh of (s t - c)^2 is 2 (s t - c) 2 t,
+    whatever h is.
+    """
     unit, other = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 0.0], [-1.0, 0.0]])
     all_bits = jnp.array([[0.9], [0.8]])
     gradient = jax.grad(losses.code_likeness)(jnp.array([[0.6]]), unit, all_bits, other)
     near = 2 / np.pi * np.arcsin(0.999)
-    np.testing.assert_allclose(gradient, [[(2 * (1 - near) * 2 + 2 * (1 + near) * 2) / 2]], rtol=1e-6)
+    np.testing.assert_allclose(
+        gradient, [[(2 * (1 - near) * 2 + 2 * (1 + near) * 2) / 2]], rtol=1e-6
+    )
 
 
 def test_balance_and_quantisation_by_hand():
     """The first bit is on for half of the batch and undecided, the second always on and decided."""
     bits = jnp.array([[0.5, 1.0], [0.75, 1.0], [0.25, 1.0]])
     np.testing.assert_allclose(losses.code_balance(bits), (0 + 1) / 2, rtol=1e-6)
-    np.testing.assert_allclose(losses.code_quantisation(bits), (1 + 0.75 + 0.75 + 0 + 0 + 0) / 6, rtol=1e-6)
+    np.testing.assert_allclose(
+        losses.code_quantisation(bits), (1 + 0.75 + 0.75 + 0 + 0 + 0) / 6, rtol=1e-6
+    )
 
 
 def test_learned_directions_are_better_than_random_ones():
-    """Vectors of which most of the variance lies in 4 of 16 directions: by 32 bits the nearest are found more often."""
+    """Vectors of which most of the variance lies in 4 of 16 directions: by 32 bits the nearest are
+    found more often.
+    """
     rng = np.random.default_rng(0)
-    rows = rng.standard_normal((400, 16)).astype(np.float32) * np.r_[np.ones(4), np.full(12, 0.2)].astype(np.float32)
+    rows = rng.standard_normal((400, 16)).astype(np.float32) * np.r_[
+        np.ones(4), np.full(12, 0.2)
+    ].astype(np.float32)
     unit = jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
-    start = {"kernel": jnp.asarray(rng.standard_normal((16, 32)).astype(np.float32)), "bias": jnp.zeros(32)}
+    start = {
+        "kernel": jnp.asarray(rng.standard_normal((16, 32)).astype(np.float32)),
+        "bias": jnp.zeros(32),
+    }
 
     def loss(layer):
         bits = jax.nn.sigmoid(unit @ layer["kernel"] + layer["bias"])
@@ -277,7 +358,10 @@ def test_learned_directions_are_better_than_random_ones():
         near, wanted = (np.argsort(-(x @ x.T), 1)[:, 1:11] for x in (codes, np.asarray(unit)))
         return np.mean([len(set(a) & set(b)) for a, b in zip(near, wanted, strict=True)]) / 10
 
-    layer, step = start, jax.jit(lambda layer: jax.tree.map(lambda x, g: x - 3 * g, layer, jax.grad(loss)(layer)))
+    layer, step = (
+        start,
+        jax.jit(lambda layer: jax.tree.map(lambda x, g: x - 3 * g, layer, jax.grad(loss)(layer))),
+    )
     for _ in range(100):
         layer = step(layer)
     assert loss(layer) < 0.8 * loss(start)
@@ -289,25 +373,32 @@ PRODUCT = np.array([0, 0, 1, 2])
 
 
 def test_triplets_by_hand():
-    """Photo 0: own 0.6, the hardest of those less alike is photo 2 at 0, as 3 at 0.8 is passed over: 0.7 - 0.6 = 0.1 at margin
-    0.7. Photo 1: own 0.6, all others more alike: it does not count, as photos 2 and 3, which are alone.
+    """Photo 0: own 0.6, the hardest of those less alike is photo 2 at 0, as 3 at 0.8 is passed
+    over: 0.7 - 0.6 = 0.1 at margin 0.7. Photo 1: own 0.6, all others more alike: it does not count,
+    as photos 2 and 3, which are alone.
     """
-    assert losses.triplet_loss(UNIT, UNIT, PRODUCT, PRODUCT, margin=0.7) == pytest.approx(0.1, abs=1e-6)
+    assert losses.triplet_loss(UNIT, UNIT, PRODUCT, PRODUCT, margin=0.7) == pytest.approx(
+        0.1, abs=1e-6
+    )
     assert losses.triplet_loss(UNIT, UNIT, PRODUCT, PRODUCT, margin=0.5) == 0
 
 
 def test_what_the_outside_tells_by_hand():
-    """Outside of photo 0 looks like photo 1, its own product: log e^0.8 - log of the mean of e^0.8, e^0.6, e^0; that of photo 1
+    """Outside of photo 0 looks like photo 1, its own product: log e^0.8 - log of the mean of e^0.8,
+    e^0.6, e^0; that of photo 1
     like photo 2: nothing to tell. At temperature 1.
     """
     outside = np.float32([[0, 1], [0, 1], [1, 0], [1, 0]])
     told = 0.8 - np.log((np.exp(0.8) + np.exp(1.0) + np.exp(0.6)) / 3)
     other = 0.0 - np.log((np.exp(0.0) + np.exp(1.0) + np.exp(0.6)) / 3)
-    assert told < 0 and other < 0  # less than chance both: nothing is told
+    assert told < 0
+    assert other < 0
     assert losses.told_outside(outside, UNIT, PRODUCT, PRODUCT, temperature=1.0) == 0
     outside[0] = [0.6, 0.8]  # photo 1 itself
     told = 1.0 - np.log((np.exp(1.0) + np.exp(0.8) + np.exp(0.96)) / 3)
-    assert losses.told_outside(outside, UNIT, PRODUCT, PRODUCT, temperature=1.0) == pytest.approx(told / 2, abs=1e-6)
+    assert losses.told_outside(outside, UNIT, PRODUCT, PRODUCT, temperature=1.0) == pytest.approx(
+        told / 2, abs=1e-6
+    )
 
 
 def test_a_batch_without_a_pair_moves_nothing():
@@ -317,7 +408,8 @@ def test_a_batch_without_a_pair_moves_nothing():
         lambda x: losses.told_outside(x, UNIT, alone, alone),
     ):
         value, gradient = jax.value_and_grad(loss)(jnp.asarray(UNIT))
-        assert value == 0 and not np.any(gradient)
+        assert value == 0
+        assert not np.any(gradient)
 
 
 def test_insides_are_taken_as_they_are():

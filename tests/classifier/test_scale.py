@@ -1,4 +1,6 @@
-"""The million-class step, compiled for eight devices from shapes alone: what it may not do, and what it may hold."""
+"""The million-class step, compiled for eight devices from shapes alone: what it may not do, and
+what it may hold.
+"""
 
 import math
 import re
@@ -24,7 +26,8 @@ def check_collectives(compiled, *, largest: int):
     found_any = False
     for line in compiled.as_text().splitlines():
         found = re.search(
-            r"= (.*?) (all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all)(-start)?\(", line
+            r"= (.*?) (all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all)(-start)?\(",
+            line,
         )
         if not found:
             continue
@@ -41,18 +44,26 @@ def check_collectives(compiled, *, largest: int):
     [{}, {"keep_logits": "bfloat16"}, {"kind": "sampled", "sample_rate": 0.1}],
     ids=["exact", "kept logits", "sampled"],
 )
-@pytest.mark.parametrize("data, model", [(8, 1), (4, 2), (2, 4), (1, 8)])
-def test_the_million_class_head_is_exact_in_its_memory_and_sends_only_embeddings(data, model, options):
+@pytest.mark.parametrize(("data", "model"), [(8, 1), (4, 2), (2, 4), (1, 8)])
+def test_the_million_class_head_is_exact_in_its_memory_and_sends_only_embeddings(
+    data, model, options
+):
     batch, width = 256, 2048
     device_mesh = mesh.make_mesh(data=data, model=model)
     config = config_lib.HeadConfig(**options)
     rate, sgd = optax.constant_schedule(0.1), config_lib.OptimConfig()
     tx, catch_up = optim.make_tx(sgd, rate), lazy_update.make_catch_up(sgd, rate)
-    head = heads.make_head(config, config_lib.LossConfig(), num_classes=CLASSES, tx=tx, catch_up=catch_up)
+    head = heads.make_head(
+        config, config_lib.LossConfig(), num_classes=CLASSES, tx=tx, catch_up=catch_up
+    )
     with jax.set_mesh(device_mesh):
-        prior = jax.ShapeDtypeStruct((CLASSES_PADDED,), jnp.float32, sharding=mesh.class_sharding(device_mesh))
+        prior = jax.ShapeDtypeStruct(
+            (CLASSES_PADDED,), jnp.float32, sharding=mesh.class_sharding(device_mesh)
+        )
         classifier = jax.eval_shape(
-            lambda p: heads.start_classifier(config, jax.random.key(0), p, num_classes=CLASSES, width=width, tx=tx),
+            lambda p: heads.start_classifier(
+                config, jax.random.key(0), p, num_classes=CLASSES, width=width, tx=tx
+            ),
             prior,
         )
         classifier = mesh.on_devices(classifier, device_mesh)
@@ -69,11 +80,13 @@ def test_the_million_class_head_is_exact_in_its_memory_and_sends_only_embeddings
     shard_classes = CLASSES_PADDED // 8
     kernel = 4 * shard_classes * width
     assert memory.alias_size_in_bytes >= 2 * kernel  # kernel and momentum stay where they are
-    temporary = heads.temporary_bytes(config, streams=2, batch=batch, width=width, shard_classes=shard_classes)
+    temporary = heads.temporary_bytes(
+        config, streams=2, batch=batch, width=width, shard_classes=shard_classes
+    )
     np.testing.assert_allclose(memory.temp_size_in_bytes, temporary, rtol=0.1)
 
 
-@pytest.mark.parametrize("data, model", [(8, 1), (2, 4)])
+@pytest.mark.parametrize(("data", "model"), [(8, 1), (2, 4)])
 def test_the_million_class_step_compiles_and_moves_nothing_that_grows_with_classes(data, model):
     config = config_lib.load("1m")
     device_mesh = mesh.make_mesh(data=data, model=model)

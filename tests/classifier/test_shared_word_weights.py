@@ -45,7 +45,9 @@ class Titled:
 
 
 def test_words_of_classes_by_hand():
-    """Of four words two have a score; the others count in the length alone. A title without a word does not count."""
+    """Of four words two have a score; the others count in the length alone. A title without a word
+    does not count.
+    """
     split = Titled([[1, 1, 4, 2], [3], [], [2], [4]], [0, 0, 0, 2, 3])
     catalog = SimpleNamespace(splits={"train": split}, classes=range(5), tokenizer=None)
     got = class_words(catalog, tiny(), 2)
@@ -66,32 +68,41 @@ def test_titles_are_read_as_training_reads_them():
 
 
 def test_what_the_classifier_meets_folds_into_a_plain_one():
-    """[w, t] . [v, A v] = (w + A t) . v: a model whose rows share words is a plain one at test time."""
+    """[w, t] . [v, A v] = (w + A t) . v: a model whose rows share words is a plain one at test
+    time.
+    """
     config, rng = tiny("--config.model.title_words=4"), np.random.default_rng(0)
     net = new_net(config, DataShape(11, 9, 8, 100))
     stream = net.visual
     v = jnp.asarray(rng.normal(size=(3, stream.features_width)), jnp.float32)
     w, t = (jnp.asarray(rng.normal(size=(11, n)), jnp.float32) for n in (stream.features_width, 4))
     joined = stream.extend(v) @ jnp.concatenate([w, t], 1).T
-    np.testing.assert_allclose(joined, v @ (w + t @ stream.to_words.kernel[...].T).T, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        joined, v @ (w + t @ stream.to_words.kernel[...].T).T, rtol=1e-4, atol=1e-5
+    )
     assert stream.embedding_width == stream.features_width + 4
 
 
 @pytest.mark.parametrize("device_mesh", [(4, 2)], indirect=True)
 def test_the_plain_classifier_has_the_same_logits(device_mesh):
-    """What is tested, normalised and kept is v and rows w + A^T t; a classifier without shared words is itself."""
+    """What is tested, normalised and kept is v and rows w + A^T t; a classifier without shared
+    words is itself.
+    """
     config = tiny("--config.loss.mixed=0")
     catalog = open_catalog(config.data)
     with jax.set_mesh(device_mesh):
         setup = make_setup(config, DataShape.of(catalog), device_mesh)
-        prior = mesh.class_vector(class_log_prior(catalog.classes.counts["train"], device_mesh), device_mesh)
+        prior = mesh.class_vector(
+            class_log_prior(catalog.classes.counts["train"], device_mesh), device_mesh
+        )
         state = start_state(setup, prior)
         plain = plain_classifier(state)
         own = plain.kernel.shape[1]
         assert plain.kernel.sharding.is_equivalent_to(state.classifier.kernel.sharding, 2)
         v = np.random.default_rng(0).normal(size=(3, own)).astype(np.float32)
         kernel, scores = (
-            np.asarray(x) for x in (state.classifier.kernel, state.params["visual"]["to_words"]["kernel"])
+            np.asarray(x)
+            for x in (state.classifier.kernel, state.params["visual"]["to_words"]["kernel"])
         )
         wanted = np.concatenate([v, v @ scores], 1) @ kernel.T
         np.testing.assert_allclose(v @ np.asarray(plain.kernel).T, wanted, rtol=1e-4, atol=1e-5)
@@ -100,22 +111,32 @@ def test_the_plain_classifier_has_the_same_logits(device_mesh):
 
 
 @pytest.mark.parametrize(
-    "device_mesh", [(4, 2), *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(1, 1), (1, 8)])], indirect=True
+    "device_mesh",
+    [(4, 2), *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(1, 1), (1, 8)])],
+    indirect=True,
 )
 def test_shared_words_stay_and_what_they_share_learns(device_mesh):
-    config = tiny("--config.optim.warmup_epochs=0", "--config.loss.mixed=0", "--config.model.title_words=5")
+    config = tiny(
+        "--config.optim.warmup_epochs=0", "--config.loss.mixed=0", "--config.model.title_words=5"
+    )
     catalog = open_catalog(config.data)
     shape = DataShape.of(catalog)
     with jax.set_mesh(device_mesh):
         setup = make_setup(config, shape, device_mesh)
-        prior = mesh.class_vector(class_log_prior(catalog.classes.counts["train"], device_mesh), device_mesh)
+        prior = mesh.class_vector(
+            class_log_prior(catalog.classes.counts["train"], device_mesh), device_mesh
+        )
         words = class_words(catalog, config, 5)
         state = start_state(setup, prior)
         state = dataclasses.replace(state, classifier=start_word_rows(state.classifier, words))
         own = state.classifier.kernel.shape[1] - 5
-        before, scores = np.asarray(state.classifier.kernel), np.asarray(state.params["visual"]["to_words"]["kernel"])
+        before, scores = (
+            np.asarray(state.classifier.kernel),
+            np.asarray(state.params["visual"]["to_words"]["kernel"]),
+        )
         np.testing.assert_array_equal(before[:11, own:], words)
-        assert not before[11:].any() and state.classifier.kernel.sharding.is_equivalent_to(
+        assert not before[11:].any()
+        assert state.classifier.kernel.sharding.is_equivalent_to(
             start_state(setup, prior).classifier.kernel.sharding, 2
         )
         assert "semantic" not in state.params
@@ -123,16 +144,22 @@ def test_shared_words_stay_and_what_they_share_learns(device_mesh):
         assert "token_ids" not in batch  # no loss reads them
         state, losses = jax.jit(make_train_step(setup))(state, batch)
         after = np.asarray(state.classifier.kernel)
-    assert np.isfinite(losses["total"]) and not after[11:].any()
+    assert np.isfinite(losses["total"])
+    assert not after[11:].any()
     assert (after[:11, :own] != before[:11, :own]).any()
     assert (np.asarray(state.params["visual"]["to_words"]["kernel"]) != scores).any()
     np.testing.assert_array_equal(after[:, own:], before[:, own:])
 
 
 def test_what_cannot_be_is_refused(one_device):
-    with pytest.raises(ConfigError, match="head.kind='sampled'.*set head.kind=class_sharded or model.word_rows=False"):
+    with pytest.raises(
+        ConfigError,
+        match="head.kind='sampled'.*set head.kind=class_sharded or model.word_rows=False",
+    ):
         tiny("--config.head.kind=sampled")
-    with pytest.raises(ConfigError, match="optim.name='lars'.*set optim.name=sgd or model.word_rows=False"):
+    with pytest.raises(
+        ConfigError, match="optim.name='lars'.*set optim.name=sgd or model.word_rows=False"
+    ):
         tiny("--config.optim.name=lars")
     with pytest.raises(ConfigError, match="data.title='none': there is no title to take words of"):
         tiny("--config.data.title=none", "--config.loss.mixed=0")
@@ -140,10 +167,14 @@ def test_what_cannot_be_is_refused(one_device):
         tiny("--config.model.title_words=0")
     untitled, device = DataShape(11, 1, 8, 100), SimpleNamespace(size=1)
     remedy = r"\(sicot import --titles-from RUN\)"
-    with pytest.raises(ConfigError, match=f"no titles, and loss.mixed or .* wants them; .* {remedy} or set both to 0"):
+    with pytest.raises(
+        ConfigError,
+        match=f"no titles, and loss.mixed or .* wants them; .* {remedy} or set both to 0",
+    ):
         make_setup(tiny(), untitled, device)
     with pytest.raises(
-        ConfigError, match=f"no titles, and model.word_rows=True wants them; set it to False, .*{remedy}"
+        ConfigError,
+        match=f"no titles, and model.word_rows=True wants them; set it to False, .*{remedy}",
     ):
         config = dataclasses.replace(tiny(), loss=config_lib.LossConfig(mixed=0.0))
         make_setup(config, untitled, device)

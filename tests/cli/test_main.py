@@ -23,12 +23,16 @@ def fails_with(capsys, arguments, *, code=cli.INPUT_ERROR):
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err
     line = captured.err.removesuffix("\n").splitlines()[-1]
-    assert line.startswith(f"sicot {arguments[0]}: "), captured.err  # else the message had a line before
+    assert line.startswith(f"sicot {arguments[0]}: "), (
+        captured.err
+    )  # else the message had a line before
     return line
 
 
 def test_the_main_job_end_to_end(tmp_path, capsys):
-    """`compare` on the tiny config: two runs, a report with a table and a figure; a second call trains nothing."""
+    """`compare` on the tiny config: two runs, a report with a table and a figure; a second call
+    trains nothing.
+    """
     command = ["compare", *TINY, f"--workdir={tmp_path / 'run'}"]
     assert cli.main(command) == 0
     table = capsys.readouterr().out
@@ -45,21 +49,34 @@ def test_the_main_job_end_to_end(tmp_path, capsys):
     assert arms[0] == arms[1]  # the same schedule, data and seed
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*/results.json")}
     assert cli.main(command) == 0
-    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*/results.json")}
+    assert before == {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*/results.json")
+    }
 
 
 def test_arrays_train_like_the_catalogue_they_came_from(tmp_path, capsys):
-    """The same photos and words in the same order give the same run, to the bit; also with all photos on the devices."""
+    """The same photos and words in the same order give the same run, to the bit; also with all
+    photos on the devices.
+    """
     assert cli.main(["export-arrays", "--config=tiny", f"--out={tmp_path / 'tiny.npz'}"]) == 0
     arrays = ["--config.data.source=arrays", f"--config.data.path={tmp_path / 'tiny.npz'}"]
-    kinds = {"generated": [], "arrays": arrays, "on_device": [*arrays, "--config.data.on_device=true"]}
+    kinds = {
+        "generated": [],
+        "arrays": arrays,
+        "on_device": [*arrays, "--config.data.on_device=true"],
+    }
     for name, extra in kinds.items():
         command = ["train", *TINY, f"--workdir={tmp_path / name}", *extra]
         assert cli.main(command) == 0
-    first, *others = [json.loads((tmp_path / name / "results.json").read_text())["accuracy"] for name in kinds]
+    first, *others = [
+        json.loads((tmp_path / name / "results.json").read_text())["accuracy"] for name in kinds
+    ]
     assert all(accuracy == first for accuracy in others)
     first, *others = [
-        [json.loads(line).get("total") for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        [
+            json.loads(line).get("total")
+            for line in (tmp_path / name / "log.jsonl").read_text().splitlines()
+        ]
         for name in kinds
     ]
     assert all(log == first for log in others)
@@ -69,15 +86,27 @@ def test_an_array_file_of_another_photo_size_is_refused(tmp_path, capsys):
     assert cli.main(["export-arrays", "--config=tiny", f"--out={tmp_path / 'tiny.npz'}"]) == 0
     arrays = ["--config.data.source=arrays", f"--config.data.path={tmp_path / 'tiny.npz'}"]
     sizes = ["--config.preprocessing.resize_height=32", "--config.preprocessing.resize_width=32"]
-    line = fails_with(capsys, ["train", "--config=tiny", f"--workdir={tmp_path / 'run'}", *arrays, *sizes])
+    line = fails_with(
+        capsys, ["train", "--config=tiny", f"--workdir={tmp_path / 'run'}", *arrays, *sizes]
+    )
     assert "holds photos of 24x24, the config wants 32x32; export again" in line
 
 
 def test_training_from_arrays_needs_only_numpy_and_jax(tmp_path):
     """As on a bare accelerator image: everything else is hidden from the import system."""
     cli.main(["export-arrays", "--config=tiny", f"--out={tmp_path / 'tiny.npz'}"])
-    arrays = ["--config.data.source=arrays", f"--config.data.path={tmp_path / 'tiny.npz'}", "--config.train.steps=2"]
-    command = ["train", "--config=tiny", f"--workdir={tmp_path / 'run'}", "--config.train.tensorboard=True", *arrays]
+    arrays = [
+        "--config.data.source=arrays",
+        f"--config.data.path={tmp_path / 'tiny.npz'}",
+        "--config.train.steps=2",
+    ]
+    command = [
+        "train",
+        "--config=tiny",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.train.tensorboard=True",
+        *arrays,
+    ]
     program = f"""
 import sys
 for name in ("tensorflow_datasets", "grain", "PIL", "pyarrow", "gensim", "sentencepiece", "ml_collections", "matplotlib",
@@ -93,7 +122,9 @@ sys.exit(main({command!r}))
 
 
 def test_tensorflow_is_never_imported():
-    """Also where it is not installed: every module of the package, and what they import when they are used."""
+    """Also where it is not installed: every module of the package, and what they import when they
+    are used.
+    """
     program = """
 import importlib, pkgutil, sys
 
@@ -113,15 +144,21 @@ import grain, orbax.checkpoint, tensorboardX, tensorflow_datasets
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         (["train", "--config=fashoin"], "no such file and no bundled config"),
-        (["train", "--config=tiny", "--config.optim.learning_rat=1"], "did you mean optim.learning_rate?"),
+        (
+            ["train", "--config=tiny", "--config.optim.learning_rat=1"],
+            "did you mean optim.learning_rate?",
+        ),
         (["train", "--config=tiny", "--config.optim.learning_rate=fast"], "learning_rate"),
         (["train", "--config=fashion", "--config.data.path=nowhere"], "nowhere"),
         (["train", "--config=tiny", "--config.mesh.data=64"], "wants 64 devices, found 8"),
         (["train", "--config=tiny", "--config.train.batch_size=20"], "not divisible by 8 devices"),
-        (["train", "--config=tiny", "--config.model.init_from=nowhere"], "wanted the config.json of a training run"),
+        (
+            ["train", "--config=tiny", "--config.model.init_from=nowhere"],
+            "wanted the config.json of a training run",
+        ),
         (["evaluate", "--workdir=nowhere"], "wanted the config.json of a training run"),
         (["report", "nowhere", "--out=report"], "not a finished run"),
         (["compare", "--config=tiny", "--config.loss.mixed=0"], "wants a config with text"),
@@ -149,7 +186,8 @@ def test_compare_notices_that_a_manifest_or_its_photos_changed(tmp_path, capsys)
     changed = f"p.csv or its photos changed since the import of p.csv into {catalog}; give another --workdir"
     for _ in range(2):
         refusal = fails_with(capsys, command)
-        assert "has no title with a known word" in refusal and "sicot import --titles-from RUN" in refusal
+        assert "has no title with a known word" in refusal
+        assert "sicot import --titles-from RUN" in refusal
     photo = (tmp_path / "0.png").read_bytes()
     (tmp_path / "0.png").write_bytes((tmp_path / "1.png").read_bytes())
     assert changed in fails_with(capsys, command)
@@ -164,7 +202,17 @@ def test_an_array_file_knows_how_its_photos_were_resized(tmp_path, capsys):
     hashes = set()
     for fit in ("crop", "pad"):
         out = tmp_path / f"{fit}.npz"
-        assert cli.main(["export-arrays", "--config=tiny", f"--config.preprocessing.fit={fit}", f"--out={out}"]) == 0
+        assert (
+            cli.main(
+                [
+                    "export-arrays",
+                    "--config=tiny",
+                    f"--config.preprocessing.fit={fit}",
+                    f"--out={out}",
+                ]
+            )
+            == 0
+        )
         catalog = open_arrays(out)
         assert catalog.resized_by == {"resize_height": 24, "resize_width": 24, "fit": fit}
         hashes.add(catalog.data_hash)

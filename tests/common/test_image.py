@@ -33,8 +33,10 @@ def near(pixel, colour, tolerance=8):
 def test_formats(format):
     options = {"lossless": True} if format == "WEBP" else {}
     pixels = decode(saved(corners(), format, **options))
-    assert pixels.shape == (10, 20, 3) and pixels.dtype == np.uint8
-    assert near(pixels[2, 2], (255, 0, 0)) and near(pixels[2, 18], (0, 0, 255))
+    assert pixels.shape == (10, 20, 3)
+    assert pixels.dtype == np.uint8
+    assert near(pixels[2, 2], (255, 0, 0))
+    assert near(pixels[2, 18], (0, 0, 255))
 
 
 def test_exif_orientation():
@@ -43,7 +45,8 @@ def test_exif_orientation():
     for format in ("JPEG", "PNG", "WEBP"):
         pixels = decode(saved(corners(), format, exif=exif))
         assert pixels.shape == (20, 10, 3)
-        assert near(pixels[2, 5], (255, 0, 0), 40) and near(pixels[18, 5], (0, 0, 255), 40)
+        assert near(pixels[2, 5], (255, 0, 0), 40)
+        assert near(pixels[18, 5], (0, 0, 255), 40)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -87,7 +90,9 @@ def test_palette_with_and_without_transparency():
 
 def test_rgb_png_with_a_transparent_colour():
     image = Image.fromarray(np.array([[[1, 2, 3], [9, 9, 9]]], np.uint8))
-    np.testing.assert_array_equal(decode(saved(image, transparency=(1, 2, 3)))[0], [[255] * 3, [9] * 3])
+    np.testing.assert_array_equal(
+        decode(saved(image, transparency=(1, 2, 3)))[0], [[255] * 3, [9] * 3]
+    )
 
 
 def test_cmyk():
@@ -115,14 +120,20 @@ def test_first_frame_of_an_animation():
 
 
 def billion_pixels():
-    """Header and first bytes of a PNG of 40,000 x 40,000 black pixels, a file that deflates to almost nothing."""
+    """Header and first bytes of a PNG of 40,000 x 40,000 black pixels, a file that deflates to
+    almost nothing.
+    """
 
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
     start = zlib.compress(bytes(1 << 20))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", start) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", start) + chunk(b"IEND", b"")
+    )
 
 
 def test_a_billion_pixels_are_refused_from_the_header():
@@ -195,11 +206,15 @@ def test_stored_photo_is_upright_and_resized():
     exif[0x0112] = 6
     _, stored = prepare(saved(corners(), "JPEG", exif=exif), short_side=8)
     with Image.open(io.BytesIO(stored)) as image:
-        assert image.size == (8, 16) and not image.getexif()
+        assert image.size == (8, 16)
+        assert not image.getexif()
 
 
 def test_image_id_names_the_pixels():
-    png, bmp = prepare(saved(corners(), "PNG"), short_side=10), prepare(saved(corners(), "BMP"), short_side=5)
+    png, bmp = (
+        prepare(saved(corners(), "PNG"), short_side=10),
+        prepare(saved(corners(), "BMP"), short_side=5),
+    )
     assert png[0] == bmp[0] == image_id(np.asarray(corners()))
     assert len(png[0]) == 32
     assert image_id(np.zeros((2, 3, 3), np.uint8)) != image_id(np.zeros((3, 2, 3), np.uint8))

@@ -1,4 +1,6 @@
-"""Configs: three ways to load one, overrides by type, and one bad case for every check with its message."""
+"""Configs: three ways to load one, overrides by type, and one bad case for every check with its
+message.
+"""
 
 import dataclasses
 import json
@@ -60,13 +62,15 @@ def test_a_path_comes_before_a_bundled_name(tmp_path, monkeypatch):
 
 def test_config_of_a_run_loads_as_it_was(tmp_path):
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({"format": config_lib.FORMAT, "config": to_dict(CUSTOM), "data": {}}))
+    path.write_text(
+        json.dumps({"format": config_lib.FORMAT, "config": to_dict(CUSTOM), "data": {}})
+    )
     assert load(str(path)) == CUSTOM
     assert load(str(path), ["--config.seed=8"]) == dataclasses.replace(CUSTOM, seed=8)
 
 
 @pytest.mark.parametrize(
-    "text, message",
+    ("text", "message"),
     [
         ('{"format": 99, "config": {}}', r"format 99, this version reads 1"),
         ('{"format": 1, "config": {"sede": 1}}', r"unknown config key sede; did you mean seed\?"),
@@ -84,7 +88,8 @@ def test_bad_config_json_is_named(tmp_path, text, message):
 
 def test_unknown_name_lists_what_is_bundled(tmp_path):
     with pytest.raises(
-        ConfigError, match=r"--config=tinny: no such file and no bundled config; bundled are .*generated.*tiny"
+        ConfigError,
+        match=r"--config=tinny: no such file and no bundled config; bundled are .*generated.*tiny",
     ):
         load("tinny")
     other = tmp_path / "config.yaml"
@@ -94,10 +99,16 @@ def test_unknown_name_lists_what_is_bundled(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "body, message",
+    ("body", "message"),
     [
-        ("return Config(preprocessing=Preprocessing(height=300))", r"^preprocessing: input 300x224 does not fit"),
-        ("return Config(seed=int('one'))", r"broken.py: ValueError: invalid literal .*; wanted Python with get_config"),
+        (
+            "return Config(preprocessing=Preprocessing(height=300))",
+            r"^preprocessing: input 300x224 does not fit",
+        ),
+        (
+            "return Config(seed=int('one'))",
+            r"broken.py: ValueError: invalid literal .*; wanted Python with get_config",
+        ),
     ],
 )
 def test_a_config_file_that_raises_is_one_line(tmp_path, body, message):
@@ -115,7 +126,7 @@ def test_dict_and_back():
 
 
 @pytest.mark.parametrize(
-    "flag, name, value",
+    ("flag", "name", "value"),
     [
         ("--config.seed=5", "seed", 5),
         ("--config.train.steps=12", "train.steps", 12),
@@ -138,7 +149,8 @@ def test_override_sets_one_field_in_its_type(flag, name, value):
     changed = flatten(to_dict(override(config, [flag])))
     assert changed.pop(name) == value
     assert type(flatten(to_dict(override(config, [flag])))[name]) is type(before[name])
-    assert flatten(to_dict(config)) == before and config == Config()  # the original is as it was
+    assert flatten(to_dict(config)) == before
+    assert config == Config()
     before.pop(name)
     assert changed == before
 
@@ -146,7 +158,9 @@ def test_override_sets_one_field_in_its_type(flag, name, value):
 def test_overrides_together_and_the_last_one_wins():
     config = load("tiny", ["--config.seed=1", "--config.train.steps=3", "--config.seed=2"])
     assert (config.seed, config.train.steps) == (2, 3)
-    assert dataclasses.replace(config, seed=0, train=dataclasses.replace(config.train, steps=0)) == load("tiny")
+    assert dataclasses.replace(
+        config, seed=0, train=dataclasses.replace(config.train, steps=0)
+    ) == load("tiny")
     assert override(CUSTOM, []) is CUSTOM
 
 
@@ -154,12 +168,14 @@ def test_override_is_checked_as_a_whole():
     """Two fields that are wrong alone are right together."""
     flags = ["--config.train.batch_size=96", "--config.train.micro_batches=3"]
     assert override(Config(), flags).train.micro_batches == 3
-    with pytest.raises(ConfigError, match=r"train.batch_size=256 is not divisible by train.micro_batches=3"):
+    with pytest.raises(
+        ConfigError, match=r"train.batch_size=256 is not divisible by train.micro_batches=3"
+    ):
         override(Config(), flags[1:])
 
 
 @pytest.mark.parametrize(
-    "flag, message",
+    ("flag", "message"),
     [
         (
             "--config.optim.learning_rat=1",
@@ -170,10 +186,16 @@ def test_override_is_checked_as_a_whole():
         ("--config.seed", r"option --config.seed: wanted --config.seed=VALUE"),
         ("--config.seed=abc", r"--config.seed=abc: 'abc' is no int"),
         ("--config.train.steps=1.5", r"train.steps=1.5 is float, wanted int"),
-        ("--config.optim.learning_rate=fast", r"--config.optim.learning_rate=fast: 'fast' is no float"),
+        (
+            "--config.optim.learning_rate=fast",
+            r"--config.optim.learning_rate=fast: 'fast' is no float",
+        ),
         ("--config.augment.flip=maybe", r"--config.augment.flip=maybe: 'maybe' is no bool"),
         ("--config.preprocessing.fit=zoom", r"preprocessing.fit='zoom', wanted one of"),
-        ("--config.preprocessing.std=(1.0,2.0)", r"preprocessing.std=\(1.0, 2.0\), wanted 3 values"),
+        (
+            "--config.preprocessing.std=(1.0,2.0)",
+            r"preprocessing.std=\(1.0, 2.0\), wanted 3 values",
+        ),
     ],
 )
 def test_bad_override_is_named(flag, message):
@@ -182,19 +204,28 @@ def test_bad_override_is_named(flag, message):
 
 
 @pytest.mark.parametrize(
-    "tree, message",
+    ("tree", "message"),
     [
-        ({"optim": {"momentun": 0.5}}, r"unknown config key optim.momentun; did you mean momentum\?"),
+        (
+            {"optim": {"momentun": 0.5}},
+            r"unknown config key optim.momentun; did you mean momentum\?",
+        ),
         ({"qqq": 1}, r"unknown config key qqq$"),
         ({"seed": "1"}, r"seed='1' is str, wanted int"),
         ({"seed": True}, r"seed=True is bool, wanted int"),
         ({"seed": 1.0}, r"seed=1.0 is float, wanted int"),
         ({"optim": {"learning_rate": True}}, r"optim.learning_rate=True is bool, wanted float"),
         ({"augment": {"flip": 1}}, r"augment.flip=1 is int, wanted bool"),
-        ({"model": {"text": {"encoder": None}}}, r"model.text.encoder=None is NoneType, wanted str"),
+        (
+            {"model": {"text": {"encoder": None}}},
+            r"model.text.encoder=None is NoneType, wanted str",
+        ),
         ({"preprocessing": {"mean": 0.5}}, r"preprocessing.mean=0.5 is float, wanted tuple"),
         ({"data": {"generated": 3}}, r"data.generated=3 is int, wanted a table of fields"),
-        ({"preprocessing": {"height": 300}}, r"input 300x224 does not fit into resized photo 256x256"),
+        (
+            {"preprocessing": {"height": 300}},
+            r"input 300x224 does not fit into resized photo 256x256",
+        ),
     ],
 )
 def test_bad_dict_is_named(tree, message):
@@ -203,12 +234,24 @@ def test_bad_dict_is_named(tree, message):
 
 
 @pytest.mark.parametrize(
-    "settings, message",
+    ("settings", "message"),
     [
-        ({"data": DataConfig(on_device=True)}, r"data.on_device with data.source='generated', .*export-arrays"),
-        ({"data": DataConfig(source="array")}, r"data.source='array', wanted one of .*; did you mean arrays\?"),
-        ({"data": DataConfig(title="mask")}, r"data.title='mask', wanted one of .*; did you mean masked\?"),
-        ({"train": TrainConfig(compute_dtype="float16")}, r"train.compute_dtype='float16', wanted one of .*'bfloat16'"),
+        (
+            {"data": DataConfig(on_device=True)},
+            r"data.on_device with data.source='generated', .*export-arrays",
+        ),
+        (
+            {"data": DataConfig(source="array")},
+            r"data.source='array', wanted one of .*; did you mean arrays\?",
+        ),
+        (
+            {"data": DataConfig(title="mask")},
+            r"data.title='mask', wanted one of .*; did you mean masked\?",
+        ),
+        (
+            {"train": TrainConfig(compute_dtype="float16")},
+            r"train.compute_dtype='float16', wanted one of .*'bfloat16'",
+        ),
         (
             {"data": DataConfig(source="imported")},
             r"data.source='imported' needs data.path; add --config.data.path=PATH",
@@ -216,25 +259,43 @@ def test_bad_dict_is_named(tree, message):
         ({"train": TrainConfig(batch_size=0)}, r"train.batch_size=0, wanted a positive number"),
         ({"train": TrainConfig(micro_batches=0)}, r"train.micro_batches=0, wanted a positive"),
         ({"train": TrainConfig(log_every_steps=0)}, r"train.log_every_steps=0, wanted a positive"),
-        ({"train": TrainConfig(evaluate_every_epochs=0.0)}, r"train.evaluate_every_epochs=0.0, wanted a positive"),
+        (
+            {"train": TrainConfig(evaluate_every_epochs=0.0)},
+            r"train.evaluate_every_epochs=0.0, wanted a positive",
+        ),
         ({"eval": EvalConfig(batch_size=-1)}, r"eval.batch_size=-1, wanted a positive"),
         ({"eval": EvalConfig(top_k=0)}, r"eval.top_k=0, wanted a positive"),
         ({"eval": EvalConfig(class_chunk=0)}, r"eval.class_chunk=0, wanted a positive"),
         ({"data": DataConfig(max_tokens=0)}, r"data.max_tokens=0, wanted a positive"),
         ({"optim": OptimConfig(learning_rate=0.0)}, r"optim.learning_rate=0.0, wanted a positive"),
-        ({"optim": OptimConfig(learning_rate=float("nan"))}, r"optim.learning_rate=nan, wanted a finite number"),
+        (
+            {"optim": OptimConfig(learning_rate=float("nan"))},
+            r"optim.learning_rate=nan, wanted a finite number",
+        ),
         (
             {"train": TrainConfig(grow_every_epochs=float("inf"))},
             r"train.grow_every_epochs=inf, wanted a finite number",
         ),
-        ({"optim": OptimConfig(schedule="steps")}, r"optim.schedule='steps', wanted one of .*; did you mean step\?"),
-        ({"optim": OptimConfig(name="lamb")}, r"optim.name='lamb', wanted one of \('sgd', 'lars', 'adamw'\)"),
+        (
+            {"optim": OptimConfig(schedule="steps")},
+            r"optim.schedule='steps', wanted one of .*; did you mean step\?",
+        ),
+        (
+            {"optim": OptimConfig(name="lamb")},
+            r"optim.name='lamb', wanted one of \('sgd', 'lars', 'adamw'\)",
+        ),
         ({"optim": OptimConfig(gamma=-2.0)}, r"optim.gamma=-2.0, wanted a positive"),
         ({"optim": OptimConfig(decay_epochs=-1.0)}, r"optim.decay_epochs=-1.0, wanted a positive"),
         ({"optim": OptimConfig(warmup_epochs=-3.0)}, r"optim.warmup_epochs=-3.0, wanted 0 or more"),
-        ({"optim": OptimConfig(weight_decay=float("nan"))}, r"optim.weight_decay=nan, wanted a finite number"),
+        (
+            {"optim": OptimConfig(weight_decay=float("nan"))},
+            r"optim.weight_decay=nan, wanted a finite number",
+        ),
         ({"optim": OptimConfig(momentum=5.0)}, r"optim.momentum=5.0, wanted 0 up to"),
-        ({"optim": OptimConfig(trust_coefficient=0.0)}, r"optim.trust_coefficient=0.0, wanted a positive"),
+        (
+            {"optim": OptimConfig(trust_coefficient=0.0)},
+            r"optim.trust_coefficient=0.0, wanted a positive",
+        ),
         (
             {"optim": OptimConfig(name="lars"), "head": HeadConfig(kind="sampled")},
             r"'sampled' with optim.name='lars': the norm of a kernel whose rows are not .* set optim.name=sgd or head.kind",
@@ -243,8 +304,14 @@ def test_bad_dict_is_named(tree, message):
         ({"model": ModelConfig(embedding_width=-1)}, r"model.embedding_width=-1, wanted 0 or more"),
         ({"data": DataConfig(workers=-1)}, r"data.workers=-1, wanted 0 or more"),
         ({"eval": EvalConfig(max_photos=-5)}, r"eval.max_photos=-5, wanted 0 or more"),
-        ({"train": TrainConfig(checkpoint_every_steps=-1)}, r"train.checkpoint_every_steps=-1, wanted 0 or more"),
-        ({"loss": LossConfig(logit_adjustment=-1.0)}, r"loss.logit_adjustment=-1.0, wanted 0 or more"),
+        (
+            {"train": TrainConfig(checkpoint_every_steps=-1)},
+            r"train.checkpoint_every_steps=-1, wanted 0 or more",
+        ),
+        (
+            {"loss": LossConfig(logit_adjustment=-1.0)},
+            r"loss.logit_adjustment=-1.0, wanted 0 or more",
+        ),
         ({"train": TrainConfig(epochs=0.0)}, r"steps or epochs=0.0, wanted a positive"),
         ({"train": TrainConfig(steps=-3)}, r"steps or epochs=-3, wanted a positive"),
         ({"seed": -1}, r"seed=-1, wanted 0 to 2\^32 - 1"),
@@ -256,7 +323,10 @@ def test_bad_dict_is_named(tree, message):
             {"train": TrainConfig(batch_size=10, micro_batches=4)},
             r"train.batch_size=10 is not divisible by train.micro_batches=4",
         ),
-        ({"train": TrainConfig(grow_every_epochs=-1.0)}, r"train.grow_every_epochs=-1.0, wanted 0 or more"),
+        (
+            {"train": TrainConfig(grow_every_epochs=-1.0)},
+            r"train.grow_every_epochs=-1.0, wanted 0 or more",
+        ),
         (
             {"train": TrainConfig(grow_every_epochs=2.0)},
             r"grow_every_epochs=2.0 with train.max_micro_batches=0: .* set both, or both to 0",
@@ -267,15 +337,28 @@ def test_bad_dict_is_named(tree, message):
         ),
         *(
             (
-                {"train": TrainConfig(micro_batches=4, grow_every_epochs=2.0, max_micro_batches=most)},
+                {
+                    "train": TrainConfig(
+                        micro_batches=4, grow_every_epochs=2.0, max_micro_batches=most
+                    )
+                },
                 rf"train.max_micro_batches={most}, wanted train.micro_batches=4 doubled once or more often",
             )
             for most in (2, 4, 6, 12)
         ),
         ({"loss": LossConfig(visual=0.0, mixed=0.0)}, r"loss.visual and loss.mixed are both 0"),
-        ({"loss": LossConfig(visual=-1.0)}, r"loss weights -1.0, 1.0, 0.0, .*: wanted no negative one"),
-        ({"loss": LossConfig(code_balance=-1.0)}, r"loss weights 1.0, .*, -1.0, .*: wanted no negative one"),
-        ({"model": ModelConfig(code_bits=100)}, r"model.code_bits=100, wanted a multiple of 8 up to 4096"),
+        (
+            {"loss": LossConfig(visual=-1.0)},
+            r"loss weights -1.0, 1.0, 0.0, .*: wanted no negative one",
+        ),
+        (
+            {"loss": LossConfig(code_balance=-1.0)},
+            r"loss weights 1.0, .*, -1.0, .*: wanted no negative one",
+        ),
+        (
+            {"model": ModelConfig(code_bits=100)},
+            r"model.code_bits=100, wanted a multiple of 8 up to 4096",
+        ),
         (
             {"loss": LossConfig(codes_shape_embedding=True)},
             r"codes_shape_embedding=True with loss.codes=0: .* a weight",
@@ -291,7 +374,10 @@ def test_bad_dict_is_named(tree, message):
             )
             for name in ("box", "box_known")
         ),
-        ({"model": ModelConfig(box="both")}, r"model.box='both', wanted one of \('none', 'image', 'features'\)"),
+        (
+            {"model": ModelConfig(box="both")},
+            r"model.box='both', wanted one of \('none', 'image', 'features'\)",
+        ),
         (
             {
                 "data": DataConfig(source="arrays", path="a.npz", on_device=True),
@@ -333,9 +419,12 @@ def test_batch_plan_of_a_config():
 
 
 def test_what_decides_the_order_of_records_is_not_free():
-    assert not {"train.batch_size", "train.micro_batches", "train.grow_every_epochs", "train.max_micro_batches"} & set(
-        config_lib.FREE_ON_RESUME
-    )
+    assert not {
+        "train.batch_size",
+        "train.micro_batches",
+        "train.grow_every_epochs",
+        "train.max_micro_batches",
+    } & set(config_lib.FREE_ON_RESUME)
 
 
 def test_free_fields_exist():
@@ -343,9 +432,11 @@ def test_free_fields_exist():
 
 
 def test_with_text():
-    assert LossConfig().with_text and LossConfig(mixed=0.1).with_semantic
+    assert LossConfig().with_text
+    assert LossConfig(mixed=0.1).with_semantic
     words = LossConfig(mixed=0.0, title_words=0.5)
-    assert words.with_text and not words.with_semantic
+    assert words.with_text
+    assert not words.with_semantic
     assert not LossConfig(mixed=0.0).with_text
 
 
@@ -359,14 +450,18 @@ def test_a_run_that_did_without_a_field_that_is_no_more_is_read(tmp_path):
 
     assert read() == CUSTOM
     tree["model"]["title_prototypes"] = "tied"
-    with pytest.raises(ConfigError, match=r"model.title_prototypes='tied' is no more; read it with the version that"):
+    with pytest.raises(
+        ConfigError,
+        match=r"model.title_prototypes='tied' is no more; read it with the version that",
+    ):
         read()
 
 
 def test_a_batch_that_would_grow_before_its_first_step_is_refused():
     train = TrainConfig(batch_size=32, grow_every_epochs=0.1, max_micro_batches=2)
     with pytest.raises(
-        ConfigError, match=r"grow_every_epochs=0.1 is 0.31 steps of 32 of 100 photos, wanted one or more"
+        ConfigError,
+        match=r"grow_every_epochs=0.1 is 0.31 steps of 32 of 100 photos, wanted one or more",
     ):
         train.batch_plan(100)
     assert train.batch_plan(320).doubled_at == (1,)

@@ -14,7 +14,9 @@ from sicot_jax.errors import InputError
 
 
 def make(**settings):
-    return Preprocessing(**{"height": 6, "width": 8, "resize_height": 6, "resize_width": 8, **settings})
+    return Preprocessing(
+        **{"height": 6, "width": 8, "resize_height": 6, "resize_width": 8, **settings}
+    )
 
 
 def photo(height, width):
@@ -35,7 +37,8 @@ def png(image):
 @pytest.mark.parametrize("size", [(6, 8), (12, 16), (30, 10), (5, 40), (1, 1)])
 def test_every_photo_gets_the_wanted_size(fit, size):
     got = make(fit=fit).load(photo(*size))
-    assert got.shape == (6, 8, 3) and got.dtype == np.uint8
+    assert got.shape == (6, 8, 3)
+    assert got.dtype == np.uint8
     np.testing.assert_array_equal(make(fit=fit).load(png(photo(*size))), got)  # encoded: the same
 
 
@@ -47,11 +50,15 @@ def test_a_photo_of_the_wanted_size_is_left_as_it_is():
 
 def test_crop_takes_the_middle():
     """6 x 24 becomes 6 x 8: the middle third, all green, without resampling."""
-    np.testing.assert_array_equal(make(fit="crop").load(photo(6, 24)), np.full((6, 8, 3), (0, 200, 0)))
+    np.testing.assert_array_equal(
+        make(fit="crop").load(photo(6, 24)), np.full((6, 8, 3), (0, 200, 0))
+    )
 
 
 def test_pad_is_white():
-    """6 x 2 stands in the middle of 6 x 8, three white columns at either side; nothing is lost of it."""
+    """6 x 2 stands in the middle of 6 x 8, three white columns at either side; nothing is lost of
+    it.
+    """
     dark = np.random.default_rng(0).integers(0, 200, (6, 2, 3), dtype=np.uint8)
     got = make(fit="pad").load(dark)
     np.testing.assert_array_equal(got[:, [0, 1, 2, 5, 6, 7]], 255)
@@ -60,7 +67,8 @@ def test_pad_is_white():
 
 def test_stretch_keeps_everything():
     got = make(fit="stretch").load(photo(60, 24))
-    assert (got[:, 0] == (200, 0, 0)).all() and (got[:, -1] == (0, 0, 200)).all()
+    assert (got[:, 0] == (200, 0, 0)).all()
+    assert (got[:, -1] == (0, 0, 200)).all()
     assert (got[:, 3:5] == (0, 200, 0)).all()
 
 
@@ -77,12 +85,16 @@ def test_normalise_by_hand():
         got = settings.normalise(numbers)
         assert got.dtype == np.float32
         assert isinstance(got, jax.Array if isinstance(numbers, jax.Array) else np.ndarray)
-        np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-6)  # atol: the zero is a difference
+        np.testing.assert_allclose(
+            got, wanted, rtol=1e-6, atol=1e-6
+        )  # atol: the zero is a difference
 
 
 def test_normalise_takes_imagenet_numbers_by_default():
     got = Preprocessing().normalise(np.full((1, 1, 3), 255, np.uint8))
-    np.testing.assert_allclose(got[0, 0], [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225], rtol=1e-6)
+    np.testing.assert_allclose(
+        got[0, 0], [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225], rtol=1e-6
+    )
 
 
 def test_centre_crop_by_hand():
@@ -95,7 +107,9 @@ def test_centre_crop_by_hand():
 
 
 def test_what_is_seen_of_a_photo_by_hand():
-    """Of 300 x 100 pixels, 64 x 64 resized, 32 x 32 seen. Cut: 192 x 64, of which 80 to 112 are seen; padded: 64 x 21 1/3."""
+    """Of 300 x 100 pixels, 64 x 64 resized, 32 x 32 seen. Cut: 192 x 64, of which 80 to 112 are
+    seen; padded: 64 x 21 1/3.
+    """
     settings = {"height": 32, "width": 32, "resize_height": 64, "resize_width": 64}
     seen = {fit: make(fit=fit, **settings).seen(100, 300) for fit in FITS}
     assert seen["crop"] == pytest.approx((5 / 12, 1 / 4, 7 / 12, 3 / 4))
@@ -109,7 +123,8 @@ def test_what_is_seen_has_the_colour_that_it_was_painted(fit, size):
     """The rest of the photo has another one; white is what "pad" puts around it."""
     settings = make(height=32, width=48, resize_height=64, resize_width=64, fit=fit)
     left, top, right, bottom = (
-        round(min(max(side, 0), 1) * pixels) for side, pixels in zip(settings.seen(*size), size[::-1] * 2, strict=True)
+        round(min(max(side, 0), 1) * pixels)
+        for side, pixels in zip(settings.seen(*size), size[::-1] * 2, strict=True)
     )
     image = np.zeros((*size, 3), np.uint8)
     image[top:bottom, left:right] = 128
@@ -119,7 +134,7 @@ def test_what_is_seen_has_the_colour_that_it_was_painted(fit, size):
 
 
 @pytest.mark.parametrize(
-    "settings, message",
+    ("settings", "message"),
     [
         ({"fit": "zoom"}, r"preprocessing.fit='zoom', wanted one of \('crop', 'pad', 'stretch'\)"),
         ({"height": 7}, r"input 7x8 does not fit into resized photo 6x8; raise resize_height"),

@@ -17,7 +17,9 @@ def event(number, visitor, variant, kind, time):
 
 
 def day():
-    """Variant a: 4 visitors, 1 buys (twice); b: 3, of whom 2 buy; one sees both; one buys before he is shown anything."""
+    """Variant a: 4 visitors, 1 buys (twice); b: 3, of whom 2 buy; one sees both; one buys before he
+    is shown anything.
+    """
     listed = [
         ("1", "a", "impression", 1), ("1", "a", "impression", 2), ("1", "a", "purchase", 3), ("1", "a", "purchase", 4),
         ("2", "a", "impression", 1), ("3", "a", "impression", 1), ("3", "a", "click", 2),
@@ -33,14 +35,18 @@ def day():
 def test_a_day_by_hand():
     for events in (day(), day()[::-1]):
         found = uv.conversion(events)
-        assert found.variants == [Variant("a", 4, 1), Variant("b", 3, 2)] and found.mixed == 1
+        assert found.variants == [Variant("a", 4, 1), Variant("b", 3, 2)]
+        assert found.mixed == 1
     assert uv.conversion(day(), kind="click").variants == [Variant("a", 4, 1), Variant("b", 3, 0)]
 
 
 def test_intervals_by_hand():
-    """Wilson's of 10 of 100: 5.52 to 17.44 %; Katz's of 60 of 1000 against 50 of 1000: 0.8333 to 1.7279."""
+    """Wilson's of 10 of 100: 5.52 to 17.44 %; Katz's of 60 of 1000 against 50 of 1000: 0.8333 to
+    1.7279.
+    """
     assert Variant("a", 100, 10).interval() == pytest.approx((0.05523, 0.17437), abs=1e-5)
-    assert Variant("a", 5, 0).interval()[0] == 0 and Variant("a", 5, 5).interval()[1] == 1
+    assert Variant("a", 5, 0).interval()[0] == 0
+    assert Variant("a", 5, 5).interval()[1] == 1
     gain, low, high = uv.relative_gain(Variant("b", 1000, 60), Variant("a", 1000, 50))
     error = math.sqrt(0.94 / 60 + 0.95 / 50)
     assert gain == pytest.approx(0.2)
@@ -57,7 +63,9 @@ def test_the_command(tmp_path, capsys):
     command = ["report", "uv", "--events", str(tmp_path / "events.sqlite")]
     assert cli.main(command) == 0
     printed = capsys.readouterr().out
-    assert "| a | 4 | 1 | 25.00 [" in printed and "| b | 3 | 2 | 66.67 [" in printed and "~+166.7 [" in printed
+    assert "| a | 4 | 1 | 25.00 [" in printed
+    assert "| b | 3 | 2 | 66.67 [" in printed
+    assert "~+166.7 [" in printed
     assert "1 visitors saw several variants" in printed
     # Two machines, one event on both, an impression here and its purchase there: the same people.
     for name, part in {"one": day()[::2] + day()[1:2], "two": day()[1::2]}.items():
@@ -76,7 +84,10 @@ def test_the_command(tmp_path, capsys):
         ([], "--events FILE is needed"),
         (["--events", "nothing"], "no such file"),
         (["--events", "events.sqlite", "--kind", "look"], "--kind look, wanted click or purchase"),
-        (["--events", "events.sqlite", "--control", "z"], "--control z: no such variant, wanted one of a, b"),
+        (
+            ["--events", "events.sqlite", "--control", "z"],
+            "--control z: no such variant, wanted one of a, b",
+        ),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch, flags, said):
@@ -86,6 +97,7 @@ def test_bad_input_is_one_line(tmp_path, capsys, monkeypatch, flags, said):
     store.close()
     assert cli.main(["report", "uv", *flags]) == cli.INPUT_ERROR
     err = capsys.readouterr().err
-    assert said in err and len(err.splitlines()) == 1
+    assert said in err
+    assert len(err.splitlines()) == 1
     with pytest.raises(InputError, match="no impression among the events"):
         uv.conversion([])

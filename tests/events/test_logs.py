@@ -1,4 +1,6 @@
-"""Page-view logs of other systems as events: what is read, what is left out and why, and that half a result never stays."""
+"""Page-view logs of other systems as events: what is read, what is left out and why, and that half
+a result never stays.
+"""
 
 import json
 import signal
@@ -42,7 +44,9 @@ GOOD = (
 
 
 def test_a_log_that_is_right(tmp_path, capsys):
-    """A list split at bars or written as JSON, a time in seconds or by its name (1.7e9 is 2023-11-14 22:13:20)."""
+    """A list split at bars or written as JSON, a time in seconds or by its name (1.7e9 is
+    2023-11-14 22:13:20).
+    """
     log, out = csv_of(tmp_path, *GOOD), tmp_path / "out"
     assert cli.main(["events", "import", str(log), "--out", str(out), "--threads", "1"]) == 0
     line = capsys.readouterr().out.strip()
@@ -78,7 +82,10 @@ def test_a_log_that_is_right(tmp_path, capsys):
         (f"e9,r1,{T},v1,a,click,q1,,", "clicks or purchases without sku"),
         (f"e9,r1,{T},v1,a,click,q1,x,x|y", "clicks or purchases with a list"),
         (f"e9,r1,{T},v1,a,impression,q1,,x||y", "with a bad SKU in the list"),
-        (f"e9,r1,{T},v1,a,impression,q1,,{'|'.join(map(str, range(1001)))}", "with more than 1000 SKUs in a list"),
+        (
+            f"e9,r1,{T},v1,a,impression,q1,,{'|'.join(map(str, range(1001)))}",
+            "with more than 1000 SKUs in a list",
+        ),
         (f"e9,r1,{T},v1,a,click,q1,z,", "of a thing never shown"),
         (f"e9,r9,{T},v1,a,click,q1,x,", "of a thing never shown"),
         (f"e9,r1,{T - 1},v1,a,click,q1,x,", "before their impression"),
@@ -89,10 +96,16 @@ def test_a_log_that_is_right(tmp_path, capsys):
 def test_a_row_that_is_wrong(tmp_path, row, reason):
     """Left out, counted, and named in the report; the others stay."""
     report = import_logs([csv_of(tmp_path, *GOOD, row)], tmp_path / "out", SOME)
-    assert report.bad == {reason: 1} and report.rows == 4 and not report.left_out
-    assert report.named[reason] == ["log.csv: line 5" if reason == "no row of the table" else "log.csv: row 4"]
+    assert report.bad == {reason: 1}
+    assert report.rows == 4
+    assert not report.left_out
+    assert report.named[reason] == [
+        "log.csv: line 5" if reason == "no row of the table" else "log.csv: row 4"
+    ]
     assert len(rows_of(tmp_path / "out")) == 3
-    assert f"| {reason} | 1 | 25.00 | yes | log.csv: " in (tmp_path / "out" / "report.md").read_text()
+    assert (
+        f"| {reason} | 1 | 25.00 | yes | log.csv: " in (tmp_path / "out" / "report.md").read_text()
+    )
 
 
 def test_the_same_event_again_is_left_out_and_not_bad(tmp_path):
@@ -100,37 +113,89 @@ def test_the_same_event_again_is_left_out_and_not_bad(tmp_path):
     second = tmp_path / "second.csv"
     second.write_text(f"{HEADER}\n{GOOD[0]}\n")
     report = import_logs([first, second], tmp_path / "out", LogSettings(max_bad_share=0, threads=1))
-    assert report.left_out == {"repeated": 2} and not report.bad
+    assert report.left_out == {"repeated": 2}
+    assert not report.bad
     assert report.named["repeated"] == ["log.csv: row 4", "second.csv: row 1"]
 
 
 def test_lines_that_have_only_what_they_need(tmp_path):
     """A thousand impressions without a SKU before the first click."""
-    line = {"request_id": "r", "time": T, "visitor": "v", "kind": "impression", "query_image_id": "q"}
+    line = {
+        "request_id": "r",
+        "time": T,
+        "visitor": "v",
+        "kind": "impression",
+        "query_image_id": "q",
+    }
     views = [line | {"request_id": f"r{n}", "shown": ["a", "b"]} for n in range(1_100)]
     tap = line | {"request_id": "r5", "kind": "click", "sku": "b", "shown": None}
     log = tmp_path / "log.jsonl"
     log.write_text("\n".join(map(json.dumps, [*views, tap])))
     import_logs([log], tmp_path / "out", LogSettings(max_bad_share=1, threads=1))
     listed = rows_of(tmp_path / "out")
-    assert len(listed) == 1_101 and [event.sku for event in listed if event.kind == "click"] == ["b"]
+    assert len(listed) == 1_101
+    assert [event.sku for event in listed if event.kind == "click"] == ["b"]
 
 
 def test_columns_and_words_of_another_system(tmp_path):
-    """No event_id and no variant, numbers as SKUs, times in milliseconds, its own words; lines that are no JSON are bad."""
-    view = {"page": 7, "ts": T * 1000, "who": "v", "what": "view", "photo": "q", "item": None, "shown": [1, 2]}
+    """No event_id and no variant, numbers as SKUs, times in milliseconds, its own words; lines that
+    are no JSON are bad.
+    """
+    view = {
+        "page": 7,
+        "ts": T * 1000,
+        "who": "v",
+        "what": "view",
+        "photo": "q",
+        "item": None,
+        "shown": [1, 2],
+    }
     tap = view | {"what": "tap", "item": 2, "shown": None}
     log = tmp_path / "log.jsonl"
-    log.write_text("\n".join([json.dumps(view), json.dumps(tap), "{broken", "[1]", json.dumps(tap)]) + "\n")
-    names = ["request_id=page", "time=ts", "visitor=who", "kind=what", "query_image_id=photo", "sku=item"]
-    flags = [flag for name in names for flag in ("--column", name)] + ["--time-unit", "ms", "--max-bad-share", "1"]
-    flags += ["--kind-word", "impression=view", "--kind-word", "click=tap", "--variant", "shop", "--threads", "1"]
+    log.write_text(
+        "\n".join([json.dumps(view), json.dumps(tap), "{broken", "[1]", json.dumps(tap)]) + "\n"
+    )
+    names = [
+        "request_id=page",
+        "time=ts",
+        "visitor=who",
+        "kind=what",
+        "query_image_id=photo",
+        "sku=item",
+    ]
+    flags = [flag for name in names for flag in ("--column", name)] + [
+        "--time-unit",
+        "ms",
+        "--max-bad-share",
+        "1",
+    ]
+    flags += [
+        "--kind-word",
+        "impression=view",
+        "--kind-word",
+        "click=tap",
+        "--variant",
+        "shop",
+        "--threads",
+        "1",
+    ]
     assert cli.main(["events", "import", str(log), "--out", str(tmp_path / "out"), *flags]) == 0
     first, second = rows_of(tmp_path / "out")
-    assert (first.request_id, first.time, first.kind, first.shown) == ("7", T, "impression", ("1", "2"))
-    assert (second.sku, second.variant, second.kind) == ("2", "shop", "click") and first.event_id != second.event_id
+    assert (first.request_id, first.time, first.kind, first.shown) == (
+        "7",
+        T,
+        "impression",
+        ("1", "2"),
+    )
+    assert (second.sku, second.variant, second.kind) == (
+        "2",
+        "shop",
+        "click",
+    )
+    assert first.event_id != second.event_id
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "| no row of the table | 2 |" in text and "| repeated | 1 |" in text
+    assert "| no row of the table | 2 |" in text
+    assert "| repeated | 1 |" in text
 
 
 def test_parquet_and_a_services_own_file(tmp_path):
@@ -177,9 +242,14 @@ def test_logs_that_are_refused(tmp_path, capsys, make, flags, said):
     """One line, and nothing is left."""
     log = make(tmp_path)
     before = sorted(tmp_path.iterdir())
-    assert cli.main(["events", "import", str(log), "--out", str(tmp_path / "out"), *flags]) == cli.INPUT_ERROR
+    assert (
+        cli.main(["events", "import", str(log), "--out", str(tmp_path / "out"), *flags])
+        == cli.INPUT_ERROR
+    )
     err = capsys.readouterr().err
-    assert said in err and len(err.splitlines()) == 1 and sorted(tmp_path.iterdir()) == before
+    assert said in err
+    assert len(err.splitlines()) == 1
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_dirt_of_a_generated_log_is_found(tmp_path):
@@ -206,7 +276,10 @@ def test_dirt_of_a_generated_log_is_found(tmp_path):
         "without request_id": sum(not e.request_id for e in listed),
     }
     assert report.kept == len(whole) - len(stray) - len(early)
-    assert all(store.parse({**vars(e), "shown": list(e.shown)}) == e for e in rows_of(tmp_path / "out")[:500])
+    assert all(
+        store.parse({**vars(e), "shown": list(e.shown)}) == e
+        for e in rows_of(tmp_path / "out")[:500]
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -223,11 +296,19 @@ def test_a_stopped_import_leaves_nothing(tmp_path, number):
     command = [sys.executable, "-c", program, "events", "import", str(log), "--out", str(out)]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 60
-    while not list(tmp_path.glob(".out.*/work/*.staged")) and time.monotonic() < until and running.poll() is None:
+    while (
+        not list(tmp_path.glob(".out.*/work/*.staged"))
+        and time.monotonic() < until
+        and running.poll() is None
+    ):
         time.sleep(0.01)
     running.send_signal(number)
     _, err = running.communicate(timeout=60)
-    assert running.returncode in (cli.INTERRUPTED, 128 + number) and err.strip() in ("interrupted", "")
+    assert running.returncode in (cli.INTERRUPTED, 128 + number)
+    assert err.strip() in (
+        "interrupted",
+        "",
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["log.parquet"]
 
 

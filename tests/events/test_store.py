@@ -26,12 +26,15 @@ def click(**changes):
 
 
 def test_events_come_back_as_they_were(tmp_path):
-    """In the order of time, whatever order they came in; again is not twice, and does not change the first."""
+    """In the order of time, whatever order they came in; again is not twice, and does not change
+    the first.
+    """
     store = Events(tmp_path / "events.sqlite")
     first, second = events.parse(impression()), events.parse(click(time=1e9 + 5))
     assert store.add([second, first]) == 2
     assert store.add([first, events.parse(click(sku="other"))]) == 0
-    assert list(store) == [first, second] and first.shown == ("x", "y")
+    assert list(store) == [first, second]
+    assert first.shown == ("x", "y")
     store.close()
     again = Events(tmp_path / "events.sqlite")
     assert list(again) == [first, second]
@@ -39,15 +42,21 @@ def test_events_come_back_as_they_were(tmp_path):
 
 
 def test_events_as_parquet(tmp_path, capsys):
-    """Every field in the order of time; nothing is overwritten, and no file of events is made where none is."""
+    """Every field in the order of time; nothing is overwritten, and no file of events is made where
+    none is.
+    """
     from pyarrow import parquet
 
     path, out = tmp_path / "events.sqlite", tmp_path / "events.parquet"
     store = Events(path)
-    store.add([events.parse(click(time=1e9 + 5)), events.parse(impression())])  # and the service goes on
+    store.add(
+        [events.parse(click(time=1e9 + 5)), events.parse(impression())]
+    )  # and the service goes on
     assert cli.main(["events", "export", "--events", str(path), "--out", str(out)]) == 0
     assert capsys.readouterr().out.strip() == f"wrote {out}: 2 events"
-    assert [Event(**row | {"shown": tuple(row["shown"])}) for row in parquet.read_table(out).to_pylist()] == list(store)
+    assert [
+        Event(**row | {"shown": tuple(row["shown"])}) for row in parquet.read_table(out).to_pylist()
+    ] == list(store)
     store.close()
     other = tmp_path / "cards.sqlite"
     with contextlib.closing(sqlite3.connect(other)) as made:
@@ -56,15 +65,22 @@ def test_events_as_parquet(tmp_path, capsys):
     damaged.write_bytes(path.read_bytes()[:4096] + bytes(4096))
 
     def files():  # but for what SQLite leaves beside a file that it cannot read
-        return sorted(path for path in tmp_path.iterdir() if not path.name.endswith(("-shm", "-wal")))
+        return sorted(
+            path for path in tmp_path.iterdir() if not path.name.endswith(("-shm", "-wal"))
+        )
 
     for wrong, said in (((path, out), "exists"), ((other, tmp_path / "new"), "no such table: events"),
                         ((damaged, tmp_path / "new"), "damaged"), ((tmp_path / "none", tmp_path / "new"), "no such file"),
                         ((path, tmp_path / "no" / "new"), "wanted a place")):  # fmt: skip
         before = files()
-        assert cli.main(["events", "export", "--events", str(wrong[0]), "--out", str(wrong[1])]) == cli.INPUT_ERROR
+        assert (
+            cli.main(["events", "export", "--events", str(wrong[0]), "--out", str(wrong[1])])
+            == cli.INPUT_ERROR
+        )
         err = capsys.readouterr().err
-        assert said in err and len(err.splitlines()) == 1 and files() == before
+        assert said in err
+        assert len(err.splitlines()) == 1
+        assert files() == before
 
 
 @pytest.mark.parametrize(
@@ -95,7 +111,9 @@ def test_an_event_that_is_none_is_refused(values, said):
 
 
 def test_events_have_defaults():
-    assert events.parse(click(query_image_id=None)) == Event("e2", "r1", 1e9, "v1", "a", "click", "", "y", ())
+    assert events.parse(click(query_image_id=None)) == Event(
+        "e2", "r1", 1e9, "v1", "a", "click", "", "y", ()
+    )
 
 
 def test_events_need_neither_jax_nor_the_service():
@@ -126,7 +144,11 @@ def test_events_are_read_from_parquet_as_from_the_service(tmp_path):
     store.close()
     (tmp_path / "folder").mkdir()
     events.export_events(tmp_path / "events.sqlite", tmp_path / "folder" / events.EVENTS_FILE)
-    for path in (tmp_path / "events.sqlite", tmp_path / "folder", tmp_path / "folder" / events.EVENTS_FILE):
+    for path in (
+        tmp_path / "events.sqlite",
+        tmp_path / "folder",
+        tmp_path / "folder" / events.EVENTS_FILE,
+    ):
         assert list(events.opened(path)) == made
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 and nothing else")
     with pytest.raises(InputError, match="wanted events of `sicot events import`"):

@@ -27,7 +27,17 @@ class Log:
 
         def event(time, kind, sku="", shown=()):
             self.events.append(
-                Event(f"e{len(self.events)}", request, T + time, visitor, "a", kind, query, sku, tuple(shown))
+                Event(
+                    f"e{len(self.events)}",
+                    request,
+                    T + time,
+                    visitor,
+                    "a",
+                    kind,
+                    query,
+                    sku,
+                    tuple(shown),
+                )
             )
 
         event(at, "impression", shown=shown)
@@ -44,20 +54,31 @@ class Log:
 
     def triplets(self, folder, **settings):
         self.write(folder)
-        report = make_triplets(folder / "events.sqlite", folder / "t.parquet", TripletSettings(threads=1, **settings))
+        report = make_triplets(
+            folder / "events.sqlite", folder / "t.parquet", TripletSettings(threads=1, **settings)
+        )
         table = parquet.read_table(folder / "t.parquet")
-        assert str(table.schema.field("weight").type) == "float" and str(table.schema.field("clicked").type) == "string"
-        rows = {(r["query_image_id"], r["clicked"], r["not_clicked"]): round(r["weight"], 4) for r in table.to_pylist()}
+        assert str(table.schema.field("weight").type) == "float"
+        assert str(table.schema.field("clicked").type) == "string"
+        rows = {
+            (r["query_image_id"], r["clicked"], r["not_clicked"]): round(r["weight"], 4)
+            for r in table.to_pylist()
+        }
         assert len(rows) == table.num_rows == report.triplets
         return rows, report
 
 
 def test_what_stands_above_a_click_and_next_to_it(tmp_path):
-    """c was clicked: a, b were passed over, d lies next to it, e may not have been looked at. A third of a click each."""
+    """c was clicked: a, b were passed over, d lies next to it, e may not have been looked at. A
+    third of a click each.
+    """
     rows, report = Log().add("v", "q", "abcde", "c").triplets(tmp_path)
     assert rows == {("q", "c", "a"): 0.3333, ("q", "c", "b"): 0.3333, ("q", "c", "d"): 0.3333}
-    assert report.looking.source.startswith("none") and report.views == report.clicks == 1
-    (first, *_) = sorted(parquet.read_table(tmp_path / "t.parquet").to_pylist(), key=lambda row: row["not_clicked"])
+    assert report.looking.source.startswith("none")
+    assert report.views == report.clicks == 1
+    (first, *_) = sorted(
+        parquet.read_table(tmp_path / "t.parquet").to_pylist(), key=lambda row: row["not_clicked"]
+    )
     assert (first["clicked_place"], first["not_clicked_place"], first["bought"]) == (3, 1, False)
 
 
@@ -67,12 +88,20 @@ def test_reach(tmp_path):
 
 
 def test_a_low_place_and_a_purchase_weigh_more(tmp_path):
-    """r^-1: a third look at the third place, so a click there is worth 3, a purchase 2 * 3; at the fourth 3.5, not 4."""
-    log = Log().add("v", "q", "abcd", "c").add("w", "r", "abcd", bought="c").add("x", "s", "abcd", "d")
+    """r^-1: a third look at the third place, so a click there is worth 3, a purchase 2 * 3; at the
+    fourth 3.5, not 4.
+    """
+    log = (
+        Log()
+        .add("v", "q", "abcd", "c")
+        .add("w", "r", "abcd", bought="c")
+        .add("x", "s", "abcd", "d")
+    )
     rows, report = log.triplets(tmp_path, eta=1.0, purchase_weight=2.0, largest_weight=3.5)
     assert {key: rows[key] for key in rows if key[2] == "a"} == {
         ("q", "c", "a"): 1.0, ("r", "c", "a"): 2.0, ("s", "d", "a"): 1.1667}  # fmt: skip
-    assert report.purchases == 1 and report.clicks == 3
+    assert report.purchases == 1
+    assert report.clicks == 3
 
 
 def test_what_the_same_query_clicks_elsewhere_is_no_negative(tmp_path):
@@ -86,25 +115,35 @@ def test_what_the_same_query_clicks_elsewhere_is_no_negative(tmp_path):
 
 def test_the_same_product_is_no_negative(tmp_path):
     (tmp_path / "products.csv").write_text("sku,product\na,1\nc,1\nb,2\n")
-    rows, report = Log().add("v", "q", "abcd", "c").triplets(tmp_path, products=tmp_path / "products.csv")
+    rows, report = (
+        Log().add("v", "q", "abcd", "c").triplets(tmp_path, products=tmp_path / "products.csv")
+    )
     assert set(rows) == {("q", "c", "b"), ("q", "c", "d")}
     assert report.kept_out["the same product as the clicked one"] == 1
 
 
 def test_what_happens_again_counts_once(tmp_path):
-    """Two clicks at once, the list loaded again and clicked again, an impression of the request sent twice."""
+    """Two clicks at once, the list loaded again and clicked again, an impression of the request
+    sent twice.
+    """
     log = (
-        Log().add("v", "q", "abc", "b", "b").add("v", "q", "abc", "b", at=500).add("w", "q", "ab", request="r0", at=900)
+        Log()
+        .add("v", "q", "abc", "b", "b")
+        .add("v", "q", "abc", "b", at=500)
+        .add("w", "q", "ab", request="r0", at=900)
     )
     rows, report = log.triplets(tmp_path)
-    assert rows == {("q", "b", "a"): 0.5, ("q", "b", "c"): 0.5} and report.views == 2 and report.clicks == 1
+    assert rows == {("q", "b", "a"): 0.5, ("q", "b", "c"): 0.5}
+    assert report.views == 2
+    assert report.clicks == 1
 
 
 def test_clicks_that_cannot_be(tmp_path):
     """Of a thing that was not shown, or before it was."""
     log = Log().add("v", "q", "abc", "b", "x").add("w", "q", "abc", "c", after=-10)
     rows, report = log.triplets(tmp_path)
-    assert rows == {("q", "b", "a"): 0.5, ("q", "b", "c"): 0.5} and report.clicks == 1
+    assert rows == {("q", "b", "a"): 0.5, ("q", "b", "c"): 0.5}
+    assert report.clicks == 1
 
 
 def crawl(log, visitor, number, clicks="", *, apart=60.0):
@@ -126,8 +165,12 @@ def test_bots(tmp_path, visits, clicks, apart, reason):
     """One just beyond a limit, another just within all of them."""
     log = Log().add("v", "q", "abcd", "b").add("v", "q1", "abcd", "b", at=500)
     crawl(log, "bot", visits, clicks, apart=apart)
-    _, report = log.triplets(tmp_path, limits=Limits(views=3, clicks=5, click_share=0.5, seconds=1.0, least=3))
-    assert report.bots == {reason: 1} and report.bot_visitors == 1 and report.bot_views == visits
+    _, report = log.triplets(
+        tmp_path, limits=Limits(views=3, clicks=5, click_share=0.5, seconds=1.0, least=3)
+    )
+    assert report.bots == {reason: 1}
+    assert report.bot_visitors == 1
+    assert report.bot_views == visits
     assert report.views == 2
     assert f"| {reason} | 1 |" in (tmp_path / "t.md").read_text()
 
@@ -137,7 +180,8 @@ def test_limits_are_of_a_day(tmp_path):
     for day in range(3):
         log.add("v", f"q{day}", "abc", "b", at=day * DAY + 100)
     _, report = log.triplets(tmp_path, limits=Limits(views=1, clicks=1, least=2))
-    assert report.bots == {} and report.views == 3
+    assert report.bots == {}
+    assert report.views == 3
 
 
 def test_refused(tmp_path, capsys):
@@ -151,7 +195,9 @@ def test_refused(tmp_path, capsys):
     good, new = str(tmp_path / "events.sqlite"), str(tmp_path / "new.parquet")
 
     def files():  # but for what SQLite leaves beside a file
-        return sorted(path for path in tmp_path.iterdir() if not path.name.endswith(("-shm", "-wal")))
+        return sorted(
+            path for path in tmp_path.iterdir() if not path.name.endswith(("-shm", "-wal"))
+        )
 
     for arguments, said in (
         ([good, "--out", str(tmp_path / "t.parquet")], "exists"),
@@ -162,14 +208,19 @@ def test_refused(tmp_path, capsys):
         ([str(tmp_path / "t.md"), "--out", new], "file is not a database"),
         ([str(tmp_path / "empty.sqlite"), "--out", new], "no triplet in 0 lists"),
         ([good, "--out", str(tmp_path / "no" / "new")], "wanted a place"),
-        ([good, "--out", new, "--largest-weight", "0.5"], "--largest-weight 0.5, wanted at least 1"),
+        (
+            [good, "--out", new, "--largest-weight", "0.5"],
+            "--largest-weight 0.5, wanted at least 1",
+        ),
         ([good, "--out", new, "--products", str(tmp_path / "no.csv")], "no.csv"),
         ([good, "--out", new, "--memory-mb", "5"], "--memory-mb 5"),
     ):
         before = files()
         assert cli.main(["events", "triplets", *arguments]) == cli.INPUT_ERROR, arguments
         err = capsys.readouterr().err
-        assert said in err and len(err.splitlines()) == 1 and files() == before
+        assert said in err
+        assert len(err.splitlines()) == 1
+        assert files() == before
 
 
 def test_stopped_half_way(tmp_path, monkeypatch):
@@ -179,25 +230,43 @@ def test_stopped_half_way(tmp_path, monkeypatch):
     monkeypatch.setattr(position, "estimate", stop)
     Log().add("v", "q", "abc", "b").add("w", "q", "bac", "b").write(tmp_path)
     before = sorted(tmp_path.iterdir())
-    arguments = ["events", "triplets", str(tmp_path / "events.sqlite"), "--out", str(tmp_path / "t.parquet")]
+    arguments = [
+        "events",
+        "triplets",
+        str(tmp_path / "events.sqlite"),
+        "--out",
+        str(tmp_path / "t.parquet"),
+    ]
     assert cli.main(arguments) == cli.INTERRUPTED
-    assert [path for path in sorted(tmp_path.iterdir()) if path.suffix not in (".sqlite-shm", ".sqlite-wal")] == before
+    assert [
+        path
+        for path in sorted(tmp_path.iterdir())
+        if path.suffix not in (".sqlite-shm", ".sqlite-wal")
+    ] == before
 
 
 def test_against_known_visitors(tmp_path):
-    """Bots found, places estimated, weights without bias, nothing that the query clicked among the negatives."""
+    """Bots found, places estimated, weights without bias, nothing that the query clicked among the
+    negatives.
+    """
     lists = visitors.generated_lists(queries=400, products=5_000, places=8, seed=3)
     model, dirt = visitors.Behaviour(eta=1.0, shuffled=0.3), visitors.DIRTY
     log = tmp_path / "log.parquet"
     visitors.write(lists, log, model, dirt, requests=40_000, seed=4)
-    assert cli.main(["events", "import", str(log), "--out", str(tmp_path / "in"), "--threads", "1"]) == 0
+    assert (
+        cli.main(["events", "import", str(log), "--out", str(tmp_path / "in"), "--threads", "1"])
+        == 0
+    )
     settings = TripletSettings(largest_weight=100, threads=1)
     report = make_triplets(tmp_path / "in", tmp_path / "t.parquet", settings)
 
     events = parquet.read_table(tmp_path / "in" / "events.parquet").to_pylist()
     bots = {event["visitor"] for event in events if event["visitor"].startswith(visitors.BOT)}
-    assert report.bot_visitors == len(bots) and len(bots) >= 4
-    assert report.views == sum(e["kind"] == "impression" and e["visitor"] not in bots for e in events)
+    assert report.bot_visitors == len(bots)
+    assert len(bots) >= 4
+    assert report.views == sum(
+        e["kind"] == "impression" and e["visitor"] not in bots for e in events
+    )
 
     truth = visitors.looking(model, 8)
     assert (np.abs(np.log(report.looking.chance / truth)) < 3.5 * report.looking.error + 1e-9).all()
@@ -207,26 +276,36 @@ def test_against_known_visitors(tmp_path):
     rate = report.clicks_at / report.views_at
     lost = (1 - dirt.backwards) * (1 - dirt.missing) ** 1.5  # clicks that the import leaves out
     np.testing.assert_allclose(rate * report.weights / (relevance * lost), 1, atol=0.2)
-    assert rate[7] / relevance[7] < 0.2 < 0.8 < (rate * report.weights)[7] / relevance[7]  # without weights far off
+    assert (
+        rate[7] / relevance[7] < 0.2 < 0.8 < (rate * report.weights)[7] / relevance[7]
+    )  # without weights far off
 
     rows = parquet.read_table(tmp_path / "t.parquet").to_pylist()
     lists_of = {e["request_id"]: e for e in events if e["kind"] == "impression"}
     clicked = {
-        (e["query_image_id"], e["sku"]) for e in events if e["kind"] != "impression" and e["visitor"] not in bots
+        (e["query_image_id"], e["sku"])
+        for e in events
+        if e["kind"] != "impression" and e["visitor"] not in bots
     }
     asked = {e["query_image_id"]: set() for e in lists_of.values()}
     for event in lists_of.values():
         asked[event["query_image_id"]].update(event["shown"])
-    assert rows and all((row["query_image_id"], row["clicked"]) in clicked for row in rows)
+    assert rows
+    assert all((row["query_image_id"], row["clicked"]) in clicked for row in rows)
     assert not any((row["query_image_id"], row["not_clicked"]) in clicked for row in rows)
     assert all(row["not_clicked"] in asked[row["query_image_id"]] for row in rows)
     assert all(row["not_clicked_place"] <= row["clicked_place"] + 1 for row in rows)
-    assert math.isfinite(sum(row["weight"] for row in rows)) and min(row["weight"] for row in rows) > 0
+    assert math.isfinite(sum(row["weight"] for row in rows))
+    assert min(row["weight"] for row in rows) > 0
 
 
 def test_the_same_events_give_the_same_triplets(tmp_path):
     lists = visitors.generated_lists(queries=50, products=500, places=6)
     visitors.write(lists, tmp_path / "log.parquet", requests=500)
     for name, threads in (("a", 1), ("b", 2)):
-        make_triplets(tmp_path / "log.parquet", tmp_path / f"{name}.parquet", TripletSettings(threads=threads))
-    assert parquet.read_table(tmp_path / "a.parquet").equals(parquet.read_table(tmp_path / "b.parquet"))
+        make_triplets(
+            tmp_path / "log.parquet", tmp_path / f"{name}.parquet", TripletSettings(threads=threads)
+        )
+    assert parquet.read_table(tmp_path / "a.parquet").equals(
+        parquet.read_table(tmp_path / "b.parquet")
+    )

@@ -17,14 +17,20 @@ def differences(first, second):
 @pytest.mark.parametrize(
     ("name", "flags", "title", "changed"),
     [
-        ("base", ["loss.label_smoothing=0.1", "loss.logit_adjustment=1"], "co_training", {"loss.mixed"}),
+        (
+            "base",
+            ["loss.label_smoothing=0.1", "loss.logit_adjustment=1"],
+            "co_training",
+            {"loss.mixed"},
+        ),
         ("recommended", [], "title_words", {"loss.title_words", "model.word_rows"}),
     ],
 )
 def test_arms_differ_in_their_use_of_text_alone(name, flags, title, changed):
     config = config_lib.load(name, flags)
     found = arms(config)
-    assert list(found) == ["baseline", title] and found[title] == config
+    assert list(found) == ["baseline", title]
+    assert found[title] == config
     assert differences(found["baseline"], config) == changed
 
 

@@ -23,41 +23,61 @@ QUICK = ["--config=tiny", "--config.train.steps=2", "--config.train.tensorboard=
 @pytest.mark.parametrize("name", ["tiny", "recommended"])
 def test_every_arm_is_a_config_of_its_own(name):
     config = config_lib.load(name)
-    found = [json.dumps([config_lib.to_dict(arm(config, name)), ARMS[name].after], sort_keys=True) for name in ARMS]
+    found = [
+        json.dumps([config_lib.to_dict(arm(config, name)), ARMS[name].after], sort_keys=True)
+        for name in ARMS
+    ]
     assert len(set(found)) == len(ARMS)
-    assert not arm(config, "baseline").loss.with_text and arm(config, "doubled_baseline").loss.visual == 2
+    assert not arm(config, "baseline").loss.with_text
+    assert arm(config, "doubled_baseline").loss.visual == 2
     with pytest.raises(ConfigError, match="no arm cotraining; arms are baseline, "):
         arm(config, "cotraining")
-    with pytest.raises(ConfigError, match="arm title_words: model.word_rows=True with .*; or leave this arm out"):
-        arm(config_lib.override(config, ["model.word_rows=False", "head.kind=sampled"]), "title_words")
+    with pytest.raises(
+        ConfigError, match="arm title_words: model.word_rows=True with .*; or leave this arm out"
+    ):
+        arm(
+            config_lib.override(config, ["model.word_rows=False", "head.kind=sampled"]),
+            "title_words",
+        )
 
 
-@pytest.mark.parametrize("given", [{"arms": []}, {"rates": [1.0, 1.0]}, {"seeds": [-1]}, {"rates": [0.0]}])
+@pytest.mark.parametrize(
+    "given", [{"arms": []}, {"rates": [1.0, 1.0]}, {"seeds": [-1]}, {"rates": [0.0]}]
+)
 def test_what_would_stop_a_later_run_stops_before_the_first(tmp_path, given):
     grid = {"arms": ["baseline"], "rates": [1.0], "seeds": [0]} | given
     with pytest.raises(ConfigError, match="wanted"):
-        sweep.run(config_lib.load("tiny"), **grid, workdir=tmp_path / "runs", records=tmp_path / "records")
+        sweep.run(
+            config_lib.load("tiny"), **grid, workdir=tmp_path / "runs", records=tmp_path / "records"
+        )
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_a_sweep_trains_each_cell_once_and_reports_arms_over_seeds(tmp_path, capsys):
-    """Two rates for the first seed, the best of them for the second: three runs an arm, which compile one step."""
+    """Two rates for the first seed, the best of them for the second: three runs an arm, which
+    compile one step.
+    """
     compiled = set(Path(jax.config.jax_compilation_cache_dir).glob("jit_train_step-*-cache"))
     grid = ["--arms", "baseline", "co_training", "--rates", "1", "2", "--seeds", "0", "1"]
     command = ["sweep", *QUICK, *grid, f"--workdir={tmp_path}"]
     assert cli.main(command) == 0
     printed = capsys.readouterr()
-    assert "[6/6]" in printed.err and "over photos and 2 seeds" in printed.out
+    assert "[6/6]" in printed.err
+    assert "over photos and 2 seeds" in printed.out
     compiled_now = set(Path(jax.config.jax_compilation_cache_dir).glob("jit_train_step-*-cache"))
-    assert compiled_now and len(compiled_now - compiled) <= 2  # one an arm
-    assert {line.split("|")[1].strip() for line in printed.out.splitlines() if line.startswith("| ")} >= {
+    assert compiled_now
+    assert len(compiled_now - compiled) <= 2
+    assert {
+        line.split("|")[1].strip() for line in printed.out.splitlines() if line.startswith("| ")
+    } >= {
         "baseline",
         "co-training",
         "co-training - baseline",
     }
     results = sorted((tmp_path / "runs").glob("*/*/*/results.json"))
-    assert len(results) == 6 and len(list((tmp_path / "records").glob("*/*/*/results.json"))) == 6
+    assert len(results) == 6
+    assert len(list((tmp_path / "records").glob("*/*/*/results.json"))) == 6
     for name in ("baseline", "co_training"):
         tried = {path.name: path for path in (tmp_path / "records" / name).iterdir()}
         best = max(tried.values(), key=lambda rate: sweep.validation_top1(rate / "seed_0"))
@@ -70,45 +90,81 @@ def test_a_sweep_trains_each_cell_once_and_reports_arms_over_seeds(tmp_path, cap
     shutil.rmtree(tmp_path / "runs")  # another machine, with the records
     assert cli.main(command) == 0
     again = capsys.readouterr()
-    assert printed.out == again.out and again.err.count("its record stands") == 6
+    assert printed.out == again.out
+    assert again.err.count("its record stands") == 6
     assert not (tmp_path / "runs").exists()
-    command = ["sweep", *QUICK, "--arms", "baseline", "--rates", "1", "--seeds", "0", f"--workdir={tmp_path}"]
-    assert cli.main([*command, "--config.optim.warmup_epochs=1"]) == 0  # another config is another run
+    command = [
+        "sweep",
+        *QUICK,
+        "--arms",
+        "baseline",
+        "--rates",
+        "1",
+        "--seeds",
+        "0",
+        f"--workdir={tmp_path}",
+    ]
+    assert (
+        cli.main([*command, "--config.optim.warmup_epochs=1"]) == 0
+    )  # another config is another run
     assert "its record stands" not in capsys.readouterr().err
     assert len(sorted((tmp_path / "runs").glob("*/*/*/results.json"))) == 1
 
 
 @pytest.mark.slow
 def test_an_arm_goes_on_from_the_run_of_its_seed(tmp_path, capsys):
-    """cRT: the classifier alone, from the baseline's best rate; what is not trained stays bit for bit."""
+    """cRT: the classifier alone, from the baseline's best rate; what is not trained stays bit for
+    bit.
+    """
     grid = ["--arms", "baseline", "crt", "--rates", "1", "2", "--seeds", "0", "1"]
-    assert cli.main(["sweep", *QUICK, "--config.train.steps=3", *grid, f"--workdir={tmp_path}"]) == 0
+    assert (
+        cli.main(["sweep", *QUICK, "--config.train.steps=3", *grid, f"--workdir={tmp_path}"]) == 0
+    )
     assert "[6/6]" in capsys.readouterr().err
     best = (tmp_path / "runs" / "baseline").glob("rate_*/seed_1")
     folder = next(iter(best))
     for run in (tmp_path / "runs" / "crt").glob("after_rate_*/rate_*/seed_1"):
         config = config_lib.load(str(run / "config.json"))
-        assert config.model.init_from == str(folder) and config.optim.trainable == "classifier"
-        assert config.train.steps == 1 and config.data.sampling == "class_balanced"
-        with np.load(run / "predictions.npz") as mine, np.load(folder / "predictions.npz") as before:
+        assert config.model.init_from == str(folder)
+        assert config.optim.trainable == "classifier"
+        assert config.train.steps == 1
+        assert config.data.sampling == "class_balanced"
+        with (
+            np.load(run / "predictions.npz") as mine,
+            np.load(folder / "predictions.npz") as before,
+        ):
             np.testing.assert_array_equal(mine["embedding"], before["embedding"])
             assert (mine["top_logits"] != before["top_logits"]).any()
     rows = (tmp_path / "report" / "report.md").read_text()
     assert "| crt - baseline" in rows  # two seeds of it are one arm
     shutil.rmtree(tmp_path / "runs")
-    grid = ["--arms", "baseline", "crt", "--rates", "1", "--seeds", "0"]  # a record has no weights to go on from
-    assert cli.main(["sweep", *QUICK, "--config.train.steps=3", *grid, f"--workdir={tmp_path}"]) == 0
+    grid = [
+        "--arms",
+        "baseline",
+        "crt",
+        "--rates",
+        "1",
+        "--seeds",
+        "0",
+    ]  # a record has no weights to go on from
+    assert (
+        cli.main(["sweep", *QUICK, "--config.train.steps=3", *grid, f"--workdir={tmp_path}"]) == 0
+    )
     assert "its record stands" not in capsys.readouterr().err
 
 
 def test_an_arm_stands_after_the_one_it_goes_on_from(tmp_path):
     for arms in (["crt"], ["crt", "baseline"]):
-        with pytest.raises(ConfigError, match="arm crt goes on from runs of baseline; name baseline before it"):
+        with pytest.raises(
+            ConfigError, match="arm crt goes on from runs of baseline; name baseline before it"
+        ):
             sweep.check(config_lib.load("tiny"), arms, [1.0], [0])
 
 
 def run_with(monkeypatch, tmp_path, top1, *, config=None, **grid):
-    """A sweep whose runs do nothing but have the validation accuracy top1(config); -> the cells' folders in their order."""
+    """A sweep whose runs do nothing but have the validation accuracy top1(config); -> the cells'
+    folders in their order.
+    """
     trained = []
 
     def train(config, workdir, catalog):
@@ -128,7 +184,9 @@ def run_with(monkeypatch, tmp_path, top1, *, config=None, **grid):
 
     monkeypatch.setattr(sweep.Cell, "config_in", config_in)
     monkeypatch.setattr(sweep, "validation_top1", lambda record: top1(configs[record]))
-    records = sweep.run(config or config_lib.load("tiny"), **grid, workdir=tmp_path, records=tmp_path)
+    records = sweep.run(
+        config or config_lib.load("tiny"), **grid, workdir=tmp_path, records=tmp_path
+    )
     return [str(path) for path in trained], [str(path.relative_to(tmp_path)) for path in records]
 
 
@@ -154,7 +212,8 @@ def test_a_rate_that_diverges_is_not_chosen(monkeypatch, tmp_path, capsys):
 
     grid = {"arms": ["baseline"], "rates": [2.0, 1.0], "seeds": [0, 1]}
     trained, records = run_with(monkeypatch, tmp_path, top1, **grid)
-    assert records == ["baseline/rate_0.05/seed_0", "baseline/rate_0.05/seed_1"] and len(trained) == 3
+    assert records == ["baseline/rate_0.05/seed_0", "baseline/rate_0.05/seed_1"]
+    assert len(trained) == 3
     assert "baseline at 2 times the learning rate: loss is nan" in capsys.readouterr().err
     trained, _ = run_with(monkeypatch, tmp_path, top1, **grid)  # the answer stands
     assert "baseline/rate_0.1/seed_0" not in trained
@@ -162,7 +221,8 @@ def test_a_rate_that_diverges_is_not_chosen(monkeypatch, tmp_path, capsys):
     # Another config in its folder is another question.
     config = config_lib.override(config_lib.load("tiny"), ["optim.warmup_epochs=1"])
     trained, records = run_with(monkeypatch, tmp_path, lambda config: 10.0, config=config, **grid)
-    assert "baseline/rate_0.1/seed_0" in trained and "baseline/rate_0.1/seed_0" in records
+    assert "baseline/rate_0.1/seed_0" in trained
+    assert "baseline/rate_0.1/seed_0" in records
     assert not (tmp_path / "baseline/rate_0.1/seed_0/diverged.json").exists()
     with pytest.raises(NotFinite):
         run_with(monkeypatch, tmp_path, top1, **grid | {"rates": [2.0]})
@@ -179,7 +239,8 @@ def test_what_the_catalogue_lacks_is_told_before_the_first_run(tmp_path):
     empty = type("Empty", (), {"__len__": lambda self: 0})()
     unvalidated = dataclasses.replace(catalog, splits={**catalog.splits, "validation": empty})
     with pytest.raises(
-        InputError, match="no validation photos, and a learning rate is chosen by them; give one of --rates"
+        InputError,
+        match="no validation photos, and a learning rate is chosen by them; give one of --rates",
     ):
         sweep.check_with(unvalidated, config, ["baseline"], [1.0, 2.0])
     sweep.check_with(unvalidated, config, ["baseline"], [1.0])

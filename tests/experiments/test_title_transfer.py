@@ -1,4 +1,6 @@
-"""Titles lent by a finished run: from the nearest photo, never from the same one, to training photos alone."""
+"""Titles lent by a finished run: from the nearest photo, never from the same one, to training
+photos alone.
+"""
 
 import json
 import shutil
@@ -22,7 +24,9 @@ def pixels(number: int, noise: int = 0) -> np.ndarray:
     """Sixteen blocks of random colours; `noise` makes near copies."""
     blocks = np.random.default_rng(number).integers(8, 248, (4, 4, 3))
     photo = blocks.repeat(8, 0).repeat(8, 1)
-    return (photo + np.random.default_rng([number, noise]).integers(0, 4, photo.shape) * bool(noise)).astype(np.uint8)
+    return (
+        photo + np.random.default_rng([number, noise]).integers(0, 4, photo.shape) * bool(noise)
+    ).astype(np.uint8)
 
 
 def save(path, photo: np.ndarray) -> None:
@@ -32,7 +36,10 @@ def save(path, photo: np.ndarray) -> None:
 
 def records(folder):
     catalog = open_imported(folder)
-    return {split: [catalog.splits[split][i] for i in range(len(catalog.splits[split]))] for split in SPLITS}
+    return {
+        split: [catalog.splits[split][i] for i in range(len(catalog.splits[split]))]
+        for split in SPLITS
+    }
 
 
 def number_of(record) -> int:
@@ -42,7 +49,9 @@ def number_of(record) -> int:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """`titled` imported and trained on for two steps as `run`; `near` holds near copies of its photos by SKU, `same` copies."""
+    """`titled` imported and trained on for two steps as `run`; `near` holds near copies of its
+    photos by SKU, `same` copies.
+    """
     root = tmp_path_factory.mktemp("world")
     lines = ["image,sku,title,split"]
     for i in range(PHOTOS + 6):
@@ -53,21 +62,38 @@ def world(tmp_path_factory):
             save(root / name / f"other{i % 2}" / f"{i}.png", pixels(i, noise))
     (root / "titled.csv").write_text("\n".join(lines) + "\n")
     assert cli.main(["import", str(root / "titled.csv"), f"--out={root / 'titled'}", *WORDS]) == 0
-    size = [f"--config.preprocessing.{name}=32" for name in ("height", "width", "resize_height", "resize_width")]
-    data = ["--config.data.source=imported", f"--config.data.path={root / 'titled'}", "--config.mesh.data=1"]
+    size = [
+        f"--config.preprocessing.{name}=32"
+        for name in ("height", "width", "resize_height", "resize_width")
+    ]
+    data = [
+        "--config.data.source=imported",
+        f"--config.data.path={root / 'titled'}",
+        "--config.mesh.data=1",
+    ]
     short = ["--config.train.steps=2", "--config.train.batch_size=8"]
-    assert cli.main(["train", "--config=tiny", f"--workdir={root / 'run'}", *data, *size, *short]) == 0
+    assert (
+        cli.main(["train", "--config=tiny", f"--workdir={root / 'run'}", *data, *size, *short]) == 0
+    )
     return root
 
 
 def borrow(world, source, out, *options):
-    arguments = ["import", str(world / source), f"--out={out}", f"--titles-from={world / 'run'}", *WORDS]
+    arguments = [
+        "import",
+        str(world / source),
+        f"--out={out}",
+        f"--titles-from={world / 'run'}",
+        *WORDS,
+    ]
     assert cli.main([*arguments, *options]) == 0
     return out
 
 
 def test_a_near_copy_gets_the_title_of_its_original(world, tmp_path, capsys):
-    """Of the photos that the run was trained on; near copies of its test and validation photos find others."""
+    """Of the photos that the run was trained on; near copies of its test and validation photos find
+    others.
+    """
     out = borrow(world, "near", tmp_path / "out")
     found = records(out)
     seen = [record for record in found["train"] if number_of(record) < PHOTOS]
@@ -82,23 +108,35 @@ def test_a_near_copy_gets_the_title_of_its_original(world, tmp_path, capsys):
     folder = next((out / "near").glob("1.*"))
     report = json.loads((folder / "report.json").read_text())["borrowed_titles"]
     stored = json.loads((world / "run" / "config.json").read_text())
-    assert report["run"] == "run" and report["commit"] == stored["commit"]
-    assert report["data_hash"] == stored["data"]["hash"] == open_imported(world / "titled").data_hash
-    assert report["without"] == report["borrowed"] == len(found["train"]) and report["share"] == 1
+    assert report["run"] == "run"
+    assert report["commit"] == stored["commit"]
+    assert (
+        report["data_hash"] == stored["data"]["hash"] == open_imported(world / "titled").data_hash
+    )
+    assert report["without"] == report["borrowed"] == len(found["train"])
+    assert report["share"] == 1
     assert 0.9 < report["median_similarity"] <= 1.001
     first = found["train"][0]
-    assert report["rows"][0].startswith(f"{first['reference']}: {first['title']} (borrowed from photo ")
+    assert report["rows"][0].startswith(
+        f"{first['reference']}: {first['title']} (borrowed from photo "
+    )
     line = f"borrowed titles: {len(found['train'])} of {len(found['train'])} train photos without one (100.0%), "
-    assert line in capsys.readouterr().out and line in (folder / "report.md").read_text()
+    assert line in capsys.readouterr().out
+    assert line in (folder / "report.md").read_text()
     description = json.loads((folder / "catalog.json").read_text())
-    assert description["titles_from"] == {name: report[name] for name in ("run", "data_hash", "commit")}
+    assert description["titles_from"] == {
+        name: report[name] for name in ("run", "data_hash", "commit")
+    }
 
 
 def test_a_photo_never_gets_its_own_title(world, tmp_path):
     found = records(borrow(world, "same", tmp_path / "out"))["train"]
     own = [record for record in found if number_of(record) < PHOTOS]
-    assert own and all(record["title"] for record in own)
-    assert not [record for record in own if record["title"].startswith(f"title{number_of(record)} ")]
+    assert own
+    assert all(record["title"] for record in own)
+    assert not [
+        record for record in own if record["title"].startswith(f"title{number_of(record)} ")
+    ]
 
 
 def test_again_is_the_same_and_the_next_version(world, tmp_path):
@@ -111,7 +149,8 @@ def test_again_is_the_same_and_the_next_version(world, tmp_path):
     assert {folder.name for folder in (out / "near").iterdir()} == {"1.0.0", "1.0.1"}
     assert first.data_hash == second.data_hash
     assert cli.main(["import", str(world / "near"), f"--out={out}", *WORDS]) == 0
-    assert (out / "near" / "1.0.2").exists() and open_imported(out).data_hash != first.data_hash
+    assert (out / "near" / "1.0.2").exists()
+    assert open_imported(out).data_hash != first.data_hash
 
 
 def changed_run(world, folder, change):
@@ -126,29 +165,56 @@ def changed_run(world, folder, change):
 def test_what_cannot_lend_is_refused_in_one_line(world, tmp_path, capsys):
     def refused(run, *options):
         out = tmp_path / "out"
-        assert cli.main(["import", str(world / "near"), f"--out={out}", f"--titles-from={run}", *WORDS, *options]) == 2
+        assert (
+            cli.main(
+                [
+                    "import",
+                    str(world / "near"),
+                    f"--out={out}",
+                    f"--titles-from={run}",
+                    *WORDS,
+                    *options,
+                ]
+            )
+            == 2
+        )
         assert not out.exists()
         return capsys.readouterr().err.splitlines()[-1]
 
     assert "wanted the config.json of a training run" in refused(tmp_path)
-    unfinished = changed_run(world, tmp_path / "unfinished", lambda stored: stored["config"]["train"].update(steps=9))
+    unfinished = changed_run(
+        world, tmp_path / "unfinished", lambda stored: stored["config"]["train"].update(steps=9)
+    )
     assert "is trained for 2 of 9 steps" in refused(unfinished)
     missing = refused(world / "run", f"--titles-path={tmp_path / 'nowhere'}")
-    assert "nowhere not found" in missing and "--titles-path" in missing
+    assert "nowhere not found" in missing
+    assert "--titles-path" in missing
 
     plain = tmp_path / "plain"
     assert cli.main(["import", str(world / "near"), f"--out={plain}", *WORDS]) == 0
     assert "was trained on data" in refused(world / "run", f"--titles-path={plain}")
     untitled = changed_run(
-        world, tmp_path / "untitled", lambda stored: stored["data"].update(hash=open_imported(plain).data_hash)
+        world,
+        tmp_path / "untitled",
+        lambda stored: stored["data"].update(hash=open_imported(plain).data_hash),
     )
     assert "has no training photo with a title" in refused(untitled, f"--titles-path={plain}")
 
-    assert cli.main(["import", str(world / "near"), f"--out={tmp_path / 'out'}", "--titles-min-similarity=0.5"]) == 2
+    assert (
+        cli.main(
+            [
+                "import",
+                str(world / "near"),
+                f"--out={tmp_path / 'out'}",
+                "--titles-min-similarity=0.5",
+            ]
+        )
+        == 2
+    )
     assert "give --titles-from" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("queries, rows", [(1 << 10, 1 << 15), (8, 5)], ids=["whole", "pieces"])
+@pytest.mark.parametrize(("queries", "rows"), [(1 << 10, 1 << 15), (8, 5)], ids=["whole", "pieces"])
 def test_nearest_is_the_largest_cosine(monkeypatch, queries, rows):
     """Against all pairs in float64, whatever the pieces; divided over eight devices."""
     monkeypatch.setattr(borrowed_titles, "_QUERIES", queries)
@@ -162,12 +228,20 @@ def test_nearest_is_the_largest_cosine(monkeypatch, queries, rows):
     ids[5] = 11
     device_mesh = make_mesh(devices=jax.devices()[:8])
     place, similarity = borrowed_titles.nearest(asked, bank, ids, bank_ids, device_mesh)
-    unit = [x.astype(float) / np.linalg.norm(x.astype(float), axis=1, keepdims=True) for x in (asked, bank)]
+    unit = [
+        x.astype(float) / np.linalg.norm(x.astype(float), axis=1, keepdims=True)
+        for x in (asked, bank)
+    ]
     cosine = np.where(ids[:, None] == bank_ids, -np.inf, unit[0] @ unit[1].T)
     np.testing.assert_allclose(similarity, cosine.max(1), atol=1e-6)
     expected = np.argmax(np.round(cosine, 6), 1)
     np.testing.assert_array_equal(place, expected)
-    assert place[3] == 7 and place[4] == 11 and place[5] == 12
+    assert place[3] == 7
+    assert place[4] == 11
+    assert place[5] == 12
 
-    place, similarity = borrowed_titles.nearest(asked[:2], bank[:1], np.zeros(2, np.int32), bank_ids[:1], device_mesh)
-    assert place.tolist() == [-1, -1] and np.isneginf(similarity).all()
+    place, similarity = borrowed_titles.nearest(
+        asked[:2], bank[:1], np.zeros(2, np.int32), bank_ids[:1], device_mesh
+    )
+    assert place.tolist() == [-1, -1]
+    assert np.isneginf(similarity).all()

@@ -1,4 +1,6 @@
-"""One step of fine-tuning on each side from the same weights: batch norms that learn, the same loss before and after."""
+"""One step of fine-tuning on each side from the same weights: batch norms that learn, the same loss
+before and after.
+"""
 
 import dataclasses
 
@@ -17,9 +19,11 @@ torch = pytest.importorskip("torch", reason="conversion needs the extra torch")
 RATE, MOMENTUM = 0.003, 0.9
 
 
-@pytest.mark.parametrize("depth, width", [(18, 0), (18, 12), (50, 0)])
+@pytest.mark.parametrize(("depth", "width"), [(18, 0), (18, 12), (50, 0)])
 def test_the_loss_after_a_step_is_pytorch_s(depth, width):
-    """SGD with momentum on mean cross entropy; width: of the projection. Torch's running variances are made biased first."""
+    """SGD with momentum on mean cross entropy; width: of the projection. Torch's running variances
+    are made biased first.
+    """
     model = Model(depth, 8, "imagenet", last_stride=2, embedding_width=width, classes=5)
     torch.manual_seed(depth)
     rng = np.random.default_rng(depth)
@@ -32,10 +36,14 @@ def test_the_loss_after_a_step_is_pytorch_s(depth, width):
     with torch.no_grad():
         for name, scale in theirs.named_parameters():
             if name.endswith("bn3.weight" if depth >= 50 else "bn2.weight"):
-                # With 1 a deep random network enlarges rounding from block to block: torch's own gradients in float32 and
-                # float64 are then several per cent apart.
+                # With 1 a deep random network enlarges rounding from block to block: torch's own
+                # gradients in float32 and float64 are then several per cent apart.
                 scale.fill_(0.2)
-    norms = {name: m for name, m in theirs.named_modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
+    norms = {
+        name: m
+        for name, m in theirs.named_modules()
+        if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)
+    }
     counts = statistics_of(batch, theirs, norms)
 
     arrays = {name: tensor.clone().numpy() for name, tensor in theirs.state_dict().items()}
@@ -45,7 +53,9 @@ def test_the_loss_after_a_step_is_pytorch_s(depth, width):
 
     def loss_here(trained, stats, train):
         stream = nnx.merge(graphdef, trained["visual"], stats, copy=True)
-        logits = stream.embed(images, train=train) @ trained["fc"]["kernel"].T + trained["fc"]["bias"]
+        logits = (
+            stream.embed(images, train=train) @ trained["fc"]["kernel"].T + trained["fc"]["bias"]
+        )
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         return loss, nnx.to_pure_dict(nnx.state(stream, nnx.BatchStat))
 
@@ -67,7 +77,9 @@ def test_the_loss_after_a_step_is_pytorch_s(depth, width):
     with jax.default_matmul_precision("highest"):
         before, trained, moved = step_here({"visual": params, "fc": fc}, stats)
         after = [float(loss_here(trained, moved, train)[0]) for train in (True, False)]
-    np.testing.assert_allclose(before, first.item(), rtol=1e-4)  # batch norms over 48 values enlarge rounding
+    np.testing.assert_allclose(
+        before, first.item(), rtol=1e-4
+    )  # batch norms over 48 values enlarge rounding
 
     for name, norm in norms.items():
         share_of_batch = norm.running_var - 0.9 * torch.from_numpy(arrays[f"{name}.running_var"])
@@ -84,7 +96,9 @@ def test_the_loss_after_a_step_is_pytorch_s(depth, width):
 
 
 def statistics_of(batch, recognizer, norms):
-    """Give the batch norms the batch's statistics; the number of values of each feature that each norm saw."""
+    """Give the batch norms the batch's statistics; the number of values of each feature that each
+    norm saw.
+    """
     counts = {}
 
     def count(name):

@@ -1,4 +1,6 @@
-"""Runs to PyTorch, ONNX and StableHLO and back, through the command line; what is refused leaves nothing behind."""
+"""Runs to PyTorch, ONNX and StableHLO and back, through the command line; what is refused leaves
+nothing behind.
+"""
 
 import dataclasses
 import json
@@ -27,7 +29,9 @@ PHOTOS = proof.fixed_photos()
 
 
 def tiny(*overrides):
-    return config_lib.load("tiny", ["--config.train.steps=3", *(f"--config.{flag}" for flag in overrides)])
+    return config_lib.load(
+        "tiny", ["--config.train.steps=3", *(f"--config.{flag}" for flag in overrides)]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +58,17 @@ def fails_with(capsys, command):
 
 def predictions(workdir):
     with np.load(workdir / "predictions.npz") as arrays:
-        return {name: arrays[name] for name in ("top_classes", "top_logits", "embedding", "label_log_prob")}
+        return {
+            name: arrays[name]
+            for name in ("top_classes", "top_logits", "embedding", "label_log_prob")
+        }
 
 
 def test_plain_pytorch_recognises_what_the_run_did(run, in_torch):
     """In a process that has no sicot_jax and no jax, on the run's own test photos."""
-    photos = [record["image"] for record in open_catalog(runs.read_run(run).config.data).splits["test"]]
+    photos = [
+        record["image"] for record in open_catalog(runs.read_run(run).config.data).splits["test"]
+    ]
     np.save(in_torch.parent / "photos.npy", np.stack(photos))
     program = (
         "import sys, numpy, torch\n"
@@ -73,25 +82,40 @@ def test_plain_pytorch_recognises_what_the_run_did(run, in_torch):
         "first = recognizer.recognize(photos[0], k=2)\n"
         "print(first[0]['sku'], len(first), first[0]['probability'] >= first[1]['probability'])\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=in_torch, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=in_torch, check=True, capture_output=True, text=True
+    )
     wanted, told = predictions(run), np.load(in_torch.parent / "told.npz")
-    np.testing.assert_allclose(told["embedding"], wanted["embedding"], atol=1e-5 * np.abs(wanted["embedding"]).max())
+    np.testing.assert_allclose(
+        told["embedding"], wanted["embedding"], atol=1e-5 * np.abs(wanted["embedding"]).max()
+    )
     logits = np.take_along_axis(told["logits"], wanted["top_classes"].astype(int), 1)
-    np.testing.assert_allclose(logits, wanted["top_logits"], atol=1e-5 * np.abs(wanted["top_logits"]).max())
+    np.testing.assert_allclose(
+        logits, wanted["top_logits"], atol=1e-5 * np.abs(wanted["top_logits"]).max()
+    )
     sku = sicot_jax.load(in_torch).classes.sku[wanted["top_classes"][0, 0]]
     assert done.stdout.split() == [sku, "2", "True"]
 
 
 def test_a_folder_says_where_it_came_from_and_what_was_compared(run, in_torch, capsys):
-    stored, manifest = (json.loads((in_torch / name).read_text()) for name in ("config.json", "manifest.json"))
-    assert stored["source"]["data"] == runs.read_run(run).data_hash and stored["version"] == sicot_jax.__version__
-    (found,) = manifest["proof"].values()
-    assert found["photos"] == len(PHOTOS) and found["top3_agreement"] == 1
-    assert found["embedding"]["max_relative"] < 1e-5 and found["logits"]["max_relative"] < 1e-5
-    assert manifest["versions"]["jax"] == jax.__version__ and manifest["versions"]["torch"].startswith(
-        torch.__version__[:4]
+    stored, manifest = (
+        json.loads((in_torch / name).read_text()) for name in ("config.json", "manifest.json")
     )
-    assert manifest["sha256"].keys() == {"model.safetensors", "config.json", "classes.csv", "model.py"}
+    assert stored["source"]["data"] == runs.read_run(run).data_hash
+    assert stored["version"] == sicot_jax.__version__
+    (found,) = manifest["proof"].values()
+    assert found["photos"] == len(PHOTOS)
+    assert found["top3_agreement"] == 1
+    assert found["embedding"]["max_relative"] < 1e-5
+    assert found["logits"]["max_relative"] < 1e-5
+    assert manifest["versions"]["jax"] == jax.__version__
+    assert manifest["versions"]["torch"].startswith(torch.__version__[:4])
+    assert manifest["sha256"].keys() == {
+        "model.safetensors",
+        "config.json",
+        "classes.csv",
+        "model.py",
+    }
     assert folders.read_converted(in_torch).model.classes == 11
 
 
@@ -105,13 +129,20 @@ def test_engines_agree(run, in_torch):
         np.testing.assert_allclose(other, embeddings[0], atol=1e-5 * np.abs(embeddings[0]).max())
     found = [recognizer.recognize(PHOTOS, k=3) for recognizer in engines]
     for other in found[1:]:
-        assert [[match.sku for match in row] for row in other] == [[match.sku for match in row] for row in found[0]]
+        assert [[match.sku for match in row] for row in other] == [
+            [match.sku for match in row] for row in found[0]
+        ]
     assert all(sum(match.probability for match in row) <= 1 + 1e-6 for row in found[0])
 
 
 def test_the_best_classes_inside_the_graph(run, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX needs the extra onnx")
-    assert cli.main(["convert", "to-onnx", f"--workdir={run}", f"--out={tmp_path / 'out'}", "--top-k=2"]) == 0
+    assert (
+        cli.main(
+            ["convert", "to-onnx", f"--workdir={run}", f"--out={tmp_path / 'out'}", "--top-k=2"]
+        )
+        == 0
+    )
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
     recognizer = sicot_jax.load(run)
     preprocessing = recognizer.preprocessing
@@ -120,7 +151,9 @@ def test_the_best_classes_inside_the_graph(run, tmp_path):
         _, probability, classes = session.run(None, {"photos": batch})
         for row, wanted in enumerate(recognizer.recognize(photos, k=2)):
             assert classes[row].tolist() == [match.class_id for match in wanted]
-            np.testing.assert_allclose(probability[row], [match.probability for match in wanted], rtol=1e-4)
+            np.testing.assert_allclose(
+                probability[row], [match.probability for match in wanted], rtol=1e-4
+            )
     with pytest.raises(InputError, match="convert without --top-k"):
         sicot_jax.load(tmp_path / "out")
 
@@ -136,7 +169,9 @@ def test_best_classes_in_another_order_are_no_agreement():
     gone = best_probabilities(logits, 2, np.array([True, False, False, False]))
     np.testing.assert_allclose(gone, [[0, 0.6, 0.3, 0]], rtol=1e-6)
     same, other = (Outputs(np.ones((1, 2)), dense) for dense in (here, here[:, [1, 0, 2, 3]]))
-    assert proof.prove(Outputs(np.ones((1, 2)), here), same, what="a against b")["top3_agreement"] == 1
+    assert (
+        proof.prove(Outputs(np.ones((1, 2)), here), same, what="a against b")["top3_agreement"] == 1
+    )
     with pytest.raises(InputError, match="logits differs"):
         proof.prove(Outputs(np.ones((1, 2)), here), other, what="a against b")
 
@@ -161,7 +196,9 @@ def test_stablehlo_runs_for_any_batch_from_its_folder_alone(run, tmp_path):
 
 
 def test_what_pytorch_changed_comes_back_and_trains_on(run, in_torch, tmp_path, capsys):
-    """Exported, changed in PyTorch, taken in again: a run starts from the changed weights, classifier and all."""
+    """Exported, changed in PyTorch, taken in again: a run starts from the changed weights,
+    classifier and all.
+    """
     import safetensors.torch
 
     changed = tmp_path / "changed"
@@ -177,18 +214,31 @@ def test_what_pytorch_changed_comes_back_and_trains_on(run, in_torch, tmp_path, 
     back = tmp_path / "back"
     assert cli.main(["convert", "from-torch", str(changed), f"--out={back}"]) == 0
     # Nothing but a bias trains, slowly, so that what the run ends with is what it began with.
-    flags = [f"model.init_from={back}", "optim.trainable=classifier/bias", "optim.learning_rate=1e-9"]
+    flags = [
+        f"model.init_from={back}",
+        "optim.trainable=classifier/bias",
+        "optim.learning_rate=1e-9",
+    ]
     train(tiny(*flags, "loss.mixed=0"), tmp_path / "run")
     found = sicot_jax.load(tmp_path / "run").recognize(PHOTOS, k=11)
     wanted = sicot_jax.load(back).recognize(PHOTOS, k=11)
-    assert [[match.sku for match in row] for row in found] == [[match.sku for match in row] for row in wanted]
-    assert np.abs(sicot_jax.load(back).embed(PHOTOS) - sicot_jax.load(run).embed(PHOTOS)).max() > 1e-3
+    assert [[match.sku for match in row] for row in found] == [
+        [match.sku for match in row] for row in wanted
+    ]
+    assert (
+        np.abs(sicot_jax.load(back).embed(PHOTOS) - sicot_jax.load(run).embed(PHOTOS)).max() > 1e-3
+    )
 
 
 def test_a_run_whose_rows_share_words_is_written_as_a_plain_one(tmp_path):
     flags = ["model.word_rows=True", "loss.mixed=0", "loss.title_words=1"]
     train(tiny(*flags), tmp_path / "run")
-    assert cli.main(["convert", "to-torch", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"]) == 0
+    assert (
+        cli.main(
+            ["convert", "to-torch", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"]
+        )
+        == 0
+    )
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     wanted = predictions(tmp_path / "run")
     assert config["model"]["embedding_width"] == wanted["embedding"].shape[1] == 16
@@ -196,7 +246,9 @@ def test_a_run_whose_rows_share_words_is_written_as_a_plain_one(tmp_path):
     photos = [record["image"] for record in catalog.splits["test"]]
     logits = sicot_jax.load(tmp_path / "out").engine(np.stack(photos)).logits
     told = np.take_along_axis(logits, wanted["top_classes"].astype(int), 1)
-    np.testing.assert_allclose(told, wanted["top_logits"], atol=1e-4 * np.abs(wanted["top_logits"]).max())
+    np.testing.assert_allclose(
+        told, wanted["top_logits"], atol=1e-4 * np.abs(wanted["top_logits"]).max()
+    )
 
 
 @pytest.mark.parametrize("kind", ["to-torch", "to-onnx", "to-stablehlo"])
@@ -220,24 +272,39 @@ def test_sides_that_do_not_agree_fail_and_leave_nothing(run, tmp_path, capsys, m
 
     other = lambda folder, photos: Outputs(*(np.full(shape, 0.1) for shape in [(8, 16), (8, 11)]))  # noqa: E731
     monkeypatch.setattr(to_torch, "outputs_of", other)
-    line = fails_with(capsys, ["convert", "to-torch", f"--workdir={run}", f"--out={tmp_path / 'out'}"])
-    assert "JAX against PyTorch: embedding differs by up to" in line and "wanted 0.0001 at most" in line
+    line = fails_with(
+        capsys, ["convert", "to-torch", f"--workdir={run}", f"--out={tmp_path / 'out'}"]
+    )
+    assert "JAX against PyTorch: embedding differs by up to" in line
+    assert "wanted 0.0001 at most" in line
     assert list(tmp_path.iterdir()) == []
 
 
 def test_differences_are_told_by_hand():
-    here, there = (Outputs(np.float32([[2.0, 4.0]]), np.float32([[1, x, 0, -1]])) for x in (3, 3.0001))
+    here, there = (
+        Outputs(np.float32([[2.0, 4.0]]), np.float32([[1, x, 0, -1]])) for x in (3, 3.0001)
+    )
     found = proof.prove(here, there, what="a against b")
-    assert found["embedding"] == {"max_difference": 0.0, "mean_difference": 0.0, "max_relative": 0.0}
+    assert found["embedding"] == {
+        "max_difference": 0.0,
+        "mean_difference": 0.0,
+        "max_relative": 0.0,
+    }
     np.testing.assert_allclose(found["logits"]["max_relative"], 0.0001 / 3, rtol=1e-2)
     np.testing.assert_allclose(found["logits"]["mean_difference"], 0.0001 / 4, rtol=1e-2)
     assert found["top3_agreement"] == 1
     with pytest.raises(InputError, match="a against b: embedding differs"):
-        proof.prove(here, dataclasses.replace(there, embedding=np.float32([[np.nan, 4]])), what="a against b")
+        proof.prove(
+            here,
+            dataclasses.replace(there, embedding=np.float32([[np.nan, 4]])),
+            what="a against b",
+        )
 
 
 def test_withdrawn_products_are_not_recognised(run, in_torch, tmp_path):
-    """By the run, in PyTorch, and inside a graph: the best product of a photo is gone, the next one takes its place."""
+    """By the run, in PyTorch, and inside a graph: the best product of a photo is gone, the next one
+    takes its place.
+    """
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX needs the extra onnx")
     before = [match.class_id for match in sicot_jax.load(run).recognize(PHOTOS[0], k=3)]
     shutil.copytree(run, tmp_path / "run")
@@ -247,14 +314,36 @@ def test_withdrawn_products_are_not_recognised(run, in_torch, tmp_path):
     table.write_text("\n".join(lines) + "\n")
     recognizer = sicot_jax.load(tmp_path / "run")
     found = recognizer.recognize(PHOTOS[0], k=99)
-    assert [match.class_id for match in found[:2]] == before[1:] and len(found) == 10
+    assert [match.class_id for match in found[:2]] == before[1:]
+    assert len(found) == 10
     np.testing.assert_allclose(sum(match.probability for match in found), 1, rtol=1e-6)
     outs = {kind: tmp_path / kind for kind in ("torch", "onnx")}
-    assert cli.main(["convert", "to-torch", f"--workdir={tmp_path / 'run'}", f"--out={outs['torch']}"]) == 0
-    told = load_module(outs["torch"] / "model.py").SicotRecognizer.from_pretrained(outs["torch"]).recognize(PHOTOS[0])
+    assert (
+        cli.main(["convert", "to-torch", f"--workdir={tmp_path / 'run'}", f"--out={outs['torch']}"])
+        == 0
+    )
+    told = (
+        load_module(outs["torch"] / "model.py")
+        .SicotRecognizer.from_pretrained(outs["torch"])
+        .recognize(PHOTOS[0])
+    )
     assert [product["class"] for product in told[:2]] == before[1:]
-    assert cli.main(["convert", "to-onnx", f"--workdir={tmp_path / 'run'}", f"--out={outs['onnx']}", "--top-k=10"]) == 0
-    session, preprocessing = onnxruntime.InferenceSession(outs["onnx"] / "model.onnx"), recognizer.preprocessing
+    assert (
+        cli.main(
+            [
+                "convert",
+                "to-onnx",
+                f"--workdir={tmp_path / 'run'}",
+                f"--out={outs['onnx']}",
+                "--top-k=10",
+            ]
+        )
+        == 0
+    )
+    session, preprocessing = (
+        onnxruntime.InferenceSession(outs["onnx"] / "model.onnx"),
+        recognizer.preprocessing,
+    )
     batch = preprocessing.centre_crop(preprocessing.load(PHOTOS[0]))[None]
     assert session.run(None, {"photos": batch})[2][0, :2].tolist() == before[1:]
     for k in ("11", "-1"):
@@ -281,11 +370,19 @@ def test_photos_come_in_any_shape_that_pillow_knows(run):
 
 def test_folders_above_are_made_only_with_what_is_written(run, tmp_path, capsys):
     fails_with(
-        capsys, ["convert", "to-torch", f"--workdir={tmp_path / 'none'}", f"--out={tmp_path / 'a' / 'b' / 'out'}"]
+        capsys,
+        [
+            "convert",
+            "to-torch",
+            f"--workdir={tmp_path / 'none'}",
+            f"--out={tmp_path / 'a' / 'b' / 'out'}",
+        ],
     )
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
-    line = fails_with(capsys, ["convert", "to-torch", f"--workdir={run}", f"--out={tmp_path / 'file' / 'out'}"])
+    line = fails_with(
+        capsys, ["convert", "to-torch", f"--workdir={run}", f"--out={tmp_path / 'file' / 'out'}"]
+    )
     assert "its parent is no folder" in line
 
 

@@ -1,4 +1,6 @@
-"""A ResNet's weights taken in: from every kind of file, or refused with everything that is wrong in one line."""
+"""A ResNet's weights taken in: from every kind of file, or refused with everything that is wrong in
+one line.
+"""
 
 import json
 import signal
@@ -20,7 +22,9 @@ def state_dict(depth=18, *, stem="imagenet", classes=5, **fields):
 
     torch.manual_seed(depth)
     fields = {"width": 8, "last_stride": 2, "embedding_width": 0, **fields}
-    net = SicotRecognizer({"depth": depth, "stem": stem, "classes": classes, **fields}, {}, [""] * classes)
+    net = SicotRecognizer(
+        {"depth": depth, "stem": stem, "classes": classes, **fields}, {}, [""] * classes
+    )
     for name, buffer in net.named_buffers():
         if name.endswith("running_mean"):
             buffer.normal_(0, 0.1)
@@ -31,14 +35,30 @@ def state_dict(depth=18, *, stem="imagenet", classes=5, **fields):
 
 def taken_in(tmp_path, weights, *flags, name="weights.pth"):
     torch.save(weights, tmp_path / name)
-    assert cli.main(["convert", "from-torch", str(tmp_path / name), f"--out={tmp_path / 'out'}", *flags]) == 0
+    assert (
+        cli.main(
+            ["convert", "from-torch", str(tmp_path / name), f"--out={tmp_path / 'out'}", *flags]
+        )
+        == 0
+    )
     return folders.read_converted(tmp_path / "out")
 
 
 def refused(tmp_path, capsys, weights, *flags):
     torch.save(weights, tmp_path / "weights.pth")
     capsys.readouterr()
-    assert cli.main(["convert", "from-torch", str(tmp_path / "weights.pth"), f"--out={tmp_path / 'out'}", *flags]) == 2
+    assert (
+        cli.main(
+            [
+                "convert",
+                "from-torch",
+                str(tmp_path / "weights.pth"),
+                f"--out={tmp_path / 'out'}",
+                *flags,
+            ]
+        )
+        == 2
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"weights.pth"}  # nothing half written
     (line,) = capsys.readouterr().err.strip().splitlines()
     return line
@@ -47,11 +67,18 @@ def refused(tmp_path, capsys, weights, *flags):
 def test_depth_and_names_are_found_and_the_classifier_is_left_behind(tmp_path, capsys):
     weights = state_dict(50)
     found = taken_in(tmp_path, {f"module.{name}": tensor for name, tensor in weights.items()})
-    assert found.model == folders.Model(50, 8, "imagenet", 2, 0, 0) and not (tmp_path / "out" / "classes.csv").exists()
+    assert found.model == folders.Model(50, 8, "imagenet", 2, 0, 0)
+    assert not (tmp_path / "out" / "classes.csv").exists()
     stored = read_weights(tmp_path / "out" / "model.safetensors")
-    kept = {name for name in weights if not name.startswith("fc.") and not name.endswith("num_batches_tracked")}
+    kept = {
+        name
+        for name in weights
+        if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
+    }
     assert stored.keys() == kept
-    np.testing.assert_array_equal(stored["layer4.2.bn3.running_var"], weights["layer4.2.bn3.running_var"])
+    np.testing.assert_array_equal(
+        stored["layer4.2.bn3.running_var"], weights["layer4.2.bn3.running_var"]
+    )
     assert "PyTorch against JAX: embedding differs by" in capsys.readouterr().out
 
 
@@ -90,7 +117,7 @@ def test_something_else_and_numbers_that_are_none(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "name, content",
+    ("name", "content"),
     [
         ("preprocessor_config.json", {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1]}),
         ("config.json", {"pretrained_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}}),
@@ -105,7 +132,12 @@ def test_mean_and_deviation_travel_with_the_weights(tmp_path, name, content):
 def test_without_torch_one_line_says_what_to_install(tmp_path, capsys, monkeypatch):
     torch.save(state_dict(), tmp_path / "weights.pth")
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    assert cli.main(["convert", "from-torch", str(tmp_path / "weights.pth"), f"--out={tmp_path / 'out'}"]) == 2
+    assert (
+        cli.main(
+            ["convert", "from-torch", str(tmp_path / "weights.pth"), f"--out={tmp_path / 'out'}"]
+        )
+        == 2
+    )
     assert (
         "no PyTorch here to read a file of torch.save; install it: pip install 'sicot_jax[torch]'"
         in capsys.readouterr().err
@@ -114,24 +146,34 @@ def test_without_torch_one_line_says_what_to_install(tmp_path, capsys, monkeypat
 
 def test_two_names_for_one_array_are_no_weights(tmp_path, capsys):
     weights = state_dict()
-    weights["encoder.stages.0.layers.0.layer.0.convolution.weight"] = torch.zeros_like(weights["layer1.0.conv1.weight"])
+    weights["encoder.stages.0.layers.0.layer.0.convolution.weight"] = torch.zeros_like(
+        weights["layer1.0.conv1.weight"]
+    )
     assert "two arrays for layer1.0.conv1.weight" in refused(tmp_path, capsys, weights)
 
 
 def test_parameters_are_arrays_too(tmp_path):
-    weights = {name: torch.nn.Parameter(x) if x.is_floating_point() else x for name, x in state_dict().items()}
+    weights = {
+        name: torch.nn.Parameter(x) if x.is_floating_point() else x
+        for name, x in state_dict().items()
+    }
     assert taken_in(tmp_path, weights).model.depth == 18
 
 
 def test_missing_anything_is_not_asked_for(tmp_path, capsys):
-    assert "would let anything be missing" in refused(tmp_path, capsys, state_dict(), "--may-miss", "")
+    assert "would let anything be missing" in refused(
+        tmp_path, capsys, state_dict(), "--may-miss", ""
+    )
 
 
 @pytest.mark.parametrize(
-    "beside, told",
+    ("beside", "told"),
     [
         ({"hidden_act": "gelu"}, "another ResNet than torchvision's (hidden_act=gelu)"),
-        ({"downsample_in_bottleneck": True}, "another ResNet than torchvision's (downsample_in_bottleneck=True)"),
+        (
+            {"downsample_in_bottleneck": True},
+            "another ResNet than torchvision's (downsample_in_bottleneck=True)",
+        ),
         ({"mean": 3}, "its config of photos is not as usual"),
         ([1], "holds no table, wanted the config of a model"),
     ],
@@ -139,25 +181,43 @@ def test_missing_anything_is_not_asked_for(tmp_path, capsys):
 def test_what_lies_beside_the_weights_is_read_or_refused(tmp_path, capsys, beside, told):
     torch.save(state_dict(), tmp_path / "weights.pth")
     (tmp_path / "config.json").write_text(json.dumps(beside))
-    assert cli.main(["convert", "from-torch", str(tmp_path / "weights.pth"), f"--out={tmp_path / 'out'}"]) == 2
-    assert told in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert (
+        cli.main(
+            ["convert", "from-torch", str(tmp_path / "weights.pth"), f"--out={tmp_path / 'out'}"]
+        )
+        == 2
+    )
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_side_and_crop_travel_too(tmp_path):
     """timm's fields: a square of 32 pixels out of 40."""
-    fields = {"input_size": [3, 32, 32], "crop_pct": 0.8, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
-    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18", "pretrained_cfg": fields}))
+    fields = {
+        "input_size": [3, 32, 32],
+        "crop_pct": 0.8,
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.5, 0.5, 0.5],
+    }
+    (tmp_path / "config.json").write_text(
+        json.dumps({"architecture": "resnet18", "pretrained_cfg": fields})
+    )
     found = taken_in(tmp_path, state_dict()).preprocessing
     assert (found.height, found.width, found.resize_height, found.resize_width) == (32, 32, 40, 40)
     assert found.mean == found.std == (0.5, 0.5, 0.5)
 
 
 def test_a_class_table_of_another_length_is_refused(tmp_path, capsys):
-    """And the file in a folder of ours stands for the folder: classifier, class table and preprocessing come along."""
+    """And the file in a folder of ours stands for the folder: classifier, class table and
+    preprocessing come along.
+    """
     from sicot_jax import config as config_lib
     from sicot_jax.training.loop import train
 
-    train(config_lib.load("tiny", ["--config.train.steps=1", "--config.loss.mixed=0"]), tmp_path / "run")
+    train(
+        config_lib.load("tiny", ["--config.train.steps=1", "--config.loss.mixed=0"]),
+        tmp_path / "run",
+    )
     out, back = tmp_path / "exported", tmp_path / "back"
     assert cli.main(["convert", "to-torch", f"--workdir={tmp_path / 'run'}", f"--out={out}"]) == 0
     assert cli.main(["convert", "from-torch", str(out / "model.safetensors"), f"--out={back}"]) == 0
@@ -167,11 +227,13 @@ def test_a_class_table_of_another_length_is_refused(tmp_path, capsys):
     (out / "classes.csv").write_text("\n".join(lines[:-3]) + "\n")
     capsys.readouterr()
     assert cli.main(["convert", "from-torch", str(out), f"--out={tmp_path / 'other'}"]) == 2
-    assert "8 classes, and the model has 11" in capsys.readouterr().err and not (tmp_path / "other").exists()
+    assert "8 classes, and the model has 11" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_conversion_that_is_stopped_leaves_nothing(tmp_path):
     with pytest.raises(SystemExit), files.new_folder(tmp_path / "a" / "out") as new:
         (new / "half").write_text("written")
         signal.raise_signal(signal.SIGTERM)
-    assert list(tmp_path.iterdir()) == [] and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -1,4 +1,6 @@
-"""Hugging Face's own ResNets taken in: the same embeddings on the same photos, with the preprocessing of their folder."""
+"""Hugging Face's own ResNets taken in: the same embeddings on the same photos, with the
+preprocessing of their folder.
+"""
 
 import numpy as np
 import pytest
@@ -11,16 +13,31 @@ from sicot_jax.weights import visual as network
 from sicot_jax.weights.safetensors_io import read_weights
 
 torch = pytest.importorskip("torch", reason="conversion needs the extra torch")
-transformers = pytest.importorskip("transformers", reason="Hugging Face's models are compared with themselves")
-BLOCKS = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3]}
+transformers = pytest.importorskip(
+    "transformers", reason="Hugging Face's models are compared with themselves"
+)
+BLOCKS = {
+    18: [2, 2, 2, 2],
+    34: [3, 4, 6, 3],
+    50: [3, 4, 6, 3],
+    101: [3, 4, 23, 3],
+    152: [3, 8, 36, 3],
+}
 
 
 @pytest.mark.parametrize(
     "depth",
-    [18, pytest.param(34, marks=pytest.mark.slow), 50, *(pytest.param(d, marks=pytest.mark.slow) for d in (101, 152))],
+    [
+        18,
+        pytest.param(34, marks=pytest.mark.slow),
+        50,
+        *(pytest.param(d, marks=pytest.mark.slow) for d in (101, 152)),
+    ],
 )
 def test_embeddings_are_hugging_face_s(tmp_path, depth):
-    """A quarter of the width, statistics as after training, saved by the library's own `save_pretrained`."""
+    """A quarter of the width, statistics as after training, saved by the library's own
+    `save_pretrained`.
+    """
     torch.manual_seed(depth)
     bottleneck = depth >= 50
     config = transformers.ResNetConfig(
@@ -38,7 +55,12 @@ def test_embeddings_are_hugging_face_s(tmp_path, depth):
             buffer.uniform_(0.8, 1.2)
     theirs.save_pretrained(tmp_path / "theirs")
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
-    processor = {"image_mean": mean, "image_std": std, "size": {"shortest_edge": 96}, "crop_pct": 0.75}
+    processor = {
+        "image_mean": mean,
+        "image_std": std,
+        "size": {"shortest_edge": 96},
+        "crop_pct": 0.75,
+    }
     transformers.ConvNextImageProcessor(**processor).save_pretrained(tmp_path / "theirs")
 
     out = tmp_path / "out"
@@ -48,10 +70,16 @@ def test_embeddings_are_hugging_face_s(tmp_path, depth):
     assert found.preprocessing == Preprocessing(96, 96, 128, 128, mean=mean, std=std)
 
     photos = proof.fixed_photos()[:3]
-    pixels = np.stack([found.preprocessing.centre_crop(found.preprocessing.load(photo)) for photo in photos])
+    pixels = np.stack(
+        [found.preprocessing.centre_crop(found.preprocessing.load(photo)) for photo in photos]
+    )
     images = (pixels.astype(np.float32) / 255 - np.float32(mean)) / np.float32(std)
     with torch.inference_mode():
-        wanted = theirs.resnet(torch.from_numpy(images.transpose(0, 3, 1, 2))).pooler_output.flatten(1).numpy()
+        wanted = (
+            theirs.resnet(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+            .pooler_output.flatten(1)
+            .numpy()
+        )
     arrays = read_weights(out / "model.safetensors")
     here = network.outputs_here(found.model, found.preprocessing, arrays, photos).embedding
     np.testing.assert_allclose(here, wanted, atol=1e-5 * np.abs(wanted).max())

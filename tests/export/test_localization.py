@@ -29,21 +29,31 @@ from sicot_jax.weights.bundle import Model
 pytest.importorskip("torch", reason="conversion needs the extra torch")
 
 
-@pytest.fixture(scope="module", params=[pytest.param(kind, marks=pytest.mark.slow) for kind in ("image", "features")])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(kind, marks=pytest.mark.slow) for kind in ("image", "features")],
+)
 def run(request, tmp_path_factory):
     """Photos of 40 x 24; the branch has moved."""
     workdir = tmp_path_factory.mktemp("box") / "run"
     flags = [
         "loss.mixed=0",
-        # Enough to move a box of the photo in eight steps, not so much that one of the map ends as a cell.
+        # Enough to move a box of the photo in eight steps, not so much that one of the map ends as
+        # a cell.
         f"loss.box={1 if request.param == 'image' else 0.2}",
         "loss.box_known=0.1",
         "train.steps=8",
-        "optim.learning_rate=0.02",  # hard training makes boxes of a cell, where the mask enlarges every rounding
+        # hard training makes boxes of a cell, where the mask enlarges every rounding
+        "optim.learning_rate=0.02",
         "preprocessing.height=40",
         "preprocessing.resize_height=40",
     ]
-    train(config_lib.load("tiny", [f"--config.{flag}" for flag in (*flags, f"model.box={request.param}")]), workdir)
+    train(
+        config_lib.load(
+            "tiny", [f"--config.{flag}" for flag in (*flags, f"model.box={request.param}")]
+        ),
+        workdir,
+    )
     return workdir
 
 
@@ -59,14 +69,26 @@ def test_all_sides_find_the_same_box(run, converted):
     split = open_catalog(runs.read_run(run).config.data).splits["test"]
     in_torch = folders.read_converted(converted / "to-torch")
     photos = in_torch.preprocessing.batch([split[i]["image"] for i in range(8)])
-    by_jax, by_onnx = jax_engine(in_torch)(photos), sicot_jax.load(converted / "to-onnx").engine(photos)
-    assert by_jax.box.shape == (8, 4) and np.ptp(by_jax.box, 0).max() > 1e-4  # not the same of all photos
-    assert by_jax.box.min() >= 0 and by_jax.box.max() <= 1
-    np.testing.assert_allclose(by_onnx.box, by_jax.box, atol=1e-4)  # of a photo: a fiftieth of a pixel at 224
-    # The proof's tolerance: a rounding moves the box, and the soft mask of a second look enlarges that some ten times.
-    np.testing.assert_allclose(by_onnx.embedding, by_jax.embedding, atol=1e-4 * np.abs(by_jax.embedding).max())
+    by_jax, by_onnx = (
+        jax_engine(in_torch)(photos),
+        sicot_jax.load(converted / "to-onnx").engine(photos),
+    )
+    assert by_jax.box.shape == (8, 4)
+    assert np.ptp(by_jax.box, 0).max() > 1e-4
+    assert by_jax.box.min() >= 0
+    assert by_jax.box.max() <= 1
+    np.testing.assert_allclose(
+        by_onnx.box, by_jax.box, atol=1e-4
+    )  # of a photo: a fiftieth of a pixel at 224
+    # The proof's tolerance: a rounding moves the box, and the soft mask of a second look enlarges
+    # that some ten times.
+    np.testing.assert_allclose(
+        by_onnx.embedding, by_jax.embedding, atol=1e-4 * np.abs(by_jax.embedding).max()
+    )
     with np.load(run / "predictions.npz") as told:
-        np.testing.assert_allclose(by_jax.embedding, told["embedding"][:8], atol=1e-4 * np.abs(told["embedding"]).max())
+        np.testing.assert_allclose(
+            by_jax.embedding, told["embedding"][:8], atol=1e-4 * np.abs(told["embedding"]).max()
+        )
 
 
 def test_conversions_compare_boxes(converted):
@@ -76,8 +98,16 @@ def test_conversions_compare_boxes(converted):
 
 
 def test_what_pytorch_may_change_comes_back_with_its_box(converted, tmp_path):
-    assert cli.main(["convert", "from-torch", str(converted / "to-torch"), f"--out={tmp_path / 'back'}"]) == 0
-    there, back = (jax_engine(folders.read_converted(path)) for path in (converted / "to-torch", tmp_path / "back"))
+    assert (
+        cli.main(
+            ["convert", "from-torch", str(converted / "to-torch"), f"--out={tmp_path / 'back'}"]
+        )
+        == 0
+    )
+    there, back = (
+        jax_engine(folders.read_converted(path))
+        for path in (converted / "to-torch", tmp_path / "back")
+    )
     photos = np.random.default_rng(0).integers(0, 256, (2, 40, 24, 3), np.uint8)
     np.testing.assert_array_equal(back(photos).box, there(photos).box)
 
@@ -93,11 +123,16 @@ def any_weights(model: Model, *, seed: int) -> dict[str, np.ndarray]:
             arrays[name] = np.float32(np.exp(0.2 * drawn) if near_one else 0.1 * drawn)
     arrays["box.log_scale"] = np.float32([-0.4, -0.7])  # sides that no edge of the photo cuts
     width = model.embedding_width
-    return arrays | {"fc.weight": np.float32(rng.normal(size=(5, width))), "fc.bias": np.zeros(5, np.float32)}
+    return arrays | {
+        "fc.weight": np.float32(rng.normal(size=(5, width))),
+        "fc.bias": np.zeros(5, np.float32),
+    }
 
 
 @pytest.mark.parametrize("kind", ["image", "features"])
-@pytest.mark.parametrize("height, width", [(40, 30), pytest.param(64, 64, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(40, 30), pytest.param(64, 64, marks=pytest.mark.slow)]
+)
 def test_a_branch_of_any_weights_is_the_same_on_all_sides(kind, height, width, tmp_path):
     model = Model(18, 8, "small", last_stride=2, embedding_width=16, classes=5, box=kind)
     preprocessing, photos = Preprocessing(height, width, height, width), proof.fixed_photos()
@@ -110,10 +145,14 @@ def test_a_branch_of_any_weights_is_the_same_on_all_sides(kind, height, width, t
     sides = [network.outputs_in_torch(in_torch, photos)]
     sides.append(recognizer._jax(model, preprocessing, arrays)(preprocessing.batch(photos)))
     if height != width:
-        classifier = Classifier(arrays["fc.weight"], arrays["fc.bias"], np.zeros(5, np.float32), (), {})
+        classifier = Classifier(
+            arrays["fc.weight"], arrays["fc.bias"], np.zeros(5, np.float32), (), {}
+        )
         own = {name: array for name, array in arrays.items() if not name.startswith("fc.")}
         found = Exported(model, preprocessing, own, classifier, tmp_path, {})
-        to_onnx._export(network.torch_module(), found, tmp_path / folders.GRAPH, 0, np.zeros(5, bool))
+        to_onnx._export(
+            network.torch_module(), found, tmp_path / folders.GRAPH, 0, np.zeros(5, bool)
+        )
         folders.write_config(tmp_path, model, preprocessing, {})
         sides.append(to_onnx.graph_outputs(tmp_path, photos))
     for side in sides:
@@ -121,9 +160,14 @@ def test_a_branch_of_any_weights_is_the_same_on_all_sides(kind, height, width, t
         for name in ("embedding", "logits"):
             there, wanted = getattr(side, name), getattr(here, name)
             np.testing.assert_allclose(there, wanted, atol=2e-5 * np.abs(wanted).max())
-    assert np.ptp(here.box, 0).max() > 0.01 and here.box.min() > 0.01 and here.box.max() < 0.99
-    alone = network.outputs_here(dataclasses.replace(model, box="none"), preprocessing, arrays, photos)
-    assert np.abs(alone.embedding - here.embedding).max() > 0.01 * np.abs(here.embedding).max() and alone.box is None
+    assert np.ptp(here.box, 0).max() > 0.01
+    assert here.box.min() > 0.01
+    assert here.box.max() < 0.99
+    alone = network.outputs_here(
+        dataclasses.replace(model, box="none"), preprocessing, arrays, photos
+    )
+    assert np.abs(alone.embedding - here.embedding).max() > 0.01 * np.abs(here.embedding).max()
+    assert alone.box is None
 
 
 def test_a_folder_from_before_has_no_box(converted, tmp_path):
@@ -134,7 +178,15 @@ def test_a_folder_from_before_has_no_box(converted, tmp_path):
 
 
 def test_names_of_the_branch():
-    paths = ("convs/0/kernel", "convs/2/kernel", "norm/scale", "norm/var", "score/kernel", "score/bias", "log_scale")
+    paths = (
+        "convs/0/kernel",
+        "convs/2/kernel",
+        "norm/scale",
+        "norm/var",
+        "score/kernel",
+        "score/bias",
+        "log_scale",
+    )
     assert [names.box_name(path) for path in paths] == [
         "box.conv1.weight", "box.conv3.weight", "box.bn.weight", "box.bn.running_var", "box.score.weight", "box.score.bias",
         "box.log_scale",

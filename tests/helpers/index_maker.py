@@ -68,13 +68,17 @@ def write_model(folder: Path, *, seed: int = 0, box: str = "none") -> None:
     # The nearest mean: |e - m|^2 but for what all classes share, sharp enough to be sure.
     sharp = np.float32(30 / np.mean((means - means.mean(0)) ** 2) / WIDTH)
     rows = {"fc.weight": sharp * means, "fc.bias": -sharp * (means**2).sum(1) / 2}
-    pieces = {name: (array.shape, lambda array=array: iter([array])) for name, array in rows.items()}
+    pieces = {
+        name: (array.shape, lambda array=array: iter([array])) for name, array in rows.items()
+    }
     weights.write_weights(folder / folders.WEIGHTS, arrays, pieces)
     folders.write_config(folder, model, PREPROCESSING, {"run": "made"})
     named = [sku(product) for product in range(PRODUCTS)]
     counts = {split: np.full(PRODUCTS, PHOTOS) for split in ("train", "validation", "test")}
     category = [f"kind {product % 2}" for product in range(PRODUCTS)]
-    table = ClassTable(named, [f"title {s}" for s in named], category, counts, np.zeros(PRODUCTS, bool))
+    table = ClassTable(
+        named, [f"title {s}" for s in named], category, counts, np.zeros(PRODUCTS, bool)
+    )
     write_class_table(folder / folders.CLASSES, table)
     folders.write_manifest(folder, {})
 
@@ -110,24 +114,32 @@ def write_version(folder: Path, model: Path) -> None:
     made_with = imprint.fit(means, kernel[numbers], kernel.mean(0), float(stored["fc.bias"].mean()))
     imprint.save(folder / layout.IMPRINT, made_with)
     texts = [(f"title {sku(p)}", f"kind {p % 2}") for p in numbers]
-    titles.save(folder / layout.TITLES, titles.fit(texts, means - made_with.centre, np.full(len(numbers), PHOTOS)))
+    titles.save(
+        folder / layout.TITLES,
+        titles.fit(texts, means - made_with.centre, np.full(len(numbers), PHOTOS)),
+    )
     cards = Cards.create(folder / layout.CARDS)
     with cards.change() as connection:
         cards_of.put_products(
-            connection, [(p, sku(p), f"title {sku(p)}", "a, b", f"kind {p % 2}", {}) for p in range(PRODUCTS)]
+            connection,
+            [(p, sku(p), f"title {sku(p)}", "a, b", f"kind {p % 2}", {}) for p in range(PRODUCTS)],
         )
         cards_of.put_photos(
-            connection, [(i, int(owners[i]), f"{i:032x}", jpeg(pixels)) for i, pixels in enumerate(shown)]
+            connection,
+            [(i, int(owners[i]), f"{i:032x}", jpeg(pixels)) for i, pixels in enumerate(shown)],
         )
         cards_of.set_places(connection, len(shown))
     cards.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     cards.close()
     write_calibration(
         folder / layout.UNKNOWN,
-        Calibration([0.0, 2000.0, 0.0], -1994.0, 0.5, 0.95, 0.95, 0.2, 100, [[0.5, 1.0, 0.95]], None),
+        Calibration(
+            [0.0, 2000.0, 0.0], -1994.0, 0.5, 0.95, 0.95, 0.2, 100, [[0.5, 1.0, 0.95]], None
+        ),
     )
     write_fusion(
-        folder / layout.CATEGORIES, Fusion(("kind 0", "kind 1"), np.array([0.4, 0.6]), 0.5, 0.001, 0.5, 0.9, 100)
+        folder / layout.CATEGORIES,
+        Fusion(("kind 0", "kind 1"), np.array([0.4, 0.6]), 0.5, 0.001, 0.5, 0.9, 100),
     )
     half = PRODUCTS // 2 * PHOTOS
     manifest = layout.Manifest(
@@ -163,8 +175,8 @@ GOOD = (1, 4)  # products with a rating of 5, which visitors want whatever they 
 
 
 def visit(index: Path, folder: Path) -> tuple[Path, Path]:
-    """Prices and ratings, and what visitors did who looked at all of what was shown and clicked on the good ones: the service's
-    events and the photos that it kept.
+    """Prices and ratings, and what visitors did who looked at all of what was shown and clicked on
+    the good ones: the service's events and the photos that it kept.
     """
     lines = [f"{sku(p)},{10 + p},{5 if p in GOOD else 2}" for p in range(PRODUCTS)]
     (folder / "prices.csv").write_text("\n".join(["sku,price,rating", *lines]))
@@ -172,12 +184,16 @@ def visit(index: Path, folder: Path) -> tuple[Path, Path]:
     rng, events, photos = np.random.default_rng(0), [], Queries(folder / "photos", 30)
     for n in range(LISTS):
         asked = n % PRODUCTS
-        shown = tuple(map(sku, [asked, *rng.permutation([p for p in range(PRODUCTS) if p != asked])]))
+        shown = tuple(
+            map(sku, [asked, *rng.permutation([p for p in range(PRODUCTS) if p != asked])])
+        )
         who = {"request_id": f"r{n}", "visitor": f"v{n % 97}", "variant": "a"}
         events.append(Event(f"i{n}", time=1e9 + n, kind="impression", shown=shown, **who))
         chance = {p: 0.5 if p in GOOD else 0.05 for p in range(PRODUCTS)}
         clicked = [p for p in range(PRODUCTS) if rng.random() < chance[p]]
-        events += [Event(f"c{n}-{p}", time=1e9 + n, kind="click", sku=sku(p), **who) for p in clicked]
+        events += [
+            Event(f"c{n}-{p}", time=1e9 + n, kind="click", sku=sku(p), **who) for p in clicked
+        ]
         photos.keep(f"r{n}", jpeg(photo(asked, 1000 + n)))
     store = Events(folder / "events.sqlite")
     store.add(events)

@@ -11,7 +11,8 @@ def ask(client, product, path="/v1/recognize", **params):
 
 def error(response):
     stored = response.json()["error"]
-    assert set(stored) == {"code", "message", "request_id"} and "\n" not in stored["message"]
+    assert set(stored) == {"code", "message", "request_id"}
+    assert "\n" not in stored["message"]
     assert stored["request_id"] == response.headers["x-request-id"]
     return response.status_code, stored["code"]
 

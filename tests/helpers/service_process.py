@@ -26,7 +26,16 @@ class Server:
 
     def __init__(self, index, *flags):
         self.port = free_port()
-        command = [sys.executable, "-m", "sicot_jax.cli", "serve", "--index", str(index), "--engine", "jax"]
+        command = [
+            sys.executable,
+            "-m",
+            "sicot_jax.cli",
+            "serve",
+            "--index",
+            str(index),
+            "--engine",
+            "jax",
+        ]
         self.process = subprocess.Popen(
             [*command, "--largest-batch", "2", "--port", str(self.port), *flags], stderr=subprocess.PIPE, text=True,
             env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"},
@@ -61,8 +70,8 @@ class Server:
         return self.request("POST", "/v1/recognize", data, {"Content-Type": "image/jpeg"})
 
     def raw(self, data, then="wait"):
-        """The status line of what comes back, or "" where the server hangs up. `then`: wait for it, after saying that
-        nothing more will come ("end"), or "leave".
+        """The status line of what comes back, or "" where the server hangs up. `then`: wait for it,
+        after saying that nothing more will come ("end"), or "leave".
         """
         with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
             with contextlib.suppress(ConnectionError):

@@ -61,45 +61,64 @@ def catalog_of(run):
 
 
 def test_an_index_holds_the_catalogue(run, built):
-    """Every training photo of every product, by category; cards with pictures; whole, to the last checksum."""
+    """Every training photo of every product, by category; cards with pictures; whole, to the last
+    checksum.
+    """
     catalog, manifest = catalog_of(run), layout.read_manifest(built)
-    assert verify(built, checksums=True) == [] and layout.current_version(built.parent) == built
+    assert verify(built, checksums=True) == []
+    assert layout.current_version(built.parent) == built
     assert (manifest.photos, manifest.products, manifest.data) == (160, 11, catalog.data_hash)
     cards = Cards(built / layout.CARDS)
     for c in range(11):
         product, own = cards.products([c])[0], np.flatnonzero(catalog.splits["train"].labels == c)
         assert (product.sku, product.title) == (catalog.classes.sku[c], catalog.classes.title[c])
-        places = cards.connection.execute("SELECT place FROM photos WHERE product = ?", (c,)).fetchall()
-        assert cards.photos_of(c) == len(places) == len(own) and len(product.pictures) == min(len(own), PICTURES)
+        places = cards.connection.execute(
+            "SELECT place FROM photos WHERE product = ?", (c,)
+        ).fetchall()
+        assert cards.photos_of(c) == len(places) == len(own)
+        assert len(product.pictures) == min(len(own), PICTURES)
         first, last = manifest.categories[catalog.classes.category[c]]
         assert all(first <= place < last for (place,) in places)
     cards.close()
 
 
 def test_codes_that_the_run_learned(run, built, tmp_path):
-    """Each bit says on which side of 1/2 the layer's share of the photo is; features are those of an index by other codes."""
+    """Each bit says on which side of 1/2 the layer's share of the photo is; features are those of
+    an index by other codes.
+    """
     assert layout.read_manifest(built).codes == "pca"
     folder = build.build(run, tmp_path / "index", codes="learned", bits=64)
     manifest = layout.read_manifest(folder)
-    assert (manifest.codes, manifest.bits) == ("learned", 64) and verify(folder, checksums=True) == []
-    features, codes = (Vectors(folder, 16, 64).mapped(name, 160) for name in (layout.FEATURES, layout.CODES))
+    assert (manifest.codes, manifest.bits) == ("learned", 64)
+    assert verify(folder, checksums=True) == []
+    features, codes = (
+        Vectors(folder, 16, 64).mapped(name, 160) for name in (layout.FEATURES, layout.CODES)
+    )
     np.testing.assert_array_equal(features, Vectors(built, 16, 256).mapped(layout.FEATURES, 160))
     restored = runs.read_run(run)
     device_mesh = runs.start_mesh(restored.config)
     with jax.set_mesh(device_mesh):
         setup, state = runs.restore_finished(restored, device_mesh)
-        stream = nnx.merge(setup.visual_graphdef, state.params["visual"], state.batch_stats["visual"])
+        stream = nnx.merge(
+            setup.visual_graphdef, state.params["visual"], state.batch_stats["visual"]
+        )
         shares = np.asarray(stream.code(jnp.asarray(features, jnp.float32)))
     sure = np.abs(shares - 0.5) > 1e-4
-    np.testing.assert_array_equal((shares > 0.5)[sure], np.unpackbits(codes, axis=1, bitorder="little")[sure])
+    np.testing.assert_array_equal(
+        (shares > 0.5)[sure], np.unpackbits(codes, axis=1, bitorder="little")[sure]
+    )
     assert sure.mean() > 0.99
-    with pytest.raises(InputError, match="--bits 256 with --codes learned, and the run learned 64; ask for those"):
+    with pytest.raises(
+        InputError, match="--bits 256 with --codes learned, and the run learned 64; ask for those"
+    ):
         build.build(run, tmp_path / "index", codes="learned")
 
 
 def test_codes_of_a_run_that_learned_none(built, tmp_path):
     found = types.SimpleNamespace(codes=None)
-    with pytest.raises(InputError, match="run: trained without codes .loss.codes=0., .*; give another kind"):
+    with pytest.raises(
+        InputError, match="run: trained without codes .loss.codes=0., .*; give another kind"
+    ):
         build._learned(found, 256, tmp_path / "run")
 
 
@@ -109,18 +128,24 @@ def test_features_are_the_engine_s(run, built):
     photos = {split[i]["image_id"]: split[i]["image"] for i in range(len(split))}
     opened = EmbeddedIndex(built)
     converted = folders.read_converted(built / layout.MODEL)
-    rows = opened.cards.connection.execute("SELECT place, image_id FROM photos ORDER BY place").fetchall()
+    rows = opened.cards.connection.execute(
+        "SELECT place, image_id FROM photos ORDER BY place"
+    ).fetchall()
     batch = converted.preprocessing.batch([photos[image_id] for _, image_id in rows[:32]])
     embedding = jax_engine(converted)(batch).embedding
     wanted = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
-    np.testing.assert_allclose(np.asarray(opened._view.features[:32], np.float32), wanted, atol=1e-3)
+    np.testing.assert_allclose(
+        np.asarray(opened._view.features[:32], np.float32), wanted, atol=1e-3
+    )
     opened.close()
 
 
 def test_through_the_index_as_in_the_run_s_own_test(run, built):
     """The best product of every test photo is the class that the run's evaluation found."""
     with np.load(run / "predictions.npz") as stored:
-        wanted = dict(zip(stored["image_id"].tolist(), stored["top_classes"][:, 0].tolist(), strict=True))
+        wanted = dict(
+            zip(stored["image_id"].tolist(), stored["top_classes"][:, 0].tolist(), strict=True)
+        )
     split, opened = catalog_of(run).splits["test"], EmbeddedIndex(built)
     converted = folders.read_converted(built / layout.MODEL)
     engine = jax_engine(converted)
@@ -139,12 +164,19 @@ def test_a_calibration_where_there_are_enough_photos(built):
 def test_photos_of_a_calibration_count_as_new_ones(run, built, monkeypatch):
     """Each by its own share of what is usual, also without its product."""
     shares, seen = np.linspace(0.1, 0.9, 55), {}
-    monkeypatch.setattr(calibrate.typicality, "shares_of_fitted", lambda embeddings: shares[: len(embeddings)])
-    monkeypatch.setattr(calibrate.unknown, "fit", lambda *answers, typicality: seen.update(answers=answers))
+    monkeypatch.setattr(
+        calibrate.typicality, "shares_of_fitted", lambda embeddings: shares[: len(embeddings)]
+    )
+    monkeypatch.setattr(
+        calibrate.unknown, "fit", lambda *answers, typicality: seen.update(answers=answers)
+    )
     calibrate.calibrate(built, catalog_of(run).splits["validation"], np.arange(11))
     known, right, absent = seen["answers"]
-    assert [e.usual for e in known] == shares.tolist() == [e.usual for e in absent] and len(right) == 55
-    assert all(a.nearest <= k.nearest for k, a in zip(known, absent, strict=True))  # of the same photo
+    assert [e.usual for e in known] == shares.tolist() == [e.usual for e in absent]
+    assert len(right) == 55
+    assert all(
+        a.nearest <= k.nearest for k, a in zip(known, absent, strict=True)
+    )  # of the same photo
 
 
 def test_what_the_shop_told_and_the_ranker_outlive_a_build(run, built, tmp_path, capsys):
@@ -163,10 +195,12 @@ def test_what_the_shop_told_and_the_ranker_outlive_a_build(run, built, tmp_path,
     new = build.build(run, index)
     cards = Cards(new / layout.CARDS)
     told = cards.product(sku)
-    assert set(told.quality) == {"price", "sharpness"} and told.quality["price"] == 9.5
+    assert set(told.quality) == {"price", "sharpness"}
+    assert told.quality["price"] == 9.5
     assert told.quality["sharpness"] == picture_sharpness(cards.picture(told.pictures[0])) > 0
     cards.close()
-    assert rerank.read_ranker(new / layout.RANKER).version == version and verify(new, checksums=True) == []
+    assert rerank.read_ranker(new / layout.RANKER).version == version
+    assert verify(new, checksums=True) == []
     assert "ranked" not in capsys.readouterr().err
     rerank.write_ranker(new / layout.RANKER, dataclasses.replace(ranker, recogniser="another"))
     assert not (build.build(run, index) / layout.RANKER).exists()
@@ -188,10 +222,14 @@ class Tagged:
 
 
 def test_a_build_that_was_stopped_goes_on(run, built, tmp_path, monkeypatch):
-    """Stopped in its second piece: the first is there already, and the result is the same, cards and all."""
+    """Stopped in its second piece: the first is there already, and the result is the same, cards
+    and all.
+    """
     catalog = catalog_of(run)
     splits = {**catalog.splits, "train": Tagged(catalog.splits["train"])}
-    monkeypatch.setattr(build, "open_catalog", lambda _: dataclasses.replace(catalog, splits=splits))
+    monkeypatch.setattr(
+        build, "open_catalog", lambda _: dataclasses.replace(catalog, splits=splits)
+    )
     whole = build.build(run, tmp_path / "whole")
     monkeypatch.setattr(build, "_PIECE", 1)
     embedded, write = [], build.Vectors.write
@@ -225,33 +263,42 @@ def all_cards(version):
 
 
 def test_what_is_damaged_is_built_anew(run, built, tmp_path, monkeypatch):
-    """A build whose files turn out to be damaged is thrown away, not gone on from; and a version in use that cannot be read
-    is no obstacle."""
+    """A build whose files turn out to be damaged is thrown away, not gone on from; and a version in
+    use that cannot be read is no obstacle.
+    """
     with monkeypatch.context() as patch:
         patch.setattr(build, "verify", lambda _: ["features.f16: broken"])
-        with pytest.raises(InputError, match="features.f16: broken; the version in use stays, build again"):
+        with pytest.raises(
+            InputError, match="features.f16: broken; the version in use stays, build again"
+        ):
             build.build(run, tmp_path)
     assert not (tmp_path / layout.BUILDING).exists()
     version = build.build(run, tmp_path)
     (version / layout.CARDS).write_bytes(b"junk")
     again = build.build(run, tmp_path)
-    assert verify(again, checksums=True) == [] and again != version
+    assert verify(again, checksums=True) == []
+    assert again != version
 
 
 def test_another_run_does_not_go_on_from_it(run, tmp_path, monkeypatch, capsys):
-    """What a stopped build left is of other bits: it is made anew; large enough for lists, it has them."""
+    """What a stopped build left is of other bits: it is made anew; large enough for lists, it has
+    them.
+    """
     with monkeypatch.context() as patch:
         patch.setattr(build, "_write_codes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             build.build(run, tmp_path, bits=64)
     monkeypatch.setattr(lists, "FROM", 100)
     manifest = layout.read_manifest(build.build(run, tmp_path, bits=128))
-    assert manifest.bits == 128 and set(layout.SORTED) <= set(manifest.sha256)
+    assert manifest.bits == 128
+    assert set(layout.SORTED) <= set(manifest.sha256)
     assert "of another model, catalogue or version; built anew" in capsys.readouterr().err
 
 
 def grown(catalog):
-    """The catalogue later: two products of before are gone, two are new with the photos of two others."""
+    """The catalogue later: two products of before are gone, two are new with the photos of two
+    others.
+    """
     classes = catalog.classes
     sku = [*classes.sku[:9], "new-a", "new-b"]
     withdrawn = np.zeros(11, bool)
@@ -261,8 +308,9 @@ def grown(catalog):
 
 
 def test_a_catalogue_that_has_grown(run, built, tmp_path, monkeypatch):
-    """Products are matched by SKU: new ones have rows, those that are gone are no answer. Photos that the version in use has
-    are not embedded again."""
+    """Products are matched by SKU: new ones have rows, those that are gone are no answer. Photos
+    that the version in use has are not embedded again.
+    """
     index = tmp_path / "index"
     build.build(run, index)
     catalog, counted = grown(catalog_of(run)), []
@@ -275,16 +323,24 @@ def test_a_catalogue_that_has_grown(run, built, tmp_path, monkeypatch):
 
     monkeypatch.setattr(build.pipeline, "PhotoBatches", counting)
     version = build.build(run, index)
-    assert verify(version, checksums=True) == [] and sum(counted) == 0
+    assert verify(version, checksums=True) == []
+    assert sum(counted) == 0
     opened = EmbeddedIndex(version)
     gone = [0, 9, 10]
-    assert opened.offered().withdrawn.tolist() == gone and opened.offered().products.tolist() == [11, 12]
+    assert opened.offered().withdrawn.tolist() == gone
+    assert opened.offered().products.tolist() == [
+        11,
+        12,
+    ]
     assert opened.products([*gone, 11, 12])[:3] == [None] * 3
     assert [product.sku for product in opened.products([11, 12])] == ["new-a", "new-b"]
     logits = np.zeros(11, np.float32)
     logits[gone] = 100
-    numbers, _ = recognition.best_products(Scores.of(np.ones(16, np.float32), logits, opened.offered()), 20)
-    assert not set(gone) & set(numbers.tolist()) and {11, 12} <= set(numbers.tolist())
+    numbers, _ = recognition.best_products(
+        Scores.of(np.ones(16, np.float32), logits, opened.offered()), 20
+    )
+    assert not set(gone) & set(numbers.tolist())
+    assert {11, 12} <= set(numbers.tolist())
     opened.close()
 
 
@@ -299,12 +355,15 @@ def test_bad_input_is_one_line(run, tmp_path, capsys, monkeypatch, flags, said):
     monkeypatch.chdir(tmp_path)
     command = ["index", "build", "--workdir", str(run), "--out", "index", *flags]
     assert cli.main(command) == cli.INPUT_ERROR
-    assert said in capsys.readouterr().err and not (tmp_path / "index" / "current").exists()
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "index" / "current").exists()
 
 
 @pytest.mark.slow
 def test_kill_9_at_random_moments_never_leaves_a_broken_index(run, built, tmp_path):
-    """30 times, with a version in use that has to stay whole and readable; at last it is built to its end."""
+    """30 times, with a version in use that has to stay whole and readable; at last it is built to
+    its end.
+    """
     index = tmp_path / "index"
     program = (
         "import sys, time\n"

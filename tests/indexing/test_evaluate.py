@@ -16,9 +16,15 @@ from sicot_jax.search.category import read_fusion, write_fusion
 
 @pytest.fixture
 def catalog(monkeypatch):
-    """Three new photos of each product of `index_maker`; the first product's say that they are of the second."""
+    """Three new photos of each product of `index_maker`; the first product's say that they are of
+    the second.
+    """
     records = [
-        {"image": jpeg(photo(p, 90 + n)), "sku": sku(max(p, 1)), "category": f"kind {max(p, 1) % 2}"}
+        {
+            "image": jpeg(photo(p, 90 + n)),
+            "sku": sku(max(p, 1)),
+            "category": f"kind {max(p, 1) % 2}",
+        }
         for p in range(PRODUCTS)
         for n in range(3)
     ]
@@ -33,14 +39,18 @@ def cells(table):
 
 
 def test_the_table_by_hand(index, catalog):
-    """Of 18 photos 3 are said to be of another product, and of another category: found among 5 only where all are searched."""
+    """Of 18 photos 3 are said to be of another product, and of another category: found among 5 only
+    where all are searched.
+    """
     path = layout.current_version(index) / layout.CATEGORIES
     write_fusion(path, dataclasses.replace(read_fusion(path), sure=0.0))
     header, rows = cells(evaluation.evaluate([index, index], "somewhere"))
-    assert header[0] == "made, 18 test photos, 2 seeds" and len(header) == 7
+    assert header[0] == "made, 18 test photos, 2 seeds"
+    assert len(header) == 7
     assert rows[evaluation.ALL] == ["83.33", "100.00", "83.33", "83.33", "83.33", "83.33"]
     everywhere = rows["similar products of all categories"]
-    assert everywhere[:3] == ["0", "0", "0"] and everywhere[4].startswith("+16.67 [")
+    assert everywhere[:3] == ["0", "0", "0"]
+    assert everywhere[4].startswith("+16.67 [")
     assert everywhere[5].startswith("-33.33 [")  # half of the products are of either kind
     assert rows["no category"][5] == everywhere[5]
     assert set(rows["exact search in place of codes"]) == {"0"}
@@ -64,20 +74,26 @@ def test_a_ranker_is_a_module(index, catalog, monkeypatch):
     _, before = cells(evaluation.evaluate([index], "somewhere"))
     monkeypatch.setattr(evaluation, "read_ranker", lambda path: Reversed())
     _, rows = cells(evaluation.evaluate([index], "somewhere"))
-    assert rows[evaluation.ALL][2] == "0.00" and before[evaluation.ALL][2] == "83.33"
+    assert rows[evaluation.ALL][2] == "0.00"
+    assert before[evaluation.ALL][2] == "83.33"
     assert rows["similar products nearest first"][2].startswith("+83.33 [")
 
 
 def test_an_index_of_other_data(index, catalog):
     catalog.data_hash = "1"
-    with pytest.raises(InputError, match="of another catalogue than made; give the one it was built from"):
+    with pytest.raises(
+        InputError, match="of another catalogue than made; give the one it was built from"
+    ):
         evaluation.evaluate([index], "somewhere")
 
 
 def test_the_command(index, catalog, capsys):
     cli.main(["evaluate", "search", "--index", str(index), "--path", "somewhere"])
     assert "made, 18 test photos, 1 seeds" in capsys.readouterr().out
-    for arguments, said in ((["search", "--path", "x"], "--index DIR... and --path"), ([], "--workdir RUN is needed")):
+    for arguments, said in (
+        (["search", "--path", "x"], "--index DIR... and --path"),
+        ([], "--workdir RUN is needed"),
+    ):
         assert cli.main(["evaluate", *arguments]) == 2
         assert said in capsys.readouterr().err
 

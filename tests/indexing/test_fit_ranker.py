@@ -25,14 +25,18 @@ from sicot_jax.serve.app import create_app  # noqa: E402
 
 @pytest.fixture
 def rated(index, tmp_path, monkeypatch):
-    """(index, events, photos): visitors who looked at all of what was shown and clicked on the good ones."""
+    """(index, events, photos): visitors who looked at all of what was shown and clicked on the good
+    ones.
+    """
     monkeypatch.setattr(rank, "FEWEST", 20)
     return index, *visit(index, tmp_path)
 
 
 def run(rated, *more):
     index, events, photos = map(str, rated)
-    return cli.main(["index", "rank", "--index", index, "--events", events, "--queries", photos, *more])
+    return cli.main(
+        ["index", "rank", "--index", index, "--events", events, "--queries", photos, *more]
+    )
 
 
 def settings(index):
@@ -40,7 +44,9 @@ def settings(index):
 
 
 def asked(client, product, **params):
-    response = client.post("/v1/search", files={"photo": jpeg(photo(product, 99))}, params={"similar": 6, **params})
+    response = client.post(
+        "/v1/search", files={"photo": jpeg(photo(product, 99))}, params={"similar": 6, **params}
+    )
     return response.json()
 
 
@@ -59,21 +65,31 @@ def test_visitors_decide_the_order_of_similar_products(rated, capsys, caplog):
                 break
             time.sleep(0.05)
         ranker = read_ranker(layout.current_version(index) / layout.RANKER)
-        assert after["ranker"] == ranker.version[:12] and ranker.version[:12] in said
+        assert after["ranker"] == ranker.version[:12]
+        assert ranker.version[:12] in said
         assert {found["sku"] for found in after["similar"][:2]} == set(map(sku, GOOD))
         likeness = asked(client, 2, any_category=True, rerank=False)
-        assert likeness["similar"] == before["similar"] and likeness["ranker"] is None
-        assert sorted(s["sku"] for s in after["similar"]) == sorted(s["sku"] for s in before["similar"])
+        assert likeness["similar"] == before["similar"]
+        assert likeness["ranker"] is None
+        assert sorted(s["sku"] for s in after["similar"]) == sorted(
+            s["sku"] for s in before["similar"]
+        )
         # The good ones of twice as many as are shown.
-        assert [found["sku"] for found in asked(client, 2, similar=2, category="kind 0")["similar"]][0] == sku(4)
+        assert next(
+            found["sku"] for found in asked(client, 2, similar=2, category="kind 0")["similar"]
+        ) == sku(4)
         change.remove(index, [sku(4)])
         time.sleep(0.3)
         assert asked(client, 2, any_category=True)["similar"][0]["sku"] == sku(1)
     report = ranker.report
-    assert report["lists"] == LISTS and report["difference"][1] > 0
+    assert report["lists"] == LISTS
+    assert report["difference"][1] > 0
     assert report["ndcg"] == pytest.approx(report["ndcg by likeness"] + report["difference"][0])
-    assert report["mattered"]["rating"]["ndcg lost"] == max(m["ndcg lost"] for m in report["mattered"].values())
-    assert report["mattered"]["sales"]["known"] == 0 and report["mattered"]["price"]["known"] == 1
+    assert report["mattered"]["rating"]["ndcg lost"] == max(
+        m["ndcg lost"] for m in report["mattered"].values()
+    )
+    assert report["mattered"]["sales"]["known"] == 0
+    assert report["mattered"]["price"]["known"] == 1
     assert verify(layout.current_version(index), checksums=True) == []
 
 
@@ -82,11 +98,17 @@ def test_a_damaged_ranker_is_a_line_and_likeness_decides(rated, caplog):
     assert run(rated) == 0
     path = layout.current_version(index) / layout.RANKER
     path.write_text(json.dumps(json.loads(path.read_text()) | {"recogniser": "another"}))
-    with caplog.at_level(logging.ERROR), testclient.TestClient(create_app(settings(index))) as client:
+    with (
+        caplog.at_level(logging.ERROR),
+        testclient.TestClient(create_app(settings(index))) as client,
+    ):
         answer = asked(client, 2, any_category=True)
-    assert answer["ranker"] is None and answer["similar"][0]["sku"] == sku(2)
+    assert answer["ranker"] is None
+    assert answer["similar"][0]["sku"] == sku(2)
     said = [record.getMessage() for record in caplog.records if "ranked" in record.getMessage()]
-    assert len(said) == 1 and "sha256" in said[0] and "\n" not in said[0]
+    assert len(said) == 1
+    assert "sha256" in said[0]
+    assert "\n" not in said[0]
     assert "sha256" in verify(layout.current_version(index))[0]
 
 
@@ -102,7 +124,9 @@ def test_lists_without_a_photo_are_left_out(rated, capsys):
         path.unlink()
     assert run(rated) == 2
     said = capsys.readouterr().err
-    assert "0 lists" in said and f"0 of {LISTS}" in said and "--keep-queries" in said
+    assert "0 lists" in said
+    assert f"0 of {LISTS}" in said
+    assert "--keep-queries" in said
 
 
 def test_nothing_is_written_that_is_not_better_than_likeness(rated, tmp_path, capsys):
@@ -120,7 +144,9 @@ def test_nothing_is_written_that_is_not_better_than_likeness(rated, tmp_path, ca
 
 
 def test_what_came_of_a_list():
-    """A click before its impression, as of another machine; twice; on what was not shown; a purchase; and a bot."""
+    """A click before its impression, as of another machine; twice; on what was not shown; a
+    purchase; and a bot.
+    """
 
     def event(number, kind, request="r", visitor="v", time=1e9, **more):
         return Event(f"{number}", request, time, visitor, "a", kind, **more)
@@ -135,7 +161,10 @@ def test_what_came_of_a_list():
         event(6, "click", "lost", sku="a"),
         event(7, "impression", "before", time=9e8, shown=("a",)),
     ]
-    events += [event(f"bot{n}", "impression", f"bot{n}", "bot", shown=("a",)) for n in range(rank.LIMITS.views + 1)]
+    events += [
+        event(f"bot{n}", "impression", f"bot{n}", "bot", shown=("a",))
+        for n in range(rank.LIMITS.views + 1)
+    ]
     before, view = rank.views(events)
     assert (before.request_id, before.wanted) == ("before", {})
     assert (view.shown, view.wanted) == (("a", "b", "c"), {"b": 1.0, "c": 5.0})

@@ -27,7 +27,9 @@ def shop(folder, products, photos=12):
             for number in range(photos):
                 name = f"{product}_{number}.jpg"
                 (folder / name).write_bytes(jpeg(photo(product, number)))
-                writer.writerow((name, f"sku-{product}", f"fine thing number {product}", f"kind {product % 2}"))
+                writer.writerow(
+                    (name, f"sku-{product}", f"fine thing number {product}", f"kind {product % 2}")
+                )
     return folder / "products.csv"
 
 
@@ -36,7 +38,12 @@ def trained(tmp_path_factory):
     """A shop, its catalogue, and a run on it."""
     folder = tmp_path_factory.mktemp("night")
     import_catalog(shop(folder / "shop", range(9)), folder / "catalog", workers=1)
-    overrides = ["data.source=imported", f"data.path={folder / 'catalog'}", "train.steps=3", "loss.mixed=0"]
+    overrides = [
+        "data.source=imported",
+        f"data.path={folder / 'catalog'}",
+        "train.steps=3",
+        "loss.mixed=0",
+    ]
     train(config_lib.load("tiny", [f"--config.{flag}" for flag in overrides]), folder / "run")
     return folder
 
@@ -51,9 +58,16 @@ def night(trained, tmp_path, capsys):
 
     def run(*more):
         capsys.readouterr()
-        flags = {"manifest": "shop/products.csv", "catalog": "catalog", "workdir": "run", "index": "index"}
+        flags = {
+            "manifest": "shop/products.csv",
+            "catalog": "catalog",
+            "workdir": "run",
+            "index": "index",
+        }
         command = [f"--{name}={folder / place}" for name, place in flags.items()]
-        code = cli.main(["index", "nightly", *command, *more, f"--report={folder / 'out' / 'night.json'}"])
+        code = cli.main(
+            ["index", "nightly", *command, *more, f"--report={folder / 'out' / 'night.json'}"]
+        )
         report = folder / "out" / "night.json"
         return code, capsys.readouterr(), json.loads(report.read_text()) if report.exists() else {}
 
@@ -61,21 +75,31 @@ def night(trained, tmp_path, capsys):
 
 
 def test_nights(night):
-    """The first builds, the second has nothing to do, and after changes of the shop there is another version."""
+    """The first builds, the second has nothing to do, and after changes of the shop there is
+    another version.
+    """
     folder, index, run = night
     code, printed, report = run()
-    assert code == 0 and report["switched"] and report["products"] == {"before": 0, "now": 9, "new": 9, "gone": 0}
+    assert code == 0
+    assert report["switched"]
+    assert report["products"] == {"before": 0, "now": 9, "new": 9, "gone": 0}
     code, printed, report = run()
-    assert code == 0 and "nothing changed: v000001 stays in use" in printed.out and not report["switched"]
+    assert code == 0
+    assert "nothing changed: v000001 stays in use" in printed.out
+    assert not report["switched"]
     shop(folder, [0, 1, 2, 3, 5, 6, 7, 8, 11])
     code, printed, report = run()
-    assert code == 0 and report["imported"] and report["version"] == "v000002"
+    assert code == 0
+    assert report["imported"]
+    assert report["version"] == "v000002"
     assert report["products"] == {"before": 9, "now": 9, "new": 1, "gone": 1}
     version = layout.current_version(index)
     assert verify(version, checksums=True) == []
     opened = EmbeddedIndex(version)
-    assert opened.product("sku-4") is None and opened.product("sku-11").title == "fine thing number 11"
-    assert opened.offered().withdrawn.tolist() == [4] and opened.offered().products.tolist() == [9]
+    assert opened.product("sku-4") is None
+    assert opened.product("sku-11").title == "fine thing number 11"
+    assert opened.offered().withdrawn.tolist() == [4]
+    assert opened.offered().products.tolist() == [9]
     features = np.asarray(opened._view.features, np.float32)
     owners = np.asarray(opened._view.owners)
     found = opened.nearest(features[owners == 9][:1], 1)[0].products[0]
@@ -89,7 +113,9 @@ def test_an_index_of_an_older_format_is_built_again(night):
     stored = json.loads((path := layout.current_version(index) / layout.MANIFEST).read_text())
     path.write_text(json.dumps({**stored, "format": 1}))
     code, printed, report = run()
-    assert code == 0 and report["version"] == "v000002" and not report["imported"]
+    assert code == 0
+    assert report["version"] == "v000002"
+    assert not report["imported"]
     assert "format 1, this version reads" in printed.err
     assert report["products"] == {"before": 9, "now": 9, "new": 0, "gone": 0}
 
@@ -102,20 +128,28 @@ def test_a_night_that_fails_leaves_the_index(night):
         path.unlink()
     (folder / "products.csv").touch()
     code, printed, _ = run()
-    assert code == cli.INPUT_ERROR and len(printed.err.strip().splitlines()[-1:]) == 1
-    assert layout.current_version(index).name == "v000001" and verify(layout.current_version(index)) == []
+    assert code == cli.INPUT_ERROR
+    assert len(printed.err.strip().splitlines()[-1:]) == 1
+    assert layout.current_version(index).name == "v000001"
+    assert verify(layout.current_version(index)) == []
 
 
 @pytest.mark.database
 def test_a_night_fills_a_database_too(night, database_server):
-    """Also one that has missed a night; a database that is away leaves the new version in use, and the next night makes up."""
-    folder, index, run = night
+    """Also one that has missed a night; a database that is away leaves the new version in use, and
+    the next night makes up.
+    """
+    _folder, index, run = night
     flag = f"--database={database_server.url()}"
     code, printed, report = run("--database=postgresql://nobody@127.0.0.1:9/none")
-    assert code == cli.INPUT_ERROR and "start the database" in printed.err
+    assert code == cli.INPUT_ERROR
+    assert "start the database" in printed.err
     assert layout.current_version(index).name == "v000001"
     code, printed, report = run(flag)
-    assert code == 0 and "v000001 stays in use\ndatabase: v000001, revision 1: 72 photos new" in printed.out
-    assert not report["switched"] and report["published"].startswith("v000001, revision 1")
+    assert code == 0
+    assert "v000001 stays in use\ndatabase: v000001, revision 1: 72 photos new" in printed.out
+    assert not report["switched"]
+    assert report["published"].startswith("v000001, revision 1")
     code, printed, report = run(flag)
-    assert code == 0 and report["published"] == "v000001, revision 1: is there already"
+    assert code == 0
+    assert report["published"] == "v000001, revision 1: is there already"

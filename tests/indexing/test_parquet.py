@@ -46,21 +46,31 @@ def found(index, k=PRODUCTS, **more):
 
 
 def test_there_and_back(changed, tmp_path, capsys):
-    """The same products near to every query, in all and in a category, and the same rows; what was withdrawn is gone."""
-    assert cli.main(["index", "export", "--index", str(changed), "--out", str(tmp_path / "out")]) == 0
+    """The same products near to every query, in all and in a category, and the same rows; what was
+    withdrawn is gone.
+    """
+    assert (
+        cli.main(["index", "export", "--index", str(changed), "--out", str(tmp_path / "out")]) == 0
+    )
     assert f"{PRODUCTS} products, {(PRODUCTS - 1) * PHOTOS + 2} photos" in capsys.readouterr().out
-    assert cli.main(["index", "import", "--index", str(tmp_path / "other"), str(tmp_path / "out")]) == 0
+    assert (
+        cli.main(["index", "import", "--index", str(tmp_path / "other"), str(tmp_path / "out")])
+        == 0
+    )
     version = layout.current_version(tmp_path / "other")
     assert verify(version, checksums=True) == []
     for category in (None, "kind 0", "kind 1"):
-        (near, rows), (near_before, rows_before) = (found(i, category=category) for i in (tmp_path / "other", changed))
+        (near, rows), (near_before, rows_before) = (
+            found(i, category=category) for i in (tmp_path / "other", changed)
+        )
         assert near == near_before
         np.testing.assert_allclose(rows["new"], rows_before["new"], rtol=1e-5)
     manifest = layout.read_manifest(version)
     assert sorted(manifest.categories) == ["kind 0", "kind 1"]
     assert sum(last - first for first, last in manifest.categories.values()) == manifest.photos
     opened = EmbeddedIndex(version)
-    assert opened.product(sku(1)).quality == {"price": 9.5} and opened.product(sku(2)) is None
+    assert opened.product(sku(1)).quality == {"price": 9.5}
+    assert opened.product(sku(2)) is None
     assert opened.product("new").quality == {"sharpness": picture_sharpness(jpeg(photo(8, 0)))}
     assert opened.offered().withdrawn.tolist() == [2]  # the model still knows it
     assert opened.picture(opened.product("new").pictures[0]) == jpeg(photo(8, 0))
@@ -76,7 +86,8 @@ def test_what_others_read(changed, tmp_path):
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-3)
     assert {len(code) for code in photos["code"].to_pylist()} == {BITS // 8}
     products = parquet.read_table(tmp_path / "out" / exchange.PRODUCTS).to_pydict()
-    assert products["price"][products["sku"].index(sku(1))] == 9.5 and products["sales"] == [None] * PRODUCTS
+    assert products["price"][products["sku"].index(sku(1))] == 9.5
+    assert products["sales"] == [None] * PRODUCTS
 
 
 def test_what_cannot_be_read_leaves_the_index(changed, tmp_path, capsys):
@@ -86,10 +97,14 @@ def test_what_cannot_be_read_leaves_the_index(changed, tmp_path, capsys):
     before = layout.current_version(changed)
 
     def refused(said):
-        assert cli.main(["index", "import", "--index", str(changed), str(tmp_path / "bad")]) == cli.INPUT_ERROR
+        assert (
+            cli.main(["index", "import", "--index", str(changed), str(tmp_path / "bad")])
+            == cli.INPUT_ERROR
+        )
         err = capsys.readouterr().err
         assert said in err and len(err.splitlines()) == 1, err
-        assert layout.current_version(changed) == before and verify(before) == []
+        assert layout.current_version(changed) == before
+        assert verify(before) == []
         shutil.rmtree(tmp_path / "bad", ignore_errors=True)
 
     refused("wanted the manifest of a product index")

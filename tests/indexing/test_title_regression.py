@@ -8,11 +8,16 @@ from sicot_jax.indexing import title_regression as titles
 
 
 def shop(count=200, width=8, seed=0):
-    """Products of four colours and three kinds; a direction is the sum of both, and a little of its own."""
+    """Products of four colours and three kinds; a direction is the sum of both, and a little of its
+    own.
+    """
     rng = np.random.default_rng(seed)
     colours, kinds = rng.normal(size=(2, 4, width))
     chosen = rng.integers(0, 4, count), rng.integers(0, 3, count)
-    texts = [(f"Nice {['red', 'blue', 'green', 'grey'][c]} thing", f"kind {k}") for c, k in zip(*chosen, strict=True)]
+    texts = [
+        (f"Nice {['red', 'blue', 'green', 'grey'][c]} thing", f"kind {k}")
+        for c, k in zip(*chosen, strict=True)
+    ]
     directions = colours[chosen[0]] + kinds[chosen[1]] + 0.1 * rng.normal(size=(count, width))
     return texts, (directions - directions.mean(0)).astype(np.float32)
 
@@ -27,13 +32,19 @@ def test_directions_of_other_products_are_foretold():
 
 
 def test_by_hand():
-    """Two products a word; the ridge of one column: b (b . d) / (b . b + 0.3) of what is centred, weights 1."""
+    """Two products a word; the ridge of one column: b (b . d) / (b . b + 0.3) of what is centred,
+    weights 1.
+    """
     directions = np.array([[1.0], [1.0], [-1.0], [-1.0]], np.float32)
     fitted = titles.fit([("a", ""), ("a", ""), ("b", ""), ("b", "")], directions, np.full(4, 50))
-    assert fitted.words == ("a", "b") and fitted.mean.tolist() == [0.5, 0.5]
-    # Columns are (+, +, -, -) / 2 and its opposite: Gram [[1, -1], [-1, 1]], so that B = (2, -2) / (2 + 0.3).
+    assert fitted.words == ("a", "b")
+    assert fitted.mean.tolist() == [0.5, 0.5]
+    # Columns are (+, +, -, -) / 2 and its opposite: Gram [[1, -1], [-1, 1]], so that B = (2, -2) /
+    # (2 + 0.3).
     np.testing.assert_allclose(fitted.weights[:, 0], [2 / 2.3, -2 / 2.3], rtol=1e-6)
-    np.testing.assert_allclose(fitted.directions([("A!", ""), ("other", "")])[:, 0], [2 / 2.3, 0], rtol=1e-6)
+    np.testing.assert_allclose(
+        fitted.directions([("A!", ""), ("other", "")])[:, 0], [2 / 2.3, 0], rtol=1e-6
+    )
 
 
 def test_products_with_few_photos_count_less():
@@ -45,15 +56,20 @@ def test_products_with_few_photos_count_less():
 
 def test_words_of_one_product_tell_nothing():
     fitted = titles.fit([("one", ""), ("two", "")], np.ones((2, 3), np.float32), np.ones(2))
-    assert fitted.words == () and fitted.directions([("one", "x")]).tolist() == [[0, 0, 0]]
+    assert fitted.words == ()
+    assert fitted.directions([("one", "x")]).tolist() == [[0, 0, 0]]
 
 
 def test_a_file(tmp_path):
     texts, directions = shop(50)
-    for fitted in (titles.fit(texts, directions, np.ones(50)), titles.fit([], np.zeros((0, 8)), np.zeros(0))):
+    for fitted in (
+        titles.fit(texts, directions, np.ones(50)),
+        titles.fit([], np.zeros((0, 8)), np.zeros(0)),
+    ):
         titles.save(tmp_path / "titles.npz", fitted)
         read = titles.load(tmp_path / "titles.npz")
-        assert read.words == fitted.words and np.array_equal(read.weights, fitted.weights)
+        assert read.words == fitted.words
+        assert np.array_equal(read.weights, fitted.weights)
         assert np.array_equal(read.directions(texts), fitted.directions(texts))
     (tmp_path / "titles.npz").write_bytes(b"nothing")
     with pytest.raises(InputError, match="no words of titles"):

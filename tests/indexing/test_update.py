@@ -39,21 +39,29 @@ def whole(index):
 
 
 def test_a_new_product_is_found_and_has_a_row(index, tmp_path):
-    """From its first two photos and its title: the nearest in the index, and in the classifier w = mean row + r unit(d) with
-    d = (2 (m - g) + t / 2) / 2.5.
+    """From its first two photos and its title: the nearest in the index, and in the classifier w =
+    mean row + r unit(d) with d = (2 (m - g) + t / 2) / 2.5.
     """
-    found = change.add(index, feed(tmp_path / "feed", [NEW], title="a new thing", category="kind 1"))
+    found = change.add(
+        index, feed(tmp_path / "feed", [NEW], title="a new thing", category="kind 1")
+    )
     assert (found.new_products, found.new_photos, found.dropped) == (1, 2, [])
     assert whole(index) == []
     opened = EmbeddedIndex(layout.current_version(index))
     engine = change.open_engine(opened.folder)
     embedding, logits, _ = next(engine(photo(NEW, 77)[None]).each())
-    answer = recognition.answer(opened, None, None, embedding, logits, k=PRODUCTS + 1, similar=1, category="kind 1")
+    answer = recognition.answer(
+        opened, None, None, embedding, logits, k=PRODUCTS + 1, similar=1, category="kind 1"
+    )
     assert answer.similar[0].product.title == "a new thing"
     assert "a new thing" in [match.product.title for match in answer.matches]
     with np.load(opened.folder / layout.IMPRINT) as made_with:
-        features = np.asarray(opened._view.features[-2:], np.float32)  # their length is 1 to what float16 holds
-        apart = (features / np.linalg.norm(features, axis=1, keepdims=True)).mean(0) - made_with["centre"]
+        features = np.asarray(
+            opened._view.features[-2:], np.float32
+        )  # their length is 1 to what float16 holds
+        apart = (features / np.linalg.norm(features, axis=1, keepdims=True)).mean(0) - made_with[
+            "centre"
+        ]
         told = titles.load(opened.folder / layout.TITLES).directions([("a new thing", "kind 1")])[0]
         assert np.linalg.norm(told) > 0.01
         towards = (2 * apart + told / 2) / 2.5
@@ -62,7 +70,9 @@ def test_a_new_product_is_found_and_has_a_row(index, tmp_path):
     np.testing.assert_allclose(opened.offered().kernel, [row], rtol=1e-5)
     assert opened.offered().products.tolist() == [PRODUCTS]
     known, logits, _ = next(engine(photo(0, 77)[None]).each())
-    assert recognition.answer(opened, None, None, known, logits, k=1, similar=0).matches[0].product.sku == sku(0)
+    assert recognition.answer(opened, None, None, known, logits, k=1, similar=0).matches[
+        0
+    ].product.sku == sku(0)
     opened.close()
 
 
@@ -72,7 +82,9 @@ def test_the_same_feed_again_changes_nothing(index, tmp_path):
     before = offered_of(index)
     again = change.add(index, source)
     assert (again.new_products, again.new_photos, again.known_photos) == (0, 0, 4)
-    assert offered_of(index) == before == {"products": PRODUCTS + 1, "photos": PRODUCTS * PHOTOS + 4}
+    assert (
+        offered_of(index) == before == {"products": PRODUCTS + 1, "photos": PRODUCTS * PHOTOS + 4}
+    )
 
 
 def test_more_photos_of_a_product_keep_its_card(index, tmp_path):
@@ -80,8 +92,13 @@ def test_more_photos_of_a_product_keep_its_card(index, tmp_path):
     change.add(index, feed(tmp_path / "feed", [1], tags="new tag"))
     cards = Cards(layout.current_version(index) / layout.CARDS)
     product = cards.product(sku(1))
-    assert (product.title, product.tags, product.category) == (f"title {sku(1)}", "new tag", "kind 1")
-    assert cards.photos_of(product.product) == PHOTOS + 2 and len(product.pictures) == PHOTOS
+    assert (product.title, product.tags, product.category) == (
+        f"title {sku(1)}",
+        "new tag",
+        "kind 1",
+    )
+    assert cards.photos_of(product.product) == PHOTOS + 2
+    assert len(product.pictures) == PHOTOS
     cards.close()
 
 
@@ -110,8 +127,11 @@ def test_rows_that_cannot_be_used_are_told_and_the_others_added(index, tmp_path,
     assert cli.main(["index", "add", "--index", str(index), str(source)]) == 0
     out, err = capsys.readouterr()
     assert out.strip() == "1 products and 1 photos new, 3 rows dropped"
-    assert len(err.splitlines()) == 3 and "broken.jpg: not a photo" in err and "missing.jpg: photo missing" in err
-    assert whole(index) == [] and offered_of(index)["products"] == PRODUCTS + 1  # y has no photo
+    assert len(err.splitlines()) == 3
+    assert "broken.jpg: not a photo" in err
+    assert "missing.jpg: photo missing" in err
+    assert whole(index) == []
+    assert offered_of(index)["products"] == PRODUCTS + 1
 
 
 def test_a_feed_of_which_nothing_can_be_used_fails(index, tmp_path, capsys):
@@ -128,7 +148,9 @@ def test_folders_per_sku(index, tmp_path):
 
 
 @pytest.mark.parametrize("after", [layout.FEATURES, layout.CODES, layout.OWNERS, "the cards"])
-def test_an_addition_that_was_stopped_leaves_nothing_and_can_be_given_again(index, tmp_path, monkeypatch, after):
+def test_an_addition_that_was_stopped_leaves_nothing_and_can_be_given_again(
+    index, tmp_path, monkeypatch, after
+):
     """Stopped as if killed after each file was written, and inside the transaction."""
     source, version = feed(tmp_path / "feed", [1, NEW]), layout.current_version(index)
 
@@ -162,7 +184,8 @@ def test_photos_are_withdrawn_alone(index):
     (image_id,) = cards.connection.execute("SELECT image_id FROM photos WHERE place = 0").fetchone()
     product = cards.connection.execute("SELECT product FROM photos WHERE place = 0").fetchone()[0]
     assert change.remove(index, [], photos=[image_id]) == 1
-    assert cards.photos_of(product) == 3 and 0 not in cards.products([product])[0].pictures
+    assert cards.photos_of(product) == 3
+    assert 0 not in cards.products([product])[0].pictures
     cards.close()
     opened = EmbeddedIndex(version)
     feature = np.asarray(opened._view.features[0], np.float32)
@@ -228,13 +251,19 @@ def test_damage_is_found(index, capsys):
     for name, said in damages.items():
         before = (version / name).read_bytes()
         middle = len(before) // 2
-        for damaged in (before[:middle], before[:middle] + bytes([before[middle] ^ 0x55]) + before[middle + 1 :]):
+        for damaged in (
+            before[:middle],
+            before[:middle] + bytes([before[middle] ^ 0x55]) + before[middle + 1 :],
+        ):
             (version / name).write_bytes(damaged)
             code = cli.main(["index", "verify", "--index", str(index)])
             err = capsys.readouterr().err
             if name == layout.CARDS and len(damaged) == len(before) and not code:
                 continue  # a byte that no row uses, or one of a picture
-            assert code == cli.INPUT_ERROR and said in err and len(err.splitlines()) == 1, (name, err)
+            assert code == cli.INPUT_ERROR and said in err and len(err.splitlines()) == 1, (
+                name,
+                err,
+            )
         (version / name).write_bytes(before)
     assert verify(version, checksums=True) == []
 
@@ -252,7 +281,9 @@ def test_quality_is_json(index):
 
 
 def test_a_row_is_of_the_photos_that_are_left(index, tmp_path):
-    """A later product with one of two photos withdrawn has the row of the other; with none left it has no row."""
+    """A later product with one of two photos withdrawn has the row of the other; with none left it
+    has no row.
+    """
     change.add(index, feed(tmp_path / "feed", [NEW]))
     cards = Cards(layout.current_version(index) / layout.CARDS)
     find = "SELECT image_id FROM photos WHERE product = ? ORDER BY place"
@@ -261,9 +292,11 @@ def test_a_row_is_of_the_photos_that_are_left(index, tmp_path):
     opened = EmbeddedIndex(layout.current_version(index))
     both = opened.offered().kernel[0]
     change.remove(index, [], photos=[first])
-    assert opened.refresh() and not np.allclose(opened.offered().kernel[0], both)
+    assert opened.refresh()
+    assert not np.allclose(opened.offered().kernel[0], both)
     change.remove(index, [], photos=[second])
-    assert opened.refresh() and len(opened.offered().products) == 0
+    assert opened.refresh()
+    assert len(opened.offered().products) == 0
     opened.close()
 
 
@@ -281,13 +314,18 @@ def test_an_index_that_is_not_there_is_not_made(tmp_path):
 def test_a_picture_of_another_product_is_a_fault(index):
     version = layout.current_version(index)
     assert verify(version) == []
-    with contextlib.closing(Cards(version / layout.CARDS, writable=True)) as cards, cards.change() as connection:
+    with (
+        contextlib.closing(Cards(version / layout.CARDS, writable=True)) as cards,
+        cards.change() as connection,
+    ):
         connection.execute("UPDATE pictures SET product = product + 1 WHERE place IN (0, 1)")
     assert verify(version) == [f"{layout.CARDS}: 2 pictures of another product than their photos"]
 
 
 def test_another_title_makes_another_row(index, tmp_path):
-    """Of a product that came after the model, by an update and by the feed; tags and old products' titles make none."""
+    """Of a product that came after the model, by an update and by the feed; tags and old products'
+    titles make none.
+    """
     source = feed(tmp_path / "feed", [NEW], title="a new thing", category="kind 1")
     change.add(index, source)
     version = layout.current_version(index)
@@ -303,7 +341,8 @@ def test_another_title_makes_another_row(index, tmp_path):
     table.write_text(f"sku,category\n{sku(NEW)},kind 0\n{sku(0)},kind 1\n")
     assert change.update(index, table) == 2
     moved = row()
-    assert np.linalg.norm(moved - first) > 1e-3 and whole(index) == []
+    assert np.linalg.norm(moved - first) > 1e-3
+    assert whole(index) == []
     assert change.add(index, source).new_photos == 0
     np.testing.assert_allclose(row(), first, rtol=1e-6)
 
@@ -320,9 +359,8 @@ def test_a_product_may_change_its_category_again_and_again(index, tmp_path):
     opened = EmbeddedIndex(layout.current_version(index))
     query = np.asarray(opened._view.features[-1], np.float32)[None]
     assert [n.product for n in opened.nearest(query, 1, category="other 3")[0].products] == [1]
-    assert (
-        opened.product(sku(1)).category == "other 3" and opened.nearest(query, 1, category="other 1")[0].products == []
-    )
+    assert opened.product(sku(1)).category == "other 3"
+    assert opened.nearest(query, 1, category="other 1")[0].products == []
     offered = opened.offered()
     assert [offered.names[number] for number in offered.category] == [
         "other 3" if number == 1 else f"kind {number % 2}" for number in range(PRODUCTS)

@@ -41,7 +41,9 @@ def test_moments_and_their_gradients_are_those_of_all_devices(device_mesh, name)
         return jax.shard_map(batch_moments, in_specs=specs, out_specs=jax.P())(x, mask)
 
     moments = jax.jit(over_devices)(divided["x"], divided.get("mask"))
-    gradient = jax.jit(jax.grad(lambda x, mask: score(over_devices(x, mask))))(divided["x"], divided.get("mask"))
+    gradient = jax.jit(jax.grad(lambda x, mask: score(over_devices(x, mask))))(
+        divided["x"], divided.get("mask")
+    )
     expected = by_hand(jnp.asarray(x), mask)
     for got, wanted in zip(moments, expected, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-5)
@@ -51,7 +53,7 @@ def test_moments_and_their_gradients_are_those_of_all_devices(device_mesh, name)
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (2, 1), (1, 1), (4, 5), (2, 9)])
-@pytest.mark.parametrize("size, stride", [(3, 1), (3, 2), (7, 2)])
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (7, 2)])
 def test_a_convolution_of_a_small_map_is_a_convolution(shape, size, stride):
     """Value and gradients, whether it goes by patches or not."""
     rng = np.random.default_rng(0)
@@ -61,7 +63,9 @@ def test_a_convolution_of_a_small_map_is_a_convolution(shape, size, stride):
     def plain(x, kernel):
         padding = [(size // 2, size // 2)] * 2
         names = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=names)
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), padding, dimension_numbers=names
+        )
 
     wanted, pull_wanted = jax.vjp(plain, x, kernel)
     got, pull_got = jax.vjp(lambda x, kernel: conv(x, kernel, stride), x, kernel)

@@ -26,11 +26,14 @@ def rectangle(rows, columns, height=8, width=10, level=1.0):
 
 
 def test_uniform_attention_is_the_whole_photo():
-    assert moments_box(jnp.ones((2, 7, 5)), NO_SCALE) == pytest.approx(np.tile([0, 0, 1, 1], (2, 1)), abs=1e-6)
+    assert moments_box(jnp.ones((2, 7, 5)), NO_SCALE) == pytest.approx(
+        np.tile([0, 0, 1, 1], (2, 1)), abs=1e-6
+    )
 
 
 def test_a_rectangle_of_cells_is_that_rectangle():
-    """Rows 2 to 5 of 8, columns 3 to 4 of 10; the level does not count. The soft window, near the box's edges, dims the outer
+    """Rows 2 to 5 of 8, columns 3 to 4 of 10; the level does not count. The soft window, near the
+    box's edges, dims the outer
     cells: a hundredth of a side.
     """
     attention = rectangle((2, 6), (3, 5), level=0.1)
@@ -53,12 +56,17 @@ def test_what_is_far_from_the_rest_no_longer_counts():
 
 
 def test_no_attention_at_all_is_finite():
-    value, gradient = jax.value_and_grad(lambda a: attention_box(a, NO_SCALE).sum())(jnp.zeros((1, 4, 4)))
-    assert np.isfinite(value) and np.isfinite(gradient).all()
+    value, gradient = jax.value_and_grad(lambda a: attention_box(a, NO_SCALE).sum())(
+        jnp.zeros((1, 4, 4))
+    )
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
 
 
 def test_the_soft_mask_by_hand():
-    """h(0.25 - 0.25) - h(0.25 - 0.75) = 1/2 - 1 / (1 + e^5) along x at k = 10, and the same along y."""
+    """h(0.25 - 0.25) - h(0.25 - 0.75) = 1/2 - 1 / (1 + e^5) along x at k = 10, and the same along
+    y.
+    """
     mask = soft_mask(jnp.array([[0.25, 0.25, 0.75, 0.75]]), 2, 2, sharpness=10.0)
     along = 0.5 - 1 / (1 + np.exp(5))
     assert mask == pytest.approx(np.full((1, 2, 2), along**2), abs=1e-6)
@@ -66,8 +74,10 @@ def test_the_soft_mask_by_hand():
 
 def test_what_is_in_the_box_is_visible():
     seen = visible(jnp.array([[0.25, 0.5, 0.5, 0.75]]), 64, 64)[0, :, :, 0]
-    assert seen[32:48, 16:32].min() > 0.75 and seen[36:44, 20:28].min() > 0.98
-    assert seen[:24].max() < 0.01 and seen[:, 44:].max() < 0.01
+    assert seen[32:48, 16:32].min() > 0.75
+    assert seen[36:44, 20:28].min() > 0.98
+    assert seen[:24].max() < 0.01
+    assert seen[:, 44:].max() < 0.01
 
 
 def test_the_mask_has_a_gradient_to_each_side():
@@ -75,10 +85,11 @@ def test_the_mask_has_a_gradient_to_each_side():
         return visible(box, 32, 32).sum()
 
     left, top, right, bottom = jax.grad(inside)(jnp.array([[0.3, 0.3, 0.7, 0.7]]))[0]
-    assert min(right, bottom) > 1 and max(left, top) < -1
+    assert min(right, bottom) > 1
+    assert max(left, top) < -1
 
 
-@pytest.mark.parametrize("inputs, outputs", [(4, 8), (2, 8), (3, 5), (5, 8), (4, 4)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(4, 8), (2, 8), (3, 5), (5, 8), (4, 4)])
 def test_stretching_is_linear_interpolation(inputs, outputs):
     x = np.random.default_rng(0).standard_normal(inputs).astype(np.float32)
     wanted = jax.image.resize(x, (outputs,), "bilinear")
@@ -99,7 +110,10 @@ def branch():
 
 
 def maps_of(x):
-    return [jnp.tile(x[:, ::step, ::step], (1, 1, 1, width)) for step, width in ((1, 4), (2, 8), (4, 16))]
+    return [
+        jnp.tile(x[:, ::step, ::step], (1, 1, 1, width))
+        for step, width in ((1, 4), (2, 8), (4, 16))
+    ]
 
 
 def test_a_fresh_branch_says_the_whole_photo(branch, one_device):
@@ -108,6 +122,10 @@ def test_a_fresh_branch_says_the_whole_photo(branch, one_device):
 
 
 def test_attention_rises_with_the_score():
-    """As squares of sigmoids, of the photo's largest; also where all scores are so low that none is left of these."""
-    levels = boxes.attention_of(jnp.array([[-1.0, 0.0, 1.0], [-90.0, -90.0, -90.1]]).reshape(2, 1, 3, 1))[:, 0]
+    """As squares of sigmoids, of the photo's largest; also where all scores are so low that none is
+    left of these.
+    """
+    levels = boxes.attention_of(
+        jnp.array([[-1.0, 0.0, 1.0], [-90.0, -90.0, -90.1]]).reshape(2, 1, 3, 1)
+    )[:, 0]
     assert levels == pytest.approx(np.array([[0, 0.25, 1], [1, 1, np.exp(-2)]]), abs=1e-3)

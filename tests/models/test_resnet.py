@@ -1,4 +1,6 @@
-"""The ResNet against torchvision's, written again in torch; pooling, batch norm, map sizes, number of parameters."""
+"""The ResNet against torchvision's, written again in torch; pooling, batch norm, map sizes, number
+of parameters.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,12 @@ from sicot_jax.models.resnet import ResNet, global_average_pool
 
 def make(depth=18, width=4, stem="imagenet", last_stride=2, dtype=jnp.float32):
     return ResNet(
-        depth=depth, width=width, stem=stem, last_stride=last_stride, dtype=dtype, rng=np.random.default_rng(0)
+        depth=depth,
+        width=width,
+        stem=stem,
+        last_stride=last_stride,
+        dtype=dtype,
+        rng=np.random.default_rng(0),
     )
 
 
@@ -26,11 +33,17 @@ def torch_resnet(torch, depth, width):
             if depth >= 50:
                 outputs, sizes = (
                     4 * planes,
-                    [(inputs, planes, 1, 1), (planes, planes, 3, stride), (planes, 4 * planes, 1, 1)],
+                    [
+                        (inputs, planes, 1, 1),
+                        (planes, planes, 3, stride),
+                        (planes, 4 * planes, 1, 1),
+                    ],
                 )
             else:
                 outputs, sizes = planes, [(inputs, planes, 3, stride), (planes, planes, 3, 1)]
-            self.convs = nn.ModuleList(nn.Conv2d(i, o, k, s, padding=k // 2, bias=False) for i, o, k, s in sizes)
+            self.convs = nn.ModuleList(
+                nn.Conv2d(i, o, k, s, padding=k // 2, bias=False) for i, o, k, s in sizes
+            )
             self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o, _, _ in sizes)
             self.downsample = None
             if stride != 1 or inputs != outputs:
@@ -46,7 +59,12 @@ def torch_resnet(torch, depth, width):
                     y = torch.relu(y)
             return torch.relu(y + (x if self.downsample is None else self.downsample(x)))
 
-    stem = [nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    stem = [
+        nn.Conv2d(3, width, 7, 2, 3, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, 1),
+    ]
     inputs, blocks = width, []
     for stage, count in enumerate({18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}[depth]):
         for number in range(count):
@@ -76,7 +94,9 @@ def test_features_equal_torch(depth):
     reference = torch_resnet(torch, depth, 4).eval()
     with torch.no_grad():
         for module in reference.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):  # values that tell every one of the four apart
+            if isinstance(
+                module, torch.nn.BatchNorm2d
+            ):  # values that tell every one of the four apart
                 for values, low, high in [
                     (module.weight, 0.5, 1.5),
                     (module.bias, -0.5, 0.5),
@@ -100,25 +120,34 @@ def test_features_equal_torch(depth):
         if mine.downsample is not None:
             copy_convolution(mine.downsample, theirs.downsample[0])
             copy_norm(mine.downsample_norm, theirs.downsample[1])
-    photo = np.random.default_rng(1).normal(size=(2, 67, 50, 3)).astype(np.float32)  # odd maps on the way
+    photo = (
+        np.random.default_rng(1).normal(size=(2, 67, 50, 3)).astype(np.float32)
+    )  # odd maps on the way
     with torch.no_grad():
-        wanted = reference(torch.from_numpy(photo.transpose(0, 3, 1, 2))).numpy().transpose(0, 2, 3, 1)
+        wanted = (
+            reference(torch.from_numpy(photo.transpose(0, 3, 1, 2))).numpy().transpose(0, 2, 3, 1)
+        )
     graphdef, state = nnx.split(model)
-    got = np.asarray(jax.jit(lambda state, x: nnx.merge(graphdef, state)(x, train=False))(state, photo))
+    got = np.asarray(
+        jax.jit(lambda state, x: nnx.merge(graphdef, state)(x, train=False))(state, photo)
+    )
     assert got.shape == wanted.shape == (2, 3, 2, model.num_features)
     assert (wanted > 0).mean() > 0.2  # not a comparison of zeros
-    # Measured: 5e-7 of the greatest feature at either depth; sums are ordered otherwise on other machines.
+    # Measured: 5e-7 of the greatest feature at either depth; sums are ordered otherwise on other
+    # machines.
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
     np.testing.assert_allclose(global_average_pool(jnp.asarray(got)), got.mean((1, 2)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("height, width", [(1, 1), (2, 5), (7, 6), (9, 9)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 5), (7, 6), (9, 9)])
 def test_max_pool_and_its_gradient_equal_torch(height, width):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(height)
     # No two values alike: where values tie, torch gives the gradient to one of them, we to all.
     # All below zero: a padding of zeros would win.
-    x = (rng.permutation(2 * height * width * 3).astype(np.float32) - 1000).reshape(2, height, width, 3)
+    x = (rng.permutation(2 * height * width * 3).astype(np.float32) - 1000).reshape(
+        2, height, width, 3
+    )
     theirs = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).requires_grad_()
     pooled = torch.nn.functional.max_pool2d(theirs, 3, 2, 1)
     weight = rng.normal(size=pooled.shape).astype(np.float32)
@@ -131,7 +160,9 @@ def test_max_pool_and_its_gradient_equal_torch(height, width):
     gradient, got = jax.jit(jax.grad(weighted, has_aux=True))(x)
     np.testing.assert_array_equal(got, pooled.detach().numpy().transpose(0, 2, 3, 1))
     # rtol: a pixel of several windows gets a sum of up to four float32 numbers.
-    np.testing.assert_allclose(gradient, theirs.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        gradient, theirs.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_batch_norm_by_hand():
@@ -139,9 +170,13 @@ def test_batch_norm_by_hand():
     norm = BatchNorm(2)
     norm.scale[...], norm.bias[...] = jnp.array([2.0, 1.0]), jnp.array([0.5, -1.0])
     norm.mean[...] = jnp.array([10.0, 0.0])
-    x = jnp.stack([jnp.array([[1.0, 3.0], [5.0, 7.0]]), jnp.full((2, 2), 6.0)], -1)[:, :, None]  # [2, 2, 1, 2]
+    x = jnp.stack([jnp.array([[1.0, 3.0], [5.0, 7.0]]), jnp.full((2, 2), 6.0)], -1)[
+        :, :, None
+    ]  # [2, 2, 1, 2]
     y = norm(x, train=True)
-    np.testing.assert_allclose(y[..., 0].ravel(), 2 * np.array([-3, -1, 1, 3]) / np.sqrt(5 + 1e-5) + 0.5, rtol=1e-5)
+    np.testing.assert_allclose(
+        y[..., 0].ravel(), 2 * np.array([-3, -1, 1, 3]) / np.sqrt(5 + 1e-5) + 0.5, rtol=1e-5
+    )
     np.testing.assert_allclose(y[..., 1], -1, rtol=1e-6)
     np.testing.assert_allclose(norm.mean[...], [0.9 * 10 + 0.1 * 4, 0.6], rtol=1e-6)
     np.testing.assert_allclose(norm.var[...], [0.9 + 0.5, 0.9], rtol=1e-6)
@@ -164,7 +199,9 @@ def test_batch_norm_mask_leaves_rows_out():
     mask = np.array([True, False, True, True])
     y = norm(x, train=True, mask=jnp.asarray(mask))
     wanted = alone(x[mask], train=True)
-    np.testing.assert_allclose(np.asarray(y)[mask], wanted, rtol=1e-5, atol=1e-6)  # atol: values near the mean
+    np.testing.assert_allclose(
+        np.asarray(y)[mask], wanted, rtol=1e-5, atol=1e-6
+    )  # atol: values near the mean
     np.testing.assert_allclose(norm.mean[...], alone.mean[...], rtol=1e-5)
     np.testing.assert_allclose(norm.var[...], alone.var[...], rtol=1e-5)
 
@@ -179,7 +216,7 @@ def test_batch_norm_without_a_row_keeps_its_running_values():
 
 
 @pytest.mark.parametrize(
-    "stem, last_stride, photo, wanted",
+    ("stem", "last_stride", "photo", "wanted"),
     [
         ("imagenet", 2, (224, 224), (7, 7)),
         ("imagenet", 1, (224, 160), (14, 10)),
@@ -192,13 +229,19 @@ def test_batch_norm_without_a_row_keeps_its_running_values():
 def test_map_sizes(stem, last_stride, photo, wanted):
     """Sizes at each halving are rounded up: 33 -> 17 -> 9 -> 5."""
     shape = jax.ShapeDtypeStruct((2, *photo, 3), jnp.uint8)
-    features = jax.eval_shape(lambda x: make(stem=stem, last_stride=last_stride)(x, train=False), shape)
+    features = jax.eval_shape(
+        lambda x: make(stem=stem, last_stride=last_stride)(x, train=False), shape
+    )
     assert features.shape == (2, *wanted, 32)
 
 
-@pytest.mark.parametrize("depth, parameters, features", [(18, 11_176_512, 512), (50, 23_508_032, 2048)])
+@pytest.mark.parametrize(
+    ("depth", "parameters", "features"), [(18, 11_176_512, 512), (50, 23_508_032, 2048)]
+)
 def test_number_of_parameters(depth, parameters, features):
-    """torchvision's resnet18 (11,689,512) and resnet50 (25,557,032) less their last layers of 513,000 and 2,049,000."""
+    """torchvision's resnet18 (11,689,512) and resnet50 (25,557,032) less their last layers of
+    513,000 and 2,049,000.
+    """
     model = []
 
     def build():
@@ -218,20 +261,25 @@ def test_bfloat16_computes_but_is_not_stored():
         def loss(parameters):
             model = nnx.merge(graphdef, parameters, rest, copy=True)
             features = model(image, train=True)
-            return jnp.sum(global_average_pool(features)), (features, nnx.state(model, nnx.BatchStat))
+            return jnp.sum(global_average_pool(features)), (
+                features,
+                nnx.state(model, nnx.BatchStat),
+            )
 
         gradients, (features, stats) = jax.grad(loss, has_aux=True)(parameters)
         return features, global_average_pool(features), parameters, stats, gradients
 
     features, pooled, *kept = jax.eval_shape(step, jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32))
-    assert features.dtype == jnp.bfloat16 and pooled.dtype == jnp.float32
+    assert features.dtype == jnp.bfloat16
+    assert pooled.dtype == jnp.float32
     for tree in kept:
         leaves = jax.tree.leaves(tree)
-        assert len(leaves) > 30 and {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+        assert len(leaves) > 30
+        assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
 
 
 @pytest.mark.parametrize(
-    "settings, message",
+    ("settings", "message"),
     [
         ({"depth": 20}, r"model.depth=20, wanted one of \(18, 34, 50, 101, 152\)"),
         ({"stem": "tiny"}, r"model.stem='tiny', wanted one of \('imagenet', 'half', 'small'\)"),

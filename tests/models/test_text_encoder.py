@@ -1,4 +1,6 @@
-"""Word attention and its rivals: pooled outer products, weights by hand, padding, word order, torch's LSTM, mixing."""
+"""Word attention and its rivals: pooled outer products, weights by hand, padding, word order,
+torch's LSTM, mixing.
+"""
 
 import functools
 import itertools
@@ -41,7 +43,9 @@ def make(encoder, *, weighting="softmax", width=WIDTH, windows=WINDOWS):
 
 @functools.cache
 def compiled(encoder, weighting):
-    """The encoder, and a jitted (words, mask) -> (vector, weights, gradients by words and by parameters)."""
+    """The encoder, and a jitted (words, mask) -> (vector, weights, gradients by words and by
+    parameters).
+    """
     module = make(encoder, weighting=weighting)
     graphdef, parameters = nnx.split(module)
 
@@ -51,7 +55,9 @@ def compiled(encoder, weighting):
             vector, weights = nnx.merge(graphdef, parameters)(words, mask)
             return jnp.sum((vector - 1) ** 2) + jnp.sum(weights**2), (vector, weights)
 
-        gradients, (vector, weights) = jax.grad(loss, argnums=(0, 1), has_aux=True)(words, parameters)
+        gradients, (vector, weights) = jax.grad(loss, argnums=(0, 1), has_aux=True)(
+            words, parameters
+        )
         return vector, weights, gradients
 
     return module, run
@@ -76,7 +82,9 @@ def test_pooled_outer_product_is_literally_the_pooled_outer_product():
         for i, j in itertools.product(range(WINDOWS), repeat=2):
             window = outer[i * block : (i + 1) * block, j * block : (j + 1) * block]
             # Documented scale: times the block size. atol: float32 sums of a few terms of size one.
-            np.testing.assert_allclose(got[row, place, i * WINDOWS + j], window.mean() * block, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(
+                got[row, place, i * WINDOWS + j], window.mean() * block, rtol=1e-5, atol=1e-6
+            )
 
 
 def test_softmax_weights_by_hand():
@@ -89,14 +97,21 @@ def test_softmax_weights_by_hand():
 def test_sigmoid_weights_by_hand():
     scores = jnp.log(jnp.array([[1.0, 3.0, 50.0], [2.0, 7.0, 7.0], [1.0, 2.0, 3.0]]))
     mask = jnp.array([[True, True, False], [True, False, False], [False] * 3])
-    wanted = [[0.5 / 2, 0.75 / 2, 0.0], [2 / 3, 0.0, 0.0], [0.0, 0.0, 0.0]]  # sigmoid(log x) = x / (1 + x)
+    wanted = [
+        [0.5 / 2, 0.75 / 2, 0.0],
+        [2 / 3, 0.0, 0.0],
+        [0.0, 0.0, 0.0],
+    ]  # sigmoid(log x) = x / (1 + x)
     np.testing.assert_allclose(attention_weights(scores, mask, "sigmoid"), wanted, rtol=1e-6)
 
 
 def test_huge_scores_stay_finite_and_bfloat16_weighs_in_float32():
     weights = attention_weights(jnp.array([[1e30, -1e30, 1e30]]), jnp.ones((1, 3), bool))
     np.testing.assert_allclose(weights, [[0.5, 0.0, 0.5]])
-    assert attention_weights(jnp.zeros((1, 2), jnp.bfloat16), jnp.ones((1, 2), bool)).dtype == jnp.float32
+    assert (
+        attention_weights(jnp.zeros((1, 2), jnp.bfloat16), jnp.ones((1, 2), bool)).dtype
+        == jnp.float32
+    )
 
 
 @pytest.mark.parametrize("encoder", ["mean", "dot", "bilinear_form", "low_rank", "bilinear"])
@@ -104,7 +119,8 @@ def test_encoder_by_its_formula(encoder):
     """Word by word in float64 from the module's own matrices."""
     module, run = compiled(encoder, "softmax")
     vector, weights, _ = run(WORDS, MASK)
-    assert vector.shape == (4, WIDTH) and weights.shape == (4, 5)
+    assert vector.shape == (4, WIDTH)
+    assert weights.shape == (4, 5)
 
     def kernel(name):
         return np.asarray(getattr(module.attention, name).kernel[...], np.float64)
@@ -129,12 +145,18 @@ def test_encoder_by_its_formula(encoder):
         wanted = raised / raised.sum() if length else np.zeros(0)
         np.testing.assert_allclose(weights[row, :length], wanted, rtol=1e-5)
         np.testing.assert_array_equal(weights[row, length:], 0)
-        np.testing.assert_allclose(vector[row], wanted @ real, rtol=1e-5, atol=1e-6)  # atol: sums that cancel
+        np.testing.assert_allclose(
+            vector[row], wanted @ real, rtol=1e-5, atol=1e-6
+        )  # atol: sums that cancel
 
 
-@pytest.mark.parametrize("encoder, weighting", [*((e, "softmax") for e in ENCODERS), ("bilinear", "sigmoid")])
+@pytest.mark.parametrize(
+    ("encoder", "weighting"), [*((e, "softmax") for e in ENCODERS), ("bilinear", "sigmoid")]
+)
 def test_padding_changes_nothing(encoder, weighting):
-    """Other vectors at padded places: the same output, no gradient; a row of padding alone gives zeros, never NaN."""
+    """Other vectors at padded places: the same output, no gradient; a row of padding alone gives
+    zeros, never NaN.
+    """
     _, run = compiled(encoder, weighting)
     vector, weights, (by_words, by_parameters) = run(WORDS, MASK)
     altered = np.where(MASK[..., None], WORDS, 7 * WORDS[::-1] + 3)
@@ -142,10 +164,14 @@ def test_padding_changes_nothing(encoder, weighting):
     np.testing.assert_array_equal(vector, other_vector)
     np.testing.assert_array_equal(weights, other_weights)
     np.testing.assert_array_equal(by_words, other_by_words)
-    for one, other in zip(jax.tree.leaves(by_parameters), jax.tree.leaves(other_by_parameters), strict=True):
+    for one, other in zip(
+        jax.tree.leaves(by_parameters), jax.tree.leaves(other_by_parameters), strict=True
+    ):
         np.testing.assert_array_equal(one, other)
         assert np.isfinite(one).all()
-    assert np.isfinite(vector).all() and np.isfinite(weights).all() and np.isfinite(by_words).all()
+    assert np.isfinite(vector).all()
+    assert np.isfinite(weights).all()
+    assert np.isfinite(by_words).all()
     np.testing.assert_array_equal(vector[2], 0)
     np.testing.assert_array_equal(np.asarray(weights)[~MASK], 0)
     np.testing.assert_array_equal(np.asarray(by_words)[~MASK], 0)
@@ -165,7 +191,9 @@ def test_word_order(encoder):
         assert np.abs(vector - other_vector).max() > 0.01
     else:
         np.testing.assert_allclose(other_weights, weights[:, order], rtol=1e-5, atol=1e-7)
-        np.testing.assert_allclose(other_vector, vector, rtol=1e-5, atol=1e-6)  # another order of summation
+        np.testing.assert_allclose(
+            other_vector, vector, rtol=1e-5, atol=1e-6
+        )  # another order of summation
 
 
 def test_bi_lstm_equals_torch():
@@ -184,15 +212,23 @@ def test_bi_lstm_equals_torch():
                 getattr(reference, f"{name}_l0{suffix}").copy_(torch.from_numpy(values))
             getattr(reference, f"bias_hh_l0{suffix}").zero_()
         words = WORDS[[0, 1, 3]]
-        packed = torch.nn.utils.rnn.pack_padded_sequence(torch.from_numpy(words), lengths, batch_first=True)
+        packed = torch.nn.utils.rnn.pack_padded_sequence(
+            torch.from_numpy(words), lengths, batch_first=True
+        )
         wanted, _ = torch.nn.utils.rnn.pad_packed_sequence(reference(packed)[0], batch_first=True)
     got = module(jnp.asarray(words), jnp.arange(5) < jnp.array(lengths)[:, None])
-    np.testing.assert_allclose(got[..., :units], wanted[..., :units], rtol=1e-5, atol=1e-6)  # forward
-    np.testing.assert_allclose(got[..., units:], wanted[..., units:], rtol=1e-5, atol=1e-6)  # backward
+    np.testing.assert_allclose(
+        got[..., :units], wanted[..., :units], rtol=1e-5, atol=1e-6
+    )  # forward
+    np.testing.assert_allclose(
+        got[..., units:], wanted[..., units:], rtol=1e-5, atol=1e-6
+    )  # backward
 
 
 def test_mix_is_the_greater_element():
-    np.testing.assert_array_equal(mix(jnp.array([[1.0, 0.0, 3.0]]), jnp.array([[0.5, 2.0, 3.0]])), [[1.0, 2.0, 3.0]])
+    np.testing.assert_array_equal(
+        mix(jnp.array([[1.0, 0.0, 3.0]]), jnp.array([[0.5, 2.0, 3.0]])), [[1.0, 2.0, 3.0]]
+    )
 
 
 TRAIN = {"visual": True, "visual/resnet": True, "semantic": True}
@@ -207,15 +243,25 @@ def test_untitled_photo_falls_back_on_its_visual_embedding(one_device, with_text
         embedding_width=6,
         text=TextConfig(windows=WINDOWS, hidden=HIDDEN),
     )
-    model = Sicot(config, words=(9, WIDTH) if with_text else None, dtype=jnp.float32, rng=np.random.default_rng(3))
+    model = Sicot(
+        config,
+        words=(9, WIDTH) if with_text else None,
+        dtype=jnp.float32,
+        rng=np.random.default_rng(3),
+    )
     if not with_text:
-        model.visual.look = lambda image, train, train_resnet, train_box: (image, None)  # the ResNet has its own tests
+        model.visual.look = lambda image, train, train_resnet, train_box: (
+            image,
+            None,
+        )  # the ResNet has its own tests
         out = model(jnp.ones((3, 6)), jnp.ones((3, 4), jnp.int32), train=TRAIN)
         assert set(out) == {"visual"}
         return
     visual = jnp.asarray(np.random.default_rng(4).random((3, 6), np.float32))
     model.visual.look = lambda image, train, train_resnet, train_box: (image, None)
-    model.semantic.words[...] = jnp.asarray(np.random.default_rng(5).normal(size=(9, WIDTH)), jnp.float32)
+    model.semantic.words[...] = jnp.asarray(
+        np.random.default_rng(5).normal(size=(9, WIDTH)), jnp.float32
+    )
     tokens = jnp.array([[3, 4, 0, 0], [0, 0, 0, 0], [7, 0, 0, 0]])
     out = model(visual, tokens, train=TRAIN)
     assert {name: x.shape for name, x in out.items()} == {
@@ -228,20 +274,29 @@ def test_untitled_photo_falls_back_on_its_visual_embedding(one_device, with_text
     np.testing.assert_array_equal(out["mixed"][1], visual[1])
     for row in (0, 2):
         assert np.abs(out["semantic"][row] - visual[row]).max() > 0.01
-        np.testing.assert_array_equal(out["mixed"][row], np.maximum(visual[row], out["semantic"][row]))
+        np.testing.assert_array_equal(
+            out["mixed"][row], np.maximum(visual[row], out["semantic"][row])
+        )
     assert (np.asarray(out["semantic"]) >= 0).all()
-    # Batch norm saw the two titled rows alone: their projections are symmetric about zero, so one of each pair is cut.
+    # Batch norm saw the two titled rows alone: their projections are symmetric about zero, so one
+    # of each pair is cut.
     titled = np.asarray(out["semantic"])[[0, 2]]
     assert ((titled > 0).sum(0) == 1).all()
 
 
 @pytest.mark.parametrize(
-    "build, message",
+    ("build", "message"),
     [
         (lambda: make("bilinear", windows=3), r"text.windows=3 does not divide the word width 8"),
         (lambda: make("lstm", width=7), r"width 7: a bi-LSTM wants an even width"),
-        (lambda: make("transformer"), r"text.encoder='transformer', wanted one of \('mean', 'bilinear'"),
-        (lambda: make("dot", weighting="relu"), r"text.weighting='relu', wanted one of \('softmax', 'sigmoid'\)"),
+        (
+            lambda: make("transformer"),
+            r"text.encoder='transformer', wanted one of \('mean', 'bilinear'",
+        ),
+        (
+            lambda: make("dot", weighting="relu"),
+            r"text.weighting='relu', wanted one of \('softmax', 'sigmoid'\)",
+        ),
     ],
 )
 def test_bad_settings_are_named(build, message):

@@ -25,9 +25,16 @@ ROOT = Path(__file__).parents[2]
 RATE = 1e6
 
 
-def start(arguments, *, devices: int, rank: int = 0, of: int = 1, port: int = 0) -> subprocess.Popen:
+def start(
+    arguments, *, devices: int, rank: int = 0, of: int = 1, port: int = 0
+) -> subprocess.Popen:
     """A process that is number `rank` of a run of `of`."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "PYTHONPATH": str(ROOT),
+    }
     if of > 1:
         environment |= {
             "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
@@ -43,7 +50,9 @@ def start(arguments, *, devices: int, rank: int = 0, of: int = 1, port: int = 0)
     )
 
 
-def train(workdir, *options, processes: int = 1, meanwhile=None, own=lambda rank: ()) -> list[tuple[int, str, str]]:
+def train(
+    workdir, *options, processes: int = 1, meanwhile=None, own=lambda rank: ()
+) -> list[tuple[int, str, str]]:
     """The tiny config on eight devices: (exit code, output, errors) of each process."""
     command = ["-m", "sicot_jax.main", "--config=tiny", f"--workdir={workdir}", *options]
     command += ["--distributed"] * (processes > 1)
@@ -51,7 +60,8 @@ def train(workdir, *options, processes: int = 1, meanwhile=None, own=lambda rank
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     running = [
-        start([*command, *own(i)], devices=8 // processes, rank=i, of=processes, port=port) for i in range(processes)
+        start([*command, *own(i)], devices=8 // processes, rank=i, of=processes, port=port)
+        for i in range(processes)
     ]
     try:
         if meanwhile:
@@ -60,7 +70,10 @@ def train(workdir, *options, processes: int = 1, meanwhile=None, own=lambda rank
     finally:
         for process in running:
             process.kill()
-    return [(process.returncode, *map(own_lines, texts)) for process, texts in zip(running, ended, strict=True)]
+    return [
+        (process.returncode, *map(own_lines, texts))
+        for process, texts in zip(running, ended, strict=True)
+    ]
 
 
 def own_lines(text: str) -> str:
@@ -76,14 +89,18 @@ def state_of(workdir) -> dict[str, np.ndarray]:
         checkpoints = Checkpoints(workdir, num_classes=run.shape.num_classes)
         state = checkpoints.restore(abstract_state(make_setup(run.config, run.shape, device_mesh)))
         checkpoints.close()
-    return {path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(state)}
+    return {
+        path_name(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(state)
+    }
 
 
 @pytest.fixture(scope="module")
 def one_step(tmp_path_factory):
-    """One training step by one process of eight devices, and by two of four: run folder and (code, output, errors).
+    """One training step by one process of eight devices, and by two of four: run folder and (code,
+    output, errors).
 
-    Without momentum and decay, and with a rate beside which the starting values vanish: -RATE * gradient is what is left.
+    Without momentum and decay, and with a rate beside which the starting values vanish: -RATE *
+      gradient is what is left.
     """
     folder = tmp_path_factory.mktemp("hosts")
     options = "--config.train.steps=1", "--config.optim.momentum=0", "--config.optim.weight_decay=0"
@@ -102,11 +119,13 @@ def test_two_processes_take_the_same_step_as_one(one_step):
     assert states[1].keys() == states[2].keys()
     for name, array in states[1].items():
         if "visual/resnet" in name and not name.startswith("batch_stats"):
-            # Where rounding moves one of a million activations over the zero of its ReLU, all gradients below it change: by
-            # 1.3 % of their norm with seed 0 on one kind of CPU; entries stayed within 1e-5 with seeds 1 and 2 there.
+            # Where rounding moves one of a million activations over the zero of its ReLU, all
+            # gradients below it change: by 1.3 % of their norm with seed 0 on one kind of CPU;
+            # entries stayed within 1e-5 with seeds 1 and 2 there.
             assert np.linalg.norm(states[2][name] - array) <= 0.03 * np.linalg.norm(array), name
             continue
-        # Relative to the largest of each array; the attention's first bias has no gradient but for rounding.
+        # Relative to the largest of each array; the attention's first bias has no gradient but for
+        # rounding.
         atol = 1e-5 * np.abs(array).max(initial=0) + RATE * 1e-9
         np.testing.assert_allclose(states[2][name], array, rtol=0, atol=atol, err_msg=name)
 
@@ -114,15 +133,17 @@ def test_two_processes_take_the_same_step_as_one(one_step):
 @pytest.mark.cluster
 def test_the_first_process_alone_speaks_and_writes(one_step):
     workdir, ((_, first, said), (_, second, quiet)) = one_step[2]
-    assert "overall" in first and "8 x" in said
-    assert second == "" and quiet == ""
+    assert "overall" in first
+    assert "8 x" in said
+    assert second == ""
+    assert quiet == ""
     assert json.loads((workdir / "results.json").read_text())["accuracy"]["overall"]["photos"] == 22
     with np.load(workdir / "predictions.npz") as predictions:
         assert len(set(predictions["image_id"])) == 22
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("before, after", [(2, 1), (1, 2)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_run_stopped_in_one_process_goes_on_in_another_number_of_them(tmp_path, before, after):
     """SIGTERM to the last process alone stops all of them at the same step."""
     workdir = tmp_path / "run"
@@ -151,14 +172,16 @@ def test_a_run_stopped_in_one_process_goes_on_in_another_number_of_them(tmp_path
 
 @pytest.mark.cluster
 @pytest.mark.parametrize(
-    "own, what",
+    ("own", "what"),
     [
         ("--config.optim.learning_rate=0.{rank}1", "the config of process 1"),
         ("--workdir={folder}/{rank}", "the run folder .* of process 1"),
     ],
 )
 def test_processes_that_differ_are_refused_in_one_line_each(tmp_path, own, what):
-    ended = train(tmp_path / "run", processes=2, own=lambda rank: (own.format(rank=rank, folder=tmp_path),))
+    ended = train(
+        tmp_path / "run", processes=2, own=lambda rank: (own.format(rank=rank, folder=tmp_path),)
+    )
     for code, _, errors in ended:
         wanted = rf"sicot train: {what} is \w{{12}}, that of process 0 is \w{{12}}; .*\n"
         assert code == 2 and re.fullmatch(wanted, errors), errors
@@ -167,7 +190,11 @@ def test_processes_that_differ_are_refused_in_one_line_each(tmp_path, own, what)
 @pytest.mark.cluster
 def test_what_one_process_refuses_ends_all_of_them(tmp_path):
     def own(rank):
-        return ("--config.data.source=imported", f"--config.data.path={tmp_path / 'nowhere'}") if rank else ()
+        return (
+            ("--config.data.source=imported", f"--config.data.path={tmp_path / 'nowhere'}")
+            if rank
+            else ()
+        )
 
     (first, _, others), (second, _, its) = train(tmp_path / "run", processes=2, own=own)
     assert (first, second) == (2, 2)
@@ -190,11 +217,15 @@ def test_half_set_variables_are_refused(monkeypatch, capsys):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
     monkeypatch.setenv("JAX_PROCESS_ID", "2")
     assert cli.main(["train", "--config=tiny", "--distributed"]) == 2
-    assert "JAX_PROCESS_ID=2 of JAX_NUM_PROCESSES=2, wanted 0 up to one less" in capsys.readouterr().err
+    assert (
+        "JAX_PROCESS_ID=2 of JAX_NUM_PROCESSES=2, wanted 0 up to one less"
+        in capsys.readouterr().err
+    )
 
 
 def test_one_process_is_joined_to_itself():
     text = np.asarray([["a", "bcd"], ["", "e"]])
     np.testing.assert_array_equal(hosts.side_by_side(text), text)
-    assert hosts.any_of(True) and not hosts.of_first(False)
+    assert hosts.any_of(True)
+    assert not hosts.of_first(False)
     hosts.check_same("it", "00ff", "")

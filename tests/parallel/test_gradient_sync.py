@@ -19,17 +19,27 @@ def place(tree, device_mesh):
 
 def nested(flat):
     return {
-        part: {leaf: flat[f"{part}/{leaf}"] for leaf in ("kernel", "bias") if f"{part}/{leaf}" in flat} for part in "ab"
+        part: {
+            leaf: flat[f"{part}/{leaf}"] for leaf in ("kernel", "bias") if f"{part}/{leaf}" in flat
+        }
+        for part in "ab"
     }
 
 
 def assert_close(got, wanted):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), jax.device_get(got), wanted)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        jax.device_get(got),
+        wanted,
+    )
 
 
 def random_gradients(devices: int, seed: int):
     rng = np.random.default_rng(seed)
-    return {name: rng.normal(size=(devices, *shape)).astype(np.float32) for name, shape in SHAPES.items()}
+    return {
+        name: rng.normal(size=(devices, *shape)).astype(np.float32)
+        for name, shape in SHAPES.items()
+    }
 
 
 def by_hand(gradient, unsent, ratio):
@@ -54,7 +64,11 @@ def by_hand(gradient, unsent, ratio):
 
 
 def kernels(devices: int):
-    return {name: np.zeros((devices, *SHAPES[name]), np.float32) for name in SHAPES if name.endswith("kernel")}
+    return {
+        name: np.zeros((devices, *SHAPES[name]), np.float32)
+        for name in SHAPES
+        if name.endswith("kernel")
+    }
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.3, 1e-9])
@@ -76,15 +90,21 @@ def test_all_of_it_is_the_sum(device_mesh):
     gradient = nested(place(random_gradients(device_mesh.size, 0), device_mesh))
     unsent = place(kernels(device_mesh.size), device_mesh)
     with jax.set_mesh(device_mesh):
-        total, kept = jax.jit(lambda g, e: exchange.largest_summed(g, e, ratio=1.0))(gradient, unsent)
+        total, kept = jax.jit(lambda g, e: exchange.largest_summed(g, e, ratio=1.0))(
+            gradient, unsent
+        )
         assert_close(total, jax.device_get(jax.jit(exchange.summed)(gradient)))
     assert not any(np.any(x) for x in jax.device_get(kept).values())
 
 
 def test_optimizers_that_scale_by_the_gradient_are_refused():
     for name in ("lars", "adamw"):
-        with pytest.raises(ConfigError, match=f"gradient_ratio=0.1 with optim.name='{name}'.*set optim.name=sgd"):
-            config_lib.load("tiny", ["--config.train.gradient_ratio=0.1", f"--config.optim.name={name}"])
+        with pytest.raises(
+            ConfigError, match=f"gradient_ratio=0.1 with optim.name='{name}'.*set optim.name=sgd"
+        ):
+            config_lib.load(
+                "tiny", ["--config.train.gradient_ratio=0.1", f"--config.optim.name={name}"]
+            )
 
 
 @pytest.mark.parametrize("ratio", [0.0, -0.5, 1.5])

@@ -22,16 +22,24 @@ DATA = Path(os.environ.get("SICOT_SHARED_DATA", Path(__file__).parents[3] / "sha
 def made(tmp_path_factory):
     folder = DATA / "fashion_products"
     if not (folder / "styles.csv").exists():
-        pytest.skip(f"no Fashion photos in {folder}; set SICOT_SHARED_DATA to the folder that holds fashion_products/")
+        pytest.skip(
+            f"no Fashion photos in {folder}; set SICOT_SHARED_DATA to the folder that holds fashion_products/"
+        )
     settings = ImportSettings(word_epochs=1, word_width=16)
-    return import_catalog(folder, tmp_path_factory.mktemp("fashion"), settings=settings, dataset="fashion_products")
+    return import_catalog(
+        folder, tmp_path_factory.mktemp("fashion"), settings=settings, dataset="fashion_products"
+    )
 
 
 def test_counts(made):
     report = made.report
-    assert report.read == 37_551 and report.dropped["no brand in the title"]["count"] == 3_188
-    assert report.classes == 672 and not report.small_classes
-    assert report.kept + report.surplus_copies == 37_551 - sum(entry["count"] for entry in report.dropped.values())
+    assert report.read == 37_551
+    assert report.dropped["no brand in the title"]["count"] == 3_188
+    assert report.classes == 672
+    assert not report.small_classes
+    assert report.kept + report.surplus_copies == 37_551 - sum(
+        entry["count"] for entry in report.dropped.values()
+    )
     assert not any(entry["bad"] for entry in report.dropped.values())
     assert len(report.conflicting) > 0
 
@@ -53,18 +61,23 @@ def test_every_class_has_all_three_splits(made):
     counts = open_imported(made.folder).classes.counts
     for split in SPLITS:
         assert np.count_nonzero(counts[split]) >= 0.99 * 672
-    assert counts["test"].max() == 20 and counts["train"].min() >= 1
+    assert counts["test"].max() == 20
+    assert counts["train"].min() >= 1
 
 
 def test_both_arms_train_on_real_photos(made, tmp_path):
-    """Two steps of the Fashion config for each arm; accuracy means nothing yet, the table's counts do."""
+    """Two steps of the Fashion config for each arm; accuracy means nothing yet, the table's counts
+    do.
+    """
     import dataclasses
 
     from sicot_jax import config
     from sicot_jax.experiments import compare
     from sicot_jax.report.runs import read_finished
 
-    fashion = config.load("fashion", [f"--config.data.path={made.folder}", "--config.train.steps=2"])
+    fashion = config.load(
+        "fashion", [f"--config.data.path={made.folder}", "--config.train.steps=2"]
+    )
     fashion = dataclasses.replace(
         fashion,
         model=dataclasses.replace(fashion.model, width=8),

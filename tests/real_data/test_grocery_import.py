@@ -20,16 +20,21 @@ DATA = Path(os.environ.get("SICOT_SHARED_DATA", Path(__file__).parents[3] / "sha
 def folder():
     folder = DATA / "grocery_store"
     if not folder.exists():
-        pytest.skip(f"no Grocery photos in {folder}; set SICOT_SHARED_DATA to the folder that holds grocery_store/")
+        pytest.skip(
+            f"no Grocery photos in {folder}; set SICOT_SHARED_DATA to the folder that holds grocery_store/"
+        )
     return folder
 
 
 def test_official_splits_and_the_tail(folder, tmp_path):
     settings = ImportSettings(tail_cut=50, word_epochs=1, word_width=16)
     made = import_catalog(folder, tmp_path, settings=settings, dataset="grocery_store")
-    assert made.report.read == 5_421 and made.report.classes == 81 and not made.report.dropped
+    assert made.report.read == 5_421
+    assert made.report.classes == 81
+    assert not made.report.dropped
     photos = made.report.photos
     assert (photos["validation"], photos["test"]) == (296, 2_485)
     assert photos["train"] + made.report.tail_cut == 2_640
     counts = sorted(open_imported(tmp_path).classes.counts["train"].tolist())
-    assert counts[0] == 1 and 40 <= counts[-1] <= 50
+    assert counts[0] == 1
+    assert 40 <= counts[-1] <= 50

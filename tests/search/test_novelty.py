@@ -8,20 +8,27 @@ from sicot_jax.search.novelty import Typicality
 
 
 def test_a_distance_by_hand():
-    """One direction of variance 4, variance 1/4 beside it: (3 - 1)^2 / 4 + (2^2 + 1^2) / (1/4); two of three are as far."""
+    """One direction of variance 4, variance 1/4 beside it: (3 - 1)^2 / 4 + (2^2 + 1^2) / (1/4); two
+    of three are as far.
+    """
     made = Typicality(
-        np.array([1.0, 0, 0]), np.array([[1.0], [0], [0]]), np.array([4.0]), 0.25, np.array([5.0, 21.0, 30.0])
+        np.array([1.0, 0, 0]),
+        np.array([[1.0], [0], [0]]),
+        np.array([4.0]),
+        0.25,
+        np.array([5.0, 21.0, 30.0]),
     )
     assert made.distance(np.array([[3.0, 2, 1]])) == pytest.approx([21])
     assert made.share(np.array([3.0, 2, 1])) == pytest.approx(3 / 4)
-    assert made.share(np.array([1.0, 0, 0])) == 1 and made.share(np.array([100.0, 0, 0])) == pytest.approx(
-        30 / 99**2 * 4 / 4
-    )
+    assert made.share(np.array([1.0, 0, 0])) == 1
+    assert made.share(np.array([100.0, 0, 0])) == pytest.approx(30 / 99**2 * 4 / 4)
 
 
 @pytest.mark.parametrize("width", [5, 64, 300])
 def test_photos_of_the_catalogue_are_spread_over_all_shares(width):
-    """And others, of another length, direction or level, are at the end. More numbers than photos are fitted too."""
+    """And others, of another length, direction or level, are at the end. More numbers than photos
+    are fitted too.
+    """
     rng = np.random.default_rng(0)
     mix = rng.normal(size=(width, width)) * np.geomspace(1, 1e-3, width)
     photos = np.maximum(rng.normal(size=(1200, width)) @ mix + 1, 0)
@@ -34,12 +41,15 @@ def test_photos_of_the_catalogue_are_spread_over_all_shares(width):
 
 def test_the_same_photo_again_and_again():
     made = typicality.fit(np.ones((50, 8)))
-    assert made.share(np.ones(8)) == 1 and made.share(np.full(8, 2.0)) == pytest.approx(0, abs=1e-12)
+    assert made.share(np.ones(8)) == 1
+    assert made.share(np.full(8, 2.0)) == pytest.approx(0, abs=1e-12)
     assert typicality.fit(np.zeros((50, 8))).share(np.zeros(8)) == 1
 
 
 def test_photos_of_the_fit_count_as_new_ones():
-    """By hand: the other half's Gaussian, and the rank among the photos of one's own half but oneself."""
+    """By hand: the other half's Gaussian, and the rank among the photos of one's own half but
+    oneself.
+    """
     embeddings = np.random.default_rng(0).normal(size=(40, 3)) * [1, 2, 3]
     shares = typicality.shares_of_fitted(embeddings)
     turned = embeddings.reshape(20, 2, 3)[:, ::-1].reshape(40, 3)

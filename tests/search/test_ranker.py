@@ -59,14 +59,21 @@ def test_each_list_is_put_in_order_and_one_without_gains_says_nothing():
 def test_where_quality_decides_the_ranker_says_so():
     model = fit(lists(lambda told: (told["rating"] > 0.5) + 0.1))
     products = [Product(quality={"rating": rating}) for rating in (0.1, 0.9, 0.2, 0.8)]
-    order = np.argsort(-ranker(model).scores(np.array([0.9, 0.5, 0.6, 0.4]), products), kind="stable")
+    order = np.argsort(
+        -ranker(model).scores(np.array([0.9, 0.5, 0.6, 0.4]), products), kind="stable"
+    )
     assert set(order[:2]) == {1, 3}
     assert len(ranker(model).scores(np.zeros(0), [])) == 0
 
 
 def test_the_score_is_the_logarithm_of_what_is_gained_where_every_position_is_looked_at():
     """A rising feature in the regression, a step in the trees."""
-    model = fit(lists(lambda told: np.exp(2 * told["sales"]) * np.where(told["price"] > 0.5, 2.0, 0.5), count=2000))
+    model = fit(
+        lists(
+            lambda told: np.exp(2 * told["sales"]) * np.where(told["price"] > 0.5, 2.0, 0.5),
+            count=2000,
+        )
+    )
     middle = np.full((4, len(FEATURES)), 0.5)
     middle[:2, FEATURES.index("sales")] = 0.2, 0.8
     middle[2:, FEATURES.index("price")] = 0.3, 0.7
@@ -77,7 +84,9 @@ def test_the_score_is_the_logarithm_of_what_is_gained_where_every_position_is_lo
 
 
 def test_a_click_counts_for_all_that_would_have_been_had_all_looked():
-    """Alike products are shown first and unlike ones last, where one in ten looks; wanted are the unlike ones twice as much."""
+    """Alike products are shown first and unlike ones last, where one in ten looks; wanted are the
+    unlike ones twice as much.
+    """
     rng = np.random.default_rng(0)
     unlike = np.tile(np.arange(2), 20_000)
     rows = np.full((40_000, len(FEATURES)), 0.5)
@@ -94,17 +103,30 @@ def test_a_click_counts_for_all_that_would_have_been_had_all_looked():
 def test_numbers_may_be_missing():
     """In what it learns from, and in what it ranks."""
     model = fit(lists(lambda told: (told["rating"] > 0.5) + 0.1, missing=0.3))
-    good, unknown, bad = Product(quality={"rating": 0.9}), Product(), Product(quality={"rating": 0.1})
+    good, unknown, bad = (
+        Product(quality={"rating": 0.9}),
+        Product(),
+        Product(quality={"rating": 0.1}),
+    )
     scores = ranker(model).scores(np.full(3, 0.5), [good, unknown, bad])
-    assert np.isfinite(scores).all() and scores[0] > scores[1] > scores[2]
+    assert np.isfinite(scores).all()
+    assert scores[0] > scores[1] > scores[2]
 
 
 def test_more_likeness_sales_conversion_or_rating_never_hurts():
     """Whatever a few events say."""
     noise = np.random.default_rng(1)
-    model = fit(lists(lambda told: noise.exponential(2 - told["likeness"] - told["rating"]), count=100))
+    model = fit(
+        lists(lambda told: noise.exponential(2 - told["likeness"] - told["rating"]), count=100)
+    )
     rows = np.repeat(noise.random((20, 1, len(FEATURES))), 50, 1)
-    for name, sign in (("likeness", 1), ("behind", -1), ("sales", 1), ("conversion", 1), ("rating", 1)):
+    for name, sign in (
+        ("likeness", 1),
+        ("behind", -1),
+        ("sales", 1),
+        ("conversion", 1),
+        ("rating", 1),
+    ):
         varied = rows.copy()
         varied[:, :, FEATURES.index(name)] = np.linspace(0, 1, 50)
         scores = model(varied.reshape(-1, len(FEATURES))).reshape(20, 50)
@@ -113,10 +135,20 @@ def test_more_likeness_sales_conversion_or_rating_never_hurts():
 
 def test_written_and_read_it_says_the_same(tmp_path):
     assert rerank.read_ranker(tmp_path / "ranker.json") is None
-    made = Ranker("a recogniser", Usual({"ä": 2.0}, frozenset({"red"})), fit(lists(lambda t: t["sales"])), {"a": 1})
+    made = Ranker(
+        "a recogniser",
+        Usual({"ä": 2.0}, frozenset({"red"})),
+        fit(lists(lambda t: t["sales"])),
+        {"a": 1},
+    )
     version = rerank.write_ranker(tmp_path / "ranker.json", made)
     read = rerank.read_ranker(tmp_path / "ranker.json")
-    assert (read.recogniser, read.usual, read.report, read.version) == ("a recogniser", made.usual, {"a": 1}, version)
+    assert (read.recogniser, read.usual, read.report, read.version) == (
+        "a recogniser",
+        made.usual,
+        {"a": 1},
+        version,
+    )
     products = [Product("red hat", "ä", {"sales": n, "price": 1.0 + n}) for n in range(9)]
     likeness = np.linspace(0.9, 0.1, 9)
     np.testing.assert_array_equal(read.scores(likeness, products), made.scores(likeness, products))
@@ -130,7 +162,10 @@ def test_written_and_read_it_says_the_same(tmp_path):
         (lambda stored: stored | {"features": ["likeness"]}, "another format"),
         (lambda stored: stored | {"recogniser": "another"}, "another sha256"),
         (lambda stored: stored | {"trees": stored["trees"][:1000]}, "another sha256"),
-        (lambda stored: {"format": stored["format"], "features": stored["features"]}, "another sha256"),
+        (
+            lambda stored: {"format": stored["format"], "features": stored["features"]},
+            "another sha256",
+        ),
     ],
 )
 def test_a_damaged_file_is_told_in_one_line(tmp_path, change, said):
@@ -139,4 +174,5 @@ def test_a_damaged_file_is_told_in_one_line(tmp_path, change, said):
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(InputError, match=said) as error:
         rerank.read_ranker(path)
-    assert "sicot index rank" in str(error.value) and "\n" not in str(error.value)
+    assert "sicot index rank" in str(error.value)
+    assert "\n" not in str(error.value)

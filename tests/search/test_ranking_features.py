@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from sicot_jax.search.ranking_features import FEATURES, SIDE, Usual, features, picture_sharpness, sharpness
+from sicot_jax.search.ranking_features import (
+    FEATURES,
+    SIDE,
+    Usual,
+    features,
+    picture_sharpness,
+    sharpness,
+)
 
 
 @dataclasses.dataclass
@@ -35,10 +42,17 @@ def test_a_price_is_held_against_the_median_of_its_category():
 
 def test_likeness_and_what_a_shop_tells():
     told = {"sales": 99.0, "conversion": 0.03, "rating": 4.5, "sharpness": math.e - 1}
-    rows = features(np.array([0.7, 0.9]), [Product("", quality=told), Product("")], Usual({}, frozenset()))
+    rows = features(
+        np.array([0.7, 0.9]), [Product("", quality=told), Product("")], Usual({}, frozenset())
+    )
     np.testing.assert_allclose(column(rows, "likeness"), [0.7, 0.9])
     np.testing.assert_allclose(column(rows, "behind"), [0.2, 0.0])
-    for name, value in (("sales", math.log(100)), ("conversion", 0.03), ("rating", 4.5), ("sharpness", 1.0)):
+    for name, value in (
+        ("sales", math.log(100)),
+        ("conversion", 0.03),
+        ("rating", 4.5),
+        ("sharpness", 1.0),
+    ):
         np.testing.assert_allclose(column(rows, name), [value, np.nan])
     assert features(np.zeros(0), [], Usual({}, frozenset())).shape == (0, len(FEATURES))
 
@@ -72,5 +86,6 @@ def test_a_blurred_picture_is_less_sharp_whatever_its_size():
             out = io.BytesIO()
             shown.save(out, "JPEG", quality=95)
             told.append(picture_sharpness(out.getvalue()))
-    assert told[1] < told[0] / 10 and told[3] < told[2] / 10
+    assert told[1] < told[0] / 10
+    assert told[3] < told[2] / 10
     assert told[2] == pytest.approx(told[0], rel=0.5)

@@ -19,11 +19,18 @@ def some(rng, count, *, probability, nearest):
 
 
 def test_a_curve_by_hand():
-    """Four photos of products, weight .2 each, and one of none: at 0.5 two of the three answers are right."""
+    """Four photos of products, weight .2 each, and one of none: at 0.5 two of the three answers are
+    right.
+    """
     scores, weight = np.array([0.9, 0.5, 0.5, 0.3, 0.1]), np.full(5, 0.2)
-    right, known = np.array([True, True, False, False, True]), np.array([True, True, False, True, True])
+    right, known = (
+        np.array([True, True, False, False, True]),
+        np.array([True, True, False, True, True]),
+    )
     curve = unknown.coverage_curve(scores, right, known, weight)
-    np.testing.assert_allclose(curve, [[0.9, 0.25, 1], [0.5, 0.5, 2 / 3], [0.3, 0.75, 0.5], [0.1, 1, 0.6]], rtol=1e-12)
+    np.testing.assert_allclose(
+        curve, [[0.9, 0.25, 1], [0.5, 0.5, 2 / 3], [0.3, 0.75, 0.5], [0.1, 1, 0.6]], rtol=1e-12
+    )
 
 
 def test_certainty_by_hand():
@@ -31,16 +38,21 @@ def test_certainty_by_hand():
     calibration = Calibration([1.0, 2.0, -3.0], 0.5, 0.5, 0.95, 0.95, 0.2, 100, [], None)
     total = 0.5 + np.log(3) + 2 * 0.6 - 3 * (0.6 - 0.4)
     for usual, share in ((1.0, 1), (0.05, 1), (0.01, 0.2)):
-        assert calibration.certainty(Evidence(0.75, 0.6, 0.4, usual)) == pytest.approx(share / (1 + np.exp(-total)))
+        assert calibration.certainty(Evidence(0.75, 0.6, 0.4, usual)) == pytest.approx(
+            share / (1 + np.exp(-total))
+        )
     for extreme in (0.0, 1.0):
         assert 0 <= calibration.certainty(Evidence(extreme, 0, 0, 1)) <= 1
 
 
 def test_what_can_be_told_apart_is():
-    """Right answers are near, wrong ones and unknown photos far: the precision is reached with nearly full coverage, and
-    certainties are near the shares of right answers."""
+    """Right answers are near, wrong ones and unknown photos far: the precision is reached with
+    nearly full coverage, and certainties are near the shares of right answers.
+    """
     rng = np.random.default_rng(0)
-    known = some(rng, 400, probability=0.8, nearest=0.9) + some(rng, 100, probability=0.5, nearest=0.5)
+    known = some(rng, 400, probability=0.8, nearest=0.9) + some(
+        rng, 100, probability=0.5, nearest=0.5
+    )
     right = [True] * 400 + [False] * 100
     fitted = unknown.fit(known, right, some(rng, 300, probability=0.6, nearest=0.4))
     assert fitted.reached >= 0.95
@@ -49,7 +61,8 @@ def test_what_can_be_told_apart_is():
     assert np.mean([fitted.certainty(e) >= fitted.threshold for e in fresh]) > 0.95
     assert np.mean([fitted.certainty(e) >= fitted.threshold for e in absent]) < 0.05
     coverage = [point[1] for point in fitted.curve]
-    assert coverage == sorted(coverage) and coverage[-1] == 1
+    assert coverage == sorted(coverage)
+    assert coverage[-1] == 1
 
 
 def test_certainties_are_calibrated():
@@ -66,11 +79,14 @@ def test_all_right_or_all_wrong_is_fitted_too():
     rng = np.random.default_rng(0)
     known = some(rng, 60, probability=0.6, nearest=0.6)
     fitted = unknown.fit(known, [False] * 60, known)
-    assert fitted.weights == [0.0, 0.0, 0.0] and fitted.certainty(known[0]) < 1e-5
+    assert fitted.weights == [0.0, 0.0, 0.0]
+    assert fitted.certainty(known[0]) < 1e-5
 
 
 def test_a_file_of_a_calibration(tmp_path):
-    calibration = Calibration([1.0, 2.0, 3.0], 0.5, 0.4, 0.95, 0.96, 0.2, 100, [[0.4, 0.9, 0.96]], None)
+    calibration = Calibration(
+        [1.0, 2.0, 3.0], 0.5, 0.4, 0.95, 0.96, 0.2, 100, [[0.4, 0.9, 0.96]], None
+    )
     path = tmp_path / "unknown.json"
     assert unknown.read_calibration(path) is None
     unknown.write_calibration(path, calibration)

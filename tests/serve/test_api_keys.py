@@ -21,7 +21,8 @@ def test_keys(tmp_path, capsys):
     stored = keys.read_keys(path)
     assert [stored.name_of(key) for key in made] == ["shop", "app"]
     assert stored.name_of("") is stored.name_of(made[0] + "x") is None
-    assert not any(key in path.read_text() for key in made) and path.stat().st_mode & 0o077 == 0
+    assert not any(key in path.read_text() for key in made)
+    assert path.stat().st_mode & 0o077 == 0
     assert cli.main(["serve-key", "shop", "--file", str(path)]) == cli.INPUT_ERROR
     assert "shop has a key" in capsys.readouterr().err
     assert cli.main(["serve-key", "a b", "--file", str(path)]) == cli.INPUT_ERROR
@@ -44,7 +45,9 @@ def test_keys_are_added_to_a_file_that_was_edited(tmp_path):
     assert [keys.read_keys(path).name_of(key) for key in made] == ["a", "b"]
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "shop 1234\n", f"a {'0' * 64}\na {'1' * 64}\n", "\x00\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "# nothing\n", "shop 1234\n", f"a {'0' * 64}\na {'1' * 64}\n", "\x00\xff"]
+)
 def test_a_file_that_holds_no_keys(tmp_path, text):
     (tmp_path / "keys").write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match="wanted 'NAME SHA256'|no key in it|make keys"):

@@ -36,12 +36,16 @@ from sicot_jax.serve.app import create_app  # noqa: E402
 
 
 def settings(index, **more):
-    return Settings(index=str(index), **{"engine": "jax", "largest_batch": 2, "reload_seconds": 0.05, **more})
+    return Settings(
+        index=str(index), **{"engine": "jax", "largest_batch": 2, "reload_seconds": 0.05, **more}
+    )
 
 
 @pytest.fixture
 def client(index):
-    with testclient.TestClient(create_app(settings(index, events=str(index / "events.sqlite")))) as made:
+    with testclient.TestClient(
+        create_app(settings(index, events=str(index / "events.sqlite")))
+    ) as made:
         yield made
 
 
@@ -51,12 +55,18 @@ def test_every_product_is_recognised(client):
         assert answer["products"][0]["sku"] == answer["similar"][0]["sku"] == sku(product)
         assert len(answer["products"]) == 3
         assert len(answer["similar"]) == (PRODUCTS // 2 if answer["searched"] else 4)
-        assert answer["known"] is True and 0.5 < answer["certainty"] <= 1
+        assert answer["known"] is True
+        assert 0.5 < answer["certainty"] <= 1
         shares = [found["probability"] for found in answer["products"]]
-        assert shares == sorted(shares, reverse=True) and 0 < sum(shares) < 1 + 3e-6  # each is rounded
-        assert [c["name"] for c in answer["categories"]] == [f"kind {product % 2}", f"kind {1 - product % 2}"]
+        assert shares == sorted(shares, reverse=True)
+        assert 0 < sum(shares) < 1 + 3e-6
+        assert [c["name"] for c in answer["categories"]] == [
+            f"kind {product % 2}",
+            f"kind {1 - product % 2}",
+        ]
         assert set(answer["timings_ms"]) == {"read", "decode", "engine", "search"}
-        assert answer["index"] == "v000001" and len(answer["model"]) == 12
+        assert answer["index"] == "v000001"
+        assert len(answer["model"]) == 12
 
 
 def test_a_photo_comes_in_four_ways(client):
@@ -73,7 +83,8 @@ def test_a_photo_comes_in_four_ways(client):
 
 def test_similar_products_of_a_category(client):
     answer = ask(client, 2, "/v1/search", similar=9, category="kind 1").json()
-    assert "products" not in answer and len(answer["similar"]) == PRODUCTS // 2
+    assert "products" not in answer
+    assert len(answer["similar"]) == PRODUCTS // 2
     assert {found["category"] for found in answer["similar"]} == {"kind 1"}
     assert ask(client, 2, "/v1/search", category="nothing").json()["similar"] == []
 
@@ -81,13 +92,17 @@ def test_similar_products_of_a_category(client):
 def test_similar_products_are_of_the_photo_s_category_where_that_is_sure(client):
     """Or where they are asked for."""
     sure = ask(client, 2, similar=9).json()
-    assert sure["categories"][0]["probability"] >= 0.9 and sure["searched"] == "kind 0"
-    assert {found["category"] for found in sure["similar"]} == {"kind 0"} and len(sure["similar"]) == PRODUCTS // 2
+    assert sure["categories"][0]["probability"] >= 0.9
+    assert sure["searched"] == "kind 0"
+    assert {found["category"] for found in sure["similar"]} == {"kind 0"}
+    assert len(sure["similar"]) == PRODUCTS // 2
     every = ask(client, 2, "/v1/search", similar=9, any_category=True).json()
-    assert every["searched"] is None and len(every["similar"]) == PRODUCTS
+    assert every["searched"] is None
+    assert len(every["similar"]) == PRODUCTS
     assert every["categories"] == sure["categories"]
     other = ask(client, 2, similar=9, category="kind 1").json()
-    assert other["searched"] == "kind 1" and {found["category"] for found in other["similar"]} == {"kind 1"}
+    assert other["searched"] == "kind 1"
+    assert {found["category"] for found in other["similar"]} == {"kind 1"}
 
 
 def turned(pixels, orientation):
@@ -102,25 +117,37 @@ def boxed(client, monkeypatch, box):
     """The service's engine has a box branch, which says the same of every photo."""
     batcher = client.app.state.sicot.current.live.batcher
     engine = batcher.engine
-    monkeypatch.setattr(batcher, "engine", lambda photos: engine(photos)._replace(box=np.array([box] * len(photos))))
+    monkeypatch.setattr(
+        batcher, "engine", lambda photos: engine(photos)._replace(box=np.array([box] * len(photos)))
+    )
 
 
 @pytest.mark.parametrize("path", ["/v1/recognize", "/v1/search"])
 def test_a_box_says_which_product_is_meant(client, path):
-    """Of two side by side; also where the camera lay on its side, so that they are one above the other in the file."""
+    """Of two side by side; also where the camera lay on its side, so that they are one above the
+    other in the file.
+    """
     both = np.concatenate([photo(1, 99), photo(4, 99)], 1)
     for data in (jpeg(both, "PNG"), turned(np.rot90(both), 6)):
         for product, box in ((1, "0,0,0.5,1"), (4, "0.5,0,1,1")):
             answer = client.post(path, files={"photo": data}, params={"box": box}).json()
-            assert answer["similar"][0]["sku"] == answer.get("products", answer["similar"])[0]["sku"] == sku(product)
-            assert answer["box"] == [float(side) for side in box.split(",")] and answer["box_given"] is True
+            assert (
+                answer["similar"][0]["sku"]
+                == answer.get("products", answer["similar"])[0]["sku"]
+                == sku(product)
+            )
+            assert answer["box"] == [float(side) for side in box.split(",")]
+            assert answer["box_given"] is True
 
 
 def test_the_whole_photo_as_a_box_changes_nothing(client):
     plain, whole = ask(client, 3).json(), ask(client, 3, box="0,0,1,1").json()
-    assert plain["products"] == whole["products"] and plain["similar"] == whole["similar"]
-    assert plain["box"] is None and plain["box_given"] is False  # this model has no box branch
-    assert whole["box"] == [0, 0, 1, 1] and whole["box_given"] is True
+    assert plain["products"] == whole["products"]
+    assert plain["similar"] == whole["similar"]
+    assert plain["box"] is None
+    assert plain["box_given"] is False
+    assert whole["box"] == [0, 0, 1, 1]
+    assert whole["box_given"] is True
 
 
 def test_a_model_with_a_box_branch_says_its_box(tmp_path):
@@ -129,12 +156,15 @@ def test_a_model_with_a_box_branch_says_its_box(tmp_path):
     write_index(tmp_path / "index", tmp_path / "model")
     with testclient.TestClient(create_app(settings(tmp_path / "index"))) as client:
         answer = ask(client, 3).json()
-    assert answer["box"] == pytest.approx([0, 0, 1, 1], abs=0.02) and answer["box_given"] is False
+    assert answer["box"] == pytest.approx([0, 0, 1, 1], abs=0.02)
+    assert answer["box_given"] is False
     assert answer["products"][0]["sku"] == sku(3)
 
 
 def test_the_model_s_box_is_told_of_the_whole_photo(client, monkeypatch):
-    """The middle quarter of 96 x 24 is seen. Where the camera lay on its side the photo is upright first."""
+    """The middle quarter of 96 x 24 is seen. Where the camera lay on its side the photo is upright
+    first.
+    """
     boxed(client, monkeypatch, [0.0, 0.25, 0.5, 1.0])
     wide = np.concatenate([photo(product, 99) for product in range(4)], 1)
 
@@ -146,7 +176,12 @@ def test_the_model_s_box_is_told_of_the_whole_photo(client, monkeypatch):
     assert box(jpeg(photo(1, 99))) == [0, 0.25, 0.5, 1]
     assert box(jpeg(wide)) == [0.375, 0.25, 0.5, 1]
     assert box(turned(wide, 6)) == [0, 0.4375, 0.5, 0.625]  # 24 x 96 as a person sees it
-    assert box(jpeg(wide), box="0.1,0.2,0.3,0.4") == [0.1, 0.2, 0.3, 0.4]  # and the model's does not count
+    assert box(jpeg(wide), box="0.1,0.2,0.3,0.4") == [
+        0.1,
+        0.2,
+        0.3,
+        0.4,
+    ]  # and the model's does not count
 
 
 def test_the_centre_crop_is_undone(client, monkeypatch):
@@ -165,7 +200,9 @@ def test_a_box_ends_with_the_photo(client, monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["/v1/recognize", "/v1/search"])
-@pytest.mark.parametrize("box", ["", "1", "0,0,1", "a,b,c,d", "nan,0,1,1", "0,0,inf,1", "0.6,0,0.4,1", "0,0,0.01,1"])
+@pytest.mark.parametrize(
+    "box", ["", "1", "0,0,1", "a,b,c,d", "nan,0,1,1", "0,0,inf,1", "0.6,0,0.4,1", "0,0,0.01,1"]
+)
 def test_what_is_no_box(client, path, box):
     response = ask(client, 1, path, box=box)
     assert error(response) == (422, "bad_input")
@@ -183,9 +220,11 @@ def test_no_photo_with_a_box_is_no_photo(client):
 
 def test_cards_and_pictures(client):
     card = client.get(f"/v1/products/{sku(3)}").json()
-    assert card["title"] == f"title {sku(3)}" and card["photos"] == len(card["images"]) == PHOTOS
+    assert card["title"] == f"title {sku(3)}"
+    assert card["photos"] == len(card["images"]) == PHOTOS
     picture = client.get(card["images"][1])
-    assert picture.headers["content-type"] == "image/jpeg" and picture.content[:2] == b"\xff\xd8"
+    assert picture.headers["content-type"] == "image/jpeg"
+    assert picture.content[:2] == b"\xff\xd8"
     for path in (
         "/v1/products/nope",
         f"/v1/products/{sku(3)}/images/99",
@@ -196,14 +235,18 @@ def test_cards_and_pictures(client):
 
 
 def test_skus_that_look_like_paths(index, tmp_path):
-    """A slash, dots, a question mark, letters beyond ASCII: cards and pictures by the addresses that answers give."""
+    """A slash, dots, a question mark, letters beyond ASCII: cards and pictures by the addresses
+    that answers give.
+    """
     odd = ["a/b", "../../etc/passwd", "100%?x=1#y", "Stiefel ü 靴", "a/images/0"]
     rows = [{"image": f"{n}.jpg", "sku": name} for n, name in enumerate(odd)]
     photos = {f"{n}.jpg": jpeg(photo(20 + n)) for n in range(len(odd))}
     change.add(index, write_manifest_csv(tmp_path / "feed", rows, photos))
     with testclient.TestClient(create_app(settings(index))) as client:
         for n, name in enumerate(odd):
-            similar = client.post("/v1/search?similar=1", files={"photo": photos[f"{n}.jpg"]}).json()["similar"][0]
+            similar = client.post(
+                "/v1/search?similar=1", files={"photo": photos[f"{n}.jpg"]}
+            ).json()["similar"][0]
             assert similar["sku"] == name
             assert client.get(similar["images"][0]).content == photos[f"{n}.jpg"]
 
@@ -219,11 +262,20 @@ def test_skus_that_look_like_paths(index, tmp_path):
         ({"json": [1]}, (400, "no_photo")),
         ({"json": {"photo": "??"}}, (400, "bad_base64")),
         ({"content": b"{", "headers": {"Content-Type": "application/json"}}, (400, "bad_json")),
-        ({"content": b"[" * 100_000, "headers": {"Content-Type": "application/json"}}, (400, "bad_json")),
+        (
+            {"content": b"[" * 100_000, "headers": {"Content-Type": "application/json"}},
+            (400, "bad_json"),
+        ),
         ({"content": b"x", "headers": {"Content-Type": "text/plain"}}, (415, "content_type")),
         ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, (400, "bad_form")),
-        ({"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=b"}}, (400, "bad_form")),
-        ({"content": jpeg(photo(1))[:-100], "headers": {"Content-Type": "image/jpeg"}}, (400, "broken_photo")),
+        (
+            {"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=b"}},
+            (400, "bad_form"),
+        ),
+        (
+            {"content": jpeg(photo(1))[:-100], "headers": {"Content-Type": "image/jpeg"}},
+            (400, "broken_photo"),
+        ),
         ({"content": b"", "headers": {"Content-Type": "image/png"}}, (400, "no_photo")),
     ],
 )
@@ -231,7 +283,9 @@ def test_what_is_no_photo_is_an_error_of_the_client(client, request_, wanted):
     assert error(client.post("/v1/recognize", **request_)) == wanted
 
 
-@pytest.mark.parametrize("params", [{"k": 0}, {"k": 1000}, {"k": "x"}, {"similar": -1}, {"category": "x" * 2000}])
+@pytest.mark.parametrize(
+    "params", [{"k": 0}, {"k": 1000}, {"k": "x"}, {"similar": -1}, {"category": "x" * 2000}]
+)
 def test_parameters_outside_their_range(client, params):
     assert error(ask(client, 1, **params)) == (422, "bad_parameter")
 
@@ -240,7 +294,8 @@ def test_methods_and_paths_that_are_not_there(client):
     assert error(client.get("/v1/recognize")) == (405, "method_not_allowed")
     assert error(client.get("/../../etc/passwd")) == (404, "not_found")
     assert error(client.get("/%2e%2e/app.py")) == (404, "not_found")
-    assert client.get("/page.js").status_code == 200 and client.get("/").text.startswith("<!doctype html>")
+    assert client.get("/page.js").status_code == 200
+    assert client.get("/").text.startswith("<!doctype html>")
 
 
 def test_limits_on_bytes(index):
@@ -248,18 +303,31 @@ def test_limits_on_bytes(index):
     with testclient.TestClient(create_app(settings(index, limits=limits))) as client:
         assert ask(client, 1).status_code == 200
         large = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
-        assert error(client.post("/v1/recognize", files={"photo": jpeg(large, "BMP")})) == (413, "too_large")
+        assert error(client.post("/v1/recognize", files={"photo": jpeg(large, "BMP")})) == (
+            413,
+            "too_large",
+        )
         body = jpeg(large, "PNG")[:4_000]
-        assert error(client.post("/v1/recognize", content=body, headers={"Content-Type": "image/png"}))[0] == 413
+        assert (
+            error(
+                client.post("/v1/recognize", content=body, headers={"Content-Type": "image/png"})
+            )[0]
+            == 413
+        )
 
         def endless():
             for _ in range(1000):
                 yield b"\0" * 1000
 
-        found = client.post("/v1/recognize", content=endless(), headers={"Content-Type": "image/png"})
+        found = client.post(
+            "/v1/recognize", content=endless(), headers={"Content-Type": "image/png"}
+        )
         assert error(found) == (413, "too_large")
         wide = jpeg(np.zeros((101, 101, 3), np.uint8))
-        assert error(client.post("/v1/recognize", files={"photo": wide})) == (413, "too_many_pixels")
+        assert error(client.post("/v1/recognize", files={"photo": wide})) == (
+            413,
+            "too_many_pixels",
+        )
 
 
 def test_keys_are_asked_for(index, tmp_path):
@@ -272,9 +340,14 @@ def test_keys_are_asked_for(index, tmp_path):
             {"Authorization": key},
             {"Authorization": f"Basic {key}"},
         ):
-            response = client.post("/v1/recognize", files={"photo": jpeg(photo(1))}, headers=headers)
-            assert error(response) == (401, "no_key") and response.headers["www-authenticate"] == "Bearer"
-        assert [client.get(p).status_code for p in ("/metrics", "/v1/products/sku-1", "/openapi.json")] == [401] * 3
+            response = client.post(
+                "/v1/recognize", files={"photo": jpeg(photo(1))}, headers=headers
+            )
+            assert error(response) == (401, "no_key")
+            assert response.headers["www-authenticate"] == "Bearer"
+        assert [
+            client.get(p).status_code for p in ("/metrics", "/v1/products/sku-1", "/openapi.json")
+        ] == [401] * 3
         assert [client.get(p).status_code for p in ("/healthz", "/readyz", "/")] == [200] * 3
         right = {"Authorization": f"Bearer {key}"}
         assert client.get("/v1/products/sku-1", headers=right).status_code == 200
@@ -286,10 +359,16 @@ def test_events_are_kept_once(client, index):
         "shown": [sku(1)],
     }  # fmt: skip
     assert client.post("/v1/events", json=[event]).json() == {"received": 1, "new": 1}
-    assert client.post("/v1/events", json=[event, {**event, "event_id": "f"}]).json() == {"received": 2, "new": 1}
+    assert client.post("/v1/events", json=[event, {**event, "event_id": "f"}]).json() == {
+        "received": 2,
+        "new": 1,
+    }
     bad = client.post("/v1/events", json=[{**event, "event_id": "g"}, {**event, "kind": "look"}])
-    assert error(bad) == (422, "bad_input") and "event 1: kind='look'" in bad.json()["error"]["message"]
-    assert client.post("/v1/events", json=[{**event, "event_id": "g"}]).json()["new"] == 1  # none was stored before
+    assert error(bad) == (422, "bad_input")
+    assert "event 1: kind='look'" in bad.json()["error"]["message"]
+    assert (
+        client.post("/v1/events", json=[{**event, "event_id": "g"}]).json()["new"] == 1
+    )  # none was stored before
     for body in (b"x", b"{}", b"[1]", b"[" * 100_000, b'[{"event_id": "\\ud800"}]'):
         assert client.post("/v1/events", content=body).status_code in (400, 422)
 
@@ -301,31 +380,43 @@ def test_a_service_without_events_says_so(index):
 
 def test_query_photos_are_kept_only_when_asked(index, tmp_path):
     data = jpeg(photo(1, 99))
-    with testclient.TestClient(create_app(settings(index, keep_queries=str(tmp_path / "kept")))) as client:
+    with testclient.TestClient(
+        create_app(settings(index, keep_queries=str(tmp_path / "kept")))
+    ) as client:
         answer = client.post("/v1/recognize", files={"photo": data}).json()
         client.post("/v1/recognize", files={"photo": b"no photo"})
     (kept,) = (tmp_path / "kept").iterdir()
-    assert kept.name.startswith(answer["request_id"]) and kept.read_bytes() == data
+    assert kept.name.startswith(answer["request_id"])
+    assert kept.read_bytes() == data
 
 
 def test_the_log_has_ids_and_neither_photos_nor_skus(client, caplog):
     with caplog.at_level(logging.INFO, "sicot"):
         response = ask(client, 1)
         client.get(f"/v1/products/{sku(1)}")
-    assert response.json()["request_id"] in caplog.text and "POST /v1/recognize 200" in caplog.text
-    assert sku(1) not in caplog.text and "JFIF" not in caplog.text
+    assert response.json()["request_id"] in caplog.text
+    assert "POST /v1/recognize 200" in caplog.text
+    assert sku(1) not in caplog.text
+    assert "JFIF" not in caplog.text
 
 
 def test_a_request_id_is_taken_over_unless_it_is_odd(client):
-    assert client.get("/healthz", headers={"X-Request-Id": "abc-1"}).headers["x-request-id"] == "abc-1"
+    assert (
+        client.get("/healthz", headers={"X-Request-Id": "abc-1"}).headers["x-request-id"] == "abc-1"
+    )
     odd = client.get("/healthz", headers={"X-Request-Id": "a b"}).headers["x-request-id"]
-    assert odd != "a b" and len(odd) == 16
+    assert odd != "a b"
+    assert len(odd) == 16
 
 
 def test_metrics_and_readiness(client):
     ask(client, 1)
     ready = client.get("/readyz").json()
-    assert (ready["products"], ready["photos"], ready["engine"]) == (PRODUCTS, PRODUCTS * PHOTOS, "jax")
+    assert (ready["products"], ready["photos"], ready["engine"]) == (
+        PRODUCTS,
+        PRODUCTS * PHOTOS,
+        "jax",
+    )
     assert set(ready["milliseconds"]) == {"1", "2"}
     text = client.get("/metrics").text
     assert 'sicot_requests_total{route="/v1/recognize",status="200"}' in text
@@ -333,10 +424,13 @@ def test_metrics_and_readiness(client):
 
 
 def test_not_ready_until_all_is_loaded(index):
-    client = testclient.TestClient(create_app(settings(index)))  # not entered: its start has not run
+    client = testclient.TestClient(
+        create_app(settings(index))
+    )  # not entered: its start has not run
     assert error(client.get("/readyz")) == (503, "error")
     response = ask(client, 1)
-    assert response.status_code == 503 and response.headers["retry-after"] == "1"
+    assert response.status_code == 503
+    assert response.headers["retry-after"] == "1"
     assert client.get("/healthz").status_code == 200
 
 
@@ -346,8 +440,10 @@ def test_an_engine_that_fails_gives_away_nothing(client, monkeypatch, caplog):
 
     monkeypatch.setattr(client.app.state.sicot.current.live.batcher, "engine", failing)
     response = ask(client, 1)
-    assert error(response) == (500, "internal") and "secret" not in response.text
-    assert "secret path" in caplog.text and response.json()["error"]["request_id"] in caplog.text
+    assert error(response) == (500, "internal")
+    assert "secret" not in response.text
+    assert "secret path" in caplog.text
+    assert response.json()["error"]["request_id"] in caplog.text
 
 
 def test_a_request_that_takes_too_long_is_ended(index, monkeypatch):
@@ -356,7 +452,8 @@ def test_a_request_that_takes_too_long_is_ended(index, monkeypatch):
         engine = batcher.engine
         monkeypatch.setattr(batcher, "engine", lambda photos: time.sleep(0.5) or engine(photos))
         response = ask(client, 1)
-        assert response.status_code == 503 and response.headers["retry-after"] == "1"
+        assert response.status_code == 503
+        assert response.headers["retry-after"] == "1"
         assert "0.2 seconds" in response.json()["error"]["message"]
         monkeypatch.setattr(batcher, "engine", engine)
         time.sleep(0.6)
@@ -368,7 +465,8 @@ def test_busy_is_said_at_once(index, monkeypatch):
     with testclient.TestClient(create_app(settings(index))) as client:
         client.app.state.sicot.photos = 10**6
         response = ask(client, 1)
-        assert response.status_code == 503 and response.headers["retry-after"] == "1"
+        assert response.status_code == 503
+        assert response.headers["retry-after"] == "1"
         client.app.state.sicot.photos = 0
         assert ask(client, 1).status_code == 200
 
@@ -404,17 +502,29 @@ def test_a_version_that_cannot_be_read_leaves_the_old_one(client, index, made_mo
 
 def test_the_specification_has_every_route(client):
     spec = client.get("/openapi.json").json()
-    assert {"/v1/recognize", "/v1/search", "/v1/products/{sku}", "/v1/events", "/readyz", "/metrics"} <= set(
-        spec["paths"]
-    )
+    assert {
+        "/v1/recognize",
+        "/v1/search",
+        "/v1/products/{sku}",
+        "/v1/events",
+        "/readyz",
+        "/metrics",
+    } <= set(spec["paths"])
     recognize = spec["paths"]["/v1/recognize"]["post"]
     assert "example" in recognize["responses"]["200"]["content"]["application/json"]
     assert {"400", "401", "413", "415", "503"} <= set(recognize["responses"])
     for path in ("/v1/recognize", "/v1/search"):
         (box,) = (p for p in spec["paths"][path]["post"]["parameters"] if p["name"] == "box")
-        assert "left,top,right,bottom" in box["description"] and not box["required"]
-    assert {"box", "box_given"} <= set(recognize["responses"]["200"]["content"]["application/json"]["example"])
-    assert set(recognize["requestBody"]["content"]) == {"multipart/form-data", "application/json", "image/*"}
+        assert "left,top,right,bottom" in box["description"]
+        assert not box["required"]
+    assert {"box", "box_given"} <= set(
+        recognize["responses"]["200"]["content"]["application/json"]["example"]
+    )
+    assert set(recognize["requestBody"]["content"]) == {
+        "multipart/form-data",
+        "application/json",
+        "image/*",
+    }
 
 
 def test_settings_that_cannot_be_served(index, tmp_path):

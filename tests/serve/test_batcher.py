@@ -45,7 +45,8 @@ def test_whatever_waits_goes_together():
         engine.go.set()
         answers = await asyncio.gather(*waiting)
         assert [int(found.embedding[0]) for found in answers] == list(range(10))
-        assert sorted(engine.sizes) == [1, 1, 4, 4] and IN_FLIGHT == 2
+        assert sorted(engine.sizes) == [1, 1, 4, 4]
+        assert IN_FLIGHT == 2
 
     asyncio.run(scenario())
 
@@ -64,7 +65,8 @@ def test_a_request_that_went_away_is_left_out():
         gone.cancel()
         engine.go.set()
         assert [int((await task)[0][0]) for task in (*first, stays)] == [1, 2, 4, 3]
-        assert sorted(engine.sizes) == [1, 1, 2] and len(batcher) == 0
+        assert sorted(engine.sizes) == [1, 1, 2]
+        assert len(batcher) == 0
 
     asyncio.run(scenario())
 
@@ -118,11 +120,14 @@ def test_boxes_come_with_their_photos():
     box = np.array([[0.1, 0.2, 0.3, 0.4]])
 
     async def scenario(engine):
-        return await asyncio.gather(*(Batcher(engine, largest=4)(photo(number)) for number in (1, 2)))
+        return await asyncio.gather(
+            *(Batcher(engine, largest=4)(photo(number)) for number in (1, 2))
+        )
 
     def boxed(photos):
         return Found(photos[:, 0, 0, :1], photos[:, 0, 0], photos[:, 0, 0, :1] * box)
 
     one, other = asyncio.run(scenario(boxed))
-    assert one.box.tolist() == [0.1, 0.2, 0.3, 0.4] and other.box.tolist() == [0.2, 0.4, 0.6, 0.8]
+    assert one.box.tolist() == [0.1, 0.2, 0.3, 0.4]
+    assert other.box.tolist() == [0.2, 0.4, 0.6, 0.8]
     assert [found.box for found in asyncio.run(scenario(Engine()))] == [None, None]

@@ -1,4 +1,6 @@
-"""Which engine and which batches are chosen, by times that are given; and the quiet that the times are measured in."""
+"""Which engine and which batches are chosen, by times that are given; and the quiet that the times
+are measured in.
+"""
 
 import threading
 import time
@@ -15,11 +17,15 @@ def chosen(index, monkeypatch):
     """choose() where a call of `name` with `size` photos takes times[name](size) milliseconds."""
 
     def choose(times, alone=None, **more):
-        monkeypatch.setattr(engines, "_load", lambda version, kind, threads: {name: name for name in times})
+        monkeypatch.setattr(
+            engines, "_load", lambda version, kind, threads: {name: name for name in times}
+        )
 
         def milliseconds(engine, shape, size, at_once):
             assert size == 1 or at_once == 2, "batches are timed as under load"
-            return times[engine](size) if at_once == 2 else (alone or {}).get(engine, times[engine](1))
+            return (
+                times[engine](size) if at_once == 2 else (alone or {}).get(engine, times[engine](1))
+            )
 
         monkeypatch.setattr(engines, "_milliseconds", milliseconds)
         return engines.choose(layout.current_version(index), **more)
@@ -29,31 +35,39 @@ def chosen(index, monkeypatch):
 
 def test_the_engine_that_answers_one_photo_soonest(chosen):
     found = chosen({"onnx": lambda size: 20.0 * size, "jax": lambda size: 30.0})
-    assert found.kind == "onnx" and found.run == "onnx" and found.classes == PRODUCTS
+    assert found.kind == "onnx"
+    assert found.run == "onnx"
+    assert found.classes == PRODUCTS
 
 
 def test_the_engine_is_chosen_by_one_photo_alone_and_its_batches_under_load(chosen):
     """Though the other one's photos come sooner under load."""
     times = {"onnx": lambda size: 30.0 * size, "jax": lambda size: 10.0 * size}
     found = chosen(times, alone={"onnx": 12.0, "jax": 13.0})
-    assert found.kind == "onnx" and found.milliseconds[1] == 30.0
+    assert found.kind == "onnx"
+    assert found.milliseconds[1] == 30.0
 
 
 def test_batches_as_large_as_they_gain_by(chosen):
     """Halves and quarters of a photo's time up to 8; nothing after that, so that 64 is not tried."""
     found = chosen({"onnx": lambda size: 10.0 if size <= 8 else 1.25 * size}, largest=64)
-    assert found.largest == 8 and list(found.milliseconds) == [1, 2, 4, 8, 16, 32]
+    assert found.largest == 8
+    assert list(found.milliseconds) == [1, 2, 4, 8, 16, 32]
 
 
 def test_a_gain_that_comes_with_the_second_doubling_is_seen(chosen):
-    found = chosen({"onnx": lambda size: {1: 10.0, 2: 20.0, 4: 30.0, 8: 60.0, 16: 120.0}[size]}, largest=64)
-    assert found.largest == 4 and list(found.milliseconds) == [1, 2, 4, 8, 16]
+    found = chosen(
+        {"onnx": lambda size: {1: 10.0, 2: 20.0, 4: 30.0, 8: 60.0, 16: 120.0}[size]}, largest=64
+    )
+    assert found.largest == 4
+    assert list(found.milliseconds) == [1, 2, 4, 8, 16]
 
 
 def test_no_batch_is_larger_than_allowed(chosen):
     for largest in (4, 7):
         found = chosen({"onnx": lambda size: 10.0}, largest=largest)
-        assert found.largest == 4 and list(found.milliseconds) == [1, 2, 4]
+        assert found.largest == 4
+        assert list(found.milliseconds) == [1, 2, 4]
 
 
 def test_calls_at_once_share_their_time():
@@ -65,7 +79,8 @@ def test_calls_at_once_share_their_time():
         time.sleep(0.04)
 
     assert 20 <= engines._milliseconds(engine, (2, 2, 3), 4, at_once=2) < 40
-    assert running[0] is threading.main_thread() and threading.main_thread() not in running[1:]
+    assert running[0] is threading.main_thread()
+    assert threading.main_thread() not in running[1:]
 
 
 def test_an_engine_that_fails_is_not_timed():
@@ -86,6 +101,14 @@ def test_numpys_threads_are_held(index):
     from sicot_jax.serve.settings import Settings
 
     with threadpoolctl.threadpool_limits(2, user_api="blas"):
-        assert {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"} == {2}
+        assert {
+            pool["num_threads"]
+            for pool in threadpoolctl.threadpool_info()
+            if pool["user_api"] == "blas"
+        } == {2}
         live.load(Settings(index=str(index), engine="jax", largest_batch=1))
-        assert {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"} == {1}
+        assert {
+            pool["num_threads"]
+            for pool in threadpoolctl.threadpool_info()
+            if pool["user_api"] == "blas"
+        } == {1}

@@ -34,13 +34,17 @@ def test_each_worker_has_its_own_and_a_new_one_that_of_the_old(gpus, monkeypatch
 
 
 def test_one_worker_or_no_gpu_shares_nothing(gpus, monkeypatch):
-    assert devices.share_out(1) is None and devices.take() is None
+    assert devices.share_out(1) is None
+    assert devices.take() is None
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert devices.visible() == [] and devices.share_out(4) is None and devices.take() is None
+    assert devices.visible() == []
+    assert devices.share_out(4) is None
+    assert devices.take() is None
 
 
 @pytest.mark.parametrize(
-    ("given", "found"), [("0,-1,1", ["0"]), ("NoDevFiles", []), ("1, MIG-a/b-c", ["1", "MIG-a/b-c"])]
+    ("given", "found"),
+    [("0,-1,1", ["0"]), ("NoDevFiles", []), ("1, MIG-a/b-c", ["1", "MIG-a/b-c"])],
 )
 def test_names_as_cuda_reads_them(gpus, monkeypatch, given, found):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)

@@ -66,7 +66,9 @@ def choose(browser, path):
 def photos(tmp_path):
     for product in range(PRODUCTS):
         (tmp_path / f"{product}.jpg").write_bytes(jpeg(photo(product, 99)))
-    (tmp_path / "noise.png").write_bytes(jpeg(np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8), "PNG"))
+    (tmp_path / "noise.png").write_bytes(
+        jpeg(np.random.default_rng(0).integers(0, 256, (24, 24, 3), np.uint8), "PNG")
+    )
     (tmp_path / "text.jpg").write_text("no photo")
     return tmp_path
 
@@ -77,7 +79,8 @@ def test_a_photo_is_recognised(browser, index, photos, size):
         browser.set_window_size(*size)
         browser.get(f"http://127.0.0.1:{server.port}/")
         assert choose(browser, photos / "2.jpg") == f"Recognised: title {sku(2)}"
-        assert sku(2) in text(browser, "#top") and "% sure" in text(browser, "#top")
+        assert sku(2) in text(browser, "#top")
+        assert "% sure" in text(browser, "#top")
         assert len(browser.find_elements("css selector", "#others .card")) == PRODUCTS - 1
         assert "The photo shows: kind 0" in text(browser, "#kind")
         select = browser.find_element("id", "category")
@@ -88,9 +91,13 @@ def test_a_photo_is_recognised(browser, index, photos, size):
         shown = "return [...document.images].filter(i => !i.hidden && i.complete && i.naturalWidth).length"
         browser.execute_script("for (const image of document.images) image.loading = 'eager'")
         eventually(lambda: browser.execute_script(shown) == 2 * PRODUCTS + 1)
-        assert not browser.execute_script("return document.documentElement.scrollWidth > innerWidth")
+        assert not browser.execute_script(
+            "return document.documentElement.scrollWidth > innerWidth"
+        )
         select.find_element("css selector", "option[value='kind 1']").click()
-        eventually(lambda: len(browser.find_elements("css selector", "#similar .card")) == PRODUCTS // 2)
+        eventually(
+            lambda: len(browser.find_elements("css selector", "#similar .card")) == PRODUCTS // 2
+        )
         assert not browser.find_element("id", "ranked").is_displayed()  # nearest first
         assert choose(browser, photos / "3.jpg") == f"Recognised: title {sku(3)}"
         assert choose(browser, photos / "text.jpg").startswith("not a photo; wanted one of JPEG")
@@ -110,7 +117,9 @@ def test_similar_products_in_the_order_of_the_ranker(browser, index, photos, tmp
         choose(browser, photos / "2.jpg")
         assert browser.find_element("id", "ranked").is_displayed()
         first = "return document.querySelector('#similar .card').textContent"
-        assert sku(4) in browser.execute_script(first)  # the good one of its kind, before the one that is asked for
+        assert sku(4) in browser.execute_script(
+            first
+        )  # the good one of its kind, before the one that is asked for
         browser.execute_script("""
             const before = ask, later = [];
             ask = async (path) => {
@@ -165,7 +174,9 @@ def test_with_a_key(browser, index, photos, tmp_path):
         field.send_keys(key + "\n")
         browser.execute_script("document.getElementById('key').dispatchEvent(new Event('change'))")
         eventually(lambda: text(browser, "#status") == f"Recognised: title {sku(1)}")
-        shown = "const i = document.querySelector('#top img'); return !i.hidden && i.naturalWidth > 0"
+        shown = (
+            "const i = document.querySelector('#top img'); return !i.hidden && i.naturalWidth > 0"
+        )
         eventually(lambda: browser.execute_script(shown))
 
 
@@ -184,7 +195,9 @@ def boxed(index, box):
         state = eventually(lambda: server.started and app.state.sicot)
         batcher = state.current.live.batcher
         engine = batcher.engine
-        batcher.engine = lambda photos: engine(photos)._replace(box=box and np.array([box] * len(photos)))
+        batcher.engine = lambda photos: engine(photos)._replace(
+            box=box and np.array([box] * len(photos))
+        )
         yield f"http://127.0.0.1:{port}/"
     finally:
         server.should_exit = True
@@ -209,9 +222,13 @@ def drawn(browser):
 
 def asked(browser):
     """The boxes of all requests so far, None for those without."""
-    addresses = browser.execute_script("return performance.getEntriesByType('resource').map((e) => e.name)")
+    addresses = browser.execute_script(
+        "return performance.getEntriesByType('resource').map((e) => e.name)"
+    )
     return [
-        [float(side) for side in address.partition("&box=")[2].split(",")] if "&box=" in address else None
+        [float(side) for side in address.partition("&box=")[2].split(",")]
+        if "&box=" in address
+        else None
         for address in addresses
         if "/v1/recognize" in address
     ]
@@ -229,7 +246,9 @@ def recognised(browser, product):
 
 @pytest.mark.parametrize("size", [(1200, 900), (390, 800)], ids=["wide", "phone"])
 def test_the_box_is_drawn_and_dragged(browser, index, two, size):
-    """The model's box spans half of either product; the person moves it over one of them, then over the other."""
+    """The model's box spans half of either product; the person moves it over one of them, then over
+    the other.
+    """
     from selenium.webdriver import ActionChains
 
     with boxed(index, [0.0, 0.0, 1.0, 1.0]) as address:
@@ -245,22 +264,36 @@ def test_the_box_is_drawn_and_dragged(browser, index, two, size):
             browser.find_element("id", "query").size["width"],
         )
         place = browser.find_element("id", "answered").location
-        ActionChains(browser).click_and_hold(move).move_by_offset(-round(0.3 * width), 0).release().perform()
+        ActionChains(browser).click_and_hold(move).move_by_offset(
+            -round(0.3 * width), 0
+        ).release().perform()
         recognised(browser, 1)
         assert drawn(browser) == pytest.approx([0, 0, 0.5, 1], abs=0.01)
         assert_asked(browser, None, [0, 0, 0.5, 1])
-        ActionChains(browser).click_and_hold(move).move_by_offset(round(0.55 * width), 0).release().perform()
+        ActionChains(browser).click_and_hold(move).move_by_offset(
+            round(0.55 * width), 0
+        ).release().perform()
         recognised(browser, 4)
         assert_asked(browser, None, [0, 0, 0.5, 1], [0.5, 0, 1, 1])
-        assert sku(4) in text(browser, "#top") and sku(4) in text(browser, "#similar .card")
+        assert sku(4) in text(browser, "#top")
+        assert sku(4) in text(browser, "#similar .card")
         corner = browser.find_element("css selector", "#box [data-sides='left bottom']")
-        ActionChains(browser).click_and_hold(corner).move_by_offset(round(0.1 * width), -40).release().perform()
+        ActionChains(browser).click_and_hold(corner).move_by_offset(
+            round(0.1 * width), -40
+        ).release().perform()
         left, top, right, bottom = eventually(lambda: asked(browser)[3:])[0]
-        assert left == pytest.approx(0.6, abs=0.01) and (top, right) == (0, 1) and 0.3 < bottom < 0.9
+        assert left == pytest.approx(0.6, abs=0.01)
+        assert (top, right) == (0, 1)
+        assert 0.3 < bottom < 0.9
         assert browser.find_element("id", "answered").location == place  # nothing jumps
         browser.find_element("id", "whole").click()
-        eventually(lambda: len(asked(browser)) == 5 and not browser.find_element("id", "whole").is_enabled())
-        assert drawn(browser) == pytest.approx([0.25, 0, 0.75, 1], abs=0.01) and asked(browser)[-1] is None
+        eventually(
+            lambda: (
+                len(asked(browser)) == 5 and not browser.find_element("id", "whole").is_enabled()
+            )
+        )
+        assert drawn(browser) == pytest.approx([0.25, 0, 0.75, 1], abs=0.01)
+        assert asked(browser)[-1] is None
         assert not browser.get_log("browser")
 
 
@@ -277,7 +310,8 @@ def test_the_box_by_keyboard(browser, index, two):
         recognised(browser, 1)
         assert_asked(browser, None, [0, 0, 0.5, 1])
         assert drawn(browser) == pytest.approx([0, 0, 0.5, 1], abs=0.01)
-        assert browser.switch_to.active_element == move and all(b.accessible_name for b in (move, corner))
+        assert browser.switch_to.active_element == move
+        assert all(b.accessible_name for b in (move, corner))
         move.send_keys(Keys.TAB)
         assert browser.switch_to.active_element == corner
         corner.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_DOWN)
@@ -295,17 +329,22 @@ def test_a_part_is_chosen_where_the_model_tells_none(browser, index, two):
         assert drawn(browser) is None
         query = browser.find_element("id", "query")
         half = query.size["width"] // 2
-        pull = ActionChains(browser).move_to_element_with_offset(query, 1 - half, -60).click_and_hold()
+        pull = (
+            ActionChains(browser).move_to_element_with_offset(query, 1 - half, -60).click_and_hold()
+        )
         pull.move_by_offset(half, 120).release().perform()
         eventually(lambda: len(asked(browser)) == 2)
         ((left, top, right, bottom),) = asked(browser)[1:]
-        assert left < 0.02 and right == pytest.approx(0.5, abs=0.01) and 0 < top < 0.3 < bottom < 1
+        assert left < 0.02
+        assert right == pytest.approx(0.5, abs=0.01)
+        assert 0 < top < 0.3 < bottom < 1
         browser.find_element("id", "whole").click()
         eventually(lambda: len(asked(browser)) == 3 and drawn(browser) is None)
         browser.find_element("id", "part").click()
         eventually(lambda: asked(browser)[3:] == [[0.2, 0.2, 0.8, 0.8]])
         ActionChains(browser).move_to_element(query).click().perform()  # a click changes nothing
-        assert drawn(browser) == pytest.approx([0.2, 0.2, 0.8, 0.8], abs=0.01) and len(asked(browser)) == 4
+        assert drawn(browser) == pytest.approx([0.2, 0.2, 0.8, 0.8], abs=0.01)
+        assert len(asked(browser)) == 4
 
 
 def test_the_box_by_finger(browser, index, two):
@@ -319,7 +358,9 @@ def test_the_box_by_finger(browser, index, two):
         """)
 
         def touch(kind, *points):
-            browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": list(points)})
+            browser.execute_cdp_cmd(
+                "Input.dispatchTouchEvent", {"type": kind, "touchPoints": list(points)}
+            )
 
         touch("touchStart", {"x": x, "y": y})
         for step in range(1, 11):

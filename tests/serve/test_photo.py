@@ -29,10 +29,17 @@ def bomb(width, height):
     """A PNG of that size in a few bytes, as its header says."""
 
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("kind", photo.FORMATS)
@@ -80,7 +87,11 @@ def test_a_bomb_is_refused_before_it_is_decoded():
 def test_base64():
     data = some()
     text = base64.b64encode(data).decode()
-    assert photo.from_base64(text, LIMITS) == photo.from_base64(f"data:image/jpeg;base64,{text}", LIMITS) == data
+    assert (
+        photo.from_base64(text, LIMITS)
+        == photo.from_base64(f"data:image/jpeg;base64,{text}", LIMITS)
+        == data
+    )
     for bad, status in (("???", 400), ("abc", 400), ("a" * 70_000, 413)):
         with pytest.raises(PhotoError) as found:
             photo.from_base64(bad, LIMITS)
@@ -95,7 +106,8 @@ def test_a_photo_lies_upright():
     exif[0x0112] = 6  # turned by 90 degrees to the right: white is below
     Image.fromarray(pixels).save(out, "JPEG", exif=exif, quality=95)
     upright = photo.decode(out.getvalue(), PREPROCESSING, LIMITS, BUDGET).pixels
-    assert upright[:10].mean() < 20 and upright[-10:].mean() > 235
+    assert upright[:10].mean() < 20
+    assert upright[-10:].mean() > 235
 
 
 def test_a_box_is_cut_from_the_upright_photo():
@@ -107,17 +119,23 @@ def test_a_box_is_cut_from_the_upright_photo():
     Image.fromarray(pixels).save(out, "PNG", exif=exif)
     white = photo.decode(out.getvalue(), PREPROCESSING, LIMITS, BUDGET, Box(0, 0.5, 1, 1))
     black = photo.decode(out.getvalue(), PREPROCESSING, LIMITS, BUDGET, Box(0, 0, 1, 0.5))
-    assert white.pixels.min() == 255 and black.pixels.max() == 0
+    assert white.pixels.min() == 255
+    assert black.pixels.max() == 0
     assert white.seen == (0, 0.5, 1, 1)
 
 
 def test_a_box_has_the_margin_that_the_centre_crop_takes():
-    """The middle 40 x 40 of 80 x 80; resized to 32, of which 16 are seen: all 80 are cut, and the box is what is seen."""
+    """The middle 40 x 40 of 80 x 80; resized to 32, of which 16 are seen: all 80 are cut, and the
+    box is what is seen.
+    """
     preprocessing = Preprocessing(height=16, width=16, resize_height=32, resize_width=32)
     pixels = np.zeros((80, 80, 3), np.uint8)
     pixels[20:60, 20:60] = 200
-    found = photo.decode(jpeg(pixels, "PNG"), preprocessing, LIMITS, BUDGET, Box(0.25, 0.25, 0.75, 0.75))
-    assert found.seen == (0.25, 0.25, 0.75, 0.75) and np.all(found.pixels[2:-2, 2:-2] == 200)
+    found = photo.decode(
+        jpeg(pixels, "PNG"), preprocessing, LIMITS, BUDGET, Box(0.25, 0.25, 0.75, 0.75)
+    )
+    assert found.seen == (0.25, 0.25, 0.75, 0.75)
+    assert np.all(found.pixels[2:-2, 2:-2] == 200)
     corner = photo.decode(jpeg(pixels, "PNG"), preprocessing, LIMITS, BUDGET, Box(0, 0, 0.5, 0.5))
     assert corner.seen == (
         0.1875,
@@ -128,7 +146,9 @@ def test_a_box_has_the_margin_that_the_centre_crop_takes():
 
 
 def test_photos_are_decoded_together_up_to_a_number_of_pixels():
-    """Two of 40 fit into 100, the third waits; one that is larger than all goes alone; none is left behind."""
+    """Two of 40 fit into 100, the third waits; one that is larger than all goes alone; none is left
+    behind.
+    """
     budget, inside, most = PixelBudget(100), [], []
     lock = threading.Lock()
 
@@ -146,5 +166,6 @@ def test_photos_are_decoded_together_up_to_a_number_of_pixels():
         thread.start()
     for thread in threads:
         thread.join(10)
-    assert len(most) == 11 and max(map(len, most)) == 2
+    assert len(most) == 11
+    assert max(map(len, most)) == 2
     assert all(sum(together) <= 100 or together == [500] for together in most)

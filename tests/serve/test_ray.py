@@ -32,7 +32,8 @@ from sicot_jax.serve.app import create_app  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 APP = "sicot_jax.serve.ray:app"
-# `serve run` in a Ray as small as it gets. A test run in the background may have SIGINT ignored, which its children inherit.
+# `serve run` in a Ray as small as it gets. A test run in the background may have SIGINT ignored,
+# which its children inherit.
 DRIVER = """
 import signal
 import sys
@@ -55,7 +56,8 @@ class Cluster:
             **os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1",
             "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0",
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listens on the loopback address alone
-            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),  # else it writes one into the home folder
+            # else it writes one into the home folder
+            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         }  # fmt: skip
         self.process = subprocess.Popen(
@@ -68,7 +70,10 @@ class Cluster:
 
     def said(self, pattern):
         """The processes of the replicas that logged it."""
-        lines = [re.search(rf"\(ServeReplica:\S+ pid=(\d+)\).*{pattern}", line) for line in list(self.lines)]
+        lines = [
+            re.search(rf"\(ServeReplica:\S+ pid=(\d+)\).*{pattern}", line)
+            for line in list(self.lines)
+        ]
         return {int(found[1]) for found in lines if found}
 
     def eventually(self, check, seconds=60.0):
@@ -80,7 +85,9 @@ class Cluster:
 
     def post(self, path="/v1/recognize", key="", **more):
         headers = {**more.pop("headers", {}), **({"Authorization": f"Bearer {key}"} if key else {})}
-        return httpx.post(f"http://127.0.0.1:{self.port}{path}", headers=headers, timeout=30, **more)
+        return httpx.post(
+            f"http://127.0.0.1:{self.port}{path}", headers=headers, timeout=30, **more
+        )
 
     def ready(self):
         with contextlib.suppress(httpx.TransportError):
@@ -114,7 +121,9 @@ def _session(pid):
 @contextlib.contextmanager
 def running(*arguments):
     # Sockets lie in the folder, and their paths are limited to 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
         cluster = Cluster(folder, *arguments)
         try:
             cluster.eventually(cluster.ready, 120)
@@ -131,20 +140,28 @@ def test_two_replicas_answer_as_the_plain_app(index, made_model, tmp_path):
     plain = Settings(index=str(index), engine="jax", largest_batch=2, keys=str(tmp_path / "keys"))
     with (
         running(APP, "replicas=2", "engine=jax", "largest_batch=2", "wait_ms=1", *given) as cluster,
-        testclient.TestClient(create_app(plain), headers={"Authorization": f"Bearer {key}"}) as client,
+        testclient.TestClient(
+            create_app(plain), headers={"Authorization": f"Bearer {key}"}
+        ) as client,
     ):
         _same_answers(cluster, client, key)
         _same_errors(cluster, client, key)
         _one_store_of_events(cluster, key)
         _busy_is_said(cluster, key)
-        first = cluster.eventually(lambda: len(found := cluster.said("ready: index")) == 2 and found)
+        first = cluster.eventually(
+            lambda: len(found := cluster.said("ready: index")) == 2 and found
+        )
         write_index(index, made_model)
         cluster.eventually(lambda: cluster.said("index v000002 in use") == first)
-        assert cluster.post(key=key, files={"photo": jpeg(photo(1, 99))}).json()["index"] == "v000002"
+        assert (
+            cluster.post(key=key, files={"photo": jpeg(photo(1, 99))}).json()["index"] == "v000002"
+        )
         _one_is_killed(cluster, first, key)
         assert cluster.stop() == 0
         _ended(cluster)
-        assert not [line for line in cluster.lines if "ServeReplica" in line and "Traceback" in line]
+        assert not [
+            line for line in cluster.lines if "ServeReplica" in line and "Traceback" in line
+        ]
 
 
 def _same_answers(cluster, client, key):
@@ -154,9 +171,13 @@ def _same_answers(cluster, client, key):
         for product in range(PRODUCTS):
             files = {"photo": jpeg(photo(product, 99))}
             found = cluster.post("/v1/recognize?k=3&similar=4", key, files=files)
-            answer, wanted = found.json(), client.post("/v1/recognize?k=3&similar=4", files=files).json()
+            answer, wanted = (
+                found.json(),
+                client.post("/v1/recognize?k=3&similar=4", files=files).json(),
+            )
             assert found.headers.get_list("x-request-id") == [answer["request_id"]]
-            assert answer["products"][0]["sku"] == sku(product) and answer["known"] == wanted["known"] is True
+            assert answer["products"][0]["sku"] == sku(product)
+            assert answer["known"] == wanted["known"] is True
             for kind, number in (("products", "probability"), ("similar", "similarity")):
                 assert [got["sku"] for got in answer[kind]] == [got["sku"] for got in wanted[kind]]
                 numbers = [[got[number] for got in side[kind]] for side in (answer, wanted)]
@@ -177,14 +198,18 @@ def _same_errors(cluster, client, key):
         found, wanted = cluster.post(key=key, **request), client.post("/v1/recognize", **request)
         errors = [side.json()["error"] for side in (found, wanted)]
         assert found.status_code == wanted.status_code
-        assert found.headers.get_list("x-request-id") == [errors[0].pop("request_id")] and errors[1].pop("request_id")
+        assert found.headers.get_list("x-request-id") == [errors[0].pop("request_id")]
+        assert errors[1].pop("request_id")
         assert errors[0] == errors[1]
         statuses.append(found.status_code)
     assert statuses == [415, 400, 413, 400]
     refused = cluster.post(files={"photo": jpeg(photo(1))})
     assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
-    named = cluster.post(key=key, files={"photo": jpeg(photo(1))}, headers={"X-Request-Id": "abc-1"})
-    assert named.headers.get_list("x-request-id") == ["abc-1"] and named.json()["request_id"] == "abc-1"
+    named = cluster.post(
+        key=key, files={"photo": jpeg(photo(1))}, headers={"X-Request-Id": "abc-1"}
+    )
+    assert named.headers.get_list("x-request-id") == ["abc-1"]
+    assert named.json()["request_id"] == "abc-1"
 
 
 def _one_store_of_events(cluster, key):
@@ -204,12 +229,16 @@ def _one_store_of_events(cluster, key):
 
 
 def _busy_is_said(cluster, key):
-    """Photos that take long to decode, many at once: the service turns some away, and Ray keeps none waiting."""
+    """Photos that take long to decode, many at once: the service turns some away, and Ray keeps
+    none waiting.
+    """
     large = jpeg(np.zeros((3000, 3000, 3), np.uint8))
 
     def burst():
         with concurrent.futures.ThreadPoolExecutor(24) as pool:
-            answers = list(pool.map(lambda _: cluster.post(key=key, files={"photo": large}), range(24)))
+            answers = list(
+                pool.map(lambda _: cluster.post(key=key, files={"photo": large}), range(24))
+            )
         assert {answer.status_code for answer in answers} <= {200, 503}
         return [answer for answer in answers if answer.status_code == 503]
 
@@ -264,7 +293,11 @@ def test_a_config_file_with_autoscaling(index, tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of pydantic, in an import of Ray
 @pytest.mark.parametrize(
     ("more", "said"),
-    [({"engine": "torch"}, "engine 'torch', wanted"), ({"replica": 2}, "Extra inputs"), ({"cpus": 0}, "greater than")],
+    [
+        ({"engine": "torch"}, "engine 'torch', wanted"),
+        ({"replica": 2}, "Extra inputs"),
+        ({"cpus": 0}, "greater than"),
+    ],
 )
 def test_what_cannot_be_served_is_said_before_a_replica_starts(index, more, said):
     from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as build

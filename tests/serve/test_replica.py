@@ -31,7 +31,11 @@ def url(database_server):
 
 def serving(index, url):
     return testclient.TestClient(
-        create_app(Settings(index=str(index), database=url, engine="jax", largest_batch=2, reload_seconds=0.05))
+        create_app(
+            Settings(
+                index=str(index), database=url, engine="jax", largest_batch=2, reload_seconds=0.05
+            )
+        )
     )
 
 
@@ -45,7 +49,9 @@ def test_answers_are_those_of_the_files(index, url):
                 ("/v1/recognize", {"k": 100, "similar": 9, "category": "kind 1"}),
                 ("/v1/search", {"similar": 4}),
             ):
-                one, other = (ask(client, product, path, **params).json() for client in (files, replica))
+                one, other = (
+                    ask(client, product, path, **params).json() for client in (files, replica)
+                )
                 for answer in (one, other):
                     answer.pop("request_id"), answer.pop("timings_ms")
                     for found in answer["similar"]:
@@ -58,7 +64,9 @@ def test_answers_are_those_of_the_files(index, url):
                     answer["certainty"] = pytest.approx(answer.get("certainty"), abs=2e-4)
                 assert one == other
             card = files.get(f"/v1/products/{sku(product)}")
-            assert replica.get(f"/v1/products/{sku(product)}").json().get("images") == card.json().get("images")
+            assert replica.get(f"/v1/products/{sku(product)}").json().get(
+                "images"
+            ) == card.json().get("images")
         address = f"/v1/products/{sku(1)}/images/0"
         assert replica.get(address).content == files.get(address).content
         assert replica.get("/v1/products/a%00b").status_code == 404
@@ -90,7 +98,8 @@ def test_an_outage_of_the_database(index, url, database_server, caplog):
         try:
             with caplog.at_level(logging.ERROR, "sicot"):
                 for response in (ask(client, 1), client.get(f"/v1/products/{sku(1)}")):
-                    assert error(response) == (503, "error") and response.headers["retry-after"] == "1"
+                    assert error(response) == (503, "error")
+                    assert response.headers["retry-after"] == "1"
                     assert "the index cannot be read at the moment" in response.text
             assert "database: " in caplog.text
             assert client.get("/healthz").status_code == 200

@@ -23,7 +23,9 @@ pytest.importorskip("uvicorn", reason="the service needs its extra")
 
 @pytest.mark.slow
 def test_a_request_that_runs_is_answered_before_the_end(index):
-    """SIGTERM while photos are on their way: each is answered, nothing new is taken, the process ends by itself."""
+    """SIGTERM while photos are on their way: each is answered, nothing new is taken, the process
+    ends by itself.
+    """
     with serving(index) as server, concurrent.futures.ThreadPoolExecutor(8) as pool:
         answers = [pool.submit(server.recognize) for _ in range(8)]
         concurrent.futures.wait(answers, return_when="FIRST_COMPLETED")
@@ -32,7 +34,8 @@ def test_a_request_that_runs_is_answered_before_the_end(index):
         for answer in answers:
             with contextlib.suppress(OSError, http.client.HTTPException):  # not connected yet
                 statuses.append(answer.result()[0])
-        assert statuses and set(statuses) == {200}
+        assert statuses
+        assert set(statuses) == {200}
         assert not [line for line in server.lines if "Traceback" in line]
 
 
@@ -55,7 +58,8 @@ def test_a_port_that_is_taken_and_an_index_that_is_none(index, tmp_path):
         server.stop()
         assert any("address already in use" in line for line in server.lines)
     server = Server(tmp_path)
-    assert server.process.wait(60) == 2 and server.stop() == 2
+    assert server.process.wait(60) == 2
+    assert server.stop() == 2
     assert server.lines[-1].startswith(f"sicot serve: {tmp_path}: no product index there")
 
 
@@ -64,7 +68,10 @@ def hostile(rng):
 
     def post(body, kind, path="/v1/recognize", length=None, more=""):
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: {kind}\r\n{more}"
-        return f"{head}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body
+        return (
+            f"{head}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode()
+            + body
+        )
 
     noise = rng.randbytes(rng.randrange(2_000))
     cut = PHOTO[: rng.randrange(len(PHOTO))]
@@ -78,7 +85,20 @@ def hostile(rng):
     )
     png = jpeg(np.zeros((8, 8, 3), np.uint8), "PNG")
     sized = png[:16] + rng.randbytes(8) + png[24:]  # any width and height
-    sides = ["0", "0.5", "1", "-1", "nan", "inf", "1e400", "0.01", "x", "%00", "%ed%a0%80", "9" * 5_000]  # of boxes
+    sides = [
+        "0",
+        "0.5",
+        "1",
+        "-1",
+        "nan",
+        "inf",
+        "1e400",
+        "0.01",
+        "x",
+        "%00",
+        "%ed%a0%80",
+        "9" * 5_000,
+    ]  # of boxes
     kinds = [
         lambda: (post(PHOTO, "image/jpeg"), "wait"),
         lambda: (post(cut, "image/jpeg"), "wait"),
@@ -89,27 +109,51 @@ def hostile(rng):
         lambda: (post(form[: rng.randrange(len(form))], "multipart/form-data; boundary=b"), "wait"),
         lambda: (post(noise, f"multipart/form-data; boundary={'b' * rng.randrange(200)}"), "wait"),
         lambda: (post(b"[" * rng.randrange(50_000), "application/json"), "wait"),
-        lambda: (post(json.dumps({"photo": base64.b64encode(cut).decode()}).encode(), "application/json"), "wait"),
+        lambda: (
+            post(
+                json.dumps({"photo": base64.b64encode(cut).decode()}).encode(), "application/json"
+            ),
+            "wait",
+        ),
         lambda: (post(b'{"photo": ' + noise, "application/json"), "wait"),
         lambda: (post(noise, "application/json", "/v1/events"), "wait"),
         lambda: (post(b"[" * 100_000, "application/json", "/v1/events"), "wait"),
-        lambda: (post(b'[{"event_id": "\\ud800", "kind": 1}]', "application/json", "/v1/events"), "wait"),
+        lambda: (
+            post(b'[{"event_id": "\\ud800", "kind": 1}]', "application/json", "/v1/events"),
+            "wait",
+        ),
         lambda: (post(cut, "image/jpeg", length=10**12), "wait"),
         lambda: (post(cut, "image/jpeg", length="-1"), "wait"),
         lambda: (post(cut, "image/jpeg", length=len(cut) + 1000), "leave"),
         lambda: (post(cut, "image/jpeg", more="Transfer-Encoding: chunked\r\n"), "wait"),
         lambda: (
-            post(PHOTO, "image/jpeg", f"/v1/recognize?k={rng.randrange(-5, 300)}&similar={rng.choice('ax%9')}"),
+            post(
+                PHOTO,
+                "image/jpeg",
+                f"/v1/recognize?k={rng.randrange(-5, 300)}&similar={rng.choice('ax%9')}",
+            ),
             True,
         ),
         lambda: (
-            post(PHOTO, "image/jpeg", f"/v1/recognize?box={','.join(rng.choices(sides, k=rng.choice([3, 4, 4, 5])))}"),
+            post(
+                PHOTO,
+                "image/jpeg",
+                f"/v1/recognize?box={','.join(rng.choices(sides, k=rng.choice([3, 4, 4, 5])))}",
+            ),
             "wait",
         ),
-        lambda: (post(PHOTO, "image/jpeg", f"/v1/search?category={'%00' * rng.randrange(9)}..%2f"), "wait"),
-        lambda: (b"GET /v1/products/" + b"..%2f" * rng.randrange(60) + b" HTTP/1.1\r\nHost: x\r\n\r\n", "wait"),
         lambda: (
-            b"GET /v1/products/x/images/" + str(rng.randrange(-(10**30), 10**30)).encode() + b" HTTP/1.0\r\n\r\n",
+            post(PHOTO, "image/jpeg", f"/v1/search?category={'%00' * rng.randrange(9)}..%2f"),
+            "wait",
+        ),
+        lambda: (
+            b"GET /v1/products/" + b"..%2f" * rng.randrange(60) + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+            "wait",
+        ),
+        lambda: (
+            b"GET /v1/products/x/images/"
+            + str(rng.randrange(-(10**30), 10**30)).encode()
+            + b" HTTP/1.0\r\n\r\n",
             True,
         ),
         lambda: (b"GET /" + noise.replace(b"\n", b"") + b" HTTP/1.1\r\nHost: x\r\n\r\n", "end"),
@@ -133,13 +177,19 @@ def test_ten_thousand_hostile_requests(index, tmp_path):
     ):
         resident = []
         for first in range(0, len(requests), 500):
-            for line in pool.map(lambda request: server.raw(*request), requests[first : first + 500]):
+            for line in pool.map(
+                lambda request: server.raw(*request), requests[first : first + 500]
+            ):
                 code = line.split(" ")[1] if line.startswith("HTTP/1.1 ") else "hung up"
                 statuses[code] = statuses.get(code, 0) + 1
             resident.append(server.memory())
-        assert server.process.poll() is None and server.recognize()[0] == 200
+        assert server.process.poll() is None
+        assert server.recognize()[0] == 200
         errors = [line for line in server.lines if "Traceback" in line or " failed" in line]
-    assert not errors and not [code for code in statuses if code.startswith("5")], (statuses, errors[:3])
+    assert not errors and not [code for code in statuses if code.startswith("5")], (
+        statuses,
+        errors[:3],
+    )
     assert {"200", "400", "404", "413", "415", "422"} <= set(statuses)
     assert max(resident[10:]) <= 1.02 * resident[1], [round(r / 1e6, 1) for r in resident]
 
@@ -187,8 +237,9 @@ def test_the_index_is_switched_a_hundred_times_under_load(index, made_model):
 
 @pytest.mark.slow
 def test_requests_that_time_out_while_models_change(index, made_model, tmp_path):
-    """Threads still work for requests that were given up, while index and model are replaced: the process lives, and no answer
-    is another error than "try again"."""
+    """Threads still work for requests that were given up, while index and model are replaced: the
+    process lives, and no answer is another error than "try again".
+    """
     from helpers import index_maker
 
     index_maker.write_model(tmp_path / "other", seed=1)
@@ -212,7 +263,8 @@ def test_requests_that_time_out_while_models_change(index, made_model, tmp_path)
             done.set()
             for thread in threads:
                 thread.join()
-        assert set(statuses) <= {200, 408, 503} and statuses.count(200)
+        assert set(statuses) <= {200, 408, 503}
+        assert statuses.count(200)
         assert not [line for line in server.lines if "Traceback" in line]
 
 
@@ -228,5 +280,6 @@ def test_requests_that_time_out_while_models_change(index, made_model, tmp_path)
 )
 def test_what_cannot_be_served_is_one_line(index, flags, said):
     server = Server(index, *flags)
-    assert server.process.wait(60) == 2 and server.stop() == 2
+    assert server.process.wait(60) == 2
+    assert server.stop() == 2
     assert len(server.lines) == 1 and said in server.lines[0], server.lines

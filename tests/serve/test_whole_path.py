@@ -1,4 +1,6 @@
-"""A photo's whole way, over HTTP by the service's own process: category, box, product, similar ones in the ranker's order."""
+"""A photo's whole way, over HTTP by the service's own process: category, box, product, similar ones
+in the ranker's order.
+"""
 
 import json
 
@@ -29,20 +31,29 @@ def test_a_photo_s_whole_way(tmp_path, monkeypatch):
 
         def answer(query=""):
             data = jpeg(photo(1, 99), "PNG")
-            status, body = server.request("POST", f"/v1/recognize{query}", data, {"Content-Type": "image/png"})
+            status, body = server.request(
+                "POST", f"/v1/recognize{query}", data, {"Content-Type": "image/png"}
+            )
             assert status == 200, body
             return json.loads(body)
 
         found = answer("?similar=3")
-        assert found["products"][0]["sku"] == sku(1) and found["known"] is True and len(found["products"]) == 5
+        assert found["products"][0]["sku"] == sku(1)
+        assert found["known"] is True
+        assert len(found["products"]) == 5
         assert found["categories"][0]["name"] == found["searched"] == "kind 1"
-        assert {product["category"] for product in found["similar"]} == {"kind 1"} and len(found["similar"]) == 3
-        assert found["box"] == pytest.approx([0, 0, 1, 1], abs=0.02) and found["box_given"] is False
+        assert {product["category"] for product in found["similar"]} == {"kind 1"}
+        assert len(found["similar"]) == 3
+        assert found["box"] == pytest.approx([0, 0, 1, 1], abs=0.02)
+        assert found["box_given"] is False
         assert found["ranker"] == ranker.version[:12]
         every = "?similar=6&any_category=true"
         ranked, nearest = answer(every), answer(f"{every}&rerank=false")
-        assert ranked["searched"] is None and len(ranked["similar"]) == PRODUCTS and nearest["ranker"] is None
+        assert ranked["searched"] is None
+        assert len(ranked["similar"]) == PRODUCTS
+        assert nearest["ranker"] is None
         assert {product["sku"] for product in ranked["similar"][:2]} == set(map(sku, GOOD))
         assert {product["sku"] for product in nearest["similar"][:2]} != set(map(sku, GOOD))
         part = answer(f"{every}&box=0.1,0.1,0.9,0.9")
-        assert part["box"] == [0.1, 0.1, 0.9, 0.9] and part["box_given"] is True
+        assert part["box"] == [0.1, 0.1, 0.9, 0.9]
+        assert part["box_given"] is True

@@ -77,16 +77,24 @@ def test_a_run_from_the_start_drops_everything(tmp_path):
 
 
 def test_rate_and_time_to_go(tmp_path, clock, capsys):
-    """10 steps with compilation in 100 s, 10 in 5 s, 10 in 10 s: 10, 0.5, then 0.7 * 0.5 + 0.3 * 1 = 0.65 s a step."""
+    """10 steps with compilation in 100 s, 10 in 5 s, 10 in 10 s: 10, 0.5, then 0.7 * 0.5 + 0.3 * 1
+    = 0.65 s a step.
+    """
     log = opened(tmp_path, start_step=100, total_steps=1000)
     for step, seconds in [(110, 100), (120, 5), (130, 10)]:
         clock.now += seconds
         log.progress(step, {"total": 2.0, "visual": 1.5})
     log.close()
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "step 110/1000  total 2.000  visual 1.500  3 images/s  148:20 to go"  # 890 * 10 s
-    assert lines[1] == "step 120/1000  total 2.000  visual 1.500  64 images/s  7:20 to go"  # 880 * 0.5 s
-    assert lines[2] == "step 130/1000  total 2.000  visual 1.500  49 images/s  9:25 to go"  # 870 * 0.65 s
+    assert (
+        lines[0] == "step 110/1000  total 2.000  visual 1.500  3 images/s  148:20 to go"
+    )  # 890 * 10 s
+    assert (
+        lines[1] == "step 120/1000  total 2.000  visual 1.500  64 images/s  7:20 to go"
+    )  # 880 * 0.5 s
+    assert (
+        lines[2] == "step 130/1000  total 2.000  visual 1.500  49 images/s  9:25 to go"
+    )  # 870 * 0.65 s
     assert [r["images_per_second"] for r in records(tmp_path)] == [3.2, 64.0, 49.2]
 
 
@@ -100,7 +108,10 @@ def test_pauses_do_not_count(tmp_path, clock, capsys):
     log.progress(20, {"total": 1.0})
     log.progress(20, {"total": 1.0})  # the same step again divides by nothing
     log.close()
-    assert capsys.readouterr().err.splitlines() == ["step 20/40  total 1.000  32 images/s  0:20 to go"] * 2
+    assert (
+        capsys.readouterr().err.splitlines()
+        == ["step 20/40  total 1.000  32 images/s  0:20 to go"] * 2
+    )
 
 
 def test_last_step_has_nothing_to_go(tmp_path, clock, capsys):
@@ -109,7 +120,10 @@ def test_last_step_has_nothing_to_go(tmp_path, clock, capsys):
     log.progress(4, {"total": 0.25})
     log.message("done")
     log.close()
-    assert capsys.readouterr().err.splitlines() == ["step 4/4  total 0.250  64 images/s  0:00 to go", "done"]
+    assert capsys.readouterr().err.splitlines() == [
+        "step 4/4  total 0.250  64 images/s  0:00 to go",
+        "done",
+    ]
 
 
 def test_tensorboard_events_are_written(tmp_path):

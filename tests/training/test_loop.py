@@ -25,7 +25,13 @@ from sicot_jax.training import run as runs
 from sicot_jax.training.checkpoint import CheckpointError, Checkpoints
 from sicot_jax.training.loop import test as evaluate_run
 from sicot_jax.training.loop import train
-from sicot_jax.training.step import DataShape, abstract_state, class_log_prior, make_setup, start_state
+from sicot_jax.training.step import (
+    DataShape,
+    abstract_state,
+    class_log_prior,
+    make_setup,
+    start_state,
+)
 from sicot_jax.training.warm_start import warm_start
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +43,9 @@ def tiny(**train_options) -> Config:
 
 
 def with_mesh(config: Config, data: int, model: int) -> Config:
-    return dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=data, model=model))
+    return dataclasses.replace(
+        config, mesh=dataclasses.replace(config.mesh, data=data, model=model)
+    )
 
 
 def last_state(workdir: Path, config: Config):
@@ -96,13 +104,16 @@ def test_a_run_leaves_what_it_promises(uninterrupted):
         assert any((best != arrays["top_classes"][:, 0]).any() for best in variants.values())
     assert results["post_hoc_on_validation"].keys() == variants.keys()
     assert results["catalog"]["photos"] == {"train": 160, "validation": 11, "test": 22}
-    assert sum(row["photos"] for row in results["swallowed"]) <= results["accuracy"]["tail"]["photos"]
+    assert (
+        sum(row["photos"] for row in results["swallowed"]) <= results["accuracy"]["tail"]["photos"]
+    )
     shown = results["attention"]["titles"]
     assert len(shown) == 12
     for row in shown:  # weights are multiples of equal ones
         np.testing.assert_allclose(np.mean([weight for _, weight in row["words"]]), 1, atol=1e-3)
     means = [row["weight"] for row in results["attention"]["highest"]]
-    assert means == sorted(means, reverse=True) and means[0] > results["attention"]["lowest"][0]["weight"]
+    assert means == sorted(means, reverse=True)
+    assert means[0] > results["attention"]["lowest"][0]["weight"]
     records = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
     assert {r["kind"] for r in records} == {"train", "validation"}
 
@@ -114,7 +125,8 @@ def test_classes_beyond_the_limit_are_not_tested_with_remedies(uninterrupted, tm
     stored["config"]["eval"]["post_hoc_up_to_classes"] = 10  # of 11
     (tmp_path / "run" / "config.json").write_text(json.dumps(stored))
     again = evaluate_run(tmp_path / "run")
-    assert again["accuracy"] == results["accuracy"] and again["post_hoc_on_validation"] == {}
+    assert again["accuracy"] == results["accuracy"]
+    assert again["post_hoc_on_validation"] == {}
     with np.load(tmp_path / "run" / "predictions.npz") as arrays:
         assert "post_hoc" not in arrays
 
@@ -135,7 +147,9 @@ def test_kill_and_resume_equals_uninterrupted_bit_for_bit(uninterrupted, tmp_pat
     assert not (tmp_path / "run" / "results.json").exists()
     resumed = train(config, tmp_path / "run")
     for got, wanted in zip(
-        jax.tree.leaves(last_state(tmp_path / "run", config)), jax.tree.leaves(last_state(whole, config)), strict=True
+        jax.tree.leaves(last_state(tmp_path / "run", config)),
+        jax.tree.leaves(last_state(whole, config)),
+        strict=True,
     ):
         np.testing.assert_array_equal(got, wanted)
     assert resumed["accuracy"] == results["accuracy"]
@@ -148,8 +162,12 @@ def test_kill_and_resume_equals_uninterrupted_bit_for_bit(uninterrupted, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_run_whose_batch_grows_resumes_bit_for_bit_before_and_after_it_grew(tmp_path, monkeypatch):
-    """Batches of 32, 32, 64, 128, 128; saved after each and killed after the first, the second and the third."""
+def test_a_run_whose_batch_grows_resumes_bit_for_bit_before_and_after_it_grew(
+    tmp_path, monkeypatch
+):
+    """Batches of 32, 32, 64, 128, 128; saved after each and killed after the first, the second and
+    the third.
+    """
     config = tiny(epochs=2.5, grow_every_epochs=0.4, max_micro_batches=4, checkpoint_every_steps=1)
     results = train(config, tmp_path / "whole")
     for step in (2, 2, 2):
@@ -165,7 +183,9 @@ def test_a_run_whose_batch_grows_resumes_bit_for_bit_before_and_after_it_grew(tm
 
 @pytest.mark.slow
 def test_a_growing_run_resumes_before_a_damaged_checkpoint(tmp_path, monkeypatch):
-    """Batches of 32, 32, 64, 128, ...: the step of 64 is compiled although the newest checkpoint is past it."""
+    """Batches of 32, 32, 64, 128, ...: the step of 64 is compiled although the newest checkpoint is
+    past it.
+    """
     config = tiny(epochs=2.5, grow_every_epochs=0.4, max_micro_batches=4, checkpoint_every_steps=2)
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         stop_at(patch, 5)
@@ -174,12 +194,15 @@ def test_a_growing_run_resumes_before_a_damaged_checkpoint(tmp_path, monkeypatch
         if path.is_file():
             path.write_bytes(b"")
     results = train(config, tmp_path / "run")
-    assert results["step_of_end"] == 5 and results["accuracy"]["overall"]["photos"] == 22
+    assert results["step_of_end"] == 5
+    assert results["accuracy"]["overall"]["photos"] == 22
 
 
 @pytest.mark.slow
 def test_what_was_not_sent_yet_is_part_of_the_checkpoint(tmp_path, monkeypatch):
-    """Resumed bit for bit on as many devices; on fewer what the others had not sent is dropped, on more nothing is."""
+    """Resumed bit for bit on as many devices; on fewer what the others had not sent is dropped, on
+    more nothing is.
+    """
     config = with_mesh(tiny(steps=4, checkpoint_every_steps=2, gradient_ratio=0.01), 2, 2)
     train(config, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
@@ -190,27 +213,32 @@ def test_what_was_not_sent_yet_is_part_of_the_checkpoint(tmp_path, monkeypatch):
         restored = last_state(tmp_path / "run", with_mesh(config, devices, 1)).unsent
         for name, there in saved.items():
             here = restored[name]
-            assert np.any(there) and here.shape == (devices, *there.shape[1:])
+            assert np.any(there)
+            assert here.shape == (devices, *there.shape[1:])
             np.testing.assert_array_equal(here[:4], there[:devices])
             assert not np.any(here[4:])
     shutil.copytree(tmp_path / "run", tmp_path / "moved")
     results = train(with_mesh(config, 8, 1), tmp_path / "moved")
     assert results["step_of_end"] == 4
     train(config, tmp_path / "run")
-    for got, wanted in zip(*(jax.tree.leaves(last_state(tmp_path / n, config)) for n in ("run", "whole")), strict=True):
+    for got, wanted in zip(
+        *(jax.tree.leaves(last_state(tmp_path / n, config)) for n in ("run", "whole")), strict=True
+    ):
         np.testing.assert_array_equal(got, wanted)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("data, model", [(1, 1), (2, 2)])
+@pytest.mark.parametrize(("data", "model"), [(1, 1), (2, 2)])
 def test_a_checkpoint_of_eight_devices_continues_on_fewer(tmp_path, monkeypatch, data, model):
     """11 classes are padded to 16 rows on eight devices, to 12 on four, to 11 on one.
 
-    With softplus in place of ReLU, whose derivative jumps: sums over devices are added in another order, and a value that
-    is zero but for rounding gives its whole share of the gradient on one mesh and nothing on the other. Where that
-    happens is chance. Measured with jax 0.12: one step moves one bias of a batch norm's 64 by 2.0e-3 of the largest, the
-    other 63 by 1.1e-6 at most, and the next step carries that everywhere (0.17); with jax 0.10 nothing here, but 1.3e-3
-    at batch 128. With softplus every array moves by 6.1e-6 at most after one step and 6.6e-6 after two, with both.
+    With softplus in place of ReLU, whose derivative jumps: sums over devices are added in another
+      order, and a value that is zero but for rounding gives its whole share of the gradient on one
+      mesh and nothing on the other. Where that happens is chance. Measured with jax 0.12: one step
+      moves one bias of a batch norm's 64 by 2.0e-3 of the largest, the other 63 by 1.1e-6 at most,
+      and the next step carries that everywhere (0.17); with jax 0.10 nothing here, but 1.3e-3 at
+      batch 128. With softplus every array moves by 6.1e-6 at most after one step and 6.6e-6 after
+      two, with both.
     """
     monkeypatch.setattr(jax.nn, "relu", jax.nn.softplus)
     config = tiny(steps=4, checkpoint_every_steps=2)
@@ -220,14 +248,16 @@ def test_a_checkpoint_of_eight_devices_continues_on_fewer(tmp_path, monkeypatch,
         stop_at(patch, 3)
         with pytest.raises(ZeroDivisionError):
             train(eight, tmp_path / "moved")
-    for a, b in zip(*(unpadded(last_state(tmp_path / "moved", mesh)) for mesh in (eight, few)), strict=True):
+    for a, b in zip(
+        *(unpadded(last_state(tmp_path / "moved", mesh)) for mesh in (eight, few)), strict=True
+    ):
         np.testing.assert_array_equal(a, b)  # what is restored is the same everywhere
     train(few, tmp_path / "moved")
     states = [unpadded(last_state(tmp_path / name, few)) for name in ("moved", "eight")]
     for a, b in zip(*states, strict=True):
-        # Relative to the largest of each array; arrays that are noise altogether (the attention's first bias, 1e-5 and
-        # less) are bounded absolutely. 1.4e-5 was seen with jax 0.12, whose sums go in another order with each number of
-        # devices.
+        # Relative to the largest of each array; arrays that are noise altogether (the attention's
+        # first bias, 1e-5 and less) are bounded absolutely. 1.4e-5 was seen with jax 0.12, whose
+        # sums go in another order with each number of devices.
         finite = np.isfinite(b)
         np.testing.assert_array_equal(np.isfinite(a), finite)
         a, b = np.where(finite, a, 0), np.where(finite, b, 0)
@@ -260,15 +290,20 @@ def test_sigterm_saves_first_and_the_same_command_goes_on(tmp_path):
                 break
         rest = process.stderr.read()
     assert process.returncode == 3, [*seen, rest]
-    assert "stopping after this step" in rest and "SIGTERM: saved at step" in rest
+    assert "stopping after this step" in rest
+    assert "SIGTERM: saved at step" in rest
     saved = int(rest.split("saved at step ")[1].split(";")[0])
     checkpoints = Checkpoints(workdir, num_classes=11)
     assert checkpoints.latest_step() == saved
     checkpoints.close()
 
 
-def test_a_signal_before_validation_puts_it_off_to_the_resumed_run(uninterrupted, tmp_path, monkeypatch):
-    """Waiting for validation could take longer than a cluster does; the best state is found all the same."""
+def test_a_signal_before_validation_puts_it_off_to_the_resumed_run(
+    uninterrupted, tmp_path, monkeypatch
+):
+    """Waiting for validation could take longer than a cluster does; the best state is found all the
+    same.
+    """
     from sicot_jax.catalog import batches as pipeline
 
     whole, config, results = uninterrupted
@@ -278,8 +313,14 @@ def test_a_signal_before_validation_puts_it_off_to_the_resumed_run(uninterrupted
         return (step == 4 and os.kill(os.getpid(), signal.SIGTERM)) or original(self, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "ahead", lambda make, start, stop, **_: (make(step) for step in range(start, stop)))
-        patch.setattr(pipeline.TrainBatches, "__call__", stopping)  # in the last step of the first epoch
+        patch.setattr(
+            pipeline,
+            "ahead",
+            lambda make, start, stop, **_: (make(step) for step in range(start, stop)),
+        )
+        patch.setattr(
+            pipeline.TrainBatches, "__call__", stopping
+        )  # in the last step of the first epoch
         with pytest.raises(TrainingStopped, match="SIGTERM: saved at step 5"):
             train(config, tmp_path / "run")
     assert not list((tmp_path / "run" / "checkpoints" / "best").iterdir())
@@ -289,7 +330,8 @@ def test_a_signal_before_validation_puts_it_off_to_the_resumed_run(uninterrupted
         lines = map(json.loads, (workdir / "log.jsonl").read_text().splitlines())
         return [record for record in lines if record["kind"] == "validation"]
 
-    assert len(validations(whole)) == 2 and validations(tmp_path / "run") == validations(whole)
+    assert len(validations(whole)) == 2
+    assert validations(tmp_path / "run") == validations(whole)
 
 
 @pytest.mark.slow
@@ -300,7 +342,8 @@ def test_a_signal_to_the_whole_group_leaves_the_workers_to_the_run(tmp_path, nam
         process.wait_for("step 4/")
         os.killpg(process.pid, getattr(signal, name))
         rest = process.stderr.read()
-    assert process.returncode == 3 and f"{name}: saved at step 4" in rest
+    assert process.returncode == 3
+    assert f"{name}: saved at step 4" in rest
     assert "Traceback" not in rest
     assert process.is_gone()
 
@@ -359,7 +402,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
         train(config, tmp_path / "run")
     state = last_state(tmp_path / "run", config)
     assert state.step == 3
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves((state.params, state.classifier.kernel)))
+    assert all(
+        np.isfinite(x).all() for x in jax.tree.leaves((state.params, state.classifier.kernel))
+    )
     assert not (tmp_path / "run" / "results.json").exists()
 
 
@@ -379,12 +424,22 @@ def test_a_field_newer_than_the_run_has_its_default_there(tmp_path, uninterrupte
     (workdir / "config.json").write_text(json.dumps(stored))
     train(config, workdir)
     assert "finished before" in "".join(capsys.readouterr())
-    with pytest.raises(ConfigError, match=r"holds another run \(train.gradient_ratio: 1.0 -> 0.5\)"):
-        train(dataclasses.replace(config, train=dataclasses.replace(config.train, gradient_ratio=0.5)), workdir)
+    with pytest.raises(
+        ConfigError, match=r"holds another run \(train.gradient_ratio: 1.0 -> 0.5\)"
+    ):
+        train(
+            dataclasses.replace(
+                config, train=dataclasses.replace(config.train, gradient_ratio=0.5)
+            ),
+            workdir,
+        )
 
 
 def test_a_workdir_in_use_is_refused(tmp_path):
-    with runs.alone(tmp_path), pytest.raises(ConfigError, match="another process is training there"):
+    with (
+        runs.alone(tmp_path),
+        pytest.raises(ConfigError, match="another process is training there"),
+    ):
         train(tiny(), tmp_path)
 
 
@@ -397,7 +452,8 @@ def test_restoring_another_model_names_every_difference(uninterrupted):
         setup = make_setup(wider, run.shape, device_mesh)
         checkpoints = Checkpoints(workdir, num_classes=run.shape.num_classes)
         with pytest.raises(
-            CheckpointError, match=r"classifier/kernel is \(11, 16\), wanted \(11, 24\).*params/visual/project"
+            CheckpointError,
+            match=r"classifier/kernel is \(11, 16\), wanted \(11, 24\).*params/visual/project",
         ):
             checkpoints.restore(abstract_state(setup))
         checkpoints.close()
@@ -426,11 +482,17 @@ def test_evaluation_again_gives_the_same_and_cannot_see_text(uninterrupted, monk
 
         def __getitem__(self, index):
             record = catalog.splits["test"][index]
-            return {k: v for k, v in record.items() if k not in ("title", "tags", "token_ids", "category")}
+            return {
+                k: v
+                for k, v in record.items()
+                if k not in ("title", "tags", "token_ids", "category")
+            }
 
     blind = dataclasses.replace(catalog, splits={**catalog.splits, "test": NoText()})
     monkeypatch.setattr("sicot_jax.training.loop.open_catalog", lambda data: blind)
-    assert evaluate_run(workdir)["accuracy"] == results["accuracy"]  # and on eight devices instead of one
+    assert (
+        evaluate_run(workdir)["accuracy"] == results["accuracy"]
+    )  # and on eight devices instead of one
 
 
 def test_an_unfinished_run_is_not_evaluated(tmp_path, monkeypatch):
@@ -438,13 +500,17 @@ def test_an_unfinished_run_is_not_evaluated(tmp_path, monkeypatch):
         stop_at(patch, 4)
         with pytest.raises(ZeroDivisionError):
             train(tiny(steps=6, checkpoint_every_steps=3), tmp_path)
-    with pytest.raises(InputError, match="trained for 3 of 6 steps; the command that started it goes on"):
+    with pytest.raises(
+        InputError, match="trained for 3 of 6 steps; the command that started it goes on"
+    ):
         evaluate_run(tmp_path)
     assert not (tmp_path / "results.json").exists()
 
 
 def test_a_damaged_checkpoint_is_passed_over(uninterrupted, tmp_path, capsys):
-    """The newest of the two is cut off: the run goes on from the one before and comes to the same end."""
+    """The newest of the two is cut off: the run goes on from the one before and comes to the same
+    end.
+    """
     whole, config, results = uninterrupted
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
@@ -454,7 +520,9 @@ def test_a_damaged_checkpoint_is_passed_over(uninterrupted, tmp_path, capsys):
     assert train(config, workdir)["accuracy"] == results["accuracy"]
     assert "last/6: damaged" in capsys.readouterr().err
     assert {entry.name for entry in last.iterdir()} == {"3", "6", "damaged-6"}
-    for got, wanted in zip(*(jax.tree.leaves(last_state(run, config)) for run in (workdir, whole)), strict=True):
+    for got, wanted in zip(
+        *(jax.tree.leaves(last_state(run, config)) for run in (workdir, whole)), strict=True
+    ):
         np.testing.assert_array_equal(got, wanted)
 
 
@@ -508,7 +576,9 @@ jax.tree_util.register_dataclass(Grown, ["step", "weight", "later"], [])
 
 def test_a_part_of_the_state_that_a_run_does_not_use_may_be_newer_than_its_checkpoints(checkpoints):
     checkpoints.save(small(4), 4)
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), small(0))
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), small(0)
+    )
     restored = checkpoints.restore(Grown(target.step, target.weight, {}))
     assert (int(restored.step), restored.weight.tolist(), restored.later) == (4, [4.0] * 3, {})
     with pytest.raises(CheckpointError, match="another model: later/x missing"):
@@ -518,7 +588,9 @@ def test_a_part_of_the_state_that_a_run_does_not_use_may_be_newer_than_its_check
 def test_what_is_not_saved_is_an_error(checkpoints):
     checkpoints.save(small(4), 4)
     for step in (2, 4):
-        with pytest.raises(CheckpointError, match=rf"last: step {step} was not saved, step 4 lies there; move"):
+        with pytest.raises(
+            CheckpointError, match=rf"last: step {step} was not saved, step 4 lies there; move"
+        ):
             checkpoints.save(small(step), step)
     checkpoints.save(small(6), 6)  # also while the one before is still being written
     assert steps_in(checkpoints, "last") == [4, 6]
@@ -530,7 +602,9 @@ def test_a_run_saves_beside_a_damaged_checkpoint(checkpoints, tmp_path):
         checkpoints.save(small(step), step)
     checkpoints.wait()
     shutil.rmtree(tmp_path / "checkpoints" / "last" / "8" / "state")
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), small(0))
+    target = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), small(0)
+    )
     for later in (6, 7):
         assert checkpoints.resume(target).step == {6: 4, 7: 6}[later]
         checkpoints.save(small(later), later)
@@ -541,7 +615,8 @@ def test_a_run_saves_beside_a_damaged_checkpoint(checkpoints, tmp_path):
 def test_a_new_best_checkpoint_replaces_one_of_a_later_step(checkpoints):
     for step in (8, 6, 6, 7):
         checkpoints.save(small(step), step, kind="best", info={"validation": step})
-        assert steps_in(checkpoints, "best") == [step] and checkpoints.info("best")["validation"] == step
+        assert steps_in(checkpoints, "best") == [step]
+        assert checkpoints.info("best")["validation"] == step
 
 
 def test_what_was_left_half_written_is_no_checkpoint(tmp_path):
@@ -550,10 +625,14 @@ def test_what_was_left_half_written_is_no_checkpoint(tmp_path):
     left.mkdir(parents=True)
     catalog = opening.open_catalog(tiny().data)
     runs.start_or_continue(tmp_path, tiny(), catalog)
-    runs.start_or_continue(tmp_path, tiny(steps=7), catalog)  # no step was saved: any config may start
+    runs.start_or_continue(
+        tmp_path, tiny(steps=7), catalog
+    )  # no step was saved: any config may start
     for writer in (False, True):
         checkpoints = Checkpoints(tmp_path, num_classes=3, writer=writer)
-        checkpoints.save(small(2 + writer), 2 + writer)  # waits for the clearing, which goes on behind
+        checkpoints.save(
+            small(2 + writer), 2 + writer
+        )  # waits for the clearing, which goes on behind
         checkpoints.wait()
         checkpoints.close()
         assert left.exists() is not writer
@@ -566,7 +645,9 @@ def test_the_older_version_of_a_catalogue_is_named(tmp_path):
         (tmp_path / "shop" / version / tables.CATALOG_FILE).write_text(json.dumps(description))
     data = config_lib.DataConfig(source="imported", path=str(tmp_path))
     assert runs.same_data(data, "hash of 1.0.0") == f", which {tmp_path / 'shop' / '1.0.0'} holds"
-    assert runs.same_data(data, "another hash") == runs.same_data(tiny().data, "hash of 1.0.0") == ""
+    assert (
+        runs.same_data(data, "another hash") == runs.same_data(tiny().data, "hash of 1.0.0") == ""
+    )
 
 
 @pytest.mark.slow
@@ -574,12 +655,25 @@ def test_sigkill_and_the_same_command_equals_uninterrupted(tmp_path):
     """A real kill -9, wherever it happens to fall, twice; then the same checkpoint as without it."""
 
     def command(workdir):
-        options = ["--config.mesh.data=1", "--config.train.steps=40", "--config.train.checkpoint_every_steps=5"]
-        return [sys.executable, "-m", "sicot_jax.main", "--config=tiny", f"--workdir={workdir}", *options]
+        options = [
+            "--config.mesh.data=1",
+            "--config.train.steps=40",
+            "--config.train.checkpoint_every_steps=5",
+        ]
+        return [
+            sys.executable,
+            "-m",
+            "sicot_jax.main",
+            "--config=tiny",
+            f"--workdir={workdir}",
+            *options,
+        ]
 
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     for step in (12, 26):
-        with subprocess.Popen(command(tmp_path / "run"), stderr=subprocess.PIPE, text=True, env=environment) as process:
+        with subprocess.Popen(
+            command(tmp_path / "run"), stderr=subprocess.PIPE, text=True, env=environment
+        ) as process:
             for line in process.stderr:
                 if line.startswith(f"step {step}/"):
                     process.kill()
@@ -598,7 +692,9 @@ def test_init_from_takes_streams_and_classifier(uninterrupted, tmp_path):
     model = dataclasses.replace(config.model, init_from=str(workdir))
     frozen = dataclasses.replace(config.optim, trainable="classifier/bias")
     warm = dataclasses.replace(config, model=model, optim=frozen)
-    train(dataclasses.replace(warm, train=dataclasses.replace(warm.train, steps=1)), tmp_path / "warm")
+    train(
+        dataclasses.replace(warm, train=dataclasses.replace(warm.train, steps=1)), tmp_path / "warm"
+    )
     run = runs.read_run(workdir)
     device_mesh = runs.start_mesh(config)
     with jax.set_mesh(device_mesh):
@@ -608,7 +704,9 @@ def test_init_from_takes_streams_and_classifier(uninterrupted, tmp_path):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(got.classifier.kernel, best.classifier.kernel)
     # No stream trains, so batch statistics stand still too.
-    for a, b in zip(jax.tree.leaves(got.batch_stats), jax.tree.leaves(best.batch_stats), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(got.batch_stats), jax.tree.leaves(best.batch_stats), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
 
 
@@ -619,7 +717,9 @@ def test_init_from_takes_no_word_vectors_of_another_vocabulary(uninterrupted, ca
     state, got, source = started_from(workdir, with_seed(config, seed))
     same_count = state.params["semantic"]["words"].shape == source.params["semantic"]["words"].shape
     assert same_count == (seed == 8)
-    np.testing.assert_array_equal(got.params["semantic"].pop("words"), state.params["semantic"]["words"])
+    np.testing.assert_array_equal(
+        got.params["semantic"].pop("words"), state.params["semantic"]["words"]
+    )
     source.params["semantic"].pop("words")
     for a, b in zip(jax.tree.leaves(got.params), jax.tree.leaves(source.params), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -628,7 +728,9 @@ def test_init_from_takes_no_word_vectors_of_another_vocabulary(uninterrupted, ca
 
 @pytest.mark.slow
 def test_init_from_leaves_what_rows_share_through_titles(tmp_path):
-    """Scores of another vocabulary's words, and the part of rows that other titles of the same classes would give."""
+    """Scores of another vocabulary's words, and the part of rows that other titles of the same
+    classes would give.
+    """
     flags = ["model.word_rows=True", "loss.mixed=0", "loss.title_words=1"]
     config = config_lib.override(tiny(steps=2), flags)
     train(config, tmp_path / "run")
@@ -643,11 +745,14 @@ def test_init_from_leaves_what_rows_share_through_titles(tmp_path):
     state, got, source = started_from(tmp_path / "run", with_seed(config, 8))
     scores = [s.params["visual"]["to_words"]["kernel"] for s in (got, state)]
     np.testing.assert_array_equal(*scores)
-    for a, b in zip(*(jax.tree.leaves(s.params["visual"]["resnet"]) for s in (got, source)), strict=True):
+    for a, b in zip(
+        *(jax.tree.leaves(s.params["visual"]["resnet"]) for s in (got, source)), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
     # A run without scores takes the rows with what they shared, one with its own scores too.
     _, got, source = started_from(
-        tmp_path / "run", config_lib.override(config, ["loss.title_words=0", "model.word_rows=False"])
+        tmp_path / "run",
+        config_lib.override(config, ["loss.title_words=0", "model.word_rows=False"]),
     )
     scores = np.asarray(source.params["visual"]["to_words"]["kernel"])
     theirs = np.asarray(source.classifier.kernel)
@@ -669,7 +774,9 @@ def test_init_from_a_run_without_scores_keeps_its_own(uninterrupted):
 
 @pytest.mark.slow
 def test_init_from_takes_codes_of_as_many_bits(uninterrupted, tmp_path):
-    """Of another number, or of a run without, they start anew; a run without codes leaves them behind."""
+    """Of another number, or of a run without, they start anew; a run without codes leaves them
+    behind.
+    """
     plain = config_lib.override(tiny(steps=1), ["loss.mixed=0"])
     config = config_lib.override(plain, ["loss.codes=1", "model.code_bits=16"])
     train(config, tmp_path / "run")
@@ -687,15 +794,19 @@ def test_init_from_takes_codes_of_as_many_bits(uninterrupted, tmp_path):
     np.testing.assert_array_equal(got, mine)
     assert theirs is None
     _, got, theirs = kernels(tmp_path / "run", plain)
-    assert got is None and theirs is not None
+    assert got is None
+    assert theirs is not None
 
 
 def test_init_from_another_depth_is_one_line(uninterrupted):
     workdir, config, _ = uninterrupted
     deeper = dataclasses.replace(config, model=dataclasses.replace(config.model, depth=34))
-    with pytest.raises(CheckpointError, match=r"model.init_from=.*: another model: .* missing; and \d+ more") as error:
+    with pytest.raises(
+        CheckpointError, match=r"model.init_from=.*: another model: .* missing; and \d+ more"
+    ) as error:
         started_from(workdir, deeper)
-    assert "\n" not in str(error.value) and len(str(error.value)) < 1000
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000
 
 
 def with_seed(config: Config, seed: int) -> Config:
@@ -705,12 +816,16 @@ def with_seed(config: Config, seed: int) -> Config:
 
 def started_from(workdir: Path, config: Config):
     """-> (fresh state, the same with `init_from` the run, the run's state)."""
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, init_from=str(workdir)))
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, init_from=str(workdir))
+    )
     catalog = opening.open_catalog(config.data)
     device_mesh = runs.start_mesh(config)
     with jax.set_mesh(device_mesh):
         setup = make_setup(config, DataShape.of(catalog), device_mesh)
-        prior = mesh_lib.class_vector(class_log_prior(catalog.classes.counts["train"], device_mesh), device_mesh)
+        prior = mesh_lib.class_vector(
+            class_log_prior(catalog.classes.counts["train"], device_mesh), device_mesh
+        )
         state = start_state(setup, prior)
         if config.loss.with_semantic:
             state = start_words(state, catalog.word_vectors)

@@ -24,14 +24,24 @@ TOP = np.array(
 
 def test_accuracy_by_hand():
     got = accuracy(LABEL, TOP, COUNTS, 10)  # class 1 with exactly 10 photos is tail
-    assert got["overall"] == {"top1": round(300 / 7, 4), "top3": round(500 / 7, 4), "photos": 7, "classes": 3}
+    assert got["overall"] == {
+        "top1": round(300 / 7, 4),
+        "top3": round(500 / 7, 4),
+        "photos": 7,
+        "classes": 3,
+    }
     assert got["head"] == {"top1": 50.0, "top3": 75.0, "photos": 4, "classes": 1}
-    assert got["tail"] == {"top1": round(100 / 3, 4), "top3": round(200 / 3, 4), "photos": 3, "classes": 2}
+    assert got["tail"] == {
+        "top1": round(100 / 3, 4),
+        "top3": round(200 / 3, 4),
+        "photos": 3,
+        "classes": 2,
+    }
     # Class by class: top-1 2/4, 1/1, 0/2; top-3 3/4, 1/1, 1/2.
     assert got["class_mean"] == {"top1": 50.0, "top3": 75.0, "photos": 7, "classes": 3}
 
 
-@pytest.mark.parametrize("boundary, full, empty", [(0, "head", "tail"), (50, "tail", "head")])
+@pytest.mark.parametrize(("boundary", "full", "empty"), [(0, "head", "tail"), (50, "tail", "head")])
 def test_an_empty_group_has_no_figure(boundary, full, empty):
     got = accuracy(LABEL, TOP, COUNTS, boundary)
     assert got[empty] == {"top1": None, "top3": None, "photos": 0, "classes": 0}
@@ -62,10 +72,13 @@ def test_interval_without_photos(groups):
 
 @pytest.mark.parametrize("groups", [None, np.arange(400)])
 def test_interval_has_the_width_of_a_mean(groups):
-    """400 photos (of 400 classes: the same), half +100, half -100: deviation of the mean 5, so +- 9.8."""
+    """400 photos (of 400 classes: the same), half +100, half -100: deviation of the mean 5, so +-
+    9.8.
+    """
     difference = np.tile([100.0, -100.0], 200)
     low, high = paired_interval(difference, groups)
-    # Means move in steps of 0.5, and quantiles of 2,000 resamples are off by some 3 % of a deviation of 5.
+    # Means move in steps of 0.5, and quantiles of 2,000 resamples are off by some 3 % of a
+    # deviation of 5.
     np.testing.assert_allclose([low, high], [-9.8, 9.8], atol=0.8)
     assert paired_interval(difference, groups) == (low, high)
     assert paired_interval(difference, groups, seed=1) != (low, high)
@@ -73,7 +86,9 @@ def test_interval_has_the_width_of_a_mean(groups):
 
 @pytest.mark.parametrize("per_class", [None, 15, 1])
 def test_interval_contains_the_truth_as_often_as_it_says(per_class):
-    """Differences -100, 0, 100 with mean 10: 95 % of intervals hold it, 38 of 40; less than 34 is one chance in 300."""
+    """Differences -100, 0, 100 with mean 10: 95 % of intervals hold it, 38 of 40; less than 34 is
+    one chance in 300.
+    """
     rng = np.random.default_rng(0)
     groups = None if per_class is None else np.arange(300) % (300 // per_class)
     held = 0

@@ -1,4 +1,6 @@
-"""Learning rates by hand; LARS against optax's, over rows that are divided among devices and chunks too."""
+"""Learning rates by hand; LARS against optax's, over rows that are divided among devices and chunks
+too.
+"""
 
 import dataclasses
 
@@ -25,7 +27,7 @@ def rates(config, steps, plan=PLAN):
 
 
 @pytest.mark.parametrize(
-    "name, by_epoch",
+    ("name", "by_epoch"),
     [
         ("step", lambda epoch: 0.8 ** np.floor(epoch / 2)),
         ("exponential", lambda epoch: 0.8 ** (epoch / 2)),
@@ -34,7 +36,9 @@ def rates(config, steps, plan=PLAN):
     ],
 )
 def test_a_schedule_by_hand_after_its_warm_up(name, by_epoch):
-    config = OptimConfig(learning_rate=0.5, schedule=name, gamma=0.8, decay_epochs=2.0, warmup_epochs=1.0)
+    config = OptimConfig(
+        learning_rate=0.5, schedule=name, gamma=0.8, decay_epochs=2.0, warmup_epochs=1.0
+    )
     got = rates(config, 35)
     np.testing.assert_allclose(got[:5], 0.1 + 0.4 * np.arange(5) / 5, rtol=1e-6)
     np.testing.assert_allclose(got[5:], 0.5 * by_epoch(np.arange(30) / 5), rtol=1e-5)
@@ -42,7 +46,9 @@ def test_a_schedule_by_hand_after_its_warm_up(name, by_epoch):
 
 @pytest.mark.parametrize("name", ["step", "exponential", "cosine"])
 def test_a_schedule_follows_the_epoch_where_the_batch_grows(name):
-    """Steps on 20, 40 and 80 photos: the rate of each is the one that steps on 20 had after as many photos."""
+    """Steps on 20, 40 and 80 photos: the rate of each is the one that steps on 20 had after as many
+    photos.
+    """
     plan = BatchPlan(20, (7, 10))
     config = OptimConfig(schedule=name, decay_epochs=1.5, warmup_epochs=0.6)
     before = np.array([*range(7), 7, 9, 11, 13, 17, 21])  # batches of 20 before each step
@@ -69,7 +75,11 @@ def test_lars_is_that_of_optax(nesterov):
     config = dataclasses.replace(LARS, nesterov=nesterov, trainable="(?!frozen)")
     schedule = optax.linear_schedule(4.0, 1.0, 5)
     rng = np.random.default_rng(0)
-    params = {"kernel": rng.normal(size=(3, 4)), "bias": rng.normal(size=4), "zero": np.zeros((2, 2))}
+    params = {
+        "kernel": rng.normal(size=(3, 4)),
+        "bias": rng.normal(size=4),
+        "zero": np.zeros((2, 2)),
+    }
     params = jax.tree.map(jnp.float32, params)
     wanted, frozen = params, {"frozen": jnp.ones((2, 2))}
     params = params | frozen
@@ -93,19 +103,29 @@ def test_a_learning_rate_may_come_with_the_update(name):
     config, rng = dataclasses.replace(LARS, name=name), np.random.default_rng(0)
     given = optim.make_tx(config, optax.linear_schedule(1.0, 0.5, 3))
     fixed = optim.make_tx(config, optax.linear_schedule(0.3, 0.15, 3))
-    got = wanted = {"kernel": jnp.float32(rng.normal(size=(3, 4))), "bias": jnp.float32(rng.normal(size=4))}
+    got = wanted = {
+        "kernel": jnp.float32(rng.normal(size=(3, 4))),
+        "bias": jnp.float32(rng.normal(size=4)),
+    }
     given_state, fixed_state = given.init(got), fixed.init(wanted)
     for _ in range(3):
         gradient = jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)), got)
-        updates, given_state = given.update(gradient, given_state, got, learning_rate=jnp.float32(0.3))
+        updates, given_state = given.update(
+            gradient, given_state, got, learning_rate=jnp.float32(0.3)
+        )
         got = optax.apply_updates(got, updates)
         updates, fixed_state = fixed.update(gradient, fixed_state, wanted)
         wanted = optax.apply_updates(wanted, updates)
-    for a, b in zip(jax.tree.leaves((got, given_state)), jax.tree.leaves((wanted, fixed_state)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves((got, given_state)), jax.tree.leaves((wanted, fixed_state)), strict=True
+    ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kernel_scale, gradient_scale, decay", [(1, 1, 0.1), (0, 1, 0.1), (1, 0, 0.0), (1, 0, 0.1)])
+@pytest.mark.parametrize(
+    ("kernel_scale", "gradient_scale", "decay"),
+    [(1, 1, 0.1), (0, 1, 0.1), (1, 0, 0.0), (1, 0, 0.1)],
+)
 def test_trust_ratio_of_rows_added_up_is_that_of_the_whole(kernel_scale, gradient_scale, decay):
     """Also where a norm is zero, and the ratio 1."""
     rng = np.random.default_rng(0)
@@ -130,24 +150,32 @@ WEIGHTS = LossConfig(visual=1.0, mixed=0.5, logit_adjustment=1.0)
 
 
 def run_head(head, config, tx, device_mesh, *, learning_rate=1.0):
-    """(losses, cotangents) of each of three steps, then kernel, bias and optimizer state, padding cut off."""
+    """(losses, cotangents) of each of three steps, then kernel, bias and optimizer state, padding
+    cut off.
+    """
     rng = np.random.default_rng(0)
     prior = np.zeros(mesh.pad_classes(NUM_CLASSES, device_mesh), np.float32)
     prior[:NUM_CLASSES] = np.log(rng.dirichlet(np.ones(NUM_CLASSES)))
     placed = mesh.to_global({"prior": prior}, device_mesh)["prior"]
     start = jax.jit(
-        lambda p: heads.start_classifier(config, jax.random.key(1), p, num_classes=NUM_CLASSES, width=WIDTH, tx=tx)
+        lambda p: heads.start_classifier(
+            config, jax.random.key(1), p, num_classes=NUM_CLASSES, width=WIDTH, tx=tx
+        )
     )
     classifier, seen = start(placed), []
     head = jax.jit(head)
     for _ in range(STEPS):
-        batch = {s: 3 * rng.normal(size=(BATCH, WIDTH)).astype(np.float32) for s in ("visual", "mixed")}
+        batch = {
+            s: 3 * rng.normal(size=(BATCH, WIDTH)).astype(np.float32) for s in ("visual", "mixed")
+        }
         batch["label"] = rng.integers(0, NUM_CLASSES, BATCH).astype(np.int32)
         batch = mesh.to_global(batch, device_mesh)
         numbers = heads.numbers_of(WEIGHTS, learning_rate=learning_rate)
         losses, cotangents, classifier = head(batch, batch.pop("label"), classifier, numbers)
         seen.append((losses, cotangents))
-    after = jax.device_get((classifier.kernel, classifier.bias, jax.tree.leaves(classifier.opt_state)))
+    after = jax.device_get(
+        (classifier.kernel, classifier.bias, jax.tree.leaves(classifier.opt_state))
+    )
     return jax.device_get(seen), jax.tree.map(lambda x: x[:NUM_CLASSES] if x.ndim else x, after)
 
 
@@ -156,22 +184,32 @@ def dense_lars():
     """The dense head with optax's own LARS on one device."""
     device_mesh = mesh.make_mesh(devices=jax.devices()[:1])
     config = HeadConfig(kind="dense")
-    tx = optax.with_extra_args_support(optax_lars(LARS, optax.constant_schedule(LARS.learning_rate)))
+    tx = optax.with_extra_args_support(
+        optax_lars(LARS, optax.constant_schedule(LARS.learning_rate))
+    )
     with jax.set_mesh(device_mesh):
-        head = heads.make_head(config, WEIGHTS, num_classes=NUM_CLASSES, tx=tx, catch_up=lambda state, **_: state)
+        head = heads.make_head(
+            config, WEIGHTS, num_classes=NUM_CLASSES, tx=tx, catch_up=lambda state, **_: state
+        )
         return run_head(head, config, tx, device_mesh)
 
 
 def lars_setup(head, device_mesh):
     config = config_lib.load("tiny")
-    config = dataclasses.replace(config, optim=dataclasses.replace(LARS, schedule="constant"), head=head, loss=WEIGHTS)
-    return make_setup(config, DataShape(NUM_CLASSES, 30, word_width=16, train_photos=160), device_mesh)
+    config = dataclasses.replace(
+        config, optim=dataclasses.replace(LARS, schedule="constant"), head=head, loss=WEIGHTS
+    )
+    return make_setup(
+        config, DataShape(NUM_CLASSES, 30, word_width=16, train_photos=160), device_mesh
+    )
 
 
 def assert_equals_dense(head, dense_lars, device_mesh):
     setup = lars_setup(head, device_mesh)
     got = run_head(setup.head, head, setup.tx, device_mesh, learning_rate=LARS.learning_rate)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(dense_lars), strict=True):
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(dense_lars), strict=True
+    ):
         name = jax.tree_util.keystr(path)
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * np.abs(b).max(), err_msg=name)
 
@@ -181,7 +219,9 @@ def test_sharded_lars_equals_optax_on_the_dense_head(device_mesh, dense_lars):
     assert_equals_dense(HeadConfig(chunk=2), dense_lars, device_mesh)
 
 
-@pytest.mark.parametrize("head", [HeadConfig(chunk=2, keep_logits="float32"), HeadConfig(kind="dense")])
+@pytest.mark.parametrize(
+    "head", [HeadConfig(chunk=2, keep_logits="float32"), HeadConfig(kind="dense")]
+)
 def test_other_heads_lars_equals_optax_on_the_dense_head(head, dense_lars):
     device_mesh = mesh.make_mesh(data=4, model=2)
     with jax.set_mesh(device_mesh):

@@ -1,4 +1,6 @@
-"""One training step: every mesh against one device and the dense head; accumulation, extra losses, what trains."""
+"""One training step: every mesh against one device and the dense head; accumulation, extra losses,
+what trains.
+"""
 
 import dataclasses
 
@@ -13,7 +15,14 @@ from sicot_jax.config import Config
 from sicot_jax.models.sicot import start_words
 from sicot_jax.parallel import gradient_sync as exchange
 from sicot_jax.parallel import mesh
-from sicot_jax.training.step import DataShape, abstract_state, class_log_prior, make_setup, make_train_step, start_state
+from sicot_jax.training.step import (
+    DataShape,
+    abstract_state,
+    class_log_prior,
+    make_setup,
+    make_train_step,
+    start_state,
+)
 
 NUM_CLASSES, VOCABULARY, BATCH = 11, 30, 16  # 11 rows divide over no mesh of more than one device
 
@@ -23,7 +32,9 @@ SHAPE = DataShape(NUM_CLASSES, VOCABULARY, word_width=16, train_photos=160)
 def tiny(**changes) -> Config:
     """A step of plain SGD with rate 1, so that new - old is minus the gradient."""
     config = config_lib.load("tiny")
-    optim = dataclasses.replace(config.optim, learning_rate=1.0, schedule="constant", weight_decay=0.0)
+    optim = dataclasses.replace(
+        config.optim, learning_rate=1.0, schedule="constant", weight_decay=0.0
+    )
     train = dataclasses.replace(config.train, **{"batch_size": BATCH} | changes.pop("train", {}))
     optim = dataclasses.replace(optim, **changes.pop("optim", {}))
     return dataclasses.replace(config, optim=optim, train=train, **changes)
@@ -70,10 +81,16 @@ def on(data, model):
 
 def assert_close(got, wanted, rtol=2e-5):
     """Relative to the largest entry of each array, with a floor for arrays that cancel to noise."""
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(wanted), strict=True):
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(wanted), strict=True
+    ):
         a, b = (np.nan_to_num(np.asarray(x, np.float64), neginf=-1.0) for x in (a, b))
         error = np.abs(a - b).max(initial=0)
-        assert error <= rtol * np.abs(b).max(initial=0) + 1e-8, (jax.tree_util.keystr(path), error, np.abs(b).max())
+        assert error <= rtol * np.abs(b).max(initial=0) + 1e-8, (
+            jax.tree_util.keystr(path),
+            error,
+            np.abs(b).max(),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -106,14 +123,22 @@ def test_words_of_titles_are_told_on_every_mesh(shape):
     assert_close(got[2], wanted[2])
     before, after, losses = wanted
     np.testing.assert_allclose(losses["total"], losses["visual"] + losses["words"], rtol=1e-6)
-    assert (before.params["visual"]["to_words"]["kernel"] != after.params["visual"]["to_words"]["kernel"]).any()
-    assert before.params["visual"]["to_words"]["kernel"].shape[1] == VOCABULARY - 1 and "semantic" not in before.params
+    assert (
+        before.params["visual"]["to_words"]["kernel"]
+        != after.params["visual"]["to_words"]["kernel"]
+    ).any()
+    assert before.params["visual"]["to_words"]["kernel"].shape[1] == VOCABULARY - 1
+    assert "semantic" not in before.params
     assert after.classifier.kernel.shape[1] == 16
 
 
 def coded(**changes) -> Config:
     model = dataclasses.replace(tiny().model, code_bits=24)
-    return tiny(model=model, loss=config_lib.LossConfig(mixed=0.0, codes=0.5, **changes.pop("loss", {})), **changes)
+    return tiny(
+        model=model,
+        loss=config_lib.LossConfig(mixed=0.0, codes=0.5, **changes.pop("loss", {})),
+        **changes,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -132,38 +157,59 @@ def test_codes_are_learned_on_every_mesh(with_codes, shape):
 
 
 def test_codes_leave_the_rest_as_it_is(with_codes):
-    """Starting values, embedding and classifier are those of a run without codes, to the last bit; the layer moves."""
+    """Starting values, embedding and classifier are those of a run without codes, to the last bit;
+    the layer moves.
+    """
     before, after, losses = with_codes
     without = one_step(tiny(loss=config_lib.LossConfig(mixed=0.0)), on(1, 1))
     for state, plain in zip(with_codes[:2], without[:2], strict=True):
         visual = {name: x for name, x in state.params["visual"].items() if name != "codes"}
-        for a, b in zip(jax.tree.leaves(visual), jax.tree.leaves(plain.params["visual"]), strict=True):
+        for a, b in zip(
+            jax.tree.leaves(visual), jax.tree.leaves(plain.params["visual"]), strict=True
+        ):
             np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(state.classifier.kernel, plain.classifier.kernel)
     np.testing.assert_allclose(losses["total"], losses["visual"] + losses["codes"], rtol=1e-6)
     kernels = [state.params["visual"]["codes"]["kernel"] for state in (before, after)]
-    assert kernels[0].shape == (16, 24) and np.abs(kernels[1] - kernels[0]).max() > 1e-5
+    assert kernels[0].shape == (16, 24)
+    assert np.abs(kernels[1] - kernels[0]).max() > 1e-5
 
 
 @pytest.mark.slow
 def test_codes_shape_the_embedding_where_they_are_asked_to(with_codes):
     _, after, _ = one_step(coded(loss={"codes_shape_embedding": True}), on(4, 2))
-    moved = np.abs(after.params["visual"]["project"]["kernel"] - with_codes[1].params["visual"]["project"]["kernel"])
+    moved = np.abs(
+        after.params["visual"]["project"]["kernel"]
+        - with_codes[1].params["visual"]["project"]["kernel"]
+    )
     assert moved.max() > 1e-5
 
 
 @pytest.mark.slow
 def test_codes_of_micro_batches_compare_photos_within_them():
-    """The mean over both parts, whose embeddings those of frozen streams are; part p takes every other photo."""
+    """The mean over both parts, whose embeddings those of frozen streams are; part p takes every
+    other photo.
+    """
     frozen = {"trainable": "visual/codes"}
-    parts, losses = (one_step(coded(optim=frozen, train={"micro_batches": n}), on(2, 1)) for n in (2, 1))
-    assert parts[2]["codes"] > 0 and parts[2]["codes"] != losses[2]["codes"]
-    assert np.abs(parts[1].params["visual"]["codes"]["kernel"] - parts[0].params["visual"]["codes"]["kernel"]).max() > 0
+    parts, losses = (
+        one_step(coded(optim=frozen, train={"micro_batches": n}), on(2, 1)) for n in (2, 1)
+    )
+    assert parts[2]["codes"] > 0
+    assert parts[2]["codes"] != losses[2]["codes"]
+    assert (
+        np.abs(
+            parts[1].params["visual"]["codes"]["kernel"]
+            - parts[0].params["visual"]["codes"]["kernel"]
+        ).max()
+        > 0
+    )
 
 
 def boxed(device_mesh, kind="image", *, micro_batches=1, **changes):
     """A step with a box branch, and boxes of every second photo."""
-    loss = config_lib.LossConfig(mixed=0.0, **{"box": 1.0, "triplet": 0.5, "box_known": 0.1} | changes)
+    loss = config_lib.LossConfig(
+        mixed=0.0, **{"box": 1.0, "triplet": 0.5, "box_known": 0.1} | changes
+    )
     model = dataclasses.replace(config_lib.load("tiny").model, box=kind)
     known = np.tile(np.float32([[0.2, 0.1, 0.9, 0.6], [0, 0, 0, 0]]), (BATCH // 2, 1))
     config = tiny(model=model, loss=loss, train={"micro_batches": micro_batches})
@@ -171,10 +217,14 @@ def boxed(device_mesh, kind="image", *, micro_batches=1, **changes):
 
 
 def settled(state):
-    """Without the bias of a fresh branch's scores, which moves all of them alike and so no box: its gradient is rounding."""
+    """Without the bias of a fresh branch's scores, which moves all of them alike and so no box: its
+    gradient is rounding.
+    """
     box = state.params["visual"]["box"]
     box = {**box, "score": {"kernel": box["score"]["kernel"]}}
-    return dataclasses.replace(state, params={"visual": {**state.params["visual"], "box": box}}, opt_state=())
+    return dataclasses.replace(
+        state, params={"visual": {**state.params["visual"], "box": box}}, opt_state=()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -183,28 +233,37 @@ def with_box():
 
 
 @pytest.mark.parametrize(
-    "shape", [(4, 2), *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(8, 1), (1, 8), (2, 4)])]
+    "shape",
+    [(4, 2), *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(8, 1), (1, 8), (2, 4)])],
 )
 def test_boxes_are_learned_on_every_mesh(with_box, shape):
-    before, after, losses = boxed(on(*shape))
+    _before, after, losses = boxed(on(*shape))
     assert_close(losses, with_box[2], rtol=1e-4)
-    assert_close(settled(after), settled(with_box[1]), rtol=2e-4)  # temperature 0.1 enlarges roundings of cosines
+    assert_close(
+        settled(after), settled(with_box[1]), rtol=2e-4
+    )  # temperature 0.1 enlarges roundings of cosines
 
 
 def test_what_finds_the_product_does_not_change_what_it_looks_like(with_box):
     """The losses of the box move the branch, and nothing else."""
     before, after, losses = with_box
     moved = jax.tree.map(
-        lambda a, b: np.abs(a - b).max(), before.params["visual"]["box"], after.params["visual"]["box"]
+        lambda a, b: np.abs(a - b).max(),
+        before.params["visual"]["box"],
+        after.params["visual"]["box"],
     )
-    assert moved["score"]["kernel"] > 1e-4 and moved["log_scale"] > 1e-4
+    assert moved["score"]["kernel"] > 1e-4
+    assert moved["log_scale"] > 1e-4
     _, without, _ = boxed(on(1, 1), box=0.0, box_known=0.0)
     assert_close(after.params["visual"]["resnet"], without.params["visual"]["resnet"], rtol=1e-4)
     assert (
-        after.params["visual"]["box"]["score"]["kernel"] != without.params["visual"]["box"]["score"]["kernel"]
+        after.params["visual"]["box"]["score"]["kernel"]
+        != without.params["visual"]["box"]["score"]["kernel"]
     ).any()
     assert set(losses) == {"visual", "box", "box_known", "triplet", "total"}
-    np.testing.assert_allclose(losses["total"], sum(losses[name] for name in set(losses) - {"total"}), rtol=1e-5)
+    np.testing.assert_allclose(
+        losses["total"], sum(losses[name] for name in set(losses) - {"total"}), rtol=1e-5
+    )
 
 
 @pytest.mark.slow
@@ -244,11 +303,15 @@ def test_seeds_learning_rates_and_weights_share_one_program():
 def test_numbers_given_with_the_call_are_those_of_the_config(head):
     device_mesh = on(2, 1)
     config = tiny(head=heads.HeadConfig(kind=head), loss=config_lib.LossConfig(mixed=0.5))
-    other = dataclasses.replace(config, seed=5, optim=dataclasses.replace(config.optim, learning_rate=0.3))
+    other = dataclasses.replace(
+        config, seed=5, optim=dataclasses.replace(config.optim, learning_rate=0.3)
+    )
     other = dataclasses.replace(other, loss=dataclasses.replace(config.loss, visual=2.0))
     with jax.set_mesh(device_mesh):
         setup, given = (make_setup(c, SHAPE, device_mesh) for c in (config, other))
-        prior = mesh.to_global({"p": class_log_prior(np.ones(NUM_CLASSES), device_mesh)}, device_mesh)["p"]
+        prior = mesh.to_global(
+            {"p": class_log_prior(np.ones(NUM_CLASSES), device_mesh)}, device_mesh
+        )["p"]
         state, batch = start_state(setup, prior), mesh.to_global(host_batch(), device_mesh)
         got = jax.jit(make_train_step(setup))(state, batch, given.numbers())
         wanted = jax.jit(make_train_step(given))(state, batch)
@@ -258,7 +321,9 @@ def test_numbers_given_with_the_call_are_those_of_the_config(head):
 
 
 def test_micro_batches_of_the_classifier_alone_equal_the_whole_batch():
-    """With streams in evaluation mode no statistic depends on the part, so accumulation must change nothing."""
+    """With streams in evaluation mode no statistic depends on the part, so accumulation must change
+    nothing.
+    """
     frozen = {"trainable": "classifier"}
     whole = one_step(tiny(optim=frozen), on(4, 2))
     parts = one_step(tiny(optim=frozen, train={"micro_batches": 2}), on(4, 2))
@@ -267,11 +332,13 @@ def test_micro_batches_of_the_classifier_alone_equal_the_whole_batch():
 
 
 def test_a_batch_that_grew_equals_the_step_on_the_bigger_batch(monkeypatch):
-    """A step on 8 rows and, grown, one on 16 in two micro-batches, against the same with 16 in one piece.
+    """A step on 8 rows and, grown, one on 16 in two micro-batches, against the same with 16 in one
+    piece.
 
-    Each part normalises by its own statistics; the second batch is made of the same rows twice, so parts and whole
-    agree. With softplus in place of ReLU, whose derivative jumps: statistics summed in another order move activations by
-    1e-7, and one that crosses zero would let its whole gradient through or not (up to 3e-2 of an array's norm).
+    Each part normalises by its own statistics; the second batch is made of the same rows twice, so
+    parts and whole agree. With softplus in place of ReLU, whose derivative jumps: statistics summed
+    in another order move activations by 1e-7, and one that crosses zero would let its whole
+    gradient through or not (up to 3e-2 of an array's norm).
     """
     monkeypatch.setattr(jax.nn, "relu", jax.nn.softplus)
     first = {name: array[BATCH // 2 :] for name, array in host_batch().items()}
@@ -287,8 +354,11 @@ def test_a_batch_that_grew_equals_the_step_on_the_bigger_batch(monkeypatch):
     with jax.set_mesh(device_mesh):
         grows = setup_of(batch_size=8, grow_every_epochs=0.05, max_micro_batches=2, epochs=0.2)
         assert [grows.plan.size(step) for step in range(3)] == [8, 16, 16]
-        assert grows.steps == 3 and grows.epoch_at(3) == 0.25  # 8 + 16 + 16 photos: the first to reach 32 of 160
-        prior = mesh.to_global({"p": class_log_prior(np.ones(NUM_CLASSES), device_mesh)}, device_mesh)["p"]
+        assert grows.steps == 3
+        assert grows.epoch_at(3) == 0.25
+        prior = mesh.to_global(
+            {"p": class_log_prior(np.ones(NUM_CLASSES), device_mesh)}, device_mesh
+        )["p"]
         state = start_state(grows, prior)
         step = jax.jit(make_train_step(grows))
         state, _ = step(state, mesh.to_global(first, device_mesh))
@@ -305,14 +375,21 @@ def test_a_batch_that_micro_batches_do_not_divide_is_refused():
     with jax.set_mesh(device_mesh):
         setup = make_setup(tiny(train={"batch_size": 32, "micro_batches": 4}), SHAPE, device_mesh)
         state = abstract_state(setup)
-        batch = {name: jax.ShapeDtypeStruct((12, *x.shape[1:]), x.dtype) for name, x in host_batch().items()}
-        with pytest.raises(ValueError, match=r"a batch of 12 photos, wanted a multiple of micro-batches of 8"):
+        batch = {
+            name: jax.ShapeDtypeStruct((12, *x.shape[1:]), x.dtype)
+            for name, x in host_batch().items()
+        }
+        with pytest.raises(
+            ValueError, match=r"a batch of 12 photos, wanted a multiple of micro-batches of 8"
+        ):
             jax.eval_shape(make_train_step(setup), state, batch)
 
 
-@pytest.mark.parametrize("shape, micro_batches", [((1, 1), 1), ((4, 2), 1), ((2, 2), 2)])
+@pytest.mark.parametrize(("shape", "micro_batches"), [((1, 1), 1), ((4, 2), 1), ((2, 2), 2)])
 def test_an_extra_loss_reaches_the_parameters(shape, micro_batches):
-    """A term a * mean |v|^2 adds its value to the total and its gradient to the visual stream, not to the classifier."""
+    """A term a * mean |v|^2 adds its value to the total and its gradient to the visual stream, not
+    to the classifier.
+    """
 
     def norm(outputs, batch):
         assert set(batch) == {"label", "token_ids"}
@@ -354,19 +431,21 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
     full = one_step(tiny(), on(1, 1))
     half = one_step(tiny(train={"compute_dtype": "bfloat16"}), on(1, 1))
     assert all(
-        x.dtype == np.float32 for x in jax.tree.leaves((half[1].params, half[1].batch_stats, half[1].classifier.kernel))
+        x.dtype == np.float32
+        for x in jax.tree.leaves((half[1].params, half[1].batch_stats, half[1].classifier.kernel))
     )
     np.testing.assert_allclose(half[2]["total"], full[2]["total"], rtol=0.02)
     assert half[2]["total"] != full[2]["total"]
 
 
-@pytest.mark.parametrize("shape, micro_batches", [((8, 1), 1), ((2, 2), 2)])
+@pytest.mark.parametrize(("shape", "micro_batches"), [((8, 1), 1), ((2, 2), 2)])
 def test_a_step_that_sends_every_entry_is_the_dense_step(shape, micro_batches):
     """1 - 1e-9 of the entries, rounded up, is all of them."""
     parts = {"micro_batches": micro_batches}
     _, dense, dense_losses = one_step(tiny(train=parts), on(*shape))
     _, sparse, losses = one_step(tiny(train={"gradient_ratio": 1 - 1e-9, **parts}), on(*shape))
-    assert not dense.unsent and sparse.unsent
+    assert not dense.unsent
+    assert sparse.unsent
     assert not any(np.any(x) for x in sparse.unsent.values())
     assert_close(losses, dense_losses)
     assert_close(dataclasses.replace(sparse, unsent={}), dense)
@@ -378,18 +457,23 @@ def test_a_step_with_a_ratio_moves_that_share_of_each_kernel():
     moved = jax.tree.map(lambda a, b: a != b, before.params, after.params)
     for path, changed in jax.tree_util.tree_leaves_with_path(moved):
         if changed.ndim > 1:
-            assert 0 < changed.sum() <= device_mesh.size * exchange.entries_sent(changed.size, 0.01), path
+            assert (
+                0 < changed.sum() <= device_mesh.size * exchange.entries_sent(changed.size, 0.01)
+            ), path
     assert all(np.any(x) for x in after.unsent.values())
 
 
 def test_what_does_not_train_is_not_kept():
     config = tiny(train={"gradient_ratio": 0.1}, optim={"trainable": "classifier|visual/resnet"})
     _, after, _ = one_step(config, on(8, 1))
-    assert after.unsent and all(name.startswith("visual/resnet/") for name in after.unsent)
+    assert after.unsent
+    assert all(name.startswith("visual/resnet/") for name in after.unsent)
 
 
 def test_golden_step():
-    """Losses of three steps, so that nobody changes the numbers without noticing. Made by this code on CPU, jax 0.10.2."""
+    """Losses of three steps, so that nobody changes the numbers without noticing. Made by this code
+    on CPU, jax 0.10.2.
+    """
     config = tiny(optim={"learning_rate": 0.05})
     totals = [float(one_step(config, on(1, 1), steps=n)[2]["total"]) for n in (1, 3)]
     np.testing.assert_allclose(totals, GOLDEN, rtol=1e-3)  # other jax versions sum in another order

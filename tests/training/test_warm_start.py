@@ -20,7 +20,9 @@ from sicot_jax.training.step import DataShape, abstract_state, make_setup
 
 
 def tiny(*overrides):
-    return config_lib.load("tiny", ["--config.train.steps=3", *(f"--config.{flag}" for flag in overrides)])
+    return config_lib.load(
+        "tiny", ["--config.train.steps=3", *(f"--config.{flag}" for flag in overrides)]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,9 @@ def run(tmp_path_factory):
 
 
 def started(config, workdir, catalog=None) -> tuple[runs.Run, np.ndarray, np.ndarray]:
-    """The run, and its classifier after one step in which nothing but one bias has moved, by a hair."""
+    """The run, and its classifier after one step in which nothing but one bias has moved, by a
+    hair.
+    """
     still = config_lib.override(
         config, ["optim.trainable=classifier/bias", "optim.learning_rate=1e-9", "train.steps=1"]
     )
@@ -44,7 +48,11 @@ def started(config, workdir, catalog=None) -> tuple[runs.Run, np.ndarray, np.nda
         state = checkpoints.restore(abstract_state(setup))
         checkpoints.close()
     count = found.shape.num_classes
-    return found, np.asarray(state.classifier.kernel)[:count], np.asarray(state.classifier.bias)[:count]
+    return (
+        found,
+        np.asarray(state.classifier.kernel)[:count],
+        np.asarray(state.classifier.bias)[:count],
+    )
 
 
 def test_rows_are_taken_wherever_they_lie(device_mesh):
@@ -100,7 +108,8 @@ def test_rows_follow_their_product_and_not_their_number(run, tmp_path, capsys):
     sku[0], sku[1], sku[2] = sku[1], sku[0], "new"
     _, kernel, _ = started(config, tmp_path / "other", relabelled(catalog, sku))
     told = capsys.readouterr().err
-    assert "10 rows of products that both have, 1 row left behind" in told and "1 product new: rows of 1 from" in told
+    assert "10 rows of products that both have, 1 row left behind" in told
+    assert "1 product new: rows of 1 from" in told
     _, old, _ = started(config, tmp_path / "same")
     np.testing.assert_array_equal(kernel[[1, 0, *range(3, 11)]], old[[0, 1, *range(3, 11)]])
     assert np.abs(kernel[2] - old[2]).max() > 1e-3
@@ -112,7 +121,9 @@ def test_withdrawn_products_bring_no_row(run, tmp_path, capsys):
     catalog = open_catalog(config.data)
     classes = dataclasses.replace(catalog.classes, withdrawn=np.arange(11) == 3)
     _, kernel, _ = started(
-        config, tmp_path / "other", dataclasses.replace(catalog, classes=classes, data_hash="0" * 64)
+        config,
+        tmp_path / "other",
+        dataclasses.replace(catalog, classes=classes, data_hash="0" * 64),
     )
     assert "10 rows of products that both have, 1 row left behind" in capsys.readouterr().err
     _, old, _ = started(config, tmp_path / "same")
@@ -120,11 +131,21 @@ def test_withdrawn_products_bring_no_row(run, tmp_path, capsys):
     np.testing.assert_array_equal(np.delete(kernel, 3, 0), np.delete(old, 3, 0))
 
 
-def test_a_run_that_saw_its_photos_otherwise_is_refused_before_anything_is_written(run, tmp_path, capsys):
-    with pytest.raises(InputError, match=r"its photos had preprocessing.mean=\(0.485, 0.456, 0.406\), the config has"):
-        train(tiny("loss.mixed=0", f"model.init_from={run}", "preprocessing.mean=(0.5,0.5,0.5)"), tmp_path / "run")
+def test_a_run_that_saw_its_photos_otherwise_is_refused_before_anything_is_written(
+    run, tmp_path, capsys
+):
+    with pytest.raises(
+        InputError,
+        match=r"its photos had preprocessing.mean=\(0.485, 0.456, 0.406\), the config has",
+    ):
+        train(
+            tiny("loss.mixed=0", f"model.init_from={run}", "preprocessing.mean=(0.5,0.5,0.5)"),
+            tmp_path / "run",
+        )
     assert not (tmp_path / "run" / "config.json").exists()
-    started(tiny("loss.mixed=0", f"model.init_from={run}", "model.last_stride=1"), tmp_path / "stride")
+    started(
+        tiny("loss.mixed=0", f"model.init_from={run}", "model.last_stride=1"), tmp_path / "stride"
+    )
     assert "trained with model.last_stride=2, goes on with 1" in capsys.readouterr().err
 
 
@@ -134,14 +155,23 @@ def test_weights_of_another_width_or_depth_are_one_line(run, tmp_path):
 
     to_torch(run, tmp_path / "out")
     with pytest.raises(
-        InputError, match=r"a ResNet-18 of width 8, and model.depth=34, model.width=8 want other arrays"
+        InputError,
+        match=r"a ResNet-18 of width 8, and model.depth=34, model.width=8 want other arrays",
     ):
         train(tiny(f"model.init_from={tmp_path / 'out'}", "model.depth=34"), tmp_path / "run")
-    with pytest.raises(InputError, match=r"its photos had preprocessing.mean=\(0.485, 0.456, 0.406\), the config has"):
-        train(tiny(f"model.init_from={tmp_path / 'out'}", "preprocessing.mean=(0.5,0.5,0.5)"), tmp_path / "run")
+    with pytest.raises(
+        InputError,
+        match=r"its photos had preprocessing.mean=\(0.485, 0.456, 0.406\), the config has",
+    ):
+        train(
+            tiny(f"model.init_from={tmp_path / 'out'}", "preprocessing.mean=(0.5,0.5,0.5)"),
+            tmp_path / "run",
+        )
     # A projection of another width is no projection of the model.
     with pytest.raises(InputError, match="projection.weight is"):
-        train(tiny(f"model.init_from={tmp_path / 'out'}", "model.embedding_width=8"), tmp_path / "run")
+        train(
+            tiny(f"model.init_from={tmp_path / 'out'}", "model.embedding_width=8"), tmp_path / "run"
+        )
 
 
 class Part:
@@ -172,9 +202,15 @@ def first_products(catalog: Catalog, count: int) -> Catalog:
 
 @pytest.mark.slow
 def test_a_fifth_of_new_products_is_learned_faster_from_a_run_than_from_nothing(tmp_path):
-    """40 products are learned, then 10 more come: what is known at once, and after the same few steps as from nothing."""
+    """40 products are learned, then 10 more come: what is known at once, and after the same few
+    steps as from nothing.
+    """
     shape = ["num_classes=50", "train_photos=1000", "zipf_exponent=0.0", "test_per_class=4"]
-    flags = ["loss.mixed=0", *(f"data.generated.{flag}" for flag in shape), "optim.schedule=constant"]
+    flags = [
+        "loss.mixed=0",
+        *(f"data.generated.{flag}" for flag in shape),
+        "optim.schedule=constant",
+    ]
     catalog = open_catalog(tiny(*flags).data)
 
     def accuracy(workdir) -> tuple[float, float]:
@@ -199,33 +235,45 @@ def test_a_fifth_of_new_products_is_learned_faster_from_a_run_than_from_nothing(
 def test_shape_of_the_data_is_that_of_the_new_catalogue(run, tmp_path):
     config = tiny("loss.mixed=0", "data.generated.num_classes=14", f"model.init_from={run}")
     found, kernel, _ = started(config, tmp_path / "more")
-    assert found.shape == DataShape.of(open_catalog(config.data)) and len(kernel) == 14
+    assert found.shape == DataShape.of(open_catalog(config.data))
+    assert len(kernel) == 14
 
 
 @pytest.mark.slow
 def test_a_box_branch_is_taken_where_both_have_one(run, tmp_path):
-    """From a run without one it starts as it would; the rest of the stream is the run's. Back again it is left out."""
+    """From a run without one it starts as it would; the rest of the stream is the run's. Back again
+    it is left out.
+    """
     box = ["loss.mixed=0", "model.box=image", "loss.box=1"]
     started(tiny(*box, f"model.init_from={run}"), tmp_path / "box")
     with_box, before = (_visual(workdir) for workdir in (tmp_path / "box", run))
-    assert not with_box["box"]["score"]["kernel"].any() and "box" not in before
-    np.testing.assert_array_equal(with_box["resnet"]["conv1"]["kernel"], before["resnet"]["conv1"]["kernel"])
+    assert not with_box["box"]["score"]["kernel"].any()
+    assert "box" not in before
+    np.testing.assert_array_equal(
+        with_box["resnet"]["conv1"]["kernel"], before["resnet"]["conv1"]["kernel"]
+    )
     started(tiny("loss.mixed=0", f"model.init_from={tmp_path / 'box'}"), tmp_path / "back")
     assert "box" not in _visual(tmp_path / "back")
 
 
 @pytest.mark.slow
 def test_a_box_branch_of_converted_weights_is_taken_where_both_have_one(run, tmp_path):
-    """From a folder without one, with one that the model has no place for, with one of another kind of box."""
+    """From a folder without one, with one that the model has no place for, with one of another kind
+    of box.
+    """
     pytest.importorskip("torch", reason="conversion needs the extra torch")
     from sicot_jax.export.to_torch import to_torch
 
     box = ["loss.mixed=0", "loss.box=1"]
     to_torch(run, tmp_path / "plain")
-    started(tiny(*box, "model.box=image", f"model.init_from={tmp_path / 'plain'}"), tmp_path / "box")
+    started(
+        tiny(*box, "model.box=image", f"model.init_from={tmp_path / 'plain'}"), tmp_path / "box"
+    )
     with_box, before = (_visual(workdir) for workdir in (tmp_path / "box", run))
     assert not with_box["box"]["score"]["kernel"].any()
-    np.testing.assert_array_equal(with_box["resnet"]["conv1"]["kernel"], before["resnet"]["conv1"]["kernel"])
+    np.testing.assert_array_equal(
+        with_box["resnet"]["conv1"]["kernel"], before["resnet"]["conv1"]["kernel"]
+    )
     to_torch(tmp_path / "box", tmp_path / "boxed")
     taken = f"model.init_from={tmp_path / 'boxed'}"
     started(tiny("loss.mixed=0", taken), tmp_path / "back")

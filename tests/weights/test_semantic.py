@@ -20,11 +20,19 @@ from sicot_jax.weights import semantic as text
 from sicot_jax.weights.safetensors_io import read_weights
 
 torch = pytest.importorskip("torch", reason="conversion needs the extra torch")
-TITLES = ["red cotton shirt", "", "shirt", "blue cotton shirt with many many words blue red", "unheard of"]
+TITLES = [
+    "red cotton shirt",
+    "",
+    "shirt",
+    "blue cotton shirt with many many words blue red",
+    "unheard of",
+]
 
 
 def text_of(encoder, weighting="softmax"):
-    return folders.Text(encoder, 4, 6, weighting, word_width=8, embedding_width=10, max_tokens=6, vocabulary="")
+    return folders.Text(
+        encoder, 4, 6, weighting, word_width=8, embedding_width=10, max_tokens=6, vocabulary=""
+    )
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +40,26 @@ def tokenizer():
     return build_tokenizer(TITLES[:4], min_count=1, drop_top_share=0)
 
 
-@pytest.mark.parametrize("encoder, weighting", [*((name, "softmax") for name in ENCODERS), ("bilinear", "sigmoid")])
+@pytest.mark.parametrize(
+    ("encoder", "weighting"), [*((name, "softmax") for name in ENCODERS), ("bilinear", "sigmoid")]
+)
 def test_every_encoder_reads_titles_as_ours_does(tmp_path, tokenizer, encoder, weighting):
-    """Random values; titles with no word, with unknown ones, longer than is read. And back, value for value."""
+    """Random values; titles with no word, with unknown ones, longer than is read. And back, value
+    for value.
+    """
     read = text_of(encoder, weighting)
-    _, *trees = nnx.split(text.fresh_stream(read, len(tokenizer.vocabulary)), nnx.Param, nnx.BatchStat)
+    _, *trees = nnx.split(
+        text.fresh_stream(read, len(tokenizer.vocabulary)), nnx.Param, nnx.BatchStat
+    )
     rng = np.random.default_rng(0)
     random = [
-        jax.tree.map(lambda x, low=low: rng.uniform(low, 1.5, x.shape).astype(np.float32), nnx.to_pure_dict(tree))
-        for tree, low in zip(trees, (-1.5, 0.5), strict=True)  # parameters of both signs, variances of one
+        jax.tree.map(
+            lambda x, low=low: rng.uniform(low, 1.5, x.shape).astype(np.float32),
+            nnx.to_pure_dict(tree),
+        )
+        for tree, low in zip(
+            trees, (-1.5, 0.5), strict=True
+        )  # parameters of both signs, variances of one
     ]
     arrays = text.arrays_of(*random)
     for tree in random:
@@ -48,11 +67,14 @@ def test_every_encoder_reads_titles_as_ours_does(tmp_path, tokenizer, encoder, w
     tokenizer.save(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"text": dataclasses.asdict(read)}))
     found = text.write_text(tmp_path, read, arrays)
-    assert found["titles"] == text.TITLES and found["embedding"]["max_relative"] < 1e-5
+    assert found["titles"] == text.TITLES
+    assert found["embedding"]["max_relative"] < 1e-5
     here = text.outputs_here(read, arrays, tokenizer, TITLES).embedding
     there = text.outputs_in_torch(tmp_path, TITLES).embedding
     np.testing.assert_allclose(there, here, rtol=1e-5, atol=1e-5)
-    assert not here[1].any() and not here[4].any() and here[0].any()
+    assert not here[1].any()
+    assert not here[4].any()
+    assert here[0].any()
 
 
 def test_words_of_titles_are_cut_alike():
@@ -75,17 +97,25 @@ def test_words_of_titles_are_cut_alike():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("text") / "run"
-    train(config_lib.load("tiny", ["--config.train.steps=3", "--config.model.text.encoder=lstm_attention"]), workdir)
+    train(
+        config_lib.load(
+            "tiny", ["--config.train.steps=3", "--config.model.text.encoder=lstm_attention"]
+        ),
+        workdir,
+    )
     return workdir
 
 
 def test_a_run_s_titles_in_plain_pytorch_and_back(run, tmp_path, capsys):
-    """Without jax or sicot_jax: the mixed stream's logits. In again with another word vector, which training starts from."""
+    """Without jax or sicot_jax: the mixed stream's logits. In again with another word vector, which
+    training starts from.
+    """
     out = tmp_path / "out"
     assert cli.main(["convert", "to-torch", f"--workdir={run}", f"--out={out}", "--with-text"]) == 0
     assert "titles, JAX against PyTorch: embedding differs by" in capsys.readouterr().out
     stored = folders.read_converted(out)
-    assert stored.text.encoder == "lstm_attention" and stored.text.max_tokens == 8
+    assert stored.text.encoder == "lstm_attention"
+    assert stored.text.max_tokens == 8
     title = " ".join(load_tokenizer(out).vocabulary[1:4])
     program = (
         "import sys, numpy, torch\n"
@@ -99,7 +129,9 @@ def test_a_run_s_titles_in_plain_pytorch_and_back(run, tmp_path, capsys):
         "    logits = recognizer.fc(torch.maximum(recognizer.embed(photo), embedding))\n"
         "print(tuple(logits.shape), int((weights > 0).sum()), round(float(weights.sum()), 4))\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=out, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=out, check=True, capture_output=True, text=True
+    )
     assert done.stdout.split("\n")[0] == "(1, 11) 3 1.0"
 
     import safetensors.torch
@@ -117,10 +149,21 @@ def test_a_run_s_titles_in_plain_pytorch_and_back(run, tmp_path, capsys):
     assert cli.main(["convert", "from-torch", str(out), f"--out={other}"]) == 0
     assert folders.read_converted(other).text.vocabulary != stored.text.vocabulary
     frozen = ["optim.trainable=classifier/bias", "optim.learning_rate=1e-9", "train.steps=1"]
-    flags = [f"--config.{flag}" for flag in (*frozen, f"model.init_from={back}", "model.text.encoder=lstm_attention")]
+    flags = [
+        f"--config.{flag}"
+        for flag in (*frozen, f"model.init_from={back}", "model.text.encoder=lstm_attention")
+    ]
     train(config_lib.load("tiny", flags), tmp_path / "run")
     assert (
-        cli.main(["convert", "to-torch", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'on'}", "--with-text"])
+        cli.main(
+            [
+                "convert",
+                "to-torch",
+                f"--workdir={tmp_path / 'run'}",
+                f"--out={tmp_path / 'on'}",
+                "--with-text",
+            ]
+        )
         == 0
     )
     found = read_weights(tmp_path / "on" / "text.safetensors")
@@ -131,13 +174,27 @@ def test_a_run_without_titles_has_none_to_write(run, tmp_path, capsys):
     stored, out = json.loads((run / "config.json").read_text()), tmp_path / "out"
     stored["config"]["loss"]["mixed"] = 0.0
     (tmp_path / "config.json").write_text(json.dumps(stored))
-    assert cli.main(["convert", "to-torch", f"--workdir={tmp_path}", f"--out={out}", "--with-text"]) == 2
-    assert "trained without a semantic stream (loss.mixed=0)" in capsys.readouterr().err and not out.exists()
+    assert (
+        cli.main(["convert", "to-torch", f"--workdir={tmp_path}", f"--out={out}", "--with-text"])
+        == 2
+    )
+    assert "trained without a semantic stream (loss.mixed=0)" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_another_encoder_than_the_config_s_is_refused(run, tmp_path):
     from sicot_jax.training.checkpoint import CheckpointError
 
-    assert cli.main(["convert", "to-torch", f"--workdir={run}", f"--out={tmp_path / 'out'}", "--with-text"]) == 0
-    with pytest.raises(CheckpointError, match="another semantic stream than model.text asks for: .*lstm"):
-        train(config_lib.load("tiny", [f"--config.model.init_from={tmp_path / 'out'}"]), tmp_path / "other")
+    assert (
+        cli.main(
+            ["convert", "to-torch", f"--workdir={run}", f"--out={tmp_path / 'out'}", "--with-text"]
+        )
+        == 0
+    )
+    with pytest.raises(
+        CheckpointError, match="another semantic stream than model.text asks for: .*lstm"
+    ):
+        train(
+            config_lib.load("tiny", [f"--config.model.init_from={tmp_path / 'out'}"]),
+            tmp_path / "other",
+        )

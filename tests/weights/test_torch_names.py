@@ -11,8 +11,8 @@ from sicot_jax.weights import torch_names as names
 from sicot_jax.weights import visual as network
 from sicot_jax.weights.bundle import Model
 
-# Number of entries and sha256 over the sorted "name [shape]" lines of state_dict() of torchvision 0.29.2's resnet18() to
-# resnet152(); timm 1.0.31's models of these names have the same.
+# Number of entries and sha256 over the sorted "name [shape]" lines of state_dict() of torchvision
+# 0.29.2's resnet18() to resnet152(); timm 1.0.31's models of these names have the same.
 TORCHVISION = {
     18: (122, "867b8d8ae95f5a28"),
     34: (218, "d6dbfa48843359d6"),
@@ -23,7 +23,9 @@ TORCHVISION = {
 
 
 def shapes_of(depth, **model):
-    stream = nnx.eval_shape(lambda: network.fresh_stream(Model(depth, 64, "imagenet", 2, 0, 0, **model)))
+    stream = nnx.eval_shape(
+        lambda: network.fresh_stream(Model(depth, 64, "imagenet", 2, 0, 0, **model))
+    )
     _, *trees = nnx.split(stream, nnx.Param, nnx.BatchStat)
     return network.shapes_of(*map(nnx.to_pure_dict, trees))
 
@@ -48,10 +50,14 @@ def test_names_and_shapes_are_torchvision_s(depth):
     features = 512 if depth < 50 else 2048
     found |= {"fc.weight": [1000, features], "fc.bias": [1000]}
     counters = {
-        name.replace("running_mean", "num_batches_tracked"): [] for name in found if name.endswith("running_mean")
+        name.replace("running_mean", "num_batches_tracked"): []
+        for name in found
+        if name.endswith("running_mean")
     }
     lines = "\n".join(sorted(f"{name} {shape}" for name, shape in (found | counters).items()))
-    assert (len(found | counters), hashlib.sha256(lines.encode()).hexdigest()[:16]) == TORCHVISION[depth]
+    assert (len(found | counters), hashlib.sha256(lines.encode()).hexdigest()[:16]) == TORCHVISION[
+        depth
+    ]
 
 
 @pytest.mark.parametrize("depth", [18, 50])
@@ -62,7 +68,14 @@ def test_other_names_for_the_same_arrays(depth):
         [hugging_face_name(name) for name in plain],
         [hugging_face_name(name).removeprefix("resnet.") for name in plain],
     ):
-        assert list(names.torchvision_names([*others, "bn1.num_batches_tracked"][: len(others)]).values()) == plain
+        assert (
+            list(
+                names.torchvision_names(
+                    [*others, "bn1.num_batches_tracked"][: len(others)]
+                ).values()
+            )
+            == plain
+        )
     assert names.torchvision_names(["classifier.1.weight"]) == {"classifier.1.weight": "fc.weight"}
 
 
@@ -72,7 +85,9 @@ def test_depth_and_width_are_read_off_the_arrays(depth):
 
 
 def test_arrays_of_something_else_are_no_resnet():
-    with pytest.raises(InputError, match=r"no ResNet-18/34/50/101/152: .*, arrays fc1.weight, ...; wanted weights"):
+    with pytest.raises(
+        InputError, match=r"no ResNet-18/34/50/101/152: .*, arrays fc1.weight, ...; wanted weights"
+    ):
         names.backbone_of({"fc1.weight": (3, 3)})
 
 

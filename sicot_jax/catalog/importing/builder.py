@@ -1,4 +1,6 @@
-"""A TFDS data set from rows and photos: everything is written into one folder that appears when it is whole."""
+"""A TFDS data set from rows and photos: everything is written into one folder that appears when it
+is whole.
+"""
 
 from __future__ import annotations
 
@@ -35,13 +37,19 @@ from sicot_jax.catalog.sources.tables import (
     write_class_table,
     write_split_table,
 )
-from sicot_jax.catalog.statistics import class_counts, default_head_boundary, head_mask, shared_vocabulary
+from sicot_jax.catalog.statistics import (
+    class_counts,
+    default_head_boundary,
+    head_mask,
+    shared_vocabulary,
+)
 from sicot_jax.catalog.tokenizer import build_tokenizer
 from sicot_jax.catalog.word_vectors import train_word_vectors
 from sicot_jax.common.image import JPEG_QUALITY
 
 _SPOOL_FILE = "spool.tmp"
-# A shard is held in memory while it is written, and is the unit that machines share out among each other.
+# A shard is held in memory while it is written, and is the unit that machines share out among each
+# other.
 _SHARD_BYTES = 256 << 20
 
 
@@ -82,15 +90,19 @@ class _Spooled(Sequence[tuple[str, bytes]]):
 class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Base of all catalogues on disk; a subclass yields rows and says where photos are read.
 
-    ShardBasedBuilder and not GeneratorBasedBuilder: the latter's shuffle needs TensorFlow for a split above 1 GB.
-    Records lie in the order of a hash of (seed, image_id), so order depends on neither rows nor workers.
+    ShardBasedBuilder and not GeneratorBasedBuilder: the latter's shuffle needs TensorFlow for a
+      split above 1 GB. Records lie in the order of a hash of (seed, image_id), so order depends on
+      neither rows nor workers.
     """
 
     name = "catalogue"
     VERSION = tfds.core.Version("1.0.0")
     MIN_PHOTOS = 1
-    OFFICIAL_TEST = False  # the rows name all test photos: of the others, validation alone is held out
-    url_infos = None  # nothing is downloaded; TFDS would look for checksums with a package it does not depend on
+    OFFICIAL_TEST = (
+        False  # the rows name all test photos: of the others, validation alone is held out
+    )
+    # nothing is downloaded; TFDS would look for checksums with a package it does not depend on
+    url_infos = None
 
     def __init__(
         self,
@@ -107,8 +119,8 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
     ):
         """Rows of `source` become `data_dir/name/version`.
 
-        `previous` is the class table whose ids are kept, `previous_splits` the split of photos (image_id) that were there.
-        `titles` lends training photos without a title one.
+        `previous` is the class table whose ids are kept, `previous_splits` the split of photos
+        (image_id) that were there. `titles` lends training photos without a title one.
         """
         self.source, self.settings, self.workers = Path(source), settings, workers
         self.previous, self.previous_splits = previous, previous_splits or {}
@@ -128,7 +140,9 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         raise NotImplementedError
 
     def needed(self, *names: str) -> Path:
-        """The first of these files or folders that is in the source folder. Raises ManifestError where none is."""
+        """The first of these files or folders that is in the source folder. Raises ManifestError
+        where none is.
+        """
         for name in names:
             if (self.source / name).exists():
                 return self.source / name
@@ -162,12 +176,18 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             )
         folder = Path(self.data_path)  # the incomplete folder: TFDS renames it when all is whole
         self._spool = folder / _SPOOL_FILE
-        self._source_sha256 = source_sha256(self.source)  # before the rows: a source changed meanwhile is then noticed
+        self._source_sha256 = source_sha256(
+            self.source
+        )  # before the rows: a source changed meanwhile is then noticed
         rows, dropped = self._read_rows()
-        stored, broken = self._store_photos(rows, total=len(rows) + sum(drop.bad for drop in dropped), bad=dropped)
+        stored, broken = self._store_photos(
+            rows, total=len(rows) + sum(drop.bad for drop in dropped), bad=dropped
+        )
         dropped += broken
         if not stored:
-            raise ImportFailed(f"no photo of {self.source} can be used, wanted at least 1; {_named(dropped)}")
+            raise ImportFailed(
+                f"no photo of {self.source} can be used, wanted at least 1; {_named(dropped)}"
+            )
         assignment = assign_splits(
             [Photo(item.image_id, item.row.sku, item.row.image, item.row.split) for item in stored],
             seed=self.settings.seed,
@@ -185,10 +205,14 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         borrowed = None
         if self.titles is not None:
             by_split["train"], borrowed = self._borrow_titles(by_split["train"], self.titles)
-        table, tokenizer = self._write_tables(folder, by_split, dropped, assignment, stored, borrowed)
+        table, tokenizer = self._write_tables(
+            folder, by_split, dropped, assignment, stored, borrowed
+        )
         class_ids = {sku: c for c, sku in enumerate(table.sku)}
         return {
-            split: [partial(self._examples, shard, class_ids, tokenizer) for shard in _shards(items)]
+            split: [
+                partial(self._examples, shard, class_ids, tokenizer) for shard in _shards(items)
+            ]
             for split, items in by_split.items()
             if items
         }
@@ -196,7 +220,15 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
     def _examples(
         self, items: Sequence[_Stored], class_ids: Mapping[str, int], tokenizer: Tokenizer
     ) -> Iterator[tuple[int, dict[str, Any]]]:
-        progress = tqdm(items, unit="photos", desc="write", file=sys.stderr, mininterval=0.5, leave=False, disable=None)
+        progress = tqdm(
+            items,
+            unit="photos",
+            desc="write",
+            file=sys.stderr,
+            mininterval=0.5,
+            leave=False,
+            disable=None,
+        )
         with self._spool.open("rb") as spool, progress:
             for key, item in enumerate(progress):
                 spool.seek(item.offset)
@@ -236,23 +268,38 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         least = self.MIN_PHOTOS if settings.min_photos is None else settings.min_photos
         counts = Counter(row.sku for row in rows)
         reason = f"class under {least} photos (min_photos)"
-        dropped += [DroppedRow(row.image, reason, row.sku, bad=False) for row in rows if counts[row.sku] < least]
+        dropped += [
+            DroppedRow(row.image, reason, row.sku, bad=False)
+            for row in rows
+            if counts[row.sku] < least
+        ]
         rows = [row for row in rows if counts[row.sku] >= least]
         return rows, dropped
 
     def _store_photos(
         self, rows: Sequence[ManifestRow], *, total: int, bad: Iterable[DroppedRow]
     ) -> tuple[list[_Stored], list[DroppedRow]]:
-        """Decode all photos into the spool file; stop as soon as more rows are bad than the limit allows."""
+        """Decode all photos into the spool file; stop as soon as more rows are bad than the limit
+        allows.
+        """
         named = [drop for drop in bad if drop.bad]
         before = len(named)
         stored: list[_Stored] = []
         self._check_bad_share(named, total, seen=total - len(rows))
         prepared = prepare_all(
-            self.photos(), [row.image for row in rows], short_side=self.settings.short_side, workers=self.workers
+            self.photos(),
+            [row.image for row in rows],
+            short_side=self.settings.short_side,
+            workers=self.workers,
         )
         progress = tqdm(
-            prepared, total=len(rows), unit="photos", desc="import", file=sys.stderr, mininterval=0.5, disable=None
+            prepared,
+            total=len(rows),
+            unit="photos",
+            desc="import",
+            file=sys.stderr,
+            mininterval=0.5,
+            disable=None,
         )
         with self._spool.open("wb") as spool, progress:
             for row, photo in zip(rows, progress, strict=True):
@@ -267,7 +314,8 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
 
     def _check_bad_share(self, bad: Sequence[DroppedRow], total: int, *, seen: int) -> None:
         limit = self.settings.max_bad_share
-        # One bad row of a dozen is dropped and named like one of a million, unless the limit is zero.
+        # One bad row of a dozen is dropped and named like one of a million, unless the limit is
+        # zero.
         if len(bad) > max(limit * total, 1 if limit else 0):
             raise ImportFailed(
                 f"{len(bad)} of the first {seen} rows of {self.source} are bad, at most {limit:g} of {total} may be; "
@@ -275,26 +323,41 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             )
 
     def _ordered(self, stored: Sequence[_Stored], split: Sequence[str]) -> dict[str, list[_Stored]]:
-        """Records of each split in stored order: by hash of (seed, image_id), then SKU where a photo has several."""
+        """Records of each split in stored order: by hash of (seed, image_id), then SKU where a
+        photo has several.
+        """
         seed = self.settings.seed
         order = sorted(
             (i for i, name in enumerate(split) if name),
-            # Another salt than in assign_splits: else each class's train photos would all come after its test photos.
+            # Another salt than in assign_splits: else each class's train photos would all come
+            # after its test photos.
             key=lambda i: (order_key(seed, stored[i].image_id, "record"), stored[i].row.sku),
         )
         return {name: [stored[i] for i in order if split[i] == name] for name in SPLITS}
 
-    def _borrow_titles(self, train: Sequence[_Stored], lender: TitleLender) -> tuple[list[_Stored], BorrowedTitles]:
-        """Training records, those without a title with a lent one. Others keep theirs: nobody reads the title of a test."""
+    def _borrow_titles(
+        self, train: Sequence[_Stored], lender: TitleLender
+    ) -> tuple[list[_Stored], BorrowedTitles]:
+        """Training records, those without a title with a lent one. Others keep theirs: nobody reads
+        the title of a test.
+        """
         without = [i for i, item in enumerate(train) if not item.row.title.strip()]
         lent = lender(_Spooled(self._spool, [train[i] for i in without])) if without else []
         least = self.settings.titles_min_similarity
-        taken = {i: one for i, one in zip(without, lent, strict=True) if one is not None and one.similarity >= least}
+        taken = {
+            i: one
+            for i, one in zip(without, lent, strict=True)
+            if one is not None and one.similarity >= least
+        }
         filled = list(train)
         for i, one in taken.items():
-            filled[i] = dataclasses.replace(train[i], row=dataclasses.replace(train[i].row, title=one.title))
+            filled[i] = dataclasses.replace(
+                train[i], row=dataclasses.replace(train[i].row, title=one.title)
+            )
         named = [(train[i].row.image, one) for i, one in taken.items()]
-        return filled, BorrowedTitles.of(lender.about, without=len(without), min_similarity=least, taken=named)
+        return filled, BorrowedTitles.of(
+            lender.about, without=len(without), min_similarity=least, taken=named
+        )
 
     def _write_tables(
         self,
@@ -368,17 +431,33 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             "settings": dataclasses.asdict(settings),
             **({"titles_from": dict(self.titles.about)} if self.titles is not None else {}),
         }
-        (folder / CATALOG_FILE).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        (folder / CATALOG_FILE).write_text(
+            json.dumps(description, indent=1) + "\n", encoding="utf-8"
+        )
         self.report.write(folder)
         return table, tokenizer
 
     def _data_hash(
-        self, folder: Path, by_split: Mapping[str, Sequence[_Stored]], labels: Mapping[str, np.ndarray]
+        self,
+        folder: Path,
+        by_split: Mapping[str, Sequence[_Stored]],
+        labels: Mapping[str, np.ndarray],
     ) -> str:
         """sha256 over the sorted records, then the tables, then what the stored pixels depend on."""
         digest = hashlib.sha256()
         lines = sorted(
-            json.dumps([item.image_id, int(label), split, row.title, row.tags, row.category, row.box, row.role])
+            json.dumps(
+                [
+                    item.image_id,
+                    int(label),
+                    split,
+                    row.title,
+                    row.tags,
+                    row.category,
+                    row.box,
+                    row.role,
+                ]
+            )
             for split in SPLITS
             for item, label in zip(by_split[split], labels[split], strict=True)
             for row in [item.row]
@@ -404,8 +483,9 @@ def build_class_table(
 ) -> tuple[ClassTable, dict[str, np.ndarray]]:
     """The class table and int32 labels per split.
 
-    Ids of `previous` stay; its SKUs without a photo are withdrawn; new SKUs follow in sorted order. Title and category
-    are those of the class's first training photo, `catalogue` before `query` (without one, of any photo).
+    Ids of `previous` stay; its SKUs without a photo are withdrawn; new SKUs follow in sorted order.
+    Title and category are those of the class's first training photo, `catalogue` before `query`
+    (without one, of any photo).
     """
     first: dict[str, ManifestRow] = {}
     everything = [item.row for split in SPLITS for item in by_split[split]]
@@ -419,7 +499,10 @@ def build_class_table(
     old = list(previous.sku) if previous else []
     skus = old + sorted(set(first) - set(old))
     ids = {sku: c for c, sku in enumerate(skus)}
-    labels = {split: np.array([ids[item.row.sku] for item in by_split[split]], np.int32) for split in SPLITS}
+    labels = {
+        split: np.array([ids[item.row.sku] for item in by_split[split]], np.int32)
+        for split in SPLITS
+    }
     titles, categories = [], []
     for c, sku in enumerate(skus):
         if sku in first:

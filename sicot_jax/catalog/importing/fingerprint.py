@@ -13,7 +13,8 @@ from sicot_jax.catalog.importing.settings import ImportFailed
 
 
 def source_sha256(source: Path) -> str:
-    """Fingerprint of what is imported: a manifest's bytes, and path, size and time of change of every photo (in a
+    """Fingerprint of what is imported: a manifest's bytes, and path, size and time of change of
+    every photo (in a
     folder: of every file). Photos themselves are not read.
 
     Raises ImportFailed: neither a file nor a folder; ManifestError: a manifest that cannot be read.
@@ -23,9 +24,13 @@ def source_sha256(source: Path) -> str:
     if source.is_dir():
         # The walk of read_folders: hidden files are passed over, a SKU's folder may be a link.
         entries = [entry for entry in source.iterdir() if not entry.name.startswith(".")]
-        found = [file for entry in entries for file in (entry.rglob("*") if entry.is_dir() else [entry])]
+        found = [
+            file for entry in entries for file in (entry.rglob("*") if entry.is_dir() else [entry])
+        ]
         root = source
-        names = [os.fspath(file.relative_to(root)) for file in found if not file.name.startswith(".")]
+        names = [
+            os.fspath(file.relative_to(root)) for file in found if not file.name.startswith(".")
+        ]
     elif source.is_file():
         with source.open("rb") as file:
             while block := file.read(1 << 20):
@@ -33,7 +38,9 @@ def source_sha256(source: Path) -> str:
         root = source.parent
         names = [row.image for row in read_manifest(source) if isinstance(row, ManifestRow)]
     else:
-        raise ImportFailed(f"{source} not found as a file or folder; wanted a manifest, or a folder with photos")
+        raise ImportFailed(
+            f"{source} not found as a file or folder; wanted a manifest, or a folder with photos"
+        )
     for name in sorted(set(names)):
         with contextlib.suppress(OSError):  # a photo that is missing counts when it comes
             status = (root / name).stat()

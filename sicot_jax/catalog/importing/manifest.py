@@ -31,11 +31,13 @@ MAX_TEXT_LENGTH = 20_000
 NO_BOX = (0.0, 0.0, 0.0, 0.0)
 _OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
-# A line break in a SKU would shift a one-name-a-line table, a lone surrogate cannot be written as UTF-8, and an
-# invisible character (zero-width space, byte order mark, bidi override) would make a second class that looks the same.
+# A line break in a SKU would shift a one-name-a-line table, a lone surrogate cannot be written as
+# UTF-8, and an invisible character (zero-width space, byte order mark, bidi override) would make a
+# second class that looks the same.
 _REFUSED_CATEGORIES = ("Cc", "Zl", "Zp", "Cs", "Cf")
 
-# A quoted CSV cell as pyarrow reads it: up to the next single quote, or to the end; what follows should be nothing.
+# A quoted CSV cell as pyarrow reads it: up to the next single quote, or to the end; what follows
+# should be nothing.
 _QUOTED_CELL = re.compile(
     rb'(?:\A(?:\xef\xbb\xbf)?|[,\r\n])(?P<cell>"[^"]*+(?:""[^"]*+)*+)(?P<end>"?)(?P<after>[^,\r\n]*)'
 )
@@ -54,7 +56,9 @@ class RowError(ValueError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """One photo of one SKU. `image` is as written in the source; `box` fractions of the upright photo, or all zero."""
+    """One photo of one SKU. `image` is as written in the source; `box` fractions of the upright
+    photo, or all zero.
+    """
 
     image: str
     sku: str
@@ -76,50 +80,70 @@ class DroppedRow:
     bad: bool = True
 
     def __str__(self) -> str:
-        return printable(f"{self.row}: {self.reason}" + (f" ({self.detail})" if self.detail else ""))
+        return printable(
+            f"{self.row}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+        )
 
 
 def printable(text: str, limit: int = 300) -> str:
-    """`text` on one line of at most `limit` characters, safe for a terminal: control characters become `?`."""
+    """`text` on one line of at most `limit` characters, safe for a terminal: control characters
+    become `?`.
+    """
     return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))[:limit]
 
 
-def read_manifest(path: Path, unused: list[str] | None = None) -> Iterator[ManifestRow | DroppedRow]:
+def read_manifest(
+    path: Path, unused: list[str] | None = None
+) -> Iterator[ManifestRow | DroppedRow]:
     """Rows of a manifest file; all values are text (SKU `0012` stays `0012`, `NA` stays `NA`).
 
-    `unused` receives the names of other columns, each with the one it may be a misspelling of; whole after the last row.
-    Raises ManifestError (on the call or while iterating): no such file, unknown suffix, unreadable, not UTF-8, a
-    column missing, no rows. A row that cannot be used comes as a DroppedRow.
+    `unused` receives the names of other columns, each with the one it may be a misspelling of;
+    whole after the last row. Raises ManifestError (on the call or while iterating): no such file,
+    unknown suffix, unreadable, not UTF-8, a column missing, no rows. A row that cannot be used
+    comes as a DroppedRow.
     """
     path = Path(path)
     if not path.is_file():
-        raise ManifestError(f"manifest {path} not found; wanted a file or a folder with one folder per SKU")
-    readers: dict[str, Callable[[Path, list[str]], Iterator[tuple[str, Mapping[str, str] | DroppedRow]]]] = {
+        raise ManifestError(
+            f"manifest {path} not found; wanted a file or a folder with one folder per SKU"
+        )
+    readers: dict[
+        str, Callable[[Path, list[str]], Iterator[tuple[str, Mapping[str, str] | DroppedRow]]]
+    ] = {
         ".csv": _read_csv,
         ".parquet": _read_parquet,
         ".jsonl": _read_jsonl,
     }
     if path.suffix.lower() not in readers:
-        raise ManifestError(f"manifest {path} ends in {path.suffix!r}, wanted one of {', '.join(SUFFIXES)}; rename it")
+        raise ManifestError(
+            f"manifest {path} ends in {path.suffix!r}, wanted one of {', '.join(SUFFIXES)}; rename it"
+        )
     return check_rows(readers[path.suffix.lower()](path, [] if unused is None else unused))
 
 
 def read_folders(root: Path) -> Iterator[ManifestRow | DroppedRow]:
-    """Rows of a folder with one folder per SKU: folder name = SKU, title empty, `image` relative to `root`.
+    """Rows of a folder with one folder per SKU: folder name = SKU, title empty, `image` relative to
+    `root`.
 
-    Photos may lie deeper inside a SKU's folder; hidden files are passed over, other files are named as dropped.
-    Raises ManifestError where `root` holds no folder.
+    Photos may lie deeper inside a SKU's folder; hidden files are passed over, other files are named
+    as dropped. Raises ManifestError where `root` holds no folder.
     """
     root = Path(root)
     if not root.is_dir():
         raise ManifestError(f"folder {root} not found; wanted one folder per SKU in it")
-    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    folders = sorted(
+        entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+    )
     if not folders:
-        raise ManifestError(f"folder {root} has no folders in it; wanted one folder per SKU, each with its photos")
+        raise ManifestError(
+            f"folder {root} has no folders in it; wanted one folder per SKU, each with its photos"
+        )
     return check_rows(_walk(root, folders))
 
 
-def _walk(root: Path, folders: Iterable[Path]) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]]:
+def _walk(
+    root: Path, folders: Iterable[Path]
+) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]]:
     for entry in sorted(root.iterdir()):
         if entry.is_file() and entry.suffix.lower() in PHOTO_SUFFIXES:
             yield entry.name, DroppedRow(entry.name, "photo outside a SKU folder")
@@ -134,8 +158,12 @@ def _walk(root: Path, folders: Iterable[Path]) -> Iterator[tuple[str, Mapping[st
                 yield name, DroppedRow(name, "no photo file", bad=False)
 
 
-def check_rows(rows: Iterable[tuple[str, Mapping[str, str] | DroppedRow]]) -> Iterator[ManifestRow | DroppedRow]:
-    """(where, column -> text) to checked rows; a bad row and a second row of the same image and SKU are dropped."""
+def check_rows(
+    rows: Iterable[tuple[str, Mapping[str, str] | DroppedRow]],
+) -> Iterator[ManifestRow | DroppedRow]:
+    """(where, column -> text) to checked rows; a bad row and a second row of the same image and SKU
+    are dropped.
+    """
     seen: set[tuple[str, str]] = set()
     for where, values in rows:
         if isinstance(values, DroppedRow):
@@ -149,7 +177,9 @@ def check_rows(rows: Iterable[tuple[str, Mapping[str, str] | DroppedRow]]) -> It
             continue
         key = (os.path.normpath(row.image), row.sku)
         if key in seen:
-            yield DroppedRow(where, "duplicate row", f"image {row.image!r} of SKU {row.sku!r} came before")
+            yield DroppedRow(
+                where, "duplicate row", f"image {row.image!r} of SKU {row.sku!r} came before"
+            )
             continue
         seen.add(key)
         yield row
@@ -159,12 +189,16 @@ def parse_row(values: Mapping[str, str]) -> ManifestRow:
     """Check one row. Raises RowError whose text is `reason: detail`."""
     for column, value in values.items():
         if len(value) > MAX_TEXT_LENGTH:
-            raise RowError(f"text too long: column {column}, {len(value)} characters, at most {MAX_TEXT_LENGTH}")
+            raise RowError(
+                f"text too long: column {column}, {len(value)} characters, at most {MAX_TEXT_LENGTH}"
+            )
         try:
             value.encode()
         except UnicodeEncodeError:
             raise RowError(f"text is not valid Unicode: column {column}, {value!a:.80}") from None
-    raw_sku = unicodedata.normalize("NFC", values.get("sku", ""))  # an accent in one character or in two: the same SKU
+    raw_sku = unicodedata.normalize(
+        "NFC", values.get("sku", "")
+    )  # an accent in one character or in two: the same SKU
     if any(unicodedata.category(char) in _REFUSED_CATEGORIES for char in raw_sku):
         raise RowError(f"SKU with a line break, tab or invisible character: {raw_sku!a:.80}")
     image, sku = values.get("image", "").strip(), raw_sku.strip()
@@ -214,7 +248,9 @@ def _check_columns(path: Path, columns: Iterable[str], unused: list[str]) -> lis
     missing = [column for column in REQUIRED if column not in found]
     if missing:
         for delimiter, plural in _OTHER_DELIMITERS.items():
-            if set(REQUIRED) <= {cell.strip(' "') for column in found for cell in column.split(delimiter)}:
+            if set(REQUIRED) <= {
+                cell.strip(' "') for column in found for cell in column.split(delimiter)
+            }:
                 raise ManifestError(
                     f"manifest {path} separates columns by {plural}, wanted commas; save it with commas"
                 )
@@ -224,10 +260,14 @@ def _check_columns(path: Path, columns: Iterable[str], unused: list[str]) -> lis
         )
     repeated = [column for column in COLUMNS if found.count(column) > 1]
     if repeated:
-        raise ManifestError(f"manifest {path} has column {repeated[0]!r} more than once, wanted once; remove one")
+        raise ManifestError(
+            f"manifest {path} has column {repeated[0]!r} more than once, wanted once; remove one"
+        )
     for column in found:
         if column not in COLUMNS:
-            close = difflib.get_close_matches(column.strip().lower(), [c for c in COLUMNS if c not in found], 1, 0.7)
+            close = difflib.get_close_matches(
+                column.strip().lower(), [c for c in COLUMNS if c not in found], 1, 0.7
+            )
             unused.append(printable(column, 80) + (f" (did you mean {close[0]}?)" if close else ""))
     return [column for column in COLUMNS if column in found]
 
@@ -243,7 +283,9 @@ def _first_bad_line(path: Path) -> str:
 
 
 def _check_utf8(path: Path) -> None:
-    """pyarrow's handler of invalid rows prints a traceback on bytes that are no text: refuse them before."""
+    """pyarrow's handler of invalid rows prints a traceback on bytes that are no text: refuse them
+    before.
+    """
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         with path.open("rb") as file:
@@ -257,9 +299,9 @@ def _check_utf8(path: Path) -> None:
 def _check_quotes(path: Path) -> None:
     """Refuse an unclosed quote, which would swallow the rows after it into one cell.
 
-    Such a cell holds line breaks and is never closed, or is closed by the opening quote of a later cell, with text
-    after it; where that text starts with a comma, an odd number of quotes tells. Quotes inside unquoted cells (15")
-    are characters like any other.
+    Such a cell holds line breaks and is never closed, or is closed by the opening quote of a later
+    cell, with text after it; where that text starts with a comma, an odd number of quotes tells.
+    Quotes inside unquoted cells (15") are characters like any other.
     """
     with path.open("rb") as file:
         if not os.fstat(file.fileno()).st_size:
@@ -289,12 +331,16 @@ def _unclosed_quote(data: mmap.mmap) -> int | None:
                 suspect = match.start("cell")
     if suspect is None:
         return None
-    quotes = sum(data[start : start + (1 << 24)].count(b'"') for start in range(0, len(data), 1 << 24))
+    quotes = sum(
+        data[start : start + (1 << 24)].count(b'"') for start in range(0, len(data), 1 << 24)
+    )
     return suspect if quotes % 2 else None
 
 
 def _encoding_error(path: Path) -> ManifestError:
-    return ManifestError(f"manifest {path} is not UTF-8 ({_first_bad_line(path)}); save it again as UTF-8")
+    return ManifestError(
+        f"manifest {path} is not UTF-8 ({_first_bad_line(path)}); save it again as UTF-8"
+    )
 
 
 def _csv_lines(path: Path) -> Iterator[int]:
@@ -308,7 +354,9 @@ def _csv_lines(path: Path) -> Iterator[int]:
             line += len(match[0].splitlines())
 
 
-def _read_csv(path: Path, unused: list[str]) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]]:
+def _read_csv(
+    path: Path, unused: list[str]
+) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]]:
     import pyarrow as pa
     from pyarrow import csv
 
@@ -329,9 +377,13 @@ def _read_csv(path: Path, unused: list[str]) -> Iterator[tuple[str, Mapping[str,
             known = _check_columns(path, header.schema.names, unused)
         broken.clear()
         convert = csv.ConvertOptions(
-            column_types=dict.fromkeys(known, pa.string()), include_columns=known, strings_can_be_null=False
+            column_types=dict.fromkeys(known, pa.string()),
+            include_columns=known,
+            strings_can_be_null=False,
         )
-        with csv.open_csv(path, read_options=read, parse_options=parse, convert_options=convert) as reader:
+        with csv.open_csv(
+            path, read_options=read, parse_options=parse, convert_options=convert
+        ) as reader:
             yield from _csv_rows(path, reader, broken)
     except pa.ArrowInvalid as error:
         raise _arrow_error(path, error) from None
@@ -343,13 +395,17 @@ def _arrow_error(path: Path, error: Exception) -> ManifestError:
     text = printable(str(error), 200)
     if "UTF8" in text or "UTF-8" in text:
         return _encoding_error(path)
-    return ManifestError(f"manifest {path} cannot be read ({text}); check that it is a {path.suffix[1:]} file")
+    return ManifestError(
+        f"manifest {path} cannot be read ({text}); check that it is a {path.suffix[1:]} file"
+    )
 
 
 def _csv_rows(
     path: Path, batches: Iterable[pa.RecordBatch], broken: Mapping[int, str]
 ) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]]:
-    """Rows in the order of the file: those the parser skipped, `broken` by number (the header is 1), in their places."""
+    """Rows in the order of the file: those the parser skipped, `broken` by number (the header is
+    1), in their places.
+    """
     lines = enumerate(_csv_lines(path), start=1)
     _, line = next(lines)
     values = None
@@ -372,10 +428,14 @@ def _wrong_fields(line: int, detail: str) -> tuple[str, DroppedRow]:
 
 
 def _no_rows(path: Path) -> ManifestError:
-    return ManifestError(f"manifest {path} has no rows, wanted at least one photo; check the export that wrote it")
+    return ManifestError(
+        f"manifest {path} has no rows, wanted at least one photo; check the export that wrote it"
+    )
 
 
-def _read_parquet(path: Path, unused: list[str]) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]]:
+def _read_parquet(
+    path: Path, unused: list[str]
+) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]]:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -399,9 +459,16 @@ def _text_column(path: Path, name: str, column: pa.Array) -> list[str]:
 
     kind = column.type
     try:
-        if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        if (
+            pa.types.is_list(kind)
+            or pa.types.is_large_list(kind)
+            or pa.types.is_fixed_size_list(kind)
+        ):
             column.flatten().cast(pa.string())  # refuses lists of anything but text and numbers
-            return [" ".join(str(item) for item in value or () if item is not None) for value in column.to_pylist()]
+            return [
+                " ".join(str(item) for item in value or () if item is not None)
+                for value in column.to_pylist()
+            ]
         return column.cast(pa.string()).fill_null("").to_pylist()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         raise ManifestError(
@@ -409,7 +476,9 @@ def _text_column(path: Path, name: str, column: pa.Array) -> list[str]:
         ) from None
 
 
-def _read_jsonl(path: Path, unused: list[str]) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]]:
+def _read_jsonl(
+    path: Path, unused: list[str]
+) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]]:
     found: set[str] = set()
     number = 0
     try:
@@ -425,7 +494,10 @@ def _read_jsonl(path: Path, unused: list[str]) -> Iterator[tuple[str, Mapping[st
                     found.update(values)
                     row = {column: _text(values[column]) for column in COLUMNS if column in values}
                 except (ValueError, RecursionError) as error:
-                    yield f"line {number}", DroppedRow(f"line {number}", "unreadable JSON line", str(error)[:120])
+                    yield (
+                        f"line {number}",
+                        DroppedRow(f"line {number}", "unreadable JSON line", str(error)[:120]),
+                    )
                     continue
                 yield f"line {number}", row
     except UnicodeDecodeError:

@@ -115,11 +115,14 @@ def end_with_parent() -> None:
         os._exit(1)
 
 
-def prepare_all(reader: PhotoReader, images: Sequence[str], *, short_side: int, workers: int) -> Iterator[Prepared]:
-    """One Prepared per image, in the order of `images` whatever the number of workers; few are held in memory.
+def prepare_all(
+    reader: PhotoReader, images: Sequence[str], *, short_side: int, workers: int
+) -> Iterator[Prepared]:
+    """One Prepared per image, in the order of `images` whatever the number of workers; few are held
+    in memory.
 
-    One worker decodes in this process. More are started by `spawn`: forking a process that has threads (jax, grain,
-    the progress bar) can hang.
+    One worker decodes in this process. More are started by `spawn`: forking a process that has
+    threads (jax, grain, the progress bar) can hang.
     """
     # Starting a process takes about a second: not worth it for a few photos.
     workers = min(workers, 1 + len(images) // _PHOTOS_PER_WORKER)

@@ -17,7 +17,8 @@ from sicot_jax.catalog.importing.splits import Assignment
 from sicot_jax.catalog.importing.title_source import Borrowed
 from sicot_jax.catalog.sources.lazy_strings import counted
 
-# Rows left out on purpose, or with a borrowed title, can be most of a source; bad rows are few and all named.
+# Rows left out on purpose, or with a borrowed title, can be most of a source; bad rows are few and
+# all named.
 _NAMED_ON_PURPOSE = 100
 _NAMED_IN_TEXT = 20
 _NAMED_IN_SUMMARY = 3
@@ -25,7 +26,9 @@ _NAMED_IN_SUMMARY = 3
 
 @dataclasses.dataclass(frozen=True)
 class BorrowedTitles:
-    """Training photos that had no title, and what they were lent; `rows` names photo, title and cosine of the first."""
+    """Training photos that had no title, and what they were lent; `rows` names photo, title and
+    cosine of the first.
+    """
 
     run: str
     data_hash: str
@@ -39,9 +42,16 @@ class BorrowedTitles:
 
     @classmethod
     def of(
-        cls, about: Mapping[str, str], *, without: int, min_similarity: float, taken: Sequence[tuple[str, Borrowed]]
+        cls,
+        about: Mapping[str, str],
+        *,
+        without: int,
+        min_similarity: float,
+        taken: Sequence[tuple[str, Borrowed]],
     ) -> BorrowedTitles:
-        """`about` as of a TitleLender, `taken` photos by their place in the source, each with what it was lent."""
+        """`about` as of a TitleLender, `taken` photos by their place in the source, each with what
+        it was lent.
+        """
         named = [
             f"{image}: {one.title} (borrowed from photo {one.image_id}, similarity {one.similarity:.3f})"
             for image, one in taken[:_NAMED_ON_PURPOSE]
@@ -52,14 +62,20 @@ class BorrowedTitles:
             borrowed=len(taken),
             share=len(taken) / without if without else None,
             min_similarity=min_similarity,
-            median_similarity=float(np.median([one.similarity for _, one in taken])) if taken else None,
+            median_similarity=float(np.median([one.similarity for _, one in taken]))
+            if taken
+            else None,
             rows=named,
         )
 
     def __str__(self) -> str:
         if not self.without:
             return "borrowed titles: none, every train photo has its own"
-        middle = "" if self.median_similarity is None else f", median similarity {self.median_similarity:.3f}"
+        middle = (
+            ""
+            if self.median_similarity is None
+            else f", median similarity {self.median_similarity:.3f}"
+        )
         commit = f", commit {self.commit[:12]}" if self.commit else ""
         return (
             f"borrowed titles: {self.borrowed} of {counted(self.without, 'train photo')} without one ({self.share:.1%}), "
@@ -69,7 +85,9 @@ class BorrowedTitles:
 
 @dataclasses.dataclass(frozen=True)
 class ImportReport:
-    """Counts and names; `dropped` maps a reason to {"bad", "count", "rows"}, the lists below name SKUs or photos."""
+    """Counts and names; `dropped` maps a reason to {"bad", "count", "rows"}, the lists below name
+    SKUs or photos.
+    """
 
     name: str
     version: str
@@ -147,7 +165,10 @@ class ImportReport:
             first_bad=[str(drop) for drop in dropped if drop.bad][:_NAMED_IN_SUMMARY],
             dropped={reason: _named(drops) for reason, drops in sorted(reasons.items())},
             conflicting=[
-                {"image_id": image_id, "photos": [{"image": references[i], "sku": skus[i]} for i in group]}
+                {
+                    "image_id": image_id,
+                    "photos": [{"image": references[i], "sku": skus[i]} for i in group],
+                }
                 for image_id, group in assignment.conflicting
             ],
             surplus_copies=len(assignment.surplus),
@@ -156,7 +177,9 @@ class ImportReport:
             small_classes=[str(label) for label in assignment.small_classes],
             untested_classes=[str(label) for label in assignment.untested_classes],
             uneven_classes=[str(label) for label in assignment.uneven_classes],
-            classes_without_train=[table.sku[int(c)] for c in np.flatnonzero((train == 0) & ~table.withdrawn)],
+            classes_without_train=[
+                table.sku[int(c)] for c in np.flatnonzero((train == 0) & ~table.withdrawn)
+            ],
             photos_without_words=without_words,
             vocabulary=vocabulary,
             head_boundary=head_boundary,
@@ -197,7 +220,9 @@ class ImportReport:
         if self.tail_cut:
             lines.append(f"tail cut: {counted(self.tail_cut, 'train photo')} removed")
         if self.withdrawn:
-            lines.append(f"withdrawn: {counted(self.withdrawn, 'SKU')} of earlier versions without a photo now")
+            lines.append(
+                f"withdrawn: {counted(self.withdrawn, 'SKU')} of earlier versions without a photo now"
+            )
         for text, skus in self._named_classes():
             if skus:
                 lines.append(f"{text}: {counted(len(skus), 'class')}")
@@ -219,7 +244,11 @@ class ImportReport:
         for split in ("test", "validation"):
             if not self.photos[split]:
                 small = len(self.small_classes) == self.classes - self.withdrawn
-                why = "every class has under 4 photos" if small else f"no class has enough, no row has split {split}"
+                why = (
+                    "every class has under 4 photos"
+                    if small
+                    else f"no class has enough, no row has split {split}"
+                )
                 lines.append(f"no {split} photos: {why}; give a `split` column or more photos")
         return lines
 
@@ -233,22 +262,34 @@ class ImportReport:
 
     def markdown(self) -> str:
         """The report as a page."""
-        parts = [f"# Import of {self.source}\n", *(f"- {line}" for line in self.summary().splitlines())]
+        parts = [
+            f"# Import of {self.source}\n",
+            *(f"- {line}" for line in self.summary().splitlines()),
+        ]
         for reason, entry in self.dropped.items():
             kind = "bad" if entry["bad"] else "left out on purpose"
-            parts += [f"\n## Dropped: {reason} ({entry['count']}, {kind})\n", *_bullets(entry["rows"], entry["count"])]
+            parts += [
+                f"\n## Dropped: {reason} ({entry['count']}, {kind})\n",
+                *_bullets(entry["rows"], entry["count"]),
+            ]
         if self.conflicting:
             lines = [
                 ", ".join(f"`{photo['image']}` ({photo['sku']})" for photo in group["photos"])
                 for group in self.conflicting
             ]
-            parts += [f"\n## Identical photos under several SKUs ({len(lines)})\n", *_bullets(lines, len(lines))]
+            parts += [
+                f"\n## Identical photos under several SKUs ({len(lines)})\n",
+                *_bullets(lines, len(lines)),
+            ]
         if self.surplus:
             parts += [f"\n## Surplus identical copies ({len(self.surplus)})\n"]
             parts += _bullets(self.surplus, len(self.surplus))
         if self.borrowed_titles and self.borrowed_titles.rows:
             borrowed = self.borrowed_titles
-            parts += [f"\n## Borrowed titles ({borrowed.borrowed})\n", *_bullets(borrowed.rows, borrowed.borrowed)]
+            parts += [
+                f"\n## Borrowed titles ({borrowed.borrowed})\n",
+                *_bullets(borrowed.rows, borrowed.borrowed),
+            ]
         for text, skus in self._named_classes():
             if skus:
                 parts += [f"\n## Classes {text} ({len(skus)})\n", *_bullets(skus, len(skus))]

@@ -23,7 +23,12 @@ from typing import TYPE_CHECKING
 import sicot_jax
 from sicot_jax.catalog.importing.settings import ImportFailed, ImportSettings
 from sicot_jax.catalog.sources.imported import data_set_folders, read_description, version_folders
-from sicot_jax.catalog.sources.tables import CLASSES_FILE, SPLITS_FILE, read_class_table, read_split_table
+from sicot_jax.catalog.sources.tables import (
+    CLASSES_FILE,
+    SPLITS_FILE,
+    read_class_table,
+    read_split_table,
+)
 
 if TYPE_CHECKING:
     from sicot_jax.catalog.importing.builder import CatalogBuilder
@@ -54,19 +59,24 @@ def import_catalog(
     workers: int | None = None,
     titles: TitleLender | None = None,
 ) -> Imported:
-    """Import `source` into `out/<name>/<version>`; a second import into `out` makes the next version.
+    """Import `source` into `out/<name>/<version>`; a second import into `out` makes the next
+    version.
 
-    The next version keeps the class ids and, but for what the source says, the split of every photo.
+    The next version keeps the class ids and, but for what the source says, the split of every
+    photo.
 
     Args:
-      source: a manifest, a folder with one folder per SKU, or with `dataset` the folder with the owner's files.
+      source: a manifest, a folder with one folder per SKU, or with `dataset` the folder with the
+        owner's files.
       dataset: one of DATA_SETS.
-      name: lower-case letters, digits, underscores; by default `dataset`, else the one in `out`, else after the source.
-      workers: processes that decode photos; by default one per CPU core. The result does not depend on it.
+      name: lower-case letters, digits, underscores; by default `dataset`, else the one in `out`,
+        else after the source.
+      workers: processes that decode photos; by default one per CPU core. The result does not depend
+        on it.
       titles: lends the training photos without a title one.
 
-    Raises ImportFailed or ManifestError with one line, also where `out` cannot be written; whatever stops an import,
-    `out` holds nothing of it.
+    Raises ImportFailed or ManifestError with one line, also where `out` cannot be written; whatever
+    stops an import, `out` holds nothing of it.
     """
     source, out = Path(source).absolute(), Path(out).absolute()
     settings = settings or ImportSettings()
@@ -74,21 +84,30 @@ def import_catalog(
     if workers < 1:
         raise ImportFailed(f"workers={workers}, wanted at least 1")
     if not source.is_file() and not source.is_dir():
-        raise ImportFailed(f"{source} not found as a file or folder; wanted a manifest, or a folder with photos")
-    # Not at the top: the command line reads this file for its flags, also where TFDS is not installed.
+        raise ImportFailed(
+            f"{source} not found as a file or folder; wanted a manifest, or a folder with photos"
+        )
+    # Not at the top: the command line reads this file for its flags, also where TFDS is not
+    # installed.
     from sicot_jax.catalog.importing.manifest_builder import ManifestBuilder
 
     builder_class = ManifestBuilder if dataset is None else load_builder(dataset)
     try:
-        return _import_locked(builder_class, source, out, settings, workers, titles, dataset=dataset, name=name)
+        return _import_locked(
+            builder_class, source, out, settings, workers, titles, dataset=dataset, name=name
+        )
     except BrokenProcessPool:
-        raise ImportFailed("a decoding process died, wanted it to go on; out of memory? try --workers 1") from None
+        raise ImportFailed(
+            "a decoding process died, wanted it to go on; out of memory? try --workers 1"
+        ) from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ImportFailed(
                 f"no space left in {out}; nothing was kept of it; free space or give another --out"
             ) from None
-        raise ImportFailed(f"{error.filename or out}: {error.strerror or error}; check --out and source") from error
+        raise ImportFailed(
+            f"{error.filename or out}: {error.strerror or error}; check --out and source"
+        ) from error
 
 
 def _import_locked(
@@ -173,11 +192,14 @@ def _locked(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ImportFailed(f"another import is writing to {out}; wait for it or give another --out") from None
+            raise ImportFailed(
+                f"another import is writing to {out}; wait for it or give another --out"
+            ) from None
         try:
             yield
         finally:
-            # The lock file stays beside data sets: removing it while a second import opens it would give two locks.
+            # The lock file stays beside data sets: removing it while a second import opens it would
+            # give two locks.
             if created and not any(entry.name != _LOCK_FILE for entry in out.iterdir()):
                 path.unlink()
                 with contextlib.suppress(OSError):
@@ -193,7 +215,9 @@ def load_builder(dataset: str) -> type[CatalogBuilder]:
     relative = Path("data", dataset, f"{dataset}_dataset_builder.py")
     for root in (package.parent, package):
         if (root / relative).is_file():
-            return _load_module(f"sicot_jax.data.{dataset}.{dataset}_dataset_builder", root / relative).Builder
+            return _load_module(
+                f"sicot_jax.data.{dataset}.{dataset}_dataset_builder", root / relative
+            ).Builder
     raise ImportFailed(f"no {relative} in {package.parent} or {package}; install sicot_jax again")
 
 
@@ -201,7 +225,8 @@ def _load_module(name: str, path: Path) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -211,27 +236,77 @@ def _load_module(name: str, path: Path) -> ModuleType:
 def add_import_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `sicot import`."""
     default = ImportSettings()
-    parser.add_argument("source", nargs="?", type=Path, help="manifest (csv, parquet, jsonl) or folder of SKU folders")
-    parser.add_argument("--dataset", choices=DATA_SETS, help="a data set in its owner's layout, read from --from")
-    parser.add_argument("--from", dest="source_folder", type=Path, metavar="DIR", help="folder with the owner's files")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the catalogue is written")
-    parser.add_argument("--name", help="name of the catalogue (default: after the source)")
-    parser.add_argument("--workers", type=int, help="decoding processes (default: one per CPU core)")
-    parser.add_argument("--seed", type=int, default=default.seed)
-    parser.add_argument("--short-side", type=int, default=default.short_side, help="pixels; photos are never enlarged")
-    parser.add_argument("--test-per-class", type=int, metavar="K", help="K test photos for every class that has enough")
     parser.add_argument(
-        "--test-share", type=float, metavar="S", help="share of every class to test (default: 0.2, at most 20 photos)"
+        "source",
+        nargs="?",
+        type=Path,
+        help="manifest (csv, parquet, jsonl) or folder of SKU folders",
     )
-    parser.add_argument("--tail-cut", type=int, metavar="N", help="cut train to an exponential tail, N down to 1")
-    parser.add_argument("--min-photos", type=int, metavar="N", help="leave out classes with fewer photos")
-    parser.add_argument("--tokenizer", choices=("words", "sentencepiece"), default=default.tokenizer)
-    parser.add_argument("--drop-top-share", type=float, default=default.drop_top_share, help="commonest words dropped")
-    parser.add_argument("--min-count", type=int, default=default.min_count, help="words seen more rarely are dropped")
+    parser.add_argument(
+        "--dataset", choices=DATA_SETS, help="a data set in its owner's layout, read from --from"
+    )
+    parser.add_argument(
+        "--from",
+        dest="source_folder",
+        type=Path,
+        metavar="DIR",
+        help="folder with the owner's files",
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="where the catalogue is written"
+    )
+    parser.add_argument("--name", help="name of the catalogue (default: after the source)")
+    parser.add_argument(
+        "--workers", type=int, help="decoding processes (default: one per CPU core)"
+    )
+    parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument(
+        "--short-side",
+        type=int,
+        default=default.short_side,
+        help="pixels; photos are never enlarged",
+    )
+    parser.add_argument(
+        "--test-per-class",
+        type=int,
+        metavar="K",
+        help="K test photos for every class that has enough",
+    )
+    parser.add_argument(
+        "--test-share",
+        type=float,
+        metavar="S",
+        help="share of every class to test (default: 0.2, at most 20 photos)",
+    )
+    parser.add_argument(
+        "--tail-cut", type=int, metavar="N", help="cut train to an exponential tail, N down to 1"
+    )
+    parser.add_argument(
+        "--min-photos", type=int, metavar="N", help="leave out classes with fewer photos"
+    )
+    parser.add_argument(
+        "--tokenizer", choices=("words", "sentencepiece"), default=default.tokenizer
+    )
+    parser.add_argument(
+        "--drop-top-share",
+        type=float,
+        default=default.drop_top_share,
+        help="commonest words dropped",
+    )
+    parser.add_argument(
+        "--min-count",
+        type=int,
+        default=default.min_count,
+        help="words seen more rarely are dropped",
+    )
     parser.add_argument("--max-vocabulary", type=int, default=default.max_vocabulary)
-    parser.add_argument("--word-width", type=int, default=default.word_width, help="numbers per word vector")
+    parser.add_argument(
+        "--word-width", type=int, default=default.word_width, help="numbers per word vector"
+    )
     parser.add_argument("--word-epochs", type=int, default=default.word_epochs)
-    parser.add_argument("--max-bad-share", type=float, default=default.max_bad_share, help="stop above this share")
+    parser.add_argument(
+        "--max-bad-share", type=float, default=default.max_bad_share, help="stop above this share"
+    )
     parser.add_argument("--max-rows", type=int, metavar="N", help="read only the first N good rows")
     parser.add_argument(
         "--titles-from",
@@ -240,7 +315,10 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
         help="finished run on a catalogue with titles: a training photo without a title takes that of the nearest one there",
     )
     parser.add_argument(
-        "--titles-path", default="", metavar="DIR", help="where RUN's catalogue is now, if it was moved"
+        "--titles-path",
+        default="",
+        metavar="DIR",
+        help="where RUN's catalogue is now, if it was moved",
     )
     parser.add_argument(
         "--titles-min-similarity",
@@ -254,7 +332,8 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
 def run_import(args: argparse.Namespace, *, titles: TitleLender | None = None) -> None:
     """Run `sicot import` and print a summary; `titles` is what `--titles-from` names.
 
-    Raises ImportFailed where the source is not given exactly once, or options of titles without where they come from.
+    Raises ImportFailed where the source is not given exactly once, or options of titles without
+    where they come from.
     """
     if titles is None and (args.titles_path or args.titles_min_similarity):
         raise ImportFailed(

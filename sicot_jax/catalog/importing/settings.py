@@ -1,4 +1,6 @@
-"""Settings of an import; light, so that the command line knows its flags without the libraries behind them."""
+"""Settings of an import; light, so that the command line knows its flags without the libraries
+behind them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ class ImportFailed(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class ImportSettings:
-    """How photos, words and splits are made. `min_photos` None: what the data set's builder says (1 for a manifest)."""
+    """How photos, words and splits are made. `min_photos` None: what the data set's builder says (1
+    for a manifest).
+    """
 
     seed: int = 0
     short_side: int = 256
@@ -40,7 +44,9 @@ class ImportSettings:
             if value is not None and value < 1:
                 raise ImportFailed(f"{name}={value}, wanted at least 1, or leave it out")
         if self.test_share is not None and not 0 < self.test_share < 1:
-            raise ImportFailed(f"test_share={self.test_share}, wanted above 0 and below 1, or leave it out")
+            raise ImportFailed(
+                f"test_share={self.test_share}, wanted above 0 and below 1, or leave it out"
+            )
         if self.test_share is not None and self.test_per_class is not None:
             raise ImportFailed(
                 f"test_share={self.test_share} with test_per_class={self.test_per_class}; give one of the two"
@@ -48,9 +54,13 @@ class ImportSettings:
         if self.tokenizer not in ("words", "sentencepiece"):
             raise ImportFailed(f"tokenizer={self.tokenizer!r}, wanted words or sentencepiece")
         if not 0 <= self.drop_top_share < 1:
-            raise ImportFailed(f"drop_top_share={self.drop_top_share}, wanted 0 to less than 1; the default is 0.001")
+            raise ImportFailed(
+                f"drop_top_share={self.drop_top_share}, wanted 0 to less than 1; the default is 0.001"
+            )
         if not 0 <= self.max_bad_share <= 1:
-            raise ImportFailed(f"max_bad_share={self.max_bad_share}, wanted a share from 0 to 1; the default is 0.05")
+            raise ImportFailed(
+                f"max_bad_share={self.max_bad_share}, wanted a share from 0 to 1; the default is 0.05"
+            )
         if not 0 <= self.titles_min_similarity <= 1:
             raise ImportFailed(
                 f"titles_min_similarity={self.titles_min_similarity}, wanted a cosine from 0 to 1; the default is 0"

@@ -1,4 +1,6 @@
-"""What an import wants of one who lends titles to photos that have none; who that is, is none of the catalogue's business."""
+"""What an import wants of one who lends titles to photos that have none; who that is, is none of
+the catalogue's business.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,9 @@ from typing import NamedTuple, Protocol
 
 
 class Borrowed(NamedTuple):
-    """A title, how like its photo is to the one that gets it (cosine, 0 to 1), and that photo's image_id."""
+    """A title, how like its photo is to the one that gets it (cosine, 0 to 1), and that photo's
+    image_id.
+    """
 
     title: str
     similarity: float

@@ -1,7 +1,9 @@
-"""A catalogue as one array file: training from it needs only numpy and the standard library besides jax.
+"""A catalogue as one array file: training from it needs only numpy and the standard library besides
+jax.
 
-The file is an uncompressed .npz (numpy.load reads it too) with a member `catalog.json`. Photos and texts are
-memory-mapped where they lie in the file, so that opening it costs the same for a thousand photos and ten million.
+The file is an uncompressed .npz (numpy.load reads it too) with a member `catalog.json`. Photos and
+texts are memory-mapped where they lie in the file, so that opening it costs the same for a thousand
+photos and ten million.
 """
 
 from __future__ import annotations
@@ -21,7 +23,12 @@ from typing import IO
 import numpy as np
 
 from sicot_jax.catalog.catalog import SPLITS, Catalog, ClassTable, Record, Split, Tokenizer
-from sicot_jax.catalog.sources.lazy_strings import LazyStrings, checked_index, pack_strings, unpack_strings
+from sicot_jax.catalog.sources.lazy_strings import (
+    LazyStrings,
+    checked_index,
+    pack_strings,
+    unpack_strings,
+)
 from sicot_jax.catalog.tokenizer import SentencePieceTokenizer, WordTokenizer
 from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
@@ -33,7 +40,8 @@ _TEXTS = ("image_id", "title", "tags", "reference")
 
 
 def resized(catalog: Catalog, preprocessing: Preprocessing) -> Catalog:
-    """The catalogue with decoded photos of one size, ready for `export_arrays`; boxes follow their photos.
+    """The catalogue with decoded photos of one size, ready for `export_arrays`; boxes follow their
+    photos.
 
     Other photos are other data: its hash is of the catalogue's hash and of how they were resized.
     """
@@ -64,9 +72,15 @@ class _Resized:
         return Record(**{**record, "image": self._preprocessing.load(photo), "box": box})  # type: ignore[typeddict-item]
 
 
-def _resized_box(box: np.ndarray, height: int, width: int, preprocessing: Preprocessing) -> np.ndarray:
-    """The box as fractions of the resized photo; all zero where it was, or where the photo's cut left nothing of it."""
-    wider = preprocessing.resize_width / preprocessing.resize_height * height / width  # new aspect ratio by old
+def _resized_box(
+    box: np.ndarray, height: int, width: int, preprocessing: Preprocessing
+) -> np.ndarray:
+    """The box as fractions of the resized photo; all zero where it was, or where the photo's cut
+    left nothing of it.
+    """
+    wider = (
+        preprocessing.resize_width / preprocessing.resize_height * height / width
+    )  # new aspect ratio by old
     match preprocessing.fit:
         case "crop":
             seen = np.minimum(1, [wider, 1 / wider])
@@ -107,7 +121,12 @@ class _Writer:
                 if shape is None:
                     shape = image.shape
                     _write_image_header(member, len(split), shape)
-                if image.dtype != np.uint8 or image.shape != shape or len(shape) != 3 or shape[2] != 3:
+                if (
+                    image.dtype != np.uint8
+                    or image.shape != shape
+                    or len(shape) != 3
+                    or shape[2] != 3
+                ):
                     raise InputError(
                         f"{name} photo {index} ({record['image_id']}) became {image.dtype} {image.shape}, "
                         f"wanted uint8 {shape[:2]} x 3 for all; resize all photos alike"
@@ -129,7 +148,9 @@ class _Writer:
         self.array(f"{name}/boxes", np.array(boxes, np.float32).reshape(-1, 4))
         self.array(f"{name}/labels", np.asarray(split.labels, np.int32))
         self.array(f"{name}/token_ids", np.concatenate(token_ids).astype(np.int32))
-        self.array(f"{name}/token_offsets", np.cumsum([len(ids) for ids in token_ids], dtype=np.int64))
+        self.array(
+            f"{name}/token_offsets", np.cumsum([len(ids) for ids in token_ids], dtype=np.int64)
+        )
 
 
 def _write_image_header(member: IO[bytes], count: int, shape: tuple[int, ...]) -> None:
@@ -144,9 +165,11 @@ def export_arrays(
     to_image: Callable[[Record], np.ndarray] = itemgetter("image"),
     splits: Sequence[str] = SPLITS,
 ) -> None:
-    """Write the catalogue as one file, photos as `to_image` makes them (see `resized`): uint8 [H, W, 3], the same for all.
+    """Write the catalogue as one file, photos as `to_image` makes them (see `resized`): uint8 [H,
+    W, 3], the same for all.
 
-    The file appears under its name only when whole. Raises InputError where a photo has another size or type.
+    The file appears under its name only when whole. Raises InputError where a photo has another
+    size or type.
     """
     out = Path(out)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
@@ -197,9 +220,13 @@ class _Reader:
                 self._starts = {info.filename: info.header_offset for info in archive.infolist()}
                 meta = json.loads(archive.read(_META))
         except FileNotFoundError:
-            raise InputError(f"no array file {path}; write it with export-arrays, or correct the path") from None
+            raise InputError(
+                f"no array file {path}; write it with export-arrays, or correct the path"
+            ) from None
         except (zipfile.BadZipFile, KeyError, ValueError) as error:
-            raise InputError(f"{path} is no array file ({error}); write it again with export-arrays") from error
+            raise InputError(
+                f"{path} is no array file ({error}); write it again with export-arrays"
+            ) from error
         if meta.get("format") != FORMAT:
             raise InputError(
                 f"{path} has format {meta.get('format')}, wanted {FORMAT}; write it again with export-arrays"
@@ -210,12 +237,15 @@ class _Reader:
         with open(self.path, "rb") as file:
             start = self._starts[f"{name}.npy"]
             file.seek(start)
-            # The local header's own lengths: its extra field may differ from the central directory's.
+            # The local header's own lengths: its extra field may differ from the central
+            # directory's.
             name_length, extra_length = struct.unpack("<HH", file.read(30)[26:30])
             file.seek(start + 30 + name_length + extra_length)
             version = np.lib.format.read_magic(file)
             read_header = (
-                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
             )
             shape, _, dtype = read_header(file)
             count = int(np.prod(shape))
@@ -230,7 +260,8 @@ class _Reader:
 class ArraySplit:
     """Records of one split of an array file; pickles as its path.
 
-    `images` (uint8 [N, H, W, 3], memory-mapped) is there for training that holds all photos on the device.
+    `images` (uint8 [N, H, W, 3], memory-mapped) is there for training that holds all photos on the
+    device.
     """
 
     def __init__(self, path: Path, name: str):
@@ -273,7 +304,9 @@ class ArraySplit:
 
 
 def open_arrays(path: str | Path) -> Catalog:
-    """The catalogue in a file of `export_arrays`. Raises InputError for another kind of file, or none."""
+    """The catalogue in a file of `export_arrays`. Raises InputError for another kind of file, or
+    none.
+    """
     path = Path(path).absolute()  # splits reopen it in worker processes, which may start elsewhere
     reader = _Reader(path)
     meta = reader.meta

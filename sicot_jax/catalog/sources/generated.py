@@ -1,4 +1,5 @@
-"""The generated catalogue: product-like photos with noisy titles and a long tail, all from one seed, nothing on disk.
+"""The generated catalogue: product-like photos with noisy titles and a long tail, all from one
+seed, nothing on disk.
 
 Record i is made without making the others, so a million classes cost a few arrays and no files.
 """
@@ -28,8 +29,28 @@ from sicot_jax.errors import InputError
 GENERATOR_VERSION = 1
 
 PROMOTIONS = (
-    *("sale", "new arrival", "free shipping", "hot", "2026", "best price", "discount", "limited offer", "top quality"),
-    *("gift", "fast delivery", "genuine", "in stock", "bestseller", "wholesale", "special deal", "original", "trend"),
+    *(
+        "sale",
+        "new arrival",
+        "free shipping",
+        "hot",
+        "2026",
+        "best price",
+        "discount",
+        "limited offer",
+        "top quality",
+    ),
+    *(
+        "gift",
+        "fast delivery",
+        "genuine",
+        "in stock",
+        "bestseller",
+        "wholesale",
+        "special deal",
+        "original",
+        "trend",
+    ),
     *(
         "must have",
         "promotion",
@@ -42,8 +63,27 @@ PROMOTIONS = (
         "popular",
     ),
 )
-COLOURS = ("red", "orange", "yellow", "lime", "green", "mint", "cyan", "azure", "blue", "violet", "magenta", "pink")
-_PATTERN_ENDS = ("", "line", "spot", "fade", "grid")  # "shirt", "shirtline", "shirtspot": a type is body and pattern
+COLOURS = (
+    "red",
+    "orange",
+    "yellow",
+    "lime",
+    "green",
+    "mint",
+    "cyan",
+    "azure",
+    "blue",
+    "violet",
+    "magenta",
+    "pink",
+)
+_PATTERN_ENDS = (
+    "",
+    "line",
+    "spot",
+    "fade",
+    "grid",
+)  # "shirt", "shirtline", "shirtspot": a type is body and pattern
 _KINDS = ("brand", "type", "colour", "pattern", "mark", "series")
 
 _SAMPLED_TITLES = 10_000
@@ -91,10 +131,12 @@ def data_hash(spec: GeneratedSpec) -> str:
 
 
 def zipf_counts(num_classes: int, photos: int, exponent: float) -> np.ndarray:
-    """int64 [C], falling with rank r as max(1, s * r^-exponent), s such that they sum to `photos` >= C."""
+    """int64 [C], falling with rank r as max(1, s * r^-exponent), s such that they sum to `photos`
+    >= C.
+    """
     weights = np.arange(1, num_classes + 1, dtype=np.float64) ** -exponent
-    # With the first k classes above one photo, s_k = (photos - (C - k)) / sum of their weights; take the largest k
-    # whose last class indeed gets one or more.
+    # With the first k classes above one photo, s_k = (photos - (C - k)) / sum of their weights;
+    # take the largest k whose last class indeed gets one or more.
     scale = (photos - num_classes + np.arange(1, num_classes + 1)) / np.cumsum(weights)
     above = np.flatnonzero(scale * weights >= 1)
     share = np.maximum(1, weights * scale[above[-1]]) if len(above) else np.ones(num_classes)
@@ -105,7 +147,9 @@ def zipf_counts(num_classes: int, photos: int, exponent: float) -> np.ndarray:
 
 
 def _rng(seed: int, stream: int, split: int = 0, index: int = 0) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=np.array([seed, stream << 56 | split << 48 | index], np.uint64)))
+    return np.random.Generator(
+        np.random.Philox(key=np.array([seed, stream << 56 | split << 48 | index], np.uint64))
+    )
 
 
 _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
@@ -114,7 +158,9 @@ _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 def _pseudo_word(number: int, syllables: int) -> str:
     """A different word for each number below 70^syllables."""
     base = len(_CONSONANTS) * len(_VOWELS)
-    number = (number * 1_000_003 + 12_345) % base**syllables  # prime to the base: neighbours look unlike each other
+    number = (
+        number * 1_000_003 + 12_345
+    ) % base**syllables  # prime to the base: neighbours look unlike each other
     parts = []
     for _ in range(syllables):
         number, digit = divmod(number, base)
@@ -127,7 +173,9 @@ def _syllables(count: int) -> int:
 
 
 class _World:
-    """Everything about a spec that all records share: counts and, per class, a few numbers in arrays."""
+    """Everything about a spec that all records share: counts and, per class, a few numbers in
+    arrays.
+    """
 
     def __init__(self, spec: GeneratedSpec):
         self.spec = spec
@@ -140,14 +188,18 @@ class _World:
         self.head_boundary = int(default_head_boundary(self.counts))
         self.is_head = self.counts > self.head_boundary
 
-        # About sqrt(C) brands and product types, a few classes to a series: every word is shared by several classes.
+        # About sqrt(C) brands and product types, a few classes to a series: every word is shared by
+        # several classes.
         root = max(1, round(math.sqrt(total)))
         self.num_brands = root
         num_types = min(len(pictures.BODIES) * len(pictures.PATTERNS), max(4, root))
         series_per_brand = max(1, min(round(total / root / 4), _MAX_SERIES // root))
         rng = _rng(spec.seed, _IDENTITY)
         # Types spread over bodies and patterns before either repeats more than it must.
-        bodies, patterns = rng.permutation(len(pictures.BODIES)), rng.permutation(len(pictures.PATTERNS))
+        bodies, patterns = (
+            rng.permutation(len(pictures.BODIES)),
+            rng.permutation(len(pictures.PATTERNS)),
+        )
         number = np.arange(num_types)
         cycle = number // len(bodies)
         self.type_body = bodies[number % len(bodies)]
@@ -157,16 +209,24 @@ class _World:
         self.brand_mark_value = np.where(rng.random(self.num_brands) < 0.5, 0.95, 0.5)
         self.brand_hue = rng.random(self.num_brands)
         num_series = self.num_brands * series_per_brand
-        self.series_look = rng.random((num_series, 4), dtype=np.float32)  # second hue, frequency, angle, mark size
+        self.series_look = rng.random(
+            (num_series, 4), dtype=np.float32
+        )  # second hue, frequency, angle, mark size
 
         self.brand = rng.integers(self.num_brands, size=total, dtype=np.int32)
         self.type = rng.integers(num_types, size=total, dtype=np.int16)
-        self.series = self.brand * series_per_brand + rng.integers(series_per_brand, size=total, dtype=np.int32)
+        self.series = self.brand * series_per_brand + rng.integers(
+            series_per_brand, size=total, dtype=np.int32
+        )
         hue = self.brand_hue[self.brand] + 0.3 * (rng.random(total, dtype=np.float32) - 0.5)
-        outside = rng.random(total, dtype=np.float32) < 0.25  # not all of a brand's products keep to its palette
+        outside = (
+            rng.random(total, dtype=np.float32) < 0.25
+        )  # not all of a brand's products keep to its palette
         hue[outside] = rng.random(int(outside.sum()))
         self.hue = (hue % 1).astype(np.float32)
-        self.look = rng.random((total, 4), dtype=np.float32)  # saturation, value, aspect, mark place
+        self.look = rng.random(
+            (total, 4), dtype=np.float32
+        )  # saturation, value, aspect, mark place
 
         self._kind_sizes = {
             "brand": self.num_brands,
@@ -176,7 +236,8 @@ class _World:
             "mark": len(pictures.MARKS),
             "series": num_series,
         }
-        # Evenly over the kinds, in random order within each: floor(word_sharing * number of words) are shared.
+        # Evenly over the kinds, in random order within each: floor(word_sharing * number of words)
+        # are shared.
         rng = _rng(spec.seed, _WORDS)
         self.shared: dict[str, np.ndarray] = {}
         start = 0
@@ -189,7 +250,14 @@ class _World:
         """Index of the class's word within each of `_KINDS`."""
         brand, kind = self.brand[class_ids], self.type[class_ids]
         colour = np.int64(np.floor(self.hue[class_ids] * len(COLOURS) + 0.5)) % len(COLOURS)
-        return brand, kind, colour, self.type_pattern[kind], self.brand_mark[brand], self.series[class_ids]
+        return (
+            brand,
+            kind,
+            colour,
+            self.type_pattern[kind],
+            self.brand_mark[brand],
+            self.series[class_ids],
+        )
 
     def type_word(self, number: int) -> str:
         return pictures.BODIES[self.type_body[number]] + _PATTERN_ENDS[self.type_pattern[number]]
@@ -210,11 +278,14 @@ class _World:
                 word = pictures.PATTERNS[number]
             case _:
                 word = pictures.MARKS[number] + "logo"
-        # Spelt backwards the tail's form has no piece in common with the head's, for sentencepiece either.
+        # Spelt backwards the tail's form has no piece in common with the head's, for sentencepiece
+        # either.
         return word if head or self.shared[kind][number] else word[::-1]
 
     def vocabulary(self) -> list[str]:
-        """Padding, promotion words, then each informative word in the forms that some class uses, kind by kind."""
+        """Padding, promotion words, then each informative word in the forms that some class uses,
+        kind by kind.
+        """
         found = ["", *dict.fromkeys(words(" ".join(PROMOTIONS)))]
         head, tail = np.flatnonzero(self.is_head), np.flatnonzero(~self.is_head)
         in_head, in_tail = self.concepts(head), self.concepts(tail)
@@ -225,7 +296,11 @@ class _World:
         return found
 
     def product(self, class_id: int) -> pictures.Product:
-        brand, kind, series = int(self.brand[class_id]), int(self.type[class_id]), int(self.series[class_id])
+        brand, kind, series = (
+            int(self.brand[class_id]),
+            int(self.type[class_id]),
+            int(self.series[class_id]),
+        )
         saturation, value, aspect, mark_place = self.look[class_id].tolist()
         second_hue, frequency, angle, mark_size = self.series_look[series].tolist()
         value = 0.35 + 0.6 * value
@@ -235,7 +310,11 @@ class _World:
             mark=int(self.brand_mark[brand]),
             colour=(float(self.hue[class_id]), 0.45 + 0.5 * saturation, value),
             second_colour=(second_hue, 0.6, 0.3 if value > 0.65 else 0.95),
-            mark_colour=(float(self.brand_mark_hue[brand]), 0.95, float(self.brand_mark_value[brand])),
+            mark_colour=(
+                float(self.brand_mark_hue[brand]),
+                0.95,
+                float(self.brand_mark_value[brand]),
+            ),
             aspect=math.exp(0.8 * (aspect - 0.5)),
             pattern_angle=math.pi * angle,
             pattern_frequency=(4.5, 7.0, 10.0)[int(3 * frequency)],
@@ -252,11 +331,17 @@ class _World:
         return self.spec.validation_per_class if split == "validation" else self.spec.test_per_class
 
     def length(self, split: str) -> int:
-        return self.spec.train_photos if split == "train" else self.spec.num_classes * self.per_class(split)
+        return (
+            self.spec.train_photos
+            if split == "train"
+            else self.spec.num_classes * self.per_class(split)
+        )
 
     def title(self, split: str, index: int) -> str:
         class_id = self.class_of(split, index)
-        draw = iter(_rng(self.spec.seed, _TITLE, SPLITS.index(split), index).random(32).tolist()).__next__
+        draw = iter(
+            _rng(self.spec.seed, _TITLE, SPLITS.index(split), index).random(32).tolist()
+        ).__next__
 
         def promotion() -> str:
             return PROMOTIONS[int(draw() * len(PROMOTIONS))]
@@ -295,7 +380,9 @@ class GeneratedSplit:
     def labels(self) -> np.ndarray:
         """int32 [N]."""
         ids = np.arange(self._spec.num_classes, dtype=np.int32)
-        return np.repeat(ids, self._world.counts if self._name == "train" else self._world.per_class(self._name))
+        return np.repeat(
+            ids, self._world.counts if self._name == "train" else self._world.per_class(self._name)
+        )
 
     def __getitem__(self, index: int) -> Record:
         world, index = self._world, checked_index(index, len(self))
@@ -340,25 +427,33 @@ def _open_split(spec: GeneratedSpec, name: str) -> GeneratedSplit:
 
 
 def open_generated(spec: GeneratedSpec) -> Catalog:
-    """The catalogue of a spec; equal specs give equal catalogues on every machine and in every process.
+    """The catalogue of a spec; equal specs give equal catalogues on every machine and in every
+    process.
 
-    The vocabulary is known in closed form: every word that a class can have in a title, and the promotion words (their
-    low value is for the attention to find). Raises InputError naming the field that is out of range.
+    The vocabulary is known in closed form: every word that a class can have in a title, and the
+      promotion words (their low value is for the attention to find). Raises InputError naming the
+      field that is out of range.
     """
     _check(spec)
-    spec = dataclasses.replace(spec, box_area=(spec.box_area[0], spec.box_area[1]))  # a list, after a trip through JSON
+    spec = dataclasses.replace(
+        spec, box_area=(spec.box_area[0], spec.box_area[1])
+    )  # a list, after a trip through JSON
     world, tokenizer = _world(spec), _tokenizer(spec)
     size, width = len(tokenizer.vocabulary), spec.word_vector_width
     if spec.word_vectors == "random":
         vectors = random_word_vectors(size, width, spec.seed)
     else:
-        photos = np.linspace(0, spec.train_photos - 1, min(spec.train_photos, _SAMPLED_TITLES)).astype(np.int64)
+        photos = np.linspace(
+            0, spec.train_photos - 1, min(spec.train_photos, _SAMPLED_TITLES)
+        ).astype(np.int64)
         sample = [tokenizer.encode(world.title("train", index)) for index in photos.tolist()]
         vectors = train_word_vectors(sample, vocabulary_size=size, width=width, seed=spec.seed)
     total = spec.num_classes
     classes = ClassTable(
         sku=LazyStrings(total, _sku),
-        title=LazyStrings(total, lambda c: world.title("train", int(world.ends[c] - world.counts[c]))),
+        title=LazyStrings(
+            total, lambda c: world.title("train", int(world.ends[c] - world.counts[c]))
+        ),
         category=LazyStrings(total, lambda c: world.type_word(world.type[c])),
         counts={
             "train": world.counts,

@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 
 from sicot_jax.catalog.catalog import SPLITS, Catalog, Record
-from sicot_jax.catalog.sources.tables import CATALOG_FILE, CLASSES_FILE, FORMAT_VERSION, VECTORS_FILE, read_class_table
+from sicot_jax.catalog.sources.tables import (
+    CATALOG_FILE,
+    CLASSES_FILE,
+    FORMAT_VERSION,
+    VECTORS_FILE,
+    read_class_table,
+)
 from sicot_jax.catalog.tokenizer import load_tokenizer
 from sicot_jax.errors import InputError
 
@@ -26,7 +32,9 @@ class CatalogError(InputError):
 
 @dataclasses.dataclass
 class ImportedSplit:
-    """Records of one split on disk, opened at the first read; picklable, every process opens its own files."""
+    """Records of one split on disk, opened at the first read; picklable, every process opens its
+    own files.
+    """
 
     folder: Path
     split: str
@@ -64,8 +72,9 @@ _opening = threading.Lock()
 
 
 def _open_source(folder: Path, split: str) -> Any:
-    # One thread at a time: TFDS imports its parts when they are first used, and two threads that do so, one inside the
-    # other's import, wait for each other for ever (etils' lazy modules on Python 3.11). The first record brings the rest.
+    # One thread at a time: TFDS imports its parts when they are first used, and two threads that do
+    # so, one inside the other's import, wait for each other for ever (etils' lazy modules on Python
+    # 3.11). The first record brings the rest.
     with _opening:
         import tensorflow_datasets as tfds
 
@@ -81,14 +90,18 @@ def version_folders(data_set: Path) -> list[Path]:
     if not data_set.is_dir():
         return []
     found = [
-        entry for entry in data_set.iterdir() if _VERSION.fullmatch(entry.name) and (entry / CATALOG_FILE).exists()
+        entry
+        for entry in data_set.iterdir()
+        if _VERSION.fullmatch(entry.name) and (entry / CATALOG_FILE).exists()
     ]
     return sorted(found, key=lambda entry: tuple(map(int, entry.name.split("."))))
 
 
 def data_set_folders(directory: Path) -> list[Path]:
     """Folders under an import's output that hold at least one whole version."""
-    return sorted(entry for entry in directory.iterdir() if entry.is_dir() and version_folders(entry))
+    return sorted(
+        entry for entry in directory.iterdir() if entry.is_dir() and version_folders(entry)
+    )
 
 
 def _find_version(directory: Path) -> Path | None:
@@ -100,14 +113,18 @@ def _find_version(directory: Path) -> Path | None:
     data_sets = data_set_folders(directory)
     if len(data_sets) > 1:
         names = ", ".join(entry.name for entry in data_sets)
-        raise CatalogError(f"{directory} holds {len(data_sets)} catalogues ({names}), wanted one; name its folder")
+        raise CatalogError(
+            f"{directory} holds {len(data_sets)} catalogues ({names}), wanted one; name its folder"
+        )
     return version_folders(data_sets[0])[-1] if data_sets else None
 
 
 def newest_version(directory: Path) -> Path:
-    """The version folder to open: `directory` itself, or the newest version in it or in its only data set.
+    """The version folder to open: `directory` itself, or the newest version in it or in its only
+    data set.
 
-    Raises CatalogError: no such folder, nothing imported there, only an unfinished import, several data sets.
+    Raises CatalogError: no such folder, nothing imported there, only an unfinished import, several
+      data sets.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -120,7 +137,9 @@ def newest_version(directory: Path) -> Path:
     )
     if unfinished:
         raise CatalogError(f"{directory} holds only an unfinished import; run `sicot import` again")
-    raise CatalogError(f"{directory} is no catalogue: no {CATALOG_FILE} in it; make one with `sicot import`")
+    raise CatalogError(
+        f"{directory} is no catalogue: no {CATALOG_FILE} in it; make one with `sicot import`"
+    )
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -129,7 +148,9 @@ def read_description(folder: Path) -> dict[str, Any]:
         description = json.loads((folder / CATALOG_FILE).read_text(encoding="utf-8"))
         found = int(description["format_version"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CatalogError(f"{folder / CATALOG_FILE} cannot be read ({error}); import the catalogue again") from None
+        raise CatalogError(
+            f"{folder / CATALOG_FILE} cannot be read ({error}); import the catalogue again"
+        ) from None
     if found > FORMAT_VERSION:
         raise CatalogError(
             f"{folder} has format {found}, this version reads up to {FORMAT_VERSION}; upgrade sicot or import again"
@@ -138,11 +159,12 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def import_source(directory: Path | str) -> dict[str, str] | None:
-    """{"source", "source_sha256"} of the newest whole version: the name of what was imported, and its fingerprint
-    (`importing.source_sha256`).
+    """{"source", "source_sha256"} of the newest whole version: the name of what was imported, and
+    its fingerprint (`importing.source_sha256`).
 
-    None where `directory` holds no whole version: missing, empty or an unfinished import. Both are "" in a catalogue
-    that does not name them. Raises CatalogError: several data sets, unreadable, of a newer format.
+    None where `directory` holds no whole version: missing, empty or an unfinished import. Both are
+    "" in a catalogue that does not name them. Raises CatalogError: several data sets, unreadable,
+    of a newer format.
     """
     directory = Path(directory)
     folder = _find_version(directory) if directory.is_dir() else None
@@ -155,13 +177,17 @@ def import_source(directory: Path | str) -> dict[str, str] | None:
 def open_imported(directory: Path | str) -> Catalog:
     """The newest version in an import's output folder, or the version folder given.
 
-    Reads tables only; photos are opened at the first access of a split. Raises CatalogError in one line.
+    Reads tables only; photos are opened at the first access of a split. Raises CatalogError in one
+    line.
     """
     folder = newest_version(Path(directory)).absolute()
     description: Mapping[str, Any] = read_description(folder)
     try:
         classes = read_class_table(folder / CLASSES_FILE)
-        splits = {split: ImportedSplit(folder, split, np.load(folder / f"labels_{split}.npy")) for split in SPLITS}
+        splits = {
+            split: ImportedSplit(folder, split, np.load(folder / f"labels_{split}.npy"))
+            for split in SPLITS
+        }
         return Catalog(
             name=description["name"],
             data_hash=description["data_hash"],

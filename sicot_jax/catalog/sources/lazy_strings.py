@@ -1,4 +1,5 @@
-"""Sequences of strings that are computed or decoded one at a time, so that a million of them cost little memory.
+"""Sequences of strings that are computed or decoded one at a time, so that a million of them cost
+little memory.
 
 And the count of a noun in messages.
 """
@@ -39,7 +40,9 @@ class LazyStrings(Sequence[str]):
 
 
 def checked_index(index: int, length: int) -> int:
-    """`index` counted from the front. Raises IndexError where there is no such item (which also ends iteration)."""
+    """`index` counted from the front. Raises IndexError where there is no such item (which also
+    ends iteration).
+    """
     if not -length <= index < length:
         raise IndexError(f"index {index} of {length}")
     return int(index) % length

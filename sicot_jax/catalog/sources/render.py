@@ -11,7 +11,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-BODIES = ("plate", "box", "cone", "tile", "star", "bottle", "cup", "shirt", "ring", "cross", "bag", "vase")
+BODIES = (
+    "plate",
+    "box",
+    "cone",
+    "tile",
+    "star",
+    "bottle",
+    "cup",
+    "shirt",
+    "ring",
+    "cross",
+    "bag",
+    "vase",
+)
 MARKS = ("disc", "square", "triangle", "star", "ring", "cross", "heart", "moon", "bolt", "diamond")
 PATTERNS = ("plain", "striped", "dotted", "fading", "checked")
 
@@ -52,7 +65,9 @@ def _disc(x: np.ndarray, y: np.ndarray, cx: float, cy: float, r: float) -> np.nd
     return np.hypot(x - cx, y - cy) - r
 
 
-def _box(x: np.ndarray, y: np.ndarray, cx: float, cy: float, w: float, h: float, r: float = 0.08) -> np.ndarray:
+def _box(
+    x: np.ndarray, y: np.ndarray, cx: float, cy: float, w: float, h: float, r: float = 0.08
+) -> np.ndarray:
     dx, dy = np.abs(x - cx) - w + r, np.abs(y - cy) - h + r
     return np.hypot(np.maximum(dx, 0), np.maximum(dy, 0)) + np.minimum(np.maximum(dx, dy), 0) - r
 
@@ -86,7 +101,9 @@ def _ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def _bottle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     shoulders = _polygon(x, y, [(-0.52, -0.1), (-0.2, -0.5), (0.2, -0.5), (0.52, -0.1)])
-    return np.minimum(np.minimum(_box(x, y, 0, 0.42, 0.52, 0.58), _box(x, y, 0, -0.6, 0.2, 0.4)), shoulders)
+    return np.minimum(
+        np.minimum(_box(x, y, 0, 0.42, 0.52, 0.58), _box(x, y, 0, -0.6, 0.2, 0.4)), shoulders
+    )
 
 
 def _cup(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -166,9 +183,13 @@ def _shape(name: str) -> _Shape:
     distance = _SHAPES[name](x, y)
     inside = distance <= 0
     rows = np.flatnonzero(inside.any(1))
-    ends = (inside[rows].argmax(1), _TABLE - 1 - inside[rows, ::-1].argmax(1))  # first and last texel of each row
+    ends = (
+        inside[rows].argmax(1),
+        _TABLE - 1 - inside[rows, ::-1].argmax(1),
+    )  # first and last texel of each row
     outline = np.stack([axis[np.concatenate(ends)], np.tile(axis[rows], 2)], -1)
-    # Half the greatest depth: a mark stays on the body, and on thin bodies (ring, cross) on their middle line.
+    # Half the greatest depth: a mark stays on the body, and on thin bodies (ring, cross) on their
+    # middle line.
     deep = distance <= 0.5 * distance.min()
     places = np.stack([x[deep], y[deep]], -1).tolist()
     hull = _convex_hull(outline).T
@@ -180,7 +201,9 @@ def _shape(name: str) -> _Shape:
 
 @functools.cache
 def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixel centres as fractions [size], and the [size, 6] matrix that stretches six values smoothly over them."""
+    """Pixel centres as fractions [size], and the [size, 6] matrix that stretches six values
+    smoothly over them.
+    """
     centres = ((np.arange(size) + 0.5) / size).astype(np.float32)
     at = centres * 5
     weights = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(6))).astype(np.float32)
@@ -200,7 +223,9 @@ class _Pose(NamedTuple):
     sx: float  # size of one shape unit along the shape's own axes
     sy: float
     angle: float
-    extent: tuple[float, float, float, float]  # (left, top, right, bottom) about (x, y) that holds the shape
+    extent: tuple[
+        float, float, float, float
+    ]  # (left, top, right, bottom) about (x, y) that holds the shape
 
 
 def _extent(shape: _Shape, sx: float, sy: float, angle: float) -> tuple[float, float, float, float]:
@@ -210,8 +235,12 @@ def _extent(shape: _Shape, sx: float, sy: float, angle: float) -> tuple[float, f
     return (*hull.min(1).tolist(), *hull.max(1).tolist())
 
 
-def _stamp(size: int, shape: _Shape, pose: _Pose) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray, np.ndarray]:
-    """Window of the canvas that the shape touches and, on it, the signed distance and the table coordinates."""
+def _stamp(
+    size: int, shape: _Shape, pose: _Pose
+) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray, np.ndarray]:
+    """Window of the canvas that the shape touches and, on it, the signed distance and the table
+    coordinates.
+    """
     cos, sin = math.cos(pose.angle), math.sin(pose.angle)
     left, top, right, bottom = pose.extent
     x0, x1 = max(0, int((pose.x + left) * size) - 1), min(size, int((pose.x + right) * size) + 2)
@@ -238,18 +267,25 @@ def _coverage(distance: np.ndarray, pixels_per_unit: float) -> np.ndarray:
     return _limit(0.5 - distance * pixels_per_unit, 0, 1)
 
 
-def _paint(canvas: np.ndarray, window: tuple[slice, slice], coverage: np.ndarray, colour: np.ndarray) -> None:
+def _paint(
+    canvas: np.ndarray, window: tuple[slice, slice], coverage: np.ndarray, colour: np.ndarray
+) -> None:
     part = canvas[:, window[0], window[1]]
     part += coverage * (colour - part)
 
 
 def _draw_plain(
-    canvas: np.ndarray, name: str, at: tuple[float, float, float, float, float], colour: tuple[float, float, float]
+    canvas: np.ndarray,
+    name: str,
+    at: tuple[float, float, float, float, float],
+    colour: tuple[float, float, float],
 ) -> None:
     """A shape of one colour at (x, y, sx, sy, angle)."""
     size, shape, (x, y, sx, sy, angle) = canvas.shape[1], _shape(name), at
     reach = shape.reach * max(sx, sy)
-    window, distance, _, _ = _stamp(size, shape, _Pose(x, y, sx, sy, angle, (-reach, -reach, reach, reach)))
+    window, distance, _, _ = _stamp(
+        size, shape, _Pose(x, y, sx, sy, angle, (-reach, -reach, reach, reach))
+    )
     _paint(canvas, window, _coverage(distance, size * min(sx, sy)), _rgb(colour))
 
 
@@ -258,7 +294,10 @@ def _pattern(product: Product, column: np.ndarray, row: np.ndarray) -> np.ndarra
     kind = PATTERNS[product.pattern]
     if kind == "plain":
         return None
-    cos, sin = math.cos(product.pattern_angle) / _PER_UNIT, math.sin(product.pattern_angle) / _PER_UNIT
+    cos, sin = (
+        math.cos(product.pattern_angle) / _PER_UNIT,
+        math.sin(product.pattern_angle) / _PER_UNIT,
+    )
     along = cos * column + (sin * row - ((cos + sin) * _TABLE / 2))
     frequency = product.pattern_frequency
     if kind == "fading":
@@ -292,7 +331,10 @@ def _draw_product(canvas: np.ndarray, product: Product, pose: _Pose) -> None:
     side = product.mark_size * math.sqrt(pose.sx * pose.sy)
     # A ground of the other lightness parts the mark from a body of its own colour.
     _draw_plain(
-        layer, "disc", (x, y, 1.45 * side, 1.45 * side, 0), (0, 0, 0.1 if product.mark_colour[2] > 0.7 else 0.95)
+        layer,
+        "disc",
+        (x, y, 1.45 * side, 1.45 * side, 0),
+        (0, 0, 0.1 if product.mark_colour[2] > 0.7 else 0.95),
     )
     _draw_plain(layer, MARKS[product.mark], (x, y, side, side, pose.angle), product.mark_colour)
     # The silhouette cuts the mark too, or the product would leave its box.
@@ -300,8 +342,12 @@ def _draw_product(canvas: np.ndarray, product: Product, pose: _Pose) -> None:
     _paint(canvas, window, coverage, layer[:, window[0], window[1]])
 
 
-def _place(product: Product, area: float, angle: float, x: float, y: float) -> tuple[_Pose, tuple[float, ...]]:
-    """Pose whose tight box has `area` of the canvas where the canvas allows it; x, y in [0, 1] over where it fits."""
+def _place(
+    product: Product, area: float, angle: float, x: float, y: float
+) -> tuple[_Pose, tuple[float, ...]]:
+    """Pose whose tight box has `area` of the canvas where the canvas allows it; x, y in [0, 1] over
+    where it fits.
+    """
     ax, ay = math.sqrt(product.aspect), 1 / math.sqrt(product.aspect)
     left, top, right, bottom = _extent(_shape(BODIES[product.body]), ax, ay, angle)
     width, height = right - left, bottom - top
@@ -363,15 +409,16 @@ def render(
 ) -> tuple[np.ndarray, np.ndarray]:
     """One photo: uint8 [size, size, 3] and the product's tight box, float32 [4] as fractions.
 
-    The box bounds the whole silhouette, hidden parts included. `clutter` in [0, 1] is the chance of the distractor and
-    scales the number of clutter shapes (0 to 8).
+    The box bounds the whole silhouette, hidden parts included. `clutter` in [0, 1] is the chance of
+    the distractor and scales the number of clutter shapes (0 to 8).
     """
     draw = iter(rng.random(128).tolist()).__next__
     canvas = _background(size, rng, draw)
     product = _as_seen(product, draw)
     low, high = box_area
     angle = 0.7 * (draw() - 0.5)
-    # In proportion, not by difference: else most boxes are large, lie in the middle, and one guess finds them.
+    # In proportion, not by difference: else most boxes are large, lie in the middle, and one guess
+    # finds them.
     pose, box = _place(product, low * (high / low) ** draw(), angle, draw(), draw())
 
     for _ in range(round(8 * clutter * draw())):
@@ -380,7 +427,8 @@ def render(
         where = (draw(), draw(), side, side * (0.5 + draw()), 6.3 * draw())
         _draw_plain(canvas, name, where, (draw(), 0.9 * draw(), 0.25 + 0.75 * draw()))
     if draw() < clutter:
-        # At most a quarter of the product's area, its middle outside the product's box where there is room.
+        # At most a quarter of the product's area, its middle outside the product's box where there
+        # is room.
         area = (0.1 + 0.15 * draw()) * (box[2] - box[0]) * (box[3] - box[1])
         x, y = draw(), draw()
         if box[0] < x < box[2] and box[1] < y < box[3]:
@@ -395,8 +443,19 @@ def render(
     if draw() < 0.4:  # something in front, over an edge of the product
         side = (0.1 + 0.15 * draw()) * math.sqrt((box[2] - box[0]) * (box[3] - box[1]))
         edge_x = box[0] if draw() < 0.5 else box[2]
-        where = (edge_x, box[1] + draw() * (box[3] - box[1]), side, side * (0.7 + draw()), 6.3 * draw())
-        _draw_plain(canvas, "box" if draw() < 0.5 else "disc", where, (draw(), 0.6 * draw(), 0.2 + 0.7 * draw()))
+        where = (
+            edge_x,
+            box[1] + draw() * (box[3] - box[1]),
+            side,
+            side * (0.7 + draw()),
+            6.3 * draw(),
+        )
+        _draw_plain(
+            canvas,
+            "box" if draw() < 0.5 else "disc",
+            where,
+            (draw(), 0.6 * draw(), 0.2 + 0.7 * draw()),
+        )
 
     centres, _ = _grid(size)
     gain, slope_x, slope_y = 0.65 + 0.5 * draw(), 0.4 * (draw() - 0.5), 0.4 * (draw() - 0.5)

@@ -1,4 +1,6 @@
-"""The tables beside the records of an imported catalogue; only numpy and the standard library read them."""
+"""The tables beside the records of an imported catalogue; only numpy and the standard library read
+them.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def read_class_table(path: Path) -> ClassTable:
         rows = csv.reader(file)
         header = next(rows, [])
         if tuple(header) != CLASS_COLUMNS:
-            raise ValueError(f"{path} has columns {header}, wanted {list(CLASS_COLUMNS)}; import the catalogue again")
+            raise ValueError(
+                f"{path} has columns {header}, wanted {list(CLASS_COLUMNS)}; import the catalogue again"
+            )
         columns = list(zip(*rows, strict=True)) or [()] * len(CLASS_COLUMNS)
     values = dict(zip(CLASS_COLUMNS, columns, strict=True))
     return ClassTable(
@@ -49,8 +53,12 @@ def read_class_table(path: Path) -> ClassTable:
 
 
 def write_split_table(path: Path, splits: Mapping[str, str]) -> None:
-    """`splits.csv`: image_id -> split of every photo of this version and of those before, for the next one to keep."""
-    path.write_text("".join(f"{image},{split}\n" for image, split in sorted(splits.items())), encoding="ascii")
+    """`splits.csv`: image_id -> split of every photo of this version and of those before, for the
+    next one to keep.
+    """
+    path.write_text(
+        "".join(f"{image},{split}\n" for image, split in sorted(splits.items())), encoding="ascii"
+    )
 
 
 def read_split_table(path: Path) -> dict[str, str]:

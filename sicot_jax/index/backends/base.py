@@ -16,7 +16,9 @@ WIDEST = 16  # times as many where they are of too few products
 
 
 class IndexUnavailable(Exception):
-    """The index cannot be read at the moment, and may be again: its database is gone, its file is locked."""
+    """The index cannot be read at the moment, and may be again: its database is gone, its file is
+    locked.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +40,12 @@ class Near:
 
 @dataclasses.dataclass(frozen=True)
 class Offered:
-    """Which classes may be answers. withdrawn: numbers of products that may not, sorted int64. For products that came after
-    the model, `products` int64 [M], rows of the classifier made from their photos: kernel float32 [M, D], bias float32 [M].
+    """Which classes may be answers. withdrawn: numbers of products that may not, sorted int64. For
+    products that came after the model, `products` int64 [M], rows of the classifier made from their
+    photos: kernel float32 [M, D], bias float32 [M].
 
-    names [K]: of categories; category: that of each product by its number, int64, K where it has none.
+    names [K]: of categories; category: that of each product by its number, int64, K where it has
+    none.
     """
 
     withdrawn: np.ndarray
@@ -53,7 +57,8 @@ class Offered:
 
 
 class ProductIndex(Protocol):
-    """Threads may call all of it at the same time. IndexUnavailable where it cannot be read at the moment.
+    """Threads may call all of it at the same time. IndexUnavailable where it cannot be read at the
+    moment.
 
     `offered` and `counts` are of the last `refresh`; what the others see may be newer.
     """
@@ -62,9 +67,17 @@ class ProductIndex(Protocol):
     def manifest(self) -> Manifest: ...
 
     def nearest(
-        self, embeddings: np.ndarray, k: int, *, photos: int = 0, category: str | None = None, candidates: int = 0
+        self,
+        embeddings: np.ndarray,
+        k: int,
+        *,
+        photos: int = 0,
+        category: str | None = None,
+        candidates: int = 0,
     ) -> list[Near]:
-        """The k products and the photos nearest to each of embeddings [B, D], fewer where there are fewer."""
+        """The k products and the photos nearest to each of embeddings [B, D], fewer where there are
+        fewer.
+        """
         ...
 
     def offered(self) -> Offered: ...

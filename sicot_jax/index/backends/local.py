@@ -1,4 +1,6 @@
-"""A version folder as a `ProductIndex`: codes searched in a memory map, re-ranked by features, cards from SQLite."""
+"""A version folder as a `ProductIndex`: codes searched in a memory map, re-ranked by features,
+cards from SQLite.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from sicot_jax.errors import InputError
-from sicot_jax.index.backends.base import CANDIDATES, WIDEST, IndexUnavailable, Near, Neighbour, Offered
+from sicot_jax.index.backends.base import (
+    CANDIDATES,
+    WIDEST,
+    IndexUnavailable,
+    Near,
+    Neighbour,
+    Offered,
+)
 from sicot_jax.index.storage import inverted_lists as lists
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage.binary_codes import Codebook
@@ -25,8 +34,9 @@ from sicot_jax.index.storage.vectors import Vectors, cosines, import_faiss, unit
 class View:
     """One moment of the index; never changed. Arrays have a line for each photo.
 
-    later: category -> places and codes of its photos that lie outside its range: they came after the build, or their product's
-    category was changed; `moved` marks those in the range that they have left.
+    later: category -> places and codes of its photos that lie outside its range: they came after
+      the build, or their product's category was changed; `moved` marks those in the range that they
+      have left.
     """
 
     features: np.ndarray  # float16 [N, D]
@@ -65,7 +75,9 @@ class EmbeddedIndex:
             return True
 
     def _categories(self) -> tuple[tuple[str, ...], np.ndarray]:
-        """Names, and the category of each product, as they were at the build: photos lie in order of their categories."""
+        """Names, and the category of each product, as they were at the build: photos lie in order
+        of their categories.
+        """
         owners = self._vectors.mapped(layout.OWNERS, self.manifest.photos)
         names = tuple(name for name in self.manifest.categories if name)
         category = np.full(int(owners.max(initial=-1)) + 1, len(names))
@@ -76,7 +88,8 @@ class EmbeddedIndex:
     def _look(self) -> View:
         state = self._watch.state(self.manifest.width)
         features, codes, owners = (
-            self._vectors.mapped(name, state.places) for name in (layout.FEATURES, layout.CODES, layout.OWNERS)
+            self._vectors.mapped(name, state.places)
+            for name in (layout.FEATURES, layout.CODES, layout.OWNERS)
         )
         gone, moved = np.zeros(state.places, bool), np.zeros(state.places, bool)
         gone[state.withdrawn_places] = True
@@ -92,17 +105,23 @@ class EmbeddedIndex:
             later.setdefault(category, []).append(place)
             moved[place] = True
         named = self._named(owners, later)
-        offered = Offered(state.withdrawn_products, state.row_products, state.kernel, state.bias, *named)
+        offered = Offered(
+            state.withdrawn_products, state.row_products, state.kernel, state.bias, *named
+        )
         lines = {name: np.array(places) for name, places in later.items()}
         outside = {name: (places, codes[places]) for name, places in lines.items()}
         return View(features, codes, owners, gone, moved, outside, offered, self._watch.counts())
 
-    def _named(self, owners: np.ndarray, later: dict[str, list[int]]) -> tuple[tuple[str, ...], np.ndarray]:
+    def _named(
+        self, owners: np.ndarray, later: dict[str, list[int]]
+    ) -> tuple[tuple[str, ...], np.ndarray]:
         """Names and categories of now."""
         names, built = self._built
         of_now = (*names, *(name for name in later if name and name not in set(names)))
         number = {name: position for position, name in enumerate(of_now)}
-        category = np.full(max(self._watch.ends()[1], len(built)), len(of_now))  # photos need no card to be searched
+        category = np.full(
+            max(self._watch.ends()[1], len(built)), len(of_now)
+        )  # photos need no card to be searched
         category[: len(built)] = np.where(built == len(names), len(of_now), built)
         for name, places in later.items():
             category[owners[places]] = number.get(name, len(of_now))
@@ -112,15 +131,25 @@ class EmbeddedIndex:
         return self._view.offered
 
     def nearest(
-        self, embeddings: np.ndarray, k: int, *, photos: int = 0, category: str | None = None, candidates: int = 0
+        self,
+        embeddings: np.ndarray,
+        k: int,
+        *,
+        photos: int = 0,
+        category: str | None = None,
+        candidates: int = 0,
     ) -> list[Near]:
-        """As `ProductIndex` says. `candidates`: photos that are put in order by their features; up to 16 times as many are
-        looked at where they belong to fewer than k products.
+        """As `ProductIndex` says. `candidates`: photos that are put in order by their features; up
+        to 16 times as many are looked at where they belong to fewer than k products.
         """
         view = self._view
         queries = unit(embeddings)
         codes = self.codebook.encode(queries)
-        first, last = (0, len(view.codes)) if category is None else self.manifest.categories.get(category, [0, 0])
+        first, last = (
+            (0, len(view.codes))
+            if category is None
+            else self.manifest.categories.get(category, [0, 0])
+        )
         outside = None if category is None else view.later.get(category)
         size = last - first + (len(outside[0]) if outside else 0)
         wanted = max(candidates or CANDIDATES, k, photos)
@@ -133,7 +162,9 @@ class EmbeddedIndex:
                 if category is not None:
                     places = places[~view.moved[places]]
                 if outside:
-                    places = np.concatenate([places, outside[0][self._nearest_codes(code, outside[1], count)]])
+                    places = np.concatenate(
+                        [places, outside[0][self._nearest_codes(code, outside[1], count)]]
+                    )
                 hits = _ranked(view, query, places[~view.gone[places]], k, photos)
                 if len(hits.products) == k or count == most:
                     break
@@ -144,21 +175,27 @@ class EmbeddedIndex:
     def _closest(
         self, view: View, query: np.ndarray, code: np.ndarray, first: int, last: int, count: int
     ) -> np.ndarray:
-        """Lines of the range nearest by code: of all of it, or, where it is large, of the lists that are nearest and of what
-        came after the build.
+        """Lines of the range nearest by code: of all of it, or, where it is large, of the lists
+        that are nearest and of what came after the build.
         """
         if self._lists is None or last - first < max(lists.FROM, lists.SPARE * count):
             return self._nearest_codes(code, view.codes[first:last], count) + first
         built = min(last, self.manifest.photos)
-        lines = np.concatenate([self._lists.near(query, first, built, lists.SPARE * count), np.arange(built, last)])
+        lines = np.concatenate(
+            [self._lists.near(query, first, built, lists.SPARE * count), np.arange(built, last)]
+        )
         return lines[self._nearest_codes(code, _gathered(view.codes, lines), count)]
 
     def _nearest_codes(self, code: np.ndarray, codes: np.ndarray, count: int) -> np.ndarray:
         """Lines of the `count` codes nearest by Hamming distance."""
         if not len(codes):
             return np.zeros(0, np.int64)
-        self._faiss.omp_set_num_threads(1)  # of this thread: a request has one, more of them would wait for each other
-        return self._faiss.knn_hamming(code[None], codes, min(count, len(codes)), variant="hc")[1][0]
+        self._faiss.omp_set_num_threads(
+            1
+        )  # of this thread: a request has one, more of them would wait for each other
+        return self._faiss.knn_hamming(code[None], codes, min(count, len(codes)), variant="hc")[1][
+            0
+        ]
 
     def products(self, numbers: Sequence[int]) -> list[Product | None]:
         with _reading():
@@ -199,7 +236,9 @@ def _gathered(codes: np.ndarray, lines: np.ndarray) -> np.ndarray:
 
 
 def _ranked(view: View, query: np.ndarray, places: np.ndarray, k: int, photos: int) -> Near:
-    """The k products with the photos of largest cosine among `places`, and the first of those photos."""
+    """The k products with the photos of largest cosine among `places`, and the first of those
+    photos.
+    """
     places = np.sort(places)  # one way through the map
     similarity = cosines(view.features, places, query)
     order = np.argsort(-similarity, kind="stable")
@@ -208,7 +247,9 @@ def _ranked(view: View, query: np.ndarray, places: np.ndarray, k: int, photos: i
 
     def neighbours(ranks: np.ndarray) -> list[Neighbour]:
         at = order[ranks]
-        lines = zip(owners[ranks].tolist(), places[at].tolist(), similarity[at].tolist(), strict=True)
+        lines = zip(
+            owners[ranks].tolist(), places[at].tolist(), similarity[at].tolist(), strict=True
+        )
         return [Neighbour(*line) for line in lines]
 
     return Near(neighbours(np.sort(first)[:k]), neighbours(np.arange(min(photos, len(order)))))

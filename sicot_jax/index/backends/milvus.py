@@ -1,8 +1,10 @@
-"""Codes of an index in Milvus, which proposes photos by Hamming distance; the files put them in order, and have the cards.
+"""Codes of an index in Milvus, which proposes photos by Hamming distance; the files put them in
+order, and have the cards.
 
-`sicot index publish --database milvus+http://HOST:19530` writes, `sicot serve --database` of the same address reads. A file
-(milvus+FILE.db) is Milvus Lite, in the process itself. What is withdrawn or moved is known from the files at once; a photo that
-came later is proposed once it is published too.
+`sicot index publish --database milvus+http://HOST:19530` writes, `sicot serve --database` of the
+same address reads. A file (milvus+FILE.db) is Milvus Lite, in the process itself. What is withdrawn
+or moved is known from the files at once; a photo that came later is proposed once it is published
+too.
 """
 
 from __future__ import annotations
@@ -27,21 +29,32 @@ _PIECE = 4096
 
 
 def publish(index: Path, address: str) -> str:
-    """Put the codes of the version in use that are not there into Milvus; what was done. InputError: no index, no Milvus."""
+    """Put the codes of the version in use that are not there into Milvus; what was done.
+    InputError: no index, no Milvus.
+    """
     folder = layout.current_version(index)
     manifest, (client, broken) = layout.read_whole(folder), _connected(address)
     with contextlib.closing(Cards(folder / layout.CARDS)) as cards:
         places = cards.ends()[0]
-    codes, name = Vectors(folder, manifest.width, manifest.bits).mapped(layout.CODES, places), collection(folder)
+    codes, name = (
+        Vectors(folder, manifest.width, manifest.bits).mapped(layout.CODES, places),
+        collection(folder),
+    )
     try:
         if not client.has_collection(name):
             _create(client, name, manifest.bits)
-        there = client.query(name, filter="", output_fields=["count(*)"], consistency_level="Strong")[0]["count(*)"]
+        there = client.query(
+            name, filter="", output_fields=["count(*)"], consistency_level="Strong"
+        )[0]["count(*)"]
         for first in range(there, places, _PIECE):
             piece = range(first, min(first + _PIECE, places))
-            client.upsert(name, [{"place": place, "code": codes[place].tobytes()} for place in piece])
+            client.upsert(
+                name, [{"place": place, "code": codes[place].tobytes()} for place in piece]
+            )
     except broken as error:
-        raise InputError(f"{address}: {_said(error)}; mend it and give the command again") from error
+        raise InputError(
+            f"{address}: {_said(error)}; mend it and give the command again"
+        ) from error
     finally:
         client.close()
     return f"{folder.name}: {places - there} codes new, {places} in {name}"

@@ -1,4 +1,6 @@
-"""Which implementation of `ProductIndex` reads a version: its files, in one part or several, or a database."""
+"""Which implementation of `ProductIndex` reads a version: its files, in one part or several, or a
+database.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from sicot_jax.index.storage import layout
 
 
 def open_index(folder: Path, database: str = "") -> ProductIndex:
-    """The version in `folder`; read from `database`, a URL, where one is given. InputError where it cannot be read."""
+    """The version in `folder`; read from `database`, a URL, where one is given. InputError where it
+    cannot be read.
+    """
     if not database and layout.read_manifest(folder).shards:
         return ShardedIndex(folder)
     if not database:
@@ -28,7 +32,9 @@ def open_index(folder: Path, database: str = "") -> ProductIndex:
 
 
 def publish(index: Path, database: str) -> str:
-    """Copy what `database` lacks of the version in use; what was done. InputError where that cannot be done."""
+    """Copy what `database` lacks of the version in use; what was done. InputError where that cannot
+    be done.
+    """
     if database.startswith(milvus.ADDRESS):
         return milvus.publish(index, database.removeprefix(milvus.ADDRESS))
     try:
@@ -39,4 +45,6 @@ def publish(index: Path, database: str) -> str:
 
 
 def _no_client(error: ImportError) -> InputError:
-    return InputError(f"no {error.name} here to use a database with; install it: pip install 'sicot_jax[postgres]'")
+    return InputError(
+        f"no {error.name} here to use a database with; install it: pip install 'sicot_jax[postgres]'"
+    )

@@ -1,4 +1,6 @@
-"""A version in PostgreSQL as a `ProductIndex`: an HNSW index over the codes, re-ranked by features in the same statement."""
+"""A version in PostgreSQL as a `ProductIndex`: an HNSW index over the codes, re-ranked by features
+in the same statement.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,14 @@ from psycopg_pool import ConnectionPool
 
 from sicot_jax.errors import InputError
 from sicot_jax.index.backends import postgres_schema as database
-from sicot_jax.index.backends.base import CANDIDATES, WIDEST, IndexUnavailable, Near, Neighbour, Offered
+from sicot_jax.index.backends.base import (
+    CANDIDATES,
+    WIDEST,
+    IndexUnavailable,
+    Near,
+    Neighbour,
+    Offered,
+)
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage.binary_codes import Codebook
 from sicot_jax.index.storage.products import Product
@@ -28,12 +37,14 @@ _EXACT = 4 * CANDIDATES  # photos that are compared all rather than by the graph
 _LARGEST = 1000  # that pgvector takes as hnsw.ef_search
 _SETTINGS = {
     "statement_timeout": "5s",
-    "hnsw.iterative_scan": "relaxed_order",  # on until enough photos are offered ones of the category; features give the order
+    # on until enough photos are offered ones of the category; features give the order
+    "hnsw.iterative_scan": "relaxed_order",
     "hnsw.max_scan_tuples": "200000",
     "hnsw.scan_mem_multiplier": "16",
     "jit": "off",  # takes longer than the query
 }
-# A vector, not a halfvec: the query keeps its precision. The inner product: lengths are 1, and a query of zeros has no cosine.
+# A vector, not a halfvec: the query keeps its precision. The inner product: lengths are 1, and a
+# query of zeros has no cosine.
 _FIND = """
 WITH near AS MATERIALIZED (
   SELECT product, place, -(feature::vector <#> %(query)s::vector) AS similarity
@@ -62,10 +73,12 @@ class View:
 
 
 class PostgresIndex:
-    """The copy of the version in `folder` that `publish` made in a database; of the folder the small files alone are read.
+    """The copy of the version in `folder` that `publish` made in a database; of the folder the
+    small files alone are read.
 
-    Searches and cards are of the last commit, `offered` and `counts` of the last `refresh`. InputError: no such database, or it
-    has not this version. Later IndexUnavailable while the database cannot be read; it recovers by itself.
+    Searches and cards are of the last commit, `offered` and `counts` of the last `refresh`.
+    InputError: no such database, or it has not this version. Later IndexUnavailable while the
+    database cannot be read; it recovers by itself.
     """
 
     def __init__(self, folder: Path, url: str):
@@ -102,7 +115,9 @@ class PostgresIndex:
                 f"{where}: has no copy of {self.folder}; make it with `sicot index publish --index {self.folder.parent}`"
             ) from None
         except psycopg.Error as error:
-            raise InputError(f"{where}: {database.said(error)}; wanted a copy that this user may read") from error
+            raise InputError(
+                f"{where}: {database.said(error)}; wanted a copy that this user may read"
+            ) from error
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[psycopg.Connection]:
@@ -126,10 +141,16 @@ class PostgresIndex:
         return self._view.counts
 
     def nearest(
-        self, embeddings: np.ndarray, k: int, *, photos: int = 0, category: str | None = None, candidates: int = 0
+        self,
+        embeddings: np.ndarray,
+        k: int,
+        *,
+        photos: int = 0,
+        category: str | None = None,
+        candidates: int = 0,
     ) -> list[Near]:
-        """As `ProductIndex` says. `candidates`: photos that are put in order by their features; up to 16 times as many are
-        looked at where they belong to fewer than k products.
+        """As `ProductIndex` says. `candidates`: photos that are put in order by their features; up
+        to 16 times as many are looked at where they belong to fewer than k products.
         """
         queries = unit(embeddings)
         if not (k or photos) or "\0" in (category or ""):  # no text of PostgreSQL's has one
@@ -151,36 +172,53 @@ class PostgresIndex:
                 found.append(self._found(connection, values, size, wanted))
         return found
 
-    def _found(self, connection: psycopg.Connection, values: dict[str, Any], size: int, wanted: int) -> Near:
-        """Codes propose `wanted` photos, then up to 16 times as many; where `size` is small, all photos are compared."""
+    def _found(
+        self, connection: psycopg.Connection, values: dict[str, Any], size: int, wanted: int
+    ) -> Near:
+        """Codes propose `wanted` photos, then up to 16 times as many; where `size` is small, all
+        photos are compared.
+        """
         count, most, hits, looked = wanted, min(wanted * WIDEST, size), Near([], []), 0
         while size > _EXACT:
             hits, looked = self._ask(connection, values, count)
             if len(hits.products) == values["k"] or count >= most or looked < count:
                 break
             count = min(count * 4, most)
-        if not looked or (len(hits.products) < values["k"] and looked < count):  # the graph may end too early
+        if not looked or (
+            len(hits.products) < values["k"] and looked < count
+        ):  # the graph may end too early
             hits, _ = self._ask(connection, values, None)
         return hits
 
-    def _ask(self, connection: psycopg.Connection, values: dict[str, Any], count: int | None) -> tuple[Near, int]:
-        """Products among the `count` photos nearest by code, or among all; and how many photos were put in order."""
+    def _ask(
+        self, connection: psycopg.Connection, values: dict[str, Any], count: int | None
+    ) -> tuple[Near, int]:
+        """Products among the `count` photos nearest by code, or among all; and how many photos were
+        put in order.
+        """
         text = _FIND.format(
             category="AND category = %(category)s" if values["category"] is not None else "",
-            nearest=f"ORDER BY code <~> %(code)s::bit({self.manifest.bits}) LIMIT {count}" if count else "",
+            nearest=f"ORDER BY code <~> %(code)s::bit({self.manifest.bits}) LIMIT {count}"
+            if count
+            else "",
         )
         with connection.pipeline():  # one way there and back
-            connection.execute("SELECT set_config('hnsw.ef_search', %s, false)", [str(min(count or 1, _LARGEST))])
+            connection.execute(
+                "SELECT set_config('hnsw.ef_search', %s, false)", [str(min(count or 1, _LARGEST))]
+            )
             rows = connection.execute(text.encode(), values).fetchall()
         rows.sort(key=lambda row: (-row[2], row[1]))  # a union has no order
         products, photos = (
-            [Neighbour(*row[:3]) for row in rows if row[4] == of_product] for of_product in (True, False)
+            [Neighbour(*row[:3]) for row in rows if row[4] == of_product]
+            for of_product in (True, False)
         )
         return Near(products, photos), rows[0][3] if rows else 0
 
     def products(self, numbers: Sequence[int]) -> list[Product | None]:
         with self._connection() as connection:
-            rows = connection.execute(_CARD + "product = ANY(%s)", [list(map(int, numbers))]).fetchall()
+            rows = connection.execute(
+                _CARD + "product = ANY(%s)", [list(map(int, numbers))]
+            ).fetchall()
         cards = {row[0]: Product(*row) for row in rows}
         return [cards.get(int(number)) for number in numbers]
 
@@ -198,7 +236,9 @@ class PostgresIndex:
 
     def picture(self, place: int) -> bytes | None:
         with self._connection() as connection:
-            row = connection.execute("SELECT jpeg FROM pictures WHERE place = %s", [place]).fetchone()
+            row = connection.execute(
+                "SELECT jpeg FROM pictures WHERE place = %s", [place]
+            ).fetchone()
         return bytes(row[0]) if row else None
 
     def close(self) -> None:
@@ -206,7 +246,9 @@ class PostgresIndex:
 
 
 def _revision(connection: psycopg.Connection, schema: str) -> int:
-    row = connection.execute(sql.SQL("SELECT revision FROM {}.state").format(sql.Identifier(schema))).fetchone()
+    row = connection.execute(
+        sql.SQL("SELECT revision FROM {}.state").format(sql.Identifier(schema))
+    ).fetchone()
     assert row is not None  # written with the table
     return row[0]
 
@@ -214,7 +256,9 @@ def _revision(connection: psycopg.Connection, schema: str) -> int:
 def _categories(products: dict[str, list[int]]) -> tuple[tuple[str, ...], np.ndarray]:
     """Numbers of products by category -> names, and the category of each product."""
     names = tuple(name for name in products if name)
-    category = np.full(max((max(numbers) for numbers in products.values()), default=-1) + 1, len(names))
+    category = np.full(
+        max((max(numbers) for numbers in products.values()), default=-1) + 1, len(names)
+    )
     for number, name in enumerate(names):
         category[products[name]] = number
     return names, category
@@ -222,13 +266,23 @@ def _categories(products: dict[str, list[int]]) -> tuple[tuple[str, ...], np.nda
 
 def _look(connection: psycopg.Connection, schema: str, width: int) -> View:
     with connection.transaction():
-        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")  # all of one commit
+        connection.execute(
+            "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+        )  # all of one commit
         revision = _revision(connection, schema)
         products, photos = connection.execute("SELECT products, photos FROM state").fetchall()[0]
-        gone = connection.execute("SELECT product FROM products WHERE withdrawn ORDER BY product").fetchall()
-        rows = connection.execute("SELECT product, kernel, bias FROM rows ORDER BY product").fetchall()
-        sizes: dict[str, int] = dict(connection.execute("SELECT category, photos FROM categories").fetchall())
-        named = connection.execute("SELECT category, array_agg(product) FROM products GROUP BY 1 ORDER BY 1").fetchall()
+        gone = connection.execute(
+            "SELECT product FROM products WHERE withdrawn ORDER BY product"
+        ).fetchall()
+        rows = connection.execute(
+            "SELECT product, kernel, bias FROM rows ORDER BY product"
+        ).fetchall()
+        sizes: dict[str, int] = dict(
+            connection.execute("SELECT category, photos FROM categories").fetchall()
+        )
+        named = connection.execute(
+            "SELECT category, array_agg(product) FROM products GROUP BY 1 ORDER BY 1"
+        ).fetchall()
     offered = Offered(
         np.array([row[0] for row in gone], np.int64),
         np.array([row[0] for row in rows], np.int64),

@@ -1,9 +1,12 @@
-"""Where an index lies in a PostgreSQL database with pgvector; what its writer (`publish`) and readers (`postgres`) share.
+"""Where an index lies in a PostgreSQL database with pgvector; what its writer (`publish`) and
+readers (`postgres`) share.
 
 sicot.versions              the versions that are there, in the order in which they were published
-sicot_1_v000001_0a1b2c3d4e  a version: format of the tables, its name, the start of its manifest's sha256
+sicot_1_v000001_0a1b2c3d4e  a version: format of the tables, its name, the start of its manifest's
+  sha256
 
-A database holds one index. Numbers of products and places of photos are those of the version folder.
+A database holds one index. Numbers of products and places of photos are those of the version
+folder.
 """
 
 from __future__ import annotations
@@ -66,7 +69,13 @@ def parameters(url: str) -> dict[str, Any]:
     except (ValueError, psycopg.Error):
         raise wrong from None  # the error's text may hold the password
     # A machine that is gone is noticed within seconds, not when TCP gives up.
-    return {"connect_timeout": 5, "tcp_user_timeout": 10_000, "application_name": "sicot", **found, "autocommit": True}
+    return {
+        "connect_timeout": 5,
+        "tcp_user_timeout": 10_000,
+        "application_name": "sicot",
+        **found,
+        "autocommit": True,
+    }
 
 
 def shown(settings: dict[str, Any]) -> str:
@@ -82,7 +91,9 @@ def said(error: Exception) -> str:
 def connect(settings: dict[str, Any]) -> psycopg.Connection:
     """InputError where the database cannot be reached, or lets nobody in."""
     try:
-        return psycopg.connect(**settings, prepare_threshold=None)  # a plan for each query: what is best depends on it
+        return psycopg.connect(
+            **settings, prepare_threshold=None
+        )  # a plan for each query: what is best depends on it
     except psycopg.Error as error:
         raise InputError(
             f"{shown(settings)}: {said(error)}; start the database, or give another address with --database"
@@ -95,7 +106,9 @@ def schema_of(folder: Path) -> str:
 
 
 def use_schema(connection: psycopg.Connection, schema: str) -> None:
-    """Names are those of this version and of pgvector from now on. InputError without pgvector, or with one that is too old."""
+    """Names are those of this version and of pgvector from now on. InputError without pgvector, or
+    with one that is too old.
+    """
     row = _pgvector(connection)
     if row is None or tuple(map(int, row[1].split(".")[:2])) < PGVECTOR:
         raise _wrong_pgvector(connection, row[1] if row else "none")
@@ -104,7 +117,9 @@ def use_schema(connection: psycopg.Connection, schema: str) -> None:
 
 
 def create_extension(connection: psycopg.Connection) -> None:
-    """pgvector, where it is not there. InputError where the server has none, or does not let this user."""
+    """pgvector, where it is not there. InputError where the server has none, or does not let this
+    user.
+    """
     if _pgvector(connection) is None:
         try:
             connection.execute("CREATE EXTENSION vector")
@@ -134,7 +149,9 @@ def create_tables(connection: psycopg.Connection, schema: str, manifest: layout.
 
 
 def create_indexes(connection: psycopg.Connection, manifest: layout.Manifest, photos: int) -> None:
-    """Inside a transaction. The graph has to fit into memory while it is made, else that takes many times as long."""
+    """Inside a transaction. The graph has to fit into memory while it is made, else that takes many
+    times as long.
+    """
     needed = f"{min(photos * (_GRAPH_BYTES + manifest.bits // 8) // 2**20 + 4, 4096)}MB"
     connection.execute(
         "SELECT set_config('maintenance_work_mem', %(needed)s, true) "

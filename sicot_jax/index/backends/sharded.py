@@ -1,10 +1,12 @@
-"""`sicot index split`: an index in several parts, each an index version of its own, that answer as one.
+"""`sicot index split`: an index in several parts, each an index version of its own, that answer as
+one.
 
-OUT/v000001/               the recogniser, what was fitted, a manifest that says how many parts there are
-OUT/v000001/shard-0/ ...   a whole version of some products: product p lies in part p mod N, with all of its photos
+OUT/v000001/               the recogniser, what was fitted, a manifest that says how many parts
+there are OUT/v000001/shard-0/ ...   a whole version of some products: product p lies in part p mod
+N, with all of its photos
 
-Parts have their products' numbers; place p of part s is place p N + s of the whole. A part may be served alone, on a machine of
-its own.
+Parts have their products' numbers; place p of part s is place p N + s of the whole. A part may be
+served alone, on a machine of its own.
 """
 
 from __future__ import annotations
@@ -36,9 +38,11 @@ def shard_folder(folder: Path, shard: int) -> Path:
 
 
 def split(index: Path, out: Path, shards: int) -> Path:
-    """The version of the new index `out`: what the version in use of `index` offers, in so many parts.
+    """The version of the new index `out`: what the version in use of `index` offers, in so many
+    parts.
 
-    Withdrawn photos are gone, categories are ranges again. InputError: fewer than two parts, or `index` is split already.
+    Withdrawn photos are gone, categories are ranges again. InputError: fewer than two parts, or
+    `index` is split already.
     """
     if shards < 2:
         raise InputError(f"--shards {shards}, wanted 2 or more")
@@ -48,12 +52,19 @@ def split(index: Path, out: Path, shards: int) -> Path:
         version = new / layout.BUILDING
         _copy_fitted(folder, version, shutil.copy2)
         made = [_part(folder, version, manifest, shard, shards) for shard in range(shards)]
-        photos, products = (sum(getattr(part, name) for part in made) for name in ("photos", "products"))
+        photos, products = (
+            sum(getattr(part, name) for part in made) for name in ("photos", "products")
+        )
         fitted = {name: digest for name, digest in manifest.sha256.items() if name in layout.FITTED}
         layout.write_manifest(
             version,
             dataclasses.replace(
-                manifest, photos=photos, products=products, categories={}, sha256=fitted, shards=shards
+                manifest,
+                photos=photos,
+                products=products,
+                categories={},
+                sha256=fitted,
+                shards=shards,
             ),
         )
         with layout.alone(new):
@@ -71,7 +82,9 @@ def _copy_fitted(folder: Path, to: Path, copy) -> None:
             copy(folder / name, to / name)
 
 
-def _part(folder: Path, version: Path, manifest: layout.Manifest, shard: int, shards: int) -> layout.Manifest:
+def _part(
+    folder: Path, version: Path, manifest: layout.Manifest, shard: int, shards: int
+) -> layout.Manifest:
     part = shard_folder(version, shard)
     _copy_fitted(version, part, os.link)  # never written again: one file on the disk
     with contextlib.closing(Cards.create(part / layout.CARDS)) as cards:
@@ -86,7 +99,9 @@ def _part(folder: Path, version: Path, manifest: layout.Manifest, shard: int, sh
         for first in range(0, len(lines), _LINES):
             vectors.write(name, first, stored[lines[first : first + _LINES]])
     lists.write_where_large(part, vectors, categories)
-    made = dataclasses.replace(manifest, **counts, categories=categories, sha256=layout.digests(part))  # type: ignore[arg-type]
+    made = dataclasses.replace(
+        manifest, **counts, categories=categories, sha256=layout.digests(part)
+    )  # type: ignore[arg-type]
     layout.write_manifest(part, made)
     return made
 
@@ -94,13 +109,17 @@ def _part(folder: Path, version: Path, manifest: layout.Manifest, shard: int, sh
 def _copy_cards(
     folder: Path, cards: Cards, shard: int, shards: int
 ) -> tuple[np.ndarray, np.ndarray, dict[str, list[int]]]:
-    """The part's products, photos, pictures and rows, by category and product. Their lines in the whole, int64, their owners,
-    int32, and where each category is.
+    """The part's products, photos, pictures and rows, by category and product. Their lines in the
+    whole, int64, their owners, int32, and where each category is.
     """
     connection, mine = cards.connection, (shards, shard)
-    connection.execute("ATTACH ? AS whole", ((folder / layout.CARDS).absolute().as_uri() + "?mode=ro",))
+    connection.execute(
+        "ATTACH ? AS whole", ((folder / layout.CARDS).absolute().as_uri() + "?mode=ro",)
+    )
     with cards.change():
-        connection.execute("INSERT INTO products SELECT * FROM whole.products WHERE product % ? = ?", mine)
+        connection.execute(
+            "INSERT INTO products SELECT * FROM whole.products WHERE product % ? = ?", mine
+        )
         connection.execute("INSERT INTO rows SELECT * FROM whole.rows WHERE product % ? = ?", mine)
         connection.execute(
             "CREATE TEMP TABLE kept AS SELECT photos.place AS line, category, product, image_id, "
@@ -110,7 +129,9 @@ def _copy_cards(
             "AND photos.place < (SELECT value FROM whole.state WHERE name = 'places')",
             mine,
         )
-        connection.execute("INSERT INTO photos (place, product, image_id) SELECT place, product, image_id FROM kept")
+        connection.execute(
+            "INSERT INTO photos (place, product, image_id) SELECT place, product, image_id FROM kept"
+        )
         connection.execute(
             "INSERT INTO pictures SELECT kept.place, kept.product, jpeg FROM kept "
             "JOIN whole.pictures ON whole.pictures.place = kept.line"
@@ -130,20 +151,32 @@ class ShardedIndex:
 
     def __init__(self, folder: Path):
         self.folder, self.manifest = folder, layout.read_manifest(folder)
-        self.parts = [EmbeddedIndex(shard_folder(folder, shard)) for shard in range(self.manifest.shards)]
+        self.parts = [
+            EmbeddedIndex(shard_folder(folder, shard)) for shard in range(self.manifest.shards)
+        ]
         self._offered = _merged([part.offered() for part in self.parts])
 
     def nearest(
-        self, embeddings: np.ndarray, k: int, *, photos: int = 0, category: str | None = None, candidates: int = 0
+        self,
+        embeddings: np.ndarray,
+        k: int,
+        *,
+        photos: int = 0,
+        category: str | None = None,
+        candidates: int = 0,
     ) -> list[Near]:
-        """As `ProductIndex` says. Each part puts as many candidates in order as one index would: together they propose what
-        one index proposes (but for photos of equal distance), and more.
+        """As `ProductIndex` says. Each part puts as many candidates in order as one index would:
+        together they propose what one index proposes (but for photos of equal distance), and more.
         """
         of_parts = [
-            part.nearest(embeddings, k, photos=photos, category=category, candidates=candidates) for part in self.parts
+            part.nearest(embeddings, k, photos=photos, category=category, candidates=candidates)
+            for part in self.parts
         ]
         return [
-            Near(self._best([n.products for n in near], k), self._best([n.photos for n in near], photos))
+            Near(
+                self._best([n.products for n in near], k),
+                self._best([n.photos for n in near], photos),
+            )
             for near in zip(*of_parts, strict=True)
         ]
 
@@ -166,7 +199,9 @@ class ShardedIndex:
     def _card(self, product: Product | None, shard: int) -> Product | None:
         if product is None:
             return None
-        return dataclasses.replace(product, pictures=[self._place(shard, place) for place in product.pictures])
+        return dataclasses.replace(
+            product, pictures=[self._place(shard, place) for place in product.pictures]
+        )
 
     def offered(self) -> Offered:
         return self._offered
@@ -175,7 +210,9 @@ class ShardedIndex:
         cards: dict[int, Product | None] = {}
         for shard, part in enumerate(self.parts):
             own = [int(number) for number in numbers if number % len(self.parts) == shard]
-            cards |= {n: self._card(card, shard) for n, card in zip(own, part.products(own), strict=True)}
+            cards |= {
+                n: self._card(card, shard) for n, card in zip(own, part.products(own), strict=True)
+            }
         return [cards[int(number)] for number in numbers]
 
     def product(self, sku: str) -> Product | None:

@@ -23,7 +23,13 @@ from sicot_jax.errors import InputError
 
 FORMAT = 5
 CURRENT, BUILDING, LOCK = "current", ".building", ".lock"
-MANIFEST, CARDS, FEATURES, CODES, OWNERS = "manifest.json", "cards.sqlite", "features.f16", "codes.u8", "owners.i32"
+MANIFEST, CARDS, FEATURES, CODES, OWNERS = (
+    "manifest.json",
+    "cards.sqlite",
+    "features.f16",
+    "codes.u8",
+    "owners.i32",
+)
 CODEBOOK, IMPRINT, TITLES = "codebook.npz", "imprint.npz", "titles.npz"
 UNKNOWN, CATEGORIES, RANKER = "unknown.json", "categories.json", "ranker.json"
 CENTRES, LISTS = "lists.faiss", "lists.i32"  # of a large index
@@ -36,21 +42,29 @@ FITTED = (
     CATEGORIES,
     RANKER,
 )  # by the build, then left; the ranker by `sicot index rank`
-SORTED = (CENTRES, LISTS)  # by the build, of the order of its lines: lines in another order need others
+SORTED = (
+    CENTRES,
+    LISTS,
+)  # by the build, of the order of its lines: lines in another order need others
 PROGRESS = "progress.json"  # of a build that is not whole yet
-MODEL, GRAPH = "model", "onnx"  # folders of `sicot convert`: weights, and an ONNX graph where it could be made
+MODEL, GRAPH = (
+    "model",
+    "onnx",
+)  # folders of `sicot convert`: weights, and an ONNX graph where it could be made
 _VERSION = re.compile(r"v(\d{6})")
 _Opened = TypeVar("_Opened")
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """`manifest.json`: what a version was built from. Counts are those at its build; what came and went since is in the cards.
+    """`manifest.json`: what a version was built from. Counts are those at its build; what came and
+    went since is in the cards.
 
-    model: sha256 of the recogniser's weights; trained: of the run's results. width, bits: of features and codes; codes: how
-    they are made (`codebooks.KINDS`). categories: name -> [first, last + 1) of its photos in the files. sha256: of every file,
-    of those that grow the part that `photos` lines take. shards: parts that the version is split into (index/shards), 0
-    where it is not.
+    model: sha256 of the recogniser's weights; trained: of the run's results. width, bits: of
+      features and codes; codes: how they are made (`codebooks.KINDS`). categories: name -> [first,
+      last + 1) of its photos in the files. sha256: of every file, of those that grow the part that
+      `photos` lines take. shards: parts that the version is split into (index/shards), 0 where it
+      is not.
     """
 
     model: str
@@ -84,7 +98,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest(**stored)
     except TypeError as error:
-        raise InputError(f"{folder / MANIFEST}: not as it was written ({error}); build the index again") from error
+        raise InputError(
+            f"{folder / MANIFEST}: not as it was written ({error}); build the index again"
+        ) from error
 
 
 def read_whole(folder: Path) -> Manifest:
@@ -102,9 +118,13 @@ def current_version(index: Path) -> Path:
     try:
         name = (index / CURRENT).read_text().strip()
     except OSError as error:
-        raise InputError(f"{index}: no product index there; make one with `sicot index build --out {index}`") from error
+        raise InputError(
+            f"{index}: no product index there; make one with `sicot index build --out {index}`"
+        ) from error
     if not _VERSION.fullmatch(name) or not (index / name).is_dir():
-        raise InputError(f"{index / CURRENT}: names {name[:40]!r}, wanted a version in {index}; build the index again")
+        raise InputError(
+            f"{index / CURRENT}: names {name[:40]!r}, wanted a version in {index}; build the index again"
+        )
     return index / name
 
 
@@ -121,7 +141,9 @@ def open_current(index: Path, opened: Callable[[Path], _Opened]) -> _Opened:
 
 @contextlib.contextmanager
 def alone(index: Path, *, new: bool = False) -> Iterator[None]:
-    """Hold the index for writing; `new`: make its folder where there is none. InputError where another process holds it."""
+    """Hold the index for writing; `new`: make its folder where there is none. InputError where
+    another process holds it.
+    """
     if new:
         index.mkdir(parents=True, exist_ok=True)
     elif not index.is_dir():
@@ -130,7 +152,9 @@ def alone(index: Path, *, new: bool = False) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise InputError(f"{index}: another process is changing it; wait for it to end") from error
+            raise InputError(
+                f"{index}: another process is changing it; wait for it to end"
+            ) from error
         yield
 
 
@@ -152,10 +176,12 @@ def publish(index: Path, folder: Path) -> Path:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """sha256 of the files of a version that is being written, those that are there yet; the ranker, which may be replaced, has
-    its own in it.
+    """sha256 of the files of a version that is being written, those that are there yet; the ranker,
+    which may be replaced, has its own in it.
     """
-    names = [name for name in (*GROWING, *FITTED, *SORTED) if name != RANKER and (folder / name).exists()]
+    names = [
+        name for name in (*GROWING, *FITTED, *SORTED) if name != RANKER and (folder / name).exists()
+    ]
     return {name: file_sha256(folder / name) for name in names}
 
 

@@ -21,7 +21,8 @@ from sicot_jax.errors import InputError
 PICTURES = 4  # of a product that are kept to be shown
 QUALITY = ("price", "sales", "conversion", "rating")  # numbers that a shop may bring along
 SHARPNESS = "sharpness"  # beside them: of the first picture, by search/quality
-# In a trigger "OR IGNORE" gives way to what the statement says that set it off, and an upsert says "fail".
+# In a trigger "OR IGNORE" gives way to what the statement says that set it off, and an upsert says
+# "fail".
 _SCHEMA = """
 CREATE TABLE state (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE products (
@@ -41,7 +42,8 @@ CREATE TRIGGER category_changed AFTER UPDATE OF category ON products WHEN old.ca
 CREATE INDEX withdrawn_products ON products (product) WHERE withdrawn;
 CREATE INDEX withdrawn_photos ON photos (place) WHERE withdrawn;
 """
-# Few photos of a product can be shown, and there may be thousands of it: its card is read without a look at those.
+# Few photos of a product can be shown, and there may be thousands of it: its card is read without a
+# look at those.
 _CARD = """
 SELECT product, sku, title, tags, category, quality,
   (SELECT json_group_array(place) FROM pictures JOIN photos USING (place)
@@ -53,7 +55,9 @@ _PIECE = 1000  # cards of a statement, where all are read
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """A card. `pictures`: places of those of its photos that can be shown, at most `PICTURES` that are offered."""
+    """A card. `pictures`: places of those of its photos that can be shown, at most `PICTURES` that
+    are offered.
+    """
 
     product: int
     sku: str
@@ -66,7 +70,9 @@ class Product:
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What one moment's commit says: lines of the files that count, and what is withdrawn, sorted int64."""
+    """What one moment's commit says: lines of the files that count, and what is withdrawn, sorted
+    int64.
+    """
 
     places: int
     withdrawn_products: np.ndarray
@@ -77,10 +83,11 @@ class State:
 
 
 class Cards:
-    """One file, a connection for each thread that reads; `shared`: one for all, whose users see to it that they take turns.
-    Write inside `with cards.change():` alone.
+    """One file, a connection for each thread that reads; `shared`: one for all, whose users see to
+    it that they take turns. Write inside `with cards.change():` alone.
 
-    Whoever drops the last reference closes it, so that no thread loses the connection that it reads from.
+    Whoever drops the last reference closes it, so that no thread loses the connection that it reads
+    from.
     """
 
     def __init__(self, path: Path, *, writable: bool = False, shared: bool = False):
@@ -108,7 +115,10 @@ class Cards:
             try:
                 # The thread that closes it may be another one.
                 found = sqlite3.connect(
-                    f"{self.path.absolute().as_uri()}?mode={mode}", uri=True, check_same_thread=False, timeout=30
+                    f"{self.path.absolute().as_uri()}?mode={mode}",
+                    uri=True,
+                    check_same_thread=False,
+                    timeout=30,
                 )
                 found.execute("PRAGMA synchronous = FULL")
                 found.execute("SELECT count(*) FROM state")
@@ -133,13 +143,19 @@ class Cards:
             connection.close()
 
     def changes(self) -> int:
-        """A number that differs after another process's commit; of this thread's connection, comparable with its own alone."""
+        """A number that differs after another process's commit; of this thread's connection,
+        comparable with its own alone.
+        """
         return self.connection.execute("PRAGMA data_version").fetchone()[0]
 
     def ends(self) -> tuple[int, int]:
         """Lines of the files that count, and the number after the last product's."""
-        places = self.connection.execute("SELECT value FROM state WHERE name = 'places'").fetchone()[0]
-        return places, self.connection.execute("SELECT coalesce(max(product) + 1, 0) FROM products").fetchone()[0]
+        places = self.connection.execute(
+            "SELECT value FROM state WHERE name = 'places'"
+        ).fetchone()[0]
+        return places, self.connection.execute(
+            "SELECT coalesce(max(product) + 1, 0) FROM products"
+        ).fetchone()[0]
 
     def change(self) -> sqlite3.Connection:
         """As a context: one transaction, undone by an exception."""
@@ -153,16 +169,31 @@ class Cards:
             connection.execute("BEGIN")
             places, _ = self.ends()
             gone = _integers(connection, "SELECT product FROM products WHERE withdrawn ORDER BY 1")
-            places_gone = _integers(connection, "SELECT place FROM photos WHERE withdrawn ORDER BY 1")
-            rows = connection.execute("SELECT product, kernel, bias FROM rows ORDER BY product").fetchall()
-        kernel = np.frombuffer(b"".join(row[1] for row in rows), np.float32).reshape(len(rows), width)
+            places_gone = _integers(
+                connection, "SELECT place FROM photos WHERE withdrawn ORDER BY 1"
+            )
+            rows = connection.execute(
+                "SELECT product, kernel, bias FROM rows ORDER BY product"
+            ).fetchall()
+        kernel = np.frombuffer(b"".join(row[1] for row in rows), np.float32).reshape(
+            len(rows), width
+        )
         numbers = np.array([row[0] for row in rows], np.int64)
-        return State(places, gone, places_gone, numbers, kernel, np.array([row[2] for row in rows], np.float32))
+        return State(
+            places,
+            gone,
+            places_gone,
+            numbers,
+            kernel,
+            np.array([row[2] for row in rows], np.float32),
+        )
 
     def counts(self) -> dict[str, int]:
         """Products and photos that are offered."""
         return {
-            name: self.connection.execute(f"SELECT count(*) FROM {name} WHERE NOT withdrawn").fetchone()[0]
+            name: self.connection.execute(
+                f"SELECT count(*) FROM {name} WHERE NOT withdrawn"
+            ).fetchone()[0]
             for name in ("products", "photos")
         }
 
@@ -173,9 +204,13 @@ class Cards:
         return [row[0] if row else None for row in rows]
 
     def products(self, numbers: Sequence[int]) -> list[Product | None]:
-        """Cards; None for one that there is not, or not any more. One statement, so that all are of one moment."""
+        """Cards; None for one that there is not, or not any more. One statement, so that all are of
+        one moment.
+        """
         wanted = json.dumps([int(number) for number in numbers])
-        found = {row[0]: _product(row) for row in self.connection.execute(_CARD + _BY_NUMBER, (wanted,))}
+        found = {
+            row[0]: _product(row) for row in self.connection.execute(_CARD + _BY_NUMBER, (wanted,))
+        }
         return [found.get(int(number)) for number in numbers]
 
     def product(self, sku: str) -> Product | None:
@@ -188,12 +223,16 @@ class Cards:
         return self.connection.execute(count, (number,)).fetchone()[0]
 
     def picture(self, place: int) -> bytes | None:
-        row = self.connection.execute("SELECT jpeg FROM pictures WHERE place = ?", (place,)).fetchone()
+        row = self.connection.execute(
+            "SELECT jpeg FROM pictures WHERE place = ?", (place,)
+        ).fetchone()
         return row[0] if row else None
 
     def all_products(self) -> Iterator[Product]:
         """Every card that is offered, by number."""
-        numbers = _integers(self.connection, "SELECT product FROM products WHERE NOT withdrawn ORDER BY 1")
+        numbers = _integers(
+            self.connection, "SELECT product FROM products WHERE NOT withdrawn ORDER BY 1"
+        )
         for first in range(0, len(numbers), _PIECE):
             found = self.products(numbers[first : first + _PIECE].tolist())
             yield from (product for product in found if product is not None)
@@ -201,35 +240,54 @@ class Cards:
 
 def _product(row: tuple) -> Product:
     number, sku, title, tags, category, quality, pictures = row
-    return Product(number, sku, title, tags, category, json.loads(quality), sorted(json.loads(pictures)))
+    return Product(
+        number, sku, title, tags, category, json.loads(quality), sorted(json.loads(pictures))
+    )
 
 
 def put_products(
-    connection: sqlite3.Connection, products: Iterable[tuple[int, str, str, str, str, dict[str, float]]]
+    connection: sqlite3.Connection,
+    products: Iterable[tuple[int, str, str, str, str, dict[str, float]]],
 ) -> None:
-    """(number, SKU, title, tags, category, quality); a card that is there is replaced, and offered again."""
+    """(number, SKU, title, tags, category, quality); a card that is there is replaced, and offered
+    again.
+    """
     connection.executemany(
         "INSERT INTO products (product, sku, title, tags, category, quality) VALUES (?, ?, ?, ?, ?, ?) "
         "ON CONFLICT (product) DO UPDATE SET title = excluded.title, tags = excluded.tags, category = excluded.category, "
         "quality = excluded.quality, withdrawn = 0",
-        ((number, sku, title, tags, category, json.dumps(q)) for number, sku, title, tags, category, q in products),
+        (
+            (number, sku, title, tags, category, json.dumps(q))
+            for number, sku, title, tags, category, q in products
+        ),
     )
 
 
-def put_photos(connection: sqlite3.Connection, photos: Iterable[tuple[int, int, str, bytes | None]]) -> None:
+def put_photos(
+    connection: sqlite3.Connection, photos: Iterable[tuple[int, int, str, bytes | None]]
+) -> None:
     """(place, product, image_id, JPEG or None)."""
     for place, product, image_id, jpeg in photos:
-        connection.execute("INSERT INTO photos (place, product, image_id) VALUES (?, ?, ?)", (place, product, image_id))
+        connection.execute(
+            "INSERT INTO photos (place, product, image_id) VALUES (?, ?, ?)",
+            (place, product, image_id),
+        )
         if jpeg is not None:
-            connection.execute("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?)", (place, product, jpeg))
+            connection.execute(
+                "INSERT OR REPLACE INTO pictures VALUES (?, ?, ?)", (place, product, jpeg)
+            )
 
 
 def put_rows(
-    connection: sqlite3.Connection, products: Sequence[int], kernel: np.ndarray, bias: Sequence[float]
+    connection: sqlite3.Connection,
+    products: Sequence[int],
+    kernel: np.ndarray,
+    bias: Sequence[float],
 ) -> None:
     """Imprinted rows of the classifier, float32 [M, D]."""
     rows = (
-        (int(p), row.astype(np.float32).tobytes(), float(b)) for p, row, b in zip(products, kernel, bias, strict=True)
+        (int(p), row.astype(np.float32).tobytes(), float(b))
+        for p, row, b in zip(products, kernel, bias, strict=True)
     )
     connection.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", rows)
 

@@ -17,23 +17,32 @@ _PIECE = 1 << 19  # bytes of features
 def unit(rows: np.ndarray) -> np.ndarray:
     """Rows of length 1, float32; those of zeros stay."""
     rows = np.asarray(rows, np.float32)
-    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), np.finfo(np.float32).tiny)
+    return rows / np.maximum(
+        np.linalg.norm(rows, axis=-1, keepdims=True), np.finfo(np.float32).tiny
+    )
 
 
 def cosines(features: np.ndarray, lines: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Of some lines [M] of unit float16 features [N, D] with a unit query [D], float32 [M]; -inf where one has a NaN.
+    """Of some lines [M] of unit float16 features [N, D] with a unit query [D], float32 [M]; -inf
+    where one has a NaN.
 
-    By FAISS, which widens halves in the processor's registers: numpy's `astype` takes most of the time of a search, and what
-    shifts bits instead multiplies subnormal numbers, of which features have many, a hundred times slower than others. In pieces
-    that memory is at hand for: for megabytes the system is asked anew each time, which takes longer than all the rest.
+    By FAISS, which widens halves in the processor's registers: numpy's `astype` takes most of the
+    time of a search, and what shifts bits instead multiplies subnormal numbers, of which features
+    have many, a hundred times slower than others. In pieces
+    that memory is at hand for: for megabytes the system is asked anew each time, which takes longer
+      than all the rest.
     """
     faiss = import_faiss()
-    faiss.omp_set_num_threads(1)  # of this thread: a request has one, more of them would wait for each other
+    faiss.omp_set_num_threads(
+        1
+    )  # of this thread: a request has one, more of them would wait for each other
     width, query = features.shape[1], np.asarray(query, np.float32)[None]
     found, piece = np.full(len(lines), -np.inf, np.float32), max(1, _PIECE // (2 * width))
     for first in range(0, len(lines), piece):
         rows = np.asarray(features[lines[first : first + piece]])
-        table = faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+        table = faiss.IndexScalarQuantizer(
+            width, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+        )
         table.add_sa_codes(rows.view(np.uint8))
         similarity, order = table.search(query, len(rows))
         there = order[0] >= 0  # FAISS leaves out what has no order
@@ -46,12 +55,15 @@ def import_faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise InputError("no faiss here to search with; install it: pip install 'sicot_jax[service]'") from error
+        raise InputError(
+            "no faiss here to search with; install it: pip install 'sicot_jax[service]'"
+        ) from error
     return faiss
 
 
 class Vectors:
-    """The three files of a version folder: features [N, D] float16 of length 1, codes [N, bits / 8], owners [N] int32.
+    """The three files of a version folder: features [N, D] float16 of length 1, codes [N, bits /
+    8], owners [N] int32.
 
     `places` lines count; there may be more, of a change that did not come to its end.
     """
@@ -74,8 +86,14 @@ class Vectors:
         path = self.folder / name
         have = path.stat().st_size // self.line_bytes(name) if path.exists() else 0
         if have < places:
-            raise InputError(f"{path}: {have} lines, wanted {places}; the index is damaged, build it again")
-        return np.memmap(path, dtype, "r", shape=(places, *shape)) if places else np.zeros((0, *shape), dtype)
+            raise InputError(
+                f"{path}: {have} lines, wanted {places}; the index is damaged, build it again"
+            )
+        return (
+            np.memmap(path, dtype, "r", shape=(places, *shape))
+            if places
+            else np.zeros((0, *shape), dtype)
+        )
 
     def write(self, name: str, at: int, lines: np.ndarray) -> None:
         """Put lines after the first `at`, whatever lies there, onto the disk."""

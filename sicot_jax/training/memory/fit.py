@@ -1,7 +1,7 @@
 """Whether a step fits: compiled ahead of everything else, and what would fit instead.
 
-Activations are the temporary memory of a compiled step less what the formulas of a plan own of it, and belong to the
-backend that it was compiled for.
+Activations are the temporary memory of a compiled step less what the formulas of a plan own of it,
+and belong to the backend that it was compiled for.
 """
 
 from __future__ import annotations
@@ -23,31 +23,48 @@ from sicot_jax.parallel import mesh
 from sicot_jax.parallel.device_memory import device_memory, size_text
 from sicot_jax.training import evaluate
 from sicot_jax.training.memory.plan import SHARE, Plan, can_divide, make_plan
-from sicot_jax.training.step import Setup, TrainState, abstract_state, make_setup, make_train_step, words_shared
+from sicot_jax.training.step import (
+    Setup,
+    TrainState,
+    abstract_state,
+    make_setup,
+    make_train_step,
+    words_shared,
+)
 
 FEW_CLASSES = 8  # of the classifier in a step that is compiled for its activations
 
 
 class DoesNotFit(InputError):
-    """A step that needs more than the `memory` of its devices, with its plan and what would fit instead."""
+    """A step that needs more than the `memory` of its devices, with its plan and what would fit
+    instead.
+    """
 
     def __init__(self, what: str, plan: Plan, memory: int):
         self.plan, self.memory, self.others = plan, memory, alternatives(plan, memory)
         best = self.others[0] if self.others else None
-        remedy = f"{'add' if best.overrides else 'take'} {best}" if best else "take more devices or a smaller model"
-        super().__init__(f"{what}, more than {SHARE:.0%} of the {size_text(memory)} that a device has; {remedy}")
+        remedy = (
+            f"{'add' if best.overrides else 'take'} {best}"
+            if best
+            else "take more devices or a smaller model"
+        )
+        super().__init__(
+            f"{what}, more than {SHARE:.0%} of the {size_text(memory)} that a device has; {remedy}"
+        )
 
 
 def compile_step(setup: Setup, state: TrainState, batch_size: int) -> jax.stages.Compiled:
-    """The training step of a batch of that size, under `jax.set_mesh`: (state, batch, numbers) -> (state, losses), the state
-    donated.
+    """The training step of a batch of that size, under `jax.set_mesh`: (state, batch, numbers) ->
+    (state, losses), the state donated.
 
     Args:
       state: shapes and shardings, see `abstract_state`; what it is called with must have the same.
     """
     config, side = setup.config, setup.config.preprocessing
     batch = {
-        "image": jax.ShapeDtypeStruct((batch_size, side.resize_height, side.resize_width, 3), jnp.uint8),
+        "image": jax.ShapeDtypeStruct(
+            (batch_size, side.resize_height, side.resize_width, 3), jnp.uint8
+        ),
         "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
     }
     if config.loss.with_text:
@@ -62,7 +79,9 @@ def compile_step(setup: Setup, state: TrainState, batch_size: int) -> jax.stages
 def evaluation_bytes(setup: Setup, state: TrainState) -> int:
     """What a device holds for a batch of an evaluation beyond the state, by its compiled program."""
     config, side = setup.config, setup.config.preprocessing
-    image = jax.ShapeDtypeStruct((config.eval.batch_size, side.resize_height, side.resize_width, 3), jnp.uint8)
+    image = jax.ShapeDtypeStruct(
+        (config.eval.batch_size, side.resize_height, side.resize_width, 3), jnp.uint8
+    )
     label = jax.ShapeDtypeStruct((config.eval.batch_size,), jnp.int32)
     recognize = jax.jit(
         evaluate.make_recognize(
@@ -74,36 +93,52 @@ def evaluation_bytes(setup: Setup, state: TrainState) -> int:
     )
     classifier = mesh.on_devices(jax.eval_shape(evaluate.plain_classifier, state), setup.mesh)
     visual = state.params["visual"], state.batch_stats["visual"], classifier
-    size = _analysis(recognize.lower(*visual, *(mesh.divided(x, setup.mesh) for x in (image, label))).compile())
+    size = _analysis(
+        recognize.lower(*visual, *(mesh.divided(x, setup.mesh) for x in (image, label))).compile()
+    )
     photos = math.prod(image.shape) // setup.mesh.size
     folded = classifier.kernel.shape != state.classifier.kernel.shape
     rows = 4 * classifier.kernel.size // setup.mesh.size if folded else 0
-    return size.temp_size_in_bytes + size.output_size_in_bytes + rows + 2 * photos  # this batch and the next
+    return (
+        size.temp_size_in_bytes + size.output_size_in_bytes + rows + 2 * photos
+    )  # this batch and the next
 
 
 def with_activations(plan: Plan) -> Plan:
-    """The plan with the activations of one device's share of the batch, from a step compiled for the backend here.
+    """The plan with the activations of one device's share of the batch, from a step compiled for
+    the backend here.
 
-    One device and few classes: what streams hold depends on neither, and so any number of devices can be planned for.
+    One device and few classes: what streams hold depends on neither, and so any number of devices
+      can be planned for.
     """
-    config = dataclasses.replace(_of_batch(plan.config, plan.photos, plan.micro_batches), head=HeadConfig())
+    config = dataclasses.replace(
+        _of_batch(plan.config, plan.photos, plan.micro_batches), head=HeadConfig()
+    )
     shape = dataclasses.replace(plan.shape, num_classes=FEW_CLASSES)
     device_mesh = mesh.make_mesh(data=1, model=1, devices=jax.local_devices())
     with jax.set_mesh(device_mesh):
         setup = make_setup(config, shape, device_mesh)
         compiled = compile_step(setup, abstract_state(setup), plan.photos)
-    return _with_compiled(plan, compiled, of=dataclasses.replace(plan, config=config, shape=shape, devices=1))
+    return _with_compiled(
+        plan, compiled, of=dataclasses.replace(plan, config=config, shape=shape, devices=1)
+    )
 
 
 def _of_batch(config: Config, batch_size: int, micro_batches: int) -> Config:
     train = dataclasses.replace(
-        config.train, batch_size=batch_size, micro_batches=micro_batches, grow_every_epochs=0.0, max_micro_batches=0
+        config.train,
+        batch_size=batch_size,
+        micro_batches=micro_batches,
+        grow_every_epochs=0.0,
+        max_micro_batches=0,
     )
     return dataclasses.replace(config, train=train)
 
 
 def _with_compiled(plan: Plan, compiled: jax.stages.Compiled, *, of: Plan) -> Plan:
-    """The plan with the activations of a compiled step: what it holds for a while, less what formulas own `of` it."""
+    """The plan with the activations of a compiled step: what it holds for a while, less what
+    formulas own `of` it.
+    """
     rest = _analysis(compiled).temp_size_in_bytes - sum(of.temporary().values())
     return dataclasses.replace(
         plan,
@@ -114,9 +149,16 @@ def _with_compiled(plan: Plan, compiled: jax.stages.Compiled, *, of: Plan) -> Pl
 
 
 def needed_bytes(compiled: jax.stages.Compiled) -> int:
-    """What a device holds while a compiled step runs: arguments, results that are not written over them, temporary."""
+    """What a device holds while a compiled step runs: arguments, results that are not written over
+    them, temporary.
+    """
     size = _analysis(compiled)
-    return size.argument_size_in_bytes + size.output_size_in_bytes - size.alias_size_in_bytes + size.temp_size_in_bytes
+    return (
+        size.argument_size_in_bytes
+        + size.output_size_in_bytes
+        - size.alias_size_in_bytes
+        + size.temp_size_in_bytes
+    )
 
 
 def _analysis(compiled: jax.stages.Compiled):
@@ -138,14 +180,17 @@ class Alternative:
 
 
 def alternatives(plan: Plan, memory: int) -> list[Alternative]:
-    """What fits instead of a plan with activations: overrides, as few and as mild as do, then more devices."""
+    """What fits instead of a plan with activations: overrides, as few and as mild as do, then more
+    devices.
+    """
     return [*_overrides_that_fit(plan, memory), *_devices_that_fit(plan, memory)]
 
 
 def _overrides_that_fit(plan: Plan, memory: int) -> list[Alternative]:
     config, train, powers = plan.config, plan.config.train, [2**i for i in range(20)]
     shared = words_shared(config, plan.shape)
-    # From the one that changes most to the one that changes least: the model, then the statistics of batch norm, then time.
+    # From the one that changes most to the one that changes least: the model, then the statistics
+    # of batch norm, then time.
     choices: dict[str, list] = {
         "model.embedding_width": [n for n in reversed(powers) if 64 <= n < plan.width - shared],
         "train.micro_batches": [
@@ -164,20 +209,27 @@ def _overrides_that_fit(plan: Plan, memory: int) -> list[Alternative]:
         narrower = config_lib.override(config, [f"--config.model.embedding_width={width}"])
         new = make_plan(narrower, plan.shape, devices=plan.devices, platform=plan.platform)
         return dataclasses.replace(
-            new, activations=plan.activations, activations_of=plan.activations_of, compiled_for=plan.compiled_for
+            new,
+            activations=plan.activations,
+            activations_of=plan.activations_of,
+            compiled_for=plan.compiled_for,
         )
 
     @functools.cache
     def planned(overrides: tuple[str, ...]) -> Plan:
         changed = config_lib.override(config, overrides)
         same_model = changed.model.embedding_width == config.model.embedding_width
-        return dataclasses.replace(plan if same_model else of_width(changed.model.embedding_width), config=changed)
+        return dataclasses.replace(
+            plan if same_model else of_width(changed.model.embedding_width), config=changed
+        )
 
     found: list[Alternative] = []
     for count in range(1, len(choices) + 1):
         for names in itertools.combinations(choices, count):
             for values in itertools.product(*(choices[name] for name in names)):
-                overrides = tuple(f"--config.{name}={value}" for name, value in zip(names, values, strict=True))
+                overrides = tuple(
+                    f"--config.{name}={value}" for name, value in zip(names, values, strict=True)
+                )
                 if planned(overrides).fits(memory):
                     found.insert(0, Alternative(overrides, planned(overrides)))
                     break
@@ -199,11 +251,13 @@ def _devices_that_fit(plan: Plan, memory: int) -> list[Alternative]:
 def compile_within_memory(
     plan: Plan, setup: Setup, state: TrainState, batch_sizes: Iterable[int]
 ) -> dict[int, jax.stages.Compiled]:
-    """Batch size -> the training step for it (see `compile_step`), all compiled before anything is allocated.
+    """Batch size -> the training step for it (see `compile_step`), all compiled before anything is
+    allocated.
 
-    Raises DoesNotFit where a device has less memory than the state takes (known without compiling) or a compiled step,
-    and what is held beside it; ConfigError where it has less than the evaluation takes. Host memory counts as free as it
-    is now, and what Python and the catalogue will still take of it is not known.
+    Raises DoesNotFit where a device has less memory than the state takes (known without compiling)
+    or a compiled step, and what is held beside it; ConfigError where it has less than the
+    evaluation takes. Host memory counts as free as it is now, and what Python and the catalogue
+    will still take of it is not known.
     """
     found = device_memory(setup.mesh.local_devices)
     memory = sys.maxsize if found is None else found  # not known: nothing to refuse by
@@ -220,9 +274,14 @@ def compile_within_memory(
         if needed > SHARE * memory:
             config = _of_batch(setup.config, batch_size, batch_size // micro_batch)
             planned = _with_compiled(plan, compiled, of=dataclasses.replace(plan, config=config))
-            raise DoesNotFit(f"a step and what is held beside it take {size_text(needed)}", planned, memory)
+            raise DoesNotFit(
+                f"a step and what is held beside it take {size_text(needed)}", planned, memory
+            )
     evaluated = setup.config.eval.batch_size
-    if evaluated > micro_batch and (needed := kept + evaluation_bytes(setup, state)) > SHARE * memory:
+    if (
+        evaluated > micro_batch
+        and (needed := kept + evaluation_bytes(setup, state)) > SHARE * memory
+    ):
         raise ConfigError(
             f"an evaluation of {evaluated} photos at a time takes {size_text(needed)}, more than {SHARE:.0%} of the "
             f"{size_text(memory)} that a device has; lower eval.batch_size"

@@ -1,4 +1,6 @@
-"""Bytes that a device holds and sends in a step, by item, from shapes alone; activations are added by `fit`."""
+"""Bytes that a device holds and sends in a step, by item, from shapes alone; activations are added
+by `fit`.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,17 @@ from sicot_jax.config import Config
 from sicot_jax.parallel import gradient_sync as exchange
 from sicot_jax.parallel import mesh
 from sicot_jax.training.optimizer import part_of, trained_parts
-from sicot_jax.training.step import DataShape, abstract_state, check_batches, compute_dtype, make_setup, words_shared
+from sicot_jax.training.step import (
+    DataShape,
+    abstract_state,
+    check_batches,
+    compute_dtype,
+    make_setup,
+    words_shared,
+)
 
-# Of a device's memory that a plan may take: the allocator leaves gaps, and programs and their constants live there too.
+# Of a device's memory that a plan may take: the allocator leaves gaps, and programs and their
+# constants live there too.
 SHARE = 0.95
 
 MOST_CLASSES = 2**31 - 1  # class ids are int32
@@ -27,7 +37,9 @@ MOST_CLASSES = 2**31 - 1  # class ids are int32
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One array that crosses devices: `size` bytes are gathered, scattered, summed or passed on, `times` a step."""
+    """One array that crosses devices: `size` bytes are gathered, scattered, summed or passed on,
+    `times` a step.
+    """
 
     kind: str  # as XLA calls it
     size: int
@@ -39,23 +51,36 @@ class Message:
             return 0.0
         if self.kind == "collective-permute":
             return self.size * self.times
-        return self.size * self.times * (devices - 1) / devices * (2 if self.kind == "all-reduce" else 1)
+        return (
+            self.size
+            * self.times
+            * (devices - 1)
+            / devices
+            * (2 if self.kind == "all-reduce" else 1)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What a training step holds and sends; bytes of one device.
 
-    parameters, optimizer, gradient: of the streams, whole on every device; the gradient is that of what trains.
-    unsent: what a device keeps of kernels' gradients with `train.gradient_ratio` below 1; `entries_sent` of them it sends.
+    parameters, optimizer, gradient: of the streams, whole on every device; the gradient is that of
+      what trains.
+    unsent: what a device keeps of kernels' gradients with `train.gradient_ratio` below 1;
+      `entries_sent` of them it sends.
     per_class: item -> bytes for each class of the device.
     width: D.
-    moments: numbers in the batch statistics that a step computes (mean and variance of each batch norm that trains).
-    code_width: numbers of a photo that all devices compare its code by: bits and embedding; 0 without `loss.codes`.
-    compared_width: of the embeddings that `loss.box` or `loss.triplet` compare with those of all devices; 0 without both.
+    moments: numbers in the batch statistics that a step computes (mean and variance of each batch
+      norm that trains).
+    code_width: numbers of a photo that all devices compare its code by: bits and embedding; 0
+      without `loss.codes`.
+    compared_width: of the embeddings that `loss.box` or `loss.triplet` compare with those of all
+      devices; 0 without both.
     platform: of the devices, as JAX calls it; "cpu" devices share their memory with the host.
-    activations: of `activations_of` photos at a time, on the backend `compiled_for`; None before a step is compiled.
-      Those of training: an evaluation of more photos at a time than a micro-batch has (eval.batch_size) is not in it.
+    activations: of `activations_of` photos at a time, on the backend `compiled_for`; None before a
+      step is compiled.
+      Those of training: an evaluation of more photos at a time than a micro-batch has
+        (eval.batch_size) is not in it.
     """
 
     config: Config
@@ -116,7 +141,10 @@ class Plan:
 
     def state(self) -> dict[str, int]:
         """Item -> bytes that stay from step to step."""
-        classifier = {f"classifier: {item}": size * self.shard_classes for item, size in self.per_class.items()}
+        classifier = {
+            f"classifier: {item}": size * self.shard_classes
+            for item, size in self.per_class.items()
+        }
         streams = {"streams: parameters": self.parameters, "streams: optimizer": self.optimizer}
         if self.unsent:
             streams["streams: gradient not sent yet"] = self.unsent
@@ -144,9 +172,18 @@ class Plan:
         return max(running, self._graph()) if self.config.head.kind == "knn" else running
 
     def _graph(self) -> int:
-        """What building the graph of neighbours holds; not at the same time as the rest of the head."""
-        rows, k, number = self.shard_classes, self.config.head.neighbours, compute_dtype(self.config).itemsize
-        queries, chunk = (sampled.equal_chunks(rows, most) for most in (sampled.GRAPH_QUERIES, sampled.GRAPH_CHUNK))
+        """What building the graph of neighbours holds; not at the same time as the rest of the
+        head.
+        """
+        rows, k, number = (
+            self.shard_classes,
+            self.config.head.neighbours,
+            compute_dtype(self.config).itemsize,
+        )
+        queries, chunk = (
+            sampled.equal_chunks(rows, most)
+            for most in (sampled.GRAPH_QUERIES, sampled.GRAPH_CHUNK)
+        )
         grouped = 4 * sampled.TOP_K_GROUP if chunk // sampled.TOP_K_GROUP > k else 0
         choice = 4 * queries * chunk + (grouped + 16) * queries * k
         best = 4 * rows * k  # cosines, for the classes are written to their place
@@ -165,9 +202,14 @@ class Plan:
             items["streams: largest entries of all devices"] = 8 * self.entries_sent * self.devices
         at_a_time = self.photos_at_a_time * self.devices
         pairs = self.photos_at_a_time * at_a_time
-        for item, width in (("codes", self.code_width), ("boxes and triplets", self.compared_width)):
+        for item, width in (
+            ("codes", self.code_width),
+            ("boxes and triplets", self.compared_width),
+        ):
             if width:
-                items[f"{item}: of all photos at a time, and of pairs"] = 4 * (at_a_time * width + 2 * pairs)
+                items[f"{item}: of all photos at a time, and of pairs"] = 4 * (
+                    at_a_time * width + 2 * pairs
+                )
         if self.micro_batches > 1:
             items["streams: gradient"] *= 2  # of one micro-batch, and the sum
             items["batch, in order of micro-batches"] = self.batch()
@@ -178,15 +220,20 @@ class Plan:
         items = {"batch: the next one": self.batch()}
         if self.config.data.on_device:
             side = self.config.preprocessing
-            items["photos: all of training"] = 3 * side.resize_height * side.resize_width * self.shape.train_photos
+            items["photos: all of training"] = (
+                3 * side.resize_height * side.resize_width * self.shape.train_photos
+            )
         if self.platform == "cpu":  # accelerators copy to the host
-            # Steps go on in new arrays while a save still writes the old ones; one save at a time. Measured: 1.01 times a
-            # state of 787 MiB (resident 1298 MiB before the save, 2096 while it is written).
+            # Steps go on in new arrays while a save still writes the old ones; one save at a time.
+            # Measured: 1.01 times a state of 787 MiB (resident 1298 MiB before the save, 2096 while
+            # it is written).
             items["checkpoint: copy of the state"] = sum(self.state().values())
         return items
 
     def memory(self) -> dict[str, int]:
-        """Item -> bytes; activations last, where they are known, in proportion to the photos at a time."""
+        """Item -> bytes; activations last, where they are known, in proportion to the photos at a
+        time.
+        """
         items = {**self.state(), **self.temporary(), "batch": self.batch(), **self.beside_step()}
         if self.activations is not None:
             now = round(self.activations * self.photos_at_a_time / self.activations_of)
@@ -203,10 +250,14 @@ class Plan:
         """Item -> what crosses devices in a step."""
         config, width = self.config, self.width
         photos, parts = self.batch_size, self.micro_batches
-        passes = 4 if parts == 1 else 6  # mean and variance, forward once or twice, and their gradients
+        passes = (
+            4 if parts == 1 else 6
+        )  # mean and variance, forward once or twice, and their gradients
         streams = {
             "streams: gradient": Message("all-reduce", self.gradient - self.unsent),
-            "streams: batch-norm statistics": Message("all-reduce", 4 * self.moments // 2, parts * passes),
+            "streams: batch-norm statistics": Message(
+                "all-reduce", 4 * self.moments // 2, parts * passes
+            ),
         }
         if self.unsent:
             streams["streams: largest entries of the gradient"] = Message(
@@ -214,7 +265,9 @@ class Plan:
             )
         if self.code_width:
             bits = 4 * photos * config.model.code_bits
-            streams["codes: bits and embeddings"] = Message("all-gather", 4 * photos * self.code_width)
+            streams["codes: bits and embeddings"] = Message(
+                "all-gather", 4 * photos * self.code_width
+            )
             streams["codes: cotangents"] = Message("all-reduce", bits)
         if self.compared_width:
             compared = 4 * photos * self.compared_width
@@ -224,7 +277,9 @@ class Plan:
         if config.head.kind == "dense":
             kernel = 4 * (width + 1) * self.shard_classes * self.devices
             gathered = {"classifier: kernel and bias": Message("all-gather", kernel)}
-            gradient = {"classifier: gradient of each stream": Message("all-reduce", kernel, self.streams)}
+            gradient = {
+                "classifier: gradient of each stream": Message("all-reduce", kernel, self.streams)
+            }
             return streams | gathered | (gradient if self.kernel_trains else {})
         items = streams | {
             "classifier: embeddings": Message(
@@ -237,7 +292,9 @@ class Plan:
         if config.head.kind == "knn":
             block = compute_dtype(config).itemsize * width * self.shard_classes
             passed = (self.devices - 1) / config.head.rebuild_steps
-            items["classifier: neighbours of labels"] = Message("all-reduce", 4 * photos * config.head.neighbours)
+            items["classifier: neighbours of labels"] = Message(
+                "all-reduce", 4 * photos * config.head.neighbours
+            )
             items["classifier: rows, for the graph"] = Message("collective-permute", block, passed)
         return items
 
@@ -247,7 +304,8 @@ def size_of(tree: Any) -> int:
 
 
 def make_plan(config: Config, shape: DataShape, *, devices: int, platform: str) -> Plan:
-    """The plan of a config on that many devices, whether they are here or not. Nothing is allocated or compiled.
+    """The plan of a config on that many devices, whether they are here or not. Nothing is allocated
+    or compiled.
 
     Raises ConfigError where batch or classes cannot be divided over the devices.
     """
@@ -267,11 +325,17 @@ def make_plan(config: Config, shape: DataShape, *, devices: int, platform: str) 
     }
     if classifier.sampling:
         per_class["sampling"] = each_class(classifier.sampling)
-    trained = [x for path, x in jax.tree_util.tree_leaves_with_path(params) if config.optim.trains(path_name(path))]
+    trained = [
+        x
+        for path, x in jax.tree_util.tree_leaves_with_path(params)
+        if config.optim.trains(path_name(path))
+    ]
     parts = trained_parts(config.optim, params)
     codes = params["visual"].get("codes")
     moments = [
-        x for path, x in jax.tree_util.tree_leaves_with_path(state.batch_stats) if parts[part_of(path_name(path))]
+        x
+        for path, x in jax.tree_util.tree_leaves_with_path(state.batch_stats)
+        if parts[part_of(path_name(path))]
     ]
     return Plan(
         config=config,
@@ -283,23 +347,34 @@ def make_plan(config: Config, shape: DataShape, *, devices: int, platform: str) 
         gradient=size_of(trained),
         unsent=size_of(state.unsent) // devices,
         entries_sent=sum(
-            exchange.entries_sent(x.size // devices, config.train.gradient_ratio) for x in state.unsent.values()
+            exchange.entries_sent(x.size // devices, config.train.gradient_ratio)
+            for x in state.unsent.values()
         ),
         per_class=per_class,
         width=width,
         moments=size_of(moments) // 4,
         code_width=sum(codes["kernel"].shape) if codes else 0,
-        compared_width=width - words_shared(config, shape) if config.loss.box or config.loss.triplet else 0,
+        compared_width=width - words_shared(config, shape)
+        if config.loss.box or config.loss.triplet
+        else 0,
     )
 
 
 def can_divide(config: Config, devices: int) -> bool:
-    """Whether that many devices can divide the batches among them (what `step.check_batches` refuses otherwise)."""
-    return math.gcd(config.train.batch_size // config.train.micro_batches, config.eval.batch_size) % devices == 0
+    """Whether that many devices can divide the batches among them (what `step.check_batches`
+    refuses otherwise).
+    """
+    return (
+        math.gcd(config.train.batch_size // config.train.micro_batches, config.eval.batch_size)
+        % devices
+        == 0
+    )
 
 
 def largest_classes(plan: Plan, memory: int, *, devices: int) -> int:
-    """The largest number of classes that fits that many devices of `memory` bytes, all else as planned; 0 for none."""
+    """The largest number of classes that fits that many devices of `memory` bytes, all else as
+    planned; 0 for none.
+    """
 
     def fits(rows: int) -> bool:
         shape = dataclasses.replace(plan.shape, num_classes=rows * devices)

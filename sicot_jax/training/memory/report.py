@@ -38,7 +38,12 @@ def message_lines(plan: Plan) -> list[str]:
         return []
     sent = {name: message.sent(plan.devices) for name, message in plan.messages().items()}
     lines = [f"{_line(name, size)}  {plan.messages()[name].kind}" for name, size in sent.items()]
-    return ["sent by a device in a step:", *lines, _line("sum", sum(sent.values())), *ratio_lines(plan)]
+    return [
+        "sent by a device in a step:",
+        *lines,
+        _line("sum", sum(sent.values())),
+        *ratio_lines(plan),
+    ]
 
 
 def ratio_lines(plan: Plan) -> list[str]:
@@ -46,19 +51,25 @@ def ratio_lines(plan: Plan) -> list[str]:
     ratio = plan.config.train.gradient_ratio
     if ratio == 1 or ratio * plan.devices < 1 < plan.devices:
         return []
-    remedy = f"below {1 / plan.devices:g} it would" if plan.devices > 1 else "one device sends nothing; set it to 1"
+    remedy = (
+        f"below {1 / plan.devices:g} it would"
+        if plan.devices > 1
+        else "one device sends nothing; set it to 1"
+    )
     return [f"train.gradient_ratio={ratio:g} saves nothing on {plan.devices} devices: {remedy}"]
 
 
 def alternative_lines(plan: Plan, others: list[fit.Alternative], memory: int) -> list[str]:
-    lines = [f"  {str(other):<64}{size_text(other.plan.total()):>12}" for other in others]
+    lines = [f"  {other!s:<64}{size_text(other.plan.total()):>12}" for other in others]
     if most := largest_classes(plan, memory, devices=plan.devices):
         lines.append(f"  up to {most:,} classes, all else as it is")
     return ["what would fit instead:", *(lines or ["  nothing with this model and batch"])]
 
 
 def kind_lines(plan: Plan, memory: int | None, kind: str) -> list[str]:
-    """The largest number of classes for each kind of device, the one at hand first; "-" where the batch cannot be divided."""
+    """The largest number of classes for each kind of device, the one at hand first; "-" where the
+    batch cannot be divided.
+    """
     counts = [1, 8, 64]
     rows = [] if memory is None else [(kind, memory, plan, "at hand")]
     for other in DEVICE_KINDS:
@@ -66,17 +77,27 @@ def kind_lines(plan: Plan, memory: int | None, kind: str) -> list[str]:
             there = dataclasses.replace(plan, platform=other.platform)
             rows.append((other.name, round(other.gib * GIB), there, "estimate"))
     header = f"  {'kind':<24}{'memory':>12}" + "".join(f"{n:>13}" for n in counts) + "  devices"
-    lines = [f"largest number of classes in {SHARE:.0%} of the memory, all else as planned:", header]
+    lines = [
+        f"largest number of classes in {SHARE:.0%} of the memory, all else as planned:",
+        header,
+    ]
     for name, size, there, source in rows:
         classes = [
-            _count_text(largest_classes(there, size, devices=n)) if can_divide(plan.config, n) else "-" for n in counts
+            _count_text(largest_classes(there, size, devices=n))
+            if can_divide(plan.config, n)
+            else "-"
+            for n in counts
         ]
-        lines.append(f"  {name:<24}{size_text(size):>12}{''.join(f'{text:>13}' for text in classes)}  {source}")
+        lines.append(
+            f"  {name:<24}{size_text(size):>12}{''.join(f'{text:>13}' for text in classes)}  {source}"
+        )
     return lines
 
 
 def _number_of_devices(config: Config, wanted: int) -> int:
-    """As many as wanted, 0 for those that the config would train on here; InputError where its mesh has others."""
+    """As many as wanted, 0 for those that the config would train on here; InputError where its mesh
+    has others.
+    """
     data, model = config.mesh.data, config.mesh.model
     if wanted < 0:
         raise InputError(f"--devices={wanted}, wanted 1 or more, or 0 for those here")
@@ -88,10 +109,12 @@ def _number_of_devices(config: Config, wanted: int) -> int:
 
 
 def plan_lines(config: Config, shape: DataShape, *, devices: int = 0) -> Iterator[str]:
-    """The whole report, line by line: what formulas know at once, then what waits for a step to be compiled.
+    """The whole report, line by line: what formulas know at once, then what waits for a step to be
+    compiled.
 
     Args:
-      devices: as many of the kind at hand, here or not; 0 for those that the config would train on here.
+      devices: as many of the kind at hand, here or not; 0 for those that the config would train on
+        here.
     """
     at_hand = jax.local_devices()
     devices = _number_of_devices(config, devices)

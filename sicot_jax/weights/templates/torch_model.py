@@ -1,4 +1,5 @@
-"""A product recogniser in plain PyTorch: photo in, SKUs and probabilities out. Needs torch, numpy, Pillow and safetensors.
+"""A product recogniser in plain PyTorch: photo in, SKUs and probabilities out. Needs torch, numpy,
+Pillow and safetensors.
 
     recognizer = SicotRecognizer.from_pretrained("exported")
     for product in recognizer.recognize("photo.jpg"):
@@ -19,8 +20,18 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from torch import nn
 
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-STEMS = {"imagenet": (7, 2), "half": (3, 2), "small": (3, 1)}  # size and stride of the first convolution
+BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+STEMS = {
+    "imagenet": (7, 2),
+    "half": (3, 2),
+    "small": (3, 1),
+}  # size and stride of the first convolution
 
 
 def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
@@ -43,7 +54,9 @@ class Block(nn.Module):
         self.bottleneck = bottleneck
         self.downsample = None
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+            self.downsample = nn.Sequential(
+                convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)
+            )
 
     def forward(self, x):
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -54,28 +67,39 @@ class Block(nn.Module):
         return torch.relu(x + shortcut)
 
 
-SHARPNESS, MARGIN = 60.0, 2 / 60  # of the mask of a second look; how far its edge lies outside of the box
+SHARPNESS, MARGIN = (
+    60.0,
+    2 / 60,
+)  # of the mask of a second look; how far its edge lies outside of the box
 # The box is found again, so often, within so many times of it, by so sharp a mask.
 ROUNDS, WIDER, WINDOW = 4, 1.15, 30.0
 
 
 def soft_mask(box: torch.Tensor, height: int, width: int, sharpness: float) -> torch.Tensor:
-    """Boxes [B, 4] (left, top, right, bottom, as fractions) -> [B, height, width], near 1 inside and near 0 outside."""
+    """Boxes [B, 4] (left, top, right, bottom, as fractions) -> [B, height, width], near 1 inside
+    and near 0 outside.
+    """
 
     def along(low, high, count):
         at = (torch.arange(count, device=box.device) + 0.5) / count
-        return torch.sigmoid(sharpness * (at - low[:, None])) - torch.sigmoid(sharpness * (at - high[:, None]))
+        return torch.sigmoid(sharpness * (at - low[:, None])) - torch.sigmoid(
+            sharpness * (at - high[:, None])
+        )
 
     left, top, right, bottom = box.unbind(1)
     return along(top, bottom, height)[:, :, None] * along(left, right, width)[:, None, :]
 
 
 class BoxBranch(nn.Module):
-    """Where the product is: maps of the four stages -> boxes [B, 4], by the mean and spread of an attention map."""
+    """Where the product is: maps of the four stages -> boxes [B, 4], by the mean and spread of an
+    attention map.
+    """
 
     def __init__(self, widths: list[int], hidden: int = 64):
         super().__init__()
-        self.conv1, self.conv2, self.conv3, self.conv4 = (convolution(width, hidden, 1) for width in widths)
+        self.conv1, self.conv2, self.conv3, self.conv4 = (
+            convolution(width, hidden, 1) for width in widths
+        )
         self.bn, self.score = nn.BatchNorm2d(hidden), nn.Linear(hidden, 1)
         self.log_scale = nn.Parameter(torch.zeros(2))
 
@@ -83,9 +107,13 @@ class BoxBranch(nn.Module):
         size = maps[0].shape[2:]
         x = self.conv1(maps[0])
         for conv, coarser in zip((self.conv2, self.conv3, self.conv4), maps[1:], strict=True):
-            x = x + nn.functional.interpolate(conv(coarser), size=size, mode="bilinear", align_corners=False)
+            x = x + nn.functional.interpolate(
+                conv(coarser), size=size, mode="bilinear", align_corners=False
+            )
         score = self.score(torch.relu(self.bn(x)).permute(0, 2, 3, 1))[..., 0]
-        level = -2 * nn.functional.softplus(-10 * score)  # of log sigmoid an ONNX graph makes the logarithm of 0
+        level = -2 * nn.functional.softplus(
+            -10 * score
+        )  # of log sigmoid an ONNX graph makes the logarithm of 0
         attention = torch.exp(level - level.amax((1, 2), keepdim=True))
         box = self.moments(attention)
         for _ in range(ROUNDS):
@@ -109,16 +137,20 @@ class BoxBranch(nn.Module):
 
 
 class SicotRecognizer(nn.Module):
-    """ResNet, pooling, a projection where the model has one, and the classifier; names of parameters are torchvision's.
+    """ResNet, pooling, a projection where the model has one, and the classifier; names of
+    parameters are torchvision's.
 
-    model: depth, width, stem, last_stride, embedding_width (0: no projection), classes (0: no classifier) and box ("none", or
-    what is hidden outside of the product's box: "image", looked at a second time, or "features").
+    model: depth, width, stem, last_stride, embedding_width (0: no projection), classes (0: no
+      classifier) and box ("none", or what is hidden outside of the product's box: "image", looked
+      at a second time, or "features").
     preprocessing: how a photo becomes input, see `preprocess`.
     skus: the product of each class.
     withdrawn: classes of products that are gone; `recognize` leaves them out.
     """
 
-    def __init__(self, model: dict, preprocessing: dict, skus: list[str], withdrawn: list[int] | None = None):
+    def __init__(
+        self, model: dict, preprocessing: dict, skus: list[str], withdrawn: list[int] | None = None
+    ):
         super().__init__()
         self.preprocessing, self.skus, self.withdrawn = preprocessing, skus, withdrawn or []
         depth, width = model["depth"], model["width"]
@@ -131,12 +163,18 @@ class SicotRecognizer(nn.Module):
             first_stride = (1, 2, 2, model["last_stride"])[stage]
             row = []
             for block in range(blocks):
-                row.append(Block(channels, width * 2**stage, first_stride if block == 0 else 1, bottleneck))
+                row.append(
+                    Block(channels, width * 2**stage, first_stride if block == 0 else 1, bottleneck)
+                )
                 channels = width * 2**stage * (4 if bottleneck else 1)
             stages.append(nn.Sequential(*row))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.hides = model.get("box", "none")
-        self.box = None if self.hides == "none" else BoxBranch([channels // 2**later for later in (3, 2, 1, 0)])
+        self.box = (
+            None
+            if self.hides == "none"
+            else BoxBranch([channels // 2**later for later in (3, 2, 1, 0)])
+        )
         self.projection = self.projection_norm = None
         if model["embedding_width"]:
             self.projection = nn.Linear(channels, model["embedding_width"], bias=False)
@@ -157,12 +195,18 @@ class SicotRecognizer(nn.Module):
             withdrawn = [c for c, row in enumerate(products) if row["withdrawn"] == "1"]
         recognizer = cls(config["model"], config["preprocessing"], skus, withdrawn)
         weights = load_file(folder / "model.safetensors")
-        counters = {name: x for name, x in recognizer.state_dict().items() if name.endswith(".num_batches_tracked")}
+        counters = {
+            name: x
+            for name, x in recognizer.state_dict().items()
+            if name.endswith(".num_batches_tracked")
+        }
         recognizer.load_state_dict(weights | counters)
         return recognizer.eval()
 
     def preprocess(self, photo) -> torch.Tensor:
-        """A file, a PIL image or uint8 [H, W, 3] -> float32 [3, height, width], as in training's evaluation."""
+        """A file, a PIL image or uint8 [H, W, 3] -> float32 [3, height, width], as in training's
+        evaluation.
+        """
         p = self.preprocessing
         if isinstance(photo, np.ndarray):
             photo = Image.fromarray(photo)
@@ -199,8 +243,8 @@ class SicotRecognizer(nn.Module):
         return self.look(images)[0]
 
     def look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """-> embeddings [B, D] and boxes [B, 4] (left, top, right, bottom, as fractions of the photo), None
-        of a model without a box branch.
+        """-> embeddings [B, D] and boxes [B, 4] (left, top, right, bottom, as fractions of the
+        photo), None of a model without a box branch.
         """
         maps, box = self.maps(images), None
         if self.box is None:

@@ -6,7 +6,8 @@ Needs torch, safetensors, and sentencepiece where the vocabulary is one of piece
     embedding, weights = stream(stream.ids(["red cotton shirt"]))
 
 Recognising photos does not need it; with `model.py` of the same folder the mixed stream is
-`recognizer.fc(torch.maximum(recognizer.embed(images), embedding))`. Written beside the weights by `sicot convert to-torch
+`recognizer.fc(torch.maximum(recognizer.embed(images), embedding))`. Written beside the weights by
+`sicot convert to-torch
 --with-text`; change it as you like.
 """
 
@@ -25,9 +26,11 @@ from torch import nn
 
 
 class SemanticStream(nn.Module):
-    """s = ReLU(BN(W e)), e the words' vectors weighted by one of the encoders; zero for a title without a known word.
+    """s = ReLU(BN(W e)), e the words' vectors weighted by one of the encoders; zero for a title
+    without a known word.
 
-    text: encoder (mean, lstm, lstm_attention, bilinear, low_rank, bilinear_form, dot), windows, hidden, weighting (softmax or
+    text: encoder (mean, lstm, lstm_attention, bilinear, low_rank, bilinear_form, dot), windows,
+      hidden, weighting (softmax or
       sigmoid), word_width, embedding_width and max_tokens.
     tokenizer: a title -> list of ids, 1 and more.
     """
@@ -44,7 +47,10 @@ class SemanticStream(nn.Module):
         if encoder.startswith("lstm"):
             self.lstm = nn.LSTM(width, width // 2, batch_first=True, bidirectional=True)
         if encoder == "lstm_attention":
-            self.first, self.out = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, 1, bias=False)
+            self.first, self.out = (
+                nn.Linear(width, hidden, bias=False),
+                nn.Linear(hidden, 1, bias=False),
+            )
         elif encoder == "bilinear":
             self.first = nn.Linear(text["windows"] ** 2, hidden)
             self.out = nn.Linear(hidden, 1, bias=text["weighting"] == "sigmoid")
@@ -58,12 +64,18 @@ class SemanticStream(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> SemanticStream:
-        """The semantic stream in a folder of `sicot convert to-torch --with-text`, ready for titles."""
+        """The semantic stream in a folder of `sicot convert to-torch --with-text`, ready for
+        titles.
+        """
         folder = Path(folder)
         text = json.loads((folder / "config.json").read_text())["text"]
         weights = load_file(folder / "text.safetensors")
         stream = cls(text, len(weights["words.weight"]), read_tokenizer(folder))
-        counters = {name: x for name, x in stream.state_dict().items() if name.endswith(".num_batches_tracked")}
+        counters = {
+            name: x
+            for name, x in stream.state_dict().items()
+            if name.endswith(".num_batches_tracked")
+        }
         stream.load_state_dict(weights | counters)
         return stream.eval()
 
@@ -86,12 +98,18 @@ class SemanticStream(nn.Module):
         else:
             scores, weighting = self._scores(words, mask), self.text["weighting"]
         weights = weigh(scores, mask, weighting)
-        embedding = torch.relu(self.projection_norm(self.projection(torch.einsum("bt,bte->be", weights, words))))
+        embedding = torch.relu(
+            self.projection_norm(self.projection(torch.einsum("bt,bte->be", weights, words)))
+        )
         return torch.where(mask.any(1, keepdim=True), embedding, 0.0), weights
 
     def _states(self, words: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        lengths = mask.sum(1).clamp(min=1)  # known words come first; a title without one is masked below
-        packed = nn.utils.rnn.pack_padded_sequence(words, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        lengths = mask.sum(1).clamp(
+            min=1
+        )  # known words come first; a title without one is masked below
+        packed = nn.utils.rnn.pack_padded_sequence(
+            words, lengths.cpu(), batch_first=True, enforce_sorted=False
+        )
         states, _ = nn.utils.rnn.pad_packed_sequence(
             self.lstm(packed)[0], batch_first=True, total_length=words.shape[1]
         )
@@ -115,7 +133,9 @@ class SemanticStream(nn.Module):
 
 
 def weigh(scores: torch.Tensor, mask: torch.Tensor, weighting: str) -> torch.Tensor:
-    """Scores [B, T] -> weights: softmax over the known words, or the sigmoid of each divided by their number."""
+    """Scores [B, T] -> weights: softmax over the known words, or the sigmoid of each divided by
+    their number.
+    """
     if weighting == "sigmoid":
         return torch.where(mask, scores.sigmoid(), 0.0) / mask.sum(1, keepdim=True).clamp(min=1)
     lowest = torch.finfo(scores.dtype).min
@@ -135,11 +155,15 @@ def read_tokenizer(folder: Path):
 
 
 _APOSTROPHES = re.compile("['\u2019\u02bc]")
-_MARKS = "".join(chr(i) for i in range(0x300, sys.maxunicode + 1) if unicodedata.category(chr(i))[0] == "M")
+_MARKS = "".join(
+    chr(i) for i in range(0x300, sys.maxunicode + 1) if unicodedata.category(chr(i))[0] == "M"
+)
 _WORD = re.compile(rf"[^\W_](?:[^\W_]|[{_MARKS}])*")
 
 
 def words_of(title: str) -> list[str]:
-    """Words in order: NFKC, lower case, letters and digits of any script; apostrophes join, other punctuation separates."""
+    """Words in order: NFKC, lower case, letters and digits of any script; apostrophes join, other
+    punctuation separates.
+    """
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", title).lower())
     return _WORD.findall(_APOSTROPHES.sub("", text))

@@ -54,17 +54,21 @@ def fashion(tmp_path):
 
 
 def test_fashion_public_layout(tmp_path, fashion):
-    made = import_catalog(fashion, tmp_path / "out", settings=SMALL, dataset="fashion_products", workers=1)
+    made = import_catalog(
+        fashion, tmp_path / "out", settings=SMALL, dataset="fashion_products", workers=1
+    )
     catalog = open_imported(made.folder)
     assert made.folder == tmp_path / "out" / "fashion_products" / "1.0.0"
     assert catalog.classes.sku == ["Puma | Socks", "United Colors | Tops"]
     assert catalog.classes.category == ["Socks", "Tops"]
     found = [catalog.splits["train"][i] for i in range(3)]
     titles = {"Puma Men Sports Socks", "Puma Men Pack, of 3, Socks", "United Colors Women Top, red"}
-    assert {record["title"] for record in found} == titles and {record["tags"] for record in found} == {""}
+    assert {record["title"] for record in found} == titles
+    assert {record["tags"] for record in found} == {""}
     assert found[0]["image"] in [jpeg(i) for i in (1, 2, 3)]  # a small JPEG keeps its bytes
     dropped = made.report.dropped
-    assert not dropped["no brand in the title"]["bad"] and dropped["no brand in the title"]["count"] == 1
+    assert not dropped["no brand in the title"]["bad"]
+    assert dropped["no brand in the title"]["count"] == 1
     assert dropped["wrong number of fields"]["rows"] == ["line 6: 3 fields, wanted 10"]
 
 
@@ -77,7 +81,9 @@ def test_fashion_zip_equals_folder(tmp_path, fashion):
             file.write(photo, f"images/{photo.name}")
     hashes = [
         open_imported(
-            import_catalog(folder, tmp_path / f"out{i}", settings=SMALL, dataset="fashion_products", workers=1).folder
+            import_catalog(
+                folder, tmp_path / f"out{i}", settings=SMALL, dataset="fashion_products", workers=1
+            ).folder
         ).data_hash
         for i, folder in enumerate((fashion, zipped))
     ]
@@ -89,11 +95,14 @@ def test_fashion_leaves_small_classes_out_by_default(tmp_path, fashion):
         import_catalog(fashion, tmp_path / "out", dataset="fashion_products", workers=1)
 
 
-@pytest.mark.parametrize("dataset", ["fashion_products", "grocery_store", "imaterialist", "webvision1k"])
+@pytest.mark.parametrize(
+    "dataset", ["fashion_products", "grocery_store", "imaterialist", "webvision1k"]
+)
 def test_wrong_folder(tmp_path, dataset):
     with pytest.raises(ManifestError, match="place the data set there") as caught:
         import_catalog(tmp_path, tmp_path / "out", dataset=dataset, workers=1)
-    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 GROCERY_HEADER = (
@@ -110,7 +119,9 @@ def grocery(tmp_path):
     for c, (name, coarse) in enumerate([("Royal-Gala", "Apple"), ("Avocado", "Avocado")]):
         (root / "icons").mkdir(parents=True, exist_ok=True)
         (root / "icons" / f"{name}.jpg").write_bytes(jpeg(100 + c))
-        (root / "icons" / f"{name}.txt").write_text(f"{name} is sweet.\nIt grows on trees.", encoding="utf-8")
+        (root / "icons" / f"{name}.txt").write_text(
+            f"{name} is sweet.\nIt grows on trees.", encoding="utf-8"
+        )
         lines.append(f"{name},{c},{coarse},{c},/icons/{name}.jpg,/icons/{name}.txt\n")
         for split, n in (("train", 6), ("val", 2), ("test", 3)):
             for i in range(n):
@@ -125,17 +136,28 @@ def grocery(tmp_path):
 
 
 def test_grocery_keeps_official_splits(tmp_path, grocery):
-    made = import_catalog(grocery, tmp_path / "out", settings=SMALL, dataset="grocery_store", workers=1)
+    made = import_catalog(
+        grocery, tmp_path / "out", settings=SMALL, dataset="grocery_store", workers=1
+    )
     catalog = open_imported(made.folder)
     assert made.report.photos == {"train": 12, "validation": 4, "test": 6}
-    assert catalog.classes.sku == ["Avocado", "Royal-Gala"] and catalog.classes.category == ["Avocado", "Apple"]
+    assert catalog.classes.sku == ["Avocado", "Royal-Gala"]
+    assert catalog.classes.category == [
+        "Avocado",
+        "Apple",
+    ]
     assert catalog.classes.title[1] == "Royal Gala Apple. Royal-Gala is sweet."
-    with pytest.raises(ImportFailed, match="holds the catalogue 'grocery_store', not 'fashion_products'"):
-        import_catalog(grocery, tmp_path / "out", settings=SMALL, dataset="fashion_products", workers=1)
+    with pytest.raises(
+        ImportFailed, match="holds the catalogue 'grocery_store', not 'fashion_products'"
+    ):
+        import_catalog(
+            grocery, tmp_path / "out", settings=SMALL, dataset="fashion_products", workers=1
+        )
     for split, folder in zip(SPLITS, ("train", "val", "test"), strict=True):
         for i in range(len(catalog.splits[split])):
             record = catalog.splits[split][i]
-            assert record["reference"].startswith(f"dataset/{folder}/") and record["role"] == "query"
+            assert record["reference"].startswith(f"dataset/{folder}/")
+            assert record["role"] == "query"
 
 
 def test_grocery_zip_and_tail_cut(tmp_path, grocery):
@@ -144,8 +166,11 @@ def test_grocery_zip_and_tail_cut(tmp_path, grocery):
         for path in sorted(grocery.rglob("*")):
             file.write(path, path.relative_to(grocery))
     settings = ImportSettings(word_width=4, min_count=1, tail_cut=5)
-    made = import_catalog(tmp_path / "zipped", tmp_path / "o", settings=settings, dataset="grocery_store", workers=1)
-    assert made.report.photos == {"train": 6, "validation": 4, "test": 6} and made.report.tail_cut == 6
+    made = import_catalog(
+        tmp_path / "zipped", tmp_path / "o", settings=settings, dataset="grocery_store", workers=1
+    )
+    assert made.report.photos == {"train": 6, "validation": 4, "test": 6}
+    assert made.report.tail_cut == 6
     assert open_imported(made.folder).classes.counts["train"].tolist() == [5, 1]
 
 
@@ -161,7 +186,8 @@ def test_builders_are_found_in_an_installed_package(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "sicot_jax.data.grocery_store.grocery_store_dataset_builder")
     assert Path(inspect.getfile(load_builder("grocery_store"))).is_relative_to(package)
     with pytest.raises(
-        ImportFailed, match="wanted one of fashion_products, generated, grocery_store, imat.*, webvision1k"
+        ImportFailed,
+        match="wanted one of fashion_products, generated, grocery_store, imat.*, webvision1k",
     ):
         load_builder("imagenet")
 
@@ -183,24 +209,34 @@ def materialist(tmp_path):
 
 
 def test_imaterialist_tests_on_the_official_validation_set(tmp_path, materialist):
-    made = import_catalog(materialist, tmp_path / "out", settings=SMALL, dataset="imaterialist", workers=1)
+    made = import_catalog(
+        materialist, tmp_path / "out", settings=SMALL, dataset="imaterialist", workers=1
+    )
     catalog = open_imported(made.folder)
     assert catalog.classes.sku == ["0", "14", "7"]
-    # Of ten photos two are validation, and none but the official ones is tested; product 14 has no test photo.
+    # Of ten photos two are validation, and none but the official ones is tested; product 14 has no
+    # test photo.
     assert catalog.classes.counts["train"].tolist() == [8, 10, 8]
     assert catalog.classes.counts["validation"].tolist() == [2, 0, 2]
     assert catalog.classes.counts["test"].tolist() == [2, 0, 2]
     tested = [catalog.splits["test"][i] for i in range(4)]
     assert all(record["reference"].startswith("val/") for record in tested)
-    assert {record["title"] for record in tested} == {""} and len(catalog.tokenizer.vocabulary) == 1
-    again = import_catalog(materialist, tmp_path / "again", settings=SMALL, dataset="imaterialist", workers=1)
+    assert {record["title"] for record in tested} == {""}
+    assert len(catalog.tokenizer.vocabulary) == 1
+    again = import_catalog(
+        materialist, tmp_path / "again", settings=SMALL, dataset="imaterialist", workers=1
+    )
     assert open_imported(again.folder).data_hash == catalog.data_hash
 
 
 def test_imaterialist_is_not_co_trained_without_titles(tmp_path, materialist):
-    made = import_catalog(materialist, tmp_path / "out", settings=SMALL, dataset="imaterialist", workers=1)
+    made = import_catalog(
+        materialist, tmp_path / "out", settings=SMALL, dataset="imaterialist", workers=1
+    )
     config = load("imaterialist", [f"--config.data.path={made.folder}"])
-    with pytest.raises(InputError, match="imaterialist has no title .*import --titles-from RUN") as caught:
+    with pytest.raises(
+        InputError, match="imaterialist has no title .*import --titles-from RUN"
+    ) as caught:
         compare(config, tmp_path / "run")
     assert "\n" not in str(caught.value)
 
@@ -215,22 +251,38 @@ def test_imaterialist_names_broken_entries(tmp_path, materialist):
         {"id": "gone.jpg"},
     ]
     gone = {"id": "gone.jpg", "class": 0}
-    (materialist / "train.json").write_text(json.dumps({"images": [*lists["images"], *broken, gone]}), encoding="utf-8")
+    (materialist / "train.json").write_text(
+        json.dumps({"images": [*lists["images"], *broken, gone]}), encoding="utf-8"
+    )
     (materialist / "val" / "val00.jpg").write_bytes(b"no photo")
     settings = dataclasses.replace(SMALL, max_bad_share=0.5)
-    report = import_catalog(materialist, tmp_path / "o", settings=settings, dataset="imaterialist", workers=1).report
+    report = import_catalog(
+        materialist, tmp_path / "o", settings=settings, dataset="imaterialist", workers=1
+    ).report
     assert report.dropped["id is no file name"]["count"] == 3
-    assert report.dropped["class is no number"]["rows"] == ["train.json image 33: '0'", "train.json image 35: None"]
+    assert report.dropped["class is no number"]["rows"] == [
+        "train.json image 33: '0'",
+        "train.json image 35: None",
+    ]
     assert report.dropped["photo missing"]["rows"] == ["train/gone.jpg: no such file"]
-    assert report.dropped["not a photo"]["count"] == 1 and report.photos["test"] == 3
+    assert report.dropped["not a photo"]["count"] == 1
+    assert report.photos["test"] == 3
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("train.json", None, "no train.json in .*; place the data set there, see data/imaterialist"),
+        (
+            "train.json",
+            None,
+            "no train.json in .*; place the data set there, see data/imaterialist",
+        ),
         ("val.json", None, "no val.json in .*; place the data set there, see data/imaterialist"),
-        ("val.json", '{"images": [', "val.json is no JSON .*; take the file as its owner publishes it"),
+        (
+            "val.json",
+            '{"images": [',
+            "val.json is no JSON .*; take the file as its owner publishes it",
+        ),
         ("val.json", "[]", "val.json has no list 'images', wanted one"),
         ("val", None, "no val in .*; place the data set there, see data/imaterialist"),
     ],
@@ -244,20 +296,29 @@ def test_imaterialist_files_that_are_missing_or_broken(tmp_path, materialist, na
     else:
         path.unlink()
     with pytest.raises(ManifestError, match=message) as caught:
-        import_catalog(materialist, tmp_path / "out", settings=SMALL, dataset="imaterialist", workers=1)
-    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+        import_catalog(
+            materialist, tmp_path / "out", settings=SMALL, dataset="imaterialist", workers=1
+        )
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("flag", [{"test_per_class": 2}, {"test_share": 0.5}])
 def test_an_official_test_split_is_not_chosen_anew(tmp_path, materialist, flag):
     settings = dataclasses.replace(SMALL, **flag)
-    with pytest.raises(ImportFailed, match="imaterialist, whose test split is its owners'; leave them out"):
-        import_catalog(materialist, tmp_path / "out", settings=settings, dataset="imaterialist", workers=1)
+    with pytest.raises(
+        ImportFailed, match="imaterialist, whose test split is its owners'; leave them out"
+    ):
+        import_catalog(
+            materialist, tmp_path / "out", settings=settings, dataset="imaterialist", workers=1
+        )
 
 
 @pytest.fixture
 def webvision(tmp_path, monkeypatch):
-    """Six classes, three of them chosen; of each five photos by Google, three by Flickr and two to test."""
+    """Six classes, three of them chosen; of each five photos by Google, three by Flickr and two to
+    test.
+    """
     builder = load_builder("webvision1k")
     monkeypatch.setattr(builder, "CLASSES", 6)
     monkeypatch.setattr(builder, "CHOSEN", 3)
@@ -276,13 +337,19 @@ def webvision(tmp_path, monkeypatch):
                 photos.append(f"{source}/q000{c}/{i}.jpg {c}\n")
                 # The metadata is in another order than the photos.
                 texts.append(f"{source}/q000{c}.json {n - i}\n")
-                entries.insert(0, {"id": str(i), "title": f"{source} title {c}{i}", "description": "long"})
+                entries.insert(
+                    0, {"id": str(i), "title": f"{source} title {c}{i}", "description": "long"}
+                )
             if source == "flickr":
                 entries[0]["tags"] = ["first", "second"]
                 del entries[1]["title"]
             (folder / source / f"q000{c}.json").write_text(json.dumps(entries), encoding="utf-8")
-        (folder / "info" / f"train_filelist_{source}.txt").write_text("".join(photos), encoding="utf-8")
-        (folder / "info" / f"train_meta_list_{source}.txt").write_text("".join(texts), encoding="utf-8")
+        (folder / "info" / f"train_filelist_{source}.txt").write_text(
+            "".join(photos), encoding="utf-8"
+        )
+        (folder / "info" / f"train_meta_list_{source}.txt").write_text(
+            "".join(texts), encoding="utf-8"
+        )
     (folder / "val_images_resized").mkdir()
     for c in range(6):
         for i in range(2):
@@ -296,7 +363,8 @@ def test_webvision_classes_are_a_function_of_the_seed_alone():
     module = sys.modules[load_builder("webvision1k").__module__]
     synsets = [f"n{i:08}" for i in range(5000)]
     chosen = module.choose_classes(synsets, 1000)
-    assert len(chosen) == 1000 and chosen == module.choose_classes(reversed(synsets), 1000)
+    assert len(chosen) == 1000
+    assert chosen == module.choose_classes(reversed(synsets), 1000)
     # Written out once more, as the README gives it: another choice would be another data set.
     key = {s: hashlib.blake2b(f"0\0{s}\0class".encode(), digest_size=16).digest() for s in synsets}
     assert chosen == set(sorted(synsets, key=key.__getitem__)[:1000])
@@ -304,19 +372,25 @@ def test_webvision_classes_are_a_function_of_the_seed_alone():
 
 
 def test_webvision_public_layout(tmp_path, webvision):
-    made = import_catalog(webvision, tmp_path / "out", settings=SMALL, dataset="webvision1k", workers=1)
+    made = import_catalog(
+        webvision, tmp_path / "out", settings=SMALL, dataset="webvision1k", workers=1
+    )
     catalog = open_imported(made.folder)
     module = sys.modules[load_builder("webvision1k").__module__]
     chosen = sorted(module.choose_classes((f"n0000000{c}" for c in range(6)), 3))
     assert catalog.classes.sku == chosen
     assert catalog.classes.category == [f"name {sku[-1]}, other name {sku[-1]}" for sku in chosen]
     # held_out(8) = 2 of each class; the official validation photos are tested.
-    assert made.report.photos == {"train": 18, "validation": 6, "test": 6} and not made.report.dropped
-    records = [catalog.splits[split][i] for split in SPLITS for i in range(len(catalog.splits[split]))]
+    assert made.report.photos == {"train": 18, "validation": 6, "test": 6}
+    assert not made.report.dropped
+    records = [
+        catalog.splits[split][i] for split in SPLITS for i in range(len(catalog.splits[split]))
+    ]
     for record in records:
         place, c = record["reference"], record["sku"][-1]
         if place.startswith("val_"):
-            assert place.startswith(f"val_images_resized/val{c}") and not record["title"]
+            assert place.startswith(f"val_images_resized/val{c}")
+            assert not record["title"]
         else:
             source, query, name = place.split("/")
             number = int(name[0])
@@ -325,7 +399,9 @@ def test_webvision_public_layout(tmp_path, webvision):
             assert record["title"] == ("" if without else f"{source} title {c}{number}")
             assert record["tags"] == ("first second" if source == "flickr" and number == 2 else "")
     (webvision / "val_filelist.txt").rename(webvision / "info" / "val_filelist.txt")
-    again = import_catalog(webvision, tmp_path / "again", settings=SMALL, dataset="webvision1k", workers=1)
+    again = import_catalog(
+        webvision, tmp_path / "again", settings=SMALL, dataset="webvision1k", workers=1
+    )
     assert open_imported(again.folder).data_hash == catalog.data_hash
 
 
@@ -333,11 +409,15 @@ def test_webvision_names_broken_rows(tmp_path, webvision, monkeypatch):
     monkeypatch.setattr(load_builder("webvision1k"), "CHOSEN", 6)
     (webvision / "google" / "q0001.json").write_text("{", encoding="utf-8")
     (webvision / "flickr" / "q0002.json").unlink()
-    (webvision / "flickr" / "q0003.json").write_text('[1, {"title": 5, "tags": "no list"}]', encoding="utf-8")
+    (webvision / "flickr" / "q0003.json").write_text(
+        '[1, {"title": 5, "tags": "no list"}]', encoding="utf-8"
+    )
     with (webvision / "val_filelist.txt").open("a", encoding="utf-8") as file:
         file.write("val99.jpg 6\nval98.jpg\n\n")
     settings = dataclasses.replace(SMALL, max_bad_share=0.9)
-    report = import_catalog(webvision, tmp_path / "out", settings=settings, dataset="webvision1k", workers=1).report
+    report = import_catalog(
+        webvision, tmp_path / "out", settings=settings, dataset="webvision1k", workers=1
+    ).report
     # All of two files; of the third entry 1 is no object and entry 3 is not there.
     assert report.dropped["no metadata"]["count"] == 5 + 3 + 2
     assert report.dropped["unknown class"]["count"] == 3
@@ -348,18 +428,46 @@ def test_webvision_names_broken_rows(tmp_path, webvision, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("info/synsets.txt", None, "no info/synsets.txt in .*; place the data set there, see data/webvision1k"),
-        ("info/synsets.txt", "n1 tench\n", "names 1 classes, wanted 6; place WebVision 2.0 there, not 1.0"),
-        ("info/synsets.txt", "\udcff", "synsets.txt is not UTF-8; take the file as its owners publish it"),
-        ("info/train_filelist_flickr.txt", None, "no info/train_filelist_flickr.txt in .*; place the data set there"),
-        ("info/train_meta_list_google.txt", None, "no info/train_meta_list_google.txt in .*; place the data set there"),
+        (
+            "info/synsets.txt",
+            None,
+            "no info/synsets.txt in .*; place the data set there, see data/webvision1k",
+        ),
+        (
+            "info/synsets.txt",
+            "n1 tench\n",
+            "names 1 classes, wanted 6; place WebVision 2.0 there, not 1.0",
+        ),
+        (
+            "info/synsets.txt",
+            "\udcff",
+            "synsets.txt is not UTF-8; take the file as its owners publish it",
+        ),
+        (
+            "info/train_filelist_flickr.txt",
+            None,
+            "no info/train_filelist_flickr.txt in .*; place the data set there",
+        ),
+        (
+            "info/train_meta_list_google.txt",
+            None,
+            "no info/train_meta_list_google.txt in .*; place the data set there",
+        ),
         (
             "info/train_meta_list_google.txt",
             "a 1\n",
             "train_meta_list_google.txt differ in length, .*; copy them again",
         ),
-        ("val_filelist.txt", None, "no val_filelist.txt or info/val_filelist.txt in .*; place the data set there"),
-        ("val_images_resized", None, "no val_images_resized in .*; place the data set there, see data/webvision1k"),
+        (
+            "val_filelist.txt",
+            None,
+            "no val_filelist.txt or info/val_filelist.txt in .*; place the data set there",
+        ),
+        (
+            "val_images_resized",
+            None,
+            "no val_images_resized in .*; place the data set there, see data/webvision1k",
+        ),
     ],
 )
 def test_webvision_files_that_are_missing_or_broken(tmp_path, webvision, name, text, message):
@@ -372,5 +480,8 @@ def test_webvision_files_that_are_missing_or_broken(tmp_path, webvision, name, t
         path.unlink()
     settings = dataclasses.replace(SMALL, max_bad_share=0.9)
     with pytest.raises(ManifestError, match=message) as caught:
-        import_catalog(webvision, tmp_path / "out", settings=settings, dataset="webvision1k", workers=1)
-    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+        import_catalog(
+            webvision, tmp_path / "out", settings=settings, dataset="webvision1k", workers=1
+        )
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()

@@ -25,9 +25,17 @@ def rows_of(tmp_path, text, name="m.csv", encoding="utf-8"):
 
 
 def test_values_stay_text(tmp_path):
-    rows = rows_of(tmp_path, 'image,sku,title,price\na.jpg,0012,NA,1\nb.jpg,NA,"a, b\nc",2\nc.jpg,1e5,null,3\n')
-    assert [(row.sku, row.title) for row in rows] == [("0012", "NA"), ("NA", "a, b\nc"), ("1e5", "null")]
-    assert rows[0].role == "catalogue" and rows[0].box == NO_BOX and rows[0].split == ""
+    rows = rows_of(
+        tmp_path, 'image,sku,title,price\na.jpg,0012,NA,1\nb.jpg,NA,"a, b\nc",2\nc.jpg,1e5,null,3\n'
+    )
+    assert [(row.sku, row.title) for row in rows] == [
+        ("0012", "NA"),
+        ("NA", "a, b\nc"),
+        ("1e5", "null"),
+    ]
+    assert rows[0].role == "catalogue"
+    assert rows[0].box == NO_BOX
+    assert rows[0].split == ""
 
 
 def test_byte_order_mark_and_all_columns(tmp_path):
@@ -37,9 +45,14 @@ def test_byte_order_mark_and_all_columns(tmp_path):
 
 
 def test_parquet_and_jsonl_read_like_csv(tmp_path):
-    table = pa.table({"image": ["a.jpg", "b.jpg"], "sku": ["0012", "7"], "title": ["NA", None], "other": [1, 2]})
+    table = pa.table(
+        {"image": ["a.jpg", "b.jpg"], "sku": ["0012", "7"], "title": ["NA", None], "other": [1, 2]}
+    )
     parquet.write_table(table, tmp_path / "m.parquet")
-    lines = [{"image": "a.jpg", "sku": "0012", "title": "NA"}, {"image": "b.jpg", "sku": 7, "title": None}]
+    lines = [
+        {"image": "a.jpg", "sku": "0012", "title": "NA"},
+        {"image": "b.jpg", "sku": 7, "title": None},
+    ]
     from_json = rows_of(tmp_path, "\n".join(map(json.dumps, lines)), "m.jsonl")
     assert list(read_manifest(tmp_path / "m.parquet")) == from_json
     assert [(row.sku, row.title) for row in from_json] == [("0012", "NA"), ("7", "")]
@@ -59,19 +72,27 @@ def test_parquet_lists_read_like_those_of_jsonl(tmp_path):
 
 @pytest.mark.parametrize("value", [{"a": 1}, [{"a": 1}], b"\xff"])
 def test_a_parquet_column_of_another_type_is_named(tmp_path, value):
-    parquet.write_table(pa.table({"image": ["a"], "sku": ["A"], "tags": [value]}), tmp_path / "m.parquet")
-    with pytest.raises(ManifestError, match=r"column tags is (list<)?(struct|element: struct|binary).*; convert it"):
+    parquet.write_table(
+        pa.table({"image": ["a"], "sku": ["A"], "tags": [value]}), tmp_path / "m.parquet"
+    )
+    with pytest.raises(
+        ManifestError, match=r"column tags is (list<)?(struct|element: struct|binary).*; convert it"
+    ):
         list(read_manifest(tmp_path / "m.parquet"))
 
 
 def test_parquet_rows_are_numbered(tmp_path):
-    parquet.write_table(pa.table({"image": ["a", "b", "c"], "sku": ["A", "", None]}), tmp_path / "m.parquet")
+    parquet.write_table(
+        pa.table({"image": ["a", "b", "c"], "sku": ["A", "", None]}), tmp_path / "m.parquet"
+    )
     rows = list(read_manifest(tmp_path / "m.parquet"))
     assert [row.row for row in rows if isinstance(row, DroppedRow)] == ["row 2", "row 3"]
 
 
 def test_csv_rows_are_named_by_their_line(tmp_path):
-    """Line breaks in cells, empty lines, rows with a wrong number of fields and every kind of line end count."""
+    """Line breaks in cells, empty lines, rows with a wrong number of fields and every kind of line
+    end count.
+    """
     text = (
         '\ufeff"image","sku","ti\ntle"\n\na.jpg,A,"two\r\nlines ""here"""\r\nb.jpg\r,,7\n'
         'c.jpg,,"5"" screen"\nd.jpg,D,5"\n"one\ntwo",,3\nlast\nreally,'
@@ -95,11 +116,18 @@ def test_lines_are_right_in_any_text(tmp_path):
             cells = generator.choices(
                 ["a", '"b"', '"c\nd"', '"e"",\r\n"', '"f" g'], k=generator.choice([1, 1, 1, 0, 2])
             )
-            expected[f"line {len(text.splitlines()) + 1}"] = f"{i}.jpg" if len(cells) == 1 else "wrong number of fields"
-            text += ",".join([f"{i}.jpg", *cells]) + generator.choice(["\n", "\r\n", "\r", "\n\n", "\r\n\n"])
+            expected[f"line {len(text.splitlines()) + 1}"] = (
+                f"{i}.jpg" if len(cells) == 1 else "wrong number of fields"
+            )
+            text += ",".join([f"{i}.jpg", *cells]) + generator.choice(
+                ["\n", "\r\n", "\r", "\n\n", "\r\n\n"]
+            )
         (tmp_path / "m.csv").write_bytes(text.encode())
         found = _read_csv(tmp_path / "m.csv", [])
-        assert {where: row.reason if isinstance(row, DroppedRow) else row["image"] for where, row in found} == expected
+        assert {
+            where: row.reason if isinstance(row, DroppedRow) else row["image"]
+            for where, row in found
+        } == expected
 
 
 def test_columns_that_are_not_read_are_named(tmp_path):
@@ -126,9 +154,12 @@ def test_jsonl_lists_and_broken_lines(tmp_path):
     good = '{"image": "a", "sku": "A", "tags": ["x", "y"], "box": [0, 0, 0.5, 1]}'
     lines = [good, '{"image": ', "[1]", '{"image": "b", "sku": {}}']
     rows = rows_of(tmp_path, "\n".join(lines), "m.jsonl")
-    assert rows[0].tags == "x y" and rows[0].box == (0, 0, 0.5, 1)
+    assert rows[0].tags == "x y"
+    assert rows[0].box == (0, 0, 0.5, 1)
     assert [row.row for row in rows[1:]] == ["line 2", "line 3", "line 4"]
-    assert all(isinstance(row, DroppedRow) and row.reason == "unreadable JSON line" for row in rows[1:])
+    assert all(
+        isinstance(row, DroppedRow) and row.reason == "unreadable JSON line" for row in rows[1:]
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,26 +187,44 @@ def test_jsonl_lists_and_broken_lines(tmp_path):
     ],
 )
 def test_a_bad_row_is_dropped_and_named(tmp_path, row, reason):
-    rows = rows_of(tmp_path, f"image,sku,title,box,role,split\nok.jpg,OK,fine,,,\n{row}\nother.jpg,OK,fine,,,\n")
+    rows = rows_of(
+        tmp_path,
+        f"image,sku,title,box,role,split\nok.jpg,OK,fine,,,\n{row}\nother.jpg,OK,fine,,,\n",
+    )
     dropped = [row for row in rows if isinstance(row, DroppedRow)]
     assert [row.image for row in rows if isinstance(row, ManifestRow)] == ["ok.jpg", "other.jpg"]
-    assert [drop.reason for drop in dropped] == [reason] and dropped[0].bad
-    assert dropped[0].row == "line 3" and "\n" not in str(dropped[0])
+    assert [drop.reason for drop in dropped] == [reason]
+    assert dropped[0].bad
+    assert dropped[0].row == "line 3"
+    assert "\n" not in str(dropped[0])
 
 
 def test_lone_surrogate_is_a_bad_row(tmp_path):
     (row,) = rows_of(tmp_path, '{"image": "a", "sku": "A", "title": "\\ud800"}\n', "m.jsonl")
-    assert isinstance(row, DroppedRow) and row.reason == "text is not valid Unicode"
+    assert isinstance(row, DroppedRow)
+    assert row.reason == "text is not valid Unicode"
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
         ("m.csv", b"image,title\na,b\n", ["no column sku", "found 'image', 'title'"]),
-        ("m.csv", b"image;sku\na;b\n", ["separates columns by semicolons, wanted commas; save it with commas"]),
-        ("m.csv", b'"image"\t"sku"\t"title"\na\tb\tc, d\n', ["separates columns by tabs, wanted commas"]),
+        (
+            "m.csv",
+            b"image;sku\na;b\n",
+            ["separates columns by semicolons, wanted commas; save it with commas"],
+        ),
+        (
+            "m.csv",
+            b'"image"\t"sku"\t"title"\na\tb\tc, d\n',
+            ["separates columns by tabs, wanted commas"],
+        ),
         ("m.csv", b"image,sku,sku\na,b,c\n", ["'sku' more than once"]),
-        ("m.csv", "image,sku,title\na,b,ok\na,b,caf\u00e9\n".encode("latin-1"), ["not UTF-8 (line 3)"]),
+        (
+            "m.csv",
+            "image,sku,title\na,b,ok\na,b,caf\u00e9\n".encode("latin-1"),
+            ["not UTF-8 (line 3)"],
+        ),
         ("m.csv", "image,sku\na,b\n".encode("utf-16"), ["not UTF-8 (line 1)"]),
         ("m.csv", b"", ["cannot be read"]),
         ("m.csv", b"image,sku\n", ["no rows"]),
@@ -192,7 +241,8 @@ def test_unreadable_manifest_is_one_line(tmp_path, name, content, words):
     with pytest.raises(ManifestError) as caught:
         list(read_manifest(path))
     message = str(caught.value)
-    assert "\n" not in message and str(path) in message
+    assert "\n" not in message
+    assert str(path) in message
     assert all(word in message for word in words), message
 
 
@@ -205,18 +255,38 @@ def stray(quote_row=11, later="plain"):
 
 @pytest.mark.parametrize("later", ["plain", '"a, b"', '",x"', '"two ""words"""', 'a 15" screen, "'])
 def test_an_unclosed_quote_is_refused_where_it_begins(tmp_path, later):
-    with pytest.raises(ManifestError, match=r"the quote that begins in line 12 is not closed") as caught:
+    with pytest.raises(
+        ManifestError, match=r"the quote that begins in line 12 is not closed"
+    ) as caught:
         rows_of(tmp_path, stray(later=later))
     assert "\n" not in str(caught.value)
 
 
 def test_quotes_that_are_no_mistake(tmp_path):
-    titles = ['15" screen', 'a "b" c', '"two\nlines, ""quoted"""', '"3""\r\n"', '""', '"a"', '"same line" after']
+    titles = [
+        '15" screen',
+        'a "b" c',
+        '"two\nlines, ""quoted"""',
+        '"3""\r\n"',
+        '""',
+        '"a"',
+        '"same line" after',
+    ]
     text = "image,sku,title\n" + "".join(f"{i}.jpg,S,{title}\n" for i, title in enumerate(titles))
-    expected = ['15" screen', 'a "b" c', 'two\nlines, "quoted"', '3"\r\n', "", "a", "same line after"]
+    expected = [
+        '15" screen',
+        'a "b" c',
+        'two\nlines, "quoted"',
+        '3"\r\n',
+        "",
+        "a",
+        "same line after",
+    ]
     assert [row.title for row in rows_of(tmp_path, text)] == expected
     assert [row.title for row in rows_of(tmp_path, 'image,sku,title\na.jpg,S,"b\nc"')] == ["b\nc"]
-    assert [row.title for row in rows_of(tmp_path, 'image,sku,title\na.jpg,S,"b\nc"\nd.jpg,S,5"\n')] == ["b\nc", '5"']
+    assert [
+        row.title for row in rows_of(tmp_path, 'image,sku,title\na.jpg,S,"b\nc"\nd.jpg,S,5"\n')
+    ] == ["b\nc", '5"']
 
 
 @pytest.mark.parametrize("start", [b"", b"image,sku\n"])
@@ -231,7 +301,9 @@ def test_a_binary_csv_is_one_clean_line(tmp_path, capfd, start):
 
 def test_messages_hold_no_control_characters():
     drop = DroppedRow("\x1b[31m.jpg", "photo missing", "a\nb" + "x" * 1000)
-    assert str(drop).isprintable() and len(str(drop)) <= 300 and str(drop).startswith("?[31m.jpg: photo missing (a b")
+    assert str(drop).isprintable()
+    assert len(str(drop)) <= 300
+    assert str(drop).startswith("?[31m.jpg: photo missing (a b")
 
 
 def test_missing_manifest(tmp_path):
@@ -240,12 +312,24 @@ def test_missing_manifest(tmp_path):
 
 
 def test_one_folder_per_sku(tmp_path):
-    for name in ("0012/a.jpg", "0012/deep/b.PNG", "NA/a.jpg", "NA/.hidden.jpg", "NA/notes.txt", "loose.jpg", "m.txt"):
+    for name in (
+        "0012/a.jpg",
+        "0012/deep/b.PNG",
+        "NA/a.jpg",
+        "NA/.hidden.jpg",
+        "NA/notes.txt",
+        "loose.jpg",
+        "m.txt",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     rows = list(read_folders(tmp_path))
     found = [(row.image, row.sku, row.title) for row in rows if isinstance(row, ManifestRow)]
-    assert found == [("0012/a.jpg", "0012", ""), ("0012/deep/b.PNG", "0012", ""), ("NA/a.jpg", "NA", "")]
+    assert found == [
+        ("0012/a.jpg", "0012", ""),
+        ("0012/deep/b.PNG", "0012", ""),
+        ("NA/a.jpg", "NA", ""),
+    ]
     dropped = [(row.row, row.bad) for row in rows if isinstance(row, DroppedRow)]
     assert dropped == [("loose.jpg", True), ("NA/notes.txt", False)]
 

@@ -46,7 +46,9 @@ def photo(path, seed):
 
 def write_manifest(folder, rows, name="photos.csv"):
     with (folder / name).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ("image", "sku", "title", "tags", "category", "box", "role", "split"))
+        writer = csv.DictWriter(
+            file, ("image", "sku", "title", "tags", "category", "box", "role", "split")
+        )
         writer.writeheader()
         writer.writerows(rows)
     return folder / name
@@ -59,7 +61,14 @@ def make_source(folder, classes):
         for i in range(n):
             name = f"{sku}_{i}.png"
             photo(folder / name, [ord(char) for char in name])
-            rows.append({"image": name, "sku": sku, "title": f"word{sku} nice photo{sku}{i}", "tags": "blue"})
+            rows.append(
+                {
+                    "image": name,
+                    "sku": sku,
+                    "title": f"word{sku} nice photo{sku}{i}",
+                    "tags": "blue",
+                }
+            )
     return rows
 
 
@@ -81,17 +90,24 @@ def imported(source, tmp_path_factory):
 
 
 def records(catalog):
-    return {split: [catalog.splits[split][i] for i in range(len(catalog.splits[split]))] for split in SPLITS}
+    return {
+        split: [catalog.splits[split][i] for i in range(len(catalog.splits[split]))]
+        for split in SPLITS
+    }
 
 
 def left_behind(out):
-    return sorted(os.fspath(path.relative_to(out)) for path in out.rglob("*") if path.name != ".import.lock")
+    return sorted(
+        os.fspath(path.relative_to(out)) for path in out.rglob("*") if path.name != ".import.lock"
+    )
 
 
 def test_records_and_tables_agree(imported, source):
     catalog = open_imported(imported.folder.parent.parent)
-    assert catalog.name == "photos" and imported.folder.name == "1.0.0"
-    assert catalog.classes.sku == ["0012", "NA", "b", "c"] and not catalog.classes.withdrawn.any()
+    assert catalog.name == "photos"
+    assert imported.folder.name == "1.0.0"
+    assert catalog.classes.sku == ["0012", "NA", "b", "c"]
+    assert not catalog.classes.withdrawn.any()
     found = records(catalog)
     for split in SPLITS:
         labels = catalog.splits[split].labels
@@ -104,9 +120,13 @@ def test_records_and_tables_agree(imported, source):
     assert catalog.head_boundary == 4
     for record in found["train"] + found["test"]:
         assert record["sku"] == catalog.classes.sku[record["class_id"]]
-        assert record["title"].startswith(f"word{record['sku']} ") and record["tags"] == "blue"
-        np.testing.assert_array_equal(record["token_ids"], catalog.tokenizer.encode(f"{record['title']} blue"))
-        assert record["token_ids"].dtype == np.int32 and record["box"].tolist() == [0, 0, 0, 0]
+        assert record["title"].startswith(f"word{record['sku']} ")
+        assert record["tags"] == "blue"
+        np.testing.assert_array_equal(
+            record["token_ids"], catalog.tokenizer.encode(f"{record['title']} blue")
+        )
+        assert record["token_ids"].dtype == np.int32
+        assert record["box"].tolist() == [0, 0, 0, 0]
         assert record["role"] == "catalogue"
         original = decode((source.parent / record["reference"]).read_bytes())
         assert record["image_id"] == image_id(original)
@@ -119,7 +139,9 @@ def test_words_come_from_train_alone(imported):
     catalog = open_imported(imported.folder)
     found = records(catalog)
     # Every photo has a word of its own: exactly those of train are known.
-    own = {split: {record["title"].split()[-1].lower() for record in found[split]} for split in SPLITS}
+    own = {
+        split: {record["title"].split()[-1].lower() for record in found[split]} for split in SPLITS
+    }
     known = set(catalog.tokenizer.vocabulary)
     assert own["train"] <= known
     assert not known & (own["validation"] | own["test"])
@@ -151,7 +173,8 @@ def test_splits_are_pickled_unopened(imported):
     split = open_imported(imported.folder).splits["train"]
     expected = split[2]["image_id"]
     copy = pickle.loads(pickle.dumps(split))
-    assert copy[2]["image_id"] == expected and len(copy) == len(split)
+    assert copy[2]["image_id"] == expected
+    assert len(copy) == len(split)
     assert len(pickle.dumps(split)) < 2000
     with pytest.raises(IndexError, match="wanted 0 to"):
         split[len(split)]
@@ -160,7 +183,14 @@ def test_splits_are_pickled_unopened(imported):
 def test_nothing_but_the_data_set_is_written(imported):
     names = {path.name for path in imported.folder.iterdir()}
     assert not any("tmp" in name or "incomplete" in name for name in names)
-    assert {"classes.csv", "labels_train.npy", "catalog.json", "report.json", "report.md", "words.txt"} <= names
+    assert {
+        "classes.csv",
+        "labels_train.npy",
+        "catalog.json",
+        "report.json",
+        "report.md",
+        "words.txt",
+    } <= names
     out = imported.folder.parent.parent
     assert {path.name for path in out.iterdir()} == {"photos", ".import.lock"}
 
@@ -172,16 +202,25 @@ def test_order_and_hash_depend_on_neither_rows_nor_workers(tmp_path, rows, sourc
     manifest = write_manifest(big, many)
     reversed_manifest = write_manifest(big, many[::-1], "reversed.csv")
     one = import_catalog(manifest, tmp_path / "one", settings=SMALL, workers=1)
-    two = import_catalog(reversed_manifest, tmp_path / "two", settings=SMALL, workers=2, name="photos")
+    two = import_catalog(
+        reversed_manifest, tmp_path / "two", settings=SMALL, workers=2, name="photos"
+    )
     first, second = open_imported(one.folder), open_imported(two.folder)
     assert first.data_hash == second.data_hash
     for split in SPLITS:
         np.testing.assert_array_equal(first.splits[split].labels, second.splits[split].labels)
         for i in range(len(first.splits[split])):
             a, b = first.splits[split][i], second.splits[split][i]
-            assert (a["image_id"], a["image"], a["title"]) == (b["image_id"], b["image"], b["title"])
+            assert (a["image_id"], a["image"], a["title"]) == (
+                b["image_id"],
+                b["image"],
+                b["title"],
+            )
     seeded = import_catalog(
-        manifest, tmp_path / "three", settings=ImportSettings(seed=1, word_width=8, min_count=1), workers=1
+        manifest,
+        tmp_path / "three",
+        settings=ImportSettings(seed=1, word_width=8, min_count=1),
+        workers=1,
     )
     assert open_imported(seeded.folder).data_hash != first.data_hash
 
@@ -191,13 +230,18 @@ def test_class_ids_are_append_only(tmp_path, rows, source):
     out = tmp_path / "out"
     import_catalog(source, out, settings=SMALL, workers=1)
     photo(folder / "new.png", 999)
-    changed = [row for row in rows if row["sku"] != "NA"] + [{"image": "new.png", "sku": "A new", "title": "first"}]
-    second = import_catalog(write_manifest(folder, changed, "other.csv"), out, settings=SMALL, workers=1)
+    changed = [row for row in rows if row["sku"] != "NA"] + [
+        {"image": "new.png", "sku": "A new", "title": "first"}
+    ]
+    second = import_catalog(
+        write_manifest(folder, changed, "other.csv"), out, settings=SMALL, workers=1
+    )
     assert second.folder == out / "photos" / "1.0.1"
     catalog = open_imported(out)
     assert catalog.classes.sku == ["0012", "NA", "b", "c", "A new"]
     assert catalog.classes.withdrawn.tolist() == [False, True, False, False, False]
-    assert catalog.classes.title[1].startswith("wordNA") and catalog.classes.counts["train"].tolist() == [8, 0, 3, 3, 1]
+    assert catalog.classes.title[1].startswith("wordNA")
+    assert catalog.classes.counts["train"].tolist() == [8, 0, 3, 3, 1]
     assert set(catalog.splits["train"].labels.tolist()) == {0, 2, 3, 4}
     assert "withdrawn: 1" in second.report.summary()
     third = import_catalog(source, out, settings=SMALL, workers=1)
@@ -209,11 +253,15 @@ def test_class_ids_are_append_only(tmp_path, rows, source):
 
 
 def test_a_later_version_keeps_every_split(tmp_path):
-    """Classes grow, and one is away for a version: no photo moves, and the report counts those that stayed."""
+    """Classes grow, and one is away for a version: no photo moves, and the report counts those that
+    stayed.
+    """
     source = tmp_path / "source"
     grown = make_source(source, {"a": 12, "b": 9})
     few = write_manifest(
-        source, [row for row in grown if row["image"] not in {"a_8.png", "a_9.png", "b_8.png"}], "few.csv"
+        source,
+        [row for row in grown if row["image"] not in {"a_8.png", "a_9.png", "b_8.png"}],
+        "few.csv",
     )
     without_b = write_manifest(source, [row for row in grown if row["sku"] == "a"], "a.csv")
     where, settled = [], []
@@ -228,7 +276,10 @@ def test_a_later_version_keeps_every_split(tmp_path):
     assert "20 of 21 photos keep the split of an earlier version" in made.report.summary()
     fresh = import_catalog(source / "photos.csv", tmp_path / "fresh", settings=SMALL, workers=1)
     found = records(open_imported(fresh.folder))
-    assert where[0].items() - {record["image_id"]: split for split in SPLITS for record in found[split]}.items()
+    assert (
+        where[0].items()
+        - {record["image_id"]: split for split in SPLITS for record in found[split]}.items()
+    )
 
 
 def test_what_the_summary_says_of_columns_and_uneven_classes(tmp_path):
@@ -238,7 +289,11 @@ def test_what_the_summary_says_of_columns_and_uneven_classes(tmp_path):
     manifest = write_manifest(tmp_path, rows)
     settings = dataclasses.replace(SMALL, test_per_class=3)
     manifest.write_text(manifest.read_text().replace("title,tags", "titel,tags", 1))
-    lines = import_catalog(manifest, tmp_path / "out", settings=settings, workers=1).report.summary().splitlines()
+    lines = (
+        import_catalog(manifest, tmp_path / "out", settings=settings, workers=1)
+        .report.summary()
+        .splitlines()
+    )
     assert "unused columns: titel (did you mean title?)" in lines
     assert "tested with another number of photos than --test-per-class: 1 class" in lines
     assert "under 4 photos, trained but not tested: 1 class" in lines
@@ -262,12 +317,17 @@ def test_identical_photos_stay_in_one_split(tmp_path, rows, source):
     for split, found in records(catalog).items():
         where.update({(image, split) for image in {record["image_id"] for record in found}})
     assert max(Counter(image for image, _ in where).values()) == 1
-    assert made.report.surplus_copies == 7 and made.report.kept == sum(CLASSES.values()) + 1
+    assert made.report.surplus_copies == 7
+    assert made.report.kept == sum(CLASSES.values()) + 1
     (conflict,) = made.report.conflicting
-    assert {(entry["image"], entry["sku"]) for entry in conflict["photos"]} == {("NA_0.png", "NA"), ("NA_0.png", "b")}
+    assert {(entry["image"], entry["sku"]) for entry in conflict["photos"]} == {
+        ("NA_0.png", "NA"),
+        ("NA_0.png", "b"),
+    }
     assert (conflict["image_id"], "train") in where
     text = (made.folder / "report.md").read_text(encoding="utf-8")
-    assert "`NA_0.png` (NA), `NA_0.png` (b)" in text and "copy_3.png" in text
+    assert "`NA_0.png` (NA), `NA_0.png` (b)" in text
+    assert "copy_3.png" in text
 
 
 def test_bad_rows_are_dropped_and_named(tmp_path, rows, source):
@@ -290,8 +350,11 @@ def test_bad_rows_are_dropped_and_named(tmp_path, rows, source):
     with pytest.raises(ImportFailed) as caught:
         import_catalog(manifest, tmp_path / "out", settings=SMALL, workers=1)
     message = str(caught.value)
-    assert "\n" not in message and "at most 0.05 of 35" in message and "--max-bad-share" in message
-    assert "empty SKU" in message and "duplicate row" in message
+    assert "\n" not in message
+    assert "at most 0.05 of 35" in message
+    assert "--max-bad-share" in message
+    assert "empty SKU" in message
+    assert "duplicate row" in message
     assert not (tmp_path / "out").exists()
 
     tolerant = ImportSettings(word_width=8, min_count=1, max_bad_share=0.3)
@@ -306,20 +369,29 @@ def test_bad_rows_are_dropped_and_named(tmp_path, rows, source):
         "empty SKU": 1,
         "duplicate row": 1,
     }
-    assert made.report.read == 35 and made.report.kept == 28
+    assert made.report.read == 35
+    assert made.report.kept == 28
     report = json.loads((made.folder / "report.json").read_text(encoding="utf-8"))
     assert report["dropped"]["photo missing"]["rows"] == ["none.jpg: no such file"]
     assert report["small_classes"] == ["c"]
     text = (made.folder / "report.md").read_text(encoding="utf-8")
-    assert "none.jpg" in text and "under 4 photos" in text and "- c\n" in text
+    assert "none.jpg" in text
+    assert "under 4 photos" in text
+    assert "- c\n" in text
 
 
 def test_one_bad_row_never_stops_an_import_unless_the_limit_is_zero(tmp_path, source, rows):
-    manifest = write_manifest(source.parent, [*rows[:12], {"image": "none.jpg", "sku": "x"}], "dozen.csv")
+    manifest = write_manifest(
+        source.parent, [*rows[:12], {"image": "none.jpg", "sku": "x"}], "dozen.csv"
+    )
     made = import_catalog(manifest, tmp_path / "out", settings=SMALL, workers=1)
     assert made.report.kept == 12
-    with pytest.raises(ImportFailed, match=r"1 of the first 13 rows .* at most 0 of 13 .*none.jpg: photo missing"):
-        import_catalog(manifest, tmp_path / "none", settings=ImportSettings(max_bad_share=0), workers=1)
+    with pytest.raises(
+        ImportFailed, match=r"1 of the first 13 rows .* at most 0 of 13 .*none.jpg: photo missing"
+    ):
+        import_catalog(
+            manifest, tmp_path / "none", settings=ImportSettings(max_bad_share=0), workers=1
+        )
     assert not (tmp_path / "none").exists()
 
 
@@ -337,7 +409,10 @@ def test_summary_names_the_first_bad_rows(tmp_path, source, rows):
     bad = [{"image": f"none{i}.png", "sku": "b"} for i in range(5)]
     settings = ImportSettings(word_width=8, min_count=1, max_bad_share=0.5)
     made = import_catalog(
-        write_manifest(source.parent, rows + bad, "named.csv"), tmp_path, settings=settings, workers=1
+        write_manifest(source.parent, rows + bad, "named.csv"),
+        tmp_path,
+        settings=settings,
+        workers=1,
     )
     named = [line for line in made.report.summary().splitlines() if line.startswith("bad row: ")]
     assert named == [f"bad row: none{i}.png: photo missing (no such file)" for i in range(3)]
@@ -345,44 +420,64 @@ def test_summary_names_the_first_bad_rows(tmp_path, source, rows):
 
 def test_summary_of_a_second_version(tmp_path, source, rows):
     first = import_catalog(source, tmp_path, settings=SMALL, workers=1, name="shop")
-    assert "version 1.0.0" not in first.report.summary() and "WARNING" not in first.report.summary()
+    assert "version 1.0.0" not in first.report.summary()
+    assert "WARNING" not in first.report.summary()
     half = [row for row in rows if row["sku"] in ("0012", "NA")]
     photo(source.parent / "second.png", 998)
     half.append({"image": "second.png", "sku": "second"})
-    made = import_catalog(write_manifest(source.parent, half, "half.csv"), tmp_path, settings=SMALL, workers=1)
+    made = import_catalog(
+        write_manifest(source.parent, half, "half.csv"), tmp_path, settings=SMALL, workers=1
+    )
     summary = made.report.summary()
     assert (
         "version 1.0.1 of shop: 1 new SKU, 2 withdrawn; 20 of 21 photos keep the split" in summary
-        and "WARNING" not in summary
     )
+    assert "WARNING" not in summary
     one = [row for row in rows if row["sku"] == "0012"]
-    made = import_catalog(write_manifest(source.parent, one, "one.csv"), tmp_path, settings=SMALL, workers=1)
+    made = import_catalog(
+        write_manifest(source.parent, one, "one.csv"), tmp_path, settings=SMALL, workers=1
+    )
     summary = made.report.summary()
-    assert "version 1.0.2 of shop: 0 new SKUs, 2 withdrawn; 12 of 12 photos keep the split" in summary
+    assert (
+        "version 1.0.2 of shop: 0 new SKUs, 2 withdrawn; 12 of 12 photos keep the split" in summary
+    )
     assert "WARNING: 2 of 3 SKUs withdrawn, more than half" in summary
 
 
 def test_summary_says_that_nothing_is_tested(tmp_path, source, rows):
     few = [row for row in rows if row["image"].endswith(("_0.png", "_1.png"))]
-    made = import_catalog(write_manifest(source.parent, few, "few.csv"), tmp_path / "few", settings=SMALL, workers=1)
+    made = import_catalog(
+        write_manifest(source.parent, few, "few.csv"), tmp_path / "few", settings=SMALL, workers=1
+    )
     for split in ("test", "validation"):
         line = f"WARNING: no {split} photos: every class has under 4 photos; give a `split` column or more photos"
         assert line in made.report.summary().splitlines()
     four = [row for row in rows if row["image"].endswith(("_0.png", "_1.png", "_2.png", "_3.png"))]
-    made = import_catalog(write_manifest(source.parent, four, "four.csv"), tmp_path / "4", settings=SMALL, workers=1)
-    assert made.report.photos["test"] and "no test photos" not in made.report.summary()
-    assert "WARNING: no validation photos: no class has enough, no row has split validation" in made.report.summary()
+    made = import_catalog(
+        write_manifest(source.parent, four, "four.csv"), tmp_path / "4", settings=SMALL, workers=1
+    )
+    assert made.report.photos["test"]
+    assert "no test photos" not in made.report.summary()
+    assert (
+        "WARNING: no validation photos: no class has enough, no row has split validation"
+        in made.report.summary()
+    )
 
 
 def test_no_progress_bars_without_a_terminal(tmp_path, source, capfd):
     import_catalog(source, tmp_path, settings=SMALL, workers=1)
     captured = capfd.readouterr()
-    assert captured.err == "" and captured.out == ""
+    assert captured.err == ""
+    assert captured.out == ""
 
 
 def test_what_was_imported_is_recorded(tmp_path, source, imported):
     expected = {"source": "photos.csv", "source_sha256": source_sha256(source)}
-    for directory in (imported.folder, imported.folder.parent, os.fspath(imported.folder.parent.parent)):
+    for directory in (
+        imported.folder,
+        imported.folder.parent,
+        os.fspath(imported.folder.parent.parent),
+    ):
         assert import_source(directory) == expected
     unfinished = tmp_path / "out" / "shop" / "incomplete.123_1.0.0"
     unfinished.mkdir(parents=True)
@@ -396,7 +491,9 @@ def test_what_was_imported_is_recorded(tmp_path, source, imported):
 
 
 def test_fingerprint_of_a_manifest_is_of_its_text_and_its_photos(tmp_path):
-    manifest = write_manifest(tmp_path, [*make_source(tmp_path, {"a": 2}), {"image": "none.png", "sku": "a"}])
+    manifest = write_manifest(
+        tmp_path, [*make_source(tmp_path, {"a": 2}), {"image": "none.png", "sku": "a"}]
+    )
     found = [source_sha256(manifest)]
     (tmp_path / "beside.png").touch()
     assert source_sha256(manifest) == found[0]
@@ -459,7 +556,9 @@ def test_a_failed_second_import_keeps_the_first(tmp_path, source):
     assert left_behind(out) == before
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
+)
 def test_disk_full_and_ctrl_c_leave_nothing(tmp_path, source, monkeypatch, error):
     def fail(*args, **kwargs):
         raise error
@@ -505,7 +604,8 @@ def test_a_killed_import_leaves_nothing_that_opens(tmp_path, source):
         text=True,
     )
     with process:
-        assert process.stdout is not None and process.stdout.readline() == "decoded\n"
+        assert process.stdout is not None
+        assert process.stdout.readline() == "decoded\n"
         with pytest.raises(ImportFailed, match="another import"):
             import_catalog(source, out, settings=SMALL, workers=1)
         process.send_signal(signal.SIGKILL)
@@ -514,7 +614,8 @@ def test_a_killed_import_leaves_nothing_that_opens(tmp_path, source):
         with pytest.raises(CatalogError, match="unfinished import"):
             open_imported(directory)
     made = import_catalog(source, out, settings=SMALL, workers=1)
-    assert not leftover.exists() and made.folder.name == "1.0.0"
+    assert not leftover.exists()
+    assert made.folder.name == "1.0.0"
     assert open_imported(out).classes.sku == ["0012", "NA", "b", "c"]
 
 
@@ -546,7 +647,10 @@ def test_workers_end_with_a_killed_parent(tmp_path):
 def _runs(pid):
     try:
         # A container's first process may not collect orphans: a zombie has ended.
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+        return (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+            != "Z"
+        )
     except OSError:
         return False
 
@@ -555,13 +659,19 @@ def test_given_splits_boxes_roles_and_categories(tmp_path, rows, source):
     for i, row in enumerate(rows):
         row.update(split=SPLITS[i % 3], box="0 0.25 0.5 1", role="query", category="shoes")
     rows[0].update(role="catalogue", title="the card")
-    made = import_catalog(write_manifest(source.parent, rows, "given.csv"), tmp_path, settings=SMALL, workers=1)
+    made = import_catalog(
+        write_manifest(source.parent, rows, "given.csv"), tmp_path, settings=SMALL, workers=1
+    )
     catalog = open_imported(tmp_path)
     assert made.report.photos == {"train": 10, "validation": 9, "test": 9}
     record = catalog.splits["test"][0]
-    assert record["box"].tolist() == [0, 0.25, 0.5, 1] and record["box"].dtype == np.float32
-    assert record["role"] == "query" and catalog.classes.category == ["shoes"] * 4
-    assert catalog.classes.title[0] == "the card"  # a catalogue photo describes its SKU before a query photo does
+    assert record["box"].tolist() == [0, 0.25, 0.5, 1]
+    assert record["box"].dtype == np.float32
+    assert record["role"] == "query"
+    assert catalog.classes.category == ["shoes"] * 4
+    assert (
+        catalog.classes.title[0] == "the card"
+    )  # a catalogue photo describes its SKU before a query photo does
 
 
 def test_folders_without_titles(tmp_path):
@@ -570,10 +680,14 @@ def test_folders_without_titles(tmp_path):
             photo(tmp_path / "shop" / sku / f"{i}.png", [ord(sku[0]), i])
     made = import_catalog(tmp_path / "shop", tmp_path / "out", settings=SMALL, workers=1)
     catalog = open_imported(made.folder)
-    assert catalog.name == "shop" and catalog.classes.sku == ["0012", "b"]
+    assert catalog.name == "shop"
+    assert catalog.classes.sku == ["0012", "b"]
     record = catalog.splits["train"][0]
-    assert record["title"] == "" and record["token_ids"].shape == (0,) and record["token_ids"].dtype == np.int32
-    assert catalog.word_vectors.shape == (1, 8) and made.report.photos_without_words == made.report.photos["train"]
+    assert record["title"] == ""
+    assert record["token_ids"].shape == (0,)
+    assert record["token_ids"].dtype == np.int32
+    assert catalog.word_vectors.shape == (1, 8)
+    assert made.report.photos_without_words == made.report.photos["train"]
 
 
 class Lender:
@@ -587,7 +701,13 @@ class Lender:
     def __call__(self, photos):
         self.asked += photos
         cosines = [0.25, *[0.5 + 0.01 * i for i in range(len(photos) - 2)]]
-        return [*(Borrowed(f"lent {photo[0]}", c, "donor") for photo, c in zip(photos, cosines, strict=False)), None]
+        return [
+            *(
+                Borrowed(f"lent {photo[0]}", c, "donor")
+                for photo, c in zip(photos, cosines, strict=False)
+            ),
+            None,
+        ]
 
 
 def test_titles_are_lent_to_training_photos_without_one(tmp_path, source, rows):
@@ -609,8 +729,12 @@ def test_titles_are_lent_to_training_photos_without_one(tmp_path, source, rows):
 
     titles = made.report.borrowed_titles
     assert (titles.without, titles.borrowed, titles.share) == (8, 6, 0.75)
-    assert titles.median_similarity == pytest.approx(0.525) and titles.min_similarity == 0.5
-    assert titles.rows[0] == f"{bare[1]['reference']}: {lent[1]} (borrowed from photo donor, similarity 0.500)"
+    assert titles.median_similarity == pytest.approx(0.525)
+    assert titles.min_similarity == 0.5
+    assert (
+        titles.rows[0]
+        == f"{bare[1]['reference']}: {lent[1]} (borrowed from photo donor, similarity 0.500)"
+    )
     line = (
         "borrowed titles: 6 of 8 train photos without one (75.0%), from the nearest photos of run run "
         "(data dddddddddddd, commit cccccccccccc), median similarity 0.525"
@@ -618,7 +742,9 @@ def test_titles_are_lent_to_training_photos_without_one(tmp_path, source, rows):
     assert line in made.report.summary().splitlines()
     assert "## Borrowed titles (6)" in (made.folder / "report.md").read_text()
 
-    again = import_catalog(manifest, tmp_path / "out", settings=settings, workers=1, titles=Lender())
+    again = import_catalog(
+        manifest, tmp_path / "out", settings=settings, workers=1, titles=Lender()
+    )
     without = import_catalog(manifest, tmp_path / "out", settings=settings, workers=1)
     assert [made.folder.name, again.folder.name, without.folder.name] == ["1.0.0", "1.0.1", "1.0.2"]
     hashes = [open_imported(one.folder).data_hash for one in (made, again, without)]
@@ -630,7 +756,8 @@ def test_titles_are_lent_to_training_photos_without_one(tmp_path, source, rows):
 def test_nobody_is_asked_where_every_photo_has_a_title(tmp_path, source, imported):
     lender = Lender()
     made = import_catalog(source, tmp_path, settings=SMALL, workers=1, titles=lender)
-    assert not lender.asked and "borrowed titles: none, every train photo has its own" in made.report.summary()
+    assert not lender.asked
+    assert "borrowed titles: none, every train photo has its own" in made.report.summary()
     assert open_imported(made.folder).data_hash == open_imported(imported.folder).data_hash
 
 
@@ -642,7 +769,12 @@ def test_splits_without_a_photo_are_empty(tmp_path, rows, source):
 
 def test_options(tmp_path, source):
     settings = ImportSettings(
-        word_width=8, min_count=1, test_per_class=4, tail_cut=3, min_photos=4, tokenizer="sentencepiece"
+        word_width=8,
+        min_count=1,
+        test_per_class=4,
+        tail_cut=3,
+        min_photos=4,
+        tokenizer="sentencepiece",
     )
     made = import_catalog(source, tmp_path, settings=settings, workers=1)
     catalog = open_imported(tmp_path)
@@ -650,8 +782,11 @@ def test_options(tmp_path, source):
     assert catalog.classes.counts["test"].tolist() == [4, 4, 4]
     assert catalog.classes.counts["train"].tolist() == [3, 2, 1]
     assert made.report.dropped["class under 4 photos (min_photos)"]["count"] == 3
-    assert (made.folder / "sentencepiece.model").exists() and len(catalog.splits["train"][0]["token_ids"])
-    limited = import_catalog(source, tmp_path / "few", settings=ImportSettings(max_rows=6, word_width=8), workers=1)
+    assert (made.folder / "sentencepiece.model").exists()
+    assert len(catalog.splits["train"][0]["token_ids"])
+    limited = import_catalog(
+        source, tmp_path / "few", settings=ImportSettings(max_rows=6, word_width=8), workers=1
+    )
     assert limited.report.kept == 6
 
 
@@ -661,7 +796,10 @@ def test_options(tmp_path, source):
         ({"short_side": 0}, "short_side=0"),
         ({"test_per_class": 0}, "test_per_class=0"),
         ({"test_share": 1.0}, "test_share=1.0"),
-        ({"test_share": 0.2, "test_per_class": 5}, "test_share=0.2 with test_per_class=5; give one"),
+        (
+            {"test_share": 0.2, "test_per_class": 5},
+            "test_share=0.2 with test_per_class=5; give one",
+        ),
         ({"max_bad_share": 2}, "max_bad_share=2"),
         ({"drop_top_share": 1}, "drop_top_share=1"),
         ({"tokenizer": "letters"}, "tokenizer='letters'"),
@@ -681,7 +819,9 @@ def test_what_cannot_be_opened(tmp_path, imported):
     newer = tmp_path / "newer"
     shutil.copytree(imported.folder, newer)
     description = json.loads((newer / "catalog.json").read_text(encoding="utf-8"))
-    (newer / "catalog.json").write_text(json.dumps({**description, "format_version": 99}), encoding="utf-8")
+    (newer / "catalog.json").write_text(
+        json.dumps({**description, "format_version": 99}), encoding="utf-8"
+    )
     with pytest.raises(CatalogError, match="has format 99, this version reads up to 1"):
         open_imported(newer)
     damaged = tmp_path / "damaged"
@@ -699,9 +839,14 @@ def test_what_cannot_be_opened(tmp_path, imported):
 def test_command_line(tmp_path, source, capsys):
     parser = argparse.ArgumentParser()
     add_import_arguments(parser)
-    run_import(parser.parse_args([os.fspath(source), "--out", os.fspath(tmp_path), "--workers=1", "--short-side=16"]))
+    run_import(
+        parser.parse_args(
+            [os.fspath(source), "--out", os.fspath(tmp_path), "--workers=1", "--short-side=16"]
+        )
+    )
     out = capsys.readouterr().out
-    assert "28 rows read, 28 photos kept in 4 classes" in out and "report.md" in out
+    assert "28 rows read, 28 photos kept in 4 classes" in out
+    assert "report.md" in out
     with pytest.raises(ImportFailed, match="--dataset NAME --from DIR"):
         run_import(parser.parse_args(["--out", os.fspath(tmp_path)]))
     with pytest.raises(ImportFailed, match=r"photos\.csv: .*check --out"):
@@ -709,7 +854,9 @@ def test_command_line(tmp_path, source, capsys):
 
 
 def test_flags_and_tables_need_no_tfds(imported):
-    """The command line and an array-file run start where TFDS, Pillow and pyarrow are not installed."""
+    """The command line and an array-file run start where TFDS, Pillow and pyarrow are not
+    installed.
+    """
     script = (
         "import argparse, sys\nfrom sicot_jax.catalog.importing.run import add_import_arguments\n"
         "from sicot_jax.catalog.sources.imported import open_imported\n"

@@ -5,15 +5,28 @@ from collections import Counter
 
 import pytest
 
-from sicot_jax.catalog.importing.splits import Photo, assign_splits, held_out, order_key, split_sizes, tail_targets
+from sicot_jax.catalog.importing.splits import (
+    Photo,
+    assign_splits,
+    held_out,
+    order_key,
+    split_sizes,
+    tail_targets,
+)
 
 
 def photos_of(**classes):
-    return [Photo(f"{label}{i}", label, f"{label}/{i}.jpg") for label, n in classes.items() for i in range(n)]
+    return [
+        Photo(f"{label}{i}", label, f"{label}/{i}.jpg")
+        for label, n in classes.items()
+        for i in range(n)
+    ]
 
 
 def count(photos, assignment, label):
-    return Counter(split for photo, split in zip(photos, assignment.split, strict=True) if photo.label == label)
+    return Counter(
+        split for photo, split in zip(photos, assignment.split, strict=True) if photo.label == label
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,19 +52,24 @@ def test_share_rule_by_hand(n, train, validation, test):
 def test_held_out_bounds():
     for n in range(1, 300):
         train, validation, test = split_sizes(n)
-        assert train >= 1 and train + validation + test == n
-        assert test == held_out(n) and (test >= 1) == (n >= 4) and max(test, validation) <= 20
+        assert train >= 1
+        assert train + validation + test == n
+        assert test == held_out(n)
+        assert (test >= 1) == (n >= 4)
+        assert max(test, validation) <= 20
 
 
 @pytest.mark.parametrize(
-    ("n", "expected"), [(3, (3, 0, 0)), (5, (5, 0, 0)), (6, (1, 0, 5)), (9, (3, 1, 5)), (20, (12, 3, 5))]
+    ("n", "expected"),
+    [(3, (3, 0, 0)), (5, (5, 0, 0)), (6, (1, 0, 5)), (9, (3, 1, 5)), (20, (12, 3, 5))],
 )
 def test_equal_test_sets(n, expected):
     assert split_sizes(n, test_per_class=5) == expected
 
 
 @pytest.mark.parametrize(
-    ("n", "expected"), [(3, (3, 0, 0)), (4, (3, 0, 1)), (10, (6, 2, 2)), (557, (426, 20, 111)), (1, (1, 0, 0))]
+    ("n", "expected"),
+    [(3, (3, 0, 0)), (4, (3, 0, 1)), (10, (6, 2, 2)), (557, (426, 20, 111)), (1, (1, 0, 0))],
 )
 def test_test_sets_in_proportion(n, expected):
     """No upper limit for the test; validation as ever, of what is left."""
@@ -62,7 +80,8 @@ def test_a_large_share_leaves_one_to_train():
     assert split_sizes(4, test_share=0.99) == (1, 0, 3)
     photos = photos_of(a=200, b=10)
     result = assign_splits(photos, seed=0, test_share=0.5)
-    assert count(photos, result, "a")["test"] == 100 and count(photos, result, "b")["test"] == 5
+    assert count(photos, result, "a")["test"] == 100
+    assert count(photos, result, "b")["test"] == 5
     with pytest.raises(ValueError, match="test_share=1, wanted above 0 and below 1"):
         assign_splits(photos, seed=0, test_share=1)
     with pytest.raises(ValueError, match="test_share and test_per_class are both given; give one"):
@@ -74,28 +93,40 @@ def test_small_classes_are_trained_not_tested():
     result = assign_splits(photos, seed=0)
     assert count(photos, result, "a") == {"train": 3}
     assert count(photos, result, "b") == {"train": 3, "test": 1}
-    assert result.small_classes == ["a"] and result.untested_classes == []
+    assert result.small_classes == ["a"]
+    assert result.untested_classes == []
 
 
 def test_untested_classes_are_named():
     photos = photos_of(a=3, b=5, c=6)
     result = assign_splits(photos, seed=0, test_per_class=5)
-    assert result.small_classes == ["a"] and result.untested_classes == ["b"]
+    assert result.small_classes == ["a"]
+    assert result.untested_classes == ["b"]
     assert count(photos, result, "c") == {"train": 1, "test": 5}
 
 
 def test_row_order_does_not_matter_and_the_seed_does():
     photos = photos_of(a=30, b=11, c=2)
-    expected = dict(zip((p.image_id for p in photos), assign_splits(photos, seed=1).split, strict=True))
+    expected = dict(
+        zip((p.image_id for p in photos), assign_splits(photos, seed=1).split, strict=True)
+    )
     shuffled = photos[:]
     random.Random(0).shuffle(shuffled)
-    assert dict(zip((p.image_id for p in shuffled), assign_splits(shuffled, seed=1).split, strict=True)) == expected
+    assert (
+        dict(
+            zip((p.image_id for p in shuffled), assign_splits(shuffled, seed=1).split, strict=True)
+        )
+        == expected
+    )
     assert assign_splits(photos, seed=2).split != assign_splits(photos, seed=1).split
 
 
 def test_another_class_does_not_change_a_class():
     alone = photos_of(a=30)
-    assert assign_splits(alone + photos_of(b=9), seed=0).split[:30] == assign_splits(alone, seed=0).split
+    assert (
+        assign_splits(alone + photos_of(b=9), seed=0).split[:30]
+        == assign_splits(alone, seed=0).split
+    )
 
 
 def test_given_split_wins():
@@ -110,22 +141,34 @@ def test_given_split_wins():
 def test_surplus_copies_of_one_label_leave_one():
     photos = [Photo("same", "a", "2.jpg"), Photo("same", "a", "1.jpg"), *photos_of(a=4)]
     result = assign_splits(photos, seed=0)
-    assert result.surplus == [0] and result.split[0] == "" and result.split[1] != ""
+    assert result.surplus == [0]
+    assert result.split[0] == ""
+    assert result.split[1] != ""
     assert result.conflicting == []
 
 
 def test_a_copy_of_an_official_test_photo_leaves_train():
-    photos = [Photo("same", "a", "1.jpg", "train"), Photo("same", "a", "2.jpg", "test"), Photo("x", "a", "3", "train")]
+    photos = [
+        Photo("same", "a", "1.jpg", "train"),
+        Photo("same", "a", "2.jpg", "test"),
+        Photo("x", "a", "3", "train"),
+    ]
     result = assign_splits(photos, seed=0)
-    assert result.split == ["", "test", "train"] and result.surplus == [0]
+    assert result.split == ["", "test", "train"]
+    assert result.surplus == [0]
 
 
 def test_identical_photos_of_two_labels_are_trained_only_and_named():
-    photos = [*photos_of(a=40, b=40), Photo("same", "a", "p.jpg", "test"), Photo("same", "b", "q.jpg", "test")]
+    photos = [
+        *photos_of(a=40, b=40),
+        Photo("same", "a", "p.jpg", "test"),
+        Photo("same", "b", "q.jpg", "test"),
+    ]
     photos.append(Photo("same", "b", "r.jpg"))
     result = assign_splits(photos, seed=0)
     assert result.split[80:] == ["train", "train", ""]
-    assert result.conflicting == [("same", [80, 81])] and result.surplus == [82]
+    assert result.conflicting == [("same", [80, 81])]
+    assert result.surplus == [82]
     for seed in range(5):  # never held out, whatever the order
         pinned = [Photo(p.image_id, p.label, p.reference) for p in photos]
         assert assign_splits(pinned, seed=seed).split[80] == "train"
@@ -133,14 +176,17 @@ def test_identical_photos_of_two_labels_are_trained_only_and_named():
 
 def test_no_photo_is_in_two_splits():
     generator = random.Random(0)
-    photos = [Photo(str(generator.randrange(200)), generator.randrange(12), str(i)) for i in range(600)]
+    photos = [
+        Photo(str(generator.randrange(200)), generator.randrange(12), str(i)) for i in range(600)
+    ]
     result = assign_splits(photos, seed=3)
     where = {}
     for photo, split in zip(photos, result.split, strict=True):
         if split:
             assert where.setdefault(photo.image_id, split) == split
     kept = [(p.image_id, p.label) for p, split in zip(photos, result.split, strict=True) if split]
-    assert len(kept) == len(set(kept)) and len(kept) + len(result.surplus) == 600
+    assert len(kept) == len(set(kept))
+    assert len(kept) + len(result.surplus) == 600
 
 
 def test_tail_cut_leaves_validation_and_test():
@@ -167,14 +213,17 @@ def test_order_key_is_fixed_for_ever():
 
 
 def test_a_later_version_keeps_the_split_of_every_photo():
-    """Classes grow from 20 to 30 photos: nothing moves, the new photos fill up; without `previous` many would move."""
+    """Classes grow from 20 to 30 photos: nothing moves, the new photos fill up; without `previous`
+    many would move.
+    """
     old = photos_of(a=20, b=20, c=7, d=3)
     first = assign_splits(old, seed=0)
     previous = {photo.image_id: split for photo, split in zip(old, first.split, strict=True)}
     grown = photos_of(a=30, b=30, c=7, d=9)
     second = assign_splits(grown, seed=0, previous=previous)
     where = {photo.image_id: split for photo, split in zip(grown, second.split, strict=True)}
-    assert {image: where[image] for image in previous} == previous and second.settled == 50
+    assert {image: where[image] for image in previous} == previous
+    assert second.settled == 50
     assert [count(grown, second, label) for label in "abcd"] == [
         {"train": 19, "validation": 5, "test": 6},
         {"train": 19, "validation": 5, "test": 6},
@@ -183,41 +232,59 @@ def test_a_later_version_keeps_the_split_of_every_photo():
     ]
     anew = assign_splits(grown, seed=0)
     assert any(
-        previous.get(p.image_id, "test") != "test" for p, s in zip(grown, anew.split, strict=True) if s == "test"
+        previous.get(p.image_id, "test") != "test"
+        for p, s in zip(grown, anew.split, strict=True)
+        if s == "test"
     )
 
 
 def test_a_photo_kept_in_test_never_leaves_a_class_without_train():
     photos = photos_of(a=4)
-    result = assign_splits(photos, seed=0, previous={"a0": "validation", "a1": "validation", "a2": "validation"})
+    result = assign_splits(
+        photos, seed=0, previous={"a0": "validation", "a1": "validation", "a2": "validation"}
+    )
     assert result.split == ["validation"] * 3 + ["train"]
     given = [Photo("x", "a", "x", "test"), *photos_of(a=1)]
-    assert assign_splits(given, seed=0, previous={"x": "train", "a0": "test"}).split == ["test", "test"]
+    assert assign_splits(given, seed=0, previous={"x": "train", "a0": "test"}).split == [
+        "test",
+        "test",
+    ]
 
 
 def test_equal_test_sets_count_given_photos_and_only_those_that_may_be_tested():
     """Each class with another number of test photos than asked is named."""
     pinned = [Photo(f"same{i}", label, f"{label}{i}") for i in range(4) for label in ("a", "z")]
-    given = [Photo(f"g{label}{i}", label, str(i), "test") for label, n in [("c", 5), ("d", 2)] for i in range(n)]
+    given = [
+        Photo(f"g{label}{i}", label, str(i), "test")
+        for label, n in [("c", 5), ("d", 2)]
+        for i in range(n)
+    ]
     photos = [*photos_of(a=3, z=30, c=10, d=10), *pinned, *given]
     five = assign_splits(photos, seed=0, test_per_class=5)
     assert [count(photos, five, label)["test"] for label in "azcd"] == [0, 5, 5, 5]
-    assert five.untested_classes == ["a"] and not five.uneven_classes and not five.small_classes
+    assert five.untested_classes == ["a"]
+    assert not five.uneven_classes
+    assert not five.small_classes
     assert count(photos, five, "a") == {"train": 7}
     three = assign_splits(photos, seed=0, test_per_class=3)
     assert [count(photos, three, label)["test"] for label in "azcd"] == [3, 3, 5, 3]
-    assert three.uneven_classes == ["c"] and not three.untested_classes
+    assert three.uneven_classes == ["c"]
+    assert not three.untested_classes
     assert assign_splits(pinned, seed=0).untested_classes == ["a", "z"]
 
 
 def test_an_official_test_split_is_kept_and_validation_held_out():
-    """Ten photos of a class with three test photos beside them; of a class without a test photo none is held out."""
+    """Ten photos of a class with three test photos beside them; of a class without a test photo
+    none is held out.
+    """
     given = [Photo(f"t{i}", "a", f"t/{i}.jpg", "test") for i in range(3)]
     photos = photos_of(a=10, b=10) + given
     result = assign_splits(photos, seed=0, official_test=True)
     assert count(photos, result, "a") == {"train": 8, "validation": held_out(10), "test": 3}
-    assert count(photos, result, "b") == {"train": 10} and result.untested_classes == ["b"]
-    # The photos that the share rule orders first; more of them later leave the split of the first as it was.
+    assert count(photos, result, "b") == {"train": 10}
+    assert result.untested_classes == ["b"]
+    # The photos that the share rule orders first; more of them later leave the split of the first
+    # as it was.
     order = sorted((p.image_id for p in photos_of(a=10)), key=lambda image: order_key(0, image))
     split = {p.image_id: s for p, s in zip(photos, result.split, strict=True)}
     assert [image for image in order if split[image] == "validation"] == order[:2]

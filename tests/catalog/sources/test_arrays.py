@@ -22,7 +22,12 @@ from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
 
 SPEC = GeneratedSpec(
-    num_classes=6, train_photos=20, validation_per_class=1, test_per_class=1, image_size=16, word_vectors="random"
+    num_classes=6,
+    train_photos=20,
+    validation_per_class=1,
+    test_per_class=1,
+    image_size=16,
+    word_vectors="random",
 )
 
 
@@ -35,10 +40,12 @@ def _assert_equal(got: Record, wanted: Record) -> None:
     assert set(got) == set(wanted)
     for key, value in wanted.items():
         if isinstance(value, np.ndarray):
-            assert got[key].dtype == value.dtype and type(got[key]) is np.ndarray
+            assert got[key].dtype == value.dtype
+            assert type(got[key]) is np.ndarray
             np.testing.assert_array_equal(got[key], value)
         else:
-            assert got[key] == value and type(got[key]) is type(value)
+            assert got[key] == value
+            assert type(got[key]) is type(value)
 
 
 @pytest.fixture
@@ -53,7 +60,8 @@ def test_round_trip(source, tmp_path):
     opened = open_arrays(str(path))
     for name in SPLITS:
         split = opened.splits[name]
-        assert split.labels.dtype == np.int32 and len(split) == len(source.splits[name])
+        assert split.labels.dtype == np.int32
+        assert len(split) == len(source.splits[name])
         np.testing.assert_array_equal(split.labels, source.splits[name].labels)
         for got, wanted in zip(split, source.splits[name], strict=True):
             _assert_equal(got, wanted)
@@ -89,7 +97,11 @@ def test_boxes_follow_their_photos(source, tmp_path, size, fit, encoded):
     file = io.BytesIO()
     Image.fromarray(photo).save(file, "PNG")
     box = np.array([0.2, 0.2, 0.7, 0.6], np.float32)
-    record = {**source.splits["train"][0], "image": file.getvalue() if encoded else photo, "box": box}
+    record = {
+        **source.splits["train"][0],
+        "image": file.getvalue() if encoded else photo,
+        "box": box,
+    }
     catalog = dataclasses.replace(source, splits={"train": _Records([record])})
     export_arrays(resized(catalog, _shape(*size, fit)), tmp_path / "c.npz", splits=("train",))
     got = open_arrays(tmp_path / "c.npz").splits["train"][0]
@@ -114,7 +126,11 @@ def test_a_box_that_was_cut_away_and_none_are_zero(source):
         ("pad", [0, 0, 0, 0], [0, 0, 0, 0]),
         ("stretch", gone, gone),
     ]:
-        record = {**source.splits["train"][0], "image": np.zeros((10, 20, 3), np.uint8), "box": np.float32(box)}
+        record = {
+            **source.splits["train"][0],
+            "image": np.zeros((10, 20, 3), np.uint8),
+            "box": np.float32(box),
+        }
         catalog = dataclasses.replace(source, splits={"train": _Records([record])})
         got = resized(catalog, _shape(16, 16, fit)).splits["train"][0]["box"]
         assert got.dtype == np.float32
@@ -158,12 +174,15 @@ def test_some_splits_and_an_empty_one(source, tmp_path):
     catalog = dataclasses.replace(source, splits={**source.splits, "test": Empty()})
     export_arrays(catalog, tmp_path / "c.npz", to_image=_image, splits=("train", "test"))
     opened = open_arrays(tmp_path / "c.npz")
-    assert list(opened.splits) == ["train", "test"] and len(opened.splits["test"]) == 0
+    assert list(opened.splits) == ["train", "test"]
+    assert len(opened.splits["test"]) == 0
     assert opened.splits["test"].images.shape == (0, 0, 0, 3)
 
 
 def test_sentencepiece_travels_inside(source, tmp_path):
-    tokenizer = build_tokenizer(["红色运动鞋", "蓝色运动鞋", "红色连衣裙"] * 20, kind="sentencepiece")
+    tokenizer = build_tokenizer(
+        ["红色运动鞋", "蓝色运动鞋", "红色连衣裙"] * 20, kind="sentencepiece"
+    )
     catalog = dataclasses.replace(source, tokenizer=tokenizer, splits={})
     export_arrays(catalog, tmp_path / "c.npz", to_image=_image, splits=())
     opened = open_arrays(tmp_path / "c.npz").tokenizer
@@ -174,7 +193,9 @@ def test_sentencepiece_travels_inside(source, tmp_path):
 @pytest.mark.parametrize("kind", ["words", "sentencepiece"])
 def test_reading_needs_only_numpy(source, tmp_path, kind):
     path = tmp_path / "c.npz"
-    catalog = dataclasses.replace(source, tokenizer=build_tokenizer(["red shoe", "blue shoe"] * 9, kind=kind))
+    catalog = dataclasses.replace(
+        source, tokenizer=build_tokenizer(["red shoe", "blue shoe"] * 9, kind=kind)
+    )
     export_arrays(catalog, path, to_image=_image)
     code = (
         "import sys\n"
@@ -213,7 +234,9 @@ def test_killed_midway_leaves_nothing_whole(source, tmp_path):
         "spec = GeneratedSpec(num_classes=2, train_photos=9, word_vectors='random')\n"
         f"export_arrays(open_generated(spec), {str(path)!r}, to_image=die)\n"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3]).returncode == -9
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3]).returncode == -9
+    )
     assert path.read_bytes() == whole
 
 
@@ -221,7 +244,9 @@ def test_refused(source, tmp_path):
     path = tmp_path / "c.npz"
     with pytest.raises(InputError, match="resize all photos alike"):
         sizes = iter([16, 8])
-        export_arrays(source, path, to_image=lambda record: np.zeros((16, next(sizes), 3), np.uint8))
+        export_arrays(
+            source, path, to_image=lambda record: np.zeros((16, next(sizes), 3), np.uint8)
+        )
     with pytest.raises(InputError, match="wanted uint8"):
         export_arrays(source, path, to_image=lambda record: np.zeros((16, 16, 3), np.float32))
     assert not path.exists()
@@ -239,5 +264,8 @@ def test_refused(source, tmp_path):
 def test_strings():
     strings = ["", "a", "连衣裙", "\ud800", "x\ny"]
     table = unpack_strings(*pack_strings(strings))
-    assert list(table) == strings and table[-1] == "x\ny" and table[1:3] == ["a", "连衣裙"] and "a" in table
+    assert list(table) == strings
+    assert table[-1] == "x\ny"
+    assert table[1:3] == ["a", "连衣裙"]
+    assert "a" in table
     assert list(unpack_strings(*pack_strings([]))) == []

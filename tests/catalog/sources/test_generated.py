@@ -29,7 +29,10 @@ NOISE = set(words(" ".join(PROMOTIONS)))
 
 
 def _fingerprint(record) -> str:
-    parts = {key: value.tobytes().hex() if isinstance(value, np.ndarray) else value for key, value in record.items()}
+    parts = {
+        key: value.tobytes().hex() if isinstance(value, np.ndarray) else value
+        for key, value in record.items()
+    }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -44,28 +47,38 @@ def test_zipf_counts_by_hand():
     assert zipf_counts(5, 5, 1.0).tolist() == [1] * 5
     for exponent in (0.3, 1.0, 2.5):
         counts = zipf_counts(997, 12_345, exponent)
-        assert counts.sum() == 12_345 and counts.min() >= 1 and (np.diff(counts) <= 0).all()
+        assert counts.sum() == 12_345
+        assert counts.min() >= 1
+        assert (np.diff(counts) <= 0).all()
 
 
 def test_tables_and_labels():
     catalog = open_generated(SMALL)
     counts = catalog.classes.counts
-    assert {name: int(counts[name].sum()) for name in SPLITS} == {"train": 300, "validation": 40, "test": 100}
+    assert {name: int(counts[name].sum()) for name in SPLITS} == {
+        "train": 300,
+        "validation": 40,
+        "test": 100,
+    }
     for name, split in catalog.splits.items():
-        assert len(split) == len(split.labels) and split.labels.dtype == np.int32
+        assert len(split) == len(split.labels)
+        assert split.labels.dtype == np.int32
         assert (np.bincount(split.labels, minlength=20) == counts[name]).all()
         for index in (0, 7, len(split) - 1, -1):
             assert split[index]["class_id"] == split.labels[index]
         with pytest.raises(IndexError):
             split[len(split)]
     head = counts["train"] > catalog.head_boundary
-    assert 0 < head.sum() < 20 and counts["train"][head].sum() >= 150
-    assert catalog.word_vectors.shape == (len(catalog.tokenizer.vocabulary), 8) and (catalog.word_vectors[0] == 0).all()
+    assert 0 < head.sum() < 20
+    assert counts["train"][head].sum() >= 150
+    assert catalog.word_vectors.shape == (len(catalog.tokenizer.vocabulary), 8)
+    assert (catalog.word_vectors[0] == 0).all()
     assert len(set(catalog.classes.sku)) == len(catalog.classes) == 20
     first = int(np.flatnonzero(catalog.splits["train"].labels == 7)[0])
     record = catalog.splits["train"][first]
     assert (catalog.classes.sku[7], catalog.classes.title[7]) == (record["sku"], record["title"])
-    assert catalog.classes.category[7] == record["category"] and catalog.classes.sku[2:4] == [
+    assert catalog.classes.category[7] == record["category"]
+    assert catalog.classes.sku[2:4] == [
         "sku-0000002",
         "sku-0000003",
     ]
@@ -73,9 +86,12 @@ def test_tables_and_labels():
 
 def test_record_fields():
     record = open_generated(SMALL).splits["train"][11]
-    assert record["image"].shape == (48, 48, 3) and record["image"].dtype == np.uint8
-    assert record["box"].shape == (4,) and record["box"].dtype == np.float32
-    assert record["token_ids"].dtype == np.int32 and len(record["token_ids"]) == len(words(record["title"]))
+    assert record["image"].shape == (48, 48, 3)
+    assert record["image"].dtype == np.uint8
+    assert record["box"].shape == (4,)
+    assert record["box"].dtype == np.float32
+    assert record["token_ids"].dtype == np.int32
+    assert len(record["token_ids"]) == len(words(record["title"]))
     assert (record["token_ids"] > 0).all()
     assert record["role"] == "catalogue"
 
@@ -84,9 +100,11 @@ def test_a_record_does_not_depend_on_the_others():
     catalog = open_generated(SMALL)
     alone = [_fingerprint(catalog.splits["train"][i]) for i in (250, 3)]
     every = [_fingerprint(record) for record in catalog.splits["train"]]
-    assert [every[250], every[3]] == alone and len(set(every)) == 300
+    assert [every[250], every[3]] == alone
+    assert len(set(every)) == 300
     copy = pickle.loads(pickle.dumps(catalog.splits["train"]))
-    assert _fingerprint(copy[250]) == alone[0] and len(pickle.dumps(copy)) < 1000
+    assert _fingerprint(copy[250]) == alone[0]
+    assert len(pickle.dumps(copy)) < 1000
 
 
 def test_equal_in_another_process():
@@ -101,7 +119,9 @@ def test_hash_and_validation():
         "seed": 1, "word_vectors": "word2vec", "word_vector_width": 9,
     }  # fmt: skip
     assert set(changes) == {field.name for field in dataclasses.fields(GeneratedSpec)}
-    hashes = {data_hash(dataclasses.replace(SMALL, **{name: value})) for name, value in changes.items()}
+    hashes = {
+        data_hash(dataclasses.replace(SMALL, **{name: value})) for name, value in changes.items()
+    }
     assert len(hashes | {data_hash(SMALL)}) == len(changes) + 1
     as_list = dataclasses.replace(SMALL, box_area=[0.3, 0.8])
     assert open_generated(as_list).data_hash == data_hash(SMALL) == open_generated(SMALL).data_hash
@@ -137,13 +157,16 @@ def test_box_is_tight_around_the_product():
             mark_size=0.3,
         )
         area = float(rng.uniform(0.1, 0.5))
-        pose, box = pictures._place(product, area, float(rng.uniform(-0.35, 0.35)), rng.random(), rng.random())
+        pose, box = pictures._place(
+            product, area, float(rng.uniform(-0.35, 0.35)), rng.random(), rng.random()
+        )
         canvas = np.zeros((3, size, size), np.float32)
         pictures._draw_product(canvas, product, pose)
         ys, xs = np.nonzero(canvas.max(0) > 0.3)
         drawn = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
         np.testing.assert_allclose(drawn, np.array(box) * size, atol=1.3)
-        assert min(box) >= 0 and max(box) <= 1
+        assert min(box) >= 0
+        assert max(box) <= 1
         assert (box[2] - box[0]) * (box[3] - box[1]) == pytest.approx(area)
 
 
@@ -151,9 +174,13 @@ def test_boxes_keep_to_the_range_and_spread():
     split = open_generated(dataclasses.replace(SMALL, box_area=(0.05, 0.4))).splits["train"]
     boxes = np.stack([record["box"] for record in split])
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    assert 0.0499 < area.min() < 0.1 and 0.35 < area.max() < 0.4001
-    place = boxes[:, 0] / (1 - boxes[:, 2] + boxes[:, 0])  # 0 at the left, 1 at the right of where it fits
-    assert abs(place.mean() - 0.5) < 0.06 and abs(place.var() - 1 / 12) < 0.02
+    assert 0.0499 < area.min() < 0.1
+    assert 0.35 < area.max() < 0.4001
+    place = boxes[:, 0] / (
+        1 - boxes[:, 2] + boxes[:, 0]
+    )  # 0 at the left, 1 at the right of where it fits
+    assert abs(place.mean() - 0.5) < 0.06
+    assert abs(place.var() - 1 / 12) < 0.02
 
 
 def _titles(catalog) -> tuple[list[list[str]], np.ndarray]:
@@ -164,7 +191,9 @@ def _titles(catalog) -> tuple[list[list[str]], np.ndarray]:
 
 def test_titles_say_nothing_at_informativeness_0():
     catalog = open_generated(
-        dataclasses.replace(SMALL, num_classes=8, train_photos=2400, zipf_exponent=0.0, informativeness=0.0)
+        dataclasses.replace(
+            SMALL, num_classes=8, train_photos=2400, zipf_exponent=0.0, informativeness=0.0
+        )
     )
     titles, labels = _titles(catalog)
     assert {word for title in titles for word in title} <= NOISE
@@ -184,7 +213,8 @@ def test_titles_name_the_product_at_informativeness_1():
     titles, labels = _titles(catalog)
     for title, label in zip(titles, labels, strict=True):
         told = [word for word in title if word not in NOISE]
-        assert len(told) == 6 and catalog.classes.category[int(label)] in told
+        assert len(told) == 6
+        assert catalog.classes.category[int(label)] in told
     half, _ = _titles(open_generated(dataclasses.replace(SMALL, informativeness=0.5)))
     told = [sum(word not in NOISE for word in title) for title in half]
     assert abs(np.mean(told) - 3) < 0.25
@@ -193,13 +223,20 @@ def test_titles_name_the_product_at_informativeness_1():
 @pytest.mark.parametrize("sharing", [0.0, 0.12, 0.5, 1.0])
 def test_word_sharing(sharing):
     spec = dataclasses.replace(
-        SMALL, num_classes=400, train_photos=4000, zipf_exponent=0.7, informativeness=1.0, word_sharing=sharing
+        SMALL,
+        num_classes=400,
+        train_photos=4000,
+        zipf_exponent=0.7,
+        informativeness=1.0,
+        word_sharing=sharing,
     )
     catalog = open_generated(spec)
     titles, labels = _titles(catalog)
     head = (catalog.classes.counts["train"] > catalog.head_boundary)[labels]
     in_head = {word for title, h in zip(titles, head, strict=True) if h for word in title} - NOISE
-    in_tail = {word for title, h in zip(titles, head, strict=True) if not h for word in title} - NOISE
+    in_tail = {
+        word for title, h in zip(titles, head, strict=True) if not h for word in title
+    } - NOISE
     # Concepts that both head and tail classes use: shared ones show one form, the others two.
     world = catalog.splits["train"]._world
     both = shared = 0
@@ -209,7 +246,8 @@ def test_word_sharing(sharing):
             if head_form in in_head and tail_form in in_tail:
                 both += 1
                 shared += head_form == tail_form
-    assert both > 100 and abs(shared / both - sharing) < 0.05
+    assert both > 100
+    assert abs(shared / both - sharing) < 0.05
     assert len(in_head & in_tail) == shared  # no word of one concept is by chance a word of another
     assert in_head | in_tail <= set(catalog.tokenizer.vocabulary)
 
@@ -217,19 +255,24 @@ def test_word_sharing(sharing):
 def test_vocabulary_has_no_word_twice_and_word2vec_trains():
     catalog = open_generated(dataclasses.replace(SMALL, word_vectors="word2vec"))
     vocabulary = list(catalog.tokenizer.vocabulary)
-    assert vocabulary[0] == "" and len(set(vocabulary)) == len(vocabulary)
-    assert catalog.word_vectors.shape == (len(vocabulary), 8) and np.abs(catalog.word_vectors[1:]).max() > 0.2
+    assert vocabulary[0] == ""
+    assert len(set(vocabulary)) == len(vocabulary)
+    assert catalog.word_vectors.shape == (len(vocabulary), 8)
+    assert np.abs(catalog.word_vectors[1:]).max() > 0.2
 
 
 def test_pictures_do_not_depend_on_the_titles():
     plain = open_generated(SMALL).splits["test"][5]
-    other = open_generated(dataclasses.replace(SMALL, informativeness=0.0, word_sharing=0.0)).splits["test"][5]
+    other = open_generated(
+        dataclasses.replace(SMALL, informativeness=0.0, word_sharing=0.0)
+    ).splits["test"][5]
     np.testing.assert_array_equal(plain["image"], other["image"])
     assert plain["title"] != other["title"]
 
 
 def test_classes_look_different_and_photos_of_a_class_alike():
-    # Mean colour of the box's middle: photos of a class must be nearer to each other than to other classes.
+    # Mean colour of the box's middle: photos of a class must be nearer to each other than to other
+    # classes.
     split = open_generated(dataclasses.replace(SMALL, clutter=0.0)).splits["test"]
     features = []
     for record in split:
@@ -242,12 +285,15 @@ def test_classes_look_different_and_photos_of_a_class_alike():
 
 
 def test_a_million_classes_open_fast_in_little_memory():
-    spec = GeneratedSpec(num_classes=1_000_000, train_photos=10_000_000, word_vectors="random", seed=5)
+    spec = GeneratedSpec(
+        num_classes=1_000_000, train_photos=10_000_000, word_vectors="random", seed=5
+    )
     start = time.perf_counter()
     catalog = open_generated(spec)
     record = catalog.splits["train"][9_999_999]
     assert time.perf_counter() - start < 3
-    assert record["class_id"] == 999_999 and record["sku"] == "sku-0999999"
+    assert record["class_id"] == 999_999
+    assert record["sku"] == "sku-0999999"
     assert len(catalog.splits["test"]) == 5_000_000
     tracemalloc.start()
     open_generated(dataclasses.replace(spec, seed=6))
@@ -266,18 +312,29 @@ def _builder_module():
 
 def test_written_to_disk_it_is_an_ordinary_import(tmp_path):
     module = _builder_module()
-    (tmp_path / "spec.json").write_text('{"num_classes": 3, "train_photos": 9, "test_per_class": 1}')
+    (tmp_path / "spec.json").write_text(
+        '{"num_classes": 3, "train_photos": 9, "test_per_class": 1}'
+    )
     source = open_generated(module.read_spec(tmp_path))
-    builder = module.Builder(source=tmp_path, data_dir=tmp_path / "out", settings=ImportSettings(word_width=4))
+    builder = module.Builder(
+        source=tmp_path, data_dir=tmp_path / "out", settings=ImportSettings(word_width=4)
+    )
     rows = list(builder.rows())
     assert [row.split for row in rows] == ["train"] * 9 + ["validation"] * 6 + ["test"] * 3
     assert rows[4].title == source.splits["train"][4]["title"]
-    prepared = list(prepare_all(builder.photos(), [row.image for row in rows], short_side=48, workers=1))
-    assert not any(photo.error for photo in prepared) and len({photo.image_id for photo in prepared}) == 18
+    prepared = list(
+        prepare_all(builder.photos(), [row.image for row in rows], short_side=48, workers=1)
+    )
+    assert not any(photo.error for photo in prepared)
+    assert len({photo.image_id for photo in prepared}) == 18
     with Image.open(io.BytesIO(builder.photos().read("test/1"))) as image:
         np.testing.assert_array_equal(np.asarray(image), source.splits["test"][1]["image"])
     pickle.loads(pickle.dumps(builder.photos()))
-    for text, message in (('{"classes": 3}', "wanted a JSON object"), ("[", "wanted"), ('{"seed": -1}', "seed=-1")):
+    for text, message in (
+        ('{"classes": 3}', "wanted a JSON object"),
+        ("[", "wanted"),
+        ('{"seed": -1}', "seed=-1"),
+    ):
         (tmp_path / "spec.json").write_text(text)
         with pytest.raises(ManifestError, match=message):
             list(builder.rows())

@@ -31,14 +31,18 @@ def exact(opened, embedding, k, allowed=None):
     vectors = Vectors(opened.folder, WIDTH, BITS)
     similarity = np.asarray(vectors.mapped(layout.FEATURES, places), np.float32) @ unit(embedding)
     best = {}
-    for owner, value in zip(vectors.mapped(layout.OWNERS, places).tolist(), similarity.tolist(), strict=True):
+    for owner, value in zip(
+        vectors.mapped(layout.OWNERS, places).tolist(), similarity.tolist(), strict=True
+    ):
         if allowed is None or owner in allowed:
             best[owner] = max(best.get(owner, -2), value)
     return sorted(best.items(), key=lambda item: -item[1])[:k]
 
 
 def found(opened, embedding, k, **more):
-    return [(n.product, n.similarity) for n in opened.nearest(embedding[None], k, **more)[0].products]
+    return [
+        (n.product, n.similarity) for n in opened.nearest(embedding[None], k, **more)[0].products
+    ]
 
 
 @pytest.mark.parametrize("k", [1, 3, PRODUCTS])
@@ -59,14 +63,18 @@ def test_nearest_photos_are_those_of_all_similarities(opened, k):
         order = np.argsort(-cosine, kind="stable")
         near = opened.nearest(embedding[None], k, photos=5)[0]
         assert [(n.place, n.product) for n in near.photos] == [(p, owners[p]) for p in order[:5]]
-        np.testing.assert_allclose([n.similarity for n in near.photos], cosine[order[:5]], rtol=1e-6)
+        np.testing.assert_allclose(
+            [n.similarity for n in near.photos], cosine[order[:5]], rtol=1e-6
+        )
         assert len(near.products) == k
     assert len(opened.nearest(queries(1), k, photos=places + 9)[0].photos) == places
 
 
 def test_a_batch_is_its_queries(opened):
     some = queries(3)
-    assert opened.nearest(some, 2, photos=3) == [opened.nearest(query[None], 2, photos=3)[0] for query in some]
+    assert opened.nearest(some, 2, photos=3) == [
+        opened.nearest(query[None], 2, photos=3)[0] for query in some
+    ]
 
 
 def test_more_photos_are_looked_at_until_there_are_k_products(opened):
@@ -79,7 +87,9 @@ def test_more_photos_are_looked_at_until_there_are_k_products(opened):
 def test_a_category_is_searched_alone(opened):
     for embedding in queries(5):
         wanted = exact(opened, embedding, 2, allowed={1, 3, 5})
-        assert [p for p, _ in found(opened, embedding, 2, category="kind 1")] == [p for p, _ in wanted]
+        assert [p for p, _ in found(opened, embedding, 2, category="kind 1")] == [
+            p for p, _ in wanted
+        ]
     assert found(opened, queries(1)[0], 2, category="nothing") == []
 
 
@@ -89,9 +99,12 @@ def test_what_is_withdrawn_is_not_found_after_a_refresh(index, opened):
     change.remove(index, [f"sku-{best}"])
     assert found(opened, embedding, 1)[0][0] == best  # as it was at the last look
     assert opened.products([best]) == [None]  # but its card is gone
-    assert opened.refresh() and not opened.refresh()
+    assert opened.refresh()
+    assert not opened.refresh()
     left = set(range(PRODUCTS)) - {best}
-    assert [p for p, _ in found(opened, embedding, PRODUCTS)] == [p for p, _ in exact(opened, embedding, 9, left)]
+    assert [p for p, _ in found(opened, embedding, PRODUCTS)] == [
+        p for p, _ in exact(opened, embedding, 9, left)
+    ]
     assert opened.counts() == {"products": PRODUCTS - 1, "photos": PRODUCTS * PHOTOS}
 
 
@@ -100,7 +113,9 @@ def test_a_query_of_zeros_is_answered(opened):
 
 
 def test_no_index_is_one_line(tmp_path):
-    with pytest.raises(InputError, match="no product index there; make one with `sicot index build"):
+    with pytest.raises(
+        InputError, match="no product index there; make one with `sicot index build"
+    ):
         layout.current_version(tmp_path)
     (tmp_path / "current").write_text("../../etc\n")
     with pytest.raises(InputError, match="names '../../etc', wanted a version"):
@@ -133,7 +148,9 @@ def test_a_product_moves_to_another_category(index, opened, tmp_path):
 
 
 def test_readers_outlive_the_index_that_was_replaced(index):
-    """A thread that reads while everyone else drops the index: it is closed with the last reference."""
+    """A thread that reads while everyone else drops the index: it is closed with the last
+    reference.
+    """
     opened = EmbeddedIndex(layout.current_version(index))
     results, going = [], threading.Event()
 
@@ -160,7 +177,9 @@ def test_a_search_for_more_products_than_there_are_does_not_look_at_all_photos(o
     looked = []
     ranked = embedded._ranked
     monkeypatch.setattr(
-        embedded, "_ranked", lambda view, q, places, *n: looked.append(len(places)) or ranked(view, q, places, *n)
+        embedded,
+        "_ranked",
+        lambda view, q, places, *n: looked.append(len(places)) or ranked(view, q, places, *n),
     )
     monkeypatch.setattr(embedded, "WIDEST", 2)
     found(opened, queries(1)[0], PRODUCTS + 3, candidates=5)

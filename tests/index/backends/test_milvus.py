@@ -1,4 +1,5 @@
-"""An index whose codes lie in Milvus beside the same in files: a real Milvus Lite, in an environment of its own.
+"""An index whose codes lie in Milvus beside the same in files: a real Milvus Lite, in an
+environment of its own.
 
 Milvus Lite has binary vectors up to 2.5, which needs an older setuptools than other packages here.
 """
@@ -60,7 +61,10 @@ def python(tmp_path_factory):
     venv.create(folder, with_pip=True)
     made = folder / "bin" / "python"
     done = subprocess.run(
-        [made, "-m", "pip", "install", "--quiet", *PACKAGES], capture_output=True, text=True, check=False
+        [made, "-m", "pip", "install", "--quiet", *PACKAGES],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         pytest.skip(f"no Milvus Lite could be installed: {done.stderr.strip()[-200:]}")
@@ -72,7 +76,12 @@ def python(tmp_path_factory):
 def test_milvus_proposes_what_files_propose(index, python, tmp_path):
     """Products that came, went and moved included."""
     rows = [{"image": f"{n}.jpg", "sku": "new", "category": "fresh"} for n in range(3)]
-    change.add(index, write_manifest_csv(tmp_path / "feed", rows, {f"{n}.jpg": jpeg(photo(30, n)) for n in range(3)}))
+    change.add(
+        index,
+        write_manifest_csv(
+            tmp_path / "feed", rows, {f"{n}.jpg": jpeg(photo(30, n)) for n in range(3)}
+        ),
+    )
     change.remove(index, [sku(2)], photos=[f"{1:032x}"])
     (tmp_path / "move.csv").write_text(f"sku,category\n{sku(1)},kind 0\n")
     change.update(index, tmp_path / "move.csv")
@@ -83,14 +92,19 @@ def test_milvus_proposes_what_files_propose(index, python, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert "has no codes of" in found["said"][0] and "sicot index publish --index" in found["said"][0]
+    assert "has no codes of" in found["said"][0]
+    assert "sicot index publish --index" in found["said"][0]
     assert found["said"][1].startswith("v000001: 27 codes new, 27 in sicot_v000001_")
     assert found["said"][2].startswith("v000001: 0 codes new, 27 in sicot_v000001_")
     files, milvus = found["answers"]
     assert files[-1] == milvus[-1]
-    for one, other in zip(files[1:-1:2], milvus[1:-1:2], strict=True):  # of 40 candidates: all photos
+    for one, other in zip(
+        files[1:-1:2], milvus[1:-1:2], strict=True
+    ):  # of 40 candidates: all photos
         assert one == other
-    for one, other in zip(files[:-1:2], milvus[:-1:2], strict=True):  # of equal distances either may be proposed
+    for one, other in zip(
+        files[:-1:2], milvus[:-1:2], strict=True
+    ):  # of equal distances either may be proposed
         for mine, theirs in zip(one, other, strict=True):
             assert len(mine["photos"]) == len(theirs["photos"])
             assert mine["products"][:1] == theirs["products"][:1]
@@ -98,7 +112,14 @@ def test_milvus_proposes_what_files_propose(index, python, tmp_path):
 
 def test_without_its_package_there_is_one_line(index, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "pymilvus", None)
-    with pytest.raises(InputError, match="no pymilvus here to use Milvus with; install it: pip install"):
+    with pytest.raises(
+        InputError, match="no pymilvus here to use Milvus with; install it: pip install"
+    ):
         open_index(layout.current_version(index), "milvus+http://127.0.0.1:1")
-    assert cli.main(["index", "publish", "--index", str(index), "--database", "milvus+http://127.0.0.1:1"]) == 2
+    assert (
+        cli.main(
+            ["index", "publish", "--index", str(index), "--database", "milvus+http://127.0.0.1:1"]
+        )
+        == 2
+    )
     assert "no pymilvus here" in capsys.readouterr().err

@@ -8,7 +8,16 @@ import threading
 
 import numpy as np
 import pytest
-from helpers.index_maker import PHOTOS, PRODUCTS, WIDTH, jpeg, photo, sku, write_index, write_manifest_csv
+from helpers.index_maker import (
+    PHOTOS,
+    PRODUCTS,
+    WIDTH,
+    jpeg,
+    photo,
+    sku,
+    write_index,
+    write_manifest_csv,
+)
 
 from benchmarks import search
 from sicot_jax.cli import main as cli
@@ -55,11 +64,18 @@ def reading(index, url=""):
 
 @pytest.fixture(params=["files", "database"])
 def opened(request, index):
-    """Both implementations, of an index with a product withdrawn, another's photos withdrawn, and a product without a class."""
+    """Both implementations, of an index with a product withdrawn, another's photos withdrawn, and a
+    product without a class.
+    """
     change.remove(index, [sku(2)])
     change.remove(index, [], photos=[f"{0:032x}", f"{1:032x}"])
-    rows = [{"image": f"{n}.jpg", "sku": "new", "category": "kind 1", "title": "new one"} for n in range(2)]
-    feed = write_manifest_csv(index.parent / "feed", rows, {f"{n}.jpg": jpeg(photo(30, n)) for n in range(2)})
+    rows = [
+        {"image": f"{n}.jpg", "sku": "new", "category": "kind 1", "title": "new one"}
+        for n in range(2)
+    ]
+    feed = write_manifest_csv(
+        index.parent / "feed", rows, {f"{n}.jpg": jpeg(photo(30, n)) for n in range(2)}
+    )
     change.add(index, feed)
     url = ""
     if request.param == "database":
@@ -87,7 +103,9 @@ def all_pairs(opened, embedding, k, category=None):
     best = {}
     for place, product in rows:
         best.setdefault(product, (product, place, float(similarity[place])))
-        best[product] = max(best[product], (product, place, float(similarity[place])), key=lambda found: found[2])
+        best[product] = max(
+            best[product], (product, place, float(similarity[place])), key=lambda found: found[2]
+        )
     return sorted(best.values(), key=lambda found: -found[2])[:k]
 
 
@@ -95,13 +113,22 @@ def all_pairs(opened, embedding, k, category=None):
 def test_the_nearest_are_those_of_all_similarities(opened, monkeypatch, graph):
     if graph:
         monkeypatch.setattr(postgres, "_EXACT", 0)
-    for category, k in itertools.product([None, "kind 0", "kind 1", "nothing", "\0"], [0, 1, 3, PRODUCTS + 5]):
-        for embedding, found in zip(queries(), opened.nearest(queries(), k, category=category), strict=True):
+    for category, k in itertools.product(
+        [None, "kind 0", "kind 1", "nothing", "\0"], [0, 1, 3, PRODUCTS + 5]
+    ):
+        for embedding, found in zip(
+            queries(), opened.nearest(queries(), k, category=category), strict=True
+        ):
             wanted = all_pairs(opened, embedding, k, category)
             assert [(n.product, n.place) for n in found.products] == [one[:2] for one in wanted]
-            np.testing.assert_allclose([n.similarity for n in found.products], [one[2] for one in wanted], rtol=1e-5)
-        # One candidate is one product: the search widens by itself, and ends where there are no more.
-        assert len(opened.nearest(queries(1), k, category=category, candidates=1)[0].products) == len(wanted)
+            np.testing.assert_allclose(
+                [n.similarity for n in found.products], [one[2] for one in wanted], rtol=1e-5
+            )
+        # One candidate is one product: the search widens by itself, and ends where there are no
+        # more.
+        assert len(
+            opened.nearest(queries(1), k, category=category, candidates=1)[0].products
+        ) == len(wanted)
 
 
 def test_a_query_of_zeros_is_answered(opened):
@@ -109,13 +136,23 @@ def test_a_query_of_zeros_is_answered(opened):
 
 
 def test_cards_are_those_of_the_files(index, url):
-    rows = [{"image": "0.jpg", "sku": "a/b 靴'", "title": "t\\x", "tags": "\t\n", "category": "", "price": "1.5"}]
+    rows = [
+        {
+            "image": "0.jpg",
+            "sku": "a/b 靴'",
+            "title": "t\\x",
+            "tags": "\t\n",
+            "category": "",
+            "price": "1.5",
+        }
+    ]
     change.add(index, write_manifest_csv(index.parent / "feed", rows, {"0.jpg": jpeg(photo(30))}))
     change.remove(index, [sku(4)], photos=[f"{0:032x}"])
     publish(index, url)
     with reading(index) as files, reading(index, url) as copy:
         numbers = [5, 0, 4, PRODUCTS, 99, 0]
-        assert copy.products(numbers) == files.products(numbers) and copy.products([]) == []
+        assert copy.products(numbers) == files.products(numbers)
+        assert copy.products([]) == []
         for name in (sku(0), sku(4), "a/b 靴'", "nope", "\0"):
             assert copy.product(name) == files.product(name)
         for place in (0, 5, PRODUCTS * PHOTOS, 99):
@@ -136,12 +173,15 @@ def test_bits_and_numbers_are_those_of_the_files(index, url):
     vectors = Vectors(folder, manifest.width, manifest.bits)
     with psycopg.connect(url, autocommit=True) as connection:
         database.use_schema(connection, database.schema_of(folder))
-        stored = connection.execute("SELECT code::text, feature::text, product FROM photos ORDER BY place").fetchall()
+        stored = connection.execute(
+            "SELECT code::text, feature::text, product FROM photos ORDER BY place"
+        ).fetchall()
     for (code, feature, product), place in zip(stored, range(PRODUCTS * PHOTOS), strict=True):
         bits = np.unpackbits(vectors.mapped(layout.CODES, place + 1)[place], bitorder="little")
         assert code == "".join(map(str, bits))
         np.testing.assert_array_equal(
-            np.array(feature.strip("[]").split(","), np.float32), vectors.mapped(layout.FEATURES, place + 1)[place]
+            np.array(feature.strip("[]").split(","), np.float32),
+            vectors.mapped(layout.FEATURES, place + 1)[place],
         )
         assert product == vectors.mapped(layout.OWNERS, place + 1)[place]
 
@@ -151,7 +191,8 @@ def test_only_small_files_are_read_of_the_folder(index, url):
     for name in (layout.FEATURES, layout.CODES, layout.OWNERS, layout.CARDS):
         (layout.current_version(index) / name).unlink()
     with reading(index, url) as copy:
-        assert copy.nearest(queries(1), 1)[0].products and copy.product(sku(1)).title == f"title {sku(1)}"
+        assert copy.nearest(queries(1), 1)[0].products
+        assert copy.product(sku(1)).title == f"title {sku(1)}"
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +206,10 @@ def five_thousand(tmp_path_factory, made_model):
     version.parent.mkdir()
     search.write(version, search.Gaussian(WIDTH), 5_000, 256, made)
     (folder / "index" / layout.CURRENT).write_text("v000001\n")
-    with contextlib.closing(Cards(version / layout.CARDS, writable=True)) as cards, cards.change() as connection:
+    with (
+        contextlib.closing(Cards(version / layout.CARDS, writable=True)) as cards,
+        cards.change() as connection,
+    ):
         kinds = ["rare" if n % 500 == 7 else f"kind {n % 10}" for n in range(5_000)]
         cards_of.put_products(connection, ((n, sku(n), "", "", kinds[n], {}) for n in range(5_000)))
         cards_of.put_photos(connection, ((n, n, f"{n:032x}", None) for n in range(5_000)))
@@ -194,7 +238,8 @@ def test_recall(five_thousand, url):
                 f"ORDER BY code <~> '{'0' * 256}'::bit(256) LIMIT 100"
             ).fetchall()
         assert "photos_by_code" in str(plan)
-        assert recall() >= 0.95 and recall(category="kind 3") == 1 == recall(category="rare")
+        assert recall() >= 0.95
+        assert recall(category="kind 3") == 1 == recall(category="rare")
         change.remove(five_thousand, [sku(n) for n in range(0, 5_000, 2)])
         publish(five_thousand, url)
         assert {n.product % 2 for q in asked for n in copy.nearest(q[None], 10)[0].products} == {1}
@@ -212,44 +257,61 @@ def test_published_twice_is_no_change(index, url):
 def test_changes_are_seen_once_they_are_published(index, url, tmp_path):
     publish(index, url)
     with reading(index, url) as copy:
-        rows = [{"image": f"{n}.jpg", "sku": name, "category": "fresh"} for n, name in enumerate(["new", sku(1)])]
-        feed = write_manifest_csv(tmp_path / "feed", rows, {f"{n}.jpg": jpeg(photo(30 + n)) for n in range(2)})
+        rows = [
+            {"image": f"{n}.jpg", "sku": name, "category": "fresh"}
+            for n, name in enumerate(["new", sku(1)])
+        ]
+        feed = write_manifest_csv(
+            tmp_path / "feed", rows, {f"{n}.jpg": jpeg(photo(30 + n)) for n in range(2)}
+        )
         change.add(index, feed)
         change.remove(index, [sku(2)], photos=[f"{0:032x}"])
         (tmp_path / "more.csv").write_text(f"sku,title,price\n{sku(3)},other,2.5\n")
         change.update(index, tmp_path / "more.csv")
         assert not copy.refresh()
-        assert copy.product("new") is None and copy.product(sku(2)) and copy.product(sku(3)).title == f"title {sku(3)}"
+        assert copy.product("new") is None
+        assert copy.product(sku(2))
+        assert copy.product(sku(3)).title == f"title {sku(3)}"
         assert copy.counts() == {"products": PRODUCTS, "photos": PRODUCTS * PHOTOS}
         published = publish(index, url)
         # Products: new, 1 (category), 2 and 3; a withdrawn photo; a row of the classifier.
         assert (published.revision, published.new_photos, published.changes) == (2, 2, 6)
         assert copy.offered().products.tolist() == []  # until
-        assert copy.refresh() and not copy.refresh()
-        assert copy.offered().products.tolist() == [PRODUCTS] and copy.offered().withdrawn.tolist() == [2]
+        assert copy.refresh()
+        assert not copy.refresh()
+        assert copy.offered().products.tolist() == [PRODUCTS]
+        assert copy.offered().withdrawn.tolist() == [2]
         with reading(index) as files:
             assert copy.counts() == files.counts()
             everything = range(PRODUCTS + 1)
             assert copy.products(everything) == files.products(everything)
-            assert (
-                copy.product(sku(3)).quality == {"price": 2.5} and copy.photos_of(1) == files.photos_of(1) == PHOTOS + 1
-            )
+            assert copy.product(sku(3)).quality == {"price": 2.5}
+            assert copy.photos_of(1) == files.photos_of(1) == PHOTOS + 1
             for category in (None, "fresh", "kind 0", "kind 1"):
-                mine, theirs = (one.nearest(queries(), 9, photos=7, category=category) for one in (copy, files))
+                mine, theirs = (
+                    one.nearest(queries(), 9, photos=7, category=category) for one in (copy, files)
+                )
                 for part in ("products", "photos"):
-                    one, other = ([[n.place for n in getattr(f, part)] for f in side] for side in (mine, theirs))
-                    assert one == other and all(one)
+                    one, other = (
+                        [[n.place for n in getattr(f, part)] for f in side]
+                        for side in (mine, theirs)
+                    )
+                    assert one == other
+                    assert all(one)
             assert copy.offered().names == ("fresh", "kind 0", "kind 1")
             for one in (copy, files):
                 told = [one.offered().names[number] for number in one.offered().category]
                 assert told == [
-                    card.category if card else f"kind {n % 2}" for n, card in enumerate(one.products(everything))
+                    card.category if card else f"kind {n % 2}"
+                    for n, card in enumerate(one.products(everything))
                 ]
 
 
 def test_a_row_that_is_gone_is_gone_in_the_database(index, url, tmp_path):
     """Of a later product whose last photo was withdrawn."""
-    feed = write_manifest_csv(tmp_path / "feed", [{"image": "0.jpg", "sku": "new"}], {"0.jpg": jpeg(photo(30))})
+    feed = write_manifest_csv(
+        tmp_path / "feed", [{"image": "0.jpg", "sku": "new"}], {"0.jpg": jpeg(photo(30))}
+    )
     change.add(index, feed)
     publish(index, url)
     with reading(index, url) as copy:
@@ -259,7 +321,8 @@ def test_a_row_that_is_gone_is_gone_in_the_database(index, url, tmp_path):
             image_id = cards.connection.execute(find, (PRODUCTS,)).fetchone()[0]
         change.remove(index, [], photos=[image_id])
         publish(index, url)
-        assert copy.refresh() and copy.offered().products.tolist() == []
+        assert copy.refresh()
+        assert copy.offered().products.tolist() == []
 
 
 @pytest.mark.parametrize("where", ["_update", "_count", "database.create_indexes", "_one"])
@@ -268,7 +331,9 @@ def test_a_publish_that_is_stopped_leaves_the_old_one(index, url, made_model, mo
     with reading(index, url) as copy:
         before = copy.nearest(queries(3), 3)
         version = write_index(index, made_model)
-        owner, name = (publishing.database, where.split(".")[1]) if "." in where else (publishing, where)
+        owner, name = (
+            (publishing.database, where.split(".")[1]) if "." in where else (publishing, where)
+        )
         original = getattr(owner, name)
 
         def stopped(connection, *arguments):
@@ -280,16 +345,23 @@ def test_a_publish_that_is_stopped_leaves_the_old_one(index, url, made_model, mo
         with pytest.raises(KeyboardInterrupt):
             publish(index, url)
         monkeypatch.undo()
-        assert copy.nearest(queries(3), 3) == before and not copy.refresh()
+        assert copy.nearest(queries(3), 3) == before
+        assert not copy.refresh()
         with psycopg.connect(url) as connection:
             (found,) = connection.execute("SELECT schema FROM sicot.versions").fetchall()
-            schemas = connection.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'sicot%'").fetchall()
-            assert sorted(schemas) == [("sicot",), found] and "v000001" in found[0]
-        with pytest.raises(InputError, match="has no copy of .*v000002; make it with `sicot index publish --index "):
+            schemas = connection.execute(
+                "SELECT nspname FROM pg_namespace WHERE nspname LIKE 'sicot%'"
+            ).fetchall()
+            assert sorted(schemas) == [("sicot",), found]
+            assert "v000001" in found[0]
+        with pytest.raises(
+            InputError, match="has no copy of .*v000002; make it with `sicot index publish --index "
+        ):
             open_index(version, url)
         assert publish(index, url).new_photos == PRODUCTS * PHOTOS
         with reading(index, url) as newer:
-            assert newer.folder.name == "v000002" and newer.counts()["products"] == PRODUCTS
+            assert newer.folder.name == "v000002"
+            assert newer.counts()["products"] == PRODUCTS
 
 
 def test_the_version_before_stays_and_older_ones_go(index, url, made_model):
@@ -346,9 +418,11 @@ def test_a_change_during_a_publish_is_for_the_next_one(index, url, monkeypatch):
     publish(index, url)
     monkeypatch.undo()
     with reading(index, url) as copy:
-        assert copy.counts()["products"] == PRODUCTS and copy.product(sku(1))
+        assert copy.counts()["products"] == PRODUCTS
+        assert copy.product(sku(1))
         assert publish(index, url).changes == 1
-        assert copy.refresh() and copy.product(sku(1)) is None
+        assert copy.refresh()
+        assert copy.product(sku(1)) is None
 
 
 def one_line(error):
@@ -364,15 +438,24 @@ def one_line(error):
     ],
 )  # fmt: skip
 def test_an_address_that_is_none_is_not_told(index, address):
-    for call in (lambda: publish(index, address), lambda: open_index(layout.current_version(index), address)):
-        with pytest.raises(InputError, match="the database's address cannot be read, wanted postgresql://") as error:
+    for call in (
+        lambda: publish(index, address),
+        lambda: open_index(layout.current_version(index), address),
+    ):
+        with pytest.raises(
+            InputError, match="the database's address cannot be read, wanted postgresql://"
+        ) as error:
             call()
-        assert "secret" not in one_line(error) and address not in one_line(error)
+        assert "secret" not in one_line(error)
+        assert address not in one_line(error)
 
 
 def test_a_database_that_does_not_answer(index, database_server, url, capsys):
     gone = "postgresql://someone:secret@127.0.0.1:1/shop"
-    for call in (lambda: publish(index, gone), lambda: open_index(layout.current_version(index), gone)):
+    for call in (
+        lambda: publish(index, gone),
+        lambda: open_index(layout.current_version(index), gone),
+    ):
         with pytest.raises(
             InputError, match="postgresql://127.0.0.1/shop: .*refused.*; start the database, or"
         ) as error:
@@ -402,11 +485,19 @@ def test_no_pgvector_or_an_old_one(index, url, monkeypatch):
         publish(index, reader)
     one_line(error)
     publish(index, url)
-    with pytest.raises(InputError, match="permission denied for schema sicot"):  # a role that was given no rights
+    with pytest.raises(
+        InputError, match="permission denied for schema sicot"
+    ):  # a role that was given no rights
         open_index(layout.current_version(index), reader)
     monkeypatch.setattr(database, "PGVECTOR", (99, 1))
-    for call in (lambda: publish(index, url), lambda: open_index(layout.current_version(index), url)):
-        with pytest.raises(InputError, match="pgvector: 0.*, wanted 99.1 or later; .* ALTER EXTENSION vector UPDATE"):
+    for call in (
+        lambda: publish(index, url),
+        lambda: open_index(layout.current_version(index), url),
+    ):
+        with pytest.raises(
+            InputError,
+            match="pgvector: 0.*, wanted 99.1 or later; .* ALTER EXTENSION vector UPDATE",
+        ):
             call()
 
 
@@ -415,7 +506,8 @@ def test_without_its_packages_there_is_one_line(index, monkeypatch):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "psycopg_pool", None)
     with pytest.raises(
-        InputError, match="no psycopg_pool here to use a database with; install it: pip install 'sicot_jax"
+        InputError,
+        match="no psycopg_pool here to use a database with; install it: pip install 'sicot_jax",
     ):
         open_index(layout.current_version(index), "postgresql://h/d")
 
@@ -446,4 +538,5 @@ def test_a_database_that_goes_away_and_comes_back(index, database_server, url):
             with pytest.raises(IndexUnavailable):
                 call()
         database_server.start()
-        assert copy.nearest(queries(3), 3) == before and not copy.refresh()
+        assert copy.nearest(queries(3), 3) == before
+        assert not copy.refresh()

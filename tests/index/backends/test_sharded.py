@@ -39,8 +39,16 @@ def opened(index):
 @pytest.fixture
 def changed(index, tmp_path):
     """With a later product, one that is withdrawn, one that moved, and a withdrawn photo."""
-    rows = [{"image": f"{n}.jpg", "sku": "new", "category": "fresh", "title": "t", "price": "2"} for n in range(3)]
-    change.add(index, write_manifest_csv(tmp_path / "feed", rows, {f"{n}.jpg": jpeg(photo(30, n)) for n in range(3)}))
+    rows = [
+        {"image": f"{n}.jpg", "sku": "new", "category": "fresh", "title": "t", "price": "2"}
+        for n in range(3)
+    ]
+    change.add(
+        index,
+        write_manifest_csv(
+            tmp_path / "feed", rows, {f"{n}.jpg": jpeg(photo(30, n)) for n in range(3)}
+        ),
+    )
     change.remove(index, [sku(2)], photos=[f"{1:032x}"])
     (tmp_path / "move.csv").write_text(f"sku,category\n{sku(1)},kind 0\n")
     change.update(index, tmp_path / "move.csv")
@@ -68,23 +76,30 @@ def test_parts_answer_as_one(changed, tmp_path, count):
     split(changed, tmp_path / "split", count)
     assert verify(layout.current_version(tmp_path / "split"), checksums=True) == []
     with opened(changed) as whole, opened(tmp_path / "split") as made:
-        assert isinstance(made, ShardedIndex) and len(made.parts) == count
+        assert isinstance(made, ShardedIndex)
+        assert len(made.parts) == count
         for category in (None, "kind 0", "kind 1", "fresh", "nothing"):
             one, other = (
-                index.nearest(queries(), 4, photos=5, category=category, candidates=ALL) for index in (whole, made)
+                index.nearest(queries(), 4, photos=5, category=category, candidates=ALL)
+                for index in (whole, made)
             )
             for mine, theirs in zip(one, other, strict=True):
                 for part in ("products", "photos"):
-                    assert image_ids(whole, getattr(mine, part)) == image_ids(made, getattr(theirs, part))
+                    assert image_ids(whole, getattr(mine, part)) == image_ids(
+                        made, getattr(theirs, part)
+                    )
         assert made.counts() == {"products": PRODUCTS, "photos": (PRODUCTS - 1) * PHOTOS + 2}
-        assert made.manifest.photos == made.counts()["photos"] and made.manifest.model == whole.manifest.model
+        assert made.manifest.photos == made.counts()["photos"]
+        assert made.manifest.model == whole.manifest.model
         mine, theirs = made.offered(), whole.offered()
         for field in ("withdrawn", "products", "kernel", "bias"):
             np.testing.assert_array_equal(getattr(mine, field), getattr(theirs, field))
         assert mine.names == ("fresh", "kind 0", "kind 1")
         names = [[*one.names, None] for one in (mine, theirs)]
         there = [n for n in range(PRODUCTS + 1) if n != 2]
-        assert [names[0][n] for n in mine.category[there]] == [names[1][n] for n in theirs.category[there]]
+        assert [names[0][n] for n in mine.category[there]] == [
+            names[1][n] for n in theirs.category[there]
+        ]
 
 
 def test_recognition_says_the_same(changed, tmp_path):
@@ -94,16 +109,18 @@ def test_recognition_says_the_same(changed, tmp_path):
         for embedding in queries(5):
             logits = embedding[:PRODUCTS]
             one, other = (
-                recognition.answer(index, None, fusion, embedding, logits, k=4, similar=5) for index in (whole, made)
+                recognition.answer(index, None, fusion, embedding, logits, k=4, similar=5)
+                for index in (whole, made)
             )
             for part in ("matches", "similar"):
                 mine, theirs = (
-                    [(s.product.sku, pytest.approx(s.score)) for s in getattr(a, part)] for a in (one, other)
+                    [(s.product.sku, pytest.approx(s.score)) for s in getattr(a, part)]
+                    for a in (one, other)
                 )
-                assert mine == theirs and len(mine) >= 3
-            assert one.searched == other.searched and dict(one.category.likely) == pytest.approx(
-                dict(other.category.likely)
-            )
+                assert mine == theirs
+                assert len(mine) >= 3
+            assert one.searched == other.searched
+            assert dict(one.category.likely) == pytest.approx(dict(other.category.likely))
 
 
 def test_cards_and_pictures_are_found_in_their_parts(changed, tmp_path):
@@ -115,9 +132,16 @@ def test_cards_and_pictures_are_found_in_their_parts(changed, tmp_path):
                 assert other is None
                 continue
             assert dataclasses.replace(one, pictures=[]) == dataclasses.replace(other, pictures=[])
-            assert [whole.picture(p) for p in one.pictures] == [made.picture(p) for p in other.pictures] != []
-            assert made.product(one.sku) == other and made.photos_of(one.product) == whole.photos_of(one.product)
-        assert made.product("nobody") is None and made.product(sku(2)) is None and made.picture(10_000) is None
+            assert (
+                [whole.picture(p) for p in one.pictures]
+                == [made.picture(p) for p in other.pictures]
+                != []
+            )
+            assert made.product(one.sku) == other
+            assert made.photos_of(one.product) == whole.photos_of(one.product)
+        assert made.product("nobody") is None
+        assert made.product(sku(2)) is None
+        assert made.picture(10_000) is None
 
 
 def test_few_candidates_propose_what_one_index_proposes_and_more(changed, tmp_path):
@@ -125,10 +149,13 @@ def test_few_candidates_propose_what_one_index_proposes_and_more(changed, tmp_pa
     split(changed, tmp_path / "split", 3)
     with opened(changed) as whole, opened(tmp_path / "split") as made:
         for one, other in zip(
-            *(index.nearest(queries(), 2, photos=3, candidates=4) for index in (whole, made)), strict=True
+            *(index.nearest(queries(), 2, photos=3, candidates=4) for index in (whole, made)),
+            strict=True,
         ):
             for part in ("products", "photos"):
-                mine, theirs = ([n.similarity for n in getattr(near, part)] for near in (one, other))
+                mine, theirs = (
+                    [n.similarity for n in getattr(near, part)] for near in (one, other)
+                )
                 assert all(b >= a - 1e-6 for a, b in zip(mine, theirs, strict=True))
 
 
@@ -140,8 +167,15 @@ def test_what_was_fitted_comes_along_whatever_its_name(index, tmp_path, monkeypa
     split(index, tmp_path / "split", 2)
     version = layout.current_version(tmp_path / "split")
     for part in (version, *(shard_folder(version, shard) for shard in range(2))):
-        assert (part / "ranker.txt").read_text() == "trees" and not (part / "ranker.json").exists()
-        for name in ("codebook.npz", "imprint.npz", "titles.npz", "unknown.json", "categories.json"):
+        assert (part / "ranker.txt").read_text() == "trees"
+        assert not (part / "ranker.json").exists()
+        for name in (
+            "codebook.npz",
+            "imprint.npz",
+            "titles.npz",
+            "unknown.json",
+            "categories.json",
+        ):
             assert (part / name).read_bytes() == (folder / name).read_bytes()
 
 
@@ -170,7 +204,9 @@ def test_damage_in_a_part_is_found(index, tmp_path):
 
 def test_a_split_index_is_not_changed(index, tmp_path, capsys):
     out = tmp_path / "split"
-    assert cli.main(["index", "split", "--index", str(index), "--out", str(out), "--shards", "2"]) == 0
+    assert (
+        cli.main(["index", "split", "--index", str(index), "--out", str(out), "--shards", "2"]) == 0
+    )
     assert "2 shards; sicot serve --index" in capsys.readouterr().out
     assert cli.main(["index", "verify", "--index", str(out)]) == 0
     for call in (
@@ -183,10 +219,14 @@ def test_a_split_index_is_not_changed(index, tmp_path, capsys):
         lambda: nightly(tmp_path / "m.csv", tmp_path / "c", tmp_path / "run", out),
     ):
         with pytest.raises(
-            InputError, match="is split into 2 shards; change the index that it was split from, and split"
+            InputError,
+            match="is split into 2 shards; change the index that it was split from, and split",
         ):
             call()
-    for wrong, why in ((["--out", str(out)], "exists"), (["--out", str(tmp_path / "x"), "--shards", "1"], "wanted 2")):
+    for wrong, why in (
+        (["--out", str(out)], "exists"),
+        (["--out", str(tmp_path / "x"), "--shards", "1"], "wanted 2"),
+    ):
         assert cli.main(["index", "split", "--index", str(index), "--shards", "2", *wrong]) == 2
         assert why in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
@@ -197,13 +237,25 @@ def test_what_is_offered_by_hand():
 
     def part(withdrawn, products, names, category):
         rows = np.full((len(products), 2), 7.0, np.float32) * (np.array(products)[:, None] + 1)
-        return Offered(np.array(withdrawn), np.array(products, int), rows, rows[:, 0], names, np.array(category))
+        return Offered(
+            np.array(withdrawn),
+            np.array(products, int),
+            rows,
+            rows[:, 0],
+            names,
+            np.array(category),
+        )
 
     # Of products that a part has not, it knows no category: K of its own.
-    merged = shards._merged([part([2], [4], ("b",), [0, 1, 1, 1, 0]), part([1], [3], ("a", "c"), [2, 2, 2, 1])])
-    assert merged.withdrawn.tolist() == [1, 2] and merged.products.tolist() == [3, 4]
-    assert merged.kernel.tolist() == [[28, 28], [35, 35]] and merged.bias.tolist() == [28, 35]
-    assert merged.names == ("a", "b", "c") and merged.category.tolist() == [1, 3, 3, 2, 1]
+    merged = shards._merged(
+        [part([2], [4], ("b",), [0, 1, 1, 1, 0]), part([1], [3], ("a", "c"), [2, 2, 2, 1])]
+    )
+    assert merged.withdrawn.tolist() == [1, 2]
+    assert merged.products.tolist() == [3, 4]
+    assert merged.kernel.tolist() == [[28, 28], [35, 35]]
+    assert merged.bias.tolist() == [28, 35]
+    assert merged.names == ("a", "b", "c")
+    assert merged.category.tolist() == [1, 3, 3, 2, 1]
 
 
 def test_changes_of_a_part_are_seen(index, tmp_path):
@@ -213,8 +265,16 @@ def test_changes_of_a_part_are_seen(index, tmp_path):
     with opened(tmp_path / "split") as made:
         from sicot_jax.index.storage.products import Cards
 
-        with contextlib.closing(Cards(shard_folder(version, 1) / layout.CARDS, writable=True)) as cards, cards.change():
+        with (
+            contextlib.closing(
+                Cards(shard_folder(version, 1) / layout.CARDS, writable=True)
+            ) as cards,
+            cards.change(),
+        ):
             cards.connection.execute("UPDATE products SET withdrawn = 1 WHERE product = 3")
-        assert made.refresh() and not made.refresh()
+        assert made.refresh()
+        assert not made.refresh()
         assert made.offered().withdrawn.tolist() == [3]
-        assert {n.product for n in made.nearest(queries(1), 9)[0].products} == set(range(PRODUCTS)) - {3}
+        assert {n.product for n in made.nearest(queries(1), 9)[0].products} == set(
+            range(PRODUCTS)
+        ) - {3}

@@ -49,7 +49,9 @@ def test_a_codebook_comes_back_from_its_file(tmp_path):
 @pytest.mark.parametrize("kind", FITTED)
 @pytest.mark.parametrize("bits", [8, 16, 64, 256])
 def test_near_vectors_have_near_codes(kind, bits):
-    """Fewer bits than numbers, as many and more: noise of a twentieth flips a few bits, another vector about half."""
+    """Fewer bits than numbers, as many and more: noise of a twentieth flips a few bits, another
+    vector about half.
+    """
     rng = np.random.default_rng(0)
     rows = unit(rng.standard_normal((500, 32)))
     codebook = fit_codebook(rows, bits, kind)
@@ -58,7 +60,8 @@ def test_near_vectors_have_near_codes(kind, bits):
     near = codebook.encode(unit(rows + 0.05 * unit(rng.standard_normal(rows.shape))))
     flipped = np.unpackbits(codes ^ near, axis=1).mean()
     others = np.unpackbits(codes ^ np.roll(codes, 1, 0), axis=1).mean()
-    assert flipped < 0.05 and 0.4 < others < 0.6
+    assert flipped < 0.05
+    assert 0.4 < others < 0.6
 
 
 @pytest.mark.parametrize("kind", FITTED)
@@ -75,11 +78,15 @@ def test_bits_that_no_index_has(bits):
 
 
 def test_random_directions_differ_in_a_share_of_bits_that_is_the_angle():
-    """t / pi (Charikar 2002): a fourth for 45 degrees, half for a right angle; 4,096 bits, three standard errors."""
+    """t / pi (Charikar 2002): a fourth for 45 degrees, half for a right angle; 4,096 bits, three
+    standard errors.
+    """
     angles = np.pi * np.array([0, 1 / 4, 1 / 2, 3 / 4])
     rows = np.stack([np.cos(angles), np.sin(angles), 0 * angles, 0 * angles], 1).astype(np.float32)
     codes = np.unpackbits(fit_codebook(rows, 4096, LSH).encode(rows), axis=1)
-    np.testing.assert_allclose((codes[1:] != codes[0]).mean(1), [1 / 4, 1 / 2, 3 / 4], atol=3 * 0.5 / 64)
+    np.testing.assert_allclose(
+        (codes[1:] != codes[0]).mean(1), [1 / 4, 1 / 2, 3 / 4], atol=3 * 0.5 / 64
+    )
 
 
 def error_of(rows, rotation):
@@ -87,7 +94,9 @@ def error_of(rows, rotation):
 
 
 def test_iterative_quantisation_turns_a_square_back():
-    """Corners (+-1, +-1) turned by 20 degrees, with noise: no iteration is worse, and the last finds the turn."""
+    """Corners (+-1, +-1) turned by 20 degrees, with noise: no iteration is worse, and the last
+    finds the turn.
+    """
     angle = np.deg2rad(20)
     turned = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     rng = np.random.default_rng(0)
@@ -97,7 +106,8 @@ def test_iterative_quantisation_turns_a_square_back():
     for _ in range(6):
         errors.append(error_of(rows, rotation))
         rotation = itq_rotation(rows, rotation, 1)
-    assert np.all(np.diff(errors) <= 1e-3) and errors[1] < errors[0]
+    assert np.all(np.diff(errors) <= 1e-3)
+    assert errors[1] < errors[0]
     np.testing.assert_allclose(rotation, turned, atol=0.03)  # noise of 0.3 / sqrt(400) a corner
     np.testing.assert_allclose(rotation.T @ rotation, np.eye(2), atol=1e-6)
 
@@ -108,7 +118,10 @@ def test_iterative_quantisation_lies_nearer_to_codes_than_a_random_rotation():
     rows = rng.choice([-1.0, 1.0], (2000, 8)) @ np.linalg.qr(rng.standard_normal((12, 8)))[0].T
     rows = (rows + 0.2 * rng.standard_normal(rows.shape)).astype(np.float32)
     pca, itq = (fit_codebook(rows, 8, kind) for kind in (PCA, ITQ))
-    errors = [np.square(np.sign(scores) - scores).mean() for scores in (pca.scores(rows), itq.scores(rows))]
+    errors = [
+        np.square(np.sign(scores) - scores).mean()
+        for scores in (pca.scores(rows), itq.scores(rows))
+    ]
     assert errors[1] < 0.6 * errors[0]
 
 
@@ -118,6 +131,8 @@ def test_a_learned_layer_keeps_its_signs():
     codebook = learned_codebook(kernel, np.full(8, 10, np.float32), bits=8)
     np.testing.assert_allclose(codebook.projection[:, 0], [0.6, 0.8])
     np.testing.assert_allclose(codebook.offset[[0, 4]], [2, 5])
-    np.testing.assert_array_equal(codebook.encode([[-2, -1], [-4, 6]]), [[0b11110000], [0b00001111]])
+    np.testing.assert_array_equal(
+        codebook.encode([[-2, -1], [-4, 6]]), [[0b11110000], [0b00001111]]
+    )
     with pytest.raises(InputError, match="--bits 16 with --codes learned, and the run learned 8"):
         learned_codebook(kernel, np.zeros(8), bits=16)

@@ -1,11 +1,21 @@
-"""Lists of photos that look alike, by vectors in the plane whose neighbours are known; an index with lists."""
+"""Lists of photos that look alike, by vectors in the plane whose neighbours are known; an index
+with lists.
+"""
 
 import contextlib
 import dataclasses
 
 import numpy as np
 import pytest
-from helpers.index_maker import PHOTOS, PRODUCTS, WIDTH, jpeg, photo, write_index, write_manifest_csv
+from helpers.index_maker import (
+    PHOTOS,
+    PRODUCTS,
+    WIDTH,
+    jpeg,
+    photo,
+    write_index,
+    write_manifest_csv,
+)
 
 from sicot_jax.errors import InputError
 from sicot_jax.index.backends.local import EmbeddedIndex
@@ -17,7 +27,8 @@ from sicot_jax.indexing import update as change
 from sicot_jax.indexing.parquet import export_index, import_index
 from sicot_jax.indexing.verify import verify
 
-# Lines of two categories, 0 to 5 and 6 to 11, by their angles: each category is two bundles of three, in no order.
+# Lines of two categories, 0 to 5 and 6 to 11, by their angles: each category is two bundles of
+# three, in no order.
 ANGLES = np.array([0, 90, 2, 92, 4, 94, 45, 135, 47, 137, 49, 139])
 
 
@@ -37,7 +48,9 @@ def test_a_list_is_a_bundle(made):
     """Of each bundle the nearest list has its lines, in order; centres are the bundles' middles."""
     for degrees, lines in ((1, [0, 2, 4]), (91, [1, 3, 5]), (46, [6, 8, 10]), (140, [7, 9, 11])):
         assert made.near(plane(degrees), 0, 12, 3).tolist() == lines
-    np.testing.assert_allclose(sorted(made._centres[:, 0]), sorted(plane([2, 92, 47, 137])[:, 0]), atol=1e-3)
+    np.testing.assert_allclose(
+        sorted(made._centres[:, 0]), sorted(plane([2, 92, 47, 137])[:, 0]), atol=1e-3
+    )
 
 
 def test_as_many_lists_as_hold_what_is_wanted(made):
@@ -57,15 +70,21 @@ def test_lists_that_are_not_whole(made, tmp_path):
     assert made.faults([(0, 6), (6, 12)]) == []
     assert "lie across categories" in made.faults([(0, 5), (5, 12)])[0]
     with pytest.raises(
-        InputError, match=r"lists.i32: 12 lines in 4 lists of 2 numbers, wanted 13 of 2; build the index"
+        InputError,
+        match=r"lists.i32: 12 lines in 4 lists of 2 numbers, wanted 13 of 2; build the index",
     ):
         Lists(tmp_path, 13, 2)
     stored = np.fromfile(tmp_path / layout.LISTS, np.int32)
     stored[5] = stored[6]  # a line twice, another one lost
     stored.tofile(tmp_path / layout.LISTS)
-    assert "lines 0 to 6 are not each in one list" in Lists(tmp_path, 12, 2).faults([(0, 6), (6, 12)])[0]
+    assert (
+        "lines 0 to 6 are not each in one list"
+        in Lists(tmp_path, 12, 2).faults([(0, 6), (6, 12)])[0]
+    )
     (tmp_path / layout.CENTRES).write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"lists.faiss: no lists \(RuntimeError\); build the index again"):
+    with pytest.raises(
+        InputError, match=r"lists.faiss: no lists \(RuntimeError\); build the index again"
+    ):
         Lists(tmp_path, 12, 2)
     (tmp_path / layout.CENTRES).unlink()
     with pytest.raises(InputError, match="no lists"):
@@ -74,7 +93,9 @@ def test_lists_that_are_not_whole(made, tmp_path):
 
 @pytest.fixture
 def listed(index, monkeypatch):
-    """The version in use with lists of about three lines, which a search looks at from two candidates on."""
+    """The version in use with lists of about three lines, which a search looks at from two
+    candidates on.
+    """
     monkeypatch.setattr(lists, "LINES", 3)
     monkeypatch.setattr(lists, "SPARE", 3)
     monkeypatch.setattr(lists, "FROM", 12)
@@ -101,9 +122,14 @@ def queries(count=10):
 
 def test_what_lists_propose_is_the_nearest_of_their_lines(index, listed):
     """By code, of the lines that the nearest lists hold; later lines are always looked at."""
-    rows = [{"image": f"{n}.jpg", "sku": "new", "category": "kind 1", "title": "t"} for n in range(2)]
+    rows = [
+        {"image": f"{n}.jpg", "sku": "new", "category": "kind 1", "title": "t"} for n in range(2)
+    ]
     change.add(
-        index, write_manifest_csv(index.parent / "feed", rows, {f"{n}.jpg": jpeg(photo(30, n)) for n in range(2)})
+        index,
+        write_manifest_csv(
+            index.parent / "feed", rows, {f"{n}.jpg": jpeg(photo(30, n)) for n in range(2)}
+        ),
     )
     built = PRODUCTS * PHOTOS
     with opened(listed) as made:
@@ -115,16 +141,20 @@ def test_what_lists_propose_is_the_nearest_of_their_lines(index, listed):
             apart = np.unpackbits(view.codes[lines] ^ code, axis=1).sum(1)
             found = made._closest(view, query, code, 0, len(view.codes), 2)
             mine = np.unpackbits(view.codes[found] ^ code, axis=1).sum(1)
-            assert set(found) <= set(lines) and mine.tolist() == np.sort(apart)[:2].tolist()
+            assert set(found) <= set(lines)
+            assert mine.tolist() == np.sort(apart)[:2].tolist()
         # A photo that came later is found by itself, in all and in its category.
         own = np.asarray(view.features[built], np.float32)
         for category in (None, "kind 1"):
             near = made.nearest(own[None], 1, photos=1, category=category, candidates=2)[0]
-            assert near.photos[0].place == built and near.products[0].product == PRODUCTS
+            assert near.photos[0].place == built
+            assert near.products[0].product == PRODUCTS
 
 
 def test_withdrawn_and_moved_photos_with_lists(listed, index, tmp_path):
-    """None is found that is gone; as many products as there are, none nearer than the nearest of all."""
+    """None is found that is gone; as many products as there are, none nearer than the nearest of
+    all.
+    """
     change.remove(index, ["sku-2"])
     change.remove(index, [], photos=[f"{0:032x}"])
     (tmp_path / "move.csv").write_text("sku,category\nsku-1,kind 0\n")
@@ -134,10 +164,13 @@ def test_withdrawn_and_moved_photos_with_lists(listed, index, tmp_path):
         flat._lists = None
         for category, k in ((None, 3), ("kind 0", 3), ("kind 1", 2)):
             for candidates in (2, 4):  # three lines for each: of 12 in a category, of 24 in all
-                narrow = made.nearest(queries(), 3, photos=4, category=category, candidates=candidates)
+                narrow = made.nearest(
+                    queries(), 3, photos=4, category=category, candidates=candidates
+                )
                 wide = flat.nearest(queries(), 3, photos=4, category=category, candidates=99)
                 for near, exact in zip(narrow, wide, strict=True):
-                    assert 2 not in {n.product for n in near.products} and 0 not in {n.place for n in near.photos}
+                    assert 2 not in {n.product for n in near.products}
+                    assert 0 not in {n.place for n in near.photos}
                     assert len(near.products) == k
                     best = zip(near.products, exact.products, strict=True)
                     assert all(mine.similarity <= other.similarity + 1e-6 for mine, other in best)
@@ -149,7 +182,10 @@ def test_verify_and_opening_find_damaged_lists(index, listed):
     stored = np.fromfile(listed / layout.LISTS, np.int32)
     stored[-1] = stored[-2]
     stored.tofile(listed / layout.LISTS)
-    assert [fault.split(":")[0] for fault in verify(listed, checksums=True)] == [layout.LISTS, layout.LISTS]
+    assert [fault.split(":")[0] for fault in verify(listed, checksums=True)] == [
+        layout.LISTS,
+        layout.LISTS,
+    ]
     stored[:-1].tofile(listed / layout.LISTS)
     assert "23 lines in 8 lists" in verify(listed)[0]
     with pytest.raises(InputError, match="23 lines in 8 lists .* build the index again"):

@@ -53,7 +53,8 @@ def test_a_reader_that_was_too_slow_opens_the_next_version(tmp_path):
             raise FileNotFoundError(folder)
         return (folder / "file").read_text()
 
-    assert layout.open_current(tmp_path, opened) == "c" and seen == ["v000001", "v000003"]
+    assert layout.open_current(tmp_path, opened) == "c"
+    assert seen == ["v000001", "v000003"]
     with pytest.raises(ZeroDivisionError):
         layout.open_current(tmp_path, lambda _: 1 / 0)
 
@@ -62,5 +63,7 @@ def test_manifests_that_are_none(tmp_path):
     with pytest.raises(InputError, match="wanted the manifest of a product index"):
         layout.read_manifest(tmp_path)
     (tmp_path / layout.MANIFEST).write_text('{"format": 99}')
-    with pytest.raises(InputError, match=f"format 99, this version reads {layout.FORMAT}; build the index again"):
+    with pytest.raises(
+        InputError, match=f"format 99, this version reads {layout.FORMAT}; build the index again"
+    ):
         layout.read_manifest(tmp_path)

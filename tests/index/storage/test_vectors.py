@@ -32,19 +32,26 @@ def test_a_map_made_before_keeps_its_lines(tmp_path):
 
 
 def test_cosines_of_halves(monkeypatch):
-    """Subnormal ones too, in the order that was asked for; equal lines are equal to the last bit, also of different pieces."""
+    """Subnormal ones too, in the order that was asked for; equal lines are equal to the last bit,
+    also of different pieces.
+    """
     monkeypatch.setattr(vectors_of, "_PIECE", 64 * 200)  # 64 lines
     rng = np.random.default_rng(0)
-    features = unit(rng.normal(size=(300, 100)) * 10.0 ** rng.uniform(-9, 0, (300, 100))).astype(np.float16)
+    features = unit(rng.normal(size=(300, 100)) * 10.0 ** rng.uniform(-9, 0, (300, 100))).astype(
+        np.float16
+    )
     features[200] = features[7]
     assert 0 < np.mean((features != 0) & (np.abs(features) < 2.0**-14)) < 1
     query, lines = unit(rng.normal(size=100)), rng.permutation(300)[:259]
     lines[:2] = 200, 7
     found = cosines(features, lines, query)
     np.testing.assert_allclose(found, features[lines].astype(np.float64) @ query, rtol=0, atol=1e-6)
-    assert found.dtype == np.float32 and found[0] == found[1]
+    assert found.dtype == np.float32
+    assert found[0] == found[1]
     assert cosines(features, lines[:0], query).shape == (0,)
     damaged = features.copy()
     damaged[lines[3], 5] = np.nan  # the others stay as they are
-    np.testing.assert_array_equal(cosines(damaged, lines, query), np.where(np.arange(259) == 3, -np.inf, found))
+    np.testing.assert_array_equal(
+        cosines(damaged, lines, query), np.where(np.arange(259) == 3, -np.inf, found)
+    )
     assert np.all(cosines(features, lines, query * np.nan) == -np.inf)

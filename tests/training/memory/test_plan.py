@@ -1,4 +1,6 @@
-"""The plan against what XLA compiles: bytes held, bytes sent; what it says would fit, fits; what does not is refused."""
+"""The plan against what XLA compiles: bytes held, bytes sent; what it says would fit, fits; what
+does not is refused.
+"""
 
 import dataclasses
 import math
@@ -21,7 +23,13 @@ from sicot_jax.training import device_batches
 from sicot_jax.training.checkpoint import Checkpoints
 from sicot_jax.training.memory import fit, plan
 from sicot_jax.training.memory import report as plan_report
-from sicot_jax.training.step import DataShape, abstract_state, make_setup, make_train_step, start_state
+from sicot_jax.training.step import (
+    DataShape,
+    abstract_state,
+    make_setup,
+    make_train_step,
+    start_state,
+)
 
 ROOT = Path(__file__).parents[3]
 MESHES = [(8, 1), (4, 2), (2, 4)]
@@ -88,13 +96,21 @@ def options_of(kind: str) -> list[str]:
 
 def planned(config, shape=SHAPE, *, devices=8, activations=0, platform="gpu"):
     new = plan.make_plan(config, shape, devices=devices, platform=platform)
-    return dataclasses.replace(new, activations=activations, activations_of=new.photos_at_a_time, compiled_for="a test")
+    return dataclasses.replace(
+        new, activations=activations, activations_of=new.photos_at_a_time, compiled_for="a test"
+    )
 
 
 def test_photos_on_the_devices_are_planned_for():
     """160,000 of 24x24x3 bytes, whole on each."""
     apart = planned(wide())
-    there = planned(wide("--config.data.source=arrays", "--config.data.path=a.npz", "--config.data.on_device=true"))
+    there = planned(
+        wide(
+            "--config.data.source=arrays",
+            "--config.data.path=a.npz",
+            "--config.data.on_device=true",
+        )
+    )
     assert there.total() - apart.total() == 160_000 * 24 * 24 * 3
 
 
@@ -110,15 +126,22 @@ def compiled_head(config, device_mesh):
         embedding = mesh.divided(jax.ShapeDtypeStruct((BATCH, WIDTH), jnp.float32), device_mesh)
         label = mesh.divided(jax.ShapeDtypeStruct((BATCH,), jnp.int32), device_mesh)
         embeddings = {stream: embedding for stream in heads.loss_weights(config.loss)}
-        return jax.jit(setup.head, donate_argnums=2).lower(embeddings, label, classifier, setup.numbers()).compile()
+        return (
+            jax.jit(setup.head, donate_argnums=2)
+            .lower(embeddings, label, classifier, setup.numbers())
+            .compile()
+        )
 
 
 def collectives(compiled) -> dict[str, int]:
-    """Bytes of the arrays that cross devices, by kind; of a reduce-scatter what goes in, of the others what comes out."""
+    """Bytes of the arrays that cross devices, by kind; of a reduce-scatter what goes in, of the
+    others what comes out.
+    """
     sizes: dict[str, int] = {}
     for line in compiled.as_text().splitlines():
         found = re.search(
-            r"= (.*?) (all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all)(-start)?\(", line
+            r"= (.*?) (all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all)(-start)?\(",
+            line,
         )
         for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", found.group(1)) if found else []:
             numbers = math.prod(int(n) for n in shape.split(",") if n)
@@ -136,7 +159,7 @@ def of_messages(messages, part: str) -> dict[str, float]:
     return sizes
 
 
-@pytest.mark.parametrize("data, model", MESHES)
+@pytest.mark.parametrize(("data", "model"), MESHES)
 @pytest.mark.parametrize("options", ["exact", "adamw", "knn", "largest entries"])
 def test_the_state_by_formula_is_what_the_compiled_program_takes(data, model, options):
     config = wide(*KINDS[options])
@@ -149,9 +172,16 @@ def test_the_state_by_formula_is_what_the_compiled_program_takes(data, model, op
 
 
 @pytest.mark.parametrize(
-    "data, model, options",
+    ("data", "model", "options"),
     [(*shape, "exact") for shape in MESHES]
-    + [(8, 1, "kept logits"), (8, 1, "adamw"), (4, 2, "lars"), (4, 2, "sampled"), (2, 4, "knn"), (4, 2, "dense")]
+    + [
+        (8, 1, "kept logits"),
+        (8, 1, "adamw"),
+        (4, 2, "lars"),
+        (4, 2, "sampled"),
+        (2, 4, "knn"),
+        (4, 2, "dense"),
+    ]
     + [(8, 1, "16 bits, kept logits"), (2, 4, "one stream"), (4, 2, "frozen")]
     + [pytest.param(8, 1, options, marks=pytest.mark.slow) for options in SLOWER_HEADS],
 )
@@ -161,15 +191,23 @@ def test_the_head_by_formula_is_what_the_compiled_head_takes_and_sends(data, mod
     new = planned(config)
     np.testing.assert_allclose(new.head(), compiled.memory_analysis().temp_size_in_bytes, rtol=0.1)
     expected = of_messages(new.messages(), "classifier")
-    if "knn" in options:  # a block is passed 7 times for each graph; on CPU with its 16-bit numbers widened
-        expected["collective-permute"] *= config.head.rebuild_steps / 7 * (2 if "16 bits" in options else 1)
-    found = {kind: size for kind, size in collectives(compiled).items() if size > 8}  # without two scalars: losses
+    if (
+        "knn" in options
+    ):  # a block is passed 7 times for each graph; on CPU with its 16-bit numbers widened
+        expected["collective-permute"] *= (
+            config.head.rebuild_steps / 7 * (2 if "16 bits" in options else 1)
+        )
+    found = {
+        kind: size for kind, size in collectives(compiled).items() if size > 8
+    }  # without two scalars: losses
     assert expected.keys() == found.keys()
     for kind, size in expected.items():
         np.testing.assert_allclose(size, found[kind], rtol=0.1, err_msg=kind)
 
 
-@pytest.mark.parametrize("options", ["knn", pytest.param("knn, all neighbours", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "options", ["knn", pytest.param("knn, all neighbours", marks=pytest.mark.slow)]
+)
 def test_the_graph_of_one_device_by_formula_is_what_the_compiled_head_takes(options):
     config = wide(*options_of(options))
     compiled = compiled_head(config, mesh.make_mesh(devices=jax.devices()[:1]))
@@ -179,11 +217,18 @@ def test_the_graph_of_one_device_by_formula_is_what_the_compiled_head_takes(opti
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "data, model, micro_batches, options",
+    ("data", "model", "micro_batches", "options"),
     [(*shape, parts, "exact") for shape in MESHES for parts in (1, 4)]
-    + [(8, 1, 1, "largest entries"), (4, 2, 1, "codes"), (4, 2, 1, "box"), (4, 2, 1, "box and triplets")],
+    + [
+        (8, 1, 1, "largest entries"),
+        (4, 2, 1, "codes"),
+        (4, 2, 1, "box"),
+        (4, 2, 1, "box and triplets"),
+    ],
 )
-def test_the_step_by_formula_is_what_the_compiled_step_takes_and_sends(data, model, micro_batches, options):
+def test_the_step_by_formula_is_what_the_compiled_step_takes_and_sends(
+    data, model, micro_batches, options
+):
     config = wide(f"--config.train.micro_batches={micro_batches}", *options_of(options))
     device_mesh = mesh.make_mesh(data=data, model=model)
     with jax.set_mesh(device_mesh):
@@ -193,26 +238,35 @@ def test_the_step_by_formula_is_what_the_compiled_step_takes_and_sends(data, mod
     size = compiled.memory_analysis()
     arguments = sum(new.state().values()) + new.batch()
     np.testing.assert_allclose(arguments, size.argument_size_in_bytes, rtol=0.01)
-    # The program's text has the body of a loop once: the sums of one micro-batch stand there for all.
+    # The program's text has the body of a loop once: the sums of one micro-batch stand there for
+    # all.
     messages = new.messages()
     moments = messages["streams: batch-norm statistics"]
-    messages["streams: batch-norm statistics"] = dataclasses.replace(moments, times=moments.times / micro_batches)
+    messages["streams: batch-norm statistics"] = dataclasses.replace(
+        moments, times=moments.times / micro_batches
+    )
     if micro_batches > 1:  # the gather of one micro-batch in the loop, and of the last one after it
         gathered = messages["classifier: embeddings"]
         messages["classifier: embeddings"] = dataclasses.replace(gathered, times=2 / micro_batches)
     found = collectives(compiled)
-    # A downsample's norm and the norm it is added to have equal gradients of their biases; XLA may send them once.
+    # A downsample's norm and the norm it is added to have equal gradients of their biases; XLA may
+    # send them once.
     equal = 4 * sum((16, 32, 64))
     for kind in ("all-reduce", "all-gather"):
-        np.testing.assert_allclose(of_messages(messages, "")[kind], found[kind], rtol=0.01, atol=equal, err_msg=kind)
-    # One device's share, compiled alone, foretells the whole: the backbone and nothing else is left to it.
+        np.testing.assert_allclose(
+            of_messages(messages, "")[kind], found[kind], rtol=0.01, atol=equal, err_msg=kind
+        )
+    # One device's share, compiled alone, foretells the whole: the backbone and nothing else is left
+    # to it.
     whole = fit.with_activations(new).total()
     np.testing.assert_allclose(whole, held(new, compiled), rtol=0.1)
 
 
 @pytest.mark.slow
 def test_what_is_said_of_more_micro_batches_holds_once_they_are_compiled():
-    config = config_lib.load("tiny", ["--config.train.batch_size=2048", "--config.train.micro_batches=4"])
+    config = config_lib.load(
+        "tiny", ["--config.train.batch_size=2048", "--config.train.micro_batches=4"]
+    )
     few = fit.with_activations(plan.make_plan(config, SMALL, devices=1, platform="gpu"))
     memory = 27 * device_memory.MIB
     first = fit.alternatives(few, memory)[0]
@@ -237,10 +291,15 @@ def test_a_ring_sends_what_others_lack():
 @pytest.mark.parametrize("options", ["exact", "kept logits", "sampled", "knn"])
 @pytest.mark.parametrize("devices", [1, 8, 64])
 def test_one_class_more_a_device_than_the_largest_number_does_not_fit(options, devices):
-    new, memory = planned(wide(*KINDS[options]), activations=100 * device_memory.MIB), 4 * device_memory.GIB
+    new, memory = (
+        planned(wide(*KINDS[options]), activations=100 * device_memory.MIB),
+        4 * device_memory.GIB,
+    )
     largest = plan.largest_classes(new, memory, devices=devices)
     totals = [
-        dataclasses.replace(new, devices=devices, shape=dataclasses.replace(SHAPE, num_classes=largest + more)).total()
+        dataclasses.replace(
+            new, devices=devices, shape=dataclasses.replace(SHAPE, num_classes=largest + more)
+        ).total()
         for more in (0, 1, devices)
     ]
     assert totals[0] <= plan.SHARE * memory < totals[1] == totals[2]
@@ -269,8 +328,11 @@ def test_two_batches_are_on_a_device():
 def test_activations_follow_the_photos_at_a_time():
     config = wide("--config.train.micro_batches=2")
     new = planned(config, activations=8 * device_memory.MIB)
-    assert new.photos == 8 and new.photos_at_a_time == 4
-    half = dataclasses.replace(new, config=config_lib.override(config, ["--config.train.micro_batches=4"]))
+    assert new.photos == 8
+    assert new.photos_at_a_time == 4
+    half = dataclasses.replace(
+        new, config=config_lib.override(config, ["--config.train.micro_batches=4"])
+    )
     more = dataclasses.replace(new, devices=16)
     for one in (half, more):
         assert one.memory()["activations, compiled for a test"] == 4 * device_memory.MIB
@@ -282,7 +344,10 @@ def test_a_batch_that_grows_is_planned_for_its_largest():
     assert (new.batch_size, new.micro_batches) == (4 * BATCH, 4)
     assert new.photos_at_a_time == constant.photos_at_a_time
     assert new.batch() == 4 * constant.batch()
-    for end in ("--config.train.epochs=2", "--config.train.steps=2501"):  # twice as large from step 2500 on
+    for end in (
+        "--config.train.epochs=2",
+        "--config.train.steps=2501",
+    ):  # twice as large from step 2500 on
         assert planned(wide(*growing, end)).batch_size == 2 * BATCH
     assert planned(wide(*growing, "--config.train.steps=2500")).micro_batches == 1
 
@@ -294,7 +359,7 @@ def test_what_does_not_train_has_no_gradient():
 
 
 @pytest.mark.parametrize(
-    "options, activations, memory, first",
+    ("options", "activations", "memory", "first"),
     [
         # activations alone are too many: fewer photos at a time
         ([], 1000, 500, "--config.train.micro_batches=4"),
@@ -315,7 +380,9 @@ def test_what_would_fit_instead_does_by_the_same_formulas(options, activations, 
     for other in others:
         devices = other.plan.devices
         again = planned(config_lib.override(config, other.overrides), devices=devices)
-        again = dataclasses.replace(again, activations=new.activations, activations_of=new.activations_of)
+        again = dataclasses.replace(
+            again, activations=new.activations, activations_of=new.activations_of
+        )
         assert again.total() == other.plan.total() <= plan.SHARE * memory
         assert other.overrides or devices > 8
 
@@ -323,7 +390,10 @@ def test_what_would_fit_instead_does_by_the_same_formulas(options, activations, 
 def test_more_cpu_devices_are_more_machines():
     new = planned(wide(), activations=device_memory.MIB)
     assert str(fit.Alternative((), new)) == "8 devices of this kind"
-    assert str(fit.Alternative((), dataclasses.replace(new, platform="cpu"))) == "8 devices on machines like this one"
+    assert (
+        str(fit.Alternative((), dataclasses.replace(new, platform="cpu")))
+        == "8 devices on machines like this one"
+    )
 
 
 def test_what_control_groups_leave_counts(tmp_path):
@@ -350,7 +420,7 @@ def test_what_control_groups_leave_counts(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, called",
+    ("name", "called"),
     [
         ("TPU v5e", ["TPU v5 lite", "TPU v5e"]),
         ("TPU v5p", ["TPU v5", "TPU v5p"]),
@@ -374,7 +444,9 @@ def test_devices_that_are_one_host_share_its_memory(monkeypatch):
 def test_a_device_without_memory_for_the_state_is_refused_without_a_compiler(monkeypatch):
     config = wide("--config.train.micro_batches=8")
     monkeypatch.setattr(fit, "device_memory", lambda devices: 20 * device_memory.MIB)
-    monkeypatch.setattr(fit, "with_activations", lambda new: planned(config, activations=device_memory.MIB))
+    monkeypatch.setattr(
+        fit, "with_activations", lambda new: planned(config, activations=device_memory.MIB)
+    )
     monkeypatch.delattr(fit, "compile_step")
     device_mesh = mesh.make_mesh()
     before = len(jax.live_arrays())
@@ -382,14 +454,19 @@ def test_a_device_without_memory_for_the_state_is_refused_without_a_compiler(mon
         setup = make_setup(config, SHAPE, device_mesh)
         state = abstract_state(setup)
         with pytest.raises(fit.DoesNotFit) as refused:
-            fit.compile_within_memory(plan.make_plan(config, SHAPE, devices=8, platform="gpu"), setup, state, [BATCH])
+            fit.compile_within_memory(
+                plan.make_plan(config, SHAPE, devices=8, platform="gpu"), setup, state, [BATCH]
+            )
     assert len(jax.live_arrays()) == before
     assert str(refused.value) == (
         "parameters, optimizer and what is held beside a step take 26.09 MiB, more than 95% of the 20.00 MiB that a device "
         "has; add --config.model.embedding_width=64"
     )
-    lines = plan_report.alternative_lines(refused.value.plan, refused.value.others, refused.value.memory)
-    assert lines[0] == "what would fit instead:" and "embedding_width=64" in lines[1]
+    lines = plan_report.alternative_lines(
+        refused.value.plan, refused.value.others, refused.value.memory
+    )
+    assert lines[0] == "what would fit instead:"
+    assert "embedding_width=64" in lines[1]
 
 
 def test_a_device_without_memory_for_the_compiled_step_is_refused(monkeypatch):
@@ -412,7 +489,9 @@ def test_a_device_without_memory_for_the_compiled_step_is_refused(monkeypatch):
         target = abstract_state(setup)
         monkeypatch.setattr(fit, "device_memory", lambda devices: math.ceil(needed / plan.SHARE))
         assert fit.compile_within_memory(new, setup, target, [BATCH]) == {BATCH: compiled}
-        monkeypatch.setattr(fit, "device_memory", lambda devices: None)  # not known: nothing to refuse by
+        monkeypatch.setattr(
+            fit, "device_memory", lambda devices: None
+        )  # not known: nothing to refuse by
         assert fit.compile_within_memory(new, setup, target, [BATCH]) == {BATCH: compiled}
         memory = math.floor((needed - 1) / plan.SHARE)
         monkeypatch.setattr(fit, "device_memory", lambda devices: memory)
@@ -432,7 +511,9 @@ def test_a_device_without_memory_for_the_evaluation_is_refused(monkeypatch):
         setup = make_setup(config, SMALL, device_mesh)
         target = abstract_state(setup)
         taken = fit.evaluation_bytes(setup, target)
-        assert taken > 3 * 8 * 24 * 24 * 3  # two batches of 8 photos a device and what their recognition holds
+        assert (
+            taken > 3 * 8 * 24 * 24 * 3
+        )  # two batches of 8 photos a device and what their recognition holds
         new = plan.make_plan(config, SMALL, devices=8, platform="gpu")
         needed = taken + sum(new.state().values()) + sum(new.beside_step().values())
         monkeypatch.setattr(fit, "device_memory", lambda devices: math.ceil(needed / plan.SHARE))
@@ -445,9 +526,11 @@ def test_a_device_without_memory_for_the_evaluation_is_refused(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("data, model", [(1, 1), (8, 1), (2, 4)])
+@pytest.mark.parametrize(("data", "model"), [(1, 1), (8, 1), (2, 4)])
 def test_steps_compiled_ahead_run_on_started_returned_and_restored_states(data, model, tmp_path):
-    """Shardings and weak types must be those of the shapes: what is compiled ahead takes nothing else."""
+    """Shardings and weak types must be those of the shapes: what is compiled ahead takes nothing
+    else.
+    """
     config = quick("--config.train.grow_every_epochs=1", "--config.train.max_micro_batches=2")
     shape = SMALL
     device_mesh = mesh.make_mesh(data=data, model=model, devices=jax.devices()[: data * model])
@@ -460,7 +543,10 @@ def test_steps_compiled_ahead_run_on_started_returned_and_restored_states(data, 
         target = abstract_state(setup)
         steps = fit.compile_within_memory(new, setup, target, [32, 64])
         numbers = mesh.copy_to_all(setup.numbers(), device_mesh)
-        state = start_state(setup, mesh.class_vector(np.zeros(target.classifier.bias.shape, np.float32), device_mesh))
+        state = start_state(
+            setup,
+            mesh.class_vector(np.zeros(target.classifier.bias.shape, np.float32), device_mesh),
+        )
         checkpoints = Checkpoints(tmp_path, num_classes=11, writer=True)
         for batch_size in (32, 64):
             batch = {
@@ -473,7 +559,9 @@ def test_steps_compiled_ahead_run_on_started_returned_and_restored_states(data, 
             checkpoints.save(state, int(state.step), info={})
             checkpoints.wait()
             _, losses = steps[batch_size](checkpoints.resume(target), batch, numbers)
-            _, expected = jax.jit(make_train_step(setup))(checkpoints.resume(target), batch, numbers)
+            _, expected = jax.jit(make_train_step(setup))(
+                checkpoints.resume(target), batch, numbers
+            )
             assert losses["total"] == expected["total"]
         checkpoints.close()
 
@@ -497,8 +585,13 @@ def test_the_command_prints_the_plan_of_devices_that_are_not_here(capsys):
         "fits: a cpu here has",
     ):
         assert part in text
-    kinds = lines[lines.index(next(line for line in lines if line.startswith("largest number of classes"))) + 2 :]
-    assert [line.split()[-2:] == ["at", "hand"] for line in kinds] == [True] + [False] * len(device_memory.DEVICE_KINDS)
+    kinds = lines[
+        lines.index(next(line for line in lines if line.startswith("largest number of classes")))
+        + 2 :
+    ]
+    assert [line.split()[-2:] == ["at", "hand"] for line in kinds] == [True] + [False] * len(
+        device_memory.DEVICE_KINDS
+    )
     assert all(line.endswith("estimate") for line in kinds[1:])
 
 
@@ -516,19 +609,27 @@ def test_the_command_prints_what_would_fit(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "ratio, devices, says",
-    [(1, 8, ""), (0.1, 8, ""), (0.125, 8, "saves nothing on 8 devices: below 0.125"), (0.1, 1, "sends nothing")],
+    ("ratio", "devices", "says"),
+    [
+        (1, 8, ""),
+        (0.1, 8, ""),
+        (0.125, 8, "saves nothing on 8 devices: below 0.125"),
+        (0.1, 1, "sends nothing"),
+    ],
 )
 def test_a_ratio_that_saves_nothing_is_told(ratio, devices, says):
     new = planned(wide(f"--config.train.gradient_ratio={ratio}"), devices=devices)
-    assert says in "".join(plan_report.ratio_lines(new)) and bool(says) == bool(plan_report.ratio_lines(new))
+    assert says in "".join(plan_report.ratio_lines(new))
+    assert bool(says) == bool(plan_report.ratio_lines(new))
     dense = planned(wide(), devices=devices)
     assert devices == 1 or (not says) == (ratio == 1 or of_streams(new) < of_streams(dense))
 
 
 def of_streams(new: plan.Plan) -> float:
     """Bytes of gradients that a device sends."""
-    return sum(m.sent(new.devices) for name, m in new.messages().items() if name.startswith("streams"))
+    return sum(
+        m.sent(new.devices) for name, m in new.messages().items() if name.startswith("streams")
+    )
 
 
 def test_a_run_that_does_not_fit_ends_with_its_plan_and_one_line(monkeypatch, capsys, tmp_path):
@@ -542,13 +643,16 @@ def test_a_run_that_does_not_fit_ends_with_its_plan_and_one_line(monkeypatch, ca
     assert cli.main(["train", "--config=tiny", f"--workdir={tmp_path}"]) == cli.INPUT_ERROR
     assert len(jax.live_arrays()) == before
     *printed, last = capsys.readouterr().err.splitlines()
-    assert "what would fit instead:" in printed and any("activations, compiled for" in line for line in printed)
-    assert re.fullmatch(r"sicot train: parameters, optimizer and .* of the 1.00 MiB that a device has; .*", last)
+    assert "what would fit instead:" in printed
+    assert any("activations, compiled for" in line for line in printed)
+    assert re.fullmatch(
+        r"sicot train: parameters, optimizer and .* of the 1.00 MiB that a device has; .*", last
+    )
     assert not list((tmp_path / "checkpoints").glob("*/*"))
 
 
 @pytest.mark.parametrize(
-    "arguments, message",
+    ("arguments", "message"),
     [
         (["--devices=5"], "not divisible by 5 devices"),
         (["--devices=-1"], "wanted 1 or more"),
