@@ -4,16 +4,27 @@ import os
 import tempfile
 from pathlib import Path
 
+import helpers.shape_checks  # noqa: F401 (the hook below finds it by name)
 import jax
+import jaxtyping
 import pytest
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
-# Tests compile the same steps again and again; sub-processes find the folder in the environment.
-_cache = tempfile.TemporaryDirectory(prefix="sicot-xla-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
-jax.config.update("jax_compilation_cache_dir", _cache.name)
+# Tests compile the same steps again and again. The process that pytest starts in makes the folder
+# (unless the environment names one, which then serves the next run too); its workers and the
+# sub-processes of tests find it in the environment.
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
+if _CACHE not in os.environ:
+    _folder = tempfile.TemporaryDirectory(prefix="sicot-xla-")
+    os.environ[_CACHE] = _folder.name
+jax.config.update("jax_compilation_cache_dir", os.environ[_CACHE])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+# Shapes and dtypes that annotations promise are checked at every call.
+jaxtyping.install_import_hook(
+    [f"sicot_jax.{room}" for room in ("classifier", "models", "parallel", "training")],
+    "helpers.shape_checks.check_arrays",
+)
 
 ROOT = Path(__file__).parent.parent
 MESHES = [(1, 1), (8, 1), (1, 8), (4, 2), (2, 4)]
