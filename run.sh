@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # ./run.sh                 environment, then the main job: baseline against co-training on a small generated catalogue
 # ./run.sh test [--all]    environment, then the fast tests (with --all every test)
+# ./run.sh docs            environment, then the documentation, built into site/
 # ./run.sh ARGS...         python -m sicot_jax.main ARGS... in that environment
 # PYTHON picks the interpreter (3.11 or newer), SICOT_VENV the folder of the environment (default .venv).
 set -euo pipefail
@@ -66,6 +67,11 @@ case "${1:-}" in
     cd "$root"
     # Most of a test is compiling, which takes one core, and up to 5 GiB.
     exec "$venv/bin/python" -m pytest -m "$marks" --numprocesses=auto --maxprocesses=4 --dist=worksteal "$@" ;;
+  docs)
+    shift
+    install docs "$root/locks/runtime.txt" "$root/locks/test.txt" "$root/locks/docs.txt"
+    cd "$root"
+    exec "$venv/bin/python" -m mkdocs build --strict "$@" ;;
   *)
     exec "$venv/bin/python" -m sicot_jax.main "$@" ;;
 esac

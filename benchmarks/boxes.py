@@ -95,7 +95,7 @@ class Looker:
             )
             self.classifier = evaluate.plain_classifier(state)
             self.parts = setup.visual_graphdef, state.params["visual"], state.batch_stats["visual"]
-        self.has_box = self.run.config.model.box != "none"
+        self.has_box = self.run.config.model.localization != "none"
 
     def images(self, split: Split) -> Iterator[np.ndarray]:
         for first in range(0, len(split), _BATCH):
@@ -230,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             np.stack,
             zip(*(looker.found(catalog.splits["test"]) for looker in lookers), strict=True),
         )
-        model = lookers[0].run.config.model.box if lookers[0].has_box else "whole photo"
+        model = lookers[0].run.config.model.localization if lookers[0].has_box else "whole photo"
         recognised.append(told == labels)
         rows.append(
             row(f"{joined} ({model})", boxes, known, *recognition(recognised[-1], recognised[0]))

@@ -25,8 +25,8 @@ from benchmarks.unseen import asked, interval
 from sicot_jax.catalog.open import open_catalog
 from sicot_jax.config import DataConfig
 from sicot_jax.index.storage import layout
-from sicot_jax.index.storage.products import Cards
-from sicot_jax.index.storage.vectors import Vectors, unit
+from sicot_jax.index.storage.products import ProductStore
+from sicot_jax.index.storage.vectors import VectorFiles, unit
 from sicot_jax.search import category
 
 HEAD, CLASSIFIER, NEIGHBOURS, FUSED = (
@@ -59,17 +59,17 @@ def of_index(
 
     catalog = open_catalog(DataConfig(source="imported", path=catalog_path))
     version = layout.current_version(index)
-    manifest = layout.read_manifest(version)
-    assert manifest.data == catalog.data_hash, "an index of this catalogue"
+    manifest = layout.read_index_manifest(version)
+    assert manifest.data_hash == catalog.data_hash, "an index of this catalogue"
     names, of_class = np.unique(np.asarray(catalog.classes.category, str), return_inverse=True)
-    cards = Cards(version / layout.CARDS)
+    cards = ProductStore(version / layout.PRODUCTS)
     numbers = np.array(cards.numbers(list(catalog.classes.sku)))
     cards.close()
     of_product = np.full(numbers.max() + 1, len(names))
     of_product[numbers] = of_class
-    vectors = Vectors(version, manifest.width, manifest.bits)
-    features = np.asarray(vectors.mapped(layout.FEATURES, manifest.photos), np.float32)
-    owners = of_product[vectors.mapped(layout.OWNERS, manifest.photos)]
+    vectors = VectorFiles(version, manifest.width, manifest.bits)
+    features = np.asarray(vectors.memmap(layout.FEATURES, manifest.num_photos), np.float32)
+    owners = of_product[vectors.memmap(layout.ROW_PRODUCTS, manifest.num_photos)]
     branches = {}
     for name in ("validation", "test"):
         split = catalog.splits[name]

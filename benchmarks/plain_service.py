@@ -26,7 +26,7 @@ ONNX, TORCH = "plain ONNX Runtime", "plain PyTorch"
 def _onnx_logits(version: Path) -> Callable[[np.ndarray], np.ndarray]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(version / layout.GRAPH / folders.GRAPH))
+    session = onnxruntime.InferenceSession(str(version / layout.ONNX_MODEL / folders.GRAPH))
     return lambda batch: session.run(["logits"], {"photos": batch})[0]
 
 

@@ -85,9 +85,9 @@ def measure(workdir: Path) -> list[list[str]]:
     run = runs.read_run(workdir)
     device_mesh = mesh.make_mesh(devices=jax.devices()[:1])
     run = runs.on_devices_here(run, device_mesh)
-    if run.config.model.word_rows:
+    if run.config.model.shared_word_weights:
         raise InputError(
-            f"{workdir}: its rows hold words of titles; give a run with model.word_rows=False"
+            f"{workdir}: its rows hold words of titles; give a run with model.shared_word_weights=False"
         )
     catalog = catalog_of(run)
     with jax.set_mesh(device_mesh):
@@ -95,7 +95,7 @@ def measure(workdir: Path) -> list[list[str]]:
     counts = catalog.classes.counts["train"]
     rows = np.asarray(state.classifier.kernel)[: len(counts)].astype(np.float64)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    titles = title_directions(catalog, config.override(run.config, ["data.title=raw"]))
+    titles = title_directions(catalog, config.override_config(run.config, ["data.title=raw"]))
     groups = class_groups(catalog, run)
     dealt = titles[np.random.default_rng(1).permutation(len(titles))]
     table = []

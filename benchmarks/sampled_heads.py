@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs, one each")
     args, overrides = parser.parse_known_args()
     timing.print_machine()
-    compare(config_lib.load(args.config, overrides), args.rates, args.out)
+    compare(config_lib.load_config(args.config, overrides), args.rates, args.out)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ Without:  python -m benchmarks.search --kinds clustered gaussian        (no inde
 Smaller:  python -m benchmarks.search --index INDEX --sizes 10000
 Needs:    faiss; for "measured" an index of real photos (docs/service.md used one of a Fashion run).
 
-Vectors: features of the index, each drawn at random and moved by noise of the covariance that
+VectorFiles: features of the index, each drawn at random and moved by noise of the covariance that
   features have within a product there ("measured"); products around the centres of 60 categories,
   whose sizes fall as 1 / rank, both with noise in 24 directions, nothing below 0 ("clustered"); or
   directions without any structure ("gaussian", the worst case). Queries are made in the same way
@@ -35,13 +35,13 @@ import numpy as np
 
 from benchmarks.timing import print_machine, print_table
 from sicot_jax.index.backends.base import ProductIndex
-from sicot_jax.index.backends.local import EmbeddedIndex
+from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage import products as cards_of
-from sicot_jax.index.storage.binary_codes import PCA, fit_codebook
-from sicot_jax.index.storage.inverted_lists import write_lists
-from sicot_jax.index.storage.products import Cards
-from sicot_jax.index.storage.vectors import Vectors, unit
+from sicot_jax.index.storage.binary_codes import PCA, fit_binary_encoder
+from sicot_jax.index.storage.inverted_lists import write_inverted_lists
+from sicot_jax.index.storage.products import ProductStore
+from sicot_jax.index.storage.vectors import VectorFiles, unit
 
 K = 10
 KINDS = ("measured", "clustered", "gaussian")
@@ -55,14 +55,14 @@ def resident() -> int:
 
 
 class Measured:
-    """Vectors like those of an index."""
+    """VectorFiles like those of an index."""
 
     def __init__(self, index: Path):
         folder = layout.current_version(index)
-        manifest = layout.read_manifest(folder)
-        vectors = Vectors(folder, manifest.width, manifest.bits)
-        self.features = np.asarray(vectors.mapped(layout.FEATURES, manifest.photos), np.float32)
-        owners = vectors.mapped(layout.OWNERS, manifest.photos)
+        manifest = layout.read_index_manifest(folder)
+        vectors = VectorFiles(folder, manifest.width, manifest.bits)
+        self.features = np.asarray(vectors.memmap(layout.FEATURES, manifest.num_photos), np.float32)
+        owners = vectors.memmap(layout.ROW_PRODUCTS, manifest.num_photos)
         _, product, counts = np.unique(owners, return_inverse=True, return_counts=True)
         means = np.zeros((len(counts), manifest.width), np.float32)
         np.add.at(means, product, self.features)
@@ -88,7 +88,7 @@ class Measured:
 
 
 class Clustered:
-    """Vectors of products of categories."""
+    """VectorFiles of products of categories."""
 
     shares = (1 / np.arange(1, 61)) / np.sum(1 / np.arange(1, 61))
 
@@ -132,35 +132,35 @@ class Gaussian:
         return unit(rng.standard_normal((count, self.width), np.float32))
 
 
-def write(folder: Path, made, size: int, bits: int, manifest: layout.Manifest) -> np.ndarray:
+def write(folder: Path, made, size: int, bits: int, manifest: layout.IndexManifest) -> np.ndarray:
     """A version without a model, with lists, every vector a product; the vectors as stored,
     float16.
     """
     rng = np.random.default_rng(0)
     folder.mkdir()
-    vectors = Vectors(folder, manifest.width, bits)
-    codebook = fit_codebook(made(50_000, rng), bits)
-    codebook.save(folder / layout.CODEBOOK)
-    cards = Cards.create(folder / layout.CARDS)
+    vectors = VectorFiles(folder, manifest.width, bits)
+    codebook = fit_binary_encoder(made(50_000, rng), bits)
+    codebook.save(folder / layout.BINARY_ENCODER)
+    cards = ProductStore.create(folder / layout.PRODUCTS)
     ends = [0, *np.round(size * np.cumsum(made.shares)).astype(int).tolist()]
     for category, (start, end) in enumerate(itertools.pairwise(ends)):
         for first in range(start, end, _LINES):
             rows = made(min(_LINES, end - first), rng, category).astype(np.float16)
             vectors.write(layout.FEATURES, first, rows)
             vectors.write(layout.CODES, first, codebook.encode(rows))
-            vectors.write(layout.OWNERS, first, np.arange(first, first + len(rows), dtype=np.int32))
+            vectors.write(layout.ROW_PRODUCTS, first, np.arange(first, first + len(rows), dtype=np.int32))
     with cards.change() as connection:
-        cards_of.set_places(connection, size)
+        cards_of.set_num_rows(connection, size)
     cards.close()
-    features = vectors.mapped(layout.FEATURES, size)
+    features = vectors.memmap(layout.FEATURES, size)
     start = time.perf_counter()
-    write_lists(folder, features, itertools.pairwise(ends))
+    write_inverted_lists(folder, features, itertools.pairwise(ends))
     print(f"lists of {size:,} made in {time.perf_counter() - start:.1f} s", flush=True)
     categories = {f"{n}": list(ends) for n, ends in enumerate(itertools.pairwise(ends))}
     kept = dataclasses.replace(
         manifest, bits=bits, photos=size, products=size, categories=categories, sha256={}
     )
-    layout.write_manifest(folder, kept)
+    layout.write_index_manifest(folder, kept)
     return features
 
 
@@ -222,10 +222,10 @@ class Written:
         return self.folder / "v000001"
 
 
-def manifest_of(options: argparse.Namespace) -> layout.Manifest:
+def manifest_of(options: argparse.Namespace) -> layout.IndexManifest:
     if options.index:
-        return layout.read_manifest(layout.current_version(options.index))
-    return layout.Manifest(
+        return layout.read_index_manifest(layout.current_version(options.index))
+    return layout.IndexManifest(
         model="", run="", trained="", data="", width=options.width, bits=0, codes=PCA, photos=0, products=0, categories={},
         sha256={}, created="", version="",
     )  # fmt: skip
@@ -247,7 +247,7 @@ def every(options: argparse.Namespace) -> Iterator[Written]:
             features = write(Path(folder, "v000001"), made, size, bits, new)
             wanted = exact(features, queries)
             largest = int(np.argmax(made.shares))
-            first, last = layout.read_manifest(Path(folder, "v000001")).categories[str(largest)]
+            first, last = layout.read_index_manifest(Path(folder, "v000001")).categories[str(largest)]
             of_it = made(options.queries, np.random.default_rng([0, 2]), largest)
             asked_of = str(largest), of_it, exact(features[first:last], of_it) + first
             del features
@@ -304,13 +304,13 @@ def main() -> None:
     print_machine()
     rows = []
     for written in every(options):
-        manifest = layout.read_manifest(written.version)
-        listed = dataclasses.replace(manifest, sha256={layout.LISTS: "", layout.CENTRES: ""})
+        manifest = layout.read_index_manifest(written.version)
+        listed = dataclasses.replace(manifest, sha256={layout.POSTING_LISTS: "", layout.CENTROIDS: ""})
         for name, stored in (("every code", manifest), ("lists", listed)):
-            layout.write_manifest(written.version, stored)
+            layout.write_index_manifest(written.version, stored)
             gc.collect()
             before = resident()
-            index = EmbeddedIndex(written.version)
+            index = LocalIndex(written.version)
             for largest, candidates in itertools.product((False, True), options.candidates):
                 cells = [*written.cells, "largest" if largest else "all", name]
                 cells += asked(index, written, candidates, largest=largest, clock=clock_of(options))

@@ -151,7 +151,7 @@ def bare(index: Path, shown: list[bytes], rounds: int = 60) -> tuple[float, floa
     from sicot_jax.weights import bundle as folders
 
     version = layout.current_version(index)
-    engine = onnx_engine(version / layout.GRAPH)
+    engine = onnx_engine(version / layout.ONNX_MODEL)
     preprocessing = folders.read_converted(version / layout.MODEL).preprocessing
     alone, whole = [], []
     for number in range(rounds):

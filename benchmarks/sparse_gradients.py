@@ -67,7 +67,7 @@ def main() -> None:
     if jax.device_count() == 1:
         parser.error("one device sends nothing; on CPU set JAX_NUM_CPU_DEVICES=8")
     timing.print_machine()
-    compare(config_lib.load(args.config, overrides), args.ratios, args.out)
+    compare(config_lib.load_config(args.config, overrides), args.ratios, args.out)
 
 
 if __name__ == "__main__":

@@ -56,9 +56,9 @@ from benchmarks.service import photos
 from sicot_jax.errors import InputError
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage import products as cards_of
-from sicot_jax.index.storage.binary_codes import Codebook
-from sicot_jax.index.storage.products import Cards
-from sicot_jax.index.storage.vectors import Vectors
+from sicot_jax.index.storage.binary_codes import BinaryEncoder
+from sicot_jax.index.storage.products import ProductStore
+from sicot_jax.index.storage.vectors import VectorFiles
 from sicot_jax.search import answer as recognition
 from sicot_jax.search.ranker import Ranker, read_ranker, write_ranker
 from sicot_jax.search.ranking_features import Usual
@@ -77,11 +77,11 @@ def grow(index: Path, out: Path, size: int) -> None:
     """The version in use with about `size` photos, as the index `out`."""
     version, folder = layout.current_version(index), out / "v000001"
     folder.mkdir(parents=True)
-    for name in (layout.MODEL, layout.GRAPH, *layout.FITTED):
+    for name in (layout.MODEL, layout.ONNX_MODEL, *layout.FITTED):
         if (version / name).exists():
             (folder / name).symlink_to((version / name).absolute())
-    manifest, cards = layout.read_manifest(version), Cards(version / layout.CARDS)
-    owned = Vectors(version, manifest.width, manifest.bits).mapped(layout.OWNERS, manifest.photos)
+    manifest, cards = layout.read_index_manifest(version), ProductStore(version / layout.PRODUCTS)
+    owned = VectorFiles(version, manifest.width, manifest.bits).memmap(layout.ROW_PRODUCTS, manifest.num_photos)
     known, new = {product.product: product for product in cards.all_products()}, cards.ends()[1]
     cards.close()
     # A line of the index for each of ours, category by category; the first time it comes it is that
@@ -89,7 +89,7 @@ def grow(index: Path, out: Path, size: int) -> None:
     rng, lines, ranges = np.random.default_rng(0), np.zeros(0, np.int64), dict[str, list[int]]()
     for name, (first, last) in sorted(manifest.categories.items(), key=lambda item: item[1]):
         more = rng.integers(
-            first, last, max(round((last - first) * (size / manifest.photos - 1)), 0)
+            first, last, max(round((last - first) * (size / manifest.num_photos - 1)), 0)
         )
         ranges[name] = [len(lines), len(lines) + last - first + len(more)]
         lines = np.concatenate([lines, np.arange(first, last), more])
@@ -98,8 +98,8 @@ def grow(index: Path, out: Path, size: int) -> None:
     owners = owned[lines].copy()
     owners[made] = new + np.arange(made.sum())
     vectors, codebook, measured = (
-        Vectors(folder, manifest.width, manifest.bits),
-        Codebook.load(version / layout.CODEBOOK),
+        VectorFiles(folder, manifest.width, manifest.bits),
+        BinaryEncoder.load(version / layout.BINARY_ENCODER),
         Measured(index),
     )
     for at in range(0, len(lines), _LINES):
@@ -109,8 +109,8 @@ def grow(index: Path, out: Path, size: int) -> None:
         )
         vectors.write(layout.FEATURES, at, rows.astype(np.float16))
         vectors.write(layout.CODES, at, codebook.encode(rows.astype(np.float16)))
-    vectors.write(layout.OWNERS, 0, owners)
-    written = Cards.create(folder / layout.CARDS)
+    vectors.write(layout.ROW_PRODUCTS, 0, owners)
+    written = ProductStore.create(folder / layout.PRODUCTS)
     with written.change() as connection:
         products = [
             (p.product, p.sku, p.title, p.tags, p.category, p.quality) for p in known.values()
@@ -119,22 +119,22 @@ def grow(index: Path, out: Path, size: int) -> None:
             products.append(
                 (number, f"made {number}", *dataclasses.astuple(known[int(owned[line])])[2:6])
             )
-        cards_of.put_products(connection, products)
-        cards_of.put_photos(
+        cards_of.upsert_products(connection, products)
+        cards_of.insert_photos(
             connection,
             ((place, owner, f"{place:032x}", b"") for place, owner in enumerate(owners.tolist())),
         )
-        cards_of.set_places(connection, len(lines))
-    if _ranker(version, manifest.model) is None:
+        cards_of.set_num_rows(connection, len(lines))
+    if _ranker(version, manifest.model_sha256) is None:
         (folder / layout.RANKER).unlink(missing_ok=True)
         print("no ranker of its own: that of the made shop")
         model = reranking.model_of(reranking.Shop(0, steps=True))
         write_ranker(
             folder / layout.RANKER,
-            Ranker(manifest.model, Usual.of(written.all_products()), model, {}),
+            Ranker(manifest.model_sha256, Usual.of(written.all_products()), model, {}),
         )
     written.close()
-    layout.write_manifest(
+    layout.write_index_manifest(
         folder,
         dataclasses.replace(manifest, photos=len(lines), products=len(products), categories=ranges),
     )
@@ -293,7 +293,7 @@ def report(
     size = f"{live.chosen.preprocessing.width} x {live.chosen.preprocessing.height} pixels"
     header = [f"{size}, {live.chosen.kind}", "p50, ms", "p99, ms", "p50, % of the network alone"]
     timing.print_table(
-        f"{live.index.manifest.photos:,} photos in the index, {options.requests} requests",
+        f"{live.index.manifest.num_photos:,} photos in the index, {options.requests} requests",
         header,
         rows,
     )

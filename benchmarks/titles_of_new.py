@@ -29,8 +29,8 @@ from sicot_jax.catalog.open import open_catalog
 from sicot_jax.classifier import imprint
 from sicot_jax.config import DataConfig
 from sicot_jax.index.storage import layout
-from sicot_jax.index.storage.products import Cards
-from sicot_jax.index.storage.vectors import Vectors, unit
+from sicot_jax.index.storage.products import ProductStore
+from sicot_jax.index.storage.vectors import VectorFiles, unit
 from sicot_jax.indexing import title_regression as titles
 
 BIASES = (0.0, 0.1, 0.25)
@@ -68,12 +68,12 @@ class Right:
 
 def of_seed(out: Path, seed: int) -> tuple[dict[tuple[str, str], Right], list[np.ndarray], str]:
     version = layout.current_version(out / f"index-{seed}")
-    manifest = layout.read_manifest(version)
-    vectors = Vectors(version, manifest.width, manifest.bits)
-    features = np.asarray(vectors.mapped(layout.FEATURES, manifest.photos), np.float32)
-    owners = np.asarray(vectors.mapped(layout.OWNERS, manifest.photos))
+    manifest = layout.read_index_manifest(version)
+    vectors = VectorFiles(version, manifest.width, manifest.bits)
+    features = np.asarray(vectors.memmap(layout.FEATURES, manifest.num_photos), np.float32)
+    owners = np.asarray(vectors.memmap(layout.ROW_PRODUCTS, manifest.num_photos))
     known, means = imprint.mean_directions(features, owners)
-    cards = Cards(version / layout.CARDS)
+    cards = ProductStore(version / layout.PRODUCTS)
     named = [card for card in cards.products(known.tolist()) if card is not None]
     cards.close()
     photos = np.bincount(owners)[known]
@@ -87,7 +87,7 @@ def of_seed(out: Path, seed: int) -> tuple[dict[tuple[str, str], Right], list[np
     skus = sorted({row["sku"] for row in listed})
     shown = asked(version, (((out / row["image"]).read_bytes(), row["sku"]) for row in listed))
     first = {sku: next(row for row in listed if row["sku"] == sku) for sku in skus}
-    foretold = titles.load(version / layout.TITLES).directions(
+    foretold = titles.load(version / layout.TITLE_REGRESSION).directions(
         [(first[s]["title"], first[s]["category"]) for s in skus]
     )
     seen = unit(shown.embeddings)

@@ -37,7 +37,7 @@ from sicot_jax.catalog.importing.run import import_catalog
 from sicot_jax.catalog.importing.settings import ImportSettings
 from sicot_jax.catalog.open import open_catalog
 from sicot_jax.config import DataConfig
-from sicot_jax.index.backends.local import EmbeddedIndex
+from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.storage import layout
 from sicot_jax.indexing import update as change
 from sicot_jax.indexing.build import build
@@ -180,7 +180,7 @@ def asked(version: Path, photos: Iterator[tuple[bytes, str]]) -> Asked:
 
 
 def said(
-    index: EmbeddedIndex, calibration: Calibration, fusion: Fusion | None, photos: Asked
+    index: LocalIndex, calibration: Calibration, fusion: Fusion | None, photos: Asked
 ) -> Said:
     certainty, bare, right, nearest = [], [], [], []
     for embedding, logits, sku in zip(photos.embeddings, photos.logits, photos.sku, strict=True):
@@ -269,7 +269,7 @@ def as_shipped(known: Said, unknown: Said, weights: Sequence[np.ndarray]) -> tup
     ).sum() / max(answered.sum(), 1e-12)
 
 
-def photos_of(catalog: Catalog, sku: str | None = None) -> Iterator[tuple[bytes, str]]:
+def count_photos(catalog: Catalog, sku: str | None = None) -> Iterator[tuple[bytes, str]]:
     records = catalog.splits["test"]
     for i in range(len(records)):
         record = records[i]
@@ -284,8 +284,8 @@ def of_seed(out: Path, seed: int, another: Catalog | None) -> dict[tuple[str, in
         build(out / f"run-{seed}", before)
     version = layout.current_version(before)
     calibration, fusion = (
-        read_calibration(version / layout.UNKNOWN),
-        read_fusion(version / layout.CATEGORIES),
+        read_calibration(version / layout.REJECTION),
+        read_fusion(version / layout.CATEGORY_FUSION),
     )
     assert calibration is not None, "an index of so many validation photos has one"
     listed = json.loads((out / "asked.json").read_text())
@@ -308,7 +308,7 @@ def of_seed(out: Path, seed: int, another: Catalog | None) -> dict[tuple[str, in
         shutil.copytree(before, folder)
         if count:
             change.add(folder, out / f"new-{count}.csv")
-        index = EmbeddedIndex(layout.current_version(folder))
+        index = LocalIndex(layout.current_version(folder))
         for name, photos in sets.items():
             if not count or name in ("products", "unseen SKUs"):
                 found[name, count] = said(index, calibration, fusion, photos)

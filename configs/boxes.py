@@ -7,7 +7,7 @@ then the box branch with the rest as it is:
 
 Command (S: 0, 1, 2):
   sicot train --config=configs/boxes.py --workdir=runs/boxes/products_S --config.seed=S
-  BRANCH="--config=configs/boxes.py --config.model.box=image --config.loss.box=1
+  BRANCH="--config=configs/boxes.py --config.model.localization=image --config.loss.background_suppression=1
   --config.optim.trainable=visual/box \\
     --config.optim.name=adamw --config.optim.learning_rate=0.002 --config.optim.weight_decay=0 \\
     --config.augment.enabled=False --config.train.epochs=6"
@@ -16,14 +16,14 @@ Command (S: 0, 1, 2):
   runs/boxes/products_0,runs/boxes/products_1,runs/boxes/products_2 \\
     runs/boxes/image_0,runs/boxes/image_1,runs/boxes/image_2
 The other rows: $BRANCH and, in this order,
-  known      --config.model.init_from=runs/boxes/products_0 --config.loss.box=0
-  --config.loss.box_known=10 (and 1) on_map_S   --config.model.init_from=runs/boxes/image_S
-  --config.seed=S --config.model.box=features --config.loss.box=0 \\
+  known      --config.model.init_from=runs/boxes/products_0 --config.loss.background_suppression=0
+  --config.loss.box_regression=10 (and 1) on_map_S   --config.model.init_from=runs/boxes/image_S
+  --config.seed=S --config.model.localization=features --config.loss.background_suppression=0 \\
     --config.optim.trainable=classifier --config.optim.learning_rate=1e-9 --config.train.steps=1
-  features   --config.model.init_from=runs/boxes/products_0 --config.model.box=features joint
+  features   --config.model.init_from=runs/boxes/products_0 --config.model.localization=features joint
   --config.model.init_from=runs/boxes/image_0 --config.optim.trainable=
   --config.optim.learning_rate=0.0007 \\
-    --config.optim.weight_decay=0.0005 --config.augment.enabled=True --config.augment.hide=0.3
+    --config.optim.weight_decay=0.0005 --config.augment.enabled=True --config.augment.random_erasing=0.3
       --config.loss.triplet=0.5
 Hardware: one CPU core, 10 and 6 minutes.
 Result:   docs/search.md.
@@ -59,7 +59,7 @@ def get_config() -> Config:
             )
         ),
         preprocessing=Preprocessing(height=64, width=64, resize_height=64, resize_width=64),
-        augment=AugmentConfig(min_area=1.0, max_ratio=1.0, flip=False, hide=0.7),
+        augment=AugmentConfig(min_area=1.0, max_ratio=1.0, flip=False, random_erasing=0.7),
         model=ModelConfig(depth=18, width=16, stem="half"),
         loss=LossConfig(mixed=0.0),
         optim=OptimConfig(

@@ -5,19 +5,19 @@ Import:   sicot import products.csv --out catalog          (columns image, sku, 
   per SKU)
 Command:  sicot compare --config=recommended --config.data.path=catalog --workdir=runs/mine
 Hardware: as configs/base.py, less the semantic stream; classifier rows are longer by
-  `model.title_words` numbers in training.
+  `model.tag_vocabulary` numbers in training.
 Result:   docs/results.md, on other networks.
 """
 
 import dataclasses
 
-from sicot_jax.config import Config, LossConfig, bundled_configs, load
+from sicot_jax.config import Config, LossConfig, bundled_configs_dir, load_config
 
 
 def get_config() -> Config:
-    base = load(str(bundled_configs() / "base.py"))
+    base = load_config(str(bundled_configs_dir() / "base.py"))
     return dataclasses.replace(
         base,
-        model=dataclasses.replace(base.model, word_rows=True),
-        loss=LossConfig(mixed=0.0, title_words=1.0),
+        model=dataclasses.replace(base.model, shared_word_weights=True),
+        loss=LossConfig(mixed=0.0, tag_prediction=1.0),
     )

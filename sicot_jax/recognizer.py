@@ -62,13 +62,13 @@ class Recognizer:
 
     def recognize(self, photos: Photo | Sequence[Photo], k: int = 5) -> Any:
         """The k most probable products, best first, fewer where there are fewer: a list of `Match`
-        for one photo, a list of lists for several. Withdrawn products are none.
+        for one photo, a list of lists for several. Discontinued products are none.
 
         InputError: a photo that cannot be decoded, k below 1.
         """
         if k < 1:
             raise InputError(f"k={k}, wanted 1 or more")
-        offered = np.flatnonzero(~np.asarray(self.classes.withdrawn, bool))
+        offered = np.flatnonzero(~np.asarray(self.classes.discontinued, bool))
         k = min(k, len(offered))
         several = _several(photos)
         found = []

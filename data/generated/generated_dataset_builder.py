@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sicot_jax.catalog.catalog import SPLITS
 from sicot_jax.catalog.importing.builder import CatalogBuilder
-from sicot_jax.catalog.importing.manifest import DroppedRow, ManifestError, ManifestRow
+from sicot_jax.catalog.importing.manifest_rows import DroppedRow, ManifestError, ManifestRow
 from sicot_jax.catalog.importing.photos import PhotoReader
 from sicot_jax.catalog.sources.generated import GeneratedPhotos, open_generated
 from sicot_jax.config import GeneratedSpec

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from sicot_jax.catalog.importing.builder import CatalogBuilder
-from sicot_jax.catalog.importing.manifest import DroppedRow, ManifestError, ManifestRow, check_rows
+from sicot_jax.catalog.importing.manifest_rows import DroppedRow, ManifestError, ManifestRow, check_rows
 from sicot_jax.catalog.importing.photos import FolderPhotos, PhotoReader, ZipPhotos
 
 _SPLIT_FILES = {"train": "train.txt", "validation": "val.txt", "test": "test.txt"}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sicot_jax.catalog.importing.builder import CatalogBuilder
-from sicot_jax.catalog.importing.manifest import DroppedRow, ManifestError, ManifestRow, check_rows
+from sicot_jax.catalog.importing.manifest_rows import DroppedRow, ManifestError, ManifestRow, check_rows
 from sicot_jax.catalog.importing.photos import FolderPhotos, PhotoReader
 
 # Folder of photos (and name of its list) -> split; the splits of train are ours to divide.

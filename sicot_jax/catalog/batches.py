@@ -1,281 +1,238 @@
-"""Records -> host batches -> global arrays. Training batches carry words; photo batches cannot."""
+"""Makes host batches: training batches with photos and titles, photo batches without any text."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import itertools
-import signal
-import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from multiprocessing import resource_tracker
-from typing import Any
+from collections.abc import Sequence
 
-import jax
 import numpy as np
 
 from sicot_jax.catalog.catalog import Catalog, Record, Split
-from sicot_jax.catalog.sampling import Sampler, permute
-from sicot_jax.catalog.tokenizer import mask_words
-from sicot_jax.catalog.triplets import Clicks, ClickSampler, open_clicks
+from sicot_jax.catalog.sampling import RecordSampler
+from sicot_jax.catalog.title_variants import TitleVariantReader
+from sicot_jax.catalog.triplet_sampler import TripletSampler
+from sicot_jax.catalog.triplets import TripletTable, open_triplets
 from sicot_jax.config import Config
 from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
 
-Batch = dict[str, np.ndarray]
-_PREFETCH = 4  # host batches made ahead
-
-
-class TitleReader:
-    """Token ids of a training record's title in the variant that the config asks for; shuffles are
-    keyed by the seed.
-    """
-
-    def __init__(self, catalog: Catalog, config: Config):
-        self.split = catalog.splits["train"]
-        self.tokenizer = catalog.tokenizer
-        self.config = config.data
-        self.seed = config.seed
-        if self.config.title == "shuffled_within_class":
-            labels = self.split.labels
-            self.order = np.argsort(labels, kind="stable")
-            self.rank = np.empty_like(self.order)
-            self.rank[self.order] = np.arange(len(labels))
-            _, self.starts, self.counts = np.unique(
-                labels[self.order], return_index=True, return_counts=True
-            )
-            self.row = np.searchsorted(np.unique(labels), labels)
-
-    def _donor(self, index: int) -> int:
-        """The record whose title `index` gets: a fixed derangement-like shuffle by the seed."""
-        if self.config.title == "shuffled":
-            return int(
-                permute(
-                    np.asarray([index]), size=len(self.split), seed=self.seed, epoch=-1 % 2**63
-                )[0]
-            )
-        row = self.row[index]
-        start, count = self.starts[row], self.counts[row]
-        return int(
-            self.order[
-                start + (self.rank[index] - start + 1 + self.seed % max(count - 1, 1)) % count
-            ]
-        )
-
-    def __call__(self, record: Record, index: int) -> np.ndarray:
-        """int32 [max_tokens], padded with 0."""
-        ids = self._ids(record, index)[: self.config.max_tokens]
-        padded = np.zeros(self.config.max_tokens, np.int32)
-        padded[: len(ids)] = ids
-        return padded
-
-    def _ids(self, record: Record, index: int) -> np.ndarray:
-        """int32 [words], the whole title's."""
-        if index >= len(self.split):  # a query (`clicks`)
-            return np.zeros(0, np.int32)
-        match self.config.title:
-            case "none":
-                ids = np.zeros(0, np.int32)
-            case "raw":
-                ids = record["token_ids"]
-            case "masked":
-                text = mask_words(
-                    f"{record['title']} {record['tags']}", f"{record['sku']} {record['category']}"
-                )
-                ids = self.tokenizer.encode(text)
-            case _:
-                ids = self.split[self._donor(index)]["token_ids"]
-        return np.asarray(ids, np.int32)
-
-
-def _photo(preprocessing: Preprocessing, record: Record) -> np.ndarray:
-    try:
-        return preprocessing.load(record["image"])
-    except InputError as error:
-        raise InputError(
-            f"photo {record['image_id']}: {error}; import the catalogue again"
-        ) from error
+HostBatch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainBatches:
-    """step -> this process's part of the training batch: image uint8, label, token_ids where titles
-    are read, and with `boxes` box float32 [4], all zero where unknown.
+class ProcessShard:
+    """The part of every global batch that one process makes: part `index` of `count` equal ones."""
 
-    `clicks` are what triplets are drawn from, where the batch has some; `split` is theirs then.
-    With `known_titles` (token_ids of every record) the photos lie on the devices already: "index"
-    stands in place of image, and no record is read.
+    index: int = 0
+    count: int = 1
+
+    def rows(self, batch_size: int) -> slice:
+        """Returns this process's rows of a global batch.
+
+        Args:
+          batch_size: rows of the global batch, a multiple of `count`.
+
+        Returns:
+          A slice of batch_size / count rows.
+        """
+        size = batch_size // self.count
+        return slice(self.index * size, (self.index + 1) * size)
+
+
+ONE_PROCESS = ProcessShard()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainBatchLoader:
+    """Makes this process's part of the training batch of a step.
+
+    A batch holds image (uint8 [B, H, W, 3]) and label (int32 [B]); token_ids (int32
+    [B, max_tokens]) where titles are read; box (float32 [B, 4], zero where unknown) where
+    `with_boxes`. With `preloaded_token_ids` the photos lie on the devices already: the batch holds
+    index (int32 [B]) in place of image, and no record is read.
+
+    Attributes:
+      split: the training records, and query photos behind them where there are triplets.
+      sampler: step -> record indices of the global batch.
+      preprocessing: how photos are resized.
+      titles: reads titles; None where no loss needs them.
+      preloaded_token_ids: of every record; empty where no titles are read.
+      shard: which part of the global batch this process makes.
+      with_boxes: whether batches hold boxes.
+      triplets: what triplets are drawn from, where the batch has some.
     """
 
     split: Split
-    sampler: Sampler | ClickSampler
+    sampler: RecordSampler | TripletSampler
     preprocessing: Preprocessing
-    titles: TitleReader | None
-    known_titles: Sequence[np.ndarray] | None = None
-    process_index: int = 0
-    process_count: int = 1
-    boxes: bool = False
-    clicks: Clicks | None = None
+    titles: TitleVariantReader | None
+    preloaded_token_ids: Sequence[np.ndarray] | None = None
+    shard: ProcessShard = ONE_PROCESS
+    with_boxes: bool = False
+    triplets: TripletTable | None = None
 
-    def __call__(self, step: int) -> Batch:
+    def __call__(self, step: int) -> HostBatch:
+        """Returns this process's part of the batch of that step."""
         indices = self.sampler(step)
-        share = len(indices) // self.process_count
-        start = self.process_index * share
-        mine = indices[start : start + share]
-        return (
-            self._read(mine) if self.known_titles is None else self._known(mine, self.known_titles)
-        )
-
-    def _known(self, indices: np.ndarray, known_titles: Sequence[np.ndarray]) -> Batch:
+        indices = indices[self.shard.rows(len(indices))]
+        if self.preloaded_token_ids is None:
+            return self._read_records(indices)
         batch = {
             "index": indices.astype(np.int32),
             "label": np.asarray(self.split.labels[indices], np.int32),
         }
-        return batch | (
-            {"token_ids": np.stack([known_titles[i] for i in indices])}
-            if self.titles is not None
-            else {}
-        )
+        if self.titles is not None:
+            batch["token_ids"] = np.stack([self.preloaded_token_ids[i] for i in indices])
+        return batch
 
-    def _read(self, indices: np.ndarray) -> Batch:
+    def _read_records(self, indices: np.ndarray) -> HostBatch:
         images, labels, tokens, boxes = [], [], [], []
         for index in indices.tolist():
             record = self.split[index]
-            images.append(_photo(self.preprocessing, record))
+            images.append(_resized_photo(self.preprocessing, record))
             labels.append(record["class_id"])
             if self.titles is not None:
                 tokens.append(self.titles(record, index))
-            if self.boxes:
+            if self.with_boxes:
                 boxes.append(record["box"])
         batch = {"image": np.stack(images), "label": np.asarray(labels, np.int32)}
-        batch |= {"box": np.stack(boxes).astype(np.float32)} if self.boxes else {}
-        return batch | ({"token_ids": np.stack(tokens)} if self.titles is not None else {})
+        if self.with_boxes:
+            batch["box"] = np.stack(boxes).astype(np.float32)
+        if self.titles is not None:
+            batch["token_ids"] = np.stack(tokens)
+        return batch
 
 
-def train_batches(catalog: Catalog, config: Config) -> TrainBatches:
-    """InputError where `data.triplets` cannot be learned from."""
+def train_batch_loader(
+    catalog: Catalog, config: Config, shard: ProcessShard = ONE_PROCESS
+) -> TrainBatchLoader:
+    """Builds the loader of a run's training batches.
+
+    Args:
+      catalog: the training data.
+      config: of the run.
+      shard: which part of the global batch this process makes.
+
+    Returns:
+      A loader: step -> host batch.
+
+    Raises:
+      InputError: the file of `data.triplets` has no triplet that can be used.
+    """
     split: Split = catalog.splits["train"]
     plan = config.train.batch_plan(len(split))
-    plain = Sampler(
+    sampler: RecordSampler | TripletSampler
+    sampler = records = RecordSampler(
         split.labels, plan.batch_size, config.seed, config.data.sampling, plan.doubled_at
     )
-    sampler: Sampler | ClickSampler = plain
-    clicks = open_clicks(config.data, catalog) if config.data.triplets else None
-    if clicks is not None:
-        micro_batch = config.train.batch_size // config.train.micro_batches
-        sampler = ClickSampler.make(
-            clicks, plain, micro_batch=micro_batch, share=config.data.triplet_share
+    triplets = open_triplets(config.data, catalog) if config.data.triplets else None
+    if triplets is not None:
+        sampler = TripletSampler.with_record_sampler(
+            triplets,
+            records,
+            micro_batch=config.train.batch_size // config.train.micro_batches,
+            share=config.data.triplet_share,
         )
-        split = clicks.split
-    titles = TitleReader(catalog, config) if config.loss.with_text else None
-    known: list[np.ndarray] | None = None
+        split = triplets.split
+    titles = TitleVariantReader(catalog, config) if config.loss.with_text else None
+    preloaded: list[np.ndarray] | None = None
     if config.data.on_device:
-        known = [titles(split[i], i) for i in range(len(split))] if titles else []
-    hosts = jax.process_index(), jax.process_count()
-    boxes = bool(config.loss.box_known)
-    return TrainBatches(
-        split, sampler, config.preprocessing, titles, known, *hosts, boxes=boxes, clicks=clicks
+        preloaded = [titles(split[i], i) for i in range(len(split))] if titles else []
+    return TrainBatchLoader(
+        split,
+        sampler,
+        config.preprocessing,
+        titles,
+        preloaded,
+        shard,
+        with_boxes=bool(config.loss.box_regression),
+        triplets=triplets,
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class PhotoBatches:
-    """number -> this process's part of a batch of photos in record order: image, label, image_id.
+class PhotoBatchLoader:
+    """Makes this process's part of a batch of photos, in record order and without any text.
 
-    No text, whatever the record holds. The last batch is filled up with black photos of label -1.
+    A batch holds image (uint8 [B, H, W, 3]), label (int32 [B]) and image_id (object [B]). The last
+    batch is filled up with black photos of label -1 and image_id "".
+
+    Attributes:
+      split: the records.
+      preprocessing: how photos are resized.
+      batch_size: photos of a global batch.
+      indices: int [N], the records to read.
+      shard: which part of the global batch this process makes.
     """
 
     split: Split
     preprocessing: Preprocessing
     batch_size: int
     indices: np.ndarray
-    process_index: int = 0
-    process_count: int = 1
+    shard: ProcessShard = ONE_PROCESS
 
     def __len__(self) -> int:
+        """Returns the number of batches."""
         return -(-len(self.indices) // self.batch_size)
 
-    def __call__(self, number: int) -> Batch:
-        share = self.batch_size // self.process_count
-        first = number * self.batch_size + self.process_index * share
-        records = [self.split[int(i)] for i in self.indices[first : first + share]]
+    def __call__(self, number: int) -> HostBatch:
+        """Returns this process's part of batch `number`."""
+        rows = self.shard.rows(self.batch_size)
+        first, size = number * self.batch_size + rows.start, rows.stop - rows.start
+        records = [self.split[int(i)] for i in self.indices[first : first + size]]
         height, width = self.preprocessing.resize_height, self.preprocessing.resize_width
-        image = np.zeros((share, height, width, 3), np.uint8)
-        label = np.full(share, -1, np.int32)
-        image_id = np.full(share, "", object)
+        image = np.zeros((size, height, width, 3), np.uint8)
+        label = np.full(size, -1, np.int32)
+        image_id = np.full(size, "", object)
         for row, record in enumerate(records):
-            image[row] = _photo(self.preprocessing, record)
+            image[row] = _resized_photo(self.preprocessing, record)
             label[row] = record["class_id"]
             image_id[row] = record["image_id"]
         return {"image": image, "label": label, "image_id": image_id}
 
 
-def evenly(size: int, most: int) -> np.ndarray:
-    """At most that many of `size` indices, evenly spread."""
-    count = min(size, most)
+def photo_batch_loader(
+    split: Split,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    max_photos: int = 0,
+    shard: ProcessShard = ONE_PROCESS,
+) -> PhotoBatchLoader:
+    """Builds the loader of a split's photos.
+
+    Args:
+      split: the records.
+      preprocessing: how photos are resized.
+      batch_size: photos of a global batch.
+      max_photos: read at most so many, spread evenly over the split; 0: all.
+      shard: which part of the global batch this process makes.
+
+    Returns:
+      A loader: batch number -> host batch.
+    """
+    indices = evenly_spaced(len(split), max_photos or len(split))
+    return PhotoBatchLoader(split, preprocessing, batch_size, indices, shard)
+
+
+def evenly_spaced(size: int, max_count: int) -> np.ndarray:
+    """Returns at most `max_count` of the indices 0..size-1, evenly spaced.
+
+    Args:
+      size: number of indices to choose from.
+      max_count: number of indices returned at most.
+
+    Returns:
+      int64 [min(size, max_count)], ascending.
+    """
+    count = min(size, max_count)
     return np.arange(count) * size // max(count, 1)
 
 
-def photo_batches(
-    split: Split, preprocessing: Preprocessing, *, batch_size: int, max_photos: int = 0
-) -> PhotoBatches:
-    """All photos of a split, or `max_photos` of them spread evenly over it."""
-    indices = evenly(len(split), max_photos or len(split))
-    return PhotoBatches(
-        split, preprocessing, batch_size, indices, jax.process_index(), jax.process_count()
-    )
-
-
-def ahead(
-    make: Callable[[int], Batch], start: int, stop: int, *, workers: int, source: str
-) -> Generator[Batch]:
-    """make(start), make(start + 1) ... in order, prepared ahead by grain's threads (workers=0) or
-    processes.
-    """
-    if source == "arrays":
-        # Nothing to decode; the device runs asynchronously, so the next batch is copied while it
-        # computes. And a bare accelerator image has no grain.
-        yield from map(make, range(start, stop))
-        return
-    import grain
-
-    data = grain.MapDataset.range(start, stop).map(make)
-    if not workers:
-        yield from data.to_iter_dataset(
-            grain.ReadOptions(num_threads=2, prefetch_buffer_size=_PREFETCH)
-        )
-        return
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
-    options = grain.MultiprocessingOptions(num_workers=workers)
-    iterator: Any = iter(
-        data.to_iter_dataset(grain.ReadOptions(num_threads=0)).mp_prefetch(options, _start_worker)
-    )
-    with contextlib.closing(iterator):
-        with _signals_blocked():
-            first = list(itertools.islice(iterator, 1))  # starts the workers
-        yield from itertools.chain(first, iterator)
-
-
-@contextlib.contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Processes started here never see SIGINT and SIGTERM, which a terminal or a cluster sends to
-    the whole group.
-
-    They are for this process, which wants its batches until it has saved, and then ends its
-    workers. A worker could ignore them itself only seconds after its start.
-    """
-    resource_tracker.ensure_running()  # its own start would unblock them
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+def _resized_photo(preprocessing: Preprocessing, record: Record) -> np.ndarray:
     try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_worker(index: int, count: int) -> None:
-    from sicot_jax.catalog.importing.photos import end_with_parent
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+        return preprocessing.load(record["image"])
+    except InputError as error:
+        raise InputError(
+            f"photo {record['image_id']}: {error}; import the catalogue again"
+        ) from error

@@ -55,13 +55,13 @@ class Tokenizer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ClassTable:
-    """Row c describes class id c. Rows are only ever appended; a withdrawn SKU keeps its row."""
+    """Row c describes class id c. Rows are only ever appended; a discontinued SKU keeps its row."""
 
     sku: Sequence[str]
     title: Sequence[str]  # of the SKU's first training photo
     category: Sequence[str]
     counts: Mapping[str, np.ndarray]  # split -> int64 [C], number of photos
-    withdrawn: np.ndarray  # bool [C]
+    discontinued: np.ndarray  # bool [C]
 
     def __len__(self) -> int:
         return len(self.sku)

@@ -1,5 +1,6 @@
-"""Sample order as a pure function (seed, step) -> record indices: resume is a step number, workers
-do not matter.
+"""Samples the records of each step: a pure function (seed, step) -> record indices.
+
+Resuming needs a step number and nothing else, and the number of workers does not matter.
 """
 
 from __future__ import annotations
@@ -12,67 +13,95 @@ import numpy as np
 from sicot_jax.config.batch_plan import SAMPLINGS, BatchPlan
 from sicot_jax.errors import InputError
 
-_ROUNDS = 6
-ORDER, CLASSES, TRIPLETS = range(3)  # what random numbers are for
+_FEISTEL_ROUNDS = 6
+# Purposes of random numbers: streams that never meet.
+ORDER_STREAM, CLASS_STREAM, TRIPLET_STREAM = range(3)
 
 
-def generator(purpose: int, seed: int, number: int) -> np.random.Generator:
-    """Random numbers of this purpose, seed and number (epoch, step, position) alone.
+def random_stream(purpose: int, seed: int, number: int) -> np.random.Generator:
+    """Returns random numbers that depend on purpose, seed and number alone.
 
-    The purpose is the highest word of Philox's counter: streams of the same key that can never
-    meet.
+    The purpose is the highest word of Philox's counter: streams of one key never overlap.
+
+    Args:
+      purpose: `ORDER_STREAM`, `CLASS_STREAM` or `TRIPLET_STREAM`.
+      seed: of the run, in 0..2^63-1.
+      number: epoch or step.
+
+    Returns:
+      A generator.
     """
     return np.random.Generator(np.random.Philox(key=[seed, number], counter=[0, 0, 0, purpose]))
 
 
 def permute(index: np.ndarray, *, size: int, seed: int, epoch: int) -> np.ndarray:
-    """A pseudo-random permutation of 0..size-1, evaluated at `index` without making it: int64 [n]
-    -> int64 [n].
+    """Evaluates a pseudo-random permutation of 0..size-1 at `index` without building it.
 
-    A Feistel network over the next power of four, walked until it lands inside (Black & Rogaway
-    2002): every index appears once, in constant memory, whatever the size.
+    A Feistel network over the next power of four, iterated until the result is below `size`
+    ("cycle walking", Black & Rogaway 2002): constant memory, whatever the size.
+
+    Args:
+      index: int64 [n], in 0..size-1.
+      size: number of elements.
+      seed: of the run.
+      epoch: one permutation per epoch.
+
+    Returns:
+      int64 [n], the permuted indices.
     """
     half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)
-    keys = generator(ORDER, seed, epoch).integers(0, 2**63, _ROUNDS, dtype=np.uint64)
+    keys = random_stream(ORDER_STREAM, seed, epoch).integers(
+        0, 2**63, _FEISTEL_ROUNDS, dtype=np.uint64
+    )
 
-    def network(x):
+    def network(x: np.ndarray) -> np.ndarray:
         left, right = x >> np.uint64(half), x & mask
         for key in keys:
-            left, right = right, left ^ (_mix(right ^ key) & mask)
+            left, right = right, left ^ (_splitmix64(right ^ key) & mask)
         return (left << np.uint64(half)) | right
 
     result = network(index.astype(np.uint64))
-    outside = result >= size
-    while outside.any():
-        result[outside] = network(result[outside])
-        outside = result >= size
+    too_large = result >= size
+    while too_large.any():
+        result[too_large] = network(result[too_large])
+        too_large = result >= size
     return result.astype(np.int64)
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The finalizer of splitmix64 (Steele et al. 2014): every input bit reaches every output bit."""
+def _splitmix64(x: np.ndarray) -> np.ndarray:
+    """Returns splitmix64's finalizer of x (Steele et al. 2014): all bits mixed."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampler:
-    """Which records make the batch of a step; how many, `BatchPlan` says.
+class RecordSampler:
+    """Chooses the records of a step's batch; `BatchPlan` says how many.
 
-    "uniform":        every record once an epoch, in a new order each epoch. "class_balanced": class
-    uniform among those with a record, then a record of it (probability ~ n^0). "square_root":
-    class with probability ~ n^0.5 (Mahajan et al. 2018), then a record of it.
+    Samplings: "uniform": every record once an epoch, in a new order each epoch. "class_balanced":
+    a class uniformly among those with a record, then one of its records. "square_root": a class
+    with probability proportional to n^0.5 (Mahajan et al. 2018), then one of its records.
+
+    Attributes:
+      labels: int32 [N], class of each record.
+      batch_size: records of the first step.
+      seed: of the run.
+      sampling: one of the above.
+      doubled_at: steps from which the batch has twice as many records, ascending.
+
+    Raises:
+      InputError: an unknown sampling, or no records.
     """
 
-    labels: np.ndarray  # int32 [N]
+    labels: np.ndarray
     batch_size: int
     seed: int
     sampling: str = "uniform"
     doubled_at: tuple[int, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.sampling not in SAMPLINGS:
             raise InputError(f"data.sampling={self.sampling!r}, wanted one of {SAMPLINGS}")
         if not len(self.labels):
@@ -80,34 +109,35 @@ class Sampler:
 
     @property
     def plan(self) -> BatchPlan:
+        """Records of each step."""
         return BatchPlan(self.batch_size, self.doubled_at)
 
     def __call__(self, step: int) -> np.ndarray:
-        """Record indices of the global batch of that step, int64 [plan.size(step)]."""
+        """Returns the record indices of the global batch of that step, int64 [plan.size(step)]."""
         size = self.plan.size(step)
         if self.sampling == "uniform":
-            first = self.plan.first_position(step)
-            position = np.arange(first, first + size, dtype=np.int64)
-            epoch, index = np.divmod(position, len(self.labels))
-            result = np.empty_like(index)
-            for e in np.unique(epoch):
-                here = epoch == e
-                result[here] = permute(
-                    index[here], size=len(self.labels), seed=self.seed, epoch=int(e)
-                )
-            return result
+            return self._uniform(self.plan.first_position(step), size)
         order, starts, counts, cumulative = self._by_class
-        rng = generator(CLASSES, self.seed, step)
+        rng = random_stream(CLASS_STREAM, self.seed, step)
         classes = np.searchsorted(cumulative, rng.random(size) * cumulative[-1], side="right")
         classes = np.minimum(classes, len(counts) - 1)
         within = (rng.random(size) * counts[classes]).astype(np.int64)
         return order[starts[classes] + within]
 
+    def _uniform(self, first: int, size: int) -> np.ndarray:
+        """Returns the records at positions first .. first + size - 1 of all epochs' orders."""
+        epoch, index = np.divmod(np.arange(first, first + size, dtype=np.int64), len(self.labels))
+        result = np.empty_like(index)
+        for e in np.unique(epoch):
+            rows = epoch == e
+            result[rows] = permute(
+                index[rows], size=len(self.labels), seed=self.seed, epoch=int(e)
+            )
+        return result
+
     @functools.cached_property
-    def _by_class(self):
-        """Records sorted by class, where each class starts, how many it has, cumulative class
-        weights.
-        """
+    def _by_class(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Returns records sorted by class, class starts, class counts, cumulative class weights."""
         order = np.argsort(self.labels, kind="stable")
         _, starts, counts = np.unique(self.labels[order], return_index=True, return_counts=True)
         power = 0.0 if self.sampling == "class_balanced" else 0.5

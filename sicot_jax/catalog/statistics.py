@@ -39,7 +39,7 @@ def head_mask(train_counts: np.ndarray, head_boundary: int) -> np.ndarray:
 
 
 def log_prior(train_counts: np.ndarray) -> np.ndarray:
-    """float64 [C]: log(n_c / sum n); a class without a training photo (withdrawn, or only tested)
+    """float64 [C]: log(n_c / sum n); a class without a training photo (discontinued, or only tested)
     counts as having one.
 
     With prior 0 it would leave the softmax, learn nothing, and win against what was trained; with

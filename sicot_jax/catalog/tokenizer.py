@@ -1,4 +1,4 @@
-"""Titles to words and to token ids: one tokenizer for training, evaluation, export and service."""
+"""Splits titles into words and maps them to token ids: the only definition of a word."""
 
 from __future__ import annotations
 
@@ -26,10 +26,6 @@ WORD_START = "\u2581"  # how a piece begins that begins a word
 MAX_PIECES = 32_000
 
 _APOSTROPHES = re.compile("['\u2019\u02bc]")
-# Scripts written without spaces between words: Thai, Lao, Khmer, Burmese, Chinese, Japanese.
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-)
 
 
 @functools.cache
@@ -54,12 +50,17 @@ def _normalise(text: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
 
 
-def words(text: str) -> list[str]:
-    """Words of a text in order: NFKC, lower-case, letters and digits of any script; punctuation is
-    dropped.
+def split_words(text: str) -> list[str]:
+    """Splits a text into words: NFKC, lower case, runs of letters and digits of any script.
 
-    Apostrophes join ("men's" -> "mens"), any other punctuation separates ("t-shirt" -> "t",
-    "shirt").
+    Import, title regression, ranking features and the exported PyTorch model all follow this rule.
+
+    Args:
+      text: a title, a category, tags.
+
+    Returns:
+      The words in text order. Apostrophes join ("men's" -> "mens"), any other punctuation
+      separates ("t-shirt" -> "t", "shirt") and is dropped.
     """
     normalised = _APOSTROPHES.sub("", _normalise(text))
     if normalised.isascii():
@@ -76,38 +77,57 @@ def _read_lines(path: Path) -> list[str]:
 
 
 class WordTokenizer:
-    """Known words to ids; needs only numpy and the standard library. `vocabulary[0]` is the padding
-    "".
+    """Maps known words to ids; needs only numpy and the standard library.
+
+    Attributes:
+      vocabulary: [V] words by id; entry 0 is the padding "".
+
+    Raises:
+      ValueError: the vocabulary does not start with "".
     """
 
-    def __init__(self, vocabulary: Sequence[str]):
+    def __init__(self, vocabulary: Sequence[str]) -> None:
         self.vocabulary: Sequence[str] = list(vocabulary)
         if not self.vocabulary or self.vocabulary[0] != "":
             raise ValueError(
-                f"vocabulary starts with {list(self.vocabulary[:1])}, wanted the padding '' as entry 0"
+                f"vocabulary starts with {list(self.vocabulary[:1])}, wanted the padding '' "
+                "as entry 0"
             )
         self._ids = {word: i for i, word in enumerate(self.vocabulary) if i}
 
     def encode(self, text: str) -> np.ndarray:
-        """int32 [number of known words] in text order; unknown words are left out."""
+        """Returns the ids of the text's known words.
+
+        Args:
+          text: a title; words outside the vocabulary are left out.
+
+        Returns:
+          int32 [number of known words], 1..V-1, in text order.
+        """
         return np.array(
-            [self._ids[word] for word in words(text) if word in self._ids], dtype=np.int32
+            [self._ids[word] for word in split_words(text) if word in self._ids], dtype=np.int32
         )
 
     def save(self, folder: Path) -> None:
-        """Write `words.txt`: line i is word i, the first line is empty."""
+        """Writes `words.txt`: line i is word i, the first line is empty.
+
+        Args:
+          folder: an existing folder.
+        """
         _write_lines(Path(folder) / WORDS_FILE, self.vocabulary)
 
 
 class SentencePieceTokenizer:
-    """Pieces of a sentencepiece model, for scripts without spaces. Id 0 is padding, the unknown
-    piece is left out.
+    """Maps text to pieces of a sentencepiece model, for scripts without spaces between words.
 
-    Holds the model as bytes and loads sentencepiece when first encoding: opened and pickled it can
-      be without.
+    The library is loaded at the first `encode`: opening and pickling work without it.
+
+    Attributes:
+      model: the serialised sentencepiece model.
+      vocabulary: [V] pieces by id; entry 0 is the padding "".
     """
 
-    def __init__(self, model: bytes, vocabulary: Sequence[str]):
+    def __init__(self, model: bytes, vocabulary: Sequence[str]) -> None:
         self.model = model
         self.vocabulary: Sequence[str] = list(vocabulary)
 
@@ -121,12 +141,23 @@ class SentencePieceTokenizer:
         return SentencePieceTokenizer, (self.model, self.vocabulary)
 
     def encode(self, text: str) -> np.ndarray:
-        """int32 [number of known pieces] in text order."""
+        """Returns the ids of the text's known pieces.
+
+        Args:
+          text: a title; padding and the unknown piece are left out.
+
+        Returns:
+          int32 [number of known pieces], in text order.
+        """
         ids = np.array(self._processor.encode(text), dtype=np.int32)
         return ids[(ids != 0) & (ids != self._processor.unk_id())]
 
     def save(self, folder: Path) -> None:
-        """Write `sentencepiece.model` and its pieces, `pieces.txt`, laid out as `words.txt`."""
+        """Writes `sentencepiece.model` and its pieces, `pieces.txt`, laid out as `words.txt`.
+
+        Args:
+          folder: an existing folder.
+        """
         (Path(folder) / SENTENCEPIECE_FILE).write_bytes(self.model)
         _write_lines(Path(folder) / PIECES_FILE, self.vocabulary)
 
@@ -140,14 +171,24 @@ def build_tokenizer(
     max_vocabulary: int = 400_000,
     seed: int = 0,
 ) -> Tokenizer:
-    """Tokenizer of the training texts.
+    """Builds a tokenizer from the training titles.
 
-    words: of the W distinct words the floor(drop_top_share * W) most frequent and those seen under
-      `min_count` times are dropped, at most `max_vocabulary` of the rest are kept; ids follow
-      (count descending, word).
-    sentencepiece: a unigram model of at most min(max_vocabulary, 32,000) pieces; `drop_top_share`
-      and `min_count` do not apply (its pieces are no words), `seed` chooses the sentences where
-      there are more than two million. Texts without a single word give the vocabulary [""].
+    Args:
+      texts: training titles.
+      kind: "words" (one id a word) or "sentencepiece" (a unigram model of at most
+        min(max_vocabulary, 32,000) pieces).
+      drop_top_share: of W distinct words, the floor(drop_top_share * W) most frequent are dropped;
+        words only.
+      min_count: rarer words are dropped; words only.
+      max_vocabulary: number of words or pieces kept at most.
+      seed: chooses sentencepiece's sentences where there are more than two million.
+
+    Returns:
+      The tokenizer; word ids follow (count descending, word). Texts without a single word give
+      the vocabulary [""].
+
+    Raises:
+      InputError: an argument is out of range, or sentencepiece fails.
     """
     if not 0 <= drop_top_share < 1:
         raise InputError(
@@ -158,7 +199,7 @@ def build_tokenizer(
             f"min_count={min_count}, max_vocabulary={max_vocabulary}, wanted both at least 1"
         )
     if kind == "words":
-        counts = Counter(itertools.chain.from_iterable(map(words, texts)))
+        counts = Counter(itertools.chain.from_iterable(map(split_words, texts)))
         ordered = sorted(counts, key=lambda word: (-counts[word], word))
         kept = [
             word
@@ -172,7 +213,9 @@ def build_tokenizer(
 
 
 def _build_sentencepiece(texts: Iterable[str], max_vocabulary: int, seed: int) -> Tokenizer:
-    sentences: Iterator[str] = (" ".join(text.split()) for text in texts if words(text))
+    sentences: Iterator[str] = (
+        " ".join(text.split()) for text in texts if split_words(text)
+    )
     first = next(sentences, None)
     if first is None:
         return WordTokenizer([""])
@@ -207,7 +250,17 @@ def _build_sentencepiece(texts: Iterable[str], max_vocabulary: int, seed: int) -
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer that `save` wrote to `folder`."""
+    """Reads the tokenizer that `save` wrote.
+
+    Args:
+      folder: holds `words.txt`, or `sentencepiece.model` and `pieces.txt`.
+
+    Returns:
+      The tokenizer.
+
+    Raises:
+      InputError: the folder holds neither.
+    """
     folder = Path(folder)
     if (folder / WORDS_FILE).exists():
         return WordTokenizer(_read_lines(folder / WORDS_FILE))
@@ -218,42 +271,3 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     raise InputError(
         f"no tokenizer in {folder}: wanted {WORDS_FILE} or {SENTENCEPIECE_FILE}; import again"
     )
-
-
-def _forms(word: str) -> set[str]:
-    """The word and what it may be the plural of: two words are the same article when their forms
-    meet.
-    """
-    forms = {word}
-    if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
-        forms.add(word[:-1])
-        if word.endswith(("ses", "xes", "zes", "ches", "shes", "oes")):
-            forms.add(word[:-2])
-        if word.endswith("ies"):
-            forms.add(word[:-3] + "y")
-        if word.endswith("ves"):
-            forms.update((word[:-3] + "f", word[:-3] + "fe"))
-    return forms
-
-
-def mask_words(title: str, label_text: str) -> str:
-    """The title's words, in order and normalised, without those that occur in `label_text` (SKU and
-    category).
-
-    Singular and plural are one word ("dresses", "dress"), and so are a word and its split or
-    hyphenated spelling ("tshirts", "T-shirt"). In scripts without spaces the label's words are also
-    cut out of longer runs.
-    """
-    label = words(label_text)
-    joined = [a + b for a, b in itertools.pairwise(label)]
-    hidden = set().union(*(_forms(word) for word in (*label, *joined)))
-    unspaced = [word for word in label if _UNSPACED.search(word)]
-    found = words(title)
-    keep = [hidden.isdisjoint(_forms(word)) for word in found]
-    for i, (a, b) in enumerate(itertools.pairwise(found)):
-        if not hidden.isdisjoint(_forms(a + b)):
-            keep[i] = keep[i + 1] = False
-    kept = [word for word, shown in zip(found, keep, strict=True) if shown]
-    for label_word in unspaced:
-        kept = [word.replace(label_word, " ").strip() for word in kept]
-    return " ".join(" ".join(kept).split())

@@ -237,7 +237,7 @@ def _train(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from sicot_jax import config
     from sicot_jax.training import loop as train
 
-    _print_accuracy(train.train(config.load(args.config, overrides), _workdir(args)))
+    _print_accuracy(train.train(config.load_config(args.config, overrides), _workdir(args)))
 
 
 def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -246,7 +246,7 @@ def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from sicot_jax.training.memory import report as plan_report
     from sicot_jax.training.step import DataShape
 
-    chosen = config.load(args.config, overrides)
+    chosen = config.load_config(args.config, overrides)
     for line in plan_report.plan_lines(
         chosen, DataShape.of(open_catalog(chosen.data)), devices=args.devices
     ):
@@ -265,7 +265,7 @@ def _compare(args: argparse.Namespace, overrides: Sequence[str]) -> None:
             *overrides,
         ]
         overrides = ["--config.data.source=imported", *overrides]
-    compare.compare(config.load(args.config, overrides), workdir)
+    compare.compare(config.load_config(args.config, overrides), workdir)
 
 
 def _sweep(args: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -275,7 +275,7 @@ def _sweep(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     workdir = _workdir(args)
     records = sweep.run(
-        config.load(args.config, overrides),
+        config.load_config(args.config, overrides),
         arms=args.arms,
         rates=args.rates,
         seeds=args.seeds,
@@ -341,7 +341,7 @@ def _export_arrays(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from sicot_jax.catalog.open import open_catalog
     from sicot_jax.catalog.sources.arrays import export_arrays, resized
 
-    chosen = config.load(args.config, overrides)
+    chosen = config.load_config(args.config, overrides)
     export_arrays(resized(open_catalog(chosen.data), chosen.preprocessing), args.out)
     path = shlex.quote(f"--config.data.path={args.out}")
     print(f"wrote {args.out}: train with --config.data.source=arrays {path}")

@@ -1,10 +1,10 @@
 """The config of a run: its dataclasses, preprocessing, batch plan, and how they are loaded."""
 
-from sicot_jax.config.load import bundled_configs, from_dict, load, override, stored
+from sicot_jax.config.load import bundled_configs_dir, config_from_dict, load_config, override_config, read_flat_config
 from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.config.schema import (
-    ENCODERS,
-    FORMAT,
+    TEXT_ENCODERS,
+    CONFIG_FORMAT,
     FREE_ON_RESUME,
     AugmentConfig,
     Config,
@@ -19,13 +19,13 @@ from sicot_jax.config.schema import (
     OptimConfig,
     TextConfig,
     TrainConfig,
-    flatten,
-    to_dict,
+    flatten_config,
+    config_to_dict,
 )
 
 __all__ = [
-    "ENCODERS",
-    "FORMAT",
+    "TEXT_ENCODERS",
+    "CONFIG_FORMAT",
     "FREE_ON_RESUME",
     "AugmentConfig",
     "Config",
@@ -41,11 +41,11 @@ __all__ = [
     "Preprocessing",
     "TextConfig",
     "TrainConfig",
-    "bundled_configs",
-    "flatten",
-    "from_dict",
-    "load",
-    "override",
-    "stored",
-    "to_dict",
+    "bundled_configs_dir",
+    "flatten_config",
+    "config_from_dict",
+    "load_config",
+    "override_config",
+    "read_flat_config",
+    "config_to_dict",
 ]

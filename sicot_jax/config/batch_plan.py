@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-SAMPLINGS = ("uniform", "class_balanced", "square_root")
+SAMPLING_SCHEMES = ("uniform", "class_balanced", "square_root")
 
 
-def triplets_in(photos: int, share: float) -> int:
+def num_triplets(photos: int, share: float) -> int:
     """How many triplets of photos a share of so many photos holds."""
     return int(photos * share + 1e-9) // 3
 

@@ -16,18 +16,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sicot_jax.config.schema import FORMAT, Config, ConfigError, _hint, flatten, to_dict
+from sicot_jax.config.schema import CONFIG_FORMAT, Config, ConfigError, _hint, flatten_config, config_to_dict
 from sicot_jax.errors import InputError
 
 
-def stored(path: Path) -> dict[str, Any]:
+def read_flat_config(path: Path) -> dict[str, Any]:
     """The config in a run's config.json, flat, as JSON has it; a field newer than the run has its
     default.
     """
-    return flatten(json.loads(json.dumps(to_dict(load(str(path))))))
+    return flatten_config(json.loads(json.dumps(config_to_dict(load_config(str(path))))))
 
 
-def from_dict(tree: dict[str, Any], kind: type = Config, prefix: str = "") -> Any:
+def config_from_dict(tree: dict[str, Any], kind: type = Config, prefix: str = "") -> Any:
     """Nested dict -> dataclass. ConfigError on an unknown key (with the nearest known one) or a
     value of another type.
     """
@@ -42,7 +42,7 @@ def from_dict(tree: dict[str, Any], kind: type = Config, prefix: str = "") -> An
         if key not in fields:
             raise ConfigError(f"unknown config key {prefix}{key}{_hint(key, list(fields))}")
         if dataclasses.is_dataclass(fields[key]):
-            values[key] = from_dict(value, fields[key], f"{prefix}{key}.")
+            values[key] = config_from_dict(value, fields[key], f"{prefix}{key}.")
         else:
             values[key] = _typed(value, fields[key], prefix + key)
     try:
@@ -72,14 +72,14 @@ def _typed(value: Any, wanted: Any, name: str) -> Any:
     return value
 
 
-def bundled_configs() -> Path:
+def bundled_configs_dir() -> Path:
     """`configs/` of the checkout, or its copy inside the installed package."""
     package = Path(__file__).parents[1]
     checkout = package.parent / "configs"
     return checkout if (package.parent / "pyproject.toml").exists() else package / "configs"
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> Config:
+def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
     """Config of a file (`.py`, or a run's `config.json`), else of a bundled name, with
     `--config.a.b=value` overrides.
 
@@ -87,25 +87,25 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(name)
     if not path.is_file():
-        bundled = bundled_configs() / f"{name.removesuffix('.py').removeprefix('configs/')}.py"
+        bundled = bundled_configs_dir() / f"{name.removesuffix('.py').removeprefix('configs/')}.py"
         if not bundled.is_file():
-            known = sorted(p.stem for p in bundled_configs().glob("*.py"))
+            known = sorted(p.stem for p in bundled_configs_dir().glob("*.py"))
             raise ConfigError(
                 f"--config={name}: no such file and no bundled config; bundled are {', '.join(known)}"
             )
         path = bundled
     if path.suffix == ".json":
         try:
-            stored = json.loads(path.read_text())
+            read_flat_config = json.loads(path.read_text())
         except ValueError as error:
             raise ConfigError(
                 f"{path}: no JSON ({error}); wanted the config.json of a run"
             ) from error
-        if not isinstance(stored, dict) or "config" not in stored:
+        if not isinstance(read_flat_config, dict) or "config" not in read_flat_config:
             raise ConfigError(f"{path}: no config in it; wanted the config.json of a run")
-        if stored.get("format") != FORMAT:
-            raise ConfigError(f"{path}: format {stored.get('format')}, this version reads {FORMAT}")
-        config = from_dict(stored["config"])
+        if read_flat_config.get("format") != CONFIG_FORMAT:
+            raise ConfigError(f"{path}: format {read_flat_config.get('format')}, this version reads {CONFIG_FORMAT}")
+        config = config_from_dict(read_flat_config["config"])
     else:
         spec = importlib.util.spec_from_file_location(f"sicot_config_{path.stem}", path)
         if spec is None or spec.loader is None:
@@ -129,17 +129,17 @@ def load(name: str, overrides: Sequence[str] = ()) -> Config:
             ) from error
         if not isinstance(config, Config):
             raise ConfigError(f"{path}: get_config() gave {type(config).__name__}, wanted Config")
-    return override(config, overrides)
+    return override_config(config, overrides)
 
 
-def override(config: Config, overrides: Sequence[str]) -> Config:
+def override_config(config: Config, overrides: Sequence[str]) -> Config:
     """Config with `--config.a.b=VALUE` flags applied; VALUE is read as the field's type (text as it
     is, else a literal).
     """
     if not overrides:
         return config
-    tree = to_dict(config)
-    known = flatten(tree)
+    tree = config_to_dict(config)
+    known = flatten_config(tree)
     for flag in overrides:
         key, equals, text = flag.partition("=")
         name = key.removeprefix("--").removeprefix("config.")
@@ -158,7 +158,7 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
         for part in path:
             place = place[part]
         place[last] = _parse(text, known[name], flag)
-    return from_dict(tree)
+    return config_from_dict(tree)
 
 
 def _parse(text: str, old: Any, flag: str) -> Any:

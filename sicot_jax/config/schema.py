@@ -9,12 +9,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sicot_jax.config.batch_plan import SAMPLINGS, BatchPlan, triplets_in
+from sicot_jax.config.batch_plan import SAMPLING_SCHEMES, BatchPlan, num_triplets
 from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
 
-FORMAT = 1
-ENCODERS = (
+CONFIG_FORMAT = 1
+TEXT_ENCODERS = (
     "mean",
     "bilinear",
     "low_rank",
@@ -105,14 +105,14 @@ class DataConfig:
 class AugmentConfig:
     """Random resized crop (area share from `min_area` to 1, aspect ratio up to `max_ratio`) and
     horizontal flip; of a share `hide` of the photos a part is hidden, for a network that boxes are
-    learned with (`loss.box`).
+    learned with (`loss.background_suppression`).
     """
 
     enabled: bool = True
     min_area: float = 0.35
     max_ratio: float = 4 / 3
     flip: bool = True
-    hide: float = 0.0
+    random_erasing: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +131,7 @@ class TextConfig:
 class ModelConfig:
     """The visual stream (see `models/resnet.py`); `embedding_width=0` takes the ResNet's own width.
 
-    title_words: how many words a photo gets a score for, where `loss.title_words` or `word_rows`
+    title_words: how many words a photo gets a score for, where `loss.tag_prediction` or `word_rows`
       asks for it: the most
       frequent ones of the training titles.
     word_rows: the classifier adds to a class's own score the mean score of its titles' words
@@ -143,7 +143,7 @@ class ModelConfig:
     box: whether the product is looked for first (`models/box`), and where what is outside of its
       box is hidden: "none",
       "image" (the photo, which the backbone then sees a second time) or "features" (its last map).
-      Boxes are learned with `loss.box` and "image", from a run that knows the products already
+      Boxes are learned with `loss.background_suppression` and "image", from a run that knows the products already
       (`init_from`); "features" takes them over from there.
     init_from: a run folder, or converted weights (`sicot convert from-torch`), that this one starts
       from (`warm_start`).
@@ -155,10 +155,10 @@ class ModelConfig:
     last_stride: int = 2
     embedding_width: int = 0
     text: TextConfig = TextConfig()
-    title_words: int = 1024
-    word_rows: bool = False
+    tag_vocabulary: int = 1024
+    shared_word_weights: bool = False
     code_bits: int = 256
-    box: str = "none"
+    localization: str = "none"
     init_from: str = ""
 
 
@@ -182,21 +182,21 @@ class LossConfig:
     mixed: float = 1.0
     logit_adjustment: float = 0.0
     label_smoothing: float = 0.0
-    title_words: float = 0.0
+    tag_prediction: float = 0.0
     codes: float = 0.0
     code_balance: float = 0.1
     code_quantisation: float = 0.01
     codes_shape_embedding: bool = False
-    box: float = 0.0
+    background_suppression: float = 0.0
     box_area: float = 0.7
-    box_known: float = 0.0
+    box_regression: float = 0.0
     triplet: float = 0.0
     triplet_margin: float = 0.2
 
     @property
     def with_text(self) -> bool:
         """Whether titles are read."""
-        return self.with_semantic or bool(self.title_words)
+        return self.with_semantic or bool(self.tag_prediction)
 
     @property
     def with_semantic(self) -> bool:
@@ -388,18 +388,18 @@ def _check(config: Config) -> None:
     choices = {
         "data.source": (data.source, ("generated", "imported", "arrays")),
         "data.title": (data.title, ("raw", "masked", "shuffled", "shuffled_within_class", "none")),
-        "data.sampling": (data.sampling, SAMPLINGS),
+        "data.sampling": (data.sampling, SAMPLING_SCHEMES),
         "optim.name": (config.optim.name, ("sgd", "lars", "adamw")),
         "optim.schedule": (config.optim.schedule, ("step", "exponential", "cosine", "constant")),
         "train.compute_dtype": (train.compute_dtype, ("float32", "bfloat16")),
         "head.kind": (config.head.kind, ("class_sharded", "sampled", "knn", "dense")),
-        "model.box": (config.model.box, ("none", "image", "features")),
+        "model.localization": (config.model.localization, ("none", "image", "features")),
         "head.keep_logits": (config.head.keep_logits, ("no", "bfloat16", "float32")),
     }
     for name, (got, wanted) in choices.items():
         if got not in wanted:
             raise ConfigError(f"{name}={got!r}, wanted one of {wanted}{_hint(got, wanted)}")
-    for name, value in flatten(to_dict(config)).items():
+    for name, value in flatten_config(config_to_dict(config)).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{name}={value}, wanted a finite number")
     if data.source != "generated" and not data.path:
@@ -506,8 +506,8 @@ def _check(config: Config) -> None:
             f"loss.label_smoothing={loss.label_smoothing} with head.kind={config.head.kind!r}, which does not see all "
             "classes; set head.kind=class_sharded or loss.label_smoothing=0"
         )
-    if config.model.title_words < 1:
-        raise ConfigError(f"model.title_words={config.model.title_words}, wanted 1 or more")
+    if config.model.tag_vocabulary < 1:
+        raise ConfigError(f"model.tag_vocabulary={config.model.tag_vocabulary}, wanted 1 or more")
     if config.model.code_bits % 8 or not 0 < config.model.code_bits <= 4096:
         raise ConfigError(
             f"model.code_bits={config.model.code_bits}, wanted a multiple of 8 up to 4096"
@@ -516,34 +516,36 @@ def _check(config: Config) -> None:
         raise ConfigError(
             "loss.codes_shape_embedding=True with loss.codes=0: there are no codes; give loss.codes a weight"
         )
-    if config.model.box == "none" and (loss.box or loss.box_known):
+    if config.model.localization == "none" and (loss.background_suppression or loss.box_regression):
         raise ConfigError(
-            "loss.box or loss.box_known with model.box='none': there is no box to learn; set model.box to image or features"
+            "loss.background_suppression or loss.box_regression with model.localization='none': there is no box to learn; set model.localization to image or features"
         )
-    if loss.box_known and data.on_device:
+    if loss.box_regression and data.on_device:
         raise ConfigError(
-            "loss.box_known with data.on_device=True, which keeps no boxes beside the photos; set data.on_device=False"
+            "loss.box_regression with data.on_device=True, which keeps no boxes beside the photos; set data.on_device=False"
         )
-    if not 0 <= config.augment.hide <= 1:
-        raise ConfigError(f"augment.hide={config.augment.hide}, wanted a share from 0 to 1")
+    if not 0 <= config.augment.random_erasing <= 1:
+        raise ConfigError(
+            f"augment.random_erasing={config.augment.random_erasing}, wanted a share from 0 to 1"
+        )
     if loss.codes and train.batch_size // train.micro_batches < 2:
         raise ConfigError(
             f"loss.codes={loss.codes} with one photo at a time (train.batch_size={train.batch_size} / train.micro_batches="
             f"{train.micro_batches}): codes are learned from pairs; lower train.micro_batches"
         )
-    if config.model.word_rows and config.head.kind in ("sampled", "knn"):
+    if config.model.shared_word_weights and config.head.kind in ("sampled", "knn"):
         raise ConfigError(
-            f"model.word_rows=True with head.kind={config.head.kind!r}, whose rows that miss steps decay when they are met "
-            "again; set head.kind=class_sharded or model.word_rows=False"
+            f"model.shared_word_weights=True with head.kind={config.head.kind!r}, whose rows that miss steps decay when they are met "
+            "again; set head.kind=class_sharded or model.shared_word_weights=False"
         )
-    if config.model.word_rows and config.optim.name == "lars":
+    if config.model.shared_word_weights and config.optim.name == "lars":
         raise ConfigError(
-            "model.word_rows=True with optim.name='lars', whose steps follow the length of rows that do not move; set "
-            "optim.name=sgd or model.word_rows=False"
+            "model.shared_word_weights=True with optim.name='lars', whose steps follow the length of rows that do not move; set "
+            "optim.name=sgd or model.shared_word_weights=False"
         )
-    if config.model.word_rows and data.title == "none":
+    if config.model.shared_word_weights and data.title == "none":
         raise ConfigError(
-            "model.word_rows=True with data.title='none': there is no title to take words of; set one of the two otherwise"
+            "model.shared_word_weights=True with data.title='none': there is no title to take words of; set one of the two otherwise"
         )
     if not 0 < config.head.sample_rate <= 1:
         raise ConfigError(
@@ -562,7 +564,7 @@ def _check(config: Config) -> None:
             f"train.batch_size={train.batch_size} is not divisible by train.micro_batches={train.micro_batches}; change one"
         )
     micro_batch = train.batch_size // train.micro_batches
-    if data.triplets and not triplets_in(micro_batch, data.triplet_share):
+    if data.triplets and not num_triplets(micro_batch, data.triplet_share):
         raise ConfigError(
             f"data.triplet_share={data.triplet_share} of a micro-batch of {micro_batch} photos holds no triplet; raise it or "
             "train.batch_size"
@@ -584,17 +586,17 @@ def _check(config: Config) -> None:
     weights = [
         loss.visual,
         loss.mixed,
-        loss.title_words,
+        loss.tag_prediction,
         loss.codes,
         loss.code_balance,
         loss.code_quantisation,
     ]
-    weights += [loss.box, loss.box_area, loss.box_known, loss.triplet]
+    weights += [loss.background_suppression, loss.box_area, loss.box_regression, loss.triplet]
     if min(weights) < 0:
         raise ConfigError(f"loss weights {', '.join(map(str, weights))}: wanted no negative one")
     if loss.with_text and data.title == "none":
         raise ConfigError(
-            "data.title='none' leaves nothing to read; set loss.mixed=0 and loss.title_words=0"
+            "data.title='none' leaves nothing to read; set loss.mixed=0 and loss.tag_prediction=0"
         )
 
 
@@ -603,15 +605,15 @@ def _hint(got: Any, wanted: Sequence[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def config_to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_config(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= (
-            flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+            flatten_config(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
         )
     return flat

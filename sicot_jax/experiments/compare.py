@@ -15,9 +15,9 @@ from sicot_jax.training.loop import train
 
 def arms(config: Config) -> dict[str, Config]:
     """Run name -> config; they differ in their use of text alone."""
-    if not (config.loss.with_text or config.model.word_rows):
+    if not (config.loss.with_text or config.model.shared_word_weights):
         raise ConfigError(
-            "compare wants a config with text, got loss.mixed and loss.title_words 0 and model.word_rows=False; "
+            "compare wants a config with text, got loss.mixed and loss.tag_prediction 0 and model.shared_word_weights=False; "
             "set loss.mixed=1"
         )
     return {
@@ -35,7 +35,7 @@ def compare(config: Config, workdir: Path) -> None:
             f"{catalog.name} has no title with a known word, and training with text wants some; add titles (by hand, or "
             "sicot import --titles-from RUN), keep rare words (sicot import --min-count=1, then "
             "sicot compare --config=base --config.data.path=DIR), or train the baseline alone: sicot train ... "
-            "--config.loss.mixed=0 --config.loss.title_words=0 --config.model.word_rows=False"
+            "--config.loss.mixed=0 --config.loss.tag_prediction=0 --config.model.shared_word_weights=False"
         )
     for number, (name, chosen) in enumerate(configs.items(), 1):
         print(f"\n[{number}/{len(configs)}] {name.replace('_', '-')}", file=sys.stderr)

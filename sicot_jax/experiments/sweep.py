@@ -21,7 +21,7 @@ import jax
 from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.open import open_catalog
 from sicot_jax.common.files import read_json, write_json
-from sicot_jax.config import Config, ConfigError, to_dict
+from sicot_jax.config import Config, ConfigError, config_to_dict
 from sicot_jax.errors import InputError, NotFinite
 from sicot_jax.experiments.variants import ARMS, arm
 from sicot_jax.report.record import write_record
@@ -186,7 +186,7 @@ def _holds(record: Path, config: Config, catalog: Catalog) -> bool:
 
 def _train_or_recall(config: Config, folder: Path, catalog: Catalog) -> None:
     """Train, unless that very config is known to diverge: raises NotFinite then, as when it does."""
-    mark, written = folder / DIVERGED, json.loads(json.dumps(to_dict(config)))
+    mark, written = folder / DIVERGED, json.loads(json.dumps(config_to_dict(config)))
     if mark.exists():
         known = read_json(mark, "what a diverged run left behind")
         if known["config"] == written:

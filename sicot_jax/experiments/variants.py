@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from sicot_jax.config import ENCODERS, Config, ConfigError, override
+from sicot_jax.config import TEXT_ENCODERS, Config, ConfigError, override_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Arm:
     epochs: float = 1.0
 
 
-_NO_WORDS = ("loss.title_words=0", "model.word_rows=False")
+_NO_WORDS = ("loss.tag_prediction=0", "model.shared_word_weights=False")
 _IMAGES_ALONE = ("loss.visual=1", "loss.mixed=0", *_NO_WORDS)
 _CO_TRAINING = ("loss.visual=1", "loss.mixed=1", *_NO_WORDS)
-_TITLE_WORDS = (*_IMAGES_ALONE, "loss.title_words=1", "model.word_rows=True")
+_TITLE_WORDS = (*_IMAGES_ALONE, "loss.tag_prediction=1", "model.shared_word_weights=True")
 _BALANCED = ("loss.logit_adjustment=1",)
 # After Kang et al. 2020 (cRT): the classifier alone is trained on, classes equally often; it goes
 # on from the trained one where theirs begins anew.
@@ -54,17 +54,17 @@ ARMS: dict[str, Arm] = {
     "crt": Arm(_AGAIN, after="baseline", epochs=1 / 3),
     "co_training_crt": Arm(_AGAIN, after="co_training", epochs=1 / 3),
     # The words of titles: told from the photo, shared by classifier rows, and both ("title_words").
-    "words_told": Arm((*_IMAGES_ALONE, "loss.title_words=1")),
-    "word_rows": Arm((*_IMAGES_ALONE, "model.word_rows=True")),
+    "words_told": Arm((*_IMAGES_ALONE, "loss.tag_prediction=1")),
+    "word_rows": Arm((*_IMAGES_ALONE, "model.shared_word_weights=True")),
     "title_words": Arm(_TITLE_WORDS),
     "title_words_balanced": Arm((*_TITLE_WORDS, *_BALANCED)),
     "title_words_shuffled": Arm((*_TITLE_WORDS, "data.title=shuffled")),
     "title_words_masked": Arm((*_TITLE_WORDS, "data.title=masked")),
-    "co_training_title_words": Arm((*_CO_TRAINING, "loss.title_words=1", "model.word_rows=True")),
+    "co_training_title_words": Arm((*_CO_TRAINING, "loss.tag_prediction=1", "model.shared_word_weights=True")),
     # Table 3 of SICoT: how a title becomes a vector.
     **{
         f"text_{name}": Arm((*_CO_TRAINING, f"model.text.encoder={name}"))
-        for name in ENCODERS
+        for name in TEXT_ENCODERS
         if name != "bilinear"
     },
 }
@@ -77,7 +77,7 @@ def arm(config: Config, name: str) -> Config:
     if name not in ARMS:
         raise ConfigError(f"no arm {name}; arms are {', '.join(ARMS)}")
     try:
-        chosen = override(config, ARMS[name].overrides)
+        chosen = override_config(config, ARMS[name].overrides)
     except ConfigError as error:
         raise ConfigError(f"arm {name}: {error}; or leave this arm out") from error
     if ARMS[name].epochs == 1:

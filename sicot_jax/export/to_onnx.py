@@ -28,7 +28,7 @@ _LARGEST_GRAPH = 1_500_000_000  # bytes of weights inside the file; protobuf end
 def to_onnx(workdir: Path, out: Path, *, top_k: int = 0) -> dict[str, Any]:
     """Write the folder `out` with a graph: "photos" uint8 [batch, height, width, 3] -> "embedding"
     [batch, D] and "logits" [batch, C], or with `top_k` "probability" and "class" [batch, top_k] of
-    products that are not withdrawn; and "box" [batch, 4] where the model has a box branch. Returns
+    products that are not discontinued; and "box" [batch, 4] where the model has a box branch. Returns
     what was compared.
 
     Photos are resized and cropped before (`Preprocessing`), and normalised in the graph. Needs the
@@ -42,19 +42,19 @@ def to_onnx(workdir: Path, out: Path, *, top_k: int = 0) -> dict[str, Any]:
 
 def write_onnx(new: Path, found: Exported, *, top_k: int = 0) -> dict[str, Any]:
     """All of such a folder into the empty one `new`; under the mesh of `exported`."""
-    withdrawn = read_class_table(found.class_table).withdrawn
-    offered = int((~withdrawn).sum())
+    discontinued = read_class_table(found.class_table).discontinued
+    offered = int((~discontinued).sum())
     if not 0 <= top_k <= offered:
         raise InputError(
             f"--top-k {top_k}, wanted 1 to {offered}, the run's products, or 0 for logits"
         )
-    _export(network.torch_module(), found, new / folders.GRAPH, top_k, withdrawn)
+    _export(network.torch_module(), found, new / folders.GRAPH, top_k, discontinued)
     folders.write_config(new, found.model, found.preprocessing, found.source)
     shutil.copy(found.class_table, new / folders.CLASSES)
     photos = proof.fixed_photos()
     here, there = found.outputs(photos), graph_outputs(new, photos)
     if top_k:  # the graph keeps its logits to itself
-        here = dataclasses.replace(here, logits=best_probabilities(here.logits, top_k, withdrawn))
+        here = dataclasses.replace(here, logits=best_probabilities(here.logits, top_k, discontinued))
     proofs = {_WHAT: proof.prove(here, there, what=_WHAT)}
     if top_k:
         proofs[_WHAT]["probability"] = proofs[_WHAT].pop("logits")
@@ -72,7 +72,7 @@ def _import_onnx() -> None:
         ) from error
 
 
-def _export(module: Any, found: Exported, path: Path, top_k: int, withdrawn: np.ndarray) -> None:
+def _export(module: Any, found: Exported, path: Path, top_k: int, discontinued: np.ndarray) -> None:
     import torch
 
     model, preprocessing = dataclasses.asdict(found.model), found.preprocessing
@@ -89,7 +89,7 @@ def _export(module: Any, found: Exported, path: Path, top_k: int, withdrawn: np.
         def __init__(self):
             super().__init__()
             self.recognizer = recognizer
-            self.withdrawn = torch.tensor(withdrawn)
+            self.discontinued = torch.tensor(discontinued)
             self.mean, self.std = (
                 torch.tensor(x).reshape(3, 1, 1) for x in (preprocessing.mean, preprocessing.std)
             )
@@ -102,7 +102,7 @@ def _export(module: Any, found: Exported, path: Path, top_k: int, withdrawn: np.
             if not top_k:
                 return embedding, logits, *found
             probability, classes = (
-                logits.masked_fill(self.withdrawn, -torch.inf).softmax(-1).topk(top_k)
+                logits.masked_fill(self.discontinued, -torch.inf).softmax(-1).topk(top_k)
             )
             return embedding, probability, classes, *found
 
@@ -153,12 +153,12 @@ def graph_outputs(folder: Path, photos: Sequence[np.ndarray]) -> Outputs:
     return Outputs(found["embedding"], dense, found.get("box"))
 
 
-def best_probabilities(logits: np.ndarray | None, k: int, withdrawn: np.ndarray) -> np.ndarray:
-    """Softmax of logits [N, C] over the classes that are not withdrawn (bool [C]), where among a
+def best_probabilities(logits: np.ndarray | None, k: int, discontinued: np.ndarray) -> np.ndarray:
+    """Softmax of logits [N, C] over the classes that are not discontinued (bool [C]), where among a
     row's k largest, else 0.
     """
     assert logits is not None
-    logits = np.where(withdrawn, -np.inf, logits)
+    logits = np.where(discontinued, -np.inf, logits)
     shares = np.exp(logits - logits.max(1, keepdims=True))
     shares /= shares.sum(1, keepdims=True)
     return np.where(shares >= np.sort(shares, 1)[:, -k, None], shares, 0)

@@ -34,9 +34,9 @@ from sicot_jax.index.storage import binary_codes as codebooks
 from sicot_jax.index.storage import inverted_lists as lists
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage import products as cards_of
-from sicot_jax.index.storage.binary_codes import Codebook
-from sicot_jax.index.storage.products import PICTURES, SHARPNESS, Cards
-from sicot_jax.index.storage.vectors import Vectors, unit
+from sicot_jax.index.storage.binary_codes import BinaryEncoder
+from sicot_jax.index.storage.products import PICTURES, SHARPNESS, ProductStore
+from sicot_jax.index.storage.vectors import VectorFiles, unit
 from sicot_jax.indexing import new_products as rows
 from sicot_jax.indexing import title_regression as titles
 from sicot_jax.indexing.calibrate import calibrate
@@ -82,7 +82,7 @@ class _Codes:
 
     kind: str
     bits: int
-    learned: Codebook | None
+    learned: BinaryEncoder | None
 
 
 def build(
@@ -101,7 +101,7 @@ def build(
     run = runs.read_run(workdir)
     run = runs.on_devices_here(run, runs.start_mesh(run.config), path)
     source = _source(run, open_catalog(run.config.data))
-    with layout.alone(index, new=True):
+    with layout.write_lock(index, create=True):
         folder = index / layout.BUILDING
         with exported(workdir) as found:
             learned = _learned(found, bits, workdir) if codes == codebooks.LEARNED else None
@@ -112,36 +112,36 @@ def build(
             shutil.rmtree(folder)  # nothing of it can be gone on from
             raise InputError(f"{folder}: {faults[0]}; the version in use stays, build again")
         (folder / layout.PROGRESS).unlink()
-        return layout.publish(index, folder)
+        return layout.publish_version(index, folder)
 
 
-def _learned(found: Exported, bits: int, workdir: Path) -> Codebook:
+def _learned(found: Exported, bits: int, workdir: Path) -> BinaryEncoder:
     if found.codes is None:
         raise InputError(
             f"{workdir}: trained without codes (loss.codes=0), wanted some for --codes learned; give another kind"
         )
-    return codebooks.learned_codebook(*found.codes, bits=bits)
+    return codebooks.encoder_from_layer(*found.codes, bits=bits)
 
 
 def _build(
     folder: Path, index: Path, run: runs.Run, source: _Source, found: Exported, codes: _Codes
-) -> layout.Manifest:
+) -> layout.IndexManifest:
     """All but the calibration, from where an earlier build was stopped; under the mesh of
     `exported`.
     """
     model = _begin(folder, found, source, codes)
     width, bits = found.classifier.kernel.shape[1], codes.bits
-    vectors, cards = Vectors(folder, width, bits), Cards(folder / layout.CARDS, writable=True)
+    vectors, cards = VectorFiles(folder, width, bits), ProductStore(folder / layout.PRODUCTS, writable=True)
     with contextlib.closing(cards):
         with contextlib.closing(_Seen(index, model)) as seen:
             embed_photos(found, run, source, seen, vectors, cards)
         _write_codes(folder, vectors, len(source.order), codes)
-        lists.write_where_large(folder, vectors, _ranges(source))
+        lists.write_lists_if_large(folder, vectors, _ranges(source))
         _write_imprint(folder, vectors, source, found, cards)
         cards.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     if importlib.util.find_spec("torch") and importlib.util.find_spec("onnxscript"):
         _write_graph(folder, found)
-    manifest = layout.Manifest(
+    manifest = layout.IndexManifest(
         model=model,
         run=run.workdir.absolute().name,
         trained=file_sha256(results) if (results := run.workdir / "results.json").exists() else "",
@@ -150,13 +150,13 @@ def _build(
         bits=bits,
         codes=codes.kind,
         photos=len(source.order),
-        products=int((~source.catalog.classes.withdrawn).sum()),
+        products=int((~source.catalog.classes.discontinued).sum()),
         categories=_ranges(source),
-        sha256=layout.digests(folder),
+        sha256=layout.file_digests(folder),
         created=runs.now(),
         version=__version__,
     )
-    layout.write_manifest(folder, manifest)
+    layout.write_index_manifest(folder, manifest)
     return manifest
 
 
@@ -171,7 +171,7 @@ def _source(run: runs.Run, catalog: Catalog) -> _Source:
     labels = np.asarray(catalog.splits["train"].labels)
     category = np.unique(np.asarray(classes.category, str), return_inverse=True)[1]
     order = np.lexsort((np.arange(len(labels)), labels, category[labels]))
-    order = order[~np.asarray(classes.withdrawn, bool)[labels[order]]]
+    order = order[~np.asarray(classes.discontinued, bool)[labels[order]]]
     if not len(order):
         raise InputError(
             f"{catalog.name}: no training photo of a product that is offered, wanted some to index"
@@ -179,7 +179,7 @@ def _source(run: runs.Run, catalog: Catalog) -> _Source:
     return _Source(catalog, table, numbers, order)
 
 
-def _calibrate(folder: Path, source: _Source, manifest: layout.Manifest) -> None:
+def _calibrate(folder: Path, source: _Source, manifest: layout.IndexManifest) -> None:
     found = calibrate(folder, source.catalog.splits["validation"], source.numbers)
     if found is None:
         print(
@@ -194,13 +194,13 @@ def _calibrate(folder: Path, source: _Source, manifest: layout.Manifest) -> None
             f"photos; taken is one at {calibration.reached:.0%}",
             file=sys.stderr,
         )
-    write_calibration(folder / layout.UNKNOWN, calibration)
-    write_fusion(folder / layout.CATEGORIES, fusion)
-    fitted = {name: file_sha256(folder / name) for name in (layout.UNKNOWN, layout.CATEGORIES)}
-    layout.write_manifest(folder, dataclasses.replace(manifest, sha256=manifest.sha256 | fitted))
+    write_calibration(folder / layout.REJECTION, calibration)
+    write_fusion(folder / layout.CATEGORY_FUSION, fusion)
+    fitted = {name: file_sha256(folder / name) for name in (layout.REJECTION, layout.CATEGORY_FUSION)}
+    layout.write_index_manifest(folder, dataclasses.replace(manifest, sha256=manifest.sha256 | fitted))
 
 
-def _keep_ranker(index: Path, folder: Path, manifest: layout.Manifest) -> None:
+def _keep_ranker(index: Path, folder: Path, manifest: layout.IndexManifest) -> None:
     """That of the version in use, where it has learned the cosines of the same model."""
     try:
         path = layout.current_version(index) / layout.RANKER
@@ -209,7 +209,7 @@ def _keep_ranker(index: Path, folder: Path, manifest: layout.Manifest) -> None:
         if (index / layout.CURRENT).exists():
             print(f"similar products are not ranked: {error}", file=sys.stderr)
         return
-    if ranker is not None and ranker.recogniser == manifest.model:
+    if ranker is not None and ranker.recogniser == manifest.model_sha256:
         shutil.copy(path, folder / layout.RANKER)
     elif ranker is not None:
         print(
@@ -244,7 +244,7 @@ def _begin(folder: Path, found: Exported, source: _Source, codes: _Codes) -> str
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     written.rename(folder / layout.MODEL)
-    with contextlib.closing(Cards.create(folder / layout.CARDS)) as cards:
+    with contextlib.closing(ProductStore.create(folder / layout.PRODUCTS)) as cards:
         _put_products(source, cards, _quality_before(folder.parent))
     write_json(mark, same)
     return model
@@ -253,9 +253,9 @@ def _begin(folder: Path, found: Exported, source: _Source, codes: _Codes) -> str
 def _write_graph(folder: Path, found: Exported) -> None:
     from sicot_jax.export.to_onnx import write_onnx
 
-    shutil.rmtree(folder / layout.GRAPH, ignore_errors=True)
-    (folder / layout.GRAPH).mkdir()
-    write_onnx(folder / layout.GRAPH, found)
+    shutil.rmtree(folder / layout.ONNX_MODEL, ignore_errors=True)
+    (folder / layout.ONNX_MODEL).mkdir()
+    write_onnx(folder / layout.ONNX_MODEL, found)
 
 
 def _ranges(source: _Source) -> dict[str, list[int]]:
@@ -274,32 +274,32 @@ def _quality_before(index: Path) -> dict[str, dict[str, float]]:
     nothing.
     """
     try:
-        with contextlib.closing(Cards(layout.current_version(index) / layout.CARDS)) as cards:
+        with contextlib.closing(ProductStore(layout.current_version(index) / layout.PRODUCTS)) as cards:
             rows = cards.connection.execute(
                 "SELECT sku, quality FROM products WHERE quality <> '{}'"
             ).fetchall()
     except (InputError, sqlite3.Error):
         return {}  # there is none, or `_Seen` tells of it
-    return {sku: cards_of.read_quality(stored) for sku, stored in rows}
+    return {sku: cards_of.parse_quality(stored) for sku, stored in rows}
 
 
-def _put_products(source: _Source, cards: Cards, quality: dict[str, dict[str, float]]) -> None:
-    """Cards of all products; what the model knows and the catalogue does not offer is there as
+def _put_products(source: _Source, cards: ProductStore, quality: dict[str, dict[str, float]]) -> None:
+    """ProductStore of all products; what the model knows and the catalogue does not offer is there as
     withdrawn.
     """
     classes, table, gone = source.catalog.classes, source.table, np.ones(source.known, bool)
-    gone[source.numbers[(source.numbers < source.known) & ~classes.withdrawn]] = False
+    gone[source.numbers[(source.numbers < source.known) & ~classes.discontinued]] = False
     withdrawn = np.flatnonzero(gone).tolist()
     with cards.change() as connection:
-        cards_of.put_products(
+        cards_of.upsert_products(
             connection,
             ((c, table.sku[c], table.title[c], "", table.category[c], {}) for c in withdrawn),
         )
         connection.executemany(
             "UPDATE products SET withdrawn = 1 WHERE product = ?", ((c,) for c in withdrawn)
         )
-        offered = np.flatnonzero(~classes.withdrawn).tolist()
-        cards_of.put_products(
+        offered = np.flatnonzero(~classes.discontinued).tolist()
+        cards_of.upsert_products(
             connection,
             (
                 (
@@ -321,15 +321,15 @@ class _Seen:
     """
 
     def __init__(self, index: Path, model: str):
-        self._cards: Cards | None = None
+        self._cards: ProductStore | None = None
         cards = None
         try:
             folder = layout.current_version(index)
-            manifest = layout.read_manifest(folder)
-            if manifest.model == model:
-                cards = Cards(folder / layout.CARDS)
-                vectors = Vectors(folder, manifest.width, manifest.bits)
-                self._features = vectors.mapped(layout.FEATURES, cards.ends()[0])
+            manifest = layout.read_index_manifest(folder)
+            if manifest.model_sha256 == model:
+                cards = ProductStore(folder / layout.PRODUCTS)
+                vectors = VectorFiles(folder, manifest.width, manifest.bits)
+                self._features = vectors.memmap(layout.FEATURES, cards.ends()[0])
                 self._cards = cards
         except (InputError, OSError, sqlite3.Error) as error:
             if (index / layout.CURRENT).exists():
@@ -360,7 +360,7 @@ class _Seen:
 
 
 def embed_photos(
-    found: Exported, run: runs.Run, source: _Source, seen: _Seen, vectors: Vectors, cards: Cards
+    found: Exported, run: runs.Run, source: _Source, seen: _Seen, vectors: VectorFiles, cards: ProductStore
 ) -> None:
     """Features, owners and photos from where an earlier build stopped, in pieces of one commit
     each.
@@ -399,10 +399,10 @@ def embed_photos(
             photos |= zip(new.tolist(), embed(ahead), strict=True)
             ids, features = zip(*(photos[row] for row in range(end - done)), strict=True)
             vectors.write(layout.FEATURES, done, np.stack(features))
-            vectors.write(layout.OWNERS, done, owners[done:end])
+            vectors.write(layout.ROW_PRODUCTS, done, owners[done:end])
             with cards.change() as connection:
                 _put_photos(connection, source, ids, done, owners, rank)
-                cards_of.set_places(connection, end)
+                cards_of.set_num_rows(connection, end)
             bar.update(end - done)
             done = end
 
@@ -422,12 +422,12 @@ def _put_photos(
             record = split[int(source.order[place])]
             jpeg, owner = _jpeg(record), int(owners[place])
             if rank[place] == 0:
-                cards_of.put_quality(connection, owner, {SHARPNESS: picture_sharpness(jpeg)})
+                cards_of.merge_quality(connection, owner, {SHARPNESS: picture_sharpness(jpeg)})
             if rank[place] == 0 and record["tags"]:
                 connection.execute(
                     "UPDATE products SET tags = ? WHERE product = ?", (record["tags"], owner)
                 )
-        cards_of.put_photos(connection, [(place, int(owners[place]), image_id, jpeg)])
+        cards_of.insert_photos(connection, [(place, int(owners[place]), image_id, jpeg)])
 
 
 def _jpeg(record: Record) -> bytes:
@@ -475,17 +475,17 @@ def _features(embedding: Any, batch: dict[str, Any]) -> Iterator[tuple[str, np.n
     )
 
 
-def _write_codes(folder: Path, vectors: Vectors, places: int, codes: _Codes) -> None:
-    features = vectors.mapped(layout.FEATURES, places)
-    codebook = codes.learned or codebooks.fit_codebook(features, codes.bits, codes.kind)
-    codebook.save(folder / layout.CODEBOOK)
+def _write_codes(folder: Path, vectors: VectorFiles, places: int, codes: _Codes) -> None:
+    features = vectors.memmap(layout.FEATURES, places)
+    codebook = codes.learned or codebooks.fit_binary_encoder(features, codes.bits, codes.kind)
+    codebook.save(folder / layout.BINARY_ENCODER)
     vectors.write(layout.CODES, 0, np.zeros((0, codes.bits // 8), np.uint8))
     for first in range(0, places, _LINES):
         vectors.write(layout.CODES, first, codebook.encode(features[first : first + _LINES]))
 
 
 def _write_imprint(
-    folder: Path, vectors: Vectors, source: _Source, found: Exported, cards: Cards
+    folder: Path, vectors: VectorFiles, source: _Source, found: Exported, cards: ProductStore
 ) -> None:
     """What rows of later products are made with, from known ones; and the rows of those that are
     here already.
@@ -493,7 +493,7 @@ def _write_imprint(
     import safetensors
 
     owners = source.owners
-    features = vectors.mapped(layout.FEATURES, len(owners))
+    features = vectors.memmap(layout.FEATURES, len(owners))
 
     def means(products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         photos = imprint.first_photos(owners, products)
@@ -520,5 +520,5 @@ def _write_imprint(
         (card.title, card.category) if card else ("", "") for card in cards.products(some.tolist())
     ]
     counts = np.bincount(owners)[some]
-    titles.save(folder / layout.TITLES, titles.fit(named, directions - made_with.centre, counts))
+    titles.save(folder / layout.TITLE_REGRESSION, titles.fit(named, directions - made_with.centre, counts))
     rows.put_all(cards, vectors, rows.load(folder), source.known)

@@ -12,8 +12,8 @@ import numpy as np
 
 from sicot_jax.catalog import batches as pipeline
 from sicot_jax.catalog.catalog import Split
-from sicot_jax.index.backends.base import Near, Neighbour, Offered
-from sicot_jax.index.backends.local import EmbeddedIndex
+from sicot_jax.index.backends.base import Neighbours, Neighbour, ActiveProducts
+from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.storage import layout
 from sicot_jax.recognizer import jax_engine
 from sicot_jax.search import answer as recognition
@@ -38,10 +38,10 @@ class _Photos:
     what is near.
     """
 
-    offered: Offered
+    offered: ActiveProducts
     embeddings: np.ndarray
     products: np.ndarray
-    near: list[Near]
+    near: list[Neighbours]
     kernel: np.ndarray
     bias: np.ndarray
 
@@ -58,9 +58,9 @@ def calibrate(folder: Path, split: Split, numbers: np.ndarray) -> tuple[Calibrat
     whole but for this;
     numbers: product of each class of the split, int64.
     """
-    index = EmbeddedIndex(folder)
+    index = LocalIndex(folder)
     try:
-        most = max(min(_MOST, _CELLS // (1 + len(index.offered().names))), unknown.FEWEST)
+        most = max(min(_MOST, _CELLS // (1 + len(index.active_products().names))), unknown.FEWEST)
         chosen = pipeline.evenly(len(split), most)
         if len(chosen) < unknown.FEWEST:
             return None
@@ -73,7 +73,7 @@ def calibrate(folder: Path, split: Split, numbers: np.ndarray) -> tuple[Calibrat
 
 
 def _look(
-    index: EmbeddedIndex,
+    index: LocalIndex,
     converted: Converted,
     split: Split,
     numbers: np.ndarray,
@@ -92,7 +92,7 @@ def _look(
     near = index.nearest(found, NEIGHBOURS + 1, photos=NEAREST + _SPARE)
     arrays = safetensors.numpy.load_file(converted.folder / folders.WEIGHTS)
     return _Photos(
-        index.offered(), found, np.array(products), near, arrays["fc.weight"], arrays["fc.bias"]
+        index.active_products(), found, np.array(products), near, arrays["fc.weight"], arrays["fc.bias"]
     )
 
 

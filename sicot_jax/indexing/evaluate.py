@@ -18,7 +18,7 @@ from sicot_jax.catalog.open import open_catalog
 from sicot_jax.common.bootstrap import paired_interval
 from sicot_jax.config import DataConfig
 from sicot_jax.errors import InputError
-from sicot_jax.index.backends.base import Near, ProductIndex
+from sicot_jax.index.backends.base import Neighbours, ProductIndex
 from sicot_jax.index.backends.open import open_index
 from sicot_jax.index.storage import layout
 from sicot_jax.recognizer import Found, jax_engine
@@ -41,8 +41,8 @@ class _Exact:
     def __init__(self, index: ProductIndex):
         self._index = index
 
-    def nearest(self, embeddings: np.ndarray, k: int, **more: Any) -> list[Near]:
-        return self._index.nearest(embeddings, k, **more, candidates=self._index.manifest.photos)
+    def nearest(self, embeddings: np.ndarray, k: int, **more: Any) -> list[Neighbours]:
+        return self._index.nearest(embeddings, k, **more, candidates=self._index.manifest.num_photos)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._index, name)
@@ -140,14 +140,14 @@ def _of_index(index: Path, catalog: Catalog) -> dict[str, np.ndarray]:
     """Variant -> [photos, measures]."""
     version = layout.current_version(index)
     opened = open_index(version)
-    if opened.manifest.data != catalog.data_hash:
+    if opened.manifest.data_hash != catalog.data_hash:
         raise InputError(
             f"{index}: of another catalogue than {catalog.name}; give the one it was built from"
         )
     split, found = catalog.splits["test"], list[list[list[float]]]()
     with contextlib.closing(opened):
         asked = variants(
-            opened, read_fusion(version / layout.CATEGORIES), read_ranker(version / layout.RANKER)
+            opened, read_fusion(version / layout.CATEGORY_FUSION), read_ranker(version / layout.RANKER)
         )
         converted = folders.read_converted(version / layout.MODEL)
         if converted.model.box != "none":

@@ -25,8 +25,8 @@ from sicot_jax.events.query_photos import query_photos
 from sicot_jax.events.store import Event, opened
 from sicot_jax.events.triplets import Limits
 from sicot_jax.index.storage import layout
-from sicot_jax.index.storage.products import Cards, Product
-from sicot_jax.index.storage.vectors import Vectors, unit
+from sicot_jax.index.storage.products import ProductStore, Product
+from sicot_jax.index.storage.vectors import VectorFiles, unit
 from sicot_jax.indexing.update import open_engine
 from sicot_jax.report.document import markdown_table
 from sicot_jax.search import ranker as rerank
@@ -68,7 +68,7 @@ def rank(index: Path, events: Sequence[Path], queries: Path) -> str:
       better, an index that was built anew meanwhile; the ranker before stays.
     """
     folder = layout.current_version(index)
-    manifest = layout.read_whole(folder)
+    manifest = layout.read_unsharded_manifest(folder)
     photo_of = query_photos(queries)
     with contextlib.ExitStack() as stack:
         stores = [stack.enter_context(contextlib.closing(opened(path))) for path in events]
@@ -78,7 +78,7 @@ def rank(index: Path, events: Sequence[Path], queries: Path) -> str:
         for view in every
         if (path := photo_of(view.request_id, view.query_image_id)) is not None
     ][-MOST:]
-    with contextlib.closing(Cards(folder / layout.CARDS)) as cards:
+    with contextlib.closing(ProductStore(folder / layout.PRODUCTS)) as cards:
         usual = Usual.of(cards.all_products())
         lists, held_out = _lists(folder, manifest, cards, found, usual)
     learned, tested = lists.where(~held_out), lists.where(held_out)
@@ -99,11 +99,11 @@ def rank(index: Path, events: Sequence[Path], queries: Path) -> str:
         raise InputError(
             f"not shown to be better than likeness ({_told(report)}); nothing was written, more events may help"
         )
-    with layout.alone(index):
+    with layout.write_lock(index):
         if layout.current_version(index) != folder:
             raise InputError(f"{index}: was built anew meanwhile; give the command again")
         version = rerank.write_ranker(
-            folder / layout.RANKER, Ranker(manifest.model, usual, model, report)
+            folder / layout.RANKER, Ranker(manifest.model_sha256, usual, model, report)
         )
     return f"{_table(report)}\n{_told(report)}\n{folder / layout.RANKER}: {version[:12]}"
 
@@ -140,8 +140,8 @@ def views(events: Iterable[Event]) -> list[View]:
 
 def _lists(
     folder: Path,
-    manifest: layout.Manifest,
-    cards: Cards,
+    manifest: layout.IndexManifest,
+    cards: ProductStore,
     found: Sequence[tuple[View, Path]],
     usual: Usual,
 ) -> tuple[Lists, np.ndarray]:
@@ -188,9 +188,9 @@ def _embedded(
 class _Likeness:
     """Cosine of an embedding and the nearest photo of a product, as the index tells it."""
 
-    def __init__(self, folder: Path, manifest: layout.Manifest, cards: Cards):
-        vectors = Vectors(folder, manifest.width, manifest.bits)
-        features, connection = vectors.mapped(layout.FEATURES, cards.ends()[0]), cards.connection
+    def __init__(self, folder: Path, manifest: layout.IndexManifest, cards: ProductStore):
+        vectors = VectorFiles(folder, manifest.width, manifest.bits)
+        features, connection = vectors.memmap(layout.FEATURES, cards.ends()[0]), cards.connection
 
         @functools.lru_cache(_CACHED)
         def of(product: int) -> np.ndarray:
@@ -204,7 +204,7 @@ class _Likeness:
         return float(np.max(self._of(product) @ embedding, initial=-1.0))
 
 
-def _cards(cards: Cards):
+def _cards(cards: ProductStore):
     @functools.lru_cache(_CACHED)
     def card(sku: str) -> Product | None:
         return cards.product(sku)

@@ -15,8 +15,8 @@ from sicot_jax.classifier import imprint
 from sicot_jax.classifier.imprint import PHOTOS, Imprint, mean_directions
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage import products as cards_of
-from sicot_jax.index.storage.products import Cards
-from sicot_jax.index.storage.vectors import Vectors
+from sicot_jax.index.storage.products import ProductStore
+from sicot_jax.index.storage.vectors import VectorFiles
 from sicot_jax.indexing import title_regression as titles
 from sicot_jax.indexing.title_regression import Titles
 
@@ -45,12 +45,12 @@ class MadeWith:
 
 def load(folder: Path) -> MadeWith:
     """Of a version. InputError where a file is none."""
-    return MadeWith(imprint.load(folder / layout.IMPRINT), titles.load(folder / layout.TITLES))
+    return MadeWith(imprint.load(folder / layout.IMPRINT), titles.load(folder / layout.TITLE_REGRESSION))
 
 
 def put(
     connection: sqlite3.Connection,
-    vectors: Vectors,
+    vectors: VectorFiles,
     made_with: MadeWith,
     products: Sequence[int],
     places: int,
@@ -58,7 +58,7 @@ def put(
     """Rows of these products, from their titles and their first `PHOTOS` photos that are offered
     among `places` lines, none without a photo; inside a change, after their cards.
     """
-    features = vectors.mapped(layout.FEATURES, places)
+    features = vectors.memmap(layout.FEATURES, places)
     lines: list[int] = []
     owners: list[int] = []
     texts: dict[int, tuple[str, str]] = {}
@@ -78,12 +78,12 @@ def put(
         numbers, means = mean_directions(np.asarray(features[lines], np.float32), np.array(owners))
         photos = np.bincount(np.searchsorted(numbers, owners))
         made = made_with.rows(means, photos, [texts[number] for number in numbers.tolist()])
-        cards_of.put_rows(
+        cards_of.upsert_class_weights(
             connection, numbers.tolist(), made, [made_with.imprint.bias] * len(numbers)
         )
 
 
-def put_all(cards: Cards, vectors: Vectors, made_with: MadeWith, classes: int) -> None:
+def put_all(cards: ProductStore, vectors: VectorFiles, made_with: MadeWith, classes: int) -> None:
     """Rows of all products that the model has no class for; a commit for every few thousand."""
     places = cards.state(vectors.width).places
     found = cards.connection.execute(

@@ -18,7 +18,7 @@ from sicot_jax.errors import InputError
 from sicot_jax.index.backends.open import publish
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage.binary_codes import PCA
-from sicot_jax.index.storage.products import Cards
+from sicot_jax.index.storage.products import ProductStore
 from sicot_jax.indexing.build import BITS, build
 from sicot_jax.training import run as runs
 
@@ -122,7 +122,7 @@ def nightly(
     return night
 
 
-def _made_from(index: Path) -> layout.Manifest | None:
+def _made_from(index: Path) -> layout.IndexManifest | None:
     """The manifest of the version in use; None where there is none, or this version of the software
     cannot read it: it is built again. InputError where it is split, before anything is done.
     """
@@ -130,18 +130,18 @@ def _made_from(index: Path) -> layout.Manifest | None:
         return None
     folder = layout.current_version(index)
     try:
-        manifest = layout.read_manifest(folder)
+        manifest = layout.read_index_manifest(folder)
     except InputError as error:
         print(f"{error}; done now", file=sys.stderr)
         return None
-    return layout.read_whole(folder) if manifest.shards else manifest
+    return layout.read_unsharded_manifest(folder) if manifest.num_shards else manifest
 
 
 def _skus(index: Path) -> tuple[set[str], int] | None:
     """SKUs and number of photos that are offered; None where there is no index yet."""
     if not (index / layout.CURRENT).exists():
         return None
-    cards = Cards(layout.current_version(index) / layout.CARDS)
+    cards = ProductStore(layout.current_version(index) / layout.PRODUCTS)
     try:
         skus = {
             row[0]

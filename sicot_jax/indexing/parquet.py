@@ -23,9 +23,9 @@ from sicot_jax.errors import InputError
 from sicot_jax.index.storage import inverted_lists as lists
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage import products as cards_of
-from sicot_jax.index.storage.binary_codes import Codebook
-from sicot_jax.index.storage.products import QUALITY, SHARPNESS, Cards
-from sicot_jax.index.storage.vectors import Vectors, unit
+from sicot_jax.index.storage.binary_codes import BinaryEncoder
+from sicot_jax.index.storage.products import QUALITY, SHARPNESS, ProductStore
+from sicot_jax.index.storage.vectors import VectorFiles, unit
 from sicot_jax.indexing import new_products as rows
 from sicot_jax.indexing.verify import verify
 from sicot_jax.weights import bundle as folders
@@ -33,7 +33,7 @@ from sicot_jax.weights import bundle as folders
 PRODUCTS, PHOTOS = "products.parquet", "photos.parquet"
 _NUMBERS = (*QUALITY, SHARPNESS)
 _ROWS = 4096  # of a row group
-_ALONG = (*layout.FITTED, layout.MANIFEST, layout.MODEL, layout.GRAPH)
+_ALONG = (*layout.FITTED, layout.MANIFEST, layout.MODEL, layout.ONNX_MODEL)
 
 
 def export_index(index: Path, out: Path) -> dict[str, int]:
@@ -44,7 +44,7 @@ def export_index(index: Path, out: Path) -> dict[str, int]:
     from pyarrow import parquet
 
     folder = layout.current_version(index)
-    manifest, counts = layout.read_whole(folder), {"products": 0, "photos": 0}
+    manifest, counts = layout.read_unsharded_manifest(folder), {"products": 0, "photos": 0}
     texts = [(name, pa.string()) for name in ("sku", "title", "tags", "category")]
     of_products = pa.schema([*texts, *((name, pa.float64()) for name in _NUMBERS)])
     of_photos = pa.schema(
@@ -56,7 +56,7 @@ def export_index(index: Path, out: Path) -> dict[str, int]:
             ("picture", pa.binary()),
         ]
     )
-    with files.new_folder(out) as new, contextlib.closing(Cards(folder / layout.CARDS)) as cards:
+    with files.new_folder(out) as new, contextlib.closing(ProductStore(folder / layout.PRODUCTS)) as cards:
         for name in _ALONG:
             if (folder / name).is_dir():
                 shutil.copytree(folder / name, new / name)
@@ -73,18 +73,18 @@ def export_index(index: Path, out: Path) -> dict[str, int]:
     return counts
 
 
-def _products(cards: Cards) -> Iterator[dict[str, Any]]:
+def _products(cards: ProductStore) -> Iterator[dict[str, Any]]:
     for product in cards.all_products():
         described = {name: getattr(product, name) for name in ("sku", "title", "tags", "category")}
         yield described | {name: product.quality.get(name) for name in _NUMBERS}
 
 
-def _photos(folder: Path, manifest: layout.Manifest, cards: Cards) -> Iterator[dict[str, Any]]:
+def _photos(folder: Path, manifest: layout.IndexManifest, cards: ProductStore) -> Iterator[dict[str, Any]]:
     vectors, places = (
-        Vectors(folder, manifest.width, manifest.bits),
+        VectorFiles(folder, manifest.width, manifest.bits),
         cards.state(manifest.width).places,
     )
-    features, codes = (vectors.mapped(name, places) for name in (layout.FEATURES, layout.CODES))
+    features, codes = (vectors.memmap(name, places) for name in (layout.FEATURES, layout.CODES))
     found = cards.connection.execute(
         "SELECT photos.place, sku, image_id, jpeg FROM photos JOIN products USING (product) LEFT JOIN pictures USING (place) "
         "WHERE NOT photos.withdrawn AND NOT products.withdrawn AND photos.place < ? ORDER BY photos.place",
@@ -115,9 +115,9 @@ def import_index(source: Path, index: Path) -> Path:
     InputError: no such export, a file that is not as it was written, photos of no product; the
       version in use stays.
     """
-    manifest = layout.read_manifest(source)
+    manifest = layout.read_index_manifest(source)
     products, photos = _read(source / PRODUCTS), _read(source / PHOTOS)
-    with layout.alone(index, new=True):
+    with layout.write_lock(index, create=True):
         folder = index / layout.BUILDING
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -128,32 +128,32 @@ def import_index(source: Path, index: Path) -> Path:
                 shutil.copy(source / name, folder / name)
         converted = folders.read_converted(folder / layout.MODEL)
         table = folders.read_classes(folder / layout.MODEL, converted.model)
-        codebook = Codebook.load(folder / layout.CODEBOOK)
+        codebook = BinaryEncoder.load(folder / layout.BINARY_ENCODER)
         if codebook.bits != manifest.bits or codebook.width != manifest.width:
             raise InputError(
-                f"{source / layout.CODEBOOK}: of another width than the manifest; export again"
+                f"{source / layout.BINARY_ENCODER}: of another width than the manifest; export again"
             )
         cards, vectors = (
-            Cards.create(folder / layout.CARDS),
-            Vectors(folder, manifest.width, manifest.bits),
+            ProductStore.create(folder / layout.PRODUCTS),
+            VectorFiles(folder, manifest.width, manifest.bits),
         )
         with contextlib.closing(cards):
             numbers, category = _put_products(products, list(table.sku), cards)
             categories = _put_photos(photos, numbers, category, codebook, cards, vectors)
             rows.put_all(cards, vectors, rows.load(folder), converted.model.classes)
             places = cards.state(manifest.width).places
-            lists.write_where_large(folder, vectors, categories)
+            lists.write_lists_if_large(folder, vectors, categories)
             cards.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         counted = {
             "photos": places,
             "products": len(numbers),
             "categories": categories,
-            "sha256": layout.digests(folder),
+            "sha256": layout.file_digests(folder),
         }
-        layout.write_manifest(folder, dataclasses.replace(manifest, **counted))  # type: ignore[arg-type]
+        layout.write_index_manifest(folder, dataclasses.replace(manifest, **counted))  # type: ignore[arg-type]
         if faults := verify(folder):
             raise InputError(f"{source}: {faults[0]}; export again")
-        return layout.publish(index, folder)
+        return layout.publish_version(index, folder)
 
 
 def _read(path: Path) -> Any:
@@ -181,7 +181,7 @@ def _batches(file: Any, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
 
 
 def _put_products(
-    file: Any, known: list[str], cards: Cards
+    file: Any, known: list[str], cards: ProductStore
 ) -> tuple[dict[str, int], dict[str, str]]:
     """SKU -> number and SKU -> category; classes of the model that are not there are withdrawn."""
     number_of = {sku: number for number, sku in enumerate(known)}
@@ -199,11 +199,11 @@ def _put_products(
                 found.append(
                     (number, row["sku"], row["title"], row["tags"], row["category"], quality)
                 )
-            cards_of.put_products(connection, found)
+            cards_of.upsert_products(connection, found)
         gone: list[tuple[int, str, str, str, str, dict[str, float]]] = [
             (number, sku, "", "", "", {}) for sku, number in number_of.items() if sku not in numbers
         ]
-        cards_of.put_products(connection, gone)
+        cards_of.upsert_products(connection, gone)
         connection.executemany(
             "UPDATE products SET withdrawn = 1 WHERE product = ?", ((row[0],) for row in gone)
         )
@@ -214,9 +214,9 @@ def _put_photos(
     file: Any,
     numbers: dict[str, int],
     category: dict[str, str],
-    codebook: Codebook,
-    cards: Cards,
-    vectors: Vectors,
+    codebook: BinaryEncoder,
+    cards: ProductStore,
+    vectors: VectorFiles,
 ) -> dict[str, list[int]]:
     """All lines and their cards, by category and product; where each category is."""
     skus = [row["sku"] for piece in _batches(file, ["sku"]) for row in piece]
@@ -231,7 +231,7 @@ def _put_photos(
     place[order] = np.arange(len(skus))
     for name, dtype, shape in (
         (layout.FEATURES, np.float16, (vectors.width,)), (layout.CODES, np.uint8, (vectors.bits // 8,)),
-        (layout.OWNERS, np.int32, ()),
+        (layout.ROW_PRODUCTS, np.int32, ()),
     ):  # fmt: skip
         np.zeros(0, dtype).tofile(vectors.folder / name)
         if len(skus):
@@ -244,9 +244,9 @@ def _put_photos(
         )
         _assign(vectors, layout.FEATURES, at, features, len(skus))
         _assign(vectors, layout.CODES, at, codebook.encode(features), len(skus))
-        _assign(vectors, layout.OWNERS, at, owners[done : done + len(piece)], len(skus))
+        _assign(vectors, layout.ROW_PRODUCTS, at, owners[done : done + len(piece)], len(skus))
         with cards.change() as connection:
-            cards_of.put_photos(
+            cards_of.insert_photos(
                 connection,
                 (
                     (int(p), int(owner), row["image_id"], row["picture"])
@@ -257,7 +257,7 @@ def _put_photos(
             )
         done += len(piece)
     with cards.change() as connection:
-        cards_of.set_places(connection, len(skus))
+        cards_of.set_num_rows(connection, len(skus))
     names, first = np.unique(kinds[order], return_index=True)
     ends = [*first[1:].tolist(), len(skus)]
     return {
@@ -266,9 +266,9 @@ def _put_photos(
     }
 
 
-def _assign(vectors: Vectors, name: str, at: np.ndarray, lines: np.ndarray, places: int) -> None:
+def _assign(vectors: VectorFiles, name: str, at: np.ndarray, lines: np.ndarray, places: int) -> None:
     stored = np.memmap(
-        vectors.folder / name, lines.dtype if name != layout.OWNERS else np.int32, "r+"
+        vectors.folder / name, lines.dtype if name != layout.ROW_PRODUCTS else np.int32, "r+"
     )
     stored.reshape(places, *lines.shape[1:])[at] = lines
     stored.flush()

@@ -16,20 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from sicot_jax.catalog.importing.manifest import (
-    DroppedRow,
-    ManifestRow,
-    read_folders,
-    read_manifest,
-)
+from sicot_jax.catalog.importing.manifest import read_folders, read_manifest
+from sicot_jax.catalog.importing.manifest_rows import DroppedRow, ManifestRow
 from sicot_jax.catalog.importing.photos import FolderPhotos, Prepared, prepare_all
 from sicot_jax.catalog.importing.settings import ImportSettings
 from sicot_jax.errors import InputError
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage import products as cards_of
-from sicot_jax.index.storage.binary_codes import Codebook
-from sicot_jax.index.storage.products import PICTURES, QUALITY, SHARPNESS, Cards
-from sicot_jax.index.storage.vectors import Vectors, unit
+from sicot_jax.index.storage.binary_codes import BinaryEncoder
+from sicot_jax.index.storage.products import PICTURES, QUALITY, SHARPNESS, ProductStore
+from sicot_jax.index.storage.vectors import VectorFiles, unit
 from sicot_jax.indexing import new_products as rows
 from sicot_jax.recognizer import Engine, jax_engine, onnx_engine
 from sicot_jax.search.ranking_features import picture_sharpness
@@ -55,11 +51,11 @@ class Change:
 
 
 @contextlib.contextmanager
-def _opened(index: Path) -> Iterator[tuple[Path, layout.Manifest, Cards]]:
-    with layout.alone(index):
+def _opened(index: Path) -> Iterator[tuple[Path, layout.IndexManifest, ProductStore]]:
+    with layout.write_lock(index):
         folder = layout.current_version(index)
-        manifest = layout.read_whole(folder)
-        with contextlib.closing(Cards(folder / layout.CARDS, writable=True)) as cards:
+        manifest = layout.read_unsharded_manifest(folder)
+        with contextlib.closing(ProductStore(folder / layout.PRODUCTS, writable=True)) as cards:
             yield folder, manifest, cards
 
 
@@ -108,13 +104,13 @@ def _batched(rows: Iterator, size: int) -> Iterator[tuple]:
 class _Adding:
     """Commits photos with their products."""
 
-    def __init__(self, folder: Path, manifest: layout.Manifest, cards: Cards):
+    def __init__(self, folder: Path, manifest: layout.IndexManifest, cards: ProductStore):
         converted = folders.read_converted(folder / layout.MODEL)
         self.preprocessing, self.classes = converted.preprocessing, converted.model.classes
         self.engine = open_engine(folder)
-        self.codebook = Codebook.load(folder / layout.CODEBOOK)
+        self.codebook = BinaryEncoder.load(folder / layout.BINARY_ENCODER)
         self.made_with = rows.load(folder)
-        self.vectors, self.cards = Vectors(folder, manifest.width, manifest.bits), cards
+        self.vectors, self.cards = VectorFiles(folder, manifest.width, manifest.bits), cards
 
     def commit(self, photos: Sequence[tuple[ManifestRow, Prepared]], change: Change) -> None:
         places, following = self.cards.ends()
@@ -137,19 +133,19 @@ class _Adding:
         owners = np.array([number for number, _ in fresh], np.int32)
         self.vectors.write(layout.FEATURES, places, features)
         self.vectors.write(layout.CODES, places, self.codebook.encode(features))
-        self.vectors.write(layout.OWNERS, places, owners)
+        self.vectors.write(layout.ROW_PRODUCTS, places, owners)
         with self.cards.change() as connection:
-            cards_of.put_products(connection, self._cards(connection, photos, numbers))
+            cards_of.upsert_products(connection, self._cards(connection, photos, numbers))
             shown = {number: self._pictures(connection, number) for number in set(owners.tolist())}
             for place, (number, photo) in enumerate(fresh, places):
                 jpeg = photo.image if shown[number] < PICTURES else None
                 if not shown[number]:
-                    cards_of.put_quality(
+                    cards_of.merge_quality(
                         connection, number, {SHARPNESS: picture_sharpness(photo.image)}
                     )
                 shown[number] += jpeg is not None
-                cards_of.put_photos(connection, [(place, number, photo.image_id, jpeg)])
-            cards_of.set_places(connection, places + len(fresh))
+                cards_of.insert_photos(connection, [(place, number, photo.image_id, jpeg)])
+            cards_of.set_num_rows(connection, places + len(fresh))
             later = sorted(
                 {n for n in numbers.values() if n >= self.classes}
             )  # those without new photos for their titles
@@ -180,7 +176,7 @@ class _Adding:
                 "SELECT title, tags, category, quality FROM products WHERE product = ?",
                 (numbers[sku],),
             ).fetchone()
-            quality = cards_of.read_quality(before[3]) if before else {}
+            quality = cards_of.parse_quality(before[3]) if before else {}
             title, tags, category = (
                 new or old for new, old in zip(card, before or ("", "", ""), strict=False)
             )
@@ -197,8 +193,8 @@ class _Adding:
 
 
 def open_engine(folder: Path) -> Engine:
-    if (folder / layout.GRAPH).is_dir() and importlib.util.find_spec("onnxruntime"):
-        return onnx_engine(folder / layout.GRAPH)
+    if (folder / layout.ONNX_MODEL).is_dir() and importlib.util.find_spec("onnxruntime"):
+        return onnx_engine(folder / layout.ONNX_MODEL)
     return jax_engine(folders.read_converted(folder / layout.MODEL))
 
 
@@ -236,14 +232,14 @@ def remove(index: Path, skus: Sequence[str], *, photos: Sequence[str] = ()) -> i
 def _make_rows_again(
     connection: sqlite3.Connection,
     folder: Path,
-    manifest: layout.Manifest,
-    cards: Cards,
+    manifest: layout.IndexManifest,
+    cards: ProductStore,
     numbers: Sequence[int],
 ) -> None:
     """Of those of these products that the model has no class for."""
     classes = folders.read_config(folder / layout.MODEL).model.classes
     if later := sorted({number for number in numbers if number >= classes}):
-        vectors = Vectors(folder, manifest.width, manifest.bits)
+        vectors = VectorFiles(folder, manifest.width, manifest.bits)
         rows.put(connection, vectors, rows.load(folder), later, cards.ends()[0])
 
 
@@ -268,7 +264,7 @@ def update(index: Path, source: Path) -> int:
                         f"UPDATE products SET {name} = ? WHERE product = ?", (value, number)
                     )
                 if quality:
-                    cards_of.put_quality(connection, number, quality)
+                    cards_of.merge_quality(connection, number, quality)
             named = [number for number, texts, _ in changes if {"title", "category"} & set(texts)]
             _make_rows_again(connection, folder, manifest, cards, named)
         return len(changes)
@@ -277,7 +273,7 @@ def update(index: Path, source: Path) -> int:
 _TEXTS = ("title", "tags", "category")
 
 
-def _read_updates(source: Path, cards: Cards) -> list[tuple[int, dict[str, str], dict[str, float]]]:
+def _read_updates(source: Path, cards: ProductStore) -> list[tuple[int, dict[str, str], dict[str, float]]]:
     try:
         with source.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
@@ -294,7 +290,7 @@ def _read_updates(source: Path, cards: Cards) -> list[tuple[int, dict[str, str],
 
 
 def _read_update(
-    where: str, row: dict[str, str], cards: Cards
+    where: str, row: dict[str, str], cards: ProductStore
 ) -> tuple[int, dict[str, str], dict[str, float]]:
     if None in row or None in row.values():
         raise InputError(f"{where}: more or fewer cells than columns; nothing was changed")

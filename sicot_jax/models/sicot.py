@@ -37,7 +37,7 @@ class VisualStream(nnx.Module):
     another D. Where words are `told`, A v [B, told] holds a score for each: row i of A is what
     photos of word i + 1 have in common. With `word_rows` what the classifier meets is [v, A v], [B,
     D + told]: its rows [w_c, t_c] then give w_c . v + t_c . A v, so that classes share what A
-    learns of the words t_c of their titles. Where `config.box` is not "none" the product is looked
+    learns of the words t_c of their titles. Where `config.localization` is not "none" the product is looked
     for first, and v is of what is in its box: of the photo, looked at a second time through a soft
     mask ("image"), or of the last map ("features"). With `coded` a photo has a code too,
     `config.code_bits` shares h(v) between 0 and 1 (`code`), which the index rounds.
@@ -79,10 +79,10 @@ class VisualStream(nnx.Module):
         channels = [features // 2**later for later in (3, 2, 1, 0)]
         branch = rng.spawn(1)[0]
         self.box: Any = (
-            BoxBranch(channels, dtype=dtype, rng=branch) if config.box != "none" else None
+            BoxBranch(channels, dtype=dtype, rng=branch) if config.localization != "none" else None
         )
-        self.looks_twice = config.box == "image"
-        self.word_rows = config.word_rows
+        self.looks_twice = config.localization == "image"
+        self.word_rows = config.shared_word_weights
         self.embedding_width = self.features_width + (told if self.word_rows else 0)
 
     def extend(self, embedding):

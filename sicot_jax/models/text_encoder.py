@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sicot_jax.config import ENCODERS
+from sicot_jax.config import TEXT_ENCODERS
 from sicot_jax.errors import InputError
 from sicot_jax.models.layers import Linear
 
@@ -197,8 +197,8 @@ class TextEncoder(nnx.Module):
         dtype,
         rng: np.random.Generator,
     ):
-        if encoder not in ENCODERS:
-            raise InputError(f"text.encoder={encoder!r}, wanted one of {ENCODERS}")
+        if encoder not in TEXT_ENCODERS:
+            raise InputError(f"text.encoder={encoder!r}, wanted one of {TEXT_ENCODERS}")
         if weighting not in WEIGHTINGS:
             raise InputError(f"text.weighting={weighting!r}, wanted one of {WEIGHTINGS}")
         self.encoder = encoder

@@ -16,7 +16,7 @@ import numpy as np
 
 from sicot_jax.catalog.statistics import head_mask
 from sicot_jax.common.files import read_json
-from sicot_jax.config import FREE_ON_RESUME, stored
+from sicot_jax.config import FREE_ON_RESUME, read_flat_config
 from sicot_jax.errors import InputError
 
 
@@ -132,7 +132,7 @@ def read_finished(workdir: Path) -> Finished:
                     f"{workdir}: not a finished run, {name} is missing; train it to its end"
                 )
         results = read_json(workdir / "results.json", "the results of a finished run")
-        config = stored(workdir / "config.json")
+        config = read_flat_config(workdir / "config.json")
         tested = read_tested(workdir)
         log = (workdir / "log.jsonl").read_text()
     except FileNotFoundError as error:

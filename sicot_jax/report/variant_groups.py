@@ -48,7 +48,7 @@ class Arm:
     @property
     def with_text(self) -> bool:
         """Whether titles took part in its training."""
-        terms = ("loss.mixed", "loss.title_words", "model.word_rows")
+        terms = ("loss.mixed", "loss.tag_prediction", "model.shared_word_weights")
         return any(self.config.get(term) for term in terms)
 
     @property
@@ -267,10 +267,10 @@ def converged(arm: Arm, longer: Arm) -> tuple[bool, float]:
 
 # What makes an arm one with text, and what each arm has of its own.
 _OF_TEXT = {
-    *("loss.visual", "loss.mixed", "loss.title_words"),
+    *("loss.visual", "loss.mixed", "loss.tag_prediction"),
     "data.title",
     *("model.text.encoder", "model.text.windows", "model.text.hidden", "model.text.weighting"),
-    *("model.title_words", "model.word_rows"),
+    *("model.tag_vocabulary", "model.shared_word_weights"),
 }
 _OF_ITS_OWN = {"optim.learning_rate", "model.init_from", *FREE}
 

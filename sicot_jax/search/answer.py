@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sicot_jax.index.backends.base import Neighbour, Offered, ProductIndex
-from sicot_jax.index.storage.products import Product
+from sicot_jax.index.backends.base import Neighbour, ActiveProducts, ProductIndex
+from sicot_jax.index.storage.products import ProductRecord
 from sicot_jax.search.category import NEAREST, Fusion, by_classifier, by_neighbours
 from sicot_jax.search.ranker import Ranker
 from sicot_jax.search.rejection import Calibration, Evidence
@@ -28,9 +28,9 @@ class Scored:
     nearest, or -1.
     """
 
-    product: Product
+    product: ProductRecord
     score: float
-    place: int = -1
+    row: int = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,51 +63,51 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Of the model's `classes`, whose numbers are 0 to classes - 1, then of `offered.products`:
+    """Of the model's `classes`, whose numbers are 0 to classes - 1, then of `active.new_products`:
     values float32 [C + M], -inf of what is not offered; weights float64 [C + M] = exp(values -
     highest).
     """
 
-    offered: Offered
+    active: ActiveProducts
     classes: int
     values: np.ndarray
     weights: np.ndarray
 
     @classmethod
-    def of(cls, embedding: np.ndarray, logits: np.ndarray, offered: Offered) -> Scores:
+    def of(cls, embedding: np.ndarray, logits: np.ndarray, active: ActiveProducts) -> Scores:
         """From an engine's embedding [D] and logits [C]; later products have rows of their own."""
         classes = len(logits)
-        values = np.concatenate([logits, offered.kernel @ embedding + offered.bias])
-        values[offered.withdrawn[offered.withdrawn < classes]] = -np.inf
-        values[classes:][np.isin(offered.products, offered.withdrawn)] = -np.inf
-        return cls(offered, classes, values, _weights(values))
+        values = np.concatenate([logits, active.kernel @ embedding + active.bias])
+        values[active.deleted[active.deleted < classes]] = -np.inf
+        values[classes:][np.isin(active.new_products, active.deleted)] = -np.inf
+        return cls(active, classes, values, _weights(values))
 
     @functools.cached_property
     def by_category(self) -> np.ndarray:
         """Sums of weights float64 [K], not divided by their total."""
-        names, category = self.offered.names, self.offered.category
+        names, category = self.active.category_names, self.active.product_category
         known = by_classifier(self.weights[: self.classes], category[: self.classes], len(names))
         return known + by_classifier(
-            self.weights[self.classes :], category[self.offered.products], len(names)
+            self.weights[self.classes :], category[self.active.new_products], len(names)
         )
 
     def without(self, product: int) -> Scores:
         """As if it were not offered."""
         values = self.values.copy()
         values[self.row(product)] = -np.inf
-        return Scores(self.offered, self.classes, values, _weights(values))
+        return Scores(self.active, self.classes, values, _weights(values))
 
     def raised(self, log_factors: np.ndarray) -> np.ndarray:
         """Values with those of each category's products, or of none [K + 1], raised."""
-        category = self.offered.category
-        own = (log_factors[category[: self.classes]], log_factors[category[self.offered.products]])
+        category = self.active.product_category
+        own = (log_factors[category[: self.classes]], log_factors[category[self.active.new_products]])
         return self.values + np.concatenate(own)
 
     def row(self, product: int) -> np.ndarray:
         """Of the arrays; of a product without a row none."""
         if product < self.classes:
             return np.array([product])
-        return self.classes + np.flatnonzero(self.offered.products == product)
+        return self.classes + np.flatnonzero(self.active.new_products == product)
 
 
 def _weights(values: np.ndarray) -> np.ndarray:
@@ -121,16 +121,16 @@ def _weights(values: np.ndarray) -> np.ndarray:
 
 def told(fusion: Fusion, scores: Scores, photos: Sequence[Neighbour]) -> Told | None:
     """From the scores and the nearest photos; None where no product has a category."""
-    offered = scores.offered
-    if not offered.names or not scores.weights.any():
+    active = scores.active
+    if not active.category_names or not scores.weights.any():
         return None
-    fusion, count = fusion.of(offered.names), len(offered.names)
+    fusion, count = fusion.of(active.category_names), len(active.category_names)
     shares = scores.by_category[None] / scores.weights.sum()
-    cosines, voting = voters(offered, photos, NEAREST)
+    cosines, voting = voters(active, photos, NEAREST)
     votes = by_neighbours(cosines[None], voting[None], count, fusion.temperature)
     probability = fusion(shares, votes)[0]
     likely = [
-        (offered.names[n], float(probability[n]))
+        (active.category_names[n], float(probability[n]))
         for n in np.argsort(-probability, kind="stable")[:_LIKELY]
     ]
     factors = np.append(fusion.log_factors(shares, probability[None])[0], 0.0)
@@ -140,16 +140,16 @@ def told(fusion: Fusion, scores: Scores, photos: Sequence[Neighbour]) -> Told | 
 
 
 def voters(
-    offered: Offered, photos: Sequence[Neighbour], count: int
+    active: ActiveProducts, photos: Sequence[Neighbour], count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cosines [count] of the first photos, and their categories; K where there is no such photo, or
-    its product has none or came after `offered`.
+    its product has none or came after `active`.
     """
-    cosines, category = np.zeros(count), np.full(count, len(offered.names))
+    cosines, category = np.zeros(count), np.full(count, len(active.category_names))
     for place, photo in enumerate(photos[:count]):
         cosines[place] = photo.similarity
-        if photo.product < len(offered.category):
-            category[place] = offered.category[photo.product]
+        if photo.product_id < len(active.product_category):
+            category[place] = active.product_category[photo.product_id]
     return cosines, category
 
 
@@ -160,9 +160,9 @@ def best_products(
     [k]: softmax over the products that are offered, weighted by what is told of their category;
     fewer where there are fewer.
     """
-    values, offered, classes, total = (
+    values, active, classes, total = (
         scores.values,
-        scores.offered,
+        scores.active,
         scores.classes,
         scores.weights.sum(),
     )
@@ -178,7 +178,7 @@ def best_products(
     shares = np.exp((values[best] - scores.values.max()).astype(np.float64)) / total
     later = best >= classes
     numbers = best.astype(np.int64)
-    numbers[later] = offered.products[best[later] - classes]
+    numbers[later] = active.new_products[best[later] - classes]
     return numbers, shares
 
 
@@ -188,7 +188,7 @@ def evidence(
     """Of the first of `numbers`, from its probability, the nearest products, and how usual the
     photo is.
     """
-    own = next((n.similarity for n in near if n.product == numbers[0]), 0.0)
+    own = next((n.similarity for n in near if n.product_id == numbers[0]), 0.0)
     return Evidence(float(shares[0]), near[0].similarity if near else 0.0, own, usual)
 
 
@@ -212,11 +212,11 @@ def answer(
     twice as many and puts them in order.
     """
     ranker = ranker if rerank else None
-    offered, candidates = index.offered(), similar * (_CANDIDATES if ranker else 1)
+    active, candidates = index.active_products(), similar * (_CANDIDATES if ranker else 1)
     near = index.nearest(
-        embedding[None], max(candidates, NEIGHBOURS if k else 0), photos=NEAREST if fusion else 0
+        embedding[None], max(candidates, NEIGHBOURS if k else 0), num_photos=NEAREST if fusion else 0
     )[0]
-    scores = Scores.of(embedding, logits, offered)
+    scores = Scores.of(embedding, logits, active)
     named = told(fusion, scores, near.photos) if fusion else None
     searched = (
         named.likely[0][0]
@@ -229,15 +229,15 @@ def answer(
     for _ in range(_TRIES):
         numbers, shares = best_products(scores, k, None if any_category else named)
         cards = index.products(
-            [*numbers.tolist(), *(neighbour.product for neighbour in shown)]
+            [*numbers.tolist(), *(neighbour.product_id for neighbour in shown)]
         )  # all at once
         best, others = cards[: len(numbers)], cards[len(numbers) :]
         gone = [number for number, card in zip(numbers.tolist(), best, strict=True) if card is None]
         if not gone:
             break
         # Withdrawn a moment ago: nothing may be said of it, and its share belongs to the others.
-        offered = dataclasses.replace(offered, withdrawn=np.union1d(offered.withdrawn, gone))
-        scores = Scores.of(embedding, logits, offered)
+        active = dataclasses.replace(active, deleted=np.union1d(active.deleted, gone))
+        scores = Scores.of(embedding, logits, active)
     certainty = None
     if calibration and len(numbers):
         usual = calibration.usual(embedding)
@@ -247,7 +247,7 @@ def answer(
     alike = zip(others, shown, strict=True)
     return Answer(
         [Scored(p, float(s)) for p, s in zip(best, shares, strict=True) if p is not None],
-        _ranked(ranker, [Scored(p, n.similarity, n.place) for p, n in alike if p is not None])[
+        _ranked(ranker, [Scored(p, n.similarity, n.row) for p, n in alike if p is not None])[
             :similar
         ],
         certainty,

@@ -26,7 +26,7 @@ from sicot_jax.errors import InputError
 from sicot_jax.events import store as events_of
 from sicot_jax.events.store import Events
 from sicot_jax.index.backends.base import IndexUnavailable, ProductIndex
-from sicot_jax.index.storage.products import Product
+from sicot_jax.index.storage.products import ProductRecord
 from sicot_jax.search import answer as recognition
 from sicot_jax.search.answer import Scored
 from sicot_jax.serve import box as boxes
@@ -238,7 +238,7 @@ def _add_routes(app: FastAPI) -> None:
         return {
             "status": "ready",
             "index": loaded.version,
-            "model": loaded.index.manifest.model[:12],
+            "model": loaded.index.manifest.model_sha256[:12],
             "engine": chosen.kind,
             "largest_batch": chosen.largest,
             "milliseconds": chosen.milliseconds,
@@ -304,9 +304,9 @@ def _add_routes(app: FastAPI) -> None:
 
         def read(index: ProductIndex) -> bytes | None:
             product = index.product(sku)
-            there = product is not None and 0 <= number < len(product.pictures)
+            there = product is not None and 0 <= number < len(product.picture_rows)
             return (
-                index.picture(product.pictures[number]) if product is not None and there else None
+                index.picture(product.picture_rows[number]) if product is not None and there else None
             )
 
         jpeg = await _read(request, read)
@@ -325,7 +325,7 @@ def _add_routes(app: FastAPI) -> None:
             return {
                 **_card(product),
                 "quality": product.quality,
-                "photos": index.photos_of(product.product),
+                "photos": index.count_photos(product.product_id),
             }
 
         found = await _read(request, read)
@@ -496,7 +496,7 @@ async def _answer(
         "box_given": box is not None,
         "ranker": loaded.ranker.version[:12] if loaded.ranker and wanted.rerank else None,
         "timings_ms": clock.milliseconds,
-        "model": loaded.index.manifest.model[:12],
+        "model": loaded.index.manifest.model_sha256[:12],
         "index": loaded.version,
     }
 
@@ -555,20 +555,20 @@ async def _from_form(request: Request, settings: Settings) -> bytes:
         await form.close()
 
 
-def _card(product: Product) -> dict[str, Any]:
+def _card(product: ProductRecord) -> dict[str, Any]:
     place = f"/v1/products/{quote(product.sku, safe='')}/images/"
     return {
         "sku": product.sku,
         "title": product.title,
         "tags": product.tags,
         "category": product.category,
-        "images": [f"{place}{number}" for number in range(len(product.pictures))],
+        "images": [f"{place}{number}" for number in range(len(product.picture_rows))],
     }
 
 
 def _scored(scored: Scored, name: str) -> dict[str, Any]:
     card = _card(scored.product)
-    if scored.place in scored.product.pictures:  # the nearest photo first
-        number = scored.product.pictures.index(scored.place)
+    if scored.row in scored.product.picture_rows:  # the nearest photo first
+        number = scored.product.picture_rows.index(scored.row)
         card["images"].insert(0, card["images"].pop(number))
     return {**card, name: round(scored.score, 6)}

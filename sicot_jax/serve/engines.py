@@ -65,7 +65,7 @@ def check(version: Path, kind: str) -> list[str]:
     """The engines that `kind` stands for here. InputError where there is none."""
     if kind not in ("auto", *KINDS):
         raise InputError(f"engine {kind!r}, wanted auto, {' or '.join(KINDS)}")
-    graph = (version / layout.GRAPH).is_dir()
+    graph = (version / layout.ONNX_MODEL).is_dir()
     there = {
         "onnx": graph and importlib.util.find_spec("onnxruntime") is not None,
         "jax": importlib.util.find_spec("jax") is not None,
@@ -84,7 +84,7 @@ def check(version: Path, kind: str) -> list[str]:
 
 def _load(version: Path, kind: str, threads: int) -> dict[str, Engine]:
     makers: dict[str, Callable[[], Engine]] = {
-        "onnx": lambda: onnx_engine(version / layout.GRAPH, threads=threads),
+        "onnx": lambda: onnx_engine(version / layout.ONNX_MODEL, threads=threads),
         "jax": lambda: jax_engine(folders.read_converted(version / layout.MODEL)),
     }
     return {name: makers[name]() for name in check(version, kind)}

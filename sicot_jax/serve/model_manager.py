@@ -54,11 +54,11 @@ def load(settings: Settings, before: Live | None = None) -> Live:
     def opened(folder: Path) -> Live:
         index = open_index(folder, settings.database)
         calibration, fusion = (
-            read_calibration(folder / layout.UNKNOWN),
-            read_fusion(folder / layout.CATEGORIES),
+            read_calibration(folder / layout.REJECTION),
+            read_fusion(folder / layout.CATEGORY_FUSION),
         )
         ranker = _ranker(folder, index)
-        if before is not None and before.index.manifest.model == index.manifest.model:
+        if before is not None and before.index.manifest.model_sha256 == index.manifest.model_sha256:
             return Live(
                 folder.name, index, calibration, fusion, before.chosen, before.batcher, *ranker
             )
@@ -89,7 +89,7 @@ def _ranker(folder: Path, index: ProductIndex) -> tuple[Ranker | None, _Seen]:
     seen = _seen(folder)
     try:
         ranker = read_ranker(folder / layout.RANKER)
-        if ranker is not None and ranker.recogniser != index.manifest.model:
+        if ranker is not None and ranker.recogniser != index.manifest.model_sha256:
             raise InputError(
                 f"{folder / layout.RANKER}: of another model; give `sicot index rank` again"
             )
@@ -139,7 +139,7 @@ async def keep_current(current: Current, settings: Settings) -> None:
             else:
                 new = await loop.run_in_executor(None, load, settings, current.live)
                 current.live = new
-                _log.info("index %s in use, model %s", new.version, new.index.manifest.model[:12])
+                _log.info("index %s in use, model %s", new.version, new.index.manifest.model_sha256[:12])
         except Exception as error:  # whatever it is, the service goes on, and so does this task
             not_before = loop.time() + _RETRY_SECONDS
             said = " ".join(str(error).split())[:300]

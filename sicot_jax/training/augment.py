@@ -1,8 +1,9 @@
-"""Training augmentation on the device: random resized crop (Szegedy et al. 2014), horizontal flip,
-hidden parts.
+"""Training augmentation on the device: random resized crop, horizontal flip, random erasing.
 
-Drawing and cropping are two functions, so that a batch in micro-batches draws once and keeps its
-photos as they came.
+Drawing random windows and applying them are separate functions, so that a batch that is processed
+in micro-batches draws once and keeps its photos as bytes until each micro-batch is computed.
+
+Sources: Szegedy et al. 2014 (random resized crop), Zhong et al. 2020 (random erasing).
 """
 
 from __future__ import annotations
@@ -12,11 +13,24 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sicot_jax.config import AugmentConfig
+from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.models.localization import soft_mask
+from sicot_jax.parallel.array_types import Array, Float, Key, UInt8
+
+SHOW_ALL, SHOW_BOX, HIDE_BOX = 0, 1, 2  # values of `ErasingBoxes.mode`
 
 
-class Crops(NamedTuple):
-    """A window in pixels for each photo, and whether it is mirrored: [B] each."""
+class CropWindows(NamedTuple):
+    """One crop window per photo, in pixels of the stored photo, and whether it is mirrored.
+
+    Attributes:
+      top: float32 [B].
+      left: float32 [B].
+      rows: float32 [B], height of the window.
+      columns: float32 [B], width of the window.
+      flipped: bool [B].
+    """
 
     top: jax.Array
     left: jax.Array
@@ -25,13 +39,50 @@ class Crops(NamedTuple):
     flipped: jax.Array
 
 
-def resize_matrix(start, length, *, inputs: int, outputs: int):
-    """Rows that resample `inputs` pixels to `outputs` over the window [start, start + length),
-    triangle filter.
+class ErasingBoxes(NamedTuple):
+    """One box per photo and what of the photo stays visible.
 
-    Args: start, length: [...] in pixels. Returns: [..., outputs, inputs], every row sums to 1. When
-      shrinking, the filter widens by the ratio (antialias), as Pillow's BILINEAR does; outside the
-      photo there is no weight.
+    Attributes:
+      box: float32 [B, 4], left, top, right, bottom as fractions of the photo.
+      mode: int32 [B], one of SHOW_ALL, SHOW_BOX (only what lies in the box), HIDE_BOX.
+    """
+
+    box: jax.Array
+    mode: jax.Array
+
+
+class Augmentation(NamedTuple):
+    """What was drawn for a batch of photos.
+
+    Attributes:
+      crops: windows, or None for the centre crop of evaluation.
+      erasing: boxes, or None where nothing is erased.
+    """
+
+    crops: CropWindows | None
+    erasing: ErasingBoxes | None
+
+
+def resize_matrix(
+    start: float | Float[Array, " ..."],
+    length: float | Float[Array, " ..."],
+    *,
+    inputs: int,
+    outputs: int,
+) -> Float[Array, "... {outputs} {inputs}"]:
+    """Returns the matrix that resamples a window of one image axis with a triangle filter.
+
+    When it shrinks, the filter widens by the ratio (antialiasing), as Pillow BILINEAR does; pixels
+    outside the photo have no weight.
+
+    Args:
+      start: first pixel of the window, float [...] (may lie between pixels).
+      length: length of the window in pixels, float [...].
+      inputs: pixels of the photo along this axis.
+      outputs: pixels of the result along this axis.
+
+    Returns:
+      float32 [..., outputs, inputs]; every row sums to 1.
     """
     ratio = jnp.asarray(length)[..., None, None] / outputs
     centre = jnp.asarray(start)[..., None, None] + (jnp.arange(outputs)[:, None] + 0.5) * ratio
@@ -40,12 +91,24 @@ def resize_matrix(start, length, *, inputs: int, outputs: int):
     return weight / jnp.sum(weight, -1, keepdims=True)
 
 
-def random_windows(key, batch: int, *, height: int, width: int, min_area: float, max_ratio: float):
-    """Window (top, left, rows, columns) in pixels, each [B]: area share uniform in [min_area, 1],
-    log aspect ratio uniform.
+def random_windows(
+    key: Key[Array, ""], batch: int, *, height: int, width: int, min_area: float, max_ratio: float
+) -> tuple[Float[Array, " B"], Float[Array, " B"], Float[Array, " B"], Float[Array, " B"]]:
+    """Draws crop windows: share of the area uniform in [min_area, 1], log aspect ratio uniform.
 
-    A window longer than the photo is cut there: its area may then be less than min_area, but not
-      than 1 / max_ratio.
+    A window longer than the photo is cut at its edge: its area may then be less than `min_area`,
+    but not less than 1 / max_ratio.
+
+    Args:
+      key: random key.
+      batch: number of windows B.
+      height: rows of the photos in pixels.
+      width: columns of the photos in pixels.
+      min_area: smallest share of the photo's area.
+      max_ratio: largest aspect ratio relative to the photo's own, and 1 / smallest.
+
+    Returns:
+      (top, left, rows, columns), float32 [B] each, in pixels.
     """
     area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
     area = jax.random.uniform(area_key, (batch,), minval=min_area, maxval=1.0)
@@ -57,33 +120,73 @@ def random_windows(key, batch: int, *, height: int, width: int, min_area: float,
     return top, left, rows, columns
 
 
-def random_crops(key, image, *, min_area: float, max_ratio: float, flip: bool) -> Crops:
-    """For photos [B, H, W, 3], divided as they are; the same key gives the same on any mesh."""
+def random_crops(
+    key: Key[Array, ""],
+    image: UInt8[Array, "B H W 3"],
+    *,
+    min_area: float,
+    max_ratio: float,
+    flip: bool,
+) -> CropWindows:
+    """Draws a crop window for each photo; the same key gives the same windows on any mesh.
+
+    Args:
+      key: random key.
+      image: uint8 [B, H, W, 3], divided over devices by photo.
+      min_area: see `random_windows`.
+      max_ratio: see `random_windows`.
+      flip: whether half of the windows are mirrored.
+
+    Returns:
+      Windows, divided over devices like the photos.
+    """
     batch, height, width, _ = image.shape
     window_key, flip_key = jax.random.split(key)
     top, left, rows, columns = random_windows(
         window_key, batch, height=height, width=width, min_area=min_area, max_ratio=max_ratio
     )
     flipped = jax.random.bernoulli(flip_key, shape=(batch,)) if flip else jnp.zeros(batch, bool)
-    # Random numbers are made whole on every device; only their use is divided with the batch.
+    # All devices draw all random numbers; only their use is divided with the batch.
     return jax.reshard(
-        Crops(top, left, rows, columns, flipped), jax.P(jax.typeof(image).sharding.spec[0])
+        CropWindows(top, left, rows, columns, flipped), jax.P(jax.typeof(image).sharding.spec[0])
     )
 
 
-def crop(image, crops: Crops, *, height: int, width: int):
-    """uint8 [B, H, W, 3] -> float32 [B, height, width, 3] of 0..255."""
+def crop(
+    image: UInt8[Array, "B H W 3"], crops: CropWindows, *, height: int, width: int
+) -> Float[Array, "B {height} {width} 3"]:
+    """Cuts a window out of each photo and resizes it.
+
+    Args:
+      image: uint8 [B, H, W, 3].
+      crops: one window per photo.
+      height: rows of the result.
+      width: columns of the result.
+
+    Returns:
+      float32 [B, height, width, 3], values 0 to 255.
+    """
     _, in_height, in_width, _ = image.shape
     vertical = resize_matrix(crops.top, crops.rows, inputs=in_height, outputs=height)
     horizontal = resize_matrix(crops.left, crops.columns, inputs=in_width, outputs=width)
     horizontal = jnp.where(crops.flipped[:, None, None], horizontal[:, ::-1], horizontal)
-    rows_done = jnp.einsum("bhH,bHWc->bhWc", vertical, image.astype(jnp.float32))
-    return jnp.einsum("bwW,bhWc->bhwc", horizontal, rows_done)
+    resized_rows = jnp.einsum("bhH,bHWc->bhWc", vertical, image.astype(jnp.float32))
+    return jnp.einsum("bwW,bhWc->bhwc", horizontal, resized_rows)
 
 
-def crop_boxes(box, crops: Crops, *, height: int, width: int):
-    """Boxes [B, 4] as fractions of photos of height x width -> as fractions of their crops,
-    mirrored as they are; all zero where nothing is left of one, or was there.
+def crop_boxes(
+    box: Float[Array, " ..."], crops: CropWindows, *, height: int, width: int
+) -> Float[Array, " ..."]:
+    """Converts boxes from fractions of the photos to fractions of their crops.
+
+    Args:
+      box: float32 [B, 4], left, top, right, bottom as fractions; all zero where unknown.
+      crops: one window per photo; boxes of mirrored windows are mirrored.
+      height: rows of the photos in pixels.
+      width: columns of the photos in pixels.
+
+    Returns:
+      float32 [B, 4], cut at the crop's edges; all zero where the box is unknown or outside it.
     """
     low = jnp.stack([crops.left, crops.top], -1)
     size = jnp.stack([crops.columns, crops.rows], -1)
@@ -94,42 +197,135 @@ def crop_boxes(box, crops: Crops, *, height: int, width: int):
         jnp.where(crops.flipped, 1 - right, left),
         jnp.where(crops.flipped, 1 - left, right),
     )
-    there = (left < right) & (top < bottom)
-    return jnp.where(there[:, None], jnp.stack([left, top, right, bottom], -1), 0.0)
+    visible = (left < right) & (top < bottom)
+    return jnp.where(visible[:, None], jnp.stack([left, top, right, bottom], -1), 0.0)
 
 
-class Hidden(NamedTuple):
-    """A box in each photo [B, 4], as fractions, and what is shown [B]: 0 all, 1 what is in it, 2
-    what is not.
+def centre_crop_boxes(
+    box: Float[Array, " ..."], preprocessing: Preprocessing
+) -> Float[Array, " ..."]:
+    """Converts boxes from fractions of the resized photos to fractions of their centre crops.
+
+    Args:
+      box: float32 [B, 4], see `crop_boxes`.
+      preprocessing: sizes of the resized photo and of the centre crop.
+
+    Returns:
+      float32 [B, 4], see `crop_boxes`.
     """
+    p = preprocessing
+    zeros = jnp.zeros_like(box[:, 0])
+    rows, columns = (p.resize_height - p.height) / 2, (p.resize_width - p.width) / 2
+    crops = CropWindows(zeros + rows, zeros + columns, zeros + p.height, zeros + p.width, zeros > 0)
+    return crop_boxes(box, crops, height=p.resize_height, width=p.resize_width)
 
-    box: jax.Array
-    shown: jax.Array
 
+def random_erasing_boxes(
+    key: Key[Array, ""], image: UInt8[Array, "B H W 3"], *, share: float
+) -> ErasingBoxes:
+    """Draws which photos have a part erased, and the box (random erasing, Zhong et al. 2020).
 
-def random_hidden(key, image, *, share: float) -> Hidden:
-    """For photos [B, H, W, 3], divided as they are: of a `share` of them a part is hidden, of three
-    quarters of these the box, of the others all but the box. Sides are log-uniform from a fifth of
-    the photo to all of it; a box may lie over the edge.
+    Of the photos with an erased part three quarters lose the box and one quarter everything but the
+    box. Sides of boxes are log-uniform from a fifth of the photo to all of it; boxes may extend over
+    the photo's edge.
 
-    So a network learns to tell a product by what is left of it (random erasing: Zhong et al. 2020).
+    Args:
+      key: random key.
+      image: uint8 [B, H, W, 3], divided over devices by photo.
+      share: share of the photos with an erased part, 0 to 1.
+
+    Returns:
+      Boxes, divided over devices like the photos.
     """
     batch = image.shape[0]
     side_key, place_key, kind_key = jax.random.split(key, 3)
     side = jnp.exp(jax.random.uniform(side_key, (batch, 2), minval=jnp.log(0.2), maxval=0.0))
     low = jax.random.uniform(place_key, (batch, 2), minval=-0.15, maxval=1.15) * (1 - side)
     draw = jax.random.uniform(kind_key, (batch,))
-    shown = jnp.where(draw >= share, 0, jnp.where(draw < share / 4, 1, 2))
+    mode = jnp.where(draw >= share, SHOW_ALL, jnp.where(draw < share / 4, SHOW_BOX, HIDE_BOX))
     return jax.reshard(
-        Hidden(jnp.concatenate([low, low + side], 1), shown),
+        ErasingBoxes(jnp.concatenate([low, low + side], 1), mode),
         jax.P(jax.typeof(image).sharding.spec[0]),
     )
 
 
-def hide(image, hidden: Hidden):
-    """Normalised photos [B, H, W, 3] with 0, the mean colour, where they are hidden, softly as
-    `models.box.soft_mask` does.
+def erase(image: Float[Array, "B H W 3"], erasing: ErasingBoxes) -> Float[Array, "B H W 3"]:
+    """Sets the erased parts of normalized photos to 0, the mean colour, with soft edges.
+
+    Args:
+      image: float32 [B, H, W, 3], normalized.
+      erasing: boxes and modes; edges are those of `models.localization.soft_mask`.
+
+    Returns:
+      float32 [B, H, W, 3].
     """
-    mask = soft_mask(hidden.box, *image.shape[1:3])[..., None]
-    shown = hidden.shown[:, None, None, None]
-    return image * jnp.where(shown == 0, 1.0, jnp.where(shown == 1, mask, 1 - mask))
+    mask = soft_mask(jnp.asarray(erasing.box), *image.shape[1:3])[..., None]
+    mode = erasing.mode[:, None, None, None]
+    visible = jnp.where(mode == SHOW_ALL, 1.0, jnp.where(mode == SHOW_BOX, mask, 1 - mask))
+    return image * visible
+
+
+def draw_augmentation(
+    key: Key[Array, ""], image: UInt8[Array, "B H W 3"], config: AugmentConfig
+) -> Augmentation:
+    """Draws the augmentation of a batch: small arrays, unlike the augmented photos.
+
+    Args:
+      key: random key of the step.
+      image: uint8 [B, H, W, 3], divided over devices by photo.
+      config: section `augment` of the config.
+
+    Returns:
+      Windows and boxes; None for each that the config turns off.
+    """
+    if not config.enabled:
+        return Augmentation(None, None)
+    crops = random_crops(
+        key, image, min_area=config.min_area, max_ratio=config.max_ratio, flip=config.flip
+    )
+    if not config.random_erasing:
+        return Augmentation(crops, None)
+    erasing_key = jax.random.fold_in(key, 1)
+    return Augmentation(
+        crops, random_erasing_boxes(erasing_key, image, share=config.random_erasing)
+    )
+
+
+def network_input(
+    image: UInt8[Array, "B H W 3"], augmentation: Augmentation, preprocessing: Preprocessing
+) -> Float[Array, "B H2 W2 3"]:
+    """Returns the normalized input of the network for photos with the augmentation drawn for them.
+
+    Args:
+      image: uint8 [B, H, W, 3].
+      augmentation: of these photos.
+      preprocessing: size, mean and standard deviation of the input.
+
+    Returns:
+      float32 [B, height, width, 3].
+    """
+    crops, erasing = augmentation
+    if crops is None:
+        return preprocessing.normalise(preprocessing.centre_crop(image))
+    cropped = crop(image, crops, height=preprocessing.height, width=preprocessing.width)
+    normalized = preprocessing.normalise(cropped)
+    return normalized if erasing is None else erase(normalized, erasing)
+
+
+def augmented_boxes(
+    box: Float[Array, " ..."], augmentation: Augmentation, preprocessing: Preprocessing
+) -> Float[Array, " ..."]:
+    """Converts known boxes from fractions of the photos to fractions of the network's input.
+
+    Args:
+      box: float32 [B, 4], see `crop_boxes`.
+      augmentation: of these photos.
+      preprocessing: sizes of the photo and of the input.
+
+    Returns:
+      float32 [B, 4], see `crop_boxes`.
+    """
+    if augmentation.crops is None:
+        return centre_crop_boxes(box, preprocessing)
+    p = preprocessing
+    return crop_boxes(box, augmentation.crops, height=p.resize_height, width=p.resize_width)

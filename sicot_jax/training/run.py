@@ -47,10 +47,10 @@ class Run:
 
 def describe(config: Config, catalog: Catalog) -> dict[str, Any]:
     return {
-        "format": config_lib.FORMAT,
+        "format": config_lib.CONFIG_FORMAT,
         "version": __version__,
         "commit": commit(),
-        "config": config_lib.to_dict(config),
+        "config": config_lib.config_to_dict(config),
         "data": {
             "name": catalog.name,
             "hash": catalog.data_hash,
@@ -111,7 +111,7 @@ def read_run(workdir: Path) -> Run:
     """ConfigError where the folder is not a run."""
     path = workdir / "config.json"
     stored = read_json(path, "the config.json of a training run (is it a run's --workdir?)")
-    config, data = config_lib.load(str(path)), stored["data"]
+    config, data = config_lib.load_config(str(path)), stored["data"]
     return Run(
         workdir,
         config,
@@ -176,8 +176,8 @@ def differences_of(path: Path, config: Config, catalog: Catalog) -> list[str]:
     none for the same run.
     """
     before, now = (
-        config_lib.stored(path),
-        config_lib.flatten(json.loads(json.dumps(config_lib.to_dict(config)))),
+        config_lib.read_flat_config(path),
+        config_lib.flatten_config(json.loads(json.dumps(config_lib.config_to_dict(config)))),
     )
     different = [
         f"{name}: {before.get(name)} -> {now.get(name)}"
@@ -203,7 +203,7 @@ def check_same_everywhere(config: Config, catalog: Catalog) -> None:
     with hosts.together():
         triplets = triplets_hash(config.data)
     places = {"data.path": "", "data.queries": "", "data.triplets": triplets}
-    settings = config_lib.flatten(config_lib.to_dict(config)) | places | {"version": __version__}
+    settings = config_lib.flatten_config(config_lib.config_to_dict(config)) | places | {"version": __version__}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     hosts.check_same("the config", digest, "start every process with the same command and version")
     hosts.check_same("the catalogue", catalog.data_hash, "give every process the same one")

@@ -106,12 +106,12 @@ def make_setup(config: Config, shape: DataShape, device_mesh) -> Setup:
     """
     if config.loss.with_text and shape.vocabulary_size < 2:
         raise ConfigError(
-            "the catalogue has no titles, and loss.mixed or loss.title_words wants them; import it with some (sicot "
-            "import --titles-from RUN) or set both to 0 and model.word_rows=False (baseline)"
+            "the catalogue has no titles, and loss.mixed or loss.tag_prediction wants them; import it with some (sicot "
+            "import --titles-from RUN) or set both to 0 and model.shared_word_weights=False (baseline)"
         )
-    if config.model.word_rows and shape.vocabulary_size < 2:
+    if config.model.shared_word_weights and shape.vocabulary_size < 2:
         raise ConfigError(
-            "the catalogue has no titles, and model.word_rows=True wants them; set it to False, or import the catalogue with "
+            "the catalogue has no titles, and model.shared_word_weights=True wants them; set it to False, or import the catalogue with "
             "some (sicot import --titles-from RUN)"
         )
     heads.check(config.head, num_classes=shape.num_classes, devices=device_mesh.size)
@@ -184,7 +184,7 @@ def new_net(config: Config, shape: DataShape) -> Sicot:
         told=words_told(config, shape),
         coded=bool(config.loss.codes),
         codes_shape_embedding=config.loss.codes_shape_embedding,
-        compared=bool(config.loss.box or config.loss.triplet),
+        compared=bool(config.loss.background_suppression or config.loss.triplet),
         dtype=compute_dtype(config),
         rng=np.random.default_rng(config.seed),
     )
@@ -194,13 +194,13 @@ def words_told(config: Config, shape: DataShape) -> int:
     """How many words have a score: the first of the vocabulary, which are the most frequent; 0
     where no score is wanted.
     """
-    wanted = config.model.word_rows or config.loss.title_words
-    return min(config.model.title_words, shape.vocabulary_size - 1) if wanted else 0
+    wanted = config.model.shared_word_weights or config.loss.tag_prediction
+    return min(config.model.tag_vocabulary, shape.vocabulary_size - 1) if wanted else 0
 
 
 def words_shared(config: Config, shape: DataShape) -> int:
     """How many of a classifier row's numbers, its last ones, are shares of words."""
-    return words_told(config, shape) if config.model.word_rows else 0
+    return words_told(config, shape) if config.model.shared_word_weights else 0
 
 
 def start_state(setup: Setup, log_prior: jax.Array) -> TrainState:
@@ -293,8 +293,8 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
             key, image, min_area=options.min_area, max_ratio=options.max_ratio, flip=options.flip
         )
         return crops, random_hidden(
-            jax.random.fold_in(key, 1), image, share=options.hide
-        ) if options.hide else None
+            jax.random.fold_in(key, 1), image, share=options.random_erasing
+        ) if options.random_erasing else None
 
     def pixels(image, crops, hidden):
         if crops is None:
@@ -434,11 +434,11 @@ def make_train_step(setup: Setup, *, extra_losses: Mapping[str, ExtraLoss] | Non
 
 def _word_losses(config: Config) -> dict[str, ExtraLoss]:
     """The loss of telling a title's words."""
-    if not config.loss.title_words:
+    if not config.loss.tag_prediction:
         return {}
 
     def words(outputs, batch):
-        return config.loss.title_words * losses_lib.word_loss(outputs["words"], batch["token_ids"])
+        return config.loss.tag_prediction * losses_lib.word_loss(outputs["words"], batch["token_ids"])
 
     return {"words": words}
 
@@ -480,10 +480,10 @@ def _box_losses(config: Config) -> dict[str, ExtraLoss]:
         told = losses_lib.told_outside(
             outputs["outside"], mesh.replicate(outputs["inside"]), label, mesh.replicate(label)
         )
-        return loss.box * (told + loss.box_area * jnp.mean(jnp.log(area(outputs["box"]))))
+        return loss.background_suppression * (told + loss.box_area * jnp.mean(jnp.log(area(outputs["box"]))))
 
     def known(outputs, batch):
-        return loss.box_known * losses_lib.box_distance(outputs["box"], batch["box"])
+        return loss.box_regression * losses_lib.box_distance(outputs["box"], batch["box"])
 
     def triplet(outputs, batch):
         unit, label = outputs["inside"], batch["label"]
@@ -492,8 +492,8 @@ def _box_losses(config: Config) -> dict[str, ExtraLoss]:
         )
 
     for name, weight, function in (
-        ("box", loss.box, box),
-        ("box_known", loss.box_known, known),
+        ("box", loss.background_suppression, box),
+        ("box_known", loss.box_regression, known),
         ("triplet", loss.triplet, triplet),
     ):
         if weight:

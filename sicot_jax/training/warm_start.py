@@ -82,7 +82,7 @@ def warm_start(state: TrainState, setup: Setup, catalog: Catalog) -> TrainState:
     state = dataclasses.replace(state, params=params, batch_stats=batch_stats)
     if learned.classifier is None:
         return state
-    both = config.model.word_rows and learned.word_rows and with_scores
+    both = config.model.shared_word_weights and learned.word_rows and with_scores
     classifier = learned.classifier if both else evaluate.plain_classifier(learned)
     return _with_rows(state, classifier, learned, setup, catalog)
 
@@ -134,7 +134,7 @@ def _learned(path: Path, state: TrainState, setup: Setup, catalog: Catalog) -> L
         hosts.say(f"{what}: a run trained for {trained} of {source_setup.steps} steps")
     same = run.class_table == evaluate.class_table_hash(catalog)
     skus = catalog.classes.sku if same else read_class_table(runs.class_table_file(run)).sku
-    rows_share_words = run.config.model.word_rows
+    rows_share_words = run.config.model.shared_word_weights
     return Learned(
         what,
         source.params,
@@ -164,7 +164,7 @@ def _from_converted(path: Path, what: str, state: TrainState, setup: Setup) -> L
             wanted = {
                 name: shape for name, shape in wanted.items() if not name.startswith("projection")
             }
-        if "none" in (converted.model.box, config.model.box):
+        if "none" in (converted.model.box, config.model.localization):
             found, wanted = (
                 {name: shape for name, shape in shapes.items() if not name.startswith("box.")}
                 for shapes in (found, wanted)
@@ -225,14 +225,14 @@ def _with_rows(
     shared = words_shared(setup.config, setup.shape)
     own = mine.kernel.shape[1] - shared
     place = {sku: row for row, sku in enumerate(learned.skus)}
-    withdrawn = np.asarray(
-        catalog.classes.withdrawn, bool
+    discontinued = np.asarray(
+        catalog.classes.discontinued, bool
     )  # they keep their class ids, and nothing else
     index = np.full(len(mine.bias), -1, np.int32)
     index[: len(skus)] = [
-        -1 if gone else place.get(sku, -1) for sku, gone in zip(skus, withdrawn, strict=True)
+        -1 if gone else place.get(sku, -1) for sku, gone in zip(skus, discontinued, strict=True)
     ]
-    new = np.flatnonzero((index[: len(skus)] < 0) & ~withdrawn)
+    new = np.flatnonzero((index[: len(skus)] < 0) & ~discontinued)
     both = int((index >= 0).sum())
     hosts.say(
         f"{learned.what}: {counted(both, 'row')} of products that both have, "

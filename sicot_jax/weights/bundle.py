@@ -62,7 +62,7 @@ class Model:
             config.last_stride,
             config.embedding_width,
             classes,
-            config.box,
+            config.localization,
         )
 
 

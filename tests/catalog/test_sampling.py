@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sicot_jax.catalog.sampling import CLASSES, ORDER, Sampler, generator, permute
-from sicot_jax.config.batch_plan import SAMPLINGS, BatchPlan
+from sicot_jax.config.batch_plan import SAMPLING_SCHEMES, BatchPlan
 
 
 def whole(size, seed=0, epoch=0):
@@ -158,7 +158,7 @@ def test_balanced_samplings_draw_the_batch_of_the_step(sampling):
     assert not (sampler(2) == sampler(3)).all()
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("sampling", SAMPLING_SCHEMES)
 def test_a_step_is_a_pure_function_of_seed_and_step(sampling):
     labels = np.random.default_rng(0).integers(0, 9, 50).astype(np.int32)
     sampler = Sampler(labels, 16, 3, sampling)

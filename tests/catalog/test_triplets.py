@@ -23,7 +23,7 @@ from sicot_jax.catalog.triplets import open_clicks
 from sicot_jax.classifier import losses
 from sicot_jax.cli import main as cli
 from sicot_jax.config import Config, ConfigError, DataConfig, GeneratedSpec, LossConfig, TrainConfig
-from sicot_jax.config.batch_plan import triplets_in
+from sicot_jax.config.batch_plan import num_triplets
 from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
 from sicot_jax.events import simulator as visitors
@@ -120,8 +120,8 @@ def test_the_batch_has_the_photo_and_no_title(tmp_path):
         assert batch["token_ids"].any()
     known = dataclasses.replace(
         chosen,
-        model=config_lib.ModelConfig(box="features"),
-        loss=LossConfig(box=1.0, box_known=1.0),
+        model=config_lib.ModelConfig(localization="features"),
+        loss=LossConfig(background_suppression=1.0, box_regression=1.0),
     )
     boxes = train_batches(CATALOG, known)(3)["box"]
     assert not boxes[[0, 3]].any()
@@ -212,11 +212,11 @@ def test_what_cannot_be_used_is_counted(tmp_path):
         "1 whose query photo is all that the clicked product has, 1 whose query photo shows what was not clicked, "
         "1 of one product twice, 1 of weight 0"
     )
-    withdrawn = dataclasses.replace(
+    discontinued = dataclasses.replace(
         catalog, splits=catalog.splits | {"train": _Less(catalog.splits["train"])}
     )
     assert (
-        open_clicks(config(tmp_path).data, withdrawn).left_out[
+        open_clicks(config(tmp_path).data, discontinued).left_out[
             "of a product without a training photo"
         ]
         == 1
@@ -297,11 +297,11 @@ def test_configs_that_cannot_be(tmp_path):
         Config(data=DataConfig(queries="x"))
     with pytest.raises(ConfigError, match="data.triplets with data.on_device=True"):
         Config(data=DataConfig(source="arrays", path="x", on_device=True, triplets="x"))
-    assert [triplets_in(12, share) for share in (0.25, 0.5, 0.75, 1.0)] == [1, 2, 3, 4]
+    assert [num_triplets(12, share) for share in (0.25, 0.5, 0.75, 1.0)] == [1, 2, 3, 4]
     assert (
-        triplets_in(30, 0.1) == 1
+        num_triplets(30, 0.1) == 1
     )  # 30 * 0.1 is a little more than 3, 30 * 0.7 a little less than 21
-    assert triplets_in(30, 0.7) == 7
+    assert num_triplets(30, 0.7) == 7
 
 
 @pytest.fixture
@@ -309,7 +309,7 @@ def asked(tmp_path):
     """Visitors who ask the tiny catalogue with its test photos: events, photos, and the triplets of
     the command line.
     """
-    tiny = config_lib.load("tiny")
+    tiny = config_lib.load_config("tiny")
     catalog = open_generated(tiny.data.generated)
     asked_with = catalog.splits["test"]
     folder = tmp_path / "queries"
@@ -344,8 +344,8 @@ def asked(tmp_path):
         tiny,
         data=data,
         mesh=config_lib.MeshConfig(data=1),
-        model=dataclasses.replace(tiny.model, box="features"),
-        loss=LossConfig(box=1.0, triplet=1.0),
+        model=dataclasses.replace(tiny.model, localization="features"),
+        loss=LossConfig(background_suppression=1.0, triplet=1.0),
         train=dataclasses.replace(
             tiny.train, steps=3, batch_size=12, checkpoint_every_steps=2, log_every_steps=1
         ),

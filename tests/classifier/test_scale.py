@@ -88,7 +88,7 @@ def test_the_million_class_head_is_exact_in_its_memory_and_sends_only_embeddings
 
 @pytest.mark.parametrize(("data", "model"), [(8, 1), (2, 4)])
 def test_the_million_class_step_compiles_and_moves_nothing_that_grows_with_classes(data, model):
-    config = config_lib.load("1m")
+    config = config_lib.load_config("1m")
     device_mesh = mesh.make_mesh(data=data, model=model)
     with jax.set_mesh(device_mesh):
         num_classes = config.data.generated.num_classes

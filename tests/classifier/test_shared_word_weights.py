@@ -28,7 +28,7 @@ from sicot_jax.training.step import (
 
 
 def tiny(*flags):
-    return config_lib.load("tiny", ["--config.model.word_rows=True", *flags])
+    return config_lib.load_config("tiny", ["--config.model.shared_word_weights=True", *flags])
 
 
 class Titled:
@@ -63,7 +63,7 @@ def test_titles_are_read_as_training_reads_them():
     assert told == len(catalog.tokenizer.vocabulary) - 1
     raw = class_words(catalog, config, told)
     np.testing.assert_allclose(raw.sum(1), 1, rtol=1e-5)
-    masked = class_words(catalog, config_lib.override(config, ["data.title=masked"]), told)
+    masked = class_words(catalog, config_lib.override_config(config, ["data.title=masked"]), told)
     assert np.abs(masked - raw).max() > 0.05  # whole words of the class gone, the others heavier
 
 
@@ -71,7 +71,7 @@ def test_what_the_classifier_meets_folds_into_a_plain_one():
     """[w, t] . [v, A v] = (w + A t) . v: a model whose rows share words is a plain one at test
     time.
     """
-    config, rng = tiny("--config.model.title_words=4"), np.random.default_rng(0)
+    config, rng = tiny("--config.model.tag_vocabulary=4"), np.random.default_rng(0)
     net = new_net(config, DataShape(11, 9, 8, 100))
     stream = net.visual
     v = jnp.asarray(rng.normal(size=(3, stream.features_width)), jnp.float32)
@@ -117,7 +117,7 @@ def test_the_plain_classifier_has_the_same_logits(device_mesh):
 )
 def test_shared_words_stay_and_what_they_share_learns(device_mesh):
     config = tiny(
-        "--config.optim.warmup_epochs=0", "--config.loss.mixed=0", "--config.model.title_words=5"
+        "--config.optim.warmup_epochs=0", "--config.loss.mixed=0", "--config.model.tag_vocabulary=5"
     )
     catalog = open_catalog(config.data)
     shape = DataShape.of(catalog)
@@ -154,17 +154,17 @@ def test_shared_words_stay_and_what_they_share_learns(device_mesh):
 def test_what_cannot_be_is_refused(one_device):
     with pytest.raises(
         ConfigError,
-        match="head.kind='sampled'.*set head.kind=class_sharded or model.word_rows=False",
+        match="head.kind='sampled'.*set head.kind=class_sharded or model.shared_word_weights=False",
     ):
         tiny("--config.head.kind=sampled")
     with pytest.raises(
-        ConfigError, match="optim.name='lars'.*set optim.name=sgd or model.word_rows=False"
+        ConfigError, match="optim.name='lars'.*set optim.name=sgd or model.shared_word_weights=False"
     ):
         tiny("--config.optim.name=lars")
     with pytest.raises(ConfigError, match="data.title='none': there is no title to take words of"):
         tiny("--config.data.title=none", "--config.loss.mixed=0")
-    with pytest.raises(ConfigError, match="model.title_words=0, wanted 1 or more"):
-        tiny("--config.model.title_words=0")
+    with pytest.raises(ConfigError, match="model.tag_vocabulary=0, wanted 1 or more"):
+        tiny("--config.model.tag_vocabulary=0")
     untitled, device = DataShape(11, 1, 8, 100), SimpleNamespace(size=1)
     remedy = r"\(sicot import --titles-from RUN\)"
     with pytest.raises(
@@ -174,7 +174,7 @@ def test_what_cannot_be_is_refused(one_device):
         make_setup(tiny(), untitled, device)
     with pytest.raises(
         ConfigError,
-        match=f"no titles, and model.word_rows=True wants them; set it to False, .*{remedy}",
+        match=f"no titles, and model.shared_word_weights=True wants them; set it to False, .*{remedy}",
     ):
         config = dataclasses.replace(tiny(), loss=config_lib.LossConfig(mixed=0.0))
         make_setup(config, untitled, device)

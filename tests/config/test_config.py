@@ -20,12 +20,12 @@ from sicot_jax.config import (
     OptimConfig,
     TextConfig,
     TrainConfig,
-    bundled_configs,
-    flatten,
-    from_dict,
-    load,
-    override,
-    to_dict,
+    bundled_configs_dir,
+    flatten_config,
+    config_from_dict,
+    load_config,
+    override_config,
+    config_to_dict,
 )
 from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
@@ -42,13 +42,13 @@ CUSTOM = Config(
 
 
 def test_bundled_configs_load_by_name_and_by_path():
-    names = sorted(path.stem for path in bundled_configs().glob("*.py") if path.stem != "__init__")
+    names = sorted(path.stem for path in bundled_configs_dir().glob("*.py") if path.stem != "__init__")
     assert {"tiny", "generated"} <= set(names)
     for name in names:
-        config = load(name)
+        config = load_config(name)
         assert isinstance(config, Config)
-        for other in (f"{name}.py", f"configs/{name}", str(bundled_configs() / f"{name}.py")):
-            assert load(other) == config
+        for other in (f"{name}.py", f"configs/{name}", str(bundled_configs_dir() / f"{name}.py")):
+            assert load_config(other) == config
 
 
 def test_a_path_comes_before_a_bundled_name(tmp_path, monkeypatch):
@@ -56,17 +56,17 @@ def test_a_path_comes_before_a_bundled_name(tmp_path, monkeypatch):
         "from sicot_jax.config import Config\ndef get_config():\n    return Config(seed=99)\n"
     )
     monkeypatch.chdir(tmp_path)
-    assert load("tiny.py").seed == 99
-    assert load("tiny").seed == 0
+    assert load_config("tiny.py").seed == 99
+    assert load_config("tiny").seed == 0
 
 
 def test_config_of_a_run_loads_as_it_was(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(
-        json.dumps({"format": config_lib.FORMAT, "config": to_dict(CUSTOM), "data": {}})
+        json.dumps({"format": config_lib.CONFIG_FORMAT, "config": config_to_dict(CUSTOM), "data": {}})
     )
-    assert load(str(path)) == CUSTOM
-    assert load(str(path), ["--config.seed=8"]) == dataclasses.replace(CUSTOM, seed=8)
+    assert load_config(str(path)) == CUSTOM
+    assert load_config(str(path), ["--config.seed=8"]) == dataclasses.replace(CUSTOM, seed=8)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_bad_config_json_is_named(tmp_path, text, message):
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        load(str(path))
+        load_config(str(path))
 
 
 def test_unknown_name_lists_what_is_bundled(tmp_path):
@@ -91,11 +91,11 @@ def test_unknown_name_lists_what_is_bundled(tmp_path):
         ConfigError,
         match=r"--config=tinny: no such file and no bundled config; bundled are .*generated.*tiny",
     ):
-        load("tinny")
+        load_config("tinny")
     other = tmp_path / "config.yaml"
     other.write_text("seed: 1\n")
     with pytest.raises(ConfigError, match=r"wanted a .py file or a run's config.json"):
-        load(str(other))
+        load_config(str(other))
 
 
 @pytest.mark.parametrize(
@@ -115,14 +115,14 @@ def test_a_config_file_that_raises_is_one_line(tmp_path, body, message):
     imports = "from sicot_jax.config import Config\nfrom sicot_jax.config.preprocessing import Preprocessing\n"
     (tmp_path / "broken.py").write_text(f"{imports}def get_config():\n    {body}\n")
     with pytest.raises(InputError, match=message):
-        load(str(tmp_path / "broken.py"))
+        load_config(str(tmp_path / "broken.py"))
 
 
 def test_dict_and_back():
-    assert from_dict(to_dict(CUSTOM)) == CUSTOM
-    assert from_dict(json.loads(json.dumps(to_dict(CUSTOM)))) == CUSTOM  # lists become tuples again
-    assert from_dict({}) == Config()
-    assert flatten({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
+    assert config_from_dict(config_to_dict(CUSTOM)) == CUSTOM
+    assert config_from_dict(json.loads(json.dumps(config_to_dict(CUSTOM)))) == CUSTOM  # lists become tuples again
+    assert config_from_dict({}) == Config()
+    assert flatten_config({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
 
 
 @pytest.mark.parametrize(
@@ -145,33 +145,33 @@ def test_dict_and_back():
 )
 def test_override_sets_one_field_in_its_type(flag, name, value):
     config = Config()
-    before = flatten(to_dict(config))
-    changed = flatten(to_dict(override(config, [flag])))
+    before = flatten_config(config_to_dict(config))
+    changed = flatten_config(config_to_dict(override_config(config, [flag])))
     assert changed.pop(name) == value
-    assert type(flatten(to_dict(override(config, [flag])))[name]) is type(before[name])
-    assert flatten(to_dict(config)) == before
+    assert type(flatten_config(config_to_dict(override_config(config, [flag])))[name]) is type(before[name])
+    assert flatten_config(config_to_dict(config)) == before
     assert config == Config()
     before.pop(name)
     assert changed == before
 
 
 def test_overrides_together_and_the_last_one_wins():
-    config = load("tiny", ["--config.seed=1", "--config.train.steps=3", "--config.seed=2"])
+    config = load_config("tiny", ["--config.seed=1", "--config.train.steps=3", "--config.seed=2"])
     assert (config.seed, config.train.steps) == (2, 3)
     assert dataclasses.replace(
         config, seed=0, train=dataclasses.replace(config.train, steps=0)
-    ) == load("tiny")
-    assert override(CUSTOM, []) is CUSTOM
+    ) == load_config("tiny")
+    assert override_config(CUSTOM, []) is CUSTOM
 
 
 def test_override_is_checked_as_a_whole():
     """Two fields that are wrong alone are right together."""
     flags = ["--config.train.batch_size=96", "--config.train.micro_batches=3"]
-    assert override(Config(), flags).train.micro_batches == 3
+    assert override_config(Config(), flags).train.micro_batches == 3
     with pytest.raises(
         ConfigError, match=r"train.batch_size=256 is not divisible by train.micro_batches=3"
     ):
-        override(Config(), flags[1:])
+        override_config(Config(), flags[1:])
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_override_is_checked_as_a_whole():
 )
 def test_bad_override_is_named(flag, message):
     with pytest.raises(ConfigError, match=message):
-        override(Config(), [flag])
+        override_config(Config(), [flag])
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_bad_override_is_named(flag, message):
 )
 def test_bad_dict_is_named(tree, message):
     with pytest.raises(ConfigError, match=message):
-        from_dict(tree)
+        config_from_dict(tree)
 
 
 @pytest.mark.parametrize(
@@ -370,23 +370,26 @@ def test_bad_dict_is_named(tree, message):
         *(
             (
                 {"loss": LossConfig(**{name: 1.0})},
-                r"loss.box or loss.box_known with model.box='none': .* set model.box to",
+                r"loss.background_suppression or loss.box_regression with model.localization='none': .* set model.localization to",
             )
-            for name in ("box", "box_known")
+            for name in ("background_suppression", "box_regression")
         ),
         (
-            {"model": ModelConfig(box="both")},
-            r"model.box='both', wanted one of \('none', 'image', 'features'\)",
+            {"model": ModelConfig(localization="both")},
+            r"model.localization='both', wanted one of \('none', 'image', 'features'\)",
         ),
         (
             {
                 "data": DataConfig(source="arrays", path="a.npz", on_device=True),
-                "model": ModelConfig(box="image"),
-                "loss": LossConfig(box_known=0.1),
+                "model": ModelConfig(localization="image"),
+                "loss": LossConfig(box_regression=0.1),
             },
-            r"loss.box_known with data.on_device=True, .*; set data.on_device=False",
+            r"loss.box_regression with data.on_device=True, .*; set data.on_device=False",
         ),
-        ({"augment": AugmentConfig(hide=1.5)}, r"augment.hide=1.5, wanted a share from 0 to 1"),
+        (
+            {"augment": AugmentConfig(random_erasing=1.5)},
+            r"augment.random_erasing=1.5, wanted a share from 0 to 1",
+        ),
         ({"loss": LossConfig(triplet=-1.0)}, r"loss weights .*, -1.0: wanted no negative one"),
         (
             {"data": DataConfig(title="none")},
@@ -428,25 +431,25 @@ def test_what_decides_the_order_of_records_is_not_free():
 
 
 def test_free_fields_exist():
-    assert set(config_lib.FREE_ON_RESUME) <= set(flatten(to_dict(Config())))
+    assert set(config_lib.FREE_ON_RESUME) <= set(flatten_config(config_to_dict(Config())))
 
 
 def test_with_text():
     assert LossConfig().with_text
     assert LossConfig(mixed=0.1).with_semantic
-    words = LossConfig(mixed=0.0, title_words=0.5)
+    words = LossConfig(mixed=0.0, tag_prediction=0.5)
     assert words.with_text
     assert not words.with_semantic
     assert not LossConfig(mixed=0.0).with_text
 
 
 def test_a_run_that_did_without_a_field_that_is_no_more_is_read(tmp_path):
-    path, tree = tmp_path / "config.json", to_dict(CUSTOM)
+    path, tree = tmp_path / "config.json", config_to_dict(CUSTOM)
     tree["model"]["title_prototypes"] = "no"
 
     def read():
-        path.write_text(json.dumps({"format": config_lib.FORMAT, "config": tree}))
-        return config_lib.load(str(path))
+        path.write_text(json.dumps({"format": config_lib.CONFIG_FORMAT, "config": tree}))
+        return config_lib.load_config(str(path))
 
     assert read() == CUSTOM
     tree["model"]["title_prototypes"] = "tied"

@@ -10,7 +10,7 @@ from sicot_jax.experiments.compare import arms
 
 
 def differences(first, second):
-    before, now = (config_lib.flatten(config_lib.to_dict(config)) for config in (first, second))
+    before, now = (config_lib.flatten_config(config_lib.config_to_dict(config)) for config in (first, second))
     return {name for name in before if before[name] != now[name] and name not in FREE_ON_RESUME}
 
 
@@ -23,11 +23,11 @@ def differences(first, second):
             "co_training",
             {"loss.mixed"},
         ),
-        ("recommended", [], "title_words", {"loss.title_words", "model.word_rows"}),
+        ("recommended", [], "title_words", {"loss.tag_prediction", "model.shared_word_weights"}),
     ],
 )
 def test_arms_differ_in_their_use_of_text_alone(name, flags, title, changed):
-    config = config_lib.load(name, flags)
+    config = config_lib.load_config(name, flags)
     found = arms(config)
     assert list(found) == ["baseline", title]
     assert found[title] == config
@@ -35,8 +35,10 @@ def test_arms_differ_in_their_use_of_text_alone(name, flags, title, changed):
 
 
 def test_without_text_there_is_nothing_to_compare():
-    config = config_lib.load("base", ["loss.mixed=0"])
+    config = config_lib.load_config("base", ["loss.mixed=0"])
     with pytest.raises(config_lib.ConfigError, match="wants a config with text"):
         arms(config)
-    rows = dataclasses.replace(config, model=dataclasses.replace(config.model, word_rows=True))
+    rows = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, shared_word_weights=True)
+    )
     assert list(arms(rows)) == ["baseline", "title_words"]

@@ -22,9 +22,9 @@ QUICK = ["--config=tiny", "--config.train.steps=2", "--config.train.tensorboard=
 
 @pytest.mark.parametrize("name", ["tiny", "recommended"])
 def test_every_arm_is_a_config_of_its_own(name):
-    config = config_lib.load(name)
+    config = config_lib.load_config(name)
     found = [
-        json.dumps([config_lib.to_dict(arm(config, name)), ARMS[name].after], sort_keys=True)
+        json.dumps([config_lib.config_to_dict(arm(config, name)), ARMS[name].after], sort_keys=True)
         for name in ARMS
     ]
     assert len(set(found)) == len(ARMS)
@@ -33,10 +33,10 @@ def test_every_arm_is_a_config_of_its_own(name):
     with pytest.raises(ConfigError, match="no arm cotraining; arms are baseline, "):
         arm(config, "cotraining")
     with pytest.raises(
-        ConfigError, match="arm title_words: model.word_rows=True with .*; or leave this arm out"
+        ConfigError, match="arm title_words: model.shared_word_weights=True with .*; or leave this arm out"
     ):
         arm(
-            config_lib.override(config, ["model.word_rows=False", "head.kind=sampled"]),
+            config_lib.override_config(config, ["model.shared_word_weights=False", "head.kind=sampled"]),
             "title_words",
         )
 
@@ -48,7 +48,7 @@ def test_what_would_stop_a_later_run_stops_before_the_first(tmp_path, given):
     grid = {"arms": ["baseline"], "rates": [1.0], "seeds": [0]} | given
     with pytest.raises(ConfigError, match="wanted"):
         sweep.run(
-            config_lib.load("tiny"), **grid, workdir=tmp_path / "runs", records=tmp_path / "records"
+            config_lib.load_config("tiny"), **grid, workdir=tmp_path / "runs", records=tmp_path / "records"
         )
     assert not list(tmp_path.iterdir())
 
@@ -124,7 +124,7 @@ def test_an_arm_goes_on_from_the_run_of_its_seed(tmp_path, capsys):
     best = (tmp_path / "runs" / "baseline").glob("rate_*/seed_1")
     folder = next(iter(best))
     for run in (tmp_path / "runs" / "crt").glob("after_rate_*/rate_*/seed_1"):
-        config = config_lib.load(str(run / "config.json"))
+        config = config_lib.load_config(str(run / "config.json"))
         assert config.model.init_from == str(folder)
         assert config.optim.trainable == "classifier"
         assert config.train.steps == 1
@@ -158,7 +158,7 @@ def test_an_arm_stands_after_the_one_it_goes_on_from(tmp_path):
         with pytest.raises(
             ConfigError, match="arm crt goes on from runs of baseline; name baseline before it"
         ):
-            sweep.check(config_lib.load("tiny"), arms, [1.0], [0])
+            sweep.check(config_lib.load_config("tiny"), arms, [1.0], [0])
 
 
 def run_with(monkeypatch, tmp_path, top1, *, config=None, **grid):
@@ -185,7 +185,7 @@ def run_with(monkeypatch, tmp_path, top1, *, config=None, **grid):
     monkeypatch.setattr(sweep.Cell, "config_in", config_in)
     monkeypatch.setattr(sweep, "validation_top1", lambda record: top1(configs[record]))
     records = sweep.run(
-        config or config_lib.load("tiny"), **grid, workdir=tmp_path, records=tmp_path
+        config or config_lib.load_config("tiny"), **grid, workdir=tmp_path, records=tmp_path
     )
     return [str(path) for path in trained], [str(path.relative_to(tmp_path)) for path in records]
 
@@ -219,7 +219,7 @@ def test_a_rate_that_diverges_is_not_chosen(monkeypatch, tmp_path, capsys):
     assert "baseline/rate_0.1/seed_0" not in trained
     assert "baseline at 2 times the learning rate: loss is nan" in capsys.readouterr().err
     # Another config in its folder is another question.
-    config = config_lib.override(config_lib.load("tiny"), ["optim.warmup_epochs=1"])
+    config = config_lib.override_config(config_lib.load_config("tiny"), ["optim.warmup_epochs=1"])
     trained, records = run_with(monkeypatch, tmp_path, lambda config: 10.0, config=config, **grid)
     assert "baseline/rate_0.1/seed_0" in trained
     assert "baseline/rate_0.1/seed_0" in records
@@ -230,7 +230,7 @@ def test_a_rate_that_diverges_is_not_chosen(monkeypatch, tmp_path, capsys):
 
 def test_what_the_catalogue_lacks_is_told_before_the_first_run(tmp_path):
     """Titles for the third arm; validation photos, where a rate is to be chosen."""
-    config = config_lib.load("tiny")
+    config = config_lib.load_config("tiny")
     catalog = open_catalog(config.data)
     wordless = dataclasses.replace(catalog, word_vectors=catalog.word_vectors[:1])
     with pytest.raises(ConfigError, match="the catalogue has no titles"):

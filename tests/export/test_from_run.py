@@ -29,7 +29,7 @@ PHOTOS = proof.fixed_photos()
 
 
 def tiny(*overrides):
-    return config_lib.load(
+    return config_lib.load_config(
         "tiny", ["--config.train.steps=3", *(f"--config.{flag}" for flag in overrides)]
     )
 
@@ -231,7 +231,7 @@ def test_what_pytorch_changed_comes_back_and_trains_on(run, in_torch, tmp_path, 
 
 
 def test_a_run_whose_rows_share_words_is_written_as_a_plain_one(tmp_path):
-    flags = ["model.word_rows=True", "loss.mixed=0", "loss.title_words=1"]
+    flags = ["model.shared_word_weights=True", "loss.mixed=0", "loss.tag_prediction=1"]
     train(tiny(*flags), tmp_path / "run")
     assert (
         cli.main(
@@ -301,7 +301,7 @@ def test_differences_are_told_by_hand():
         )
 
 
-def test_withdrawn_products_are_not_recognised(run, in_torch, tmp_path):
+def test_discontinued_products_are_not_recognised(run, in_torch, tmp_path):
     """By the run, in PyTorch, and inside a graph: the best product of a photo is gone, the next one
     takes its place.
     """

@@ -215,7 +215,7 @@ def test_a_class_table_of_another_length_is_refused(tmp_path, capsys):
     from sicot_jax.training.loop import train
 
     train(
-        config_lib.load("tiny", ["--config.train.steps=1", "--config.loss.mixed=0"]),
+        config_lib.load_config("tiny", ["--config.train.steps=1", "--config.loss.mixed=0"]),
         tmp_path / "run",
     )
     out, back = tmp_path / "exported", tmp_path / "back"

@@ -40,8 +40,8 @@ def run(request, tmp_path_factory):
         "loss.mixed=0",
         # Enough to move a box of the photo in eight steps, not so much that one of the map ends as
         # a cell.
-        f"loss.box={1 if request.param == 'image' else 0.2}",
-        "loss.box_known=0.1",
+        f"loss.background_suppression={1 if request.param == 'image' else 0.2}",
+        "loss.box_regression=0.1",
         "train.steps=8",
         # hard training makes boxes of a cell, where the mask enlarges every rounding
         "optim.learning_rate=0.02",
@@ -49,8 +49,8 @@ def run(request, tmp_path_factory):
         "preprocessing.resize_height=40",
     ]
     train(
-        config_lib.load(
-            "tiny", [f"--config.{flag}" for flag in (*flags, f"model.box={request.param}")]
+        config_lib.load_config(
+            "tiny", [f"--config.{flag}" for flag in (*flags, f"model.localization={request.param}")]
         ),
         workdir,
     )
@@ -201,10 +201,10 @@ def test_an_index_holds_what_is_in_the_box(run, converted, tmp_path):
     split = open_catalog(runs.read_run(run).config.data).splits["train"]
     preprocessing = folders.read_converted(version / layout.MODEL).preprocessing
     found = engine(preprocessing.batch([split[i]["image"] for i in range(4)]))
-    from sicot_jax.index.backends.local import EmbeddedIndex
+    from sicot_jax.index.backends.local import LocalIndex
     from sicot_jax.index.storage.vectors import unit
 
-    opened = EmbeddedIndex(version)
-    nearest = opened.nearest(unit(found.embedding), 1, photos=1)
+    opened = LocalIndex(version)
+    nearest = opened.nearest(unit(found.embedding), 1, num_photos=1)
     assert [near.photos[0].similarity for near in nearest] == pytest.approx([1.0] * 4, abs=2e-3)
     opened.close()

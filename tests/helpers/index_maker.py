@@ -19,9 +19,9 @@ from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.events.store import Event, Events
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage import products as cards_of
-from sicot_jax.index.storage.binary_codes import fit_codebook
-from sicot_jax.index.storage.products import Cards
-from sicot_jax.index.storage.vectors import Vectors, unit
+from sicot_jax.index.storage.binary_codes import fit_binary_encoder
+from sicot_jax.index.storage.products import ProductStore
+from sicot_jax.index.storage.vectors import VectorFiles, unit
 from sicot_jax.indexing import title_regression as titles
 from sicot_jax.indexing import update as change
 from sicot_jax.recognizer import jax_engine
@@ -100,12 +100,12 @@ def write_version(folder: Path, model: Path) -> None:
     shown = [photo(product, number) for product in order for number in range(PHOTOS)]
     embeddings = engine(np.stack(shown)).embedding
     features = unit(embeddings).astype(np.float16)
-    codebook = fit_codebook(features, BITS)
-    codebook.save(folder / layout.CODEBOOK)
-    vectors = Vectors(folder, WIDTH, BITS)
+    codebook = fit_binary_encoder(features, BITS)
+    codebook.save(folder / layout.BINARY_ENCODER)
+    vectors = VectorFiles(folder, WIDTH, BITS)
     vectors.write(layout.FEATURES, 0, features)
     vectors.write(layout.CODES, 0, codebook.encode(features))
-    vectors.write(layout.OWNERS, 0, owners)
+    vectors.write(layout.ROW_PRODUCTS, 0, owners)
     numbers, means = imprint.mean_directions(np.asarray(features, np.float32), owners)
     import safetensors.numpy
 
@@ -115,46 +115,46 @@ def write_version(folder: Path, model: Path) -> None:
     imprint.save(folder / layout.IMPRINT, made_with)
     texts = [(f"title {sku(p)}", f"kind {p % 2}") for p in numbers]
     titles.save(
-        folder / layout.TITLES,
+        folder / layout.TITLE_REGRESSION,
         titles.fit(texts, means - made_with.centre, np.full(len(numbers), PHOTOS)),
     )
-    cards = Cards.create(folder / layout.CARDS)
+    cards = ProductStore.create(folder / layout.PRODUCTS)
     with cards.change() as connection:
-        cards_of.put_products(
+        cards_of.upsert_products(
             connection,
             [(p, sku(p), f"title {sku(p)}", "a, b", f"kind {p % 2}", {}) for p in range(PRODUCTS)],
         )
-        cards_of.put_photos(
+        cards_of.insert_photos(
             connection,
             [(i, int(owners[i]), f"{i:032x}", jpeg(pixels)) for i, pixels in enumerate(shown)],
         )
-        cards_of.set_places(connection, len(shown))
+        cards_of.set_num_rows(connection, len(shown))
     cards.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     cards.close()
     write_calibration(
-        folder / layout.UNKNOWN,
+        folder / layout.REJECTION,
         Calibration(
             [0.0, 2000.0, 0.0], -1994.0, 0.5, 0.95, 0.95, 0.2, 100, [[0.5, 1.0, 0.95]], None
         ),
     )
     write_fusion(
-        folder / layout.CATEGORIES,
+        folder / layout.CATEGORY_FUSION,
         Fusion(("kind 0", "kind 1"), np.array([0.4, 0.6]), 0.5, 0.001, 0.5, 0.9, 100),
     )
     half = PRODUCTS // 2 * PHOTOS
-    manifest = layout.Manifest(
+    manifest = layout.IndexManifest(
         model=file_sha256(folder / layout.MODEL / folders.WEIGHTS), run="made", trained="", data="0", width=WIDTH, bits=BITS,
         codes="pca", photos=len(shown), products=PRODUCTS, categories={"kind 0": [0, half], "kind 1": [half, 2 * half]},
-        sha256=layout.digests(folder), created="", version="",
+        sha256=layout.file_digests(folder), created="", version="",
     )  # fmt: skip
-    layout.write_manifest(folder, manifest)
+    layout.write_index_manifest(folder, manifest)
 
 
 def write_index(index: Path, model: Path) -> Path:
     """Its version in use."""
     write_version(index / layout.BUILDING, model)
-    with layout.alone(index):
-        return layout.publish(index, index / layout.BUILDING)
+    with layout.write_lock(index):
+        return layout.publish_version(index, index / layout.BUILDING)
 
 
 def write_manifest_csv(folder: Path, rows: list[dict[str, str]], photos: dict[str, bytes]) -> Path:

@@ -22,11 +22,11 @@ from sicot_jax.catalog import open as opening
 from sicot_jax.catalog.catalog import ClassTable
 from sicot_jax.cli import main as cli
 from sicot_jax.errors import InputError
-from sicot_jax.index.backends.local import EmbeddedIndex
+from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.storage import inverted_lists as lists
 from sicot_jax.index.storage import layout
-from sicot_jax.index.storage.products import PICTURES, Cards
-from sicot_jax.index.storage.vectors import Vectors
+from sicot_jax.index.storage.products import PICTURES, ProductStore
+from sicot_jax.index.storage.vectors import VectorFiles
 from sicot_jax.indexing import build, calibrate
 from sicot_jax.indexing import update as change
 from sicot_jax.indexing.verify import verify
@@ -47,7 +47,7 @@ def run(tmp_path_factory):
     """11 classes, 160 photos, 55 for validation; codes of 64 bits."""
     workdir = tmp_path_factory.mktemp("build") / "run"
     options = ["data.generated.validation_per_class=5", "loss.codes=1", "model.code_bits=64"]
-    train(config_lib.load("tiny", [f"--config.{option}" for option in options]), workdir)
+    train(config_lib.load_config("tiny", [f"--config.{option}" for option in options]), workdir)
     return workdir
 
 
@@ -64,20 +64,20 @@ def test_an_index_holds_the_catalogue(run, built):
     """Every training photo of every product, by category; cards with pictures; whole, to the last
     checksum.
     """
-    catalog, manifest = catalog_of(run), layout.read_manifest(built)
+    catalog, manifest = catalog_of(run), layout.read_index_manifest(built)
     assert verify(built, checksums=True) == []
     assert layout.current_version(built.parent) == built
-    assert (manifest.photos, manifest.products, manifest.data) == (160, 11, catalog.data_hash)
-    cards = Cards(built / layout.CARDS)
+    assert (manifest.num_photos, manifest.num_products, manifest.data_hash) == (160, 11, catalog.data_hash)
+    cards = ProductStore(built / layout.PRODUCTS)
     for c in range(11):
         product, own = cards.products([c])[0], np.flatnonzero(catalog.splits["train"].labels == c)
         assert (product.sku, product.title) == (catalog.classes.sku[c], catalog.classes.title[c])
         places = cards.connection.execute(
             "SELECT place FROM photos WHERE product = ?", (c,)
         ).fetchall()
-        assert cards.photos_of(c) == len(places) == len(own)
+        assert cards.count_photos(c) == len(places) == len(own)
         assert len(product.pictures) == min(len(own), PICTURES)
-        first, last = manifest.categories[catalog.classes.category[c]]
+        first, last = manifest.category_ranges[catalog.classes.category[c]]
         assert all(first <= place < last for (place,) in places)
     cards.close()
 
@@ -86,15 +86,15 @@ def test_codes_that_the_run_learned(run, built, tmp_path):
     """Each bit says on which side of 1/2 the layer's share of the photo is; features are those of
     an index by other codes.
     """
-    assert layout.read_manifest(built).codes == "pca"
+    assert layout.read_index_manifest(built).codes == "pca"
     folder = build.build(run, tmp_path / "index", codes="learned", bits=64)
-    manifest = layout.read_manifest(folder)
-    assert (manifest.codes, manifest.bits) == ("learned", 64)
+    manifest = layout.read_index_manifest(folder)
+    assert (manifest.code_kind, manifest.bits) == ("learned", 64)
     assert verify(folder, checksums=True) == []
     features, codes = (
-        Vectors(folder, 16, 64).mapped(name, 160) for name in (layout.FEATURES, layout.CODES)
+        VectorFiles(folder, 16, 64).memmap(name, 160) for name in (layout.FEATURES, layout.CODES)
     )
-    np.testing.assert_array_equal(features, Vectors(built, 16, 256).mapped(layout.FEATURES, 160))
+    np.testing.assert_array_equal(features, VectorFiles(built, 16, 256).memmap(layout.FEATURES, 160))
     restored = runs.read_run(run)
     device_mesh = runs.start_mesh(restored.config)
     with jax.set_mesh(device_mesh):
@@ -126,7 +126,7 @@ def test_features_are_the_engine_s(run, built):
     """Embedded over eight devices, in batches; to float16."""
     split = catalog_of(run).splits["train"]
     photos = {split[i]["image_id"]: split[i]["image"] for i in range(len(split))}
-    opened = EmbeddedIndex(built)
+    opened = LocalIndex(built)
     converted = folders.read_converted(built / layout.MODEL)
     rows = opened.cards.connection.execute(
         "SELECT place, image_id FROM photos ORDER BY place"
@@ -146,19 +146,19 @@ def test_through_the_index_as_in_the_run_s_own_test(run, built):
         wanted = dict(
             zip(stored["image_id"].tolist(), stored["top_classes"][:, 0].tolist(), strict=True)
         )
-    split, opened = catalog_of(run).splits["test"], EmbeddedIndex(built)
+    split, opened = catalog_of(run).splits["test"], LocalIndex(built)
     converted = folders.read_converted(built / layout.MODEL)
     engine = jax_engine(converted)
     for i in range(len(split)):
         record = split[i]
         embedding, logits, _ = next(engine(converted.preprocessing.batch([record["image"]])).each())
-        numbers, _ = recognition.best_products(Scores.of(embedding, logits, opened.offered()), 1)
+        numbers, _ = recognition.best_products(Scores.of(embedding, logits, opened.active_products()), 1)
         assert numbers[0] == wanted[record["image_id"]]
     opened.close()
 
 
 def test_a_calibration_where_there_are_enough_photos(built):
-    assert FEWEST <= 55 == read_calibration(built / layout.UNKNOWN).photos
+    assert FEWEST <= 55 == read_calibration(built / layout.REJECTION).photos
 
 
 def test_photos_of_a_calibration_count_as_new_ones(run, built, monkeypatch):
@@ -190,10 +190,10 @@ def test_what_the_shop_told_and_the_ranker_outlive_a_build(run, built, tmp_path,
     rows = np.random.default_rng(0).random((200, len(FEATURES)))
     shown = rerank.Lists(rows, np.arange(200) // 10, np.arange(200) % 10, rows[:, 0])
     model = rerank.fit(shown, np.ones(10))
-    ranker = rerank.Ranker(layout.read_manifest(built).model, Usual({}, frozenset()), model, {})
+    ranker = rerank.Ranker(layout.read_index_manifest(built).model, Usual({}, frozenset()), model, {})
     version = rerank.write_ranker(layout.current_version(index) / layout.RANKER, ranker)
     new = build.build(run, index)
-    cards = Cards(new / layout.CARDS)
+    cards = ProductStore(new / layout.PRODUCTS)
     told = cards.product(sku)
     assert set(told.quality) == {"price", "sharpness"}
     assert told.quality["price"] == 9.5
@@ -232,7 +232,7 @@ def test_a_build_that_was_stopped_goes_on(run, built, tmp_path, monkeypatch):
     )
     whole = build.build(run, tmp_path / "whole")
     monkeypatch.setattr(build, "_PIECE", 1)
-    embedded, write = [], build.Vectors.write
+    embedded, write = [], build.VectorFiles.write
 
     def stopping(self, name, at, lines):
         if name == layout.FEATURES:
@@ -241,7 +241,7 @@ def test_a_build_that_was_stopped_goes_on(run, built, tmp_path, monkeypatch):
                 raise KeyboardInterrupt
         write(self, name, at, lines)
 
-    monkeypatch.setattr(build.Vectors, "write", stopping)
+    monkeypatch.setattr(build.VectorFiles, "write", stopping)
     with pytest.raises(KeyboardInterrupt):
         build.build(run, tmp_path / "index")
     with pytest.raises(InputError, match="no product index there"):
@@ -249,14 +249,14 @@ def test_a_build_that_was_stopped_goes_on(run, built, tmp_path, monkeypatch):
     again = build.build(run, tmp_path / "index")
     assert embedded[2][0] == embedded[1][0] > 0  # went on where it was stopped
     assert verify(again, checksums=True) == []
-    for name in (layout.FEATURES, layout.CODES, layout.OWNERS):
+    for name in (layout.FEATURES, layout.CODES, layout.ROW_PRODUCTS):
         assert (again / name).read_bytes() == (built / name).read_bytes()
     assert all_cards(again) == all_cards(whole)
     assert [product.tags for product in all_cards(again)] == [f"tag {c}" for c in range(11)]
 
 
 def all_cards(version):
-    cards = Cards(version / layout.CARDS)
+    cards = ProductStore(version / layout.PRODUCTS)
     found = list(cards.all_products())
     cards.close()
     return found
@@ -274,7 +274,7 @@ def test_what_is_damaged_is_built_anew(run, built, tmp_path, monkeypatch):
             build.build(run, tmp_path)
     assert not (tmp_path / layout.BUILDING).exists()
     version = build.build(run, tmp_path)
-    (version / layout.CARDS).write_bytes(b"junk")
+    (version / layout.PRODUCTS).write_bytes(b"junk")
     again = build.build(run, tmp_path)
     assert verify(again, checksums=True) == []
     assert again != version
@@ -289,9 +289,9 @@ def test_another_run_does_not_go_on_from_it(run, tmp_path, monkeypatch, capsys):
         with pytest.raises(KeyboardInterrupt):
             build.build(run, tmp_path, bits=64)
     monkeypatch.setattr(lists, "FROM", 100)
-    manifest = layout.read_manifest(build.build(run, tmp_path, bits=128))
+    manifest = layout.read_index_manifest(build.build(run, tmp_path, bits=128))
     assert manifest.bits == 128
-    assert set(layout.SORTED) <= set(manifest.sha256)
+    assert set(layout.INVERTED_LISTS) <= set(manifest.sha256)
     assert "of another model, catalogue or version; built anew" in capsys.readouterr().err
 
 
@@ -301,9 +301,9 @@ def grown(catalog):
     """
     classes = catalog.classes
     sku = [*classes.sku[:9], "new-a", "new-b"]
-    withdrawn = np.zeros(11, bool)
-    withdrawn[0] = True
-    table = ClassTable(sku, list(classes.title), list(classes.category), classes.counts, withdrawn)
+    discontinued = np.zeros(11, bool)
+    discontinued[0] = True
+    table = ClassTable(sku, list(classes.title), list(classes.category), classes.counts, discontinued)
     return dataclasses.replace(catalog, classes=table, data_hash="grown")
 
 
@@ -325,10 +325,10 @@ def test_a_catalogue_that_has_grown(run, built, tmp_path, monkeypatch):
     version = build.build(run, index)
     assert verify(version, checksums=True) == []
     assert sum(counted) == 0
-    opened = EmbeddedIndex(version)
+    opened = LocalIndex(version)
     gone = [0, 9, 10]
-    assert opened.offered().withdrawn.tolist() == gone
-    assert opened.offered().products.tolist() == [
+    assert opened.active_products().withdrawn.tolist() == gone
+    assert opened.active_products().products.tolist() == [
         11,
         12,
     ]
@@ -337,7 +337,7 @@ def test_a_catalogue_that_has_grown(run, built, tmp_path, monkeypatch):
     logits = np.zeros(11, np.float32)
     logits[gone] = 100
     numbers, _ = recognition.best_products(
-        Scores.of(np.ones(16, np.float32), logits, opened.offered()), 20
+        Scores.of(np.ones(16, np.float32), logits, opened.active_products()), 20
     )
     assert not set(gone) & set(numbers.tolist())
     assert {11, 12} <= set(numbers.tolist())
@@ -372,12 +372,12 @@ def test_kill_9_at_random_moments_never_leaves_a_broken_index(run, built, tmp_pa
         "jax.config.update('jax_num_cpu_devices', 8)\n"
         "from sicot_jax.indexing import build\n"
         "build._PIECE = 1\n"
-        "write = build.Vectors.write\n"
+        "write = build.VectorFiles.write\n"
         "def slowly(self, *arguments):\n"
         "    time.sleep(0.02)\n"
         "    write(self, *arguments)\n"
         "    time.sleep(0.02)\n"
-        "build.Vectors.write = slowly\n"
+        "build.VectorFiles.write = slowly\n"
         "print('started', flush=True)\n"
         "build.build(Path(sys.argv[1]), Path(sys.argv[2]))\n"
     )
@@ -397,7 +397,7 @@ def test_kill_9_at_random_moments_never_leaves_a_broken_index(run, built, tmp_pa
         ended += process.returncode == 0
         version = layout.current_version(index)
         assert verify(version, checksums=True) == []
-        opened = EmbeddedIndex(version)
+        opened = LocalIndex(version)
         assert len(opened.nearest(np.ones((1, 16)), 3)[0].products) == 3
         opened.close()
     assert verify(build.build(run, index), checksums=True) == []

@@ -42,7 +42,7 @@ def test_the_table_by_hand(index, catalog):
     """Of 18 photos 3 are said to be of another product, and of another category: found among 5 only
     where all are searched.
     """
-    path = layout.current_version(index) / layout.CATEGORIES
+    path = layout.current_version(index) / layout.CATEGORY_FUSION
     write_fusion(path, dataclasses.replace(read_fusion(path), sure=0.0))
     header, rows = cells(evaluation.evaluate([index, index], "somewhere"))
     assert header[0] == "made, 18 test photos, 2 seeds"
@@ -59,7 +59,7 @@ def test_the_table_by_hand(index, catalog):
 def test_an_index_without_categories(index, catalog):
     """Their rows are left out; beside another index that has them it is refused."""
     version = layout.current_version(index)
-    (version / layout.CATEGORIES).unlink()
+    (version / layout.CATEGORY_FUSION).unlink()
     _, rows = cells(evaluation.evaluate([index], "somewhere"))
     assert list(rows) == [evaluation.ALL, "exact search in place of codes"]
 

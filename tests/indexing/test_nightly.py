@@ -11,7 +11,7 @@ from helpers.index_maker import jpeg, photo
 from sicot_jax import config as config_lib
 from sicot_jax.catalog.importing.run import import_catalog
 from sicot_jax.cli import main as cli
-from sicot_jax.index.backends.local import EmbeddedIndex
+from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.storage import layout
 from sicot_jax.indexing.verify import verify
 from sicot_jax.training.loop import train
@@ -44,7 +44,7 @@ def trained(tmp_path_factory):
         "train.steps=3",
         "loss.mixed=0",
     ]
-    train(config_lib.load("tiny", [f"--config.{flag}" for flag in overrides]), folder / "run")
+    train(config_lib.load_config("tiny", [f"--config.{flag}" for flag in overrides]), folder / "run")
     return folder
 
 
@@ -95,11 +95,11 @@ def test_nights(night):
     assert report["products"] == {"before": 9, "now": 9, "new": 1, "gone": 1}
     version = layout.current_version(index)
     assert verify(version, checksums=True) == []
-    opened = EmbeddedIndex(version)
+    opened = LocalIndex(version)
     assert opened.product("sku-4") is None
     assert opened.product("sku-11").title == "fine thing number 11"
-    assert opened.offered().withdrawn.tolist() == [4]
-    assert opened.offered().products.tolist() == [9]
+    assert opened.active_products().withdrawn.tolist() == [4]
+    assert opened.active_products().products.tolist() == [9]
     features = np.asarray(opened._view.features, np.float32)
     owners = np.asarray(opened._view.owners)
     found = opened.nearest(features[owners == 9][:1], 1)[0].products[0]

@@ -9,7 +9,7 @@ from pyarrow import parquet
 
 from sicot_jax.cli import main as cli
 from sicot_jax.errors import InputError
-from sicot_jax.index.backends.local import EmbeddedIndex
+from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.storage import layout
 from sicot_jax.indexing import parquet as exchange
 from sicot_jax.indexing import update as change
@@ -31,7 +31,7 @@ def changed(index, tmp_path):
 
 def found(index, k=PRODUCTS, **more):
     """SKU and similarity of what is near to some queries, and the rows of later products by SKU."""
-    opened = EmbeddedIndex(layout.current_version(index))
+    opened = LocalIndex(layout.current_version(index))
     queries = np.random.default_rng(0).random((5, WIDTH)).astype(np.float32)
     near = [
         [(opened.products([n.product])[0].sku, round(n.similarity, 3)) for n in hits.products]
@@ -39,7 +39,7 @@ def found(index, k=PRODUCTS, **more):
     ]
     rows = {
         opened.products([int(number)])[0].sku: row
-        for number, row in zip(opened.offered().products, opened.offered().kernel, strict=True)
+        for number, row in zip(opened.active_products().products, opened.active_products().kernel, strict=True)
     }
     opened.close()
     return near, rows
@@ -65,14 +65,14 @@ def test_there_and_back(changed, tmp_path, capsys):
         )
         assert near == near_before
         np.testing.assert_allclose(rows["new"], rows_before["new"], rtol=1e-5)
-    manifest = layout.read_manifest(version)
-    assert sorted(manifest.categories) == ["kind 0", "kind 1"]
-    assert sum(last - first for first, last in manifest.categories.values()) == manifest.photos
-    opened = EmbeddedIndex(version)
+    manifest = layout.read_index_manifest(version)
+    assert sorted(manifest.category_ranges) == ["kind 0", "kind 1"]
+    assert sum(last - first for first, last in manifest.categories.values()) == manifest.num_photos
+    opened = LocalIndex(version)
     assert opened.product(sku(1)).quality == {"price": 9.5}
     assert opened.product(sku(2)) is None
     assert opened.product("new").quality == {"sharpness": picture_sharpness(jpeg(photo(8, 0)))}
-    assert opened.offered().withdrawn.tolist() == [2]  # the model still knows it
+    assert opened.active_products().withdrawn.tolist() == [2]  # the model still knows it
     assert opened.picture(opened.product("new").pictures[0]) == jpeg(photo(8, 0))
     opened.close()
 

@@ -9,9 +9,9 @@ from helpers.index_maker import PHOTOS, PRODUCTS, WIDTH, jpeg, photo, sku, write
 
 from sicot_jax.cli import main as cli
 from sicot_jax.errors import InputError
-from sicot_jax.index.backends.local import EmbeddedIndex
+from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.storage import layout
-from sicot_jax.index.storage.products import Cards
+from sicot_jax.index.storage.products import ProductStore
 from sicot_jax.indexing import title_regression as titles
 from sicot_jax.indexing import update as change
 from sicot_jax.indexing.verify import verify
@@ -28,7 +28,7 @@ def feed(folder, products, photos=2, **more):
 
 
 def offered_of(index):
-    with_cards = Cards(layout.current_version(index) / layout.CARDS)
+    with_cards = ProductStore(layout.current_version(index) / layout.PRODUCTS)
     found = with_cards.counts()
     with_cards.close()
     return found
@@ -47,7 +47,7 @@ def test_a_new_product_is_found_and_has_a_row(index, tmp_path):
     )
     assert (found.new_products, found.new_photos, found.dropped) == (1, 2, [])
     assert whole(index) == []
-    opened = EmbeddedIndex(layout.current_version(index))
+    opened = LocalIndex(layout.current_version(index))
     engine = change.open_engine(opened.folder)
     embedding, logits, _ = next(engine(photo(NEW, 77)[None]).each())
     answer = recognition.answer(
@@ -62,13 +62,13 @@ def test_a_new_product_is_found_and_has_a_row(index, tmp_path):
         apart = (features / np.linalg.norm(features, axis=1, keepdims=True)).mean(0) - made_with[
             "centre"
         ]
-        told = titles.load(opened.folder / layout.TITLES).directions([("a new thing", "kind 1")])[0]
+        told = titles.load(opened.folder / layout.TITLE_REGRESSION).directions([("a new thing", "kind 1")])[0]
         assert np.linalg.norm(told) > 0.01
         towards = (2 * apart + told / 2) / 2.5
         row = made_with["mean_row"] + made_with["scale"] * towards / np.linalg.norm(towards)
         assert made_with["scale"] > 0
-    np.testing.assert_allclose(opened.offered().kernel, [row], rtol=1e-5)
-    assert opened.offered().products.tolist() == [PRODUCTS]
+    np.testing.assert_allclose(opened.active_products().kernel, [row], rtol=1e-5)
+    assert opened.active_products().products.tolist() == [PRODUCTS]
     known, logits, _ = next(engine(photo(0, 77)[None]).each())
     assert recognition.answer(opened, None, None, known, logits, k=1, similar=0).matches[
         0
@@ -90,14 +90,14 @@ def test_the_same_feed_again_changes_nothing(index, tmp_path):
 def test_more_photos_of_a_product_keep_its_card(index, tmp_path):
     """What the feed leaves empty stays, what it says is taken."""
     change.add(index, feed(tmp_path / "feed", [1], tags="new tag"))
-    cards = Cards(layout.current_version(index) / layout.CARDS)
+    cards = ProductStore(layout.current_version(index) / layout.PRODUCTS)
     product = cards.product(sku(1))
     assert (product.title, product.tags, product.category) == (
         f"title {sku(1)}",
         "new tag",
         "kind 1",
     )
-    assert cards.photos_of(product.product) == PHOTOS + 2
+    assert cards.count_photos(product.product) == PHOTOS + 2
     assert len(product.pictures) == PHOTOS
     cards.close()
 
@@ -108,8 +108,8 @@ def test_a_withdrawn_product_comes_back_with_its_photos(index, tmp_path):
     assert change.remove(index, [sku(2)]) == 0
     change.add(index, feed(tmp_path / "feed", [2], photos=1))
     assert offered_of(index)["products"] == PRODUCTS
-    opened = EmbeddedIndex(layout.current_version(index))
-    assert opened.photos_of(opened.product(sku(2)).product) == PHOTOS + 1
+    opened = LocalIndex(layout.current_version(index))
+    assert opened.count_photos(opened.product(sku(2)).product) == PHOTOS + 1
     opened.close()
 
 
@@ -147,7 +147,7 @@ def test_folders_per_sku(index, tmp_path):
     assert change.add(index, tmp_path / "feed").new_products == 1
 
 
-@pytest.mark.parametrize("after", [layout.FEATURES, layout.CODES, layout.OWNERS, "the cards"])
+@pytest.mark.parametrize("after", [layout.FEATURES, layout.CODES, layout.ROW_PRODUCTS, "the cards"])
 def test_an_addition_that_was_stopped_leaves_nothing_and_can_be_given_again(
     index, tmp_path, monkeypatch, after
 ):
@@ -159,16 +159,16 @@ def test_an_addition_that_was_stopped_leaves_nothing_and_can_be_given_again(
 
     with monkeypatch.context() as patch:
         if after == "the cards":
-            patch.setattr(change.cards_of, "set_places", lambda *_: (_ for _ in ()).throw(Killed))
+            patch.setattr(change.cards_of, "set_num_rows", lambda *_: (_ for _ in ()).throw(Killed))
         else:
-            write = change.Vectors.write
+            write = change.VectorFiles.write
 
             def stopping(self, name, at, lines):
                 write(self, name, at, lines)
                 if name == after:
                     raise Killed
 
-            patch.setattr(change.Vectors, "write", stopping)
+            patch.setattr(change.VectorFiles, "write", stopping)
         with pytest.raises(Killed):
             change.add(index, source)
     assert verify(version, checksums=True) == []
@@ -180,14 +180,14 @@ def test_an_addition_that_was_stopped_leaves_nothing_and_can_be_given_again(
 def test_photos_are_withdrawn_alone(index):
     """Those of a product's photos that are gone are not found; the product is."""
     version = layout.current_version(index)
-    cards = Cards(version / layout.CARDS)
+    cards = ProductStore(version / layout.PRODUCTS)
     (image_id,) = cards.connection.execute("SELECT image_id FROM photos WHERE place = 0").fetchone()
     product = cards.connection.execute("SELECT product FROM photos WHERE place = 0").fetchone()[0]
     assert change.remove(index, [], photos=[image_id]) == 1
-    assert cards.photos_of(product) == 3
+    assert cards.count_photos(product) == 3
     assert 0 not in cards.products([product])[0].pictures
     cards.close()
-    opened = EmbeddedIndex(version)
+    opened = LocalIndex(version)
     feature = np.asarray(opened._view.features[0], np.float32)
     assert 0 not in [n.place for n in opened.nearest(feature[None], PRODUCTS)[0].products]
     opened.close()
@@ -209,7 +209,7 @@ def test_cards_are_updated(index, tmp_path, capsys):
     assert cli.main(["index", "update", "--index", str(index), str(path)]) == 0
     path.write_text("sku,rating\nsku-0,4\n")
     assert change.update(index, path) == 1
-    cards = Cards(layout.current_version(index) / layout.CARDS)
+    cards = ProductStore(layout.current_version(index) / layout.PRODUCTS)
     first, second = cards.products([0, 1])
     assert (first.title, first.quality) == ("new title", {"price": 9.5, "rating": 4.0})
     assert (second.title, second.quality) == ("title sku-1", {"sales": 12.0})
@@ -233,7 +233,7 @@ def test_an_update_that_cannot_be_used_changes_nothing(index, tmp_path, text, sa
     path.write_text(text)
     with pytest.raises(InputError, match=said):
         change.update(index, path)
-    cards = Cards(layout.current_version(index) / layout.CARDS)
+    cards = ProductStore(layout.current_version(index) / layout.PRODUCTS)
     assert cards.products([0])[0].quality == {}
     cards.close()
 
@@ -244,8 +244,8 @@ def test_damage_is_found(index, capsys):
     assert cli.main(["index", "verify", "--index", str(index)]) == 0
     assert capsys.readouterr().out.strip().endswith("whole")
     damages = {
-        layout.FEATURES: "features.f16", layout.CODES: "codes.u8", layout.OWNERS: "owners.i32", layout.CODEBOOK: "codebook",
-        layout.UNKNOWN: "unknown", layout.CARDS: "cards", layout.MANIFEST: "build the index again",
+        layout.FEATURES: "features.f16", layout.CODES: "codes.u8", layout.ROW_PRODUCTS: "owners.i32", layout.BINARY_ENCODER: "codebook",
+        layout.REJECTION: "unknown", layout.PRODUCTS: "cards", layout.MANIFEST: "build the index again",
         "model/model.safetensors": "not as it was",
     }  # fmt: skip
     for name, said in damages.items():
@@ -258,7 +258,7 @@ def test_damage_is_found(index, capsys):
             (version / name).write_bytes(damaged)
             code = cli.main(["index", "verify", "--index", str(index)])
             err = capsys.readouterr().err
-            if name == layout.CARDS and len(damaged) == len(before) and not code:
+            if name == layout.PRODUCTS and len(damaged) == len(before) and not code:
                 continue  # a byte that no row uses, or one of a picture
             assert code == cli.INPUT_ERROR and said in err and len(err.splitlines()) == 1, (
                 name,
@@ -269,12 +269,12 @@ def test_damage_is_found(index, capsys):
 
 
 def test_two_writers_do_not_meet(index, tmp_path):
-    with layout.alone(index), pytest.raises(InputError, match="another process is changing it"):
+    with layout.write_lock(index), pytest.raises(InputError, match="another process is changing it"):
         change.remove(index, [sku(0)])
 
 
 def test_quality_is_json(index):
-    cards = Cards(layout.current_version(index) / layout.CARDS)
+    cards = ProductStore(layout.current_version(index) / layout.PRODUCTS)
     stored = cards.connection.execute("SELECT quality FROM products").fetchall()
     assert [json.loads(row[0]) for row in stored] == [{}] * PRODUCTS
     cards.close()
@@ -285,18 +285,18 @@ def test_a_row_is_of_the_photos_that_are_left(index, tmp_path):
     has no row.
     """
     change.add(index, feed(tmp_path / "feed", [NEW]))
-    cards = Cards(layout.current_version(index) / layout.CARDS)
+    cards = ProductStore(layout.current_version(index) / layout.PRODUCTS)
     find = "SELECT image_id FROM photos WHERE product = ? ORDER BY place"
     first, second = (row[0] for row in cards.connection.execute(find, (PRODUCTS,)))
     cards.close()
-    opened = EmbeddedIndex(layout.current_version(index))
-    both = opened.offered().kernel[0]
+    opened = LocalIndex(layout.current_version(index))
+    both = opened.active_products().kernel[0]
     change.remove(index, [], photos=[first])
     assert opened.refresh()
-    assert not np.allclose(opened.offered().kernel[0], both)
+    assert not np.allclose(opened.active_products().kernel[0], both)
     change.remove(index, [], photos=[second])
     assert opened.refresh()
-    assert len(opened.offered().products) == 0
+    assert len(opened.active_products().products) == 0
     opened.close()
 
 
@@ -315,11 +315,11 @@ def test_a_picture_of_another_product_is_a_fault(index):
     version = layout.current_version(index)
     assert verify(version) == []
     with (
-        contextlib.closing(Cards(version / layout.CARDS, writable=True)) as cards,
+        contextlib.closing(ProductStore(version / layout.PRODUCTS, writable=True)) as cards,
         cards.change() as connection,
     ):
         connection.execute("UPDATE pictures SET product = product + 1 WHERE place IN (0, 1)")
-    assert verify(version) == [f"{layout.CARDS}: 2 pictures of another product than their photos"]
+    assert verify(version) == [f"{layout.PRODUCTS}: 2 pictures of another product than their photos"]
 
 
 def test_another_title_makes_another_row(index, tmp_path):
@@ -331,7 +331,7 @@ def test_another_title_makes_another_row(index, tmp_path):
     version = layout.current_version(index)
 
     def row():
-        with contextlib.closing(Cards(version / layout.CARDS)) as cards:
+        with contextlib.closing(ProductStore(version / layout.PRODUCTS)) as cards:
             return cards.state(WIDTH).kernel[0]
 
     first, table = row(), tmp_path / "update.csv"
@@ -356,12 +356,12 @@ def test_a_product_may_change_its_category_again_and_again(index, tmp_path):
     change.update(index, table)
     change.update(index, table)
     change.add(index, feed(tmp_path / "last", [1], category="other 3"))
-    opened = EmbeddedIndex(layout.current_version(index))
+    opened = LocalIndex(layout.current_version(index))
     query = np.asarray(opened._view.features[-1], np.float32)[None]
     assert [n.product for n in opened.nearest(query, 1, category="other 3")[0].products] == [1]
     assert opened.product(sku(1)).category == "other 3"
     assert opened.nearest(query, 1, category="other 1")[0].products == []
-    offered = opened.offered()
+    offered = opened.active_products()
     assert [offered.names[number] for number in offered.category] == [
         "other 3" if number == 1 else f"kind {number % 2}" for number in range(PRODUCTS)
     ]

@@ -102,7 +102,7 @@ def test_optimizers_that_scale_by_the_gradient_are_refused():
         with pytest.raises(
             ConfigError, match=f"gradient_ratio=0.1 with optim.name='{name}'.*set optim.name=sgd"
         ):
-            config_lib.load(
+            config_lib.load_config(
                 "tiny", ["--config.train.gradient_ratio=0.1", f"--config.optim.name={name}"]
             )
 
@@ -110,4 +110,4 @@ def test_optimizers_that_scale_by_the_gradient_are_refused():
 @pytest.mark.parametrize("ratio", [0.0, -0.5, 1.5])
 def test_a_ratio_out_of_range_is_refused(ratio):
     with pytest.raises(ConfigError, match="train.gradient_ratio=.*wanted above 0, up to 1"):
-        config_lib.load("tiny", [f"--config.train.gradient_ratio={ratio}"])
+        config_lib.load_config("tiny", [f"--config.train.gradient_ratio={ratio}"])

@@ -75,7 +75,7 @@ def test_both_arms_train_on_real_photos(made, tmp_path):
     from sicot_jax.experiments import compare
     from sicot_jax.report.runs import read_finished
 
-    fashion = config.load(
+    fashion = config.load_config(
         "fashion", [f"--config.data.path={made.folder}", "--config.train.steps=2"]
     )
     fashion = dataclasses.replace(

@@ -540,7 +540,7 @@ def test_gains_are_against_the_better_plain_baseline(tmp_path):
             tmp_path / "word_rows",
             right,
             loss=NO_TEXT,
-            model={"word_rows": True},
+            model={"shared_word_weights": True},
             validation=(1, 50),
         ),
         make_run(tmp_path / "co", right),
@@ -761,7 +761,7 @@ def test_the_paper_s_co_training_stands_for_text_whatever_the_order(tmp_path):
     runs = [
         make_run(tmp_path / "shuffled", FIRST, data={"title": "shuffled"}),
         make_run(tmp_path / "base", FIRST, loss=NO_TEXT),
-        make_run(tmp_path / "words_told", SECOND, loss=NO_TEXT | {"title_words": 1.0}),
+        make_run(tmp_path / "words_told", SECOND, loss=NO_TEXT | {"tag_prediction": 1.0}),
         make_run(tmp_path / "co", SECOND),
     ]
     arms = [Arm(path.name, (read_finished(path),)) for path in runs]
@@ -779,8 +779,8 @@ def test_beside_the_paper_s_the_best_use_of_text_is_shown(tmp_path):
         make_run(
             tmp_path / "words",
             SECOND,
-            loss=NO_TEXT | {"title_words": 1.0},
-            model={"word_rows": True},
+            loss=NO_TEXT | {"tag_prediction": 1.0},
+            model={"shared_word_weights": True},
             **better,
         ),
         make_run(

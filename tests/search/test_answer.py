@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from helpers.index_maker import PRODUCTS, WIDTH, photo, sku
 
-from sicot_jax.index.backends.base import Near, Neighbour, Offered
-from sicot_jax.index.backends.local import EmbeddedIndex
+from sicot_jax.index.backends.base import Neighbours, Neighbour, ActiveProducts
+from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.storage import layout
-from sicot_jax.index.storage.products import Product
+from sicot_jax.index.storage.products import ProductRecord
 from sicot_jax.recognizer import jax_engine
 from sicot_jax.search import answer as recognition
 from sicot_jax.search.answer import Scores
@@ -20,16 +20,16 @@ from sicot_jax.weights import bundle as folders
 NOTHING = np.zeros(0, np.int64)
 
 
-def offered(withdrawn=(), products=(), kernel=(), bias=(), names=(), category=(0,) * 40):
-    return Offered(
-        np.array(withdrawn, np.int64), np.array(products, np.int64), np.array(kernel, np.float32).reshape(-1, 2),
-        np.array(bias, np.float32), names, np.array(category, np.int64),
+def active_products(deleted=(), new_products=(), kernel=(), bias=(), category_names=(), product_category=(0,) * 40):
+    return ActiveProducts(
+        np.array(deleted, np.int64), np.array(new_products, np.int64), np.array(kernel, np.float32).reshape(-1, 2),
+        np.array(bias, np.float32), category_names, np.array(product_category, np.int64),
     )  # fmt: skip
 
 
 def test_probabilities_by_hand():
     """Logits 1, 2, 3 and a later product of row (1, 1), bias 1: embedding (0.5, 0.5) gives it 2."""
-    later = offered(products=[7], kernel=[[1, 1]], bias=[1])
+    later = active_products(new_products=[7], kernel=[[1, 1]], bias=[1])
     numbers, shares = recognition.best_products(
         Scores.of(np.full(2, 0.5, np.float32), np.array([1, 2, 3], np.float32), later), 4
     )
@@ -41,14 +41,14 @@ def test_probabilities_by_hand():
 
 
 def test_withdrawn_products_have_no_share():
-    later = offered(withdrawn=[2, 7], products=[7, 9], kernel=[[1, 1], [0, 0]], bias=[100, 0])
+    later = active_products(deleted=[2, 7], new_products=[7, 9], kernel=[[1, 1], [0, 0]], bias=[100, 0])
     numbers, shares = recognition.best_products(
         Scores.of(np.ones(2, np.float32), np.array([0, 0, 50], np.float32), later), 9
     )
     assert sorted(numbers.tolist()) == [0, 1, 9]
     np.testing.assert_allclose(shares, [1 / 3] * 3, rtol=1e-6)
     none, shares = recognition.best_products(
-        Scores.of(np.ones(2), np.zeros(2, np.float32), offered(withdrawn=[0, 1])), 3
+        Scores.of(np.ones(2), np.zeros(2, np.float32), active_products(deleted=[0, 1])), 3
     )
     assert not len(none)
     assert not len(shares)
@@ -56,7 +56,7 @@ def test_withdrawn_products_have_no_share():
 
 def test_a_large_logit_does_not_overflow():
     numbers, shares = recognition.best_products(
-        Scores.of(np.ones(2), np.array([1e4, -1e4], np.float32), offered()), 2
+        Scores.of(np.ones(2), np.array([1e4, -1e4], np.float32), active_products()), 2
     )
     assert numbers.tolist() == [0, 1]
     assert shares.tolist() == [1, 0]
@@ -68,10 +68,10 @@ def test_answers_of_an_index(index):
     """
     folder = layout.current_version(index)
     opened, engine = (
-        EmbeddedIndex(folder),
+        LocalIndex(folder),
         jax_engine(folders.read_converted(folder / layout.MODEL)),
     )
-    calibration = read_calibration(folder / layout.UNKNOWN)
+    calibration = read_calibration(folder / layout.REJECTION)
     for product in range(PRODUCTS):
         embedding, logits, _ = next(engine(photo(product, 99)[None]).each())
         answer = recognition.answer(opened, calibration, None, embedding, logits, k=2, similar=3)
@@ -100,7 +100,7 @@ def test_answers_of_an_index(index):
 
 @pytest.mark.parametrize("k", [0, 1])
 def test_a_search_needs_no_recognition(index, k):
-    opened = EmbeddedIndex(layout.current_version(index))
+    opened = LocalIndex(layout.current_version(index))
     answer = recognition.answer(
         opened,
         None,
@@ -121,15 +121,15 @@ class Many:
     def __init__(self, missing=()):
         self.missing, self.reads = missing, 0
 
-    def offered(self):
-        return offered()
+    def active_products(self):
+        return active_products()
 
-    def nearest(self, embeddings, k, *, photos=0, category=None, candidates=0):
+    def nearest(self, embeddings, k, *, num_photos=0, category=None, candidates=0):
         return [
-            Near(
+            Neighbours(
                 *(
                     [Neighbour(number, number, 1 - number / 100) for number in range(n)]
-                    for n in (k, photos)
+                    for n in (k, num_photos)
                 )
             )
         ]
@@ -137,7 +137,7 @@ class Many:
     def products(self, numbers):
         self.reads += 1
         return [
-            None if n in self.missing else Product(n, f"sku-{n}", "", "", "", {}, [])
+            None if n in self.missing else ProductRecord(n, f"sku-{n}", "", "", "", {}, [])
             for n in numbers
         ]
 
@@ -192,12 +192,12 @@ def kinds(**more):
     """Products 0 to 2 of the model, 4 that came later; 3 has no row. Of the categories even, odd,
     even, none, odd.
     """
-    return offered(
-        products=[4],
+    return active_products(
+        new_products=[4],
         kernel=[[0, 0]],
         bias=[np.log(2)],
-        names=NAMES,
-        category=[0, 1, 0, 2, 1],
+        category_names=NAMES,
+        product_category=[0, 1, 0, 2, 1],
         **more,
     )
 
@@ -245,7 +245,7 @@ def test_nothing_is_sure_against_the_nearest_photo():
 
 def test_products_without_a_category_keep_their_part():
     """Of shares 1/2 without one, 1/2 even: even gains nothing from being the only category told."""
-    some = offered(names=("even",), category=[1, 0])
+    some = active_products(category_names=("even",), product_category=[1, 0])
     scores = Scores.of(np.zeros(2, np.float32), np.zeros(2, np.float32), some)
     told = recognition.told(
         fused(names=("even",), weights=np.array([0.5])), scores, [Neighbour(1, 0, 0.9)]
@@ -255,7 +255,7 @@ def test_products_without_a_category_keep_their_part():
 
 
 @pytest.mark.parametrize(
-    "of", [offered(withdrawn=[0, 1, 2]), kinds(withdrawn=[0, 1, 2, 4]), offered()]
+    "of", [active_products(deleted=[0, 1, 2]), kinds(deleted=[0, 1, 2, 4]), active_products()]
 )
 def test_nothing_is_told_without_categories_or_products(of):
     assert (
@@ -271,7 +271,7 @@ def test_without_a_product():
     for product in (1, 3, 4):
         scores = Scores.of(np.zeros(2, np.float32), np.arange(3, dtype=np.float32), kinds())
         gone = Scores.of(
-            np.zeros(2, np.float32), np.arange(3, dtype=np.float32), kinds(withdrawn=[product])
+            np.zeros(2, np.float32), np.arange(3, dtype=np.float32), kinds(deleted=[product])
         )
         assert scores.without(product).weights.tolist() == gone.weights.tolist()
 
@@ -283,10 +283,10 @@ def test_without_a_product():
 def test_where_similar_products_come_from(index, sure, category, any_category, searched):
     folder = layout.current_version(index)
     opened, engine = (
-        EmbeddedIndex(folder),
+        LocalIndex(folder),
         jax_engine(folders.read_converted(folder / layout.MODEL)),
     )
-    fusion = dataclasses.replace(read_fusion(folder / layout.CATEGORIES), sure=sure)
+    fusion = dataclasses.replace(read_fusion(folder / layout.CATEGORY_FUSION), sure=sure)
     embedding, logits, _ = next(engine(photo(2, 99)[None]).each())
     answer = recognition.answer(
         opened,

@@ -1,5 +1,5 @@
-"""Random resized crop and flip: resampling against Pillow, windows inside the photo, keys and
-meshes.
+"""Random resized crop, flip and random erasing: resampling against Pillow, windows inside the
+photo, the same numbers on every mesh.
 """
 
 import functools
@@ -14,13 +14,13 @@ from sicot_jax.parallel import mesh
 from sicot_jax.parallel.mesh import make_mesh
 from sicot_jax.training import augment as augment_lib
 from sicot_jax.training.augment import (
-    Crops,
-    Hidden,
+    CropWindows,
+    ErasingBoxes,
     crop,
     crop_boxes,
-    hide,
+    erase,
     random_crops,
-    random_hidden,
+    random_erasing_boxes,
     random_windows,
 )
 
@@ -48,7 +48,7 @@ def test_rows_sum_to_one(start, length, inputs, outputs):
     np.testing.assert_allclose(matrix.sum(-1), 1, rtol=1e-6)
 
 
-def test_whole_window_of_the_same_size_changes_nothing():
+def test_a_full_window_of_the_same_size_changes_nothing():
     np.testing.assert_array_equal(resize_matrix(0.0, 9.0, inputs=9, outputs=9), np.eye(9))
 
 
@@ -115,13 +115,13 @@ def test_windows_lie_in_the_photo(min_area, max_ratio):
     assert area.min() < min_area + 0.05
     assert area.max() > 0.95
     free = rows < 29
-    place = top[free] / (30 - rows[free])
-    assert abs(place.mean() - 0.5) < 0.03  # deviation of the mean: 0.29 / sqrt(some thousand)
+    position = top[free] / (30 - rows[free])
+    assert abs(position.mean() - 0.5) < 0.03  # deviation of the mean: 0.29 / sqrt(some thousand)
     if min_area < 0.4:
         assert ratio.min() < 1.05 / max_ratio
         assert ratio.max() > max_ratio / 1.05
-        whole = (rows < 30 - slack) & (columns < 50 - slack)
-        assert abs(np.log(ratio)[whole].mean()) < 0.02
+        uncut = (rows < 30 - slack) & (columns < 50 - slack)
+        assert abs(np.log(ratio)[uncut].mean()) < 0.02
 
 
 @functools.cache
@@ -156,13 +156,13 @@ def test_same_key_same_photos_on_any_mesh():
     assert np.abs(run(1) - one).max() > 10
 
 
-def test_photos_of_a_batch_get_windows_of_their_own():
+def test_each_photo_of_a_batch_has_its_own_window():
     batch = run(0, image=np.stack([BATCH[0]] * 8))
     for row in range(1, 8):
         assert np.abs(batch[row] - batch[0]).max() > 10
 
 
-def test_about_half_is_flipped():
+def test_about_half_of_the_photos_are_mirrored():
     """Window = whole photo at its own size: the result is the photo or its mirror image, nothing
     else.
     """
@@ -178,26 +178,28 @@ def test_about_half_is_flipped():
 
 def crops_of(*windows, flipped):
     """Windows (top, left, rows, columns) in pixels."""
-    return Crops(*np.float32(windows).T, np.array(flipped))
+    return CropWindows(*np.float32(windows).T, np.array(flipped))
 
 
-def test_boxes_go_with_their_crops():
+def test_boxes_follow_their_crops():
     """Of photos of 20 x 40: the right half; the same, mirrored; the lower half; the whole,
     mirrored.
     """
     box = np.tile(np.float32([0.625, 0.25, 0.75, 1.0]), (4, 1))
-    half, whole = (0, 20, 20, 20), (0, 0, 20, 40)
-    crops = crops_of(half, half, (10, 0, 10, 40), whole, flipped=[False, True, False, True])
+    half, full = (0, 20, 20, 20), (0, 0, 20, 40)
+    crops = crops_of(half, half, (10, 0, 10, 40), full, flipped=[False, True, False, True])
     wanted = [
         [0.25, 0.25, 0.5, 1],
         [0.5, 0.25, 0.75, 1],
         [0.625, 0, 0.75, 1],
         [0.25, 0.25, 0.375, 1],
     ]
-    np.testing.assert_allclose(crop_boxes(box, crops, height=20, width=40), wanted, atol=1e-6)
+    np.testing.assert_allclose(
+        crop_boxes(jnp.asarray(box), crops, height=20, width=40), wanted, atol=1e-6
+    )
 
 
-def test_boxes_are_cut_at_the_crop_and_vanish_beyond_it():
+def test_boxes_are_cut_at_the_crop_and_zero_outside_it():
     """A crop of columns 20 to 39 of 40: over its edge, left of it, at its very edge, and a box that
     is not known.
     """
@@ -206,9 +208,11 @@ def test_boxes_are_cut_at_the_crop_and_vanish_beyond_it():
     )
     for flipped, seen in ((False, [0, 0.2, 0.5, 0.6]), (True, [0.5, 0.2, 1, 0.6])):
         crops = crops_of(*[(0, 20, 20, 20)] * 4, flipped=[flipped] * 4)
-        found = crop_boxes(box, crops, height=20, width=40)
-        np.testing.assert_allclose(found, [seen, *[[0] * 4] * 3], atol=1e-6)
-    unknown = crop_boxes(box[3:], crops_of((0, 0, 20, 40), flipped=[True]), height=20, width=40)
+        cropped = crop_boxes(jnp.asarray(box), crops, height=20, width=40)
+        np.testing.assert_allclose(cropped, [seen, *[[0] * 4] * 3], atol=1e-6)
+    unknown = crop_boxes(
+        jnp.asarray(box[3:]), crops_of((0, 0, 20, 40), flipped=[True]), height=20, width=40
+    )
     np.testing.assert_array_equal(unknown, np.zeros((1, 4)))
 
 
@@ -223,27 +227,27 @@ def test_a_box_and_its_pixels_stay_together():
         placed = mesh.to_global({"image": image}, mesh_of_one)["image"]
         crops = random_crops(jax.random.key(3), placed, min_area=0.5, max_ratio=4 / 3, flip=True)
         pixels = np.asarray(crop(placed, crops, height=48, width=48))[..., 0] > 127
-        found = np.asarray(crop_boxes(box, crops, height=48, width=48))
-    assert np.ptp(found, 0).max() > 0.1
+        boxes = np.asarray(crop_boxes(jnp.asarray(box), crops, height=48, width=48))
+    assert np.ptp(boxes, 0).max() > 0.1
     assert {True, False} == set(np.asarray(crops.flipped).tolist())
-    for white, (left, top, right, bottom) in zip(pixels, found, strict=True):
+    for white, (left, top, right, bottom) in zip(pixels, boxes, strict=True):
         rows, columns = np.where(white)
         seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         np.testing.assert_allclose(seen, 48 * np.array([left, top, right, bottom]), atol=1.01)
 
 
-def hidden_of(share, count=8000, devices=1, key=0):
+def erasing_of(share, count=8000, devices=1, key=0):
     with jax.set_mesh(made := make_mesh(data=devices, model=1, devices=jax.devices()[:devices])):
         placed = mesh.to_global({"image": np.zeros((count, 1, 1, 3), np.uint8)}, made)["image"]
-        return jax.device_get(random_hidden(jax.random.key(key), placed, share=share))
+        return jax.device_get(random_erasing_boxes(jax.random.key(key), placed, share=share))
 
 
-def test_shares_of_what_is_hidden():
-    """Of 8000 photos 40 % have a hidden part: a quarter of these show the box alone, the others all
-    but the box.
+def test_erasing_modes_have_their_shares():
+    """Of 8000 photos 40 % have an erased part: a quarter of these keep the box alone, the others
+    lose it.
     """
-    box, shown = hidden_of(0.4)
-    counts = np.bincount(shown, minlength=3) / 8000
+    box, mode = erasing_of(0.4)
+    counts = np.bincount(mode, minlength=3) / 8000
     np.testing.assert_allclose(
         counts, [0.6, 0.1, 0.3], atol=0.022
     )  # four deviations of the greatest
@@ -251,25 +255,25 @@ def test_shares_of_what_is_hidden():
     assert side.min() >= 0.2 - 1e-6
     assert side.max() <= 1 + 1e-6
     np.testing.assert_allclose(np.log(side).mean(0), np.log(0.2) / 2, atol=0.03)  # log-uniform
-    reach = box[:, :2] / np.maximum(1 - side, 1e-6)
-    assert -0.151 <= reach.min() < -0.1
-    assert 1.1 < reach.max() <= 1.151
-    assert not hidden_of(0.0, 64).shown.any()
-    assert hidden_of(1.0, 64).shown.all()
+    position = box[:, :2] / np.maximum(1 - side, 1e-6)
+    assert -0.151 <= position.min() < -0.1
+    assert 1.1 < position.max() <= 1.151
+    assert not erasing_of(0.0, 64).mode.any()
+    assert erasing_of(1.0, 64).mode.all()
 
 
-def test_the_same_is_hidden_on_any_mesh():
-    for one, eight in zip(hidden_of(0.5, 16), hidden_of(0.5, 16, devices=8), strict=True):
+def test_erasing_boxes_are_the_same_on_any_mesh():
+    for one, eight in zip(erasing_of(0.5, 16), erasing_of(0.5, 16, devices=8), strict=True):
         np.testing.assert_array_equal(one, eight)
-    assert (hidden_of(0.5, 16).shown != hidden_of(0.5, 16, key=1).shown).any()
+    assert (erasing_of(0.5, 16).mode != erasing_of(0.5, 16, key=1).mode).any()
 
 
-def test_what_is_hidden_has_the_mean_colour():
-    """The left upper quarter of photos of ones: all is shown, the quarter alone, all but the
-    quarter; edges are soft.
+def test_erased_pixels_have_the_mean_colour():
+    """Photos of ones, box in the upper left quarter: nothing, all but the box, and the box
+    erased; edges are soft.
     """
     box = np.tile(np.float32([-1, -1, 0.5, 0.5]), (3, 1))
-    photos = hide(jnp.ones((3, 40, 40, 3)), Hidden(box, np.array([0, 1, 2])))
+    photos = erase(jnp.ones((3, 40, 40, 3)), ErasingBoxes(box, np.array([0, 1, 2])))
     everything, inside, outside = np.asarray(photos)
     np.testing.assert_array_equal(everything, np.ones((40, 40, 3)))
     assert inside[:17, :17].min() > 0.95

@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def tiny(**train_options) -> Config:
-    config = config_lib.load("tiny", ["--config.mesh.data=1"])
+    config = config_lib.load_config("tiny", ["--config.mesh.data=1"])
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **train_options))
 
 
@@ -91,7 +91,7 @@ def test_a_run_leaves_what_it_promises(uninterrupted):
     assert results["accuracy"]["overall"]["photos"] == 22
     assert json.loads((workdir / "results.json").read_text()) == results
     stored = json.loads((workdir / "config.json").read_text())
-    assert config_lib.load(str(workdir / "config.json")) == config
+    assert config_lib.load_config(str(workdir / "config.json")) == config
     assert stored["data"]["hash"] == results["hashes"]["data"]
     with np.load(workdir / "predictions.npz") as arrays:
         assert arrays["top_classes"].shape == (22, 5)
@@ -731,8 +731,8 @@ def test_init_from_leaves_what_rows_share_through_titles(tmp_path):
     """Scores of another vocabulary's words, and the part of rows that other titles of the same
     classes would give.
     """
-    flags = ["model.word_rows=True", "loss.mixed=0", "loss.title_words=1"]
-    config = config_lib.override(tiny(steps=2), flags)
+    flags = ["model.shared_word_weights=True", "loss.mixed=0", "loss.tag_prediction=1"]
+    config = config_lib.override_config(tiny(steps=2), flags)
     train(config, tmp_path / "run")
     state, got, source = started_from(tmp_path / "run", config)
     own = got.classifier.kernel.shape[1] - got.params["visual"]["to_words"]["kernel"].shape[1]
@@ -752,7 +752,7 @@ def test_init_from_leaves_what_rows_share_through_titles(tmp_path):
     # A run without scores takes the rows with what they shared, one with its own scores too.
     _, got, source = started_from(
         tmp_path / "run",
-        config_lib.override(config, ["loss.title_words=0", "model.word_rows=False"]),
+        config_lib.override_config(config, ["loss.tag_prediction=0", "model.shared_word_weights=False"]),
     )
     scores = np.asarray(source.params["visual"]["to_words"]["kernel"])
     theirs = np.asarray(source.classifier.kernel)
@@ -764,8 +764,8 @@ def test_init_from_leaves_what_rows_share_through_titles(tmp_path):
 
 def test_init_from_a_run_without_scores_keeps_its_own(uninterrupted):
     workdir, config, _ = uninterrupted
-    flags = ["model.word_rows=True", "loss.mixed=0", "loss.title_words=1"]
-    state, got, source = started_from(workdir, config_lib.override(config, flags))
+    flags = ["model.shared_word_weights=True", "loss.mixed=0", "loss.tag_prediction=1"]
+    state, got, source = started_from(workdir, config_lib.override_config(config, flags))
     np.testing.assert_array_equal(*(s.params["visual"]["to_words"]["kernel"] for s in (got, state)))
     own = source.classifier.kernel.shape[1]
     np.testing.assert_array_equal(got.classifier.kernel[:, :own], source.classifier.kernel)
@@ -777,8 +777,8 @@ def test_init_from_takes_codes_of_as_many_bits(uninterrupted, tmp_path):
     """Of another number, or of a run without, they start anew; a run without codes leaves them
     behind.
     """
-    plain = config_lib.override(tiny(steps=1), ["loss.mixed=0"])
-    config = config_lib.override(plain, ["loss.codes=1", "model.code_bits=16"])
+    plain = config_lib.override_config(tiny(steps=1), ["loss.mixed=0"])
+    config = config_lib.override_config(plain, ["loss.codes=1", "model.code_bits=16"])
     train(config, tmp_path / "run")
 
     def kernels(workdir, config):
@@ -788,7 +788,7 @@ def test_init_from_takes_codes_of_as_many_bits(uninterrupted, tmp_path):
     mine, got, theirs = kernels(tmp_path / "run", config)
     np.testing.assert_array_equal(got, theirs)
     assert (mine != theirs).any()
-    mine, got, _ = kernels(tmp_path / "run", config_lib.override(config, ["model.code_bits=24"]))
+    mine, got, _ = kernels(tmp_path / "run", config_lib.override_config(config, ["model.code_bits=24"]))
     np.testing.assert_array_equal(got, mine)
     mine, got, theirs = kernels(uninterrupted[0], config)
     np.testing.assert_array_equal(got, mine)

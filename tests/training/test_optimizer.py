@@ -195,7 +195,7 @@ def dense_lars():
 
 
 def lars_setup(head, device_mesh):
-    config = config_lib.load("tiny")
+    config = config_lib.load_config("tiny")
     config = dataclasses.replace(
         config, optim=dataclasses.replace(LARS, schedule="constant"), head=head, loss=WEIGHTS
     )

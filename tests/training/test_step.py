@@ -31,7 +31,7 @@ SHAPE = DataShape(NUM_CLASSES, VOCABULARY, word_width=16, train_photos=160)
 
 def tiny(**changes) -> Config:
     """A step of plain SGD with rate 1, so that new - old is minus the gradient."""
-    config = config_lib.load("tiny")
+    config = config_lib.load_config("tiny")
     optim = dataclasses.replace(
         config.optim, learning_rate=1.0, schedule="constant", weight_decay=0.0
     )
@@ -117,7 +117,7 @@ def test_sharded_step_equals_dense(reference, shape):
 @pytest.mark.parametrize("shape", [(4, 2), pytest.param((8, 1), marks=pytest.mark.slow)])
 def test_words_of_titles_are_told_on_every_mesh(shape):
     """Without a semantic stream; what scores the words learns. The classifier sees v alone."""
-    config = tiny(loss=config_lib.LossConfig(mixed=0.0, title_words=0.5))
+    config = tiny(loss=config_lib.LossConfig(mixed=0.0, tag_prediction=0.5))
     wanted, got = (one_step(config, on(*mesh_shape)) for mesh_shape in [(1, 1), shape])
     assert_close(got[1], wanted[1])
     assert_close(got[2], wanted[2])
@@ -208,9 +208,10 @@ def test_codes_of_micro_batches_compare_photos_within_them():
 def boxed(device_mesh, kind="image", *, micro_batches=1, **changes):
     """A step with a box branch, and boxes of every second photo."""
     loss = config_lib.LossConfig(
-        mixed=0.0, **{"box": 1.0, "triplet": 0.5, "box_known": 0.1} | changes
+        mixed=0.0,
+        **{"background_suppression": 1.0, "triplet": 0.5, "box_regression": 0.1} | changes,
     )
-    model = dataclasses.replace(config_lib.load("tiny").model, box=kind)
+    model = dataclasses.replace(config_lib.load_config("tiny").model, localization=kind)
     known = np.tile(np.float32([[0.2, 0.1, 0.9, 0.6], [0, 0, 0, 0]]), (BATCH // 2, 1))
     config = tiny(model=model, loss=loss, train={"micro_batches": micro_batches})
     return one_step(config, device_mesh, batch=host_batch() | {"box": known})
@@ -254,7 +255,7 @@ def test_what_finds_the_product_does_not_change_what_it_looks_like(with_box):
     )
     assert moved["score"]["kernel"] > 1e-4
     assert moved["log_scale"] > 1e-4
-    _, without, _ = boxed(on(1, 1), box=0.0, box_known=0.0)
+    _, without, _ = boxed(on(1, 1), background_suppression=0.0, box_regression=0.0)
     assert_close(after.params["visual"]["resnet"], without.params["visual"]["resnet"], rtol=1e-4)
     assert (
         after.params["visual"]["box"]["score"]["kernel"]

@@ -20,7 +20,7 @@ from sicot_jax.training.step import DataShape, abstract_state, make_setup
 
 
 def tiny(*overrides):
-    return config_lib.load(
+    return config_lib.load_config(
         "tiny", ["--config.train.steps=3", *(f"--config.{flag}" for flag in overrides)]
     )
 
@@ -36,7 +36,7 @@ def started(config, workdir, catalog=None) -> tuple[runs.Run, np.ndarray, np.nda
     """The run, and its classifier after one step in which nothing but one bias has moved, by a
     hair.
     """
-    still = config_lib.override(
+    still = config_lib.override_config(
         config, ["optim.trainable=classifier/bias", "optim.learning_rate=1e-9", "train.steps=1"]
     )
     train(still, workdir, catalog=catalog)
@@ -96,7 +96,7 @@ def test_products_that_are_new_start_from_their_photos(run, tmp_path, capsys):
 
 def relabelled(catalog: Catalog, sku: list[str]) -> Catalog:
     classes = catalog.classes
-    table = ClassTable(sku, classes.title, classes.category, classes.counts, classes.withdrawn)
+    table = ClassTable(sku, classes.title, classes.category, classes.counts, classes.discontinued)
     return dataclasses.replace(catalog, classes=table, data_hash="0" * 64)
 
 
@@ -115,11 +115,11 @@ def test_rows_follow_their_product_and_not_their_number(run, tmp_path, capsys):
     assert np.abs(kernel[2] - old[2]).max() > 1e-3
 
 
-def test_withdrawn_products_bring_no_row(run, tmp_path, capsys):
+def test_discontinued_products_bring_no_row(run, tmp_path, capsys):
     """They keep their class id: the row starts anew, and is counted as left behind."""
     config = tiny("loss.mixed=0", f"model.init_from={run}")
     catalog = open_catalog(config.data)
-    classes = dataclasses.replace(catalog.classes, withdrawn=np.arange(11) == 3)
+    classes = dataclasses.replace(catalog.classes, discontinued=np.arange(11) == 3)
     _, kernel, _ = started(
         config,
         tmp_path / "other",
@@ -194,7 +194,7 @@ def first_products(catalog: Catalog, count: int) -> Catalog:
     table = ClassTable(
         *(getattr(classes, name)[:count] for name in ("sku", "title", "category")),
         {split: counts[:count] for split, counts in classes.counts.items()},
-        classes.withdrawn[:count],
+        classes.discontinued[:count],
     )
     splits = {name: Part(split, count) for name, split in catalog.splits.items()}
     return dataclasses.replace(catalog, classes=table, splits=splits, data_hash="0" * 64)
@@ -244,7 +244,7 @@ def test_a_box_branch_is_taken_where_both_have_one(run, tmp_path):
     """From a run without one it starts as it would; the rest of the stream is the run's. Back again
     it is left out.
     """
-    box = ["loss.mixed=0", "model.box=image", "loss.box=1"]
+    box = ["loss.mixed=0", "model.localization=image", "loss.background_suppression=1"]
     started(tiny(*box, f"model.init_from={run}"), tmp_path / "box")
     with_box, before = (_visual(workdir) for workdir in (tmp_path / "box", run))
     assert not with_box["box"]["score"]["kernel"].any()
@@ -264,10 +264,10 @@ def test_a_box_branch_of_converted_weights_is_taken_where_both_have_one(run, tmp
     pytest.importorskip("torch", reason="conversion needs the extra torch")
     from sicot_jax.export.to_torch import to_torch
 
-    box = ["loss.mixed=0", "loss.box=1"]
+    box = ["loss.mixed=0", "loss.background_suppression=1"]
     to_torch(run, tmp_path / "plain")
     started(
-        tiny(*box, "model.box=image", f"model.init_from={tmp_path / 'plain'}"), tmp_path / "box"
+        tiny(*box, "model.localization=image", f"model.init_from={tmp_path / 'plain'}"), tmp_path / "box"
     )
     with_box, before = (_visual(workdir) for workdir in (tmp_path / "box", run))
     assert not with_box["box"]["score"]["kernel"].any()
@@ -278,7 +278,7 @@ def test_a_box_branch_of_converted_weights_is_taken_where_both_have_one(run, tmp
     taken = f"model.init_from={tmp_path / 'boxed'}"
     started(tiny("loss.mixed=0", taken), tmp_path / "back")
     assert "box" not in _visual(tmp_path / "back")
-    started(tiny(*box, "model.box=features", "seed=5", taken), tmp_path / "other")
+    started(tiny(*box, "model.localization=features", "seed=5", taken), tmp_path / "other")
     jax.tree.map(np.testing.assert_array_equal, _visual(tmp_path / "other")["box"], with_box["box"])
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 from sicot_jax import config as config_lib
 from sicot_jax.catalog.tokenizer import build_tokenizer, load_tokenizer, words
 from sicot_jax.cli import main as cli
-from sicot_jax.config import ENCODERS
+from sicot_jax.config import TEXT_ENCODERS
 from sicot_jax.training.loop import train
 from sicot_jax.weights import bundle as folders
 from sicot_jax.weights import semantic as text
@@ -41,7 +41,7 @@ def tokenizer():
 
 
 @pytest.mark.parametrize(
-    ("encoder", "weighting"), [*((name, "softmax") for name in ENCODERS), ("bilinear", "sigmoid")]
+    ("encoder", "weighting"), [*((name, "softmax") for name in TEXT_ENCODERS), ("bilinear", "sigmoid")]
 )
 def test_every_encoder_reads_titles_as_ours_does(tmp_path, tokenizer, encoder, weighting):
     """Random values; titles with no word, with unknown ones, longer than is read. And back, value
@@ -98,7 +98,7 @@ def test_words_of_titles_are_cut_alike():
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("text") / "run"
     train(
-        config_lib.load(
+        config_lib.load_config(
             "tiny", ["--config.train.steps=3", "--config.model.text.encoder=lstm_attention"]
         ),
         workdir,
@@ -153,7 +153,7 @@ def test_a_run_s_titles_in_plain_pytorch_and_back(run, tmp_path, capsys):
         f"--config.{flag}"
         for flag in (*frozen, f"model.init_from={back}", "model.text.encoder=lstm_attention")
     ]
-    train(config_lib.load("tiny", flags), tmp_path / "run")
+    train(config_lib.load_config("tiny", flags), tmp_path / "run")
     assert (
         cli.main(
             [
@@ -195,6 +195,6 @@ def test_another_encoder_than_the_config_s_is_refused(run, tmp_path):
         CheckpointError, match="another semantic stream than model.text asks for: .*lstm"
     ):
         train(
-            config_lib.load("tiny", [f"--config.model.init_from={tmp_path / 'out'}"]),
+            config_lib.load_config("tiny", [f"--config.model.init_from={tmp_path / 'out'}"]),
             tmp_path / "other",
         )

@@ -21,10 +21,10 @@ from tqdm import tqdm
 from sicot_jax._version import __version__
 from sicot_jax.catalog.catalog import SPLITS, ClassTable, Tokenizer
 from sicot_jax.catalog.importing.fingerprint import source_sha256
-from sicot_jax.catalog.importing.manifest import DroppedRow, ManifestError, ManifestRow
+from sicot_jax.catalog.importing.manifest_rows import DroppedRow, ManifestError, ManifestRow
 from sicot_jax.catalog.importing.photos import PhotoReader, prepare_all
 from sicot_jax.catalog.importing.report import BorrowedTitles, ImportReport
-from sicot_jax.catalog.importing.settings import ImportFailed, ImportSettings
+from sicot_jax.catalog.importing.settings import CatalogImportError, ImportSettings
 from sicot_jax.catalog.importing.splits import Assignment, Photo, assign_splits, order_key
 from sicot_jax.catalog.importing.title_source import TitleLender
 from sicot_jax.catalog.sources.tables import (
@@ -171,7 +171,7 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
 
     def _shard_iterators_per_split(self, dl_manager: object) -> Mapping[str, Sequence[Any]]:
         if self.OFFICIAL_TEST and (self.settings.test_per_class or self.settings.test_share):
-            raise ImportFailed(
+            raise CatalogImportError(
                 f"--test-per-class or --test-share with {type(self).name}, whose test split is its owners'; leave them out"
             )
         folder = Path(self.data_path)  # the incomplete folder: TFDS renames it when all is whole
@@ -185,7 +185,7 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         )
         dropped += broken
         if not stored:
-            raise ImportFailed(
+            raise CatalogImportError(
                 f"no photo of {self.source} can be used, wanted at least 1; {_named(dropped)}"
             )
         assignment = assign_splits(
@@ -199,7 +199,7 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         )
         by_split = self._ordered(stored, assignment.split)
         if not by_split["train"]:
-            raise ImportFailed(
+            raise CatalogImportError(
                 f"no photo of {self.source} is in the train split, wanted at least 1; check column split"
             )
         borrowed = None
@@ -317,7 +317,7 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         # One bad row of a dozen is dropped and named like one of a million, unless the limit is
         # zero.
         if len(bad) > max(limit * total, 1 if limit else 0):
-            raise ImportFailed(
+            raise CatalogImportError(
                 f"{len(bad)} of the first {seen} rows of {self.source} are bad, at most {limit:g} of {total} may be; "
                 f"{_named(bad)}; correct them or raise --max-bad-share"
             )

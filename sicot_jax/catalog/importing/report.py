@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sicot_jax.catalog.catalog import SPLITS, ClassTable
-from sicot_jax.catalog.importing.manifest import DroppedRow
+from sicot_jax.catalog.importing.manifest_rows import DroppedRow
 from sicot_jax.catalog.importing.splits import Assignment
 from sicot_jax.catalog.importing.title_source import Borrowed
 from sicot_jax.catalog.sources.lazy_strings import counted

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import sicot_jax
-from sicot_jax.catalog.importing.settings import ImportFailed, ImportSettings
+from sicot_jax.catalog.importing.settings import CatalogImportError, ImportSettings
 from sicot_jax.catalog.sources.imported import data_set_folders, read_description, version_folders
 from sicot_jax.catalog.sources.tables import (
     CLASSES_FILE,
@@ -75,16 +75,16 @@ def import_catalog(
         on it.
       titles: lends the training photos without a title one.
 
-    Raises ImportFailed or ManifestError with one line, also where `out` cannot be written; whatever
+    Raises CatalogImportError or ManifestError with one line, also where `out` cannot be written; whatever
     stops an import, `out` holds nothing of it.
     """
     source, out = Path(source).absolute(), Path(out).absolute()
     settings = settings or ImportSettings()
     workers = _cpu_count() if workers is None else workers
     if workers < 1:
-        raise ImportFailed(f"workers={workers}, wanted at least 1")
+        raise CatalogImportError(f"workers={workers}, wanted at least 1")
     if not source.is_file() and not source.is_dir():
-        raise ImportFailed(
+        raise CatalogImportError(
             f"{source} not found as a file or folder; wanted a manifest, or a folder with photos"
         )
     # Not at the top: the command line reads this file for its flags, also where TFDS is not
@@ -97,15 +97,15 @@ def import_catalog(
             builder_class, source, out, settings, workers, titles, dataset=dataset, name=name
         )
     except BrokenProcessPool:
-        raise ImportFailed(
+        raise CatalogImportError(
             "a decoding process died, wanted it to go on; out of memory? try --workers 1"
         ) from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ImportFailed(
+            raise CatalogImportError(
                 f"no space left in {out}; nothing was kept of it; free space or give another --out"
             ) from None
-        raise ImportFailed(
+        raise CatalogImportError(
             f"{error.filename or out}: {error.strerror or error}; check --out and source"
         ) from error
 
@@ -125,11 +125,11 @@ def _import_locked(
         present = [folder.name for folder in data_set_folders(out)]
         chosen = name or dataset or (present[0] if present else _name_of(source))
         if not _NAME.fullmatch(chosen):
-            raise ImportFailed(
+            raise CatalogImportError(
                 f"name {chosen!r}, wanted lower-case letters, digits and underscores; give another --name"
             )
         if present and chosen not in present:
-            raise ImportFailed(
+            raise CatalogImportError(
                 f"{out} holds the catalogue {present[0]!r}, not {chosen!r}; choose another --out or --name"
             )
         for leftover in (out / chosen).glob("incomplete.*"):
@@ -192,7 +192,7 @@ def _locked(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ImportFailed(
+            raise CatalogImportError(
                 f"another import is writing to {out}; wait for it or give another --out"
             ) from None
         try:
@@ -210,7 +210,7 @@ def _locked(out: Path) -> Iterator[None]:
 def load_builder(dataset: str) -> type[CatalogBuilder]:
     """The `Builder` of a data set: from `data/` of a checkout, else from the installed package."""
     if dataset not in DATA_SETS:
-        raise ImportFailed(f"data set {dataset!r}, wanted one of {', '.join(DATA_SETS)}")
+        raise CatalogImportError(f"data set {dataset!r}, wanted one of {', '.join(DATA_SETS)}")
     package = Path(sicot_jax.__file__).parent
     relative = Path("data", dataset, f"{dataset}_dataset_builder.py")
     for root in (package.parent, package):
@@ -218,7 +218,7 @@ def load_builder(dataset: str) -> type[CatalogBuilder]:
             return _load_module(
                 f"sicot_jax.data.{dataset}.{dataset}_dataset_builder", root / relative
             ).Builder
-    raise ImportFailed(f"no {relative} in {package.parent} or {package}; install sicot_jax again")
+    raise CatalogImportError(f"no {relative} in {package.parent} or {package}; install sicot_jax again")
 
 
 def _load_module(name: str, path: Path) -> ModuleType:
@@ -332,16 +332,16 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
 def run_import(args: argparse.Namespace, *, titles: TitleLender | None = None) -> None:
     """Run `sicot import` and print a summary; `titles` is what `--titles-from` names.
 
-    Raises ImportFailed where the source is not given exactly once, or options of titles without
+    Raises CatalogImportError where the source is not given exactly once, or options of titles without
     where they come from.
     """
     if titles is None and (args.titles_path or args.titles_min_similarity):
-        raise ImportFailed(
+        raise CatalogImportError(
             "--titles-path or --titles-min-similarity without a run that lends titles; give --titles-from"
         )
     source = args.source_folder if args.dataset else args.source
     if source is None or (args.source is not None and args.source_folder is not None):
-        raise ImportFailed(
+        raise CatalogImportError(
             "wanted either a manifest or folder, or --dataset NAME --from DIR; see `sicot import --help`"
         )
     fields = [field.name for field in dataclasses.fields(ImportSettings)]

@@ -1,6 +1,4 @@
-"""What an import wants of one who lends titles to photos that have none; who that is, is none of
-the catalogue's business.
-"""
+"""Interface of a title source used during import."""
 
 from __future__ import annotations
 
@@ -8,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 
-class Borrowed(NamedTuple):
-    """A title, how like its photo is to the one that gets it (cosine, 0 to 1), and that photo's
-    image_id.
+class TransferredTitle(NamedTuple):
+    """The title of another photo, given to a photo without one.
+
+    Attributes:
+      title: the title.
+      similarity: cosine similarity of the two photos' embeddings, 0 to 1.
+      image_id: the photo that the title comes from.
     """
 
     title: str
@@ -18,13 +20,20 @@ class Borrowed(NamedTuple):
     image_id: str
 
 
-class TitleLender(Protocol):
-    """(image_id, encoded photo) of N photos -> a title for each, None where there is none to lend.
-
-    `about` says where titles come from: {"run", "data_hash", "commit"}.
-    """
+class TitleSource(Protocol):
+    """Finds titles for photos that have none."""
 
     @property
-    def about(self) -> Mapping[str, str]: ...
+    def provenance(self) -> Mapping[str, str]:
+        """Where titles come from: {"run", "data_hash", "commit"}."""
 
-    def __call__(self, photos: Sequence[tuple[str, bytes]]) -> Sequence[Borrowed | None]: ...
+    def find_titles(self, photos: Sequence[tuple[str, bytes]]) -> Sequence[TransferredTitle | None]:
+        """Returns a title for each photo.
+
+        Args:
+          photos: (image_id, encoded photo) of N photos.
+
+        Returns:
+          N titles, None where there is none to give.
+        """
+        ...

@@ -195,7 +195,7 @@ def export_arrays(
                     writer.strings(f"classes/{key}", getattr(classes, key))
                 for split, counts in classes.counts.items():
                     writer.array(f"classes/counts/{split}", np.asarray(counts, np.int64))
-                writer.array("classes/withdrawn", np.asarray(classes.withdrawn, bool))
+                writer.array("classes/discontinued", np.asarray(classes.discontinued, bool))
                 writer.strings("vocabulary", tokenizer.vocabulary)
                 if model is not None:
                     writer.array("sentencepiece", np.frombuffer(model, np.uint8))
@@ -321,7 +321,7 @@ def open_arrays(path: str | Path) -> Catalog:
         title=reader.strings("classes/title"),
         category=reader.strings("classes/category"),
         counts={split: reader.array(f"classes/counts/{split}") for split in meta["count_splits"]},
-        withdrawn=reader.array("classes/withdrawn"),
+        discontinued=reader.array("classes/discontinued"),
     )
     return Catalog(
         name=meta["name"],

@@ -460,7 +460,7 @@ def open_generated(spec: GeneratedSpec) -> Catalog:
             "validation": np.full(total, spec.validation_per_class, np.int64),
             "test": np.full(total, spec.test_per_class, np.int64),
         },
-        withdrawn=np.zeros(total, bool),
+        discontinued=np.zeros(total, bool),
     )
     return Catalog(
         name="generated",

@@ -18,7 +18,7 @@ CLASSES_FILE = "classes.csv"
 VECTORS_FILE = "word_vectors.npy"
 SPLITS_FILE = "splits.csv"
 REPORT_FILES = ("report.json", "report.md")
-CLASS_COLUMNS = ("class_id", "sku", "title", "category", *SPLITS, "withdrawn")
+CLASS_COLUMNS = ("class_id", "sku", "title", "category", *SPLITS, "discontinued")
 
 
 def write_class_table(path: Path, table: ClassTable) -> None:
@@ -29,7 +29,7 @@ def write_class_table(path: Path, table: ClassTable) -> None:
         for c in range(len(table)):
             counts = [int(table.counts[split][c]) for split in SPLITS]
             described = (table.sku[c], table.title[c], table.category[c])
-            writer.writerow([c, *described, *counts, int(table.withdrawn[c])])
+            writer.writerow([c, *described, *counts, int(table.discontinued[c])])
 
 
 def read_class_table(path: Path) -> ClassTable:
@@ -48,7 +48,7 @@ def read_class_table(path: Path) -> ClassTable:
         title=list(values["title"]),
         category=list(values["category"]),
         counts={split: np.array(values[split], np.int64) for split in SPLITS},
-        withdrawn=np.array(values["withdrawn"], np.int64).astype(bool),
+        discontinued=np.array(values["discontinued"], np.int64).astype(bool),
     )
 
 

@@ -39,7 +39,7 @@ class Near:
 
 
 @dataclasses.dataclass(frozen=True)
-class Offered:
+class ActiveProducts:
     """Which classes may be answers. withdrawn: numbers of products that may not, sorted int64. For
     products that came after the model, `products` int64 [M], rows of the classifier made from their
     photos: kernel float32 [M, D], bias float32 [M].
@@ -74,21 +74,21 @@ class ProductIndex(Protocol):
         photos: int = 0,
         category: str | None = None,
         candidates: int = 0,
-    ) -> list[Near]:
+    ) -> list[Neighbours]:
         """The k products and the photos nearest to each of embeddings [B, D], fewer where there are
         fewer.
         """
         ...
 
-    def offered(self) -> Offered: ...
+    def active_products(self) -> ActiveProducts: ...
 
     def products(self, numbers: Sequence[int]) -> list[Product | None]:
-        """Cards; None for one that is not offered."""
+        """ProductStore; None for one that is not offered."""
         ...
 
     def product(self, sku: str) -> Product | None: ...
 
-    def photos_of(self, number: int) -> int:
+    def count_photos(self, number: int) -> int:
         """How many are offered of a product."""
         ...
 

@@ -18,16 +18,16 @@ from sicot_jax.index.backends.base import (
     CANDIDATES,
     WIDEST,
     IndexUnavailable,
-    Near,
+    Neighbours,
     Neighbour,
-    Offered,
+    ActiveProducts,
 )
 from sicot_jax.index.storage import inverted_lists as lists
 from sicot_jax.index.storage import layout
-from sicot_jax.index.storage.binary_codes import Codebook
+from sicot_jax.index.storage.binary_codes import BinaryEncoder
 from sicot_jax.index.storage.inverted_lists import Lists
-from sicot_jax.index.storage.products import Cards, Product
-from sicot_jax.index.storage.vectors import Vectors, cosines, import_faiss, unit
+from sicot_jax.index.storage.products import ProductStore, Product
+from sicot_jax.index.storage.vectors import VectorFiles, cosines, import_faiss, unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,23 +45,23 @@ class View:
     gone: np.ndarray  # bool [N]
     moved: np.ndarray  # bool [N]
     later: dict[str, tuple[np.ndarray, np.ndarray]]
-    offered: Offered
+    offered: ActiveProducts
     counts: dict[str, int]
 
 
-class EmbeddedIndex:
+class LocalIndex:
     """The version in `folder`. InputError where it is none, split, or damaged."""
 
     def __init__(self, folder: Path):
-        self.folder, self.manifest = folder, layout.read_whole(folder)
+        self.folder, self.manifest = folder, layout.read_unsharded_manifest(folder)
         self._faiss = import_faiss()
-        self.codebook = Codebook.load(folder / layout.CODEBOOK)
-        self._vectors = Vectors(folder, self.manifest.width, self.manifest.bits)
-        listed = layout.LISTS in self.manifest.sha256
-        self._lists = Lists(folder, self.manifest.photos, self.manifest.width) if listed else None
-        self.cards = Cards(folder / layout.CARDS)
+        self.codebook = BinaryEncoder.load(folder / layout.BINARY_ENCODER)
+        self._vectors = VectorFiles(folder, self.manifest.width, self.manifest.bits)
+        listed = layout.POSTING_LISTS in self.manifest.sha256
+        self._lists = Lists(folder, self.manifest.num_photos, self.manifest.width) if listed else None
+        self.cards = ProductStore(folder / layout.PRODUCTS)
         # SQLite tells of changes to the connection that asks: one alone for that, under a lock.
-        self._watch, self._watching = Cards(folder / layout.CARDS, shared=True), threading.Lock()
+        self._watch, self._watching = ProductStore(folder / layout.PRODUCTS, shared=True), threading.Lock()
         self._built = self._categories()
         self._seen = self._watch.changes()
         self._view = self._look()
@@ -78,18 +78,18 @@ class EmbeddedIndex:
         """Names, and the category of each product, as they were at the build: photos lie in order
         of their categories.
         """
-        owners = self._vectors.mapped(layout.OWNERS, self.manifest.photos)
-        names = tuple(name for name in self.manifest.categories if name)
+        owners = self._vectors.memmap(layout.ROW_PRODUCTS, self.manifest.num_photos)
+        names = tuple(name for name in self.manifest.category_ranges if name)
         category = np.full(int(owners.max(initial=-1)) + 1, len(names))
         for number, name in enumerate(names):
-            category[owners[slice(*self.manifest.categories[name])]] = number
+            category[owners[slice(*self.manifest.category_ranges[name])]] = number
         return names, category
 
     def _look(self) -> View:
         state = self._watch.state(self.manifest.width)
         features, codes, owners = (
-            self._vectors.mapped(name, state.places)
-            for name in (layout.FEATURES, layout.CODES, layout.OWNERS)
+            self._vectors.memmap(name, state.places)
+            for name in (layout.FEATURES, layout.CODES, layout.ROW_PRODUCTS)
         )
         gone, moved = np.zeros(state.places, bool), np.zeros(state.places, bool)
         gone[state.withdrawn_places] = True
@@ -100,12 +100,12 @@ class EmbeddedIndex:
             "SELECT place, category FROM photos JOIN products USING (product) WHERE place >= ? AND place < ? "
             "UNION ALL SELECT place, category FROM moved CROSS JOIN photos USING (product) JOIN products USING (product) "
             "WHERE place < ? ORDER BY place",  # CROSS: few have moved, so begin with them
-            (self.manifest.photos, state.places, self.manifest.photos),
+            (self.manifest.num_photos, state.places, self.manifest.num_photos),
         ):
             later.setdefault(category, []).append(place)
             moved[place] = True
         named = self._named(owners, later)
-        offered = Offered(
+        offered = ActiveProducts(
             state.withdrawn_products, state.row_products, state.kernel, state.bias, *named
         )
         lines = {name: np.array(places) for name, places in later.items()}
@@ -127,7 +127,7 @@ class EmbeddedIndex:
             category[owners[places]] = number.get(name, len(of_now))
         return of_now, category
 
-    def offered(self) -> Offered:
+    def active_products(self) -> ActiveProducts:
         return self._view.offered
 
     def nearest(
@@ -138,7 +138,7 @@ class EmbeddedIndex:
         photos: int = 0,
         category: str | None = None,
         candidates: int = 0,
-    ) -> list[Near]:
+    ) -> list[Neighbours]:
         """As `ProductIndex` says. `candidates`: photos that are put in order by their features; up
         to 16 times as many are looked at where they belong to fewer than k products.
         """
@@ -154,9 +154,9 @@ class EmbeddedIndex:
         size = last - first + (len(outside[0]) if outside else 0)
         wanted = max(candidates or CANDIDATES, k, photos)
         most = min(wanted * WIDEST, size)
-        found: list[Near] = []
+        found: list[Neighbours] = []
         for query, code in zip(queries, codes, strict=True):
-            count, hits = min(wanted, size), Near([], [])
+            count, hits = min(wanted, size), Neighbours([], [])
             while size and (k or photos):
                 places = self._closest(view, query, code, first, last, count)
                 if category is not None:
@@ -180,7 +180,7 @@ class EmbeddedIndex:
         """
         if self._lists is None or last - first < max(lists.FROM, lists.SPARE * count):
             return self._nearest_codes(code, view.codes[first:last], count) + first
-        built = min(last, self.manifest.photos)
+        built = min(last, self.manifest.num_photos)
         lines = np.concatenate(
             [self._lists.near(query, first, built, lists.SPARE * count), np.arange(built, last)]
         )
@@ -205,9 +205,9 @@ class EmbeddedIndex:
         with _reading():
             return self.cards.product(sku)
 
-    def photos_of(self, number: int) -> int:
+    def count_photos(self, number: int) -> int:
         with _reading():
-            return self.cards.photos_of(number)
+            return self.cards.count_photos(number)
 
     def picture(self, place: int) -> bytes | None:
         with _reading():
@@ -252,4 +252,4 @@ def _ranked(view: View, query: np.ndarray, places: np.ndarray, k: int, photos: i
         )
         return [Neighbour(*line) for line in lines]
 
-    return Near(neighbours(np.sort(first)[:k]), neighbours(np.arange(min(photos, len(order)))))
+    return Neighbours(neighbours(np.sort(first)[:k]), neighbours(np.arange(min(photos, len(order)))))

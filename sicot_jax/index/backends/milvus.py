@@ -18,10 +18,10 @@ import numpy as np
 from sicot_jax.common.files import file_sha256
 from sicot_jax.errors import InputError
 from sicot_jax.index.backends.base import IndexUnavailable
-from sicot_jax.index.backends.local import EmbeddedIndex, View
+from sicot_jax.index.backends.local import LocalIndex, View
 from sicot_jax.index.storage import layout
-from sicot_jax.index.storage.products import Cards
-from sicot_jax.index.storage.vectors import Vectors
+from sicot_jax.index.storage.products import ProductStore
+from sicot_jax.index.storage.vectors import VectorFiles
 
 ADDRESS = "milvus+"  # what the address of such a database begins with
 _MOST = 16384  # that Milvus returns of one search
@@ -33,11 +33,11 @@ def publish(index: Path, address: str) -> str:
     InputError: no index, no Milvus.
     """
     folder = layout.current_version(index)
-    manifest, (client, broken) = layout.read_whole(folder), _connected(address)
-    with contextlib.closing(Cards(folder / layout.CARDS)) as cards:
+    manifest, (client, broken) = layout.read_unsharded_manifest(folder), _connected(address)
+    with contextlib.closing(ProductStore(folder / layout.PRODUCTS)) as cards:
         places = cards.ends()[0]
     codes, name = (
-        Vectors(folder, manifest.width, manifest.bits).mapped(layout.CODES, places),
+        VectorFiles(folder, manifest.width, manifest.bits).memmap(layout.CODES, places),
         collection(folder),
     )
     try:
@@ -75,7 +75,7 @@ def collection(folder: Path) -> str:
     return f"sicot_{folder.name}_{file_sha256(folder / layout.MANIFEST)[:16]}"
 
 
-class MilvusIndex(EmbeddedIndex):
+class MilvusIndex(LocalIndex):
     """The version in `folder`, photos proposed by Milvus. InputError where its codes are not there."""
 
     def __init__(self, folder: Path, address: str):

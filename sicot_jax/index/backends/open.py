@@ -9,7 +9,7 @@ from pathlib import Path
 from sicot_jax.errors import InputError
 from sicot_jax.index.backends import milvus
 from sicot_jax.index.backends.base import ProductIndex
-from sicot_jax.index.backends.local import EmbeddedIndex
+from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.backends.sharded import ShardedIndex
 from sicot_jax.index.storage import layout
 
@@ -18,10 +18,10 @@ def open_index(folder: Path, database: str = "") -> ProductIndex:
     """The version in `folder`; read from `database`, a URL, where one is given. InputError where it
     cannot be read.
     """
-    if not database and layout.read_manifest(folder).shards:
+    if not database and layout.read_index_manifest(folder).shards:
         return ShardedIndex(folder)
     if not database:
-        return EmbeddedIndex(folder)
+        return LocalIndex(folder)
     if database.startswith(milvus.ADDRESS):
         return milvus.MilvusIndex(folder, database.removeprefix(milvus.ADDRESS))
     try:

@@ -24,12 +24,12 @@ from sicot_jax.index.backends.base import (
     CANDIDATES,
     WIDEST,
     IndexUnavailable,
-    Near,
+    Neighbours,
     Neighbour,
-    Offered,
+    ActiveProducts,
 )
 from sicot_jax.index.storage import layout
-from sicot_jax.index.storage.binary_codes import Codebook
+from sicot_jax.index.storage.binary_codes import BinaryEncoder
 from sicot_jax.index.storage.products import Product
 from sicot_jax.index.storage.vectors import unit
 
@@ -67,7 +67,7 @@ class View:
     """What one revision says; never changed. sizes: category -> photos of it that are offered."""
 
     revision: int
-    offered: Offered
+    offered: ActiveProducts
     counts: dict[str, int]
     sizes: dict[str, int]
 
@@ -82,8 +82,8 @@ class PostgresIndex:
     """
 
     def __init__(self, folder: Path, url: str):
-        self.folder, self.manifest = folder, layout.read_manifest(folder)
-        self.codebook = Codebook.load(folder / layout.CODEBOOK)
+        self.folder, self.manifest = folder, layout.read_index_manifest(folder)
+        self.codebook = BinaryEncoder.load(folder / layout.BINARY_ENCODER)
         settings, self._schema = database.parameters(url), database.schema_of(folder)
         with contextlib.closing(database.connect(settings)) as connection:
             self._view = self._first_look(connection, database.shown(settings))
@@ -134,7 +134,7 @@ class PostgresIndex:
             self._view = _look(connection, self._schema, self.manifest.width)
             return True
 
-    def offered(self) -> Offered:
+    def active_products(self) -> ActiveProducts:
         return self._view.offered
 
     def counts(self) -> dict[str, int]:
@@ -148,18 +148,18 @@ class PostgresIndex:
         photos: int = 0,
         category: str | None = None,
         candidates: int = 0,
-    ) -> list[Near]:
+    ) -> list[Neighbours]:
         """As `ProductIndex` says. `candidates`: photos that are put in order by their features; up
         to 16 times as many are looked at where they belong to fewer than k products.
         """
         queries = unit(embeddings)
         if not (k or photos) or "\0" in (category or ""):  # no text of PostgreSQL's has one
-            return [Near([], []) for _ in queries]
+            return [Neighbours([], []) for _ in queries]
         codes = np.unpackbits(self.codebook.encode(queries), axis=1, bitorder="little")
         view = self._view
         size = sum(view.sizes.values()) if category is None else view.sizes.get(category, 0)
         wanted = max(candidates or CANDIDATES, k, photos)
-        found: list[Near] = []
+        found: list[Neighbours] = []
         with self._connection() as connection:
             for query, code in zip(queries, codes, strict=True):
                 values = {
@@ -178,7 +178,7 @@ class PostgresIndex:
         """Codes propose `wanted` photos, then up to 16 times as many; where `size` is small, all
         photos are compared.
         """
-        count, most, hits, looked = wanted, min(wanted * WIDEST, size), Near([], []), 0
+        count, most, hits, looked = wanted, min(wanted * WIDEST, size), Neighbours([], []), 0
         while size > _EXACT:
             hits, looked = self._ask(connection, values, count)
             if len(hits.products) == values["k"] or count >= most or looked < count:
@@ -192,7 +192,7 @@ class PostgresIndex:
 
     def _ask(
         self, connection: psycopg.Connection, values: dict[str, Any], count: int | None
-    ) -> tuple[Near, int]:
+    ) -> tuple[Neighbours, int]:
         """Products among the `count` photos nearest by code, or among all; and how many photos were
         put in order.
         """
@@ -212,7 +212,7 @@ class PostgresIndex:
             [Neighbour(*row[:3]) for row in rows if row[4] == of_product]
             for of_product in (True, False)
         )
-        return Near(products, photos), rows[0][3] if rows else 0
+        return Neighbours(products, photos), rows[0][3] if rows else 0
 
     def products(self, numbers: Sequence[int]) -> list[Product | None]:
         with self._connection() as connection:
@@ -229,7 +229,7 @@ class PostgresIndex:
             row = connection.execute(_CARD + "sku = %s", [sku]).fetchone()
         return Product(*row) if row else None
 
-    def photos_of(self, number: int) -> int:
+    def count_photos(self, number: int) -> int:
         with self._connection() as connection:
             count = "SELECT count(*) FROM photos WHERE product = %s AND NOT withdrawn"
             return connection.execute(count, [number]).fetchall()[0][0]
@@ -283,7 +283,7 @@ def _look(connection: psycopg.Connection, schema: str, width: int) -> View:
         named = connection.execute(
             "SELECT category, array_agg(product) FROM products GROUP BY 1 ORDER BY 1"
         ).fetchall()
-    offered = Offered(
+    offered = ActiveProducts(
         np.array([row[0] for row in gone], np.int64),
         np.array([row[0] for row in rows], np.int64),
         np.frombuffer(b"".join(row[1] for row in rows), np.float32).reshape(len(rows), width),

@@ -22,8 +22,8 @@ from psycopg import sql
 from sicot_jax.errors import InputError
 from sicot_jax.index.backends import postgres_schema as database
 from sicot_jax.index.storage import layout
-from sicot_jax.index.storage.products import Cards
-from sicot_jax.index.storage.vectors import Vectors
+from sicot_jax.index.storage.products import ProductStore
+from sicot_jax.index.storage.vectors import VectorFiles
 
 _LOCK = 0x51C07  # of the one that publishes, among a database's advisory locks
 _LINES = 4096
@@ -95,14 +95,14 @@ def _copy(connection: psycopg.Connection, folder: Path) -> Published:
 
 
 def _copy_version(connection: psycopg.Connection, folder: Path) -> Published:
-    manifest, schema = layout.read_whole(folder), database.schema_of(folder)
+    manifest, schema = layout.read_unsharded_manifest(folder), database.schema_of(folder)
     database.use_schema(connection, schema)
     new = not _one(connection, "SELECT count(*) FROM sicot.versions WHERE schema = %s", [schema])
     if new:
         database.create_tables(connection, schema, manifest)
-    with contextlib.closing(Cards(folder / layout.CARDS)) as cards, _moment(cards) as stored:
+    with contextlib.closing(ProductStore(folder / layout.PRODUCTS)) as cards, _moment(cards) as stored:
         places, counts = cards.ends()[0], cards.counts()
-        vectors = Vectors(folder, manifest.width, manifest.bits)
+        vectors = VectorFiles(folder, manifest.width, manifest.bits)
         new_photos = _add_photos(connection, stored, vectors, places)
         changes = _update(connection, stored)
         if new or new_photos or changes:
@@ -120,7 +120,7 @@ def _copy_version(connection: psycopg.Connection, folder: Path) -> Published:
 
 
 @contextlib.contextmanager
-def _moment(cards: Cards) -> Iterator[sqlite3.Connection]:
+def _moment(cards: ProductStore) -> Iterator[sqlite3.Connection]:
     """All reads are of one moment, whatever is committed meanwhile."""
     cards.connection.execute("BEGIN")
     try:
@@ -130,11 +130,11 @@ def _moment(cards: Cards) -> Iterator[sqlite3.Connection]:
 
 
 def _add_photos(
-    connection: psycopg.Connection, stored: sqlite3.Connection, vectors: Vectors, places: int
+    connection: psycopg.Connection, stored: sqlite3.Connection, vectors: VectorFiles, places: int
 ) -> int:
     """Photos after those that are there, and their pictures; how many."""
     first = _one(connection, "SELECT coalesce(max(place) + 1, 0) FROM photos")
-    features, codes = (vectors.mapped(name, places) for name in (layout.FEATURES, layout.CODES))
+    features, codes = (vectors.memmap(name, places) for name in (layout.FEATURES, layout.CODES))
 
     def photos() -> Iterator[tuple]:
         found = stored.execute(

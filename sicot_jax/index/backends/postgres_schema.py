@@ -141,14 +141,14 @@ def _pgvector(connection: psycopg.Connection) -> tuple | None:
     ).fetchone()
 
 
-def create_tables(connection: psycopg.Connection, schema: str, manifest: layout.Manifest) -> None:
+def create_tables(connection: psycopg.Connection, schema: str, manifest: layout.IndexManifest) -> None:
     """An empty version, without its indexes."""
     connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
     connection.execute(_TABLES.format(bits=manifest.bits, width=manifest.width).encode())
     connection.execute("INSERT INTO state VALUES (0, 0, 0)")
 
 
-def create_indexes(connection: psycopg.Connection, manifest: layout.Manifest, photos: int) -> None:
+def create_indexes(connection: psycopg.Connection, manifest: layout.IndexManifest, photos: int) -> None:
     """Inside a transaction. The graph has to fit into memory while it is made, else that takes many
     times as long.
     """

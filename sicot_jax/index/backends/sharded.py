@@ -22,13 +22,13 @@ import numpy as np
 
 from sicot_jax.common.files import new_folder
 from sicot_jax.errors import InputError
-from sicot_jax.index.backends.base import Near, Neighbour, Offered
-from sicot_jax.index.backends.local import EmbeddedIndex
+from sicot_jax.index.backends.base import Neighbours, Neighbour, ActiveProducts
+from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.storage import inverted_lists as lists
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage import products as cards_of
-from sicot_jax.index.storage.products import Cards, Product
-from sicot_jax.index.storage.vectors import Vectors
+from sicot_jax.index.storage.products import ProductStore, Product
+from sicot_jax.index.storage.vectors import VectorFiles
 
 _LINES = 1 << 16
 
@@ -46,9 +46,9 @@ def split(index: Path, out: Path, shards: int) -> Path:
     """
     if shards < 2:
         raise InputError(f"--shards {shards}, wanted 2 or more")
-    with layout.alone(index), new_folder(out) as new:
+    with layout.write_lock(index), new_folder(out) as new:
         folder = layout.current_version(index)
-        manifest = layout.read_whole(folder)
+        manifest = layout.read_unsharded_manifest(folder)
         version = new / layout.BUILDING
         _copy_fitted(folder, version, shutil.copy2)
         made = [_part(folder, version, manifest, shard, shards) for shard in range(shards)]
@@ -56,7 +56,7 @@ def split(index: Path, out: Path, shards: int) -> Path:
             sum(getattr(part, name) for part in made) for name in ("photos", "products")
         )
         fitted = {name: digest for name, digest in manifest.sha256.items() if name in layout.FITTED}
-        layout.write_manifest(
+        layout.write_index_manifest(
             version,
             dataclasses.replace(
                 manifest,
@@ -67,15 +67,15 @@ def split(index: Path, out: Path, shards: int) -> Path:
                 shards=shards,
             ),
         )
-        with layout.alone(new):
-            layout.publish(new, version)
+        with layout.write_lock(new):
+            layout.publish_version(new, version)
     return layout.current_version(out)
 
 
 def _copy_fitted(folder: Path, to: Path, copy) -> None:
     """What does not depend on the lines; `copy` of one file."""
     to.mkdir()
-    for name in (*layout.FITTED, layout.MODEL, layout.GRAPH):
+    for name in (*layout.FITTED, layout.MODEL, layout.ONNX_MODEL):
         if (folder / name).is_dir():
             shutil.copytree(folder / name, to / name, copy_function=copy)
         elif (folder / name).exists():
@@ -83,38 +83,38 @@ def _copy_fitted(folder: Path, to: Path, copy) -> None:
 
 
 def _part(
-    folder: Path, version: Path, manifest: layout.Manifest, shard: int, shards: int
-) -> layout.Manifest:
+    folder: Path, version: Path, manifest: layout.IndexManifest, shard: int, shards: int
+) -> layout.IndexManifest:
     part = shard_folder(version, shard)
     _copy_fitted(version, part, os.link)  # never written again: one file on the disk
-    with contextlib.closing(Cards.create(part / layout.CARDS)) as cards:
+    with contextlib.closing(ProductStore.create(part / layout.PRODUCTS)) as cards:
         lines, owners, categories = _copy_cards(folder, cards, shard, shards)
         cards.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         counts = cards.counts()
-    whole, vectors = (Vectors(each, manifest.width, manifest.bits) for each in (folder, part))
-    vectors.write(layout.OWNERS, 0, owners)
+    whole, vectors = (VectorFiles(each, manifest.width, manifest.bits) for each in (folder, part))
+    vectors.write(layout.ROW_PRODUCTS, 0, owners)
     for name in (layout.FEATURES, layout.CODES):
-        stored = whole.mapped(name, int(lines.max(initial=-1)) + 1)
+        stored = whole.memmap(name, int(lines.max(initial=-1)) + 1)
         vectors.write(name, 0, stored[:0])
         for first in range(0, len(lines), _LINES):
             vectors.write(name, first, stored[lines[first : first + _LINES]])
-    lists.write_where_large(part, vectors, categories)
+    lists.write_lists_if_large(part, vectors, categories)
     made = dataclasses.replace(
-        manifest, **counts, categories=categories, sha256=layout.digests(part)
+        manifest, **counts, categories=categories, sha256=layout.file_digests(part)
     )  # type: ignore[arg-type]
-    layout.write_manifest(part, made)
+    layout.write_index_manifest(part, made)
     return made
 
 
 def _copy_cards(
-    folder: Path, cards: Cards, shard: int, shards: int
+    folder: Path, cards: ProductStore, shard: int, shards: int
 ) -> tuple[np.ndarray, np.ndarray, dict[str, list[int]]]:
     """The part's products, photos, pictures and rows, by category and product. Their lines in the
     whole, int64, their owners, int32, and where each category is.
     """
     connection, mine = cards.connection, (shards, shard)
     connection.execute(
-        "ATTACH ? AS whole", ((folder / layout.CARDS).absolute().as_uri() + "?mode=ro",)
+        "ATTACH ? AS whole", ((folder / layout.PRODUCTS).absolute().as_uri() + "?mode=ro",)
     )
     with cards.change():
         connection.execute(
@@ -138,7 +138,7 @@ def _copy_cards(
         )
         found = connection.execute("SELECT line, product FROM kept ORDER BY place")
         stored = np.fromiter(found, np.dtype([("line", np.int64), ("product", np.int32)]))
-        cards_of.set_places(connection, len(stored))
+        cards_of.set_num_rows(connection, len(stored))
         ranges = connection.execute(
             "SELECT category, min(place), max(place) + 1 FROM kept GROUP BY 1 ORDER BY 2"
         ).fetchall()
@@ -150,11 +150,11 @@ class ShardedIndex:
     """The parts in `folder` as one `ProductIndex`. InputError where one cannot be read."""
 
     def __init__(self, folder: Path):
-        self.folder, self.manifest = folder, layout.read_manifest(folder)
+        self.folder, self.manifest = folder, layout.read_index_manifest(folder)
         self.parts = [
-            EmbeddedIndex(shard_folder(folder, shard)) for shard in range(self.manifest.shards)
+            LocalIndex(shard_folder(folder, shard)) for shard in range(self.manifest.num_shards)
         ]
-        self._offered = _merged([part.offered() for part in self.parts])
+        self._offered = _merged([part.active_products() for part in self.parts])
 
     def nearest(
         self,
@@ -164,7 +164,7 @@ class ShardedIndex:
         photos: int = 0,
         category: str | None = None,
         candidates: int = 0,
-    ) -> list[Near]:
+    ) -> list[Neighbours]:
         """As `ProductIndex` says. Each part puts as many candidates in order as one index would:
         together they propose what one index proposes (but for photos of equal distance), and more.
         """
@@ -173,7 +173,7 @@ class ShardedIndex:
             for part in self.parts
         ]
         return [
-            Near(
+            Neighbours(
                 self._best([n.products for n in near], k),
                 self._best([n.photos for n in near], photos),
             )
@@ -191,7 +191,7 @@ class ShardedIndex:
     def _place(self, shard: int, place: int) -> int:
         return place * len(self.parts) + shard
 
-    def _of(self, number: int) -> tuple[EmbeddedIndex, int]:
+    def _of(self, number: int) -> tuple[LocalIndex, int]:
         """The part of a product or a place, and which part it is."""
         shard = number % len(self.parts)
         return self.parts[shard], shard
@@ -203,7 +203,7 @@ class ShardedIndex:
             product, pictures=[self._place(shard, place) for place in product.pictures]
         )
 
-    def offered(self) -> Offered:
+    def active_products(self) -> ActiveProducts:
         return self._offered
 
     def products(self, numbers: Sequence[int]) -> list[Product | None]:
@@ -219,8 +219,8 @@ class ShardedIndex:
         found = (self._card(part.product(sku), shard) for shard, part in enumerate(self.parts))
         return next((card for card in found if card is not None), None)
 
-    def photos_of(self, number: int) -> int:
-        return self._of(number)[0].photos_of(number)
+    def count_photos(self, number: int) -> int:
+        return self._of(number)[0].count_photos(number)
 
     def picture(self, place: int) -> bytes | None:
         return self._of(place)[0].picture(place // len(self.parts))
@@ -228,7 +228,7 @@ class ShardedIndex:
     def refresh(self) -> bool:
         seen = [part.refresh() for part in self.parts]
         if any(seen):
-            self._offered = _merged([part.offered() for part in self.parts])
+            self._offered = _merged([part.active_products() for part in self.parts])
         return any(seen)
 
     def counts(self) -> dict[str, int]:
@@ -240,7 +240,7 @@ class ShardedIndex:
             part.close()
 
 
-def _merged(parts: Sequence[Offered]) -> Offered:
+def _merged(parts: Sequence[ActiveProducts]) -> ActiveProducts:
     """Of parts where product p is of part p mod N."""
     products = np.concatenate([part.products for part in parts])
     order = np.argsort(products)
@@ -250,7 +250,7 @@ def _merged(parts: Sequence[Offered]) -> Offered:
         number = np.array([*(names.index(name) for name in part.names), len(names)])
         own = slice(shard, len(part.category), len(parts))
         category[own] = number[part.category[own]]
-    return Offered(
+    return ActiveProducts(
         np.sort(np.concatenate([part.withdrawn for part in parts])),
         products[order],
         np.concatenate([part.kernel for part in parts])[order],

@@ -19,7 +19,7 @@ import numpy as np
 
 from sicot_jax.errors import InputError
 from sicot_jax.index.storage import layout
-from sicot_jax.index.storage.vectors import Vectors, import_faiss
+from sicot_jax.index.storage.vectors import VectorFiles, import_faiss
 
 LINES = 1000  # of a list, on average
 # photos, of an index or a category, from which lists are looked at (docs/search.md); below, every
@@ -31,18 +31,18 @@ _FIT = 40  # lines of a list that its centre is made from
 _PIECE = 1 << 16
 
 
-def write_where_large(folder: Path, vectors: Vectors, categories: dict[str, list[int]]) -> None:
+def write_lists_if_large(folder: Path, vectors: VectorFiles, categories: dict[str, list[int]]) -> None:
     """Lists of a version that is being written, where it has `FROM` photos; else it has none."""
     photos = max((last for _, last in categories.values()), default=0)
     if photos >= FROM:
-        write_lists(
+        write_inverted_lists(
             folder,
-            vectors.mapped(layout.FEATURES, photos),
+            vectors.memmap(layout.FEATURES, photos),
             [(first, last) for first, last in categories.values()],
         )
 
 
-def write_lists(folder: Path, features: np.ndarray, ranges: Iterable[tuple[int, int]]) -> None:
+def write_inverted_lists(folder: Path, features: np.ndarray, ranges: Iterable[tuple[int, int]]) -> None:
     """Of unit features [N, D], whose categories are these ranges of lines: 0 to N without a gap, in
     any order.
 
@@ -61,8 +61,8 @@ def write_lists(folder: Path, features: np.ndarray, ranges: Iterable[tuple[int, 
         lines.append((first + np.argsort(nearest, kind="stable")).astype(np.int32))
         ends += (first + np.cumsum(np.bincount(nearest, minlength=len(centres)))).tolist()
         graph.add(centres)
-    faiss.write_index(graph, str(folder / layout.CENTRES))
-    np.concatenate([np.array(ends, np.int32), *lines]).tofile(folder / layout.LISTS)
+    faiss.write_index(graph, str(folder / layout.CENTROIDS))
+    np.concatenate([np.array(ends, np.int32), *lines]).tofile(folder / layout.POSTING_LISTS)
 
 
 def _centres(faiss: Any, features: np.ndarray) -> np.ndarray:
@@ -93,12 +93,12 @@ class Lists:
         try:
             # Both mapped: worker processes share them.
             self._graph = self._faiss.read_index(
-                str(folder / layout.CENTRES), self._faiss.IO_FLAG_MMAP_IFC
+                str(folder / layout.CENTROIDS), self._faiss.IO_FLAG_MMAP_IFC
             )
-            stored = np.memmap(folder / layout.LISTS, np.int32, "r")
+            stored = np.memmap(folder / layout.POSTING_LISTS, np.int32, "r")
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(
-                f"{folder / layout.CENTRES}: no lists ({type(error).__name__}); build the index again"
+                f"{folder / layout.CENTROIDS}: no lists ({type(error).__name__}); build the index again"
             ) from error
         count = self._graph.ntotal
         self._ends, self._lines = np.array(stored[: count + 1]), stored[count + 1 :]
@@ -108,7 +108,7 @@ class Lists:
             or self._ends[-1:].tolist() != [photos]
         ):
             raise InputError(
-                f"{folder / layout.LISTS}: {len(self._lines)} lines in {count} lists of {self._graph.d} numbers, wanted "
+                f"{folder / layout.POSTING_LISTS}: {len(self._lines)} lines in {count} lists of {self._graph.d} numbers, wanted "
                 f"{photos} of {width}; build the index again"
             )
         held = self._faiss.downcast_index(self._graph.storage).get_xb()
@@ -144,10 +144,10 @@ class Lists:
         if np.any(np.diff(self._ends) < 0) or not {0, *(last for _, last in ranges)} <= set(
             self._ends.tolist()
         ):
-            return [f"{layout.LISTS}: lists that end nowhere, or lie across categories"]
+            return [f"{layout.POSTING_LISTS}: lists that end nowhere, or lie across categories"]
         for first, last in ranges:
             if not np.array_equal(np.sort(self._lines[first:last]), np.arange(first, last)):
                 return [
-                    f"{layout.LISTS}: lines {first} to {last} are not each in one list of their category"
+                    f"{layout.POSTING_LISTS}: lines {first} to {last} are not each in one list of their category"
                 ]
         return []

@@ -1,9 +1,9 @@
-"""What lies where in an index, which version is in use, and who may write.
+"""File names, the manifest, the version in use and the write lock of an index folder.
 
-INDEX/current       the name of the version in use, replaced in one step
-INDEX/v000001/      a version: the files named below
-INDEX/.building/    the next one, not whole yet
-INDEX/.lock         held by the one process that writes
+    INDEX/current       name of the version in use, replaced atomically
+    INDEX/v000001/      a version: the files named below
+    INDEX/.building/    the next version while it is being written
+    INDEX/.lock         held by the one process that writes
 """
 
 from __future__ import annotations
@@ -21,100 +21,142 @@ from typing import Any, TypeVar
 from sicot_jax.common.files import file_sha256, read_json, write_json
 from sicot_jax.errors import InputError
 
-FORMAT = 5
+FORMAT = 6
 CURRENT, BUILDING, LOCK = "current", ".building", ".lock"
-MANIFEST, CARDS, FEATURES, CODES, OWNERS = (
-    "manifest.json",
-    "cards.sqlite",
-    "features.f16",
-    "codes.u8",
-    "owners.i32",
+MANIFEST = "manifest.json"
+PRODUCTS = "products.sqlite"
+# One row per photo.
+FEATURES, CODES, ROW_PRODUCTS = "features.f16", "codes.u8", "row_products.i32"
+BINARY_ENCODER, IMPRINT, TITLE_REGRESSION = (
+    "binary_encoder.npz",
+    "imprint.npz",
+    "title_regression.npz",
 )
-CODEBOOK, IMPRINT, TITLES = "codebook.npz", "imprint.npz", "titles.npz"
-UNKNOWN, CATEGORIES, RANKER = "unknown.json", "categories.json", "ranker.json"
-CENTRES, LISTS = "lists.faiss", "lists.i32"  # of a large index
-GROWING = (FEATURES, CODES, OWNERS)  # by additions
-FITTED = (
-    CODEBOOK,
-    IMPRINT,
-    TITLES,
-    UNKNOWN,
-    CATEGORIES,
-    RANKER,
-)  # by the build, then left; the ranker by `sicot index rank`
-SORTED = (
-    CENTRES,
-    LISTS,
-)  # by the build, of the order of its lines: lines in another order need others
-PROGRESS = "progress.json"  # of a build that is not whole yet
-MODEL, GRAPH = (
-    "model",
-    "onnx",
-)  # folders of `sicot convert`: weights, and an ONNX graph where it could be made
+REJECTION, CATEGORY_FUSION, RANKER = "rejection.json", "category_fusion.json", "ranker.json"
+CENTROIDS, POSTING_LISTS = "centroids.faiss", "posting_lists.i32"  # of a large index only
+PROGRESS = "progress.json"  # of an unfinished build
+# Folders of `sicot convert`: weights, and an ONNX graph where it could be made.
+MODEL, ONNX_MODEL = "model", "onnx"
+APPENDABLE = (FEATURES, CODES, ROW_PRODUCTS)  # grow when photos are added
+# Written once by the build; the ranker is replaced by `sicot index rank`.
+FITTED = (BINARY_ENCODER, IMPRINT, TITLE_REGRESSION, REJECTION, CATEGORY_FUSION, RANKER)
+# Depend on the order of the rows: written anew whenever rows are reordered.
+INVERTED_LISTS = (CENTROIDS, POSTING_LISTS)
 _VERSION = re.compile(r"v(\d{6})")
-_Opened = TypeVar("_Opened")
+_Index = TypeVar("_Index")
 
 
 @dataclasses.dataclass(frozen=True)
-class Manifest:
-    """`manifest.json`: what a version was built from. Counts are those at its build; what came and
-    went since is in the cards.
+class IndexManifest:
+    """What a version was built from; `manifest.json`.
 
-    model: sha256 of the recogniser's weights; trained: of the run's results. width, bits: of
-      features and codes; codes: how they are made (`codebooks.KINDS`). categories: name -> [first,
-      last + 1) of its photos in the files. sha256: of every file, of those that grow the part that
-      `photos` lines take. shards: parts that the version is split into (index/shards), 0 where it
-      is not.
+    Counts are those at the build. Later additions and deletions are recorded in the product store.
+
+    Attributes:
+      model_sha256: digest of the recogniser's weights.
+      run: name of the run folder.
+      results_sha256: digest of the run's `results.json`; "" where the run has none.
+      data_hash: hash of the catalogue.
+      width: D, numbers of an embedding.
+      bits: bits of a binary code.
+      code_kind: how codes are made, one of `binary_codes.CODE_KINDS`.
+      num_photos: rows of the photo files at the build.
+      num_products: active products at the build.
+      category_ranges: category -> [first row, last row + 1] of its photos at the build.
+      sha256: file name -> digest; of appendable files, of the first `num_photos` rows.
+      created: time of the build, UTC, ISO 8601.
+      version: version of the software.
+      num_shards: parts of a sharded version; 0 where it is not sharded.
+      format: version of the file format.
     """
 
-    model: str
+    model_sha256: str
     run: str
-    trained: str
-    data: str
+    results_sha256: str
+    data_hash: str
     width: int
     bits: int
-    codes: str
-    photos: int
-    products: int
-    categories: dict[str, list[int]]
+    code_kind: str
+    num_photos: int
+    num_products: int
+    category_ranges: dict[str, list[int]]
     sha256: dict[str, str]
     created: str
     version: str
-    shards: int = 0
+    num_shards: int = 0
     format: int = FORMAT
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_index_manifest(folder: Path, manifest: IndexManifest) -> None:
+    """Writes `manifest.json` atomically.
+
+    Args:
+      folder: version folder.
+      manifest: what to write.
+    """
     write_json(folder / MANIFEST, dataclasses.asdict(manifest))
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """InputError where there is none, or one that this version does not read."""
+def read_index_manifest(folder: Path) -> IndexManifest:
+    """Reads `manifest.json` of a version.
+
+    Args:
+      folder: version folder.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      InputError: the file is missing, damaged or of another format.
+    """
     stored: dict[str, Any] = read_json(folder / MANIFEST, "the manifest of a product index")
     if stored.get("format") != FORMAT:
         raise InputError(
-            f"{folder / MANIFEST}: format {stored.get('format')}, this version reads {FORMAT}; build the index again"
+            f"{folder / MANIFEST}: format {stored.get('format')}, this version reads {FORMAT}; "
+            "build the index again"
         )
     try:
-        return Manifest(**stored)
+        return IndexManifest(**stored)
     except TypeError as error:
         raise InputError(
-            f"{folder / MANIFEST}: not as it was written ({error}); build the index again"
+            f"{folder / MANIFEST}: unexpected fields ({error}); build the index again"
         ) from error
 
 
-def read_whole(folder: Path) -> Manifest:
-    """InputError where the version is split: its parts are written by `sicot index split` alone."""
-    manifest = read_manifest(folder)
-    if manifest.shards:
+def read_unsharded_manifest(folder: Path) -> IndexManifest:
+    """Reads the manifest of a version that may be changed: one that is not sharded.
+
+    Args:
+      folder: version folder.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      InputError: as `read_index_manifest`, or the version is sharded; shards are written by
+        `sicot index split` alone.
+    """
+    manifest = read_index_manifest(folder)
+    if manifest.num_shards:
         raise InputError(
-            f"{folder.parent}: is split into {manifest.shards} shards; change the index that it was split from, and split again"
+            f"{folder.parent}: is split into {manifest.num_shards} shards; change the index that "
+            "it was split from, and split again"
         )
     return manifest
 
 
 def current_version(index: Path) -> Path:
-    """The folder of the version in use. InputError where `index` is no index, or not built yet."""
+    """Returns the folder of the version in use.
+
+    Args:
+      index: index folder.
+
+    Returns:
+      Version folder.
+
+    Raises:
+      InputError: `index` is no index, or has no version yet.
+    """
     try:
         name = (index / CURRENT).read_text().strip()
     except OSError as error:
@@ -123,31 +165,52 @@ def current_version(index: Path) -> Path:
         ) from error
     if not _VERSION.fullmatch(name) or not (index / name).is_dir():
         raise InputError(
-            f"{index / CURRENT}: names {name[:40]!r}, wanted a version in {index}; build the index again"
+            f"{index / CURRENT}: names {name[:40]!r}, wanted a version in {index}; "
+            "build the index again"
         )
     return index / name
 
 
-def open_current(index: Path, opened: Callable[[Path], _Opened]) -> _Opened:
-    """`opened(version folder)`; once more where that version was replaced and removed in between."""
+def open_current(index: Path, open_version: Callable[[Path], _Index]) -> _Index:
+    """Opens the version in use, and the next one where it was replaced while being opened.
+
+    Args:
+      index: index folder.
+      open_version: opens a version folder.
+
+    Returns:
+      What `open_version` returned.
+
+    Raises:
+      InputError: no version in use, or `open_version` fails on it.
+    """
     folder = current_version(index)
     try:
-        return opened(folder)
+        return open_version(folder)
     except (OSError, InputError):
         if (newer := current_version(index)) == folder:
             raise
-        return opened(newer)
+        return open_version(newer)
 
 
 @contextlib.contextmanager
-def alone(index: Path, *, new: bool = False) -> Iterator[None]:
-    """Hold the index for writing; `new`: make its folder where there is none. InputError where
-    another process holds it.
+def write_lock(index: Path, *, create: bool = False) -> Iterator[None]:
+    """Holds the index for writing.
+
+    Args:
+      index: index folder.
+      create: make the folder where there is none.
+
+    Yields:
+      None, while the lock is held.
+
+    Raises:
+      InputError: another process holds the lock, or there is no index.
     """
-    if new:
+    if create:
         index.mkdir(parents=True, exist_ok=True)
     elif not index.is_dir():
-        current_version(index)  # says that there is none
+        current_version(index)  # raises
     with (index / LOCK).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -158,8 +221,18 @@ def alone(index: Path, *, new: bool = False) -> Iterator[None]:
         yield
 
 
-def publish(index: Path, folder: Path) -> Path:
-    """Make `folder` the version in use; the one before it stays, older ones go. Under `alone`."""
+def publish_version(index: Path, folder: Path) -> Path:
+    """Makes a finished folder the version in use; call it under `write_lock`.
+
+    The version before it is kept, older ones are removed.
+
+    Args:
+      index: index folder.
+      folder: the finished version, in `index`.
+
+    Returns:
+      Folder of the published version.
+    """
     versions = sorted(entry.name for entry in index.iterdir() if _VERSION.fullmatch(entry.name))
     before = (index / CURRENT).read_text().strip() if (index / CURRENT).exists() else ""
     number = int(_VERSION.fullmatch(versions[-1])[1]) + 1 if versions else 1  # type: ignore[index]
@@ -168,24 +241,33 @@ def publish(index: Path, folder: Path) -> Path:
         _sync(path)
     _sync(folder)
     folder.rename(published)
-    _point(index, published.name)
+    _set_current(index, published.name)
     for name in versions:
         if name != before:
             shutil.rmtree(index / name, ignore_errors=True)
     return published
 
 
-def digests(folder: Path) -> dict[str, str]:
-    """sha256 of the files of a version that is being written, those that are there yet; the ranker,
-    which may be replaced, has its own in it.
+def file_digests(folder: Path) -> dict[str, str]:
+    """Returns digests of the files of a version that is being written.
+
+    The ranker is left out: it may be replaced, and holds its own digest.
+
+    Args:
+      folder: version folder.
+
+    Returns:
+      File name -> sha256, of the files that exist.
     """
     names = [
-        name for name in (*GROWING, *FITTED, *SORTED) if name != RANKER and (folder / name).exists()
+        name
+        for name in (*APPENDABLE, *FITTED, *INVERTED_LISTS)
+        if name != RANKER and (folder / name).exists()
     ]
     return {name: file_sha256(folder / name) for name in names}
 
 
-def _point(index: Path, name: str) -> None:
+def _set_current(index: Path, name: str) -> None:
     partial = index / f"{CURRENT}.tmp"
     with partial.open("w") as file:
         file.write(name + "\n")
@@ -196,7 +278,7 @@ def _point(index: Path, name: str) -> None:
 
 
 def _sync(path: Path) -> None:
-    """A file's content, or what was renamed in a folder, survives a power cut."""
+    """Makes a file's content, or a rename in a folder, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -61,7 +61,7 @@ def import_faiss() -> Any:
     return faiss
 
 
-class Vectors:
+class VectorFiles:
     """The three files of a version folder: features [N, D] float16 of length 1, codes [N, bits /
     8], owners [N] int32.
 
@@ -73,7 +73,7 @@ class Vectors:
         self._kinds: dict[str, tuple[type, tuple[int, ...]]] = {
             layout.FEATURES: (np.float16, (width,)),
             layout.CODES: (np.uint8, (bits // 8,)),
-            layout.OWNERS: (np.int32, ()),
+            layout.ROW_PRODUCTS: (np.int32, ()),
         }
 
     def line_bytes(self, name: str) -> int:

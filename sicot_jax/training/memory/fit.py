@@ -69,7 +69,7 @@ def compile_step(setup: Setup, state: TrainState, batch_size: int) -> jax.stages
     }
     if config.loss.with_text:
         batch["token_ids"] = jax.ShapeDtypeStruct((batch_size, config.data.max_tokens), jnp.int32)
-    if config.loss.box_known:
+    if config.loss.box_regression:
         batch["box"] = jax.ShapeDtypeStruct((batch_size, 4), jnp.float32)
     batch = {name: mesh.divided(x, setup.mesh) for name, x in batch.items()}
     numbers = mesh.on_devices(jax.eval_shape(setup.numbers), setup.mesh)
@@ -206,7 +206,7 @@ def _overrides_that_fit(plan: Plan, memory: int) -> list[Alternative]:
 
     @functools.cache
     def of_width(width: int) -> Plan:
-        narrower = config_lib.override(config, [f"--config.model.embedding_width={width}"])
+        narrower = config_lib.override_config(config, [f"--config.model.embedding_width={width}"])
         new = make_plan(narrower, plan.shape, devices=plan.devices, platform=plan.platform)
         return dataclasses.replace(
             new,
@@ -217,7 +217,7 @@ def _overrides_that_fit(plan: Plan, memory: int) -> list[Alternative]:
 
     @functools.cache
     def planned(overrides: tuple[str, ...]) -> Plan:
-        changed = config_lib.override(config, overrides)
+        changed = config_lib.override_config(config, overrides)
         same_model = changed.model.embedding_width == config.model.embedding_width
         return dataclasses.replace(
             plan if same_model else of_width(changed.model.embedding_width), config=changed

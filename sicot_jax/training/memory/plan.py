@@ -74,7 +74,7 @@ class Plan:
       norm that trains).
     code_width: numbers of a photo that all devices compare its code by: bits and embedding; 0
       without `loss.codes`.
-    compared_width: of the embeddings that `loss.box` or `loss.triplet` compare with those of all
+    compared_width: of the embeddings that `loss.background_suppression` or `loss.triplet` compare with those of all
       devices; 0 without both.
     platform: of the devices, as JAX calls it; "cpu" devices share their memory with the host.
     activations: of `activations_of` photos at a time, on the backend `compiled_for`; None before a
@@ -153,7 +153,7 @@ class Plan:
     def batch(self) -> int:
         side = self.config.preprocessing
         tokens = self.config.data.max_tokens if self.config.loss.with_text else 0
-        box = 16 if self.config.loss.box_known else 0
+        box = 16 if self.config.loss.box_regression else 0
         return self.photos * (3 * side.resize_height * side.resize_width + 4 * tokens + 4 + box)
 
     def head(self) -> int:
@@ -355,7 +355,7 @@ def make_plan(config: Config, shape: DataShape, *, devices: int, platform: str) 
         moments=size_of(moments) // 4,
         code_width=sum(codes["kernel"].shape) if codes else 0,
         compared_width=width - words_shared(config, shape)
-        if config.loss.box or config.loss.triplet
+        if config.loss.background_suppression or config.loss.triplet
         else 0,
     )
 

@@ -145,14 +145,14 @@ class SicotRecognizer(nn.Module):
       at a second time, or "features").
     preprocessing: how a photo becomes input, see `preprocess`.
     skus: the product of each class.
-    withdrawn: classes of products that are gone; `recognize` leaves them out.
+    discontinued: classes of products that are gone; `recognize` leaves them out.
     """
 
     def __init__(
-        self, model: dict, preprocessing: dict, skus: list[str], withdrawn: list[int] | None = None
+        self, model: dict, preprocessing: dict, skus: list[str], discontinued: list[int] | None = None
     ):
         super().__init__()
-        self.preprocessing, self.skus, self.withdrawn = preprocessing, skus, withdrawn or []
+        self.preprocessing, self.skus, self.discontinued = preprocessing, skus, discontinued or []
         depth, width = model["depth"], model["width"]
         bottleneck = depth >= 50
         size, stride = STEMS[model["stem"]]
@@ -187,13 +187,13 @@ class SicotRecognizer(nn.Module):
         """The recogniser in a folder of `sicot convert to-torch`, ready to recognise photos."""
         folder = Path(folder)
         config = json.loads((folder / "config.json").read_text())
-        skus, withdrawn = [], []
+        skus, discontinued = [], []
         if config["model"]["classes"]:
             with (folder / "classes.csv").open(encoding="utf-8", newline="") as file:
                 products = list(csv.DictReader(file))
             skus = [row["sku"] for row in products]
-            withdrawn = [c for c, row in enumerate(products) if row["withdrawn"] == "1"]
-        recognizer = cls(config["model"], config["preprocessing"], skus, withdrawn)
+            discontinued = [c for c, row in enumerate(products) if row["discontinued"] == "1"]
+        recognizer = cls(config["model"], config["preprocessing"], skus, discontinued)
         weights = load_file(folder / "model.safetensors")
         counters = {
             name: x
@@ -273,8 +273,8 @@ class SicotRecognizer(nn.Module):
     def recognize(self, photo, k: int = 5) -> list[dict]:
         """The k most probable products of one photo, best first: their class, SKU and probability."""
         logits = self(self.preprocess(photo)[None].to(self.conv1.weight.device))[0]
-        logits[self.withdrawn] = -torch.inf
-        probability, classes = logits.softmax(-1).topk(min(k, len(self.skus) - len(self.withdrawn)))
+        logits[self.discontinued] = -torch.inf
+        probability, classes = logits.softmax(-1).topk(min(k, len(self.skus) - len(self.discontinued)))
         return [
             {"class": c, "sku": self.skus[c], "probability": p}
             for c, p in zip(classes.tolist(), probability.tolist(), strict=True)

@@ -18,11 +18,11 @@ from PIL import Image
 
 import sicot_jax
 from sicot_jax.catalog.catalog import SPLITS
-from sicot_jax.catalog.importing.manifest import ManifestError
+from sicot_jax.catalog.importing.manifest_rows import ManifestError
 from sicot_jax.catalog.importing.run import import_catalog, load_builder
-from sicot_jax.catalog.importing.settings import ImportFailed, ImportSettings
+from sicot_jax.catalog.importing.settings import CatalogImportError, ImportSettings
 from sicot_jax.catalog.sources.imported import open_imported
-from sicot_jax.config import load
+from sicot_jax.config import load_config
 from sicot_jax.errors import InputError
 from sicot_jax.experiments.compare import compare
 
@@ -91,7 +91,7 @@ def test_fashion_zip_equals_folder(tmp_path, fashion):
 
 
 def test_fashion_leaves_small_classes_out_by_default(tmp_path, fashion):
-    with pytest.raises(ImportFailed, match=r"no photo of .* can be used.*wrong number of fields"):
+    with pytest.raises(CatalogImportError, match=r"no photo of .* can be used.*wrong number of fields"):
         import_catalog(fashion, tmp_path / "out", dataset="fashion_products", workers=1)
 
 
@@ -148,7 +148,7 @@ def test_grocery_keeps_official_splits(tmp_path, grocery):
     ]
     assert catalog.classes.title[1] == "Royal Gala Apple. Royal-Gala is sweet."
     with pytest.raises(
-        ImportFailed, match="holds the catalogue 'grocery_store', not 'fashion_products'"
+        CatalogImportError, match="holds the catalogue 'grocery_store', not 'fashion_products'"
     ):
         import_catalog(
             grocery, tmp_path / "out", settings=SMALL, dataset="fashion_products", workers=1
@@ -179,14 +179,14 @@ def test_builders_are_found_in_an_installed_package(tmp_path, monkeypatch):
     source = load_builder("grocery_store")
     assert source.name == "grocery_store"
     package.mkdir(parents=True)
-    with pytest.raises(ImportFailed, match="install sicot_jax again"):
+    with pytest.raises(CatalogImportError, match="install sicot_jax again"):
         monkeypatch.setattr(sicot_jax, "__file__", str(package / "__init__.py"))
         load_builder("grocery_store")
     shutil.copytree(Path(__file__).parents[3] / "data", package / "data")
     monkeypatch.delitem(sys.modules, "sicot_jax.data.grocery_store.grocery_store_dataset_builder")
     assert Path(inspect.getfile(load_builder("grocery_store"))).is_relative_to(package)
     with pytest.raises(
-        ImportFailed,
+        CatalogImportError,
         match="wanted one of fashion_products, generated, grocery_store, imat.*, webvision1k",
     ):
         load_builder("imagenet")
@@ -233,7 +233,7 @@ def test_imaterialist_is_not_co_trained_without_titles(tmp_path, materialist):
     made = import_catalog(
         materialist, tmp_path / "out", settings=SMALL, dataset="imaterialist", workers=1
     )
-    config = load("imaterialist", [f"--config.data.path={made.folder}"])
+    config = load_config("imaterialist", [f"--config.data.path={made.folder}"])
     with pytest.raises(
         InputError, match="imaterialist has no title .*import --titles-from RUN"
     ) as caught:
@@ -307,7 +307,7 @@ def test_imaterialist_files_that_are_missing_or_broken(tmp_path, materialist, na
 def test_an_official_test_split_is_not_chosen_anew(tmp_path, materialist, flag):
     settings = dataclasses.replace(SMALL, **flag)
     with pytest.raises(
-        ImportFailed, match="imaterialist, whose test split is its owners'; leave them out"
+        CatalogImportError, match="imaterialist, whose test split is its owners'; leave them out"
     ):
         import_catalog(
             materialist, tmp_path / "out", settings=settings, dataset="imaterialist", workers=1

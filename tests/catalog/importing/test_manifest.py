@@ -7,15 +7,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from sicot_jax.catalog.importing.manifest import (
-    NO_BOX,
-    DroppedRow,
-    ManifestError,
-    ManifestRow,
-    _read_csv,
-    read_folders,
-    read_manifest,
-)
+from sicot_jax.catalog.importing.manifest import _read_csv, read_folders, read_manifest
+from sicot_jax.catalog.importing.manifest_rows import NO_BOX, DroppedRow, ManifestError, ManifestRow
 
 
 def rows_of(tmp_path, text, name="m.csv", encoding="utf-8"):

@@ -25,10 +25,10 @@ from PIL import Image
 from sicot_jax.catalog.catalog import SPLITS
 from sicot_jax.catalog.importing import builder as builder_module
 from sicot_jax.catalog.importing.fingerprint import source_sha256
-from sicot_jax.catalog.importing.manifest import ManifestError
+from sicot_jax.catalog.importing.manifest_rows import ManifestError
 from sicot_jax.catalog.importing.photos import FolderPhotos, prepare_all
 from sicot_jax.catalog.importing.run import add_import_arguments, import_catalog, run_import
-from sicot_jax.catalog.importing.settings import ImportFailed, ImportSettings
+from sicot_jax.catalog.importing.settings import CatalogImportError, ImportSettings
 from sicot_jax.catalog.importing.title_source import Borrowed
 from sicot_jax.catalog.sources.imported import CatalogError, import_source, open_imported
 from sicot_jax.common.image import decode, image_id
@@ -107,7 +107,7 @@ def test_records_and_tables_agree(imported, source):
     assert catalog.name == "photos"
     assert imported.folder.name == "1.0.0"
     assert catalog.classes.sku == ["0012", "NA", "b", "c"]
-    assert not catalog.classes.withdrawn.any()
+    assert not catalog.classes.discontinued.any()
     found = records(catalog)
     for split in SPLITS:
         labels = catalog.splits[split].labels
@@ -239,16 +239,16 @@ def test_class_ids_are_append_only(tmp_path, rows, source):
     assert second.folder == out / "photos" / "1.0.1"
     catalog = open_imported(out)
     assert catalog.classes.sku == ["0012", "NA", "b", "c", "A new"]
-    assert catalog.classes.withdrawn.tolist() == [False, True, False, False, False]
+    assert catalog.classes.discontinued.tolist() == [False, True, False, False, False]
     assert catalog.classes.title[1].startswith("wordNA")
     assert catalog.classes.counts["train"].tolist() == [8, 0, 3, 3, 1]
     assert set(catalog.splits["train"].labels.tolist()) == {0, 2, 3, 4}
-    assert "withdrawn: 1" in second.report.summary()
+    assert "discontinued: 1" in second.report.summary()
     third = import_catalog(source, out, settings=SMALL, workers=1)
-    assert open_imported(out).classes.withdrawn.tolist() == [False, False, False, False, True]
+    assert open_imported(out).classes.discontinued.tolist() == [False, False, False, False, True]
     assert third.folder.name == "1.0.2"
     assert open_imported(out / "photos" / "1.0.0").classes.sku == ["0012", "NA", "b", "c"]
-    with pytest.raises(ImportFailed, match="holds the catalogue 'photos', not 'fresh'"):
+    with pytest.raises(CatalogImportError, match="holds the catalogue 'photos', not 'fresh'"):
         import_catalog(source, out, settings=SMALL, workers=1, name="fresh")
 
 
@@ -347,7 +347,7 @@ def test_bad_rows_are_dropped_and_named(tmp_path, rows, source):
         {"image": "b_0.png", "sku": "b"},
     ]
     manifest = write_manifest(folder, rows)
-    with pytest.raises(ImportFailed) as caught:
+    with pytest.raises(CatalogImportError) as caught:
         import_catalog(manifest, tmp_path / "out", settings=SMALL, workers=1)
     message = str(caught.value)
     assert "\n" not in message
@@ -387,7 +387,7 @@ def test_one_bad_row_never_stops_an_import_unless_the_limit_is_zero(tmp_path, so
     made = import_catalog(manifest, tmp_path / "out", settings=SMALL, workers=1)
     assert made.report.kept == 12
     with pytest.raises(
-        ImportFailed, match=r"1 of the first 13 rows .* at most 0 of 13 .*none.jpg: photo missing"
+        CatalogImportError, match=r"1 of the first 13 rows .* at most 0 of 13 .*none.jpg: photo missing"
     ):
         import_catalog(
             manifest, tmp_path / "none", settings=ImportSettings(max_bad_share=0), workers=1
@@ -401,7 +401,7 @@ def test_only_regular_files_are_read(tmp_path):
     names = ["pipe.jpg", "/dev/zero", "folder.jpg"]
     found = prepare_all(FolderPhotos(tmp_path), names, short_side=8, workers=1)
     assert [photo.error.partition(":")[0] for photo in found] == ["not a file"] * 3
-    with pytest.raises(ImportFailed, match="not found as a file or folder"):
+    with pytest.raises(CatalogImportError, match="not found as a file or folder"):
         import_catalog(tmp_path / "pipe.jpg", tmp_path / "out", workers=1)
 
 
@@ -430,7 +430,7 @@ def test_summary_of_a_second_version(tmp_path, source, rows):
     )
     summary = made.report.summary()
     assert (
-        "version 1.0.1 of shop: 1 new SKU, 2 withdrawn; 20 of 21 photos keep the split" in summary
+        "version 1.0.1 of shop: 1 new SKU, 2 discontinued; 20 of 21 photos keep the split" in summary
     )
     assert "WARNING" not in summary
     one = [row for row in rows if row["sku"] == "0012"]
@@ -439,9 +439,9 @@ def test_summary_of_a_second_version(tmp_path, source, rows):
     )
     summary = made.report.summary()
     assert (
-        "version 1.0.2 of shop: 0 new SKUs, 2 withdrawn; 12 of 12 photos keep the split" in summary
+        "version 1.0.2 of shop: 0 new SKUs, 2 discontinued; 12 of 12 photos keep the split" in summary
     )
-    assert "WARNING: 2 of 3 SKUs withdrawn, more than half" in summary
+    assert "WARNING: 2 of 3 SKUs discontinued, more than half" in summary
 
 
 def test_summary_says_that_nothing_is_tested(tmp_path, source, rows):
@@ -525,7 +525,7 @@ def test_fingerprint_of_a_folder_is_of_its_files(tmp_path):
 def test_an_out_that_cannot_be_written_is_one_line(tmp_path, source):
     (tmp_path / "file").touch()
     for out in (tmp_path / "file", tmp_path / "file" / "deep"):
-        with pytest.raises(ImportFailed, match=r"file.*check --out") as caught:
+        with pytest.raises(CatalogImportError, match=r"file.*check --out") as caught:
             import_catalog(source, out, settings=SMALL, workers=1)
         assert "\n" not in str(caught.value)
 
@@ -540,7 +540,7 @@ def test_an_out_that_cannot_be_written_is_one_line(tmp_path, source):
 )
 def test_unusable_manifests_leave_nothing(tmp_path, content, words):
     (tmp_path / "m.csv").write_bytes(content)
-    with pytest.raises((ManifestError, ImportFailed), match=words) as caught:
+    with pytest.raises((ManifestError, CatalogImportError), match=words) as caught:
         import_catalog(tmp_path / "m.csv", tmp_path / "deep" / "out", settings=SMALL, workers=1)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "deep").exists()
@@ -551,7 +551,7 @@ def test_a_failed_second_import_keeps_the_first(tmp_path, source):
     import_catalog(source, out, settings=SMALL, workers=1)
     before = left_behind(out)
     (tmp_path / "m.csv").write_bytes(b"image,sku\nnone.png,b\nnone2.png,b\n")
-    with pytest.raises(ImportFailed):
+    with pytest.raises(CatalogImportError):
         import_catalog(tmp_path / "m.csv", out, settings=SMALL, workers=1)
     assert left_behind(out) == before
 
@@ -564,10 +564,10 @@ def test_disk_full_and_ctrl_c_leave_nothing(tmp_path, source, monkeypatch, error
         raise error
 
     monkeypatch.setattr(builder_module, "train_word_vectors", fail)
-    with pytest.raises((ImportFailed, KeyboardInterrupt)) as caught:
+    with pytest.raises((CatalogImportError, KeyboardInterrupt)) as caught:
         import_catalog(source, tmp_path / "out", settings=SMALL, workers=1)
     assert not (tmp_path / "out").exists()
-    if isinstance(caught.value, ImportFailed):
+    if isinstance(caught.value, CatalogImportError):
         assert "no space left" in str(caught.value)
 
 
@@ -575,7 +575,7 @@ def test_two_imports_at_once_are_refused(tmp_path, source):
     (tmp_path / ".import.lock").touch()
     with (tmp_path / ".import.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(ImportFailed, match="another import is writing"):
+        with pytest.raises(CatalogImportError, match="another import is writing"):
             import_catalog(source, tmp_path, settings=SMALL, workers=1)
 
 
@@ -606,7 +606,7 @@ def test_a_killed_import_leaves_nothing_that_opens(tmp_path, source):
     with process:
         assert process.stdout is not None
         assert process.stdout.readline() == "decoded\n"
-        with pytest.raises(ImportFailed, match="another import"):
+        with pytest.raises(CatalogImportError, match="another import"):
             import_catalog(source, out, settings=SMALL, workers=1)
         process.send_signal(signal.SIGKILL)
     (leftover,) = (out / "photos").iterdir()
@@ -807,7 +807,7 @@ def test_options(tmp_path, source):
     ],
 )
 def test_settings_are_checked(change, words):
-    with pytest.raises(ImportFailed, match=words):
+    with pytest.raises(CatalogImportError, match=words):
         ImportSettings(**change)
 
 
@@ -847,9 +847,9 @@ def test_command_line(tmp_path, source, capsys):
     out = capsys.readouterr().out
     assert "28 rows read, 28 photos kept in 4 classes" in out
     assert "report.md" in out
-    with pytest.raises(ImportFailed, match="--dataset NAME --from DIR"):
+    with pytest.raises(CatalogImportError, match="--dataset NAME --from DIR"):
         run_import(parser.parse_args(["--out", os.fspath(tmp_path)]))
-    with pytest.raises(ImportFailed, match=r"photos\.csv: .*check --out"):
+    with pytest.raises(CatalogImportError, match=r"photos\.csv: .*check --out"):
         run_import(parser.parse_args([os.fspath(source), "--out", os.fspath(source)]))
 
 

@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 
 from sicot_jax.catalog.importing.splits import (
-    Photo,
+    SplitPhoto,
+    SplitRules,
     assign_splits,
     held_out,
     order_key,
@@ -17,7 +18,7 @@ from sicot_jax.catalog.importing.splits import (
 
 def photos_of(**classes):
     return [
-        Photo(f"{label}{i}", label, f"{label}/{i}.jpg")
+        SplitPhoto(f"{label}{i}", label, f"{label}/{i}.jpg")
         for label, n in classes.items()
         for i in range(n)
     ]
@@ -79,18 +80,18 @@ def test_test_sets_in_proportion(n, expected):
 def test_a_large_share_leaves_one_to_train():
     assert split_sizes(4, test_share=0.99) == (1, 0, 3)
     photos = photos_of(a=200, b=10)
-    result = assign_splits(photos, seed=0, test_share=0.5)
+    result = assign_splits(photos, SplitRules(seed=0, test_share=0.5))
     assert count(photos, result, "a")["test"] == 100
     assert count(photos, result, "b")["test"] == 5
     with pytest.raises(ValueError, match="test_share=1, wanted above 0 and below 1"):
-        assign_splits(photos, seed=0, test_share=1)
+        assign_splits(photos, SplitRules(seed=0, test_share=1))
     with pytest.raises(ValueError, match="test_share and test_per_class are both given; give one"):
-        assign_splits(photos, seed=0, test_share=0.5, test_per_class=3)
+        assign_splits(photos, SplitRules(seed=0, test_share=0.5, test_per_class=3))
 
 
 def test_small_classes_are_trained_not_tested():
     photos = photos_of(a=3, b=4)
-    result = assign_splits(photos, seed=0)
+    result = assign_splits(photos, SplitRules(seed=0))
     assert count(photos, result, "a") == {"train": 3}
     assert count(photos, result, "b") == {"train": 3, "test": 1}
     assert result.small_classes == ["a"]
@@ -99,7 +100,7 @@ def test_small_classes_are_trained_not_tested():
 
 def test_untested_classes_are_named():
     photos = photos_of(a=3, b=5, c=6)
-    result = assign_splits(photos, seed=0, test_per_class=5)
+    result = assign_splits(photos, SplitRules(seed=0, test_per_class=5))
     assert result.small_classes == ["a"]
     assert result.untested_classes == ["b"]
     assert count(photos, result, "c") == {"train": 1, "test": 5}
@@ -108,39 +109,50 @@ def test_untested_classes_are_named():
 def test_row_order_does_not_matter_and_the_seed_does():
     photos = photos_of(a=30, b=11, c=2)
     expected = dict(
-        zip((p.image_id for p in photos), assign_splits(photos, seed=1).split, strict=True)
+        zip(
+            (p.image_id for p in photos),
+            assign_splits(photos, SplitRules(seed=1)).split,
+            strict=True,
+        )
     )
     shuffled = photos[:]
     random.Random(0).shuffle(shuffled)
     assert (
         dict(
-            zip((p.image_id for p in shuffled), assign_splits(shuffled, seed=1).split, strict=True)
+            zip(
+                (p.image_id for p in shuffled),
+                assign_splits(shuffled, SplitRules(seed=1)).split,
+                strict=True,
+            )
         )
         == expected
     )
-    assert assign_splits(photos, seed=2).split != assign_splits(photos, seed=1).split
+    assert (
+        assign_splits(photos, SplitRules(seed=2)).split
+        != assign_splits(photos, SplitRules(seed=1)).split
+    )
 
 
 def test_another_class_does_not_change_a_class():
     alone = photos_of(a=30)
     assert (
-        assign_splits(alone + photos_of(b=9), seed=0).split[:30]
-        == assign_splits(alone, seed=0).split
+        assign_splits(alone + photos_of(b=9), SplitRules(seed=0)).split[:30]
+        == assign_splits(alone, SplitRules(seed=0)).split
     )
 
 
 def test_given_split_wins():
-    given = [Photo(f"x{i}", "x", f"{i}", "test" if i < 9 else "train") for i in range(10)]
-    assert assign_splits(given, seed=0).split == ["test"] * 9 + ["train"]
-    mixed = [*given, *(Photo(f"f{i}", "x", f"f{i}") for i in range(5))]
-    result = assign_splits(mixed, seed=0)
+    given = [SplitPhoto(f"x{i}", "x", f"{i}", "test" if i < 9 else "train") for i in range(10)]
+    assert assign_splits(given, SplitRules(seed=0)).split == ["test"] * 9 + ["train"]
+    mixed = [*given, *(SplitPhoto(f"f{i}", "x", f"f{i}") for i in range(5))]
+    result = assign_splits(mixed, SplitRules(seed=0))
     assert result.split[:10] == ["test"] * 9 + ["train"]
     assert Counter(result.split[10:]) == {"train": 3, "validation": 1, "test": 1}
 
 
 def test_surplus_copies_of_one_label_leave_one():
-    photos = [Photo("same", "a", "2.jpg"), Photo("same", "a", "1.jpg"), *photos_of(a=4)]
-    result = assign_splits(photos, seed=0)
+    photos = [SplitPhoto("same", "a", "2.jpg"), SplitPhoto("same", "a", "1.jpg"), *photos_of(a=4)]
+    result = assign_splits(photos, SplitRules(seed=0))
     assert result.surplus == [0]
     assert result.split[0] == ""
     assert result.split[1] != ""
@@ -149,11 +161,11 @@ def test_surplus_copies_of_one_label_leave_one():
 
 def test_a_copy_of_an_official_test_photo_leaves_train():
     photos = [
-        Photo("same", "a", "1.jpg", "train"),
-        Photo("same", "a", "2.jpg", "test"),
-        Photo("x", "a", "3", "train"),
+        SplitPhoto("same", "a", "1.jpg", "train"),
+        SplitPhoto("same", "a", "2.jpg", "test"),
+        SplitPhoto("x", "a", "3", "train"),
     ]
-    result = assign_splits(photos, seed=0)
+    result = assign_splits(photos, SplitRules(seed=0))
     assert result.split == ["", "test", "train"]
     assert result.surplus == [0]
 
@@ -161,25 +173,26 @@ def test_a_copy_of_an_official_test_photo_leaves_train():
 def test_identical_photos_of_two_labels_are_trained_only_and_named():
     photos = [
         *photos_of(a=40, b=40),
-        Photo("same", "a", "p.jpg", "test"),
-        Photo("same", "b", "q.jpg", "test"),
+        SplitPhoto("same", "a", "p.jpg", "test"),
+        SplitPhoto("same", "b", "q.jpg", "test"),
     ]
-    photos.append(Photo("same", "b", "r.jpg"))
-    result = assign_splits(photos, seed=0)
+    photos.append(SplitPhoto("same", "b", "r.jpg"))
+    result = assign_splits(photos, SplitRules(seed=0))
     assert result.split[80:] == ["train", "train", ""]
     assert result.conflicting == [("same", [80, 81])]
     assert result.surplus == [82]
     for seed in range(5):  # never held out, whatever the order
-        pinned = [Photo(p.image_id, p.label, p.reference) for p in photos]
-        assert assign_splits(pinned, seed=seed).split[80] == "train"
+        pinned = [SplitPhoto(p.image_id, p.label, p.reference) for p in photos]
+        assert assign_splits(pinned, SplitRules(seed=seed)).split[80] == "train"
 
 
 def test_no_photo_is_in_two_splits():
     generator = random.Random(0)
     photos = [
-        Photo(str(generator.randrange(200)), generator.randrange(12), str(i)) for i in range(600)
+        SplitPhoto(str(generator.randrange(200)), generator.randrange(12), str(i))
+        for i in range(600)
     ]
-    result = assign_splits(photos, seed=3)
+    result = assign_splits(photos, SplitRules(seed=3))
     where = {}
     for photo, split in zip(photos, result.split, strict=True):
         if split:
@@ -193,18 +206,21 @@ def test_tail_cut_leaves_validation_and_test():
     assert tail_targets([100, 100, 100, 100, 100], 16) == [16, 8, 4, 2, 1]
     assert tail_targets([3, 100, 5], 16) == [1, 16, 4]
     photos = photos_of(a=50, b=50, c=50)
-    whole, cut = assign_splits(photos, seed=0), assign_splits(photos, seed=0, tail_cut=9)
+    whole, cut = (
+        assign_splits(photos, SplitRules(seed=0)),
+        assign_splits(photos, SplitRules(seed=0, tail_cut=9)),
+    )
     assert [count(photos, cut, label)["train"] for label in "abc"] == [9, 3, 1]
-    assert len(cut.cut) == 3 * 32 - 13
+    assert len(cut.tail_removed) == 3 * 32 - 13
     for before, after in zip(whole.split, cut.split, strict=True):
         assert after == before or (before == "train" and after == "")
 
 
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match="test_per_class=0"):
-        assign_splits(photos_of(a=3), seed=0, test_per_class=0)
+        assign_splits(photos_of(a=3), SplitRules(seed=0, test_per_class=0))
     with pytest.raises(ValueError, match="tail_cut=0"):
-        assign_splits(photos_of(a=3), seed=0, tail_cut=0)
+        assign_splits(photos_of(a=3), SplitRules(seed=0, tail_cut=0))
 
 
 def test_order_key_is_fixed_for_ever():
@@ -217,20 +233,20 @@ def test_a_later_version_keeps_the_split_of_every_photo():
     many would move.
     """
     old = photos_of(a=20, b=20, c=7, d=3)
-    first = assign_splits(old, seed=0)
+    first = assign_splits(old, SplitRules(seed=0))
     previous = {photo.image_id: split for photo, split in zip(old, first.split, strict=True)}
     grown = photos_of(a=30, b=30, c=7, d=9)
-    second = assign_splits(grown, seed=0, previous=previous)
+    second = assign_splits(grown, SplitRules(seed=0), previous=previous)
     where = {photo.image_id: split for photo, split in zip(grown, second.split, strict=True)}
     assert {image: where[image] for image in previous} == previous
-    assert second.settled == 50
+    assert second.unchanged == 50
     assert [count(grown, second, label) for label in "abcd"] == [
         {"train": 19, "validation": 5, "test": 6},
         {"train": 19, "validation": 5, "test": 6},
         {"train": 5, "validation": 1, "test": 1},
         {"train": 6, "validation": 1, "test": 2},
     ]
-    anew = assign_splits(grown, seed=0)
+    anew = assign_splits(grown, SplitRules(seed=0))
     assert any(
         previous.get(p.image_id, "test") != "test"
         for p, s in zip(grown, anew.split, strict=True)
@@ -241,11 +257,15 @@ def test_a_later_version_keeps_the_split_of_every_photo():
 def test_a_photo_kept_in_test_never_leaves_a_class_without_train():
     photos = photos_of(a=4)
     result = assign_splits(
-        photos, seed=0, previous={"a0": "validation", "a1": "validation", "a2": "validation"}
+        photos,
+        SplitRules(seed=0),
+        previous={"a0": "validation", "a1": "validation", "a2": "validation"},
     )
     assert result.split == ["validation"] * 3 + ["train"]
-    given = [Photo("x", "a", "x", "test"), *photos_of(a=1)]
-    assert assign_splits(given, seed=0, previous={"x": "train", "a0": "test"}).split == [
+    given = [SplitPhoto("x", "a", "x", "test"), *photos_of(a=1)]
+    assert assign_splits(
+        given, SplitRules(seed=0), previous={"x": "train", "a0": "test"}
+    ).split == [
         "test",
         "test",
     ]
@@ -253,33 +273,35 @@ def test_a_photo_kept_in_test_never_leaves_a_class_without_train():
 
 def test_equal_test_sets_count_given_photos_and_only_those_that_may_be_tested():
     """Each class with another number of test photos than asked is named."""
-    pinned = [Photo(f"same{i}", label, f"{label}{i}") for i in range(4) for label in ("a", "z")]
+    pinned = [
+        SplitPhoto(f"same{i}", label, f"{label}{i}") for i in range(4) for label in ("a", "z")
+    ]
     given = [
-        Photo(f"g{label}{i}", label, str(i), "test")
+        SplitPhoto(f"g{label}{i}", label, str(i), "test")
         for label, n in [("c", 5), ("d", 2)]
         for i in range(n)
     ]
     photos = [*photos_of(a=3, z=30, c=10, d=10), *pinned, *given]
-    five = assign_splits(photos, seed=0, test_per_class=5)
+    five = assign_splits(photos, SplitRules(seed=0, test_per_class=5))
     assert [count(photos, five, label)["test"] for label in "azcd"] == [0, 5, 5, 5]
     assert five.untested_classes == ["a"]
     assert not five.uneven_classes
     assert not five.small_classes
     assert count(photos, five, "a") == {"train": 7}
-    three = assign_splits(photos, seed=0, test_per_class=3)
+    three = assign_splits(photos, SplitRules(seed=0, test_per_class=3))
     assert [count(photos, three, label)["test"] for label in "azcd"] == [3, 3, 5, 3]
     assert three.uneven_classes == ["c"]
     assert not three.untested_classes
-    assert assign_splits(pinned, seed=0).untested_classes == ["a", "z"]
+    assert assign_splits(pinned, SplitRules(seed=0)).untested_classes == ["a", "z"]
 
 
 def test_an_official_test_split_is_kept_and_validation_held_out():
     """Ten photos of a class with three test photos beside them; of a class without a test photo
     none is held out.
     """
-    given = [Photo(f"t{i}", "a", f"t/{i}.jpg", "test") for i in range(3)]
+    given = [SplitPhoto(f"t{i}", "a", f"t/{i}.jpg", "test") for i in range(3)]
     photos = photos_of(a=10, b=10) + given
-    result = assign_splits(photos, seed=0, official_test=True)
+    result = assign_splits(photos, SplitRules(seed=0, official_test=True))
     assert count(photos, result, "a") == {"train": 8, "validation": held_out(10), "test": 3}
     assert count(photos, result, "b") == {"train": 10}
     assert result.untested_classes == ["b"]
@@ -289,7 +311,7 @@ def test_an_official_test_split_is_kept_and_validation_held_out():
     split = {p.image_id: s for p, s in zip(photos, result.split, strict=True)}
     assert [image for image in order if split[image] == "validation"] == order[:2]
     grown = photos_of(a=30) + given
-    later = assign_splits(grown, seed=0, official_test=True, previous=split)
+    later = assign_splits(grown, SplitRules(seed=0, official_test=True), previous=split)
     assert count(grown, later, "a") == {"train": 24, "validation": held_out(30), "test": 3}
     assert [s for p, s in zip(grown, later.split, strict=True) if p.image_id in order] == [
         split[f"a{i}"] for i in range(10)

@@ -71,7 +71,7 @@ def test_round_trip(source, tmp_path):
     assert isinstance(opened.splits["train"].images, np.memmap)
     for key in ("sku", "title", "category"):
         assert list(getattr(opened.classes, key)) == list(getattr(source.classes, key))
-    np.testing.assert_array_equal(opened.classes.withdrawn, source.classes.withdrawn)
+    np.testing.assert_array_equal(opened.classes.discontinued, source.classes.discontinued)
     np.testing.assert_array_equal(opened.word_vectors, source.word_vectors)
     for field in ("name", "data_hash", "head_boundary"):
         assert getattr(opened, field) == getattr(source, field)

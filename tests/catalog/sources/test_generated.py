@@ -17,7 +17,7 @@ from PIL import Image
 
 from sicot_jax.catalog.catalog import SPLITS
 from sicot_jax.catalog.importing.builder import ImportSettings
-from sicot_jax.catalog.importing.manifest import ManifestError
+from sicot_jax.catalog.importing.manifest_rows import ManifestError
 from sicot_jax.catalog.importing.photos import prepare_all
 from sicot_jax.catalog.sources import render as pictures
 from sicot_jax.catalog.sources.generated import PROMOTIONS, data_hash, open_generated, zipf_counts

@@ -8,15 +8,15 @@ import pytest
 from helpers.index_maker import BITS, PHOTOS, PRODUCTS, WIDTH
 
 from sicot_jax.errors import InputError
-from sicot_jax.index.backends.local import EmbeddedIndex
+from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.storage import layout
-from sicot_jax.index.storage.vectors import Vectors, unit
+from sicot_jax.index.storage.vectors import VectorFiles, unit
 from sicot_jax.indexing import update as change
 
 
 @pytest.fixture
 def opened(index):
-    made = EmbeddedIndex(layout.current_version(index))
+    made = LocalIndex(layout.current_version(index))
     yield made
     made.close()
 
@@ -28,11 +28,11 @@ def queries(count=20):
 def exact(opened, embedding, k, allowed=None):
     """(product, similarity) of the nearest products by features alone."""
     places = PRODUCTS * PHOTOS
-    vectors = Vectors(opened.folder, WIDTH, BITS)
-    similarity = np.asarray(vectors.mapped(layout.FEATURES, places), np.float32) @ unit(embedding)
+    vectors = VectorFiles(opened.folder, WIDTH, BITS)
+    similarity = np.asarray(vectors.memmap(layout.FEATURES, places), np.float32) @ unit(embedding)
     best = {}
     for owner, value in zip(
-        vectors.mapped(layout.OWNERS, places).tolist(), similarity.tolist(), strict=True
+        vectors.memmap(layout.ROW_PRODUCTS, places).tolist(), similarity.tolist(), strict=True
     ):
         if allowed is None or owner in allowed:
             best[owner] = max(best.get(owner, -2), value)
@@ -56,24 +56,24 @@ def test_nearest_products_are_those_of_all_similarities(opened, k):
 @pytest.mark.parametrize("k", [0, 2])
 def test_nearest_photos_are_those_of_all_similarities(opened, k):
     """Whosever they are; as many as asked for, fewer where there are fewer."""
-    vectors, places = Vectors(opened.folder, WIDTH, BITS), PRODUCTS * PHOTOS
-    owners = vectors.mapped(layout.OWNERS, places)
+    vectors, places = VectorFiles(opened.folder, WIDTH, BITS), PRODUCTS * PHOTOS
+    owners = vectors.memmap(layout.ROW_PRODUCTS, places)
     for embedding in queries():
-        cosine = np.asarray(vectors.mapped(layout.FEATURES, places), np.float32) @ unit(embedding)
+        cosine = np.asarray(vectors.memmap(layout.FEATURES, places), np.float32) @ unit(embedding)
         order = np.argsort(-cosine, kind="stable")
-        near = opened.nearest(embedding[None], k, photos=5)[0]
+        near = opened.nearest(embedding[None], k, num_photos=5)[0]
         assert [(n.place, n.product) for n in near.photos] == [(p, owners[p]) for p in order[:5]]
         np.testing.assert_allclose(
             [n.similarity for n in near.photos], cosine[order[:5]], rtol=1e-6
         )
         assert len(near.products) == k
-    assert len(opened.nearest(queries(1), k, photos=places + 9)[0].photos) == places
+    assert len(opened.nearest(queries(1), k, num_photos=places + 9)[0].photos) == places
 
 
 def test_a_batch_is_its_queries(opened):
     some = queries(3)
-    assert opened.nearest(some, 2, photos=3) == [
-        opened.nearest(query[None], 2, photos=3)[0] for query in some
+    assert opened.nearest(some, 2, num_photos=3) == [
+        opened.nearest(query[None], 2, num_photos=3)[0] for query in some
     ]
 
 
@@ -151,7 +151,7 @@ def test_readers_outlive_the_index_that_was_replaced(index):
     """A thread that reads while everyone else drops the index: it is closed with the last
     reference.
     """
-    opened = EmbeddedIndex(layout.current_version(index))
+    opened = LocalIndex(layout.current_version(index))
     results, going = [], threading.Event()
 
     def read(mine):

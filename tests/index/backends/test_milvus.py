@@ -46,7 +46,7 @@ for address in ("", database):
     answers.append([])
     for category in (None, "kind 0", "kind 1", "fresh", "nothing"):
         for candidates in (9, 40):
-            near = made.nearest(embeddings, 3, photos=4, category=category, candidates=candidates)
+            near = made.nearest(embeddings, 3, num_photos=4, category=category, candidates=candidates)
             answers[-1].append([dataclasses.asdict(one) for one in near])
     answers[-1].append([made.counts(), dataclasses.asdict(made.product("new"))])
     made.close()

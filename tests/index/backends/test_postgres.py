@@ -27,8 +27,8 @@ from sicot_jax.index.backends.base import IndexUnavailable, Near
 from sicot_jax.index.backends.open import open_index
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage import products as cards_of
-from sicot_jax.index.storage.products import Cards
-from sicot_jax.index.storage.vectors import Vectors, unit
+from sicot_jax.index.storage.products import ProductStore
+from sicot_jax.index.storage.vectors import VectorFiles, unit
 from sicot_jax.indexing import update as change
 
 psycopg = pytest.importorskip("psycopg", reason="a database is used with the extra postgres")
@@ -91,15 +91,15 @@ def queries(count=10):
 
 def all_pairs(opened, embedding, k, category=None):
     """(product, place, similarity) of the nearest by all similarities."""
-    with contextlib.closing(Cards(opened.folder / layout.CARDS)) as cards:
+    with contextlib.closing(ProductStore(opened.folder / layout.PRODUCTS)) as cards:
         rows = cards.connection.execute(
             "SELECT place, product FROM photos JOIN products USING (product) "
             "WHERE NOT photos.withdrawn AND NOT products.withdrawn AND (?1 IS NULL OR category = ?1)",
             (category,),
         ).fetchall()
         places = cards.ends()[0]
-    vectors = Vectors(opened.folder, opened.manifest.width, opened.manifest.bits)
-    similarity = np.asarray(vectors.mapped(layout.FEATURES, places), np.float32) @ unit(embedding)
+    vectors = VectorFiles(opened.folder, opened.manifest.width, opened.manifest.bits)
+    similarity = np.asarray(vectors.memmap(layout.FEATURES, places), np.float32) @ unit(embedding)
     best = {}
     for place, product in rows:
         best.setdefault(product, (product, place, float(similarity[place])))
@@ -158,7 +158,7 @@ def test_cards_are_those_of_the_files(index, url):
         for place in (0, 5, PRODUCTS * PHOTOS, 99):
             assert copy.picture(place) == files.picture(place)
         assert copy.counts() == files.counts()
-        mine, theirs = copy.offered(), files.offered()
+        mine, theirs = copy.active_products(), files.active_products()
         for name in ("withdrawn", "products", "kernel", "bias"):
             np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
             assert getattr(mine, name).dtype == getattr(theirs, name).dtype
@@ -169,26 +169,26 @@ def test_bits_and_numbers_are_those_of_the_files(index, url):
     """As text, which has its own rules for their order."""
     publish(index, url)
     folder = layout.current_version(index)
-    manifest = layout.read_manifest(folder)
-    vectors = Vectors(folder, manifest.width, manifest.bits)
+    manifest = layout.read_index_manifest(folder)
+    vectors = VectorFiles(folder, manifest.width, manifest.bits)
     with psycopg.connect(url, autocommit=True) as connection:
         database.use_schema(connection, database.schema_of(folder))
         stored = connection.execute(
             "SELECT code::text, feature::text, product FROM photos ORDER BY place"
         ).fetchall()
     for (code, feature, product), place in zip(stored, range(PRODUCTS * PHOTOS), strict=True):
-        bits = np.unpackbits(vectors.mapped(layout.CODES, place + 1)[place], bitorder="little")
+        bits = np.unpackbits(vectors.memmap(layout.CODES, place + 1)[place], bitorder="little")
         assert code == "".join(map(str, bits))
         np.testing.assert_array_equal(
             np.array(feature.strip("[]").split(","), np.float32),
-            vectors.mapped(layout.FEATURES, place + 1)[place],
+            vectors.memmap(layout.FEATURES, place + 1)[place],
         )
-        assert product == vectors.mapped(layout.OWNERS, place + 1)[place]
+        assert product == vectors.memmap(layout.ROW_PRODUCTS, place + 1)[place]
 
 
 def test_only_small_files_are_read_of_the_folder(index, url):
     publish(index, url)
-    for name in (layout.FEATURES, layout.CODES, layout.OWNERS, layout.CARDS):
+    for name in (layout.FEATURES, layout.CODES, layout.ROW_PRODUCTS, layout.PRODUCTS):
         (layout.current_version(index) / name).unlink()
     with reading(index, url) as copy:
         assert copy.nearest(queries(1), 1)[0].products
@@ -201,18 +201,18 @@ def five_thousand(tmp_path_factory, made_model):
     from helpers import index_maker
 
     folder = tmp_path_factory.mktemp("many")
-    made = layout.read_manifest(index_maker.write_index(folder / "made", made_model))
+    made = layout.read_index_manifest(index_maker.write_index(folder / "made", made_model))
     version = folder / "index" / "v000001"
     version.parent.mkdir()
     search.write(version, search.Gaussian(WIDTH), 5_000, 256, made)
     (folder / "index" / layout.CURRENT).write_text("v000001\n")
     with (
-        contextlib.closing(Cards(version / layout.CARDS, writable=True)) as cards,
+        contextlib.closing(ProductStore(version / layout.PRODUCTS, writable=True)) as cards,
         cards.change() as connection,
     ):
         kinds = ["rare" if n % 500 == 7 else f"kind {n % 10}" for n in range(5_000)]
-        cards_of.put_products(connection, ((n, sku(n), "", "", kinds[n], {}) for n in range(5_000)))
-        cards_of.put_photos(connection, ((n, n, f"{n:032x}", None) for n in range(5_000)))
+        cards_of.upsert_products(connection, ((n, sku(n), "", "", kinds[n], {}) for n in range(5_000)))
+        cards_of.insert_photos(connection, ((n, n, f"{n:032x}", None) for n in range(5_000)))
     return folder / "index"
 
 
@@ -244,7 +244,7 @@ def test_recall(five_thousand, url):
         publish(five_thousand, url)
         assert {n.product % 2 for q in asked for n in copy.nearest(q[None], 10)[0].products} == {1}
         assert recall() >= 0.95
-        assert copy.nearest(asked[:1], 10, category="kind 2") == [Near([], [])]
+        assert copy.nearest(asked[:1], 10, category="kind 2") == [Neighbours([], [])]
 
 
 def test_published_twice_is_no_change(index, url):
@@ -276,20 +276,20 @@ def test_changes_are_seen_once_they_are_published(index, url, tmp_path):
         published = publish(index, url)
         # Products: new, 1 (category), 2 and 3; a withdrawn photo; a row of the classifier.
         assert (published.revision, published.new_photos, published.changes) == (2, 2, 6)
-        assert copy.offered().products.tolist() == []  # until
+        assert copy.active_products().products.tolist() == []  # until
         assert copy.refresh()
         assert not copy.refresh()
-        assert copy.offered().products.tolist() == [PRODUCTS]
-        assert copy.offered().withdrawn.tolist() == [2]
+        assert copy.active_products().products.tolist() == [PRODUCTS]
+        assert copy.active_products().withdrawn.tolist() == [2]
         with reading(index) as files:
             assert copy.counts() == files.counts()
             everything = range(PRODUCTS + 1)
             assert copy.products(everything) == files.products(everything)
             assert copy.product(sku(3)).quality == {"price": 2.5}
-            assert copy.photos_of(1) == files.photos_of(1) == PHOTOS + 1
+            assert copy.count_photos(1) == files.count_photos(1) == PHOTOS + 1
             for category in (None, "fresh", "kind 0", "kind 1"):
                 mine, theirs = (
-                    one.nearest(queries(), 9, photos=7, category=category) for one in (copy, files)
+                    one.nearest(queries(), 9, num_photos=7, category=category) for one in (copy, files)
                 )
                 for part in ("products", "photos"):
                     one, other = (
@@ -298,9 +298,9 @@ def test_changes_are_seen_once_they_are_published(index, url, tmp_path):
                     )
                     assert one == other
                     assert all(one)
-            assert copy.offered().names == ("fresh", "kind 0", "kind 1")
+            assert copy.active_products().names == ("fresh", "kind 0", "kind 1")
             for one in (copy, files):
-                told = [one.offered().names[number] for number in one.offered().category]
+                told = [one.active_products().names[number] for number in one.active_products().category]
                 assert told == [
                     card.category if card else f"kind {n % 2}"
                     for n, card in enumerate(one.products(everything))
@@ -315,14 +315,14 @@ def test_a_row_that_is_gone_is_gone_in_the_database(index, url, tmp_path):
     change.add(index, feed)
     publish(index, url)
     with reading(index, url) as copy:
-        assert copy.offered().products.tolist() == [PRODUCTS]
-        with contextlib.closing(Cards(layout.current_version(index) / layout.CARDS)) as cards:
+        assert copy.active_products().products.tolist() == [PRODUCTS]
+        with contextlib.closing(ProductStore(layout.current_version(index) / layout.PRODUCTS)) as cards:
             find = "SELECT image_id FROM photos WHERE product = ?"
             image_id = cards.connection.execute(find, (PRODUCTS,)).fetchone()[0]
         change.remove(index, [], photos=[image_id])
         publish(index, url)
         assert copy.refresh()
-        assert copy.offered().products.tolist() == []
+        assert copy.active_products().products.tolist() == []
 
 
 @pytest.mark.parametrize("where", ["_update", "_count", "database.create_indexes", "_one"])
@@ -388,9 +388,9 @@ def test_an_index_of_the_same_name_is_another_one(index, url, made_model):
     publish(index, url)
     shutil.rmtree(index)
     version = write_index(index, made_model)
-    manifest = layout.read_manifest(version)
+    manifest = layout.read_index_manifest(version)
     manifest.sha256["made"] = "later"
-    layout.write_manifest(version, manifest)
+    layout.write_index_manifest(version, manifest)
     with pytest.raises(InputError, match="has no copy of"):
         open_index(version, url)
     assert publish(index, url).new_photos == PRODUCTS * PHOTOS

@@ -10,8 +10,8 @@ from helpers.index_maker import PHOTOS, PRODUCTS, WIDTH, jpeg, photo, sku, write
 from sicot_jax.cli import main as cli
 from sicot_jax.errors import InputError
 from sicot_jax.index.backends import sharded as shards
-from sicot_jax.index.backends.base import Offered
-from sicot_jax.index.backends.local import EmbeddedIndex
+from sicot_jax.index.backends.base import ActiveProducts
+from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.backends.open import open_index
 from sicot_jax.index.backends.sharded import ShardedIndex, shard_folder, split
 from sicot_jax.index.storage import inverted_lists as lists
@@ -80,7 +80,7 @@ def test_parts_answer_as_one(changed, tmp_path, count):
         assert len(made.parts) == count
         for category in (None, "kind 0", "kind 1", "fresh", "nothing"):
             one, other = (
-                index.nearest(queries(), 4, photos=5, category=category, candidates=ALL)
+                index.nearest(queries(), 4, num_photos=5, category=category, candidates=ALL)
                 for index in (whole, made)
             )
             for mine, theirs in zip(one, other, strict=True):
@@ -89,9 +89,9 @@ def test_parts_answer_as_one(changed, tmp_path, count):
                         made, getattr(theirs, part)
                     )
         assert made.counts() == {"products": PRODUCTS, "photos": (PRODUCTS - 1) * PHOTOS + 2}
-        assert made.manifest.photos == made.counts()["photos"]
-        assert made.manifest.model == whole.manifest.model
-        mine, theirs = made.offered(), whole.offered()
+        assert made.manifest.num_photos == made.counts()["photos"]
+        assert made.manifest.model_sha256 == whole.manifest.model_sha256
+        mine, theirs = made.active_products(), whole.active_products()
         for field in ("withdrawn", "products", "kernel", "bias"):
             np.testing.assert_array_equal(getattr(mine, field), getattr(theirs, field))
         assert mine.names == ("fresh", "kind 0", "kind 1")
@@ -104,7 +104,7 @@ def test_parts_answer_as_one(changed, tmp_path, count):
 
 def test_recognition_says_the_same(changed, tmp_path):
     split(changed, tmp_path / "split", 3)
-    fusion = read_fusion(layout.current_version(tmp_path / "split") / layout.CATEGORIES)
+    fusion = read_fusion(layout.current_version(tmp_path / "split") / layout.CATEGORY_FUSION)
     with opened(changed) as whole, opened(tmp_path / "split") as made:
         for embedding in queries(5):
             logits = embedding[:PRODUCTS]
@@ -138,7 +138,7 @@ def test_cards_and_pictures_are_found_in_their_parts(changed, tmp_path):
                 != []
             )
             assert made.product(one.sku) == other
-            assert made.photos_of(one.product) == whole.photos_of(one.product)
+            assert made.count_photos(one.product) == whole.count_photos(one.product)
         assert made.product("nobody") is None
         assert made.product(sku(2)) is None
         assert made.picture(10_000) is None
@@ -149,7 +149,7 @@ def test_few_candidates_propose_what_one_index_proposes_and_more(changed, tmp_pa
     split(changed, tmp_path / "split", 3)
     with opened(changed) as whole, opened(tmp_path / "split") as made:
         for one, other in zip(
-            *(index.nearest(queries(), 2, photos=3, candidates=4) for index in (whole, made)),
+            *(index.nearest(queries(), 2, num_photos=3, candidates=4) for index in (whole, made)),
             strict=True,
         ):
             for part in ("products", "photos"):
@@ -215,7 +215,7 @@ def test_a_split_index_is_not_changed(index, tmp_path, capsys):
         lambda: export_index(out, tmp_path / "export"),
         lambda: split(out, tmp_path / "again", 2),
         lambda: rank(out, [tmp_path / "events.sqlite"], tmp_path),
-        lambda: EmbeddedIndex(layout.current_version(out)),
+        lambda: LocalIndex(layout.current_version(out)),
         lambda: nightly(tmp_path / "m.csv", tmp_path / "c", tmp_path / "run", out),
     ):
         with pytest.raises(
@@ -237,7 +237,7 @@ def test_what_is_offered_by_hand():
 
     def part(withdrawn, products, names, category):
         rows = np.full((len(products), 2), 7.0, np.float32) * (np.array(products)[:, None] + 1)
-        return Offered(
+        return ActiveProducts(
             np.array(withdrawn),
             np.array(products, int),
             rows,
@@ -263,18 +263,18 @@ def test_changes_of_a_part_are_seen(index, tmp_path):
     split(index, tmp_path / "split", 2)
     version = layout.current_version(tmp_path / "split")
     with opened(tmp_path / "split") as made:
-        from sicot_jax.index.storage.products import Cards
+        from sicot_jax.index.storage.products import ProductStore
 
         with (
             contextlib.closing(
-                Cards(shard_folder(version, 1) / layout.CARDS, writable=True)
+                ProductStore(shard_folder(version, 1) / layout.PRODUCTS, writable=True)
             ) as cards,
             cards.change(),
         ):
             cards.connection.execute("UPDATE products SET withdrawn = 1 WHERE product = 3")
         assert made.refresh()
         assert not made.refresh()
-        assert made.offered().withdrawn.tolist() == [3]
+        assert made.active_products().withdrawn.tolist() == [3]
         assert {n.product for n in made.nearest(queries(1), 9)[0].products} == set(
             range(PRODUCTS)
         ) - {3}

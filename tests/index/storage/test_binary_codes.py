@@ -10,10 +10,10 @@ from sicot_jax.index.storage.binary_codes import (
     LEARNED,
     LSH,
     PCA,
-    Codebook,
-    fit_codebook,
+    BinaryEncoder,
+    fit_binary_encoder,
     itq_rotation,
-    learned_codebook,
+    encoder_from_layer,
 )
 from sicot_jax.index.storage.vectors import unit
 
@@ -23,12 +23,12 @@ FITTED = [kind for kind in KINDS if kind != LEARNED]
 def test_a_code_by_hand():
     """Signs of x - (1, 1, 1) along three directions and their opposites, lowest bit first."""
     projection = np.concatenate([np.eye(3), -np.eye(3), np.eye(3)[:, :2]], 1).astype(np.float32)
-    codebook = Codebook(projection, -np.ones(3, np.float32) @ projection)
+    codebook = BinaryEncoder(projection, -np.ones(3, np.float32) @ projection)
     np.testing.assert_array_equal(codebook.encode(np.array([[2, 0, 3]])), [[0b01010101]])
 
 
 def test_codes_agree_but_for_bits_at_the_edge():
-    codebook = Codebook(np.eye(8, dtype=np.float32), np.zeros(8, np.float32))
+    codebook = BinaryEncoder(np.eye(8, dtype=np.float32), np.zeros(8, np.float32))
     rows = np.array([[1, -1, 1e-7, 1, 1, 1, 1, 1]], np.float32)
     assert codebook.agrees(rows, np.array([[0b11111101]], np.uint8))
     assert codebook.agrees(rows, np.array([[0b11111001]], np.uint8))
@@ -36,14 +36,14 @@ def test_codes_agree_but_for_bits_at_the_edge():
 
 
 def test_a_codebook_comes_back_from_its_file(tmp_path):
-    codebook = fit_codebook(np.eye(16, dtype=np.float32), 8)
+    codebook = fit_binary_encoder(np.eye(16, dtype=np.float32), 8)
     codebook.save(tmp_path / "codebook.npz")
-    again = Codebook.load(tmp_path / "codebook.npz")
+    again = BinaryEncoder.load(tmp_path / "codebook.npz")
     assert (again.width, again.bits) == (16, 8)
     np.testing.assert_array_equal(again.encode(np.eye(16)), codebook.encode(np.eye(16)))
     (tmp_path / "codebook.npz").write_bytes(b"no")
     with pytest.raises(InputError, match="no codebook .*; build the index again"):
-        Codebook.load(tmp_path / "codebook.npz")
+        BinaryEncoder.load(tmp_path / "codebook.npz")
 
 
 @pytest.mark.parametrize("kind", FITTED)
@@ -54,7 +54,7 @@ def test_near_vectors_have_near_codes(kind, bits):
     """
     rng = np.random.default_rng(0)
     rows = unit(rng.standard_normal((500, 32)))
-    codebook = fit_codebook(rows, bits, kind)
+    codebook = fit_binary_encoder(rows, bits, kind)
     assert codebook.bits == bits
     codes = codebook.encode(rows)
     near = codebook.encode(unit(rows + 0.05 * unit(rng.standard_normal(rows.shape))))
@@ -68,13 +68,13 @@ def test_near_vectors_have_near_codes(kind, bits):
 def test_a_codebook_of_vectors_without_variance(kind):
     """One photo, or all the same: codes are made all the same."""
     for rows in (np.ones((1, 4)), np.ones((5, 4))):
-        assert fit_codebook(rows.astype(np.float32), 16, kind).encode(rows).shape == (len(rows), 2)
+        assert fit_binary_encoder(rows.astype(np.float32), 16, kind).encode(rows).shape == (len(rows), 2)
 
 
 @pytest.mark.parametrize("bits", [12, 0, 8192])
 def test_bits_that_no_index_has(bits):
     with pytest.raises(InputError, match=f"bits={bits}, wanted a multiple of 8 up to 4096"):
-        fit_codebook(np.ones((3, 4)), bits)
+        fit_binary_encoder(np.ones((3, 4)), bits)
 
 
 def test_random_directions_differ_in_a_share_of_bits_that_is_the_angle():
@@ -83,7 +83,7 @@ def test_random_directions_differ_in_a_share_of_bits_that_is_the_angle():
     """
     angles = np.pi * np.array([0, 1 / 4, 1 / 2, 3 / 4])
     rows = np.stack([np.cos(angles), np.sin(angles), 0 * angles, 0 * angles], 1).astype(np.float32)
-    codes = np.unpackbits(fit_codebook(rows, 4096, LSH).encode(rows), axis=1)
+    codes = np.unpackbits(fit_binary_encoder(rows, 4096, LSH).encode(rows), axis=1)
     np.testing.assert_allclose(
         (codes[1:] != codes[0]).mean(1), [1 / 4, 1 / 2, 3 / 4], atol=3 * 0.5 / 64
     )
@@ -117,7 +117,7 @@ def test_iterative_quantisation_lies_nearer_to_codes_than_a_random_rotation():
     rng = np.random.default_rng(1)
     rows = rng.choice([-1.0, 1.0], (2000, 8)) @ np.linalg.qr(rng.standard_normal((12, 8)))[0].T
     rows = (rows + 0.2 * rng.standard_normal(rows.shape)).astype(np.float32)
-    pca, itq = (fit_codebook(rows, 8, kind) for kind in (PCA, ITQ))
+    pca, itq = (fit_binary_encoder(rows, 8, kind) for kind in (PCA, ITQ))
     errors = [
         np.square(np.sign(scores) - scores).mean()
         for scores in (pca.scores(rows), itq.scores(rows))
@@ -128,11 +128,11 @@ def test_iterative_quantisation_lies_nearer_to_codes_than_a_random_rotation():
 def test_a_learned_layer_keeps_its_signs():
     """Directions at length 1, so that "near to the edge" means the same for all."""
     kernel = np.array([[3, 0], [4, -2]], np.float32).repeat(4, 1)
-    codebook = learned_codebook(kernel, np.full(8, 10, np.float32), bits=8)
+    codebook = encoder_from_layer(kernel, np.full(8, 10, np.float32), bits=8)
     np.testing.assert_allclose(codebook.projection[:, 0], [0.6, 0.8])
     np.testing.assert_allclose(codebook.offset[[0, 4]], [2, 5])
     np.testing.assert_array_equal(
         codebook.encode([[-2, -1], [-4, 6]]), [[0b11110000], [0b00001111]]
     )
     with pytest.raises(InputError, match="--bits 16 with --codes learned, and the run learned 8"):
-        learned_codebook(kernel, np.zeros(8), bits=16)
+        encoder_from_layer(kernel, np.zeros(8), bits=16)

@@ -18,10 +18,10 @@ from helpers.index_maker import (
 )
 
 from sicot_jax.errors import InputError
-from sicot_jax.index.backends.local import EmbeddedIndex
+from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.storage import inverted_lists as lists
 from sicot_jax.index.storage import layout
-from sicot_jax.index.storage.inverted_lists import Lists, write_lists
+from sicot_jax.index.storage.inverted_lists import Lists, write_inverted_lists
 from sicot_jax.index.storage.vectors import unit
 from sicot_jax.indexing import update as change
 from sicot_jax.indexing.parquet import export_index, import_index
@@ -40,7 +40,7 @@ def plane(degrees):
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     monkeypatch.setattr(lists, "LINES", 3)
-    write_lists(tmp_path, plane(ANGLES).astype(np.float16), [(6, 12), (0, 6)])
+    write_inverted_lists(tmp_path, plane(ANGLES).astype(np.float16), [(6, 12), (0, 6)])
     return Lists(tmp_path, 12, 2)
 
 
@@ -74,19 +74,19 @@ def test_lists_that_are_not_whole(made, tmp_path):
         match=r"lists.i32: 12 lines in 4 lists of 2 numbers, wanted 13 of 2; build the index",
     ):
         Lists(tmp_path, 13, 2)
-    stored = np.fromfile(tmp_path / layout.LISTS, np.int32)
+    stored = np.fromfile(tmp_path / layout.POSTING_LISTS, np.int32)
     stored[5] = stored[6]  # a line twice, another one lost
-    stored.tofile(tmp_path / layout.LISTS)
+    stored.tofile(tmp_path / layout.POSTING_LISTS)
     assert (
         "lines 0 to 6 are not each in one list"
         in Lists(tmp_path, 12, 2).faults([(0, 6), (6, 12)])[0]
     )
-    (tmp_path / layout.CENTRES).write_bytes(b"nothing")
+    (tmp_path / layout.CENTROIDS).write_bytes(b"nothing")
     with pytest.raises(
         InputError, match=r"lists.faiss: no lists \(RuntimeError\); build the index again"
     ):
         Lists(tmp_path, 12, 2)
-    (tmp_path / layout.CENTRES).unlink()
+    (tmp_path / layout.CENTROIDS).unlink()
     with pytest.raises(InputError, match="no lists"):
         Lists(tmp_path, 12, 2)
 
@@ -100,16 +100,16 @@ def listed(index, monkeypatch):
     monkeypatch.setattr(lists, "SPARE", 3)
     monkeypatch.setattr(lists, "FROM", 12)
     folder = layout.current_version(index)
-    manifest = layout.read_manifest(folder)
-    with contextlib.closing(EmbeddedIndex(folder)) as flat:
-        write_lists(folder, flat._view.features, [(a, b) for a, b in manifest.categories.values()])
-    layout.write_manifest(folder, dataclasses.replace(manifest, sha256=layout.digests(folder)))
+    manifest = layout.read_index_manifest(folder)
+    with contextlib.closing(LocalIndex(folder)) as flat:
+        write_inverted_lists(folder, flat._view.features, [(a, b) for a, b in manifest.categories.values()])
+    layout.write_index_manifest(folder, dataclasses.replace(manifest, sha256=layout.file_digests(folder)))
     return folder
 
 
 @contextlib.contextmanager
 def opened(folder):
-    made = EmbeddedIndex(folder)
+    made = LocalIndex(folder)
     try:
         yield made
     finally:
@@ -146,7 +146,7 @@ def test_what_lists_propose_is_the_nearest_of_their_lines(index, listed):
         # A photo that came later is found by itself, in all and in its category.
         own = np.asarray(view.features[built], np.float32)
         for category in (None, "kind 1"):
-            near = made.nearest(own[None], 1, photos=1, category=category, candidates=2)[0]
+            near = made.nearest(own[None], 1, num_photos=1, category=category, candidates=2)[0]
             assert near.photos[0].place == built
             assert near.products[0].product == PRODUCTS
 
@@ -160,14 +160,14 @@ def test_withdrawn_and_moved_photos_with_lists(listed, index, tmp_path):
     (tmp_path / "move.csv").write_text("sku,category\nsku-1,kind 0\n")
     change.update(index, tmp_path / "move.csv")
     with opened(listed) as made:
-        flat = EmbeddedIndex(listed)
+        flat = LocalIndex(listed)
         flat._lists = None
         for category, k in ((None, 3), ("kind 0", 3), ("kind 1", 2)):
             for candidates in (2, 4):  # three lines for each: of 12 in a category, of 24 in all
                 narrow = made.nearest(
-                    queries(), 3, photos=4, category=category, candidates=candidates
+                    queries(), 3, num_photos=4, category=category, candidates=candidates
                 )
-                wide = flat.nearest(queries(), 3, photos=4, category=category, candidates=99)
+                wide = flat.nearest(queries(), 3, num_photos=4, category=category, candidates=99)
                 for near, exact in zip(narrow, wide, strict=True):
                     assert 2 not in {n.product for n in near.products}
                     assert 0 not in {n.place for n in near.photos}
@@ -179,27 +179,27 @@ def test_withdrawn_and_moved_photos_with_lists(listed, index, tmp_path):
 
 def test_verify_and_opening_find_damaged_lists(index, listed):
     assert verify(listed, checksums=True) == []
-    stored = np.fromfile(listed / layout.LISTS, np.int32)
+    stored = np.fromfile(listed / layout.POSTING_LISTS, np.int32)
     stored[-1] = stored[-2]
-    stored.tofile(listed / layout.LISTS)
+    stored.tofile(listed / layout.POSTING_LISTS)
     assert [fault.split(":")[0] for fault in verify(listed, checksums=True)] == [
-        layout.LISTS,
-        layout.LISTS,
+        layout.POSTING_LISTS,
+        layout.POSTING_LISTS,
     ]
-    stored[:-1].tofile(listed / layout.LISTS)
+    stored[:-1].tofile(listed / layout.POSTING_LISTS)
     assert "23 lines in 8 lists" in verify(listed)[0]
     with pytest.raises(InputError, match="23 lines in 8 lists .* build the index again"):
-        EmbeddedIndex(listed)
+        LocalIndex(listed)
 
 
 def test_an_import_sorts_its_own_lines(index, listed, tmp_path, monkeypatch):
     """Lines are others there: lists do not come along."""
     change.remove(index, ["sku-2"])
     export_index(index, tmp_path / "out")
-    assert not (tmp_path / "out" / layout.LISTS).exists()
+    assert not (tmp_path / "out" / layout.POSTING_LISTS).exists()
     monkeypatch.setattr(lists, "FROM", 10)
     folder = import_index(tmp_path / "out", tmp_path / "other")
-    assert {layout.LISTS, layout.CENTRES} <= set(layout.read_manifest(folder).sha256)
+    assert {layout.POSTING_LISTS, layout.CENTROIDS} <= set(layout.read_index_manifest(folder).sha256)
     assert verify(folder, checksums=True) == []
     with opened(folder) as made:
         assert len(made._lists._lines) == (PRODUCTS - 1) * PHOTOS
@@ -207,6 +207,6 @@ def test_an_import_sorts_its_own_lines(index, listed, tmp_path, monkeypatch):
 
 def test_a_small_index_has_none(index, made_model):
     folder = write_index(index, made_model)
-    assert not (folder / layout.LISTS).exists()
+    assert not (folder / layout.POSTING_LISTS).exists()
     with opened(folder) as made:
         assert made._lists is None

@@ -10,8 +10,8 @@ def publish(index, text):
     folder = index / layout.BUILDING
     folder.mkdir()
     (folder / "file").write_text(text)
-    with layout.alone(index):
-        return layout.publish(index, folder)
+    with layout.write_lock(index):
+        return layout.publish_version(index, folder)
 
 
 def test_the_version_before_stays_and_older_ones_go(tmp_path):
@@ -32,12 +32,12 @@ def test_a_version_that_was_taken_back_stays_until_it_is_replaced(tmp_path):
 
 def test_one_writer_at_a_time(tmp_path):
     with (
-        layout.alone(tmp_path),
+        layout.write_lock(tmp_path),
         pytest.raises(InputError, match="another process is changing it"),
-        layout.alone(tmp_path),
+        layout.write_lock(tmp_path),
     ):
         pass
-    with layout.alone(tmp_path):
+    with layout.write_lock(tmp_path):
         pass
 
 
@@ -61,9 +61,9 @@ def test_a_reader_that_was_too_slow_opens_the_next_version(tmp_path):
 
 def test_manifests_that_are_none(tmp_path):
     with pytest.raises(InputError, match="wanted the manifest of a product index"):
-        layout.read_manifest(tmp_path)
+        layout.read_index_manifest(tmp_path)
     (tmp_path / layout.MANIFEST).write_text('{"format": 99}')
     with pytest.raises(
         InputError, match=f"format 99, this version reads {layout.FORMAT}; build the index again"
     ):
-        layout.read_manifest(tmp_path)
+        layout.read_index_manifest(tmp_path)

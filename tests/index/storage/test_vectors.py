@@ -6,29 +6,29 @@ import pytest
 from sicot_jax.errors import InputError
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage import vectors as vectors_of
-from sicot_jax.index.storage.vectors import Vectors, cosines, unit
+from sicot_jax.index.storage.vectors import VectorFiles, cosines, unit
 
 
 def test_lines_after_those_that_count_are_overwritten(tmp_path):
     """What a change left behind that did not come to its end."""
-    vectors = Vectors(tmp_path, 3, 8)
-    vectors.write(layout.OWNERS, 0, np.arange(5, dtype=np.int32))
-    vectors.write(layout.OWNERS, 2, np.array([7], np.int32))
-    np.testing.assert_array_equal(vectors.mapped(layout.OWNERS, 3), [0, 1, 7])
+    vectors = VectorFiles(tmp_path, 3, 8)
+    vectors.write(layout.ROW_PRODUCTS, 0, np.arange(5, dtype=np.int32))
+    vectors.write(layout.ROW_PRODUCTS, 2, np.array([7], np.int32))
+    np.testing.assert_array_equal(vectors.memmap(layout.ROW_PRODUCTS, 3), [0, 1, 7])
     with pytest.raises(InputError, match="3 lines, wanted 4; the index is damaged"):
-        vectors.mapped(layout.OWNERS, 4)
+        vectors.memmap(layout.ROW_PRODUCTS, 4)
 
 
 def test_a_map_made_before_keeps_its_lines(tmp_path):
     """A reader's view, while a writer appends."""
-    vectors = Vectors(tmp_path, 2, 8)
+    vectors = VectorFiles(tmp_path, 2, 8)
     first = np.array([[1, 2], [3, 4]], np.float16)
     vectors.write(layout.FEATURES, 0, first)
-    before = vectors.mapped(layout.FEATURES, 2)
+    before = vectors.memmap(layout.FEATURES, 2)
     vectors.write(layout.FEATURES, 2, first + 4)
     np.testing.assert_array_equal(before, first)
-    np.testing.assert_array_equal(vectors.mapped(layout.FEATURES, 4)[2:], first + 4)
-    assert vectors.mapped(layout.CODES, 0).shape == (0, 1)
+    np.testing.assert_array_equal(vectors.memmap(layout.FEATURES, 4)[2:], first + 4)
+    assert vectors.memmap(layout.CODES, 0).shape == (0, 1)
 
 
 def test_cosines_of_halves(monkeypatch):

@@ -51,11 +51,11 @@ KINDS = {
     "all neighbours": ["--config.head.sample_rate=1.0", "--config.head.neighbours=500"],
     "small chunks": ["--config.head.chunk=1000"],
     "codes": ["--config.loss.codes=1"],
-    "box": ["--config.model.box=features", "--config.loss.box=1"],
+    "box": ["--config.model.localization=features", "--config.loss.background_suppression=1"],
     "box and triplets": [
-        "--config.model.box=image",
-        "--config.loss.box=1",
-        "--config.loss.box_known=1",
+        "--config.model.localization=image",
+        "--config.loss.background_suppression=1",
+        "--config.loss.box_regression=1",
         "--config.loss.triplet=1",
     ],
     "largest entries": ["--config.train.gradient_ratio=0.01"],
@@ -82,12 +82,12 @@ SLOWER_HEADS = [
 def wide(*overrides):
     """The tiny config with a head that outweighs its streams."""
     sizes = [f"--config.model.embedding_width={WIDTH}", f"--config.train.batch_size={BATCH}"]
-    return config_lib.load("tiny", [*sizes, *overrides])
+    return config_lib.load_config("tiny", [*sizes, *overrides])
 
 
 def quick(*overrides):
     """A step that compiles in seconds: the backbone only goes forward."""
-    return config_lib.load("tiny", ["--config.optim.trainable=(?!visual/resnet)", *overrides])
+    return config_lib.load_config("tiny", ["--config.optim.trainable=(?!visual/resnet)", *overrides])
 
 
 def options_of(kind: str) -> list[str]:
@@ -264,7 +264,7 @@ def test_the_step_by_formula_is_what_the_compiled_step_takes_and_sends(
 
 @pytest.mark.slow
 def test_what_is_said_of_more_micro_batches_holds_once_they_are_compiled():
-    config = config_lib.load(
+    config = config_lib.load_config(
         "tiny", ["--config.train.batch_size=2048", "--config.train.micro_batches=4"]
     )
     few = fit.with_activations(plan.make_plan(config, SMALL, devices=1, platform="gpu"))
@@ -273,7 +273,7 @@ def test_what_is_said_of_more_micro_batches_holds_once_they_are_compiled():
     assert str(first) == "--config.train.micro_batches=64"
     device_mesh = mesh.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(device_mesh):
-        setup = make_setup(config_lib.override(config, first.overrides), SMALL, device_mesh)
+        setup = make_setup(config_lib.override_config(config, first.overrides), SMALL, device_mesh)
         needed = held(first.plan, fit.compile_step(setup, abstract_state(setup), 2048))
     np.testing.assert_allclose(first.plan.total(), needed, rtol=0.1)
     assert needed <= plan.SHARE * memory
@@ -331,7 +331,7 @@ def test_activations_follow_the_photos_at_a_time():
     assert new.photos == 8
     assert new.photos_at_a_time == 4
     half = dataclasses.replace(
-        new, config=config_lib.override(config, ["--config.train.micro_batches=4"])
+        new, config=config_lib.override_config(config, ["--config.train.micro_batches=4"])
     )
     more = dataclasses.replace(new, devices=16)
     for one in (half, more):
@@ -379,7 +379,7 @@ def test_what_would_fit_instead_does_by_the_same_formulas(options, activations, 
     assert str(others[0]) == first
     for other in others:
         devices = other.plan.devices
-        again = planned(config_lib.override(config, other.overrides), devices=devices)
+        again = planned(config_lib.override_config(config, other.overrides), devices=devices)
         again = dataclasses.replace(
             again, activations=new.activations, activations_of=new.activations_of
         )
