@@ -41,8 +41,8 @@ from sicot_jax.index.storage.binary_codes import (
     LSH,
     PCA,
     BinaryEncoder,
-    fit_binary_encoder,
     encoder_from_layer,
+    fit_binary_encoder,
 )
 from sicot_jax.index.storage.vectors import VectorFiles, unit
 

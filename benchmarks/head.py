@@ -169,7 +169,7 @@ def ours(config: HeadConfig):
                 OptimConfig(momentum=MOMENTUM, weight_decay=DECAY),
                 optax.constant_schedule(LR),
             )
-            tx = optim.make_tx(sgd, rate)
+            tx = optim.make_optimizer(sgd, rate)
             head = heads.make_head(
                 config,
                 LossConfig(visual=1.0, mixed=1.0),

@@ -28,8 +28,9 @@ import numpy as np
 
 from benchmarks import timing
 from benchmarks.finished_runs import catalog_of
-from sicot_jax.catalog import batches as pipeline
+from sicot_jax.catalog.batches import PhotoBatchLoader
 from sicot_jax.catalog.catalog import Catalog
+from sicot_jax.catalog.prefetch import prefetch
 from sicot_jax.export.from_run import exported
 from sicot_jax.indexing import build as building
 from sicot_jax.indexing import update as change
@@ -44,17 +45,17 @@ def bare(workdir: Path, catalog: Catalog) -> float:
     with exported(workdir) as found, building.embedder(found) as embed:
 
         def all_of(order: np.ndarray) -> int:
-            batches = pipeline.PhotoBatches(
+            batches = PhotoBatchLoader(
                 split, run.config.preprocessing, run.config.eval.batch_size, order
             )
-            ahead = pipeline.ahead(
+            prefetched = prefetch(
                 batches,
                 0,
                 len(batches),
                 workers=run.config.data.workers,
                 source=run.config.data.source,
             )
-            return sum(1 for _ in embed(ahead))
+            return sum(1 for _ in embed(prefetched))
 
         all_of(np.arange(1))  # compiles
         start = time.perf_counter()
@@ -84,10 +85,10 @@ def built(workdir: Path, index: Path) -> tuple[float, float]:
 
 def _one(source, run) -> dict:
     split, order = source.catalog.splits["train"], source.order[:1]
-    batches = pipeline.PhotoBatches(
+    batches = PhotoBatchLoader(
         split, run.config.preprocessing, run.config.eval.batch_size, order
     )
-    return next(iter(pipeline.ahead(batches, 0, 1, workers=0, source=run.config.data.source)))
+    return next(iter(prefetch(batches, 0, 1, workers=0, source=run.config.data.source)))
 
 
 def changed(index: Path, manifest: Path, skus: Sequence[str]) -> dict[str, float]:

@@ -27,8 +27,9 @@ import numpy as np
 
 from benchmarks import timing
 from sicot_jax import config as config_lib
-from sicot_jax.catalog import batches as pipeline
+from sicot_jax.catalog.batches import train_batch_loader
 from sicot_jax.catalog.catalog import Catalog
+from sicot_jax.catalog.prefetch import prefetch
 from sicot_jax.catalog.sources.arrays import export_arrays, open_arrays
 from sicot_jax.catalog.sources.generated import open_generated
 from sicot_jax.config import Config, DataConfig, GeneratedSpec
@@ -67,11 +68,11 @@ def rates(catalog: Catalog, config: Config, workers: int, *, batches: int) -> tu
     Some batches before and after them are not counted: at the start the workers begin, at the end
       they run dry.
     """
-    make = pipeline.train_batches(catalog, config)
+    make = train_batch_loader(catalog, config)
     device_mesh = mesh.make_mesh(data=1, devices=jax.devices()[:1])
     before, after = 4 + 2 * workers, 6 + 2 * workers
     stamps = []
-    source = pipeline.ahead(
+    source = prefetch(
         make, 0, before + batches + after, workers=workers, source=config.data.source
     )
     for number, batch in enumerate(source, 1):
@@ -87,7 +88,7 @@ def rates(catalog: Catalog, config: Config, workers: int, *, batches: int) -> tu
 
 def parts(catalog: Catalog, config: Config) -> Iterator[tuple[str, Callable[[], float]]]:
     """Name and seconds a photo of each part of making one batch, one thread."""
-    make = pipeline.train_batches(catalog, config)
+    make = train_batch_loader(catalog, config)
     device_mesh = mesh.make_mesh(data=1, devices=jax.devices()[:1])
     size, step = config.train.batch_size, 0
     indices = [int(i) for i in make.sampler(0)]

@@ -27,7 +27,7 @@ import numpy as np
 
 from benchmarks import timing
 from sicot_jax import config as config_lib
-from sicot_jax.catalog import batches as pipeline
+from sicot_jax.catalog.batches import HostBatch, train_batch_loader
 from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.sources.arrays import export_arrays, open_arrays
 from sicot_jax.catalog.sources.generated import open_generated
@@ -36,13 +36,10 @@ from sicot_jax.models.sicot import start_words
 from sicot_jax.parallel import mesh
 from sicot_jax.training import device_batches
 from sicot_jax.training.loop import train
-from sicot_jax.training.step import (
-    DataShape,
-    class_log_prior,
-    make_setup,
-    make_train_step,
-    start_state,
-)
+from sicot_jax.training.step import make_train_step
+from sicot_jax.training.state import class_log_prior, initial_state
+from sicot_jax.training.setup import make_setup
+from sicot_jax.training.model import DataShape
 
 _BEFORE, _AFTER = (
     8,
@@ -56,7 +53,7 @@ class BareStep:
     def __init__(
         self,
         config: Config,
-        batch: pipeline.Batch,
+        batch: HostBatch,
         *,
         counts: np.ndarray,
         word_vectors: np.ndarray,
@@ -72,7 +69,7 @@ class BareStep:
             prior = mesh.to_global({"prior": class_log_prior(counts, self.mesh)}, self.mesh)[
                 "prior"
             ]
-            self.state = start_state(setup, prior)
+            self.state = initial_state(setup, prior)
             if config.loss.with_semantic:
                 self.state = start_words(self.state, word_vectors)
             self.batch = device_batches.to_device(batch, self.mesh)
@@ -171,7 +168,7 @@ def loops(config: Config, args: argparse.Namespace, folder: Path) -> None:
         if base not in contenders:
             contenders[base] = BareStep(
                 config,
-                pipeline.train_batches(catalog, config)(0),
+                train_batch_loader(catalog, config)(0),
                 counts=catalog.classes.counts["train"],
                 word_vectors=catalog.word_vectors,
                 steps=args.steps,
@@ -242,7 +239,7 @@ def streams(config: Config, args: argparse.Namespace) -> None:
     vectors = rng.normal(size=(args.vocabulary, args.word_width)).astype(np.float32)
     counts = np.full(args.classes, 10)
 
-    def bare(config: Config, batch: pipeline.Batch) -> BareStep:
+    def bare(config: Config, batch: HostBatch) -> BareStep:
         return BareStep(config, batch, counts=counts, word_vectors=vectors, steps=args.steps)
 
     baseline = "baseline"

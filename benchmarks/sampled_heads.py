@@ -28,7 +28,9 @@ from sicot_jax.config import Config, HeadConfig
 from sicot_jax.training import loop as train
 from sicot_jax.training import run as runs
 from sicot_jax.training.checkpoint import Checkpoints
-from sicot_jax.training.step import abstract_state, compute_dtype, make_setup
+from sicot_jax.training.state import abstract_state
+from sicot_jax.training.setup import make_setup
+from sicot_jax.training.model import compute_dtype
 
 
 def contenders(head: HeadConfig, rates: list[float]) -> dict[str, HeadConfig]:

@@ -1,3 +1,1 @@
-"""Catalogues of photos, SKUs and titles: the common interface, sampling and batches. Never imports
-jax.
-"""
+"""Catalogues of photos, SKUs and titles: interface, sampling and host batches; never imports jax."""

@@ -1,4 +1,4 @@
-"""The one shape in which training, evaluation and reports see a catalogue."""
+"""Defines the interface of a catalogue: records, splits, class table and tokenizer."""
 
 from __future__ import annotations
 
@@ -15,9 +15,19 @@ SPLITS = ("train", "validation", "test")
 class Record(TypedDict):
     """One photo with its product.
 
-    `image` is an encoded photo (bytes, as stored by an import) or a decoded one (uint8 [H, W, 3]).
-    `box` is (x_min, y_min, x_max, y_max) as fractions of width and height, all zero where unknown.
-    `role` is "catalogue" or "query"; `reference` is where the photo came from.
+    Attributes:
+      image_id: hash of the photo's pixels, or another unique name.
+      image: an encoded photo (bytes, as stored by an import) or a decoded one (uint8 [H, W, 3]).
+      sku: of the product.
+      class_id: 0..C-1.
+      title: of the product.
+      tags: further text of the product.
+      token_ids: int32 [number of known words of the title], without padding.
+      category: of the product.
+      box: float32 [4], (x_min, y_min, x_max, y_max) as fractions of width and height, all zero
+        where unknown.
+      role: "catalogue" or "query".
+      reference: where the photo came from.
     """
 
     image_id: str
@@ -26,17 +36,21 @@ class Record(TypedDict):
     class_id: int
     title: str
     tags: str
-    token_ids: np.ndarray  # int32 [number of known words], no padding
+    token_ids: np.ndarray
     category: str
-    box: np.ndarray  # float32 [4]
+    box: np.ndarray
     role: str
     reference: str
 
 
 class Split(Protocol):
-    """Records of one split by index; `labels` are known without reading a photo."""
+    """Records of one split by index.
 
-    labels: np.ndarray  # int32 [N]
+    Attributes:
+      labels: int32 [N], class ids, known without reading a photo.
+    """
+
+    labels: np.ndarray
 
     def __len__(self) -> int: ...
 
@@ -44,24 +58,53 @@ class Split(Protocol):
 
 
 class Tokenizer(Protocol):
-    """Text to ids of the catalogue's own vocabulary; id 0 is padding and never returned."""
+    """Maps text to ids of the catalogue's vocabulary; id 0 is padding and never returned.
 
-    vocabulary: Sequence[str]  # [V], vocabulary[0] == ""
+    Attributes:
+      vocabulary: [V] words or pieces by id; entry 0 is "".
+    """
 
-    def encode(self, text: str) -> np.ndarray: ...  # int32, unknown units left out
+    vocabulary: Sequence[str]
 
-    def save(self, folder: Path) -> None: ...  # for `text.load_tokenizer`
+    def encode(self, text: str) -> np.ndarray:
+        """Returns ids in text order.
+
+        Args:
+          text: a title.
+
+        Returns:
+          int32 [number of known words]; unknown words are left out.
+        """
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Writes the files that `tokenizer.load_tokenizer` reads.
+
+        Args:
+          folder: an existing folder.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassTable:
-    """Row c describes class id c. Rows are only ever appended; a discontinued SKU keeps its row."""
+    """Describes the C classes; row c is class id c.
+
+    Rows are only ever appended; a discontinued SKU keeps its row.
+
+    Attributes:
+      sku: [C].
+      title: [C], of the SKU's first training photo.
+      category: [C].
+      counts: split -> int64 [C], photos per class.
+      discontinued: bool [C], SKUs that the newest import no longer has.
+    """
 
     sku: Sequence[str]
-    title: Sequence[str]  # of the SKU's first training photo
+    title: Sequence[str]
     category: Sequence[str]
-    counts: Mapping[str, np.ndarray]  # split -> int64 [C], number of photos
-    discontinued: np.ndarray  # bool [C]
+    counts: Mapping[str, np.ndarray]
+    discontinued: np.ndarray
 
     def __len__(self) -> int:
         return len(self.sku)
@@ -71,10 +114,16 @@ class ClassTable:
 class Catalog:
     """A catalogue that can be trained on.
 
-    `head_boundary`: a class is head when it has more training photos than this, otherwise tail.
-    `data_hash`: hex digest over records, splits and tables; equal hashes mean equal data.
-    `resized_by`: the fields of Preprocessing that its photos were resized with, empty where they
-    are as they came.
+    Attributes:
+      name: of the data set.
+      data_hash: hex digest over records, splits and tables; equal hashes mean equal data.
+      classes: the class table.
+      head_boundary: a class is head when it has more training photos than this, otherwise tail.
+      tokenizer: of the training titles.
+      word_vectors: float32 [V, E], initial word vectors, row 0 (padding) zero.
+      splits: name -> records.
+      resized_by: the fields of Preprocessing that the photos were resized with, empty where they
+        are as imported.
     """
 
     name: str
@@ -82,6 +131,6 @@ class Catalog:
     classes: ClassTable
     head_boundary: int
     tokenizer: Tokenizer
-    word_vectors: np.ndarray  # float32 [V, E], row 0 zero
+    word_vectors: np.ndarray
     splits: Mapping[str, Split]
     resized_by: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""One place that knows the kinds of catalogue."""
+"""Opens a catalogue of any kind: imported, array file or generated."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from sicot_jax.config import ConfigError, DataConfig
 
 
 def open_catalog(config: DataConfig) -> Catalog:
-    """The catalogue that `data.source` and `data.path` name."""
+    """Opens the catalogue that `data.source` and `data.path` name.
+
+    Args:
+      config: the data section of a config.
+
+    Returns:
+      The catalogue; photos are read when a record is.
+
+    Raises:
+      ConfigError: an unknown source.
+      InputError: there is no such catalogue, or it is damaged.
+    """
     match config.source:
         case "imported":
             from sicot_jax.catalog.sources.imported import open_imported

@@ -1,4 +1,4 @@
-"""Counts and what follows from them: head and tail, priors, shared words. Training photos only."""
+"""Computes class counts, head and tail, class priors and the words that head and tail share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,18 @@ import numpy as np
 
 
 def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """int64 [C]: photos per class of int labels [N]. Raises ValueError on a label outside 0..C-1."""
+    """Returns photos per class.
+
+    Args:
+      labels: int [N], class ids.
+      num_classes: C.
+
+    Returns:
+      int64 [C].
+
+    Raises:
+      ValueError: a label outside 0..C-1.
+    """
     labels = np.asarray(labels)
     if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
         raise ValueError(
@@ -18,12 +29,17 @@ def class_counts(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def default_head_boundary(train_counts: np.ndarray) -> int:
-    """The boundary b for which `count > b` is the smallest set of most frequent classes with half
-    of the train photos.
+    """Returns the head boundary at which the head has half of the training photos.
 
-    Classes of equal count stay together, so the set is the smallest such set that a boundary can
-    express; b is the largest number that expresses it, one less than the smallest count in the
-    head. Without photos b = 0.
+    The head is the smallest set of most frequent classes with at least half of the photos; classes
+    of equal count stay together.
+
+    Args:
+      train_counts: int [C], training photos per class.
+
+    Returns:
+      b such that `count > b` is the head: one less than the smallest count in the head, and 0
+      without photos.
     """
     ordered = np.sort(np.asarray(train_counts, dtype=np.int64))[::-1]
     total = int(ordered.sum())
@@ -34,16 +50,32 @@ def default_head_boundary(train_counts: np.ndarray) -> int:
 
 
 def head_mask(train_counts: np.ndarray, head_boundary: int) -> np.ndarray:
-    """bool [C]: True where a class has more training photos than the boundary."""
+    """Returns which classes are head.
+
+    Args:
+      train_counts: int [C], training photos per class.
+      head_boundary: a class with more photos is head.
+
+    Returns:
+      bool [C].
+    """
     return np.asarray(train_counts) > head_boundary
 
 
 def log_prior(train_counts: np.ndarray) -> np.ndarray:
-    """float64 [C]: log(n_c / sum n); a class without a training photo (discontinued, or only tested)
-    counts as having one.
+    """Returns the log prior of each class, log(n_c / sum n).
 
-    With prior 0 it would leave the softmax, learn nothing, and win against what was trained; with
-    no adjustment at all its prior would be 1, above that of any other.
+    A class without a training photo (discontinued, or in the test split only) counts as having
+    one: with prior 0 it would leave the softmax, learn nothing, and win against trained classes.
+
+    Args:
+      train_counts: int [C], training photos per class.
+
+    Returns:
+      float64 [C].
+
+    Raises:
+      ValueError: no training photo at all.
     """
     counts = np.asarray(train_counts, dtype=np.float64)
     total = counts.sum()
@@ -54,11 +86,19 @@ def log_prior(train_counts: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(counts, 1)) - np.log(total)
 
 
-def shared_vocabulary(
+def vocabulary_overlap(
     token_ids: Sequence[np.ndarray], labels: np.ndarray, head: np.ndarray
 ) -> Mapping[str, float]:
-    """Words used by head classes, tail classes and both in the train titles, and both / either
-    ("share", 0 if none).
+    """Counts the words that titles of head classes and of tail classes have in common.
+
+    Args:
+      token_ids: [N], int token ids of each training title.
+      labels: int [N], class ids.
+      head: bool [C].
+
+    Returns:
+      "head", "tail", "both": numbers of distinct words; "share": both / (head or tail), 0 without
+      words.
     """
     head_words: set[int] = set()
     tail_words: set[int] = set()

@@ -1,4 +1,4 @@
-"""Word vectors that initialise the semantic stream; they train on end to end afterwards."""
+"""Makes the word vectors that initialise the text encoder, random or by word2vec."""
 
 from __future__ import annotations
 
@@ -13,8 +13,18 @@ _SUBSAMPLE_FROM = 1_000_000
 
 
 def random_word_vectors(vocabulary_size: int, width: int, seed: int) -> np.ndarray:
-    """float32 [V, E]: normal with deviation 1 / sqrt(E), so that a word has norm about 1; row 0
-    (padding) is zero.
+    """Returns normal word vectors of norm about 1.
+
+    Args:
+      vocabulary_size: V.
+      width: E.
+      seed: of the random numbers.
+
+    Returns:
+      float32 [V, E], standard deviation 1 / sqrt(E); row 0 (padding) is zero.
+
+    Raises:
+      ValueError: a size below 1.
     """
     if vocabulary_size < 1 or width < 1:
         raise ValueError(
@@ -29,9 +39,9 @@ def random_word_vectors(vocabulary_size: int, width: int, seed: int) -> np.ndarr
 
 
 class _Sentences:
-    """Token ids as the strings that gensim wants; re-iterable, one pass per epoch."""
+    """Token ids as strings, which gensim wants; re-iterable, one pass per epoch."""
 
-    def __init__(self, token_ids: Sequence[np.ndarray], vocabulary_size: int):
+    def __init__(self, token_ids: Sequence[np.ndarray], vocabulary_size: int) -> None:
         self._token_ids = token_ids
         self._names = [str(i) for i in range(vocabulary_size)]
 
@@ -48,10 +58,23 @@ def train_word_vectors(
     epochs: int = 5,
     seed: int = 0,
 ) -> np.ndarray:
-    """word2vec (skip-gram, 5 negatives) over titles: float32 [V, E], row 0 (padding) zero.
+    """Trains word2vec (skip-gram, 5 negatives; Mikolov et al. 2013) over titles.
 
-    `token_ids[i]` int [number of words] holds ids in 1..V-1. Words that no title of two or more
-    words contains keep a small random start. Equal input gives equal vectors: one worker.
+    Equal input gives equal vectors: one worker.
+
+    Args:
+      token_ids: [N], int [number of words] of each title, ids in 1..V-1.
+      vocabulary_size: V.
+      width: E.
+      epochs: passes over the titles.
+      seed: of the random numbers.
+
+    Returns:
+      float32 [V, E], row 0 (padding) zero. Words that no title of two or more words contains keep
+      a small random vector.
+
+    Raises:
+      ValueError: a token id outside 1..V-1.
     """
     vectors = random_word_vectors(vocabulary_size, width, seed) * np.float32(0.1)
     lengths = [len(ids) for ids in token_ids]
@@ -59,7 +82,8 @@ def train_word_vectors(
     high = max((int(ids.max()) for ids in token_ids if len(ids)), default=1)
     if low < 1 or (high >= vocabulary_size and any(lengths)):
         raise ValueError(
-            f"token ids from {low} to {high}, wanted 1 to {vocabulary_size - 1}: encode with one tokenizer"
+            f"token ids from {low} to {high}, wanted 1 to {vocabulary_size - 1}: "
+            "encode with one tokenizer"
         )
     titles = [ids for ids in token_ids if len(ids) > 1]  # a lone word has no context
     if not titles:

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sicot_jax.catalog.batches import TitleReader
 from sicot_jax.catalog.catalog import Catalog
+from sicot_jax.catalog.title_variants import TitleVariantReader
 from sicot_jax.classifier.heads import Classifier
 from sicot_jax.config import Config
 
@@ -25,7 +25,7 @@ def class_words(catalog: Catalog, config: Config, told: int) -> np.ndarray:
     in the variant that the config trains with (masked, shuffled). A class without a known word has
     a row of zeros.
     """
-    read_title, split = TitleReader(catalog, config), catalog.splits["train"]
+    read_title, split = TitleVariantReader(catalog, config), catalog.splits["train"]
     total = np.zeros((len(catalog.classes), told + 1), np.float32)
     titles = np.zeros(len(total), np.int64)
     for i in range(len(split)):

@@ -244,7 +244,7 @@ def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from sicot_jax import config
     from sicot_jax.catalog.open import open_catalog
     from sicot_jax.training.memory import report as plan_report
-    from sicot_jax.training.step import DataShape
+    from sicot_jax.training.model import DataShape
 
     chosen = config.load_config(args.config, overrides)
     for line in plan_report.plan_lines(

@@ -1,6 +1,12 @@
 """The config of a run: its dataclasses, preprocessing, batch plan, and how they are loaded."""
 
-from sicot_jax.config.load import bundled_configs_dir, config_from_dict, load_config, override_config, read_flat_config
+from sicot_jax.config.load import (
+    bundled_configs_dir,
+    config_from_dict,
+    load_config,
+    override_config,
+    read_flat_config,
+)
 from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.config.schema import (
     TEXT_ENCODERS,

@@ -16,7 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sicot_jax.config.schema import CONFIG_FORMAT, Config, ConfigError, _hint, flatten_config, config_to_dict
+from sicot_jax.config.schema import (
+    CONFIG_FORMAT,
+    Config,
+    ConfigError,
+    _hint,
+    flatten_config,
+    config_to_dict,
+)
 from sicot_jax.errors import InputError
 
 
@@ -104,7 +111,9 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> Config:
         if not isinstance(read_flat_config, dict) or "config" not in read_flat_config:
             raise ConfigError(f"{path}: no config in it; wanted the config.json of a run")
         if read_flat_config.get("format") != CONFIG_FORMAT:
-            raise ConfigError(f"{path}: format {read_flat_config.get('format')}, this version reads {CONFIG_FORMAT}")
+            raise ConfigError(
+                f"{path}: format {read_flat_config.get('format')}, this version reads {CONFIG_FORMAT}"
+            )
         config = config_from_dict(read_flat_config["config"])
     else:
         spec = importlib.util.spec_from_file_location(f"sicot_config_{path.stem}", path)

@@ -28,7 +28,8 @@ from sicot_jax.report.record import write_record
 from sicot_jax.report.runs import DIVERGED, read_finished
 from sicot_jax.training import run as runs
 from sicot_jax.training.loop import check_catalog, train
-from sicot_jax.training.step import DataShape, make_setup
+from sicot_jax.training.setup import make_setup
+from sicot_jax.training.model import DataShape
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sicot_jax.catalog.batches import PhotoBatches
+from sicot_jax.catalog.batches import PhotoBatchLoader
 from sicot_jax.catalog.catalog import Catalog, Record
 from sicot_jax.catalog.importing.title_source import Borrowed
 from sicot_jax.catalog.open import open_catalog
@@ -26,7 +26,8 @@ from sicot_jax.parallel import distributed as hosts
 from sicot_jax.parallel import mesh
 from sicot_jax.training import evaluate
 from sicot_jax.training import run as runs
-from sicot_jax.training.step import Setup, TrainState
+from sicot_jax.training.state import TrainState
+from sicot_jax.training.setup import Setup
 
 # One piece of the search: 128 MiB of similarities over all devices, whatever the catalogues' sizes.
 _QUERIES, _ROWS = 1 << 10, 1 << 15
@@ -146,16 +147,16 @@ class Lender:
             "embedding": embed(*visual, image)
         }  # v >= 0, so no cosine is below 0
 
-    def _embed(self, batches: PhotoBatches) -> tuple[np.ndarray, np.ndarray]:
+    def _embed(self, batches: PhotoBatchLoader) -> tuple[np.ndarray, np.ndarray]:
         """image_id [N], v float32 [N, D]."""
         with jax.set_mesh(self.setup.mesh):
             rows = evaluate.over_photos(self._visual, batches, self.run.config, self.setup.mesh)
         return rows["image_id"], rows["embedding"]
 
 
-def _batches(run: runs.Run, split, indices: np.ndarray | None = None) -> PhotoBatches:
+def _batches(run: runs.Run, split, indices: np.ndarray | None = None) -> PhotoBatchLoader:
     indices = np.arange(len(split)) if indices is None else indices
-    return PhotoBatches(split, run.config.preprocessing, run.config.eval.batch_size, indices)
+    return PhotoBatchLoader(split, run.config.preprocessing, run.config.eval.batch_size, indices)
 
 
 def nearest(

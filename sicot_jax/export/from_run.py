@@ -22,7 +22,7 @@ from sicot_jax.errors import InputError
 from sicot_jax.parallel import mesh
 from sicot_jax.training import evaluate
 from sicot_jax.training import run as runs
-from sicot_jax.training.step import TrainState
+from sicot_jax.training.state import TrainState
 from sicot_jax.weights import bundle as folders
 from sicot_jax.weights import safetensors_io as weights
 from sicot_jax.weights import semantic as text

@@ -22,9 +22,10 @@ import numpy as np
 from tqdm import tqdm
 
 from sicot_jax._version import __version__
-from sicot_jax.catalog import batches as pipeline
+from sicot_jax.catalog.batches import PhotoBatchLoader, evenly_spaced
 from sicot_jax.catalog.catalog import Catalog, ClassTable, Record, Split
 from sicot_jax.catalog.open import open_catalog
+from sicot_jax.catalog.prefetch import prefetch
 from sicot_jax.catalog.sources.tables import read_class_table
 from sicot_jax.classifier import imprint
 from sicot_jax.common.files import file_sha256, read_json, write_json
@@ -386,17 +387,17 @@ def embed_photos(
             end = min(done + size * _PIECE, len(owners))
             photos = seen.photos(split, source.order[done:end])
             new = np.array([row for row in range(end - done) if row not in photos], np.int64)
-            batches = pipeline.PhotoBatches(
+            batches = PhotoBatchLoader(
                 split, run.config.preprocessing, size, source.order[done + new]
             )
-            ahead = pipeline.ahead(
+            prefetched = prefetch(
                 batches,
                 0,
                 len(batches),
                 workers=run.config.data.workers,
                 source=run.config.data.source,
             )
-            photos |= zip(new.tolist(), embed(ahead), strict=True)
+            photos |= zip(new.tolist(), embed(prefetched), strict=True)
             ids, features = zip(*(photos[row] for row in range(end - done)), strict=True)
             vectors.write(layout.FEATURES, done, np.stack(features))
             vectors.write(layout.ROW_PRODUCTS, done, owners[done:end])
@@ -501,7 +502,7 @@ def _write_imprint(
 
     products = np.unique(owners)
     known = products[products < source.known]
-    known, directions = means(known[pipeline.evenly(len(known), imprint.KNOWN)])
+    known, directions = means(known[evenly_spaced(len(known), imprint.KNOWN)])
     with safetensors.safe_open(folder / layout.MODEL / folders.WEIGHTS, framework="numpy") as file:
         kernel, bias = file.get_slice("fc.weight"), file.get_slice("fc.bias")
         own = np.array([kernel[int(c) : int(c) + 1][0] for c in known]).reshape(
@@ -515,7 +516,7 @@ def _write_imprint(
     made_with = imprint.fit(directions, own, mean_row.astype(np.float32), mean_bias)
     imprint.save(folder / layout.IMPRINT, made_with)
     products = products[products < source.known]
-    some, directions = means(products[pipeline.evenly(len(products), titles.KNOWN)])
+    some, directions = means(products[evenly_spaced(len(products), titles.KNOWN)])
     named = [
         (card.title, card.category) if card else ("", "") for card in cards.products(some.tolist())
     ]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sicot_jax.catalog import batches as pipeline
+from sicot_jax.catalog.batches import evenly_spaced
 from sicot_jax.catalog.catalog import Split
-from sicot_jax.index.backends.base import Neighbours, Neighbour, ActiveProducts
+from sicot_jax.index.backends.base import ActiveProducts, Neighbour, Neighbours
 from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.storage import layout
 from sicot_jax.recognizer import jax_engine
@@ -61,7 +61,7 @@ def calibrate(folder: Path, split: Split, numbers: np.ndarray) -> tuple[Calibrat
     index = LocalIndex(folder)
     try:
         most = max(min(_MOST, _CELLS // (1 + len(index.active_products().names))), unknown.FEWEST)
-        chosen = pipeline.evenly(len(split), most)
+        chosen = evenly_spaced(len(split), most)
         if len(chosen) < unknown.FEWEST:
             return None
         photos = _look(index, folders.read_converted(folder / layout.MODEL), split, numbers, chosen)

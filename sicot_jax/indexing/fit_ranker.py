@@ -25,7 +25,7 @@ from sicot_jax.events.query_photos import query_photos
 from sicot_jax.events.store import Event, opened
 from sicot_jax.events.triplets import Limits
 from sicot_jax.index.storage import layout
-from sicot_jax.index.storage.products import ProductStore, Product
+from sicot_jax.index.storage.products import Product, ProductStore
 from sicot_jax.index.storage.vectors import VectorFiles, unit
 from sicot_jax.indexing.update import open_engine
 from sicot_jax.report.document import markdown_table

@@ -11,7 +11,6 @@ that is worth: docs/service.md.
 from __future__ import annotations
 
 import dataclasses
-import re
 import zipfile
 import zlib
 from collections import Counter
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sicot_jax.catalog.tokenizer import split_words
 from sicot_jax.errors import InputError
 from sicot_jax.index.storage.vectors import unit
 
@@ -62,7 +62,7 @@ def fit(texts: Sequence[tuple[str, str]], directions: np.ndarray, photos: np.nda
 
 
 def _words(title: str, category: str) -> set[str]:
-    return {*re.findall(r"\w+", title.lower()), *([f"category: {category}"] if category else [])}
+    return {*split_words(title), *([f"category: {category}"] if category else [])}
 
 
 def _rows(words: Sequence[str], texts: Sequence[tuple[str, str]]) -> np.ndarray:

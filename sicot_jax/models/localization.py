@@ -3,7 +3,7 @@
 feature maps --attention--> a [B, h, w] --mean and variance--> box --soft mask--> foreground,
 background
 
-Pailitao's localisation branch (Zhang et al. 2018, arXiv:1808.08093) regresses four numbers. Here the
+Pailitao's localisation branch (Zhang et al. 2018) regresses four numbers. Here the
 box follows from the first two moments of an attention map on each axis: it starts as the full photo,
 is equivariant to translation, and costs one 1x1 convolution to 64 channels for each stage.
 """

@@ -1,246 +1,154 @@
-"""Finished runs as the report reads them: a run's folder, or the record that it left."""
+"""Finished runs as the report sees them, and the checks that they can be compared."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import re
-import zipfile
-import zlib
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sicot_jax.catalog.statistics import head_mask
-from sicot_jax.common.files import read_json
-from sicot_jax.config import FREE_ON_RESUME, read_flat_config
+from sicot_jax.config import FREE_ON_RESUME
 from sicot_jax.errors import InputError
 
 
-@dataclasses.dataclass(frozen=True)
-class Tested:
-    """What a run said of its test photos, in the order of (image id, label): equal test sets are in
-    equal order.
+@dataclasses.dataclass(frozen=True, eq=False)
+class TestSet:
+    """Labels of the test photos, sorted by (image id, label), and the training photos per class.
 
-    label: int [N]; top_classes: int [N, K], best first; label_count: int [N], training photos of
-      the label's class.
-    class_counts: int [C], training photos of every class, most first.
-    post_hoc: variant of the finished classifier -> its best classes, int [N]; empty where none was
-      tested.
+    Attributes:
+      label: int64 [N], class of each test photo.
+      label_count: int64 [N], training photos of that class.
+      class_counts: int64 [C], training photos per class in descending order.
     """
 
     label: np.ndarray
-    top_classes: np.ndarray
     label_count: np.ndarray
     class_counts: np.ndarray
-    post_hoc: dict[str, np.ndarray]
-
-    @property
-    def hits(self) -> np.ndarray:
-        """bool [N]: whether the best class is the right one."""
-        return self.top_classes[:, 0] == self.label
-
-    def hits_within(self, top: int) -> np.ndarray:
-        """bool [N]: whether the right class is among the best `top`."""
-        return (self.top_classes[:, :top] == self.label[:, None]).any(-1)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # one is itself alone: arrays have no single answer
-class Finished:
-    """What a finished run left behind."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class FinishedRun:
+    """A trained and tested run.
+
+    Attributes:
+      name: path that tells the run from the others of a report, such as `baseline/seed_0`.
+      config: config fields by dotted name, such as `optim.learning_rate`.
+      results: content of the run's `results.json`.
+      validation_log: one record per validation: `step`, `overall_top1` and other accuracies in %.
+      test_set: labels of the test photos.
+      top1_hits: bool [N], whether the predicted class is the label.
+      top3_hits: bool [N], whether the label is among the best three classes; None where the best
+        class alone is known.
+      adjusted_hits: name of a post-hoc adjustment -> bool [N], top-1 hits of the adjusted classifier.
+      triplets_hash: SHA-256 of the file of `data.triplets`, "" without one.
+    """
 
     name: str
-    results: dict[str, Any]
-    config: dict[str, Any]  # flat
-    tested: Tested
-    validation: list[tuple[float, float]]  # (share of the run, top-1)
+    config: Mapping[str, Any]
+    results: Mapping[str, Any]
+    validation_log: Sequence[Mapping[str, float]]
+    test_set: TestSet
+    top1_hits: np.ndarray
+    top3_hits: np.ndarray | None = None
+    adjusted_hits: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    triplets_hash: str = ""
 
     @property
     def seed(self) -> int:
+        """Random seed of the run."""
         return self.config["seed"]
 
-    def variant(self, name: str) -> Finished:
-        """As if tested with that variant of its classifier: the best class alone is known."""
-        return dataclasses.replace(
-            self,
-            tested=dataclasses.replace(
-                self.tested, top_classes=self.tested.post_hoc[name][:, None]
-            ),
-        )
+    @property
+    def learning_rate(self) -> float:
+        """Base learning rate of the run, nan where its config has none."""
+        return self.config.get("optim.learning_rate", float("nan"))
 
     @property
-    def head(self) -> np.ndarray:
-        """bool [N]: test photos of head classes."""
-        return head_mask(self.tested.label_count, self.results["head_boundary"])
+    def head_boundary(self) -> int:
+        """Training photos above which a class belongs to the head."""
+        return self.results["head_boundary"]
+
+    @property
+    def head_photos(self) -> np.ndarray:
+        """Test photos of head classes, bool [N]."""
+        return head_mask(self.test_set.label_count, self.head_boundary)
+
+    @property
+    def validation_curve(self) -> list[tuple[float, float]]:
+        """Points (fraction of the run, validation top-1 in %) in the order of training."""
+        end = self.results["step_of_end"]
+        return [(record["step"] / end, record["overall_top1"]) for record in self.validation_log]
+
+    @property
+    def best_validation_top1(self) -> float:
+        """Highest validation top-1 in %; 0 without validation photos."""
+        return max((top1 for _, top1 in self.validation_curve), default=0.0)
+
+    def with_adjustment(self, name: str) -> FinishedRun:
+        """Returns the run with the hits of its classifier after a post-hoc adjustment.
+
+        Args:
+          name: key of `adjusted_hits`.
+
+        Returns:
+          A copy whose top-1 hits are those of the adjusted classifier, without top-3 hits.
+        """
+        return dataclasses.replace(self, top1_hits=self.adjusted_hits[name], top3_hits=None)
 
 
-def all_runs(folders: Sequence[Path]) -> list[Path]:
-    """Run folders and records as they are; any other folder stands for all of them below it.
+def is_still_improving(run: FinishedRun) -> bool:
+    """Returns whether validation top-1 rose by over half a point in the last quarter of the run.
 
-    Of a sweep's folder the runs count, not their records beside them; what has diverged left
-    nothing to report.
+    Args:
+      run: run to judge by its validation curve.
+
+    Returns:
+      True for an under-trained run, False also where there are no validations to judge by.
     """
-    found = []
-    for folder in folders:
-        if (folder / "config.json").exists():
-            found.append(folder)
-            continue
-        below = sorted(path.parent for path in folder.rglob("config.json"))
-        twins = {path for path in below if _run_of(path, folder) in below}
-        found += [
-            path for path in below if path not in twins and not (path / DIVERGED).exists()
-        ] or [folder]
-    return found
-
-
-def _run_of(record: Path, folder: Path) -> Path | None:
-    """Where the run of a sweep's record lies."""
-    parts = list(record.relative_to(folder).parts)
-    if "records" not in parts:
-        return None
-    parts[parts.index("records")] = "runs"
-    return folder.joinpath(*parts)
-
-
-DIVERGED = "diverged.json"  # what a sweep leaves in a run folder instead of results
-SWEPT = re.compile(r"(after_rate|rate|seed)_")  # folders of a sweep below that of an arm
-
-
-def run_names(workdirs: Sequence[Path]) -> list[str]:
-    """Their paths below the folder that holds them all, from the arm on in a sweep. InputError
-    where a run is given twice.
-    """
-    paths = [path.resolve() for path in workdirs]
-    for i, path in enumerate(paths):
-        if path in paths[:i]:
-            raise InputError(f"{path} is given twice; name each run once")
-    parent = Path(os.path.commonpath([path.parent for path in paths]))
-    while any(SWEPT.match(path.relative_to(parent).parts[0]) for path in paths):
-        parent = parent.parent
-    return [path.relative_to(parent).as_posix() for path in paths]
-
-
-def read_finished(workdir: Path) -> Finished:
-    """InputError by name for a run that is not finished."""
-    try:
-        for name in ("results.json", "config.json"):
-            if not (workdir / name).exists():
-                raise InputError(
-                    f"{workdir}: not a finished run, {name} is missing; train it to its end"
-                )
-        results = read_json(workdir / "results.json", "the results of a finished run")
-        config = read_flat_config(workdir / "config.json")
-        tested = read_tested(workdir)
-        log = (workdir / "log.jsonl").read_text()
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{workdir}: not a finished run, {Path(error.filename).name} is missing; train it to its end"
-        ) from error
-    validation = []
-    for line in log.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise InputError(
-                f"{workdir}/log.jsonl: a line is no JSON ({line[:40]!r}); remove that line"
-            ) from error
-        if record["kind"] == "validation":
-            validation.append((record["step"] / results["step_of_end"], record["overall_top1"]))
-    return Finished(workdir.name, results, config, tested, validation)
-
-
-def read_tested(workdir: Path) -> Tested:
-    """`predictions.npz` of a run folder or of a record. InputError where it is damaged."""
-    with (workdir / "predictions.npz").open("rb") as file:
-        try:
-            with np.load(file) as arrays:
-                found = {
-                    name: arrays[name]
-                    for name in arrays
-                    if name not in ("embedding", "top_logits", "hashes")
-                }
-        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
-            raise InputError(
-                f"{file.name} is damaged ({error}); write it again: sicot evaluate --workdir={workdir}"
-            ) from error
-    # Records have them in bytes, which overflow.
-    whole = {
-        name: array.astype(np.int64) for name, array in found.items() if array.dtype.kind in "iu"
-    }
-    names = found.get("post_hoc_names", np.zeros(0)).tolist()
-    try:
-        label, top_classes = whole["label"], whole["top_classes"]
-        if "image_id" not in found:
-            counts = np.repeat(whole["count_values"], whole["count_classes"])
-            changed = (
-                dict(zip(names, filled_in(top_classes[:, 0], whole["post_hoc"]), strict=True))
-                if names
-                else {}
-            )
-            return Tested(label, top_classes, whole["label_count"], counts, changed)
-        order, counts = np.lexsort((label, found["image_id"])), whole["train_counts"]
-        changed = dict(zip(names, whole["post_hoc"][order].T, strict=True)) if names else {}
-        return Tested(
-            label[order], top_classes[order], counts[label][order], np.sort(counts)[::-1], changed
-        )
-    except KeyError as error:
-        raise InputError(
-            f"{workdir}/predictions.npz lacks {error}; write it again: sicot evaluate --workdir={workdir}"
-        ) from error
-
-
-def changes(start: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """What differs from the row before: int [N], [V, N] -> [V, N], 0 for the same class, else class
-    + 1.
-    """
-    before = np.concatenate([start[None], rows[:-1]])
-    return np.where(rows == before, 0, rows + 1)
-
-
-def filled_in(start: np.ndarray, changed: np.ndarray) -> np.ndarray:
-    """The rows of which `changes` were kept."""
-    rows: list[np.ndarray] = []
-    for row in changed:
-        rows.append(np.where(row, row - 1, rows[-1] if rows else start))
-    return np.array(rows)
-
-
-def still_improving(run: Finished) -> bool:
-    """Whether validation top-1 rose by more than half a point in the last quarter of the run: it is
-    under-trained.
-    """
-    late = [value for share, value in run.validation if share > 0.75]
-    early = [value for share, value in run.validation if share <= 0.75]
+    late = [top1 for fraction, top1 in run.validation_curve if fraction > 0.75]
+    early = [top1 for fraction, top1 in run.validation_curve if fraction <= 0.75]
     return bool(late and early and max(late) - max(early) > 0.5)
 
 
-def config_differences(first: Finished, other: Finished) -> str:
-    """ "seed 0 -> 1, ..." of the fields that decide a result, and of the data; empty where nothing
-    differs.
+def config_differences(first: FinishedRun, other: FinishedRun) -> str:
+    """Returns the config fields in which two runs differ.
+
+    Args:
+      first: run whose values come first.
+      other: run compared with it.
+
+    Returns:
+      "seed 0 -> 1, ..." of the fields that affect results and of the data hash; "" without any.
     """
-    before, now = (
+    before, after = (
         {**run.config, "data": run.results["hashes"]["data"][:12]} for run in (first, other)
     )
     return ", ".join(
-        f"{name} {before.get(name)} -> {now.get(name)}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and name not in FREE_ON_RESUME
+        f"{name} {before.get(name)} -> {after.get(name)}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name) and name not in FREE_ON_RESUME
     )
 
 
-def check_comparable(runs: Sequence[Finished]) -> None:
-    """InputError naming the runs that were tested on other photos or another class table."""
+def check_comparable(runs: Sequence[FinishedRun]) -> None:
+    """Raises InputError unless all runs share test set, class table and head boundary.
+
+    Args:
+      runs: runs that one table is to hold.
+
+    Raises:
+      InputError: names the first run that differs and what differs.
+    """
     for key in ("test_set", "class_table"):
         for run in runs[1:]:
             if run.results["hashes"][key] != runs[0].results["hashes"][key]:
                 raise InputError(
-                    f"{run.name} and {runs[0].name} have another {key.replace('_', ' ')}; report them apart, or train both on "
-                    "one catalogue"
+                    f"{run.name} and {runs[0].name} have another {key.replace('_', ' ')}; report "
+                    "them apart, or train both on one catalogue"
                 )
-    boundaries = {run.results["head_boundary"] for run in runs}
+    boundaries = {run.head_boundary for run in runs}
     if len(boundaries) > 1:
         raise InputError(
             f"runs with head boundaries {sorted(boundaries)} in one table; set one data.head_boundary"

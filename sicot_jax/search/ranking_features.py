@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from sicot_jax.catalog.tokenizer import words
+from sicot_jax.catalog.tokenizer import split_words
 
 FEATURES = (
     "likeness",
@@ -67,7 +67,7 @@ class Usual:
     def of(cls, products: Iterable[Described]) -> Usual:
         prices, titles = defaultdict[str, list[float]](list), Counter[str]()
         for product in products:
-            titles.update(set(words(product.title)))
+            titles.update(set(split_words(product.title)))
             if product.quality.get("price", 0) > 0:
                 prices[product.category].append(product.quality["price"])
         medians = {
@@ -93,7 +93,7 @@ def features(likeness: np.ndarray, products: Sequence[Described], usual: Usual) 
 
 def _of_product(product: Described, usual: Usual) -> tuple[float, ...]:
     """Before logarithms."""
-    found, named = product.quality, set(words(product.title))
+    found, named = product.quality, set(split_words(product.title))
     return (
         found.get("sales", _UNKNOWN),
         found.get("conversion", _UNKNOWN),

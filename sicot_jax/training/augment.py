@@ -226,7 +226,7 @@ def random_erasing_boxes(
     """Draws which photos have a part erased, and the box (random erasing, Zhong et al. 2020).
 
     Of the photos with an erased part three quarters lose the box and one quarter everything but the
-    box. Sides of boxes are log-uniform from a fifth of the photo to all of it; boxes may extend over
+    box. Sides of boxes are log-uniform from a fifth of the photo to all of it; boxes may cross
     the photo's edge.
 
     Args:

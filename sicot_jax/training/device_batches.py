@@ -5,12 +5,17 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from sicot_jax.catalog.batches import Batch
+from sicot_jax.catalog.batches import HostBatch, ProcessShard
 from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.parallel import mesh as mesh_lib
 
 
-def to_device(batch: Batch, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+def process_shard() -> ProcessShard:
+    """Returns the part of every global batch that this process makes."""
+    return ProcessShard(jax.process_index(), jax.process_count())
+
+
+def to_device(batch: HostBatch, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
     """The arrays of a batch, divided over all devices; strings stay on the host."""
     return mesh_lib.to_global(
         {name: array for name, array in batch.items() if array.dtype != object}, mesh
@@ -32,7 +37,7 @@ class DevicePhotos:
             lambda images, index: images.at[index].get(out_sharding=mesh_lib.batch_spec(4))
         )
 
-    def __call__(self, batch: Batch) -> dict[str, jax.Array]:
+    def __call__(self, batch: HostBatch) -> dict[str, jax.Array]:
         """As `to_device` of a batch with its photos."""
         placed = to_device(batch, self.mesh)
         return placed | {"image": self._gather(self.images, placed.pop("index"))}

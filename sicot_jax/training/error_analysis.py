@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sicot_jax.catalog.batches import TitleReader, evenly
+from sicot_jax.catalog.batches import evenly_spaced
 from sicot_jax.catalog.catalog import Catalog
-from sicot_jax.catalog.statistics import head_mask, shared_vocabulary
+from sicot_jax.catalog.statistics import head_mask, vocabulary_overlap
+from sicot_jax.catalog.title_variants import TitleVariantReader
 from sicot_jax.catalog.tokenizer import WORD_START
 from sicot_jax.parallel import mesh
-from sicot_jax.training.step import Setup, TrainState
+from sicot_jax.training.state import TrainState
+from sicot_jax.training.setup import Setup
 
 TITLES = 20_000  # read at most, evenly over the training photos
 SHOWN_TITLES, SHOWN_WORDS, SHOWN_CLASSES = 12, 20, 12
@@ -33,7 +35,7 @@ def catalogue_facts(catalog: Catalog, head_boundary: int) -> dict[str, Any]:
     read ("titles").
     """
     split = catalog.splits["train"]
-    read = evenly(len(split), TITLES)
+    read = evenly_spaced(len(split), TITLES)
     titles = [np.asarray(split[i]["token_ids"], np.int64) for i in read.tolist()]
     head = head_mask(catalog.classes.counts["train"], head_boundary)
     counts = np.bincount(np.concatenate([*titles, np.zeros(0, np.int64)]), minlength=1)
@@ -44,7 +46,7 @@ def catalogue_facts(catalog: Catalog, head_boundary: int) -> dict[str, Any]:
         "photos": {name: len(found) for name, found in catalog.splits.items()},
         "vocabulary": len(catalog.tokenizer.vocabulary) - 1,
         "titles": len(read),
-        "words": dict(shared_vocabulary(titles, split.labels[read], head)),
+        "words": dict(vocabulary_overlap(titles, split.labels[read], head)),
         "word_counts": np.stack([times, how_many], -1).tolist(),
     }
 
@@ -85,9 +87,9 @@ def attention(setup: Setup, state: TrainState, catalog: Catalog) -> dict[str, An
     A weight is told as a multiple of that of equal weights, 1 / words of the title; pieces of a
     word are summed. Titles are as training reads them.
     """
-    read_title = TitleReader(catalog, setup.config)
+    read_title = TitleVariantReader(catalog, setup.config)
     split, vocabulary = catalog.splits["train"], catalog.tokenizer.vocabulary
-    read = evenly(len(split), TITLES)
+    read = evenly_spaced(len(split), TITLES)
 
     @jax.jit
     def weigh(params, batch_stats, token_ids):
@@ -122,7 +124,7 @@ def attention(setup: Setup, state: TrainState, catalog: Catalog) -> dict[str, An
         -catalog.classes.counts["train"][np.asarray(labels, np.int64)], kind="stable"
     )
     candidates = [i for i in order.tolist() if len(rows[i]) > 1]
-    shown = [candidates[i] for i in evenly(len(candidates), SHOWN_TITLES).tolist()]
+    shown = [candidates[i] for i in evenly_spaced(len(candidates), SHOWN_TITLES).tolist()]
     return {
         "highest": listed[:SHOWN_WORDS],
         "lowest": listed[::-1][: min(SHOWN_WORDS, max(0, len(listed) - SHOWN_WORDS))],

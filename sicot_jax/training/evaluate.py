@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sicot_jax.catalog import batches as pipeline
+from sicot_jax.catalog.batches import PhotoBatchLoader, photo_batch_loader
 from sicot_jax.catalog.catalog import Catalog, Split
+from sicot_jax.catalog.prefetch import prefetch
 from sicot_jax.classifier import posthoc as post_hoc
 from sicot_jax.classifier import sharded as class_sharded
 from sicot_jax.classifier.heads import Classifier
@@ -139,8 +140,12 @@ def predict(
     keep_embedding: bool = False,
 ) -> Predictions:
     """Run `recognize` over a split's photos with the visual stream and classifier of `state`."""
-    batches = pipeline.photo_batches(
-        split, config.preprocessing, batch_size=config.eval.batch_size, max_photos=max_photos
+    batches = photo_batch_loader(
+        split,
+        config.preprocessing,
+        batch_size=config.eval.batch_size,
+        max_photos=max_photos,
+        shard=device_batches.process_shard(),
     )
     visual = state.params["visual"], state.batch_stats["visual"], plain_classifier(state)
 
@@ -153,7 +158,7 @@ def predict(
 
 def over_photos(
     compute: Callable[[jax.Array, jax.Array], dict[str, jax.Array]],
-    batches: pipeline.PhotoBatches,
+    batches: PhotoBatchLoader,
     config: Config,
     device_mesh,
 ) -> dict[str, np.ndarray]:
@@ -162,7 +167,7 @@ def over_photos(
     """
     rows: list[tuple[Any, Any]] = []
     pending = None
-    source = pipeline.ahead(
+    source = prefetch(
         batches, 0, len(batches), workers=config.data.workers, source=config.data.source
     )
     for batch in source:

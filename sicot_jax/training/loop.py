@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sicot_jax._version import __version__
-from sicot_jax.catalog import batches as pipeline
+from sicot_jax.catalog.batches import HostBatch, train_batch_loader
 from sicot_jax.catalog.catalog import SPLITS, Catalog
 from sicot_jax.catalog.open import open_catalog
+from sicot_jax.catalog.prefetch import prefetch
 from sicot_jax.catalog.statistics import head_mask
 from sicot_jax.classifier.shared_word_weights import class_words, start_word_rows
 from sicot_jax.common import files
@@ -36,17 +37,9 @@ from sicot_jax.training.checkpoint import Checkpoints
 from sicot_jax.training.logging import RunLog
 from sicot_jax.training.memory import fit, plan
 from sicot_jax.training.memory import report as plan_report
-from sicot_jax.training.step import (
-    DataShape,
-    Setup,
-    TrainState,
-    abstract_state,
-    check_batches,
-    class_log_prior,
-    make_setup,
-    start_state,
-    words_shared,
-)
+from sicot_jax.training.state import TrainState, abstract_state, class_log_prior, initial_state
+from sicot_jax.training.setup import Setup, check_batch_sizes, make_setup
+from sicot_jax.training.model import DataShape, num_word_columns
 from sicot_jax.training.warm_start import check_source, warm_start
 
 
@@ -67,7 +60,7 @@ def train(config: Config, workdir: Path, *, catalog: Catalog | None = None) -> d
         device_mesh = runs.start_mesh(config)
         with jax.set_mesh(device_mesh):
             setup = make_setup(config, DataShape.of(catalog), device_mesh)
-            check_batches(config, device_mesh)
+            check_batch_sizes(config, device_mesh)
             check_catalog(catalog, config)
             if config.model.init_from:
                 check_source(config)
@@ -207,14 +200,16 @@ class _Loop:
             setup.config, setup.shape, devices=setup.mesh.size, platform=jax.default_backend()
         )
         with hosts.together():
-            self.make_batches = pipeline.train_batches(catalog, setup.config)
-        clicks = self.make_batches.clicks
-        self.clicks = clicks.digest if clicks else ""
-        if clicks:
-            hosts.say(f"clicks: {clicks.summary()}")
+            self.make_batches = train_batch_loader(
+                catalog, setup.config, device_batches.process_shard()
+            )
+        triplets = self.make_batches.triplets
+        self.triplets_digest = triplets.digest if triplets else ""
+        if triplets:
+            hosts.say(f"triplets: {triplets.summary()}")
             hosts.check_same(
                 "what can be drawn of data.triplets",
-                self.clicks,
+                self.triplets_digest,
                 "give every process the same photos",
             )
         self.train_steps: dict[int, jax.stages.Compiled] = {}  # by batch size
@@ -235,7 +230,7 @@ class _Loop:
                 state = self.checkpoints.resume(target)
                 info = self.checkpoints.info("last") or {}
                 validate = info.get("validate", False)
-                if info.get("clicks", "") != self.clicks:
+                if info.get("triplets", "") != self.triplets_digest:
                     raise InputError(
                         f"{self.config.data.queries or self.config.data.path}: not the query photos that {self.workdir} began "
                         "with; give back what is gone, or use another --workdir"
@@ -296,19 +291,19 @@ class _Loop:
 
     def _start(self) -> TrainState:
         prior = class_log_prior(self.catalog.classes.counts["train"], self.setup.mesh)
-        state = start_state(self.setup, mesh.class_vector(prior, self.setup.mesh))
+        state = initial_state(self.setup, mesh.class_vector(prior, self.setup.mesh))
         if self.config.loss.with_semantic:
             state = start_words(state, self.catalog.word_vectors)
-        if shared := words_shared(self.config, self.setup.shape):
+        if shared := num_word_columns(self.config, self.setup.shape):
             words = class_words(self.catalog, self.config, shared)
             state = dataclasses.replace(state, classifier=start_word_rows(state.classifier, words))
         if self.config.model.init_from:
             state = warm_start(state, self.setup, self.catalog)
         return state
 
-    def _batches(self, start: int) -> Generator[pipeline.Batch]:
+    def _batches(self, start: int) -> Generator[HostBatch]:
         data = self.config.data
-        return pipeline.ahead(
+        return prefetch(
             self.make_batches, start, self.setup.steps, workers=data.workers, source=data.source
         )
 
@@ -361,7 +356,7 @@ class _Loop:
                     if due or stop or step == setup.steps:
                         self._check_state(state, step)
                         self.checkpoints.save(
-                            state, step, info={"validate": evaluating, "clicks": self.clicks}
+                            state, step, info={"validate": evaluating, "triplets": self.triplets_digest}
                         )
                         last_save = time.monotonic()
                     self.log.resume_clock()

@@ -56,11 +56,11 @@ def decayed(params):
 
 
 def part_of(name: str) -> str:
-    """Path name -> the part of the model that it belongs to: "visual/resnet", "visual/box",
+    """Path name -> the part of the model that it belongs to: "visual/resnet", "visual/localization",
     "visual" (its projection), "semantic".
     """
     return next(
-        (part for part in ("visual/resnet", "visual/box") if name.startswith(f"{part}/")),
+        (part for part in ("visual/resnet", "visual/localization") if name.startswith(f"{part}/")),
         name.partition("/")[0],
     )
 
@@ -77,7 +77,7 @@ def trained_parts(config: OptimConfig, params: dict) -> dict[str, bool]:
     return parts
 
 
-def make_tx(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
     """What one update does to parameters; frozen ones are left untouched. Decay and trust ratio are
     for kernels alone.
 

@@ -29,7 +29,9 @@ from sicot_jax.parallel import distributed as hosts
 from sicot_jax.parallel import mesh
 from sicot_jax.training.checkpoint import Checkpoints
 from sicot_jax.training.evaluate import class_table_hash
-from sicot_jax.training.step import DataShape, Setup, TrainState, abstract_state, make_setup
+from sicot_jax.training.state import TrainState, abstract_state
+from sicot_jax.training.setup import Setup, make_setup
+from sicot_jax.training.model import DataShape
 
 
 @dataclasses.dataclass(frozen=True)

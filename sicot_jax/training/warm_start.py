@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sicot_jax.catalog import batches as pipeline
+from sicot_jax.catalog.batches import PhotoBatchLoader, evenly_spaced
 from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.sources.lazy_strings import counted
 from sicot_jax.catalog.sources.tables import read_class_table
@@ -26,7 +26,9 @@ from sicot_jax.parallel import mesh
 from sicot_jax.training import evaluate
 from sicot_jax.training import run as runs
 from sicot_jax.training.checkpoint import CheckpointError, differences, shapes
-from sicot_jax.training.step import Setup, TrainState, words_shared
+from sicot_jax.training.state import TrainState
+from sicot_jax.training.setup import Setup
+from sicot_jax.training.model import num_word_columns
 from sicot_jax.weights import bundle as folders
 from sicot_jax.weights import semantic as text
 from sicot_jax.weights import visual as network
@@ -222,7 +224,7 @@ def _with_rows(
     new.
     """
     mine, skus = state.classifier, list(catalog.classes.sku)
-    shared = words_shared(setup.config, setup.shape)
+    shared = num_word_columns(setup.config, setup.shape)
     own = mine.kernel.shape[1] - shared
     place = {sku: row for row, sku in enumerate(learned.skus)}
     discontinued = np.asarray(
@@ -273,12 +275,12 @@ def imprinted(
     classes.
     """
     present = np.flatnonzero(index >= 0)
-    some = present[pipeline.evenly(len(present), imprint.KNOWN)]
+    some = present[evenly_spaced(len(present), imprint.KNOWN)]
     if not len(present):
         hosts.say("no product in common: all rows start anew")
         return state
     classes, means = _means(state, np.concatenate([new, some]), setup, catalog)
-    own = state.classifier.kernel.shape[1] - words_shared(setup.config, setup.shape)
+    own = state.classifier.kernel.shape[1] - num_word_columns(setup.config, setup.shape)
     is_new = np.isin(classes, new)
     mean, bias, rows = _known_rows(state.classifier, index, classes[~is_new], own, setup)
     made_with = imprint.fit(means[~is_new], rows, mean, float(bias))
@@ -339,6 +341,6 @@ def _embedded(state: TrainState, indices: np.ndarray, setup: Setup, catalog: Cat
     embed = evaluate.make_embed(config.preprocessing, setup.visual_graphdef)
     visual = state.params["visual"], state.batch_stats["visual"]
     batch = -(-config.eval.batch_size // width) * width
-    batches = pipeline.PhotoBatches(catalog.splits["train"], config.preprocessing, batch, indices)
+    batches = PhotoBatchLoader(catalog.splits["train"], config.preprocessing, batch, indices)
     compute = lambda image, _: {"embedding": embed(*visual, image)}  # noqa: E731
     return evaluate.over_photos(compute, batches, config, setup.mesh)["embedding"]

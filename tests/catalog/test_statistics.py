@@ -3,13 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sicot_jax.catalog.statistics import (
-    class_counts,
-    default_head_boundary,
-    head_mask,
-    log_prior,
-    shared_vocabulary,
-)
+from sicot_jax.catalog.statistics import class_counts, default_head_boundary, head_mask, log_prior
+from sicot_jax.catalog.statistics import vocabulary_overlap
 
 
 def test_counts():
@@ -63,6 +58,6 @@ def test_log_prior():
 
 def test_shared_vocabulary():
     ids = [np.array([1, 2]), np.array([2, 3]), np.array([4]), np.array([], np.int32)]
-    found = shared_vocabulary(ids, np.array([0, 1, 0, 1]), np.array([True, False]))
+    found = vocabulary_overlap(ids, np.array([0, 1, 0, 1]), np.array([True, False]))
     assert found == {"head": 3, "tail": 2, "both": 1, "share": 0.25}
-    assert shared_vocabulary([], np.array([]), np.array([True]))["share"] == 0
+    assert vocabulary_overlap([], np.array([]), np.array([True]))["share"] == 0

@@ -29,7 +29,7 @@ from sicot_jax.errors import InputError
 from sicot_jax.events import simulator as visitors
 from sicot_jax.training.loop import train
 from sicot_jax.training.optimizer import trained_parts
-from sicot_jax.training.step import DataShape, new_net
+from sicot_jax.training.model import DataShape, build_model
 
 SPEC = GeneratedSpec(
     num_classes=5, train_photos=40, image_size=12, word_vectors="random", word_vector_width=8
@@ -410,7 +410,7 @@ def test_triplets_shape_the_box(asked, one_device):
     make = train_batches(open_generated(asked.data.generated), asked)
     batch = make(0)
     shape = DataShape.of(open_generated(asked.data.generated))
-    graph, params, rest = nnx.split(new_net(asked, shape), nnx.Param, ...)
+    graph, params, rest = nnx.split(build_model(asked, shape), nnx.Param, ...)
     trained = trained_parts(asked.optim, nnx.to_pure_dict(params))
     pixels = asked.preprocessing.normalise(batch["image"])
 

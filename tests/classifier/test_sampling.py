@@ -148,7 +148,7 @@ def run_head(config, device_mesh, *, steps, num_classes=37, batch=16, width=5):
     changes.
     """
     schedule = optax.linear_schedule(0.5, 0.1, 10)
-    tx = optim.make_tx(SGD, schedule)
+    tx = optim.make_optimizer(SGD, schedule)
     head = heads.make_head(
         config,
         LossConfig(visual=1.0, mixed=0.5, logit_adjustment=1.0),

@@ -15,7 +15,10 @@ from sicot_jax import config as config_lib
 from sicot_jax.classifier import heads, lazy_update
 from sicot_jax.parallel import mesh
 from sicot_jax.training import optimizer as optim
-from sicot_jax.training.step import DataShape, abstract_state, make_setup, make_train_step
+from sicot_jax.training.step import make_train_step
+from sicot_jax.training.state import abstract_state
+from sicot_jax.training.setup import make_setup
+from sicot_jax.training.model import DataShape
 
 VOCABULARY = 345_656  # of the paper's Table 1
 CLASSES, CLASSES_PADDED = 998_131, 998_136
@@ -52,7 +55,7 @@ def test_the_million_class_head_is_exact_in_its_memory_and_sends_only_embeddings
     device_mesh = mesh.make_mesh(data=data, model=model)
     config = config_lib.HeadConfig(**options)
     rate, sgd = optax.constant_schedule(0.1), config_lib.OptimConfig()
-    tx, catch_up = optim.make_tx(sgd, rate), lazy_update.make_catch_up(sgd, rate)
+    tx, catch_up = optim.make_optimizer(sgd, rate), lazy_update.make_catch_up(sgd, rate)
     head = heads.make_head(
         config, config_lib.LossConfig(), num_classes=CLASSES, tx=tx, catch_up=catch_up
     )

@@ -9,22 +9,17 @@ import numpy as np
 import pytest
 
 from sicot_jax import config as config_lib
-from sicot_jax.catalog import batches as pipeline
+from sicot_jax.catalog.batches import train_batch_loader
 from sicot_jax.catalog.open import open_catalog
 from sicot_jax.classifier.shared_word_weights import class_words, start_word_rows
 from sicot_jax.config import ConfigError
 from sicot_jax.parallel import mesh
 from sicot_jax.training import device_batches
 from sicot_jax.training.evaluate import plain_classifier
-from sicot_jax.training.step import (
-    DataShape,
-    class_log_prior,
-    make_setup,
-    make_train_step,
-    new_net,
-    start_state,
-    words_told,
-)
+from sicot_jax.training.step import make_train_step
+from sicot_jax.training.state import class_log_prior, initial_state
+from sicot_jax.training.setup import make_setup
+from sicot_jax.training.model import DataShape, build_model, num_tags
 
 
 def tiny(*flags):
@@ -59,7 +54,7 @@ def test_titles_are_read_as_training_reads_them():
     """Words of SKU and category masked where the config masks them."""
     config = tiny()
     catalog = open_catalog(config.data)
-    told = words_told(config, DataShape.of(catalog))
+    told = num_tags(config, DataShape.of(catalog))
     assert told == len(catalog.tokenizer.vocabulary) - 1
     raw = class_words(catalog, config, told)
     np.testing.assert_allclose(raw.sum(1), 1, rtol=1e-5)
@@ -72,7 +67,7 @@ def test_what_the_classifier_meets_folds_into_a_plain_one():
     time.
     """
     config, rng = tiny("--config.model.tag_vocabulary=4"), np.random.default_rng(0)
-    net = new_net(config, DataShape(11, 9, 8, 100))
+    net = build_model(config, DataShape(11, 9, 8, 100))
     stream = net.visual
     v = jnp.asarray(rng.normal(size=(3, stream.features_width)), jnp.float32)
     w, t = (jnp.asarray(rng.normal(size=(11, n)), jnp.float32) for n in (stream.features_width, 4))
@@ -95,7 +90,7 @@ def test_the_plain_classifier_has_the_same_logits(device_mesh):
         prior = mesh.class_vector(
             class_log_prior(catalog.classes.counts["train"], device_mesh), device_mesh
         )
-        state = start_state(setup, prior)
+        state = initial_state(setup, prior)
         plain = plain_classifier(state)
         own = plain.kernel.shape[1]
         assert plain.kernel.sharding.is_equivalent_to(state.classifier.kernel.sharding, 2)
@@ -127,7 +122,7 @@ def test_shared_words_stay_and_what_they_share_learns(device_mesh):
             class_log_prior(catalog.classes.counts["train"], device_mesh), device_mesh
         )
         words = class_words(catalog, config, 5)
-        state = start_state(setup, prior)
+        state = initial_state(setup, prior)
         state = dataclasses.replace(state, classifier=start_word_rows(state.classifier, words))
         own = state.classifier.kernel.shape[1] - 5
         before, scores = (
@@ -137,10 +132,10 @@ def test_shared_words_stay_and_what_they_share_learns(device_mesh):
         np.testing.assert_array_equal(before[:11, own:], words)
         assert not before[11:].any()
         assert state.classifier.kernel.sharding.is_equivalent_to(
-            start_state(setup, prior).classifier.kernel.sharding, 2
+            initial_state(setup, prior).classifier.kernel.sharding, 2
         )
         assert "semantic" not in state.params
-        batch = device_batches.to_device(pipeline.train_batches(catalog, config)(0), device_mesh)
+        batch = device_batches.to_device(train_batch_loader(catalog, config)(0), device_mesh)
         assert "token_ids" not in batch  # no loss reads them
         state, losses = jax.jit(make_train_step(setup))(state, batch)
         after = np.asarray(state.classifier.kernel)

@@ -315,13 +315,13 @@ def test_a_catalogue_that_has_grown(run, built, tmp_path, monkeypatch):
     build.build(run, index)
     catalog, counted = grown(catalog_of(run)), []
     monkeypatch.setattr(build, "open_catalog", lambda _: catalog)
-    original = build.pipeline.PhotoBatches
+    original = build.PhotoBatchLoader
 
     def counting(split, preprocessing, size, indices):
         counted.append(len(indices))
         return original(split, preprocessing, size, indices)
 
-    monkeypatch.setattr(build.pipeline, "PhotoBatches", counting)
+    monkeypatch.setattr(build, "PhotoBatchLoader", counting)
     version = build.build(run, index)
     assert verify(version, checksums=True) == []
     assert sum(counted) == 0

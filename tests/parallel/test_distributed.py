@@ -19,7 +19,8 @@ from sicot_jax.parallel import distributed as hosts
 from sicot_jax.parallel import mesh
 from sicot_jax.training import run as runs
 from sicot_jax.training.checkpoint import Checkpoints
-from sicot_jax.training.step import abstract_state, make_setup
+from sicot_jax.training.state import abstract_state
+from sicot_jax.training.setup import make_setup
 
 ROOT = Path(__file__).parents[2]
 RATE = 1e6

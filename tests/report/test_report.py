@@ -761,7 +761,7 @@ def test_the_paper_s_co_training_stands_for_text_whatever_the_order(tmp_path):
     runs = [
         make_run(tmp_path / "shuffled", FIRST, data={"title": "shuffled"}),
         make_run(tmp_path / "base", FIRST, loss=NO_TEXT),
-        make_run(tmp_path / "words_told", SECOND, loss=NO_TEXT | {"tag_prediction": 1.0}),
+        make_run(tmp_path / "num_tags", SECOND, loss=NO_TEXT | {"tag_prediction": 1.0}),
         make_run(tmp_path / "co", SECOND),
     ]
     arms = [Arm(path.name, (read_finished(path),)) for path in runs]

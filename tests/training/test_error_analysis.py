@@ -5,7 +5,7 @@ finished classifier.
 import numpy as np
 import pytest
 
-from sicot_jax.catalog import batches as pipeline
+from sicot_jax.catalog.batches import evenly_spaced
 from sicot_jax.catalog.sources.generated import open_generated
 from sicot_jax.classifier import posthoc as post_hoc
 from sicot_jax.classifier.heads import Classifier
@@ -102,4 +102,4 @@ def test_remedies_by_hand():
     ("size", "most", "wanted"), [(0, 3, []), (2, 3, [0, 1]), (9, 3, [0, 3, 6])]
 )
 def test_evenly(size, most, wanted):
-    assert pipeline.evenly(size, most).tolist() == wanted
+    assert evenly_spaced(size, most).tolist() == wanted

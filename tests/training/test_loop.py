@@ -25,13 +25,9 @@ from sicot_jax.training import run as runs
 from sicot_jax.training.checkpoint import CheckpointError, Checkpoints
 from sicot_jax.training.loop import test as evaluate_run
 from sicot_jax.training.loop import train
-from sicot_jax.training.step import (
-    DataShape,
-    abstract_state,
-    class_log_prior,
-    make_setup,
-    start_state,
-)
+from sicot_jax.training.state import abstract_state, class_log_prior, initial_state
+from sicot_jax.training.setup import make_setup
+from sicot_jax.training.model import DataShape
 from sicot_jax.training.warm_start import warm_start
 
 ROOT = Path(__file__).parents[2]
@@ -304,22 +300,23 @@ def test_a_signal_before_validation_puts_it_off_to_the_resumed_run(
     """Waiting for validation could take longer than a cluster does; the best state is found all the
     same.
     """
-    from sicot_jax.catalog import batches as pipeline
+    from sicot_jax.catalog.batches import TrainBatchLoader
+    from sicot_jax.training import loop
 
     whole, config, results = uninterrupted
-    original = pipeline.TrainBatches.__call__
+    original = TrainBatchLoader.__call__
 
     def stopping(self, step):
         return (step == 4 and os.kill(os.getpid(), signal.SIGTERM)) or original(self, step)
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            pipeline,
-            "ahead",
+            loop,
+            "prefetch",
             lambda make, start, stop, **_: (make(step) for step in range(start, stop)),
         )
         patch.setattr(
-            pipeline.TrainBatches, "__call__", stopping
+            TrainBatchLoader, "__call__", stopping
         )  # in the last step of the first epoch
         with pytest.raises(TrainingStopped, match="SIGTERM: saved at step 5"):
             train(config, tmp_path / "run")
@@ -826,7 +823,7 @@ def started_from(workdir: Path, config: Config):
         prior = mesh_lib.class_vector(
             class_log_prior(catalog.classes.counts["train"], device_mesh), device_mesh
         )
-        state = start_state(setup, prior)
+        state = initial_state(setup, prior)
         if config.loss.with_semantic:
             state = start_words(state, catalog.word_vectors)
         _, source, _ = runs.restore_best(runs.read_run(workdir), device_mesh)

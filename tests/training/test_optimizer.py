@@ -16,7 +16,8 @@ from sicot_jax.config import HeadConfig, LossConfig, OptimConfig
 from sicot_jax.config.batch_plan import BatchPlan
 from sicot_jax.parallel import mesh
 from sicot_jax.training import optimizer as optim
-from sicot_jax.training.step import DataShape, make_setup
+from sicot_jax.training.setup import make_setup
+from sicot_jax.training.model import DataShape
 
 PLAN = BatchPlan(20)  # 100 photos: five steps an epoch
 
@@ -83,7 +84,7 @@ def test_lars_is_that_of_optax(nesterov):
     params = jax.tree.map(jnp.float32, params)
     wanted, frozen = params, {"frozen": jnp.ones((2, 2))}
     params = params | frozen
-    tx, reference = optim.make_tx(config, schedule), optax_lars(config, schedule)
+    tx, reference = optim.make_optimizer(config, schedule), optax_lars(config, schedule)
     state, wanted_state = tx.init(params), reference.init(wanted)
     for _ in range(3):
         gradient = {name: jnp.float32(rng.normal(size=x.shape)) for name, x in params.items()}
@@ -101,8 +102,8 @@ def test_lars_is_that_of_optax(nesterov):
 def test_a_learning_rate_may_come_with_the_update(name):
     """A schedule of height 1 and 0.3 given is a schedule of height 0.3."""
     config, rng = dataclasses.replace(LARS, name=name), np.random.default_rng(0)
-    given = optim.make_tx(config, optax.linear_schedule(1.0, 0.5, 3))
-    fixed = optim.make_tx(config, optax.linear_schedule(0.3, 0.15, 3))
+    given = optim.make_optimizer(config, optax.linear_schedule(1.0, 0.5, 3))
+    fixed = optim.make_optimizer(config, optax.linear_schedule(0.3, 0.15, 3))
     got = wanted = {
         "kernel": jnp.float32(rng.normal(size=(3, 4))),
         "bias": jnp.float32(rng.normal(size=4)),

@@ -15,14 +15,10 @@ from sicot_jax.config import Config
 from sicot_jax.models.sicot import start_words
 from sicot_jax.parallel import gradient_sync as exchange
 from sicot_jax.parallel import mesh
-from sicot_jax.training.step import (
-    DataShape,
-    abstract_state,
-    class_log_prior,
-    make_setup,
-    make_train_step,
-    start_state,
-)
+from sicot_jax.training.step import make_train_step
+from sicot_jax.training.state import abstract_state, class_log_prior, initial_state
+from sicot_jax.training.setup import make_setup
+from sicot_jax.training.model import DataShape
 
 NUM_CLASSES, VOCABULARY, BATCH = 11, 30, 16  # 11 rows divide over no mesh of more than one device
 
@@ -58,7 +54,7 @@ def one_step(config: Config, device_mesh, *, extra_losses=None, steps=1, batch=N
         setup = make_setup(config, SHAPE, device_mesh)
         counts = np.arange(1, NUM_CLASSES + 1)
         prior = mesh.to_global({"p": class_log_prior(counts, device_mesh)}, device_mesh)["p"]
-        state = start_state(setup, prior)
+        state = initial_state(setup, prior)
         if config.loss.with_semantic:
             words = np.random.default_rng(5).normal(size=(VOCABULARY, 16)).astype(np.float32)
             state = start_words(state, words)
@@ -313,7 +309,7 @@ def test_numbers_given_with_the_call_are_those_of_the_config(head):
         prior = mesh.to_global(
             {"p": class_log_prior(np.ones(NUM_CLASSES), device_mesh)}, device_mesh
         )["p"]
-        state, batch = start_state(setup, prior), mesh.to_global(host_batch(), device_mesh)
+        state, batch = initial_state(setup, prior), mesh.to_global(host_batch(), device_mesh)
         got = jax.jit(make_train_step(setup))(state, batch, given.numbers())
         wanted = jax.jit(make_train_step(given))(state, batch)
         plain = jax.jit(make_train_step(setup))(state, batch)
@@ -360,7 +356,7 @@ def test_a_batch_that_grew_equals_the_step_on_the_bigger_batch(monkeypatch):
         prior = mesh.to_global(
             {"p": class_log_prior(np.ones(NUM_CLASSES), device_mesh)}, device_mesh
         )["p"]
-        state = start_state(grows, prior)
+        state = initial_state(grows, prior)
         step = jax.jit(make_train_step(grows))
         state, _ = step(state, mesh.to_global(first, device_mesh))
         second = mesh.to_global(second, device_mesh)

@@ -16,7 +16,9 @@ from sicot_jax.parallel import mesh
 from sicot_jax.training import run as runs
 from sicot_jax.training.checkpoint import Checkpoints
 from sicot_jax.training.loop import train
-from sicot_jax.training.step import DataShape, abstract_state, make_setup
+from sicot_jax.training.state import abstract_state
+from sicot_jax.training.setup import make_setup
+from sicot_jax.training.model import DataShape
 
 
 def tiny(*overrides):

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from sicot_jax import config as config_lib
-from sicot_jax.catalog.tokenizer import build_tokenizer, load_tokenizer, words
+from sicot_jax.catalog.tokenizer import build_tokenizer, load_tokenizer
 from sicot_jax.cli import main as cli
 from sicot_jax.config import TEXT_ENCODERS
 from sicot_jax.training.loop import train
@@ -75,23 +75,6 @@ def test_every_encoder_reads_titles_as_ours_does(tmp_path, tokenizer, encoder, w
     assert not here[1].any()
     assert not here[4].any()
     assert here[0].any()
-
-
-def test_words_of_titles_are_cut_alike():
-    from sicot_jax.weights.templates.torch_text import words_of
-
-    titles = [
-        "Men's T-Shirt 2XL",
-        "ＦＵＬＬ width",
-        "İstanbul café",
-        "रंगीन कमीज",
-        "ผ้าฝ้าย",
-        "a_b 1.5",
-        "",
-        "红色 衬衫",
-        "ß ﬁ",
-    ]
-    assert [words_of(title) for title in titles] == [words(title) for title in titles]
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ from sicot_jax.catalog.statistics import (
     class_counts,
     default_head_boundary,
     head_mask,
-    shared_vocabulary,
+    vocabulary_overlap,
 )
 from sicot_jax.catalog.tokenizer import build_tokenizer
 from sicot_jax.catalog.word_vectors import train_word_vectors
@@ -412,7 +412,7 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             head_boundary=boundary,
             head=head,
             vocabulary=len(tokenizer.vocabulary) - 1,
-            shared_words=shared_vocabulary(token_ids, labels["train"], head),
+            shared_words=vocabulary_overlap(token_ids, labels["train"], head),
             without_words=sum(len(ids) == 0 for ids in token_ids),
             borrowed_titles=borrowed,
         )

@@ -1,4 +1,4 @@
-"""Features and codes of photos: files with a line for each, appended to and mapped into memory."""
+"""Photo embeddings, binary codes and product ids: files with one row per photo."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from sicot_jax.errors import InputError
 from sicot_jax.index.storage import layout
 
-_PIECE = 1 << 19  # bytes of features
+_CHUNK_BYTES = 1 << 19  # of features
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -22,36 +22,40 @@ def unit(rows: np.ndarray) -> np.ndarray:
     )
 
 
-def cosines(features: np.ndarray, lines: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """Of some lines [M] of unit float16 features [N, D] with a unit query [D], float32 [M]; -inf
-    where one has a NaN.
+def cosine_similarities(features: np.ndarray, rows: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Returns cosines of some rows of the features with a query.
 
-    By FAISS, which widens halves in the processor's registers: numpy's `astype` takes most of the
-    time of a search, and what shifts bits instead multiplies subnormal numbers, of which features
-    have many, a hundred times slower than others. In pieces
-    that memory is at hand for: for megabytes the system is asked anew each time, which takes longer
-      than all the rest.
+    FAISS widens halves in the processor's registers: numpy's `astype` would take most of the time
+    of a search. Features are read in chunks that the allocator can reuse; for megabytes the system
+    is asked anew each time, which takes longer than all the rest.
+
+    Args:
+      features: unit embeddings, float16 [N, D].
+      rows: int [M].
+      query: unit embedding, float [D].
+
+    Returns:
+      Similarities, float32 [M]; -inf where a row or the query has a NaN.
     """
     faiss = import_faiss()
-    faiss.omp_set_num_threads(
-        1
-    )  # of this thread: a request has one, more of them would wait for each other
+    # Of this thread: a request has one thread, more would wait for each other.
+    faiss.omp_set_num_threads(1)
     width, query = features.shape[1], np.asarray(query, np.float32)[None]
-    found, piece = np.full(len(lines), -np.inf, np.float32), max(1, _PIECE // (2 * width))
-    for first in range(0, len(lines), piece):
-        rows = np.asarray(features[lines[first : first + piece]])
+    similarity, step = np.full(len(rows), -np.inf, np.float32), max(1, _CHUNK_BYTES // (2 * width))
+    for first in range(0, len(rows), step):
+        chunk = np.asarray(features[rows[first : first + step]])
         table = faiss.IndexScalarQuantizer(
             width, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
         )
-        table.add_sa_codes(rows.view(np.uint8))
-        similarity, order = table.search(query, len(rows))
-        there = order[0] >= 0  # FAISS leaves out what has no order
-        found[first + order[0][there]] = similarity[0][there]
-    return found
+        table.add_sa_codes(chunk.view(np.uint8))
+        values, order = table.search(query, len(chunk))
+        ranked = order[0] >= 0  # FAISS leaves out NaN
+        similarity[first + order[0][ranked]] = values[0][ranked]
+    return similarity
 
 
 def import_faiss() -> Any:
-    """InputError where it is not there."""
+    """Returns the module `faiss`; raises InputError where it is not installed."""
     try:
         import faiss
     except ImportError as error:
@@ -62,13 +66,20 @@ def import_faiss() -> Any:
 
 
 class VectorFiles:
-    """The three files of a version folder: features [N, D] float16 of length 1, codes [N, bits /
-    8], owners [N] int32.
+    """The photo files of a version: features, codes and the product of each row.
 
-    `places` lines count; there may be more, of a change that did not come to its end.
+    Features are float16 [N, D] of length 1, codes uint8 [N, bits / 8], products int32 [N]. The
+    product store says how many rows count; a file may have more, from a change that was stopped.
     """
 
     def __init__(self, folder: Path, width: int, bits: int):
+        """Describes the files of a version.
+
+        Args:
+          folder: version folder.
+          width: D.
+          bits: bits of a code.
+        """
         self.folder, self.width, self.bits = folder, width, bits
         self._kinds: dict[str, tuple[type, tuple[int, ...]]] = {
             layout.FEATURES: (np.float16, (width,)),
@@ -76,32 +87,66 @@ class VectorFiles:
             layout.ROW_PRODUCTS: (np.int32, ()),
         }
 
-    def line_bytes(self, name: str) -> int:
+    def row_bytes(self, name: str) -> int:
+        """Returns the size of one row.
+
+        Args:
+          name: one of `layout.APPENDABLE`.
+
+        Returns:
+          Bytes.
+        """
         dtype, shape = self._kinds[name]
         return int(np.dtype(dtype).itemsize * np.prod(shape, dtype=np.int64))
 
-    def mapped(self, name: str, places: int) -> np.ndarray:
-        """The first lines of one file, read only. InputError where it has fewer."""
+    def memmap(self, name: str, num_rows: int, *, writable: bool = False) -> np.ndarray:
+        """Maps the first rows of a file into memory.
+
+        Args:
+          name: one of `layout.APPENDABLE`.
+          num_rows: how many rows.
+          writable: whether assignments change the file.
+
+        Returns:
+          The rows, of the file's dtype and shape.
+
+        Raises:
+          InputError: the file has fewer rows.
+        """
         dtype, shape = self._kinds[name]
         path = self.folder / name
-        have = path.stat().st_size // self.line_bytes(name) if path.exists() else 0
-        if have < places:
+        existing = path.stat().st_size // self.row_bytes(name) if path.exists() else 0
+        if existing < num_rows:
             raise InputError(
-                f"{path}: {have} lines, wanted {places}; the index is damaged, build it again"
+                f"{path}: {existing} rows, wanted {num_rows}; the index is damaged, build it again"
             )
-        return (
-            np.memmap(path, dtype, "r", shape=(places, *shape))
-            if places
-            else np.zeros((0, *shape), dtype)
-        )
+        if not num_rows:
+            return np.zeros((0, *shape), dtype)
+        return np.memmap(path, dtype, "r+" if writable else "r", shape=(num_rows, *shape))
 
-    def write(self, name: str, at: int, lines: np.ndarray) -> None:
-        """Put lines after the first `at`, whatever lies there, onto the disk."""
+    def allocate(self, num_rows: int) -> None:
+        """Makes all files anew, with rows of zeros.
+
+        Args:
+          num_rows: how many rows.
+        """
+        for name in self._kinds:
+            with (self.folder / name).open("wb") as file:
+                file.truncate(num_rows * self.row_bytes(name))
+
+    def write_rows(self, name: str, start: int, rows: np.ndarray) -> None:
+        """Writes rows to the disk and cuts the file off after them.
+
+        Args:
+          name: one of `layout.APPENDABLE`.
+          start: how many rows before them are kept.
+          rows: what to write, of the file's shape.
+        """
         dtype, shape = self._kinds[name]
-        assert lines.shape[1:] == shape, (name, lines.shape)
+        assert rows.shape[1:] == shape, (name, rows.shape)
         with (self.folder / name).open("r+b" if (self.folder / name).exists() else "wb") as file:
-            file.truncate(at * self.line_bytes(name))
+            file.truncate(start * self.row_bytes(name))
             file.seek(0, os.SEEK_END)
-            file.write(np.ascontiguousarray(lines, dtype).tobytes())
+            file.write(np.ascontiguousarray(rows, dtype).tobytes())
             file.flush()
             os.fsync(file.fileno())

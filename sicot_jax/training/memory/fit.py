@@ -23,14 +23,10 @@ from sicot_jax.parallel import mesh
 from sicot_jax.parallel.device_memory import device_memory, size_text
 from sicot_jax.training import evaluate
 from sicot_jax.training.memory.plan import SHARE, Plan, can_divide, make_plan
-from sicot_jax.training.step import (
-    Setup,
-    TrainState,
-    abstract_state,
-    make_setup,
-    make_train_step,
-    words_shared,
-)
+from sicot_jax.training.step import make_train_step
+from sicot_jax.training.state import TrainState, abstract_state
+from sicot_jax.training.setup import Setup, make_setup
+from sicot_jax.training.model import num_word_columns
 
 FEW_CLASSES = 8  # of the classifier in a step that is compiled for its activations
 
@@ -188,7 +184,7 @@ def alternatives(plan: Plan, memory: int) -> list[Alternative]:
 
 def _overrides_that_fit(plan: Plan, memory: int) -> list[Alternative]:
     config, train, powers = plan.config, plan.config.train, [2**i for i in range(20)]
-    shared = words_shared(config, plan.shape)
+    shared = num_word_columns(config, plan.shape)
     # From the one that changes most to the one that changes least: the model, then the statistics
     # of batch norm, then time.
     choices: dict[str, list] = {

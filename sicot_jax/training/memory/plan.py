@@ -19,14 +19,9 @@ from sicot_jax.config import Config
 from sicot_jax.parallel import gradient_sync as exchange
 from sicot_jax.parallel import mesh
 from sicot_jax.training.optimizer import part_of, trained_parts
-from sicot_jax.training.step import (
-    DataShape,
-    abstract_state,
-    check_batches,
-    compute_dtype,
-    make_setup,
-    words_shared,
-)
+from sicot_jax.training.state import abstract_state
+from sicot_jax.training.setup import check_batch_sizes, make_setup
+from sicot_jax.training.model import DataShape, compute_dtype, num_word_columns
 
 # Of a device's memory that a plan may take: the allocator leaves gaps, and programs and their
 # constants live there too.
@@ -310,7 +305,7 @@ def make_plan(config: Config, shape: DataShape, *, devices: int, platform: str) 
     Raises ConfigError where batch or classes cannot be divided over the devices.
     """
     device_mesh = AbstractMesh((devices, 1), mesh.AXES, axis_types=(AxisType.Explicit,) * 2)
-    check_batches(config, device_mesh)
+    check_batch_sizes(config, device_mesh)
     with jax.sharding.use_abstract_mesh(device_mesh):
         state = abstract_state(make_setup(config, shape, device_mesh))
     classifier, params = state.classifier, state.params
@@ -354,14 +349,14 @@ def make_plan(config: Config, shape: DataShape, *, devices: int, platform: str) 
         width=width,
         moments=size_of(moments) // 4,
         code_width=sum(codes["kernel"].shape) if codes else 0,
-        compared_width=width - words_shared(config, shape)
+        compared_width=width - num_word_columns(config, shape)
         if config.loss.background_suppression or config.loss.triplet
         else 0,
     )
 
 
 def can_divide(config: Config, devices: int) -> bool:
-    """Whether that many devices can divide the batches among them (what `step.check_batches`
+    """Whether that many devices can divide the batches among them (what `step.check_batch_sizes`
     refuses otherwise).
     """
     return (

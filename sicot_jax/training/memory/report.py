@@ -13,7 +13,7 @@ from sicot_jax.parallel import mesh
 from sicot_jax.parallel.device_memory import DEVICE_KINDS, GIB, device_memory, size_text
 from sicot_jax.training.memory import fit
 from sicot_jax.training.memory.plan import SHARE, Plan, can_divide, largest_classes, make_plan
-from sicot_jax.training.step import DataShape
+from sicot_jax.training.model import DataShape
 
 
 def _count_text(count: int) -> str:

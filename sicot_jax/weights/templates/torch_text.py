@@ -147,7 +147,7 @@ def read_tokenizer(folder: Path):
     if (folder / "words.txt").exists():
         lines = (folder / "words.txt").read_bytes().decode().split("\n")[:-1]
         places = {word: i for i, word in enumerate(lines) if i}
-        return lambda title: [places[word] for word in words_of(title) if word in places]
+        return lambda title: [places[word] for word in split_words(title) if word in places]
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "sentencepiece.model"))
@@ -161,7 +161,7 @@ _MARKS = "".join(
 _WORD = re.compile(rf"[^\W_](?:[^\W_]|[{_MARKS}])*")
 
 
-def words_of(title: str) -> list[str]:
+def split_words(title: str) -> list[str]:
     """Words in order: NFKC, lower case, letters and digits of any script; apostrophes join, other
     punctuation separates.
     """

@@ -23,13 +23,10 @@ from sicot_jax.training import device_batches
 from sicot_jax.training.checkpoint import Checkpoints
 from sicot_jax.training.memory import fit, plan
 from sicot_jax.training.memory import report as plan_report
-from sicot_jax.training.step import (
-    DataShape,
-    abstract_state,
-    make_setup,
-    make_train_step,
-    start_state,
-)
+from sicot_jax.training.step import make_train_step
+from sicot_jax.training.state import abstract_state, initial_state
+from sicot_jax.training.setup import make_setup
+from sicot_jax.training.model import DataShape
 
 ROOT = Path(__file__).parents[3]
 MESHES = [(8, 1), (4, 2), (2, 4)]
@@ -543,7 +540,7 @@ def test_steps_compiled_ahead_run_on_started_returned_and_restored_states(data, 
         target = abstract_state(setup)
         steps = fit.compile_within_memory(new, setup, target, [32, 64])
         numbers = mesh.copy_to_all(setup.numbers(), device_mesh)
-        state = start_state(
+        state = initial_state(
             setup,
             mesh.class_vector(np.zeros(target.classifier.bias.shape, np.float32), device_mesh),
         )

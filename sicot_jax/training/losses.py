@@ -1,0 +1,91 @@
+"""Loss terms that a training step adds to the classifier's: tags, codes, localization, triplets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from sicot_jax.classifier import losses as loss_functions
+from sicot_jax.config import LossConfig
+from sicot_jax.models.localization import area
+from sicot_jax.parallel import mesh
+
+Outputs = Mapping[str, jax.Array]  # of the network, by name
+Batch = Mapping[str, jax.Array]  # arrays of a batch but its photos, by name
+AuxiliaryLoss = Callable[[Outputs, Batch], jax.Array]  # -> float32 scalar, its weight included
+
+
+def auxiliary_losses(config: LossConfig) -> dict[str, AuxiliaryLoss]:
+    """Returns the loss terms that a config asks for besides the cross-entropy of the streams.
+
+    Terms that compare photos with each other compare those of one device with those of all devices.
+
+    Args:
+      config: section `loss` of the config.
+
+    Returns:
+      Name of the config field -> function of (outputs of the network, batch) that returns the
+      weighted term, a float32 scalar; terms of weight 0 are left out.
+    """
+    terms: dict[str, tuple[float, AuxiliaryLoss]] = {
+        "tag_prediction": (config.tag_prediction, _tag_prediction(config)),
+        "codes": (config.codes, _codes(config)),
+        "background_suppression": (config.background_suppression, _background_suppression(config)),
+        "box_regression": (config.box_regression, _box_regression(config)),
+        "triplet": (config.triplet, _triplet(config)),
+    }
+    return {name: function for name, (weight, function) in terms.items() if weight}
+
+
+def _tag_prediction(config: LossConfig) -> AuxiliaryLoss:
+    def loss(outputs: Outputs, batch: Batch) -> jax.Array:
+        return config.tag_prediction * loss_functions.word_loss(
+            outputs["words"], batch["token_ids"]
+        )
+
+    return loss
+
+
+def _codes(config: LossConfig) -> AuxiliaryLoss:
+    def loss(outputs: Outputs, batch: Batch) -> jax.Array:
+        bits, unit = outputs["codes"], outputs["unit"]
+        similarity = loss_functions.code_likeness(
+            bits, unit, mesh.replicate(bits), mesh.replicate(unit)
+        )
+        balance = config.code_balance * loss_functions.code_balance(bits)
+        quantisation = config.code_quantisation * loss_functions.code_quantisation(bits)
+        return config.codes * (similarity + balance + quantisation)
+
+    return loss
+
+
+def _background_suppression(config: LossConfig) -> AuxiliaryLoss:
+    def loss(outputs: Outputs, batch: Batch) -> jax.Array:
+        label = batch["label"]
+        term = loss_functions.told_outside(
+            outputs["outside"], mesh.replicate(outputs["inside"]), label, mesh.replicate(label)
+        )
+        # Without this a box that covers the photo, and leaves no background, would be best.
+        log_area = jnp.mean(jnp.log(area(outputs["box"])))
+        return config.background_suppression * (term + config.box_area * log_area)
+
+    return loss
+
+
+def _box_regression(config: LossConfig) -> AuxiliaryLoss:
+    def loss(outputs: Outputs, batch: Batch) -> jax.Array:
+        return config.box_regression * loss_functions.box_distance(outputs["box"], batch["box"])
+
+    return loss
+
+
+def _triplet(config: LossConfig) -> AuxiliaryLoss:
+    def loss(outputs: Outputs, batch: Batch) -> jax.Array:
+        unit, label = outputs["inside"], batch["label"]
+        return config.triplet * loss_functions.triplet_loss(
+            unit, mesh.replicate(unit), label, mesh.replicate(label), margin=config.triplet_margin
+        )
+
+    return loss
