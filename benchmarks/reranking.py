@@ -31,12 +31,13 @@ from benchmarks import timing
 from sicot_jax.events import simulator as visitors
 from sicot_jax.indexing import fit_ranker as rank
 from sicot_jax.search import ranker as rerank
-from sicot_jax.search.ranker import SHOWN, Lists, ndcg
-from sicot_jax.search.ranking_features import FEATURES, Usual, features
+from sicot_jax.search.ndcg import NDCG_CUTOFF, ndcg
+from sicot_jax.search.ranker import RankingLists
+from sicot_jax.search.ranking_features import FEATURES, CatalogStatistics, ranking_features
 
 PRODUCTS, CATEGORIES, CANDIDATES, TESTED = 2_000, 20, 40, 1_000
 BEHAVIOUR = visitors.Behaviour()
-LOOKED_AT = visitors.looking(BEHAVIOUR, SHOWN)
+LOOKED_AT = visitors.looking(BEHAVIOUR, NDCG_CUTOFF)
 LIKENESS = "likeness"
 WORDS = [f"word{n}" for n in range(300)]
 
@@ -93,7 +94,7 @@ class Shop:
             )
             for n in range(PRODUCTS)
         ]
-        self.usual = Usual.of(self.products)
+        self.usual = CatalogStatistics.from_products(self.products)
 
     def requests(self, count: int) -> Requests:
         rng = self.rng
@@ -104,7 +105,7 @@ class Shop:
         )[:, ::-1]
         rows = np.array(
             [
-                features(cosine, [self.products[n] for n in own], self.usual)
+                ranking_features(cosine, [self.products[n] for n in own], self.usual)
                 for cosine, own in zip(likeness, found, strict=True)
             ]
         )
@@ -133,23 +134,23 @@ class Shop:
             )
         return Requests(rows, click, buy)
 
-    def log(self, requests: Requests) -> Lists:
+    def log(self, requests: Requests) -> RankingLists:
         """What visitors did with the most alike ones, as the log has it."""
         count = len(requests.rows)
-        ids, skus = [f"q{n}" for n in range(count)], [f"p{n}" for n in range(SHOWN)]
-        shown, top = np.tile(np.arange(SHOWN), (count, 1)), slice(SHOWN)
+        ids, skus = [f"q{n}" for n in range(count)], [f"p{n}" for n in range(NDCG_CUTOFF)]
+        shown, top = np.tile(np.arange(NDCG_CUTOFF), (count, 1)), slice(NDCG_CUTOFF)
         lists = visitors.Lists(ids, skus, shown, requests.click[:, top], requests.buy[:, top])
         seed = int(self.rng.integers(1 << 30))
         views = rank.views(visitors.events(lists, BEHAVIOUR, requests=count, seed=seed))
         at = [
-            ([int(view.query_image_id[1:])] * SHOWN, [int(sku[1:]) for sku in view.shown])
+            ([int(view.query_image_id[1:])] * NDCG_CUTOFF, [int(sku[1:]) for sku in view.shown])
             for view in views
         ]
         asked, places = np.array(at).transpose(1, 0, 2)
-        return Lists(
+        return RankingLists(
             requests.rows[asked, places].reshape(-1, len(FEATURES)),
-            np.repeat(np.arange(count), SHOWN),
-            np.tile(np.arange(SHOWN), count),
+            np.repeat(np.arange(count), NDCG_CUTOFF),
+            np.tile(np.arange(NDCG_CUTOFF), count),
             np.array([view.wanted.get(sku, 0.0) for view in views for sku in view.shown]),
         )
 
@@ -161,40 +162,40 @@ def without(rows: np.ndarray, share: float, rng: np.random.Generator) -> np.ndar
     return np.where(lost, np.nan, rows)
 
 
-def logistic(rows: np.ndarray, lists: Lists, looked_at: np.ndarray, *, strength: float):
+def logistic(rows: np.ndarray, lists: RankingLists, looked_at: np.ndarray, *, strength: float):
     """Clicked or not, by inverse propensities as the trees have them: a click weighs y, what was
     passed over p.
     """
     from sklearn.linear_model import LogisticRegression
 
-    weight = np.where(lists.wanted > 0, lists.wanted, looked_at[lists.position])
+    weight = np.where(lists.gain > 0, lists.gain, looked_at[lists.position])
     return LogisticRegression(C=strength, max_iter=2000).fit(
-        rows, lists.wanted > 0, sample_weight=weight
+        rows, lists.gain > 0, sample_weight=weight
     )
 
 
-def raw_logistic(lists: Lists, looked_at: np.ndarray):
+def raw_logistic(lists: RankingLists, looked_at: np.ndarray):
     """Features made comparable; a missing one is the mean and says that it is missing."""
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    prepared = make_pipeline(SimpleImputer(add_indicator=True), StandardScaler()).fit(lists.rows)
-    model = logistic(prepared.transform(lists.rows), lists, looked_at, strength=1.0)
+    prepared = make_pipeline(SimpleImputer(add_indicator=True), StandardScaler()).fit(lists.features)
+    model = logistic(prepared.transform(lists.features), lists, looked_at, strength=1.0)
     return lambda rows: model.decision_function(prepared.transform(rows))
 
 
-def trees_alone(lists: Lists, looked_at: np.ndarray, count: int = 200):
+def trees_alone(lists: RankingLists, looked_at: np.ndarray, count: int = 200):
     """As many as they gain by without a regression before them."""
     import lightgbm
 
     weight = looked_at[lists.position]
     return lightgbm.train(
-        rerank.SETTINGS, lightgbm.Dataset(lists.rows, lists.wanted / weight, weight=weight), count
+        rerank.TREE_PARAMS, lightgbm.Dataset(lists.features, lists.gain / weight, weight=weight), count
     )
 
 
-def tree_logistic(trees, lists: Lists, looked_at: np.ndarray):
+def tree_logistic(trees, lists: RankingLists, looked_at: np.ndarray):
     """He et al. 2014: which leaf of each tree a line falls into, one of each, is what the logistic
     regression reads.
     """
@@ -203,9 +204,9 @@ def tree_logistic(trees, lists: Lists, looked_at: np.ndarray):
     def leaves(rows: np.ndarray) -> np.ndarray:
         return trees.predict(rows, pred_leaf=True, num_threads=1)
 
-    encoder = OneHotEncoder(handle_unknown="ignore").fit(leaves(lists.rows))
+    encoder = OneHotEncoder(handle_unknown="ignore").fit(leaves(lists.features))
     # Of 0.0001, 0.0003, 0.001 and 0.003 the best on two seeds.
-    model = logistic(encoder.transform(leaves(lists.rows)), lists, looked_at, strength=0.0003)
+    model = logistic(encoder.transform(leaves(lists.features)), lists, looked_at, strength=0.0003)
     return lambda rows: model.decision_function(encoder.transform(leaves(rows)))
 
 
@@ -217,22 +218,22 @@ def measured(requests: Requests, score, *, candidates: int = CANDIDATES) -> tupl
     rest = np.tile(np.arange(candidates, CANDIDATES), (len(order), 1))
     shown = np.take_along_axis(requests.wanted, np.concatenate([order, rest], 1), 1)
     return float(np.mean([ndcg(line) for line in shown])), float(
-        100 * (shown[:, :SHOWN] @ LOOKED_AT).mean()
+        100 * (shown[:, :NDCG_CUTOFF] @ LOOKED_AT).mean()
     )
 
 
 def of_seed(seed: int, count: int, *, steps: bool) -> dict[str, tuple[float, float]]:
     shop = Shop(seed, steps=steps)
     learned, tested = shop.log(shop.requests(count)), shop.requests(TESTED)
-    looked_at, rng = rerank.looked_at(learned), np.random.default_rng(seed)
-    model, trees = rerank.fit(learned, looked_at), trees_alone(learned, looked_at)
-    lossy = dataclasses.replace(learned, rows=without(learned.rows, 0.3, rng))
+    looked_at, rng = rerank.fit_examination_propensity(learned), np.random.default_rng(seed)
+    model, trees = rerank.fit_ranking_model(learned, looked_at), trees_alone(learned, looked_at)
+    lossy = dataclasses.replace(learned, features=without(learned.features, 0.3, rng))
     tested_lossy = dataclasses.replace(tested, rows=without(tested.rows, 0.3, rng))
-    few = learned.where(learned.of_list < count // 10)
+    few = learned.select(learned.list_id < count // 10)
     return {
         LIKENESS: measured(tested, lambda rows: rows[:, 0]),
         "regression, then trees (the ranker)": measured(tested, model),
-        "the regression of it alone": measured(tested, model.line),
+        "the regression of it alone": measured(tested, model.regression),
         "trees alone": measured(
             tested, lambda rows: trees.predict(rows, raw_score=True, num_threads=1)
         ),
@@ -240,12 +241,12 @@ def of_seed(seed: int, count: int, *, steps: bool) -> dict[str, tuple[float, flo
             tested, tree_logistic(trees, learned, looked_at)
         ),
         "logistic regression of the features": measured(tested, raw_logistic(learned, looked_at)),
-        "ranker, the 20 most alike alone": measured(tested, model, candidates=SHOWN),
-        "ranker, positions known": measured(tested, rerank.fit(learned, LOOKED_AT)),
-        "ranker, positions not corrected": measured(tested, rerank.fit(learned, np.ones(SHOWN))),
-        f"ranker, {count // 10:,} lists": measured(tested, rerank.fit(few, rerank.looked_at(few))),
+        "ranker, the 20 most alike alone": measured(tested, model, candidates=NDCG_CUTOFF),
+        "ranker, positions known": measured(tested, rerank.fit_ranking_model(learned, LOOKED_AT)),
+        "ranker, positions not corrected": measured(tested, rerank.fit_ranking_model(learned, np.ones(NDCG_CUTOFF))),
+        f"ranker, {count // 10:,} lists": measured(tested, rerank.fit_ranking_model(few, rerank.fit_examination_propensity(few))),
         "ranker, 30 % of the numbers missing": measured(
-            tested_lossy, rerank.fit(lossy, rerank.looked_at(lossy))
+            tested_lossy, rerank.fit_ranking_model(lossy, rerank.fit_examination_propensity(lossy))
         ),
         "what visitors want": measured(tested, lambda rows: tested.wanted.ravel()),
     }
@@ -259,9 +260,9 @@ def interval(values: np.ndarray) -> str:
     return f"{middle:+.3f} [{middle - spread:+.3f}, {middle + spread:+.3f}]"
 
 
-def model_of(shop: Shop) -> rerank.Model:
+def model_of(shop: Shop) -> rerank.RankingModel:
     """Fitted to 500 lists of the shop."""
-    return rerank.fit(shop.log(shop.requests(500)), LOOKED_AT)
+    return rerank.fit_ranking_model(shop.log(shop.requests(500)), LOOKED_AT)
 
 
 def latency() -> list[list[str]]:
@@ -271,7 +272,7 @@ def latency() -> list[list[str]]:
     ranker, rows = rerank.Ranker("", shop.usual, model, {}), []
     for count in (20, 40, 200, 400):
         likeness, own, times = np.linspace(0.9, 0.5, count), shop.products[:count], []
-        lines = features(likeness, own, shop.usual)
+        lines = ranking_features(likeness, own, shop.usual)
         for _ in range(500):
             start = time.perf_counter()
             ranker.scores(likeness, own)

@@ -8,11 +8,11 @@ then the box branch with the rest as it is:
 Command (S: 0, 1, 2):
   sicot train --config=configs/boxes.py --workdir=runs/boxes/products_S --config.seed=S
   BRANCH="--config=configs/boxes.py --config.model.localization=image --config.loss.background_suppression=1
-  --config.optim.trainable=visual/box \\
+  --config.optim.trainable=visual/localization \\
     --config.optim.name=adamw --config.optim.learning_rate=0.002 --config.optim.weight_decay=0 \\
     --config.augment.enabled=False --config.train.epochs=6"
   sicot train $BRANCH --workdir=runs/boxes/image_S --config.seed=S
-  --config.model.init_from=runs/boxes/products_S python -m benchmarks.boxes
+  --config.model.init_from=runs/boxes/products_S python -m benchmarks.localization
   runs/boxes/products_0,runs/boxes/products_1,runs/boxes/products_2 \\
     runs/boxes/image_0,runs/boxes/image_1,runs/boxes/image_2
 The other rows: $BRANCH and, in this order,

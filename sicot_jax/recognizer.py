@@ -116,7 +116,7 @@ class Recognizer:
         if _is_opened(photo):
             from sicot_jax.common import image
 
-            photo = image.pixels(photo)
+            photo = image.photo_pixels(photo)
         if isinstance(photo, np.ndarray) and (
             photo.dtype != np.uint8 or photo.ndim != 3 or photo.shape[2] != 3 or not photo.size
         ):

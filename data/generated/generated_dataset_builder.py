@@ -1,4 +1,4 @@
-"""A generated catalogue written to disk, to be read like an imported one."""
+"""Writes a generated catalogue to disk, so that it is read like an imported one."""
 
 from __future__ import annotations
 
@@ -11,21 +11,31 @@ from sicot_jax.catalog.catalog import SPLITS
 from sicot_jax.catalog.importing.builder import CatalogBuilder
 from sicot_jax.catalog.importing.manifest_rows import DroppedRow, ManifestError, ManifestRow
 from sicot_jax.catalog.importing.photos import PhotoReader
-from sicot_jax.catalog.sources.generated import GeneratedPhotos, open_generated
+from sicot_jax.catalog.sources.generated import open_generated
+from sicot_jax.catalog.sources.generated import GeneratedPhotoReader
 from sicot_jax.config import GeneratedSpec
 
 SPEC_FILE = "spec.json"
 
 
 def read_spec(folder: Path) -> GeneratedSpec:
-    """`spec.json` of a folder: fields of GeneratedSpec that differ from their defaults."""
+    """Returns the settings in a folder's `spec.json`.
+
+    Args:
+      folder: folder with a `spec.json`: fields of GeneratedSpec that differ from their defaults.
+
+    Returns:
+      The settings, with random word vectors: an import trains its own.
+
+    Raises:
+      ManifestError: no such file, or unknown fields.
+    """
     path = folder / SPEC_FILE
     known = [field.name for field in dataclasses.fields(GeneratedSpec)]
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         if "box_area" in fields:
             fields["box_area"] = tuple(fields["box_area"])
-        # The import makes vocabulary and vectors of its own.
         return GeneratedSpec(**{**fields, "word_vectors": "random"})
     except FileNotFoundError:
         raise ManifestError(
@@ -38,11 +48,12 @@ def read_spec(folder: Path) -> GeneratedSpec:
 
 
 class Builder(CatalogBuilder, skip_registration=True):
-    """Reads `spec.json` in the source folder."""
+    """Generates photos from the `spec.json` in the source folder."""
 
     name = "generated"
 
     def rows(self) -> Iterable[ManifestRow | DroppedRow]:
+        """Yields one row per generated photo."""
         try:
             splits = open_generated(read_spec(self.source)).splits
         except ManifestError:
@@ -61,4 +72,5 @@ class Builder(CatalogBuilder, skip_registration=True):
                 )
 
     def photos(self) -> PhotoReader:
-        return GeneratedPhotos(read_spec(self.source))
+        """Returns a reader that draws photos."""
+        return GeneratedPhotoReader(read_spec(self.source))

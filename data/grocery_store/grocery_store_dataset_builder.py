@@ -1,4 +1,4 @@
-"""Grocery Store Dataset (Klasson et al., WACV 2019): shop photos by smartphone, official splits."""
+"""Builds a catalogue from the Grocery Store Dataset (Klasson et al., WACV 2019)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import io
 import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 
 from sicot_jax.catalog.importing.builder import CatalogBuilder
-from sicot_jax.catalog.importing.manifest_rows import DroppedRow, ManifestError, ManifestRow, check_rows
+from sicot_jax.catalog.importing.manifest_rows import (
+    DroppedRow,
+    ManifestError,
+    ManifestRow,
+    RawRow,
+    check_rows,
+)
 from sicot_jax.catalog.importing.photos import FolderPhotos, PhotoReader, ZipPhotos
 
 _SPLIT_FILES = {"train": "train.txt", "validation": "val.txt", "test": "test.txt"}
@@ -21,11 +26,12 @@ _DESCRIPTION = "Product Description Path (str)"
 
 
 class Builder(CatalogBuilder, skip_registration=True):
-    """Reads the folder that holds `dataset/` or is it, or the only zip file in the source folder."""
+    """Reads `dataset/`, which the source folder holds or is, or its only zip file."""
 
     name = "grocery_store"
 
     def rows(self) -> Iterable[ManifestRow | DroppedRow]:
+        """Returns the rows of the three official splits."""
         reader = self.photos()
         try:
             return list(check_rows(_photos(reader, _classes(reader))))
@@ -39,20 +45,21 @@ class Builder(CatalogBuilder, skip_registration=True):
                 reader.close()
 
     def photos(self) -> PhotoReader:
+        """Returns a reader of the folder or zip file of photos."""
         for root in (self.source, self.source.parent):
             if (root / "dataset" / "classes.csv").is_file():
                 return FolderPhotos(root)
-        found = sorted(self.source.glob("*.zip"))
-        if len(found) == 1 and zipfile.is_zipfile(found[0]):
-            return ZipPhotos(Path(found[0]))
+        archives = sorted(self.source.glob("*.zip"))
+        if len(archives) == 1 and zipfile.is_zipfile(archives[0]):
+            return ZipPhotos(archives[0])
         raise ManifestError(
-            f"no dataset/classes.csv in {self.source} and {len(found)} zip files, wanted one or the other; "
-            "place the data set there, see data/grocery_store"
+            f"no dataset/classes.csv in {self.source} and {len(archives)} zip files, "
+            "wanted one or the other; place the data set there, see data/grocery_store"
         )
 
 
 def _classes(reader: PhotoReader) -> dict[str, dict[str, str]]:
-    """Class id to SKU, title and category."""
+    """Returns class id -> SKU, title and category."""
     classes = {}
     for row in csv.DictReader(io.StringIO(_text(reader, "classes.csv"))):
         name, coarse = row[_CLASS], row[_COARSE]
@@ -66,9 +73,7 @@ def _first_sentence(text: str) -> str:
     return re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0]
 
 
-def _photos(
-    reader: PhotoReader, classes: Mapping[str, Mapping[str, str]]
-) -> Iterator[tuple[str, Mapping[str, str] | DroppedRow]]:
+def _photos(reader: PhotoReader, classes: Mapping[str, Mapping[str, str]]) -> Iterator[RawRow]:
     for split, name in _SPLIT_FILES.items():
         for number, line in enumerate(_text(reader, name).splitlines(), start=1):
             image, class_id = [part.strip() for part in line.split(",")][:2]

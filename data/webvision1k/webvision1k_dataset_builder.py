@@ -1,4 +1,4 @@
-"""WebVision 2.0, 1,000 of its 5,000 classes: web photos with the titles they were found with."""
+"""Builds a catalogue from 1,000 of the 5,000 classes of WebVision 2.0: web photos with titles."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from sicot_jax.catalog.importing.builder import CatalogBuilder
-from sicot_jax.catalog.importing.manifest_rows import DroppedRow, ManifestError, ManifestRow, check_rows
+from sicot_jax.catalog.importing.manifest_rows import (
+    DroppedRow,
+    ManifestError,
+    ManifestRow,
+    RawRow,
+    check_rows,
+)
 from sicot_jax.catalog.importing.photos import FolderPhotos, PhotoReader
 from sicot_jax.catalog.importing.splits import order_key
 
@@ -18,12 +24,16 @@ CLASS_SEED = 0
 _SOURCES = ("google", "flickr")
 _VAL_PHOTOS = "val_images_resized"
 
-Row = tuple[str, Mapping[str, str] | DroppedRow]
-
 
 def choose_classes(synsets: Iterable[str], count: int) -> set[str]:
-    """`count` of the synsets: the first by hash of (CLASS_SEED, synset), whatever their order and
-    the import's seed.
+    """Returns the first synsets by hash of (CLASS_SEED, synset).
+
+    Args:
+      synsets: WordNet ids, in any order.
+      count: how many to choose.
+
+    Returns:
+      `count` synsets; they do not depend on the seed of the import.
     """
     return set(
         sorted(set(synsets), key=lambda synset: order_key(CLASS_SEED, synset, "class"))[:count]
@@ -35,17 +45,19 @@ class Builder(CatalogBuilder, skip_registration=True):
 
     name = "webvision1k"
     OFFICIAL_TEST = True
-    CLASSES = 5000
-    CHOSEN = 1000
+    NUM_CLASSES = 5000
+    NUM_CHOSEN = 1000
 
     def rows(self) -> Iterable[ManifestRow | DroppedRow]:
-        path = self.needed("info/synsets.txt")
+        """Yields the rows of the training lists and of the official validation list."""
+        path = self.require("info/synsets.txt")
         synsets = [[*line.split(maxsplit=1), ""][:2] for line in _lines(path) if line]
-        if len(synsets) < self.CLASSES:
+        if len(synsets) < self.NUM_CLASSES:
             raise ManifestError(
-                f"{path} names {len(synsets)} classes, wanted {self.CLASSES}; place WebVision 2.0 there, not 1.0"
+                f"{path} names {len(synsets)} classes, wanted {self.NUM_CLASSES}; "
+                "place WebVision 2.0 there, not 1.0"
             )
-        chosen = choose_classes((synset for synset, _ in synsets), self.CHOSEN)
+        chosen = choose_classes((synset for synset, _ in synsets), self.NUM_CHOSEN)
         # A label is a line of synsets.txt, the first being 0; None where the class is not chosen.
         classes = {
             str(label): {"sku": synset, "category": names} if synset in chosen else None
@@ -54,47 +66,49 @@ class Builder(CatalogBuilder, skip_registration=True):
         yield from check_rows(self._photos(classes))
 
     def photos(self) -> PhotoReader:
-        self.needed(_VAL_PHOTOS)
+        """Returns a reader of the source folder."""
+        self.require(_VAL_PHOTOS)
         return FolderPhotos(self.source)
 
-    def _photos(self, classes: Mapping[str, Mapping[str, str] | None]) -> Iterator[Row]:
+    def _photos(self, classes: Mapping[str, Mapping[str, str] | None]) -> Iterator[RawRow]:
         for source in _SOURCES:
-            files = self.needed(f"info/train_filelist_{source}.txt")
-            texts = self.needed(f"info/train_meta_list_{source}.txt")
+            files = self.require(f"info/train_filelist_{source}.txt")
+            texts = self.require(f"info/train_meta_list_{source}.txt")
             for number, (line, text) in enumerate(
                 zip_longest(_lines(files), _lines(texts)), start=1
             ):
                 if line is None or text is None:
                     raise ManifestError(
-                        f"{files} and {texts.name} differ in length, wanted one line a photo in both; copy them again"
+                        f"{files} and {texts.name} differ in length, "
+                        "wanted one line a photo in both; copy them again"
                     )
                 yield from _photo(
                     f"{files.name} line {number}",
                     line,
                     classes,
-                    functools.partial(_texts, self.source, text),
+                    functools.partial(_read_texts, self.source, text),
                 )
-        files = self.needed("val_filelist.txt", "info/val_filelist.txt")
+        files = self.require("val_filelist.txt", "info/val_filelist.txt")
         for number, line in enumerate(_lines(files), start=1):
-            where = f"{files.name} line {number}"
+            location = f"{files.name} line {number}"
             yield from _photo(
-                where, f"{_VAL_PHOTOS}/{line}", classes, functools.partial(dict, split="test")
+                location, f"{_VAL_PHOTOS}/{line}", classes, functools.partial(dict, split="test")
             )
 
 
 def _photo(
-    where: str,
+    location: str,
     line: str,
     classes: Mapping[str, Mapping[str, str] | None],
-    more: Callable[[], dict[str, str]],
-) -> Iterator[Row]:
-    """The row of `PATH LABEL` with what `more()` adds to it, or none where the class is not chosen."""
+    read_metadata: Callable[[], dict[str, str]],
+) -> Iterator[RawRow]:
+    """Yields the row of a line `PATH LABEL`, or none where the class is not chosen."""
     image, _, label = line.rpartition(" ")
     if label not in classes:
-        yield where, DroppedRow(where, "unknown class", label[:80])
+        yield location, DroppedRow(location, "unknown class", label[:80])
     elif (values := classes[label]) is not None:
         try:
-            yield where, {"image": image, **values, **more()}
+            yield location, {"image": image, **values, **read_metadata()}
         except (
             OSError,
             ValueError,
@@ -104,11 +118,11 @@ def _photo(
             RecursionError,
         ) as error:
             detail = f"{type(error).__name__}: {' '.join(str(error).split())[:80]}"
-            yield where, DroppedRow(where, "no metadata", detail)
+            yield location, DroppedRow(location, "no metadata", detail)
 
 
-def _texts(folder: Path, line: str) -> dict[str, str]:
-    """Title and tags of the photo whose metadata is `FILE NUMBER`; a photo may have none."""
+def _read_texts(folder: Path, line: str) -> dict[str, str]:
+    """Returns title and tags of the photo whose metadata is entry `FILE NUMBER`."""
     file, _, number = line.rpartition(" ")
     entry = _metadata(folder / file)[number]
     title, tags = entry.get("title"), entry.get("tags")

@@ -1,1 +1,1 @@
-"""Catalogues of photos, SKUs and titles: interface, sampling and host batches; never imports jax."""
+"""Catalogues of photos, SKUs and titles, sampling and host batches; never imports jax."""

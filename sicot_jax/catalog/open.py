@@ -25,9 +25,9 @@ def open_catalog(config: DataConfig) -> Catalog:
 
             return open_imported(config.path)
         case "arrays":
-            from sicot_jax.catalog.sources.arrays import open_arrays
+            from sicot_jax.catalog.sources.arrays import open_array_file
 
-            return open_arrays(config.path)
+            return open_array_file(config.path)
         case "generated":
             from sicot_jax.catalog.sources.generated import open_generated
 

@@ -10,14 +10,14 @@ from collections.abc import Callable, Generator, Iterator
 from multiprocessing import resource_tracker
 from typing import Any
 
-from sicot_jax.catalog.batches import Batch
+from sicot_jax.catalog.batches import HostBatch
 
 _BUFFER_SIZE = 4  # host batches made in advance
 
 
 def prefetch(
-    make_batch: Callable[[int], Batch], start: int, stop: int, *, workers: int, source: str
-) -> Generator[Batch]:
+    make_batch: Callable[[int], HostBatch], start: int, stop: int, *, workers: int, source: str
+) -> Generator[HostBatch]:
     """Yields make_batch(start), ..., make_batch(stop - 1) in order, prepared in advance by grain.
 
     Args:
@@ -76,6 +76,6 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _start_worker(index: int, count: int) -> None:
-    from sicot_jax.catalog.importing.photos import end_with_parent
+    from sicot_jax.catalog.importing.photos import exit_with_parent
 
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()

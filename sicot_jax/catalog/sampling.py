@@ -10,7 +10,7 @@ import functools
 
 import numpy as np
 
-from sicot_jax.config.batch_plan import SAMPLINGS, BatchPlan
+from sicot_jax.config.batch_plan import SAMPLING_SCHEMES, BatchPlan
 from sicot_jax.errors import InputError
 
 _FEISTEL_ROUNDS = 6
@@ -102,8 +102,8 @@ class RecordSampler:
     doubled_at: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.sampling not in SAMPLINGS:
-            raise InputError(f"data.sampling={self.sampling!r}, wanted one of {SAMPLINGS}")
+        if self.sampling not in SAMPLING_SCHEMES:
+            raise InputError(f"data.sampling={self.sampling!r}, wanted one of {SAMPLING_SCHEMES}")
         if not len(self.labels):
             raise InputError("no training records to sample from; check the catalogue's splits")
 
@@ -130,9 +130,7 @@ class RecordSampler:
         result = np.empty_like(index)
         for e in np.unique(epoch):
             rows = epoch == e
-            result[rows] = permute(
-                index[rows], size=len(self.labels), seed=self.seed, epoch=int(e)
-            )
+            result[rows] = permute(index[rows], size=len(self.labels), seed=self.seed, epoch=int(e))
         return result
 
     @functools.cached_property

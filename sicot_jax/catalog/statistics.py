@@ -81,7 +81,8 @@ def log_prior(train_counts: np.ndarray) -> np.ndarray:
     total = counts.sum()
     if total <= 0:
         raise ValueError(
-            f"{int(total)} training photos, wanted at least 1; import a catalogue with a train split"
+            f"{int(total)} training photos, wanted at least 1; "
+            "import a catalogue with a train split"
         )
     return np.log(np.maximum(counts, 1)) - np.log(total)
 

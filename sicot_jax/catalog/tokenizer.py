@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sicot_jax.catalog.catalog import Tokenizer
+from sicot_jax.common.text import one_line_error
 from sicot_jax.errors import InputError
 
 WORDS_FILE = "words.txt"
@@ -213,9 +214,7 @@ def build_tokenizer(
 
 
 def _build_sentencepiece(texts: Iterable[str], max_vocabulary: int, seed: int) -> Tokenizer:
-    sentences: Iterator[str] = (
-        " ".join(text.split()) for text in texts if split_words(text)
-    )
+    sentences: Iterator[str] = (" ".join(text.split()) for text in texts if split_words(text))
     first = next(sentences, None)
     if first is None:
         return WordTokenizer([""])
@@ -240,7 +239,7 @@ def _build_sentencepiece(texts: Iterable[str], max_vocabulary: int, seed: int) -
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
+        reason = one_line_error(error)
         raise InputError(
             f"sentencepiece failed ({reason}); raise max_vocabulary={max_vocabulary} or use words"
         ) from error

@@ -16,7 +16,7 @@ from sicot_jax.config.batch_plan import BatchPlan, num_triplets
 class TripletSampler:
     """Chooses the records of a batch, a pure function of (seed, step) as `RecordSampler` is.
 
-    Each micro-batch holds `triplets_in(micro_batch, share)` triplets (query, clicked, not clicked;
+    Each micro-batch holds `num_triplets(micro_batch, share)` triplets (query, clicked, not clicked;
     one after the other), drawn with probability proportional to weight, then ordinary records.
     Micro-batch p of P has the rows p, p + P, ... of the batch: a triplet is never cut.
 

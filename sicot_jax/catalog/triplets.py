@@ -80,7 +80,7 @@ class SplitWithQueryPhotos:
         from sicot_jax.common import image
 
         try:
-            return image.decode(FolderPhotos(self.folder).read(name))
+            return image.decode_photo(FolderPhotos(self.folder).read(name))
         except (OSError, InputError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise InputError(
@@ -185,8 +185,9 @@ def open_triplets(data: DataConfig, catalog: Catalog) -> TripletTable:
         usable &= ~excluded
     if not usable.any():
         raise InputError(
-            f"data.triplets={path}: no triplet to learn from{_skipped_text(skipped) or ', no row'}; "
-            f"{_REMEDY}, made of this catalogue's events, and data.queries with their photos"
+            f"data.triplets={path}: no triplet to learn from"
+            f"{_skipped_text(skipped) or ', no row'}; {_REMEDY}, "
+            "made of this catalogue's events, and data.queries with their photos"
         )
     query, with_queries = _add_query_records(
         split,

@@ -207,7 +207,7 @@ def make_head(
         params = {"kernel": classifier.kernel, "bias": classifier.bias}
         (total, by_stream), (cotangents, gradient) = jax.value_and_grad(
             loss, argnums=(0, 1), has_aux=True
-        )({stream: mesh.divide(embeddings[stream]) for stream in streams}, params)
+        )({stream: mesh.shard_leading_axis(embeddings[stream]) for stream in streams}, params)
         return (
             {"total": total, **by_stream},
             cotangents,

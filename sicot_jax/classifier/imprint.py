@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.errors import InputError
 
 PHOTOS = 16  # of a product that its row is made of
@@ -35,7 +36,7 @@ class Imprint:
 
     def rows(self, means: np.ndarray) -> np.ndarray:
         """m of products [K, D] -> their rows, float32 [K, D]."""
-        return (self.mean_row + self.scale * _unit(means - self.centre)).astype(np.float32)
+        return (self.mean_row + self.scale * l2_normalize(means - self.centre)).astype(np.float32)
 
 
 def fit(means: np.ndarray, rows: np.ndarray, mean_row: np.ndarray, bias: float) -> Imprint:
@@ -45,7 +46,7 @@ def fit(means: np.ndarray, rows: np.ndarray, mean_row: np.ndarray, bias: float) 
     if not len(means):
         return Imprint(np.zeros_like(mean_row), mean_row, 0.0, bias)
     centre = means.mean(0)
-    scale = np.mean(np.sum((rows - mean_row) * _unit(means - centre), 1))
+    scale = np.mean(np.sum((rows - mean_row) * l2_normalize(means - centre), 1))
     return Imprint(centre, mean_row, float(np.maximum(scale, 0)), bias)
 
 
@@ -55,7 +56,7 @@ def mean_directions(embeddings: np.ndarray, owners: np.ndarray) -> tuple[np.ndar
     """
     found, place = np.unique(owners, return_inverse=True)
     total = np.zeros((len(found), embeddings.shape[1]), np.float32)
-    np.add.at(total, place, _unit(np.asarray(embeddings, np.float32)))
+    np.add.at(total, place, l2_normalize(np.asarray(embeddings, np.float32)))
     return found, total / np.bincount(place, minlength=len(found))[:, None]
 
 
@@ -81,9 +82,3 @@ def load(path: Path) -> Imprint:
         raise InputError(
             f"{path}: nothing to make rows with ({type(error).__name__}); build the index again"
         ) from error
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(
-        np.linalg.norm(rows, axis=-1, keepdims=True), np.finfo(np.float32).tiny
-    )

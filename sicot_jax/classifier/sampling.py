@@ -99,8 +99,8 @@ def uniform_classes(key, label, *, num_rows: int, rate: float):
         others = without(random_places(key, rows, slots(rate, rows)), own)
         return jnp.concatenate([jnp.where(own < rows, own, -1), others])
 
-    like = jnp.zeros(num_rows, out_sharding=mesh_lib.CLASS)
-    return jax.shard_map(shard, in_specs=(P(), P(None), mesh_lib.CLASS), out_specs=mesh_lib.CLASS)(
+    like = jnp.zeros(num_rows, out_sharding=mesh_lib.CLASS_VECTOR)
+    return jax.shard_map(shard, in_specs=(P(), P(None), mesh_lib.CLASS_VECTOR), out_specs=mesh_lib.CLASS_VECTOR)(
         key, mesh_lib.replicate(label), like
     )
 
@@ -149,7 +149,7 @@ def neighbour_classes(key, label, neighbours, *, rate: float):
         )
 
     return jax.shard_map(
-        shard, in_specs=(P(), P(None), mesh_lib.CLASS_ROWS), out_specs=mesh_lib.CLASS
+        shard, in_specs=(P(), P(None), mesh_lib.CLASS_ROWS), out_specs=mesh_lib.CLASS_VECTOR
     )(key, mesh_lib.replicate(label), neighbours)
 
 

@@ -1,43 +1,70 @@
-"""LARS for a kernel that is updated some rows at a time."""
+"""The trust ratio of LARS for a kernel that is updated some rows at a time."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from sicot_jax.config import OptimConfig
+from sicot_jax.parallel.array_types import Array, Float
 
 
 @dataclasses.dataclass(frozen=True)
 class TrustRatio:
-    """LARS's trust ratio of a kernel that is met some rows at a time (You, Gitman & Ginsburg 2017).
+    """LARS's trust ratio of a kernel, accumulated over chunks of its rows.
 
-    ratio = coefficient * |W| / |G + weight_decay * W|, norms over the whole kernel, 1 where one of
-    them is 0: what `optax.scale_by_trust_ratio` computes of a kernel in one piece.
+    ratio = coefficient * |W| / |G + weight_decay * W|, norms over the complete kernel, 1 where one
+    of them is 0: what `optax.scale_by_trust_ratio` computes of a kernel in one piece. You, Gitman &
+    Ginsburg 2017, arXiv:1708.03888.
+
+    Attributes:
+      coefficient: factor of the ratio.
+      weight_decay: factor of W in the denominator.
     """
 
     coefficient: float
     weight_decay: float
 
-    def squares(self, gradient, kernel):
-        """float32 [2]: the sums of squares of W and of G + weight_decay * W, of some rows [n, D];
-        to be added up.
+    def squared_norms(
+        self, gradient: Float[Array, "n D"], kernel: Float[Array, "n D"]
+    ) -> Float[Array, " 2"]:
+        """Returns what some rows contribute to the two squared norms, to be summed over rows.
+
+        Args:
+          gradient: G of the rows, float32 [n, D].
+          kernel: W of the rows, float32 [n, D].
+
+        Returns:
+          Sums of squares of W and of G + weight_decay * W, float32 [2].
         """
         update = gradient + self.weight_decay * kernel
         return jnp.stack([jnp.sum(jnp.square(kernel)), jnp.sum(jnp.square(update))])
 
-    def of(self, squares):
-        """The ratio, a scalar, from the `squares` of all rows."""
-        kernel, update = jnp.sqrt(squares)
+    def from_squared_norms(self, squared_norms: Float[Array, " 2"]) -> Float[Array, ""]:
+        """Returns the ratio.
+
+        Args:
+          squared_norms: `squared_norms` summed over all rows, float32 [2].
+
+        Returns:
+          float32 scalar.
+        """
+        kernel, update = jnp.sqrt(squared_norms)
         return jnp.where((kernel == 0) | (update == 0), 1.0, self.coefficient * kernel / update)
 
 
 def make_trust_ratio(config: OptimConfig) -> TrustRatio | None:
-    """What a head that updates the kernel some rows at a time has to find out about all of it
-    first; None for nothing.
+    """Returns the trust ratio that an optimizer needs of the classifier's kernel.
+
+    Args:
+      config: the optimizer.
+
+    Returns:
+      The trust ratio; None for optimizers without one, and for a frozen kernel.
     """
     if config.name != "lars" or not config.trains("classifier/kernel"):
         return None
@@ -45,14 +72,27 @@ def make_trust_ratio(config: OptimConfig) -> TrustRatio | None:
 
 
 def scale_by_trust_ratio(coefficient: float) -> optax.GradientTransformationExtraArgs:
-    """`optax.scale_by_trust_ratio`, or by the `trust_ratio` that the update is given: for some rows
-    of a kernel.
-    """
-    whole = optax.scale_by_trust_ratio(trust_coefficient=coefficient)
+    """Returns `optax.scale_by_trust_ratio` that can be given the ratio.
 
-    def update(updates, state, params=None, *, trust_ratio=None, **extra_args):
+    Args:
+      coefficient: factor of the ratio.
+
+    Returns:
+      A transformation; with the extra argument `trust_ratio`, a float32 scalar, it scales by that
+      ratio instead of the one of the arrays at hand, which may be some rows of a kernel.
+    """
+    complete = optax.scale_by_trust_ratio(trust_coefficient=coefficient)
+
+    def update(
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        trust_ratio: Array | None = None,
+        **extra_args: Any,
+    ) -> tuple[Any, Any]:
         if trust_ratio is None:
-            return whole.update(updates, state, params)
+            return complete.update(updates, state, params)
         return jax.tree.map(lambda x: x * trust_ratio, updates), state
 
-    return optax.GradientTransformationExtraArgs(whole.init, update)
+    return optax.GradientTransformationExtraArgs(complete.init, update)

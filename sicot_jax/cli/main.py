@@ -118,7 +118,9 @@ def _parser() -> argparse.ArgumentParser:
         "--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="default: 0 1 2"
     )
     sub.add_argument(
-        "--records", type=Path, help="folder for the runs' records; default WORKDIR/records"
+        "--run-table",
+        type=Path,
+        help="run table (Parquet) to add the runs to; default WORKDIR/runs.parquet",
     )
 
     sub = command(
@@ -152,12 +154,19 @@ def _parser() -> argparse.ArgumentParser:
         "runs",
         type=Path,
         nargs="+",
-        help='run folders, records, or folders of them; gains are against the best baseline. "uv": unique-visitor conversion',
+        help='run folders, folders of them, or run tables; gains are against the best baseline. "uv": unique-visitor conversion',
     )
     sub.add_argument(
         "--out",
         type=Path,
         help="folder for report.md, report.html and figures; of runs it is needed",
+    )
+    sub.add_argument(
+        "--select",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="of run tables: names of runs or of their folders, such as 'grocery_small/*/rate_0.1'",
     )
     sub.add_argument(
         "--over",
@@ -215,10 +224,10 @@ def _import(args: argparse.Namespace, _) -> None:
 
     titles = None
     if args.titles_from is not None:
-        from sicot_jax.experiments.title_transfer import open_lender
+        from sicot_jax.experiments.title_transfer import open_title_transfer
 
-        titles = open_lender(args.titles_from, path=args.titles_path)
-    run_import(args, titles=titles)
+        titles = open_title_transfer(args.titles_from, path=args.titles_path)
+    run_import(args, title_source=titles)
 
 
 def _workdir(args: argparse.Namespace) -> Path:
@@ -226,10 +235,10 @@ def _workdir(args: argparse.Namespace) -> Path:
 
 
 def _print_accuracy(results: dict) -> None:
-    from sicot_jax.parallel import distributed as hosts
+    from sicot_jax.parallel import distributed
     from sicot_jax.training import evaluate
 
-    if hosts.is_first():
+    if distributed.is_primary():
         print("\n".join(evaluate.accuracy_lines(results)))
 
 
@@ -274,15 +283,16 @@ def _sweep(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from sicot_jax.report import page
 
     workdir = _workdir(args)
-    records = sweep.run(
+    table = args.run_table or workdir / "runs.parquet"
+    names = sweep.run(
         config.load_config(args.config, overrides),
         arms=args.arms,
         rates=args.rates,
         seeds=args.seeds,
         workdir=workdir / "runs",
-        records=args.records or workdir / "records",
+        table=table,
     )
-    print(page.write_report(records, workdir / "report"))
+    print(page.write_report([table], workdir / "report", select=names))
     print(f"\nReport: {workdir / 'report' / 'report.md'}")
 
 
@@ -290,9 +300,9 @@ def _imported(manifest: Path, catalog: Path) -> Path:
     """`manifest` imported into `catalog`, unless that very import stands there."""
     from sicot_jax.catalog.importing.fingerprint import source_sha256
     from sicot_jax.catalog.importing.run import import_catalog
-    from sicot_jax.catalog.sources.imported import import_source
+    from sicot_jax.catalog.sources.imported import read_import_source
 
-    there = import_source(catalog)
+    there = read_import_source(catalog)
     if there is None:
         print(import_catalog(manifest, catalog).report.summary(), file=sys.stderr)
     elif there["source_sha256"] != source_sha256(manifest):
@@ -331,18 +341,19 @@ def _report(args: argparse.Namespace, _) -> None:
     from sicot_jax.report import curve, page
 
     if args.over is not None:
-        print(curve.write_curve(args.runs, args.out, over=args.over))
+        print(curve.write_curve(args.runs, args.out, field=args.over, select=args.select))
     else:
-        print(page.write_report(args.runs, args.out))
+        print(page.write_report(args.runs, args.out, select=args.select))
 
 
 def _export_arrays(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from sicot_jax import config
     from sicot_jax.catalog.open import open_catalog
-    from sicot_jax.catalog.sources.arrays import export_arrays, resized
+    from sicot_jax.catalog.sources.resized import resize_catalog
+    from sicot_jax.catalog.sources.arrays import write_array_file
 
     chosen = config.load_config(args.config, overrides)
-    export_arrays(resized(open_catalog(chosen.data), chosen.preprocessing), args.out)
+    write_array_file(resize_catalog(open_catalog(chosen.data), chosen.preprocessing), args.out)
     path = shlex.quote(f"--config.data.path={args.out}")
     print(f"wrote {args.out}: train with --config.data.source=arrays {path}")
 
@@ -366,11 +377,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not getattr(args, "distributed", False):
             args.run(args, overrides)
         else:
-            from sicot_jax.parallel import distributed as hosts
+            from sicot_jax.parallel import distributed
 
-            hosts.join()
+            distributed.initialize()
             args.run(args, overrides)
-            hosts.wait_for_all("the end")  # the first may still write
+            distributed.barrier("the end")  # the first may still write
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return INTERRUPTED

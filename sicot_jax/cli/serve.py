@@ -32,16 +32,20 @@ def add_serve_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--largest-batch", type=int, default=32, help="photos in one call of the engine"
     )
-    parser.add_argument("--seconds", type=float, default=10.0, help="that a request may take")
     parser.add_argument(
-        "--wait-ms",
+        "--timeout", type=float, default=10.0, help="maximum duration of a request, seconds"
+    )
+    parser.add_argument(
+        "--max-wait-ms",
         type=float,
         default=500.0,
-        help="that a photo may wait for the engine; beyond that the answer is 503",
+        help="a photo that would wait longer for the engine is answered with 503",
     )
-    parser.add_argument("--photo-bytes", type=int, default=10_000_000, help="that a photo may have")
     parser.add_argument(
-        "--photo-pixels", type=int, default=30_000_000, help="that a photo may have"
+        "--photo-bytes", type=int, default=10_000_000, help="maximum size of a photo file"
+    )
+    parser.add_argument(
+        "--photo-pixels", type=int, default=30_000_000, help="maximum pixels of a photo"
     )
     parser.add_argument(
         "--keys", type=Path, help="file of API keys (sicot serve-key); without it none is asked for"
@@ -73,18 +77,18 @@ def _serve(args: argparse.Namespace, _) -> None:
         raise InputError(
             f"no {error.name} here to serve with; install it: pip install 'sicot_jax[service]'"
         ) from error
-    from sicot_jax.serve.photo import Limits
-    from sicot_jax.serve.settings import Settings
+    from sicot_jax.serve.photo import PhotoLimits
+    from sicot_jax.serve.settings import ServiceSettings
 
-    settings = Settings(
+    settings = ServiceSettings(
         index=str(args.index),
         database=args.database,
         engine=args.engine,
         largest_batch=args.largest_batch,
         threads=max((os.cpu_count() or 1) // max(args.workers, 1), 1),
-        seconds=args.seconds,
-        wait_seconds=args.wait_ms / 1e3,
-        limits=Limits(bytes=args.photo_bytes, pixels=args.photo_pixels),
+        timeout_seconds=args.timeout,
+        max_wait_seconds=args.max_wait_ms / 1e3,
+        limits=PhotoLimits(bytes=args.photo_bytes, pixels=args.photo_pixels),
         keys=str(args.keys or ""),
         events=str(args.events or ""),
         keep_queries=str(args.keep_queries or ""),
@@ -94,7 +98,7 @@ def _serve(args: argparse.Namespace, _) -> None:
 
 
 def _serve_key(args: argparse.Namespace, _) -> None:
-    from sicot_jax.serve.api_keys import add_key
+    from sicot_jax.serve.api_keys import add_api_key
 
-    print(add_key(args.file, args.name))
+    print(add_api_key(args.file, args.name))
     print(f"shown this once; its hash is in {args.file}. Send it as: Authorization: Bearer KEY")

@@ -1,1 +1,1 @@
-"""Helpers without jax that every package may use: files, locks, text, intervals."""
+"""Helpers without jax that every package may use: files, locks, text, arrays, images."""

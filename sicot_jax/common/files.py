@@ -1,4 +1,4 @@
-"""Files written whole or not at all: JSON, new folders, checksums. Nothing heavy is imported here."""
+"""Files and folders that appear complete or not at all; JSON and checksums."""
 
 from __future__ import annotations
 
@@ -16,8 +16,69 @@ from typing import Any
 from sicot_jax.errors import InputError
 
 
+@contextlib.contextmanager
+def atomic_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Gives a temporary path that replaces `path` at the end of the block.
+
+    Readers see the old file or the complete new one. With an exception the temporary file is
+    removed and `path` stays as it was.
+
+    Args:
+      path: the file to write; its folder exists.
+      durable: also wait until file and folder are on disk, so that they survive a power cut.
+
+    Yields:
+      The temporary path, in the same folder and with the same suffix.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield temporary
+        if durable:
+            sync_to_disk(temporary)
+        temporary.replace(path)
+        if durable:
+            sync_to_disk(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_to_disk(path: Path) -> None:
+    """Waits until a file's content, or the names in a folder, are on disk.
+
+    Args:
+      path: file or folder.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically.
+
+    Args:
+      path: the file.
+      text: its content.
+    """
+    with atomic_file(path) as temporary:
+        temporary.write_text(text)
+
+
 def read_json(path: Path, wanted: str) -> dict[str, Any]:
-    """InputError where the file is missing, no JSON, or no table."""
+    """Reads a JSON object.
+
+    Args:
+      path: the file.
+      wanted: what the file should be, for the message of an error.
+
+    Returns:
+      The object.
+
+    Raises:
+      InputError: the file is missing, is no JSON, or holds no object.
+    """
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -30,19 +91,33 @@ def read_json(path: Path, wanted: str) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
+    """Writes a JSON file atomically.
+
+    Args:
+      path: the file.
+      value: anything that JSON can hold.
+    """
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 @contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `out` at the end of the block, or vanishes with an exception or
-    SIGTERM. InputError where `out` is.
+def atomic_directory(out: Path) -> Iterator[Path]:
+    """Gives a temporary folder that becomes `out` at the end of the block.
+
+    With an exception or SIGTERM the folder is removed, along with parents that were made for it.
+
+    Args:
+      out: the new folder; must not exist.
+
+    Yields:
+      The temporary folder, next to `out`.
+
+    Raises:
+      InputError: `out` exists, or its parent is no folder.
     """
-    check_new(out)
+    check_not_there(out)
     missing = [parent for parent in out.parents if not parent.exists()]
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial = _partial_name(out)
     try:
         with _sigterm_as_exit():
             partial.mkdir(parents=True)
@@ -59,11 +134,19 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def work_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` for what is not whole yet; it vanishes with the block, whatever ends
-    it, SIGTERM too. InputError where none can be made.
+def scratch_directory(out: Path) -> Iterator[Path]:
+    """Makes a temporary folder next to `out` and removes it at the end, whatever ends the block.
+
+    Args:
+      out: the file or folder that is being prepared.
+
+    Yields:
+      The temporary folder.
+
+    Raises:
+      InputError: no folder can be made there.
     """
-    folder = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    folder = _partial_name(out)
     try:
         with _sigterm_as_exit():
             try:
@@ -77,13 +160,17 @@ def work_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _partial_name(out: Path) -> Path:
+    return out.with_name(f".{out.name}.{os.getpid()}.partial")
+
+
 @contextlib.contextmanager
 def _sigterm_as_exit() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
         yield
         return
 
-    def leave(number, frame):
+    def leave(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
     before = signal.signal(signal.SIGTERM, leave)
@@ -93,12 +180,27 @@ def _sigterm_as_exit() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def check_new(out: Path) -> None:
-    """InputError where there is something already."""
+def check_not_there(out: Path) -> None:
+    """Raises InputError where a file, folder or link has that name already.
+
+    Args:
+      out: the path.
+
+    Raises:
+      InputError: there is something.
+    """
     if out.exists() or out.is_symlink():
         raise InputError(f"{out} exists; give another --out, or remove it")
 
 
 def file_sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file.
+
+    Args:
+      path: the file.
+
+    Returns:
+      64 hex digits.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

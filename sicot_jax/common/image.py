@@ -1,4 +1,4 @@
-"""One decode of our own for every photo: any common file to upright RGB, and back to a small JPEG."""
+"""Decodes photos of any common format to upright RGB pixels, and encodes them as small JPEGs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
+from sicot_jax.common.text import one_line_error
 from sicot_jax.errors import InputError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 100_000_000
 JPEG_QUALITY = 90
 
 _EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
+_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -46,16 +47,16 @@ def _one_line_errors() -> Iterator[None]:
         except Image.DecompressionBombError as error:
             raise ImageError(f"too many pixels: {error}") from None
         except Image.UnidentifiedImageError:
-            raise ImageError(f"not a photo: wanted one of {', '.join(FORMATS)}") from None
+            raise ImageError(f"not a photo: wanted one of {', '.join(PHOTO_FORMATS)}") from None
         except Exception as error:
             raise ImageError(
-                f"broken photo: {type(error).__name__}, {' '.join(str(error).split())[:120]}"
+                f"broken photo: {type(error).__name__}, {one_line_error(error, 120)}"
             ) from None
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
-    """Header only; no pixel is decoded before the size is known to be allowed."""
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    """Reads the header only; no pixel is decoded before the size is known to be allowed."""
+    image = Image.open(io.BytesIO(data), formats=PHOTO_FORMATS)
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(
@@ -65,6 +66,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
+    # ImageOps.exif_transpose also writes the remaining EXIF block back, and raises on a field that
+    # it cannot write: such a photo would stay rotated.
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:
@@ -87,49 +90,67 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _upright(opened: Image.Image) -> tuple[Image.Image, bool]:
-    """The upright RGB photo, and whether it was one before."""
-    orientation = _orientation(opened)
-    photo = _to_rgb(opened)
-    return photo.transpose(
-        _UPRIGHT[orientation]
-    ) if orientation in _UPRIGHT else photo, orientation not in _UPRIGHT
+def _to_upright_rgb(image: Image.Image) -> tuple[Image.Image, bool]:
+    """The upright RGB photo, and whether it was upright before."""
+    transpose = _TRANSPOSE.get(_orientation(image))
+    photo = _to_rgb(image)
+    return (photo, True) if transpose is None else (photo.transpose(transpose), False)
 
 
 def _decode(data: bytes, max_pixels: int) -> tuple[Image.Image, bool]:
     """The upright RGB photo, and whether its bytes already are a plain JPEG of it."""
-    with _open(data, max_pixels) as opened:
-        opened.load()  # refuses truncated files
-        photo, was_upright = _upright(opened)
-        progressive = "progressive" in opened.info or "progression" in opened.info
-        return (
-            photo,
-            opened.format == "JPEG" and opened.mode == "RGB" and was_upright and not progressive,
-        )
+    with _open(data, max_pixels) as image:
+        image.load()  # refuses truncated files
+        photo, was_upright = _to_upright_rgb(image)
+        progressive = "progressive" in image.info or "progression" in image.info
+        is_plain_jpeg = image.format == "JPEG" and image.mode == "RGB" and not progressive
+        return photo, is_plain_jpeg and was_upright
 
 
-def pixels(photo: Image.Image) -> np.ndarray:
-    """What Pillow has opened, as `decode` makes it: uint8 RGB [H, W, 3]. Raises ImageError
-    likewise.
+def photo_pixels(photo: Image.Image) -> np.ndarray:
+    """Converts an image that Pillow has opened to upright RGB pixels.
+
+    Args:
+      photo: the opened image, of any mode.
+
+    Returns:
+      uint8 [H, W, 3], as `decode_photo` gives them.
+
+    Raises:
+      ImageError: the photo cannot be decoded.
     """
     with _one_line_errors():
-        return np.asarray(_upright(photo)[0])
+        return np.asarray(_to_upright_rgb(photo)[0])
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Bytes of a photo to uint8 RGB [H, W, 3].
+def decode_photo(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decodes the bytes of a photo to upright RGB pixels.
 
-    Upright (EXIF orientation), transparency on white, CMYK and palettes to RGB, 16-bit grey scaled
-    to 8 bit, the first frame of an animation. Raises ImageError: another format than FORMATS, more
-    than `max_pixels` (read from the header before anything is decoded), truncated or broken.
+    EXIF orientation is applied, transparency put on white, CMYK and palettes become RGB, 16-bit
+    grey is scaled to 8 bit, and of an animation the first frame is taken.
+
+    Args:
+      data: bytes of a photo, in one of PHOTO_FORMATS.
+      max_pixels: largest H * W, read from the header before anything is decoded.
+
+    Returns:
+      uint8 [H, W, 3].
+
+    Raises:
+      ImageError: another format, too many pixels, truncated or broken.
     """
     with _one_line_errors():
         return np.asarray(_decode(data, max_pixels)[0])
 
 
 def image_id(pixels: np.ndarray) -> str:
-    """32 hex digits: blake2b-128 over the shape and the pixels uint8 [H, W, 3] of an upright photo
-    before resizing.
+    """Returns an identifier of a photo's content: blake2b-128 over shape and pixels.
+
+    Args:
+      pixels: uint8 [H, W, 3] of an upright photo, before resizing.
+
+    Returns:
+      32 hex digits.
     """
     digest = hashlib.blake2b(repr(pixels.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(pixels).data)
@@ -137,11 +158,17 @@ def image_id(pixels: np.ndarray) -> str:
 
 
 def resize_short_side(photo: Image.Image, short_side: int) -> Image.Image:
-    """The photo with its shorter side at most `short_side` pixels, in proportion; a small photo is
-    returned as is.
+    """Shrinks a photo in proportion; a small photo is returned as it is.
 
     Bicubic with support over all covered pixels (no aliasing), after a box reduction where the
     photo is far larger.
+
+    Args:
+      photo: of any mode.
+      short_side: the shorter side's largest length, in pixels.
+
+    Returns:
+      The photo.
     """
     shorter = min(photo.size)
     if shorter <= short_side:
@@ -150,24 +177,43 @@ def resize_short_side(photo: Image.Image, short_side: int) -> Image.Image:
     return photo.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
-def encode(photo: Image.Image) -> bytes:
-    """JPEG of an RGB photo."""
+def encode_jpeg(photo: Image.Image) -> bytes:
+    """Encodes an RGB photo as JPEG.
+
+    Args:
+      photo: of mode RGB.
+
+    Returns:
+      The file's bytes.
+    """
     out = io.BytesIO()
     photo.save(out, "JPEG", quality=JPEG_QUALITY)
     return out.getvalue()
 
 
-def prepare(data: bytes, *, short_side: int, max_pixels: int = MAX_PIXELS) -> tuple[str, bytes]:
-    """Bytes of a photo as found to (image_id, JPEG bytes as stored).
+def prepare_photo(
+    data: bytes, *, short_side: int, max_pixels: int = MAX_PIXELS
+) -> tuple[str, bytes]:
+    """Identifies a photo and converts it to the JPEG that a catalogue stores.
 
     A plain upright RGB JPEG that needs no resizing keeps its bytes: a second encoding would only
-      lose. Raises ImageError as `decode` does. JPEG's scaled decoding is not used: image_id would
-      then depend on `short_side`.
+    lose. JPEG's scaled decoding is not used: the identifier would then depend on `short_side`.
+
+    Args:
+      data: bytes of a photo.
+      short_side: the shorter side's largest length, in pixels.
+      max_pixels: as in `decode_photo`.
+
+    Returns:
+      (image_id, JPEG bytes).
+
+    Raises:
+      ImageError: as `decode_photo`.
     """
     with _one_line_errors():
-        photo, plain = _decode(data, max_pixels)
+        photo, is_plain_jpeg = _decode(data, max_pixels)
         identity = image_id(np.asarray(photo))
         resized = resize_short_side(photo, short_side)
-        if plain and resized is photo:
+        if is_plain_jpeg and resized is photo:
             return identity, data
-        return identity, encode(resized)
+        return identity, encode_jpeg(resized)

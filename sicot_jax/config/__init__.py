@@ -1,5 +1,8 @@
-"""The config of a run: its dataclasses, preprocessing, batch plan, and how they are loaded."""
+"""The config of a run: its sections, preprocessing and batch plan, and how configs are loaded."""
 
+from sicot_jax.config.checks import ConfigError
+from sicot_jax.config.data import AugmentConfig, DataConfig
+from sicot_jax.config.generated_spec import GeneratedSpec
 from sicot_jax.config.load import (
     bundled_configs_dir,
     config_from_dict,
@@ -7,32 +10,21 @@ from sicot_jax.config.load import (
     override_config,
     read_flat_config,
 )
+from sicot_jax.config.model import TEXT_ENCODERS, HeadConfig, LossConfig, ModelConfig, TextConfig
+from sicot_jax.config.optimization import EvalConfig, MeshConfig, OptimConfig, TrainConfig
 from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.config.schema import (
-    TEXT_ENCODERS,
     CONFIG_FORMAT,
     FREE_ON_RESUME,
-    AugmentConfig,
     Config,
-    ConfigError,
-    DataConfig,
-    EvalConfig,
-    GeneratedSpec,
-    HeadConfig,
-    LossConfig,
-    MeshConfig,
-    ModelConfig,
-    OptimConfig,
-    TextConfig,
-    TrainConfig,
-    flatten_config,
     config_to_dict,
+    flatten_config,
 )
 
 __all__ = [
-    "TEXT_ENCODERS",
     "CONFIG_FORMAT",
     "FREE_ON_RESUME",
+    "TEXT_ENCODERS",
     "AugmentConfig",
     "Config",
     "ConfigError",
@@ -48,10 +40,10 @@ __all__ = [
     "TextConfig",
     "TrainConfig",
     "bundled_configs_dir",
-    "flatten_config",
     "config_from_dict",
+    "config_to_dict",
+    "flatten_config",
     "load_config",
     "override_config",
     "read_flat_config",
-    "config_to_dict",
 ]

@@ -44,7 +44,7 @@ class DataConfig:
 
     source: str = "generated"
     path: str = ""
-    generated: GeneratedSpec = GeneratedSpec()
+    generated: GeneratedSpec = dataclasses.field(default_factory=GeneratedSpec)
     head_boundary: int = -1
     title: str = "raw"
     max_tokens: int = 16

@@ -57,16 +57,16 @@ class Config:
     """
 
     seed: int = 0
-    data: DataConfig = DataConfig()
-    preprocessing: Preprocessing = Preprocessing()
-    augment: AugmentConfig = AugmentConfig()
-    model: ModelConfig = ModelConfig()
-    loss: LossConfig = LossConfig()
-    head: HeadConfig = HeadConfig()
-    optim: OptimConfig = OptimConfig()
-    train: TrainConfig = TrainConfig()
-    mesh: MeshConfig = MeshConfig()
-    eval: EvalConfig = EvalConfig()
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    preprocessing: Preprocessing = dataclasses.field(default_factory=Preprocessing)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:  # jax's keys take no more

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sicot_jax.common.text import one_line_error
 from sicot_jax.errors import InputError
 from sicot_jax.events import store
 from sicot_jax.events.store import EVENTS_FILE, is_parquet
@@ -50,7 +51,7 @@ def connect(folder: Path, *, memory_mb: int, threads: int) -> Iterator[duckdb.Du
         ) from error
     except duckdb.Error as error:
         raise InputError(
-            f"{' '.join(str(error).split())[:300]}; check the files and the space on disk"
+            f"{one_line_error(error, 300)}; check the files and the space on disk"
         ) from error
     except RuntimeError as error:
         if str(error) != "Query interrupted":

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sicot_jax.common.files import new_folder
+from sicot_jax.common.files import atomic_directory
 from sicot_jax.errors import InputError
 from sicot_jax.events.duckdb_engine import as_parquet, connect, literal, name
 from sicot_jax.events.store import EVENTS_FILE, FIELDS, KINDS, is_parquet
@@ -140,7 +140,7 @@ def import_logs(
             raise InputError(
                 f"{log}: no such file, wanted a log: CSV, JSONL, Parquet or a service's events"
             )
-    with new_folder(out) as folder:
+    with atomic_directory(out) as folder:
         work = folder / "work"
         work.mkdir()
         with connect(work, memory_mb=settings.memory_mb, threads=settings.threads) as database:

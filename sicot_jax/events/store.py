@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sicot_jax.common.files import check_new
+from sicot_jax.common.files import check_not_there
+from sicot_jax.common.text import one_line_error
 from sicot_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class Imported:
                         yield Event(**{**row, "shown": tuple(row["shown"] or ())})
         except (ArrowException, OSError, TypeError) as error:
             raise InputError(
-                f"{self.path}: {' '.join(str(error).split())[:200]}; wanted events of `sicot events import` or `export`"
+                f"{self.path}: {one_line_error(error)}; wanted events of `sicot events import` or `export`"
             ) from error
 
     def close(self) -> None: ...
@@ -196,7 +197,7 @@ def export_events(path: Path, out: Path) -> int:
     import pyarrow as pa
     from pyarrow import parquet
 
-    check_new(out)
+    check_not_there(out)
     store, partial, count = opened(path), out.with_name(f".{out.name}.{os.getpid()}.partial"), 0
     schema = arrow_schema()
     try:

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sicot_jax.common.files import check_new, work_folder
+from sicot_jax.common.files import check_not_there, scratch_directory
 from sicot_jax.errors import InputError
 from sicot_jax.events import propensity as position
 from sicot_jax.events.duckdb_engine import as_parquet, connect, literal
@@ -153,8 +153,8 @@ def make_triplets(
     """
     text = out.with_suffix(".md")
     for path in (out, text):
-        check_new(path)
-    with work_folder(out) as work:
+        check_not_there(path)
+    with scratch_directory(out) as work:
         with connect(work, memory_mb=settings.memory_mb, threads=settings.threads) as database:
             report = _make(database, as_parquet(events, work), work / "triplets", settings)
         if not report.triplets:

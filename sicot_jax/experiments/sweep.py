@@ -1,7 +1,7 @@
 """Arms x learning rates x seeds on one catalogue. Each cell is an ordinary run in its own folder;
 what is done stays done.
 
-    arms.py -> configs -> train (one run each) -> records -> report
+    variants.py -> configs -> train (one run each) -> run table -> report
 
 The learning rate of an arm is the one with the best validation accuracy of the first seed; the
 other seeds train with it. So an arm costs rates + seeds - 1 runs, and no arm is held to a rate that
@@ -21,11 +21,12 @@ import jax
 from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.open import open_catalog
 from sicot_jax.common.files import read_json, write_json
-from sicot_jax.config import Config, ConfigError, config_to_dict
+from sicot_jax.config import Config, ConfigError, config_to_dict, flatten_config
 from sicot_jax.errors import InputError, NotFinite
 from sicot_jax.experiments.variants import ARMS, arm
-from sicot_jax.report.record import write_record
-from sicot_jax.report.runs import DIVERGED, read_finished
+from sicot_jax.report.run_folder import DIVERGED_FILE, read_run_folder
+from sicot_jax.report.run_table import add_to_run_table, config_hash, read_run_table
+from sicot_jax.report.runs import FinishedRun
 from sicot_jax.training import run as runs
 from sicot_jax.training.loop import check_catalog, train
 from sicot_jax.training.setup import make_setup
@@ -111,13 +112,12 @@ def run(
     rates: Sequence[float],
     seeds: Sequence[int],
     workdir: Path,
-    records: Path,
-) -> list[Path]:
-    """Train what is not trained yet; a record of each run in `records` when it ends. Returns the
-    records.
+    table: Path,
+) -> list[str]:
+    """Trains what is not trained yet and adds each run to a run table. Returns the runs' names.
 
-    A record without its run, from another machine, stands for it where config and data are the
-    same. Runs go seed by seed, so that a sweep that is stopped has all arms at the seeds that it
+    A row of the table without its run folder, from another machine, stands for the run where config
+    and data are the same. Runs go seed by seed, so that a sweep that is stopped has all arms at the seeds that it
     has. Arms that go on from another one stand after it. Seeds and learning rates of an arm share
     its compiled step (`heads.Numbers`), which is kept in `workdir`, or where JAX's compilation
     cache is already.
@@ -130,9 +130,10 @@ def run(
     total = len(arms) * (len(rates) + len(seeds) - 1)
     number = 0
     best: dict[str, float] = {}
-    gone_on_from = {ARMS[name].after for name in arms}  # a record has no weights to go on from
+    sources = {ARMS[name].after for name in arms}  # a row of the table has no weights to start from
+    rows = {run.name: run for run in read_run_table(table)} if table.exists() else {}
 
-    def one(name: str, rate: float, seed: int) -> Path:
+    def one(name: str, rate: float, seed: int) -> FinishedRun:
         nonlocal number
         number += 1
         before = ARMS[name].after
@@ -144,18 +145,20 @@ def run(
             after=cell(config, before, best[before], seed) if before else None,
         )
         print(f"\n[{number}/{total}] {this.folder}", file=sys.stderr)
-        folder, record = workdir / this.folder, records / this.folder
+        folder, row = workdir / this.folder, rows.get(this.folder.as_posix())
         if (
-            name not in gone_on_from
+            row is not None
+            and name not in sources
+            and not before
             and not folder.exists()
-            and _holds(record, this.config_in(workdir), catalog)
+            and _is_same_run(row, this.config_in(workdir), catalog)
         ):
-            print(f"{record}: finished before, elsewhere; its record stands", file=sys.stderr)
-            return record
+            print(f"{row.name}: finished elsewhere; its row in {table} stands", file=sys.stderr)
+            return row
         _train_or_recall(this.config_in(workdir), folder, catalog)
-        return write_record(folder, record)
+        return record_run(folder, this.folder.as_posix(), table)
 
-    finished: list[Path] = []
+    finished: list[FinishedRun] = []
     for name in arms:
         tried, diverged = {}, None
         for rate in rates:
@@ -167,27 +170,43 @@ def run(
         if diverged is not None and not tried:
             raise diverged
         best[name] = (
-            max(tried, key=lambda rate: validation_top1(tried[rate]))
+            max(tried, key=lambda rate: tried[rate].best_validation_top1)
             if len(rates) > 1
             else rates[0]
         )
         finished += tried.values()
-    return [*finished, *(one(name, best[name], seed) for seed in seeds[1:] for name in arms)]
+    finished += [one(name, best[name], seed) for seed in seeds[1:] for name in arms]
+    return [run.name for run in finished]
 
 
-def _holds(record: Path, config: Config, catalog: Catalog) -> bool:
-    """Whether there is the record of that very run."""
-    path = record / "config.json"
+def record_run(folder: Path, name: str, table: Path) -> FinishedRun:
+    """Adds a finished run to a run table.
+
+    Args:
+      folder: run folder.
+      name: name of the run in the table.
+      table: run table to write, made where it is missing.
+
+    Returns:
+      The run under that name.
+    """
+    run = dataclasses.replace(read_run_folder(folder), name=name)
+    add_to_run_table(table, [run])
+    return run
+
+
+def _is_same_run(row: FinishedRun, config: Config, catalog: Catalog) -> bool:
+    fields = flatten_config(json.loads(json.dumps(config_to_dict(config))))
     return (
-        path.exists()
-        and (record / "results.json").exists()
-        and not runs.differences_of(path, config, catalog)
+        config_hash(row.config) == config_hash(fields)
+        and row.results["hashes"]["data"] == catalog.data_hash
+        and row.triplets_hash == runs.triplets_hash(config.data)
     )
 
 
 def _train_or_recall(config: Config, folder: Path, catalog: Catalog) -> None:
     """Train, unless that very config is known to diverge: raises NotFinite then, as when it does."""
-    mark, written = folder / DIVERGED, json.loads(json.dumps(config_to_dict(config)))
+    mark, written = folder / DIVERGED_FILE, json.loads(json.dumps(config_to_dict(config)))
     if mark.exists():
         known = read_json(mark, "what a diverged run left behind")
         if known["config"] == written:
@@ -199,8 +218,3 @@ def _train_or_recall(config: Config, folder: Path, catalog: Catalog) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(mark, {"error": str(error), "config": written})
         raise
-
-
-def validation_top1(record: Path) -> float:
-    """The best validation accuracy of a finished run."""
-    return max(top1 for _, top1 in read_finished(record).validation)

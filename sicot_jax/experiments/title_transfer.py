@@ -1,9 +1,4 @@
-"""Titles for photos without one: each takes that of the nearest photo of another catalogue, as a
-finished run sees them.
-
-As SICoT's authors did for iMaterialist, whose photos they gave the title of the first hit of an
-image search.
-"""
+"""Transfers titles to photos without one, from the nearest photo by a finished run's embeddings."""
 
 from __future__ import annotations
 
@@ -18,27 +13,35 @@ import jax.numpy as jnp
 import numpy as np
 
 from sicot_jax.catalog.batches import PhotoBatchLoader
-from sicot_jax.catalog.catalog import Catalog, Record
-from sicot_jax.catalog.importing.title_source import Borrowed
+from sicot_jax.catalog.catalog import Catalog, Record, Split
+from sicot_jax.catalog.importing.title_source import TransferredTitle
 from sicot_jax.catalog.open import open_catalog
+from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.errors import InputError
-from sicot_jax.parallel import distributed as hosts
-from sicot_jax.parallel import mesh
+from sicot_jax.parallel import distributed, mesh
+from sicot_jax.parallel.array_types import Float, Int
 from sicot_jax.training import evaluate
 from sicot_jax.training import run as runs
-from sicot_jax.training.state import TrainState
 from sicot_jax.training.setup import Setup
+from sicot_jax.training.state import TrainState
 
-# One piece of the search: 128 MiB of similarities over all devices, whatever the catalogues' sizes.
-_QUERIES, _ROWS = 1 << 10, 1 << 15
+# One step of the search: 128 MiB of similarities over all devices, whatever the catalogues' sizes.
+_QUERIES_PER_STEP, _ROWS_PER_STEP = 1 << 10, 1 << 15
 
 
-def open_lender(workdir: Path, *, path: str = "") -> Lender:
-    """The finished run in `workdir` and its catalogue, which `path` says where to find if it was
-    moved.
+def open_title_transfer(workdir: Path, *, path: str = "") -> TitleTransfer:
+    """Opens a finished run and its catalogue as a source of titles.
 
-    Raises InputError in one line: no run, not trained to its end, its catalogue missing, another
-      one or without titles.
+    Args:
+      workdir: folder of a finished run on a catalogue with titles.
+      path: where its catalogue is now, if it was moved.
+
+    Returns:
+      A `TitleSource`.
+
+    Raises:
+      InputError: no run, not trained to its end, or its catalogue is missing, has changed or has no
+        titles.
     """
     device_mesh = mesh.make_mesh()
     run = runs.on_devices_here(runs.read_run(workdir), device_mesh, path)
@@ -53,17 +56,17 @@ def open_lender(workdir: Path, *, path: str = "") -> Lender:
     titled = np.flatnonzero([bool(title.strip()) for title in titles])
     if not len(titled):
         raise InputError(
-            f"{catalog.name}, the catalogue of run {workdir}, has no training photo with a title, wanted some to lend; "
-            "give a run on a catalogue with titles"
+            f"{catalog.name}, the catalogue of run {workdir}, has no training photo with a title, "
+            "wanted some to transfer; give a run on a catalogue with titles"
         )
     with jax.set_mesh(device_mesh):
         setup, state = runs.restore_finished(run, device_mesh)
-    return Lender(run, catalog, setup, state, titled, [titles[i] for i in titled])
+    return TitleTransfer(run, catalog, setup, state, titled, [titles[i] for i in titled])
 
 
 @dataclasses.dataclass(frozen=True)
-class _Given:
-    """(image_id, encoded photo) as records, of no class yet."""
+class _UnlabelledPhotos:
+    """(image_id, encoded photo) as records without a class."""
 
     photos: Sequence[tuple[str, bytes]]
 
@@ -80,9 +83,19 @@ class _Given:
 
 
 @dataclasses.dataclass(frozen=True)
-class Lender:
-    """A finished run as a `TitleLender`: `titled` int [N] are the training records with a title,
-    `titles` theirs.
+class TitleTransfer:
+    """Nearest-neighbour title transfer by the embeddings of a finished run; a `TitleSource`.
+
+    Each photo without a title takes that of the nearest training photo of the run's catalogue. The
+    authors of SICoT gave the photos of iMaterialist the title of the first hit of an image search.
+
+    Attributes:
+      run: the finished run.
+      catalog: its catalogue.
+      setup: model and mesh of the run.
+      state: its parameters.
+      titled: training records with a title, int [N].
+      titles: their N titles.
     """
 
     run: runs.Run
@@ -93,115 +106,141 @@ class Lender:
     titles: Sequence[str]
 
     @property
-    def about(self) -> dict[str, str]:
+    def provenance(self) -> dict[str, str]:
+        """Where titles come from: {"run", "data_hash", "commit"}."""
         return {
             "run": self.run.workdir.absolute().name,
             "data_hash": self.run.data_hash,
             "commit": self.run.commit,
         }
 
-    def __call__(self, photos: Sequence[tuple[str, bytes]]) -> list[Borrowed | None]:
-        places, similarity = self.nearest(photos)
+    def find_titles(self, photos: Sequence[tuple[str, bytes]]) -> list[TransferredTitle | None]:
+        """Returns the title of each photo's nearest neighbour.
+
+        Args:
+          photos: (image_id, encoded photo) of Q photos.
+
+        Returns:
+          Q titles; None where the only photo with a title is the same photo.
+        """
+        positions, similarity = self.nearest_titled(photos)
+        image_ids = self._titled_embeddings[0]
         return [
-            Borrowed(self.titles[place], float(cosine), str(self._bank[0][place]))
-            if place >= 0
+            TransferredTitle(self.titles[position], float(cosine), str(image_ids[position]))
+            if position >= 0
             else None
-            for place, cosine in zip(places, similarity, strict=True)
+            for position, cosine in zip(positions, similarity, strict=True)
         ]
 
-    def nearest(self, photos: Sequence[tuple[str, bytes]]) -> tuple[np.ndarray, np.ndarray]:
-        """Place in `titled` of each photo's nearest, int [Q], and their cosine, float32 [Q]; -1 and
-        -inf where none is.
+    def nearest_titled(
+        self, photos: Sequence[tuple[str, bytes]]
+    ) -> tuple[Int[np.ndarray, " Q"], Float[np.ndarray, " Q"]]:
+        """Finds the nearest photo with a title.
 
-        The same photo (image_id) is never the nearest: its title would be found rather than
-        borrowed, and agreement measured on photos that the run's catalogue holds would say nothing
-        of new ones.
+        The same photo (image_id) is never the nearest: its title would be looked up rather than
+        transferred, and an agreement measured on photos of the run's catalogue would say nothing
+        about new ones.
+
+        Args:
+          photos: (image_id, encoded photo) of Q photos.
+
+        Returns:
+          Position in `titled` of each photo's nearest neighbour, int64 [Q], -1 where there is none;
+          and their cosine similarity, float32 [Q], -inf where there is none.
         """
-        (bank_ids, bank), (ids, queries) = (
-            self._bank,
-            self._embed(_batches(self.run, _Given(photos))),
-        )
-        numbers = np.unique(np.concatenate([bank_ids, ids]), return_inverse=True)[1].astype(
+        row_images, rows = self._titled_embeddings
+        query_images, queries = self._embed(_photo_batches(self.run, _UnlabelledPhotos(photos)))
+        ids = np.unique(np.concatenate([row_images, query_images]), return_inverse=True)[1].astype(
             np.int32
         )
-        return nearest(
-            queries, bank, numbers[len(bank_ids) :], numbers[: len(bank_ids)], self.setup.mesh
-        )
+        row_ids, query_ids = ids[: len(row_images)], ids[len(row_images) :]
+        return nearest_neighbours(queries, rows, query_ids, row_ids, self.setup.mesh)
 
     @functools.cached_property
-    def _bank(self) -> tuple[np.ndarray, np.ndarray]:
-        """image_id [N] and embedding float32 [N, D] of the photos with a title: on the host, 2 GB
-        for a million of D = 512.
+    def _titled_embeddings(self) -> tuple[np.ndarray, np.ndarray]:
+        """image_id [N] and embedding float32 [N, D] of the photos with a title.
+
+        They stay in host memory: 2 GB for a million of D = 512.
         """
-        hosts.say(
-            f"borrowing titles: {len(self.titled)} photos of {self.catalog.name} as {self.run.workdir} sees them"
+        distributed.print_primary(
+            f"title transfer: embedding {len(self.titled)} photos of {self.catalog.name} by run "
+            f"{self.run.workdir}"
         )
-        return self._embed(_batches(self.run, self.catalog.splits["train"], self.titled))
+        return self._embed(_photo_batches(self.run, self.catalog.splits["train"], self.titled))
 
     @functools.cached_property
     def _visual(self) -> Callable[[jax.Array, jax.Array], dict[str, jax.Array]]:
-        """(uint8 photos, labels that it does not read) -> {"embedding": v [B, D]}."""
+        """Maps uint8 photos (labels are ignored) to {"embedding": v [B, D]}."""
         embed = evaluate.make_embed(self.run.config.preprocessing, self.setup.visual_graphdef)
         visual = self.state.params["visual"], self.state.batch_stats["visual"]
-        return lambda image, label: {
-            "embedding": embed(*visual, image)
-        }  # v >= 0, so no cosine is below 0
+        # v >= 0, so no cosine is below 0.
+        return lambda image, label: {"embedding": embed(*visual, image)}
 
     def _embed(self, batches: PhotoBatchLoader) -> tuple[np.ndarray, np.ndarray]:
-        """image_id [N], v float32 [N, D]."""
+        """Returns image_id [N] and v float32 [N, D]."""
         with jax.set_mesh(self.setup.mesh):
             rows = evaluate.over_photos(self._visual, batches, self.run.config, self.setup.mesh)
         return rows["image_id"], rows["embedding"]
 
 
-def _batches(run: runs.Run, split, indices: np.ndarray | None = None) -> PhotoBatchLoader:
+def _photo_batches(
+    run: runs.Run, split: Split, indices: np.ndarray | None = None
+) -> PhotoBatchLoader:
     indices = np.arange(len(split)) if indices is None else indices
     return PhotoBatchLoader(split, run.config.preprocessing, run.config.eval.batch_size, indices)
 
 
-def nearest(
-    queries: np.ndarray,
-    rows: np.ndarray,
-    query_ids: np.ndarray,
-    row_ids: np.ndarray,
+def nearest_neighbours(
+    queries: Float[np.ndarray, "Q D"],
+    rows: Float[np.ndarray, "N D"],
+    query_ids: Int[np.ndarray, " Q"],
+    row_ids: Int[np.ndarray, " N"],
     device_mesh: jax.sharding.Mesh,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Row of the largest cosine to each query, int64 [Q], and that cosine, float32 [Q]; the first
-    row of equals.
+) -> tuple[Int[np.ndarray, " Q"], Float[np.ndarray, " Q"]]:
+    """Finds the row with the largest cosine similarity to each query, exactly.
 
-    Queries [Q, D], rows [N, D], ids int32 >= 0: a query and a row of the same id never meet; -1 and
-    -inf where no row is left. Queries are divided over all devices; memory beside the arguments
-    does not grow with Q or N.
+    Queries are divided over all devices; device memory does not grow with Q or N.
+
+    Args:
+      queries: float32 [Q, D].
+      rows: float32 [N, D].
+      query_ids: int32 [Q], at least 0.
+      row_ids: int32 [N], at least 0; a row is never the neighbour of a query with the same id.
+      device_mesh: the devices.
+
+    Returns:
+      Row of each query's neighbour, int64 [Q], the first of equals, -1 where there is none; and the
+      cosine similarity, float32 [Q], -inf where there is none.
     """
-    place, similarity = (
-        np.full(len(queries), -1, np.int64),
-        np.full(len(queries), -np.inf, np.float32),
-    )
-    size = -(-min(_QUERIES, len(queries)) // device_mesh.size) * device_mesh.size
-    length = min(_ROWS, len(rows))
+    nearest = np.full(len(queries), -1, np.int64)
+    similarity = np.full(len(queries), -np.inf, np.float32)
+    num_queries = -(-min(_QUERIES_PER_STEP, len(queries)) // device_mesh.size) * device_mesh.size
+    num_rows = min(_ROWS_PER_STEP, len(rows))
     with jax.set_mesh(device_mesh):
-        for first in range(0, len(rows), length):
+        for first in range(0, len(rows), num_rows):
             part = {
-                "rows": _unit(_padded(rows[first:], length)),
-                "row_ids": _padded(row_ids[first:], length, -1),
+                "rows": l2_normalize(_padded(rows[first:], num_rows)),
+                "row_ids": _padded(row_ids[first:], num_rows, -1),
             }
-            part = mesh.copy_to_all(part, device_mesh)
-            for start in range(0, len(queries), size):
-                end = min(start + size, len(queries))
+            part = mesh.replicate_tree(part, device_mesh)
+            for start in range(0, len(queries), num_queries):
+                end = min(start + num_queries, len(queries))
                 batch = {
-                    "queries": _unit(_padded(queries[start:end], size)),
-                    "query_ids": _padded(query_ids[start:end], size),
+                    "queries": l2_normalize(_padded(queries[start:end], num_queries)),
+                    "query_ids": _padded(query_ids[start:end], num_queries),
                 }
-                found = jax.device_get(_best(**mesh.to_global(batch, device_mesh), **part))
-                best, cosine = (array[: end - start] for array in found)
+                result = jax.device_get(_best_row(**mesh.to_global(batch, device_mesh), **part))
+                best, cosine = (array[: end - start] for array in result)
                 better = cosine > similarity[start:end]
-                place[start:end][better] = first + best[better]
+                nearest[start:end][better] = first + best[better]
                 similarity[start:end][better] = cosine[better]
-    return place, similarity
+    return nearest, similarity
 
 
 @jax.jit
-def _best(queries, query_ids, rows, row_ids):
+def _best_row(
+    queries: jax.Array, query_ids: jax.Array, rows: jax.Array, row_ids: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     cosine = jnp.matmul(queries, rows.T, precision=jax.lax.Precision.HIGHEST)
     allowed = (query_ids[:, None] != row_ids[None, :]) & (row_ids >= 0)[None, :]
     cosine = jnp.where(allowed, cosine, -jnp.inf)
@@ -209,11 +248,6 @@ def _best(queries, query_ids, rows, row_ids):
 
 
 def _padded(x: np.ndarray, length: int, value: int = 0) -> np.ndarray:
-    """The first `length` rows, filled up with `value`: one shape, one compilation."""
+    """Returns the first `length` rows, filled up with `value`: one shape, one compilation."""
     x = x[:length]
     return np.pad(x, [(0, length - len(x)), *[(0, 0)] * (x.ndim - 1)], constant_values=value)
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    """Rows of length 1; those of zeros stay."""
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), np.finfo(np.float32).tiny)

@@ -54,7 +54,7 @@ ARMS: dict[str, Arm] = {
     "crt": Arm(_AGAIN, after="baseline", epochs=1 / 3),
     "co_training_crt": Arm(_AGAIN, after="co_training", epochs=1 / 3),
     # The words of titles: told from the photo, shared by classifier rows, and both ("title_words").
-    "num_tags": Arm((*_IMAGES_ALONE, "loss.tag_prediction=1")),
+    "words_told": Arm((*_IMAGES_ALONE, "loss.tag_prediction=1")),
     "word_rows": Arm((*_IMAGES_ALONE, "model.shared_word_weights=True")),
     "title_words": Arm(_TITLE_WORDS),
     "title_words_balanced": Arm((*_TITLE_WORDS, *_BALANCED)),

@@ -117,10 +117,10 @@ def exported(workdir: Path, *, with_text: bool = False) -> Iterator[Exported]:
 
 
 def _codes(params: Any) -> tuple[np.ndarray, np.ndarray] | None:
-    if "codes" not in params:
+    if "code_head" not in params:
         return None
-    kernel, bias = (np.asarray(params["codes"][name]) for name in ("kernel", "bias"))
-    return kernel * len(kernel) ** 0.5, bias  # as `VisualStream.code` has it
+    kernel, bias = (np.asarray(params["code_head"][name]) for name in ("kernel", "bias"))
+    return kernel * len(kernel) ** 0.5, bias  # as `VisualStream.binary_code` has it
 
 
 def _semantic(run: runs.Run, state: TrainState) -> Semantic:

@@ -43,7 +43,7 @@ def from_torch(
     InputError: no weights, no ResNet, anything missing, unexpected or of another shape, all of it
       listed; `out` exists.
     """
-    files.check_new(out)
+    files.check_not_there(out)
     folder = path if path.is_dir() else path.parent
     own = (folder / folders.MANIFEST).exists() and (path.is_dir() or path.name == folders.WEIGHTS)
     if own:
@@ -80,7 +80,7 @@ def from_torch(
         network.outputs_here(model, preprocessing, arrays, photos),
         what=_WHAT,
     )
-    with files.new_folder(out) as new:
+    with files.atomic_directory(out) as new:
         weights.write_weights(new / folders.WEIGHTS, arrays)
         if own and model.classes:
             shutil.copy(path / folders.CLASSES, new / folders.CLASSES)
@@ -156,7 +156,7 @@ def _checked(
     fresh = network.arrays_of(*map(nnx.to_pure_dict, trees))
     wanted: dict[str, tuple[int, ...]] = {name: array.shape for name, array in fresh.items()}
     if model.classes:
-        wanted |= {"fc.weight": (model.classes, stream.features_width), "fc.bias": (model.classes,)}
+        wanted |= {"fc.weight": (model.classes, stream.embedding_width), "fc.bias": (model.classes,)}
     shapes = {name: array.shape for name, array in found.items()}
     if "" in may_be_missing:
         raise InputError("--may-miss '' would let anything be missing; name beginnings of names")

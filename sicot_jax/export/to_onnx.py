@@ -36,7 +36,7 @@ def to_onnx(workdir: Path, out: Path, *, top_k: int = 0) -> dict[str, Any]:
     """
     network.torch_module()
     _import_onnx()
-    with files.new_folder(out) as new, exported(workdir) as found:
+    with files.atomic_directory(out) as new, exported(workdir) as found:
         return write_onnx(new, found, top_k=top_k)
 
 

@@ -32,7 +32,7 @@ def to_stablehlo(workdir: Path, out: Path) -> dict[str, Any]:
     branch; and its weights with batch norms folded, by name; returns what was compared.
     """
     photos = proof.fixed_photos()
-    with files.new_folder(out) as new:
+    with files.atomic_directory(out) as new:
         with exported(workdir) as found:
             small = folded.fold(found.arrays)
             rows = found.rows()

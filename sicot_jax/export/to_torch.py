@@ -30,7 +30,7 @@ def to_torch(workdir: Path, out: Path, *, with_text: bool = False) -> dict[str, 
     finished run, `out` exists, PyTorch and JAX do not agree.
     """
     network.torch_module()  # before anything else is done: no torch, no conversion
-    with files.new_folder(out) as new, exported(workdir, with_text=with_text) as found:
+    with files.atomic_directory(out) as new, exported(workdir, with_text=with_text) as found:
         return write_torch(new, found)
 
 

@@ -29,6 +29,7 @@ from sicot_jax.catalog.prefetch import prefetch
 from sicot_jax.catalog.sources.tables import read_class_table
 from sicot_jax.classifier import imprint
 from sicot_jax.common.files import file_sha256, read_json, write_json
+from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.errors import InputError
 from sicot_jax.export.from_run import Exported, exported, write_recognizer
 from sicot_jax.index.storage import binary_codes as codebooks
@@ -37,7 +38,7 @@ from sicot_jax.index.storage import layout
 from sicot_jax.index.storage import products as cards_of
 from sicot_jax.index.storage.binary_codes import BinaryEncoder
 from sicot_jax.index.storage.products import PICTURES, SHARPNESS, ProductStore
-from sicot_jax.index.storage.vectors import VectorFiles, unit
+from sicot_jax.index.storage.vectors import VectorFiles
 from sicot_jax.indexing import new_products as rows
 from sicot_jax.indexing import title_regression as titles
 from sicot_jax.indexing.calibrate import calibrate
@@ -45,8 +46,8 @@ from sicot_jax.indexing.verify import verify
 from sicot_jax.parallel import mesh
 from sicot_jax.search.category import write_fusion
 from sicot_jax.search.ranker import read_ranker
-from sicot_jax.search.ranking_features import picture_sharpness
-from sicot_jax.search.rejection import FEWEST, write_calibration
+from sicot_jax.search.ranking_features import image_sharpness
+from sicot_jax.search.rejection import MIN_PHOTOS, write_calibration
 from sicot_jax.training import device_batches
 from sicot_jax.training import run as runs
 from sicot_jax.weights import batch_norm_folding as folded
@@ -132,7 +133,10 @@ def _build(
     """
     model = _begin(folder, found, source, codes)
     width, bits = found.classifier.kernel.shape[1], codes.bits
-    vectors, cards = VectorFiles(folder, width, bits), ProductStore(folder / layout.PRODUCTS, writable=True)
+    vectors, cards = (
+        VectorFiles(folder, width, bits),
+        ProductStore(folder / layout.PRODUCTS, writable=True),
+    )
     with contextlib.closing(cards):
         with contextlib.closing(_Seen(index, model)) as seen:
             embed_photos(found, run, source, seen, vectors, cards)
@@ -184,7 +188,7 @@ def _calibrate(folder: Path, source: _Source, manifest: layout.IndexManifest) ->
     found = calibrate(folder, source.catalog.splits["validation"], source.numbers)
     if found is None:
         print(
-            f'fewer than {FEWEST} validation photos: nothing is called "unknown", no photo has a category; import with more',
+            f'fewer than {MIN_PHOTOS} validation photos: nothing is called "unknown", no photo has a category; import with more',
             file=sys.stderr,
         )
         return
@@ -197,8 +201,12 @@ def _calibrate(folder: Path, source: _Source, manifest: layout.IndexManifest) ->
         )
     write_calibration(folder / layout.REJECTION, calibration)
     write_fusion(folder / layout.CATEGORY_FUSION, fusion)
-    fitted = {name: file_sha256(folder / name) for name in (layout.REJECTION, layout.CATEGORY_FUSION)}
-    layout.write_index_manifest(folder, dataclasses.replace(manifest, sha256=manifest.sha256 | fitted))
+    fitted = {
+        name: file_sha256(folder / name) for name in (layout.REJECTION, layout.CATEGORY_FUSION)
+    }
+    layout.write_index_manifest(
+        folder, dataclasses.replace(manifest, sha256=manifest.sha256 | fitted)
+    )
 
 
 def _keep_ranker(index: Path, folder: Path, manifest: layout.IndexManifest) -> None:
@@ -210,7 +218,7 @@ def _keep_ranker(index: Path, folder: Path, manifest: layout.IndexManifest) -> N
         if (index / layout.CURRENT).exists():
             print(f"similar products are not ranked: {error}", file=sys.stderr)
         return
-    if ranker is not None and ranker.recogniser == manifest.model_sha256:
+    if ranker is not None and ranker.recognizer == manifest.model_sha256:
         shutil.copy(path, folder / layout.RANKER)
     elif ranker is not None:
         print(
@@ -275,7 +283,9 @@ def _quality_before(index: Path) -> dict[str, dict[str, float]]:
     nothing.
     """
     try:
-        with contextlib.closing(ProductStore(layout.current_version(index) / layout.PRODUCTS)) as cards:
+        with contextlib.closing(
+            ProductStore(layout.current_version(index) / layout.PRODUCTS)
+        ) as cards:
             rows = cards.connection.execute(
                 "SELECT sku, quality FROM products WHERE quality <> '{}'"
             ).fetchall()
@@ -284,7 +294,9 @@ def _quality_before(index: Path) -> dict[str, dict[str, float]]:
     return {sku: cards_of.parse_quality(stored) for sku, stored in rows}
 
 
-def _put_products(source: _Source, cards: ProductStore, quality: dict[str, dict[str, float]]) -> None:
+def _put_products(
+    source: _Source, cards: ProductStore, quality: dict[str, dict[str, float]]
+) -> None:
     """ProductStore of all products; what the model knows and the catalogue does not offer is there as
     withdrawn.
     """
@@ -361,7 +373,12 @@ class _Seen:
 
 
 def embed_photos(
-    found: Exported, run: runs.Run, source: _Source, seen: _Seen, vectors: VectorFiles, cards: ProductStore
+    found: Exported,
+    run: runs.Run,
+    source: _Source,
+    seen: _Seen,
+    vectors: VectorFiles,
+    cards: ProductStore,
 ) -> None:
     """Features, owners and photos from where an earlier build stopped, in pieces of one commit
     each.
@@ -423,7 +440,7 @@ def _put_photos(
             record = split[int(source.order[place])]
             jpeg, owner = _jpeg(record), int(owners[place])
             if rank[place] == 0:
-                cards_of.merge_quality(connection, owner, {SHARPNESS: picture_sharpness(jpeg)})
+                cards_of.merge_quality(connection, owner, {SHARPNESS: image_sharpness(jpeg)})
             if rank[place] == 0 and record["tags"]:
                 connection.execute(
                     "UPDATE products SET tags = ? WHERE product = ?", (record["tags"], owner)
@@ -437,7 +454,7 @@ def _jpeg(record: Record) -> bytes:
     from sicot_jax.common import image
 
     stored = record["image"]
-    return stored if isinstance(stored, bytes) else image.encode(Image.fromarray(stored))
+    return stored if isinstance(stored, bytes) else image.encode_jpeg(Image.fromarray(stored))
 
 
 @contextlib.contextmanager
@@ -449,7 +466,7 @@ def embedder(
     """
     devices = mesh.make_mesh()
     with jax.set_mesh(devices):
-        weights = mesh.copy_to_all(folded.fold(found.arrays), devices)
+        weights = mesh.replicate_tree(folded.fold(found.arrays), devices)
 
         @jax.jit
         def compute(weights, image):
@@ -472,7 +489,9 @@ def embedder(
 def _features(embedding: Any, batch: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     real = batch["label"] >= 0
     return zip(
-        batch["image_id"][real], unit(np.asarray(embedding)[real]).astype(np.float16), strict=True
+        batch["image_id"][real],
+        l2_normalize(np.asarray(embedding)[real]).astype(np.float16),
+        strict=True,
     )
 
 
@@ -521,5 +540,7 @@ def _write_imprint(
         (card.title, card.category) if card else ("", "") for card in cards.products(some.tolist())
     ]
     counts = np.bincount(owners)[some]
-    titles.save(folder / layout.TITLE_REGRESSION, titles.fit(named, directions - made_with.centre, counts))
+    titles.save(
+        folder / layout.TITLE_REGRESSION, titles.fit(named, directions - made_with.centre, counts)
+    )
     rows.put_all(cards, vectors, rows.load(folder), source.known)

@@ -22,10 +22,9 @@ from sicot_jax.index.backends.base import Neighbours, ProductIndex
 from sicot_jax.index.backends.open import open_index
 from sicot_jax.index.storage import layout
 from sicot_jax.recognizer import Found, jax_engine
-from sicot_jax.report.document import markdown_table
-from sicot_jax.search import answer as recognition
-from sicot_jax.search.answer import Answer
-from sicot_jax.search.category import Fusion, read_fusion
+from sicot_jax.common.markdown import markdown_table
+from sicot_jax.search.answer import Answer, Query, Searcher
+from sicot_jax.search.category import CategoryFusion, read_fusion
 from sicot_jax.search.ranker import Ranker, read_ranker
 from sicot_jax.weights import bundle as folders
 
@@ -42,38 +41,43 @@ class _Exact:
         self._index = index
 
     def nearest(self, embeddings: np.ndarray, k: int, **more: Any) -> list[Neighbours]:
-        return self._index.nearest(embeddings, k, **more, candidates=self._index.manifest.num_photos)
+        return self._index.nearest(
+            embeddings, k, **more, candidates=self._index.manifest.num_photos
+        )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._index, name)
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
-    """One index, what its categories were fitted to and its ranker; how it answers."""
+class SearchVariant:
+    """A searcher, and whether it ignores the predicted category."""
 
-    index: Any
-    fusion: Fusion | None
-    ranker: Ranker | None = None
-    more: dict[str, Any] = dataclasses.field(default_factory=dict)
+    searcher: Searcher
+    any_category: bool = False
 
 
 def variants(
-    index: ProductIndex, fusion: Fusion | None, ranker: Ranker | None = None
-) -> dict[str, Asked]:
+    index: ProductIndex, fusion: CategoryFusion | None, ranker: Ranker | None = None
+) -> dict[str, SearchVariant]:
     """`ALL`, and each module that the index has switched off."""
-    found = {ALL: Asked(index, fusion, ranker)}
+    all_modules = Searcher(index, category_fusion=fusion, ranker=ranker)
+
+    def variant(**changes: Any) -> SearchVariant:
+        return SearchVariant(dataclasses.replace(all_modules, **changes))
+
+    made = {ALL: SearchVariant(all_modules)}
     if fusion:
-        found["similar products of all categories"] = Asked(
-            index, dataclasses.replace(fusion, sure=None), ranker
+        made["similar products of all categories"] = variant(
+            category_fusion=dataclasses.replace(fusion, confident_from=None)
         )
-        found["products not weighted by category"] = Asked(
-            index, dataclasses.replace(fusion, strength=0.0), ranker
+        made["products not weighted by category"] = variant(
+            category_fusion=dataclasses.replace(fusion, rescaling_exponent=0.0)
         )
-        found["no category"] = Asked(index, fusion, ranker, {"any_category": True})
+        made["no category"] = SearchVariant(all_modules, any_category=True)
     if ranker:
-        found["similar products nearest first"] = Asked(index, fusion)
-    return found | {"exact search in place of codes": Asked(_Exact(index), fusion, ranker)}
+        made["similar products nearest first"] = variant(ranker=None)
+    return made | {"exact search in place of codes": variant(index=_Exact(index))}
 
 
 # A photo's answer, and its product and category -> a number from 0 to 1.
@@ -147,7 +151,9 @@ def _of_index(index: Path, catalog: Catalog) -> dict[str, np.ndarray]:
     split, found = catalog.splits["test"], list[list[list[float]]]()
     with contextlib.closing(opened):
         asked = variants(
-            opened, read_fusion(version / layout.CATEGORY_FUSION), read_ranker(version / layout.RANKER)
+            opened,
+            read_fusion(version / layout.CATEGORY_FUSION),
+            read_ranker(version / layout.RANKER),
         )
         converted = folders.read_converted(version / layout.MODEL)
         if converted.model.box != "none":
@@ -156,15 +162,14 @@ def _of_index(index: Path, catalog: Catalog) -> dict[str, np.ndarray]:
             _photos(converted, split), total=len(split), desc=index.name, disable=None
         ):
             answers = (
-                recognition.answer(
-                    a.index,
-                    None,
-                    a.fusion,
-                    *photo[:2],
-                    ranker=a.ranker,
-                    k=5,
-                    similar=SHOWN,
-                    **a.more,
+                a.searcher.answer(
+                    Query(
+                        photo.embedding,
+                        photo.logits,
+                        k=5,
+                        num_similar=SHOWN,
+                        any_category=a.any_category,
+                    )
                 )
                 for name, a in asked.items()
                 for photo in (whole if name == WHOLE else seen,)

@@ -20,18 +20,27 @@ from typing import Any
 import numpy as np
 
 from sicot_jax.common.bootstrap import paired_interval
+from sicot_jax.common.linalg import l2_normalize
+from sicot_jax.common.markdown import markdown_table
 from sicot_jax.errors import InputError
 from sicot_jax.events.query_photos import query_photos
 from sicot_jax.events.store import Event, opened
 from sicot_jax.events.triplets import Limits
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage.products import Product, ProductStore
-from sicot_jax.index.storage.vectors import VectorFiles, unit
+from sicot_jax.index.storage.vectors import VectorFiles
 from sicot_jax.indexing.update import open_engine
-from sicot_jax.report.document import markdown_table
-from sicot_jax.search import ranker as rerank
-from sicot_jax.search.ranker import PURCHASE, Lists, Model, Ranker
-from sicot_jax.search.ranking_features import FEATURES, Usual, features
+from sicot_jax.search.ndcg import NDCG_CUTOFF, ndcg_per_list
+from sicot_jax.search.ranker import (
+    PURCHASE_GAIN,
+    Ranker,
+    RankingLists,
+    RankingModel,
+    fit_examination_propensity,
+    fit_ranking_model,
+    write_ranker,
+)
+from sicot_jax.search.ranking_features import FEATURES, CatalogStatistics, ranking_features
 from sicot_jax.weights import bundle as folders
 
 MOST = 100_000  # lists that are learned from, the latest
@@ -41,9 +50,9 @@ _BATCH = 32
 LIMITS = Limits()
 _CACHED = 4096  # products whose features are kept
 _GROUPS = {
-    "behind": "likeness",
-    "words": "title",
-    "known words": "title",
+    "similarity gap": "similarity",
+    "title words": "title",
+    "common words": "title",
 }  # features that tell of one thing
 
 
@@ -79,17 +88,17 @@ def rank(index: Path, events: Sequence[Path], queries: Path) -> str:
         if (path := photo_of(view.request_id, view.query_image_id)) is not None
     ][-MOST:]
     with contextlib.closing(ProductStore(folder / layout.PRODUCTS)) as cards:
-        usual = Usual.of(cards.all_products())
+        usual = CatalogStatistics.from_products(cards.all_products())
         lists, held_out = _lists(folder, manifest, cards, found, usual)
-    learned, tested = lists.where(~held_out), lists.where(held_out)
+    learned, tested = lists.select(~held_out), lists.select(held_out)
     for part, what in ((learned, "to learn from"), (tested, "of visitors that are held out")):
-        if (count := len(np.unique(part.of_list[part.wanted > 0]))) < FEWEST:
+        if (count := len(np.unique(part.list_id[part.gain > 0]))) < FEWEST:
             raise InputError(
                 f"{count} lists {what} that were clicked on and whose photo is in {queries} ({len(found)} of {len(every)} "
                 f"lists have one), wanted {FEWEST}; give more --events, or serve with --keep-queries for longer"
             )
-    looked_at = rerank.looked_at(learned)
-    model = rerank.fit(learned, looked_at)
+    looked_at = fit_examination_propensity(learned)
+    model = fit_ranking_model(learned, looked_at)
     report = {
         "lists": len(found),
         "without a photo": len(every) - len(found),
@@ -102,7 +111,7 @@ def rank(index: Path, events: Sequence[Path], queries: Path) -> str:
     with layout.write_lock(index):
         if layout.current_version(index) != folder:
             raise InputError(f"{index}: was built anew meanwhile; give the command again")
-        version = rerank.write_ranker(
+        version = write_ranker(
             folder / layout.RANKER, Ranker(manifest.model_sha256, usual, model, report)
         )
     return f"{_table(report)}\n{_told(report)}\n{folder / layout.RANKER}: {version[:12]}"
@@ -127,7 +136,9 @@ def views(events: Iterable[Event]) -> list[View]:
             found.setdefault(event.request_id, view)
         else:  # another machine may have shown it
             key = event.request_id, event.sku
-            gained[key] = max(gained.get(key, 0.0), PURCHASE if event.kind == "purchase" else 1.0)
+            gained[key] = max(
+                gained.get(key, 0.0), PURCHASE_GAIN if event.kind == "purchase" else 1.0
+            )
     for (request_id, sku), gain in gained.items():
         if request_id in found and sku in found[request_id].shown:
             found[request_id].wanted[sku] = gain
@@ -143,8 +154,8 @@ def _lists(
     manifest: layout.IndexManifest,
     cards: ProductStore,
     found: Sequence[tuple[View, Path]],
-    usual: Usual,
-) -> tuple[Lists, np.ndarray]:
+    usual: CatalogStatistics,
+) -> tuple[RankingLists, np.ndarray]:
     """And which lines are of visitors that are held out. A photo that cannot be read takes its list
     along, a product that is not offered any more its line.
     """
@@ -157,13 +168,15 @@ def _lists(
         if not there:
             continue
         alike = np.array([likeness(embedding, product.product) for _, product in there])
-        rows.append(features(alike, [product for _, product in there], usual))
+        rows.append(ranking_features(alike, [product for _, product in there], usual))
         of_list += [number] * len(there)
         position += [n for n, _ in there]
         wanted += [view.wanted.get(product.sku, 0.0) for _, product in there]
         held_out += [zlib.crc32(view.visitor.encode()) % _HELD_OUT == 0] * len(there)
     every = np.concatenate([np.zeros((0, len(FEATURES))), *rows])
-    lists = Lists(every, np.array(of_list, int), np.array(position, int), np.array(wanted, float))
+    lists = RankingLists(
+        every, np.array(of_list, int), np.array(position, int), np.array(wanted, float)
+    )
     return lists, np.array(held_out, bool)
 
 
@@ -182,7 +195,7 @@ def _embedded(
                 photos.append(preprocessing.centre_crop(preprocessing.load(path.read_bytes())))
                 views.append(view)
         if photos:
-            yield from zip(views, unit(engine(np.stack(photos))[0]), strict=True)
+            yield from zip(views, l2_normalize(engine(np.stack(photos))[0]), strict=True)
 
 
 class _Likeness:
@@ -212,23 +225,23 @@ def _cards(cards: ProductStore):
     return card
 
 
-def _report(model: Model, tested: Lists, looked_at: np.ndarray) -> dict[str, Any]:
+def _report(model: RankingModel, tested: RankingLists, looked_at: np.ndarray) -> dict[str, Any]:
     """NDCG of the held-out lists by likeness and by the ranker, and what is lost of it where a
     feature is shuffled.
     """
-    gains = tested.wanted / looked_at[tested.position]
+    gains = tested.gain / looked_at[tested.position]
 
     def by(scores: np.ndarray) -> np.ndarray:
-        return rerank.ndcgs(scores, tested.of_list, gains)
+        return ndcg_per_list(scores, tested.list_id, gains)
 
-    likeness, ranked = by(tested.rows[:, 0]), by(model(tested.rows))
+    likeness, ranked = by(tested.features[:, 0]), by(model(tested.features))
     rng, mattered = np.random.default_rng(0), {}
     for group in dict.fromkeys(_GROUPS.get(name, name) for name in FEATURES):
         columns = [n for n, name in enumerate(FEATURES) if _GROUPS.get(name, name) == group]
-        shuffled = tested.rows.copy()
-        shuffled[:, columns] = rng.permutation(tested.rows[:, columns])
+        shuffled = tested.features.copy()
+        shuffled[:, columns] = rng.permutation(tested.features[:, columns])
         mattered[group] = {
-            "known": float(np.isfinite(tested.rows[:, columns]).any(1).mean()),
+            "known": float(np.isfinite(tested.features[:, columns]).any(1).mean()),
             "ndcg lost": float(ranked.mean() - by(model(shuffled)).mean()),
         }
     return {
@@ -244,7 +257,7 @@ def _report(model: Model, tested: Lists, looked_at: np.ndarray) -> dict[str, Any
 def _told(report: dict[str, Any]) -> str:
     middle, low, high = report["difference"]
     return (
-        f"NDCG@{rerank.SHOWN} on {report['held out']} lists of visitors that were held out: {report['ndcg']:.3f}, by likeness "
+        f"NDCG@{NDCG_CUTOFF} on {report['held out']} lists of visitors that were held out: {report['ndcg']:.3f}, by likeness "
         f"{report['ndcg by likeness']:.3f}: {middle:+.3f} [{low:+.3f}, {high:+.3f}]; lists without a photo, left out: "
         f"{report['without a photo']}"
     )

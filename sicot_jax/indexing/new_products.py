@@ -1,6 +1,4 @@
-"""Rows of the classifier for products that came after the model, from the features of their photos
-and their titles' words.
-"""
+"""Imprints class weights of products added after training, from their photos and title words."""
 
 from __future__ import annotations
 
@@ -14,82 +12,128 @@ import numpy as np
 from sicot_jax.classifier import imprint
 from sicot_jax.classifier.imprint import PHOTOS, Imprint, mean_directions
 from sicot_jax.index.storage import layout
-from sicot_jax.index.storage import products as cards_of
-from sicot_jax.index.storage.products import ProductStore
+from sicot_jax.index.storage.products import ProductStore, upsert_class_weights
 from sicot_jax.index.storage.vectors import VectorFiles
-from sicot_jax.indexing import title_regression as titles
-from sicot_jax.indexing.title_regression import Titles
+from sicot_jax.indexing.title_regression import (
+    TitleAndCategory,
+    TitleRegression,
+    load_title_regression,
+)
 
-TITLE = 0.5  # photos that a title is worth (docs/service.md)
-_PIECE = 4096
+TITLE_WEIGHT = 0.5  # photos that a title counts as (docs/service.md)
+_PRODUCTS_PER_COMMIT = 4096
+_FIRST_PHOTOS = """
+SELECT row FROM photos WHERE product_id = ? AND NOT deleted AND row < ? ORDER BY row LIMIT ?"""
 
 
 @dataclasses.dataclass(frozen=True)
-class MadeWith:
-    """What an index's rows are made with."""
+class WeightImprinter:
+    """Makes class weights from photos and titles.
+
+    Attributes:
+      imprint: from mean directions to class weights.
+      titles: from titles to directions.
+    """
 
     imprint: Imprint
-    titles: Titles
+    titles: TitleRegression
 
-    def rows(
-        self, means: np.ndarray, photos: np.ndarray, texts: Sequence[tuple[str, str]]
+    def class_weights(
+        self, means: np.ndarray, num_photos: np.ndarray, texts: Sequence[TitleAndCategory]
     ) -> np.ndarray:
-        """m of products [K, D] over so many photos, int [K], and their (title, category) -> rows
-        float32 [K, D]: the direction is (n (m - g) + k t) / (n + k) with k = `TITLE`.
+        """Computes class weights in the direction (n (m - g) + k t) / (n + k), k = `TITLE_WEIGHT`.
+
+        Args:
+          means: m, mean unit embedding of each product, float32 [K, D].
+          num_photos: n, photos of each mean, int [K].
+          texts: (title, category) of each product.
+
+        Returns:
+          Class weights, float32 [K, D].
         """
-        apart = photos[:, None] * (means - self.imprint.centre) + TITLE * self.titles.directions(
-            texts
-        )
-        return self.imprint.rows(self.imprint.centre + apart / (photos[:, None] + TITLE))
+        count = num_photos[:, None]
+        total = count * (means - self.imprint.centre) + TITLE_WEIGHT * self.titles.predict(texts)
+        return self.imprint.rows(self.imprint.centre + total / (count + TITLE_WEIGHT))
 
 
-def load(folder: Path) -> MadeWith:
-    """Of a version. InputError where a file is none."""
-    return MadeWith(imprint.load(folder / layout.IMPRINT), titles.load(folder / layout.TITLE_REGRESSION))
+def load_weight_imprinter(folder: Path) -> WeightImprinter:
+    """Reads what a version makes class weights with.
+
+    Args:
+      folder: version folder.
+
+    Returns:
+      The imprinter.
+
+    Raises:
+      InputError: a file is missing or damaged.
+    """
+    return WeightImprinter(
+        imprint.load(folder / layout.IMPRINT),
+        load_title_regression(folder / layout.TITLE_REGRESSION),
+    )
 
 
-def put(
+def imprint_products(
     connection: sqlite3.Connection,
     vectors: VectorFiles,
-    made_with: MadeWith,
-    products: Sequence[int],
-    places: int,
+    imprinter: WeightImprinter,
+    product_ids: Sequence[int],
+    num_rows: int,
 ) -> None:
-    """Rows of these products, from their titles and their first `PHOTOS` photos that are offered
-    among `places` lines, none without a photo; inside a change, after their cards.
+    """Writes class weights of products, from their titles and first `PHOTOS` active photos.
+
+    A product without a photo gets none.
+
+    Args:
+      connection: of a transaction that has the products' records.
+      vectors: photo files of the version.
+      imprinter: of the version.
+      product_ids: the products.
+      num_rows: rows of the photo files that count.
     """
-    features = vectors.memmap(layout.FEATURES, places)
-    lines: list[int] = []
-    owners: list[int] = []
-    texts: dict[int, tuple[str, str]] = {}
-    for number in products:
-        found = connection.execute(
-            "SELECT place FROM photos WHERE product = ? AND NOT withdrawn AND place < ? ORDER BY place LIMIT ?",
-            (number, places, PHOTOS),
-        ).fetchall()
-        lines += [row[0] for row in found]
-        owners += [number] * len(found)
-        texts[number] = connection.execute(
-            "SELECT title, category FROM products WHERE product = ?", (number,)
+    features = vectors.memmap(layout.FEATURES, num_rows)
+    rows: list[int] = []
+    row_products: list[int] = []
+    texts: dict[int, TitleAndCategory] = {}
+    for product_id in product_ids:
+        photos = connection.execute(_FIRST_PHOTOS, (product_id, num_rows, PHOTOS)).fetchall()
+        rows += [line[0] for line in photos]
+        row_products += [product_id] * len(photos)
+        texts[product_id] = connection.execute(
+            "SELECT title, category FROM products WHERE product_id = ?", (product_id,)
         ).fetchone()
-    without = sorted(set(products) - set(owners))
-    connection.executemany("DELETE FROM rows WHERE product = ?", ((number,) for number in without))
-    if lines:
-        numbers, means = mean_directions(np.asarray(features[lines], np.float32), np.array(owners))
-        photos = np.bincount(np.searchsorted(numbers, owners))
-        made = made_with.rows(means, photos, [texts[number] for number in numbers.tolist()])
-        cards_of.upsert_class_weights(
-            connection, numbers.tolist(), made, [made_with.imprint.bias] * len(numbers)
-        )
-
-
-def put_all(cards: ProductStore, vectors: VectorFiles, made_with: MadeWith, classes: int) -> None:
-    """Rows of all products that the model has no class for; a commit for every few thousand."""
-    places = cards.state(vectors.width).places
-    found = cards.connection.execute(
-        "SELECT product FROM products WHERE product >= ? ORDER BY product", (classes,)
+    without_photos = sorted(set(product_ids) - set(row_products))
+    connection.executemany(
+        "DELETE FROM class_weights WHERE product_id = ?", ((p,) for p in without_photos)
     )
-    later = [row[0] for row in found.fetchall()]
-    for first in range(0, len(later), _PIECE):
-        with cards.change() as connection:
-            put(connection, vectors, made_with, later[first : first + _PIECE], places)
+    if rows:
+        embeddings = np.asarray(features[rows], np.float32)
+        ids, means = mean_directions(embeddings, np.array(row_products))
+        num_photos = np.bincount(np.searchsorted(ids, row_products))
+        kernel = imprinter.class_weights(means, num_photos, [texts[p] for p in ids.tolist()])
+        bias = [imprinter.imprint.bias] * len(ids)
+        upsert_class_weights(connection, ids.tolist(), kernel, bias)
+
+
+def imprint_all_new_products(
+    store: ProductStore, vectors: VectorFiles, imprinter: WeightImprinter, num_classes: int
+) -> None:
+    """Writes class weights of all products that the model has no class for, in several commits.
+
+    Args:
+      store: product store of the version, writable.
+      vectors: its photo files.
+      imprinter: of the version.
+      num_classes: classes of the model.
+    """
+    num_rows = store.num_rows()
+    lines = store.connection.execute(
+        "SELECT product_id FROM products WHERE product_id >= ? ORDER BY product_id", (num_classes,)
+    )
+    ids = [line[0] for line in lines.fetchall()]
+    for first in range(0, len(ids), _PRODUCTS_PER_COMMIT):
+        with store.transaction() as connection:
+            imprint_products(
+                connection, vectors, imprinter, ids[first : first + _PRODUCTS_PER_COMMIT], num_rows
+            )

@@ -1,32 +1,62 @@
-"""`sicot index nightly`: a night in one command that may be given again: import what changed, build
-beside, check, switch.
-"""
+"""`sicot index nightly`: imports what changed, builds, checks and switches; safe to repeat."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sicot_jax.catalog.importing.fingerprint import source_sha256
 from sicot_jax.catalog.importing.run import import_catalog
-from sicot_jax.catalog.sources.imported import import_source, newest_version, read_description
+from sicot_jax.catalog.sources.imported import (
+    newest_version,
+    read_description,
+    read_import_source,
+)
 from sicot_jax.common.files import file_sha256, write_json
 from sicot_jax.errors import InputError
-from sicot_jax.index.backends.open import publish
+from sicot_jax.index.backends.open import publish_index
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage.binary_codes import PCA
 from sicot_jax.index.storage.products import ProductStore
-from sicot_jax.indexing.build import BITS, build
-from sicot_jax.training import run as runs
+from sicot_jax.indexing.build import DEFAULT_BITS, build_index
+from sicot_jax.training.run import now, read_run
 
 
 @dataclasses.dataclass(frozen=True)
-class Night:
-    """What was done: seconds of each step, and counts before and after. `switched`: the index has a
-    new version. `published`: what a database got, "" without one.
+class NightlyPaths:
+    """Folders and files of a nightly run.
+
+    Attributes:
+      manifest: of the products, or a folder with one folder per SKU.
+      catalog: folder of the imported catalogue.
+      workdir: run folder of the model.
+      index: index folder.
+    """
+
+    manifest: Path
+    catalog: Path
+    workdir: Path
+    index: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class NightlyReport:
+    """What a nightly run did.
+
+    Attributes:
+      imported: whether the catalogue has a new version.
+      switched: whether the index has a new version.
+      version: name of the version in use.
+      products: products "before" and "now", "new" and "deleted" ones.
+      photos: photos "before" and "now".
+      published: what was copied to the database; "" without one.
+      seconds: step -> seconds.
+      when: end of the run, UTC, ISO 8601.
     """
 
     imported: bool
@@ -39,92 +69,111 @@ class Night:
     when: str
 
     def summary(self) -> str:
-        return "\n".join(
-            line
-            for line in (self._switch(), self.published and f"database: {self.published}")
-            if line
-        )
+        """Returns the report as one or two lines."""
+        lines = self._switch_line(), self.published and f"database: {self.published}"
+        return "\n".join(line for line in lines if line)
 
-    def _switch(self) -> str:
+    def _switch_line(self) -> str:
         if not self.switched:
             return f"nothing changed: {self.version} stays in use"
         products, photos = (
-            {k: f"{v:,}" for k, v in counts.items()} for counts in (self.products, self.photos)
+            {name: f"{count:,}" for name, count in counts.items()}
+            for counts in (self.products, self.photos)
         )
         return (
-            f"{self.version} in use: {products['now']} products ({products['new']} new, {products['gone']} gone), "
-            f"{photos['now']} photos (before: {photos['before']})"
+            f"{self.version} in use: {products['now']} products ({products['new']} new, "
+            f"{products['deleted']} deleted), {photos['now']} photos (before: {photos['before']})"
         )
 
 
-def nightly(
-    manifest: Path,
-    catalog: Path,
-    workdir: Path,
-    index: Path,
-    *,
-    database: str = "",
-    report: Path | None = None,
-) -> Night:
-    """The catalogue's next version from `manifest` where it or a photo changed, and the index's
-    next version from that and the run, where either is another than the version in use was built
-    from; then `database`, a URL, gets what it has not.
+def run_nightly(
+    paths: NightlyPaths, *, database: str = "", report_file: Path | None = None
+) -> NightlyReport:
+    """Imports the manifest, builds the next version of the index and publishes it.
 
-    InputError at the first step that fails; the version in use stays, and the same command goes on
-    where it can.
+    Steps whose input did not change are skipped. After a failure the version in use stays, and the
+    same command continues where it can.
+
+    Args:
+      paths: folders and files.
+      database: URL to publish to; "" for none.
+      report_file: JSON file for the report.
+
+    Returns:
+      What was done.
+
+    Raises:
+      InputError: a step fails.
     """
     seconds: dict[str, float] = {}
-    start = time.perf_counter()
-    made_from = _made_from(index)
-    there = import_source(catalog)
-    changed = there is None or there["source_sha256"] != source_sha256(manifest)
-    if changed:
-        import_catalog(manifest, catalog)
-    seconds["import"] = time.perf_counter() - start
-    start = time.perf_counter()
-    run = runs.read_run(workdir)
-    if run.config.data.source != "imported":
-        raise InputError(
-            f"{workdir}: trained on {run.config.data.source} data, wanted a run on an imported catalogue"
-        )
-    data_hash = read_description(newest_version(catalog))["data_hash"]
-    before = _skus(index)
-    trained = file_sha256(workdir / "results.json") if (workdir / "results.json").exists() else ""
-    switched = made_from is None or (made_from.data, made_from.trained) != (data_hash, trained)
-    if switched:
-        codes, bits = (made_from.codes, made_from.bits) if made_from else (PCA, BITS)
-        build(workdir, index, path=str(catalog), codes=codes, bits=bits)
-    seconds["build"] = time.perf_counter() - start
-    start = time.perf_counter()
-    published = publish(index, database) if database else ""
-    seconds["publish"] = time.perf_counter() - start
-    was, now = before or (set(), 0), _skus(index)
-    assert now is not None
-    night = Night(
-        imported=changed,
+    built_from = _read_built_from(paths.index)
+    with _timed(seconds, "import"):
+        source = read_import_source(paths.catalog)
+        imported = source is None or source["source_sha256"] != source_sha256(paths.manifest)
+        if imported:
+            import_catalog(paths.manifest, paths.catalog)
+    with _timed(seconds, "build"):
+        before = _active_skus(paths.index)
+        switched = _build_if_changed(paths, built_from)
+    with _timed(seconds, "publish"):
+        published = publish_index(paths.index, database) if database else ""
+    (skus_before, photos_before), (skus, photos) = before, _active_skus(paths.index)
+    report = NightlyReport(
+        imported=imported,
         switched=switched,
-        version=layout.current_version(index).name,
+        version=layout.current_version(paths.index).name,
         products={
-            "before": len(was[0]),
-            "now": len(now[0]),
-            "new": len(now[0] - was[0]),
-            "gone": len(was[0] - now[0]),
+            "before": len(skus_before),
+            "now": len(skus),
+            "new": len(skus - skus_before),
+            "deleted": len(skus_before - skus),
         },
-        photos={"before": was[1], "now": now[1]},
+        photos={"before": photos_before, "now": photos},
         published=published,
         seconds={name: round(value, 1) for name, value in seconds.items()},
-        when=runs.now(),
+        when=now(),
     )
-    if report is not None:
-        stored: dict[str, Any] = {"format": layout.FORMAT, **dataclasses.asdict(night)}
-        report.parent.mkdir(parents=True, exist_ok=True)
-        write_json(report, stored)
-    return night
+    if report_file is not None:
+        stored: dict[str, Any] = {"format": layout.FORMAT, **dataclasses.asdict(report)}
+        report_file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(report_file, stored)
+    return report
 
 
-def _made_from(index: Path) -> layout.IndexManifest | None:
-    """The manifest of the version in use; None where there is none, or this version of the software
-    cannot read it: it is built again. InputError where it is split, before anything is done.
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[step] = time.perf_counter() - start
+
+
+def _build_if_changed(paths: NightlyPaths, built_from: layout.IndexManifest | None) -> bool:
+    """Builds the next version where catalogue or run changed; returns whether they did."""
+    run = read_run(paths.workdir)
+    if run.config.data.source != "imported":
+        raise InputError(
+            f"{paths.workdir}: trained on {run.config.data.source} data, wanted a run on an "
+            "imported catalogue"
+        )
+    data_hash = read_description(newest_version(paths.catalog))["data_hash"]
+    results = paths.workdir / "results.json"
+    results_sha256 = file_sha256(results) if results.exists() else ""
+    if built_from and (built_from.data_hash, built_from.results_sha256) == (
+        data_hash,
+        results_sha256,
+    ):
+        return False
+    kind, bits = (built_from.code_kind, built_from.bits) if built_from else (PCA, DEFAULT_BITS)
+    build_index(
+        paths.workdir, paths.index, catalog_path=str(paths.catalog), code_kind=kind, bits=bits
+    )
+    return True
+
+
+def _read_built_from(index: Path) -> layout.IndexManifest | None:
+    """The manifest of the version in use; None where it has to be built in any case.
+
+    InputError where it is sharded, before anything is done.
     """
     if not (index / layout.CURRENT).exists():
         return None
@@ -137,16 +186,11 @@ def _made_from(index: Path) -> layout.IndexManifest | None:
     return layout.read_unsharded_manifest(folder) if manifest.num_shards else manifest
 
 
-def _skus(index: Path) -> tuple[set[str], int] | None:
-    """SKUs and number of photos that are offered; None where there is no index yet."""
+def _active_skus(index: Path) -> tuple[set[str], int]:
+    """SKUs and the number of photos that are not deleted; none where there is no index yet."""
     if not (index / layout.CURRENT).exists():
-        return None
-    cards = ProductStore(layout.current_version(index) / layout.PRODUCTS)
-    try:
-        skus = {
-            row[0]
-            for row in cards.connection.execute("SELECT sku FROM products WHERE NOT withdrawn")
-        }
-        return skus, cards.counts()["photos"]
-    finally:
-        cards.close()
+        return set(), 0
+    path = layout.current_version(index) / layout.PRODUCTS
+    with contextlib.closing(ProductStore(path)) as store:
+        lines = store.connection.execute("SELECT sku FROM products WHERE NOT deleted")
+        return {line[0] for line in lines}, store.counts()["photos"]

@@ -1,10 +1,9 @@
-"""`sicot index export` and `import`: all of an index as Parquet, for other systems and for another
-machine.
+"""`sicot index export` and `import`: an index as Parquet, for other systems and machines.
 
-products.parquet   sku, title, tags, category, and the quality fields, sharpness with them (null
-where there is none) photos.parquet     sku, image_id, embedding (list of D float32, length 1), code
-(bits / 8 bytes), picture (JPEG, or null)
-the other files    as in a version: the recogniser, codebook, imprint, calibration, manifest
+products.parquet   sku, title, tags, category, quality numbers and sharpness (null for none)
+photos.parquet     sku, image_id, embedding (list of D float32, length 1), code (bits / 8
+bytes), picture (JPEG, or null)
+the other files    as in a version: recogniser, fitted files, manifest
 """
 
 from __future__ import annotations
@@ -12,42 +11,65 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sicot_jax.common import files
+from sicot_jax.common.files import atomic_directory
+from sicot_jax.common.linalg import l2_normalize
+from sicot_jax.common.text import one_line_error
 from sicot_jax.errors import InputError
-from sicot_jax.index.storage import inverted_lists as lists
 from sicot_jax.index.storage import layout
-from sicot_jax.index.storage import products as cards_of
 from sicot_jax.index.storage.binary_codes import BinaryEncoder
-from sicot_jax.index.storage.products import QUALITY, SHARPNESS, ProductStore
-from sicot_jax.index.storage.vectors import VectorFiles, unit
-from sicot_jax.indexing import new_products as rows
-from sicot_jax.indexing.verify import verify
-from sicot_jax.weights import bundle as folders
+from sicot_jax.index.storage.inverted_lists import write_lists_if_large
+from sicot_jax.index.storage.products import (
+    QUALITY,
+    SHARPNESS,
+    ProductStore,
+    delete_products,
+    insert_photos,
+    set_num_rows,
+    upsert_products,
+)
+from sicot_jax.index.storage.vectors import VectorFiles, category_ranges
+from sicot_jax.indexing.new_products import imprint_all_new_products, load_weight_imprinter
+from sicot_jax.indexing.verify import verify_version
+from sicot_jax.weights.bundle import read_classes, read_converted
 
 PRODUCTS, PHOTOS = "products.parquet", "photos.parquet"
+_TEXTS = ("sku", "title", "tags", "category")
 _NUMBERS = (*QUALITY, SHARPNESS)
-_ROWS = 4096  # of a row group
-_ALONG = (*layout.FITTED, layout.MANIFEST, layout.MODEL, layout.ONNX_MODEL)
+_ROW_GROUP = 4096
+_COPIED = (*layout.FITTED, layout.MANIFEST, layout.MODEL, layout.ONNX_MODEL)
+_ACTIVE_PHOTOS = """
+SELECT photos.row, sku, image_id, jpeg
+FROM photos JOIN products USING (product_id) LEFT JOIN pictures USING (row)
+WHERE NOT photos.deleted AND NOT products.deleted AND photos.row < ? ORDER BY photos.row"""
 
 
 def export_index(index: Path, out: Path) -> dict[str, int]:
-    """What the version in use offers, into the new folder `out`; counts of products and photos.
-    InputError where `out` is.
+    """Writes the active products and photos of the version in use as Parquet.
+
+    Args:
+      index: index folder.
+      out: new folder.
+
+    Returns:
+      How many "products" and "photos" were written.
+
+    Raises:
+      InputError: no index, or `out` exists.
     """
     import pyarrow as pa
-    from pyarrow import parquet
 
     folder = layout.current_version(index)
-    manifest, counts = layout.read_unsharded_manifest(folder), {"products": 0, "photos": 0}
-    texts = [(name, pa.string()) for name in ("sku", "title", "tags", "category")]
-    of_products = pa.schema([*texts, *((name, pa.float64()) for name in _NUMBERS)])
-    of_photos = pa.schema(
+    manifest = layout.read_unsharded_manifest(folder)
+    product_schema = pa.schema(
+        [*((name, pa.string()) for name in _TEXTS), *((name, pa.float64()) for name in _NUMBERS)]
+    )
+    photo_schema = pa.schema(
         [
             ("sku", pa.string()),
             ("image_id", pa.string()),
@@ -56,107 +78,122 @@ def export_index(index: Path, out: Path) -> dict[str, int]:
             ("picture", pa.binary()),
         ]
     )
-    with files.new_folder(out) as new, contextlib.closing(ProductStore(folder / layout.PRODUCTS)) as cards:
-        for name in _ALONG:
-            if (folder / name).is_dir():
-                shutil.copytree(folder / name, new / name)
-            elif (folder / name).exists():
-                shutil.copy(folder / name, new / name)
-        with parquet.ParquetWriter(new / PRODUCTS, of_products) as writer:
-            for piece in _pieces(_products(cards)):
-                writer.write_table(pa.Table.from_pylist(piece, of_products))
-                counts["products"] += len(piece)
-        with parquet.ParquetWriter(new / PHOTOS, of_photos) as writer:
-            for piece in _pieces(_photos(folder, manifest, cards)):
-                writer.write_table(pa.Table.from_pylist(piece, of_photos))
-                counts["photos"] += len(piece)
-    return counts
+    with (
+        atomic_directory(out) as new,
+        contextlib.closing(ProductStore(folder / layout.PRODUCTS)) as store,
+    ):
+        _copy_files(folder, new)
+        vectors = VectorFiles(folder, manifest.width, manifest.bits)
+        return {
+            "products": _write(new / PRODUCTS, product_schema, _product_lines(store)),
+            "photos": _write(new / PHOTOS, photo_schema, _photo_lines(store, vectors)),
+        }
 
 
-def _products(cards: ProductStore) -> Iterator[dict[str, Any]]:
-    for product in cards.all_products():
-        described = {name: getattr(product, name) for name in ("sku", "title", "tags", "category")}
-        yield described | {name: product.quality.get(name) for name in _NUMBERS}
+def _copy_files(source: Path, to: Path) -> None:
+    for name in _COPIED:
+        if (source / name).is_dir():
+            shutil.copytree(source / name, to / name)
+        elif (source / name).exists():
+            shutil.copy(source / name, to / name)
 
 
-def _photos(folder: Path, manifest: layout.IndexManifest, cards: ProductStore) -> Iterator[dict[str, Any]]:
-    vectors, places = (
-        VectorFiles(folder, manifest.width, manifest.bits),
-        cards.state(manifest.width).places,
-    )
-    features, codes = (vectors.memmap(name, places) for name in (layout.FEATURES, layout.CODES))
-    found = cards.connection.execute(
-        "SELECT photos.place, sku, image_id, jpeg FROM photos JOIN products USING (product) LEFT JOIN pictures USING (place) "
-        "WHERE NOT photos.withdrawn AND NOT products.withdrawn AND photos.place < ? ORDER BY photos.place",
-        (places,),
-    )
-    for place, sku, image_id, jpeg in found:
-        embedding = np.asarray(features[place], np.float32)
+def _write(path: Path, schema: Any, lines: Iterator[dict[str, Any]]) -> int:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    count = 0
+    with parquet.ParquetWriter(path, schema) as writer:
+        for group in _row_groups(lines):
+            writer.write_table(pa.Table.from_pylist(group, schema))
+            count += len(group)
+    return count
+
+
+def _product_lines(store: ProductStore) -> Iterator[dict[str, Any]]:
+    for record in store.all_products():
+        texts = {name: getattr(record, name) for name in _TEXTS}
+        yield texts | {name: record.quality.get(name) for name in _NUMBERS}
+
+
+def _photo_lines(store: ProductStore, vectors: VectorFiles) -> Iterator[dict[str, Any]]:
+    num_rows = store.num_rows()
+    features, codes = (vectors.memmap(name, num_rows) for name in (layout.FEATURES, layout.CODES))
+    for row, sku, image_id, jpeg in store.connection.execute(_ACTIVE_PHOTOS, (num_rows,)):
         yield {
-            "sku": sku, "image_id": image_id, "embedding": embedding, "code": codes[place].tobytes(), "picture": jpeg,
-        }  # fmt: skip
+            "sku": sku,
+            "image_id": image_id,
+            "embedding": np.asarray(features[row], np.float32),
+            "code": codes[row].tobytes(),
+            "picture": jpeg,
+        }
 
 
-def _pieces(rows_: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    piece: list[dict[str, Any]] = []
-    for row in rows_:
-        piece.append(row)
-        if len(piece) == _ROWS:
-            yield piece
-            piece = []
-    if piece:
-        yield piece
+def _row_groups(lines: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    group: list[dict[str, Any]] = []
+    for line in lines:
+        group.append(line)
+        if len(group) == _ROW_GROUP:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def import_index(source: Path, index: Path) -> Path:
-    """The folder of the new version in `index`, made of what `export_index` wrote: withdrawn lines
-    are gone, categories are ranges again.
+    """Makes the next version of an index from an export; photos are ordered by category again.
 
-    InputError: no such export, a file that is not as it was written, photos of no product; the
-      version in use stays.
+    Args:
+      source: folder that `export_index` wrote.
+      index: index folder; made where there is none.
+
+    Returns:
+      Folder of the new version.
+
+    Raises:
+      InputError: no export, a damaged file, or photos of no product; the version in use stays.
     """
     manifest = layout.read_index_manifest(source)
-    products, photos = _read(source / PRODUCTS), _read(source / PHOTOS)
+    products, photos = _open(source / PRODUCTS), _open(source / PHOTOS)
     with layout.write_lock(index, create=True):
         folder = index / layout.BUILDING
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        for name in _ALONG:
-            if (source / name).is_dir():
-                shutil.copytree(source / name, folder / name)
-            elif (source / name).exists():
-                shutil.copy(source / name, folder / name)
-        converted = folders.read_converted(folder / layout.MODEL)
-        table = folders.read_classes(folder / layout.MODEL, converted.model)
-        codebook = BinaryEncoder.load(folder / layout.BINARY_ENCODER)
-        if codebook.bits != manifest.bits or codebook.width != manifest.width:
+        _copy_files(source, folder)
+        converted = read_converted(folder / layout.MODEL)
+        table = read_classes(folder / layout.MODEL, converted.model)
+        encoder = BinaryEncoder.load(folder / layout.BINARY_ENCODER)
+        if encoder.bits != manifest.bits or encoder.width != manifest.width:
             raise InputError(
-                f"{source / layout.BINARY_ENCODER}: of another width than the manifest; export again"
+                f"{source / layout.BINARY_ENCODER}: of another width than the manifest; "
+                "export again"
             )
-        cards, vectors = (
-            ProductStore.create(folder / layout.PRODUCTS),
-            VectorFiles(folder, manifest.width, manifest.bits),
+        vectors = VectorFiles(folder, manifest.width, manifest.bits)
+        with contextlib.closing(ProductStore.create(folder / layout.PRODUCTS)) as store:
+            ids, category = _import_products(products, list(table.sku), store)
+            ranges = _import_photos(_PhotoFile(photos, ids, category), encoder, store, vectors)
+            imprint_all_new_products(
+                store, vectors, load_weight_imprinter(folder), converted.model.classes
+            )
+            num_rows = store.num_rows()
+            write_lists_if_large(folder, vectors, ranges)
+            store.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        layout.write_index_manifest(
+            folder,
+            dataclasses.replace(
+                manifest,
+                num_photos=num_rows,
+                num_products=len(ids),
+                category_ranges=ranges,
+                sha256=layout.file_digests(folder),
+            ),
         )
-        with contextlib.closing(cards):
-            numbers, category = _put_products(products, list(table.sku), cards)
-            categories = _put_photos(photos, numbers, category, codebook, cards, vectors)
-            rows.put_all(cards, vectors, rows.load(folder), converted.model.classes)
-            places = cards.state(manifest.width).places
-            lists.write_lists_if_large(folder, vectors, categories)
-            cards.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        counted = {
-            "photos": places,
-            "products": len(numbers),
-            "categories": categories,
-            "sha256": layout.file_digests(folder),
-        }
-        layout.write_index_manifest(folder, dataclasses.replace(manifest, **counted))  # type: ignore[arg-type]
-        if faults := verify(folder):
+        if faults := verify_version(folder):
             raise InputError(f"{source}: {faults[0]}; export again")
         return layout.publish_version(index, folder)
 
 
-def _read(path: Path) -> Any:
+def _open(path: Path) -> Any:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -164,111 +201,107 @@ def _read(path: Path) -> Any:
         return parquet.ParquetFile(path)
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(
-            f"{path}: {' '.join(str(error).split())[:120]}; wanted a file of `sicot index export`"
+            f"{path}: {one_line_error(error, 120)}; wanted a file of `sicot index export`"
         ) from error
 
 
-def _batches(file: Any, columns: list[str]) -> Iterator[list[dict[str, Any]]]:
+def _read(file: Any, columns: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
     import pyarrow as pa
 
     try:
-        for batch in file.iter_batches(_ROWS, columns=columns):
+        for batch in file.iter_batches(_ROW_GROUP, columns=list(columns)):
             yield batch.to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise InputError(
-            f"a Parquet file cannot be read: {' '.join(str(error).split())[:120]}; export again"
+            f"a Parquet file cannot be read: {one_line_error(error, 120)}; export again"
         ) from error
 
 
-def _put_products(
-    file: Any, known: list[str], cards: ProductStore
+def _import_products(
+    file: Any, class_skus: list[str], store: ProductStore
 ) -> tuple[dict[str, int], dict[str, str]]:
-    """SKU -> number and SKU -> category; classes of the model that are not there are withdrawn."""
-    number_of = {sku: number for number, sku in enumerate(known)}
-    numbers: dict[str, int] = {}
+    """Inserts records; classes of the model that the export lacks are deleted products.
+
+    Returns SKU -> product id and SKU -> category.
+    """
+    class_ids = {sku: number for number, sku in enumerate(class_skus)}
+    ids: dict[str, int] = {}
     category: dict[str, str] = {}
-    following = len(known)
-    with cards.change() as connection:
-        for piece in _batches(file, ["sku", "title", "tags", "category", *_NUMBERS]):
-            found = []
-            for row in piece:
-                number = number_of.get(row["sku"], following)
-                following += number == following
-                numbers[row["sku"]], category[row["sku"]] = number, row["category"]
-                quality = {name: row[name] for name in _NUMBERS if row.get(name) is not None}
-                found.append(
-                    (number, row["sku"], row["title"], row["tags"], row["category"], quality)
-                )
-            cards_of.upsert_products(connection, found)
-        gone: list[tuple[int, str, str, str, str, dict[str, float]]] = [
-            (number, sku, "", "", "", {}) for sku, number in number_of.items() if sku not in numbers
-        ]
-        cards_of.upsert_products(connection, gone)
-        connection.executemany(
-            "UPDATE products SET withdrawn = 1 WHERE product = ?", ((row[0],) for row in gone)
+    next_id = len(class_skus)
+    with store.transaction() as connection:
+        for lines in _read(file, (*_TEXTS, *_NUMBERS)):
+            records = []
+            for line in lines:
+                product_id = class_ids.get(line["sku"], next_id)
+                next_id += product_id == next_id
+                ids[line["sku"]], category[line["sku"]] = product_id, line["category"]
+                quality = {name: line[name] for name in _NUMBERS if line.get(name) is not None}
+                sku, title, tags, name = (line[text] for text in _TEXTS)
+                records.append((product_id, sku, title, tags, name, quality))
+            upsert_products(connection, records)
+        deleted = {sku: product_id for sku, product_id in class_ids.items() if sku not in ids}
+        upsert_products(
+            connection, ((product_id, sku, "", "", "", {}) for sku, product_id in deleted.items())
         )
-    return numbers, category
+        delete_products(connection, deleted.values())
+    return ids, category
 
 
-def _put_photos(
-    file: Any,
-    numbers: dict[str, int],
-    category: dict[str, str],
-    codebook: BinaryEncoder,
-    cards: ProductStore,
-    vectors: VectorFiles,
+@dataclasses.dataclass(frozen=True)
+class _PhotoFile:
+    """`photos.parquet`, with the product id and the category of each SKU."""
+
+    file: Any
+    product_ids: dict[str, int]
+    category: dict[str, str]
+
+    def read_products(self) -> tuple[np.ndarray, np.ndarray]:
+        """Product ids, int64 [N], and category names, str [N], in the order of the file."""
+        skus = [line["sku"] for lines in _read(self.file, ["sku"]) for line in lines]
+        if unknown := [sku for sku in skus if sku not in self.product_ids]:
+            raise InputError(
+                f"{PHOTOS}: a photo of {unknown[0]!r}, which is not in {PRODUCTS}; export again"
+            )
+        products = np.array([self.product_ids[sku] for sku in skus], np.int64)
+        return products, np.array([self.category[sku] for sku in skus], str)
+
+
+def _import_photos(
+    photos: _PhotoFile, encoder: BinaryEncoder, store: ProductStore, vectors: VectorFiles
 ) -> dict[str, list[int]]:
-    """All lines and their cards, by category and product; where each category is."""
-    skus = [row["sku"] for piece in _batches(file, ["sku"]) for row in piece]
-    if lost := [sku for sku in skus if sku not in numbers]:
-        raise InputError(
-            f"{PHOTOS}: a photo of {lost[0]!r}, which is not in {PRODUCTS}; export again"
-        )
-    owners = np.array([numbers[sku] for sku in skus], np.int64)
-    kinds = np.array([category[sku] for sku in skus], str)
-    order = np.lexsort((np.arange(len(skus)), owners, kinds))
-    place = np.empty(len(skus), np.int64)
-    place[order] = np.arange(len(skus))
-    for name, dtype, shape in (
-        (layout.FEATURES, np.float16, (vectors.width,)), (layout.CODES, np.uint8, (vectors.bits // 8,)),
-        (layout.ROW_PRODUCTS, np.int32, ()),
-    ):  # fmt: skip
-        np.zeros(0, dtype).tofile(vectors.folder / name)
-        if len(skus):
-            np.memmap(vectors.folder / name, dtype, "w+", shape=(len(skus), *shape)).flush()
-    done = 0
-    for piece in _batches(file, ["image_id", "embedding", "picture"]):
-        at = place[done : done + len(piece)]
-        features = unit(np.array([row["embedding"] for row in piece], np.float32)).astype(
-            np.float16
-        )
-        _assign(vectors, layout.FEATURES, at, features, len(skus))
-        _assign(vectors, layout.CODES, at, codebook.encode(features), len(skus))
-        _assign(vectors, layout.ROW_PRODUCTS, at, owners[done : done + len(piece)], len(skus))
-        with cards.change() as connection:
-            cards_of.insert_photos(
+    """Writes all photos, by category and product; returns the range of each category."""
+    products, names = photos.read_products()
+    count = len(products)
+    order = np.lexsort((np.arange(count), products, names))
+    row_of = np.empty(count, np.int64)
+    row_of[order] = np.arange(count)
+    vectors.allocate(count)
+    features, codes, row_products = (
+        vectors.memmap(name, count, writable=True)
+        for name in (layout.FEATURES, layout.CODES, layout.ROW_PRODUCTS)
+    )
+    first = 0
+    for lines in _read(photos.file, ["image_id", "embedding", "picture"]):
+        chunk = slice(first, first + len(lines))
+        rows = row_of[chunk]
+        embeddings = l2_normalize(np.array([line["embedding"] for line in lines], np.float32))
+        features[rows] = embeddings.astype(np.float16)
+        codes[rows] = encoder.encode(features[rows])
+        row_products[rows] = products[chunk]
+        with store.transaction() as connection:
+            insert_photos(
                 connection,
                 (
-                    (int(p), int(owner), row["image_id"], row["picture"])
-                    for p, owner, row in zip(
-                        at, owners[done : done + len(piece)], piece, strict=True
+                    (row, product_id, line["image_id"], line["picture"])
+                    for row, product_id, line in zip(
+                        rows.tolist(), products[chunk].tolist(), lines, strict=True
                     )
                 ),
             )
-        done += len(piece)
-    with cards.change() as connection:
-        cards_of.set_num_rows(connection, len(skus))
-    names, first = np.unique(kinds[order], return_index=True)
-    ends = [*first[1:].tolist(), len(skus)]
-    return {
-        str(name): [int(start), int(end)]
-        for name, start, end in zip(names, first, ends, strict=True)
-    }
-
-
-def _assign(vectors: VectorFiles, name: str, at: np.ndarray, lines: np.ndarray, places: int) -> None:
-    stored = np.memmap(
-        vectors.folder / name, lines.dtype if name != layout.ROW_PRODUCTS else np.int32, "r+"
-    )
-    stored.reshape(places, *lines.shape[1:])[at] = lines
-    stored.flush()
+        first += len(lines)
+    for array in (features, codes, row_products):
+        if isinstance(array, np.memmap):
+            array.flush()
+    with store.transaction() as connection:
+        set_num_rows(connection, count)
+    return category_ranges(names[order])

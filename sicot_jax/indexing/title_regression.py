@@ -1,11 +1,10 @@
-"""What the title of a product foretells of its photos' direction, learned from the titles of known
-products.
+"""Predicts the direction of a product's photos from the words of its title, by ridge regression.
 
-    t = (b - mean of b) B,  b = unit(words of title and category, 0 or 1)  [W],  B by ridge
-    regression  [W, D]
+    t = (b - mean of b) B,  b = words of title and category, 0 or 1, divided by |b|  [W]
 
-from the directions m - g of known products (sicot_jax/imprint), each by min(photos, 20) / 20. What
-that is worth: docs/service.md.
+B [W, D] is fitted to the directions m - g of products that the model was trained on
+(`classifier/imprint.py`), each with weight min(photos, 20) / 20. Its effect is measured in
+docs/service.md.
 """
 
 from __future__ import annotations
@@ -20,73 +19,112 @@ from pathlib import Path
 import numpy as np
 
 from sicot_jax.catalog.tokenizer import split_words
+from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.errors import InputError
-from sicot_jax.index.storage.vectors import unit
 
-KNOWN = 4096  # products that are learned from
-WORDS = 2048  # the most frequent ones that at least two of them have
-PENALTY = 0.3
-_ENOUGH = 20  # photos, from which on a product counts in full
+MAX_FIT_PRODUCTS = 4096
+MAX_WORDS = 2048  # the most frequent ones that at least two products have
+RIDGE_PENALTY = 0.3
+_FULL_WEIGHT_PHOTOS = 20  # from which on a product has weight 1
+
+TitleAndCategory = tuple[str, str]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Titles:
-    """words [W], mean of b [W] and B [W, D], float32; W = 0: nothing is foretold."""
+class TitleRegression:
+    """Linear map from words to embedding directions; without words it predicts 0.
+
+    Attributes:
+      words: the W words, sorted.
+      mean: mean of b, float32 [W].
+      weights: B, float32 [W, D].
+    """
 
     words: tuple[str, ...]
     mean: np.ndarray
     weights: np.ndarray
 
-    def directions(self, texts: Sequence[tuple[str, str]]) -> np.ndarray:
-        """(title, category) of products -> t float32 [K, D]; of titles without a known word that of
-        the category, or 0.
+    def predict(self, texts: Sequence[TitleAndCategory]) -> np.ndarray:
+        """Predicts directions.
+
+        Args:
+          texts: (title, category) of K products.
+
+        Returns:
+          t, float32 [K, D]; 0 for a product without a known word or category.
         """
-        rows = _rows(self.words, texts)
-        told = rows.any(1, keepdims=True)
-        return ((rows - self.mean) * told) @ self.weights
+        bags = _bags_of_words(self.words, texts)
+        has_words = bags.any(1, keepdims=True)
+        return ((bags - self.mean) * has_words) @ self.weights
 
 
-def fit(texts: Sequence[tuple[str, str]], directions: np.ndarray, photos: np.ndarray) -> Titles:
-    """From known products: (title, category), m - g float32 [K, D], and how many photos there are
-    of each, int [K].
+def fit_title_regression(
+    texts: Sequence[TitleAndCategory], directions: np.ndarray, num_photos: np.ndarray
+) -> TitleRegression:
+    """Fits the regression to products that the model was trained on.
+
+    Args:
+      texts: (title, category) of K products.
+      directions: m - g, float32 [K, D].
+      num_photos: photos of each, int [K].
+
+    Returns:
+      The regression.
     """
     count = Counter(word for text in texts for word in _words(*text))
-    words = tuple(sorted(word for word, products in count.most_common(WORDS) if products > 1))
-    rows = _rows(words, texts).astype(np.float64)
-    mean = rows.mean(0) if len(rows) else np.zeros(len(words))
-    weighted = (rows - mean) * (np.minimum(photos, _ENOUGH) / _ENOUGH)[:, None]
+    words = tuple(sorted(word for word, products in count.most_common(MAX_WORDS) if products > 1))
+    bags = _bags_of_words(words, texts).astype(np.float64)
+    mean = bags.mean(0) if len(bags) else np.zeros(len(words))
+    product_weight = np.minimum(num_photos, _FULL_WEIGHT_PHOTOS) / _FULL_WEIGHT_PHOTOS
+    weighted = (bags - mean) * product_weight[:, None]
     weights = np.linalg.solve(
-        (rows - mean).T @ weighted + PENALTY * np.eye(len(words)), weighted.T @ directions
+        (bags - mean).T @ weighted + RIDGE_PENALTY * np.eye(len(words)), weighted.T @ directions
     )
-    return Titles(words, mean.astype(np.float32), weights.astype(np.float32))
+    return TitleRegression(words, mean.astype(np.float32), weights.astype(np.float32))
 
 
 def _words(title: str, category: str) -> set[str]:
     return {*split_words(title), *([f"category: {category}"] if category else [])}
 
 
-def _rows(words: Sequence[str], texts: Sequence[tuple[str, str]]) -> np.ndarray:
-    number = {word: column for column, word in enumerate(words)}
-    found = np.zeros((len(texts), len(words)), np.float32)
-    for row, text in zip(found, texts, strict=True):
-        row[[number[word] for word in _words(*text) if word in number]] = 1
-    return unit(found)
+def _bags_of_words(words: Sequence[str], texts: Sequence[TitleAndCategory]) -> np.ndarray:
+    column = {word: number for number, word in enumerate(words)}
+    bags = np.zeros((len(texts), len(words)), np.float32)
+    for bag, text in zip(bags, texts, strict=True):
+        bag[[column[word] for word in _words(*text) if word in column]] = 1
+    return l2_normalize(bags)
 
 
-def save(path: Path, titles: Titles) -> None:
-    words = np.frombuffer("\n".join(titles.words).encode(), np.uint8)
-    np.savez(path, words=words, mean=titles.mean, weights=titles.weights)
+def save_title_regression(path: Path, regression: TitleRegression) -> None:
+    """Writes a regression.
+
+    Args:
+      path: file, .npz.
+      regression: what to write.
+    """
+    words = np.frombuffer("\n".join(regression.words).encode(), np.uint8)
+    np.savez(path, words=words, mean=regression.mean, weights=regression.weights)
 
 
-def load(path: Path) -> Titles:
-    """InputError where the file is none."""
+def load_title_regression(path: Path) -> TitleRegression:
+    """Reads a regression.
+
+    Args:
+      path: file that `save_title_regression` wrote.
+
+    Returns:
+      The regression.
+
+    Raises:
+      InputError: the file is missing or damaged.
+    """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             words = stored["words"].tobytes().decode()
-            return Titles(
+            return TitleRegression(
                 tuple(words.split("\n")) if words else (), stored["mean"], stored["weights"]
             )
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
-            f"{path}: no words of titles ({type(error).__name__}); build the index again"
+            f"{path}: no title regression ({type(error).__name__}); build the index again"
         ) from error

@@ -1,4 +1,4 @@
-"""`sicot index verify`: whether a version is as it was written, and fits together."""
+"""`sicot index verify`: checks the files of a version against each other and their checksums."""
 
 from __future__ import annotations
 
@@ -14,129 +14,160 @@ from sicot_jax.errors import InputError
 from sicot_jax.index.backends.sharded import shard_folder
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage.binary_codes import BinaryEncoder
-from sicot_jax.index.storage.inverted_lists import Lists
+from sicot_jax.index.storage.inverted_lists import InvertedLists
 from sicot_jax.index.storage.products import ProductStore
 from sicot_jax.index.storage.vectors import VectorFiles
 from sicot_jax.search.category import read_fusion
 from sicot_jax.search.ranker import read_ranker
 from sicot_jax.search.rejection import read_calibration
-from sicot_jax.weights import bundle as folders
+from sicot_jax.weights.bundle import read_converted
 
-_LINES = 1 << 16
+_CHUNK = 1 << 16
+_LENGTH_TOLERANCE = 0.01  # of a unit embedding in float16
 
 
-def verify(folder: Path, *, checksums: bool = False) -> list[str]:
-    """What is wrong with a version, a line each; none where nothing is. `checksums`: every byte
-    that was built is read.
+def verify_version(folder: Path, *, checksums: bool = False) -> list[str]:
+    """Checks a version.
+
+    Args:
+      folder: version folder.
+      checksums: read every byte that was built and compare its sha256.
+
+    Returns:
+      Faults, a line each; none where the version is sound.
     """
     try:
         manifest = layout.read_index_manifest(folder)
-        codebook = BinaryEncoder.load(folder / layout.BINARY_ENCODER)
+        encoder = BinaryEncoder.load(folder / layout.BINARY_ENCODER)
         read_calibration(folder / layout.REJECTION)
         read_fusion(folder / layout.CATEGORY_FUSION)
         read_ranker(folder / layout.RANKER)
         for name in (layout.MODEL, layout.ONNX_MODEL):
             if name == layout.MODEL or (folder / name).exists():
-                folders.read_converted(folder / name)
+                read_converted(folder / name)
     except InputError as error:
         return [str(error)]
     faults = (
-        _of_shards(folder, manifest, checksums)
+        _shard_faults(folder, manifest, checksums)
         if manifest.num_shards
-        else _of_lines(folder, manifest, codebook)
+        else _content_faults(folder, manifest, encoder)
     )
-    if checksums:
-        vectors = VectorFiles(folder, manifest.width, manifest.bits)
-        for name, digest in manifest.sha256.items():
-            length = manifest.num_photos * vectors.line_bytes(name) if name in layout.APPENDABLE else None
-            if _sha256(folder / name, length) != digest:
-                faults.append(f"{name}: not as it was built (another sha256)")
+    return faults + (_checksum_faults(folder, manifest) if checksums else [])
+
+
+def _checksum_faults(folder: Path, manifest: layout.IndexManifest) -> list[str]:
+    vectors = VectorFiles(folder, manifest.width, manifest.bits)
+    faults = []
+    for name, digest in manifest.sha256.items():
+        appendable = name in layout.APPENDABLE
+        length = manifest.num_photos * vectors.row_bytes(name) if appendable else None
+        if _prefix_sha256(folder / name, length) != digest:
+            faults.append(f"{name}: not as it was built (another sha256)")
     return faults
 
 
-def _of_shards(folder: Path, manifest: layout.IndexManifest, checksums: bool) -> list[str]:
-    faults, photos = [], 0
+def _shard_faults(folder: Path, manifest: layout.IndexManifest, checksums: bool) -> list[str]:
+    faults, num_photos = [], 0
     for shard in range(manifest.num_shards):
         part = shard_folder(folder, shard)
-        found = verify(part, checksums=checksums)
-        photos += 0 if found else layout.read_index_manifest(part).photos
-        faults += [f"{part.name}: {fault}" for fault in found]
-    if not faults and photos != manifest.num_photos:
-        faults.append(f"{layout.MANIFEST}: {manifest.num_photos} photos, the shards have {photos}")
+        shard_faults = verify_version(part, checksums=checksums)
+        num_photos += 0 if shard_faults else layout.read_index_manifest(part).num_photos
+        faults += [f"{part.name}: {fault}" for fault in shard_faults]
+    if not faults and num_photos != manifest.num_photos:
+        faults.append(
+            f"{layout.MANIFEST}: {manifest.num_photos} photos, the shards have {num_photos}"
+        )
     return faults
 
 
-def _of_lines(folder: Path, manifest: layout.IndexManifest, codebook: BinaryEncoder) -> list[str]:
+def _content_faults(
+    folder: Path, manifest: layout.IndexManifest, encoder: BinaryEncoder
+) -> list[str]:
     faults = []
-    if (codebook.width, codebook.bits) != (manifest.width, manifest.bits):
+    if (encoder.width, encoder.bits) != (manifest.width, manifest.bits):
         faults.append(
-            f"{layout.BINARY_ENCODER}: for vectors of {codebook.width} and {codebook.bits} bits, the manifest has others"
+            f"{layout.BINARY_ENCODER}: for vectors of {encoder.width} and {encoder.bits} bits, the "
+            "manifest has others"
         )
-    with contextlib.closing(ProductStore(folder / layout.PRODUCTS)) as cards:
+    with contextlib.closing(ProductStore(folder / layout.PRODUCTS)) as store:
         try:
-            faults += _of_cards(folder, manifest, cards, codebook)
+            faults += _store_faults(manifest, store)
+            faults += _row_faults(
+                VectorFiles(folder, manifest.width, manifest.bits), store, encoder
+            )
         except (InputError, sqlite3.Error) as error:
             faults.append(f"{layout.PRODUCTS}: {error}")
     if layout.POSTING_LISTS in manifest.sha256:
         try:
-            lists = Lists(folder, manifest.num_photos, manifest.width)
-            faults += lists.faults([(first, last) for first, last in manifest.categories.values()])
+            lists = InvertedLists(folder, manifest.num_photos, manifest.width)
+            ranges = manifest.category_ranges.values()
+            faults += lists.find_faults([(first, last) for first, last in ranges])
         except InputError as error:
             faults.append(str(error))
     return faults
 
 
-def _of_cards(
-    folder: Path, manifest: layout.IndexManifest, cards: ProductStore, codebook: BinaryEncoder
-) -> list[str]:
-    faults, connection = [], cards.connection
-    if (found := connection.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
-        faults.append(f"{layout.PRODUCTS}: {found}")
-    state, vectors = cards.state(manifest.width), VectorFiles(folder, manifest.width, manifest.bits)
-    features, codes, owners = (
-        vectors.memmap(name, state.places)
-        for name in (layout.FEATURES, layout.CODES, layout.ROW_PRODUCTS)
-    )
-    if state.places < manifest.num_photos:
-        faults.append(f"{layout.PRODUCTS}: {state.places} photos, built with {manifest.num_photos}")
-    photos = connection.execute("SELECT count(*), max(place) + 1 FROM photos").fetchone()
-    if photos[0] != state.places or (photos[1] or 0) != state.places:
+def _store_faults(manifest: layout.IndexManifest, store: ProductStore) -> list[str]:
+    """Faults within the product store."""
+    faults, connection = [], store.connection
+    if (result := connection.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
+        faults.append(f"{layout.PRODUCTS}: {result}")
+    num_rows = store.state(manifest.width).num_rows
+    if num_rows < manifest.num_photos:
+        faults.append(f"{layout.PRODUCTS}: {num_rows} photos, built with {manifest.num_photos}")
+    count, end = connection.execute("SELECT count(*), max(row) + 1 FROM photos").fetchone()
+    if count != num_rows or (end or 0) != num_rows:
         faults.append(
-            f"{layout.PRODUCTS}: {photos[0]} photos up to place {photos[1]}, wanted all of {state.places}"
+            f"{layout.PRODUCTS}: {count} photos up to row {end}, wanted all of {num_rows}"
         )
     orphans = connection.execute(
-        "SELECT count(*) FROM photos LEFT JOIN products USING (product) WHERE sku IS NULL"
-    )
-    if count := orphans.fetchone()[0]:
-        faults.append(f"{layout.PRODUCTS}: {count} photos of no product")
-    others = connection.execute(
-        "SELECT count(*) FROM pictures LEFT JOIN photos USING (place) WHERE photos.product IS NOT pictures.product"
-    )
-    if count := others.fetchone()[0]:
-        faults.append(f"{layout.PRODUCTS}: {count} pictures of another product than their photos")
-    for first in range(0, state.places, _LINES):
-        part = slice(first, first + _LINES)
-        rows = connection.execute(
-            "SELECT product FROM photos WHERE place >= ? AND place < ? ORDER BY place",
-            (first, first + _LINES),
+        "SELECT count(*) FROM photos LEFT JOIN products USING (product_id) WHERE sku IS NULL"
+    ).fetchone()[0]
+    if orphans:
+        faults.append(f"{layout.PRODUCTS}: {orphans} photos of no product")
+    mismatches = connection.execute(
+        "SELECT count(*) FROM pictures LEFT JOIN photos USING (row) "
+        "WHERE photos.product_id IS NOT pictures.product_id"
+    ).fetchone()[0]
+    if mismatches:
+        faults.append(
+            f"{layout.PRODUCTS}: {mismatches} pictures of another product than their photos"
         )
-        if not np.array_equal(owners[part], [row[0] for row in rows]):
+    return faults
+
+
+def _row_faults(vectors: VectorFiles, store: ProductStore, encoder: BinaryEncoder) -> list[str]:
+    """Faults of the photo files, against the store and each other."""
+    faults, num_rows = [], store.num_rows()
+    features, codes, row_products = (
+        vectors.memmap(name, num_rows)
+        for name in (layout.FEATURES, layout.CODES, layout.ROW_PRODUCTS)
+    )
+    for first in range(0, num_rows, _CHUNK):
+        chunk = slice(first, first + _CHUNK)
+        products = store.connection.execute(
+            "SELECT product_id FROM photos WHERE row >= ? AND row < ? ORDER BY row",
+            (first, first + _CHUNK),
+        )
+        if not np.array_equal(row_products[chunk], [line[0] for line in products]):
             faults.append(
-                f"{layout.ROW_PRODUCTS}: other products than {layout.PRODUCTS} has, among lines from {first}"
+                f"{layout.ROW_PRODUCTS}: other products than {layout.PRODUCTS} has, among rows "
+                f"from {first}"
             )
-        lengths = np.linalg.norm(np.asarray(features[part], np.float32), axis=1)
-        if not np.all((np.abs(lengths - 1) < 0.01) | (lengths == 0)):
+        lengths = np.linalg.norm(np.asarray(features[chunk], np.float32), axis=1)
+        if not np.all((np.abs(lengths - 1) < _LENGTH_TOLERANCE) | (lengths == 0)):
             faults.append(
-                f"{layout.FEATURES}: vectors that are not of length 1, among lines from {first}"
+                f"{layout.FEATURES}: vectors that are not of length 1, among rows from {first}"
             )
-        elif not codebook.agrees(features[part], codes[part]):
+        elif not encoder.matches(features[chunk], codes[chunk]):
             faults.append(
-                f"{layout.CODES}: other codes than the features have, among lines from {first}"
+                f"{layout.CODES}: other codes than the features have, among rows from {first}"
             )
     return faults
 
 
-def _sha256(path: Path, length: int | None) -> str:
+def _prefix_sha256(path: Path, length: int | None) -> str:
+    """Digest of the first bytes of a file; None for all of it."""
     if length is None:
         return file_sha256(path)
     digest = hashlib.sha256()

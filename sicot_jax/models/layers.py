@@ -1,9 +1,9 @@
 """Batch norm, convolution, linear layer and pooling with PyTorch's padding and statistics.
 
-Flax has modules of the same names. Ours remain because converted torchvision weights must give equal
-outputs (padding of strided convolutions), batch-norm statistics are those of all devices inside
-`shard_map` and can leave rows out, and starting values are drawn by NumPy: the same on every mesh,
-and XLA takes a second of compilation for each shape of random array.
+Flax has modules of the same names. Ours remain because converted torchvision weights must give
+equal outputs (padding of strided convolutions), batch-norm statistics are those of all devices
+inside `shard_map` and can leave rows out, and starting values are drawn by NumPy: the same on every
+mesh, and XLA takes a second of compilation for each shape of random array.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ BATCH_NORM_MOMENTUM = 0.9  # torch calls this 0.1
 
 
 def batch_moments(
-    x: Float[Array, "B ... F"], mask: Bool[Array, "B"] | None = None
-) -> tuple[Float[Array, "F"], Float[Array, "F"]]:
+    x: Float[Array, "B ... F"], mask: Bool[Array, " B"] | None = None
+) -> tuple[Float[Array, " F"], Float[Array, " F"]]:
     """Returns mean and biased variance over all axes but the last, and over all devices.
 
     Args:
@@ -32,7 +32,8 @@ def batch_moments(
       mask: bool [B]; rows that are False are left out, None counts all. With no True row both
         moments are zero.
 
-    Returns: mean and variance, float32 [F] each.
+    Returns:
+      mean and variance, float32 [F] each.
     """
     x = x.astype(jnp.float32)
     axes = tuple(range(x.ndim - 1))
@@ -52,7 +53,8 @@ def batch_moments(
 
 
 def _normalise(x: Array, mean: Array, variance: Array, scale: Array, bias: Array) -> Array:
-    # (x - mean) / sqrt(variance + epsilon) * scale + bias as one multiply and one add, in x's dtype.
+    # (x - mean) / sqrt(variance + epsilon) * scale + bias as one multiply and one add, in x's
+    # dtype.
     factor = scale * jax.lax.rsqrt(variance + BATCH_NORM_EPSILON)
     return (x.astype(jnp.float32) * factor + (bias - mean * factor)).astype(x.dtype)
 
@@ -77,7 +79,7 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones((width,), jnp.float32))
 
     def __call__(
-        self, x: Float[Array, "B ... F"], *, train: bool, mask: Bool[Array, "B"] | None = None
+        self, x: Float[Array, "B ... F"], *, train: bool, mask: Bool[Array, " B"] | None = None
     ) -> Float[Array, "B ... F"]:
         """Normalises activations; in training updates the running statistics.
 
@@ -87,7 +89,8 @@ class BatchNorm(nnx.Module):
           mask: bool [B]; rows that are False are left out of the statistics, not of the output. A
             batch without a True row keeps the running statistics.
 
-        Returns: normalised activations, the shape and dtype of x.
+        Returns:
+          normalised activations, the shape and dtype of x.
         """
         if not train:
             return _normalise(x, self.mean[...], self.var[...], self.scale[...], self.bias[...])
@@ -103,8 +106,8 @@ class BatchNorm(nnx.Module):
 class Conv(nnx.Module):
     """Convolution without bias, padded as torch does by `size // 2` on every side.
 
-    "SAME" of XLA pads strided convolutions unevenly. Kernel [size, size, inputs, outputs] ~ N(0, 2 /
-    (size^2 outputs)) (He et al. 2015, fan out).
+    "SAME" of XLA pads strided convolutions unevenly. Kernel [size, size, inputs, outputs] ~ N(0, 2
+    / (size^2 outputs)) (He et al. 2015, fan out).
     """
 
     def __init__(
@@ -138,7 +141,8 @@ class Conv(nnx.Module):
         Args:
           x: float [B, H, W, inputs].
 
-        Returns: [B, ceil(H / stride), ceil(W / stride), outputs] in `dtype`.
+        Returns:
+          [B, ceil(H / stride), ceil(W / stride), outputs] in `dtype`.
         """
         return conv(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride)
 
@@ -156,7 +160,8 @@ def conv(
       kernel: float [k, k, I, O], k odd.
       stride: step between outputs, in pixels.
 
-    Returns: float [B, ceil(H / stride), ceil(W / stride), O].
+    Returns:
+      float [B, ceil(H / stride), ceil(W / stride), O].
     """
     size = kernel.shape[0]
     if size > 1 and -(-min(x.shape[1:3]) // stride) < size:
@@ -180,7 +185,8 @@ def conv_im2col(
       kernel: float [k, k, I, O], k odd.
       stride: step between outputs, in pixels.
 
-    Returns: float [B, ceil(H / stride), ceil(W / stride), O].
+    Returns:
+      float [B, ceil(H / stride), ceil(W / stride), O].
     """
     size, _, _, outputs = kernel.shape
     batch, height, width, _ = x.shape
@@ -230,7 +236,8 @@ class Linear(nnx.Module):
         Args:
           x: float [..., inputs].
 
-        Returns: [..., outputs] in `dtype`.
+        Returns:
+          [..., outputs] in `dtype`.
         """
         y = x.astype(self.dtype) @ self.kernel[...].astype(self.dtype)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
@@ -243,14 +250,15 @@ def _normal(rng: np.random.Generator, shape: tuple[int, ...], deviation: float) 
 def max_pool_3x3(x: Float[Array, "B H W F"]) -> Float[Array, "B H2 W2 F"]:
     """Returns 3x3 max pooling with stride 2 and padding 1.
 
-    First over three rows, then over three columns, each the maximum of shifted slices: XLA fuses the
-    gradient of six slices well, that of nine badly, and that of reduce_window not at all
-    (`benchmarks/convolution.py`).
+    First over three rows, then over three columns, each the maximum of shifted slices: XLA fuses
+      the gradient of six slices well, that of nine badly, and that of reduce_window not at all
+      (`benchmarks/convolution.py`).
 
     Args:
       x: float [B, H, W, F].
 
-    Returns: [B, ceil(H / 2), ceil(W / 2), F] in x's dtype.
+    Returns:
+      [B, ceil(H / 2), ceil(W / 2), F] in x's dtype.
     """
     return _max_of_three(_max_of_three(x, 1), 2)
 

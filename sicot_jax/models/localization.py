@@ -4,8 +4,8 @@ feature maps --attention--> a [B, h, w] --mean and variance--> box --soft mask--
 background
 
 Pailitao's localisation branch (Zhang et al. 2018) regresses four numbers. Here the
-box follows from the first two moments of an attention map on each axis: it starts as the full photo,
-is equivariant to translation, and costs one 1x1 convolution to 64 channels for each stage.
+box follows from the first two moments of an attention map on each axis: it starts as the full
+  photo, is equivariant to translation, and costs one 1x1 convolution to 64 channels for each stage.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _REFINEMENTS, _WINDOW_SCALE, _WINDOW_SHARPNESS = 4, 1.15, 30.0
 
 
 def box_from_moments(
-    attention: Float[Array, "B h w"], log_scale: Float[Array, "2"]
+    attention: Float[Array, "B h w"], log_scale: Float[Array, " 2"]
 ) -> Float[Array, "B 4"]:
     """Returns the box whose uniform attention has the map's moments, times exp(log_scale).
 
@@ -46,7 +46,8 @@ def box_from_moments(
       attention: attention map, values >= 0, float [B, h, w].
       log_scale: s, logarithm of the factors of width and height, float [2].
 
-    Returns: left, top, right, bottom as fractions of the photo, float [B, 4]; not clipped at its
+    Returns:
+      left, top, right, bottom as fractions of the photo, float [B, 4]; not clipped at its
       edges.
     """
     total = jnp.sum(attention, (1, 2))[:, None] + _EPSILON
@@ -65,18 +66,20 @@ def box_from_moments(
 
 
 def box_from_attention(
-    attention: Float[Array, "B h w"], log_scale: Float[Array, "2"]
+    attention: Float[Array, "B h w"], log_scale: Float[Array, " 2"]
 ) -> Float[Array, "B 4"]:
     """Returns `box_from_moments`, refined within a window around the previous box.
 
     Each of four refinements weights the attention by a soft window of 1.15 times the previous box,
-    so that attention far from the product, such as another product in a corner, loses its influence.
+    so that attention far from the product, such as another product in a corner, loses its
+    influence.
 
     Args:
       attention: attention map, values >= 0, float [B, h, w].
       log_scale: logarithm of the factors of width and height, float [2].
 
-    Returns: left, top, right, bottom as fractions of the photo, float [B, 4].
+    Returns:
+      left, top, right, bottom as fractions of the photo, float [B, 4].
     """
     box = box_from_moments(attention, log_scale)
     height, width = attention.shape[1:]
@@ -102,7 +105,8 @@ def soft_mask(
       width: columns of the mask, in pixels.
       sharpness: k, the slope of the edges, per photo width.
 
-    Returns: m at the centers of the pixels, float [B, height, width] within (0, 1).
+    Returns:
+      m at the centers of the pixels, float [B, height, width] within (0, 1).
     """
 
     def along(low: Array, high: Array, pixels: int) -> Array:
@@ -125,7 +129,8 @@ def foreground_mask(
       height: rows of the mask, in pixels.
       width: columns of the mask, in pixels.
 
-    Returns: mask within (0, 1), float [B, height, width, 1].
+    Returns:
+      mask within (0, 1), float [B, height, width, 1].
     """
     return soft_mask(box + _MARGIN * jnp.array([-1.0, -1.0, 1.0, 1.0]), height, width)[..., None]
 
@@ -137,18 +142,20 @@ def clip_box(box: Float[Array, "B 4"] | None) -> Float[Array, "B 4"] | None:
       box: left, top, right, bottom as fractions, float [B, 4]; None for a model that does not
         localise.
 
-    Returns: the same with values within [0, 1], or None.
+    Returns:
+      the same with values within [0, 1], or None.
     """
     return None if box is None else jnp.clip(box, 0, 1)
 
 
-def box_area(box: Float[Array, "B 4"]) -> Float[Array, "B"]:
+def box_area(box: Float[Array, "B 4"]) -> Float[Array, " B"]:
     """Returns the area of boxes as a share of the photo.
 
     Args:
       box: left, top, right, bottom as fractions, float [B, 4].
 
-    Returns: float [B]; may exceed 1 for boxes that are not clipped.
+    Returns:
+      float [B]; may exceed 1 for boxes that are not clipped.
     """
     return (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
 
@@ -156,9 +163,9 @@ def box_area(box: Float[Array, "B 4"]) -> Float[Array, "B"]:
 class LocalizationBranch(nnx.Module):
     """Predicts a product's box from the backbone's feature maps.
 
-    a = sigmoid(10 (v . ReLU(BN(sum of W_i f_i)) + b))^2, coarser maps resized to the finest; squared,
-    so that a large background of low scores has little weight. v starts as 0: the first box is the
-    full photo.
+    a = sigmoid(10 (v . ReLU(BN(sum of W_i f_i)) + b))^2, coarser maps resized to the finest;
+    squared, so that a large background of low scores has little weight. v starts as 0: the first
+    box is the full photo.
     """
 
     def __init__(
@@ -186,7 +193,8 @@ class LocalizationBranch(nnx.Module):
           maps: feature maps, float [B, h_i, w_i, F_i] each, finest first.
           train: normalise by the statistics of the batch instead of the running ones.
 
-        Returns: left, top, right, bottom as fractions of the photo, float32 [B, 4].
+        Returns:
+          left, top, right, bottom as fractions of the photo, float32 [B, 4].
         """
         hidden = sum_resized([conv(x) for conv, x in zip(self.convs, maps, strict=True)])
         hidden = jax.nn.relu(self.norm(hidden, train=train))
@@ -201,7 +209,8 @@ def sum_resized(maps: Sequence[Array]) -> Float[Array, "B h w F"]:
     Args:
       maps: float [B, h_i, w_i, F] each.
 
-    Returns: float32 [B, h_0, w_0, F].
+    Returns:
+      float32 [B, h_0, w_0, F].
     """
     first, *others = maps
     size = first.shape[1:3]
@@ -220,16 +229,15 @@ def _resize(x: Array, size: tuple[int, ...]) -> Array:
     return x
 
 
-def interpolation_matrix(
-    inputs: int, outputs: int
-) -> Float[np.ndarray, "{outputs} {inputs}"]:
+def interpolation_matrix(inputs: int, outputs: int) -> Float[np.ndarray, "{outputs} {inputs}"]:
     """Returns the matrix that resizes a vector by linear interpolation between cell centers.
 
     Args:
       inputs: length of the vector.
       outputs: length after resizing.
 
-    Returns: float32 [outputs, inputs]; rows sum to 1, edge values are repeated.
+    Returns:
+      float32 [outputs, inputs]; rows sum to 1, edge values are repeated.
     """
     centers = np.clip((np.arange(outputs) + 0.5) * inputs / outputs - 0.5, 0, inputs - 1)
     return np.maximum(1 - np.abs(centers[:, None] - np.arange(inputs)), 0).astype(np.float32)
@@ -243,7 +251,8 @@ def attention_from_scores(score: Float[Array, "B h w 1"]) -> Float[Array, "B h w
     Args:
       score: float32 [B, h, w, 1].
 
-    Returns: attention within (0, 1], float32 [B, h, w].
+    Returns:
+      attention within (0, 1], float32 [B, h, w].
     """
     log_attention = 2 * jax.nn.log_sigmoid(_SCORE_SCALE * score[..., 0])
     return jnp.exp(
@@ -261,7 +270,8 @@ def masked_average_pool(
       box: left, top, right, bottom as fractions, float [B, 4]; the mask's edge is one cell wide.
       background: average outside of the box.
 
-    Returns: float32 [B, F].
+    Returns:
+      float32 [B, F].
     """
     height, width = features.shape[1:3]
     mask = soft_mask(box, height, width, sharpness=4.0 * max(height, width))

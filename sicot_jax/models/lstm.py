@@ -16,7 +16,7 @@ def lstm(
     mask: Bool[Array, "B T"],
     kernel: Float[Array, "E U4"],
     recurrent: Float[Array, "U U4"],
-    bias: Float[Array, "U4"],
+    bias: Float[Array, " U4"],
 ) -> Float[Array, "B T U"]:
     """Runs an LSTM over a sequence; padded steps keep its state (Hochreiter & Schmidhuber 1997).
 
@@ -27,7 +27,8 @@ def lstm(
       recurrent: weights of the hidden state, float [U, 4U].
       bias: float [4U].
 
-    Returns: hidden states, float [B, T, U], zero at padded steps.
+    Returns:
+      hidden states, float [B, T, U], zero at padded steps.
     """
     units = recurrent.shape[0]
     projected = jnp.einsum("bte,eu->btu", x, kernel) + bias
@@ -85,7 +86,8 @@ class BiLSTM(nnx.Module):
           words: float [B, T, E].
           mask: bool [B, T], False for padding.
 
-        Returns: hidden states of both directions, [B, T, E] in the dtype of `words`, zero at padded
+        Returns:
+          hidden states of both directions, [B, T, E] in the dtype of `words`, zero at padded
           steps.
         """
 

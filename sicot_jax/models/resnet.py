@@ -1,4 +1,4 @@
-"""ResNet-18/34/50/101/152 v1.5 (stride in the 3x3 convolution) with torchvision's padding and names.
+"""ResNet-18 to 152, v1.5 (stride in the 3x3 convolution), with torchvision's padding and names.
 
 He et al. 2015, arXiv:1512.03385.
 """
@@ -81,7 +81,8 @@ class ResidualBlock(nnx.Module):
           x: float [B, H, W, inputs].
           train: normalise by the statistics of the batch instead of the running ones.
 
-        Returns: float [B, ceil(H / stride), ceil(W / stride), outputs], values >= 0.
+        Returns:
+          float [B, ceil(H / stride), ceil(W / stride), outputs], values >= 0.
         """
         shortcut = x
         if self.downsample is not None:
@@ -163,7 +164,8 @@ class ResNet(nnx.Module):
           image: normalised photos, float [B, H, W, 3].
           train: normalise by the statistics of the batch instead of the running ones.
 
-        Returns: [B, h, w, F] in `dtype`, values >= 0.
+        Returns:
+          [B, h, w, F] in `dtype`, values >= 0.
         """
         return self.feature_maps(image, train=train)[-1]
 
@@ -174,7 +176,8 @@ class ResNet(nnx.Module):
           image: normalised photos, float [B, H, W, 3].
           train: normalise by the statistics of the batch instead of the running ones.
 
-        Returns: four maps [B, h_i, w_i, F_i] in `dtype`, values >= 0.
+        Returns:
+          four maps [B, h_i, w_i, F_i] in `dtype`, values >= 0.
         """
         x = image.astype(self.dtype)
         x = jax.nn.relu(self.norm1(self.conv1(x), train=train))
@@ -194,6 +197,7 @@ def global_average_pool(features: Float[Array, "B h w F"]) -> Float[Array, "B F"
     Args:
       features: float [B, h, w, F].
 
-    Returns: float32 [B, F].
+    Returns:
+      float32 [B, F].
     """
     return jnp.mean(features.astype(jnp.float32), (1, 2))

@@ -20,8 +20,8 @@ from sicot_jax.parallel.array_types import Array, Float, Int
 class SemanticStream(nnx.Module):
     """Title words [B, T] -> semantic embedding s = ReLU(BN(W e)) >= 0, float32 [B, D].
 
-    s has the range of v because both meet in an element-wise maximum. Titles without a word are left
-    out of the batch-norm statistics and give zeros, so that max(v, s) = v for them.
+    s has the range of v because both meet in an element-wise maximum. Titles without a word are
+    left out of the batch-norm statistics and give zeros, so that max(v, s) = v for them.
     """
 
     def __init__(
@@ -59,7 +59,8 @@ class SemanticStream(nnx.Module):
           token_ids: word ids, int [B, T], 0 = padding.
           train: whether the batch norm uses the statistics of the batch.
 
-        Returns: s, float32 [B, D]; the encoder's weight of each word, float32 [B, T].
+        Returns:
+          s, float32 [B, D]; the encoder's weight of each word, float32 [B, T].
         """
         mask = token_ids > 0
         words = self.word_vectors[...][token_ids].astype(self.dtype)
@@ -77,7 +78,8 @@ def set_word_vectors(state: Any, word_vectors: Float[np.ndarray, "V E"]) -> Any:
       state: a `TrainState` of a model with a semantic stream.
       word_vectors: float [V, E], row i for word id i.
 
-    Returns: the state with another word table, on the same devices.
+    Returns:
+      the state with another word table, on the same devices.
 
     Raises:
       ValueError: when the model's word table has another shape.

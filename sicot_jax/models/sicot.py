@@ -1,4 +1,4 @@
-"""The SICoT model (section 3): visual, semantic and mixed embeddings, and what auxiliary losses need.
+"""The SICoT model (section 3): visual, semantic and mixed embeddings, and auxiliary outputs.
 
 The classifier that all streams share is not part of the model; see `sicot_jax.classifier`.
 """
@@ -60,7 +60,8 @@ class SicotOutputs:
         Args:
           names: of "visual", "semantic", "mixed".
 
-        Returns: name -> embedding, float32 [B, D].
+        Returns:
+          name -> embedding, float32 [B, D].
         """
         return {name: getattr(self, name) for name in names}
 
@@ -138,7 +139,8 @@ class Sicot(nnx.Module):
           train: part of the model -> whether its batch norms use the statistics of the batch, see
             `training.optimizer.trained_parts`.
 
-        Returns: the outputs.
+        Returns:
+          the outputs.
         """
         visual, box = self.visual.embed_and_localize(
             image,
@@ -186,7 +188,8 @@ def mix(visual: Float[Array, "B D"], semantic: Float[Array, "B D"]) -> Float[Arr
       visual: v, float [B, D].
       semantic: s, float [B, D].
 
-    Returns: float [B, D].
+    Returns:
+      float [B, D].
     """
     return jnp.maximum(visual, semantic)
 
@@ -197,6 +200,7 @@ def unit_rows(x: Float[Array, "B D"]) -> Float[Array, "B D"]:
     Args:
       x: float [B, D].
 
-    Returns: float [B, D].
+    Returns:
+      float [B, D].
     """
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), -1, keepdims=True), 1e-12))

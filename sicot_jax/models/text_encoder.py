@@ -1,4 +1,4 @@
-"""Encodes a title's word vectors as one vector: bilinear word attention and encoders to compare with.
+"""Encodes a title's word vectors as one vector: bilinear word attention, and alternatives.
 
 Bilinear word attention is section 3.2 of SICoT. A title without a word gives a zero vector.
 """
@@ -22,16 +22,15 @@ from sicot_jax.parallel.array_types import Array, Bool, Float
 WEIGHTINGS = ("softmax", "sigmoid")
 
 
-def context_vector(
-    words: Float[Array, "B T E"], mask: Bool[Array, "B T"]
-) -> Float[Array, "B E"]:
+def context_vector(words: Float[Array, "B T E"], mask: Bool[Array, "B T"]) -> Float[Array, "B E"]:
     """Returns the context c of a title: the mean of its word vectors.
 
     Args:
       words: word vectors, float [B, T, E].
       mask: bool [B, T], False for padding.
 
-    Returns: float [B, E], zeros for a title without a word.
+    Returns:
+      float [B, E], zeros for a title without a word.
     """
     count = jnp.maximum(jnp.sum(mask, -1, keepdims=True), 1)
     return jnp.sum(jnp.where(mask[..., None], words, 0), 1) / count
@@ -44,7 +43,8 @@ def pool_windows(x: Float[Array, "... E"], windows: int) -> Float[Array, "... P"
       x: float [..., E].
       windows: P, number of windows; divides E.
 
-    Returns: float [..., P].
+    Returns:
+      float [..., P].
     """
     return jnp.mean(x.reshape(*x.shape[:-1], windows, x.shape[-1] // windows), -1)
 
@@ -63,7 +63,8 @@ def bilinear_features(
       mask: bool [B, T], False for padding.
       windows: P, number of windows of each axis; divides E.
 
-    Returns: float [B, T, P * P].
+    Returns:
+      float [B, T, P * P].
     """
     block = words.shape[-1] // windows
     left = pool_windows(context_vector(words, mask), windows)  # [B, P]
@@ -83,7 +84,8 @@ def attention_weights(
       weighting: "softmax" over the words of a title, or "sigmoid" of each score divided by the
         number of words.
 
-    Returns: float32 [B, T], 0 for padding.
+    Returns:
+      float32 [B, T], 0 for padding.
     """
     scores = scores.astype(jnp.float32)
     if weighting == "softmax":
@@ -103,7 +105,8 @@ def attend(weights: Float[Array, "B T"], words: Float[Array, "B T E"]) -> Float[
       weights: a, float [B, T].
       words: e, float [B, T, E].
 
-    Returns: [B, E] in the dtype of `words`.
+    Returns:
+      [B, E] in the dtype of `words`.
     """
     return jnp.einsum("bt,bte->be", weights.astype(words.dtype), words)
 
@@ -164,7 +167,8 @@ class WordAttention(nnx.Module):
           words: word vectors, float [B, T, E].
           mask: bool [B, T], False for padding.
 
-        Returns: float [B, T]; the values of padding have no meaning.
+        Returns:
+          float [B, T]; the values of padding have no meaning.
         """
         context = context_vector(words, mask)
         match self.kind:
@@ -234,7 +238,8 @@ class TextEncoder(nnx.Module):
           words: word vectors, float [B, T, E].
           mask: bool [B, T], False for padding.
 
-        Returns: title vectors [B, E] in the dtype of `words`; weights of the words, float32 [B, T],
+        Returns:
+          title vectors [B, E] in the dtype of `words`; weights of the words, float32 [B, T],
           0 for padding.
         """
         if self.lstm is not None:

@@ -81,8 +81,8 @@ class VisualStream(nnx.Module):
             if num_tags
             else None
         )
-        # The optional parts draw from generators of their own, so that the rest starts from the same
-        # values with and without them.
+        # The optional parts draw from generators of their own, so that the rest starts from the
+        # same values with and without them.
         code_rng, localization_rng = rng.spawn(1)[0], rng.spawn(1)[0]
         # Float32 whatever the streams compute in, so that bits agree with those of the index.
         self.code_head: Any = (
@@ -106,7 +106,8 @@ class VisualStream(nnx.Module):
         Args:
           embedding: embedding x of any stream, float [B, D].
 
-        Returns: [x, A x], float32 [B, D + V] with shared word weights, else x itself.
+        Returns:
+          [x, A x], float32 [B, D + V] with shared word weights, else x itself.
         """
         return (
             jnp.concatenate([embedding, self.tag_logits(embedding)], -1)
@@ -120,7 +121,8 @@ class VisualStream(nnx.Module):
         Args:
           embedding: embedding x of any stream, float [B, D].
 
-        Returns: float32 [B, V].
+        Returns:
+          float32 [B, V].
         """
         return self.tag_head(embedding).astype(jnp.float32)
 
@@ -133,7 +135,8 @@ class VisualStream(nnx.Module):
         Args:
           unit_embedding: x, embeddings of length 1, float [B, D].
 
-        Returns: float32 [B, bits] within (0, 1); the index keeps whether they exceed 1/2.
+        Returns:
+          float32 [B, bits] within (0, 1); the index keeps whether they exceed 1/2.
         """
         return jax.nn.sigmoid(self.code_head(unit_embedding * self.embedding_width**0.5))
 
@@ -147,7 +150,8 @@ class VisualStream(nnx.Module):
           train: whether batch norms use the statistics of the batch.
           train_resnet: the same for the backbone, which may be frozen; None takes `train`.
 
-        Returns: v >= 0, float32 [B, D].
+        Returns:
+          v >= 0, float32 [B, D].
         """
         return self.embed_and_localize(image, train=train, train_resnet=train_resnet)[0]
 
@@ -171,7 +175,8 @@ class VisualStream(nnx.Module):
           train_resnet: the same for the backbone; None takes `train`.
           train_localization: the same for the localisation branch; None takes `train`.
 
-        Returns: v >= 0, float32 [B, D]; boxes float32 [B, 4] (left, top, right, bottom as fractions
+        Returns:
+          v >= 0, float32 [B, D]; boxes float32 [B, 4] (left, top, right, bottom as fractions
           of the photo, not clipped), None without a localisation branch.
         """
         train_resnet = train if train_resnet is None else train_resnet
@@ -201,7 +206,8 @@ class VisualStream(nnx.Module):
           image: normalised photos, float [B, H, W, 3].
           box: left, top, right, bottom as fractions, float [B, 4].
 
-        Returns: float32 [B, D], values >= 0.
+        Returns:
+          float32 [B, D], values >= 0.
         """
         graphdef, state = nnx.split(self)
         frozen = nnx.merge(graphdef, jax.lax.stop_gradient(state))

@@ -1,1 +1,1 @@
-"""The device mesh, several processes as one run, and what devices exchange."""
+"""The device mesh, runs of several processes, and the synchronisation of gradients."""

@@ -1,6 +1,6 @@
 """Array annotations with shapes, from jaxtyping where it is installed.
 
-An accelerator image that holds only jax, flax, optax, orbax and numpy trains from an array file, and
+An accelerator image that holds only jax, flax, optax, orbax and numpy trains from an array file and
 has no jaxtyping: there the same names subscript to `Any`. Nothing at run time depends on them.
 """
 

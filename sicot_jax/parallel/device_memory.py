@@ -1,4 +1,4 @@
-"""How much memory a device has: the ones at hand, as they say; the known kinds, as their makers do."""
+"""Reports how much memory a device has: attached ones by asking JAX, known kinds by a table."""
 
 from __future__ import annotations
 
@@ -11,21 +11,27 @@ from typing import NamedTuple
 import jax
 
 MIB, GIB = 2**20, 2**30
-
-# JAX takes three quarters of a GPU (docs.jax.dev/en/latest/gpu_memory_allocation.html), and a TPU
-# whole.
+# JAX takes three quarters of a GPU (docs.jax.dev/en/latest/gpu_memory_allocation.html), and all of
+# a TPU.
 _GPU_SHARE = 0.75
 
 
 class DeviceKind(NamedTuple):
-    """What one device offers, and what JAX may call it (`Device.device_kind`)."""
+    """A kind of accelerator.
+
+    Attributes:
+      name: for people.
+      gib: memory that JAX may use, in GiB.
+      jax_names: names that JAX may report (`Device.device_kind`).
+    """
 
     name: str
     gib: float
-    called: tuple[str, ...]
+    jax_names: tuple[str, ...]
 
     @property
     def platform(self) -> str:
+        """Platform name of JAX: "tpu" or "gpu"."""
         return "tpu" if self.name.startswith("TPU") else "gpu"
 
 
@@ -52,34 +58,44 @@ DEVICE_KINDS = [
 ]
 
 
-def known_kind(device_kind: str) -> DeviceKind | None:
-    """The one that JAX calls so."""
-    return next((kind for kind in DEVICE_KINDS if device_kind in kind.called), None)
+def find_device_kind(jax_name: str) -> DeviceKind | None:
+    """Returns the known kind of accelerator that JAX reports under a name.
+
+    Args:
+      jax_name: `Device.device_kind`.
+
+    Returns:
+      The kind, or None for an unknown one.
+    """
+    return next((kind for kind in DEVICE_KINDS if jax_name in kind.jax_names), None)
 
 
-def host_memory() -> int:
-    """Bytes that this process may still take: what is available, and what its control groups leave
-    it.
+def available_host_memory() -> int:
+    """Returns the bytes that this process may still allocate.
 
-    What other processes of the same run on this host will take is not known.
+    That is the smaller of what is available on the host and what its control groups leave. What
+    other processes of the same run on this host will take is not known.
+
+    Returns:
+      Bytes.
     """
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():  # macOS
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min(1024 * _fields(meminfo)["MemAvailable"], *_left_in_control_groups())
+    return min(1024 * _read_fields(meminfo)["MemAvailable"], *_left_in_control_groups())
 
 
 def _left_in_control_groups(
     root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")
 ) -> list[int]:
-    """Limit less use of this process's control groups (version 2 and 1) and of all that hold them."""
+    """Limit minus usage of this process's control groups (version 2 and 1) and their parents."""
     left = [sys.maxsize]
     for line in groups.read_text().splitlines() if groups.exists() else []:
         _, controllers, path = line.split(":", 2)
         if controllers not in ("", "memory"):
             continue
         base = root / "memory" if controllers else root
-        limit, use = (
+        limit, usage = (
             ("memory.limit_in_bytes", "memory.usage_in_bytes")
             if controllers
             else ("memory.max", "memory.current")
@@ -89,36 +105,47 @@ def _left_in_control_groups(
             if not folder.is_relative_to(base) or not (folder / limit).exists():
                 continue
             if (text := (folder / limit).read_text().strip()) != "max":
-                left.append(
-                    max(0, int(text) - int((folder / use).read_text()) + _file_cache(folder))
-                )
+                used = int((folder / usage).read_text()) - _file_cache(folder)
+                left.append(max(0, int(text) - used))
     return left
 
 
 def _file_cache(group: Path) -> int:
-    """Bytes of files that a control group's use counts, and that go as soon as memory is wanted."""
-    stat = _fields(group / "memory.stat")
-    return stat.get(
-        "total_inactive_file", stat.get("inactive_file", 0)
-    )  # version 1's total, with the groups within
+    """Bytes of cached files that count as usage but are freed as soon as memory is needed."""
+    stat = _read_fields(group / "memory.stat")
+    # Version 1's total includes the groups within.
+    return stat.get("total_inactive_file", stat.get("inactive_file", 0))
 
 
-def _fields(path: Path) -> dict[str, int]:
+def _read_fields(path: Path) -> dict[str, int]:
     """Lines of a name, perhaps a colon, and a number."""
     words = (line.split() for line in path.read_text().splitlines())
     return {name.rstrip(":"): int(number) for name, number, *_ in words}
 
 
-def device_memory(devices: Sequence[jax.Device]) -> int | None:
-    """Bytes that each of this process's devices may hold; CPU devices share the host's. None where
-    nobody says.
+def memory_per_device(devices: Sequence[jax.Device]) -> int | None:
+    """Returns the bytes that each of this process's devices may hold.
+
+    Args:
+      devices: local devices of one kind; CPU devices share the host's memory.
+
+    Returns:
+      Bytes, or None where neither JAX nor the table of kinds knows.
     """
     if devices[0].platform == "cpu":
-        return host_memory() // len(devices)
+        return available_host_memory() // len(devices)
     limit = (devices[0].memory_stats() or {}).get("bytes_limit")
-    kind = known_kind(devices[0].device_kind)
+    kind = find_device_kind(devices[0].device_kind)
     return limit or (round(kind.gib * GIB) if kind else None)
 
 
-def size_text(size: float) -> str:
+def format_size(size: float) -> str:
+    """Formats a number of bytes as MiB or GiB.
+
+    Args:
+      size: in bytes.
+
+    Returns:
+      For example "1.50 GiB".
+    """
     return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / MIB:.2f} MiB"

@@ -1,13 +1,13 @@
-"""The device mesh and every PartitionSpec; the only file that names mesh axes.
+"""The device mesh and every PartitionSpec; the only module that names mesh axes.
 
-The backbone's batch is divided over both axes, and so are the classifier's rows: every device owns
+The backbone's batch is sharded over both axes, and so are the classifier's rows: every device owns
 `num_classes_padded / number of devices` rows, so that no gradient of the kernel ever crosses
 devices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,20 +16,31 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sicot_jax.errors import InputError
+from sicot_jax.parallel.array_types import Array, Float, PyTree, Shaped
 
 AXES = ("data", "model")
 CLASS_ROWS = P(AXES, None)  # classifier kernel [C, D]
-CLASS = P(AXES)  # classifier bias, log prior [C]
-BATCH = P(AXES)  # any array whose leading axis is the batch, or has one entry a device
+CLASS_VECTOR = P(AXES)  # classifier bias, log prior [C]
+BATCH = P(AXES)  # any array whose leading axis is the batch, or has one entry per device
 
 
-def make_mesh(*, data: int = 0, model: int = 1, devices=None) -> Mesh:
-    """Mesh of `data` x `model` devices with explicit axes; `data=0` takes all devices that are left
-    over.
+def make_mesh(
+    *, data: int = 0, model: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Builds a mesh of `data` x `model` devices with explicit axes.
 
-    Devices of one process are neighbours, so that its batch rows are.
+    Devices of one process are neighbours, so that the rows of its batch are.
 
-    Raises InputError when there are not enough devices.
+    Args:
+      data: devices along the batch axis; 0 uses all that `model` leaves.
+      model: devices along the class axis.
+      devices: to choose from; all of the run by default.
+
+    Returns:
+      The mesh.
+
+    Raises:
+      InputError: there are too few devices, or some of several processes would be unused.
     """
     devices = sorted(
         jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id)
@@ -37,93 +48,176 @@ def make_mesh(*, data: int = 0, model: int = 1, devices=None) -> Mesh:
     if data == 0:
         if len(devices) % model:
             raise InputError(
-                f"mesh.model={model} does not divide {len(devices)} devices; set mesh.data and mesh.model"
+                f"mesh.model={model} does not divide {len(devices)} devices; set mesh.data and "
+                "mesh.model"
             )
         data = len(devices) // model
     if data * model > len(devices):
         raise InputError(
-            f"mesh {data}x{model} wants {data * model} devices, found {len(devices)}; lower mesh.data or mesh.model"
+            f"mesh {data}x{model} wants {data * model} devices, found {len(devices)}; lower "
+            "mesh.data or mesh.model"
         )
     if data * model < len(devices) and len({d.process_index for d in devices}) > 1:
         raise InputError(
-            f"mesh {data}x{model} takes {data * model} of {len(devices)} devices of several processes, wanted all; set "
-            "mesh.data=0"
+            f"mesh {data}x{model} takes {data * model} of {len(devices)} devices of several "
+            "processes, wanted all; set mesh.data=0"
         )
     grid = np.asarray(devices[: data * model]).reshape(data, model)
     return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * 2)
 
 
 def pad_classes(num_classes: int, mesh: Mesh) -> int:
-    """The smallest multiple of the number of devices that holds all classes."""
+    """Returns the smallest multiple of the number of devices that holds all classes.
+
+    Args:
+      num_classes: C.
+      mesh: the device mesh.
+
+    Returns:
+      C padded: rows of the classifier's arrays.
+    """
     return -(-num_classes // mesh.size) * mesh.size
 
 
 def batch_spec(ndim: int) -> P:
-    """The leading axis of an array of `ndim` axes divided over all devices."""
+    """Returns the spec of an array whose leading axis is sharded over all devices.
+
+    Args:
+      ndim: axes of the array.
+
+    Returns:
+      The spec.
+    """
     return P(AXES, *(None,) * (ndim - 1))
 
 
-def is_per_class(x, num_rows: int) -> bool:
-    """Whether an array of the classifier's state has one entry a class, like its kernel, and not
-    e.g. a step count.
+def is_per_class(x: Any, num_rows: int) -> bool:
+    """Returns whether an array of the classifier's state has one entry per class.
+
+    The kernel has, a step count has not.
+
+    Args:
+      x: array, or its shape and dtype.
+      num_rows: rows of the classifier: C padded, or a device's part of it.
+
+    Returns:
+      Whether its leading axis is that of the classes.
     """
     return x.ndim > 0 and x.shape[0] == num_rows
 
 
-def class_spec(x, num_rows: int) -> P:
-    """Of an array of the classifier's state."""
+def class_spec(x: Any, num_rows: int) -> P:
+    """Returns the spec of an array of the classifier's state.
+
+    Args:
+      x: array, or its shape and dtype.
+      num_rows: C padded.
+
+    Returns:
+      Sharded by class, or replicated.
+    """
     return batch_spec(x.ndim) if is_per_class(x, num_rows) else P()
 
 
-def split_per_class(tree, num_rows: int):
-    """A tree of the classifier's state -> (its arrays with one entry a class, the others), each
-    with None for the rest.
+def split_per_class(tree: PyTree, num_rows: int) -> tuple[PyTree, PyTree]:
+    """Splits a tree of the classifier's state into arrays per class and the others.
+
+    Args:
+      tree: the state.
+      num_rows: rows of the classifier: C padded, or a device's part of it.
+
+    Returns:
+      (arrays with one entry per class, the others), each with None for what it lacks.
     """
-    own = jax.tree.map(lambda x: x if is_per_class(x, num_rows) else None, tree)
-    return own, jax.tree.map(lambda x: None if is_per_class(x, num_rows) else x, tree)
+    per_class = jax.tree.map(lambda x: x if is_per_class(x, num_rows) else None, tree)
+    return per_class, jax.tree.map(lambda x: None if is_per_class(x, num_rows) else x, tree)
 
 
-def join_per_class(per_class, shared):
-    """The inverse of `split_per_class`."""
+def join_per_class(per_class: PyTree, shared: PyTree) -> PyTree:
+    """Joins what `split_per_class` has split.
+
+    Args:
+      per_class: the arrays with one entry per class, None for the others.
+      shared: the others.
+
+    Returns:
+      The complete tree.
+    """
     return jax.tree.map(
         lambda a, b: b if a is None else a, per_class, shared, is_leaf=lambda x: x is None
     )
 
 
-def on_devices(shapes, mesh: Mesh):
-    """Tree of ShapeDtypeStructs as `eval_shape` gives it (PartitionSpecs at most) -> with shardings
-    on real devices.
+def with_shardings(shapes: PyTree, mesh: Mesh) -> PyTree:
+    """Adds shardings on real devices to abstract arrays.
+
+    Args:
+      shapes: tree of ShapeDtypeStructs as `jax.eval_shape` gives them, with PartitionSpecs or none.
+      mesh: the device mesh.
+
+    Returns:
+      Tree of ShapeDtypeStructs with NamedShardings.
     """
 
-    def place(x):
+    def with_sharding(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         spec = x.sharding.spec if x.sharding is not None else P()
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
 
-    return jax.tree.map(place, shapes)
+    return jax.tree.map(with_sharding, shapes)
 
 
-def divided(x: jax.ShapeDtypeStruct, mesh: Mesh) -> jax.ShapeDtypeStruct:
-    """The shape with its leading axis divided over all devices."""
+def sharded_struct(x: jax.ShapeDtypeStruct, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """Returns an abstract array with its leading axis sharded over all devices.
+
+    Args:
+      x: shape and dtype.
+      mesh: the device mesh.
+
+    Returns:
+      The same with a sharding.
+    """
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, batch_spec(x.ndim)))
 
 
 def class_sharding(mesh: Mesh) -> NamedSharding:
-    """Of a vector with one entry a class."""
-    return NamedSharding(mesh, CLASS)
+    """Returns the sharding of a vector with one entry per class.
+
+    Args:
+      mesh: the device mesh.
+
+    Returns:
+      The sharding.
+    """
+    return NamedSharding(mesh, CLASS_VECTOR)
 
 
-def class_vector(x: np.ndarray, mesh: Mesh) -> jax.Array:
-    """A vector with one entry a class, which every process has whole, divided over all devices."""
+def shard_class_vector(x: Shaped[np.ndarray, " C"], mesh: Mesh) -> Shaped[Array, " C"]:
+    """Shards a vector with one entry per class, which every process holds completely.
+
+    Args:
+      x: [C padded], of any dtype.
+      mesh: the device mesh.
+
+    Returns:
+      The vector, sharded by class.
+    """
     return jax.make_array_from_callback(x.shape, class_sharding(mesh), lambda index: x[index])
 
 
-def padded_rows(shape: tuple[int, ...], rows: Any, mesh: Mesh) -> jax.Array:
-    """Float32 rows of that shape, an array or what can be cut like one, divided over all devices;
-    zeros after them.
+def shard_rows(shape: tuple[int, ...], rows: Any, mesh: Mesh) -> Float[Array, ...]:
+    """Shards the classifier's rows by class, padded with zeros.
+
+    Args:
+      shape: (C, ...).
+      rows: float [C, ...], an array or a file that can be sliced like one.
+      mesh: the device mesh.
+
+    Returns:
+      float32 [C padded, ...], sharded by class.
     """
     count = shape[0]
 
-    def rows_of(index):
+    def read_rows(index: tuple[slice, ...]) -> np.ndarray:
         start, stop, _ = index[0].indices(pad_classes(count, mesh))
         part = np.zeros((stop - start, *shape[1:]), np.float32)
         if start < count:
@@ -132,25 +226,39 @@ def padded_rows(shape: tuple[int, ...], rows: Any, mesh: Mesh) -> jax.Array:
 
     padded = (pad_classes(count, mesh), *shape[1:])
     return jax.make_array_from_callback(
-        padded, NamedSharding(mesh, batch_spec(len(shape))), rows_of
+        padded, NamedSharding(mesh, batch_spec(len(shape))), read_rows
     )
 
 
-def rows_by_device(x: jax.Array, count: int) -> Iterator[np.ndarray]:
-    """The first `count` rows of an array divided by its leading axis, one device's after the
-    other's, on the host.
+def rows_by_device(x: Shaped[Array, "C ..."], count: int) -> Iterator[np.ndarray]:
+    """Copies the leading rows of a sharded array to the host, one device's part at a time.
+
+    Args:
+      x: [C padded, ...], sharded by its leading axis.
+      count: rows to copy: C.
+
+    Yields:
+      [rows of a device, ...], in order.
     """
-    seen = 0
+    position = 0
     for shard in sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0):
         start = shard.index[0].start or 0
-        if start == seen < count:  # of copies the first
+        if start == position < count:  # of copies the first
             rows = np.asarray(shard.data)[: count - start]
-            seen += len(rows)
+            position += len(rows)
             yield rows
 
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's part of a host batch -> global arrays divided over all devices."""
+    """Builds global arrays from this process's part of a batch.
+
+    Args:
+      batch: name -> [B of this process, ...].
+      mesh: the device mesh.
+
+    Returns:
+      name -> [B, ...], sharded by the leading axis.
+    """
     return {
         name: jax.make_array_from_process_local_data(
             NamedSharding(mesh, batch_spec(array.ndim)), array
@@ -159,31 +267,63 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     }
 
 
-def copy_to_all(tree, mesh: Mesh):
-    """Every array of a tree whole on every device."""
+def replicate_tree(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Copies every array of a tree to every device.
+
+    Args:
+      tree: arrays of numpy or JAX.
+      mesh: the device mesh.
+
+    Returns:
+      The tree of replicated arrays.
+    """
     return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
-def mean_over_devices(x):
-    """Inside shard_map the mean of what each device has; elsewhere x is of all devices already."""
+def mean_over_devices(x: Float[Array, ...]) -> Float[Array, ...]:
+    """Averages over devices inside `shard_map`; outside, an array is of all devices already.
+
+    Args:
+      x: float [...], what this device has.
+
+    Returns:
+      The mean, of the same shape.
+    """
     axes = tuple(jax.sharding.get_abstract_mesh().manual_axes)
     return jax.lax.pmean(x, axes) if axes else x
 
 
-def gather_devices(x):
-    """Inside shard_map: what the devices have, one after the other, on all of them: [n, ...] ->
-    [devices * n, ...].
+def all_gather_devices(x: Shaped[Array, "N ..."]) -> Shaped[Array, "M ..."]:
+    """Concatenates what all devices have, on all of them; inside `shard_map`.
+
+    Args:
+      x: [N, ...], of this device.
+
+    Returns:
+      [devices * N, ...].
     """
     return jax.lax.all_gather(x, AXES, tiled=True, to="invarying")
 
 
-def divide(x: jax.Array) -> jax.Array:
-    """Its leading axis divided over all devices; of an array that all have, every device takes its
-    part.
+def shard_leading_axis(x: Shaped[Array, "N ..."]) -> Shaped[Array, "N ..."]:
+    """Shards the leading axis over all devices.
+
+    Args:
+      x: [N, ...], sharded otherwise or replicated.
+
+    Returns:
+      The array; each device holds its part.
     """
     return jax.reshard(x, batch_spec(x.ndim))
 
 
-def replicate(x: jax.Array) -> jax.Array:
-    """Gather to every device, inside or outside jit."""
+def replicate(x: Shaped[Array, ...]) -> Shaped[Array, ...]:
+    """Gathers an array to every device, inside or outside `jit`.
+
+    Args:
+      x: [...], sharded.
+
+    Returns:
+      The array, replicated.
+    """
     return jax.reshard(x, P(*(None,) * x.ndim))

@@ -1,1 +1,1 @@
-"""Tables and figures from run folders."""
+"""Reports of finished runs; reads run folders and run tables, needs no JAX."""

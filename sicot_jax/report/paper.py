@@ -1,6 +1,4 @@
-"""The figures that the SICoT paper gives (Tables 1, 2 and 4, arXiv 2102.04652), to be set beside
-ours.
-"""
+"""Results of the SICoT paper (Tables 1, 2 and 4, arXiv:2102.04652), for comparison with ours."""
 
 from __future__ import annotations
 
@@ -8,8 +6,8 @@ from sicot_jax.report.document import Table
 
 HEADER = ("paper: top-1 (top-3), %", "overall", "head", "tail")
 
-# Data set, as its builder is called -> rows. iMaterialist's tail is 43 test photos; no seeds and no
-# intervals are given. The paper's other two data sets are private.
+# Name of the TFDS builder -> rows. iMaterialist's tail is 43 test photos; the paper gives neither
+# seeds nor intervals. Its other two data sets are private.
 RESULTS: dict[str, list[list[str]]] = {
     "imaterialist": [
         ["baseline", "57.29 (83.77)", "57.38 (83.49)", "37.21 (81.40)"],
@@ -25,5 +23,12 @@ RESULTS: dict[str, list[list[str]]] = {
 
 
 def paper_table(data_set: str) -> Table | None:
-    """The paper's rows for a data set of the paper; None for any other."""
+    """Returns the paper's results on a data set.
+
+    Args:
+      data_set: name of the data set as its TFDS builder is called.
+
+    Returns:
+      The paper's rows; None for a data set that the paper does not have.
+    """
     return Table(HEADER, RESULTS[data_set]) if data_set in RESULTS else None

@@ -43,7 +43,8 @@ def read_run_folder(workdir: Path) -> FinishedRun:
         log = (workdir / "log.jsonl").read_text()
     except FileNotFoundError as error:
         raise InputError(
-            f"{workdir}: not a finished run, {Path(error.filename).name} is missing; train it to its end"
+            f"{workdir}: not a finished run, {Path(error.filename).name} is missing; train it to "
+            "its end"
         ) from error
     return FinishedRun(
         name=workdir.name,
@@ -75,7 +76,9 @@ def _read_predictions(workdir: Path) -> dict[str, Any]:
     with (workdir / "predictions.npz").open("rb") as file:
         try:
             with np.load(file) as arrays:
-                stored = {name: arrays[name] for name in (*_PREDICTIONS, *_ADJUSTED) if name in arrays}
+                stored = {
+                    name: arrays[name] for name in (*_PREDICTIONS, *_ADJUSTED) if name in arrays
+                }
         except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
             raise InputError(f"{file.name} is damaged ({error}); {remedy}") from error
     if missing := [name for name in _PREDICTIONS if name not in stored]:

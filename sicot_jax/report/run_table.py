@@ -1,5 +1,4 @@
-"""Table of finished runs in Parquet, from which `sicot report runs` makes the same pages as from
-run folders.
+"""Table of finished runs in Parquet, which `sicot report runs` reads like run folders.
 
 `NAME.parquet` has a row per run: where it comes from (config, hashes, commit, hardware), its
 accuracies, its validation log, and whether each test photo was a hit, a bit per photo. Labels and
@@ -23,6 +22,8 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from sicot_jax.common.files import atomic_file
+from sicot_jax.common.text import one_line
 from sicot_jax.config import FREE_ON_RESUME
 from sicot_jax.errors import InputError
 from sicot_jax.report.photo_groups import GROUPS, run_accuracy
@@ -89,7 +90,9 @@ def add_to_run_table(path: Path, runs: Sequence[FinishedRun]) -> None:
         new = {run.name for run in runs}
         rows = [row for row in _rows(path, _SCHEMA) if row["name"] not in new]
         rows += [_row_of(run) for run in runs]
-        sets = {row["test_set"]: row for row in _rows(path.parent / TEST_SETS_FILE, _TEST_SET_SCHEMA)}
+        sets = {
+            row["test_set"]: row for row in _rows(path.parent / TEST_SETS_FILE, _TEST_SET_SCHEMA)
+        }
         for run in runs:
             sets.setdefault(_test_set_id(run.test_set), _test_set_row(run.test_set))
         # The test sets first: a row never refers to one that is missing.
@@ -133,7 +136,8 @@ def read_run_table(path: Path, select: Sequence[str] = ()) -> list[FinishedRun]:
     }
     if missing := wanted - test_sets.keys():
         raise InputError(
-            f"{path.parent / TEST_SETS_FILE}: lacks test set {min(missing)} of {path.name}; copy both files"
+            f"{path.parent / TEST_SETS_FILE}: lacks test set {min(missing)} of {path.name}; copy "
+            "both files"
         )
     return [_run_of(rows[name], test_sets) for name in chosen]
 
@@ -246,7 +250,7 @@ def _packed(hits: np.ndarray) -> bytes:
 
 
 def _test_set_id(test_set: TestSet) -> str:
-    """SHA-256 of the arrays, shortened: equal for equal test sets, whatever the run's own hashes."""
+    """Returns a hash of the arrays, equal for equal test sets."""
     digest = hashlib.sha256()
     for array in (test_set.label, test_set.label_count, test_set.class_counts):
         digest.update(len(array).to_bytes(8, "little") + array.astype("<i8").tobytes())
@@ -269,20 +273,18 @@ def _rows(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
     try:
         table = parquet.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())[:200]}; wanted a run table") from error
+        raise InputError(f"{path}: {one_line(error)}; wanted a run table") from error
     if missing := [name for name in schema.names if name not in table.column_names]:
-        raise InputError(f"{path}: no column {', '.join(missing)}; wanted a run table of `sicot sweep`")
+        raise InputError(
+            f"{path}: no column {', '.join(missing)}; wanted a run table of `sicot sweep`"
+        )
     return table.select(schema.names).to_pylist()
 
 
 def _write(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with atomic_file(path) as partial:
         table = pa.Table.from_pylist(rows, schema)
         parquet.write_table(table, partial, compression="zstd", compression_level=19)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ class FinishedRun:
       top1_hits: bool [N], whether the predicted class is the label.
       top3_hits: bool [N], whether the label is among the best three classes; None where the best
         class alone is known.
-      adjusted_hits: name of a post-hoc adjustment -> bool [N], top-1 hits of the adjusted classifier.
+      adjusted_hits: post-hoc adjustment -> bool [N], top-1 hits of the adjusted classifier.
       triplets_hash: SHA-256 of the file of `data.triplets`, "" without one.
     """
 
@@ -151,5 +151,6 @@ def check_comparable(runs: Sequence[FinishedRun]) -> None:
     boundaries = {run.head_boundary for run in runs}
     if len(boundaries) > 1:
         raise InputError(
-            f"runs with head boundaries {sorted(boundaries)} in one table; set one data.head_boundary"
+            f"runs with head boundaries {sorted(boundaries)} in one table; set one "
+            "data.head_boundary"
         )

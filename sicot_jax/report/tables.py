@@ -1,244 +1,279 @@
-"""The tables of a report."""
+"""Tables of a report, made from finished runs grouped by variant."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from sicot_jax.report.differences import (
-    FEW,
-    GROUPS,
-    at_equal_rates,
-    difference_by_group,
-    difference_rows,
-    mean_accuracy,
-    members,
+    GroupDifferences,
+    difference_at_equal_rates,
+    differences_by_group,
+    variant_differences,
 )
 from sicot_jax.report.document import Table
-from sicot_jax.report.runs import Finished
-from sicot_jax.report.variant_groups import (
-    FREE,
-    Arm,
-    chosen_variant,
-    mean_validation,
-    of_shared_seeds,
-    with_its_own_titles,
-    without_its_text,
+from sicot_jax.report.photo_groups import FEW, GROUPS, group_masks
+from sicot_jax.report.runs import FinishedRun
+from sicot_jax.report.variant_groups import SEED_FIELDS, VariantRuns, restrict_to_shared_seeds
+from sicot_jax.report.variant_roles import (
+    choose_adjustment,
+    counterpart_with_raw_titles,
+    counterpart_without_text,
 )
 
-UNCERTAIN = "~"  # marks a difference whose interval holds zero
+UNCERTAIN = "~"  # marks a difference whose interval contains zero
 HEADER = ["top-1 (top-3), %", "overall", "head", "tail", "class mean", f"few: {FEW} or under"]
+_DIFFERENCE_HEADER = ["top-1, points", *HEADER[1:]]
 
 
-def rates_table(arms: Sequence[Arm]) -> Table | None:
-    """The learning rates that a sweep tried, and which it took; None where there was no choice."""
-    rows = []
-    for arm in arms:
-        for tried in sorted(arm.rates, key=lambda tried: tried.config["optim.learning_rate"]):
-            judged, rate = of_shared_seeds(tried, arm.rates), tried.config["optim.learning_rate"]
-            tested = [f"{mean_accuracy(tried, group):.2f}" for group in ("overall", "class_mean")]
-            seeds = [", ".join(map(str, sorted(some.seeds))) for some in (judged, tried)]
-            taken = "taken" if tried.runs == arm.runs else ""
-            rows.append(
-                [arm.title, f"{rate:g}", taken, *seeds, f"{mean_validation(judged):.2f}", *tested]
-            )
-    seeds = ["seeds judged", "seeds tested"]
-    header = [
-        "arm",
-        "learning rate",
-        "",
-        *seeds,
-        "validation top-1",
-        "test top-1",
-        "test class mean",
-    ]
-    return Table(header, rows, texts=5) if rows else None
+def accuracy_cells(variant: VariantRuns) -> list[str]:
+    """Returns the accuracy of a variant in every group.
 
+    Args:
+      variant: variant to show.
 
-def equal_rates_table(arms: Sequence[Arm], first: Arm) -> Table | None:
-    """Differences without a choice of rate: to `first`, and of remedies with text to the remedy
-    alone; None without any.
+    Returns:
+      "top-1 (top-3)" per group in %, "-" without photos; top-1 alone where top-3 is unknown.
     """
-    rows = []
-    for arm in arms:
-        alone = without_its_text(arm, arms)
-        for other in dict.fromkeys([first, *([alone] if alone is not None else [])]):
-            if arm is not other and (found := at_equal_rates(other, arm)):
-                difference, rates, seeds = found
-                tried = ", ".join(f"{rate:g}" for rate in rates), ", ".join(map(str, seeds))
-                rows.append(
-                    [
-                        f"{arm.title} - {other.title}",
-                        *tried,
-                        *_gain_cells(difference_by_group(difference, other.first)),
-                    ]
-                )
-    return Table(["top-1, points", "rates", "seeds", *HEADER[1:]], rows, texts=3) if rows else None
-
-
-def accuracy_cells(arm: Arm) -> list[str]:
-    """Top-1 (top-3) by group; top-1 alone where no more classes are known."""
+    has_top3 = variant.first_run.top3_hits is not None
 
     def cell(group: str) -> str:
-        top1 = mean_accuracy(arm, group)
+        top1 = variant.mean_accuracy(group)
         if np.isnan(top1):
             return "-"
-        several = arm.first.tested.top_classes.shape[1] > 1
-        return f"{top1:.2f}" + (f" ({mean_accuracy(arm, group, top=3):.2f})" if several else "")
+        return f"{top1:.2f}" + (f" ({variant.mean_accuracy(group, top=3):.2f})" if has_top3 else "")
 
     return [cell(group) for group in GROUPS]
 
 
-def difference_cells(first: Arm, other: Arm) -> list[str]:
-    """Gains with their intervals; those that hold zero are marked."""
-    return _gain_cells(difference_rows(first, other))
+def difference_cells(reference: VariantRuns, other: VariantRuns) -> list[str]:
+    """Returns the gains of a variant over the reference in every group.
 
+    Args:
+      reference: variant that gains are measured against.
+      other: variant compared with it.
 
-def _gain_cells(rows: Mapping[str, tuple[float, float, float]]) -> list[str]:
-
-    def cell(gain: float, low: float, high: float) -> str:
-        mark = UNCERTAIN if low <= 0 <= high else ""
-        return "-" if np.isnan(gain) else f"{mark}{gain:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-    return [cell(*rows[group]) for group in GROUPS]
-
-
-def added_text_table(arms: Sequence[Arm], first: Arm) -> Table | None:
-    """What text adds to a remedy: each arm with both against the remedy alone. None where there is
-    none.
+    Returns:
+      "gain [low, high]" per group in points; `UNCERTAIN` marks intervals that contain zero.
     """
-    rows = []
-    for arm in arms:
-        alone = without_its_text(arm, arms)
-        if alone is not None and alone is not first and alone.changed_by_hand:
-            rows.append([f"{arm.title} - {alone.title}", *difference_cells(alone, arm)])
-    return Table(["top-1, points", *HEADER[1:]], rows) if rows else None
+    return _interval_cells(variant_differences(reference, other))
 
 
-def other_titles_table(arms: Sequence[Arm]) -> Table | None:
-    """Arms with text against the same with other titles (of other photos, without some words). None
-    where there is none.
+def accuracy_table(variants: Sequence[VariantRuns], reference: VariantRuns) -> Table:
+    """Builds the main table (SICoT, Tables 2 and 4): accuracies, then gains over the reference.
+
+    Args:
+      variants: all variants of a report.
+      reference: variant that gains are measured against.
+
+    Returns:
+      A row per variant, a row per gain, and the number of test photos.
     """
-    rows = []
-    for arm in arms:
-        own = with_its_own_titles(arm, arms)
-        if own is not None:
-            rows.append([f"{own.title} - {arm.title}", *difference_cells(arm, own)])
-    return Table(["top-1, points", *HEADER[1:]], rows) if rows else None
-
-
-def count_cells(run: Finished) -> list[str]:
-    found = members(run)
-    return [
-        f"{len(np.unique(run.tested.label)):,} classes"
-        if group == "class_mean"
-        else f"{int(found[group].sum()):,}"
-        for group in GROUPS
-    ]
-
-
-def accuracy_table(arms: Sequence[Arm], first: Arm) -> Table:
-    """Tables 2 and 4 of SICoT: every arm, the mean over its seeds; under them the difference of
-    each to `first`.
-    """
-    rows = [[arm.title, *accuracy_cells(arm)] for arm in arms]
+    rows = [[variant.title, *accuracy_cells(variant)] for variant in variants]
     rows += [
-        [f"{arm.title} - {first.title}", *difference_cells(first, arm)]
-        for arm in arms
-        if arm is not first
+        [f"{variant.title} - {reference.title}", *difference_cells(reference, variant)]
+        for variant in variants
+        if variant is not reference
     ]
-    rows.append(["test photos", *count_cells(first.first)])
+    rows.append(["test photos", *_photo_count_cells(reference.first_run)])
     return Table(HEADER, rows)
 
 
-def post_hoc_table(arms: Sequence[Arm]) -> Table | None:
-    """Remedies on finished classifiers; tau of tau-normalisation by the class mean of validation.
-    None without any.
+def learning_rate_table(variants: Sequence[VariantRuns]) -> Table | None:
+    """Builds the table of the learning rates that a sweep tried and the ones it chose.
 
-    Under the arms the difference between the last and the first with the same remedy: what text
-      adds to it.
+    Args:
+      variants: all variants of a report.
+
+    Returns:
+      A row per variant and rate; None where there was no choice.
     """
-    found: dict[str, list[Arm]] = {}
-    for arm in arms:
-        if not all(run.tested.post_hoc for run in arm.runs):
-            continue
-        found.setdefault("logit adjustment, tau 1", []).append(arm.variant("logit_adjustment_1"))
-        for kind, title in [("logit_adjustment_", "logit adjustment"), ("tau_norm_", "tau-norm")]:
-            if chosen := chosen_variant(arm, kind):
-                found.setdefault(f"{title}, tau by validation", []).append(arm.variant(chosen))
     rows = []
-    for remedy, variants in found.items():
-        for arm in variants:
-            tau = (
-                f" ({float(arm.changed_to.rpartition('_')[2]):g})" if "validation" in remedy else ""
-            )
-            rows.append([f"{arm.title}, {remedy}{tau}", *accuracy_cells(arm)])
-        how = "each with its tau" if "validation" in remedy else "both so"
-        for other in variants[1:]:
+    for variant in variants:
+        for tried in sorted(variant.rates, key=lambda same: same.first_run.learning_rate):
+            judged = restrict_to_shared_seeds(tried, variant.rates)
             rows.append(
                 [
-                    f"{other.title} - {variants[0].title}, {how}",
-                    *difference_cells(variants[0], other),
+                    variant.title,
+                    f"{tried.first_run.learning_rate:g}",
+                    "chosen" if tried.runs == variant.runs else "",
+                    *(", ".join(map(str, sorted(runs.by_seed))) for runs in (judged, tried)),
+                    f"{judged.mean_validation_top1:.2f}",
+                    *(f"{tried.mean_accuracy(group):.2f}" for group in ("overall", "class_mean")),
                 ]
             )
+    header = ["variant", "learning rate", "", "seeds judged", "seeds tested"]
+    header += ["validation top-1", "test top-1", "test class mean"]
+    return Table(header, rows, num_text_columns=5) if rows else None
+
+
+def equal_rates_table(variants: Sequence[VariantRuns], reference: VariantRuns) -> Table | None:
+    """Builds the table of differences averaged over the learning rates both variants have.
+
+    Args:
+      variants: all variants of a report.
+      reference: variant that gains are measured against; long-tail methods with text are also
+        compared with the method alone.
+
+    Returns:
+      A row per pair of variants; None where no two share several rates.
+    """
+    rows = []
+    for variant in variants:
+        method_alone = counterpart_without_text(variant, variants)
+        for other in dict.fromkeys([reference, method_alone]):
+            if other is None or variant is other:
+                continue
+            if (equal := difference_at_equal_rates(other, variant)) is None:
+                continue
+            difference, rates, seeds = equal
+            cells = _interval_cells(differences_by_group(difference, other.first_run))
+            rate_list = ", ".join(f"{rate:g}" for rate in rates)
+            seed_list = ", ".join(map(str, seeds))
+            rows.append([f"{variant.title} - {other.title}", rate_list, seed_list, *cells])
+    header = ["top-1, points", "rates", "seeds", *HEADER[1:]]
+    return Table(header, rows, num_text_columns=3) if rows else None
+
+
+def added_text_table(variants: Sequence[VariantRuns], reference: VariantRuns) -> Table | None:
+    """Builds the table of what text adds to long-tail methods.
+
+    Args:
+      variants: all variants of a report.
+      reference: variant that gains are measured against.
+
+    Returns:
+      A row per method with text, compared with the method alone; None without any.
+    """
+    rows = []
+    for variant in variants:
+        alone = counterpart_without_text(variant, variants)
+        if alone is not None and alone is not reference and alone.uses_long_tail_method:
+            rows.append([f"{variant.title} - {alone.title}", *difference_cells(alone, variant)])
+    return Table(_DIFFERENCE_HEADER, rows) if rows else None
+
+
+def changed_titles_table(variants: Sequence[VariantRuns]) -> Table | None:
+    """Builds the table of variants with text against the same with shuffled or masked titles.
+
+    Args:
+      variants: all variants of a report.
+
+    Returns:
+      A row per variant with changed titles; None without any.
+    """
+    rows = []
+    for variant in variants:
+        raw = counterpart_with_raw_titles(variant, variants)
+        if raw is not None:
+            rows.append([f"{raw.title} - {variant.title}", *difference_cells(variant, raw)])
+    return Table(_DIFFERENCE_HEADER, rows) if rows else None
+
+
+def post_hoc_table(variants: Sequence[VariantRuns]) -> Table | None:
+    """Builds the table of post-hoc adjustments, tau chosen by the class mean on validation.
+
+    Args:
+      variants: variants to show; gains under an adjustment are against the first.
+
+    Returns:
+      Rows per adjustment: each variant, then the gains of the later ones; None without any.
+    """
+    adjusted: dict[str, list[VariantRuns]] = {}
+    for variant in variants:
+        if not all(run.adjusted_hits for run in variant.runs):
+            continue
+        fixed = adjusted.setdefault("logit adjustment, tau 1", [])
+        fixed.append(variant.with_adjustment("logit_adjustment_1"))
+        for kind, title in [("logit_adjustment_", "logit adjustment"), ("tau_norm_", "tau-norm")]:
+            if chosen := choose_adjustment(variant, kind):
+                by_validation = adjusted.setdefault(f"{title}, tau by validation", [])
+                by_validation.append(variant.with_adjustment(chosen))
+    rows = []
+    for title, group in adjusted.items():
+        is_chosen = "validation" in title
+        for variant in group:
+            tau = f" ({float(variant.adjustment.rpartition('_')[2]):g})" if is_chosen else ""
+            rows.append([f"{variant.title}, {title}{tau}", *accuracy_cells(variant)])
+        suffix = "each at its tau" if is_chosen else "both adjusted"
+        rows += [
+            [f"{other.title} - {group[0].title}, {suffix}", *difference_cells(group[0], other)]
+            for other in group[1:]
+        ]
     return Table(["top-1, %", *HEADER[1:]], rows) if rows else None
 
 
-def catalogue_table(run: Finished) -> Table | None:
-    """Table 1 of SICoT; None for runs of before it was kept."""
+def catalog_table(run: FinishedRun) -> Table | None:
+    """Builds the table of the data set (SICoT, Table 1).
+
+    Args:
+      run: run that was trained on it.
+
+    Returns:
+      One row; None for a run without facts about its catalogue.
+    """
     facts = run.results.get("catalog")
     if not facts:
         return None
-    photos, words, counts = facts["photos"], facts["words"], run.tested.class_counts
-    header = [
-        "data set",
-        "classes",
-        "train",
-        "validation",
-        "test",
-        "vocabulary",
-        "shared by head and tail",
-        "head: more than",
-    ]
+    photos, words = facts["photos"], facts["words"]
+    num_head = int((run.test_set.class_counts > run.head_boundary).sum())
+    header = ["data set", "classes", "train", "validation", "test", "vocabulary"]
+    header += ["shared by head and tail", "head: more than"]
     row = [
         facts["name"],
-        f"{facts['classes']:,} ({int((counts > run.results['head_boundary']).sum()):,} head)",
+        f"{facts['classes']:,} ({num_head:,} head)",
         *(f"{photos[split]:,}" for split in ("train", "validation", "test")),
         f"{facts['vocabulary']:,}",
         f"{words['both']:,} words ({words['share']:.1%})",
-        f"{run.results['head_boundary']:,}",
+        f"{run.head_boundary:,}",
     ]
     return Table(header, [row])
 
 
-def encoder_table(arms: Sequence[Arm], first: Arm) -> Table | None:
-    """Table 3 of SICoT: arms that differ in their text encoder alone; None where there is one."""
-    groups: dict[str, list[Arm]] = {}
-    for arm in arms:
-        if arm.with_text:
-            left_out = {"optim.learning_rate", *FREE}
+def encoder_table(variants: Sequence[VariantRuns], reference: VariantRuns) -> Table | None:
+    """Builds the table of variants that differ in their text encoder alone (SICoT, Table 3).
+
+    Args:
+      variants: all variants of a report.
+      reference: variant that gains are measured against.
+
+    Returns:
+      Two rows per encoder, accuracy and gain; None where there are not several encoders.
+    """
+    groups: dict[str, list[VariantRuns]] = {}
+    for variant in variants:
+        if variant.uses_text:
+            left_out = {"optim.learning_rate", *SEED_FIELDS}
             fields = {
-                k: v
-                for k, v in arm.config.items()
-                if not k.startswith("model.text.") and k not in left_out
+                name: value
+                for name, value in variant.config.items()
+                if not name.startswith("model.text.") and name not in left_out
             }
-            groups.setdefault(json.dumps(fields, sort_keys=True), []).append(arm)
-    several = max(groups.values(), key=len, default=[])
-    if len({arm.config.get("model.text.encoder") for arm in several}) < 2:
+            groups.setdefault(json.dumps(fields, sort_keys=True), []).append(variant)
+    largest = max(groups.values(), key=len, default=[])
+    if len({variant.config.get("model.text.encoder") for variant in largest}) < 2:
         return None
-    rows = [["none (" + first.title + ")", *accuracy_cells(first)]]
-    for arm in several:
-        name = arm.config["model.text.encoder"].replace("_", " ")
-        rows += [[name, *accuracy_cells(arm)], [f"{name} - none", *difference_cells(first, arm)]]
+    rows = [["none (" + reference.title + ")", *accuracy_cells(reference)]]
+    for variant in largest:
+        name = variant.config["model.text.encoder"].replace("_", " ")
+        rows.append([name, *accuracy_cells(variant)])
+        rows.append([f"{name} - none", *difference_cells(reference, variant)])
     return Table(["text encoder", *HEADER[1:]], rows)
 
 
-def swallowed_table(arm: Arm) -> Table | None:
-    """Which head classes swallow which tail classes, in the arm's first run."""
-    found = arm.first.results.get("swallowed")
-    if not found:
+def confusion_table(variant: VariantRuns) -> Table | None:
+    """Builds the table of the head classes that tail photos are mistaken for most often.
+
+    Args:
+      variant: variant whose first run is shown.
+
+    Returns:
+      A row per head class; None for a run without any.
+    """
+    confusions = variant.first_run.results.get("swallowed")
+    if not confusions:
         return None
     rows = [
         [
@@ -249,15 +284,21 @@ def swallowed_table(arm: Arm) -> Table | None:
             ),
             f"{row['photos']:,}",
         ]
-        for row in found
+        for row in confusions
     ]
-    return Table(
-        ["head class", "most from (photos of those tested)", "tail photos taken"], rows, texts=2
-    )
+    header = ["head class", "most from (photos of those tested)", "tail photos taken"]
+    return Table(header, rows, num_text_columns=2)
 
 
-def runs_table(runs: Sequence[Finished]) -> Table:
-    """Where every figure comes from."""
+def runs_table(runs: Sequence[FinishedRun]) -> Table:
+    """Builds the table of runs: where every number of the report comes from.
+
+    Args:
+      runs: all runs of a report.
+
+    Returns:
+      A row per run with seed, learning rate, tested step, data hash, commit and hardware.
+    """
     header = [
         "run",
         "seed",
@@ -272,9 +313,9 @@ def runs_table(runs: Sequence[Finished]) -> Table:
         [
             run.name,
             str(run.seed),
-            f"{run.config.get('optim.learning_rate', float('nan')):g}",
+            f"{run.learning_rate:g}",
             f"{run.results['step']:,} of {run.results['step_of_end']:,}"
-            + (" (best on validation)" if run.validation else " (the last: no validation photos)"),
+            + (" (best on validation)" if run.validation_log else " (last: no validation photos)"),
             run.results["hashes"]["data"][:12],
             run.results["commit"][:12] or "unknown",
             run.results.get("version", "unknown"),
@@ -283,3 +324,21 @@ def runs_table(runs: Sequence[Finished]) -> Table:
         for run in runs
     ]
     return Table(header, rows)
+
+
+def _interval_cells(differences: GroupDifferences) -> list[str]:
+    def cell(gain: float, low: float, high: float) -> str:
+        mark = UNCERTAIN if low <= 0 <= high else ""
+        return "-" if np.isnan(gain) else f"{mark}{gain:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+    return [cell(*differences[group]) for group in GROUPS]
+
+
+def _photo_count_cells(run: FinishedRun) -> list[str]:
+    masks = group_masks(run)
+    return [
+        f"{len(np.unique(run.test_set.label)):,} classes"
+        if group == "class_mean"
+        else f"{int(masks[group].sum()):,}"
+        for group in GROUPS
+    ]

@@ -1,4 +1,4 @@
-"""Runs that differ in their seed alone, and which part each group of them plays in a report."""
+"""Groups runs by variant: equal configs but for the seed, at the best learning rate."""
 
 from __future__ import annotations
 
@@ -7,53 +7,64 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from sicot_jax.config import FREE_ON_RESUME
-from sicot_jax.report.runs import SWEPT, Finished
+from sicot_jax.report.photo_groups import run_accuracy
+from sicot_jax.report.run_table import is_sweep_folder
+from sicot_jax.report.runs import FinishedRun
 
-FREE = {"seed", *FREE_ON_RESUME}  # what does not make another arm
+# Fields in which runs of one variant may differ.
+SEED_FIELDS = {"seed", *FREE_ON_RESUME}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Arm:
-    """Runs that differ in their seed alone.
+class VariantRuns:
+    """Runs of one variant, which differ in their seed alone.
 
-    changed_to: variant of the finished classifier. rates: of a sweep, the same arm at every
-      learning rate that was tried.
+    Attributes:
+      name: what the names of the runs have in common.
+      runs: at least one run, in the order given.
+      adjustment: post-hoc adjustment that the hits are of, "" for the classifier as trained.
+      rates: of a sweep, the same variant at every learning rate that was tried.
     """
 
     name: str
-    runs: tuple[Finished, ...]
-    changed_to: str = ""
-    rates: tuple[Arm, ...] = ()
+    runs: tuple[FinishedRun, ...]
+    adjustment: str = ""
+    rates: tuple[VariantRuns, ...] = ()
 
     @property
     def title(self) -> str:
+        """Name as tables show it."""
         return self.name.replace("_", "-")
 
     @property
-    def first(self) -> Finished:
+    def first_run(self) -> FinishedRun:
+        """The run that stands for the variant where one is enough."""
         return self.runs[0]
 
     @property
-    def config(self) -> Mapping:
-        return self.first.config
+    def config(self) -> Mapping[str, Any]:
+        """Config of the first run by dotted name."""
+        return self.first_run.config
 
     @property
-    def seeds(self) -> dict[int, Finished]:
+    def by_seed(self) -> dict[int, FinishedRun]:
+        """Seed -> run."""
         return {run.seed: run for run in self.runs}
 
     @property
-    def with_text(self) -> bool:
-        """Whether titles took part in its training."""
+    def uses_text(self) -> bool:
+        """Whether titles took part in training."""
         terms = ("loss.mixed", "loss.tag_prediction", "model.shared_word_weights")
         return any(self.config.get(term) for term in terms)
 
     @property
-    def changed_by_hand(self) -> bool:
-        """Whether the run was made for the tail in another way than by text."""
+    def uses_long_tail_method(self) -> bool:
+        """Whether training favours rare classes in another way than by text."""
         config = self.config
         return (
             bool(config.get("loss.logit_adjustment") or config.get("loss.label_smoothing"))
@@ -61,272 +72,140 @@ class Arm:
             or config.get("data.sampling", "uniform") != "uniform"
         )
 
-    def variant(self, name: str) -> Arm:
-        """The same runs with their classifier changed after training (`post_hoc.VARIANTS`)."""
-        return dataclasses.replace(
-            self, changed_to=name, runs=tuple(run.variant(name) for run in self.runs)
-        )
+    @property
+    def mean_validation_top1(self) -> float:
+        """Best validation top-1 in %, mean over seeds; 0 without validation photos."""
+        return float(np.mean([run.best_validation_top1 for run in self.runs]))
+
+    def mean_accuracy(self, group: str, *, top: int = 1) -> float:
+        """Returns the test accuracy, averaged over seeds.
+
+        Args:
+          group: one of `photo_groups.GROUPS`.
+          top: 1 or 3, how many of the best classes may be the right one.
+
+        Returns:
+          Accuracy in %, nan for a group without photos.
+        """
+        return float(np.mean([run_accuracy(run, group, top=top) for run in self.runs]))
+
+    def with_adjustment(self, name: str) -> VariantRuns:
+        """Returns the same runs after a post-hoc adjustment of their classifiers.
+
+        Args:
+          name: name of the adjustment, such as `logit_adjustment_1`.
+
+        Returns:
+          A copy whose runs have the hits of the adjusted classifiers.
+        """
+        runs = tuple(run.with_adjustment(name) for run in self.runs)
+        return dataclasses.replace(self, adjustment=name, runs=runs)
 
 
-def arms_of(runs: Sequence[Finished]) -> list[Arm]:
-    """Runs of one config but for the seed become one arm, in the order of their first; runs of one
-    seed stay apart.
+def group_by_variant(runs: Sequence[FinishedRun]) -> list[VariantRuns]:
+    """Groups runs whose configs differ in the seed alone.
 
-    An arm is called what its runs' names begin with, without a sweep's learning rate and seed where
-    arms can do without. Of an arm that a sweep trained at several rates, the one that is best on
-    validation stands for it.
+    Of a variant that a sweep trained at several learning rates, the one that is best on validation
+    stands for all. A second run of the same config and seed becomes a variant of its own.
+
+    Args:
+      runs: runs to group.
+
+    Returns:
+      Variants in the order of their first runs, named by what the names of their runs begin with,
+      without a sweep's learning rate and seed where names stay distinct without them.
     """
-    together: dict[tuple, list[Finished]] = {}
+    groups: dict[tuple[str, str, int], list[FinishedRun]] = {}
     for run in runs:
-        key = json.dumps(_fields(run), sort_keys=True), run.results["hashes"]["data"]
-        same = sum(
+        key = json.dumps(_variant_fields(run), sort_keys=True), run.results["hashes"]["data"]
+        repeats = sum(
             other.seed == run.seed
-            for (k, h, _), found in together.items()
-            if (k, h) == key
-            for other in found
+            for group_key, group in groups.items()
+            if group_key[:2] == key
+            for other in group
         )
-        together.setdefault((*key, same), []).append(run)
-    whole = [
-        Arm("/".join(_common([run.name.split("/") for run in runs])), tuple(runs))
-        for runs in together.values()
+        groups.setdefault((*key, repeats), []).append(run)
+    variants = _choose_rates(
+        [
+            VariantRuns(_common_name([run.name for run in group]), tuple(group))
+            for group in groups.values()
+        ]
+    )
+    for names in (
+        [_name_without_sweep_folders(variant) for variant in variants],
+        [variant.name for variant in variants],
+    ):
+        if len(set(names)) == len(names) and all(names):
+            break
+    else:
+        names = [variant.first_run.name for variant in variants]
+    return [
+        dataclasses.replace(variant, name=name)
+        for variant, name in zip(variants, names, strict=True)
     ]
-    arms = _at_their_best_rate(whole)
-    for found in ([_without_rate_and_seed(arm) for arm in arms], [arm.name for arm in arms]):
-        if len(set(found)) == len(found) and all(found):
-            return [
-                dataclasses.replace(arm, name=name) for arm, name in zip(arms, found, strict=True)
-            ]
-    return [dataclasses.replace(arm, name=arm.first.name) for arm in arms]
 
 
-def _without_rate_and_seed(arm: Arm) -> str:
-    """A sweep's folders are ARM/rate_X/seed_N: the arm says it all where there is one rate of each."""
-    return "/".join(part for part in arm.name.split("/") if not SWEPT.match(part))
+def restrict_to_shared_seeds(variant: VariantRuns, rates: Sequence[VariantRuns]) -> VariantRuns:
+    """Returns the runs of the seeds that every learning rate was trained with.
+
+    Args:
+      variant: runs to choose from.
+      rates: the same variant at each learning rate.
+
+    Returns:
+      A copy with fewer runs, possibly none.
+    """
+    shared = set.intersection(*(set(other.by_seed) for other in rates))
+    return dataclasses.replace(
+        variant, runs=tuple(run for run in variant.runs if run.seed in shared)
+    )
 
 
-def _fields(run: Finished) -> dict:
-    """What all seeds of an arm have in common."""
-    # Runs that go on from another one do so from the one of their seed.
+def _variant_fields(run: FinishedRun) -> dict[str, Any]:
+    """Config fields that all seeds of a variant have in common."""
+    # Runs that start from another run do so from the one of their seed.
     source = re.sub(r"seed_\d+$", "", str(run.config.get("model.init_from", "")))
-    return {name: value for name, value in run.config.items() if name not in FREE} | {
-        "model.init_from": source
-    }
+    fields = {name: value for name, value in run.config.items() if name not in SEED_FIELDS}
+    return {**fields, "model.init_from": source}
 
 
-def _at_their_best_rate(arms: Sequence[Arm]) -> list[Arm]:
-    groups: dict[str, list[Arm]] = {}
-    for arm in arms:
-        fields = _fields(arm.first) | {"optim.learning_rate": None}
-        name = _without_rate_and_seed(arm)
+def _name_without_sweep_folders(variant: VariantRuns) -> str:
+    """Folders of a sweep are VARIANT/rate_X/seed_N: the variant is enough where it has one rate."""
+    return "/".join(part for part in variant.name.split("/") if not is_sweep_folder(part))
+
+
+def _common_name(names: Sequence[str]) -> str:
+    """Folders that all names begin with; the first name where there is none."""
+    parts = [name.split("/") for name in names]
+    common = itertools.takewhile(lambda part: len(set(part)) == 1, zip(*parts, strict=False))
+    return "/".join([part[0] for part in common] or parts[0])
+
+
+def _choose_rates(variants: Sequence[VariantRuns]) -> list[VariantRuns]:
+    """Keeps the best learning rate of each variant of a sweep, by validation over shared seeds."""
+    groups: dict[str, list[VariantRuns]] = {}
+    for variant in variants:
+        fields = _variant_fields(variant.first_run) | {"optim.learning_rate": None}
+        name = _name_without_sweep_folders(variant)
         key = (
-            [fields, arm.first.results["hashes"]["data"], name]
-            if name != arm.name
-            else [arm.name, len(groups)]
+            [fields, variant.first_run.results["hashes"]["data"], name]
+            if name != variant.name
+            else [variant.name, len(groups)]
         )
-        groups.setdefault(json.dumps(key, sort_keys=True), []).append(arm)
+        groups.setdefault(json.dumps(key, sort_keys=True), []).append(variant)
     chosen = []
     for rates in groups.values():
-        judged = [of_shared_seeds(arm, rates) for arm in rates]
+        judged = [restrict_to_shared_seeds(variant, rates) for variant in rates]
         if len(rates) == 1 or not all(
-            arm.runs and all(run.validation for run in arm.runs) for arm in judged
+            variant.runs and all(run.validation_log for run in variant.runs) for variant in judged
         ):
             chosen += rates
             continue
-        # Of equal ones the one that the sweep went on with.
-        place = max(
-            range(len(rates)), key=lambda i: (mean_validation(judged[i]), len(rates[i].runs))
-        )
-        chosen.append(dataclasses.replace(rates[place], rates=tuple(rates)))
-    return chosen
-
-
-def of_shared_seeds(arm: Arm, rates: Sequence[Arm]) -> Arm:
-    """The arm's runs of the seeds that every rate has."""
-    shared = set.intersection(*(set(other.seeds) for other in rates))
-    return dataclasses.replace(arm, runs=tuple(run for run in arm.runs if run.seed in shared))
-
-
-def _common(names: Sequence[Sequence[str]]) -> list[str]:
-    """The parts that all begin with; a single name's own."""
-    alike = [
-        part[0]
-        for part in itertools.takewhile(lambda part: len(set(part)) == 1, zip(*names, strict=False))
-    ]
-    return alike or list(names[0])
-
-
-def reference(arms: Sequence[Arm]) -> Arm:
-    """What gains are against: of the arms without text and without another remedy the most
-    accurate, else the first.
-
-    Two loss terms double the classifier's gradient, so that a baseline with a doubled loss may be
-    the better one.
-    """
-    return max(plain_arms(arms), key=mean_validation, default=arms[0])
-
-
-def plain_arms(arms: Sequence[Arm]) -> list[Arm]:
-    """Without text, without another remedy, and not those that only train for longer."""
-    longer = [pair[1] for pair in longer_pairs(arms)]
-    return [
-        arm for arm in arms if not arm.with_text and not arm.changed_by_hand and arm not in longer
-    ]
-
-
-def mean_validation(arm: Arm) -> float:
-    """The best validation top-1, the mean over seeds; 0 without validation."""
-    return float(
-        np.mean([max((top1 for _, top1 in run.validation), default=0.0) for run in arm.runs])
-    )
-
-
-def plainest_with_text(arms: Sequence[Arm], first: Arm) -> Arm | None:
-    """Of the arms with text the one that differs least from `first`: co-training as the paper has
-    it, where it is there.
-    """
-
-    def differences(arm: Arm) -> tuple[bool, int]:
-        names = (first.config.keys() | arm.config.keys()) - FREE
-        return not arm.config.get("loss.mixed"), sum(
-            first.config.get(name) != arm.config.get(name) for name in names
-        )
-
-    return min((arm for arm in arms if arm.with_text), key=differences, default=None)
-
-
-def shown_with_text(arms: Sequence[Arm], first: Arm) -> list[Arm]:
-    """What stands for text where there is no room for all: the plainest arm with it, and of those
-    that read their own titles, without a remedy, the most accurate on validation, where that is
-    another.
-    """
-    plain = plainest_with_text(arms, first)
-    own = [
-        a
-        for a in arms
-        if a.with_text and not a.changed_by_hand and a.config.get("data.title", "raw") == "raw"
-    ]
-    best = max(own, key=mean_validation, default=plain)
-    return [arm for arm in (plain, best if best is not plain else None) if arm is not None]
-
-
-def longer_pairs(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
-    """(arm, the same for half as many epochs again)."""
-
-    def length(arm: Arm) -> float:
-        return arm.config.get("train.steps") or arm.config.get("train.epochs") or 0
-
-    def others(arm: Arm) -> str:
-        left_out = {"train.epochs", "train.steps", "optim.learning_rate", *FREE}
-        return json.dumps(
-            {k: v for k, v in arm.config.items() if k not in left_out}, sort_keys=True
-        )
-
-    return [
-        (arm, longer)
-        for arm in arms
-        for longer in arms
-        # Steps are whole numbers.
-        if others(arm) == others(longer)
-        and abs(length(longer) - 1.5 * length(arm)) <= 0.5
-        and length(longer) > length(arm)
-    ]
-
-
-def converged(arm: Arm, longer: Arm) -> tuple[bool, float]:
-    """Whether half as many epochs again gain less than half a point on validation, and what they
-    gain.
-
-    Of a sweep's learning rates those count that both were trained at, each arm's best of them;
-    where there is none, the arms as they are.
-    """
-
-    def by_rate(arm: Arm) -> dict[float | None, Arm]:
-        return {some.config.get("optim.learning_rate"): some for some in (arm, *arm.rates)}
-
-    def at_best(arms: Sequence[Arm]) -> float:
-        """On validation, the mean over seeds that all have."""
-        best = [
-            [max(top1 for _, top1 in some.seeds[seed].validation) for seed in seeds]
-            for some in arms
+        # Of equally good rates the one that the sweep trained further seeds with.
+        scores = [
+            (restricted.mean_validation_top1, len(variant.runs))
+            for restricted, variant in zip(judged, rates, strict=True)
         ]
-        return float(np.mean(max(best, key=np.mean)))
-
-    two = by_rate(arm), by_rate(longer)
-    shared = [[found[rate] for rate in two[0] if rate in two[1]] for found in two]
-    if not shared[0]:
-        shared = [[arm], [longer]]
-    seeds = sorted(set.intersection(*(set(some.seeds) for arms in shared for some in arms)))
-    if seeds:
-        gain = at_best(shared[1]) - at_best(shared[0])
-    else:
-        gain = max(top1 for _, top1 in longer.first.validation) - max(
-            top1 for _, top1 in arm.first.validation
-        )
-    return gain < 0.5, gain
-
-
-# What makes an arm one with text, and what each arm has of its own.
-_OF_TEXT = {
-    *("loss.visual", "loss.mixed", "loss.tag_prediction"),
-    "data.title",
-    *("model.text.encoder", "model.text.windows", "model.text.hidden", "model.text.weighting"),
-    *("model.tag_vocabulary", "model.shared_word_weights"),
-}
-_OF_ITS_OWN = {"optim.learning_rate", "model.init_from", *FREE}
-
-
-def without_its_text(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
-    """The arm that is the same but for text: of a remedy with text the remedy alone. None for an
-    arm without text of its own, like one that goes on from a run with text.
-    """
-
-    def remedy(arm: Arm) -> dict[str, object]:
-        return {
-            name: value for name, value in arm.config.items() if name not in _OF_TEXT | _OF_ITS_OWN
-        }
-
-    def plain(arm: Arm) -> bool:
-        return not arm.with_text and arm.config.get("loss.visual", 1.0) == 1.0
-
-    if not arm.with_text:
-        return None
-    return next((other for other in arms if plain(other) and remedy(other) == remedy(arm)), None)
-
-
-def with_its_own_titles(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
-    """The arm that is the same but reads every photo's own title, whole. None for such an arm
-    itself, or one without text.
-    """
-
-    def others(arm: Arm) -> dict[str, object]:
-        return {
-            name: value
-            for name, value in arm.config.items()
-            if name not in {"data.title"} | _OF_ITS_OWN
-        }
-
-    if not arm.with_text or arm.config.get("data.title", "raw") == "raw":
-        return None
-    alike = (
-        other
-        for other in arms
-        if other.config.get("data.title", "raw") == "raw" and others(other) == others(arm)
-    )
-    return next(alike, None)
-
-
-def chosen_variant(arm: Arm, kind: str) -> str | None:
-    """The variant of that kind with the best class mean on validation, the mean over seeds, of
-    equal ones the smallest change; None without validation.
-    """
-    seen = [run.results.get("post_hoc_on_validation") or {} for run in arm.runs]
-    names = [name for name in seen[0] if name.startswith(kind)]
-    if not names or not all(name in found for found in seen for name in names):
-        return None
-    return max(
-        names,
-        key=lambda name: (
-            np.mean([found[name]["class_mean"] for found in seen]),
-            -abs(float(name.rpartition("_")[2])),
-        ),
-    )
+        best = max(range(len(rates)), key=scores.__getitem__)
+        chosen.append(dataclasses.replace(rates[best], rates=tuple(rates)))
+    return chosen

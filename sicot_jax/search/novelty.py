@@ -1,10 +1,9 @@
-"""How usual a photo is for a catalogue, told by the catalogue's own photos: something else
-altogether is far from all of them.
+"""Scores how far a photo lies outside a catalogue, by the Mahalanobis distance of its embedding.
 
-Embeddings of half of the validation photos as a Gaussian with a few principal directions and one
-variance for all others (probabilistic PCA, Tipping and Bishop 1999); a photo's Mahalanobis distance
-from it (Lee et al. 2018, arXiv:1807.03888) among those of the other half. Embeddings are taken as
-they are: their length tells much of it, and cosines know nothing of that.
+A Gaussian with a few principal components and one variance for every other direction (probabilistic
+PCA, Tipping & Bishop 1999) is fitted to the embeddings of half of the validation photos. A photo's
+Mahalanobis distance to it (Lee et al. 2018, arXiv:1807.03888) is ranked among the distances of the
+other half. Embeddings are not normalised: their length carries much of the signal.
 """
 
 from __future__ import annotations
@@ -14,107 +13,158 @@ from typing import Any
 
 import numpy as np
 
-DIRECTIONS = 16
+NUM_COMPONENTS = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Typicality:
-    """mean [D], directions [D, K] with their variances [K], the variance of every other direction,
-    and the distances of photos that it was not fitted to, sorted [M]; float64.
+class NoveltyDetector:
+    """Gaussian of a catalogue's embeddings, and held-out distances to rank new photos among.
+
+    Attributes:
+        mean: Mean embedding, float64 [D].
+        components: Orthonormal principal directions, float64 [D, K].
+        explained_variances: Variance along each component, float64 [K].
+        residual_variance: Variance along every other direction.
+        reference_distances: Squared distances of held-out photos, ascending, float64 [M].
     """
 
     mean: np.ndarray
-    directions: np.ndarray
-    variances: np.ndarray
-    rest: float
-    distances: np.ndarray
+    components: np.ndarray
+    explained_variances: np.ndarray
+    residual_variance: float
+    reference_distances: np.ndarray
 
-    def distance(self, embeddings: np.ndarray) -> np.ndarray:
-        """[N, D] -> [N], d^2 = sum_k (z . u_k)^2 / v_k + |z - sum_k (z . u_k) u_k|^2 / rest with z
-        = x - mean.
-        """
-        apart = np.asarray(embeddings, np.float64) - self.mean
-        along = apart @ self.directions
-        beside = np.maximum(np.square(apart).sum(1) - np.square(along).sum(1), 0)
-        return (np.square(along) / self.variances).sum(1) + beside / self.rest
+    def squared_distances(self, embeddings: np.ndarray) -> np.ndarray:
+        """Returns squared Mahalanobis distances to the Gaussian.
 
-    def share(self, embedding: np.ndarray) -> float:
-        """Of the catalogue's photos, those that are at least as unusual as [D]: (1 + number) / (1 +
-        M), a conformal p-value; beyond the farthest of them less, by the ratio of d^2, as with few
-        photos the p-value alone says little.
+        d^2 = sum_k (z . u_k)^2 / v_k + |z - sum_k (z . u_k) u_k|^2 / residual, z = x - mean.
+
+        Args:
+            embeddings: Embeddings as the network gives them, float [N, D].
+
+        Returns:
+            Squared distances, float64 [N].
         """
-        distance, farthest = self.distance(embedding[None])[0], self.distances[-1]
-        farther = len(self.distances) - np.searchsorted(self.distances, distance)
-        return float(
-            (1 + farther)
-            / (1 + len(self.distances))
-            * (farthest / distance if distance > farthest else 1)
+        centred = np.asarray(embeddings, np.float64) - self.mean
+        projected = centred @ self.components
+        residual = np.maximum(np.square(centred).sum(1) - np.square(projected).sum(1), 0)
+        within = (np.square(projected) / self.explained_variances).sum(1)
+        return within + residual / self.residual_variance
+
+    def p_value(self, embedding: np.ndarray) -> float:
+        """Returns the conformal p-value of a photo under the catalogue's distribution.
+
+        The p-value is (1 + number of reference photos at least as distant) / (1 + M). Beyond the
+        most distant reference photo it is multiplied by the ratio of squared distances, because
+        with few reference photos 1 / (1 + M) alone is not small.
+
+        Args:
+            embedding: Embedding of one photo, float [D].
+
+        Returns:
+            A number in (0, 1]; small for photos unlike the catalogue's.
+        """
+        distance, farthest = (
+            self.squared_distances(embedding[None])[0],
+            self.reference_distances[-1],
         )
+        count = len(self.reference_distances)
+        num_farther = count - np.searchsorted(self.reference_distances, distance)
+        beyond = farthest / distance if distance > farthest else 1
+        return float((1 + num_farther) / (1 + count) * beyond)
 
-    def stored(self) -> dict[str, Any]:
-        """For JSON; six digits."""
-        return {name: _listed(value) for name, value in dataclasses.asdict(self).items()}
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields as JSON values, numbers rounded to six significant digits."""
+        return {name: _rounded(value) for name, value in dataclasses.asdict(self).items()}
 
     @classmethod
-    def read(cls, stored: dict[str, Any]) -> Typicality:
-        """What `stored` gave. TypeError or ValueError where it is something else."""
+    def from_json(cls, stored: dict[str, Any]) -> NoveltyDetector:
+        """Builds a detector from the output of `to_json`.
+
+        Args:
+            stored: Field names and their JSON values.
+
+        Returns:
+            The detector.
+
+        Raises:
+            TypeError: Fields are missing or unknown.
+            ValueError: Shapes do not match, or values are no numbers.
+        """
         arrays: dict[str, Any] = {
             name: np.asarray(value, np.float64) for name, value in stored.items()
         }
-        made = cls(**arrays | {"rest": float(stored.get("rest", 0))})
-        width, count = made.directions.shape
+        residual = float(stored.get("residual_variance", 0))
+        detector = cls(**arrays | {"residual_variance": residual})
+        width, count = detector.components.shape
         if (
-            made.mean.shape != (width,)
-            or made.variances.shape != (count,)
-            or made.distances.ndim != 1
+            detector.mean.shape != (width,)
+            or detector.explained_variances.shape != (count,)
+            or detector.reference_distances.ndim != 1
         ):
-            raise ValueError("the typicality's arrays do not fit each other")
-        return made
+            raise ValueError("the shapes of the novelty detector's arrays do not match")
+        return detector
 
 
-def fit(embeddings: np.ndarray) -> Typicality:
-    """From embeddings [N, D] of photos as they come, N >= 4."""
-    return _fit(embeddings[::2], embeddings[1::2])
+def fit_novelty_detector(embeddings: np.ndarray) -> NoveltyDetector:
+    """Fits a detector: the Gaussian to every second photo, reference distances from the others.
 
+    Args:
+        embeddings: Embeddings of the catalogue's photos in random order, float [N, D], N >= 4.
 
-def shares_of_fitted(embeddings: np.ndarray) -> np.ndarray:
-    """[N, D] -> [N], the shares of the very photos of `fit` as if they were new ones: by what is
-    fitted to the half that a photo is not in, its own distance left out.
+    Returns:
+        The fitted detector.
     """
-    shares = np.empty(len(embeddings))
+    return _fit_halves(embeddings[::2], embeddings[1::2])
+
+
+def cross_fitted_p_values(embeddings: np.ndarray) -> np.ndarray:
+    """Returns p-values of the photos a detector is fitted to, as if each were a new photo.
+
+    Each photo is scored by the Gaussian of the half it is not part of; its own distance is left
+    out of the reference distances.
+
+    Args:
+        embeddings: Embeddings of the catalogue's photos in random order, float [N, D], N >= 4.
+
+    Returns:
+        P-values, float64 [N].
+    """
+    p_values = np.empty(len(embeddings))
     for half in (0, 1):
         photos = embeddings[half::2]
-        made = _fit(embeddings[1 - half :: 2], photos)
-        own = np.searchsorted(made.distances, made.distance(photos))
-        others = (
-            dataclasses.replace(made, distances=np.delete(made.distances, place)) for place in own
+        detector = _fit_halves(embeddings[1 - half :: 2], photos)
+        distances = detector.reference_distances
+        positions = np.searchsorted(distances, detector.squared_distances(photos))
+        without_itself = (
+            dataclasses.replace(detector, reference_distances=np.delete(distances, position))
+            for position in positions
         )
-        shares[half::2] = [
-            without.share(photo) for without, photo in zip(others, photos, strict=True)
+        p_values[half::2] = [
+            other.p_value(photo) for other, photo in zip(without_itself, photos, strict=True)
         ]
-    return shares
+    return p_values
 
 
-def _fit(embeddings: np.ndarray, others: np.ndarray) -> Typicality:
-    """The Gaussian of embeddings, and the distances of others from it."""
+def _fit_halves(embeddings: np.ndarray, reference: np.ndarray) -> NoveltyDetector:
+    # Not sklearn.decomposition.PCA: scikit-learn belongs to the service extra, and its noise
+    # variance is averaged over min(N, D) - K directions, too much where there are fewer photos
+    # than dimensions.
     fitted = np.asarray(embeddings, np.float64)
     mean = fitted.mean(0)
-    count = min(DIRECTIONS, len(fitted) // 4, fitted.shape[1] - 1)
-    _, lengths, directions = np.linalg.svd(fitted - mean, full_matrices=False)
-    variances = np.square(lengths) / max(len(fitted) - 1, 1)
-    # The same photo again and again has no variance; none is so sure that it divides by nothing.
+    count = min(NUM_COMPONENTS, len(fitted) // 4, fitted.shape[1] - 1)
+    _, singular_values, directions = np.linalg.svd(fitted - mean, full_matrices=False)
+    variances = np.square(singular_values) / max(len(fitted) - 1, 1)
+    # Identical photos have no variance: the floor keeps the distances finite.
     floor = max(variances.sum() / fitted.shape[1], np.finfo(np.float32).tiny) * 1e-6
-    rest = max(variances[count:].sum() / (fitted.shape[1] - count), floor)
-    made = Typicality(
-        mean, directions[:count].T, np.maximum(variances[:count], floor), float(rest), np.zeros(0)
-    )
-    return dataclasses.replace(made, distances=np.sort(made.distance(others)))
+    residual = max(variances[count:].sum() / (fitted.shape[1] - count), floor)
+    explained = np.maximum(variances[:count], floor)
+    detector = NoveltyDetector(mean, directions[:count].T, explained, float(residual), np.zeros(0))
+    distances = np.sort(detector.squared_distances(reference))
+    return dataclasses.replace(detector, reference_distances=distances)
 
 
-def _listed(value: Any) -> Any:
-    rounded = (
-        np.vectorize(lambda x: float(f"{x:.6g}"), otypes=[float])(value)
-        if np.size(value)
-        else np.asarray(value)
-    )
-    return rounded.tolist()
+def _rounded(value: Any) -> Any:
+    if not np.size(value):
+        return np.asarray(value).tolist()
+    return np.vectorize(lambda x: float(f"{x:.6g}"), otypes=[float])(value).tolist()

@@ -1,19 +1,18 @@
-"""Similar products in the order of what visitors will want of them: likeness together with quality,
-learned from events.
+"""Orders similar products by expected clicks and purchases, learned from events.
 
-    E[y] = p exp(score),   y = clicks + 5 purchases of a product in a list,   p = how often its
-    position is looked at
+    E[gain] = p exp(score),   gain = clicks + 5 purchases of a product in a list,
+                              p = probability that its position is examined
 
-by a regression of the features, and gradient-boosted trees that learn what it leaves; both with
-Poisson's loss of y / p (inverse propensities; Joachims et al. 2017, arXiv:1608.04468), each line
-with weight p: what is hardly looked at says little, and unweighted one click there would decide.
-Trees are LightGBM's (Ke et al. 2017), which learn at each split where products go of which a number
-is not known; the regression has a term for that. Trees that feed a logistic regression (He et al.
-2014), trees alone and a regression alone are rows of docs/search.md.
+A Poisson regression of the features, then gradient-boosted trees on its residual; both minimise the
+Poisson loss of gain / p (inverse propensity weighting; Joachims et al. 2017, arXiv:1608.04468) with
+sample weight p: without it, one click at a position that is hardly examined would decide. Trees are
+LightGBM's (Ke et al. 2017), which learn at each split where products with a missing value go; the
+regression has a coefficient for that. Trees that feed a logistic regression (He et al. 2014), trees
+alone and the regression alone are measured in docs/search.md.
 
-Of two products that differ in likeness, sales, conversion or rating alone, the one with more never
-  comes later: events are few where lists are new, and candidates are ranked that no list has shown
-  yet.
+Scores are monotone: of two products that differ only in similarity, sales, conversion or rating,
+the one with more never ranks lower. New lists have few events, and candidates are ranked that no
+list has shown yet.
 """
 
 from __future__ import annotations
@@ -29,22 +28,26 @@ import numpy as np
 
 from sicot_jax.common.files import read_json, write_json
 from sicot_jax.errors import InputError
-from sicot_jax.search.ranking_features import FEATURES, Described, Usual, features
+from sicot_jax.search.ranking_features import (
+    FEATURES,
+    CatalogStatistics,
+    DescribedProduct,
+    ranking_features,
+)
 
-FORMAT = 1
-PURCHASE = 5.0  # clicks that a purchase counts as
-SHOWN = 20  # places of a list that count
-_RISING = {"likeness": 1, "behind": -1, "sales": 1, "conversion": 1, "rating": 1}
-TREES = 50
-PENALTY = 0.01  # of the regression, on squared weights of features made comparable
-_ROUNDS = 10  # of fits, to tell how often positions are looked at
-_LEAST = 0.01  # so often each one is
-SETTINGS = {
+FORMAT = 2
+NUM_TREES = 50
+PURCHASE_GAIN = 5.0  # clicks that a purchase counts as
+L2_PENALTY = 0.01  # of the regression, on squared coefficients of standardised features
+_MONOTONE = {"similarity": 1, "similarity gap": -1, "sales": 1, "conversion": 1, "rating": 1}
+_EM_STEPS = 10
+_MIN_PROPENSITY = 0.01
+TREE_PARAMS = {
     "objective": "poisson",
     "num_leaves": 3,
     "learning_rate": 0.1,
     "min_data_in_leaf": 50,
-    "monotone_constraints": [_RISING.get(name, 0) for name in FEATURES],
+    "monotone_constraints": [_MONOTONE.get(name, 0) for name in FEATURES],
     "deterministic": True,
     "force_row_wise": True,
     "num_threads": 1,
@@ -54,168 +57,234 @@ SETTINGS = {
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Lists:
-    """Products that were shown, a line each. rows: float64 [N, `FEATURES`]; of_list: int [N],
-    number of its list, rising;
-    position: int [N], in its list, from 0; wanted: y, float64 [N].
+class RankingLists:
+    """Lists of similar products that were shown, one entry per product and list.
+
+    Attributes:
+        features: Ranking features, float64 [N, F].
+        list_id: Number of the entry's list, ascending, int [N].
+        position: Position in the list, from 0, int [N].
+        gain: Clicks + 5 purchases, float64 [N].
     """
 
-    rows: np.ndarray
-    of_list: np.ndarray
+    features: np.ndarray
+    list_id: np.ndarray
     position: np.ndarray
-    wanted: np.ndarray
+    gain: np.ndarray
 
-    def where(self, chosen: np.ndarray) -> Lists:
-        return Lists(*(getattr(self, field.name)[chosen] for field in dataclasses.fields(self)))
+    def select(self, mask: np.ndarray) -> RankingLists:
+        """Returns some of the entries.
+
+        Args:
+            mask: Which entries to keep, bool [N].
+
+        Returns:
+            The entries where `mask` is true.
+        """
+        return RankingLists(
+            self.features[mask], self.list_id[mask], self.position[mask], self.gain[mask]
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Line:
-    """sum_i w_i (x_i - middle_i) / scale_i, or `unknown_i` where x_i is NaN, and an intercept;
-    float64 [`FEATURES`].
+class PoissonRegression:
+    """Log-linear model of standardised features, with a coefficient for missing values.
+
+    log E = intercept + sum_i coef_i (x_i - mean_i) / scale_i, or missing_coef_i where x_i is NaN.
+
+    Attributes:
+        mean: Mean of each feature, float64 [F].
+        scale: Standard deviation of each feature, 1 where it is constant, float64 [F].
+        coef: Coefficients, float64 [F].
+        missing_coef: What replaces the term of a missing feature, float64 [F].
+        intercept: Float64 [].
     """
 
-    middle: np.ndarray
+    mean: np.ndarray
     scale: np.ndarray
-    weights: np.ndarray
-    unknown: np.ndarray
-    intercept: np.ndarray  # []
+    coef: np.ndarray
+    missing_coef: np.ndarray
+    intercept: np.ndarray
 
     @classmethod
-    def fit(cls, rows: np.ndarray, target: np.ndarray, weight: np.ndarray) -> Line:
-        """By Poisson regression; a weight that would have more of a rising feature come later is 0."""
+    def fit(
+        cls, features: np.ndarray, target: np.ndarray, sample_weight: np.ndarray
+    ) -> PoissonRegression:
+        """Fits the regression; a coefficient that would violate a monotone constraint becomes 0.
+
+        Args:
+            features: Ranking features, float64 [N, F]; NaN where missing.
+            target: Non-negative target, float64 [N].
+            sample_weight: Weights, float64 [N].
+
+        Returns:
+            The regression.
+        """
         from sklearn.linear_model import PoissonRegressor
 
-        known = ~np.isnan(rows)
-        count = np.maximum(known.sum(0), 1)
-        middle = np.where(known, rows, 0).sum(0) / count
-        scale = np.sqrt(np.where(known, (rows - middle) ** 2, 0).sum(0) / count)
-        bare = cls(
-            middle,
-            np.where(scale > 0, scale, 1.0),
-            np.zeros(len(middle)),
-            np.zeros(len(middle)),
-            np.zeros(()),
-        )
-        model = PoissonRegressor(alpha=PENALTY, solver="newton-cholesky")
-        model.fit(np.hstack([bare._comparable(rows), ~known]), target, sample_weight=weight)
-        weights, unknown = np.split(model.coef_, 2)
-        weights = np.where(weights * SETTINGS["monotone_constraints"] < 0, 0.0, weights)
+        present = ~np.isnan(features)
+        count = np.maximum(present.sum(0), 1)
+        mean = np.where(present, features, 0).sum(0) / count
+        scale = np.sqrt(np.where(present, (features - mean) ** 2, 0).sum(0) / count)
+        zeros = np.zeros(len(mean))
+        unfitted = cls(mean, np.where(scale > 0, scale, 1.0), zeros, zeros, np.zeros(()))
+        model = PoissonRegressor(alpha=L2_PENALTY, solver="newton-cholesky")
+        inputs = np.hstack([unfitted._standardized(features), ~present])
+        model.fit(inputs, target, sample_weight=sample_weight)
+        coef, missing_coef = np.split(model.coef_, 2)
+        coef = np.where(coef * TREE_PARAMS["monotone_constraints"] < 0, 0.0, coef)
+        intercept = np.asarray(model.intercept_)
         return dataclasses.replace(
-            bare, weights=weights, unknown=unknown, intercept=np.asarray(model.intercept_)
+            unfitted, coef=coef, missing_coef=missing_coef, intercept=intercept
         )
 
-    def _comparable(self, rows: np.ndarray) -> np.ndarray:
-        return np.where(np.isnan(rows), 0.0, (rows - self.middle) / self.scale)
+    def _standardized(self, features: np.ndarray) -> np.ndarray:
+        return np.where(np.isnan(features), 0.0, (features - self.mean) / self.scale)
 
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """[N, `FEATURES`] -> float64 [N]."""
-        return (
-            self._comparable(rows) @ self.weights + np.isnan(rows) @ self.unknown + self.intercept
-        )
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Returns log expectations.
+
+        Args:
+            features: Ranking features, float64 [N, F].
+
+        Returns:
+            Float64 [N].
+        """
+        missing = np.isnan(features) @ self.missing_coef
+        return self._standardized(features) @ self.coef + missing + self.intercept
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Model:
-    """line: what features say one by one; trees: a lightgbm.Booster, of what that leaves."""
+class RankingModel:
+    """Sum of a regression and of trees that were fitted to its residual.
 
-    line: Line
+    Attributes:
+        regression: The log-linear part.
+        trees: A `lightgbm.Booster`.
+    """
+
+    regression: PoissonRegression
     trees: Any
 
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """[N, `FEATURES`] -> scores float64 [N]. One thread: LightGBM's own take milliseconds to
-        wake up.
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Returns ranking scores, the log of the expected gain at an examined position.
+
+        Args:
+            features: Ranking features, float64 [N, F].
+
+        Returns:
+            Scores, float64 [N].
         """
-        if not len(rows):
+        if not len(features):
             return np.zeros(0)
-        return self.line(rows) + self.trees.predict(rows, raw_score=True, num_threads=1)
+        # One thread: LightGBM's own threads take milliseconds to wake up.
+        trees = self.trees.predict(features, raw_score=True, num_threads=1)
+        return self.regression(features) + trees
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Ranker:
-    """recogniser: sha256 of its weights, whose cosines the model has learned; version: of all of
-    it; report: as `sicot index rank` told it.
+    """A ranking model with all that is needed to apply it.
+
+    Attributes:
+        recognizer: SHA-256 of the recogniser's weights, whose cosines the model has learned.
+        catalog_statistics: Statistics that features are relative to.
+        model: The ranking model.
+        report: Measurements of `sicot index rank`.
+        version: SHA-256 of everything above; empty before the ranker is written.
     """
 
-    recogniser: str
-    usual: Usual
-    model: Model
+    recognizer: str
+    catalog_statistics: CatalogStatistics
+    model: RankingModel
     report: dict[str, Any]
     version: str = ""
 
-    def scores(self, likeness: np.ndarray, products: Sequence[Described]) -> np.ndarray:
-        """Of one list of candidates, cosines [N] and their products -> float64 [N], what is wanted
-        most has the most.
+    def scores(self, similarity: np.ndarray, products: Sequence[DescribedProduct]) -> np.ndarray:
+        """Returns the ranking scores of one list of candidates.
+
+        Args:
+            similarity: Cosine of each product to the query photo, float [N].
+            products: The products, N of them.
+
+        Returns:
+            Scores, greatest first to show, float64 [N].
         """
-        return self.model(features(likeness, products, self.usual))
+        return self.model(ranking_features(similarity, products, self.catalog_statistics))
 
 
-def fit(lists: Lists, looked_at: np.ndarray) -> Model:
-    """looked_at: p of each position, float64 [positions]."""
+def fit_ranking_model(lists: RankingLists, propensity: np.ndarray) -> RankingModel:
+    """Fits the regression and the trees with inverse propensity weighting.
+
+    Args:
+        lists: Lists that were shown, and their gains.
+        propensity: Probability that each position is examined, float64 [positions].
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: LightGBM is not installed.
+    """
     lightgbm = _import_lightgbm()
-    looked = looked_at[lists.position]
-    names = [name.replace(" ", "_") for name in FEATURES]
-    line = Line.fit(lists.rows, lists.wanted / looked, looked)
+    examined = propensity[lists.position]
+    regression = PoissonRegression.fit(lists.features, lists.gain / examined, examined)
     data = lightgbm.Dataset(
-        lists.rows,
-        lists.wanted / looked,
-        weight=looked,
-        init_score=line(lists.rows),
-        feature_name=names,
+        lists.features,
+        lists.gain / examined,
+        weight=examined,
+        init_score=regression(lists.features),
+        feature_name=[name.replace(" ", "_") for name in FEATURES],
     )
-    return Model(line, lightgbm.train(SETTINGS, data, TREES))
+    return RankingModel(regression, lightgbm.train(TREE_PARAMS, data, NUM_TREES))
 
 
-def looked_at(lists: Lists) -> np.ndarray:
-    """p of each position, 1 of the first, from lists alone: one side of E[y] = p exp(score) is
-    fitted after the other, a line to y / p, then p_k = sum of y / sum of exp(score) over position
-    k, its most likely value (as Wang et al. 2018, doi:10.1145/3159652.3159732, for searches that
-    nobody repeats: a visitor's photo is asked with once, so events/position, which compares places
-    of the same thing for the same query, has nothing to compare).
+def fit_examination_propensity(lists: RankingLists) -> np.ndarray:
+    """Estimates from the lists alone how often each position is examined.
 
-    It can tell the two apart as far as products of the same numbers stand at different positions of
-    different lists.
+    Regression-based expectation maximisation (Wang et al. 2018, doi:10.1145/3159652.3159732): the
+    two factors of E[gain] = p exp(score) are fitted in turn, a regression to gain / p, then
+    p_k = sum of gains / sum of exp(score) over position k. It separates the two as far as products
+    of equal features stand at different positions of different lists. A visitor's photo is asked
+    with once, so the comparison of positions for repeated queries (`events.propensity`) does not
+    apply.
+
+    Args:
+        lists: Lists that were shown, and their gains.
+
+    Returns:
+        Propensity relative to the first position, float64 [positions], 0.01 to 1.
     """
-    found, wanted = np.ones(lists.position.max() + 1), np.bincount(lists.position, lists.wanted)
-    for _ in range(_ROUNDS):
-        looked = found[lists.position]
-        expected = np.exp(Line.fit(lists.rows, lists.wanted / looked, looked)(lists.rows))
-        found = np.maximum(wanted / np.bincount(lists.position, expected), _LEAST)
-        found = np.minimum(found / found[0], 1.0)
-    return found
-
-
-def ndcg(gains: np.ndarray, k: int = SHOWN) -> float:
-    """Of one list's gains [N] in the order it has: sum_i g_i / log2(i + 1) over its first k places,
-    divided by the most that any order has; nan without a gain (Järvelin & Kekäläinen 2002, with
-    gains as they are).
-    """
-    gains = np.asarray(gains, np.float64)
-    discount = 1 / np.log2(np.arange(min(k, len(gains))) + 2)
-    best = float(np.sort(gains)[::-1][: len(discount)] @ discount)
-    return float(gains[: len(discount)] @ discount) / best if best > 0 else float("nan")
-
-
-def ndcgs(scores: np.ndarray, of_list: np.ndarray, gains: np.ndarray, k: int = SHOWN) -> np.ndarray:
-    """Of each list, whose number `of_list` [N] has, put in order by scores [N]; without those that
-    have no gain.
-    """
-    order = np.lexsort((-scores, of_list))  # stable: equal ones stay as they were shown
-    pieces = np.split(gains[order], np.flatnonzero(np.diff(of_list)) + 1)
-    found = np.array([ndcg(piece, k) for piece in pieces])
-    return found[~np.isnan(found)]
+    propensity = np.ones(lists.position.max() + 1)
+    gain = np.bincount(lists.position, lists.gain)
+    for _ in range(_EM_STEPS):
+        examined = propensity[lists.position]
+        regression = PoissonRegression.fit(lists.features, lists.gain / examined, examined)
+        expected = np.bincount(lists.position, np.exp(regression(lists.features)))
+        propensity = np.maximum(gain / expected, _MIN_PROPENSITY)
+        propensity = np.minimum(propensity / propensity[0], 1.0)
+    return propensity
 
 
 def write_ranker(path: Path, ranker: Ranker) -> str:
-    """Whole or not at all; its version."""
+    """Writes a ranker as JSON, atomically.
+
+    Args:
+        path: File to write.
+        ranker: The ranker.
+
+    Returns:
+        Its version, the SHA-256 of the content.
+    """
+    regression = vars(ranker.model.regression)
     stored = {
         "format": FORMAT,
-        "recogniser": ranker.recogniser,
+        "recognizer": ranker.recognizer,
         "features": list(FEATURES),
-        "prices": ranker.usual.prices,
-        "words": sorted(ranker.usual.words),
+        "median_prices": ranker.catalog_statistics.median_prices,
+        "common_words": sorted(ranker.catalog_statistics.common_words),
         "report": ranker.report,
-        "line": {name: value.tolist() for name, value in vars(ranker.model.line).items()},
+        "regression": {name: value.tolist() for name, value in regression.items()},
         "trees": ranker.model.trees.model_to_string(),
     }
     version = _digest(stored)
@@ -224,20 +293,32 @@ def write_ranker(path: Path, ranker: Ranker) -> str:
 
 
 def read_ranker(path: Path) -> Ranker | None:
-    """None where there is none. InputError for a file of another format, or a damaged one."""
+    """Reads a ranker.
+
+    Args:
+        path: File that `write_ranker` wrote.
+
+    Returns:
+        The ranker, or None without a file.
+
+    Raises:
+        InputError: The file is of another format or damaged, or LightGBM is not installed.
+    """
     if not path.exists():
         return None
     stored = read_json(path, "the ranker of an index")
-    again = "give `sicot index rank` again"
+    remedy = "run `sicot index rank` again"
     if stored.get("format") != FORMAT or stored.get("features") != list(FEATURES):
-        raise InputError(f"{path}: of another format, this version reads {FORMAT}; {again}")
+        raise InputError(f"{path}: of another format, this version reads {FORMAT}; {remedy}")
     version = stored.pop("sha256", None)
     if version != _digest(stored):
-        raise InputError(f"{path}: not as it was written (another sha256); {again}")
+        raise InputError(f"{path}: damaged, its sha256 does not match; {remedy}")
     trees = _import_lightgbm().Booster(model_str=stored["trees"])
-    line = Line(*(np.asarray(stored["line"][field.name]) for field in dataclasses.fields(Line)))
-    usual = Usual(stored["prices"], frozenset(stored["words"]))
-    return Ranker(stored["recogniser"], usual, Model(line, trees), stored["report"], version)
+    fields = dataclasses.fields(PoissonRegression)
+    regression = PoissonRegression(*(np.asarray(stored["regression"][f.name]) for f in fields))
+    statistics = CatalogStatistics(stored["median_prices"], frozenset(stored["common_words"]))
+    model = RankingModel(regression, trees)
+    return Ranker(stored["recognizer"], statistics, model, stored["report"], version)
 
 
 def _digest(stored: dict[str, Any]) -> str:
@@ -247,8 +328,8 @@ def _digest(stored: dict[str, Any]) -> str:
 def _import_lightgbm() -> Any:
     try:
         import lightgbm
-    except (ImportError, OSError) as error:  # the library, or one of the system's that it needs
+    except (ImportError, OSError) as error:  # the library, or a system library that it needs
         raise InputError(
-            f"no lightgbm here to rank with ({error}); pip install 'sicot_jax[service]'"
+            f"LightGBM is not installed ({error}); pip install 'sicot_jax[service]'"
         ) from error
     return lightgbm

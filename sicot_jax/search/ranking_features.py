@@ -1,12 +1,16 @@
-"""How good a product is, beyond its likeness to a photo, as numbers that a ranker reads. NaN where
-nothing is known.
+"""Features of similar products that a ranker reads; NaN where a value is unknown.
 
-likeness      cosine of the photo and the product's nearest one behind        how much less that is
-than the most alike product's of the same list sales         log(1 + sales) conversion    share of
-those who looked that bought, as the shop has it rating        as the shop has it price
-log(price / median price of the product's category) sharpness     log(1 + variance of the Laplacian
-of the product's first picture) (Pech-Pacheco et al. 2000) words         different words of the
-title known words   share of them that titles of other products have too
+| feature        | value                                                                     |
+| -------------- | ------------------------------------------------------------------------- |
+| similarity     | cosine of the query photo and the product's nearest photo                 |
+| similarity gap | greatest similarity in the list minus this one                            |
+| sales          | log(1 + sales)                                                            |
+| conversion     | share of visitors of the product that bought it, as the shop reports it   |
+| rating         | as the shop reports it                                                    |
+| price          | log(price / median price of the product's category)                       |
+| sharpness      | log(1 + Laplacian variance of the first image) (Pech-Pacheco et al. 2000) |
+| title words    | number of distinct words of the title                                     |
+| common words   | share of them that occur in the titles of other products                  |
 """
 
 from __future__ import annotations
@@ -24,105 +28,160 @@ from PIL import Image
 from sicot_jax.catalog.tokenizer import split_words
 
 FEATURES = (
-    "likeness",
-    "behind",
+    "similarity",
+    "similarity gap",
     "sales",
     "conversion",
     "rating",
     "price",
     "sharpness",
-    "words",
-    "known words",
+    "title words",
+    "common words",
 )
+MIN_PRICES = 3  # prices of a category that make a median
+# Short side, in pixels, of the image whose sharpness is measured: about the size of a thumbnail, so
+# that images of different resolution can be compared.
+SHARPNESS_SIDE = 128
 _UNKNOWN = float("nan")
-FEWEST = 3  # prices of a category that make a median
-# pixels of a picture's short side when its sharpness is told: about as small as it is shown,
-# whatever was sent
-SIDE = 128
 
 
-class Described(Protocol):
-    """A product, such as an index's card; `quality`: some of price, sales, conversion, rating,
-    sharpness.
+class DescribedProduct(Protocol):
+    """Product whose features can be computed, such as a product record of an index.
+
+    `quality` holds any of price, sales, conversion, rating and sharpness.
     """
 
     @property
-    def title(self) -> str: ...
+    def title(self) -> str:
+        """Title of the product."""
+        ...
+
     @property
-    def category(self) -> str: ...
+    def category(self) -> str:
+        """Name of its category."""
+        ...
+
     @property
-    def quality(self) -> Mapping[str, float]: ...
+    def quality(self) -> Mapping[str, float]:
+        """Known numbers by name."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Usual:
-    """What a catalogue's products are held against. prices: medians by category; words: of at least
-    two titles.
+class CatalogStatistics:
+    """Statistics of a catalogue that features of a product are relative to.
+
+    Attributes:
+        median_prices: Median price by category, of categories with `MIN_PRICES` prices.
+        common_words: Words that occur in at least two titles.
     """
 
-    prices: dict[str, float]
-    words: frozenset[str]
+    median_prices: dict[str, float]
+    common_words: frozenset[str]
 
     @classmethod
-    def of(cls, products: Iterable[Described]) -> Usual:
+    def from_products(cls, products: Iterable[DescribedProduct]) -> CatalogStatistics:
+        """Computes the statistics in one pass.
+
+        Args:
+            products: All products of the catalogue.
+
+        Returns:
+            The statistics.
+        """
         prices, titles = defaultdict[str, list[float]](list), Counter[str]()
         for product in products:
             titles.update(set(split_words(product.title)))
             if product.quality.get("price", 0) > 0:
                 prices[product.category].append(product.quality["price"])
         medians = {
-            name: statistics.median(some) for name, some in prices.items() if len(some) >= FEWEST
+            category: statistics.median(values)
+            for category, values in prices.items()
+            if len(values) >= MIN_PRICES
         }
         return cls(medians, frozenset(word for word, count in titles.items() if count > 1))
 
 
-def features(likeness: np.ndarray, products: Sequence[Described], usual: Usual) -> np.ndarray:
-    """Of one list: cosines [N] and its products -> float64 [N, `FEATURES`]."""
-    rows = np.empty((len(products), len(FEATURES)))
-    rows[:, 0] = likeness
-    rows[:, 1] = np.max(rows[:, 0], initial=-np.inf) - rows[:, 0]
+def ranking_features(
+    similarity: np.ndarray,
+    products: Sequence[DescribedProduct],
+    catalog_statistics: CatalogStatistics,
+) -> np.ndarray:
+    """Returns the features of the products of one list.
+
+    Args:
+        similarity: Cosine of each product to the query photo, float [N].
+        products: The products of the list, N of them.
+        catalog_statistics: Statistics of their catalogue.
+
+    Returns:
+        Features in the order of `FEATURES`, float64 [N, 9]; NaN where unknown.
+    """
+    features = np.empty((len(products), len(FEATURES)))
+    features[:, 0] = similarity
+    features[:, 1] = np.max(features[:, 0], initial=-np.inf) - features[:, 0]
     if len(products):
-        rows[:, 2:] = [_of_product(product, usual) for product in products]
+        features[:, 2:] = [_product_values(product, catalog_statistics) for product in products]
     with np.errstate(divide="ignore", invalid="ignore"):
-        rows[:, 2] = np.log1p(np.maximum(rows[:, 2], 0))
-        rows[:, 5] = np.log(rows[:, 5])
-        rows[:, 6] = np.log1p(rows[:, 6])
-    rows[~np.isfinite(rows)] = np.nan
-    return rows
+        features[:, 2] = np.log1p(np.maximum(features[:, 2], 0))
+        features[:, 5] = np.log(features[:, 5])
+        features[:, 6] = np.log1p(features[:, 6])
+    features[~np.isfinite(features)] = np.nan
+    return features
 
 
-def _of_product(product: Described, usual: Usual) -> tuple[float, ...]:
-    """Before logarithms."""
-    found, named = product.quality, set(split_words(product.title))
+def _product_values(
+    product: DescribedProduct, catalog_statistics: CatalogStatistics
+) -> tuple[float, ...]:
+    """Returns the values of `FEATURES[2:]` before logarithms."""
+    quality, title_words = product.quality, set(split_words(product.title))
+    median_price = catalog_statistics.median_prices.get(product.category, _UNKNOWN)
+    num_common = len(title_words & catalog_statistics.common_words)
     return (
-        found.get("sales", _UNKNOWN),
-        found.get("conversion", _UNKNOWN),
-        found.get("rating", _UNKNOWN),
-        found.get("price", _UNKNOWN) / usual.prices.get(product.category, _UNKNOWN),
-        found.get("sharpness", _UNKNOWN),
-        len(named),
-        len(named & usual.words) / len(named) if named else _UNKNOWN,
+        quality.get("sales", _UNKNOWN),
+        quality.get("conversion", _UNKNOWN),
+        quality.get("rating", _UNKNOWN),
+        quality.get("price", _UNKNOWN) / median_price,
+        quality.get("sharpness", _UNKNOWN),
+        len(title_words),
+        num_common / len(title_words) if title_words else _UNKNOWN,
     )
 
 
-def sharpness(grey: np.ndarray) -> float:
-    """Variance of the Laplacian (up + down + left + right - 4 x middle) of grey values [H, W],
-    borders left out; 0 where there is nothing but borders.
+def laplacian_variance(grey: np.ndarray) -> float:
+    """Returns the variance of the Laplacian (four neighbours minus four times the centre).
+
+    Args:
+        grey: Grey values, [H, W].
+
+    Returns:
+        The variance over all but the border pixels; 0 where an image has no others.
     """
     grey = np.asarray(grey, np.float64)
     if min(grey.shape) < 3:
         return 0.0
-    middle = grey[1:-1, 1:-1]
+    centre = grey[1:-1, 1:-1]
     return float(
-        np.var(grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * middle)
+        np.var(grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * centre)
     )
 
 
-def picture_sharpness(picture: bytes) -> float:
-    """Of an encoded picture, its short side at `SIDE` pixels and grey values from 0 to 255."""
-    with Image.open(io.BytesIO(picture)) as opened:
-        opened.draft("L", (2 * SIDE, 2 * SIDE))  # a JPEG is decoded no larger than needed
+def image_sharpness(image: bytes) -> float:
+    """Returns the sharpness of an encoded image, scaled to a short side of `SHARPNESS_SIDE`.
+
+    Args:
+        image: An encoded image (JPEG, PNG, ...).
+
+    Returns:
+        `laplacian_variance` of its grey values from 0 to 255.
+
+    Raises:
+        OSError: The bytes are no image.
+    """
+    with Image.open(io.BytesIO(image)) as opened:
+        # A JPEG is decoded no larger than needed.
+        opened.draft("L", (2 * SHARPNESS_SIDE, 2 * SHARPNESS_SIDE))
         grey = opened.convert("L")
-    scale = SIDE / min(grey.size)
-    size = tuple(max(round(scale * length), 1) for length in grey.size)
-    return sharpness(np.asarray(grey.resize((size[0], size[1]), Image.Resampling.BILINEAR)))
+    scale = SHARPNESS_SIDE / min(grey.size)
+    width, height = (max(round(scale * length), 1) for length in grey.size)
+    return laplacian_variance(np.asarray(grey.resize((width, height), Image.Resampling.BILINEAR)))

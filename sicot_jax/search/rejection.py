@@ -1,10 +1,12 @@
-"""How sure an answer is, and from when on it is given: "not in the catalogue" is an answer too.
+"""Open-set rejection: calibrated confidence of an answer, and the threshold to reject it below.
 
-A logistic regression on three numbers of an answer, fitted on validation photos twice: as they are,
-  and with their product taken out of classifier and index, when whatever is answered is wrong. So
-  it has seen photos of products that there are not,
-of the hardest kind: from the same catalogue; no second data set is needed. What is unusual for the
-  catalogue altogether has its certainty lowered (index/typicality).
+A photo whose answer is rejected counts as not in the catalogue.
+
+A logistic regression on three features of an answer. It is fitted to validation photos twice: as
+they are, and with their product removed from classifier and index, so that every answer is wrong.
+The second set stands for photos of products that are not in the catalogue, of the hardest kind:
+from the same catalogue. No second data set is needed. Photos unlike the catalogue altogether have
+their confidence lowered (`novelty`).
 """
 
 from __future__ import annotations
@@ -19,174 +21,241 @@ import numpy as np
 
 from sicot_jax.common.files import read_json, write_json
 from sicot_jax.errors import InputError
-from sicot_jax.search.novelty import Typicality
+from sicot_jax.search.novelty import NoveltyDetector
 
-FORMAT = 2
-FEWEST = 50  # validation photos that a calibration needs
-UNKNOWN_SHARE = 0.2  # of photos that are of no product, where nothing better is known
-PRECISION = 0.95  # of the answers that are given
-SUPPORT = 0.05  # of the photos of products, that a precision is estimated on
-# of the catalogue's photos, those farthest from the others, and what is beyond: less sure, down to
-# not at all
-UNUSUAL = 0.05
-_CURVE = 50  # points that are kept
+FORMAT = 3
+MIN_PHOTOS = 50  # validation photos that a calibration needs
+OPEN_SET_PRIOR = 0.2  # share of query photos that show no product of the catalogue
+TARGET_PRECISION = 0.95  # of the answers that are not rejected
+MIN_COVERAGE = 0.05  # of the catalogue's photos, for a precision estimate to count
+NOVELTY_LEVEL = 0.05  # p-values below it lower the confidence, in proportion
+_CURVE_POINTS = 50
 
 
 @dataclasses.dataclass(frozen=True)
-class Evidence:
-    """Of an answer: its probability, the cosine of the nearest photo of any product, and of one of
-    its own (0: not near); and the share of the catalogue's photos that are as unusual as this one.
+class ConfidenceFeatures:
+    """What the confidence of an answer is computed from.
+
+    Attributes:
+        probability: Probability of the answered product, 0 to 1.
+        nearest_similarity: Cosine of the nearest photo of any product.
+        match_similarity: Cosine of the nearest photo of the answered product; 0 where it is not
+            among the nearest products.
+        p_value: Conformal p-value of the photo under the catalogue's distribution (`novelty`).
     """
 
     probability: float
-    nearest: float
-    own: float
-    usual: float
+    nearest_similarity: float
+    match_similarity: float
+    p_value: float
 
-    def numbers(self) -> list[float]:
+    def regressors(self) -> list[float]:
+        """Returns the inputs of the logistic regression: log odds, nearest cosine, cosine gap."""
         share = min(max(self.probability, 1e-6), 1 - 1e-6)
-        return [math.log(share / (1 - share)), self.nearest, self.nearest - self.own]
+        gap = self.nearest_similarity - self.match_similarity
+        return [math.log(share / (1 - share)), self.nearest_similarity, gap]
 
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """certainty = sigmoid(intercept + weights . numbers) min(1, usual / UNUSUAL); an answer is
-    given from `threshold` on.
+    """Fitted confidence of answers, and the threshold from which an answer is given.
 
-    curve: [threshold, coverage of photos of products, precision] as estimated at the fit, with
-      `unknown_share` of photos of no product. reached: the precision at the threshold, below the
-      `precision` that was wanted where no threshold has that.
+    confidence = sigmoid(intercept + weights . regressors) * min(1, p_value / NOVELTY_LEVEL)
+
+    Attributes:
+        weights: Coefficients of `ConfidenceFeatures.regressors`.
+        intercept: Intercept of the logistic regression.
+        threshold: Answers of lower confidence are rejected.
+        target_precision: Precision that was asked for.
+        precision: Precision at the threshold; below the target where no threshold reaches it.
+        open_set_prior: Assumed share of photos that show no product of the catalogue.
+        num_photos: Photos of products that were fitted.
+        curve: Points [threshold, coverage of photos of products, precision] estimated in the fit.
+        novelty: Detector of photos unlike the catalogue; None where every photo counts as usual.
+        format: Version of the file format.
     """
 
     weights: list[float]
     intercept: float
     threshold: float
+    target_precision: float
     precision: float
-    reached: float
-    unknown_share: float
-    photos: int
+    open_set_prior: float
+    num_photos: int
     curve: list[list[float]]
-    typicality: Typicality | None
+    novelty: NoveltyDetector | None
     format: int = FORMAT
 
-    def certainty(self, evidence: Evidence) -> float:
-        """The probability that the answer is right."""
-        total = self.intercept + sum(
-            w * x for w, x in zip(self.weights, evidence.numbers(), strict=True)
+    def confidence(self, features: ConfidenceFeatures) -> float:
+        """Returns the probability that an answer is right.
+
+        Args:
+            features: Features of the answer.
+
+        Returns:
+            Confidence, 0 to 1.
+        """
+        logit = self.intercept + sum(
+            w * x for w, x in zip(self.weights, features.regressors(), strict=True)
         )
-        return min(1.0, evidence.usual / UNUSUAL) / (1 + math.exp(-min(max(total, -50.0), 50.0)))
+        sigmoid = 1 / (1 + math.exp(-min(max(logit, -50.0), 50.0)))
+        return min(1.0, features.p_value / NOVELTY_LEVEL) * sigmoid
 
-    def usual(self, embedding: np.ndarray) -> float:
-        """Of a photo's embedding [D], for its evidence."""
-        return 1.0 if self.typicality is None else self.typicality.share(embedding)
+    def p_value(self, embedding: np.ndarray) -> float:
+        """Returns the photo's conformal p-value, 1 without a novelty detector.
+
+        Args:
+            embedding: Embedding of one photo, float [D].
+
+        Returns:
+            A number in (0, 1].
+        """
+        return 1.0 if self.novelty is None else self.novelty.p_value(embedding)
 
 
-def fit(
-    known: Sequence[Evidence],
-    right: Sequence[bool],
-    unknown: Sequence[Evidence],
+def fit_calibration(
+    known: Sequence[ConfidenceFeatures],
+    correct: Sequence[bool],
+    unknown: Sequence[ConfidenceFeatures],
     *,
-    typicality: Typicality | None = None,
-    precision: float = PRECISION,
-    unknown_share: float = UNKNOWN_SHARE,
+    novelty: NoveltyDetector | None = None,
+    target_precision: float = TARGET_PRECISION,
+    open_set_prior: float = OPEN_SET_PRIOR,
 ) -> Calibration:
-    """From answers to photos of products, and to photos of none, which count as `unknown_share` of
-    all. Without `typicality` every photo is usual.
+    """Fits the confidence of answers and chooses the rejection threshold.
 
-    The threshold is the one of most coverage among those of that precision. Where none has it with
-    a coverage of at least `SUPPORT`, it is the one that tells right answers from wrong ones best
-    (most right and fewest wrong ones answered, in shares). Needs scikit-learn.
+    The threshold is the one of highest coverage among those that reach the target precision with a
+    coverage of at least `MIN_COVERAGE`; where there is none, the one of the highest Youden index.
+    Needs scikit-learn.
+
+    Args:
+        known: Features of answers to photos of products.
+        correct: Whether each of these answers is right.
+        unknown: Features of answers to photos that show no product of the catalogue.
+        novelty: Detector of photos unlike the catalogue, stored with the calibration.
+        target_precision: Wanted precision of the answers that are given.
+        open_set_prior: Share of all query photos that `unknown` stands for.
+
+    Returns:
+        The calibration.
     """
-    from sklearn.linear_model import LogisticRegression
-
-    rows = np.array([e.numbers() for e in (*known, *unknown)])
-    labels = np.array([*right, *([False] * len(unknown))])
-    weight = np.concatenate(
+    regressors = np.array([features.regressors() for features in (*known, *unknown)])
+    labels = np.array([*correct, *([False] * len(unknown))])
+    sample_weights = np.concatenate(
         [
-            np.full(len(known), (1 - unknown_share) / len(known)),
-            np.full(len(unknown), unknown_share / len(unknown)),
+            np.full(len(known), (1 - open_set_prior) / len(known)),
+            np.full(len(unknown), open_set_prior / len(unknown)),
         ]
     )
-    if labels.all() or not labels.any():
-        # Nothing to tell apart: the prior alone.
-        share = float(np.clip(np.sum(weight * labels), 1e-6, 1 - 1e-6))
-        weights, intercept = [0.0] * rows.shape[1], math.log(share / (1 - share))
+    coefficients, intercept = _fit_logistic(regressors, labels, sample_weights)
+    unthresholded = Calibration(
+        coefficients, intercept, 0.0, target_precision, 0.0, open_set_prior, len(known), [], novelty
+    )
+    scores = np.array([unthresholded.confidence(features) for features in (*known, *unknown)])
+    is_known = np.arange(len(labels)) < len(known)
+    curve = coverage_curve(scores, labels, is_known, sample_weights)
+    precise = [p for p in curve if p[2] >= target_precision and p[1] >= MIN_COVERAGE]
+    if precise:
+        best = max(precise, key=lambda point: point[1])
     else:
-        model = LogisticRegression(C=1e3, max_iter=1000).fit(
-            rows, labels, sample_weight=weight * len(rows)
-        )
-        weights, intercept = model.coef_[0].tolist(), float(model.intercept_[0])
-    bare = Calibration(
-        weights, intercept, 0.0, precision, 0.0, unknown_share, len(known), [], typicality
-    )
-    scores = np.array([bare.certainty(e) for e in (*known, *unknown)])
-    curve = coverage_curve(scores, labels, np.arange(len(rows)) < len(known), weight)
-    enough = [point for point in curve if point[2] >= precision and point[1] >= SUPPORT]
-    best = (
-        max(enough, key=lambda p: p[1])
-        if enough
-        else max(curve, key=lambda p: _told_apart(p[0], scores, labels, weight))
-    )
-    some = [curve[i] for i in np.unique(np.linspace(0, len(curve) - 1, _CURVE).astype(int))]
+        best = max(curve, key=lambda p: _youden_index(p[0], scores, labels, sample_weights))
+    kept = np.unique(np.linspace(0, len(curve) - 1, _CURVE_POINTS).astype(int))
     return dataclasses.replace(
-        bare,
+        unthresholded,
         threshold=best[0],
-        reached=best[2],
-        curve=[[round(x, 6) for x in point] for point in some],
+        precision=best[2],
+        curve=[[round(x, 6) for x in curve[i]] for i in kept],
     )
 
 
-def _told_apart(
-    threshold: float, scores: np.ndarray, right: np.ndarray, weight: np.ndarray
+def _fit_logistic(
+    regressors: np.ndarray, labels: np.ndarray, sample_weights: np.ndarray
+) -> tuple[list[float], float]:
+    from sklearn.linear_model import LogisticRegression
+
+    if labels.all() or not labels.any():  # one class alone: the prior
+        share = float(np.clip(np.sum(sample_weights * labels), 1e-6, 1 - 1e-6))
+        return [0.0] * regressors.shape[1], math.log(share / (1 - share))
+    model = LogisticRegression(C=1e3, max_iter=1000)
+    model.fit(regressors, labels, sample_weight=sample_weights * len(labels))
+    return model.coef_[0].tolist(), float(model.intercept_[0])
+
+
+def _youden_index(
+    threshold: float, scores: np.ndarray, correct: np.ndarray, weights: np.ndarray
 ) -> float:
+    """Returns the share of right answers given minus the share of wrong answers given."""
     answered = scores >= threshold
     return float(
-        np.sum((weight * right)[answered]) / max(np.sum(weight * right), 1e-12)
-        - np.sum((weight * ~right)[answered]) / max(np.sum(weight * ~right), 1e-12)
+        np.sum((weights * correct)[answered]) / max(np.sum(weights * correct), 1e-12)
+        - np.sum((weights * ~correct)[answered]) / max(np.sum(weights * ~correct), 1e-12)
     )
 
 
 def coverage_curve(
-    scores: np.ndarray, right: np.ndarray, known: np.ndarray, weight: np.ndarray
+    scores: np.ndarray, correct: np.ndarray, is_known: np.ndarray, weights: np.ndarray
 ) -> list[list[float]]:
-    """[threshold, coverage, precision] at every score: the share of photos of products that get an
-    answer, and the share of answers that are right.
+    """Returns coverage and precision at every threshold that separates two scores.
+
+    Args:
+        scores: Confidences, float [N].
+        correct: Whether the answer is right, bool [N].
+        is_known: Whether the photo shows a product of the catalogue, bool [N].
+        weights: Sample weights, float [N].
+
+    Returns:
+        Points [threshold, coverage, precision], highest threshold first. Coverage is the share of
+        known photos that get an answer, precision the share of answers that are right.
     """
     order = np.argsort(-scores, kind="stable")
-    answered = np.cumsum(weight[order])
-    correct = np.cumsum((weight * right)[order])
-    covered = np.cumsum((weight * known)[order]) / np.sum(weight * known)
-    last = np.flatnonzero(
-        np.append(np.diff(scores[order]) != 0, True)
-    )  # equal scores are answered together
+    answered = np.cumsum(weights[order])
+    right = np.cumsum((weights * correct)[order])
+    coverage = np.cumsum((weights * is_known)[order]) / np.sum(weights * is_known)
+    # Equal scores are accepted together: only the last of each group is a threshold.
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
     return [
-        [float(scores[order[i]]), float(covered[i]), float(correct[i] / answered[i])] for i in last
+        [float(scores[order[i]]), float(coverage[i]), float(right[i] / answered[i])] for i in last
     ]
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
+    """Writes a calibration as JSON, atomically.
+
+    Args:
+        path: File to write.
+        calibration: The calibration.
+    """
     stored = {f.name: getattr(calibration, f.name) for f in dataclasses.fields(calibration)}
-    typicality = calibration.typicality.stored() if calibration.typicality else None
-    write_json(path, stored | {"typicality": typicality})
+    novelty = calibration.novelty.to_json() if calibration.novelty else None
+    write_json(path, stored | {"novelty": novelty})
 
 
 def read_calibration(path: Path) -> Calibration | None:
-    """None where the index has none, as it had too few validation photos. InputError for a file of
-    another format.
+    """Reads a calibration.
+
+    Args:
+        path: File that `write_calibration` wrote.
+
+    Returns:
+        The calibration, or None without a file (an index of fewer than `MIN_PHOTOS` validation
+        photos has none).
+
+    Raises:
+        InputError: The file is of another format, or damaged.
     """
     if not path.exists():
         return None
     stored: dict[str, Any] = read_json(path, "the calibration of an index")
     if stored.get("format") != FORMAT:
         raise InputError(
-            f"{path}: format {stored.get('format')}, this version reads {FORMAT}; build the index again"
+            f"{path}: format {stored.get('format')}, this version reads {FORMAT}; "
+            "build the index again"
         )
     try:
-        typicality = (
-            Typicality.read(stored["typicality"]) if stored["typicality"] is not None else None
-        )
-        return Calibration(**stored | {"typicality": typicality})
+        novelty = stored["novelty"]
+        detector = None if novelty is None else NoveltyDetector.from_json(novelty)
+        return Calibration(**stored | {"novelty": detector})
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path}: not as it was written ({error}); build the index again"
+            f"{path}: damaged or incomplete ({error}); build the index again"
         ) from error

@@ -1,4 +1,4 @@
-"""API keys: a file of names and hashes, so that who reads it cannot call the service."""
+"""API keys: a file of names and key hashes, so that its readers cannot call the service."""
 
 from __future__ import annotations
 
@@ -13,32 +13,50 @@ from sicot_jax.errors import InputError
 _LINE = re.compile(r"(?P<name>[\w.-]{1,64}) (?P<hash>[0-9a-f]{64})")
 
 
-class Keys:
-    """Name -> sha256 of a key. Keys are random and long, so that a plain hash of one cannot be
-    guessed back.
+class ApiKeys:
+    """Names of callers and sha256 hashes of their keys.
+
+    Keys are random and long, so that a plain hash of one cannot be inverted by guessing.
     """
 
     def __init__(self, hashes: dict[str, bytes]):
         self._hashes = hashes
 
-    def name_of(self, key: str) -> str | None:
-        """Whose key it is; every hash is compared, in constant time."""
+    def owner(self, key: str) -> str | None:
+        """Returns the name that a key belongs to; compares every hash in constant time.
+
+        Args:
+          key: the key of a request.
+
+        Returns:
+          The name, or None for an unknown key.
+        """
         digest = hashlib.sha256(key.encode()).digest()
-        found = None
+        owner = None
         for name, stored in self._hashes.items():
             if hmac.compare_digest(stored, digest):
-                found = name
-        return found
+                owner = name
+        return owner
 
 
-def read_keys(path: Path) -> Keys:
-    """InputError: no such file, a line that is none, no key."""
+def read_api_keys(path: Path) -> ApiKeys:
+    """Returns the keys of a file.
+
+    Args:
+      path: file with lines "NAME SHA256"; lines that start with "#" are comments.
+
+    Returns:
+      The keys.
+
+    Raises:
+      InputError: no such file, a line of another form, or no key.
+    """
     hashes = _read_hashes(path)
     if not hashes:
         raise InputError(
             f"{path}: no key in it; make one with `sicot serve-key NAME --file {path}`"
         )
-    return Keys(hashes)
+    return ApiKeys(hashes)
 
 
 def _read_hashes(path: Path) -> dict[str, bytes]:
@@ -52,16 +70,25 @@ def _read_hashes(path: Path) -> dict[str, bytes]:
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
-        found = _LINE.fullmatch(line.strip())
-        if not found or found["name"] in hashes:
+        match = _LINE.fullmatch(line.strip())
+        if not match or match["name"] in hashes:
             raise InputError(f"{path}: line {number}: wanted 'NAME SHA256', each name once")
-        hashes[found["name"]] = bytes.fromhex(found["hash"])
+        hashes[match["name"]] = bytes.fromhex(match["hash"])
     return hashes
 
 
-def add_key(path: Path, name: str) -> str:
-    """A new key for `name`, its hash at the end of the file. InputError: a bad name, or one that
-    has a key.
+def add_api_key(path: Path, name: str) -> str:
+    """Makes a new key and appends its hash to a file.
+
+    Args:
+      path: file of keys; made if missing, readable by its owner alone.
+      name: name of the caller.
+
+    Returns:
+      The key, which is stored nowhere.
+
+    Raises:
+      InputError: a bad name, or one that has a key.
     """
     if not re.fullmatch(r"[\w.-]{1,64}", name):
         raise InputError(f"{name!r}: wanted a name of letters, digits, '.', '_' and '-'")

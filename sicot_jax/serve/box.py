@@ -1,4 +1,4 @@
-"""Boxes in a photo: given with a request, and a model's, told of the photo as a person sees it."""
+"""Bounding boxes of query photos, as fractions of the upright photo."""
 
 from __future__ import annotations
 
@@ -8,31 +8,44 @@ from typing import NamedTuple
 
 from sicot_jax.errors import InputError
 
-SMALLEST = 0.02  # of the photo, a side
+MIN_SIDE = 0.02  # of a requested box, as a fraction of the photo
 
 
 class Box(NamedTuple):
-    """Fractions of a photo's width and height, after its EXIF orientation."""
+    """A box as fractions of a photo's width and height, after its EXIF orientation."""
 
     left: float
     top: float
     right: float
     bottom: float
 
-    def grown(self, across: float, down: float) -> Box:
-        """About its centre, by factors of its width and height, as far as the photo goes."""
-        x, y = (
-            (self.right - self.left) * (across - 1) / 2,
-            (self.bottom - self.top) * (down - 1) / 2,
-        )
-        return Box(self.left - x, self.top - y, self.right + x, self.bottom + y).inside()
+    def expanded(self, horizontal: float, vertical: float) -> Box:
+        """Returns the box scaled about its centre and clipped to the photo.
 
-    def inside(self) -> Box:
-        """What of it lies in the photo."""
+        Args:
+          horizontal: factor of its width.
+          vertical: factor of its height.
+
+        Returns:
+          The larger box.
+        """
+        x = (self.right - self.left) * (horizontal - 1) / 2
+        y = (self.bottom - self.top) * (vertical - 1) / 2
+        return Box(self.left - x, self.top - y, self.right + x, self.bottom + y).clipped()
+
+    def clipped(self) -> Box:
+        """Returns the part of the box that lies in the photo."""
         return Box(*(min(max(side, 0.0), 1.0) for side in self))
 
-    def within(self, inner: Sequence[float]) -> Box:
-        """Of the photo: a box (left, top, right, bottom) that is given as fractions of this one."""
+    def to_photo(self, inner: Sequence[float]) -> Box:
+        """Converts a box given as fractions of this box into fractions of the photo.
+
+        Args:
+          inner: (left, top, right, bottom) as fractions of this box.
+
+        Returns:
+          The same box as fractions of the photo.
+        """
         left, top, right, bottom = inner
         width, height = self.right - self.left, self.bottom - self.top
         return Box(
@@ -42,27 +55,45 @@ class Box(NamedTuple):
             self.top + height * bottom,
         )
 
-    def pixels(self, width: int, height: int) -> tuple[slice, slice]:
-        """Rows and columns of a photo of that size, rounded outwards."""
+    def pixel_slices(self, width: int, height: int) -> tuple[slice, slice]:
+        """Returns rows and columns of the box, rounded outwards.
+
+        Args:
+          width: width of the photo, pixels.
+          height: height of the photo, pixels.
+
+        Returns:
+          Slices of the rows and of the columns.
+        """
         rows = slice(math.floor(self.top * height), math.ceil(self.bottom * height))
         return rows, slice(math.floor(self.left * width), math.ceil(self.right * width))
 
 
-WHOLE = Box(0.0, 0.0, 1.0, 1.0)
+FULL_PHOTO = Box(0.0, 0.0, 1.0, 1.0)
 
 
-def parse(text: str) -> Box:
-    """Of "left,top,right,bottom". InputError: other than four numbers from 0 to 1, or sides closer
-    than `SMALLEST`.
+def parse_box(text: str) -> Box:
+    """Parses the box of a request.
+
+    Args:
+      text: "left,top,right,bottom".
+
+    Returns:
+      The box.
+
+    Raises:
+      InputError: other than four numbers from 0 to 1, or sides closer than MIN_SIDE.
     """
-    wanted = f"wanted left,top,right,bottom: fractions of the photo from 0 to 1, each pair at least {SMALLEST} apart"
+    wanted = (
+        "wanted left,top,right,bottom: fractions of the photo from 0 to 1, "
+        f"each pair at least {MIN_SIDE} apart"
+    )
     try:
         box = Box(*map(float, text.split(",", 4)))
     except (ValueError, TypeError):
         raise InputError(f"box={text!r:.60}: {wanted}") from None
-    ordered = (
-        box.right - box.left >= SMALLEST and box.bottom - box.top >= SMALLEST
-    )  # of nan neither
-    if not (ordered and box == box.inside()):
+    # Comparisons with nan are false.
+    ordered = box.right - box.left >= MIN_SIDE and box.bottom - box.top >= MIN_SIDE
+    if not (ordered and box == box.clipped()):
         raise InputError(f"box={text!r:.60}: {wanted}")
     return box

@@ -1,13 +1,13 @@
-"""Which engine answers, and in which batch sizes: measured when the service starts."""
+"""Selects the engine and its batch size by measurements at the start of the service."""
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import importlib.util
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,57 +16,97 @@ from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
 from sicot_jax.index.storage import layout
 from sicot_jax.recognizer import Engine, jax_engine, onnx_engine
-from sicot_jax.serve.batcher import IN_FLIGHT
-from sicot_jax.weights import bundle as folders
+from sicot_jax.serve.batcher import MAX_CONCURRENT_CALLS
+from sicot_jax.weights.bundle import read_converted
 
-KINDS = ("onnx", "jax")
-_ROUNDS = 5
-_ROUNDS_AT_ONCE = 3
-_GAIN = 0.1  # a larger batch has to save this share of the time of a photo
+ENGINE_KINDS = ("onnx", "jax")
+_REPEATS = 5
+_REPEATS_UNDER_LOAD = 3
+_MIN_GAIN = 0.1  # a larger batch has to save this share of the time of a photo
 
 
 @dataclasses.dataclass(frozen=True)
-class Chosen:
-    """An engine with every batch size compiled. milliseconds: batch size -> median of a call, where
-    `IN_FLIGHT` of them share the machine, divided by that number.
+class SelectedEngine:
+    """An engine with every batch size compiled.
+
+    Attributes:
+      kind: one of ENGINE_KINDS.
+      run: the engine.
+      preprocessing: how photos are prepared for it.
+      num_classes: classes of its model, C.
+      batch_ms: batch size -> median time of a call in milliseconds, where MAX_CONCURRENT_CALLS
+        calls share the machine, divided by that number.
+      batch_size: the batch size in use.
     """
 
     kind: str
     run: Engine
     preprocessing: Preprocessing
-    classes: int
-    milliseconds: dict[int, float]
-    largest: int
+    num_classes: int
+    batch_ms: dict[int, float]
+    batch_size: int
+
+    @property
+    def photo_ms(self) -> float:
+        """Milliseconds per photo in a full batch."""
+        return self.batch_ms[self.batch_size] / self.batch_size
 
 
-def choose(version: Path, kind: str = "auto", *, largest: int = 32, threads: int = 0) -> Chosen:
-    """The engine of an index's model that answers one photo soonest, or the one that `kind` names.
+def select_engine(
+    version: Path, kind: str = "auto", *, largest: int = 32, threads: int = 0
+) -> SelectedEngine:
+    """Selects the engine that answers a single photo soonest, and its batch size.
 
-    `Chosen.largest` is the batch size, up to `largest`, from which on twice and four times as many
-    photos gain less than a tenth of the time of each, called as under load; larger ones are not
-    tried. InputError where no engine can be loaded.
+    The batch size is the one, up to `largest`, from which on twice and four times as many photos
+    gain less than a tenth of the time per photo, called as under load; larger ones are not tried.
+
+    Args:
+      version: version folder of an index.
+      kind: "auto", or one of ENGINE_KINDS.
+      largest: maximum batch size.
+      threads: threads of ONNX Runtime, 0 for all cores.
+
+    Returns:
+      The engine.
+
+    Raises:
+      InputError: no engine can be loaded.
     """
-    converted = folders.read_converted(version / layout.MODEL)
-    loaded = _load(version, kind, threads)
+    converted = read_converted(version / layout.MODEL)
+    loaded = _load_engines(version, kind, threads)
     shape = converted.preprocessing.height, converted.preprocessing.width, 3
-    alone = {name: _milliseconds(engine, shape, 1, at_once=1) for name, engine in loaded.items()}
+    alone = {name: _call_ms(engine, shape, 1, concurrent=1) for name, engine in loaded.items()}
     name = min(alone, key=lambda name: alone[name])
     engine = loaded[name]
-    sizes, size, use = {1: _milliseconds(engine, shape, 1, at_once=IN_FLIGHT)}, 1, 1
-    while 2 * size <= min(largest, 4 * use):
+    batch_ms = {1: _call_ms(engine, shape, 1, concurrent=MAX_CONCURRENT_CALLS)}
+    size = best = 1
+    while 2 * size <= min(largest, 4 * best):
         size *= 2
-        sizes[size] = _milliseconds(engine, shape, size, at_once=IN_FLIGHT)
-        if sizes[size] / size < (1 - _GAIN) * sizes[use] / use:
-            use = size
-    return Chosen(name, engine, converted.preprocessing, converted.model.classes, sizes, use)
+        batch_ms[size] = _call_ms(engine, shape, size, concurrent=MAX_CONCURRENT_CALLS)
+        if batch_ms[size] / size < (1 - _MIN_GAIN) * batch_ms[best] / best:
+            best = size
+    return SelectedEngine(
+        name, engine, converted.preprocessing, converted.model.classes, batch_ms, best
+    )
 
 
-def check(version: Path, kind: str) -> list[str]:
-    """The engines that `kind` stands for here. InputError where there is none."""
-    if kind not in ("auto", *KINDS):
-        raise InputError(f"engine {kind!r}, wanted auto, {' or '.join(KINDS)}")
+def available_engines(version: Path, kind: str) -> list[str]:
+    """Returns the engines that can serve an index here.
+
+    Args:
+      version: version folder of an index.
+      kind: "auto", or one of ENGINE_KINDS.
+
+    Returns:
+      Names from ENGINE_KINDS, at least one.
+
+    Raises:
+      InputError: an unknown kind, or none of it is available.
+    """
+    if kind not in ("auto", *ENGINE_KINDS):
+        raise InputError(f"engine {kind!r}, wanted auto, {' or '.join(ENGINE_KINDS)}")
     graph = (version / layout.ONNX_MODEL).is_dir()
-    there = {
+    installed = {
         "onnx": graph and importlib.util.find_spec("onnxruntime") is not None,
         "jax": importlib.util.find_spec("jax") is not None,
     }
@@ -74,30 +114,30 @@ def check(version: Path, kind: str) -> list[str]:
         raise InputError(
             f"{version}: holds no ONNX graph; build the index where torch and onnx are installed"
         )
-    wanted = [name for name in KINDS if there[name] and kind in ("auto", name)]
-    if not wanted:
+    names = [name for name in ENGINE_KINDS if installed[name] and kind in ("auto", name)]
+    if not names:
         raise InputError(
             f"{version}: no engine {kind} here; install one: pip install 'sicot_jax[onnx]' (or jax)"
         )
-    return wanted
+    return names
 
 
-def _load(version: Path, kind: str, threads: int) -> dict[str, Engine]:
+def _load_engines(version: Path, kind: str, threads: int) -> dict[str, Engine]:
     makers: dict[str, Callable[[], Engine]] = {
         "onnx": lambda: onnx_engine(version / layout.ONNX_MODEL, threads=threads),
-        "jax": lambda: jax_engine(folders.read_converted(version / layout.MODEL)),
+        "jax": lambda: jax_engine(read_converted(version / layout.MODEL)),
     }
-    return {name: makers[name]() for name in check(version, kind)}
+    return {name: makers[name]() for name in available_engines(version, kind)}
 
 
-def _milliseconds(engine: Engine, shape: tuple[int, ...], size: int, *, at_once: int) -> float:
-    """Of a call, each from a thread of its own: the time of all of them, divided by their number."""
+def _call_ms(engine: Engine, shape: tuple[int, ...], size: int, *, concurrent: int) -> float:
+    """Returns the median time of `concurrent` calls at once, divided by their number."""
     photos = np.zeros((size, *shape), np.uint8)
     engine(photos)  # compiles
     times = []
-    with concurrent.futures.ThreadPoolExecutor(at_once) as threads:
-        for _ in range(_ROUNDS if at_once == 1 else _ROUNDS_AT_ONCE):
+    with ThreadPoolExecutor(concurrent) as threads:
+        for _ in range(_REPEATS if concurrent == 1 else _REPEATS_UNDER_LOAD):
             start = time.perf_counter()
-            list(threads.map(engine, [photos] * at_once))
-            times.append((time.perf_counter() - start) / at_once)
+            list(threads.map(engine, [photos] * concurrent))
+            times.append((time.perf_counter() - start) / concurrent)
     return statistics.median(times) * 1e3

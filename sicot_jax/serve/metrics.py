@@ -1,4 +1,4 @@
-"""What the service counts, for Prometheus; over all worker processes where there are several."""
+"""Prometheus metrics of the service, summed over all worker processes."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ _DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"  # set by `sicot serve` before its worke
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 REQUESTS = prometheus.Counter("sicot_requests", "Requests by route and status", ["route", "status"])
-SECONDS = prometheus.Histogram(
-    "sicot_request_seconds", "Time of a request", ["route"], buckets=_BUCKETS
+REQUEST_SECONDS = prometheus.Histogram(
+    "sicot_request_seconds", "Duration of a request", ["route"], buckets=_BUCKETS
 )
-STAGES = prometheus.Histogram(
-    "sicot_stage_seconds", "Time of a part of a request", ["stage"], buckets=_BUCKETS
+STAGE_SECONDS = prometheus.Histogram(
+    "sicot_stage_seconds", "Duration of a stage of a request", ["stage"], buckets=_BUCKETS
 )
-BATCHES = prometheus.Histogram(
+BATCH_PHOTOS = prometheus.Histogram(
     "sicot_batch_photos", "Photos in a call of the engine", buckets=(1, 2, 4, 8, 16, 32)
 )
 IN_FLIGHT = prometheus.Gauge(
-    "sicot_in_flight", "Requests with a photo", multiprocess_mode="livesum"
+    "sicot_in_flight", "Photos that are being processed", multiprocess_mode="livesum"
 )
-UNKNOWN = prometheus.Counter("sicot_unknown", "Photos of no product in the catalogue")
+REJECTED = prometheus.Counter(
+    "sicot_rejected", "Photos rejected as showing no product of the catalogue"
+)
 
 
-def exposition() -> tuple[bytes, str]:
-    """The text and its content type."""
+def render_metrics() -> tuple[bytes, str]:
+    """Returns all metrics in Prometheus's text format, and its content type."""
     if os.environ.get(_DIRECTORY):
         registry = prometheus.CollectorRegistry()
         multiprocess.MultiProcessCollector(registry)

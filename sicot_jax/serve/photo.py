@@ -1,4 +1,4 @@
-"""A query photo: bytes from anyone to pixels, within limits."""
+"""Decodes query photos, bytes from anyone, within limits."""
 
 from __future__ import annotations
 
@@ -15,18 +15,23 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from sicot_jax.common import image
+from sicot_jax.common.image import ImageError, decode_photo
 from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
-from sicot_jax.serve.box import WHOLE, Box
+from sicot_jax.serve.box import FULL_PHOTO, Box
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+QUERY_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
-    """What a photo may have. While it is decoded a pixel takes up to 28 bytes (WebP with
-    transparency; JPEG 7).
+class PhotoLimits:
+    """Limits of one query photo.
+
+    Attributes:
+      bytes: of the file.
+      pixels: width times height. While it is decoded a pixel takes up to 28 bytes (WebP with
+        transparency; JPEG 7).
+      side: of width and height, pixels.
     """
 
     bytes: int = 10_000_000
@@ -35,36 +40,64 @@ class Limits:
 
 
 class PixelBudget:
-    """Lets photos be decoded together as long as they have at most `pixels` in all; a larger one
-    alone.
+    """Limits the pixels of all photos that are decoded at the same time; thread-safe.
+
+    Args:
+      pixels: number of pixels at most; a larger photo is decoded alone.
     """
 
     def __init__(self, pixels: int):
-        self.pixels, self._taken, self._changed = pixels, 0, threading.Condition()
+        self.pixels, self._reserved, self._changed = pixels, 0, threading.Condition()
 
     @contextlib.contextmanager
-    def taken(self, pixels: int) -> Iterator[None]:
+    def reserve(self, pixels: int) -> Iterator[None]:
+        """Waits until the pixels fit into the budget, and holds them while the context lasts.
+
+        Args:
+          pixels: number of pixels of a photo.
+
+        Yields:
+          Nothing.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: not self._taken or self._taken + pixels <= self.pixels)
-            self._taken += pixels
+            self._changed.wait_for(
+                lambda: not self._reserved or self._reserved + pixels <= self.pixels
+            )
+            self._reserved += pixels
         try:
             yield
         finally:
             with self._changed:
-                self._taken -= pixels
+                self._reserved -= pixels
                 self._changed.notify_all()
 
 
 class PhotoError(InputError):
-    """A photo that is not taken: `code` for programs, `status` for HTTP."""
+    """A photo that is refused.
+
+    Attributes:
+      status: HTTP status.
+      code: code of the error, for programs.
+    """
 
     def __init__(self, status: int, code: str, message: str):
         super().__init__(message)
         self.status, self.code = status, code
 
 
-def from_base64(text: str, limits: Limits) -> bytes:
-    """The bytes that a JSON request carries; a data URL is taken too."""
+def decode_base64(text: str, limits: PhotoLimits) -> bytes:
+    """Returns the photo of a JSON request.
+
+    Args:
+      text: base64, also as a data URL.
+      limits: limits of the photo.
+
+    Returns:
+      The file's bytes.
+
+    Raises:
+      PhotoError: too large, or not base64.
+    """
     if text.startswith("data:"):
         text = text.partition(",")[2]
     if len(text) > limits.bytes * 4 // 3 + 4:
@@ -77,28 +110,43 @@ def from_base64(text: str, limits: Limits) -> bytes:
         raise PhotoError(400, "bad_base64", f"photo is no base64 ({error})") from error
 
 
-class Decoded(NamedTuple):
-    """pixels: uint8 [height, width, 3], as the engine takes them. seen: which part of the photo
-    they are.
+class DecodedPhoto(NamedTuple):
+    """A query photo as the engine takes it.
+
+    Attributes:
+      pixels: uint8 [height, width, 3].
+      visible: the part of the photo that they show.
     """
 
     pixels: np.ndarray
-    seen: Box
+    visible: Box
 
 
-def decode(
+def decode_query_photo(
     data: bytes,
     preprocessing: Preprocessing,
-    limits: Limits,
+    limits: PhotoLimits,
     budget: PixelBudget,
     box: Box | None = None,
-) -> Decoded:
-    """As the engine takes it. Raises PhotoError: empty, too large, no photo, another format,
-    broken.
+) -> DecodedPhoto:
+    """Decodes a query photo and prepares it for the engine.
 
-    `box`: this part as if it were the whole photo, with a margin as wide as what the centre crop
-    cuts off again. Its size is read from the header before a pixel is decoded; then it waits for
-    its share of `budget`.
+    The size is read from the header before a pixel is decoded; decoding then waits for its share of
+    the budget.
+
+    Args:
+      data: the file's bytes.
+      preprocessing: how the engine takes photos.
+      limits: limits of the photo.
+      budget: limits the photos that are decoded at the same time.
+      box: this part is prepared as if it were the full photo, with a margin as wide as what the
+        centre crop removes.
+
+    Returns:
+      Pixels and the part of the photo that they show.
+
+    Raises:
+      PhotoError: empty, too large, no photo, another format, or broken.
     """
     if not data:
         raise PhotoError(400, "no_photo", "the photo is empty; send the bytes of a photo")
@@ -108,41 +156,42 @@ def decode(
             "photo_too_large",
             f"{len(data)} bytes, at most {limits.bytes}; make the photo smaller",
         )
-    with budget.taken(_checked_pixels(data, limits)):
+    with budget.reserve(_pixels_in_header(data, limits)):
         try:
-            pixels = image.decode(data, max_pixels=limits.pixels)
-        except image.ImageError as error:
+            pixels = decode_photo(data, max_pixels=limits.pixels)
+        except ImageError as error:
             raise PhotoError(400, "broken_photo", str(error)) from error
         margin = (
             preprocessing.resize_width / preprocessing.width,
             preprocessing.resize_height / preprocessing.height,
         )
-        part = WHOLE if box is None else box.grown(*margin)
+        part = FULL_PHOTO if box is None else box.expanded(*margin)
         height, width, _ = pixels.shape
-        pixels = pixels[part.pixels(width, height)]
-        seen = part.within(preprocessing.seen(*pixels.shape[:2]))
-        return Decoded(preprocessing.centre_crop(preprocessing.load(pixels)), seen)
+        pixels = pixels[part.pixel_slices(width, height)]
+        visible = part.to_photo(preprocessing.visible_region(*pixels.shape[:2]))
+        return DecodedPhoto(preprocessing.centre_crop(preprocessing.load(pixels)), visible)
 
 
-def _checked_pixels(data: bytes, limits: Limits) -> int:
-    """How many the header says."""
+def _pixels_in_header(data: bytes, limits: PhotoLimits) -> int:
+    """Returns the number of pixels that the header says; raises PhotoError beyond the limits."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-                width, height = opened.size
+            with Image.open(io.BytesIO(data), formats=QUERY_FORMATS) as image:
+                width, height = image.size
     except Exception as error:  # Pillow raises nearly anything on hostile bytes
         if isinstance(error, Image.DecompressionBombError):
             raise PhotoError(
                 413, "too_many_pixels", f"more than {limits.pixels} pixels; make it smaller"
             ) from None
         raise PhotoError(
-            415, "not_a_photo", f"not a photo; wanted one of {', '.join(FORMATS)}"
+            415, "not_a_photo", f"not a photo; wanted one of {', '.join(QUERY_FORMATS)}"
         ) from None
     if width * height > limits.pixels or max(width, height) > limits.side:
         raise PhotoError(
             413,
             "too_many_pixels",
-            f"{width} x {height} pixels, at most {limits.pixels} and {limits.side} a side; make it smaller",
+            f"{width} x {height} pixels, at most {limits.pixels} and {limits.side} a side; "
+            "make it smaller",
         )
     return width * height

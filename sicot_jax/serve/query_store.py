@@ -1,4 +1,4 @@
-"""Query photos that the service was told to keep, for as many days as it was told."""
+"""Stores query photos for a number of days, where the service is told to."""
 
 from __future__ import annotations
 
@@ -12,26 +12,35 @@ _CLEAN_SECONDS = 3600.0
 _log = logging.getLogger("sicot")
 
 
-class Queries:
-    """A folder of `REQUEST_ID-RANDOM.photo`; older ones are removed at the start and about once an
-    hour.
+class QueryStore:
+    """A folder of `REQUEST_ID-RANDOM.photo`; expired photos are removed at the start and hourly.
+
+    Args:
+      folder: made if missing, readable by its owner alone.
+      days: days for which a photo is kept.
     """
 
     def __init__(self, folder: Path, days: int):
         self.folder, self.seconds, self._cleaned = folder, days * 86_400.0, 0.0
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o700)
-        self.clean()
+        self.remove_expired()
 
-    def keep(self, request_id: str, data: bytes) -> None:
-        """A photo that cannot be kept is logged; its request is answered all the same."""
+    def save(self, request_id: str, data: bytes) -> None:
+        """Saves a photo; a failure is logged and does not fail the request.
+
+        Args:
+          request_id: id of the request.
+          data: the photo's bytes.
+        """
         try:
             # Clients may choose the id: the rest of the name keeps their photos apart.
             (self.folder / f"{request_id}-{secrets.token_hex(4)}.photo").write_bytes(data)
         except OSError as error:
             _log.error("%s not kept: %s", request_id, error)
 
-    def clean(self) -> None:
+    def remove_expired(self) -> None:
+        """Removes expired photos, at most once an hour."""
         now = time.time()
         if now - self._cleaned < _CLEAN_SECONDS:
             return

@@ -1,5 +1,6 @@
-"""The service under Ray Serve: `serve run sicot_jax.serve.ray:app index=/srv/index replicas=2`
-(docs/scaling.md).
+"""Runs the service under Ray Serve.
+
+`serve run sicot_jax.serve.ray:app index=/srv/index replicas=2`, see docs/scaling.md.
 """
 
 # No `from __future__ import annotations` here: Ray reads the type of the builder's argument.
@@ -14,27 +15,26 @@ from ray import serve
 from ray.serve import Application
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sicot_jax.serve import server as run
-from sicot_jax.serve.photo import Limits
-from sicot_jax.serve.settings import Settings
+from sicot_jax.serve.photo import PhotoLimits
+from sicot_jax.serve.server import MAX_CONCURRENT_REQUESTS, check_settings, create_logging_app
+from sicot_jax.serve.settings import ServiceSettings
 
 
-class Arguments(BaseModel, extra="forbid", hide_input_in_errors=True):
-    """What `serve run` and a Serve config file may give: the flags of `sicot serve`, and what a
-    replica takes.
+class RayArguments(BaseModel, extra="forbid", hide_input_in_errors=True):
+    """Arguments of `serve run` or of a Serve config file: flags of `sicot serve`, and resources.
 
     A file or folder has the same path on every machine that a replica may run on.
     """
 
     index: Path
-    database: str = Field("", repr=False, description="a URL; errors do not tell it")
+    database: str = Field("", repr=False, description="a URL; never part of an error")
     replicas: int = Field(1, ge=1)
     cpus: int = Field(1, ge=1, description="of a replica, and threads of its engine")
     gpus: float = Field(0, ge=0, description="of a replica")
     engine: str = "auto"
     largest_batch: int = 32
-    seconds: float = 10.0
-    wait_ms: float = 500.0
+    timeout: float = Field(10.0, description="seconds")
+    max_wait_ms: float = 500.0
     photo_bytes: int = 10_000_000
     photo_pixels: int = 30_000_000
     keys: Path | None = None
@@ -43,46 +43,55 @@ class Arguments(BaseModel, extra="forbid", hide_input_in_errors=True):
     keep_days: int = 30
 
 
-def app(arguments: Arguments) -> Application:
-    """The service of an index, for Ray Serve. InputError for what no replica could serve.
+def app(arguments: RayArguments) -> Application:
+    """Builds the Ray Serve application of an index.
 
-    A replica makes its own app, and gets requests once its model and index are loaded.
+    A replica makes its own FastAPI app, and gets requests once its model and index are loaded.
+
+    Args:
+      arguments: settings of the service and of its replicas.
+
+    Returns:
+      The application.
+
+    Raises:
+      InputError: settings that no replica could serve.
     """
-    settings = _settings(arguments)
-    run.check(settings)
+    settings = _service_settings(arguments)
+    check_settings(settings)
 
     def make() -> FastAPI:
-        made = run.make_app(settings)
-        made.add_middleware(_OneRequestId)
+        made = create_logging_app(settings)
+        made.add_middleware(_SingleRequestId)
         return made
 
     deployment = serve.deployment(
         name="sicot",
         num_replicas=arguments.replicas,
         ray_actor_options={"num_cpus": arguments.cpus, "num_gpus": arguments.gpus},
-        # As many as `sicot serve` takes: the service itself says at once who is too many; nobody
-        # waits unseen in Ray's queue.
-        max_ongoing_requests=run.CONCURRENT,
-        max_queued_requests=run.CONCURRENT,
-        graceful_shutdown_timeout_s=math.ceil(settings.seconds) + 1,
+        # As many as `sicot serve` takes: the service itself refuses at once what it cannot serve in
+        # time; no request waits in Ray's queue.
+        max_ongoing_requests=MAX_CONCURRENT_REQUESTS,
+        max_queued_requests=MAX_CONCURRENT_REQUESTS,
+        graceful_shutdown_timeout_s=math.ceil(settings.timeout_seconds) + 1,
         logging_config={"enable_access_log": False},  # the service writes its own, without SKUs
     )
     return deployment(serve.ingress(make)()).bind()
 
 
-def _settings(arguments: Arguments) -> Settings:
+def _service_settings(arguments: RayArguments) -> ServiceSettings:
     def absolute(path: Path | None) -> str:
         return str(path.absolute()) if path else ""  # a replica has another working folder
 
-    return Settings(
+    return ServiceSettings(
         index=absolute(arguments.index),
         database=arguments.database,
         engine=arguments.engine,
         largest_batch=arguments.largest_batch,
         threads=arguments.cpus,
-        seconds=arguments.seconds,
-        wait_seconds=arguments.wait_ms / 1e3,
-        limits=Limits(bytes=arguments.photo_bytes, pixels=arguments.photo_pixels),
+        timeout_seconds=arguments.timeout,
+        max_wait_seconds=arguments.max_wait_ms / 1e3,
+        limits=PhotoLimits(bytes=arguments.photo_bytes, pixels=arguments.photo_pixels),
         keys=absolute(arguments.keys),
         events=absolute(arguments.events),
         keep_queries=absolute(arguments.keep_queries),
@@ -90,25 +99,23 @@ def _settings(arguments: Arguments) -> Settings:
     )
 
 
-class _OneRequestId:
-    """ASGI middleware. Ray's proxy gives every request an id and repeats it in the answer; the
-    service's header would be a second.
-    """
+class _SingleRequestId:
+    """ASGI middleware that drops the service's request id where Ray's proxy adds the same one."""
 
     def __init__(self, inner: ASGIApp):
         self.inner = inner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        theirs = {
+        request_ids = {
             (name, value) for name, value in scope.get("headers", ()) if name == b"x-request-id"
         }
 
-        async def once(message: Message) -> None:
+        async def send_once(message: Message) -> None:
             if message["type"] == "http.response.start":
                 kept: list[Any] = [
-                    header for header in message["headers"] if tuple(header) not in theirs
+                    header for header in message["headers"] if tuple(header) not in request_ids
                 ]
                 message = {**message, "headers": kept}
             await send(message)
 
-        await self.inner(scope, receive, once)
+        await self.inner(scope, receive, send_once)

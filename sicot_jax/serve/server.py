@@ -1,4 +1,4 @@
-"""`sicot serve`: uvicorn with one worker process or several."""
+"""Runs the service in uvicorn, with one worker process or several."""
 
 from __future__ import annotations
 
@@ -16,65 +16,96 @@ from sicot_jax.errors import InputError
 from sicot_jax.events.store import Events
 from sicot_jax.index.backends.open import open_index
 from sicot_jax.index.storage import layout
-from sicot_jax.serve import engines
-from sicot_jax.serve import gpus as devices
-from sicot_jax.serve import settings as settings_of
-from sicot_jax.serve.api_keys import read_keys
-from sicot_jax.serve.query_store import Queries
-from sicot_jax.serve.settings import Settings
+from sicot_jax.serve.api_keys import read_api_keys
+from sicot_jax.serve.engines import available_engines
+from sicot_jax.serve.gpus import claim_gpu, create_gpu_pool
+from sicot_jax.serve.query_store import QueryStore
+from sicot_jax.serve.settings import (
+    ServiceSettings,
+    read_from_environment,
+    write_to_environment,
+)
 
-CONCURRENT = 1000  # requests at once of a worker
-_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+MAX_CONCURRENT_REQUESTS = 1000  # of a worker
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
-def serve(settings: Settings, *, host: str, port: int, workers: int) -> None:
-    """Until SIGINT or SIGTERM; requests that run are answered first. InputError for settings that
-    cannot be served.
+def serve(settings: ServiceSettings, *, host: str, port: int, workers: int) -> None:
+    """Serves until SIGINT or SIGTERM; running requests are answered first.
+
+    Args:
+      settings: settings of the service.
+      host: address to listen on.
+      port: port to listen on.
+      workers: number of worker processes.
+
+    Raises:
+      InputError: settings that cannot be served.
     """
     if workers < 1 or not 0 < port < 65536:
         raise InputError(f"--workers {workers} --port {port}, wanted 1 or more and 1 to 65535")
-    check(settings)
-    settings_of.to_environment(settings)
-    if gpus := devices.share_out(workers):
-        atexit.register(shutil.rmtree, gpus, ignore_errors=True)
+    check_settings(settings)
+    write_to_environment(settings)
+    if gpu_pool := create_gpu_pool(workers):
+        atexit.register(shutil.rmtree, gpu_pool, ignore_errors=True)
     if workers > 1:
-        counts = tempfile.mkdtemp(prefix="sicot-metrics-")
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts
-        atexit.register(shutil.rmtree, counts, ignore_errors=True)
+        metrics_folder = tempfile.mkdtemp(prefix="sicot-metrics-")
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_folder
+        atexit.register(shutil.rmtree, metrics_folder, ignore_errors=True)
     uvicorn.run(
-        "sicot_jax.serve.server:app", factory=True, host=host, port=port, workers=workers, log_config=None, access_log=False,
-        timeout_graceful_shutdown=int(settings.seconds) + 1, timeout_keep_alive=30, limit_concurrency=CONCURRENT,
+        "sicot_jax.serve.server:create_worker_app",
+        factory=True,
+        host=host,
+        port=port,
+        workers=workers,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=int(settings.timeout_seconds) + 1,
+        timeout_keep_alive=30,
+        limit_concurrency=MAX_CONCURRENT_REQUESTS,
         server_header=False,
-        # everywhere, also where httptools is: with it hostile requests cost half a kB each for good
+        # Also where httptools is installed: with it hostile requests leak half a kB each.
         http="h11",
-    )  # fmt: skip
+    )
 
 
-def check(settings: Settings) -> None:
-    """What a worker would fail at is one line here; and files that all of them open are made before
-    the first.
+def check_settings(settings: ServiceSettings) -> None:
+    """Raises an error for settings that a worker would fail at, and makes shared files.
+
+    Args:
+      settings: settings of the service.
+
+    Raises:
+      InputError: no index, engine or keys, or a file that cannot be written.
     """
     folder = layout.current_version(Path(settings.index))
     open_index(folder, settings.database).close()
-    engines.check(folder, settings.engine)
+    available_engines(folder, settings.engine)
     if settings.keys:
-        read_keys(Path(settings.keys))
+        read_api_keys(Path(settings.keys))
     if settings.events:
         Events(Path(settings.events)).close()
     if settings.keep_queries:
-        Queries(Path(settings.keep_queries), settings.keep_days)
+        QueryStore(Path(settings.keep_queries), settings.keep_days)
 
 
-def app() -> FastAPI:
-    """In a worker process."""
-    devices.take()
-    return make_app(settings_of.from_environment())
+def create_worker_app() -> FastAPI:
+    """Returns the app of a worker process, with a GPU of its own."""
+    claim_gpu()
+    return create_logging_app(read_from_environment())
 
 
-def make_app(settings: Settings) -> FastAPI:
-    """With the log of a process that does nothing else."""
+def create_logging_app(settings: ServiceSettings) -> FastAPI:
+    """Returns the app, and sets up the log of a process that does nothing else.
+
+    Args:
+      settings: settings of the service.
+
+    Returns:
+      The app.
+    """
     from sicot_jax.serve.app import create_app
 
-    logging.basicConfig(level=logging.WARNING, format=_FORMAT)
+    logging.basicConfig(level=logging.WARNING, format=_LOG_FORMAT)
     logging.getLogger("sicot").setLevel(logging.INFO)
     return create_app(settings)

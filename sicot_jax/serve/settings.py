@@ -1,4 +1,4 @@
-"""How a service is run: what `sicot serve` was told, as its worker processes read it."""
+"""Settings of the service, as `sicot serve` hands them to its worker processes."""
 
 from __future__ import annotations
 
@@ -8,17 +8,32 @@ import os
 from pathlib import Path
 
 from sicot_jax.errors import InputError
-from sicot_jax.serve.photo import Limits
+from sicot_jax.serve.photo import PhotoLimits
 
 _VARIABLE = "SICOT_SERVE"  # a worker process starts with an import and has no arguments
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
-    """index: its folder. database: URL of the database whose copy is read, "" for the folder
-    itself. threads: of the engine in one worker, 0 for all cores. seconds: a request may take.
-    wait_seconds: a photo may expect to wait for the engine; beyond that requests are turned away.
-    keys, events, keep_queries: a file, a file, a folder; "" for none.
+class ServiceSettings:
+    """How a service is run.
+
+    Attributes:
+      index: index folder.
+      database: URL of the database whose copy of the index is read; "" reads the folder.
+      engine: "auto", "onnx" or "jax".
+      largest_batch: photos in one call of the engine at most.
+      threads: threads of ONNX Runtime in one worker, 0 for all cores.
+      timeout_seconds: maximum duration of a request.
+      max_wait_seconds: a photo is refused where it would wait longer than this for the engine.
+      limits: limits of a query photo.
+      keys: file of API keys, "" for none.
+      events: SQLite file of events, "" for none.
+      keep_queries: folder in which query photos are kept, "" for none.
+      keep_days: days for which they are kept.
+      reload_seconds: interval at which changes of the index are looked for.
+
+    Raises:
+      InputError: no index there, or a number that is not positive.
     """
 
     index: str
@@ -26,29 +41,41 @@ class Settings:
     engine: str = "auto"
     largest_batch: int = 32
     threads: int = 0
-    seconds: float = 10.0
-    wait_seconds: float = 0.5
-    limits: Limits = Limits()
+    timeout_seconds: float = 10.0
+    max_wait_seconds: float = 0.5
+    limits: PhotoLimits = dataclasses.field(default_factory=PhotoLimits)
     keys: str = ""
     events: str = ""
     keep_queries: str = ""
     keep_days: int = 30
     reload_seconds: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not Path(self.index).is_dir():
             raise InputError(
                 f"{self.index}: no product index there; make one with `sicot index build`"
             )
-        for name in ("largest_batch", "wait_seconds", "seconds", "keep_days", "reload_seconds"):
+        for name in (
+            "largest_batch",
+            "max_wait_seconds",
+            "timeout_seconds",
+            "keep_days",
+            "reload_seconds",
+        ):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name}={getattr(self, name)}, wanted more than 0")
 
 
-def to_environment(settings: Settings) -> None:
+def write_to_environment(settings: ServiceSettings) -> None:
+    """Stores the settings in the environment of this process and its children.
+
+    Args:
+      settings: settings of the service.
+    """
     os.environ[_VARIABLE] = json.dumps(dataclasses.asdict(settings))
 
 
-def from_environment() -> Settings:
+def read_from_environment() -> ServiceSettings:
+    """Returns the settings that `write_to_environment` stored."""
     stored = json.loads(os.environ[_VARIABLE])
-    return Settings(**{**stored, "limits": Limits(**stored["limits"])})
+    return ServiceSettings(**{**stored, "limits": PhotoLimits(**stored["limits"])})

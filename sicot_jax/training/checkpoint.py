@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from sicot_jax.common.trees import path_name
 from sicot_jax.errors import InputError
-from sicot_jax.parallel import distributed as hosts
+from sicot_jax.parallel import distributed
 
 FORMAT = 1
 KINDS = ("last", "best")
@@ -106,7 +106,7 @@ class Checkpoints:
                 raise
             except _DAMAGED as error:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0][:100]
-                hosts.say(
+                distributed.print_primary(
                     f"{manager.directory / str(step)}: damaged ({reason}), trying the one before"
                 )
         return None
@@ -150,11 +150,11 @@ class Checkpoints:
         manager = self.managers["last"]
         folder = Path(manager.directory)
         for step in (
-            step for step in manager.all_steps() if step > int(state.step) and hosts.is_first()
+            step for step in manager.all_steps() if step > int(state.step) and distributed.is_primary()
         ):
             shutil.rmtree(folder / f"damaged-{step}", ignore_errors=True)  # of an earlier time
             (folder / str(step)).rename(folder / f"damaged-{step}")
-        hosts.wait_for_all("damaged checkpoints are aside")
+        distributed.barrier("damaged checkpoints are aside")
         manager.reload()
         return state
 

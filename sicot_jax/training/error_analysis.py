@@ -105,7 +105,7 @@ def attention(setup: Setup, state: TrainState, catalog: Catalog) -> dict[str, An
         )
         whole = np.pad(ids, ((0, _BATCH - len(ids)), (0, 0)))  # one shape compiles once
         weights = np.asarray(
-            weigh(state.params, state.batch_stats, mesh.copy_to_all(jnp.asarray(whole), setup.mesh))
+            weigh(state.params, state.batch_stats, mesh.replicate_tree(jnp.asarray(whole), setup.mesh))
         )
         rows += [of_words(i, w, vocabulary) for i, w in zip(ids, weights, strict=False)]
         labels += [record["class_id"] for record in records]

@@ -22,11 +22,11 @@ from sicot_jax.catalog.prefetch import prefetch
 from sicot_jax.classifier import posthoc as post_hoc
 from sicot_jax.classifier import sharded as class_sharded
 from sicot_jax.classifier.heads import Classifier
-from sicot_jax.common.files import write_json
+from sicot_jax.common.files import atomic_file, write_json
 from sicot_jax.config import Config
 from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
-from sicot_jax.parallel import distributed as hosts
+from sicot_jax.parallel import distributed
 from sicot_jax.parallel import mesh
 from sicot_jax.training import device_batches
 from sicot_jax.training.metrics import accuracy
@@ -117,7 +117,7 @@ def plain_classifier(state: Any) -> Classifier:
     the same logits.
     """
     kernel = state.classifier.kernel
-    to_words = state.params["visual"].get("to_words")
+    to_words = state.params["visual"].get("tag_head")
     if to_words is None or kernel.shape[1] == len(to_words["kernel"]):
         return state.classifier
     own = len(to_words["kernel"])
@@ -185,7 +185,7 @@ def over_photos(
         {name: np.stack([row[name] for row in part]) for name in part[0]}
         for part in zip(*rows, strict=True)
     )
-    own = {name: hosts.side_by_side(array) for name, array in own.items()}
+    own = {name: distributed.all_gather_columns(array) for name, array in own.items()}
     real = own["label"] >= 0  # [batches, B]
     return {name: array[real] for name, array in (own | whole).items()}
 
@@ -257,19 +257,18 @@ def write_results(
         "hashes": {"data": catalog.data_hash, **hashes},
         **info,
     }
-    if hosts.is_first():
+    if distributed.is_primary():
         arrays = {name: value for name, value in vars(predictions).items() if value is not None}
         if predictions.post_hoc is not None:
             arrays["post_hoc_names"] = np.array(list(post_hoc.VARIANTS))
-        temporary = workdir / "predictions.tmp.npz"
-        np.savez_compressed(
-            temporary,
-            **arrays,
-            train_counts=catalog.classes.counts["train"],
-            hashes=json.dumps(hashes),
-            format=FORMAT,
-        )
-        temporary.replace(workdir / "predictions.npz")
+        with atomic_file(workdir / "predictions.npz") as temporary:
+            np.savez_compressed(
+                temporary,
+                **arrays,
+                train_counts=catalog.classes.counts["train"],
+                hashes=json.dumps(hashes),
+                format=FORMAT,
+            )
         write_json(workdir / "results.json", results)
     return results
 

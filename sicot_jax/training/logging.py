@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sicot_jax.parallel import distributed as hosts
+from sicot_jax.common.files import write_text
+from sicot_jax.parallel import distributed
 
 
 class RunLog:
@@ -31,7 +32,7 @@ class RunLog:
         tensorboard: bool,
     ):
         self.total_steps, self.photos_before = total_steps, photos_before
-        self.tells = hosts.is_first()
+        self.tells = distributed.is_primary()
         self.start_step, self.last_step, self.last_time = (
             start_step,
             start_step,
@@ -48,9 +49,7 @@ class RunLog:
             if path.exists()
             else []
         )
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(line + "\n" for line in kept))
-        temporary.replace(path)
+        write_text(path, "".join(line + "\n" for line in kept))
         self.file = path.open("a", buffering=1)
         self.writer: Any = None
         if tensorboard:
@@ -106,12 +105,12 @@ class RunLog:
         if self.live and self.tells:
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
         else:
-            hosts.say(text)
+            distributed.print_primary(text)
 
     def message(self, text: str) -> None:
         if self.live and self.tells:
             print("\r\x1b[K", end="", file=sys.stderr)
-        hosts.say(text)
+        distributed.print_primary(text)
 
     def close(self) -> None:
         if not self.tells:

@@ -27,8 +27,8 @@ from sicot_jax.classifier.shared_word_weights import class_words, start_word_row
 from sicot_jax.common import files
 from sicot_jax.config import Config
 from sicot_jax.errors import InputError, NotFinite, TrainingStopped
-from sicot_jax.models.sicot import start_words
-from sicot_jax.parallel import distributed as hosts
+from sicot_jax.models.semantic_stream import set_word_vectors
+from sicot_jax.parallel import distributed
 from sicot_jax.parallel import mesh
 from sicot_jax.training import device_batches, evaluate
 from sicot_jax.training import error_analysis as findings
@@ -51,7 +51,7 @@ def train(config: Config, workdir: Path, *, catalog: Catalog | None = None) -> d
     finite).
     """
     with runs.alone(workdir):
-        with hosts.together():
+        with distributed.sync_errors():
             catalog = catalog or open_catalog(config.data)
         runs.check_same_everywhere(config, catalog)
         finished = finished_results(workdir, config, catalog)
@@ -91,7 +91,7 @@ def check_catalog(catalog: Catalog, config: Config) -> None:
             "the manifest"
         )
     if not len(catalog.splits["validation"]):
-        hosts.say(
+        distributed.print_primary(
             f"{catalog.name} has no validation photos: the last state is tested, not the best"
         )
 
@@ -99,10 +99,10 @@ def check_catalog(catalog: Catalog, config: Config) -> None:
 def finished_results(workdir: Path, config: Config, catalog: Catalog) -> dict[str, Any] | None:
     """The results of a run that has ended, after checking that it is this one."""
     path = workdir / "results.json"
-    if not hosts.of_first(path.exists()):
+    if not distributed.broadcast_from_primary(path.exists()):
         return None
     runs.start_or_continue(workdir, config, catalog)
-    hosts.say(f"{workdir}: finished before; its results stand in {path.name}")
+    distributed.print_primary(f"{workdir}: finished before; its results stand in {path.name}")
     return files.read_json(path, "the results of a finished run; remove it to evaluate again")
 
 
@@ -125,7 +125,7 @@ def _test(run: runs.Run, catalog: Catalog, device_mesh: jax.sharding.Mesh) -> di
     config = run.config
     runs.check_data(run, catalog, "evaluate on the catalogue it was trained on (--path)")
     setup, state = runs.restore_finished(run, device_mesh)
-    with_post_hoc = run.shape.num_classes <= config.eval.post_hoc_up_to_classes
+    with_post_hoc = run.shape.num_classes <= config.eval.analysis_up_to_classes
     recognize = evaluate.make_recognize(
         config, setup.visual_graphdef, run.shape.num_classes, with_post_hoc=with_post_hoc
     )
@@ -136,7 +136,7 @@ def _test(run: runs.Run, catalog: Catalog, device_mesh: jax.sharding.Mesh) -> di
         config,
         device_mesh,
         max_photos=config.eval.max_photos,
-        keep_embedding=run.shape.num_classes <= config.eval.keep_embeddings_up_to_classes,
+        keep_embedding=run.shape.num_classes <= config.eval.analysis_up_to_classes,
     )
     boundary, on_validation = evaluate.head_boundary(catalog, config), {}
     if with_post_hoc and len(validation := catalog.splits["validation"]):
@@ -199,15 +199,15 @@ class _Loop:
         self.memory_plan = plan.make_plan(
             setup.config, setup.shape, devices=setup.mesh.size, platform=jax.default_backend()
         )
-        with hosts.together():
+        with distributed.sync_errors():
             self.make_batches = train_batch_loader(
                 catalog, setup.config, device_batches.process_shard()
             )
         triplets = self.make_batches.triplets
         self.triplets_digest = triplets.digest if triplets else ""
         if triplets:
-            hosts.say(f"triplets: {triplets.summary()}")
-            hosts.check_same(
+            distributed.print_primary(f"triplets: {triplets.summary()}")
+            distributed.check_same_on_all(
                 "what can be drawn of data.triplets",
                 self.triplets_digest,
                 "give every process the same photos",
@@ -235,7 +235,7 @@ class _Loop:
                         f"{self.config.data.queries or self.config.data.path}: not the query photos that {self.workdir} began "
                         "with; give back what is gone, or use another --workdir"
                     )
-                hosts.say(f"resuming {self.workdir} from step {int(state.step)}")
+                distributed.print_primary(f"resuming {self.workdir} from step {int(state.step)}")
             step = int(state.step)
             self.log = RunLog(
                 self.workdir,
@@ -263,7 +263,7 @@ class _Loop:
         first, last = setup.plan.size(0), setup.plan.size(setup.steps - 1)
         photos = first if first == last else f"{first} to {last}"
         sizes = ", ".join(f"{len(catalog.splits[split])} {split}" for split in SPLITS)
-        hosts.say(
+        distributed.print_primary(
             f"{self.workdir}: {catalog.name}, {setup.shape.num_classes} classes ({head} head: more than {boundary} photos), "
             f"{sizes} photos; {setup.steps} steps of {photos} on {runs.hardware(setup.mesh)}",
             *plan_report.memory_lines(self.memory_plan),
@@ -274,10 +274,10 @@ class _Loop:
         """The steps for those sizes, before anything is allocated: a run that does not fit ends
         here.
         """
-        hosts.say("compiling the step")
+        distributed.print_primary("compiling the step")
         target = abstract_state(self.setup)
         try:
-            with hosts.together():
+            with distributed.sync_errors():
                 self.train_steps |= fit.compile_within_memory(
                     self.memory_plan, self.setup, target, batch_sizes
                 )
@@ -286,14 +286,14 @@ class _Loop:
                 plan_report.memory_lines(error.plan),
                 plan_report.alternative_lines(error.plan, error.others, error.memory),
             )
-            hosts.say(*itertools.chain(*lines))
+            distributed.print_primary(*itertools.chain(*lines))
             raise
 
     def _start(self) -> TrainState:
         prior = class_log_prior(self.catalog.classes.counts["train"], self.setup.mesh)
-        state = initial_state(self.setup, mesh.class_vector(prior, self.setup.mesh))
+        state = initial_state(self.setup, mesh.shard_class_vector(prior, self.setup.mesh))
         if self.config.loss.with_semantic:
-            state = start_words(state, self.catalog.word_vectors)
+            state = set_word_vectors(state, self.catalog.word_vectors)
         if shared := num_word_columns(self.config, self.setup.shape):
             words = class_words(self.catalog, self.config, shared)
             state = dataclasses.replace(state, classifier=start_word_rows(state.classifier, words))
@@ -317,7 +317,7 @@ class _Loop:
         if missing := set(setup.plan.sizes(first, setup.steps)) - self.train_steps.keys():
             self._compile(missing)
         evaluate_every = max(1, round(config.evaluate_every_epochs * setup.steps_per_epoch))
-        numbers = mesh.copy_to_all(setup.numbers(), setup.mesh)
+        numbers = mesh.replicate_tree(setup.numbers(), setup.mesh)
         on_device = (
             device_batches.DevicePhotos(self.catalog, setup.mesh)
             if self.config.data.on_device
@@ -333,11 +333,11 @@ class _Loop:
                 if pending is not None:
                     self._read(*pending)
                 pending = step, losses
-                evaluating = step == setup.steps or setup.plan.passes(step, evaluate_every)
+                evaluating = step == setup.steps or setup.plan.crosses_multiple(step, evaluate_every)
                 # Clocks and signals are each process's own; asking the others waits for the step.
-                agreeing = not hosts.several() or evaluating or step % config.log_every_steps == 0
-                stop = agreeing and hosts.any_of(signals.received is not None)
-                due = agreeing and hosts.of_first(
+                agreeing = not distributed.is_multiprocess() or evaluating or step % config.log_every_steps == 0
+                stop = agreeing and distributed.any_process(signals.received is not None)
+                due = agreeing and distributed.broadcast_from_primary(
                     time.monotonic() - last_save > config.checkpoint_every_seconds
                 )
                 due |= (
@@ -352,7 +352,7 @@ class _Loop:
                         self._validate(state, step)
                         evaluating = False
                         # A signal that came meanwhile is not left for the next time.
-                        stop = hosts.any_of(signals.received is not None)
+                        stop = distributed.any_process(signals.received is not None)
                     if due or stop or step == setup.steps:
                         self._check_state(state, step)
                         self.checkpoints.save(

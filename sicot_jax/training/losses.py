@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from sicot_jax.classifier import losses as loss_functions
 from sicot_jax.config import LossConfig
-from sicot_jax.models.localization import area
+from sicot_jax.models.localization import box_area
+from sicot_jax.models.sicot import SicotOutputs
 from sicot_jax.parallel import mesh
+from sicot_jax.training import auxiliary_losses as loss_functions
 
-Outputs = Mapping[str, jax.Array]  # of the network, by name
 Batch = Mapping[str, jax.Array]  # arrays of a batch but its photos, by name
-AuxiliaryLoss = Callable[[Outputs, Batch], jax.Array]  # -> float32 scalar, its weight included
+AuxiliaryLoss = Callable[[SicotOutputs, Batch], jax.Array]  # -> float32 scalar, its weight included
 
 
 def auxiliary_losses(config: LossConfig) -> dict[str, AuxiliaryLoss]:
@@ -40,50 +40,50 @@ def auxiliary_losses(config: LossConfig) -> dict[str, AuxiliaryLoss]:
 
 
 def _tag_prediction(config: LossConfig) -> AuxiliaryLoss:
-    def loss(outputs: Outputs, batch: Batch) -> jax.Array:
-        return config.tag_prediction * loss_functions.word_loss(
-            outputs["words"], batch["token_ids"]
+    def loss(outputs: SicotOutputs, batch: Batch) -> jax.Array:
+        return config.tag_prediction * loss_functions.tag_prediction_loss(
+            outputs.tag_logits, batch["token_ids"]
         )
 
     return loss
 
 
 def _codes(config: LossConfig) -> AuxiliaryLoss:
-    def loss(outputs: Outputs, batch: Batch) -> jax.Array:
-        bits, unit = outputs["codes"], outputs["unit"]
-        similarity = loss_functions.code_likeness(
+    def loss(outputs: SicotOutputs, batch: Batch) -> jax.Array:
+        bits, unit = outputs.binary_code, outputs.unit_visual
+        similarity = loss_functions.code_similarity_loss(
             bits, unit, mesh.replicate(bits), mesh.replicate(unit)
         )
-        balance = config.code_balance * loss_functions.code_balance(bits)
-        quantisation = config.code_quantisation * loss_functions.code_quantisation(bits)
+        balance = config.code_balance * loss_functions.code_balance_loss(bits)
+        quantisation = config.code_quantisation * loss_functions.code_quantisation_loss(bits)
         return config.codes * (similarity + balance + quantisation)
 
     return loss
 
 
 def _background_suppression(config: LossConfig) -> AuxiliaryLoss:
-    def loss(outputs: Outputs, batch: Batch) -> jax.Array:
+    def loss(outputs: SicotOutputs, batch: Batch) -> jax.Array:
         label = batch["label"]
-        term = loss_functions.told_outside(
-            outputs["outside"], mesh.replicate(outputs["inside"]), label, mesh.replicate(label)
+        term = loss_functions.background_suppression_loss(
+            outputs.background, mesh.replicate(outputs.foreground), label, mesh.replicate(label)
         )
         # Without this a box that covers the photo, and leaves no background, would be best.
-        log_area = jnp.mean(jnp.log(area(outputs["box"])))
+        log_area = jnp.mean(jnp.log(box_area(outputs.box)))
         return config.background_suppression * (term + config.box_area * log_area)
 
     return loss
 
 
 def _box_regression(config: LossConfig) -> AuxiliaryLoss:
-    def loss(outputs: Outputs, batch: Batch) -> jax.Array:
-        return config.box_regression * loss_functions.box_distance(outputs["box"], batch["box"])
+    def loss(outputs: SicotOutputs, batch: Batch) -> jax.Array:
+        return config.box_regression * loss_functions.box_regression_loss(outputs.box, batch["box"])
 
     return loss
 
 
 def _triplet(config: LossConfig) -> AuxiliaryLoss:
-    def loss(outputs: Outputs, batch: Batch) -> jax.Array:
-        unit, label = outputs["inside"], batch["label"]
+    def loss(outputs: SicotOutputs, batch: Batch) -> jax.Array:
+        unit, label = outputs.foreground, batch["label"]
         return config.triplet * loss_functions.triplet_loss(
             unit, mesh.replicate(unit), label, mesh.replicate(label), margin=config.triplet_margin
         )

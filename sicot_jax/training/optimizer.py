@@ -1,6 +1,8 @@
-"""Learning-rate schedules, the optimizer, and what trains."""
+"""Learning-rate schedules, the optimizer, and which parameters train."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import optax
@@ -10,23 +12,30 @@ from sicot_jax.common.trees import path_name
 from sicot_jax.config import OptimConfig
 from sicot_jax.config.batch_plan import BatchPlan
 
-FROZEN, TRAINED = "frozen", "trained"
+_FROZEN, _TRAINED = "frozen", "trained"
+_SUBPARTS = ("visual/resnet", "visual/localization")
 
 
 def make_schedule(
     config: OptimConfig, plan: BatchPlan, *, steps: int, photos: int
 ) -> optax.Schedule:
-    """Step -> learning rate, after a linear warm-up of `warmup_epochs`; `epoch` and progress count
-    from its end.
+    """Builds the learning-rate schedule of a run: a linear warm-up, then one of four curves.
 
-    "step":   lr * gamma^floor(epoch / decay_epochs)  (SICoT 4.3: gamma 0.8, every epoch)
-    "exponential": lr * gamma^(epoch / decay_epochs)  (the same decay, continuous) "cosine": lr * (1
-    + cos(pi * progress)) / 2 over the steps after the warm-up (Loshchilov & Hutter 2017)
-    "constant": lr
+    Epochs and progress count from the end of the warm-up of `warmup_epochs`:
+
+    - "step": lr * gamma^floor(epoch / decay_epochs) (SICoT, section 4.3: gamma 0.8, every epoch)
+    - "exponential": lr * gamma^(epoch / decay_epochs), the same decay, continuous
+    - "cosine": lr * (1 + cos(pi * progress)) / 2 (Loshchilov & Hutter 2017)
+    - "constant": lr
 
     Args:
-      plan: the batch of every step; an epoch stays one of all `photos` where the batch grows.
-      steps: of the whole run.
+      config: section `optim` of the config.
+      plan: batch size of every step; where the batch grows an epoch is still one of all photos.
+      steps: updates of the complete run.
+      photos: training photos, which make an epoch.
+
+    Returns:
+      Function from step (int, or a traced integer array) to learning rate, float32.
     """
     batches_per_epoch = photos / plan.batch_size
     batches = plan.batches_before(steps)
@@ -39,7 +48,7 @@ def make_schedule(
             main = optax.exponential_decay(rate, every, config.gamma)
         case "cosine":
             main = optax.cosine_decay_schedule(rate, max(1, batches - warmup))
-        case _:  # "constant"; the config knows no other
+        case _:  # "constant"; the config allows no other
             main = optax.constant_schedule(rate)
     if warmup:
         main = optax.join_schedules(
@@ -48,83 +57,121 @@ def make_schedule(
     return lambda step: main(plan.batches_before(step))
 
 
-def decayed(params):
-    """Weight decay touches matrices and kernels, not biases, batch-norm scales or anything else of
-    one axis.
+def decay_mask(params: Any) -> Any:
+    """Returns which parameters have weight decay: arrays of two or more axes, such as kernels.
+
+    Biases, batch-norm scales and other vectors have none.
+
+    Args:
+      params: a tree of arrays.
+
+    Returns:
+      The tree with a bool for each array.
     """
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
-def part_of(name: str) -> str:
-    """Path name -> the part of the model that it belongs to: "visual/resnet", "visual/localization",
-    "visual" (its projection), "semantic".
+def model_part(name: str) -> str:
+    """Returns the part of the model that a parameter belongs to.
+
+    Args:
+      name: path name of a parameter, such as "visual/resnet/conv1/kernel".
+
+    Returns:
+      "visual/resnet", "visual/localization", "visual" (what follows the backbone) or "semantic".
     """
-    return next(
-        (part for part in ("visual/resnet", "visual/localization") if name.startswith(f"{part}/")),
-        name.partition("/")[0],
-    )
+    for part in _SUBPARTS:
+        if name.startswith(f"{part}/"):
+            return part
+    return name.partition("/")[0]
 
 
-def trained_parts(config: OptimConfig, params: dict) -> dict[str, bool]:
-    """Part ("visual/resnet", "semantic", ...) -> whether any of its parameters trains; others keep
-    their batch statistics.
+def trained_parts(config: OptimConfig, params: dict[str, Any]) -> dict[str, bool]:
+    """Returns which parts of the model train; the others keep their batch statistics.
+
+    Args:
+      config: section `optim` of the config.
+      params: parameters of the streams, a tree of arrays.
+
+    Returns:
+      Part (see `model_part`) -> whether any of its parameters trains.
     """
     parts: dict[str, bool] = {}
     for path, _ in jax.tree_util.tree_leaves_with_path(params):
         name = path_name(path)
-        part = part_of(name)
+        part = model_part(name)
         parts[part] = parts.get(part, False) or config.trains(name)
     return parts
 
 
-def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
-    """What one update does to parameters; frozen ones are left untouched. Decay and trust ratio are
-    for kernels alone.
+def make_optimizer(
+    config: OptimConfig, schedule: optax.Schedule
+) -> optax.GradientTransformationExtraArgs:
+    """Builds the optimizer; weight decay and trust ratio apply to kernels only (`decay_mask`).
 
-    "sgd":   with momentum, decay added to the gradient, as torch does "lars":  sgd with each
-    kernel's step scaled to its norm, the learning rate inside the momentum, as `optax.lars`
-    "adamw": decoupled decay
+    - "sgd": with momentum, decay added to the gradient, as in PyTorch
+    - "lars": sgd with each kernel's step scaled to its norm, the learning rate inside the momentum,
+      as `optax.lars`
+    - "adamw": decoupled decay
 
-    Of lars an update may be given the `trust_ratio` of the kernel (`TrustRatio`) whose rows it
-    updates; any update a `learning_rate`, which the schedule's is multiplied by.
+    An update may be given a `learning_rate`, which the schedule's is multiplied by, and with "lars"
+    a `trust_ratio` where it updates only some rows of a kernel (`classifier.trust_ratio`).
+
+    Args:
+      config: section `optim` of the config.
+      schedule: step -> learning rate.
+
+    Returns:
+      The optimizer; parameters that `config.trains` excludes stay as they are.
     """
     match config.name:
         case "sgd":
-            tx = optax.chain(
-                optax.add_decayed_weights(config.weight_decay, mask=decayed),
-                _times_learning_rate(
+            trained = optax.chain(
+                optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+                _scaled_by_argument(
                     optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov)
                 ),
             )
         case "lars":
-            tx = optax.chain(
-                optax.add_decayed_weights(config.weight_decay, mask=decayed),
-                optax.masked(scale_by_trust_ratio(config.trust_coefficient), decayed),
-                _times_learning_rate(optax.scale_by_learning_rate(schedule)),
+            trained = optax.chain(
+                optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+                optax.masked(scale_by_trust_ratio(config.trust_coefficient), decay_mask),
+                _scaled_by_argument(optax.scale_by_learning_rate(schedule)),
                 optax.trace(config.momentum, nesterov=config.nesterov),
             )
-        case _:  # "adamw"; the config knows no other
-            tx = _times_learning_rate(
-                optax.adamw(schedule, weight_decay=config.weight_decay, mask=decayed)
+        case _:  # "adamw"; the config allows no other
+            trained = _scaled_by_argument(
+                optax.adamw(schedule, weight_decay=config.weight_decay, mask=decay_mask)
             )
 
-    def label(params):
+    def label(params: Any) -> Any:
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: TRAINED if config.trains(path_name(path)) else FROZEN, params
+            lambda path, _: _TRAINED if config.trains(path_name(path)) else _FROZEN, params
         )
 
-    return optax.partition({TRAINED: tx, FROZEN: optax.set_to_zero()}, label)
+    return optax.partition({_TRAINED: trained, _FROZEN: optax.set_to_zero()}, label)
 
 
-def _times_learning_rate(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """An update's `learning_rate`, where it is given one, times what tx makes of it; tx is linear
-    in the rate.
+def _scaled_by_argument(
+    transformation: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """Multiplies updates by the argument `learning_rate`, if given; they are linear in the rate.
+
+    Not `optax.inject_hyperparams`: it keeps the rate in the optimizer state, which is divided by
+    class rows, updated chunk by chunk inside the head, and saved; here the rate is an argument.
     """
 
-    def update(updates, state, params=None, *, learning_rate=None, **extra_args):
-        updates, state = tx.update(updates, state, params)
+    def update(
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        learning_rate: Any = None,
+        **extra_args: Any,
+    ) -> tuple[Any, Any]:
+        updates, state = transformation.update(updates, state, params)
         if learning_rate is not None:
             updates = jax.tree.map(lambda x: learning_rate * x, updates)
         return updates, state
 
-    return optax.GradientTransformationExtraArgs(tx.init, update)
+    return optax.GradientTransformationExtraArgs(transformation.init, update)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import platform
@@ -22,16 +21,17 @@ from sicot_jax._version import __version__
 from sicot_jax.catalog.catalog import Catalog, Tokenizer
 from sicot_jax.catalog.open import open_catalog
 from sicot_jax.catalog.sources.tables import CLASSES_FILE, write_class_table
-from sicot_jax.common.files import file_sha256, read_json, write_json
+from sicot_jax.common.files import atomic_file, file_sha256, read_json, write_json
+from sicot_jax.common.locks import file_lock
 from sicot_jax.config import Config, ConfigError, DataConfig
 from sicot_jax.errors import InputError
-from sicot_jax.parallel import distributed as hosts
+from sicot_jax.parallel import distributed
 from sicot_jax.parallel import mesh
 from sicot_jax.training.checkpoint import Checkpoints
 from sicot_jax.training.evaluate import class_table_hash
-from sicot_jax.training.state import TrainState, abstract_state
-from sicot_jax.training.setup import Setup, make_setup
 from sicot_jax.training.model import DataShape
+from sicot_jax.training.setup import Setup, make_setup
+from sicot_jax.training.state import TrainState, abstract_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +139,7 @@ def start_or_continue(workdir: Path, config: Config, catalog: Catalog) -> None:
     if (
         not path.exists() or not started
     ):  # a run without a checkpoint holds nothing that another config could spoil
-        if hosts.is_first():
+        if distributed.is_primary():
             workdir.mkdir(parents=True, exist_ok=True)
             write_class_table(workdir / CLASSES_FILE, catalog.classes)
             write_json(path, new)
@@ -149,7 +149,7 @@ def start_or_continue(workdir: Path, config: Config, catalog: Catalog) -> None:
     if not different:
         now = json.loads(json.dumps(new["config"]))
         if (
-            old["config"] != now and hosts.is_first()
+            old["config"] != now and distributed.is_primary()
         ):  # another mesh, path or batch size: used from now on
             write_json(path, {**old, "config": now})
         return
@@ -167,9 +167,8 @@ def class_table_file(run: Run) -> Path:
     if not path.exists():
         catalog = open_catalog(run.config.data)
         check_data(run, catalog, "give the catalogue back its place: the run needs its class table")
-        partial = path.with_suffix(".tmp")
-        write_class_table(partial, catalog.classes)
-        partial.replace(path)
+        with atomic_file(path) as temporary:
+            write_class_table(temporary, catalog.classes)
     return path
 
 
@@ -202,13 +201,13 @@ def check_same_everywhere(config: Config, catalog: Catalog) -> None:
     """InputError where processes of one run would train different things; where the catalogue lies
     is each one's own.
     """
-    with hosts.together():
+    with distributed.sync_errors():
         triplets = triplets_hash(config.data)
     places = {"data.path": "", "data.queries": "", "data.triplets": triplets}
     settings = config_lib.flatten_config(config_lib.config_to_dict(config)) | places | {"version": __version__}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-    hosts.check_same("the config", digest, "start every process with the same command and version")
-    hosts.check_same("the catalogue", catalog.data_hash, "give every process the same one")
+    distributed.check_same_on_all("the config", digest, "start every process with the same command and version")
+    distributed.check_same_on_all("the catalogue", catalog.data_hash, "give every process the same one")
 
 
 def same_data(data: DataConfig, data_hash: str) -> str:
@@ -232,20 +231,18 @@ def alone(workdir: Path) -> Iterator[None]:
     """
     path = workdir / ".lock"
     with contextlib.ExitStack() as held:
-        with hosts.together():
+        with distributed.sync_errors():
             workdir.mkdir(parents=True, exist_ok=True)
-            if hosts.is_first():
-                lock = held.enter_context(path.open("a"))
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError as error:
-                    raise ConfigError(
-                        f"{workdir}: another process is training there; wait for it or use another --workdir"
-                    ) from error
+            if distributed.is_primary():
+                refusal = ConfigError(
+                    f"{workdir}: another process is training there; wait for it or use another "
+                    "--workdir"
+                )
+                held.enter_context(file_lock(path, refusal))
                 path.write_text(secrets.token_hex())
         seen = path.read_bytes() if path.exists() else b""
         remedy = "give every process the same folder, one that all machines share"
-        hosts.check_same(f"the run folder {workdir}", hashlib.sha256(seen).hexdigest(), remedy)
+        distributed.check_same_on_all(f"the run folder {workdir}", hashlib.sha256(seen).hexdigest(), remedy)
         yield
 
 

@@ -15,7 +15,7 @@ from sicot_jax.catalog.statistics import log_prior
 from sicot_jax.classifier import heads
 from sicot_jax.common.trees import path_name
 from sicot_jax.config import Config
-from sicot_jax.parallel import gradient_sync as exchange
+from sicot_jax.parallel import gradient_sync
 from sicot_jax.parallel import mesh
 from sicot_jax.parallel.array_types import Array, Float, Num
 from sicot_jax.training.model import build_model
@@ -43,7 +43,7 @@ class TrainState:
     batch_stats: dict[str, Any]
     opt_state: optax.OptState
     classifier: heads.Classifier
-    residual: exchange.Unsent
+    residual: gradient_sync.Residual
 
 
 def initial_state(setup: Setup, log_prior: Float[Array, " C"]) -> TrainState:
@@ -61,7 +61,7 @@ def initial_state(setup: Setup, log_prior: Float[Array, " C"]) -> TrainState:
     model = build_model(setup.config, setup.shape)
     split: Any = nnx.split(model, nnx.Param, nnx.BatchStat)
     _, params, batch_stats = split
-    params, batch_stats = mesh.copy_to_all(
+    params, batch_stats = mesh.replicate_tree(
         (nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)), setup.mesh
     )
 
@@ -78,12 +78,12 @@ def initial_state(setup: Setup, log_prior: Float[Array, " C"]) -> TrainState:
     key = jax.random.fold_in(jax.random.key(setup.config.seed), 1)
     shapes = compressed_shapes(setup.config, params)
     return TrainState(
-        step=mesh.copy_to_all(jnp.zeros((), jnp.int32), setup.mesh),
+        step=mesh.replicate_tree(jnp.zeros((), jnp.int32), setup.mesh),
         params=params,
         batch_stats=batch_stats,
-        opt_state=mesh.copy_to_all(setup.optimizer.init(params), setup.mesh),
+        opt_state=mesh.replicate_tree(setup.optimizer.init(params), setup.mesh),
         classifier=jax.jit(initial_classifier)(key, log_prior),
-        residual=jax.jit(lambda: exchange.nothing_unsent(shapes, setup.mesh.size))(),
+        residual=jax.jit(lambda: gradient_sync.init_residual(shapes, setup.mesh.size))(),
     )
 
 
@@ -101,7 +101,7 @@ def abstract_state(setup: Setup) -> TrainState:
     padded = mesh.pad_classes(setup.shape.num_classes, setup.mesh)
     prior = jax.ShapeDtypeStruct((padded,), jnp.float32, sharding=mesh.class_sharding(setup.mesh))
     state = jax.eval_shape(lambda prior: initial_state(setup, prior), prior)
-    return mesh.on_devices(state, setup.mesh)
+    return mesh.with_shardings(state, setup.mesh)
 
 
 def class_log_prior(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,7 +12,8 @@ import optax
 from flax import nnx
 
 from sicot_jax.classifier import heads
-from sicot_jax.parallel import gradient_sync as exchange
+from sicot_jax.models.sicot import SicotOutputs
+from sicot_jax.parallel import gradient_sync
 from sicot_jax.parallel import mesh
 from sicot_jax.training.augment import (
     Augmentation,
@@ -65,8 +67,8 @@ def make_train_step(
         added to the total loss besides the config's own auxiliary losses.
 
     Returns:
-      The step. Its batch holds "image" uint8 [B, H, W, 3], "label" int32 [B] and, as the config asks
-      for them, "token_ids" int32 [B, T] and "box" float32 [B, 4]; its hyperparams are the config's
+      The step. Its batch holds "image" uint8 [B, H, W, 3], "label" int32 [B] and, as the config
+      asks for them, "token_ids" int32 [B, T] and "box" float32 [B, 4]; its hyperparams are the config's
       where none are given (compiled in). The losses are float32 scalars: "total", the mean
       cross-entropy of each stream, and each auxiliary loss. The step raises ValueError when traced
       for a batch that micro-batches do not divide. To be jitted with the state donated.
@@ -78,7 +80,7 @@ def make_train_step(
     ) -> tuple[TrainState, heads.Losses]:
         hyperparams = hyperparams or setup.hyperparams()
         photos, batch = step.augment(state, batch, hyperparams)
-        stacked = exchange.copies(state.params)
+        stacked = gradient_sync.stack_per_device(state.params)
         micro_batches = step.num_micro_batches(len(batch["label"]))
         if micro_batches == 1:
             result = step.single_batch(stacked, state, photos, batch, hyperparams)
@@ -201,13 +203,13 @@ class _StepFunctions:
         self, state: TrainState, result: _Gradients, hyperparams: heads.Numbers
     ) -> TrainState:
         """Synchronizes the streams' gradients and updates their parameters."""
-        residual: exchange.Unsent = {}
+        residual: gradient_sync.Residual = {}
         if state.residual:
-            gradient, residual = exchange.largest_summed(
+            gradient, residual = gradient_sync.topk_allreduce(
                 result.gradient, state.residual, ratio=self.config.train.gradient_ratio
             )
         else:
-            gradient = exchange.summed(result.gradient)
+            gradient = gradient_sync.allreduce(result.gradient)
         updates, opt_state = self.setup.optimizer.update(
             gradient, state.opt_state, state.params, learning_rate=hyperparams.learning_rate
         )
@@ -222,34 +224,36 @@ class _StepFunctions:
 
     def _forward_on_device(
         self, stacked: Tree, batch_stats: Tree, photos: Photos, token_ids: jax.Array | None
-    ) -> tuple[Any, Tree]:
-        params = exchange.own(stacked)
+    ) -> tuple[SicotOutputs, Tree]:
+        params = gradient_sync.local_part(stacked)
         net = nnx.merge(self.setup.graphdef, params, batch_stats, copy=True)
         image = network_input(*photos, self.config.preprocessing)
         outputs = net(image, token_ids, train=trained_parts(self.config.optim, params))
         return outputs, nnx.to_pure_dict(nnx.state(net, nnx.BatchStat))
 
-    def _embeddings(self, outputs: Any) -> heads.Embeddings:
-        return {stream: outputs[stream] for stream in self.streams}
+    def _embeddings(self, outputs: SicotOutputs) -> heads.Embeddings:
+        return outputs.streams(self.streams)
 
     def _linearize(
         self, stacked: Tree, batch_stats: Tree, photos: Photos, batch: Batch
-    ) -> tuple[Any, Callable[[Any], tuple[Tree]], Tree]:
-        """Outputs, their pull-back to each device's copy of the parameters, new batch statistics."""
+    ) -> tuple[SicotOutputs, Callable[[SicotOutputs], tuple[Tree]], Tree]:
+        """Outputs, pull-back to each device's copy of the parameters, new batch statistics."""
         return jax.vjp(
             lambda p: self.forward(p, batch_stats, photos, batch.get("token_ids")),
             stacked,
             has_aux=True,
         )
 
-    def _auxiliary(self, outputs: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def _auxiliary(
+        self, outputs: SicotOutputs, batch: Batch
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         values = {name: function(outputs, batch) for name, function in self.losses.items()}
         return sum(values.values(), jnp.zeros(())), values
 
     def _pull_back(
         self,
-        outputs: Any,
-        vjp: Callable[[Any], tuple[Tree]],
+        outputs: SicotOutputs,
+        vjp: Callable[[SicotOutputs], tuple[Tree]],
         batch: Batch,
         cotangents: heads.Embeddings,
         parts: int = 1,

@@ -15,13 +15,13 @@ import numpy as np
 
 from sicot_jax.catalog.batches import PhotoBatchLoader, evenly_spaced
 from sicot_jax.catalog.catalog import Catalog
-from sicot_jax.catalog.sources.lazy_strings import counted
+from sicot_jax.common.text import pluralize
 from sicot_jax.catalog.sources.tables import read_class_table
 from sicot_jax.classifier import imprint
 from sicot_jax.classifier import sharded as class_sharded
 from sicot_jax.classifier.heads import Classifier
 from sicot_jax.config import Config, ConfigError
-from sicot_jax.parallel import distributed as hosts
+from sicot_jax.parallel import distributed
 from sicot_jax.parallel import mesh
 from sicot_jax.training import evaluate
 from sicot_jax.training import run as runs
@@ -68,13 +68,18 @@ def warm_start(state: TrainState, setup: Setup, catalog: Catalog) -> TrainState:
     for stream in state.params.keys() & learned.params.keys():
         params[stream], batch_stats[stream] = learned.params[stream], learned.batch_stats[stream]
     if "semantic" in state.params and "semantic" in learned.params and not same_words:
-        hosts.say(f"{learned.what}: another vocabulary; word vectors are the catalogue's own")
-        params["semantic"] = {**params["semantic"], "words": state.params["semantic"]["words"]}
-    with_scores = same_words and all("to_words" in s.params["visual"] for s in (state, learned))
-    own = set() if with_scores else {"to_words"}
-    own |= set() if _same_bits(state.params["visual"], learned.params["visual"]) else {"codes"}
+        distributed.print_primary(f"{learned.what}: another vocabulary; word vectors are the catalogue's own")
+        params["semantic"] = {
+            **params["semantic"],
+            "word_vectors": state.params["semantic"]["word_vectors"],
+        }
+    with_scores = same_words and all("tag_head" in s.params["visual"] for s in (state, learned))
+    own = set() if with_scores else {"tag_head"}
+    own |= set() if _same_bits(state.params["visual"], learned.params["visual"]) else {"code_head"}
     own |= (
-        set() if "box" in state.params["visual"] and "box" in learned.params["visual"] else {"box"}
+        set()
+        if all("localization" in s.params["visual"] for s in (state, learned))
+        else {"localization"}
     )
     for mine, all_of in ((state.params, params), (state.batch_stats, batch_stats)):
         theirs = {name: x for name, x in all_of["visual"].items() if name not in own}
@@ -92,9 +97,9 @@ def warm_start(state: TrainState, setup: Setup, catalog: Catalog) -> TrainState:
 def _same_bits(mine: dict[str, Any], theirs: dict[str, Any]) -> bool:
     """Whether both visual streams have codes, of as many bits."""
     return (
-        "codes" in mine
-        and "codes" in theirs
-        and mine["codes"]["bias"].shape == theirs["codes"]["bias"].shape
+        "code_head" in mine
+        and "code_head" in theirs
+        and mine["code_head"]["bias"].shape == theirs["code_head"]["bias"].shape
     )
 
 
@@ -123,7 +128,7 @@ def check_source(config: Config) -> None:
     for name in ("stem", "last_stride"):
         before, now = getattr(model, name), getattr(config.model, name)
         if before != now:
-            hosts.say(f"{what}: trained with model.{name}={before}, goes on with {now}")
+            distributed.print_primary(f"{what}: trained with model.{name}={before}, goes on with {now}")
 
 
 def _learned(path: Path, state: TrainState, setup: Setup, catalog: Catalog) -> Learned:
@@ -133,7 +138,7 @@ def _learned(path: Path, state: TrainState, setup: Setup, catalog: Catalog) -> L
     run = runs.read_run(path)
     source_setup, source, trained = runs.restore_best(run, setup.mesh)
     if trained < source_setup.steps:
-        hosts.say(f"{what}: a run trained for {trained} of {source_setup.steps} steps")
+        distributed.print_primary(f"{what}: a run trained for {trained} of {source_setup.steps} steps")
     same = run.class_table == evaluate.class_table_hash(catalog)
     skus = catalog.classes.sku if same else read_class_table(runs.class_table_file(run)).sku
     rows_share_words = run.config.model.shared_word_weights
@@ -177,13 +182,13 @@ def _from_converted(path: Path, what: str, state: TrainState, setup: Setup) -> L
                 f"{config.model.depth}, model.width={config.model.width} want other arrays: {faults[:600]}"
             )
         arrays = {name: file.get_tensor(name) for name in found}
-        params, stats = mesh.copy_to_all(
+        params, stats = mesh.replicate_tree(
             [network.filled(tree, arrays) for tree in (params, stats)], setup.mesh
         )
         classifier = None
         if rows:
-            bias = mesh.padded_rows(rows["fc.bias"], file.get_slice("fc.bias"), setup.mesh)
-            kernel = mesh.padded_rows(rows["fc.weight"], file.get_slice("fc.weight"), setup.mesh)
+            bias = mesh.shard_rows(rows["fc.bias"], file.get_slice("fc.bias"), setup.mesh)
+            kernel = mesh.shard_rows(rows["fc.weight"], file.get_slice("fc.weight"), setup.mesh)
             classifier = Classifier(kernel, bias, jnp.zeros_like(bias), (), {})
     skus = folders.read_classes(path, converted.model).sku if rows else []
     streams, vocabulary = {"visual": (params, stats)}, ""
@@ -214,7 +219,7 @@ def _semantic(path: Path, what: str, state: TrainState, setup: Setup) -> Any:
         raise CheckpointError(
             f"{what}: another semantic stream than model.text asks for: {faults[:600]}"
         )
-    return mesh.copy_to_all([text.filled(tree, arrays) for tree in mine], setup.mesh)
+    return mesh.replicate_tree([text.filled(tree, arrays) for tree in mine], setup.mesh)
 
 
 def _with_rows(
@@ -236,11 +241,11 @@ def _with_rows(
     ]
     new = np.flatnonzero((index[: len(skus)] < 0) & ~discontinued)
     both = int((index >= 0).sum())
-    hosts.say(
-        f"{learned.what}: {counted(both, 'row')} of products that both have, "
-        f"{counted(len(learned.skus) - both, 'row')} left behind"
+    distributed.print_primary(
+        f"{learned.what}: {pluralize(both, 'row')} of products that both have, "
+        f"{pluralize(len(learned.skus) - both, 'row')} left behind"
     )
-    known = mesh.class_vector(index, setup.mesh)
+    known = mesh.shard_class_vector(index, setup.mesh)
     kernel = _joined(mine.kernel, class_sharded.take_rows(theirs.kernel, known), known, own)
     bias = _joined(
         mine.bias[:, None], class_sharded.take_rows(theirs.bias[:, None], known), known, 1
@@ -277,7 +282,7 @@ def imprinted(
     present = np.flatnonzero(index >= 0)
     some = present[evenly_spaced(len(present), imprint.KNOWN)]
     if not len(present):
-        hosts.say("no product in common: all rows start anew")
+        distributed.print_primary("no product in common: all rows start anew")
         return state
     classes, means = _means(state, np.concatenate([new, some]), setup, catalog)
     own = state.classifier.kernel.shape[1] - num_word_columns(setup.config, setup.shape)
@@ -287,14 +292,14 @@ def imprinted(
     row_of = np.full(index.shape, -1, np.int32)
     row_of[classes[is_new]] = np.arange(is_new.sum())
     shape = (int(is_new.sum()), own)
-    made = mesh.class_vector(row_of, setup.mesh)
-    new_rows = mesh.padded_rows(shape, made_with.rows(means[is_new]), setup.mesh)
+    made = mesh.shard_class_vector(row_of, setup.mesh)
+    new_rows = mesh.shard_rows(shape, made_with.rows(means[is_new]), setup.mesh)
     kernel = _joined(state.classifier.kernel, class_sharded.take_rows(new_rows, made), made, own)
     changed = jax.jit(lambda mine, made: jnp.where(made >= 0, bias, mine))(
         state.classifier.bias, made
     )
-    hosts.say(
-        f"{counted(len(new), 'product')} new: rows of {shape[0]} from their photos"
+    distributed.print_primary(
+        f"{pluralize(len(new), 'product')} new: rows of {shape[0]} from their photos"
         + (f", {len(new) - shape[0]} without one start anew" if shape[0] < len(new) else "")
     )
     return dataclasses.replace(
@@ -314,10 +319,10 @@ def _known_rows(
         weight = (known >= 0) / jnp.maximum(jnp.sum(known >= 0), 1)
         return jnp.sum(weight[:, None] * kernel[:, :own], 0), jnp.sum(bias * weight)
 
-    known = mesh.class_vector(index, setup.mesh)
+    known = mesh.shard_class_vector(index, setup.mesh)
     padded = np.full(mesh.pad_classes(len(some), setup.mesh), -1, np.int32)
     padded[: len(some)] = some
-    rows = class_sharded.take_rows(classifier.kernel, mesh.class_vector(padded, setup.mesh))
+    rows = class_sharded.take_rows(classifier.kernel, mesh.shard_class_vector(padded, setup.mesh))
     mean, bias = means(classifier.kernel, classifier.bias, known)
     return np.asarray(mean), np.asarray(bias), np.asarray(mesh.replicate(rows))[: len(some), :own]
 

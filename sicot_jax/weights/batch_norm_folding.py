@@ -11,12 +11,12 @@ import numpy as np
 
 from sicot_jax.models.layers import BATCH_NORM_EPSILON, conv, max_pool_3x3
 from sicot_jax.models.localization import (
-    attention_box,
-    attention_of,
-    mean_within,
-    summed,
-    visible,
-    within_photo,
+    attention_from_scores,
+    box_from_attention,
+    clip_box,
+    foreground_mask,
+    masked_average_pool,
+    sum_resized,
 )
 from sicot_jax.models.resnet import STAGES, STEMS, global_average_pool
 from sicot_jax.weights.bundle import Model
@@ -100,20 +100,20 @@ def look(model: Model, folded: Folded, image):
     maps = _maps(model, folded, image)
     box = None if model.box == "none" else _box(folded, maps)
     if model.box == "image":
-        maps = _maps(model, folded, image * visible(box, *image.shape[1:3]))
-    x = mean_within(maps[-1], box) if model.box == "features" else global_average_pool(maps[-1])
+        maps = _maps(model, folded, image * foreground_mask(box, *image.shape[1:3]))
+    x = masked_average_pool(maps[-1], box) if model.box == "features" else global_average_pool(maps[-1])
     if model.embedding_width:
         x = jax.nn.relu(x @ folded["projection.kernel"] + folded["projection.bias"])
-    return x, within_photo(box)
+    return x, clip_box(box)
 
 
 def _box(folded: Folded, maps):
-    hidden = summed([conv(x, folded[f"box.conv{n}.kernel"], 1) for n, x in enumerate(maps, 1)])
+    hidden = sum_resized([conv(x, folded[f"box.conv{n}.kernel"], 1) for n, x in enumerate(maps, 1)])
     score = (
         jax.nn.relu(hidden + folded["box.bias"]) @ folded["box.score.kernel"]
         + folded["box.score.bias"]
     )
-    return attention_box(attention_of(score), folded["box.log_scale"])
+    return box_from_attention(attention_from_scores(score), folded["box.log_scale"])
 
 
 def _maps(model: Model, folded: Folded, image):

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from sicot_jax.common.text import one_line_error
 from sicot_jax.errors import InputError
 
 FLOAT = np.dtype("<f4")
@@ -109,7 +110,7 @@ def import_torch(what: str) -> Any:
 
 
 def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+    return one_line_error(error, 160)
 
 
 Pieces = Callable[

@@ -22,7 +22,7 @@ from flax import nnx
 from sicot_jax.catalog import tokenizer as words
 from sicot_jax.catalog.catalog import Tokenizer
 from sicot_jax.common.trees import path_name
-from sicot_jax.models.sicot import SemanticStream
+from sicot_jax.models.semantic_stream import SemanticStream
 from sicot_jax.parallel import mesh
 from sicot_jax.weights import bundle as folders
 from sicot_jax.weights import parity as proof
@@ -45,11 +45,11 @@ def torch_names(path: str) -> tuple[str, ...]:
     bi-LSTM.
     """
     match path.split("/"):
-        case ["words"]:
+        case ["word_vectors"]:
             return ("words.weight",)
-        case ["project", part]:
+        case ["projection", part]:
             return (f"projection.{_LINEAR[part]}",)
-        case ["norm", part]:
+        case ["projection_norm", part]:
             return (f"projection_norm.{names.PARTS[part]}",)
         case ["encoder", "lstm", part]:
             return tuple(f"lstm.{_LSTM[part]}_l0{side}" for side in _SIDES)

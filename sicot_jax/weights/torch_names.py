@@ -49,7 +49,7 @@ def torchvision_name(path: str) -> str:
 
 
 def box_name(path: str) -> str:
-    """ "convs/0/kernel" (below "visual/box") -> "box.conv1.weight"; the batch norm behind all of
+    """ "convs/0/kernel" (below "visual/localization") -> "box.conv1.weight"; the batch norm behind all of
     these is "box.bn".
     """
     module, _, part = path.rpartition("/")

@@ -16,8 +16,8 @@ from flax import nnx
 from sicot_jax.common.trees import path_name
 from sicot_jax.config import ModelConfig
 from sicot_jax.config.preprocessing import Preprocessing
-from sicot_jax.models.localization import within_photo
-from sicot_jax.models.sicot import VisualStream
+from sicot_jax.models.localization import clip_box
+from sicot_jax.models.visual_stream import VisualStream
 from sicot_jax.parallel import mesh
 from sicot_jax.weights import torch_names as names
 from sicot_jax.weights.bundle import Model
@@ -34,11 +34,11 @@ def array_name(path: str) -> str | None:
     room, _, rest = path.partition("/")
     if room == "resnet":
         return names.torchvision_name(rest)
-    if room == "project":
+    if room == "projection":
         return "projection.weight"
-    if room == "box":
+    if room == "localization":
         return names.box_name(rest)
-    return f"projection_norm.{names.PARTS[rest]}" if room == "norm" else None
+    return f"projection_norm.{names.PARTS[rest]}" if room == "projection_norm" else None
 
 
 def arrays_of(params: Any, batch_stats: Any) -> dict[str, np.ndarray]:
@@ -100,8 +100,8 @@ def outputs_here(
         trees, image
     ):  # arrays that a program closes over become a part of it, and of what is compiled
         stream = nnx.merge(graphdef, *trees, copy=True)
-        embedding, box = stream.look(preprocessing.normalise(image), train=False)
-        return embedding, within_photo(box)
+        embedding, box = stream.embed_and_localize(preprocessing.normalise(image), train=False)
+        return embedding, clip_box(box)
 
     batch = preprocessing.batch(photos)
     alone = mesh.make_mesh(

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks.boxes import area, around, best_constant, iou, recognition, row
-from benchmarks.iconic import ranks
+from benchmarks.localization import area, around, best_constant, iou, recognition, row
+from benchmarks.iconic_photos import ranks
 
 
 def test_iou_by_hand():

@@ -65,7 +65,7 @@ def test_search_and_codes(run_and_index):
 
 def test_index_changes(run_and_index):
     """Every rate is there."""
-    printed = rows("index_changes", "--workdir", str(run_and_index[0]), *("--add", "1"))
+    printed = rows("index_updates", "--workdir", str(run_and_index[0]), *("--add", "1"))
     assert set(printed) == {"what", "embedding alone", "index", "change", "add", "remove"}
 
 
@@ -74,7 +74,7 @@ def test_stages(run_and_index):
     printed = printed_by(
         "stages", "--index", str(run_and_index[1]), "--vectors", "2000", "--requests", "20"
     )
-    from benchmarks.stages import STAGES
+    from benchmarks.request_stages import STAGES
 
     assert {"the network alone", *STAGES, "all but the engine", "from photo to answer"} <= set(
         printed
@@ -84,7 +84,7 @@ def test_stages(run_and_index):
 
 def test_stages_by_hand():
     """Of 30 ms the service tells 24, of which 9 are its "search"; of these 7 are timed inside."""
-    from benchmarks.stages import STAGES, stages
+    from benchmarks.request_stages import STAGES, stages
 
     told = {"read": 1.0, "decode": 4.0, "engine": 10.0, "search": 9.0}
     found = stages(told, {"search": 3.0, "category": 1.5, "cards": 2.5}, 30.0)
@@ -124,7 +124,7 @@ def test_pgvector(run_and_index):
 def test_accuracy_through_the_service(run_and_index):
     """The service says of every test photo what the evaluation said."""
     run, index = run_and_index
-    printed = printed_by("through_service", "--workdir", str(run), "--index", str(index))
+    printed = printed_by("service_accuracy", "--workdir", str(run), "--index", str(index))
     aside = printed["through the service, categories aside"]
     assert aside[2] == "0"
     assert aside[:2] == printed["offline"][:2]
@@ -133,7 +133,7 @@ def test_accuracy_through_the_service(run_and_index):
 
 def test_unseen_statistics():
     """AUROC by counting pairs, coverage and precision at a threshold, all with weights, by hand."""
-    from benchmarks.unseen import Said, as_shipped, auroc, best_coverage
+    from benchmarks.open_set import Said, as_shipped, auroc, best_coverage
 
     known, unknown = np.array([0.9, 0.5, 0.5]), np.array([0.5, 0.1])
     ones = [np.ones(3), np.ones(2)]
@@ -152,7 +152,7 @@ def test_unseen_statistics():
 
 def test_held_out_products():
     """Unseen categories are gone whole; every new product leaves its category and its brand behind."""
-    from benchmarks.unseen import held_out
+    from benchmarks.open_set import held_out
 
     category = [f"kind {c % 25}" for c in range(200)]
     sku = [f"brand {c % 7} | {category[c]} {c}" for c in range(200)]
@@ -172,7 +172,7 @@ def test_an_interval_holds_its_mean():
     """One product decides nothing of the next: the interval of a mean over 50 products is that of
     50 draws.
     """
-    from benchmarks.unseen import interval
+    from benchmarks.open_set import interval
 
     groups = np.repeat(np.arange(50), 4)
     values = (groups < 25).astype(float)

@@ -72,7 +72,7 @@ def test_loop(imported):
 
 def test_rows_without_their_data_say_so():
     options = ("--batch-size", "4", "--batches", "2", "--photos", "20", "--workers", "0")
-    assert rows("input", *options)["imported, threads"][0] == "not measured (no --path)"
+    assert rows("input_pipeline", *options)["imported, threads"][0] == "not measured (no --path)"
 
 
 def test_importing():
@@ -96,7 +96,7 @@ def test_importing():
 
 def test_head():
     """Every contender runs, those of PyTorch where it is; the graph's table too."""
-    printed = rows("head", *("--sizes", "8x16x500", "--steps", "1", "--graphs", "8x16x100"))
+    printed = rows("classifier_step", *("--sizes", "8x16x500", "--steps", "1", "--graphs", "8x16x100"))
     ours = {
         f"ours, {name}" for name in ("exact", "exact, bf16 logits kept", "exact, f32 logits kept")
     }
@@ -126,7 +126,7 @@ def test_sparse_gradients(tmp_path):
     costs 0.08, and biases.
     """
     options = "--ratios", "1", "0.01", "--out", str(tmp_path), "--config.train.steps=2"
-    printed = printed_by("sparse_gradients", "--config", "tiny", *options, JAX_NUM_CPU_DEVICES="8")
+    printed = printed_by("gradient_compression", "--config", "tiny", *options, JAX_NUM_CPU_DEVICES="8")
     assert set(printed) == {"ratio", "1", "0.01"}
     assert printed["1"][-1] == "1.000"
     assert 0.08 < float(printed["0.01"][-1]) < 0.1
@@ -145,7 +145,7 @@ def test_sampled_heads(tmp_path):
         "--config.head.rebuild_steps=3",
     )
     options = *options, "--config.head.neighbours=4", "--config.mesh.data=1"
-    printed = printed_by("sampled_heads", "--config", "tiny", *options)
+    printed = printed_by("sampled_softmax", "--config", "tiny", *options)
     assert set(printed) == {"head", "class sharded", "sampled 0.5", "knn 0.5"}
     share, age = re.fullmatch(r"([\d.]+) % after (\d+)", printed["knn 0.5"][-1]).groups()
     assert 0 < float(share) <= 100
@@ -203,7 +203,7 @@ def test_rows_from_titles(tmp_path):
     """Of rows that are made of the titles all is told, of others nothing; and a finished run has
     its rows.
     """
-    from benchmarks.rows_from_titles import explained
+    from benchmarks.class_weights_from_titles import explained
 
     rng = np.random.default_rng(0)
     titles, counts = rng.normal(size=(200, 6)), rng.integers(1, 30, 200)
@@ -226,7 +226,7 @@ def test_rows_from_titles(tmp_path):
 
 def test_mistakes():
     """By hand: one photo of each kind; names that have no two parts are refused."""
-    from benchmarks.mistakes import shares
+    from benchmarks.error_analysis import shares
     from sicot_jax.errors import InputError
 
     names = ["Nike | Caps", "Nike | Shoes", "Puma | Caps", "Puma | Shoes"]
@@ -238,7 +238,7 @@ def test_mistakes():
 
 def test_parity():
     """A library that is not installed is told, one that is agrees."""
-    printed = printed_by("parity", "--depths", "18", "--photos", "1", "--size", "64")
+    printed = printed_by("library_parity", "--depths", "18", "--photos", "1", "--size", "64")
     found = dict(zip(printed["network"], printed["ResNet-18"], strict=True))
     assert set(found) == {"torchvision", "timm", "transformers"}
     installed = {
@@ -254,7 +254,7 @@ def test_parity():
 
 
 def test_latency():
-    printed = rows("latency", *("--depth", "18", "--width", "8", "--size", "32", "--batches", "2"))
+    printed = rows("inference_latency", *("--depth", "18", "--width", "8", "--size", "32", "--batches", "2"))
     engines = {
         "JAX, batch norms folded",
         "StableHLO (jax.export)",
@@ -270,7 +270,7 @@ def test_latency():
 def test_convert_head():
     """The parts end, and each tells seconds, MiB and shards."""
     pytest.importorskip("torch", reason="conversion needs the extra torch")
-    printed = rows("convert_head", *("--classes", "2000", "--width", "256"))
+    printed = rows("classifier_export", *("--classes", "2000", "--width", "256"))
     assert set(printed) == {"part", "checkpoint", "by device", "whole"}
     assert len(printed["whole"]) == 3
 

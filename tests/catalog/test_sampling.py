@@ -4,34 +4,48 @@ samplings promise.
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sicot_jax.catalog.sampling import CLASSES, ORDER, Sampler, generator, permute
+from sicot_jax.catalog.sampling import (
+    CLASS_STREAM,
+    ORDER_STREAM,
+    RecordSampler,
+    permute,
+    random_stream,
+)
 from sicot_jax.config.batch_plan import SAMPLING_SCHEMES, BatchPlan
 
 
-def whole(size, seed=0, epoch=0):
+def permutation(size, seed=0, epoch=0):
     return permute(np.arange(size), size=size, seed=seed, epoch=epoch)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 5000), st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1))
+def test_permute_is_a_bijection(size, seed, epoch):
+    np.testing.assert_array_equal(np.sort(permutation(size, seed, epoch)), np.arange(size))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 16, 17, 63, 64, 65, 1000, 4096, 4097])
 def test_permute_is_a_permutation(size):
     for seed, epoch in [(0, 0), (0, 1), (1, 0), (2**40, 3)]:
-        order = whole(size, seed, epoch)
+        order = permutation(size, seed, epoch)
         assert order.dtype == np.int64
         np.testing.assert_array_equal(np.sort(order), np.arange(size))
 
 
 def test_permute_differs_between_epochs_and_seeds():
-    orders = [whole(1000, seed, epoch) for seed, epoch in [(0, 0), (0, 1), (1, 0), (1, 1)]]
+    orders = [permutation(1000, seed, epoch) for seed, epoch in [(0, 0), (0, 1), (1, 0), (1, 1)]]
     for i, one in enumerate(orders):
-        # A random permutation has one fixed point on average, and two have one place in common;
+        # A random permutation has one fixed point on average, and two agree at one index;
         # more than 10 of either is less than one chance in 10^7.
         assert (one == np.arange(1000)).sum() <= 10
         for other in orders[:i]:
             assert (one == other).sum() <= 10
 
 
-def test_permute_is_evaluated_place_by_place():
+def test_permute_is_evaluated_index_by_index():
     index = np.array([999_999, 0, 500_000])
     several = permute(index, size=1_000_000, seed=3, epoch=2)
     alone = [permute(index[i : i + 1], size=1_000_000, seed=3, epoch=2)[0] for i in range(3)]
@@ -49,16 +63,18 @@ def test_permute_sends_a_record_everywhere_alike():
 
 
 def test_equal_numbers_give_other_streams_for_other_purposes():
-    streams = [generator(purpose, 3, 5).random(1000) for purpose in (ORDER, CLASSES)]
+    streams = [
+        random_stream(purpose, 3, 5).random(1000) for purpose in (ORDER_STREAM, CLASS_STREAM)
+    ]
     assert len(np.unique(streams)) == 2000
-    np.testing.assert_array_equal(generator(CLASSES, 3, 5).random(1000), streams[1])
+    np.testing.assert_array_equal(random_stream(CLASS_STREAM, 3, 5).random(1000), streams[1])
 
 
 def test_permute_leaves_no_runs():
     """Neighbours before are no neighbours after: their distance is as in a random order (a third of
     the size).
     """
-    distance = np.abs(np.diff(whole(10_000)))
+    distance = np.abs(np.diff(permutation(10_000)))
     assert (
         abs(distance.mean() / 10_000 - 1 / 3) < 0.01
     )  # deviation of the mean: 0.24 / sqrt(10,000)
@@ -67,7 +83,7 @@ def test_permute_leaves_no_runs():
 @pytest.mark.parametrize(("records", "batch"), [(10, 4), (7, 7), (5, 8), (3, 10), (1, 4), (100, 1)])
 def test_uniform_takes_every_record_once_an_epoch(records, batch):
     """Also where steps do not divide the epoch and where a batch holds several epochs."""
-    sampler = Sampler(np.zeros(records, np.int32), batch, seed=5)
+    sampler = RecordSampler(np.zeros(records, np.int32), batch, seed=5)
     epochs = 4
     steps = -(-epochs * records // batch)
     drawn = np.concatenate([sampler(step) for step in range(steps)])
@@ -101,7 +117,7 @@ def test_batch_plan_by_hand():
     assert plan.sizes(0, 7) == [3, 6, 12]
     assert plan.sizes(4, 6) == [6]
     assert plan.sizes(5, 5) == []
-    assert [step for step in range(1, 9) if plan.passes(step, 5)] == [
+    assert [step for step in range(1, 9) if plan.crosses_multiple(step, 5)] == [
         5,
         7,
         8,
@@ -113,7 +129,7 @@ def test_batch_plan_by_hand():
 @pytest.mark.parametrize("every", [5.0, 3.3, 1.0, 0.4])
 def test_a_batch_grows_at_the_first_step_after_each_so_many_batches(every):
     """The last two: a period shorter than a step of the grown batch, and than the first step."""
-    plan = BatchPlan.growing(8, doublings=3, every=every)
+    plan = BatchPlan.with_doublings(8, doublings=3, every=every)
     assert len(plan.doubled_at) == 3
     for i, step in enumerate(plan.doubled_at):
         due = round((i + 1) * every)
@@ -130,28 +146,31 @@ def test_uniform_takes_every_record_once_an_epoch_while_the_batch_grows():
     """11 records in batches of 2, doubled after epochs 1 and 2 to 8: boundaries meet neither epochs
     nor steps.
     """
-    plan = BatchPlan.growing(2, doublings=2, every=11 / 2)
-    sampler = Sampler(np.zeros(11, np.int32), 2, seed=5, doubled_at=plan.doubled_at)
+    plan = BatchPlan.with_doublings(2, doublings=2, every=11 / 2)
+    sampler = RecordSampler(np.zeros(11, np.int32), 2, seed=5, doubled_at=plan.doubled_at)
     drawn = [sampler(step) for step in range(12)]
     assert [len(batch) for batch in drawn] == [2] * 6 + [4] * 3 + [8] * 3
     rounds = np.concatenate(drawn)[:44].reshape(4, 11)
     np.testing.assert_array_equal(np.sort(rounds, 1), np.tile(np.arange(11), (4, 1)))
     # The same records in the same order as without growth, and from any step on: resume is a step
     # number.
-    plain = Sampler(np.zeros(11, np.int32), 2, seed=5)
+    plain = RecordSampler(np.zeros(11, np.int32), 2, seed=5)
     np.testing.assert_array_equal(
         np.concatenate(drawn), np.concatenate([plain(step) for step in range(24)])
     )
     for step in (7, 2, 10):
         np.testing.assert_array_equal(
-            Sampler(sampler.labels, 2, 5, "uniform", plan.doubled_at)(step), drawn[step]
+            RecordSampler(sampler.labels, 2, 5, "uniform", plan.doubled_at)(step), drawn[step]
         )
 
 
 @pytest.mark.parametrize("sampling", ["class_balanced", "square_root"])
 def test_balanced_samplings_draw_the_batch_of_the_step(sampling):
     """Before the first doubling the same records as without one, then twice as many."""
-    sampler, plain = Sampler(LABELS, 6, 0, sampling, (2,)), Sampler(LABELS, 6, 0, sampling)
+    sampler, plain = (
+        RecordSampler(LABELS, 6, 0, sampling, (2,)),
+        RecordSampler(LABELS, 6, 0, sampling),
+    )
     for step in range(2):
         np.testing.assert_array_equal(sampler(step), plain(step))
     assert [len(sampler(step)) for step in (2, 3)] == [12, 12]
@@ -161,14 +180,14 @@ def test_balanced_samplings_draw_the_batch_of_the_step(sampling):
 @pytest.mark.parametrize("sampling", SAMPLING_SCHEMES)
 def test_a_step_is_a_pure_function_of_seed_and_step(sampling):
     labels = np.random.default_rng(0).integers(0, 9, 50).astype(np.int32)
-    sampler = Sampler(labels, 16, 3, sampling)
+    sampler = RecordSampler(labels, 16, 3, sampling)
     forward = [sampler(step) for step in range(6)]
-    fresh = Sampler(labels.copy(), 16, 3, sampling)
+    again = RecordSampler(labels.copy(), 16, 3, sampling)
     for step in (5, 0, 3, 3, 1):
-        np.testing.assert_array_equal(fresh(step), forward[step])
+        np.testing.assert_array_equal(again(step), forward[step])
     assert all(batch.shape == (16,) and batch.dtype == np.int64 for batch in forward)
     assert not (forward[0] == forward[1]).all()
-    assert not (Sampler(labels, 16, 4, sampling)(0) == forward[0]).all()
+    assert not (RecordSampler(labels, 16, 4, sampling)(0) == forward[0]).all()
 
 
 # Classes 0, 2, 5, 6 with 1, 4, 25 and 100 records, in mixed order; classes 1, 3, 4 have none.
@@ -187,7 +206,7 @@ def test_class_frequencies(sampling, power):
     """Chi-square over four classes: beyond 21.1 with p = 1e-4. The other samplings' shares lie far
     outside.
     """
-    sampler = Sampler(LABELS, 65, 0, sampling)
+    sampler = RecordSampler(LABELS, 65, 0, sampling)
     drawn = np.concatenate([sampler(step) for step in range(80)])
     got = np.bincount(LABELS[drawn], minlength=7)
     assert got[[1, 3, 4]].sum() == 0
@@ -198,7 +217,7 @@ def test_class_frequencies(sampling, power):
 
 @pytest.mark.parametrize("sampling", ["class_balanced", "square_root"])
 def test_records_of_a_class_are_alike(sampling):
-    sampler = Sampler(LABELS, 100, 0, sampling)
+    sampler = RecordSampler(LABELS, 100, 0, sampling)
     drawn = np.concatenate([sampler(step) for step in range(100)])
     members = np.flatnonzero(LABELS == 5)
     got = np.bincount(drawn, minlength=len(LABELS))[members]
@@ -210,6 +229,6 @@ def test_bad_settings_are_named():
     with pytest.raises(
         ValueError, match=r"data.sampling='balanced', wanted one of \('uniform', 'class_balanced'"
     ):
-        Sampler(LABELS, 4, 0, "balanced")
+        RecordSampler(LABELS, 4, 0, "balanced")
     with pytest.raises(ValueError, match=r"no training records to sample from"):
-        Sampler(np.zeros(0, np.int32), 4, 0)
+        RecordSampler(np.zeros(0, np.int32), 4, 0)

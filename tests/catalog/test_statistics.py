@@ -3,8 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sicot_jax.catalog.statistics import class_counts, default_head_boundary, head_mask, log_prior
-from sicot_jax.catalog.statistics import vocabulary_overlap
+from sicot_jax.catalog.statistics import (
+    class_counts,
+    default_head_boundary,
+    head_mask,
+    log_prior,
+    vocabulary_overlap,
+)
 
 
 def test_counts():
@@ -56,8 +61,8 @@ def test_log_prior():
         log_prior(np.array([0, 0]))
 
 
-def test_shared_vocabulary():
+def test_vocabulary_overlap():
     ids = [np.array([1, 2]), np.array([2, 3]), np.array([4]), np.array([], np.int32)]
-    found = vocabulary_overlap(ids, np.array([0, 1, 0, 1]), np.array([True, False]))
-    assert found == {"head": 3, "tail": 2, "both": 1, "share": 0.25}
+    overlap = vocabulary_overlap(ids, np.array([0, 1, 0, 1]), np.array([True, False]))
+    assert overlap == {"head": 3, "tail": 2, "both": 1, "share": 0.25}
     assert vocabulary_overlap([], np.array([]), np.array([True]))["share"] == 0

@@ -69,9 +69,9 @@ def test_the_million_class_head_is_exact_in_its_memory_and_sends_only_embeddings
             ),
             prior,
         )
-        classifier = mesh.on_devices(classifier, device_mesh)
-        embedding = mesh.divided(jax.ShapeDtypeStruct((batch, width), jnp.float32), device_mesh)
-        label = mesh.divided(jax.ShapeDtypeStruct((batch,), jnp.int32), device_mesh)
+        classifier = mesh.with_shardings(classifier, device_mesh)
+        embedding = mesh.sharded_struct(jax.ShapeDtypeStruct((batch, width), jnp.float32), device_mesh)
+        label = mesh.sharded_struct(jax.ShapeDtypeStruct((batch,), jnp.int32), device_mesh)
         numbers = heads.numbers_of(config_lib.LossConfig(), learning_rate=0.1)
         compiled = (
             jax.jit(head, donate_argnums=2)
@@ -103,7 +103,7 @@ def test_the_million_class_step_compiles_and_moves_nothing_that_grows_with_class
             "label": jax.ShapeDtypeStruct((256,), jnp.int32),
             "token_ids": jax.ShapeDtypeStruct((256, config.data.max_tokens), jnp.int32),
         }
-        batch = {n: mesh.divided(x, device_mesh) for n, x in batch.items()}
+        batch = {n: mesh.sharded_struct(x, device_mesh) for n, x in batch.items()}
         compiled = jax.jit(make_train_step(setup), donate_argnums=0).lower(state, batch).compile()
     # The largest that may travel is the gradient of the word table, which every device holds.
     check_collectives(compiled, largest=VOCABULARY * 128)

@@ -69,13 +69,13 @@ def test_what_the_classifier_meets_folds_into_a_plain_one():
     config, rng = tiny("--config.model.tag_vocabulary=4"), np.random.default_rng(0)
     net = build_model(config, DataShape(11, 9, 8, 100))
     stream = net.visual
-    v = jnp.asarray(rng.normal(size=(3, stream.features_width)), jnp.float32)
-    w, t = (jnp.asarray(rng.normal(size=(11, n)), jnp.float32) for n in (stream.features_width, 4))
-    joined = stream.extend(v) @ jnp.concatenate([w, t], 1).T
+    v = jnp.asarray(rng.normal(size=(3, stream.embedding_width)), jnp.float32)
+    w, t = (jnp.asarray(rng.normal(size=(11, n)), jnp.float32) for n in (stream.embedding_width, 4))
+    joined = stream.classifier_input(v) @ jnp.concatenate([w, t], 1).T
     np.testing.assert_allclose(
-        joined, v @ (w + t @ stream.to_words.kernel[...].T).T, rtol=1e-4, atol=1e-5
+        joined, v @ (w + t @ stream.tag_head.kernel[...].T).T, rtol=1e-4, atol=1e-5
     )
-    assert stream.embedding_width == stream.features_width + 4
+    assert stream.classifier_width == stream.embedding_width + 4
 
 
 @pytest.mark.parametrize("device_mesh", [(4, 2)], indirect=True)
@@ -87,7 +87,7 @@ def test_the_plain_classifier_has_the_same_logits(device_mesh):
     catalog = open_catalog(config.data)
     with jax.set_mesh(device_mesh):
         setup = make_setup(config, DataShape.of(catalog), device_mesh)
-        prior = mesh.class_vector(
+        prior = mesh.shard_class_vector(
             class_log_prior(catalog.classes.counts["train"], device_mesh), device_mesh
         )
         state = initial_state(setup, prior)
@@ -97,7 +97,7 @@ def test_the_plain_classifier_has_the_same_logits(device_mesh):
         v = np.random.default_rng(0).normal(size=(3, own)).astype(np.float32)
         kernel, scores = (
             np.asarray(x)
-            for x in (state.classifier.kernel, state.params["visual"]["to_words"]["kernel"])
+            for x in (state.classifier.kernel, state.params["visual"]["tag_head"]["kernel"])
         )
         wanted = np.concatenate([v, v @ scores], 1) @ kernel.T
         np.testing.assert_allclose(v @ np.asarray(plain.kernel).T, wanted, rtol=1e-4, atol=1e-5)
@@ -118,7 +118,7 @@ def test_shared_words_stay_and_what_they_share_learns(device_mesh):
     shape = DataShape.of(catalog)
     with jax.set_mesh(device_mesh):
         setup = make_setup(config, shape, device_mesh)
-        prior = mesh.class_vector(
+        prior = mesh.shard_class_vector(
             class_log_prior(catalog.classes.counts["train"], device_mesh), device_mesh
         )
         words = class_words(catalog, config, 5)
@@ -127,7 +127,7 @@ def test_shared_words_stay_and_what_they_share_learns(device_mesh):
         own = state.classifier.kernel.shape[1] - 5
         before, scores = (
             np.asarray(state.classifier.kernel),
-            np.asarray(state.params["visual"]["to_words"]["kernel"]),
+            np.asarray(state.params["visual"]["tag_head"]["kernel"]),
         )
         np.testing.assert_array_equal(before[:11, own:], words)
         assert not before[11:].any()
@@ -142,7 +142,7 @@ def test_shared_words_stay_and_what_they_share_learns(device_mesh):
     assert np.isfinite(losses["total"])
     assert not after[11:].any()
     assert (after[:11, :own] != before[:11, :own]).any()
-    assert (np.asarray(state.params["visual"]["to_words"]["kernel"]) != scores).any()
+    assert (np.asarray(state.params["visual"]["tag_head"]["kernel"]) != scores).any()
     np.testing.assert_array_equal(after[:, own:], before[:, own:])
 
 
@@ -153,7 +153,8 @@ def test_what_cannot_be_is_refused(one_device):
     ):
         tiny("--config.head.kind=sampled")
     with pytest.raises(
-        ConfigError, match="optim.name='lars'.*set optim.name=sgd or model.shared_word_weights=False"
+        ConfigError,
+        match="optim.name='lars'.*set optim.name=sgd or model.shared_word_weights=False",
     ):
         tiny("--config.optim.name=lars")
     with pytest.raises(ConfigError, match="data.title='none': there is no title to take words of"):

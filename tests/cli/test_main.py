@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sicot_jax.catalog.sources.arrays import open_arrays
+from sicot_jax.catalog.sources.arrays import open_array_file
 from sicot_jax.cli import main as cli
 
 ROOT = Path(__file__).parents[2]
@@ -213,7 +213,7 @@ def test_an_array_file_knows_how_its_photos_were_resized(tmp_path, capsys):
             )
             == 0
         )
-        catalog = open_arrays(out)
+        catalog = open_array_file(out)
         assert catalog.resized_by == {"resize_height": 24, "resize_width": 24, "fit": fit}
         hashes.add(catalog.data_hash)
     assert len(hashes) == 2

@@ -1,3 +1,5 @@
+"""Decoding of photos: formats, orientation, colour modes, limits and broken files."""
+
 from __future__ import annotations
 
 import io
@@ -6,9 +8,15 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from sicot_jax.common.image import ImageError, decode, image_id, prepare, resize_short_side
+from sicot_jax.common.image import (
+    ImageError,
+    decode_photo,
+    image_id,
+    prepare_photo,
+    resize_short_side,
+)
 
 
 def saved(image, format="PNG", **options):
@@ -32,7 +40,7 @@ def near(pixel, colour, tolerance=8):
 @pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "GIF", "WEBP", "JPEG"])
 def test_formats(format):
     options = {"lossless": True} if format == "WEBP" else {}
-    pixels = decode(saved(corners(), format, **options))
+    pixels = decode_photo(saved(corners(), format, **options))
     assert pixels.shape == (10, 20, 3)
     assert pixels.dtype == np.uint8
     assert near(pixels[2, 2], (255, 0, 0))
@@ -43,7 +51,7 @@ def test_exif_orientation():
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise: left becomes top
     for format in ("JPEG", "PNG", "WEBP"):
-        pixels = decode(saved(corners(), format, exif=exif))
+        pixels = decode_photo(saved(corners(), format, exif=exif))
         assert pixels.shape == (20, 10, 3)
         assert near(pixels[2, 5], (255, 0, 0), 40)
         assert near(pixels[18, 5], (0, 0, 255), 40)
@@ -51,72 +59,80 @@ def test_exif_orientation():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_equals_pillow(orientation):
-    from PIL import ImageOps
-
     exif = Image.Exif()
     exif[0x0112] = orientation
     pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
     data = saved(Image.fromarray(pixels), exif=exif)
     with Image.open(io.BytesIO(data)) as image:
         expected = np.asarray(ImageOps.exif_transpose(image))
-    np.testing.assert_array_equal(decode(data), expected)
+    np.testing.assert_array_equal(decode_photo(data), expected)
 
 
 def test_broken_exif_does_not_matter():
     data = saved(corners(), "JPEG", exif=b"Exif\0\0nonsense")
-    assert decode(data).shape == (10, 20, 3)
+    assert decode_photo(data).shape == (10, 20, 3)
+
+
+def test_the_orientation_is_applied_where_other_exif_fields_are_broken():
+    """A field of which Pillow can read the value but not write it back."""
+    fields = struct.pack("<HHII", 0x0112, 3, 1, 6) + struct.pack("<HHII", 0x9999, 16, 1, 38)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + fields + struct.pack("<IQ", 0, 2**63)
+    data = saved(corners(), "JPEG", exif=exif)
+    with Image.open(io.BytesIO(data)) as image, pytest.raises(struct.error):
+        ImageOps.exif_transpose(image)
+    assert decode_photo(data).shape == (20, 10, 3)
 
 
 def test_alpha_on_white():
     pixels = np.zeros((2, 3, 4), np.uint8)
     pixels[:, 1] = (255, 0, 0, 255)
     pixels[:, 2] = (0, 0, 0, 128)
-    decoded = decode(saved(Image.fromarray(pixels, "RGBA")))
+    decoded = decode_photo(saved(Image.fromarray(pixels, "RGBA")))
     np.testing.assert_array_equal(decoded[0, :2], [[255, 255, 255], [255, 0, 0]])
     assert near(decoded[0, 2], (127, 127, 127), 1)
     grey_alpha = Image.fromarray(np.array([[[0, 0], [9, 255]]], np.uint8), "LA")
-    np.testing.assert_array_equal(decode(saved(grey_alpha))[0], [[255] * 3, [9] * 3])
+    np.testing.assert_array_equal(decode_photo(saved(grey_alpha))[0], [[255] * 3, [9] * 3])
 
 
 def test_palette_with_and_without_transparency():
     image = Image.new("P", (2, 1))
     image.putpalette([255, 0, 0, 0, 255, 0])
     image.putdata([0, 1])
-    np.testing.assert_array_equal(decode(saved(image))[0], [[255, 0, 0], [0, 255, 0]])
+    np.testing.assert_array_equal(decode_photo(saved(image))[0], [[255, 0, 0], [0, 255, 0]])
     for format in ("PNG", "GIF"):
-        transparent = decode(saved(image, format, transparency=1))
+        transparent = decode_photo(saved(image, format, transparency=1))
         np.testing.assert_array_equal(transparent[0], [[255, 0, 0], [255, 255, 255]])
 
 
 def test_rgb_png_with_a_transparent_colour():
     image = Image.fromarray(np.array([[[1, 2, 3], [9, 9, 9]]], np.uint8))
     np.testing.assert_array_equal(
-        decode(saved(image, transparency=(1, 2, 3)))[0], [[255] * 3, [9] * 3]
+        decode_photo(saved(image, transparency=(1, 2, 3)))[0], [[255] * 3, [9] * 3]
     )
 
 
 def test_cmyk():
     cmyk = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
-    assert near(decode(saved(cmyk, "JPEG"))[0, 0], (255, 0, 0), 12)
-    assert near(decode(saved(cmyk, "TIFF"))[0, 0], (255, 0, 0), 2)
+    assert near(decode_photo(saved(cmyk, "JPEG"))[0, 0], (255, 0, 0), 12)
+    assert near(decode_photo(saved(cmyk, "TIFF"))[0, 0], (255, 0, 0), 2)
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
 def test_16_bit_grey_is_scaled(format):
     grey = np.array([[0, 257 * 100, 65535]], np.uint16)
-    decoded = decode(saved(Image.fromarray(grey), format))
+    decoded = decode_photo(saved(Image.fromarray(grey), format))
     np.testing.assert_array_equal(decoded[0], [[0] * 3, [100] * 3, [255] * 3])
 
 
 def test_one_bit():
     image = Image.fromarray(np.array([[0, 255]], np.uint8)).convert("1")
-    np.testing.assert_array_equal(decode(saved(image))[0], [[0] * 3, [255] * 3])
+    np.testing.assert_array_equal(decode_photo(saved(image))[0], [[0] * 3, [255] * 3])
 
 
 def test_first_frame_of_an_animation():
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     data = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    np.testing.assert_array_equal(decode(data)[0, 0], [255, 0, 0])
+    np.testing.assert_array_equal(decode_photo(data)[0, 0], [255, 0, 0])
 
 
 def billion_pixels():
@@ -138,13 +154,13 @@ def billion_pixels():
 
 def test_a_billion_pixels_are_refused_from_the_header():
     with pytest.raises(ImageError, match="too many pixels"):
-        decode(billion_pixels())
+        decode_photo(billion_pixels())
     with pytest.raises(ImageError, match="20 x 10, at most 199"):
-        decode(saved(corners()), max_pixels=199)
+        decode_photo(saved(corners()), max_pixels=199)
     # Between Pillow's own warning and its own error.
     large = saved(Image.new("1", (10_001, 10_000)))
     with pytest.raises(ImageError, match="10001 x 10000, at most 100000000"):
-        decode(large)
+        decode_photo(large)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
@@ -153,24 +169,24 @@ def test_truncated_files_are_refused(format):
     data = saved(noise, format)
     for share in (0.3, 0.7):
         with pytest.raises(ImageError) as caught:
-            decode(data[: int(len(data) * share)])
+            decode_photo(data[: int(len(data) * share)])
         assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\xff\xd8\xff\xe0", b"<svg></svg>"])
 def test_no_photo(data):
     with pytest.raises(ImageError, match=r"not a photo|broken photo"):
-        decode(data)
+        decode_photo(data)
 
 
 def test_other_formats_are_refused():
     with pytest.raises(ImageError, match="not a photo"):
-        decode(saved(corners(), "PPM"))
+        decode_photo(saved(corners(), "PPM"))
 
 
 def test_floating_point_is_refused():
     with pytest.raises(ImageError, match="floating-point"):
-        decode(saved(Image.fromarray(np.zeros((2, 2), np.float32)), "TIFF"))
+        decode_photo(saved(Image.fromarray(np.zeros((2, 2), np.float32)), "TIFF"))
 
 
 def test_resize_keeps_proportions_and_never_enlarges():
@@ -189,14 +205,14 @@ def test_resize_does_not_alias():
 
 def test_plain_jpeg_keeps_its_bytes():
     data = saved(corners(), "JPEG")
-    assert prepare(data, short_side=10)[1] is data
+    assert prepare_photo(data, short_side=10)[1] is data
     for other in (
         saved(corners(), "PNG"),
         saved(corners(), "JPEG", progressive=True),
         saved(corners().convert("L"), "JPEG"),
         saved(corners().convert("CMYK"), "JPEG"),
     ):
-        stored = prepare(other, short_side=10)[1]
+        stored = prepare_photo(other, short_side=10)[1]
         with Image.open(io.BytesIO(stored)) as image:
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (20, 10))
 
@@ -204,7 +220,7 @@ def test_plain_jpeg_keeps_its_bytes():
 def test_stored_photo_is_upright_and_resized():
     exif = Image.Exif()
     exif[0x0112] = 6
-    _, stored = prepare(saved(corners(), "JPEG", exif=exif), short_side=8)
+    _, stored = prepare_photo(saved(corners(), "JPEG", exif=exif), short_side=8)
     with Image.open(io.BytesIO(stored)) as image:
         assert image.size == (8, 16)
         assert not image.getexif()
@@ -212,8 +228,8 @@ def test_stored_photo_is_upright_and_resized():
 
 def test_image_id_names_the_pixels():
     png, bmp = (
-        prepare(saved(corners(), "PNG"), short_side=10),
-        prepare(saved(corners(), "BMP"), short_side=5),
+        prepare_photo(saved(corners(), "PNG"), short_side=10),
+        prepare_photo(saved(corners(), "BMP"), short_side=5),
     )
     assert png[0] == bmp[0] == image_id(np.asarray(corners()))
     assert len(png[0]) == 32

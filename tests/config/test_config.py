@@ -14,18 +14,17 @@ from sicot_jax.config import (
     ConfigError,
     DataConfig,
     EvalConfig,
-    HeadConfig,
     LossConfig,
     ModelConfig,
     OptimConfig,
     TextConfig,
     TrainConfig,
     bundled_configs_dir,
-    flatten_config,
     config_from_dict,
+    config_to_dict,
+    flatten_config,
     load_config,
     override_config,
-    config_to_dict,
 )
 from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
@@ -42,7 +41,9 @@ CUSTOM = Config(
 
 
 def test_bundled_configs_load_by_name_and_by_path():
-    names = sorted(path.stem for path in bundled_configs_dir().glob("*.py") if path.stem != "__init__")
+    names = sorted(
+        path.stem for path in bundled_configs_dir().glob("*.py") if path.stem != "__init__"
+    )
     assert {"tiny", "generated"} <= set(names)
     for name in names:
         config = load_config(name)
@@ -63,7 +64,9 @@ def test_a_path_comes_before_a_bundled_name(tmp_path, monkeypatch):
 def test_config_of_a_run_loads_as_it_was(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(
-        json.dumps({"format": config_lib.CONFIG_FORMAT, "config": config_to_dict(CUSTOM), "data": {}})
+        json.dumps(
+            {"format": config_lib.CONFIG_FORMAT, "config": config_to_dict(CUSTOM), "data": {}}
+        )
     )
     assert load_config(str(path)) == CUSTOM
     assert load_config(str(path), ["--config.seed=8"]) == dataclasses.replace(CUSTOM, seed=8)
@@ -112,7 +115,7 @@ def test_unknown_name_lists_what_is_bundled(tmp_path):
     ],
 )
 def test_a_config_file_that_raises_is_one_line(tmp_path, body, message):
-    imports = "from sicot_jax.config import Config\nfrom sicot_jax.config.preprocessing import Preprocessing\n"
+    imports = "from sicot_jax.config import Config, Preprocessing\n"
     (tmp_path / "broken.py").write_text(f"{imports}def get_config():\n    {body}\n")
     with pytest.raises(InputError, match=message):
         load_config(str(tmp_path / "broken.py"))
@@ -120,7 +123,9 @@ def test_a_config_file_that_raises_is_one_line(tmp_path, body, message):
 
 def test_dict_and_back():
     assert config_from_dict(config_to_dict(CUSTOM)) == CUSTOM
-    assert config_from_dict(json.loads(json.dumps(config_to_dict(CUSTOM)))) == CUSTOM  # lists become tuples again
+    assert (
+        config_from_dict(json.loads(json.dumps(config_to_dict(CUSTOM)))) == CUSTOM
+    )  # lists become tuples again
     assert config_from_dict({}) == Config()
     assert flatten_config({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
 
@@ -148,7 +153,9 @@ def test_override_sets_one_field_in_its_type(flag, name, value):
     before = flatten_config(config_to_dict(config))
     changed = flatten_config(config_to_dict(override_config(config, [flag])))
     assert changed.pop(name) == value
-    assert type(flatten_config(config_to_dict(override_config(config, [flag])))[name]) is type(before[name])
+    assert type(flatten_config(config_to_dict(override_config(config, [flag])))[name]) is type(
+        before[name]
+    )
     assert flatten_config(config_to_dict(config)) == before
     assert config == Config()
     before.pop(name)
@@ -237,169 +244,169 @@ def test_bad_dict_is_named(tree, message):
     ("settings", "message"),
     [
         (
-            {"data": DataConfig(on_device=True)},
+            {"data": dict(on_device=True)},
             r"data.on_device with data.source='generated', .*export-arrays",
         ),
         (
-            {"data": DataConfig(source="array")},
+            {"data": dict(source="array")},
             r"data.source='array', wanted one of .*; did you mean arrays\?",
         ),
         (
-            {"data": DataConfig(title="mask")},
+            {"data": dict(title="mask")},
             r"data.title='mask', wanted one of .*; did you mean masked\?",
         ),
         (
-            {"train": TrainConfig(compute_dtype="float16")},
+            {"train": dict(compute_dtype="float16")},
             r"train.compute_dtype='float16', wanted one of .*'bfloat16'",
         ),
         (
-            {"data": DataConfig(source="imported")},
+            {"data": dict(source="imported")},
             r"data.source='imported' needs data.path; add --config.data.path=PATH",
         ),
-        ({"train": TrainConfig(batch_size=0)}, r"train.batch_size=0, wanted a positive number"),
-        ({"train": TrainConfig(micro_batches=0)}, r"train.micro_batches=0, wanted a positive"),
-        ({"train": TrainConfig(log_every_steps=0)}, r"train.log_every_steps=0, wanted a positive"),
+        ({"train": dict(batch_size=0)}, r"train.batch_size=0, wanted a positive number"),
+        ({"train": dict(micro_batches=0)}, r"train.micro_batches=0, wanted a positive"),
+        ({"train": dict(log_every_steps=0)}, r"train.log_every_steps=0, wanted a positive"),
         (
-            {"train": TrainConfig(evaluate_every_epochs=0.0)},
+            {"train": dict(evaluate_every_epochs=0.0)},
             r"train.evaluate_every_epochs=0.0, wanted a positive",
         ),
-        ({"eval": EvalConfig(batch_size=-1)}, r"eval.batch_size=-1, wanted a positive"),
-        ({"eval": EvalConfig(top_k=0)}, r"eval.top_k=0, wanted a positive"),
-        ({"eval": EvalConfig(class_chunk=0)}, r"eval.class_chunk=0, wanted a positive"),
-        ({"data": DataConfig(max_tokens=0)}, r"data.max_tokens=0, wanted a positive"),
-        ({"optim": OptimConfig(learning_rate=0.0)}, r"optim.learning_rate=0.0, wanted a positive"),
+        ({"eval": dict(batch_size=-1)}, r"eval.batch_size=-1, wanted a positive"),
+        ({"eval": dict(top_k=0)}, r"eval.top_k=0, wanted a positive"),
+        ({"eval": dict(class_chunk=0)}, r"eval.class_chunk=0, wanted a positive"),
+        ({"data": dict(max_tokens=0)}, r"data.max_tokens=0, wanted a positive"),
+        ({"optim": dict(learning_rate=0.0)}, r"optim.learning_rate=0.0, wanted a positive"),
         (
-            {"optim": OptimConfig(learning_rate=float("nan"))},
+            {"optim": dict(learning_rate=float("nan"))},
             r"optim.learning_rate=nan, wanted a finite number",
         ),
         (
-            {"train": TrainConfig(grow_every_epochs=float("inf"))},
+            {"train": dict(grow_every_epochs=float("inf"))},
             r"train.grow_every_epochs=inf, wanted a finite number",
         ),
         (
-            {"optim": OptimConfig(schedule="steps")},
+            {"optim": dict(schedule="steps")},
             r"optim.schedule='steps', wanted one of .*; did you mean step\?",
         ),
         (
-            {"optim": OptimConfig(name="lamb")},
+            {"optim": dict(name="lamb")},
             r"optim.name='lamb', wanted one of \('sgd', 'lars', 'adamw'\)",
         ),
-        ({"optim": OptimConfig(gamma=-2.0)}, r"optim.gamma=-2.0, wanted a positive"),
-        ({"optim": OptimConfig(decay_epochs=-1.0)}, r"optim.decay_epochs=-1.0, wanted a positive"),
-        ({"optim": OptimConfig(warmup_epochs=-3.0)}, r"optim.warmup_epochs=-3.0, wanted 0 or more"),
+        ({"optim": dict(gamma=-2.0)}, r"optim.gamma=-2.0, wanted a positive"),
+        ({"optim": dict(decay_epochs=-1.0)}, r"optim.decay_epochs=-1.0, wanted a positive"),
+        ({"optim": dict(warmup_epochs=-3.0)}, r"optim.warmup_epochs=-3.0, wanted 0 or more"),
         (
-            {"optim": OptimConfig(weight_decay=float("nan"))},
+            {"optim": dict(weight_decay=float("nan"))},
             r"optim.weight_decay=nan, wanted a finite number",
         ),
-        ({"optim": OptimConfig(momentum=5.0)}, r"optim.momentum=5.0, wanted 0 up to"),
+        ({"optim": dict(momentum=5.0)}, r"optim.momentum=5.0, wanted 0 up to"),
         (
-            {"optim": OptimConfig(trust_coefficient=0.0)},
+            {"optim": dict(trust_coefficient=0.0)},
             r"optim.trust_coefficient=0.0, wanted a positive",
         ),
         (
-            {"optim": OptimConfig(name="lars"), "head": HeadConfig(kind="sampled")},
-            r"'sampled' with optim.name='lars': the norm of a kernel whose rows are not .* set optim.name=sgd or head.kind",
+            {"optim": dict(name="lars"), "head": dict(kind="sampled")},
+            r"'sampled' with optim.name='lars': the norm of a kernel whose rows are not .* set "
+            r"optim.name=sgd or head.kind",
         ),
-        ({"model": ModelConfig(last_stride=0)}, r"model.last_stride=0, wanted 1 or 2"),
-        ({"model": ModelConfig(embedding_width=-1)}, r"model.embedding_width=-1, wanted 0 or more"),
-        ({"data": DataConfig(workers=-1)}, r"data.workers=-1, wanted 0 or more"),
-        ({"eval": EvalConfig(max_photos=-5)}, r"eval.max_photos=-5, wanted 0 or more"),
+        ({"model": dict(last_stride=0)}, r"model.last_stride=0, wanted 1 or 2"),
+        ({"model": dict(embedding_width=-1)}, r"model.embedding_width=-1, wanted 0 or more"),
+        ({"data": dict(workers=-1)}, r"data.workers=-1, wanted 0 or more"),
+        ({"eval": dict(max_photos=-5)}, r"eval.max_photos=-5, wanted 0 or more"),
         (
-            {"train": TrainConfig(checkpoint_every_steps=-1)},
+            {"train": dict(checkpoint_every_steps=-1)},
             r"train.checkpoint_every_steps=-1, wanted 0 or more",
         ),
         (
-            {"loss": LossConfig(logit_adjustment=-1.0)},
+            {"loss": dict(logit_adjustment=-1.0)},
             r"loss.logit_adjustment=-1.0, wanted 0 or more",
         ),
-        ({"train": TrainConfig(epochs=0.0)}, r"steps or epochs=0.0, wanted a positive"),
-        ({"train": TrainConfig(steps=-3)}, r"steps or epochs=-3, wanted a positive"),
+        ({"train": dict(epochs=0.0)}, r"steps or epochs=0.0, wanted a positive"),
+        ({"train": dict(steps=-3)}, r"steps or epochs=-3, wanted a positive"),
         ({"seed": -1}, r"seed=-1, wanted 0 to 2\^32 - 1"),
         ({"seed": 2**32}, r"seed=4294967296, wanted 0 to"),
-        ({"augment": AugmentConfig(min_area=0.0)}, r"augment.min_area=0.0, wanted a share"),
-        ({"augment": AugmentConfig(min_area=1.5)}, r"augment.min_area=1.5, wanted a share"),
-        ({"augment": AugmentConfig(max_ratio=0.5)}, r"augment.max_ratio=0.5, wanted 1 or more"),
+        ({"augment": dict(min_area=0.0)}, r"augment.min_area=0.0, wanted a share"),
+        ({"augment": dict(min_area=1.5)}, r"augment.min_area=1.5, wanted a share"),
+        ({"augment": dict(max_ratio=0.5)}, r"augment.max_ratio=0.5, wanted 1 or more"),
         (
-            {"train": TrainConfig(batch_size=10, micro_batches=4)},
+            {"train": dict(batch_size=10, micro_batches=4)},
             r"train.batch_size=10 is not divisible by train.micro_batches=4",
         ),
         (
-            {"train": TrainConfig(grow_every_epochs=-1.0)},
+            {"train": dict(grow_every_epochs=-1.0)},
             r"train.grow_every_epochs=-1.0, wanted 0 or more",
         ),
         (
-            {"train": TrainConfig(grow_every_epochs=2.0)},
+            {"train": dict(grow_every_epochs=2.0)},
             r"grow_every_epochs=2.0 with train.max_micro_batches=0: .* set both, or both to 0",
         ),
         (
-            {"train": TrainConfig(max_micro_batches=8)},
+            {"train": dict(max_micro_batches=8)},
             r"grow_every_epochs=0.0 with train.max_micro_batches=8: .* set both, or both to 0",
         ),
         *(
             (
-                {
-                    "train": TrainConfig(
-                        micro_batches=4, grow_every_epochs=2.0, max_micro_batches=most
-                    )
-                },
-                rf"train.max_micro_batches={most}, wanted train.micro_batches=4 doubled once or more often",
+                {"train": dict(micro_batches=4, grow_every_epochs=2.0, max_micro_batches=most)},
+                rf"train.max_micro_batches={most}, wanted train.micro_batches=4 doubled once or "
+                "more often",
             )
             for most in (2, 4, 6, 12)
         ),
-        ({"loss": LossConfig(visual=0.0, mixed=0.0)}, r"loss.visual and loss.mixed are both 0"),
+        ({"loss": dict(visual=0.0, mixed=0.0)}, r"loss.visual and loss.mixed are both 0"),
         (
-            {"loss": LossConfig(visual=-1.0)},
-            r"loss weights -1.0, 1.0, 0.0, .*: wanted no negative one",
+            {"loss": dict(visual=-1.0)},
+            r"loss.visual=-1.0, wanted 0 or more",
         ),
         (
-            {"loss": LossConfig(code_balance=-1.0)},
-            r"loss weights 1.0, .*, -1.0, .*: wanted no negative one",
+            {"loss": dict(code_balance=-1.0)},
+            r"loss.code_balance=-1.0, wanted 0 or more",
         ),
         (
-            {"model": ModelConfig(code_bits=100)},
+            {"model": dict(code_bits=100)},
             r"model.code_bits=100, wanted a multiple of 8 up to 4096",
         ),
         (
-            {"loss": LossConfig(codes_shape_embedding=True)},
+            {"loss": dict(codes_shape_embedding=True)},
             r"codes_shape_embedding=True with loss.codes=0: .* a weight",
         ),
         (
-            {"loss": LossConfig(codes=1.0), "train": TrainConfig(batch_size=8, micro_batches=8)},
-            r"loss.codes=1.0 with one photo at a time .*: codes are learned from pairs; lower train.micro_batches",
+            {"loss": dict(codes=1.0), "train": dict(batch_size=8, micro_batches=8)},
+            r"loss.codes=1.0 with one photo at a time .*: codes are learned from pairs; lower "
+            r"train.micro_batches",
         ),
         *(
             (
-                {"loss": LossConfig(**{name: 1.0})},
-                r"loss.background_suppression or loss.box_regression with model.localization='none': .* set model.localization to",
+                {"loss": dict(**{name: 1.0})},
+                r"loss.background_suppression or loss.box_regression with "
+                r"model.localization='none': .* set model.localization to",
             )
             for name in ("background_suppression", "box_regression")
         ),
         (
-            {"model": ModelConfig(localization="both")},
+            {"model": dict(localization="both")},
             r"model.localization='both', wanted one of \('none', 'image', 'features'\)",
         ),
         (
             {
-                "data": DataConfig(source="arrays", path="a.npz", on_device=True),
-                "model": ModelConfig(localization="image"),
-                "loss": LossConfig(box_regression=0.1),
+                "data": dict(source="arrays", path="a.npz", on_device=True),
+                "model": dict(localization="image"),
+                "loss": dict(box_regression=0.1),
             },
             r"loss.box_regression with data.on_device=True, .*; set data.on_device=False",
         ),
         (
-            {"augment": AugmentConfig(random_erasing=1.5)},
+            {"augment": dict(random_erasing=1.5)},
             r"augment.random_erasing=1.5, wanted a share from 0 to 1",
         ),
-        ({"loss": LossConfig(triplet=-1.0)}, r"loss weights .*, -1.0: wanted no negative one"),
+        ({"loss": dict(triplet=-1.0)}, r"loss.triplet=-1.0, wanted 0 or more"),
         (
-            {"data": DataConfig(title="none")},
+            {"data": dict(title="none")},
             r"data.title='none' leaves nothing to read; set loss.mixed=0",
         ),
     ],
 )
 def test_every_check_names_field_and_remedy(settings, message):
     with pytest.raises(ConfigError, match=message) as error:
-        Config(**settings)
+        config_from_dict(settings)
     assert "\n" not in str(error.value)
 
 
@@ -441,23 +448,6 @@ def test_with_text():
     assert words.with_text
     assert not words.with_semantic
     assert not LossConfig(mixed=0.0).with_text
-
-
-def test_a_run_that_did_without_a_field_that_is_no_more_is_read(tmp_path):
-    path, tree = tmp_path / "config.json", config_to_dict(CUSTOM)
-    tree["model"]["title_prototypes"] = "no"
-
-    def read():
-        path.write_text(json.dumps({"format": config_lib.CONFIG_FORMAT, "config": tree}))
-        return config_lib.load_config(str(path))
-
-    assert read() == CUSTOM
-    tree["model"]["title_prototypes"] = "tied"
-    with pytest.raises(
-        ConfigError,
-        match=r"model.title_prototypes='tied' is no more; read it with the version that",
-    ):
-        read()
 
 
 def test_a_batch_that_would_grow_before_its_first_step_is_refused():

@@ -111,7 +111,7 @@ def test_what_is_seen_of_a_photo_by_hand():
     seen; padded: 64 x 21 1/3.
     """
     settings = {"height": 32, "width": 32, "resize_height": 64, "resize_width": 64}
-    seen = {fit: make(fit=fit, **settings).seen(100, 300) for fit in FITS}
+    seen = {fit: make(fit=fit, **settings).visible_region(100, 300) for fit in FITS}
     assert seen["crop"] == pytest.approx((5 / 12, 1 / 4, 7 / 12, 3 / 4))
     assert seen["pad"] == pytest.approx((1 / 4, -1 / 4, 3 / 4, 5 / 4))
     assert seen["stretch"] == pytest.approx((1 / 4, 1 / 4, 3 / 4, 3 / 4))
@@ -124,7 +124,7 @@ def test_what_is_seen_has_the_colour_that_it_was_painted(fit, size):
     settings = make(height=32, width=48, resize_height=64, resize_width=64, fit=fit)
     left, top, right, bottom = (
         round(min(max(side, 0), 1) * pixels)
-        for side, pixels in zip(settings.seen(*size), size[::-1] * 2, strict=True)
+        for side, pixels in zip(settings.visible_region(*size), size[::-1] * 2, strict=True)
     )
     image = np.zeros((*size, 3), np.uint8)
     image[top:bottom, left:right] = 128

@@ -4,14 +4,14 @@ import pytest
 
 from sicot_jax.errors import InputError
 from sicot_jax.events.query_photos import query_photos
-from sicot_jax.serve.query_store import Queries
+from sicot_jax.serve.query_store import QueryStore
 
 
 def test_the_request_goes_before_the_name_and_two_are_none(tmp_path):
     folder = tmp_path / "kept"
-    queries = Queries(folder, days=1)
+    queries = QueryStore(folder, days=1)
     for request in ("r-1", "r2", "r2"):
-        queries.keep(request, b"")
+        queries.save(request, b"")
     for name in ("q1.jpg", "q2.jpg", "q2.png"):
         (folder / name).touch()
     find = query_photos(folder)

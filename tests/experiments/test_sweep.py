@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from sicot_jax.config import ConfigError
 from sicot_jax.errors import InputError, NotFinite
 from sicot_jax.experiments import sweep
 from sicot_jax.experiments.variants import ARMS, arm
+from sicot_jax.report.run_table import read_run_table
 
 QUICK = ["--config=tiny", "--config.train.steps=2", "--config.train.tensorboard=false"]
 
@@ -48,7 +50,7 @@ def test_what_would_stop_a_later_run_stops_before_the_first(tmp_path, given):
     grid = {"arms": ["baseline"], "rates": [1.0], "seeds": [0]} | given
     with pytest.raises(ConfigError, match="wanted"):
         sweep.run(
-            config_lib.load_config("tiny"), **grid, workdir=tmp_path / "runs", records=tmp_path / "records"
+            config_lib.load_config("tiny"), **grid, workdir=tmp_path / "runs", table=tmp_path / "runs.parquet"
         )
     assert not list(tmp_path.iterdir())
 
@@ -77,21 +79,23 @@ def test_a_sweep_trains_each_cell_once_and_reports_arms_over_seeds(tmp_path, cap
     }
     results = sorted((tmp_path / "runs").glob("*/*/*/results.json"))
     assert len(results) == 6
-    assert len(list((tmp_path / "records").glob("*/*/*/results.json"))) == 6
+    rows = {run.name: run for run in read_run_table(tmp_path / "runs.parquet")}
+    assert len(rows) == 6
     for name in ("baseline", "co_training"):
-        tried = {path.name: path for path in (tmp_path / "records" / name).iterdir()}
-        best = max(tried.values(), key=lambda rate: sweep.validation_top1(rate / "seed_0"))
-        values = {sweep.validation_top1(rate / "seed_0") for rate in tried.values()}
-        assert (best / "seed_1").exists() or len(values) == 1  # rates that tie: the first given
+        tried = [row for row in rows.values() if row.name.startswith(f"{name}/") and row.seed == 0]
+        best = max(tried, key=lambda row: row.best_validation_top1)
+        values = {row.best_validation_top1 for row in tried}
+        # Of rates that tie the first given is chosen.
+        assert best.name.replace("seed_0", "seed_1") in rows or len(values) == 1
     times = {path: path.stat().st_mtime_ns for path in results}
     assert cli.main(command) == 0  # nothing is trained again
     assert {path: path.stat().st_mtime_ns for path in results} == times
     assert printed.out == capsys.readouterr().out
-    shutil.rmtree(tmp_path / "runs")  # another machine, with the records
+    shutil.rmtree(tmp_path / "runs")  # another machine, with the run table
     assert cli.main(command) == 0
     again = capsys.readouterr()
     assert printed.out == again.out
-    assert again.err.count("its record stands") == 6
+    assert again.err.count("its row in ") == 6
     assert not (tmp_path / "runs").exists()
     command = [
         "sweep",
@@ -107,7 +111,7 @@ def test_a_sweep_trains_each_cell_once_and_reports_arms_over_seeds(tmp_path, cap
     assert (
         cli.main([*command, "--config.optim.warmup_epochs=1"]) == 0
     )  # another config is another run
-    assert "its record stands" not in capsys.readouterr().err
+    assert "its row in " not in capsys.readouterr().err
     assert len(sorted((tmp_path / "runs").glob("*/*/*/results.json"))) == 1
 
 
@@ -146,11 +150,11 @@ def test_an_arm_goes_on_from_the_run_of_its_seed(tmp_path, capsys):
         "1",
         "--seeds",
         "0",
-    ]  # a record has no weights to go on from
+    ]  # a row of the table has no weights to start from
     assert (
         cli.main(["sweep", *QUICK, "--config.train.steps=3", *grid, f"--workdir={tmp_path}"]) == 0
     )
-    assert "its record stands" not in capsys.readouterr().err
+    assert "its row in " not in capsys.readouterr().err
 
 
 def test_an_arm_stands_after_the_one_it_goes_on_from(tmp_path):
@@ -174,7 +178,6 @@ def run_with(monkeypatch, tmp_path, top1, *, config=None, **grid):
             raise value
 
     monkeypatch.setattr(sweep, "train", train)
-    monkeypatch.setattr(sweep, "write_record", lambda workdir, out: workdir)
     configs = {}
     original = sweep.Cell.config_in
 
@@ -183,11 +186,15 @@ def run_with(monkeypatch, tmp_path, top1, *, config=None, **grid):
         return configs[workdir / self.folder]
 
     monkeypatch.setattr(sweep.Cell, "config_in", config_in)
-    monkeypatch.setattr(sweep, "validation_top1", lambda record: top1(configs[record]))
-    records = sweep.run(
-        config or config_lib.load_config("tiny"), **grid, workdir=tmp_path, records=tmp_path
+
+    def record_run(folder, name, table):
+        return SimpleNamespace(name=name, best_validation_top1=top1(configs[folder]))
+
+    monkeypatch.setattr(sweep, "record_run", record_run)
+    names = sweep.run(
+        config or config_lib.load_config("tiny"), **grid, workdir=tmp_path, table=tmp_path / "runs.parquet"
     )
-    return [str(path) for path in trained], [str(path.relative_to(tmp_path)) for path in records]
+    return [str(path) for path in trained], names
 
 
 def test_the_best_rate_of_the_first_seed_is_the_other_seeds(monkeypatch, tmp_path):
@@ -198,12 +205,12 @@ def test_the_best_rate_of_the_first_seed_is_the_other_seeds(monkeypatch, tmp_pat
         return 10 - abs(config.optim.learning_rate - wanted)
 
     grid = {"arms": ["baseline", "co_training"], "rates": [0.5, 1.0, 2.0], "seeds": [4, 5]}
-    trained, records = run_with(monkeypatch, tmp_path, top1, **grid)
+    trained, names = run_with(monkeypatch, tmp_path, top1, **grid)
     rates = ["0.025", "0.05", "0.1"]
     first = [f"{arm}/rate_{rate}/seed_4" for arm in grid["arms"] for rate in rates]
     others = ["baseline/rate_0.1/seed_5", "co_training/rate_0.05/seed_5"]
     assert trained == first + others
-    assert records == trained
+    assert names == trained
 
 
 def test_a_rate_that_diverges_is_not_chosen(monkeypatch, tmp_path, capsys):
@@ -211,8 +218,8 @@ def test_a_rate_that_diverges_is_not_chosen(monkeypatch, tmp_path, capsys):
         return NotFinite("loss is nan") if config.optim.learning_rate > 0.06 else 10.0
 
     grid = {"arms": ["baseline"], "rates": [2.0, 1.0], "seeds": [0, 1]}
-    trained, records = run_with(monkeypatch, tmp_path, top1, **grid)
-    assert records == ["baseline/rate_0.05/seed_0", "baseline/rate_0.05/seed_1"]
+    trained, names = run_with(monkeypatch, tmp_path, top1, **grid)
+    assert names == ["baseline/rate_0.05/seed_0", "baseline/rate_0.05/seed_1"]
     assert len(trained) == 3
     assert "baseline at 2 times the learning rate: loss is nan" in capsys.readouterr().err
     trained, _ = run_with(monkeypatch, tmp_path, top1, **grid)  # the answer stands
@@ -220,9 +227,9 @@ def test_a_rate_that_diverges_is_not_chosen(monkeypatch, tmp_path, capsys):
     assert "baseline at 2 times the learning rate: loss is nan" in capsys.readouterr().err
     # Another config in its folder is another question.
     config = config_lib.override_config(config_lib.load_config("tiny"), ["optim.warmup_epochs=1"])
-    trained, records = run_with(monkeypatch, tmp_path, lambda config: 10.0, config=config, **grid)
+    trained, names = run_with(monkeypatch, tmp_path, lambda config: 10.0, config=config, **grid)
     assert "baseline/rate_0.1/seed_0" in trained
-    assert "baseline/rate_0.1/seed_0" in records
+    assert "baseline/rate_0.1/seed_0" in names
     assert not (tmp_path / "baseline/rate_0.1/seed_0/diverged.json").exists()
     with pytest.raises(NotFinite):
         run_with(monkeypatch, tmp_path, top1, **grid | {"rates": [2.0]})

@@ -1,5 +1,5 @@
-"""Titles lent by a finished run: from the nearest photo, never from the same one, to training
-photos alone.
+"""Title transfer by a finished run: from the nearest photo, never the same one, to training photos
+alone.
 """
 
 import json
@@ -13,7 +13,7 @@ from PIL import Image
 from sicot_jax.catalog.catalog import SPLITS
 from sicot_jax.catalog.sources.imported import open_imported
 from sicot_jax.cli import main as cli
-from sicot_jax.experiments import title_transfer as borrowed_titles
+from sicot_jax.experiments import title_transfer
 from sicot_jax.parallel.mesh import make_mesh
 
 WORDS = ["--word-width=8", "--word-epochs=1", "--min-count=1", "--workers=1", "--short-side=32"]
@@ -78,7 +78,7 @@ def world(tmp_path_factory):
     return root
 
 
-def borrow(world, source, out, *options):
+def import_with_titles(world, source, out, *options):
     arguments = [
         "import",
         str(world / source),
@@ -94,7 +94,7 @@ def test_a_near_copy_gets_the_title_of_its_original(world, tmp_path, capsys):
     """Of the photos that the run was trained on; near copies of its test and validation photos find
     others.
     """
-    out = borrow(world, "near", tmp_path / "out")
+    out = import_with_titles(world, "near", tmp_path / "out")
     found = records(out)
     seen = [record for record in found["train"] if number_of(record) < PHOTOS]
     assert len(seen) > 10
@@ -106,45 +106,43 @@ def test_a_near_copy_gets_the_title_of_its_original(world, tmp_path, capsys):
     assert {record["title"] for split in ("validation", "test") for record in found[split]} == {""}
 
     folder = next((out / "near").glob("1.*"))
-    report = json.loads((folder / "report.json").read_text())["borrowed_titles"]
+    report = json.loads((folder / "report.json").read_text())["title_transfer"]
     stored = json.loads((world / "run" / "config.json").read_text())
     assert report["run"] == "run"
     assert report["commit"] == stored["commit"]
     assert (
         report["data_hash"] == stored["data"]["hash"] == open_imported(world / "titled").data_hash
     )
-    assert report["without"] == report["borrowed"] == len(found["train"])
+    assert report["photos_without_title"] == report["transferred"] == len(found["train"])
     assert report["share"] == 1
     assert 0.9 < report["median_similarity"] <= 1.001
     first = found["train"][0]
-    assert report["rows"][0].startswith(
-        f"{first['reference']}: {first['title']} (borrowed from photo "
-    )
-    line = f"borrowed titles: {len(found['train'])} of {len(found['train'])} train photos without one (100.0%), "
+    assert report["rows"][0].startswith(f"{first['reference']}: {first['title']} (from photo ")
+    line = f"transferred titles: {len(found['train'])} of {len(found['train'])} train photos without one (100.0%), "
     assert line in capsys.readouterr().out
     assert line in (folder / "report.md").read_text()
     description = json.loads((folder / "catalog.json").read_text())
-    assert description["titles_from"] == {
+    assert description["title_source"] == {
         name: report[name] for name in ("run", "data_hash", "commit")
     }
 
 
 def test_a_photo_never_gets_its_own_title(world, tmp_path):
-    found = records(borrow(world, "same", tmp_path / "out"))["train"]
-    own = [record for record in found if number_of(record) < PHOTOS]
-    assert own
-    assert all(record["title"] for record in own)
+    found = records(import_with_titles(world, "same", tmp_path / "out"))["train"]
+    copies = [record for record in found if number_of(record) < PHOTOS]
+    assert copies
+    assert all(record["title"] for record in copies)
     assert not [
-        record for record in own if record["title"].startswith(f"title{number_of(record)} ")
+        record for record in copies if record["title"].startswith(f"title{number_of(record)} ")
     ]
 
 
 def test_again_is_the_same_and_the_next_version(world, tmp_path):
     """Also from a catalogue that was moved; without titles it is another catalogue."""
-    out = borrow(world, "near", tmp_path / "out")
+    out = import_with_titles(world, "near", tmp_path / "out")
     first = open_imported(out)
     shutil.copytree(world / "titled", tmp_path / "moved")
-    borrow(world, "near", out, f"--titles-path={tmp_path / 'moved'}")
+    import_with_titles(world, "near", out, f"--titles-path={tmp_path / 'moved'}")
     second = open_imported(out)
     assert {folder.name for folder in (out / "near").iterdir()} == {"1.0.0", "1.0.1"}
     assert first.data_hash == second.data_hash
@@ -162,7 +160,7 @@ def changed_run(world, folder, change):
     return folder
 
 
-def test_what_cannot_lend_is_refused_in_one_line(world, tmp_path, capsys):
+def test_unusable_title_sources_are_refused_in_one_line(world, tmp_path, capsys):
     def refused(run, *options):
         out = tmp_path / "out"
         assert (
@@ -214,34 +212,38 @@ def test_what_cannot_lend_is_refused_in_one_line(world, tmp_path, capsys):
     assert "give --titles-from" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("queries", "rows"), [(1 << 10, 1 << 15), (8, 5)], ids=["whole", "pieces"])
-def test_nearest_is_the_largest_cosine(monkeypatch, queries, rows):
-    """Against all pairs in float64, whatever the pieces; divided over eight devices."""
-    monkeypatch.setattr(borrowed_titles, "_QUERIES", queries)
-    monkeypatch.setattr(borrowed_titles, "_ROWS", rows)
+@pytest.mark.parametrize(
+    ("query_step", "row_step"), [(1 << 10, 1 << 15), (8, 5)], ids=["one_step", "steps"]
+)
+def test_nearest_neighbour_has_the_largest_cosine(monkeypatch, query_step, row_step):
+    """Against all pairs in float64, whatever the step sizes; divided over eight devices."""
+    monkeypatch.setattr(title_transfer, "_QUERIES_PER_STEP", query_step)
+    monkeypatch.setattr(title_transfer, "_ROWS_PER_STEP", row_step)
     rng = np.random.default_rng(0)
-    bank, asked = rng.random((23, 6), np.float32), rng.random((19, 6), np.float32)
-    asked[3] = 5 * bank[7]
-    asked[4], bank[12] = bank[11], 2 * bank[11]  # equals: the first, unless it is the same photo
-    asked[5] = bank[11]
-    bank_ids, ids = np.arange(23, dtype=np.int32), np.arange(100, 119, dtype=np.int32)
+    rows, queries = rng.random((23, 6), np.float32), rng.random((19, 6), np.float32)
+    queries[3] = 5 * rows[7]
+    queries[4], rows[12] = rows[11], 2 * rows[11]  # equals: the first, unless it is the same photo
+    queries[5] = rows[11]
+    row_ids, ids = np.arange(23, dtype=np.int32), np.arange(100, 119, dtype=np.int32)
     ids[5] = 11
     device_mesh = make_mesh(devices=jax.devices()[:8])
-    place, similarity = borrowed_titles.nearest(asked, bank, ids, bank_ids, device_mesh)
+    nearest, similarity = title_transfer.nearest_neighbours(
+        queries, rows, ids, row_ids, device_mesh
+    )
     unit = [
         x.astype(float) / np.linalg.norm(x.astype(float), axis=1, keepdims=True)
-        for x in (asked, bank)
+        for x in (queries, rows)
     ]
-    cosine = np.where(ids[:, None] == bank_ids, -np.inf, unit[0] @ unit[1].T)
+    cosine = np.where(ids[:, None] == row_ids, -np.inf, unit[0] @ unit[1].T)
     np.testing.assert_allclose(similarity, cosine.max(1), atol=1e-6)
     expected = np.argmax(np.round(cosine, 6), 1)
-    np.testing.assert_array_equal(place, expected)
-    assert place[3] == 7
-    assert place[4] == 11
-    assert place[5] == 12
+    np.testing.assert_array_equal(nearest, expected)
+    assert nearest[3] == 7
+    assert nearest[4] == 11
+    assert nearest[5] == 12
 
-    place, similarity = borrowed_titles.nearest(
-        asked[:2], bank[:1], np.zeros(2, np.int32), bank_ids[:1], device_mesh
+    nearest, similarity = title_transfer.nearest_neighbours(
+        queries[:2], rows[:1], np.zeros(2, np.int32), row_ids[:1], device_mesh
     )
-    assert place.tolist() == [-1, -1]
+    assert nearest.tolist() == [-1, -1]
     assert np.isneginf(similarity).all()

@@ -232,7 +232,7 @@ def test_a_class_table_of_another_length_is_refused(tmp_path, capsys):
 
 
 def test_a_conversion_that_is_stopped_leaves_nothing(tmp_path):
-    with pytest.raises(SystemExit), files.new_folder(tmp_path / "a" / "out") as new:
+    with pytest.raises(SystemExit), files.atomic_directory(tmp_path / "a" / "out") as new:
         (new / "half").write_text("written")
         signal.raise_signal(signal.SIGTERM)
     assert list(tmp_path.iterdir()) == []

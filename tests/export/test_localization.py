@@ -201,10 +201,10 @@ def test_an_index_holds_what_is_in_the_box(run, converted, tmp_path):
     split = open_catalog(runs.read_run(run).config.data).splits["train"]
     preprocessing = folders.read_converted(version / layout.MODEL).preprocessing
     found = engine(preprocessing.batch([split[i]["image"] for i in range(4)]))
+    from sicot_jax.common.linalg import l2_normalize
     from sicot_jax.index.backends.local import LocalIndex
-    from sicot_jax.index.storage.vectors import unit
 
     opened = LocalIndex(version)
-    nearest = opened.nearest(unit(found.embedding), 1, num_photos=1)
+    nearest = opened.nearest(l2_normalize(found.embedding), 1, num_photos=1)
     assert [near.photos[0].similarity for near in nearest] == pytest.approx([1.0] * 4, abs=2e-3)
     opened.close()

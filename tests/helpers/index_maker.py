@@ -15,19 +15,20 @@ from sicot_jax.catalog.catalog import ClassTable
 from sicot_jax.catalog.sources.tables import write_class_table
 from sicot_jax.classifier import imprint
 from sicot_jax.common.files import file_sha256
+from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.events.store import Event, Events
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage import products as cards_of
 from sicot_jax.index.storage.binary_codes import fit_binary_encoder
 from sicot_jax.index.storage.products import ProductStore
-from sicot_jax.index.storage.vectors import VectorFiles, unit
+from sicot_jax.index.storage.vectors import VectorFiles
 from sicot_jax.indexing import title_regression as titles
 from sicot_jax.indexing import update as change
 from sicot_jax.recognizer import jax_engine
-from sicot_jax.search.category import Fusion, write_fusion
+from sicot_jax.search.category import CategoryFusion, write_fusion
 from sicot_jax.search.rejection import Calibration, write_calibration
-from sicot_jax.serve.query_store import Queries
+from sicot_jax.serve.query_store import QueryStore
 from sicot_jax.weights import bundle as folders
 from sicot_jax.weights import safetensors_io as weights
 from sicot_jax.weights import visual as network
@@ -99,7 +100,7 @@ def write_version(folder: Path, model: Path) -> None:
     owners = np.repeat(order, PHOTOS).astype(np.int32)
     shown = [photo(product, number) for product in order for number in range(PHOTOS)]
     embeddings = engine(np.stack(shown)).embedding
-    features = unit(embeddings).astype(np.float16)
+    features = l2_normalize(embeddings).astype(np.float16)
     codebook = fit_binary_encoder(features, BITS)
     codebook.save(folder / layout.BINARY_ENCODER)
     vectors = VectorFiles(folder, WIDTH, BITS)
@@ -139,7 +140,7 @@ def write_version(folder: Path, model: Path) -> None:
     )
     write_fusion(
         folder / layout.CATEGORY_FUSION,
-        Fusion(("kind 0", "kind 1"), np.array([0.4, 0.6]), 0.5, 0.001, 0.5, 0.9, 100),
+        CategoryFusion(("kind 0", "kind 1"), np.array([0.4, 0.6]), 0.5, 0.001, 0.5, 0.9, 100),
     )
     half = PRODUCTS // 2 * PHOTOS
     manifest = layout.IndexManifest(
@@ -181,7 +182,7 @@ def visit(index: Path, folder: Path) -> tuple[Path, Path]:
     lines = [f"{sku(p)},{10 + p},{5 if p in GOOD else 2}" for p in range(PRODUCTS)]
     (folder / "prices.csv").write_text("\n".join(["sku,price,rating", *lines]))
     change.update(index, folder / "prices.csv")
-    rng, events, photos = np.random.default_rng(0), [], Queries(folder / "photos", 30)
+    rng, events, photos = np.random.default_rng(0), [], QueryStore(folder / "photos", 30)
     for n in range(LISTS):
         asked = n % PRODUCTS
         shown = tuple(
@@ -194,7 +195,7 @@ def visit(index: Path, folder: Path) -> tuple[Path, Path]:
         events += [
             Event(f"c{n}-{p}", time=1e9 + n, kind="click", sku=sku(p), **who) for p in clicked
         ]
-        photos.keep(f"r{n}", jpeg(photo(asked, 1000 + n)))
+        photos.save(f"r{n}", jpeg(photo(asked, 1000 + n)))
     store = Events(folder / "events.sqlite")
     store.add(events)
     store.close()

@@ -31,11 +31,10 @@ from sicot_jax.indexing import build, calibrate
 from sicot_jax.indexing import update as change
 from sicot_jax.indexing.verify import verify
 from sicot_jax.recognizer import jax_engine
-from sicot_jax.search import answer as recognition
 from sicot_jax.search import ranker as rerank
-from sicot_jax.search.answer import Scores
-from sicot_jax.search.ranking_features import FEATURES, Usual, picture_sharpness
-from sicot_jax.search.rejection import FEWEST, read_calibration
+from sicot_jax.search.product_scores import ProductScores, top_products
+from sicot_jax.search.ranking_features import FEATURES, CatalogStatistics, image_sharpness
+from sicot_jax.search.rejection import MIN_PHOTOS, read_calibration
 from sicot_jax.training import evaluate
 from sicot_jax.training import run as runs
 from sicot_jax.training.loop import train
@@ -102,7 +101,7 @@ def test_codes_that_the_run_learned(run, built, tmp_path):
         stream = nnx.merge(
             setup.visual_graphdef, state.params["visual"], state.batch_stats["visual"]
         )
-        shares = np.asarray(stream.code(jnp.asarray(features, jnp.float32)))
+        shares = np.asarray(stream.binary_code(jnp.asarray(features, jnp.float32)))
     sure = np.abs(shares - 0.5) > 1e-4
     np.testing.assert_array_equal(
         (shares > 0.5)[sure], np.unpackbits(codes, axis=1, bitorder="little")[sure]
@@ -152,30 +151,30 @@ def test_through_the_index_as_in_the_run_s_own_test(run, built):
     for i in range(len(split)):
         record = split[i]
         embedding, logits, _ = next(engine(converted.preprocessing.batch([record["image"]])).each())
-        numbers, _ = recognition.best_products(Scores.of(embedding, logits, opened.active_products()), 1)
+        numbers, _ = top_products(ProductScores.from_logits(embedding, logits, opened.active_products()), 1)
         assert numbers[0] == wanted[record["image_id"]]
     opened.close()
 
 
 def test_a_calibration_where_there_are_enough_photos(built):
-    assert FEWEST <= 55 == read_calibration(built / layout.REJECTION).photos
+    assert MIN_PHOTOS <= 55 == read_calibration(built / layout.REJECTION).num_photos
 
 
 def test_photos_of_a_calibration_count_as_new_ones(run, built, monkeypatch):
     """Each by its own share of what is usual, also without its product."""
     shares, seen = np.linspace(0.1, 0.9, 55), {}
     monkeypatch.setattr(
-        calibrate.typicality, "shares_of_fitted", lambda embeddings: shares[: len(embeddings)]
+        calibrate, "cross_fitted_p_values", lambda embeddings: shares[: len(embeddings)]
     )
     monkeypatch.setattr(
-        calibrate.unknown, "fit", lambda *answers, typicality: seen.update(answers=answers)
+        calibrate, "fit_calibration", lambda *answers, novelty: seen.update(answers=answers)
     )
     calibrate.calibrate(built, catalog_of(run).splits["validation"], np.arange(11))
     known, right, absent = seen["answers"]
-    assert [e.usual for e in known] == shares.tolist() == [e.usual for e in absent]
+    assert [e.p_value for e in known] == shares.tolist() == [e.p_value for e in absent]
     assert len(right) == 55
     assert all(
-        a.nearest <= k.nearest for k, a in zip(known, absent, strict=True)
+        a.nearest_similarity <= k.nearest_similarity for k, a in zip(known, absent, strict=True)
     )  # of the same photo
 
 
@@ -188,21 +187,21 @@ def test_what_the_shop_told_and_the_ranker_outlive_a_build(run, built, tmp_path,
     (tmp_path / "prices.csv").write_text(f"sku,price\n{sku},9.5\n")
     change.update(index, tmp_path / "prices.csv")
     rows = np.random.default_rng(0).random((200, len(FEATURES)))
-    shown = rerank.Lists(rows, np.arange(200) // 10, np.arange(200) % 10, rows[:, 0])
-    model = rerank.fit(shown, np.ones(10))
-    ranker = rerank.Ranker(layout.read_index_manifest(built).model, Usual({}, frozenset()), model, {})
+    shown = rerank.RankingLists(rows, np.arange(200) // 10, np.arange(200) % 10, rows[:, 0])
+    model = rerank.fit_ranking_model(shown, np.ones(10))
+    ranker = rerank.Ranker(layout.read_index_manifest(built).model, CatalogStatistics({}, frozenset()), model, {})
     version = rerank.write_ranker(layout.current_version(index) / layout.RANKER, ranker)
     new = build.build(run, index)
     cards = ProductStore(new / layout.PRODUCTS)
     told = cards.product(sku)
     assert set(told.quality) == {"price", "sharpness"}
     assert told.quality["price"] == 9.5
-    assert told.quality["sharpness"] == picture_sharpness(cards.picture(told.pictures[0])) > 0
+    assert told.quality["sharpness"] == image_sharpness(cards.picture(told.pictures[0])) > 0
     cards.close()
     assert rerank.read_ranker(new / layout.RANKER).version == version
     assert verify(new, checksums=True) == []
     assert "ranked" not in capsys.readouterr().err
-    rerank.write_ranker(new / layout.RANKER, dataclasses.replace(ranker, recogniser="another"))
+    rerank.write_ranker(new / layout.RANKER, dataclasses.replace(ranker, recognizer="another"))
     assert not (build.build(run, index) / layout.RANKER).exists()
     assert "sicot index rank" in capsys.readouterr().err
 
@@ -336,8 +335,8 @@ def test_a_catalogue_that_has_grown(run, built, tmp_path, monkeypatch):
     assert [product.sku for product in opened.products([11, 12])] == ["new-a", "new-b"]
     logits = np.zeros(11, np.float32)
     logits[gone] = 100
-    numbers, _ = recognition.best_products(
-        Scores.of(np.ones(16, np.float32), logits, opened.active_products()), 20
+    numbers, _ = top_products(
+        ProductScores.from_logits(np.ones(16, np.float32), logits, opened.active_products()), 20
     )
     assert not set(gone) & set(numbers.tolist())
     assert {11, 12} <= set(numbers.tolist())

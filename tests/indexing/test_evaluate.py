@@ -43,7 +43,7 @@ def test_the_table_by_hand(index, catalog):
     where all are searched.
     """
     path = layout.current_version(index) / layout.CATEGORY_FUSION
-    write_fusion(path, dataclasses.replace(read_fusion(path), sure=0.0))
+    write_fusion(path, dataclasses.replace(read_fusion(path), confident_from=0.0))
     header, rows = cells(evaluation.evaluate([index, index], "somewhere"))
     assert header[0] == "made, 18 test photos, 2 seeds"
     assert len(header) == 7
@@ -68,8 +68,8 @@ def test_a_ranker_is_a_module(index, catalog, monkeypatch):
     """One that puts the least alike first: without it, the nearest is first again."""
 
     class Reversed:
-        def scores(self, likeness, products):
-            return -likeness
+        def scores(self, similarity, products):
+            return -similarity
 
     _, before = cells(evaluation.evaluate([index], "somewhere"))
     monkeypatch.setattr(evaluation, "read_ranker", lambda path: Reversed())

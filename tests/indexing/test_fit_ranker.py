@@ -15,7 +15,7 @@ from sicot_jax.indexing import fit_ranker as rank
 from sicot_jax.indexing import update as change
 from sicot_jax.indexing.verify import verify
 from sicot_jax.search.ranker import read_ranker
-from sicot_jax.serve.settings import Settings
+from sicot_jax.serve.settings import ServiceSettings
 
 testclient = pytest.importorskip("fastapi.testclient", reason="the service needs its extra")
 pytest.importorskip("lightgbm", reason="the ranker needs the service's extra")
@@ -40,7 +40,7 @@ def run(rated, *more):
 
 
 def settings(index):
-    return Settings(index=str(index), engine="jax", largest_batch=2, reload_seconds=0.05)
+    return ServiceSettings(index=str(index), engine="jax", largest_batch=2, reload_seconds=0.05)
 
 
 def asked(client, product, **params):
@@ -58,7 +58,7 @@ def test_visitors_decide_the_order_of_similar_products(rated, capsys, caplog):
         assert before["ranker"] is None
         assert run(rated) == 0
         said = capsys.readouterr().out
-        assert said.index("rating") < said.index("likeness")  # what mattered most comes first
+        assert said.index("rating") < said.index("similarity")  # what mattered most comes first
         for _ in range(100):
             after = asked(client, 2, any_category=True)
             if after["ranker"]:
@@ -97,7 +97,7 @@ def test_a_damaged_ranker_is_a_line_and_likeness_decides(rated, caplog):
     index = rated[0]
     assert run(rated) == 0
     path = layout.current_version(index) / layout.RANKER
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"recogniser": "another"}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"recognizer": "another"}))
     with (
         caplog.at_level(logging.ERROR),
         testclient.TestClient(create_app(settings(index))) as client,

@@ -14,7 +14,7 @@ from sicot_jax.index.storage import layout
 from sicot_jax.indexing import parquet as exchange
 from sicot_jax.indexing import update as change
 from sicot_jax.indexing.verify import verify
-from sicot_jax.search.ranking_features import picture_sharpness
+from sicot_jax.search.ranking_features import image_sharpness
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_there_and_back(changed, tmp_path, capsys):
     opened = LocalIndex(version)
     assert opened.product(sku(1)).quality == {"price": 9.5}
     assert opened.product(sku(2)) is None
-    assert opened.product("new").quality == {"sharpness": picture_sharpness(jpeg(photo(8, 0)))}
+    assert opened.product("new").quality == {"sharpness": image_sharpness(jpeg(photo(8, 0)))}
     assert opened.active_products().withdrawn.tolist() == [2]  # the model still knows it
     assert opened.picture(opened.product("new").pictures[0]) == jpeg(photo(8, 0))
     opened.close()

@@ -15,7 +15,7 @@ from sicot_jax.index.storage.products import ProductStore
 from sicot_jax.indexing import title_regression as titles
 from sicot_jax.indexing import update as change
 from sicot_jax.indexing.verify import verify
-from sicot_jax.search import answer as recognition
+from sicot_jax.search.answer import Query, Searcher
 
 NEW = PRODUCTS + 1  # a colour that no product has
 
@@ -50,8 +50,8 @@ def test_a_new_product_is_found_and_has_a_row(index, tmp_path):
     opened = LocalIndex(layout.current_version(index))
     engine = change.open_engine(opened.folder)
     embedding, logits, _ = next(engine(photo(NEW, 77)[None]).each())
-    answer = recognition.answer(
-        opened, None, None, embedding, logits, k=PRODUCTS + 1, similar=1, category="kind 1"
+    answer = Searcher(opened).answer(
+        Query(embedding, logits, k=PRODUCTS + 1, num_similar=1, category="kind 1")
     )
     assert answer.similar[0].product.title == "a new thing"
     assert "a new thing" in [match.product.title for match in answer.matches]
@@ -70,7 +70,7 @@ def test_a_new_product_is_found_and_has_a_row(index, tmp_path):
     np.testing.assert_allclose(opened.active_products().kernel, [row], rtol=1e-5)
     assert opened.active_products().products.tolist() == [PRODUCTS]
     known, logits, _ = next(engine(photo(0, 77)[None]).each())
-    assert recognition.answer(opened, None, None, known, logits, k=1, similar=0).matches[
+    assert Searcher(opened).answer(Query(known, logits, k=1, num_similar=0)).matches[
         0
     ].product.sku == sku(0)
     opened.close()

@@ -1,4 +1,4 @@
-"""Batch norm over devices against plain differentiation of the textbook's formula on one."""
+"""Batch-norm moments over devices equal the textbook formula, differentiated, on one device."""
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,12 @@ ROWS = 16
 MASKS = {
     "all": None,
     "some": np.arange(ROWS) % 3 > 0,
-    "those of one device": np.arange(ROWS) < 2,  # of eight devices, two rows each
+    "rows of one device": np.arange(ROWS) < 2,  # of eight devices, two rows each
     "none": np.zeros(ROWS, bool),
 }
 
 
-def by_hand(x, mask):
+def moments_on_one_device(x, mask):
     weight = np.ones(ROWS) if mask is None else mask.astype(np.float64)
     weight = weight[:, None, None] / max(weight.sum() * x.shape[1], 1)
     mean = (x * weight).sum((0, 1))
@@ -25,7 +25,7 @@ def by_hand(x, mask):
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_moments_and_their_gradients_are_those_of_all_devices(device_mesh, name):
+def test_moments_and_gradients_cover_all_devices(device_mesh, name):
     rng = np.random.default_rng(0)
     x = rng.normal(3, 2, (ROWS, 5, 4)).astype(np.float32)
     mask = MASKS[name]
@@ -44,18 +44,18 @@ def test_moments_and_their_gradients_are_those_of_all_devices(device_mesh, name)
     gradient = jax.jit(jax.grad(lambda x, mask: score(over_devices(x, mask))))(
         divided["x"], divided.get("mask")
     )
-    expected = by_hand(jnp.asarray(x), mask)
+    expected = moments_on_one_device(jnp.asarray(x), mask)
     for got, wanted in zip(moments, expected, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-5)
-    wanted = jax.grad(lambda x: score(by_hand(x, mask)))(jnp.asarray(x))
+    wanted = jax.grad(lambda x: score(moments_on_one_device(x, mask)))(jnp.asarray(x))
     np.testing.assert_allclose(jax.device_get(gradient), wanted, rtol=1e-4, atol=1e-6)
     assert np.any(wanted) == (name != "none")
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (2, 1), (1, 1), (4, 5), (2, 9)])
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (7, 2)])
-def test_a_convolution_of_a_small_map_is_a_convolution(shape, size, stride):
-    """Value and gradients, whether it goes by patches or not."""
+def test_im2col_equals_convolution(shape, size, stride):
+    """Value and gradients, for maps small enough for im2col and for larger ones."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, *shape, 3)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(size, size, 3, 4)), jnp.float32)

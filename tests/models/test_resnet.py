@@ -1,6 +1,4 @@
-"""The ResNet against torchvision's, written again in torch; pooling, batch norm, map sizes, number
-of parameters.
-"""
+"""ResNet equals torchvision's (rewritten in torch); pooling, batch norm, map sizes, parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +22,7 @@ def make(depth=18, width=4, stem="imagenet", last_stride=2, dtype=jnp.float32):
 
 
 def torch_resnet(torch, depth, width):
-    """torchvision's ResNet without its last layer (v1.5: the stride sits in the 3x3)."""
+    """Torchvision's ResNet without its last layer (v1.5: the stride sits in the 3x3)."""
     nn = torch.nn
 
     class Block(nn.Module):
@@ -94,9 +92,7 @@ def test_features_equal_torch(depth):
     reference = torch_resnet(torch, depth, 4).eval()
     with torch.no_grad():
         for module in reference.modules():
-            if isinstance(
-                module, torch.nn.BatchNorm2d
-            ):  # values that tell every one of the four apart
+            if isinstance(module, torch.nn.BatchNorm2d):  # distinct values for all four
                 for values, low, high in [
                     (module.weight, 0.5, 1.5),
                     (module.bias, -0.5, 0.5),
@@ -228,7 +224,7 @@ def test_batch_norm_without_a_row_keeps_its_running_values():
 )
 def test_map_sizes(stem, last_stride, photo, wanted):
     """Sizes at each halving are rounded up: 33 -> 17 -> 9 -> 5."""
-    shape = jax.ShapeDtypeStruct((2, *photo, 3), jnp.uint8)
+    shape = jax.ShapeDtypeStruct((2, *photo, 3), jnp.float32)
     features = jax.eval_shape(
         lambda x: make(stem=stem, last_stride=last_stride)(x, train=False), shape
     )
@@ -239,7 +235,7 @@ def test_map_sizes(stem, last_stride, photo, wanted):
     ("depth", "parameters", "features"), [(18, 11_176_512, 512), (50, 23_508_032, 2048)]
 )
 def test_number_of_parameters(depth, parameters, features):
-    """torchvision's resnet18 (11,689,512) and resnet50 (25,557,032) less their last layers of
+    """Torchvision's resnet18 (11,689,512) and resnet50 (25,557,032) less their last layers of
     513,000 and 2,049,000.
     """
     model = []

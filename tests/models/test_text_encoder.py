@@ -1,6 +1,4 @@
-"""Word attention and its rivals: pooled outer products, weights by hand, padding, word order,
-torch's LSTM, mixing.
-"""
+"""Title encoders: pooled outer products, attention weights, padding, word order, LSTM, mixing."""
 
 import functools
 import itertools
@@ -11,15 +9,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sicot_jax.config import ModelConfig, TextConfig
+from sicot_jax.config import TEXT_ENCODERS, ModelConfig, TextConfig
+from sicot_jax.models.lstm import BiLSTM
 from sicot_jax.models.sicot import Sicot, mix
 from sicot_jax.models.text_encoder import (
-    ENCODERS,
-    BiLSTM,
     TextEncoder,
     attention_weights,
     bilinear_features,
-    context,
+    context_vector,
     pool_windows,
 )
 
@@ -30,15 +27,8 @@ WORDS = np.random.default_rng(0).normal(size=(4, 5, WIDTH)).astype(np.float32)
 
 
 def make(encoder, *, weighting="softmax", width=WIDTH, windows=WINDOWS):
-    return TextEncoder(
-        encoder,
-        width,
-        windows=windows,
-        hidden=HIDDEN,
-        weighting=weighting,
-        dtype=jnp.float32,
-        rng=np.random.default_rng(1),
-    )
+    config = TextConfig(encoder, windows=windows, hidden=HIDDEN, weighting=weighting)
+    return TextEncoder(config, width, dtype=jnp.float32, rng=np.random.default_rng(1))
 
 
 @functools.cache
@@ -66,24 +56,24 @@ def compiled(encoder, weighting):
 def test_context_and_pooling_by_hand():
     words = jnp.array([[[1.0, 2.0, 3.0, 6.0], [3.0, 0.0, 1.0, 2.0], [100.0, 100.0, 100.0, 100.0]]])
     mask = jnp.array([[True, True, False]])
-    np.testing.assert_allclose(context(words, mask), [[2.0, 1.0, 2.0, 4.0]])
+    np.testing.assert_allclose(context_vector(words, mask), [[2.0, 1.0, 2.0, 4.0]])
     np.testing.assert_allclose(pool_windows(words[0, 0], 2), [1.5, 4.5])
 
 
-def test_pooled_outer_product_is_literally_the_pooled_outer_product():
-    """The whole E x E product of context and word, averaged over square blocks one by one."""
+def test_bilinear_features_equal_the_pooled_outer_product():
+    """The full E x E product of context and word, averaged over square blocks one by one."""
     block = WIDTH // WINDOWS
-    got = np.asarray(bilinear_features(WORDS, MASK, WINDOWS))
+    got = np.asarray(bilinear_features(jnp.asarray(WORDS), jnp.asarray(MASK), WINDOWS))
     assert got.shape == (4, 5, WINDOWS**2)
-    for row, place in itertools.product(range(4), range(5)):
+    for row, position in itertools.product(range(4), range(5)):
         real = WORDS[row][MASK[row]].astype(np.float64)
         centre = real.mean(0) if len(real) else np.zeros(WIDTH)
-        outer = np.outer(centre, WORDS[row, place])
+        outer = np.outer(centre, WORDS[row, position])
         for i, j in itertools.product(range(WINDOWS), repeat=2):
             window = outer[i * block : (i + 1) * block, j * block : (j + 1) * block]
             # Documented scale: times the block size. atol: float32 sums of a few terms of size one.
             np.testing.assert_allclose(
-                got[row, place, i * WINDOWS + j], window.mean() * block, rtol=1e-5, atol=1e-6
+                got[row, position, i * WINDOWS + j], window.mean() * block, rtol=1e-5, atol=1e-6
             )
 
 
@@ -105,7 +95,7 @@ def test_sigmoid_weights_by_hand():
     np.testing.assert_allclose(attention_weights(scores, mask, "sigmoid"), wanted, rtol=1e-6)
 
 
-def test_huge_scores_stay_finite_and_bfloat16_weighs_in_float32():
+def test_huge_scores_stay_finite_and_weights_are_float32():
     weights = attention_weights(jnp.array([[1e30, -1e30, 1e30]]), jnp.ones((1, 3), bool))
     np.testing.assert_allclose(weights, [[0.5, 0.0, 0.5]])
     assert (
@@ -151,10 +141,10 @@ def test_encoder_by_its_formula(encoder):
 
 
 @pytest.mark.parametrize(
-    ("encoder", "weighting"), [*((e, "softmax") for e in ENCODERS), ("bilinear", "sigmoid")]
+    ("encoder", "weighting"), [*((e, "softmax") for e in TEXT_ENCODERS), ("bilinear", "sigmoid")]
 )
 def test_padding_changes_nothing(encoder, weighting):
-    """Other vectors at padded places: the same output, no gradient; a row of padding alone gives
+    """Other vectors at padded positions: the same output, no gradient; a row of padding alone gives
     zeros, never NaN.
     """
     _, run = compiled(encoder, weighting)
@@ -180,7 +170,7 @@ def test_padding_changes_nothing(encoder, weighting):
         np.testing.assert_allclose(np.asarray(weights).sum(-1), LENGTHS > 0, rtol=1e-6)
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("encoder", TEXT_ENCODERS)
 def test_word_order(encoder):
     """Only the LSTMs read a title in order."""
     _, run = compiled(encoder, "softmax")
@@ -231,6 +221,7 @@ def test_mix_is_the_greater_element():
     )
 
 
+PHOTO = jnp.zeros((3, 8, 8, 3))
 TRAIN = {"visual": True, "visual/resnet": True, "semantic": True}
 
 
@@ -245,43 +236,41 @@ def test_untitled_photo_falls_back_on_its_visual_embedding(one_device, with_text
     )
     model = Sicot(
         config,
-        words=(9, WIDTH) if with_text else None,
+        word_table_shape=(9, WIDTH) if with_text else None,
         dtype=jnp.float32,
         rng=np.random.default_rng(3),
     )
     if not with_text:
-        model.visual.look = lambda image, train, train_resnet, train_box: (
-            image,
-            None,
-        )  # the ResNet has its own tests
-        out = model(jnp.ones((3, 6)), jnp.ones((3, 4), jnp.int32), train=TRAIN)
-        assert set(out) == {"visual"}
+        model.visual.embed_and_localize = lambda image, **train: (jnp.ones((3, 6)), None)
+        outputs = model(PHOTO, jnp.ones((3, 4), jnp.int32), train=TRAIN)
+        assert [name for name, x in vars(outputs).items() if x is not None] == ["visual"]
         return
     visual = jnp.asarray(np.random.default_rng(4).random((3, 6), np.float32))
-    model.visual.look = lambda image, train, train_resnet, train_box: (image, None)
-    model.semantic.words[...] = jnp.asarray(
+    # The ResNet has its own tests.
+    model.visual.embed_and_localize = lambda image, **train: (visual, None)
+    model.semantic.word_vectors[...] = jnp.asarray(
         np.random.default_rng(5).normal(size=(9, WIDTH)), jnp.float32
     )
     tokens = jnp.array([[3, 4, 0, 0], [0, 0, 0, 0], [7, 0, 0, 0]])
-    out = model(visual, tokens, train=TRAIN)
-    assert {name: x.shape for name, x in out.items()} == {
+    outputs = model(PHOTO, tokens, train=TRAIN)
+    assert {name: x.shape for name, x in vars(outputs).items() if x is not None} == {
         "visual": (3, 6),
         "semantic": (3, 6),
         "mixed": (3, 6),
-        "attention": (3, 4),
+        "word_attention": (3, 4),
     }
-    np.testing.assert_array_equal(out["semantic"][1], visual[1])
-    np.testing.assert_array_equal(out["mixed"][1], visual[1])
+    np.testing.assert_array_equal(outputs.semantic[1], visual[1])
+    np.testing.assert_array_equal(outputs.mixed[1], visual[1])
     for row in (0, 2):
-        assert np.abs(out["semantic"][row] - visual[row]).max() > 0.01
+        assert np.abs(outputs.semantic[row] - visual[row]).max() > 0.01
         np.testing.assert_array_equal(
-            out["mixed"][row], np.maximum(visual[row], out["semantic"][row])
+            outputs.mixed[row], np.maximum(visual[row], outputs.semantic[row])
         )
-    assert (np.asarray(out["semantic"]) >= 0).all()
-    # Batch norm saw the two titled rows alone: their projections are symmetric about zero, so one
-    # of each pair is cut.
-    titled = np.asarray(out["semantic"])[[0, 2]]
-    assert ((titled > 0).sum(0) == 1).all()
+    assert (np.asarray(outputs.semantic) >= 0).all()
+    # Batch norm counts the two rows with a title alone: their projections are symmetric about
+    # zero, so ReLU clips one of each pair.
+    with_title = np.asarray(outputs.semantic)[[0, 2]]
+    assert ((with_title > 0).sum(0) == 1).all()
 
 
 @pytest.mark.parametrize(

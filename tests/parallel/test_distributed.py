@@ -15,12 +15,11 @@ import pytest
 
 from sicot_jax.cli import main as cli
 from sicot_jax.common.trees import path_name
-from sicot_jax.parallel import distributed as hosts
-from sicot_jax.parallel import mesh
+from sicot_jax.parallel import distributed, mesh
 from sicot_jax.training import run as runs
 from sicot_jax.training.checkpoint import Checkpoints
-from sicot_jax.training.state import abstract_state
 from sicot_jax.training.setup import make_setup
+from sicot_jax.training.state import abstract_state
 
 ROOT = Path(__file__).parents[2]
 RATE = 1e6
@@ -52,7 +51,7 @@ def start(
 
 
 def train(
-    workdir, *options, processes: int = 1, meanwhile=None, own=lambda rank: ()
+    workdir, *options, processes: int = 1, meanwhile=None, options_of=lambda rank: ()
 ) -> list[tuple[int, str, str]]:
     """The tiny config on eight devices: (exit code, output, errors) of each process."""
     command = ["-m", "sicot_jax.main", "--config=tiny", f"--workdir={workdir}", *options]
@@ -61,7 +60,7 @@ def train(
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     running = [
-        start([*command, *own(i)], devices=8 // processes, rank=i, of=processes, port=port)
+        start([*command, *options_of(i)], devices=8 // processes, rank=i, of=processes, port=port)
         for i in range(processes)
     ]
     try:
@@ -72,13 +71,13 @@ def train(
         for process in running:
             process.kill()
     return [
-        (process.returncode, *map(own_lines, texts))
+        (process.returncode, *map(without_transport_lines, texts))
         for process, texts in zip(running, ended, strict=True)
     ]
 
 
-def own_lines(text: str) -> str:
-    """Without what the transport between CPU processes says."""
+def without_transport_lines(text: str) -> str:
+    """Drops what the transport between CPU processes prints."""
     return "".join(line for line in text.splitlines(keepends=True) if not line.startswith("[Gloo]"))
 
 
@@ -173,31 +172,36 @@ def test_a_run_stopped_in_one_process_goes_on_in_another_number_of_them(tmp_path
 
 @pytest.mark.cluster
 @pytest.mark.parametrize(
-    ("own", "what"),
+    ("option", "what"),
     [
         ("--config.optim.learning_rate=0.{rank}1", "the config of process 1"),
         ("--workdir={folder}/{rank}", "the run folder .* of process 1"),
     ],
 )
-def test_processes_that_differ_are_refused_in_one_line_each(tmp_path, own, what):
+def test_processes_that_differ_are_refused_in_one_line_each(tmp_path, option, what):
     ended = train(
-        tmp_path / "run", processes=2, own=lambda rank: (own.format(rank=rank, folder=tmp_path),)
+        tmp_path / "run",
+        processes=2,
+        options_of=lambda rank: (option.format(rank=rank, folder=tmp_path),),
     )
     for code, _, errors in ended:
         wanted = rf"sicot train: {what} is \w{{12}}, that of process 0 is \w{{12}}; .*\n"
-        assert code == 2 and re.fullmatch(wanted, errors), errors
+        assert code == 2, errors
+        assert re.fullmatch(wanted, errors), errors
 
 
 @pytest.mark.cluster
 def test_what_one_process_refuses_ends_all_of_them(tmp_path):
-    def own(rank):
+    def options_of(rank):
         return (
             ("--config.data.source=imported", f"--config.data.path={tmp_path / 'nowhere'}")
             if rank
             else ()
         )
 
-    (first, _, others), (second, _, its) = train(tmp_path / "run", processes=2, own=own)
+    (first, _, others), (second, _, its) = train(
+        tmp_path / "run", processes=2, options_of=options_of
+    )
     assert (first, second) == (2, 2)
     assert others == "sicot train: refused in another process, which says why\n"
     assert re.fullmatch(r"sicot train: catalogue .*nowhere not found; .*\n", its)
@@ -207,8 +211,8 @@ def test_half_set_variables_are_refused(monkeypatch, capsys):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
     assert cli.main(["train", "--config=tiny", "--distributed"]) == 2
     assert capsys.readouterr().err == (
-        "sicot train: --distributed: JAX_COORDINATOR_ADDRESS set, JAX_NUM_PROCESSES, JAX_PROCESS_ID not; set all three "
-        "or none\n"
+        "sicot train: --distributed: JAX_COORDINATOR_ADDRESS set, JAX_NUM_PROCESSES, "
+        "JAX_PROCESS_ID not; set all three or none\n"
     )
     monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
     monkeypatch.setenv("JAX_PROCESS_ID", "1")
@@ -224,9 +228,9 @@ def test_half_set_variables_are_refused(monkeypatch, capsys):
     )
 
 
-def test_one_process_is_joined_to_itself():
+def test_collectives_of_one_process():
     text = np.asarray([["a", "bcd"], ["", "e"]])
-    np.testing.assert_array_equal(hosts.side_by_side(text), text)
-    assert hosts.any_of(True)
-    assert not hosts.of_first(False)
-    hosts.check_same("it", "00ff", "")
+    np.testing.assert_array_equal(distributed.all_gather_columns(text), text)
+    assert distributed.any_process(True)
+    assert not distributed.broadcast_from_primary(False)
+    distributed.check_same_on_all("it", "00ff", "")

@@ -1,4 +1,4 @@
-"""What devices send of their gradients, against a loop in numpy."""
+"""Sums of gradients over devices, complete and top-k, against a loop in numpy."""
 
 import jax
 import numpy as np
@@ -6,8 +6,7 @@ import pytest
 
 from sicot_jax import config as config_lib
 from sicot_jax.config import ConfigError
-from sicot_jax.parallel import gradient_sync as exchange
-from sicot_jax.parallel import mesh
+from sicot_jax.parallel import gradient_sync, mesh
 
 SHAPES = {"a/kernel": (3, 5), "a/bias": (5,), "b/kernel": (2, 2, 4, 3)}
 
@@ -42,25 +41,25 @@ def random_gradients(devices: int, seed: int):
     }
 
 
-def by_hand(gradient, unsent, ratio):
+def by_hand(gradient, residual, ratio):
     """Device by device, entry by entry."""
     total, kept = {}, {}
     for name, stacked in gradient.items():
         total[name] = np.zeros(SHAPES[name], np.float64)
         kept[name] = []
-        for device, own in enumerate(stacked):
-            if name not in unsent:
-                total[name] += own
+        for device, local in enumerate(stacked):
+            if name not in residual:
+                total[name] += local
                 continue
-            waiting = own + unsent[name][device]
-            order = np.argsort(-np.abs(waiting).ravel(), kind="stable")
-            sent = np.zeros(waiting.size, np.float32)
-            largest = order[: exchange.entries_sent(waiting.size, ratio)]
-            sent[largest] = waiting.ravel()[largest]
-            sent = sent.reshape(waiting.shape)
+            corrected = local + residual[name][device]
+            order = np.argsort(-np.abs(corrected).ravel(), kind="stable")
+            sent = np.zeros(corrected.size, np.float32)
+            largest = order[: gradient_sync.num_entries_sent(corrected.size, ratio)]
+            sent[largest] = corrected.ravel()[largest]
+            sent = sent.reshape(corrected.shape)
             total[name] += sent
-            kept[name].append(waiting - sent)
-    return total, {name: np.stack(kept[name]) for name in unsent}
+            kept[name].append(corrected - sent)
+    return total, {name: np.stack(kept[name]) for name in residual}
 
 
 def kernels(devices: int):
@@ -72,28 +71,30 @@ def kernels(devices: int):
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.3, 1e-9])
-def test_the_largest_entries_are_summed_and_the_others_wait(device_mesh, ratio):
+def test_the_largest_entries_are_summed_and_the_others_are_kept(device_mesh, ratio):
     devices = device_mesh.size
     expected = kernels(devices)
-    unsent = place(expected, device_mesh)
-    run = jax.jit(lambda gradient, unsent: exchange.largest_summed(gradient, unsent, ratio=ratio))
+    residual = place(expected, device_mesh)
+    run = jax.jit(
+        lambda gradient, residual: gradient_sync.topk_allreduce(gradient, residual, ratio=ratio)
+    )
     with jax.set_mesh(device_mesh):
         for step in range(3):
             gradient = random_gradients(devices, step)
-            total, unsent = run(nested(place(gradient, device_mesh)), unsent)
+            total, residual = run(nested(place(gradient, device_mesh)), residual)
             wanted, expected = by_hand(gradient, expected, ratio)
             assert_close(total, nested(wanted))
-            assert_close(unsent, expected)
+            assert_close(residual, expected)
 
 
-def test_all_of_it_is_the_sum(device_mesh):
+def test_a_ratio_of_1_is_the_complete_sum(device_mesh):
     gradient = nested(place(random_gradients(device_mesh.size, 0), device_mesh))
-    unsent = place(kernels(device_mesh.size), device_mesh)
+    residual = place(kernels(device_mesh.size), device_mesh)
     with jax.set_mesh(device_mesh):
-        total, kept = jax.jit(lambda g, e: exchange.largest_summed(g, e, ratio=1.0))(
-            gradient, unsent
+        total, kept = jax.jit(lambda g, e: gradient_sync.topk_allreduce(g, e, ratio=1.0))(
+            gradient, residual
         )
-        assert_close(total, jax.device_get(jax.jit(exchange.summed)(gradient)))
+        assert_close(total, jax.device_get(jax.jit(gradient_sync.allreduce)(gradient)))
     assert not any(np.any(x) for x in jax.device_get(kept).values())
 
 
@@ -109,5 +110,5 @@ def test_optimizers_that_scale_by_the_gradient_are_refused():
 
 @pytest.mark.parametrize("ratio", [0.0, -0.5, 1.5])
 def test_a_ratio_out_of_range_is_refused(ratio):
-    with pytest.raises(ConfigError, match="train.gradient_ratio=.*wanted above 0, up to 1"):
+    with pytest.raises(ConfigError, match=r"train.gradient_ratio=.*wanted above 0, up to 1"):
         config_lib.load_config("tiny", [f"--config.train.gradient_ratio={ratio}"])

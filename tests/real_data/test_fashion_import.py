@@ -73,7 +73,7 @@ def test_both_arms_train_on_real_photos(made, tmp_path):
 
     from sicot_jax import config
     from sicot_jax.experiments import compare
-    from sicot_jax.report.runs import read_finished
+    from sicot_jax.report.run_folder import read_run_folder
 
     fashion = config.load_config(
         "fashion", [f"--config.data.path={made.folder}", "--config.train.steps=2"]
@@ -85,7 +85,7 @@ def test_both_arms_train_on_real_photos(made, tmp_path):
     )
     compare.compare(fashion, tmp_path)
     for arm in ("baseline", "co_training"):
-        finished = read_finished(tmp_path / arm)
+        finished = read_run_folder(tmp_path / arm)
         accuracy = finished.results["accuracy"]
         assert accuracy["overall"]["photos"] == 256
         assert accuracy["head"]["photos"] + accuracy["tail"]["photos"] == 256

@@ -1,20 +1,19 @@
-"""The ranker on small sets where what is right is known."""
+"""The ranker, on small data sets with a known answer."""
 
 import dataclasses
 import json
-import math
 
 import numpy as np
 import pytest
 
 from sicot_jax.errors import InputError
 from sicot_jax.search import ranker as rerank
-from sicot_jax.search.ranker import Lists, Ranker, ndcg, ndcgs
-from sicot_jax.search.ranking_features import FEATURES, Usual
+from sicot_jax.search.ranker import Ranker, RankingLists, fit_ranking_model
+from sicot_jax.search.ranking_features import FEATURES, CatalogStatistics
 
 pytest.importorskip("lightgbm", reason="the ranker needs the service's extra")
 
-USUAL = Usual({}, frozenset())
+STATISTICS = CatalogStatistics({}, frozenset())
 
 
 @dataclasses.dataclass
@@ -25,39 +24,26 @@ class Product:
 
 
 def lists(gain, *, count=400, size=10, missing=0.0, seed=0):
-    """Of random numbers; what is gained of each line is `gain` of its columns by name."""
+    """Lists of random features; `gain` computes the gain of each entry from its named features."""
     rng = np.random.default_rng(seed)
-    rows = rng.random((count * size, len(FEATURES)))
-    wanted = gain(dict(zip(FEATURES, rows.T, strict=True)))
-    rows[rng.random(rows.shape) < missing] = np.nan
-    return Lists(rows, np.repeat(np.arange(count), size), np.tile(np.arange(size), count), wanted)
+    features = rng.random((count * size, len(FEATURES)))
+    gains = gain(dict(zip(FEATURES, features.T, strict=True)))
+    features[rng.random(features.shape) < missing] = np.nan
+    list_id, position = np.repeat(np.arange(count), size), np.tile(np.arange(size), count)
+    return RankingLists(features, list_id, position, gains)
 
 
 def fit(shown):
-    """Every position is looked at."""
-    return rerank.fit(shown, np.ones(10))
+    """A model fitted as if every position were examined."""
+    return fit_ranking_model(shown, np.ones(10))
 
 
 def ranker(model):
-    return Ranker("a recogniser", USUAL, model, {})
+    return Ranker("a recognizer", STATISTICS, model, {})
 
 
-def test_ndcg_by_hand():
-    """Gains 1, 0, 3 shown so: 1 + 0 + 3 / 2 of at most 3 + 1 / log2(3)."""
-    assert ndcg([1, 0, 3]) == pytest.approx(2.5 / (3 + 1 / math.log2(3)))
-    assert ndcg([3, 1, 0]) == 1
-    assert ndcg([1, 0, 3], k=1) == pytest.approx(1 / 3)
-    assert math.isnan(ndcg([0, 0]))
-
-
-def test_each_list_is_put_in_order_and_one_without_gains_says_nothing():
-    gains = np.array([1.0, 0, 3, 0, 0, 5, 4])
-    found = ndcgs(np.array([3.0, 2, 1, 1, 1, 0, 0]), np.array([0, 0, 0, 1, 1, 2, 2]), gains)
-    np.testing.assert_allclose(found, [2.5 / (3 + 1 / math.log2(3)), 1])
-
-
-def test_where_quality_decides_the_ranker_says_so():
-    model = fit(lists(lambda told: (told["rating"] > 0.5) + 0.1))
+def test_a_quality_that_decides_is_learned():
+    model = fit(lists(lambda by_name: (by_name["rating"] > 0.5) + 0.1))
     products = [Product(quality={"rating": rating}) for rating in (0.1, 0.9, 0.2, 0.8)]
     order = np.argsort(
         -ranker(model).scores(np.array([0.9, 0.5, 0.6, 0.4]), products), kind="stable"
@@ -66,11 +52,13 @@ def test_where_quality_decides_the_ranker_says_so():
     assert len(ranker(model).scores(np.zeros(0), [])) == 0
 
 
-def test_the_score_is_the_logarithm_of_what_is_gained_where_every_position_is_looked_at():
-    """A rising feature in the regression, a step in the trees."""
+def test_the_score_is_the_log_of_the_expected_gain():
+    """A monotone feature is learned by the regression, a step by the trees."""
     model = fit(
         lists(
-            lambda told: np.exp(2 * told["sales"]) * np.where(told["price"] > 0.5, 2.0, 0.5),
+            lambda by_name: (
+                np.exp(2 * by_name["sales"]) * np.where(by_name["price"] > 0.5, 2.0, 0.5)
+            ),
             count=2000,
         )
     )
@@ -80,29 +68,29 @@ def test_the_score_is_the_logarithm_of_what_is_gained_where_every_position_is_lo
     scores = model(middle)
     assert scores[1] - scores[0] == pytest.approx(2 * 0.6, rel=0.1)
     assert scores[3] - scores[2] == pytest.approx(np.log(4), rel=0.1)
-    assert model.line.weights[FEATURES.index("rating")] == pytest.approx(0, abs=0.02)
+    assert model.regression.coef[FEATURES.index("rating")] == pytest.approx(0, abs=0.02)
 
 
-def test_a_click_counts_for_all_that_would_have_been_had_all_looked():
-    """Alike products are shown first and unlike ones last, where one in ten looks; wanted are the
-    unlike ones twice as much.
+def test_clicks_are_weighted_by_inverse_propensity():
+    """Products of price 0 stand first, products of price 1 second, which one in ten examines; the
+    latter are wanted twice as much.
     """
     rng = np.random.default_rng(0)
-    unlike = np.tile(np.arange(2), 20_000)
-    rows = np.full((40_000, len(FEATURES)), 0.5)
-    rows[:, FEATURES.index("price")] = unlike
-    looked_at = np.array([1.0, 0.1])
-    clicks = (rng.random(40_000) < looked_at[unlike] * 0.2 * (1 + unlike)).astype(float)
-    shown = Lists(rows, np.arange(40_000) // 2, unlike, clicks)
-    scores = rerank.fit(shown, looked_at)(rows[:2])
+    second = np.tile(np.arange(2), 20_000)
+    features = np.full((40_000, len(FEATURES)), 0.5)
+    features[:, FEATURES.index("price")] = second
+    propensity = np.array([1.0, 0.1])
+    clicks = (rng.random(40_000) < propensity[second] * 0.2 * (1 + second)).astype(float)
+    shown = RankingLists(features, np.arange(40_000) // 2, second, clicks)
+    scores = fit_ranking_model(shown, propensity)(features[:2])
     assert np.exp(scores[1] - scores[0]) == pytest.approx(2, rel=0.2)
-    scores = rerank.fit(shown, np.ones(2))(rows[:2])
+    scores = fit_ranking_model(shown, np.ones(2))(features[:2])
     assert np.exp(scores[1] - scores[0]) == pytest.approx(0.2, rel=0.2)
 
 
-def test_numbers_may_be_missing():
-    """In what it learns from, and in what it ranks."""
-    model = fit(lists(lambda told: (told["rating"] > 0.5) + 0.1, missing=0.3))
+def test_features_may_be_missing():
+    """In the training data and in what is ranked."""
+    model = fit(lists(lambda by_name: (by_name["rating"] > 0.5) + 0.1, missing=0.3))
     good, unknown, bad = (
         Product(quality={"rating": 0.9}),
         Product(),
@@ -113,16 +101,19 @@ def test_numbers_may_be_missing():
     assert scores[0] > scores[1] > scores[2]
 
 
-def test_more_likeness_sales_conversion_or_rating_never_hurts():
-    """Whatever a few events say."""
+def test_scores_are_monotone_in_similarity_sales_conversion_and_rating():
+    """Even where noisy gains suggest otherwise."""
     noise = np.random.default_rng(1)
     model = fit(
-        lists(lambda told: noise.exponential(2 - told["likeness"] - told["rating"]), count=100)
+        lists(
+            lambda by_name: noise.exponential(2 - by_name["similarity"] - by_name["rating"]),
+            count=100,
+        )
     )
     rows = np.repeat(noise.random((20, 1, len(FEATURES))), 50, 1)
     for name, sign in (
-        ("likeness", 1),
-        ("behind", -1),
+        ("similarity", 1),
+        ("similarity gap", -1),
         ("sales", 1),
         ("conversion", 1),
         ("rating", 1),
@@ -133,46 +124,48 @@ def test_more_likeness_sales_conversion_or_rating_never_hurts():
         assert (sign * np.diff(scores, axis=1) >= 0).all(), name
 
 
-def test_written_and_read_it_says_the_same(tmp_path):
+def test_a_ranker_that_is_written_and_read_gives_the_same_scores(tmp_path):
     assert rerank.read_ranker(tmp_path / "ranker.json") is None
-    made = Ranker(
-        "a recogniser",
-        Usual({"ä": 2.0}, frozenset({"red"})),
+    written = Ranker(
+        "a recognizer",
+        CatalogStatistics({"ä": 2.0}, frozenset({"red"})),
         fit(lists(lambda t: t["sales"])),
         {"a": 1},
     )
-    version = rerank.write_ranker(tmp_path / "ranker.json", made)
+    version = rerank.write_ranker(tmp_path / "ranker.json", written)
     read = rerank.read_ranker(tmp_path / "ranker.json")
-    assert (read.recogniser, read.usual, read.report, read.version) == (
-        "a recogniser",
-        made.usual,
+    assert (read.recognizer, read.catalog_statistics, read.report, read.version) == (
+        "a recognizer",
+        written.catalog_statistics,
         {"a": 1},
         version,
     )
     products = [Product("red hat", "ä", {"sales": n, "price": 1.0 + n}) for n in range(9)]
-    likeness = np.linspace(0.9, 0.1, 9)
-    np.testing.assert_array_equal(read.scores(likeness, products), made.scores(likeness, products))
-    assert rerank.write_ranker(tmp_path / "again.json", made) == version
+    similarity = np.linspace(0.9, 0.1, 9)
+    np.testing.assert_array_equal(
+        read.scores(similarity, products), written.scores(similarity, products)
+    )
+    assert rerank.write_ranker(tmp_path / "again.json", written) == version
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda stored: stored | {"format": 0}, "another format"),
-        (lambda stored: stored | {"features": ["likeness"]}, "another format"),
-        (lambda stored: stored | {"recogniser": "another"}, "another sha256"),
-        (lambda stored: stored | {"trees": stored["trees"][:1000]}, "another sha256"),
+        (lambda stored: stored | {"features": ["similarity"]}, "another format"),
+        (lambda stored: stored | {"recognizer": "another"}, "sha256 does not match"),
+        (lambda stored: stored | {"trees": stored["trees"][:1000]}, "sha256 does not match"),
         (
             lambda stored: {"format": stored["format"], "features": stored["features"]},
-            "another sha256",
+            "sha256 does not match",
         ),
     ],
 )
-def test_a_damaged_file_is_told_in_one_line(tmp_path, change, said):
+def test_a_damaged_file_is_an_error_of_one_line(tmp_path, change, message):
     path = tmp_path / "ranker.json"
-    rerank.write_ranker(path, ranker(fit(lists(lambda told: told["sales"]))))
+    rerank.write_ranker(path, ranker(fit(lists(lambda by_name: by_name["sales"]))))
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
-    with pytest.raises(InputError, match=said) as error:
+    with pytest.raises(InputError, match=message) as error:
         rerank.read_ranker(path)
     assert "sicot index rank" in str(error.value)
     assert "\n" not in str(error.value)

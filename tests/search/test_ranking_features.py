@@ -1,4 +1,4 @@
-"""Numbers of a product's quality, each by hand."""
+"""Features of the ranker, each computed by hand."""
 
 import dataclasses
 import io
@@ -10,11 +10,11 @@ from PIL import Image, ImageFilter
 
 from sicot_jax.search.ranking_features import (
     FEATURES,
-    SIDE,
-    Usual,
-    features,
-    picture_sharpness,
-    sharpness,
+    SHARPNESS_SIDE,
+    CatalogStatistics,
+    image_sharpness,
+    laplacian_variance,
+    ranking_features,
 )
 
 
@@ -29,24 +29,26 @@ def column(rows, name):
     return rows[:, FEATURES.index(name)]
 
 
-def test_a_price_is_held_against_the_median_of_its_category():
+def test_prices_are_relative_to_the_median_of_the_category():
     products = [Product("", "shoes", {"price": price}) for price in (10.0, 20.0, 40.0)]
-    products += [Product("", "hats", {"price": 5.0})]  # too few to say what is usual
-    usual = Usual.of(products)
-    assert usual.prices == {"shoes": 20.0}
+    products += [Product("", "hats", {"price": 5.0})]  # too few for a median
+    catalog_statistics = CatalogStatistics.from_products(products)
+    assert catalog_statistics.median_prices == {"shoes": 20.0}
     odd = [Product("", "shoes", {"price": 0.0}), Product("", "shoes", {"price": -3.0}), Product("")]
-    price = column(features(np.zeros(7), products + odd, usual), "price")
+    price = column(ranking_features(np.zeros(7), products + odd, catalog_statistics), "price")
     np.testing.assert_allclose(price[:3], [-math.log(2), 0, math.log(2)], atol=1e-12)
     assert np.isnan(price[3:]).all()
 
 
-def test_likeness_and_what_a_shop_tells():
-    told = {"sales": 99.0, "conversion": 0.03, "rating": 4.5, "sharpness": math.e - 1}
-    rows = features(
-        np.array([0.7, 0.9]), [Product("", quality=told), Product("")], Usual({}, frozenset())
+def test_similarity_and_numbers_of_the_shop():
+    quality = {"sales": 99.0, "conversion": 0.03, "rating": 4.5, "sharpness": math.e - 1}
+    rows = ranking_features(
+        np.array([0.7, 0.9]),
+        [Product("", quality=quality), Product("")],
+        CatalogStatistics({}, frozenset()),
     )
-    np.testing.assert_allclose(column(rows, "likeness"), [0.7, 0.9])
-    np.testing.assert_allclose(column(rows, "behind"), [0.2, 0.0])
+    np.testing.assert_allclose(column(rows, "similarity"), [0.7, 0.9])
+    np.testing.assert_allclose(column(rows, "similarity gap"), [0.2, 0.0])
     for name, value in (
         ("sales", math.log(100)),
         ("conversion", 0.03),
@@ -54,38 +56,41 @@ def test_likeness_and_what_a_shop_tells():
         ("sharpness", 1.0),
     ):
         np.testing.assert_allclose(column(rows, name), [value, np.nan])
-    assert features(np.zeros(0), [], Usual({}, frozenset())).shape == (0, len(FEATURES))
+    assert ranking_features(np.zeros(0), [], CatalogStatistics({}, frozenset())).shape == (
+        0,
+        len(FEATURES),
+    )
 
 
-def test_a_title_says_much_in_words_that_others_use_too():
+def test_title_words_and_the_share_that_other_titles_use():
     products = [Product("Red cotton shirt, red"), Product("red shirt XQ-7"), Product("")]
-    usual = Usual.of(products)
-    assert usual.words == {"red", "shirt"}
-    rows = features(np.zeros(3), products, usual)
-    np.testing.assert_allclose(column(rows, "words"), [3, 4, 0])  # xq and 7 are two
-    np.testing.assert_allclose(column(rows, "known words"), [2 / 3, 2 / 4, np.nan])
+    catalog_statistics = CatalogStatistics.from_products(products)
+    assert catalog_statistics.common_words == {"red", "shirt"}
+    rows = ranking_features(np.zeros(3), products, catalog_statistics)
+    np.testing.assert_allclose(column(rows, "title words"), [3, 4, 0])  # xq and 7 are two
+    np.testing.assert_allclose(column(rows, "common words"), [2 / 3, 2 / 4, np.nan])
 
 
-def test_sharpness_by_hand():
-    """The Laplacian of a point of 3 is -12 there, 3 beside it and 0 elsewhere."""
+def test_laplacian_variance_by_hand():
+    """The Laplacian of a point of 3 is -12 there, 3 at its neighbours and 0 elsewhere."""
     grey = np.zeros((5, 5))
     grey[2, 2] = 3
     inner = np.array([[0, 3, 0], [3, -12, 3], [0, 3, 0]])
-    assert sharpness(grey) == pytest.approx(inner.var())
+    assert laplacian_variance(grey) == pytest.approx(inner.var())
     assert inner.var() == pytest.approx((4 * 9 + 144) / 9)
-    assert sharpness(np.arange(20.0).reshape(4, 5)) == 0  # a slope has no edge
-    assert sharpness(np.ones((2, 9))) == 0
+    assert laplacian_variance(np.arange(20.0).reshape(4, 5)) == 0  # a slope has no edge
+    assert laplacian_variance(np.ones((2, 9))) == 0
 
 
-def test_a_blurred_picture_is_less_sharp_whatever_its_size():
+def test_a_blurred_image_is_less_sharp_at_any_size():
     noise = np.random.default_rng(0).integers(0, 256, (40, 30), np.uint8)
-    told = []
-    for side in (SIDE, 4 * SIDE):
+    measured = []
+    for side in (SHARPNESS_SIDE, 4 * SHARPNESS_SIDE):
         picture = Image.fromarray(noise).resize((side, side * 4 // 3))
         for shown in (picture, picture.filter(ImageFilter.GaussianBlur(side / 20))):
             out = io.BytesIO()
             shown.save(out, "JPEG", quality=95)
-            told.append(picture_sharpness(out.getvalue()))
-    assert told[1] < told[0] / 10
-    assert told[3] < told[2] / 10
-    assert told[2] == pytest.approx(told[0], rel=0.5)
+            measured.append(image_sharpness(out.getvalue()))
+    assert measured[1] < measured[0] / 10
+    assert measured[3] < measured[2] / 10
+    assert measured[2] == pytest.approx(measured[0], rel=0.5)

@@ -7,8 +7,8 @@ import pytest
 
 from sicot_jax.cli import main as cli
 from sicot_jax.errors import InputError
-from sicot_jax.serve import api_keys as keys
-from sicot_jax.serve.query_store import Queries
+from sicot_jax.serve.api_keys import add_api_key, read_api_keys
+from sicot_jax.serve.query_store import QueryStore
 
 
 def test_keys(tmp_path, capsys):
@@ -18,9 +18,9 @@ def test_keys(tmp_path, capsys):
     for name in ("shop", "app"):
         assert cli.main(["serve-key", name, "--file", str(path)]) == 0
         made.append(capsys.readouterr().out.split("\n")[0])
-    stored = keys.read_keys(path)
-    assert [stored.name_of(key) for key in made] == ["shop", "app"]
-    assert stored.name_of("") is stored.name_of(made[0] + "x") is None
+    stored = read_api_keys(path)
+    assert [stored.owner(key) for key in made] == ["shop", "app"]
+    assert stored.owner("") is stored.owner(made[0] + "x") is None
     assert not any(key in path.read_text() for key in made)
     assert path.stat().st_mode & 0o077 == 0
     assert cli.main(["serve-key", "shop", "--file", str(path)]) == cli.INPUT_ERROR
@@ -29,9 +29,9 @@ def test_keys(tmp_path, capsys):
 
 
 def test_a_photo_that_cannot_be_kept_is_logged(tmp_path, caplog):
-    kept = Queries(tmp_path / "kept", days=2)
+    kept = QueryStore(tmp_path / "kept", days=2)
     (tmp_path / "kept").rmdir()
-    kept.keep("id", b"1")
+    kept.save("id", b"1")
     assert "id not kept" in caplog.text
 
 
@@ -39,10 +39,10 @@ def test_keys_are_added_to_a_file_that_was_edited(tmp_path):
     """Without an end of its last line; with comments alone."""
     path = tmp_path / "keys"
     path.write_text("# ours")
-    made = [keys.add_key(path, "a")]
+    made = [add_api_key(path, "a")]
     path.write_text(path.read_text().rstrip("\n"))
-    made.append(keys.add_key(path, "b"))
-    assert [keys.read_keys(path).name_of(key) for key in made] == ["a", "b"]
+    made.append(add_api_key(path, "b"))
+    assert [read_api_keys(path).owner(key) for key in made] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -51,21 +51,21 @@ def test_keys_are_added_to_a_file_that_was_edited(tmp_path):
 def test_a_file_that_holds_no_keys(tmp_path, text):
     (tmp_path / "keys").write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match="wanted 'NAME SHA256'|no key in it|make keys"):
-        keys.read_keys(tmp_path / "keys")
+        read_api_keys(tmp_path / "keys")
     with pytest.raises(InputError, match="make keys with"):
-        keys.read_keys(tmp_path / "other")
+        read_api_keys(tmp_path / "other")
 
 
 def test_kept_photos_are_removed_after_their_days(tmp_path):
-    kept = Queries(tmp_path / "kept", days=2)
-    kept.keep("old", b"1")
+    kept = QueryStore(tmp_path / "kept", days=2)
+    kept.save("old", b"1")
     (old,) = (tmp_path / "kept").iterdir()
     long_ago = time.time() - 3 * 86_400
     os.utime(old, (long_ago, long_ago))
     for content in (b"2", b"3"):
-        kept.keep("new", content)  # the same id twice: a client's choice
-    kept.clean()  # within the hour: not yet
+        kept.save("new", content)  # the same id twice: a client's choice
+    kept.remove_expired()  # within the hour: not yet
     assert old.exists()
-    Queries(tmp_path / "kept", days=2)  # at the start
+    QueryStore(tmp_path / "kept", days=2)  # at the start
     assert sorted(path.read_bytes() for path in (tmp_path / "kept").iterdir()) == [b"2", b"3"]
     assert (tmp_path / "kept").stat().st_mode & 0o077 == 0

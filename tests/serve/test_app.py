@@ -25,10 +25,10 @@ from PIL import Image
 
 from sicot_jax.errors import InputError
 from sicot_jax.indexing import update as change
-from sicot_jax.serve import api_keys as keys_of
-from sicot_jax.serve import model_manager as live
-from sicot_jax.serve.photo import Limits
-from sicot_jax.serve.settings import Settings
+from sicot_jax.serve.api_keys import add_api_key
+from sicot_jax.serve.model_manager import load_serving_model
+from sicot_jax.serve.photo import PhotoLimits
+from sicot_jax.serve.settings import ServiceSettings
 
 testclient = pytest.importorskip("fastapi.testclient", reason="the service needs its extra")
 
@@ -36,7 +36,7 @@ from sicot_jax.serve.app import create_app  # noqa: E402
 
 
 def settings(index, **more):
-    return Settings(
+    return ServiceSettings(
         index=str(index), **{"engine": "jax", "largest_batch": 2, "reload_seconds": 0.05, **more}
     )
 
@@ -56,7 +56,7 @@ def test_every_product_is_recognised(client):
         assert len(answer["products"]) == 3
         assert len(answer["similar"]) == (PRODUCTS // 2 if answer["searched"] else 4)
         assert answer["known"] is True
-        assert 0.5 < answer["certainty"] <= 1
+        assert 0.5 < answer["confidence"] <= 1
         shares = [found["probability"] for found in answer["products"]]
         assert shares == sorted(shares, reverse=True)
         assert 0 < sum(shares) < 1 + 3e-6
@@ -115,7 +115,7 @@ def turned(pixels, orientation):
 
 def boxed(client, monkeypatch, box):
     """The service's engine has a box branch, which says the same of every photo."""
-    batcher = client.app.state.sicot.current.live.batcher
+    batcher = client.app.state.service.models.current.batcher
     engine = batcher.engine
     monkeypatch.setattr(
         batcher, "engine", lambda photos: engine(photos)._replace(box=np.array([box] * len(photos)))
@@ -187,10 +187,10 @@ def test_the_model_s_box_is_told_of_the_whole_photo(client, monkeypatch):
 def test_the_centre_crop_is_undone(client, monkeypatch):
     """Resized to 32 x 32, of which 24 x 24 are seen: from 4 / 32 to 28 / 32."""
     boxed(client, monkeypatch, [0.0, 0.5, 1.0, 1.0])
-    current = client.app.state.sicot.current
+    models = client.app.state.service.models
     larger = dataclasses.replace(PREPROCESSING, resize_height=32, resize_width=32)
-    chosen = dataclasses.replace(current.live.chosen, preprocessing=larger)
-    current.live = dataclasses.replace(current.live, chosen=chosen)
+    engine = dataclasses.replace(models.current.engine, preprocessing=larger)
+    models.current = dataclasses.replace(models.current, engine=engine)
     assert ask(client, 1).json()["box"] == [0.125, 0.5, 0.875, 0.875]
 
 
@@ -299,7 +299,7 @@ def test_methods_and_paths_that_are_not_there(client):
 
 
 def test_limits_on_bytes(index):
-    limits = Limits(bytes=3_000, pixels=10_000)
+    limits = PhotoLimits(bytes=3_000, pixels=10_000)
     with testclient.TestClient(create_app(settings(index, limits=limits))) as client:
         assert ask(client, 1).status_code == 200
         large = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
@@ -332,7 +332,7 @@ def test_limits_on_bytes(index):
 
 def test_keys_are_asked_for(index, tmp_path):
     path = tmp_path / "keys"
-    key = keys_of.add_key(path, "shop")
+    key = add_api_key(path, "shop")
     with testclient.TestClient(create_app(settings(index, keys=str(path)))) as client:
         for headers in (
             {},
@@ -438,7 +438,7 @@ def test_an_engine_that_fails_gives_away_nothing(client, monkeypatch, caplog):
     def failing(photos):
         raise RuntimeError("secret path /srv/model")
 
-    monkeypatch.setattr(client.app.state.sicot.current.live.batcher, "engine", failing)
+    monkeypatch.setattr(client.app.state.service.models.current.batcher, "engine", failing)
     response = ask(client, 1)
     assert error(response) == (500, "internal")
     assert "secret" not in response.text
@@ -447,8 +447,8 @@ def test_an_engine_that_fails_gives_away_nothing(client, monkeypatch, caplog):
 
 
 def test_a_request_that_takes_too_long_is_ended(index, monkeypatch):
-    with testclient.TestClient(create_app(settings(index, seconds=0.2))) as client:
-        batcher = client.app.state.sicot.current.live.batcher
+    with testclient.TestClient(create_app(settings(index, timeout_seconds=0.2))) as client:
+        batcher = client.app.state.service.models.current.batcher
         engine = batcher.engine
         monkeypatch.setattr(batcher, "engine", lambda photos: time.sleep(0.5) or engine(photos))
         response = ask(client, 1)
@@ -463,11 +463,11 @@ def test_a_request_that_takes_too_long_is_ended(index, monkeypatch):
 def test_busy_is_said_at_once(index, monkeypatch):
     """More photos than the engine gets through in the time that they may wait."""
     with testclient.TestClient(create_app(settings(index))) as client:
-        client.app.state.sicot.photos = 10**6
+        client.app.state.service.pending_photos = 10**6
         response = ask(client, 1)
         assert response.status_code == 503
         assert response.headers["retry-after"] == "1"
-        client.app.state.sicot.photos = 0
+        client.app.state.service.pending_photos = 0
         assert ask(client, 1).status_code == 200
 
 
@@ -480,10 +480,10 @@ def test_changes_of_the_index_are_seen(client, index):
 
 
 def test_the_next_version_is_taken_with_the_engine_of_the_same_model(client, index, made_model):
-    before = client.app.state.sicot.current.live
+    before = client.app.state.service.models.current
     write_index(index, made_model)
     eventually(lambda: client.get("/readyz").json()["index"] == "v000002")
-    assert client.app.state.sicot.current.live.batcher is before.batcher
+    assert client.app.state.service.models.current.batcher is before.batcher
     assert ask(client, 1).json()["products"][0]["sku"] == sku(1)
 
 
@@ -529,10 +529,10 @@ def test_the_specification_has_every_route(client):
 
 def test_settings_that_cannot_be_served(index, tmp_path):
     with pytest.raises(InputError, match="no product index there"):
-        Settings(index=str(tmp_path / "nothing"))
-    with pytest.raises(InputError, match="seconds=0, wanted more than 0"):
-        Settings(index=str(index), seconds=0)
+        ServiceSettings(index=str(tmp_path / "nothing"))
+    with pytest.raises(InputError, match="timeout_seconds=0, wanted more than 0"):
+        ServiceSettings(index=str(index), timeout_seconds=0)
     with pytest.raises(InputError, match="engine 'torch', wanted auto, onnx or jax"):
-        live.load(settings(index, engine="torch"))
+        load_serving_model(settings(index, engine="torch"))
     with pytest.raises(InputError, match="holds no ONNX graph"):
-        live.load(settings(index, engine="onnx"))
+        load_serving_model(settings(index, engine="onnx"))

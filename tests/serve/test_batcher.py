@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sicot_jax.recognizer import Found
-from sicot_jax.serve.batcher import IN_FLIGHT, Batcher
+from sicot_jax.serve.batcher import MAX_CONCURRENT_CALLS, Batcher
 
 
 class Engine:
@@ -35,18 +35,18 @@ def test_whatever_waits_goes_together():
 
     async def scenario():
         engine = Engine()
-        batcher = Batcher(engine, largest=4)
+        batcher = Batcher(engine, max_batch=4)
         engine.go.clear()
         waiting = []
         for number in range(10):
             waiting.append(asyncio.create_task(batcher(photo(number))))
             await asyncio.sleep(0.02)
-        assert len(batcher) == 10 - IN_FLIGHT
+        assert len(batcher) == 10 - MAX_CONCURRENT_CALLS
         engine.go.set()
         answers = await asyncio.gather(*waiting)
         assert [int(found.embedding[0]) for found in answers] == list(range(10))
         assert sorted(engine.sizes) == [1, 1, 4, 4]
-        assert IN_FLIGHT == 2
+        assert MAX_CONCURRENT_CALLS == 2
 
     asyncio.run(scenario())
 
@@ -54,7 +54,7 @@ def test_whatever_waits_goes_together():
 def test_a_request_that_went_away_is_left_out():
     async def scenario():
         engine = Engine()
-        batcher = Batcher(engine, largest=4)
+        batcher = Batcher(engine, max_batch=4)
         engine.go.clear()
         first = []
         for number in (1, 2, 4):  # the third waits
@@ -73,7 +73,7 @@ def test_a_request_that_went_away_is_left_out():
 
 def test_a_failing_engine_fails_its_own_batch_alone():
     async def scenario():
-        batcher = Batcher(Engine(), largest=4)
+        batcher = Batcher(Engine(), max_batch=4)
         with pytest.raises(RuntimeError, match="the engine failed"):
             await batcher(photo(255))
         assert int((await batcher(photo(7)))[0][0]) == 7
@@ -86,7 +86,7 @@ def test_a_photo_that_comes_as_both_calls_end_is_not_forgotten():
 
     async def scenario():
         engine, loop = Engine(), asyncio.get_running_loop()
-        batcher = Batcher(engine, largest=1)
+        batcher = Batcher(engine, max_batch=1)
         engine.go.clear()
         first = [asyncio.create_task(batcher(photo(number))) for number in range(2)]
 
@@ -108,7 +108,7 @@ def test_an_engine_that_gives_too_few_answers():
     """Is an error of its photos, not a wait."""
 
     async def scenario():
-        batcher = Batcher(lambda photos: Found(np.zeros((1, 2)), np.zeros((2, 3))), largest=4)
+        batcher = Batcher(lambda photos: Found(np.zeros((1, 2)), np.zeros((2, 3))), max_batch=4)
         with pytest.raises(ValueError, match="zip"):
             await asyncio.wait_for(batcher(photo(1)), 5)
 
@@ -121,7 +121,7 @@ def test_boxes_come_with_their_photos():
 
     async def scenario(engine):
         return await asyncio.gather(
-            *(Batcher(engine, largest=4)(photo(number)) for number in (1, 2))
+            *(Batcher(engine, max_batch=4)(photo(number)) for number in (1, 2))
         )
 
     def boxed(photos):

@@ -18,17 +18,19 @@ def chosen(index, monkeypatch):
 
     def choose(times, alone=None, **more):
         monkeypatch.setattr(
-            engines, "_load", lambda version, kind, threads: {name: name for name in times}
+            engines, "_load_engines", lambda version, kind, threads: {name: name for name in times}
         )
 
-        def milliseconds(engine, shape, size, at_once):
-            assert size == 1 or at_once == 2, "batches are timed as under load"
+        def milliseconds(engine, shape, size, concurrent):
+            assert size == 1 or concurrent == 2, "batches are timed as under load"
             return (
-                times[engine](size) if at_once == 2 else (alone or {}).get(engine, times[engine](1))
+                times[engine](size)
+                if concurrent == 2
+                else (alone or {}).get(engine, times[engine](1))
             )
 
-        monkeypatch.setattr(engines, "_milliseconds", milliseconds)
-        return engines.choose(layout.current_version(index), **more)
+        monkeypatch.setattr(engines, "_call_ms", milliseconds)
+        return engines.select_engine(layout.current_version(index), **more)
 
     return choose
 
@@ -37,7 +39,7 @@ def test_the_engine_that_answers_one_photo_soonest(chosen):
     found = chosen({"onnx": lambda size: 20.0 * size, "jax": lambda size: 30.0})
     assert found.kind == "onnx"
     assert found.run == "onnx"
-    assert found.classes == PRODUCTS
+    assert found.num_classes == PRODUCTS
 
 
 def test_the_engine_is_chosen_by_one_photo_alone_and_its_batches_under_load(chosen):
@@ -45,32 +47,32 @@ def test_the_engine_is_chosen_by_one_photo_alone_and_its_batches_under_load(chos
     times = {"onnx": lambda size: 30.0 * size, "jax": lambda size: 10.0 * size}
     found = chosen(times, alone={"onnx": 12.0, "jax": 13.0})
     assert found.kind == "onnx"
-    assert found.milliseconds[1] == 30.0
+    assert found.batch_ms[1] == 30.0
 
 
 def test_batches_as_large_as_they_gain_by(chosen):
     """Halves and quarters of a photo's time up to 8; nothing after that, so that 64 is not tried."""
     found = chosen({"onnx": lambda size: 10.0 if size <= 8 else 1.25 * size}, largest=64)
-    assert found.largest == 8
-    assert list(found.milliseconds) == [1, 2, 4, 8, 16, 32]
+    assert found.batch_size == 8
+    assert list(found.batch_ms) == [1, 2, 4, 8, 16, 32]
 
 
 def test_a_gain_that_comes_with_the_second_doubling_is_seen(chosen):
     found = chosen(
         {"onnx": lambda size: {1: 10.0, 2: 20.0, 4: 30.0, 8: 60.0, 16: 120.0}[size]}, largest=64
     )
-    assert found.largest == 4
-    assert list(found.milliseconds) == [1, 2, 4, 8, 16]
+    assert found.batch_size == 4
+    assert list(found.batch_ms) == [1, 2, 4, 8, 16]
 
 
 def test_no_batch_is_larger_than_allowed(chosen):
     for largest in (4, 7):
         found = chosen({"onnx": lambda size: 10.0}, largest=largest)
-        assert found.largest == 4
-        assert list(found.milliseconds) == [1, 2, 4]
+        assert found.batch_size == 4
+        assert list(found.batch_ms) == [1, 2, 4]
 
 
-def test_calls_at_once_share_their_time():
+def test_calls_concurrent_share_their_time():
     """Two of 40 ms each, together: 20 a call. The first one, which compiles, is alone."""
     running = []
 
@@ -78,7 +80,7 @@ def test_calls_at_once_share_their_time():
         running.append(threading.current_thread())
         time.sleep(0.04)
 
-    assert 20 <= engines._milliseconds(engine, (2, 2, 3), 4, at_once=2) < 40
+    assert 20 <= engines._call_ms(engine, (2, 2, 3), 4, concurrent=2) < 40
     assert running[0] is threading.main_thread()
     assert threading.main_thread() not in running[1:]
 
@@ -89,7 +91,7 @@ def test_an_engine_that_fails_is_not_timed():
             raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        engines._milliseconds(engine, (2, 2, 3), 4, at_once=2)
+        engines._call_ms(engine, (2, 2, 3), 4, concurrent=2)
 
 
 def test_numpys_threads_are_held(index):
@@ -97,8 +99,8 @@ def test_numpys_threads_are_held(index):
     pytest.importorskip("fastapi", reason="the service needs its extra")
     import threadpoolctl
 
-    from sicot_jax.serve import model_manager as live
-    from sicot_jax.serve.settings import Settings
+    from sicot_jax.serve.model_manager import load_serving_model
+    from sicot_jax.serve.settings import ServiceSettings
 
     with threadpoolctl.threadpool_limits(2, user_api="blas"):
         assert {
@@ -106,7 +108,7 @@ def test_numpys_threads_are_held(index):
             for pool in threadpoolctl.threadpool_info()
             if pool["user_api"] == "blas"
         } == {2}
-        live.load(Settings(index=str(index), engine="jax", largest_batch=1))
+        load_serving_model(ServiceSettings(index=str(index), engine="jax", largest_batch=1))
         assert {
             pool["num_threads"]
             for pool in threadpoolctl.threadpool_info()

@@ -11,8 +11,8 @@ from helpers.index_maker import PRODUCTS, jpeg, photo, sku, visit
 from helpers.service_process import free_port, serving
 
 from sicot_jax.indexing import fit_ranker as rank
-from sicot_jax.serve.api_keys import add_key
-from sicot_jax.serve.settings import Settings
+from sicot_jax.serve.api_keys import add_api_key
+from sicot_jax.serve.settings import ServiceSettings
 
 pytestmark = pytest.mark.browser
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -165,7 +165,7 @@ def test_by_keyboard(browser, index, photos):
 
 def test_with_a_key(browser, index, photos, tmp_path):
     """It is asked for when it is needed; pictures come with it too."""
-    key = add_key(tmp_path / "keys", "page")
+    key = add_api_key(tmp_path / "keys", "page")
     with serving(index, "--keys", str(tmp_path / "keys")) as server:
         browser.get(f"http://127.0.0.1:{server.port}/")
         assert "wanted an API key" in choose(browser, photos / "1.jpg")
@@ -187,13 +187,16 @@ def boxed(index, box):
 
     from sicot_jax.serve.app import create_app
 
-    app, port = create_app(Settings(index=str(index), engine="jax", largest_batch=1)), free_port()
+    app, port = (
+        create_app(ServiceSettings(index=str(index), engine="jax", largest_batch=1)),
+        free_port(),
+    )
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        state = eventually(lambda: server.started and app.state.sicot)
-        batcher = state.current.live.batcher
+        state = eventually(lambda: server.started and app.state.service)
+        batcher = state.models.current.batcher
         engine = batcher.engine
         batcher.engine = lambda photos: engine(photos)._replace(
             box=box and np.array([box] * len(photos))

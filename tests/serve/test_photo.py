@@ -13,12 +13,18 @@ from helpers.index_maker import PREPROCESSING, jpeg
 from PIL import Image
 
 from sicot_jax.config.preprocessing import Preprocessing
-from sicot_jax.serve import photo
 from sicot_jax.serve.box import Box
-from sicot_jax.serve.photo import Limits, PhotoError, PixelBudget
+from sicot_jax.serve.photo import (
+    QUERY_FORMATS,
+    PhotoError,
+    PhotoLimits,
+    PixelBudget,
+    decode_base64,
+    decode_query_photo,
+)
 
 BUDGET = PixelBudget(100_000)
-LIMITS = Limits(bytes=50_000, pixels=100_000, side=2_000)
+LIMITS = PhotoLimits(bytes=50_000, pixels=100_000, side=2_000)
 
 
 def some(width=40, height=30, kind="JPEG"):
@@ -42,14 +48,18 @@ def bomb(width, height):
     )
 
 
-@pytest.mark.parametrize("kind", photo.FORMATS)
+@pytest.mark.parametrize("kind", QUERY_FORMATS)
 def test_every_format_that_is_taken(kind):
-    assert photo.decode(some(kind=kind), PREPROCESSING, LIMITS, BUDGET).pixels.shape == (24, 24, 3)
+    assert decode_query_photo(some(kind=kind), PREPROCESSING, LIMITS, BUDGET).pixels.shape == (
+        24,
+        24,
+        3,
+    )
 
 
 def refused(data, limits=LIMITS):
     with pytest.raises(PhotoError) as found:
-        photo.decode(data, PREPROCESSING, limits, BUDGET)
+        decode_query_photo(data, PREPROCESSING, limits, BUDGET)
     assert "\n" not in str(found.value)
     return found.value.status, found.value.code
 
@@ -80,7 +90,7 @@ def test_a_bomb_is_refused_before_it_is_decoded():
     import resource
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert refused(bomb(32_000, 32_000), Limits())[0] == 413
+    assert refused(bomb(32_000, 32_000), PhotoLimits())[0] == 413
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
 
 
@@ -88,13 +98,13 @@ def test_base64():
     data = some()
     text = base64.b64encode(data).decode()
     assert (
-        photo.from_base64(text, LIMITS)
-        == photo.from_base64(f"data:image/jpeg;base64,{text}", LIMITS)
+        decode_base64(text, LIMITS)
+        == decode_base64(f"data:image/jpeg;base64,{text}", LIMITS)
         == data
     )
     for bad, status in (("???", 400), ("abc", 400), ("a" * 70_000, 413)):
         with pytest.raises(PhotoError) as found:
-            photo.from_base64(bad, LIMITS)
+            decode_base64(bad, LIMITS)
         assert found.value.status == status
 
 
@@ -105,7 +115,7 @@ def test_a_photo_lies_upright():
     out, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6  # turned by 90 degrees to the right: white is below
     Image.fromarray(pixels).save(out, "JPEG", exif=exif, quality=95)
-    upright = photo.decode(out.getvalue(), PREPROCESSING, LIMITS, BUDGET).pixels
+    upright = decode_query_photo(out.getvalue(), PREPROCESSING, LIMITS, BUDGET).pixels
     assert upright[:10].mean() < 20
     assert upright[-10:].mean() > 235
 
@@ -117,11 +127,11 @@ def test_a_box_is_cut_from_the_upright_photo():
     out, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels).save(out, "PNG", exif=exif)
-    white = photo.decode(out.getvalue(), PREPROCESSING, LIMITS, BUDGET, Box(0, 0.5, 1, 1))
-    black = photo.decode(out.getvalue(), PREPROCESSING, LIMITS, BUDGET, Box(0, 0, 1, 0.5))
+    white = decode_query_photo(out.getvalue(), PREPROCESSING, LIMITS, BUDGET, Box(0, 0.5, 1, 1))
+    black = decode_query_photo(out.getvalue(), PREPROCESSING, LIMITS, BUDGET, Box(0, 0, 1, 0.5))
     assert white.pixels.min() == 255
     assert black.pixels.max() == 0
-    assert white.seen == (0, 0.5, 1, 1)
+    assert white.visible == (0, 0.5, 1, 1)
 
 
 def test_a_box_has_the_margin_that_the_centre_crop_takes():
@@ -131,13 +141,15 @@ def test_a_box_has_the_margin_that_the_centre_crop_takes():
     preprocessing = Preprocessing(height=16, width=16, resize_height=32, resize_width=32)
     pixels = np.zeros((80, 80, 3), np.uint8)
     pixels[20:60, 20:60] = 200
-    found = photo.decode(
+    found = decode_query_photo(
         jpeg(pixels, "PNG"), preprocessing, LIMITS, BUDGET, Box(0.25, 0.25, 0.75, 0.75)
     )
-    assert found.seen == (0.25, 0.25, 0.75, 0.75)
+    assert found.visible == (0.25, 0.25, 0.75, 0.75)
     assert np.all(found.pixels[2:-2, 2:-2] == 200)
-    corner = photo.decode(jpeg(pixels, "PNG"), preprocessing, LIMITS, BUDGET, Box(0, 0, 0.5, 0.5))
-    assert corner.seen == (
+    corner = decode_query_photo(
+        jpeg(pixels, "PNG"), preprocessing, LIMITS, BUDGET, Box(0, 0, 0.5, 0.5)
+    )
+    assert corner.visible == (
         0.1875,
         0.1875,
         0.5625,
@@ -153,7 +165,7 @@ def test_photos_are_decoded_together_up_to_a_number_of_pixels():
     lock = threading.Lock()
 
     def decode(pixels):
-        with budget.taken(pixels):
+        with budget.reserve(pixels):
             with lock:
                 inside.append(pixels)
                 most.append(list(inside))

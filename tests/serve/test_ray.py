@@ -21,8 +21,8 @@ import pytest
 from helpers.index_maker import PRODUCTS, jpeg, photo, sku, write_index
 from helpers.service_process import free_port
 
-from sicot_jax.serve import api_keys as keys_of
-from sicot_jax.serve.settings import Settings
+from sicot_jax.serve.api_keys import add_api_key
+from sicot_jax.serve.settings import ServiceSettings
 
 if importlib.util.find_spec("ray") is None:  # an import would cost every test process two seconds
     pytest.skip("needs the extra ray", allow_module_level=True)
@@ -135,11 +135,15 @@ def running(*arguments):
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_two_replicas_answer_as_the_plain_app(index, made_model, tmp_path):
-    key = keys_of.add_key(tmp_path / "keys", "shop")
+    key = add_api_key(tmp_path / "keys", "shop")
     given = [f"index={index}", f"keys={tmp_path / 'keys'}", f"events={tmp_path / 'events'}"]
-    plain = Settings(index=str(index), engine="jax", largest_batch=2, keys=str(tmp_path / "keys"))
+    plain = ServiceSettings(
+        index=str(index), engine="jax", largest_batch=2, keys=str(tmp_path / "keys")
+    )
     with (
-        running(APP, "replicas=2", "engine=jax", "largest_batch=2", "wait_ms=1", *given) as cluster,
+        running(
+            APP, "replicas=2", "engine=jax", "largest_batch=2", "max_wait_ms=1", *given
+        ) as cluster,
         testclient.TestClient(
             create_app(plain), headers={"Authorization": f"Bearer {key}"}
         ) as client,
@@ -302,7 +306,7 @@ def test_a_config_file_with_autoscaling(index, tmp_path):
 def test_what_cannot_be_served_is_said_before_a_replica_starts(index, more, said):
     from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as build
 
-    from sicot_jax.serve import ray as on_ray
+    from sicot_jax.serve.ray import app
 
     with pytest.raises(Exception, match=said):
-        build(on_ray.app, {"index": str(index), **more})
+        build(app, {"index": str(index), **more})

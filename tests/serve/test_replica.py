@@ -6,8 +6,8 @@ import pytest
 from helpers.index_maker import PRODUCTS, sku, write_index
 
 from sicot_jax.indexing import update as change
-from sicot_jax.serve import model_manager as live
-from sicot_jax.serve.settings import Settings
+from sicot_jax.serve import model_manager
+from sicot_jax.serve.settings import ServiceSettings
 
 psycopg = pytest.importorskip("psycopg", reason="a database is used with the extra postgres")
 testclient = pytest.importorskip("fastapi.testclient", reason="the service needs its extra")
@@ -32,7 +32,7 @@ def url(database_server):
 def serving(index, url):
     return testclient.TestClient(
         create_app(
-            Settings(
+            ServiceSettings(
                 index=str(index), database=url, engine="jax", largest_batch=2, reload_seconds=0.05
             )
         )
@@ -61,7 +61,7 @@ def test_answers_are_those_of_the_files(index, url):
                         *answer["categories"],
                     ]:  # near photos have a vote in them
                         found["probability"] = pytest.approx(found["probability"], abs=2e-4)
-                    answer["certainty"] = pytest.approx(answer.get("certainty"), abs=2e-4)
+                    answer["confidence"] = pytest.approx(answer.get("confidence"), abs=2e-4)
                 assert one == other
             card = files.get(f"/v1/products/{sku(product)}")
             assert replica.get(f"/v1/products/{sku(product)}").json().get(
@@ -74,7 +74,7 @@ def test_answers_are_those_of_the_files(index, url):
 
 def test_a_publish_is_seen(index, url, made_model, monkeypatch, caplog):
     """And a version that is not published yet is not taken: the one before goes on."""
-    monkeypatch.setattr(live, "_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(model_manager, "_RETRY_SECONDS", 0.05)
     publish(index, url)
     with serving(index, url) as client:
         change.remove(index, [sku(1)])
@@ -110,4 +110,6 @@ def test_an_outage_of_the_database(index, url, database_server, caplog):
 
 
 def test_settings_do_not_show_the_address(index):
-    assert "secret" not in repr(Settings(index=str(index), database="postgresql://u:secret@h/d"))
+    assert "secret" not in repr(
+        ServiceSettings(index=str(index), database="postgresql://u:secret@h/d")
+    )

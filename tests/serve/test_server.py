@@ -172,7 +172,7 @@ def test_ten_thousand_hostile_requests(index, tmp_path):
     statuses: dict[str, int] = {}
     kept = ["--events", str(tmp_path / "e"), "--keep-queries", str(tmp_path / "k")]
     with (
-        serving(index, "--photo-bytes", "100000", "--seconds", "1", *kept) as server,
+        serving(index, "--photo-bytes", "100000", "--timeout", "1", *kept) as server,
         concurrent.futures.ThreadPoolExecutor(8) as pool,
     ):
         resident = []
@@ -250,7 +250,7 @@ def test_requests_that_time_out_while_models_change(index, made_model, tmp_path)
             with contextlib.suppress(OSError, http.client.HTTPException):
                 statuses.append(server.recognize()[0])
 
-    with serving(index, "--seconds", "0.03") as server:
+    with serving(index, "--timeout", "0.03") as server:
         threads = [threading.Thread(target=asking, args=(server,)) for _ in range(8)]
         for thread in threads:
             thread.start()

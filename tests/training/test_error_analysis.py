@@ -3,9 +3,7 @@ finished classifier.
 """
 
 import numpy as np
-import pytest
 
-from sicot_jax.catalog.batches import evenly_spaced
 from sicot_jax.catalog.sources.generated import open_generated
 from sicot_jax.classifier import posthoc as post_hoc
 from sicot_jax.classifier.heads import Classifier
@@ -96,10 +94,3 @@ def test_remedies_by_hand():
     np.testing.assert_allclose(half, kernel / np.sqrt([[5.0], [1.0], [1.0]]), rtol=1e-6)
     assert not bias.any()
     np.testing.assert_allclose(post_hoc.normalised(classifier, 1.0)[0][0], [0.6, 0.8], rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("size", "most", "wanted"), [(0, 3, []), (2, 3, [0, 1]), (9, 3, [0, 3, 6])]
-)
-def test_evenly(size, most, wanted):
-    assert evenly_spaced(size, most).tolist() == wanted

@@ -19,7 +19,7 @@ from sicot_jax.catalog import open as opening
 from sicot_jax.catalog.sources import tables
 from sicot_jax.config import Config, ConfigError
 from sicot_jax.errors import InputError, TrainingStopped
-from sicot_jax.models.sicot import start_words
+from sicot_jax.models.semantic_stream import set_word_vectors
 from sicot_jax.parallel import mesh as mesh_lib
 from sicot_jax.training import run as runs
 from sicot_jax.training.checkpoint import CheckpointError, Checkpoints
@@ -118,7 +118,7 @@ def test_classes_beyond_the_limit_are_not_tested_with_remedies(uninterrupted, tm
     workdir, _, results = uninterrupted
     shutil.copytree(workdir, tmp_path / "run")
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
-    stored["config"]["eval"]["post_hoc_up_to_classes"] = 10  # of 11
+    stored["config"]["eval"]["analysis_up_to_classes"] = 10  # of 11
     (tmp_path / "run" / "config.json").write_text(json.dumps(stored))
     again = evaluate_run(tmp_path / "run")
     assert again["accuracy"] == results["accuracy"]
@@ -204,9 +204,9 @@ def test_what_was_not_sent_yet_is_part_of_the_checkpoint(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         stop_at(patch, 3)
         train(config, tmp_path / "run")
-    saved = last_state(tmp_path / "run", config).unsent
+    saved = last_state(tmp_path / "run", config).residual
     for devices in (2, 8):
-        restored = last_state(tmp_path / "run", with_mesh(config, devices, 1)).unsent
+        restored = last_state(tmp_path / "run", with_mesh(config, devices, 1)).residual
         for name, there in saved.items():
             here = restored[name]
             assert np.any(there)
@@ -450,7 +450,7 @@ def test_restoring_another_model_names_every_difference(uninterrupted):
         checkpoints = Checkpoints(workdir, num_classes=run.shape.num_classes)
         with pytest.raises(
             CheckpointError,
-            match=r"classifier/kernel is \(11, 16\), wanted \(11, 24\).*params/visual/project",
+            match=r"classifier/kernel is \(11, 16\), wanted \(11, 24\).*params/visual/projection",
         ):
             checkpoints.restore(abstract_state(setup))
         checkpoints.close()
@@ -712,12 +712,12 @@ def test_init_from_takes_no_word_vectors_of_another_vocabulary(uninterrupted, ca
     """As many words as the run's in one case, fewer in the other."""
     workdir, config, _ = uninterrupted
     state, got, source = started_from(workdir, with_seed(config, seed))
-    same_count = state.params["semantic"]["words"].shape == source.params["semantic"]["words"].shape
+    same_count = state.params["semantic"]["word_vectors"].shape == source.params["semantic"]["word_vectors"].shape
     assert same_count == (seed == 8)
     np.testing.assert_array_equal(
-        got.params["semantic"].pop("words"), state.params["semantic"]["words"]
+        got.params["semantic"].pop("word_vectors"), state.params["semantic"]["word_vectors"]
     )
-    source.params["semantic"].pop("words")
+    source.params["semantic"].pop("word_vectors")
     for a, b in zip(jax.tree.leaves(got.params), jax.tree.leaves(source.params), strict=True):
         np.testing.assert_array_equal(a, b)
     assert "another vocabulary; word vectors are the catalogue's own" in capsys.readouterr().err
@@ -732,15 +732,15 @@ def test_init_from_leaves_what_rows_share_through_titles(tmp_path):
     config = config_lib.override_config(tiny(steps=2), flags)
     train(config, tmp_path / "run")
     state, got, source = started_from(tmp_path / "run", config)
-    own = got.classifier.kernel.shape[1] - got.params["visual"]["to_words"]["kernel"].shape[1]
+    own = got.classifier.kernel.shape[1] - got.params["visual"]["tag_head"]["kernel"].shape[1]
     theirs, kernel, mine = (np.asarray(s.classifier.kernel) for s in (source, got, state))
     np.testing.assert_array_equal(kernel[:, :own], theirs[:, :own])
     np.testing.assert_array_equal(kernel[:, own:], mine[:, own:])
     assert (mine != theirs).all(1).any()
-    scores = [s.params["visual"]["to_words"]["kernel"] for s in (got, source)]
+    scores = [s.params["visual"]["tag_head"]["kernel"] for s in (got, source)]
     np.testing.assert_array_equal(*scores)
     state, got, source = started_from(tmp_path / "run", with_seed(config, 8))
-    scores = [s.params["visual"]["to_words"]["kernel"] for s in (got, state)]
+    scores = [s.params["visual"]["tag_head"]["kernel"] for s in (got, state)]
     np.testing.assert_array_equal(*scores)
     for a, b in zip(
         *(jax.tree.leaves(s.params["visual"]["resnet"]) for s in (got, source)), strict=True
@@ -751,19 +751,19 @@ def test_init_from_leaves_what_rows_share_through_titles(tmp_path):
         tmp_path / "run",
         config_lib.override_config(config, ["loss.tag_prediction=0", "model.shared_word_weights=False"]),
     )
-    scores = np.asarray(source.params["visual"]["to_words"]["kernel"])
+    scores = np.asarray(source.params["visual"]["tag_head"]["kernel"])
     theirs = np.asarray(source.classifier.kernel)
     np.testing.assert_allclose(
         got.classifier.kernel, theirs[:, :own] + theirs[:, own:] @ scores.T, rtol=1e-4, atol=1e-5
     )
-    assert "to_words" not in got.params["visual"]
+    assert "tag_head" not in got.params["visual"]
 
 
 def test_init_from_a_run_without_scores_keeps_its_own(uninterrupted):
     workdir, config, _ = uninterrupted
     flags = ["model.shared_word_weights=True", "loss.mixed=0", "loss.tag_prediction=1"]
     state, got, source = started_from(workdir, config_lib.override_config(config, flags))
-    np.testing.assert_array_equal(*(s.params["visual"]["to_words"]["kernel"] for s in (got, state)))
+    np.testing.assert_array_equal(*(s.params["visual"]["tag_head"]["kernel"] for s in (got, state)))
     own = source.classifier.kernel.shape[1]
     np.testing.assert_array_equal(got.classifier.kernel[:, :own], source.classifier.kernel)
     np.testing.assert_array_equal(got.classifier.kernel[:, own:], state.classifier.kernel[:, own:])
@@ -780,7 +780,7 @@ def test_init_from_takes_codes_of_as_many_bits(uninterrupted, tmp_path):
 
     def kernels(workdir, config):
         states = started_from(workdir, config)
-        return [s.params["visual"].get("codes", {}).get("kernel") for s in states]
+        return [s.params["visual"].get("code_head", {}).get("kernel") for s in states]
 
     mine, got, theirs = kernels(tmp_path / "run", config)
     np.testing.assert_array_equal(got, theirs)
@@ -820,11 +820,11 @@ def started_from(workdir: Path, config: Config):
     device_mesh = runs.start_mesh(config)
     with jax.set_mesh(device_mesh):
         setup = make_setup(config, DataShape.of(catalog), device_mesh)
-        prior = mesh_lib.class_vector(
+        prior = mesh_lib.shard_class_vector(
             class_log_prior(catalog.classes.counts["train"], device_mesh), device_mesh
         )
         state = initial_state(setup, prior)
         if config.loss.with_semantic:
-            state = start_words(state, catalog.word_vectors)
+            state = set_word_vectors(state, catalog.word_vectors)
         _, source, _ = runs.restore_best(runs.read_run(workdir), device_mesh)
         return state, warm_start(state, setup, catalog), source

@@ -63,9 +63,9 @@ def optax_lars(config, schedule):
     return optax.lars(
         schedule,
         config.weight_decay,
-        optim.decayed,
+        optim.decay_mask,
         trust_coefficient=config.trust_coefficient,
-        trust_ratio_mask=optim.decayed,
+        trust_ratio_mask=optim.decay_mask,
         momentum=config.momentum,
         nesterov=config.nesterov,
     )
@@ -207,7 +207,7 @@ def lars_setup(head, device_mesh):
 
 def assert_equals_dense(head, dense_lars, device_mesh):
     setup = lars_setup(head, device_mesh)
-    got = run_head(setup.head, head, setup.tx, device_mesh, learning_rate=LARS.learning_rate)
+    got = run_head(setup.head, head, setup.optimizer, device_mesh, learning_rate=LARS.learning_rate)
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(dense_lars), strict=True
     ):

@@ -12,8 +12,8 @@ import pytest
 from sicot_jax import config as config_lib
 from sicot_jax.classifier import heads
 from sicot_jax.config import Config
-from sicot_jax.models.sicot import start_words
-from sicot_jax.parallel import gradient_sync as exchange
+from sicot_jax.models.semantic_stream import set_word_vectors
+from sicot_jax.parallel import gradient_sync
 from sicot_jax.parallel import mesh
 from sicot_jax.training.step import make_train_step
 from sicot_jax.training.state import abstract_state, class_log_prior, initial_state
@@ -57,7 +57,7 @@ def one_step(config: Config, device_mesh, *, extra_losses=None, steps=1, batch=N
         state = initial_state(setup, prior)
         if config.loss.with_semantic:
             words = np.random.default_rng(5).normal(size=(VOCABULARY, 16)).astype(np.float32)
-            state = start_words(state, words)
+            state = set_word_vectors(state, words)
         before = jax.device_get(state)
         step = jax.jit(make_train_step(setup, extra_losses=extra_losses))
         batch = mesh.to_global(batch or host_batch(), device_mesh)
@@ -118,12 +118,12 @@ def test_words_of_titles_are_told_on_every_mesh(shape):
     assert_close(got[1], wanted[1])
     assert_close(got[2], wanted[2])
     before, after, losses = wanted
-    np.testing.assert_allclose(losses["total"], losses["visual"] + losses["words"], rtol=1e-6)
+    np.testing.assert_allclose(losses["total"], losses["visual"] + losses["tag_prediction"], rtol=1e-6)
     assert (
-        before.params["visual"]["to_words"]["kernel"]
-        != after.params["visual"]["to_words"]["kernel"]
+        before.params["visual"]["tag_head"]["kernel"]
+        != after.params["visual"]["tag_head"]["kernel"]
     ).any()
-    assert before.params["visual"]["to_words"]["kernel"].shape[1] == VOCABULARY - 1
+    assert before.params["visual"]["tag_head"]["kernel"].shape[1] == VOCABULARY - 1
     assert "semantic" not in before.params
     assert after.classifier.kernel.shape[1] == 16
 
@@ -159,14 +159,14 @@ def test_codes_leave_the_rest_as_it_is(with_codes):
     before, after, losses = with_codes
     without = one_step(tiny(loss=config_lib.LossConfig(mixed=0.0)), on(1, 1))
     for state, plain in zip(with_codes[:2], without[:2], strict=True):
-        visual = {name: x for name, x in state.params["visual"].items() if name != "codes"}
+        visual = {name: x for name, x in state.params["visual"].items() if name != "code_head"}
         for a, b in zip(
             jax.tree.leaves(visual), jax.tree.leaves(plain.params["visual"]), strict=True
         ):
             np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(state.classifier.kernel, plain.classifier.kernel)
     np.testing.assert_allclose(losses["total"], losses["visual"] + losses["codes"], rtol=1e-6)
-    kernels = [state.params["visual"]["codes"]["kernel"] for state in (before, after)]
+    kernels = [state.params["visual"]["code_head"]["kernel"] for state in (before, after)]
     assert kernels[0].shape == (16, 24)
     assert np.abs(kernels[1] - kernels[0]).max() > 1e-5
 
@@ -175,8 +175,8 @@ def test_codes_leave_the_rest_as_it_is(with_codes):
 def test_codes_shape_the_embedding_where_they_are_asked_to(with_codes):
     _, after, _ = one_step(coded(loss={"codes_shape_embedding": True}), on(4, 2))
     moved = np.abs(
-        after.params["visual"]["project"]["kernel"]
-        - with_codes[1].params["visual"]["project"]["kernel"]
+        after.params["visual"]["projection"]["kernel"]
+        - with_codes[1].params["visual"]["projection"]["kernel"]
     )
     assert moved.max() > 1e-5
 
@@ -186,7 +186,7 @@ def test_codes_of_micro_batches_compare_photos_within_them():
     """The mean over both parts, whose embeddings those of frozen streams are; part p takes every
     other photo.
     """
-    frozen = {"trainable": "visual/codes"}
+    frozen = {"trainable": "visual/code_head"}
     parts, losses = (
         one_step(coded(optim=frozen, train={"micro_batches": n}), on(2, 1)) for n in (2, 1)
     )
@@ -194,8 +194,8 @@ def test_codes_of_micro_batches_compare_photos_within_them():
     assert parts[2]["codes"] != losses[2]["codes"]
     assert (
         np.abs(
-            parts[1].params["visual"]["codes"]["kernel"]
-            - parts[0].params["visual"]["codes"]["kernel"]
+            parts[1].params["visual"]["code_head"]["kernel"]
+            - parts[0].params["visual"]["code_head"]["kernel"]
         ).max()
         > 0
     )
@@ -217,10 +217,10 @@ def settled(state):
     """Without the bias of a fresh branch's scores, which moves all of them alike and so no box: its
     gradient is rounding.
     """
-    box = state.params["visual"]["box"]
+    box = state.params["visual"]["localization"]
     box = {**box, "score": {"kernel": box["score"]["kernel"]}}
     return dataclasses.replace(
-        state, params={"visual": {**state.params["visual"], "box": box}}, opt_state=()
+        state, params={"visual": {**state.params["visual"], "localization": box}}, opt_state=()
     )
 
 
@@ -246,18 +246,18 @@ def test_what_finds_the_product_does_not_change_what_it_looks_like(with_box):
     before, after, losses = with_box
     moved = jax.tree.map(
         lambda a, b: np.abs(a - b).max(),
-        before.params["visual"]["box"],
-        after.params["visual"]["box"],
+        before.params["visual"]["localization"],
+        after.params["visual"]["localization"],
     )
     assert moved["score"]["kernel"] > 1e-4
     assert moved["log_scale"] > 1e-4
     _, without, _ = boxed(on(1, 1), background_suppression=0.0, box_regression=0.0)
     assert_close(after.params["visual"]["resnet"], without.params["visual"]["resnet"], rtol=1e-4)
     assert (
-        after.params["visual"]["box"]["score"]["kernel"]
-        != without.params["visual"]["box"]["score"]["kernel"]
+        after.params["visual"]["localization"]["score"]["kernel"]
+        != without.params["visual"]["localization"]["score"]["kernel"]
     ).any()
-    assert set(losses) == {"visual", "box", "box_known", "triplet", "total"}
+    assert set(losses) == {"visual", "background_suppression", "box_regression", "triplet", "total"}
     np.testing.assert_allclose(
         losses["total"], sum(losses[name] for name in set(losses) - {"total"}), rtol=1e-5
     )
@@ -287,7 +287,7 @@ def test_seeds_learning_rates_and_weights_share_one_program():
             setup = make_setup(config, SHAPE, device_mesh)
             batch = mesh.to_global(host_batch(), device_mesh)
             step = jax.jit(make_train_step(setup), donate_argnums=0)
-            return step.lower(abstract_state(setup), batch, setup.numbers()).as_text()
+            return step.lower(abstract_state(setup), batch, setup.hyperparams()).as_text()
 
     first, optim, loss = program(), tiny().optim, tiny().loss
     assert program(seed=7, optim=dataclasses.replace(optim, learning_rate=0.02)) == first
@@ -310,7 +310,7 @@ def test_numbers_given_with_the_call_are_those_of_the_config(head):
             {"p": class_log_prior(np.ones(NUM_CLASSES), device_mesh)}, device_mesh
         )["p"]
         state, batch = initial_state(setup, prior), mesh.to_global(host_batch(), device_mesh)
-        got = jax.jit(make_train_step(setup))(state, batch, given.numbers())
+        got = jax.jit(make_train_step(setup))(state, batch, given.hyperparams())
         wanted = jax.jit(make_train_step(given))(state, batch)
         plain = jax.jit(make_train_step(setup))(state, batch)
     assert_close(jax.device_get(got), jax.device_get(wanted))
@@ -350,8 +350,8 @@ def test_a_batch_that_grew_equals_the_step_on_the_bigger_batch(monkeypatch):
 
     with jax.set_mesh(device_mesh):
         grows = setup_of(batch_size=8, grow_every_epochs=0.05, max_micro_batches=2, epochs=0.2)
-        assert [grows.plan.size(step) for step in range(3)] == [8, 16, 16]
-        assert grows.steps == 3
+        assert [grows.batch_plan.size(step) for step in range(3)] == [8, 16, 16]
+        assert grows.total_steps == 3
         assert grows.epoch_at(3) == 0.25
         prior = mesh.to_global(
             {"p": class_log_prior(np.ones(NUM_CLASSES), device_mesh)}, device_mesh
@@ -390,15 +390,15 @@ def test_an_extra_loss_reaches_the_parameters(shape, micro_batches):
 
     def norm(outputs, batch):
         assert set(batch) == {"label", "token_ids"}
-        return 0.1 * jnp.mean(jnp.sum(jnp.square(outputs["visual"]), -1))
+        return 0.1 * jnp.mean(jnp.sum(jnp.square(outputs.visual), -1))
 
     config = tiny(train={"micro_batches": micro_batches})
     plain = one_step(config, on(*shape))
     extra = one_step(config, on(*shape), extra_losses={"norm": norm})
     np.testing.assert_allclose(extra[2]["total"], plain[2]["total"] + extra[2]["norm"], rtol=1e-6)
     assert extra[2]["norm"] > 0
-    kernel = plain[1].params["visual"]["project"]["kernel"]
-    assert np.abs(extra[1].params["visual"]["project"]["kernel"] - kernel).max() > 1e-4
+    kernel = plain[1].params["visual"]["projection"]["kernel"]
+    assert np.abs(extra[1].params["visual"]["projection"]["kernel"] - kernel).max() > 1e-4
     assert_close(extra[1].classifier, plain[1].classifier, rtol=1e-6)
     assert_close(extra[1].params["semantic"], plain[1].params["semantic"], rtol=1e-6)
 
@@ -412,7 +412,7 @@ def test_frozen_backbone_stands_still_with_its_statistics():
             strict=True,
         ):
             np.testing.assert_array_equal(a, b)
-    assert np.abs(after.params["semantic"]["words"] - before.params["semantic"]["words"]).max() > 0
+    assert np.abs(after.params["semantic"]["word_vectors"] - before.params["semantic"]["word_vectors"]).max() > 0
     assert np.abs(after.classifier.kernel - before.classifier.kernel).max() > 0
 
 
@@ -441,11 +441,11 @@ def test_a_step_that_sends_every_entry_is_the_dense_step(shape, micro_batches):
     parts = {"micro_batches": micro_batches}
     _, dense, dense_losses = one_step(tiny(train=parts), on(*shape))
     _, sparse, losses = one_step(tiny(train={"gradient_ratio": 1 - 1e-9, **parts}), on(*shape))
-    assert not dense.unsent
-    assert sparse.unsent
-    assert not any(np.any(x) for x in sparse.unsent.values())
+    assert not dense.residual
+    assert sparse.residual
+    assert not any(np.any(x) for x in sparse.residual.values())
     assert_close(losses, dense_losses)
-    assert_close(dataclasses.replace(sparse, unsent={}), dense)
+    assert_close(dataclasses.replace(sparse, residual={}), dense)
 
 
 def test_a_step_with_a_ratio_moves_that_share_of_each_kernel():
@@ -455,16 +455,16 @@ def test_a_step_with_a_ratio_moves_that_share_of_each_kernel():
     for path, changed in jax.tree_util.tree_leaves_with_path(moved):
         if changed.ndim > 1:
             assert (
-                0 < changed.sum() <= device_mesh.size * exchange.entries_sent(changed.size, 0.01)
+                0 < changed.sum() <= device_mesh.size * gradient_sync.num_entries_sent(changed.size, 0.01)
             ), path
-    assert all(np.any(x) for x in after.unsent.values())
+    assert all(np.any(x) for x in after.residual.values())
 
 
 def test_what_does_not_train_is_not_kept():
     config = tiny(train={"gradient_ratio": 0.1}, optim={"trainable": "classifier|visual/resnet"})
     _, after, _ = one_step(config, on(8, 1))
-    assert after.unsent
-    assert all(name.startswith("visual/resnet/") for name in after.unsent)
+    assert after.residual
+    assert all(name.startswith("visual/resnet/") for name in after.residual)
 
 
 def test_golden_step():

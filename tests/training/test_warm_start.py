@@ -60,15 +60,15 @@ def started(config, workdir, catalog=None) -> tuple[runs.Run, np.ndarray, np.nda
 def test_rows_are_taken_wherever_they_lie(device_mesh):
     rows = np.arange(48, dtype=np.float32).reshape(16, 3)
     index = np.array([3, -1, 15, 0, 3, 8, -1, 7] * 2, np.int32)
-    placed = mesh.padded_rows(rows.shape, rows, device_mesh)
-    got = class_sharded.take_rows(placed, mesh.class_vector(index, device_mesh))
+    placed = mesh.shard_rows(rows.shape, rows, device_mesh)
+    got = class_sharded.take_rows(placed, mesh.shard_class_vector(index, device_mesh))
     np.testing.assert_array_equal(got, np.where(index[:, None] >= 0, rows[index], 0))
     assert got.sharding == placed.sharding
 
 
 def test_rows_on_the_host_are_what_devices_hold(device_mesh):
     rows = np.arange(33, dtype=np.float32).reshape(11, 3)
-    placed = mesh.padded_rows(rows.shape, rows, device_mesh)
+    placed = mesh.shard_rows(rows.shape, rows, device_mesh)
     assert placed.shape[0] == mesh.pad_classes(11, device_mesh)
     pieces = list(mesh.rows_by_device(placed, 11))
     assert max(map(len, pieces)) <= -(-16 // device_mesh.size) or device_mesh.size == 1
@@ -249,13 +249,13 @@ def test_a_box_branch_is_taken_where_both_have_one(run, tmp_path):
     box = ["loss.mixed=0", "model.localization=image", "loss.background_suppression=1"]
     started(tiny(*box, f"model.init_from={run}"), tmp_path / "box")
     with_box, before = (_visual(workdir) for workdir in (tmp_path / "box", run))
-    assert not with_box["box"]["score"]["kernel"].any()
-    assert "box" not in before
+    assert not with_box["localization"]["score"]["kernel"].any()
+    assert "localization" not in before
     np.testing.assert_array_equal(
         with_box["resnet"]["conv1"]["kernel"], before["resnet"]["conv1"]["kernel"]
     )
     started(tiny("loss.mixed=0", f"model.init_from={tmp_path / 'box'}"), tmp_path / "back")
-    assert "box" not in _visual(tmp_path / "back")
+    assert "localization" not in _visual(tmp_path / "back")
 
 
 @pytest.mark.slow
@@ -272,16 +272,16 @@ def test_a_box_branch_of_converted_weights_is_taken_where_both_have_one(run, tmp
         tiny(*box, "model.localization=image", f"model.init_from={tmp_path / 'plain'}"), tmp_path / "box"
     )
     with_box, before = (_visual(workdir) for workdir in (tmp_path / "box", run))
-    assert not with_box["box"]["score"]["kernel"].any()
+    assert not with_box["localization"]["score"]["kernel"].any()
     np.testing.assert_array_equal(
         with_box["resnet"]["conv1"]["kernel"], before["resnet"]["conv1"]["kernel"]
     )
     to_torch(tmp_path / "box", tmp_path / "boxed")
     taken = f"model.init_from={tmp_path / 'boxed'}"
     started(tiny("loss.mixed=0", taken), tmp_path / "back")
-    assert "box" not in _visual(tmp_path / "back")
+    assert "localization" not in _visual(tmp_path / "back")
     started(tiny(*box, "model.localization=features", "seed=5", taken), tmp_path / "other")
-    jax.tree.map(np.testing.assert_array_equal, _visual(tmp_path / "other")["box"], with_box["box"])
+    jax.tree.map(np.testing.assert_array_equal, _visual(tmp_path / "other")["localization"], with_box["localization"])
 
 
 def _visual(workdir):

@@ -1,4 +1,4 @@
-"""Where the bytes of photos come from, and their decoding by a pool of processes."""
+"""Reads photos from folders or zip files and decodes them in a pool of processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
-from sicot_jax.common.image import ImageError, prepare
+from sicot_jax.common.image import ImageError, prepare_photo
+from sicot_jax.common.text import one_line_error
 
 MAX_FILE_BYTES = 512 << 20
 _CHUNK = 32
@@ -23,9 +24,18 @@ _PHOTOS_PER_WORKER = 100
 
 
 class PhotoReader(Protocol):
-    """Bytes of a photo by its name in the source. Picklable: worker processes read."""
+    """Reads the bytes of a photo by its name in the source; picklable for worker processes."""
 
-    def read(self, image: str) -> bytes: ...
+    def read(self, image: str) -> bytes:
+        """Returns the bytes of a photo file.
+
+        Args:
+          image: name of the photo, `ManifestRow.image`.
+
+        Returns:
+          The file's content.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +45,22 @@ class FolderPhotos:
     root: Path
 
     def read(self, image: str) -> bytes:
+        """Returns the bytes of a photo file.
+
+        Args:
+          image: path, relative to `root` or absolute.
+
+        Returns:
+          The file's content.
+
+        Raises:
+          ImageError: not a regular file, or larger than MAX_FILE_BYTES.
+          OSError: missing or unreadable.
+        """
         path = self.root / image
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            # A pipe would wait for ever, a device may have no end.
+            # A pipe would block for ever, a device may have no end.
             raise ImageError("not a file: wanted a photo file, not a folder, pipe or device")
         size = status.st_size
         if size > MAX_FILE_BYTES:
@@ -54,6 +76,18 @@ class ZipPhotos:
     _file: zipfile.ZipFile | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def read(self, image: str) -> bytes:
+        """Returns the bytes of a member; the zip file stays open.
+
+        Args:
+          image: name of the member.
+
+        Returns:
+          The member's content.
+
+        Raises:
+          ImageError: larger than MAX_FILE_BYTES.
+          KeyError: no such member.
+        """
         if self._file is None:
             self._file = zipfile.ZipFile(self.path)
         info = self._file.getinfo(image)
@@ -62,6 +96,7 @@ class ZipPhotos:
         return self._file.read(info)
 
     def close(self) -> None:
+        """Closes the zip file; the next read opens it again."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -71,58 +106,75 @@ class ZipPhotos:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Prepared:
-    """A photo ready to be stored, or `error` saying why not."""
+class PreparedPhoto:
+    """A photo ready to be stored.
+
+    Attributes:
+      image_id: hash of the decoded pixels.
+      image: bytes of the stored JPEG.
+      error: why the photo cannot be used; the other fields are then empty.
+    """
 
     image_id: str = ""
     image: bytes = b""
     error: str = ""
 
 
-def _prepare_one(reader: PhotoReader, image: str, short_side: int) -> Prepared:
+def _prepare_one(reader: PhotoReader, image: str, short_side: int) -> PreparedPhoto:
     try:
-        return Prepared(*prepare(reader.read(image), short_side=short_side))
+        return PreparedPhoto(*prepare_photo(reader.read(image), short_side=short_side))
     except ImageError as error:
-        return Prepared(error=str(error))
+        return PreparedPhoto(error=str(error))
     except (FileNotFoundError, NotADirectoryError, KeyError):
-        return Prepared(error="photo missing: no such file")
+        return PreparedPhoto(error="photo missing: no such file")
     except (OSError, zipfile.BadZipFile, ValueError) as error:
-        return Prepared(error=f"photo unreadable: {' '.join(str(error).split())[:120]}")
+        return PreparedPhoto(error=f"photo unreadable: {one_line_error(error, 120)}")
 
 
-def _prepare_chunk(images: Sequence[str]) -> list[Prepared]:
-    return [_prepare_one(_worker.reader, image, _worker.short_side) for image in images]
-
-
-class _worker:
+class _WorkerState:
     """What a worker process keeps between chunks."""
 
     reader: PhotoReader
     short_side: int
 
 
+def _prepare_chunk(images: Sequence[str]) -> list[PreparedPhoto]:
+    return [_prepare_one(_WorkerState.reader, image, _WorkerState.short_side) for image in images]
+
+
 def _start_worker(reader: PhotoReader, short_side: int) -> None:
-    _worker.reader, _worker.short_side = reader, short_side
+    _WorkerState.reader, _WorkerState.short_side = reader, short_side
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which stops the pool
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
-def end_with_parent() -> None:
-    # A pool's workers outlive a parent that was killed; nobody would ever end them.
+def exit_with_parent() -> None:
+    """Ends this worker process when its parent ends; blocks until then.
+
+    A pool's workers would outlive a parent that was killed.
+    """
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
 
 
-def prepare_all(
+def prepare_photos(
     reader: PhotoReader, images: Sequence[str], *, short_side: int, workers: int
-) -> Iterator[Prepared]:
-    """One Prepared per image, in the order of `images` whatever the number of workers; few are held
-    in memory.
+) -> Iterator[PreparedPhoto]:
+    """Yields decoded, shrunk and encoded photos; few are held in memory.
 
     One worker decodes in this process. More are started by `spawn`: forking a process that has
     threads (jax, grain, the progress bar) can hang.
+
+    Args:
+      reader: reads the photo files.
+      images: names of N photos.
+      short_side: shorter side of a stored photo at most, pixels.
+      workers: number of processes.
+
+    Yields:
+      N prepared photos in the order of `images`, whatever the number of workers.
     """
     # Starting a process takes about a second: not worth it for a few photos.
     workers = min(workers, 1 + len(images) // _PHOTOS_PER_WORKER)
@@ -136,7 +188,7 @@ def prepare_all(
         initializer=_start_worker,
         initargs=(reader, short_side),
     )
-    pending: deque[Future[list[Prepared]]] = deque()
+    pending: deque[Future[list[PreparedPhoto]]] = deque()
     try:
         for start in range(0, len(images), _CHUNK):
             pending.append(pool.submit(_prepare_chunk, images[start : start + _CHUNK]))

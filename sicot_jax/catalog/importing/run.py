@@ -1,4 +1,4 @@
-"""`sicot import`: a manifest, folders of photos or a named data set to a catalogue on disk."""
+"""Imports a manifest, a folder of photos or a named data set into a catalogue on disk."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import importlib.util
 import io
 import os
@@ -29,11 +28,12 @@ from sicot_jax.catalog.sources.tables import (
     read_class_table,
     read_split_table,
 )
+from sicot_jax.common.locks import file_lock
 
 if TYPE_CHECKING:
-    from sicot_jax.catalog.importing.builder import CatalogBuilder
+    from sicot_jax.catalog.importing.builder import CatalogBuilder, ImportJob
     from sicot_jax.catalog.importing.report import ImportReport
-    from sicot_jax.catalog.importing.title_source import TitleLender
+    from sicot_jax.catalog.importing.title_source import TitleSource
 
 DATA_SETS = ("fashion_products", "generated", "grocery_store", "imaterialist", "webvision1k")
 
@@ -42,8 +42,13 @@ _LOCK_FILE = ".import.lock"
 
 
 @dataclasses.dataclass(frozen=True)
-class Imported:
-    """What an import made: the version folder and its report."""
+class ImportResult:
+    """A finished import.
+
+    Attributes:
+      folder: version folder of the catalogue.
+      report: counts and names.
+    """
 
     folder: Path
     report: ImportReport
@@ -57,29 +62,33 @@ def import_catalog(
     dataset: str | None = None,
     name: str | None = None,
     workers: int | None = None,
-    titles: TitleLender | None = None,
-) -> Imported:
-    """Import `source` into `out/<name>/<version>`; a second import into `out` makes the next
-    version.
+    title_source: TitleSource | None = None,
+) -> ImportResult:
+    """Imports a source into `out/<name>/<version>`; a further import makes the next version.
 
-    The next version keeps the class ids and, but for what the source says, the split of every
-    photo.
+    The next version keeps the class ids and, except where the source names a split, the split of
+    every photo. Whatever stops an import, `out` holds nothing of it.
 
     Args:
       source: a manifest, a folder with one folder per SKU, or with `dataset` the folder with the
         owner's files.
+      out: folder of the catalogue; made if missing.
+      settings: how photos, words and splits are made.
       dataset: one of DATA_SETS.
       name: lower-case letters, digits, underscores; by default `dataset`, else the one in `out`,
         else after the source.
       workers: processes that decode photos; by default one per CPU core. The result does not depend
         on it.
-      titles: lends the training photos without a title one.
+      title_source: gives training photos without a title one.
 
-    Raises CatalogImportError or ManifestError with one line, also where `out` cannot be written; whatever
-    stops an import, `out` holds nothing of it.
+    Returns:
+      The new version folder and the report.
+
+    Raises:
+      CatalogImportError: wrong arguments, too many bad rows, or `out` cannot be written.
+      ManifestError: the source cannot be read.
     """
     source, out = Path(source).absolute(), Path(out).absolute()
-    settings = settings or ImportSettings()
     workers = _cpu_count() if workers is None else workers
     if workers < 1:
         raise CatalogImportError(f"workers={workers}, wanted at least 1")
@@ -89,13 +98,16 @@ def import_catalog(
         )
     # Not at the top: the command line reads this file for its flags, also where TFDS is not
     # installed.
+    from sicot_jax.catalog.importing.builder import ImportJob
     from sicot_jax.catalog.importing.manifest_builder import ManifestBuilder
 
     builder_class = ManifestBuilder if dataset is None else load_builder(dataset)
+    job = ImportJob(
+        source, out, settings or ImportSettings(), workers, name, title_source=title_source
+    )
     try:
-        return _import_locked(
-            builder_class, source, out, settings, workers, titles, dataset=dataset, name=name
-        )
+        with _locked(out):
+            return _build_next_version(builder_class, job, dataset)
     except BrokenProcessPool:
         raise CatalogImportError(
             "a decoding process died, wanted it to go on; out of memory? try --workers 1"
@@ -110,52 +122,37 @@ def import_catalog(
         ) from error
 
 
-def _import_locked(
-    builder_class: type[CatalogBuilder],
-    source: Path,
-    out: Path,
-    settings: ImportSettings,
-    workers: int,
-    titles: TitleLender | None,
-    *,
-    dataset: str | None,
-    name: str | None,
-) -> Imported:
-    with _locked(out):
-        present = [folder.name for folder in data_set_folders(out)]
-        chosen = name or dataset or (present[0] if present else _name_of(source))
-        if not _NAME.fullmatch(chosen):
-            raise CatalogImportError(
-                f"name {chosen!r}, wanted lower-case letters, digits and underscores; give another --name"
-            )
-        if present and chosen not in present:
-            raise CatalogImportError(
-                f"{out} holds the catalogue {present[0]!r}, not {chosen!r}; choose another --out or --name"
-            )
-        for leftover in (out / chosen).glob("incomplete.*"):
-            shutil.rmtree(leftover)
-        versions = version_folders(out / chosen)
-        previous, splits, version = None, None, "1.0.0"
-        if versions:
-            read_description(versions[-1])  # refuses a newer format
-            previous = read_class_table(versions[-1] / CLASSES_FILE)
-            splits = read_split_table(versions[-1] / SPLITS_FILE)
-            major, minor, patch = map(int, versions[-1].name.split("."))
-            version = f"{major}.{minor}.{patch + 1}"
-        builder = builder_class(
-            source=source,
-            data_dir=out,
-            settings=settings,
-            workers=workers,
-            name=chosen,
-            version=version,
-            previous=previous,
-            previous_splits=splits,
-            titles=titles,
+def _build_next_version(
+    builder_class: type[CatalogBuilder], job: ImportJob, dataset: str | None
+) -> ImportResult:
+    out = job.data_dir
+    present = [folder.name for folder in data_set_folders(out)]
+    name = job.name or dataset or (present[0] if present else _default_name(job.source))
+    if not _NAME.fullmatch(name):
+        raise CatalogImportError(
+            f"name {name!r}, wanted lower-case letters, digits and underscores; give another --name"
         )
-        _write(builder, out)
-        assert builder.report is not None
-        return Imported(out / chosen / version, builder.report)
+    if present and name not in present:
+        raise CatalogImportError(
+            f"{out} holds the catalogue {present[0]!r}, not {name!r}; choose another --out or --name"
+        )
+    for leftover in (out / name).glob("incomplete.*"):
+        shutil.rmtree(leftover)
+    job = dataclasses.replace(job, name=name)
+    versions = version_folders(out / name)
+    if versions:
+        read_description(versions[-1])  # refuses a newer format
+        major, minor, patch = map(int, versions[-1].name.split("."))
+        job = dataclasses.replace(
+            job,
+            version=f"{major}.{minor}.{patch + 1}",
+            previous=read_class_table(versions[-1] / CLASSES_FILE),
+            previous_splits=read_split_table(versions[-1] / SPLITS_FILE),
+        )
+    builder = builder_class(job)
+    _write(builder, out)
+    assert builder.report is not None
+    return ImportResult(out / name / job.version, builder.report)
 
 
 def _write(builder: CatalogBuilder, out: Path) -> None:
@@ -176,7 +173,7 @@ def _cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _name_of(source: Path) -> str:
+def _default_name(source: Path) -> str:
     stem = source.name if source.is_dir() else source.stem
     cleaned = re.sub(r"[^a-z0-9]+", "_", stem.lower()).strip("_")
     return cleaned if _NAME.fullmatch(cleaned) else "catalogue"
@@ -184,22 +181,19 @@ def _name_of(source: Path) -> str:
 
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Hold `out` for one import; the system frees the lock of a process that dies."""
+    """Locks `out` for one import; the system frees the lock of a process that dies."""
     created = [folder for folder in (out, *out.parents) if not folder.exists()]
     out.mkdir(parents=True, exist_ok=True)
     path = out / _LOCK_FILE
-    with path.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CatalogImportError(
-                f"another import is writing to {out}; wait for it or give another --out"
-            ) from None
+    refusal = CatalogImportError(
+        f"another import is writing to {out}; wait for it or give another --out"
+    )
+    with file_lock(path, refusal):
         try:
             yield
         finally:
-            # The lock file stays beside data sets: removing it while a second import opens it would
-            # give two locks.
+            # The lock file stays next to the data sets: removing it while a second import opens it
+            # would give two locks.
             if created and not any(entry.name != _LOCK_FILE for entry in out.iterdir()):
                 path.unlink()
                 with contextlib.suppress(OSError):
@@ -208,7 +202,17 @@ def _locked(out: Path) -> Iterator[None]:
 
 
 def load_builder(dataset: str) -> type[CatalogBuilder]:
-    """The `Builder` of a data set: from `data/` of a checkout, else from the installed package."""
+    """Returns the builder class of a data set, from `data/` of a checkout or the installed package.
+
+    Args:
+      dataset: one of DATA_SETS.
+
+    Returns:
+      The class `Builder` of its module.
+
+    Raises:
+      CatalogImportError: no such data set.
+    """
     if dataset not in DATA_SETS:
         raise CatalogImportError(f"data set {dataset!r}, wanted one of {', '.join(DATA_SETS)}")
     package = Path(sicot_jax.__file__).parent
@@ -218,7 +222,9 @@ def load_builder(dataset: str) -> type[CatalogBuilder]:
             return _load_module(
                 f"sicot_jax.data.{dataset}.{dataset}_dataset_builder", root / relative
             ).Builder
-    raise CatalogImportError(f"no {relative} in {package.parent} or {package}; install sicot_jax again")
+    raise CatalogImportError(
+        f"no {relative} in {package.parent} or {package}; install sicot_jax again"
+    )
 
 
 def _load_module(name: str, path: Path) -> ModuleType:
@@ -329,13 +335,13 @@ def add_import_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_import(args: argparse.Namespace, *, titles: TitleLender | None = None) -> None:
-    """Run `sicot import` and print a summary; `titles` is what `--titles-from` names.
+def run_import(args: argparse.Namespace, *, title_source: TitleSource | None = None) -> None:
+    """Run `sicot import` and print a summary; `title_source` is what `--titles-from` names.
 
     Raises CatalogImportError where the source is not given exactly once, or options of titles without
     where they come from.
     """
-    if titles is None and (args.titles_path or args.titles_min_similarity):
+    if title_source is None and (args.titles_path or args.titles_min_similarity):
         raise CatalogImportError(
             "--titles-path or --titles-min-similarity without a run that lends titles; give --titles-from"
         )
@@ -353,7 +359,7 @@ def run_import(args: argparse.Namespace, *, titles: TitleLender | None = None) -
         dataset=args.dataset,
         name=args.name,
         workers=args.workers,
-        titles=titles,
+        title_source=title_source,
     )
     print(made.report.summary())
     print(f"written to {made.folder}, report in {made.folder / 'report.md'}")

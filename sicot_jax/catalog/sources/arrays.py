@@ -1,18 +1,13 @@
-"""A catalogue as one array file: training from it needs only numpy and the standard library besides
-jax.
+"""Writes and opens a catalogue as one array file, which numpy alone can read.
 
 The file is an uncompressed .npz (numpy.load reads it too) with a member `catalog.json`. Photos and
-texts are memory-mapped where they lie in the file, so that opening it costs the same for a thousand
-photos and ten million.
+texts are memory-mapped at their offset in the file, so that opening it costs the same for a
+thousand photos and ten million.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import hashlib
 import json
-import os
 import struct
 import zipfile
 from collections.abc import Callable, Sequence
@@ -22,7 +17,7 @@ from typing import IO
 
 import numpy as np
 
-from sicot_jax.catalog.catalog import SPLITS, Catalog, ClassTable, Record, Split, Tokenizer
+from sicot_jax.catalog.catalog import SPLITS, Catalog, ClassTable, Record, Tokenizer
 from sicot_jax.catalog.sources.lazy_strings import (
     LazyStrings,
     checked_index,
@@ -30,71 +25,17 @@ from sicot_jax.catalog.sources.lazy_strings import (
     unpack_strings,
 )
 from sicot_jax.catalog.tokenizer import SentencePieceTokenizer, WordTokenizer
-from sicot_jax.config.preprocessing import Preprocessing
+from sicot_jax.common.files import atomic_file
 from sicot_jax.errors import InputError
 
-FORMAT = 2
-_META = "catalog.json"
+ARRAY_FILE_FORMAT = 2
+_METADATA_MEMBER = "catalog.json"
 _ROLES = ("catalogue", "query")
-_TEXTS = ("image_id", "title", "tags", "reference")
+_TEXT_COLUMNS = ("image_id", "title", "tags", "reference")
 
 
-def resized(catalog: Catalog, preprocessing: Preprocessing) -> Catalog:
-    """The catalogue with decoded photos of one size, ready for `export_arrays`; boxes follow their
-    photos.
-
-    Other photos are other data: its hash is of the catalogue's hash and of how they were resized.
-    """
-    how = {name: getattr(preprocessing, name) for name in ("resize_height", "resize_width", "fit")}
-    return dataclasses.replace(
-        catalog,
-        data_hash=hashlib.sha256(json.dumps([catalog.data_hash, how]).encode()).hexdigest(),
-        splits={name: _Resized(split, preprocessing) for name, split in catalog.splits.items()},
-        resized_by=how,
-    )
-
-
-class _Resized:
-    def __init__(self, split: Split, preprocessing: Preprocessing):
-        self.labels, self._split, self._preprocessing = split.labels, split, preprocessing
-
-    def __len__(self) -> int:
-        return len(self._split)
-
-    def __getitem__(self, index: int) -> Record:
-        record = self._split[index]
-        photo = record["image"]
-        if not isinstance(photo, np.ndarray):
-            from sicot_jax.common.image import decode
-
-            photo = decode(photo)
-        box = _resized_box(record["box"], photo.shape[0], photo.shape[1], self._preprocessing)
-        return Record(**{**record, "image": self._preprocessing.load(photo), "box": box})  # type: ignore[typeddict-item]
-
-
-def _resized_box(
-    box: np.ndarray, height: int, width: int, preprocessing: Preprocessing
-) -> np.ndarray:
-    """The box as fractions of the resized photo; all zero where it was, or where the photo's cut
-    left nothing of it.
-    """
-    wider = (
-        preprocessing.resize_width / preprocessing.resize_height * height / width
-    )  # new aspect ratio by old
-    match preprocessing.fit:
-        case "crop":
-            seen = np.minimum(1, [wider, 1 / wider])
-        case "pad":
-            seen = np.maximum(1, [wider, 1 / wider])
-        case "stretch":
-            seen = np.ones(2)
-    corners = np.clip((np.reshape(box, (2, 2)) - 0.5) / seen + 0.5, 0, 1)
-    empty = np.any(corners[1] <= corners[0])
-    return np.zeros(4, np.float32) if empty else corners.reshape(4).astype(np.float32)
-
-
-class _Writer:
-    def __init__(self, archive: zipfile.ZipFile):
+class _ArrayFileWriter:
+    def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
 
     def array(self, name: str, array: np.ndarray) -> None:
@@ -107,9 +48,9 @@ class _Writer:
         self.array(f"{name}/offsets", offsets)
 
     def split(self, name: str, catalog: Catalog, to_image: Callable[[Record], np.ndarray]) -> None:
-        """One pass over the records: photos go straight to the file, the rest is small and follows."""
+        """Reads the records once: photos go straight to the file, the small rest follows."""
         split = catalog.splits[name]
-        texts: dict[str, list[str]] = {key: [] for key in _TEXTS}
+        texts: dict[str, list[str]] = {key: [] for key in _TEXT_COLUMNS}
         categories: dict[str, int] = {}
         category_ids, roles, boxes = [], [], []
         token_ids: list[np.ndarray] = [np.zeros(0, np.int32)]
@@ -121,15 +62,11 @@ class _Writer:
                 if shape is None:
                     shape = image.shape
                     _write_image_header(member, len(split), shape)
-                if (
-                    image.dtype != np.uint8
-                    or image.shape != shape
-                    or len(shape) != 3
-                    or shape[2] != 3
-                ):
+                if not (image.dtype == np.uint8 and image.shape == shape and shape[2:] == (3,)):
                     raise InputError(
-                        f"{name} photo {index} ({record['image_id']}) became {image.dtype} {image.shape}, "
-                        f"wanted uint8 {shape[:2]} x 3 for all; resize all photos alike"
+                        f"{name} photo {index} ({record['image_id']}) is {image.dtype} "
+                        f"{image.shape}, wanted uint8 {shape[:2]} x 3 for all; "
+                        "resize all photos alike"
                     )
                 member.write(image.tobytes())
                 for key, column in texts.items():
@@ -148,9 +85,8 @@ class _Writer:
         self.array(f"{name}/boxes", np.array(boxes, np.float32).reshape(-1, 4))
         self.array(f"{name}/labels", np.asarray(split.labels, np.int32))
         self.array(f"{name}/token_ids", np.concatenate(token_ids).astype(np.int32))
-        self.array(
-            f"{name}/token_offsets", np.cumsum([len(ids) for ids in token_ids], dtype=np.int64)
-        )
+        token_offsets = np.cumsum([len(ids) for ids in token_ids], dtype=np.int64)
+        self.array(f"{name}/token_offsets", token_offsets)
 
 
 def _write_image_header(member: IO[bytes], count: int, shape: tuple[int, ...]) -> None:
@@ -158,25 +94,29 @@ def _write_image_header(member: IO[bytes], count: int, shape: tuple[int, ...]) -
     np.lib.format.write_array_header_1_0(member, header)
 
 
-def export_arrays(
+def write_array_file(
     catalog: Catalog,
     out: str | Path,
     *,
     to_image: Callable[[Record], np.ndarray] = itemgetter("image"),
     splits: Sequence[str] = SPLITS,
 ) -> None:
-    """Write the catalogue as one file, photos as `to_image` makes them (see `resized`): uint8 [H,
-    W, 3], the same for all.
+    """Writes the catalogue as one file, which appears under its name only when complete.
 
-    The file appears under its name only when whole. Raises InputError where a photo has another
-    size or type.
+    Args:
+      catalog: what to write; `resize_catalog` gives it photos of one size.
+      out: path of the file.
+      to_image: record -> uint8 [H, W, 3], one shape for all.
+      splits: names of the splits to write.
+
+    Raises:
+      InputError: a photo has another shape or type.
     """
     out = Path(out)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     tokenizer = catalog.tokenizer
     model = tokenizer.model if isinstance(tokenizer, SentencePieceTokenizer) else None
     meta = {
-        "format": FORMAT,
+        "format": ARRAY_FILE_FORMAT,
         "name": catalog.name,
         "data_hash": catalog.data_hash,
         "resized_by": dict(catalog.resized_by),
@@ -185,40 +125,35 @@ def export_arrays(
         "splits": list(splits),
         "count_splits": list(catalog.classes.counts),
     }
-    try:
-        with open(partial, "wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                archive.writestr(_META, json.dumps(meta, indent=1))
-                writer = _Writer(archive)
-                classes = catalog.classes
-                for key in ("sku", "title", "category"):
-                    writer.strings(f"classes/{key}", getattr(classes, key))
-                for split, counts in classes.counts.items():
-                    writer.array(f"classes/counts/{split}", np.asarray(counts, np.int64))
-                writer.array("classes/discontinued", np.asarray(classes.discontinued, bool))
-                writer.strings("vocabulary", tokenizer.vocabulary)
-                if model is not None:
-                    writer.array("sentencepiece", np.frombuffer(model, np.uint8))
-                writer.array("word_vectors", np.asarray(catalog.word_vectors, np.float32))
-                for split in splits:
-                    writer.split(split, catalog, to_image)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, out)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
+    with (
+        atomic_file(out, durable=True) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive,
+    ):
+        archive.writestr(_METADATA_MEMBER, json.dumps(meta, indent=1))
+        writer = _ArrayFileWriter(archive)
+        classes = catalog.classes
+        for key in ("sku", "title", "category"):
+            writer.strings(f"classes/{key}", getattr(classes, key))
+        for split, counts in classes.counts.items():
+            writer.array(f"classes/counts/{split}", np.asarray(counts, np.int64))
+        writer.array("classes/discontinued", np.asarray(classes.discontinued, bool))
+        writer.strings("vocabulary", tokenizer.vocabulary)
+        if model is not None:
+            writer.array("sentencepiece", np.frombuffer(model, np.uint8))
+        writer.array("word_vectors", np.asarray(catalog.word_vectors, np.float32))
+        for split in splits:
+            writer.split(split, catalog, to_image)
 
 
-class _Reader:
-    """Members of an uncompressed .npz: small ones are read, uint8 ones are mapped in place."""
+class _ArrayFileReader:
+    """Members of an uncompressed .npz: small ones are read, uint8 ones are memory-mapped."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self.path = path
         try:
             with zipfile.ZipFile(path) as archive:
                 self._starts = {info.filename: info.header_offset for info in archive.infolist()}
-                meta = json.loads(archive.read(_META))
+                meta = json.loads(archive.read(_METADATA_MEMBER))
         except FileNotFoundError:
             raise InputError(
                 f"no array file {path}; write it with export-arrays, or correct the path"
@@ -227,9 +162,10 @@ class _Reader:
             raise InputError(
                 f"{path} is no array file ({error}); write it again with export-arrays"
             ) from error
-        if meta.get("format") != FORMAT:
+        if meta.get("format") != ARRAY_FILE_FORMAT:
             raise InputError(
-                f"{path} has format {meta.get('format')}, wanted {FORMAT}; write it again with export-arrays"
+                f"{path} has format {meta.get('format')}, "
+                f"wanted {ARRAY_FILE_FORMAT}; write it again with export-arrays"
             )
         self.meta = meta
 
@@ -260,18 +196,19 @@ class _Reader:
 class ArraySplit:
     """Records of one split of an array file; pickles as its path.
 
-    `images` (uint8 [N, H, W, 3], memory-mapped) is there for training that holds all photos on the
-    device.
+    Attributes:
+      images: uint8 [N, H, W, 3], memory-mapped, for training with all photos on the device.
+      labels: int32 [N], class ids.
     """
 
-    def __init__(self, path: Path, name: str):
-        reader = _Reader(path)
+    def __init__(self, path: Path, name: str) -> None:
+        reader = _ArrayFileReader(path)
         self._path, self._name = path, name
         self.images = reader.array(f"{name}/images")
         self.labels = reader.array(f"{name}/labels")
         self._sku = reader.strings("classes/sku")
         self._categories = list(reader.strings(f"{name}/categories"))
-        self._texts = {key: reader.strings(f"{name}/{key}") for key in _TEXTS}
+        self._texts = {key: reader.strings(f"{name}/{key}") for key in _TEXT_COLUMNS}
         self._category_ids = reader.array(f"{name}/category_ids")
         self._roles = reader.array(f"{name}/roles")
         self._boxes = reader.array(f"{name}/boxes")
@@ -303,12 +240,20 @@ class ArraySplit:
         )
 
 
-def open_arrays(path: str | Path) -> Catalog:
-    """The catalogue in a file of `export_arrays`. Raises InputError for another kind of file, or
-    none.
+def open_array_file(path: str | Path) -> Catalog:
+    """Opens the catalogue in a file of `write_array_file`.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      The catalogue; photos are memory-mapped.
+
+    Raises:
+      InputError: there is no such file, or one of another kind or format.
     """
     path = Path(path).absolute()  # splits reopen it in worker processes, which may start elsewhere
-    reader = _Reader(path)
+    reader = _ArrayFileReader(path)
     meta = reader.meta
     vocabulary = list(reader.strings("vocabulary"))
     tokenizer: Tokenizer

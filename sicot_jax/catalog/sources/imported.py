@@ -1,4 +1,4 @@
-"""Open a catalogue that `sicot import` wrote."""
+"""Opens catalogues that `sicot import` wrote."""
 
 from __future__ import annotations
 
@@ -21,24 +21,31 @@ from sicot_jax.catalog.sources.tables import (
     read_class_table,
 )
 from sicot_jax.catalog.tokenizer import load_tokenizer
+from sicot_jax.common.text import one_line_error
 from sicot_jax.errors import InputError
 
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 
 
 class CatalogError(InputError):
-    """A folder that cannot be opened as a catalogue; the message is one line."""
+    """Raised for a folder that cannot be opened as a catalogue; the message is one line."""
 
 
 @dataclasses.dataclass
 class ImportedSplit:
-    """Records of one split on disk, opened at the first read; picklable, every process opens its
-    own files.
+    """Records of one split on disk, opened at the first read.
+
+    Pickles without its open files: every process opens them itself.
+
+    Attributes:
+      folder: the version folder.
+      split: name of the split.
+      labels: int32 [N], class ids in the order of the records.
     """
 
     folder: Path
     split: str
-    labels: np.ndarray  # int32 [N], in the order of the records
+    labels: np.ndarray
     _source: Any = dataclasses.field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -68,14 +75,14 @@ class ImportedSplit:
         return {**self.__dict__, "_source": None}
 
 
-_opening = threading.Lock()
+_opening_lock = threading.Lock()
 
 
 def _open_source(folder: Path, split: str) -> Any:
-    # One thread at a time: TFDS imports its parts when they are first used, and two threads that do
-    # so, one inside the other's import, wait for each other for ever (etils' lazy modules on Python
-    # 3.11). The first record brings the rest.
-    with _opening:
+    # One thread at a time: TFDS imports its modules when they are first used, and two threads that
+    # do so, one inside the other's import, deadlock (etils' lazy modules on Python 3.11). Reading
+    # the first record imports the rest.
+    with _opening_lock:
         import tensorflow_datasets as tfds
 
         builder = tfds.builder_from_directory(folder)
@@ -86,19 +93,33 @@ def _open_source(folder: Path, split: str) -> Any:
 
 
 def version_folders(data_set: Path) -> list[Path]:
-    """Whole versions of a data set folder, oldest first."""
+    """Lists the complete versions of a data set folder, oldest first.
+
+    Args:
+      data_set: folder of one data set.
+
+    Returns:
+      Version folders; none where the folder does not exist.
+    """
     if not data_set.is_dir():
         return []
-    found = [
+    versions = [
         entry
         for entry in data_set.iterdir()
         if _VERSION.fullmatch(entry.name) and (entry / CATALOG_FILE).exists()
     ]
-    return sorted(found, key=lambda entry: tuple(map(int, entry.name.split("."))))
+    return sorted(versions, key=lambda entry: tuple(map(int, entry.name.split("."))))
 
 
 def data_set_folders(directory: Path) -> list[Path]:
-    """Folders under an import's output that hold at least one whole version."""
+    """Lists the data set folders under an import's output that hold a complete version.
+
+    Args:
+      directory: output folder of `sicot import`.
+
+    Returns:
+      Folders, sorted by name.
+    """
     return sorted(
         entry for entry in directory.iterdir() if entry.is_dir() and version_folders(entry)
     )
@@ -120,18 +141,24 @@ def _find_version(directory: Path) -> Path | None:
 
 
 def newest_version(directory: Path) -> Path:
-    """The version folder to open: `directory` itself, or the newest version in it or in its only
-    data set.
+    """Returns the newest version folder of a catalogue.
 
-    Raises CatalogError: no such folder, nothing imported there, only an unfinished import, several
-      data sets.
+    Args:
+      directory: a version folder, a data set folder, or an import's output with one data set.
+
+    Returns:
+      `directory` itself, or the newest version in it or in its only data set.
+
+    Raises:
+      CatalogError: no such folder, nothing imported there, only an unfinished import, or several
+        data sets.
     """
     directory = Path(directory)
     if not directory.is_dir():
         raise CatalogError(f"catalogue {directory} not found; make one with `sicot import`")
-    found = _find_version(directory)
-    if found is not None:
-        return found
+    version = _find_version(directory)
+    if version is not None:
+        return version
     unfinished = directory.name.startswith("incomplete.") or any(
         True for pattern in ("incomplete.*", "*/incomplete.*") for _ in directory.glob(pattern)
     )
@@ -143,28 +170,44 @@ def newest_version(directory: Path) -> Path:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """`catalog.json` of a version folder. Raises CatalogError: unreadable, or of a newer format."""
+    """Reads `catalog.json` of a version folder.
+
+    Args:
+      folder: a version folder.
+
+    Returns:
+      Its fields.
+
+    Raises:
+      CatalogError: it cannot be read, or has a newer format.
+    """
     try:
         description = json.loads((folder / CATALOG_FILE).read_text(encoding="utf-8"))
-        found = int(description["format_version"])
+        version = int(description["format_version"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CatalogError(
             f"{folder / CATALOG_FILE} cannot be read ({error}); import the catalogue again"
         ) from None
-    if found > FORMAT_VERSION:
+    if version > FORMAT_VERSION:
         raise CatalogError(
-            f"{folder} has format {found}, this version reads up to {FORMAT_VERSION}; upgrade sicot or import again"
+            f"{folder} has format {version}, this version reads up to {FORMAT_VERSION}; "
+            "upgrade sicot or import again"
         )
     return description
 
 
-def import_source(directory: Path | str) -> dict[str, str] | None:
-    """{"source", "source_sha256"} of the newest whole version: the name of what was imported, and
-    its fingerprint (`importing.source_sha256`).
+def read_import_source(directory: Path | str) -> dict[str, str] | None:
+    """Reads what the newest version was imported from.
 
-    None where `directory` holds no whole version: missing, empty or an unfinished import. Both are
-    "" in a catalogue that does not name them. Raises CatalogError: several data sets, unreadable,
-    of a newer format.
+    Args:
+      directory: as of `newest_version`.
+
+    Returns:
+      "source" (a name) and "source_sha256" (its fingerprint), "" where the catalogue does not name
+      them; None where the folder holds no complete version.
+
+    Raises:
+      CatalogError: several data sets, unreadable, or a newer format.
     """
     directory = Path(directory)
     folder = _find_version(directory) if directory.is_dir() else None
@@ -175,10 +218,18 @@ def import_source(directory: Path | str) -> dict[str, str] | None:
 
 
 def open_imported(directory: Path | str) -> Catalog:
-    """The newest version in an import's output folder, or the version folder given.
+    """Opens the newest version of an imported catalogue.
 
-    Reads tables only; photos are opened at the first access of a split. Raises CatalogError in one
-    line.
+    Reads tables only; photos are opened at the first access of a split.
+
+    Args:
+      directory: as of `newest_version`.
+
+    Returns:
+      The catalogue.
+
+    Raises:
+      CatalogError: there is no catalogue, or it is damaged.
     """
     folder = newest_version(Path(directory)).absolute()
     description: Mapping[str, Any] = read_description(folder)
@@ -198,5 +249,5 @@ def open_imported(directory: Path | str) -> Catalog:
             splits=splits,
         )
     except (OSError, EOFError, ValueError, KeyError) as error:
-        detail = " ".join(str(error).split())[:200]
+        detail = one_line_error(error)
         raise CatalogError(f"catalogue {folder} is damaged ({detail}); import it again") from error

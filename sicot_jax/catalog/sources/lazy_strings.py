@@ -1,8 +1,4 @@
-"""Sequences of strings that are computed or decoded one at a time, so that a million of them cost
-little memory.
-
-And the count of a noun in messages.
-"""
+"""Provides sequences of strings that are computed or decoded one at a time, to save memory."""
 
 from __future__ import annotations
 
@@ -12,16 +8,15 @@ from typing import overload
 import numpy as np
 
 
-def counted(number: int, noun: str) -> str:
-    """ "1 class", "2 classes", "3 photos"."""
-    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
-    return f"{number} {noun}{ending}"
-
-
 class LazyStrings(Sequence[str]):
-    """`length` strings, string i being `make(i)`."""
+    """A sequence of strings, each computed when it is read.
 
-    def __init__(self, length: int, make: Callable[[int], str]):
+    Args:
+      length: number of strings.
+      make: index in 0..length-1 -> string.
+    """
+
+    def __init__(self, length: int, make: Callable[[int], str]) -> None:
         self._length, self._make = length, make
 
     def __len__(self) -> int:
@@ -40,8 +35,17 @@ class LazyStrings(Sequence[str]):
 
 
 def checked_index(index: int, length: int) -> int:
-    """`index` counted from the front. Raises IndexError where there is no such item (which also
-    ends iteration).
+    """Returns the index counted from the front.
+
+    Args:
+      index: may be negative, counted from the end.
+      length: number of items.
+
+    Returns:
+      0..length-1.
+
+    Raises:
+      IndexError: there is no such item, which also ends iteration.
     """
     if not -length <= index < length:
         raise IndexError(f"index {index} of {length}")
@@ -49,7 +53,14 @@ def checked_index(index: int, length: int) -> int:
 
 
 def pack_strings(strings: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-    """UTF-8 of all strings, uint8 [bytes], and where each begins and the last ends, int64 [N + 1]."""
+    """Encodes strings as one array of bytes.
+
+    Args:
+      strings: [N].
+
+    Returns:
+      UTF-8 of all strings, uint8 [bytes], and their offsets, int64 [N + 1].
+    """
     flat, ends = bytearray(), [0]
     for string in strings:
         flat += string.encode("utf-8", "surrogatepass")
@@ -58,7 +69,15 @@ def pack_strings(strings: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def unpack_strings(flat: np.ndarray, offsets: np.ndarray) -> LazyStrings:
-    """The strings that `pack_strings` packed, decoded when read."""
+    """Returns the strings that `pack_strings` packed, decoded when they are read.
+
+    Args:
+      flat: uint8 [bytes], UTF-8.
+      offsets: int64 [N + 1].
+
+    Returns:
+      [N] strings.
+    """
 
     def make(index: int) -> str:
         return flat[offsets[index] : offsets[index + 1]].tobytes().decode("utf-8", "surrogatepass")

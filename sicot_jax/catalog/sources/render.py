@@ -56,9 +56,7 @@ class ProductAppearance:
 
 @functools.cache
 def _grid(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns pixel centres as fractions [size], and the matrix [size, 6] that interpolates six
-    values over them.
-    """
+    """Returns pixel centres, fractions [size], and a matrix [size, 6] that interpolates values."""
     centres = ((np.arange(size) + 0.5) / size).astype(np.float32)
     at = centres * 5
     weights = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(6))).astype(np.float32)
@@ -94,9 +92,7 @@ def _silhouette_extent(
 def _stamp(
     size: int, shape: Shape, pose: _Pose
 ) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray, np.ndarray]:
-    """Returns the window of the canvas that the shape touches, and on it the signed distance and
-    the table's column and row.
-    """
+    """Returns the window that the shape touches, and on it distance, table column and row."""
     cos, sin = math.cos(pose.angle), math.sin(pose.angle)
     left, top, right, bottom = pose.extent
     x0, x1 = max(0, int((pose.x + left) * size) - 1), min(size, int((pose.x + right) * size) + 2)

@@ -1,6 +1,4 @@
-"""The tables beside the records of an imported catalogue; only numpy and the standard library read
-them.
-"""
+"""Reads and writes the tables of an imported catalogue with numpy and the standard library."""
 
 from __future__ import annotations
 
@@ -22,24 +20,40 @@ CLASS_COLUMNS = ("class_id", "sku", "title", "category", *SPLITS, "discontinued"
 
 
 def write_class_table(path: Path, table: ClassTable) -> None:
-    """`classes.csv`, one row per class in the order of ids."""
+    """Writes `classes.csv`, one row per class in the order of ids.
+
+    Args:
+      path: of the file.
+      table: the classes.
+    """
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(CLASS_COLUMNS)
         for c in range(len(table)):
             counts = [int(table.counts[split][c]) for split in SPLITS]
-            described = (table.sku[c], table.title[c], table.category[c])
-            writer.writerow([c, *described, *counts, int(table.discontinued[c])])
+            texts = (table.sku[c], table.title[c], table.category[c])
+            writer.writerow([c, *texts, *counts, int(table.discontinued[c])])
 
 
 def read_class_table(path: Path) -> ClassTable:
-    """The table that `write_class_table` wrote."""
+    """Reads the table that `write_class_table` wrote.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      The classes.
+
+    Raises:
+      ValueError: the file has other columns.
+    """
     with path.open(encoding="utf-8", newline="") as file:
         rows = csv.reader(file)
         header = next(rows, [])
         if tuple(header) != CLASS_COLUMNS:
             raise ValueError(
-                f"{path} has columns {header}, wanted {list(CLASS_COLUMNS)}; import the catalogue again"
+                f"{path} has columns {header}, wanted {list(CLASS_COLUMNS)}; "
+                "import the catalogue again"
             )
         columns = list(zip(*rows, strict=True)) or [()] * len(CLASS_COLUMNS)
     values = dict(zip(CLASS_COLUMNS, columns, strict=True))
@@ -53,8 +67,11 @@ def read_class_table(path: Path) -> ClassTable:
 
 
 def write_split_table(path: Path, splits: Mapping[str, str]) -> None:
-    """`splits.csv`: image_id -> split of every photo of this version and of those before, for the
-    next one to keep.
+    """Writes `splits.csv`, the splits that the next version of the catalogue keeps.
+
+    Args:
+      path: of the file.
+      splits: image_id -> split, of every photo of this version and of earlier ones.
     """
     path.write_text(
         "".join(f"{image},{split}\n" for image, split in sorted(splits.items())), encoding="ascii"
@@ -62,5 +79,12 @@ def write_split_table(path: Path, splits: Mapping[str, str]) -> None:
 
 
 def read_split_table(path: Path) -> dict[str, str]:
-    """The table that `write_split_table` wrote."""
+    """Reads the table that `write_split_table` wrote.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      image_id -> split.
+    """
     return dict(line.split(",") for line in path.read_text(encoding="ascii").splitlines())  # type: ignore[misc]

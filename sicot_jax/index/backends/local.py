@@ -1,6 +1,4 @@
-"""A version folder as a `ProductIndex`: codes searched in a memory map, re-ranked by features,
-cards from SQLite.
-"""
+"""A version folder as a `ProductIndex`: codes in a memory map, features for the order, SQLite."""
 
 from __future__ import annotations
 
@@ -13,211 +11,331 @@ from pathlib import Path
 
 import numpy as np
 
+from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.errors import InputError
 from sicot_jax.index.backends.base import (
     CANDIDATES,
-    WIDEST,
-    IndexUnavailable,
-    Neighbours,
-    Neighbour,
+    MAX_WIDENING,
     ActiveProducts,
+    IndexUnavailable,
+    Neighbour,
+    Neighbours,
 )
-from sicot_jax.index.storage import inverted_lists as lists
-from sicot_jax.index.storage import layout
+from sicot_jax.index.storage import inverted_lists, layout
 from sicot_jax.index.storage.binary_codes import BinaryEncoder
-from sicot_jax.index.storage.inverted_lists import Lists
-from sicot_jax.index.storage.products import ProductStore, Product
-from sicot_jax.index.storage.vectors import VectorFiles, cosines, import_faiss, unit
+from sicot_jax.index.storage.inverted_lists import InvertedLists
+from sicot_jax.index.storage.products import ProductRecord, ProductStore
+from sicot_jax.index.storage.vectors import VectorFiles, cosine_similarities, import_faiss
+
+# Photos outside their category's range: added after the build, or of a product that changed its
+# category. CROSS JOIN: few products have, so begin with them.
+_OUT_OF_RANGE = """
+SELECT row, category FROM photos JOIN products USING (product_id)
+WHERE row >= :built AND row < :rows
+UNION ALL
+SELECT row, category FROM recategorized CROSS JOIN photos USING (product_id)
+  JOIN products USING (product_id) WHERE row < :built
+ORDER BY row"""
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
-    """One moment of the index; never changed. Arrays have a line for each photo.
+class Snapshot:
+    """One commit of the index; never changed.
 
-    later: category -> places and codes of its photos that lie outside its range: they came after
-      the build, or their product's category was changed; `moved` marks those in the range that they
-      have left.
+    Attributes:
+      features: unit embeddings, float16 [N, D].
+      codes: uint8 [N, bits / 8].
+      row_products: product id of each row, int32 [N].
+      deleted: whether a row's photo or product is deleted, bool [N].
+      out_of_range: whether a row is not part of its category's range, bool [N].
+      extra: category -> rows and codes of its photos outside its range.
+      active: which products may be answers.
+      counts: products and photos that are not deleted.
     """
 
-    features: np.ndarray  # float16 [N, D]
-    codes: np.ndarray  # uint8 [N, bits / 8]
-    owners: np.ndarray  # int32 [N]
-    gone: np.ndarray  # bool [N]
-    moved: np.ndarray  # bool [N]
-    later: dict[str, tuple[np.ndarray, np.ndarray]]
-    offered: ActiveProducts
+    features: np.ndarray
+    codes: np.ndarray
+    row_products: np.ndarray
+    deleted: np.ndarray
+    out_of_range: np.ndarray
+    extra: dict[str, tuple[np.ndarray, np.ndarray]]
+    active: ActiveProducts
     counts: dict[str, int]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Scope:
+    """Rows that a search reads: the range [first, last), and others of the same category."""
+
+    first: int
+    last: int
+    category: str | None
+    extra: tuple[np.ndarray, np.ndarray] | None
+
+    @property
+    def size(self) -> int:
+        return self.last - self.first + (len(self.extra[0]) if self.extra else 0)
+
+
 class LocalIndex:
-    """The version in `folder`. InputError where it is none, split, or damaged."""
+    """The files of one version, opened for search."""
 
     def __init__(self, folder: Path):
+        """Opens a version.
+
+        Args:
+          folder: version folder.
+
+        Raises:
+          InputError: there is no version, or it is sharded or damaged.
+        """
         self.folder, self.manifest = folder, layout.read_unsharded_manifest(folder)
         self._faiss = import_faiss()
-        self.codebook = BinaryEncoder.load(folder / layout.BINARY_ENCODER)
+        self.encoder = BinaryEncoder.load(folder / layout.BINARY_ENCODER)
         self._vectors = VectorFiles(folder, self.manifest.width, self.manifest.bits)
-        listed = layout.POSTING_LISTS in self.manifest.sha256
-        self._lists = Lists(folder, self.manifest.num_photos, self.manifest.width) if listed else None
-        self.cards = ProductStore(folder / layout.PRODUCTS)
-        # SQLite tells of changes to the connection that asks: one alone for that, under a lock.
-        self._watch, self._watching = ProductStore(folder / layout.PRODUCTS, shared=True), threading.Lock()
-        self._built = self._categories()
-        self._seen = self._watch.changes()
-        self._view = self._look()
+        self._lists = (
+            InvertedLists(folder, self.manifest.num_photos, self.manifest.width)
+            if layout.POSTING_LISTS in self.manifest.sha256
+            else None
+        )
+        self.store = ProductStore(folder / layout.PRODUCTS)
+        # SQLite counts commits for each connection: one connection asks, under a lock.
+        self._watch = ProductStore(folder / layout.PRODUCTS, shared=True)
+        self._refreshing = threading.Lock()
+        self._built = self._built_categories()
+        self._data_version = self._watch.data_version()
+        self._snapshot = self._read_snapshot()
 
     def refresh(self) -> bool:
-        with self._watching, _reading():
-            seen = self._watch.changes()
-            if seen == self._seen:
+        """Reads what was committed since the last call; returns whether there was anything."""
+        with self._refreshing, _reading():
+            data_version = self._watch.data_version()
+            if data_version == self._data_version:
                 return False
-            self._view, self._seen = self._look(), seen
+            self._snapshot, self._data_version = self._read_snapshot(), data_version
             return True
 
-    def _categories(self) -> tuple[tuple[str, ...], np.ndarray]:
-        """Names, and the category of each product, as they were at the build: photos lie in order
-        of their categories.
-        """
-        owners = self._vectors.memmap(layout.ROW_PRODUCTS, self.manifest.num_photos)
+    def _built_categories(self) -> tuple[tuple[str, ...], np.ndarray]:
+        """Category names and the category of each product, as they were at the build."""
+        row_products = self._vectors.memmap(layout.ROW_PRODUCTS, self.manifest.num_photos)
         names = tuple(name for name in self.manifest.category_ranges if name)
-        category = np.full(int(owners.max(initial=-1)) + 1, len(names))
+        category = np.full(int(row_products.max(initial=-1)) + 1, len(names))
         for number, name in enumerate(names):
-            category[owners[slice(*self.manifest.category_ranges[name])]] = number
+            category[row_products[slice(*self.manifest.category_ranges[name])]] = number
         return names, category
 
-    def _look(self) -> View:
+    def _read_snapshot(self) -> Snapshot:
         state = self._watch.state(self.manifest.width)
-        features, codes, owners = (
-            self._vectors.memmap(name, state.places)
+        features, codes, row_products = (
+            self._vectors.memmap(name, state.num_rows)
             for name in (layout.FEATURES, layout.CODES, layout.ROW_PRODUCTS)
         )
-        gone, moved = np.zeros(state.places, bool), np.zeros(state.places, bool)
-        gone[state.withdrawn_places] = True
-        if len(state.withdrawn_products):
-            gone |= np.isin(owners, state.withdrawn_products)
-        later: dict[str, list[int]] = {}
-        for place, category in self._watch.connection.execute(
-            "SELECT place, category FROM photos JOIN products USING (product) WHERE place >= ? AND place < ? "
-            "UNION ALL SELECT place, category FROM moved CROSS JOIN photos USING (product) JOIN products USING (product) "
-            "WHERE place < ? ORDER BY place",  # CROSS: few have moved, so begin with them
-            (self.manifest.num_photos, state.places, self.manifest.num_photos),
+        deleted = np.zeros(state.num_rows, bool)
+        deleted[state.deleted_rows] = True
+        if len(state.deleted_products):
+            deleted |= np.isin(row_products, state.deleted_products)
+        out_of_range = np.zeros(state.num_rows, bool)
+        rows_of: dict[str, list[int]] = {}
+        for row, category in self._watch.connection.execute(
+            _OUT_OF_RANGE, {"built": self.manifest.num_photos, "rows": state.num_rows}
         ):
-            later.setdefault(category, []).append(place)
-            moved[place] = True
-        named = self._named(owners, later)
-        offered = ActiveProducts(
-            state.withdrawn_products, state.row_products, state.kernel, state.bias, *named
+            rows_of.setdefault(category, []).append(row)
+            out_of_range[row] = True
+        arrays = {name: np.array(rows) for name, rows in rows_of.items()}
+        active = ActiveProducts(
+            state.deleted_products,
+            state.new_products,
+            state.kernel,
+            state.bias,
+            *self._categories(row_products, rows_of),
         )
-        lines = {name: np.array(places) for name, places in later.items()}
-        outside = {name: (places, codes[places]) for name, places in lines.items()}
-        return View(features, codes, owners, gone, moved, outside, offered, self._watch.counts())
+        return Snapshot(
+            features,
+            codes,
+            row_products,
+            deleted,
+            out_of_range,
+            {name: (rows, codes[rows]) for name, rows in arrays.items()},
+            active,
+            self._watch.counts(),
+        )
 
-    def _named(
-        self, owners: np.ndarray, later: dict[str, list[int]]
+    def _categories(
+        self, row_products: np.ndarray, rows_of: dict[str, list[int]]
     ) -> tuple[tuple[str, ...], np.ndarray]:
-        """Names and categories of now."""
-        names, built = self._built
-        of_now = (*names, *(name for name in later if name and name not in set(names)))
-        number = {name: position for position, name in enumerate(of_now)}
-        category = np.full(
-            max(self._watch.ends()[1], len(built)), len(of_now)
-        )  # photos need no card to be searched
-        category[: len(built)] = np.where(built == len(names), len(of_now), built)
-        for name, places in later.items():
-            category[owners[places]] = number.get(name, len(of_now))
-        return of_now, category
+        """Category names and the category of each product, as they are now."""
+        built_names, built = self._built
+        names = (
+            *built_names,
+            *(name for name in rows_of if name and name not in set(built_names)),
+        )
+        number = {name: position for position, name in enumerate(names)}
+        # Photos can be searched before their product has a record.
+        category = np.full(max(self._watch.next_product_id(), len(built)), len(names))
+        category[: len(built)] = np.where(built == len(built_names), len(names), built)
+        for name, rows in rows_of.items():
+            category[row_products[rows]] = number.get(name, len(names))
+        return names, category
 
     def active_products(self) -> ActiveProducts:
-        return self._view.offered
+        """Returns which products may be answers."""
+        return self._snapshot.active
 
     def nearest(
         self,
         embeddings: np.ndarray,
         k: int,
         *,
-        photos: int = 0,
+        num_photos: int = 0,
         category: str | None = None,
         candidates: int = 0,
     ) -> list[Neighbours]:
-        """As `ProductIndex` says. `candidates`: photos that are put in order by their features; up
-        to 16 times as many are looked at where they belong to fewer than k products.
-        """
-        view = self._view
-        queries = unit(embeddings)
-        codes = self.codebook.encode(queries)
-        first, last = (
-            (0, len(view.codes))
-            if category is None
-            else self.manifest.categories.get(category, [0, 0])
-        )
-        outside = None if category is None else view.later.get(category)
-        size = last - first + (len(outside[0]) if outside else 0)
-        wanted = max(candidates or CANDIDATES, k, photos)
-        most = min(wanted * WIDEST, size)
-        found: list[Neighbours] = []
-        for query, code in zip(queries, codes, strict=True):
-            count, hits = min(wanted, size), Neighbours([], [])
-            while size and (k or photos):
-                places = self._closest(view, query, code, first, last, count)
-                if category is not None:
-                    places = places[~view.moved[places]]
-                if outside:
-                    places = np.concatenate(
-                        [places, outside[0][self._nearest_codes(code, outside[1], count)]]
-                    )
-                hits = _ranked(view, query, places[~view.gone[places]], k, photos)
-                if len(hits.products) == k or count == most:
-                    break
-                count = min(count * 4, most)
-            found.append(hits)
-        return found
+        """Finds the products and photos nearest to each query; see `ProductIndex.nearest`.
 
-    def _closest(
-        self, view: View, query: np.ndarray, code: np.ndarray, first: int, last: int, count: int
-    ) -> np.ndarray:
-        """Lines of the range nearest by code: of all of it, or, where it is large, of the lists
-        that are nearest and of what came after the build.
+        Args:
+          embeddings: queries, float [B, D].
+          k: products of each query.
+          num_photos: photos of each query.
+          category: search this category alone.
+          candidates: photos that are put in order by their features, 0 for `CANDIDATES`.
+
+        Returns:
+          Results of each query.
         """
-        if self._lists is None or last - first < max(lists.FROM, lists.SPARE * count):
-            return self._nearest_codes(code, view.codes[first:last], count) + first
+        snapshot = self._snapshot
+        queries = l2_normalize(np.asarray(embeddings, np.float32))
+        codes = self.encoder.encode(queries)
+        scope = self._scope(snapshot, category)
+        count = max(candidates or CANDIDATES, k, num_photos)
+        results: list[Neighbours] = []
+        for query, code in zip(queries, codes, strict=True):
+            if scope.size and (k or num_photos):
+                results.append(self._search(snapshot, query, code, scope, (k, num_photos, count)))
+            else:
+                results.append(Neighbours([], []))
+        return results
+
+    def _scope(self, snapshot: Snapshot, category: str | None) -> _Scope:
+        if category is None:
+            return _Scope(0, len(snapshot.codes), None, None)
+        first, last = self.manifest.category_ranges.get(category, [0, 0])
+        return _Scope(first, last, category, snapshot.extra.get(category))
+
+    def _search(
+        self,
+        snapshot: Snapshot,
+        query: np.ndarray,
+        code: np.ndarray,
+        scope: _Scope,
+        counts: tuple[int, int, int],
+    ) -> Neighbours:
+        """Widens the candidates of one query until they belong to k products.
+
+        `counts`: products, photos and candidates.
+        """
+        k, num_photos, candidates = counts
+        most = min(candidates * MAX_WIDENING, scope.size)
+        count = min(candidates, scope.size)
+        while True:
+            rows = self._propose(snapshot, query, code, (scope.first, scope.last), count)
+            if scope.category is not None:
+                rows = rows[~snapshot.out_of_range[rows]]
+            if scope.extra:
+                extra_rows, extra_codes = scope.extra
+                rows = np.concatenate(
+                    [rows, extra_rows[self._nearest_codes(code, extra_codes, count)]]
+                )
+            result = _rank_rows(snapshot, query, rows[~snapshot.deleted[rows]], k, num_photos)
+            if len(result.products) == k or count == most:
+                return result
+            count = min(count * 4, most)
+
+    def _propose(
+        self,
+        snapshot: Snapshot,
+        query: np.ndarray,
+        code: np.ndarray,
+        scope: tuple[int, int],
+        count: int,
+    ) -> np.ndarray:
+        """Rows in [first, last) nearest by code.
+
+        Of a large range only the nearest inverted lists and rows added after the build are read.
+        """
+        first, last = scope
+        probed = inverted_lists.PROBE_FACTOR * count
+        if self._lists is None or last - first < max(inverted_lists.MIN_ROWS, probed):
+            return self._nearest_codes(code, snapshot.codes[first:last], count) + first
         built = min(last, self.manifest.num_photos)
-        lines = np.concatenate(
-            [self._lists.near(query, first, built, lists.SPARE * count), np.arange(built, last)]
+        rows = np.concatenate(
+            [self._lists.probe(query, first, built, probed), np.arange(built, last)]
         )
-        return lines[self._nearest_codes(code, _gathered(view.codes, lines), count)]
+        return rows[self._nearest_codes(code, _take_codes(snapshot.codes, rows), count)]
 
     def _nearest_codes(self, code: np.ndarray, codes: np.ndarray, count: int) -> np.ndarray:
-        """Lines of the `count` codes nearest by Hamming distance."""
+        """Indices of the `count` codes nearest by Hamming distance."""
         if not len(codes):
             return np.zeros(0, np.int64)
-        self._faiss.omp_set_num_threads(
-            1
-        )  # of this thread: a request has one, more of them would wait for each other
-        return self._faiss.knn_hamming(code[None], codes, min(count, len(codes)), variant="hc")[1][
-            0
-        ]
+        # Of this thread: a request has one thread, more would wait for each other.
+        self._faiss.omp_set_num_threads(1)
+        count = min(count, len(codes))
+        return self._faiss.knn_hamming(code[None], codes, count, variant="hc")[1][0]
 
-    def products(self, numbers: Sequence[int]) -> list[Product | None]:
-        with _reading():
-            return self.cards.products(numbers)
+    def products(self, product_ids: Sequence[int]) -> list[ProductRecord | None]:
+        """Reads records.
 
-    def product(self, sku: str) -> Product | None:
-        with _reading():
-            return self.cards.product(sku)
+        Args:
+          product_ids: their ids.
 
-    def count_photos(self, number: int) -> int:
+        Returns:
+          A record for each id; None for a deleted or unknown product.
+        """
         with _reading():
-            return self.cards.count_photos(number)
+            return self.store.products(product_ids)
 
-    def picture(self, place: int) -> bytes | None:
+    def product(self, sku: str) -> ProductRecord | None:
+        """Reads one record.
+
+        Args:
+          sku: its key.
+
+        Returns:
+          The record; None for a deleted or unknown product.
+        """
         with _reading():
-            return self.cards.picture(place)
+            return self.store.product(sku)
+
+    def count_photos(self, product_id: int) -> int:
+        """Returns how many photos of a product are not deleted.
+
+        Args:
+          product_id: the product.
+
+        Returns:
+          The number of photos.
+        """
+        with _reading():
+            return self.store.count_photos(product_id)
+
+    def picture(self, row: int) -> bytes | None:
+        """Reads the picture of a photo.
+
+        Args:
+          row: row of the photo.
+
+        Returns:
+          Encoded image; None where none is kept.
+        """
+        with _reading():
+            return self.store.picture(row)
 
     def counts(self) -> dict[str, int]:
-        return self._view.counts
+        """Returns how many "products" and "photos" are not deleted."""
+        return self._snapshot.counts
 
     def close(self) -> None:
-        self.cards.close()
+        """Closes the product store."""
+        self.store.close()
         self._watch.close()
 
 
@@ -226,30 +344,29 @@ def _reading() -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, InputError) as error:  # a thread's first read opens the file
-        raise IndexUnavailable(f"cards: {error}") from error
+        raise IndexUnavailable(f"product store: {error}") from error
 
 
-def _gathered(codes: np.ndarray, lines: np.ndarray) -> np.ndarray:
+def _take_codes(codes: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Eight bytes at a time where codes have as many: twice as fast."""
     words = codes.view(np.uint64) if codes.shape[1] % 8 == 0 else codes
-    return words.take(lines, axis=0).view(np.uint8)
+    return words.take(rows, axis=0).view(np.uint8)
 
 
-def _ranked(view: View, query: np.ndarray, places: np.ndarray, k: int, photos: int) -> Near:
-    """The k products with the photos of largest cosine among `places`, and the first of those
-    photos.
-    """
-    places = np.sort(places)  # one way through the map
-    similarity = cosines(view.features, places, query)
+def _rank_rows(
+    snapshot: Snapshot, query: np.ndarray, rows: np.ndarray, k: int, num_photos: int
+) -> Neighbours:
+    """The k products with the photos of largest cosine among `rows`, and the first photos."""
+    rows = np.sort(rows)  # reads the map in one direction
+    similarity = cosine_similarities(snapshot.features, rows, query)
     order = np.argsort(-similarity, kind="stable")
-    owners = view.owners[places[order]]
-    _, first = np.unique(owners, return_index=True)
+    products = snapshot.row_products[rows[order]]
+    _, first = np.unique(products, return_index=True)
 
     def neighbours(ranks: np.ndarray) -> list[Neighbour]:
         at = order[ranks]
-        lines = zip(
-            owners[ranks].tolist(), places[at].tolist(), similarity[at].tolist(), strict=True
-        )
-        return [Neighbour(*line) for line in lines]
+        columns = products[ranks].tolist(), rows[at].tolist(), similarity[at].tolist()
+        return [Neighbour(*line) for line in zip(*columns, strict=True)]
 
-    return Neighbours(neighbours(np.sort(first)[:k]), neighbours(np.arange(min(photos, len(order)))))
+    photos = np.arange(min(num_photos, len(order)))
+    return Neighbours(neighbours(np.sort(first)[:k]), neighbours(photos))

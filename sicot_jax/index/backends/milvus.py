@@ -1,10 +1,9 @@
-"""Codes of an index in Milvus, which proposes photos by Hamming distance; the files put them in
-order, and have the cards.
+"""Codes of an index in Milvus, which proposes photos by Hamming distance; files do all the rest.
 
 `sicot index publish --database milvus+http://HOST:19530` writes, `sicot serve --database` of the
-same address reads. A file (milvus+FILE.db) is Milvus Lite, in the process itself. What is withdrawn
-or moved is known from the files at once; a photo that came later is proposed once it is published
-too.
+same address reads. A file (milvus+FILE.db) is Milvus Lite, in the process itself. Deletions and
+changed categories are read from the files at once; a photo that was added later is proposed once it
+is published too.
 """
 
 from __future__ import annotations
@@ -16,102 +15,140 @@ from typing import Any
 import numpy as np
 
 from sicot_jax.common.files import file_sha256
+from sicot_jax.common.text import one_line_error
 from sicot_jax.errors import InputError
 from sicot_jax.index.backends.base import IndexUnavailable
-from sicot_jax.index.backends.local import LocalIndex, View
+from sicot_jax.index.backends.local import LocalIndex, Snapshot
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage.products import ProductStore
 from sicot_jax.index.storage.vectors import VectorFiles
 
-ADDRESS = "milvus+"  # what the address of such a database begins with
-_MOST = 16384  # that Milvus returns of one search
-_PIECE = 4096
+ADDRESS_PREFIX = "milvus+"
+_MAX_RESULTS = 16384  # that Milvus returns of one search
+_UPSERT_ROWS = 4096
 
 
-def publish(index: Path, address: str) -> str:
-    """Put the codes of the version in use that are not there into Milvus; what was done.
-    InputError: no index, no Milvus.
+def publish_codes(index: Path, address: str) -> str:
+    """Copies the codes of the version in use that Milvus lacks.
+
+    Args:
+      index: index folder.
+      address: of Milvus, without "milvus+".
+
+    Returns:
+      One line that says what was copied.
+
+    Raises:
+      InputError: no index, or Milvus cannot be written to.
     """
     folder = layout.current_version(index)
-    manifest, (client, broken) = layout.read_unsharded_manifest(folder), _connected(address)
-    with contextlib.closing(ProductStore(folder / layout.PRODUCTS)) as cards:
-        places = cards.ends()[0]
-    codes, name = (
-        VectorFiles(folder, manifest.width, manifest.bits).memmap(layout.CODES, places),
-        collection(folder),
-    )
+    manifest, (client, milvus_error) = layout.read_unsharded_manifest(folder), _connect(address)
+    with contextlib.closing(ProductStore(folder / layout.PRODUCTS)) as store:
+        num_rows = store.num_rows()
+    vectors = VectorFiles(folder, manifest.width, manifest.bits)
+    codes, name = vectors.memmap(layout.CODES, num_rows), collection_name(folder)
     try:
         if not client.has_collection(name):
-            _create(client, name, manifest.bits)
-        there = client.query(
+            _create_collection(client, name, manifest.bits)
+        existing = client.query(
             name, filter="", output_fields=["count(*)"], consistency_level="Strong"
         )[0]["count(*)"]
-        for first in range(there, places, _PIECE):
-            piece = range(first, min(first + _PIECE, places))
-            client.upsert(
-                name, [{"place": place, "code": codes[place].tobytes()} for place in piece]
-            )
-    except broken as error:
+        for first in range(existing, num_rows, _UPSERT_ROWS):
+            chunk = range(first, min(first + _UPSERT_ROWS, num_rows))
+            client.upsert(name, [{"row": row, "code": codes[row].tobytes()} for row in chunk])
+    except milvus_error as error:
         raise InputError(
-            f"{address}: {_said(error)}; mend it and give the command again"
+            f"{address}: {one_line_error(error)}; repair it and give the command again"
         ) from error
     finally:
         client.close()
-    return f"{folder.name}: {places - there} codes new, {places} in {name}"
+    return f"{folder.name}: {num_rows - existing} codes new, {num_rows} in {name}"
 
 
-def _create(client: Any, name: str, bits: int) -> None:
+def _create_collection(client: Any, name: str, bits: int) -> None:
     from pymilvus import DataType
 
     schema, indexes = client.create_schema(), client.prepare_index_params()
-    schema.add_field("place", DataType.INT64, is_primary=True)
+    schema.add_field("row", DataType.INT64, is_primary=True)
     schema.add_field("code", DataType.BINARY_VECTOR, dim=bits)
     indexes.add_index("code", index_type="BIN_FLAT", metric_type="HAMMING")
     client.create_collection(name, schema=schema, index_params=indexes)
 
 
-def collection(folder: Path) -> str:
-    """Of a version: versions of the same name in other indexes have other manifests."""
+def collection_name(folder: Path) -> str:
+    """Returns the name of a version's collection.
+
+    It holds a digest of the manifest: other indexes have versions of the same name.
+
+    Args:
+      folder: version folder.
+
+    Returns:
+      Name of the collection.
+    """
     return f"sicot_{folder.name}_{file_sha256(folder / layout.MANIFEST)[:16]}"
 
 
 class MilvusIndex(LocalIndex):
-    """The version in `folder`, photos proposed by Milvus. InputError where its codes are not there."""
+    """A version whose candidates are proposed by Milvus."""
 
     def __init__(self, folder: Path, address: str):
-        super().__init__(folder)
-        (self._client, self._broken), self._name = _connected(address), collection(folder)
-        try:
-            if not self._client.has_collection(self._name):
-                raise InputError(
-                    f"{address}: has no codes of {folder}; put them there with `sicot index publish --index {folder.parent} "
-                    f"--database {ADDRESS}{address}`"
-                )
-            self._client.load_collection(self._name)
-        except self._broken as error:
-            raise InputError(f"{address}: {_said(error)}") from error
+        """Opens a version and its collection.
 
-    def _closest(
-        self, view: View, query: np.ndarray, code: np.ndarray, first: int, last: int, count: int
+        Args:
+          folder: version folder.
+          address: of Milvus, without "milvus+".
+
+        Raises:
+          InputError: Milvus cannot be reached, or has no codes of this version.
+        """
+        super().__init__(folder)
+        (self._client, self._milvus_error) = _connect(address)
+        self._collection = collection_name(folder)
+        try:
+            if not self._client.has_collection(self._collection):
+                raise InputError(
+                    f"{address}: has no codes of {folder}; copy them with `sicot index publish "
+                    f"--index {folder.parent} --database {ADDRESS_PREFIX}{address}`"
+                )
+            self._client.load_collection(self._collection)
+        except self._milvus_error as error:
+            raise InputError(
+                f"{address}: {one_line_error(error)}; start Milvus, or correct the address"
+            ) from error
+
+    def _propose(
+        self,
+        snapshot: Snapshot,
+        query: np.ndarray,
+        code: np.ndarray,
+        scope: tuple[int, int],
+        count: int,
     ) -> np.ndarray:
+        first, last = scope
         if first == last:
             return np.zeros(0, np.int64)
         try:
-            found = self._client.search(
-                self._name, data=[code.tobytes()], anns_field="code", limit=min(count, _MOST),
-                filter=f"place >= {first} and place < {last}", search_params={"metric_type": "HAMMING"},
-            )  # fmt: skip
-        except self._broken as error:
-            raise IndexUnavailable(f"Milvus: {_said(error)}") from error
-        return np.array(found[0].ids, np.int64)
+            result = self._client.search(
+                self._collection,
+                data=[code.tobytes()],
+                anns_field="code",
+                limit=min(count, _MAX_RESULTS),
+                filter=f"row >= {first} and row < {last}",
+                search_params={"metric_type": "HAMMING"},
+            )
+        except self._milvus_error as error:
+            raise IndexUnavailable(f"Milvus: {one_line_error(error)}") from error
+        return np.array(result[0].ids, np.int64)
 
     def close(self) -> None:
+        """Closes files and connection."""
         super().close()
         self._client.close()
 
 
-def _connected(address: str) -> tuple[Any, type[Exception]]:
-    """A client, and what it raises."""
+def _connect(address: str) -> tuple[Any, type[Exception]]:
+    """A client, and the exception that it raises."""
     try:
         from pymilvus import MilvusClient, MilvusException
     except ImportError as error:
@@ -121,8 +158,6 @@ def _connected(address: str) -> tuple[Any, type[Exception]]:
     try:
         return MilvusClient(address), MilvusException
     except MilvusException as error:
-        raise InputError(f"{address}: {_said(error)}; start Milvus, or mend the address") from error
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{address}: {one_line_error(error)}; start Milvus, or correct the address"
+        ) from error

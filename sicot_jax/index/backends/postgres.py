@@ -1,6 +1,4 @@
-"""A version in PostgreSQL as a `ProductIndex`: an HNSW index over the codes, re-ranked by features
-in the same statement.
-"""
+"""A version in PostgreSQL as a `ProductIndex`: an HNSW graph over codes, order by features."""
 
 from __future__ import annotations
 
@@ -18,26 +16,27 @@ import psycopg
 from psycopg import sql
 from psycopg_pool import ConnectionPool
 
+from sicot_jax.common.linalg import l2_normalize
+from sicot_jax.common.text import one_line_error
 from sicot_jax.errors import InputError
-from sicot_jax.index.backends import postgres_schema as database
+from sicot_jax.index.backends import postgres_schema
 from sicot_jax.index.backends.base import (
     CANDIDATES,
-    WIDEST,
-    IndexUnavailable,
-    Neighbours,
-    Neighbour,
+    MAX_WIDENING,
     ActiveProducts,
+    IndexUnavailable,
+    Neighbour,
+    Neighbours,
 )
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage.binary_codes import BinaryEncoder
-from sicot_jax.index.storage.products import Product
-from sicot_jax.index.storage.vectors import unit
+from sicot_jax.index.storage.products import ProductRecord
 
-_EXACT = 4 * CANDIDATES  # photos that are compared all rather than by the graph
-_LARGEST = 1000  # that pgvector takes as hnsw.ef_search
+_EXACT = 4 * CANDIDATES  # photos up to which all are compared instead of using the graph
+_MAX_EF_SEARCH = 1000  # that pgvector takes
 _SETTINGS = {
     "statement_timeout": "5s",
-    # on until enough photos are offered ones of the category; features give the order
+    # Scan on until enough photos pass the filter of category; features give the order.
     "hnsw.iterative_scan": "relaxed_order",
     "hnsw.max_scan_tuples": "200000",
     "hnsw.scan_mem_multiplier": "16",
@@ -45,78 +44,104 @@ _SETTINGS = {
 }
 # A vector, not a halfvec: the query keeps its precision. The inner product: lengths are 1, and a
 # query of zeros has no cosine.
-_FIND = """
+_SEARCH = """
 WITH near AS MATERIALIZED (
-  SELECT product, place, -(feature::vector <#> %(query)s::vector) AS similarity
-  FROM photos JOIN products USING (product) WHERE NOT photos.withdrawn AND NOT products.withdrawn {category} {nearest})
-(SELECT product, place, similarity, (SELECT count(*) FROM near), true
- FROM (SELECT DISTINCT ON (product) * FROM near ORDER BY product, similarity DESC, place) best
- ORDER BY similarity DESC, place LIMIT %(k)s)
-UNION ALL (SELECT product, place, similarity, (SELECT count(*) FROM near), false
- FROM near ORDER BY similarity DESC, place LIMIT %(photos)s)
+  SELECT product_id, row, -(feature::vector <#> %(query)s::vector) AS similarity
+  FROM photos JOIN products USING (product_id)
+  WHERE NOT photos.deleted AND NOT products.deleted {category} {nearest})
+(SELECT product_id, row, similarity, (SELECT count(*) FROM near), true
+ FROM (SELECT DISTINCT ON (product_id) * FROM near
+       ORDER BY product_id, similarity DESC, row) best
+ ORDER BY similarity DESC, row LIMIT %(k)s)
+UNION ALL (SELECT product_id, row, similarity, (SELECT count(*) FROM near), false
+ FROM near ORDER BY similarity DESC, row LIMIT %(photos)s)
 """
-_CARD = """
-SELECT product, sku, title, tags, category, quality,
-  ARRAY(SELECT place FROM pictures JOIN photos USING (place)
-        WHERE pictures.product = products.product AND NOT photos.withdrawn ORDER BY place)
-FROM products WHERE NOT withdrawn AND """
+_RECORD = """
+SELECT product_id, sku, title, tags, category, quality,
+  ARRAY(SELECT row FROM pictures JOIN photos USING (row)
+        WHERE pictures.product_id = products.product_id AND NOT photos.deleted ORDER BY row)
+FROM products WHERE NOT deleted AND """
 
 
 @dataclasses.dataclass(frozen=True)
-class View:
-    """What one revision says; never changed. sizes: category -> photos of it that are offered."""
+class DatabaseSnapshot:
+    """One revision of the database's copy; never changed.
+
+    Attributes:
+      revision: its number.
+      active: which products may be answers.
+      counts: products and photos that are not deleted.
+      category_sizes: category -> photos that are not deleted.
+    """
 
     revision: int
-    offered: ActiveProducts
+    active: ActiveProducts
     counts: dict[str, int]
-    sizes: dict[str, int]
+    category_sizes: dict[str, int]
 
 
 class PostgresIndex:
-    """The copy of the version in `folder` that `publish` made in a database; of the folder the
-    small files alone are read.
+    """The copy of a version in a database; of the version folder only small files are read.
 
-    Searches and cards are of the last commit, `offered` and `counts` of the last `refresh`.
-    InputError: no such database, or it has not this version. Later IndexUnavailable while the
-    database cannot be read; it recovers by itself.
+    Searches and records are of the last commit, `active_products` and `counts` of the last
+    `refresh`. Methods raise IndexUnavailable while the database cannot be read; the connections
+    recover by themselves.
     """
 
     def __init__(self, folder: Path, url: str):
+        """Connects to the database.
+
+        Args:
+          folder: version folder.
+          url: address of the database.
+
+        Raises:
+          InputError: no such database, or it has no copy of this version.
+        """
         self.folder, self.manifest = folder, layout.read_index_manifest(folder)
-        self.codebook = BinaryEncoder.load(folder / layout.BINARY_ENCODER)
-        settings, self._schema = database.parameters(url), database.schema_of(folder)
-        with contextlib.closing(database.connect(settings)) as connection:
-            self._view = self._first_look(connection, database.shown(settings))
+        self.encoder = BinaryEncoder.load(folder / layout.BINARY_ENCODER)
+        parameters = postgres_schema.connection_parameters(url)
+        self._schema = postgres_schema.schema_name(folder)
+        with contextlib.closing(postgres_schema.connect(parameters)) as connection:
+            self._snapshot = self._first_snapshot(
+                connection, postgres_schema.safe_address(parameters)
+            )
         self._refreshing = threading.Lock()
         self._pool = ConnectionPool(
-            kwargs={**settings, "prepare_threshold": None}, configure=self._configured(),
-            check=ConnectionPool.check_connection, open=True, timeout=1, reconnect_timeout=1,
-            min_size=1, max_size=(os.cpu_count() or 1) + 4,
-        )  # fmt: skip
+            kwargs={**parameters, "prepare_threshold": None},
+            configure=self._configure(),
+            check=ConnectionPool.check_connection,
+            open=True,
+            timeout=1,
+            reconnect_timeout=1,
+            min_size=1,
+            max_size=(os.cpu_count() or 1) + 4,
+        )
         weakref.finalize(self, self._pool.close, 1.0)
 
-    def _configured(self) -> Callable[[psycopg.Connection], None]:
-        schema = self._schema  # not self, which has to end with its last reference
+    def _configure(self) -> Callable[[psycopg.Connection], None]:
+        schema = self._schema  # not self, which has to be freed with its last reference
 
         def configure(connection: psycopg.Connection) -> None:
-            database.use_schema(connection, schema)
+            postgres_schema.use_schema(connection, schema)
             for name, value in _SETTINGS.items():
                 connection.execute("SELECT set_config(%s, %s, false)", [name, value])
 
         return configure
 
-    def _first_look(self, connection: psycopg.Connection, where: str) -> View:
+    def _first_snapshot(self, connection: psycopg.Connection, address: str) -> DatabaseSnapshot:
         try:
-            _revision(connection, self._schema)  # without a copy all else is missing too
-            database.use_schema(connection, self._schema)
-            return _look(connection, self._schema, self.manifest.width)
+            _read_revision(connection, self._schema)  # without a copy all else is missing too
+            postgres_schema.use_schema(connection, self._schema)
+            return _read_snapshot(connection, self._schema, self.manifest.width)
         except psycopg.errors.UndefinedTable:
             raise InputError(
-                f"{where}: has no copy of {self.folder}; make it with `sicot index publish --index {self.folder.parent}`"
+                f"{address}: has no copy of {self.folder}; make it with `sicot index publish "
+                f"--index {self.folder.parent}`"
             ) from None
         except psycopg.Error as error:
             raise InputError(
-                f"{where}: {database.said(error)}; wanted a copy that this user may read"
+                f"{address}: {one_line_error(error, 300)}; wanted a copy that this user may read"
             ) from error
 
     @contextlib.contextmanager
@@ -125,169 +150,208 @@ class PostgresIndex:
             with self._pool.connection() as connection:
                 yield connection
         except psycopg.Error as error:
-            raise IndexUnavailable(f"database: {database.said(error)}") from error
+            raise IndexUnavailable(f"database: {one_line_error(error, 300)}") from error
 
     def refresh(self) -> bool:
+        """Reads what was published since the last call; returns whether there was anything."""
         with self._refreshing, self._connection() as connection:
-            if _revision(connection, self._schema) == self._view.revision:
+            if _read_revision(connection, self._schema) == self._snapshot.revision:
                 return False
-            self._view = _look(connection, self._schema, self.manifest.width)
+            self._snapshot = _read_snapshot(connection, self._schema, self.manifest.width)
             return True
 
     def active_products(self) -> ActiveProducts:
-        return self._view.offered
+        """Returns which products may be answers."""
+        return self._snapshot.active
 
     def counts(self) -> dict[str, int]:
-        return self._view.counts
+        """Returns how many "products" and "photos" are not deleted."""
+        return self._snapshot.counts
 
     def nearest(
         self,
         embeddings: np.ndarray,
         k: int,
         *,
-        photos: int = 0,
+        num_photos: int = 0,
         category: str | None = None,
         candidates: int = 0,
     ) -> list[Neighbours]:
-        """As `ProductIndex` says. `candidates`: photos that are put in order by their features; up
-        to 16 times as many are looked at where they belong to fewer than k products.
+        """Finds the products and photos nearest to each query; see `ProductIndex.nearest`.
+
+        Args:
+          embeddings: queries, float [B, D].
+          k: products of each query.
+          num_photos: photos of each query.
+          category: search this category alone.
+          candidates: photos that are put in order by their features, 0 for `CANDIDATES`.
+
+        Returns:
+          Results of each query.
         """
-        queries = unit(embeddings)
-        if not (k or photos) or "\0" in (category or ""):  # no text of PostgreSQL's has one
+        queries = l2_normalize(np.asarray(embeddings, np.float32))
+        if not (k or num_photos) or "\0" in (category or ""):  # no text of PostgreSQL has NUL
             return [Neighbours([], []) for _ in queries]
-        codes = np.unpackbits(self.codebook.encode(queries), axis=1, bitorder="little")
-        view = self._view
-        size = sum(view.sizes.values()) if category is None else view.sizes.get(category, 0)
-        wanted = max(candidates or CANDIDATES, k, photos)
-        found: list[Neighbours] = []
+        codes = np.unpackbits(self.encoder.encode(queries), axis=1, bitorder="little")
+        sizes = self._snapshot.category_sizes
+        size = sum(sizes.values()) if category is None else sizes.get(category, 0)
+        count = max(candidates or CANDIDATES, k, num_photos)
+        results: list[Neighbours] = []
         with self._connection() as connection:
             for query, code in zip(queries, codes, strict=True):
                 values = {
                     "k": k,
-                    "photos": photos,
+                    "photos": num_photos,
                     "category": category,
                     "query": f"[{','.join(map(str, query.tolist()))}]",
+                    "code": (code + ord("0")).tobytes().decode(),
                 }
-                values["code"] = (code + ord("0")).tobytes().decode()
-                found.append(self._found(connection, values, size, wanted))
-        return found
+                results.append(self._search(connection, values, size, count))
+        return results
 
-    def _found(
-        self, connection: psycopg.Connection, values: dict[str, Any], size: int, wanted: int
-    ) -> Near:
-        """Codes propose `wanted` photos, then up to 16 times as many; where `size` is small, all
-        photos are compared.
+    def _search(
+        self, connection: psycopg.Connection, values: dict[str, Any], size: int, candidates: int
+    ) -> Neighbours:
+        """Widens the candidates of one query until they belong to k products.
+
+        Of few photos (`size`) all are compared.
         """
-        count, most, hits, looked = wanted, min(wanted * WIDEST, size), Neighbours([], []), 0
+        count, most = candidates, min(candidates * MAX_WIDENING, size)
+        result, compared = Neighbours([], []), 0
         while size > _EXACT:
-            hits, looked = self._ask(connection, values, count)
-            if len(hits.products) == values["k"] or count >= most or looked < count:
+            result, compared = self._execute(connection, values, count)
+            if len(result.products) == values["k"] or count >= most or compared < count:
                 break
             count = min(count * 4, most)
-        if not looked or (
-            len(hits.products) < values["k"] and looked < count
-        ):  # the graph may end too early
-            hits, _ = self._ask(connection, values, None)
-        return hits
+        # The graph may end too early.
+        if not compared or (len(result.products) < values["k"] and compared < count):
+            result, _ = self._execute(connection, values, None)
+        return result
 
-    def _ask(
+    def _execute(
         self, connection: psycopg.Connection, values: dict[str, Any], count: int | None
     ) -> tuple[Neighbours, int]:
-        """Products among the `count` photos nearest by code, or among all; and how many photos were
-        put in order.
-        """
-        text = _FIND.format(
+        """Searches the `count` photos nearest by code, or all; and how many were compared."""
+        nearest = f"ORDER BY code <~> %(code)s::bit({self.manifest.bits}) LIMIT {count}"
+        text = _SEARCH.format(
             category="AND category = %(category)s" if values["category"] is not None else "",
-            nearest=f"ORDER BY code <~> %(code)s::bit({self.manifest.bits}) LIMIT {count}"
-            if count
-            else "",
+            nearest=nearest if count else "",
         )
-        with connection.pipeline():  # one way there and back
-            connection.execute(
-                "SELECT set_config('hnsw.ef_search', %s, false)", [str(min(count or 1, _LARGEST))]
-            )
-            rows = connection.execute(text.encode(), values).fetchall()
-        rows.sort(key=lambda row: (-row[2], row[1]))  # a union has no order
+        with connection.pipeline():  # one round trip
+            ef_search = str(min(count or 1, _MAX_EF_SEARCH))
+            connection.execute("SELECT set_config('hnsw.ef_search', %s, false)", [ef_search])
+            lines = connection.execute(text.encode(), values).fetchall()
+        lines.sort(key=lambda line: (-line[2], line[1]))  # a union has no order
         products, photos = (
-            [Neighbour(*row[:3]) for row in rows if row[4] == of_product]
+            [Neighbour(*line[:3]) for line in lines if line[4] == of_product]
             for of_product in (True, False)
         )
-        return Neighbours(products, photos), rows[0][3] if rows else 0
+        return Neighbours(products, photos), lines[0][3] if lines else 0
 
-    def products(self, numbers: Sequence[int]) -> list[Product | None]:
+    def products(self, product_ids: Sequence[int]) -> list[ProductRecord | None]:
+        """Reads records.
+
+        Args:
+          product_ids: their ids.
+
+        Returns:
+          A record for each id; None for a deleted or unknown product.
+        """
         with self._connection() as connection:
-            rows = connection.execute(
-                _CARD + "product = ANY(%s)", [list(map(int, numbers))]
+            lines = connection.execute(
+                _RECORD + "product_id = ANY(%s)", [list(map(int, product_ids))]
             ).fetchall()
-        cards = {row[0]: Product(*row) for row in rows}
-        return [cards.get(int(number)) for number in numbers]
+        records = {line[0]: ProductRecord(*line) for line in lines}
+        return [records.get(int(product_id)) for product_id in product_ids]
 
-    def product(self, sku: str) -> Product | None:
+    def product(self, sku: str) -> ProductRecord | None:
+        """Reads one record.
+
+        Args:
+          sku: its key.
+
+        Returns:
+          The record; None for a deleted or unknown product.
+        """
         if "\0" in sku:
             return None
         with self._connection() as connection:
-            row = connection.execute(_CARD + "sku = %s", [sku]).fetchone()
-        return Product(*row) if row else None
+            line = connection.execute(_RECORD + "sku = %s", [sku]).fetchone()
+        return ProductRecord(*line) if line else None
 
-    def count_photos(self, number: int) -> int:
-        with self._connection() as connection:
-            count = "SELECT count(*) FROM photos WHERE product = %s AND NOT withdrawn"
-            return connection.execute(count, [number]).fetchall()[0][0]
+    def count_photos(self, product_id: int) -> int:
+        """Returns how many photos of a product are not deleted.
 
-    def picture(self, place: int) -> bytes | None:
+        Args:
+          product_id: the product.
+
+        Returns:
+          The number of photos.
+        """
         with self._connection() as connection:
-            row = connection.execute(
-                "SELECT jpeg FROM pictures WHERE place = %s", [place]
-            ).fetchone()
-        return bytes(row[0]) if row else None
+            query = "SELECT count(*) FROM photos WHERE product_id = %s AND NOT deleted"
+            return connection.execute(query, [product_id]).fetchall()[0][0]
+
+    def picture(self, row: int) -> bytes | None:
+        """Reads the picture of a photo.
+
+        Args:
+          row: row of the photo.
+
+        Returns:
+          Encoded image; None where none is kept.
+        """
+        with self._connection() as connection:
+            line = connection.execute("SELECT jpeg FROM pictures WHERE row = %s", [row]).fetchone()
+        return bytes(line[0]) if line else None
 
     def close(self) -> None:
+        """Closes the connections."""
         self._pool.close()
 
 
-def _revision(connection: psycopg.Connection, schema: str) -> int:
-    row = connection.execute(
+def _read_revision(connection: psycopg.Connection, schema: str) -> int:
+    line = connection.execute(
         sql.SQL("SELECT revision FROM {}.state").format(sql.Identifier(schema))
     ).fetchone()
-    assert row is not None  # written with the table
-    return row[0]
+    assert line is not None  # written with the table
+    return line[0]
 
 
 def _categories(products: dict[str, list[int]]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Numbers of products by category -> names, and the category of each product."""
+    """Product ids by category -> names, and the category of each product."""
     names = tuple(name for name in products if name)
-    category = np.full(
-        max((max(numbers) for numbers in products.values()), default=-1) + 1, len(names)
-    )
+    size = max((max(ids) for ids in products.values()), default=-1) + 1
+    category = np.full(size, len(names))
     for number, name in enumerate(names):
         category[products[name]] = number
     return names, category
 
 
-def _look(connection: psycopg.Connection, schema: str, width: int) -> View:
+def _read_snapshot(connection: psycopg.Connection, schema: str, width: int) -> DatabaseSnapshot:
     with connection.transaction():
-        connection.execute(
-            "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
-        )  # all of one commit
-        revision = _revision(connection, schema)
+        # All reads see one commit.
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        revision = _read_revision(connection, schema)
         products, photos = connection.execute("SELECT products, photos FROM state").fetchall()[0]
-        gone = connection.execute(
-            "SELECT product FROM products WHERE withdrawn ORDER BY product"
+        deleted = connection.execute(
+            "SELECT product_id FROM products WHERE deleted ORDER BY product_id"
         ).fetchall()
-        rows = connection.execute(
-            "SELECT product, kernel, bias FROM rows ORDER BY product"
+        weights = connection.execute(
+            "SELECT product_id, kernel, bias FROM class_weights ORDER BY product_id"
         ).fetchall()
         sizes: dict[str, int] = dict(
             connection.execute("SELECT category, photos FROM categories").fetchall()
         )
-        named = connection.execute(
-            "SELECT category, array_agg(product) FROM products GROUP BY 1 ORDER BY 1"
+        by_category = connection.execute(
+            "SELECT category, array_agg(product_id) FROM products GROUP BY 1 ORDER BY 1"
         ).fetchall()
-    offered = ActiveProducts(
-        np.array([row[0] for row in gone], np.int64),
-        np.array([row[0] for row in rows], np.int64),
-        np.frombuffer(b"".join(row[1] for row in rows), np.float32).reshape(len(rows), width),
-        np.array([row[2] for row in rows], np.float32),
-        *_categories(dict(named)),
+    kernel = np.frombuffer(b"".join(line[1] for line in weights), np.float32)
+    active = ActiveProducts(
+        np.array([line[0] for line in deleted], np.int64),
+        np.array([line[0] for line in weights], np.int64),
+        kernel.reshape(len(weights), width),
+        np.array([line[2] for line in weights], np.float32),
+        *_categories(dict(by_category)),
     )
-    return View(revision, offered, {"products": products, "photos": photos}, sizes)
+    return DatabaseSnapshot(revision, active, {"products": products, "photos": photos}, sizes)

@@ -1,260 +1,207 @@
-"""`sicot index split`: an index in several parts, each an index version of its own, that answer as
-one.
+"""The shards of a split index as one `ProductIndex`.
 
-OUT/v000001/               the recogniser, what was fitted, a manifest that says how many parts
-there are OUT/v000001/shard-0/ ...   a whole version of some products: product p lies in part p mod
-N, with all of its photos
+    INDEX/v000001/              recogniser, fitted files, a manifest with the number of shards
+    INDEX/v000001/shard-0/ ...  a version of some products: product p lies in shard p mod N, with
+                                all of its photos
 
-Parts have their products' numbers; place p of part s is place p N + s of the whole. A part may be
-served alone, on a machine of its own.
+Shards keep their products' ids; row r of shard s is row r N + s of the index. A shard may be served
+alone, on a machine of its own. `indexing/split.py` writes them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from sicot_jax.common.files import new_folder
-from sicot_jax.errors import InputError
-from sicot_jax.index.backends.base import Neighbours, Neighbour, ActiveProducts
+from sicot_jax.index.backends.base import ActiveProducts, Neighbour, Neighbours
 from sicot_jax.index.backends.local import LocalIndex
-from sicot_jax.index.storage import inverted_lists as lists
 from sicot_jax.index.storage import layout
-from sicot_jax.index.storage import products as cards_of
-from sicot_jax.index.storage.products import ProductStore, Product
-from sicot_jax.index.storage.vectors import VectorFiles
-
-_LINES = 1 << 16
+from sicot_jax.index.storage.products import ProductRecord
 
 
 def shard_folder(folder: Path, shard: int) -> Path:
+    """Returns the folder of a shard.
+
+    Args:
+      folder: version folder.
+      shard: number of the shard, from 0.
+
+    Returns:
+      Version folder of the shard.
+    """
     return folder / f"shard-{shard}"
 
 
-def split(index: Path, out: Path, shards: int) -> Path:
-    """The version of the new index `out`: what the version in use of `index` offers, in so many
-    parts.
-
-    Withdrawn photos are gone, categories are ranges again. InputError: fewer than two parts, or
-    `index` is split already.
-    """
-    if shards < 2:
-        raise InputError(f"--shards {shards}, wanted 2 or more")
-    with layout.write_lock(index), new_folder(out) as new:
-        folder = layout.current_version(index)
-        manifest = layout.read_unsharded_manifest(folder)
-        version = new / layout.BUILDING
-        _copy_fitted(folder, version, shutil.copy2)
-        made = [_part(folder, version, manifest, shard, shards) for shard in range(shards)]
-        photos, products = (
-            sum(getattr(part, name) for part in made) for name in ("photos", "products")
-        )
-        fitted = {name: digest for name, digest in manifest.sha256.items() if name in layout.FITTED}
-        layout.write_index_manifest(
-            version,
-            dataclasses.replace(
-                manifest,
-                photos=photos,
-                products=products,
-                categories={},
-                sha256=fitted,
-                shards=shards,
-            ),
-        )
-        with layout.write_lock(new):
-            layout.publish_version(new, version)
-    return layout.current_version(out)
-
-
-def _copy_fitted(folder: Path, to: Path, copy) -> None:
-    """What does not depend on the lines; `copy` of one file."""
-    to.mkdir()
-    for name in (*layout.FITTED, layout.MODEL, layout.ONNX_MODEL):
-        if (folder / name).is_dir():
-            shutil.copytree(folder / name, to / name, copy_function=copy)
-        elif (folder / name).exists():
-            copy(folder / name, to / name)
-
-
-def _part(
-    folder: Path, version: Path, manifest: layout.IndexManifest, shard: int, shards: int
-) -> layout.IndexManifest:
-    part = shard_folder(version, shard)
-    _copy_fitted(version, part, os.link)  # never written again: one file on the disk
-    with contextlib.closing(ProductStore.create(part / layout.PRODUCTS)) as cards:
-        lines, owners, categories = _copy_cards(folder, cards, shard, shards)
-        cards.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        counts = cards.counts()
-    whole, vectors = (VectorFiles(each, manifest.width, manifest.bits) for each in (folder, part))
-    vectors.write(layout.ROW_PRODUCTS, 0, owners)
-    for name in (layout.FEATURES, layout.CODES):
-        stored = whole.memmap(name, int(lines.max(initial=-1)) + 1)
-        vectors.write(name, 0, stored[:0])
-        for first in range(0, len(lines), _LINES):
-            vectors.write(name, first, stored[lines[first : first + _LINES]])
-    lists.write_lists_if_large(part, vectors, categories)
-    made = dataclasses.replace(
-        manifest, **counts, categories=categories, sha256=layout.file_digests(part)
-    )  # type: ignore[arg-type]
-    layout.write_index_manifest(part, made)
-    return made
-
-
-def _copy_cards(
-    folder: Path, cards: ProductStore, shard: int, shards: int
-) -> tuple[np.ndarray, np.ndarray, dict[str, list[int]]]:
-    """The part's products, photos, pictures and rows, by category and product. Their lines in the
-    whole, int64, their owners, int32, and where each category is.
-    """
-    connection, mine = cards.connection, (shards, shard)
-    connection.execute(
-        "ATTACH ? AS whole", ((folder / layout.PRODUCTS).absolute().as_uri() + "?mode=ro",)
-    )
-    with cards.change():
-        connection.execute(
-            "INSERT INTO products SELECT * FROM whole.products WHERE product % ? = ?", mine
-        )
-        connection.execute("INSERT INTO rows SELECT * FROM whole.rows WHERE product % ? = ?", mine)
-        connection.execute(
-            "CREATE TEMP TABLE kept AS SELECT photos.place AS line, category, product, image_id, "
-            "row_number() OVER (ORDER BY category, product, photos.place) - 1 AS place "
-            "FROM whole.photos JOIN whole.products USING (product) "
-            "WHERE NOT photos.withdrawn AND NOT products.withdrawn AND product % ? = ? "
-            "AND photos.place < (SELECT value FROM whole.state WHERE name = 'places')",
-            mine,
-        )
-        connection.execute(
-            "INSERT INTO photos (place, product, image_id) SELECT place, product, image_id FROM kept"
-        )
-        connection.execute(
-            "INSERT INTO pictures SELECT kept.place, kept.product, jpeg FROM kept "
-            "JOIN whole.pictures ON whole.pictures.place = kept.line"
-        )
-        found = connection.execute("SELECT line, product FROM kept ORDER BY place")
-        stored = np.fromiter(found, np.dtype([("line", np.int64), ("product", np.int32)]))
-        cards_of.set_num_rows(connection, len(stored))
-        ranges = connection.execute(
-            "SELECT category, min(place), max(place) + 1 FROM kept GROUP BY 1 ORDER BY 2"
-        ).fetchall()
-    connection.execute("DETACH whole")
-    return stored["line"], stored["product"], {name: [first, last] for name, first, last in ranges}
-
-
 class ShardedIndex:
-    """The parts in `folder` as one `ProductIndex`. InputError where one cannot be read."""
+    """All shards of a version, opened for search."""
 
     def __init__(self, folder: Path):
+        """Opens the shards.
+
+        Args:
+          folder: version folder.
+
+        Raises:
+          InputError: a shard cannot be read.
+        """
         self.folder, self.manifest = folder, layout.read_index_manifest(folder)
-        self.parts = [
+        self.shards = [
             LocalIndex(shard_folder(folder, shard)) for shard in range(self.manifest.num_shards)
         ]
-        self._offered = _merged([part.active_products() for part in self.parts])
+        self._active = _merge_active([shard.active_products() for shard in self.shards])
 
     def nearest(
         self,
         embeddings: np.ndarray,
         k: int,
         *,
-        photos: int = 0,
+        num_photos: int = 0,
         category: str | None = None,
         candidates: int = 0,
     ) -> list[Neighbours]:
-        """As `ProductIndex` says. Each part puts as many candidates in order as one index would:
-        together they propose what one index proposes (but for photos of equal distance), and more.
+        """Finds the products and photos nearest to each query; see `ProductIndex.nearest`.
+
+        Each shard puts as many candidates in order as one index would: together they propose what
+        one index proposes (except for photos of equal distance), and more.
+
+        Args:
+          embeddings: queries, float [B, D].
+          k: products of each query.
+          num_photos: photos of each query.
+          category: search this category alone.
+          candidates: photos that each shard puts in order by their features, 0 for `CANDIDATES`.
+
+        Returns:
+          Results of each query.
         """
-        of_parts = [
-            part.nearest(embeddings, k, photos=photos, category=category, candidates=candidates)
-            for part in self.parts
+        by_shard = [
+            shard.nearest(
+                embeddings, k, num_photos=num_photos, category=category, candidates=candidates
+            )
+            for shard in self.shards
         ]
         return [
             Neighbours(
-                self._best([n.products for n in near], k),
-                self._best([n.photos for n in near], photos),
+                self._merge([result.products for result in results], k),
+                self._merge([result.photos for result in results], num_photos),
             )
-            for near in zip(*of_parts, strict=True)
+            for results in zip(*by_shard, strict=True)
         ]
 
-    def _best(self, of_parts: Sequence[Sequence[Neighbour]], count: int) -> list[Neighbour]:
-        found = [
-            dataclasses.replace(neighbour, place=self._place(shard, neighbour.place))
-            for shard, neighbours in enumerate(of_parts)
+    def _merge(self, by_shard: Sequence[Sequence[Neighbour]], count: int) -> list[Neighbour]:
+        merged = [
+            dataclasses.replace(neighbour, row=self._global_row(shard, neighbour.row))
+            for shard, neighbours in enumerate(by_shard)
             for neighbour in neighbours
         ]
-        return sorted(found, key=lambda neighbour: (-neighbour.similarity, neighbour.place))[:count]
+        return sorted(merged, key=lambda neighbour: (-neighbour.similarity, neighbour.row))[:count]
 
-    def _place(self, shard: int, place: int) -> int:
-        return place * len(self.parts) + shard
+    def _global_row(self, shard: int, row: int) -> int:
+        return row * len(self.shards) + shard
 
-    def _of(self, number: int) -> tuple[LocalIndex, int]:
-        """The part of a product or a place, and which part it is."""
-        shard = number % len(self.parts)
-        return self.parts[shard], shard
+    def _shard_of(self, number: int) -> LocalIndex:
+        """The shard of a product id or a row."""
+        return self.shards[number % len(self.shards)]
 
-    def _card(self, product: Product | None, shard: int) -> Product | None:
-        if product is None:
+    def _with_global_rows(self, record: ProductRecord | None, shard: int) -> ProductRecord | None:
+        if record is None:
             return None
-        return dataclasses.replace(
-            product, pictures=[self._place(shard, place) for place in product.pictures]
-        )
+        rows = [self._global_row(shard, row) for row in record.picture_rows]
+        return dataclasses.replace(record, picture_rows=rows)
 
     def active_products(self) -> ActiveProducts:
-        return self._offered
+        """Returns which products may be answers."""
+        return self._active
 
-    def products(self, numbers: Sequence[int]) -> list[Product | None]:
-        cards: dict[int, Product | None] = {}
-        for shard, part in enumerate(self.parts):
-            own = [int(number) for number in numbers if number % len(self.parts) == shard]
-            cards |= {
-                n: self._card(card, shard) for n, card in zip(own, part.products(own), strict=True)
-            }
-        return [cards[int(number)] for number in numbers]
+    def products(self, product_ids: Sequence[int]) -> list[ProductRecord | None]:
+        """Reads records.
 
-    def product(self, sku: str) -> Product | None:
-        found = (self._card(part.product(sku), shard) for shard, part in enumerate(self.parts))
-        return next((card for card in found if card is not None), None)
+        Args:
+          product_ids: their ids.
 
-    def count_photos(self, number: int) -> int:
-        return self._of(number)[0].count_photos(number)
+        Returns:
+          A record for each id; None for a deleted or unknown product.
+        """
+        records: dict[int, ProductRecord | None] = {}
+        for number, shard in enumerate(self.shards):
+            ids = [int(p) for p in product_ids if p % len(self.shards) == number]
+            for product_id, record in zip(ids, shard.products(ids), strict=True):
+                records[product_id] = self._with_global_rows(record, number)
+        return [records[int(product_id)] for product_id in product_ids]
 
-    def picture(self, place: int) -> bytes | None:
-        return self._of(place)[0].picture(place // len(self.parts))
+    def product(self, sku: str) -> ProductRecord | None:
+        """Reads one record.
+
+        Args:
+          sku: its key.
+
+        Returns:
+          The record; None for a deleted or unknown product.
+        """
+        records = (
+            self._with_global_rows(shard.product(sku), number)
+            for number, shard in enumerate(self.shards)
+        )
+        return next((record for record in records if record is not None), None)
+
+    def count_photos(self, product_id: int) -> int:
+        """Returns how many photos of a product are not deleted.
+
+        Args:
+          product_id: the product.
+
+        Returns:
+          The number of photos.
+        """
+        return self._shard_of(product_id).count_photos(product_id)
+
+    def picture(self, row: int) -> bytes | None:
+        """Reads the picture of a photo.
+
+        Args:
+          row: row of the photo.
+
+        Returns:
+          Encoded image; None where none is kept.
+        """
+        return self._shard_of(row).picture(row // len(self.shards))
 
     def refresh(self) -> bool:
-        seen = [part.refresh() for part in self.parts]
-        if any(seen):
-            self._offered = _merged([part.active_products() for part in self.parts])
-        return any(seen)
+        """Reads what was committed since the last call; returns whether there was anything."""
+        changed = [shard.refresh() for shard in self.shards]
+        if any(changed):
+            self._active = _merge_active([shard.active_products() for shard in self.shards])
+        return any(changed)
 
     def counts(self) -> dict[str, int]:
-        counts = [part.counts() for part in self.parts]
+        """Returns how many "products" and "photos" are not deleted."""
+        counts = [shard.counts() for shard in self.shards]
         return {name: sum(count[name] for count in counts) for name in counts[0]}
 
     def close(self) -> None:
-        for part in self.parts:
-            part.close()
+        """Closes all shards."""
+        for shard in self.shards:
+            shard.close()
 
 
-def _merged(parts: Sequence[ActiveProducts]) -> ActiveProducts:
-    """Of parts where product p is of part p mod N."""
-    products = np.concatenate([part.products for part in parts])
-    order = np.argsort(products)
-    names = tuple(sorted({name for part in parts for name in part.names}))
-    category = np.full(max(len(part.category) for part in parts), len(names))
-    for shard, part in enumerate(parts):
-        number = np.array([*(names.index(name) for name in part.names), len(names)])
-        own = slice(shard, len(part.category), len(parts))
-        category[own] = number[part.category[own]]
+def _merge_active(shards: Sequence[ActiveProducts]) -> ActiveProducts:
+    """Of shards where product p is of shard p mod N."""
+    new_products = np.concatenate([shard.new_products for shard in shards])
+    order = np.argsort(new_products)
+    names = tuple(sorted({name for shard in shards for name in shard.category_names}))
+    category = np.full(max(len(shard.product_category) for shard in shards), len(names))
+    for number, shard in enumerate(shards):
+        merged = np.array([*(names.index(name) for name in shard.category_names), len(names)])
+        products = slice(number, len(shard.product_category), len(shards))
+        category[products] = merged[shard.product_category[products]]
     return ActiveProducts(
-        np.sort(np.concatenate([part.withdrawn for part in parts])),
-        products[order],
-        np.concatenate([part.kernel for part in parts])[order],
-        np.concatenate([part.bias for part in parts])[order],
+        np.sort(np.concatenate([shard.deleted for shard in shards])),
+        new_products[order],
+        np.concatenate([shard.kernel for shard in shards])[order],
+        np.concatenate([shard.bias for shard in shards])[order],
         names,
         category,
     )

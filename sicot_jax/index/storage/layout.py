@@ -1,24 +1,29 @@
 """File names, the manifest, the version in use and the write lock of an index folder.
 
-    INDEX/current       name of the version in use, replaced atomically
-    INDEX/v000001/      a version: the files named below
-    INDEX/.building/    the next version while it is being written
-    INDEX/.lock         held by the one process that writes
+INDEX/current       name of the version in use, replaced atomically
+INDEX/v000001/      a version: the files named below
+INDEX/.building/    the next version while it is being written
+INDEX/.lock         held by the one process that writes
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sicot_jax.common.files import file_sha256, read_json, write_json
+from sicot_jax.common.files import (
+    atomic_file,
+    file_sha256,
+    read_json,
+    sync_to_disk,
+    write_json,
+)
+from sicot_jax.common.locks import file_lock
 from sicot_jax.errors import InputError
 
 FORMAT = 6
@@ -211,13 +216,8 @@ def write_lock(index: Path, *, create: bool = False) -> Iterator[None]:
         index.mkdir(parents=True, exist_ok=True)
     elif not index.is_dir():
         current_version(index)  # raises
-    with (index / LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(
-                f"{index}: another process is changing it; wait for it to end"
-            ) from error
+    refusal = InputError(f"{index}: another process is changing it; wait for it to end")
+    with file_lock(index / LOCK, refusal):
         yield
 
 
@@ -238,10 +238,11 @@ def publish_version(index: Path, folder: Path) -> Path:
     number = int(_VERSION.fullmatch(versions[-1])[1]) + 1 if versions else 1  # type: ignore[index]
     published = index / f"v{number:06d}"
     for path in sorted(folder.rglob("*")):
-        _sync(path)
-    _sync(folder)
+        sync_to_disk(path)
+    sync_to_disk(folder)
     folder.rename(published)
-    _set_current(index, published.name)
+    with atomic_file(index / CURRENT, durable=True) as temporary:
+        temporary.write_text(published.name + "\n")
     for name in versions:
         if name != before:
             shutil.rmtree(index / name, ignore_errors=True)
@@ -265,22 +266,3 @@ def file_digests(folder: Path) -> dict[str, str]:
         if name != RANKER and (folder / name).exists()
     ]
     return {name: file_sha256(folder / name) for name in names}
-
-
-def _set_current(index: Path, name: str) -> None:
-    partial = index / f"{CURRENT}.tmp"
-    with partial.open("w") as file:
-        file.write(name + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(index / CURRENT)
-    _sync(index)
-
-
-def _sync(path: Path) -> None:
-    """Makes a file's content, or a rename in a folder, survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

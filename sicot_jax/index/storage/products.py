@@ -181,7 +181,8 @@ class ProductStore:
     def data_version(self) -> int:
         """Returns a number that differs after another process's commit.
 
-        Comparable only with earlier values of the same thread's connection.
+        Returns:
+          The number; comparable only with earlier ones of the same thread's connection.
         """
         return self.connection.execute("PRAGMA data_version").fetchone()[0]
 

@@ -14,14 +14,6 @@ from sicot_jax.index.storage import layout
 _CHUNK_BYTES = 1 << 19  # of features
 
 
-def unit(rows: np.ndarray) -> np.ndarray:
-    """Rows of length 1, float32; those of zeros stay."""
-    rows = np.asarray(rows, np.float32)
-    return rows / np.maximum(
-        np.linalg.norm(rows, axis=-1, keepdims=True), np.finfo(np.float32).tiny
-    )
-
-
 def cosine_similarities(features: np.ndarray, rows: np.ndarray, query: np.ndarray) -> np.ndarray:
     """Returns cosines of some rows of the features with a query.
 
@@ -150,3 +142,20 @@ class VectorFiles:
             file.write(np.ascontiguousarray(rows, dtype).tobytes())
             file.flush()
             os.fsync(file.fileno())
+
+
+def category_ranges(names: np.ndarray) -> dict[str, list[int]]:
+    """Finds the range of each category among rows that are ordered by category.
+
+    Args:
+      names: category of each row, str [N], sorted.
+
+    Returns:
+      Category -> [first row, last row + 1].
+    """
+    categories, first = np.unique(names, return_index=True)
+    ends = [*first[1:].tolist(), len(names)]
+    return {
+        str(name): [int(start), int(end)]
+        for name, start, end in zip(categories, first, ends, strict=True)
+    }

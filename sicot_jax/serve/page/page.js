@@ -46,7 +46,7 @@ function best(product, answer) {
   words.append(element(answer.known === false ? "p" : "h2", "", product.title || product.sku));
   words.append(element("p", "soft", `SKU ${product.sku}`));
   for (const text of [product.category, product.tags]) if (text) words.append(element("p", "soft", text));
-  const sure = answer.certainty ?? product.probability;
+  const sure = answer.confidence ?? product.probability;
   const line = element("p", "sure");
   const meter = element("meter");
   Object.assign(meter, { min: 0, max: 1, value: sure });

@@ -20,7 +20,7 @@ from sicot_jax import config as config_lib
 from sicot_jax.config import Config, ConfigError, HeadConfig
 from sicot_jax.errors import InputError
 from sicot_jax.parallel import mesh
-from sicot_jax.parallel.device_memory import device_memory, size_text
+from sicot_jax.parallel.device_memory import memory_per_device, format_size
 from sicot_jax.training import evaluate
 from sicot_jax.training.memory.plan import SHARE, Plan, can_divide, make_plan
 from sicot_jax.training.step import make_train_step
@@ -45,7 +45,7 @@ class DoesNotFit(InputError):
             else "take more devices or a smaller model"
         )
         super().__init__(
-            f"{what}, more than {SHARE:.0%} of the {size_text(memory)} that a device has; {remedy}"
+            f"{what}, more than {SHARE:.0%} of the {format_size(memory)} that a device has; {remedy}"
         )
 
 
@@ -67,8 +67,8 @@ def compile_step(setup: Setup, state: TrainState, batch_size: int) -> jax.stages
         batch["token_ids"] = jax.ShapeDtypeStruct((batch_size, config.data.max_tokens), jnp.int32)
     if config.loss.box_regression:
         batch["box"] = jax.ShapeDtypeStruct((batch_size, 4), jnp.float32)
-    batch = {name: mesh.divided(x, setup.mesh) for name, x in batch.items()}
-    numbers = mesh.on_devices(jax.eval_shape(setup.numbers), setup.mesh)
+    batch = {name: mesh.sharded_struct(x, setup.mesh) for name, x in batch.items()}
+    numbers = mesh.with_shardings(jax.eval_shape(setup.numbers), setup.mesh)
     return jax.jit(make_train_step(setup), donate_argnums=0).lower(state, batch, numbers).compile()
 
 
@@ -84,13 +84,13 @@ def evaluation_bytes(setup: Setup, state: TrainState) -> int:
             config,
             setup.visual_graphdef,
             setup.shape.num_classes,
-            with_post_hoc=setup.shape.num_classes <= config.eval.post_hoc_up_to_classes,
+            with_post_hoc=setup.shape.num_classes <= config.eval.analysis_up_to_classes,
         )
     )
-    classifier = mesh.on_devices(jax.eval_shape(evaluate.plain_classifier, state), setup.mesh)
+    classifier = mesh.with_shardings(jax.eval_shape(evaluate.plain_classifier, state), setup.mesh)
     visual = state.params["visual"], state.batch_stats["visual"], classifier
     size = _analysis(
-        recognize.lower(*visual, *(mesh.divided(x, setup.mesh) for x in (image, label))).compile()
+        recognize.lower(*visual, *(mesh.sharded_struct(x, setup.mesh) for x in (image, label))).compile()
     )
     photos = math.prod(image.shape) // setup.mesh.size
     folded = classifier.kernel.shape != state.classifier.kernel.shape
@@ -255,12 +255,12 @@ def compile_within_memory(
     evaluation takes. Host memory counts as free as it is now, and what Python and the catalogue
     will still take of it is not known.
     """
-    found = device_memory(setup.mesh.local_devices)
+    found = memory_per_device(setup.mesh.local_devices)
     memory = sys.maxsize if found is None else found  # not known: nothing to refuse by
     beside = sum(plan.beside_step().values())
     kept = sum(plan.state().values()) + beside
     if kept > SHARE * memory:
-        what = f"parameters, optimizer and what is held beside a step take {size_text(kept)}"
+        what = f"parameters, optimizer and what is held beside a step take {format_size(kept)}"
         raise DoesNotFit(what, with_activations(plan), memory)
     steps = {}
     micro_batch = setup.config.train.batch_size // setup.config.train.micro_batches
@@ -271,7 +271,7 @@ def compile_within_memory(
             config = _of_batch(setup.config, batch_size, batch_size // micro_batch)
             planned = _with_compiled(plan, compiled, of=dataclasses.replace(plan, config=config))
             raise DoesNotFit(
-                f"a step and what is held beside it take {size_text(needed)}", planned, memory
+                f"a step and what is held beside it take {format_size(needed)}", planned, memory
             )
     evaluated = setup.config.eval.batch_size
     if (
@@ -279,7 +279,7 @@ def compile_within_memory(
         and (needed := kept + evaluation_bytes(setup, state)) > SHARE * memory
     ):
         raise ConfigError(
-            f"an evaluation of {evaluated} photos at a time takes {size_text(needed)}, more than {SHARE:.0%} of the "
-            f"{size_text(memory)} that a device has; lower eval.batch_size"
+            f"an evaluation of {evaluated} photos at a time takes {format_size(needed)}, more than {SHARE:.0%} of the "
+            f"{format_size(memory)} that a device has; lower eval.batch_size"
         )
     return steps

@@ -16,9 +16,9 @@ from sicot_jax.classifier import heads
 from sicot_jax.classifier import sampling as sampled
 from sicot_jax.common.trees import path_name
 from sicot_jax.config import Config
-from sicot_jax.parallel import gradient_sync as exchange
+from sicot_jax.parallel import gradient_sync
 from sicot_jax.parallel import mesh
-from sicot_jax.training.optimizer import part_of, trained_parts
+from sicot_jax.training.optimizer import model_part, trained_parts
 from sicot_jax.training.state import abstract_state
 from sicot_jax.training.setup import check_batch_sizes, make_setup
 from sicot_jax.training.model import DataShape, compute_dtype, num_word_columns
@@ -326,11 +326,11 @@ def make_plan(config: Config, shape: DataShape, *, devices: int, platform: str) 
         if config.optim.trains(path_name(path))
     ]
     parts = trained_parts(config.optim, params)
-    codes = params["visual"].get("codes")
+    codes = params["visual"].get("code_head")
     moments = [
         x
         for path, x in jax.tree_util.tree_leaves_with_path(state.batch_stats)
-        if parts[part_of(path_name(path))]
+        if parts[model_part(path_name(path))]
     ]
     return Plan(
         config=config,
@@ -340,10 +340,10 @@ def make_plan(config: Config, shape: DataShape, *, devices: int, platform: str) 
         parameters=size_of((params, state.batch_stats)),
         optimizer=size_of(state.opt_state),
         gradient=size_of(trained),
-        unsent=size_of(state.unsent) // devices,
+        unsent=size_of(state.residual) // devices,
         entries_sent=sum(
-            exchange.entries_sent(x.size // devices, config.train.gradient_ratio)
-            for x in state.unsent.values()
+            gradient_sync.num_entries_sent(x.size // devices, config.train.gradient_ratio)
+            for x in state.residual.values()
         ),
         per_class=per_class,
         width=width,

@@ -10,7 +10,7 @@ import jax
 from sicot_jax.config import Config
 from sicot_jax.errors import InputError
 from sicot_jax.parallel import mesh
-from sicot_jax.parallel.device_memory import DEVICE_KINDS, GIB, device_memory, size_text
+from sicot_jax.parallel.device_memory import DEVICE_KINDS, GIB, memory_per_device, format_size
 from sicot_jax.training.memory import fit
 from sicot_jax.training.memory.plan import SHARE, Plan, can_divide, largest_classes, make_plan
 from sicot_jax.training.model import DataShape
@@ -21,7 +21,7 @@ def _count_text(count: int) -> str:
 
 
 def _line(name: str, size: float) -> str:
-    return f"  {name:<42}{size_text(size):>12}"
+    return f"  {name:<42}{format_size(size):>12}"
 
 
 def memory_lines(plan: Plan) -> list[str]:
@@ -60,7 +60,7 @@ def ratio_lines(plan: Plan) -> list[str]:
 
 
 def alternative_lines(plan: Plan, others: list[fit.Alternative], memory: int) -> list[str]:
-    lines = [f"  {other!s:<64}{size_text(other.plan.total()):>12}" for other in others]
+    lines = [f"  {other!s:<64}{format_size(other.plan.total()):>12}" for other in others]
     if most := largest_classes(plan, memory, devices=plan.devices):
         lines.append(f"  up to {most:,} classes, all else as it is")
     return ["what would fit instead:", *(lines or ["  nothing with this model and batch"])]
@@ -73,7 +73,7 @@ def kind_lines(plan: Plan, memory: int | None, kind: str) -> list[str]:
     counts = [1, 8, 64]
     rows = [] if memory is None else [(kind, memory, plan, "at hand")]
     for other in DEVICE_KINDS:
-        if kind not in other.called:
+        if kind not in other.jax_names:
             there = dataclasses.replace(plan, platform=other.platform)
             rows.append((other.name, round(other.gib * GIB), there, "estimate"))
     header = f"  {'kind':<24}{'memory':>12}" + "".join(f"{n:>13}" for n in counts) + "  devices"
@@ -89,7 +89,7 @@ def kind_lines(plan: Plan, memory: int | None, kind: str) -> list[str]:
             for n in counts
         ]
         lines.append(
-            f"  {name:<24}{size_text(size):>12}{''.join(f'{text:>13}' for text in classes)}  {source}"
+            f"  {name:<24}{format_size(size):>12}{''.join(f'{text:>13}' for text in classes)}  {source}"
         )
     return lines
 
@@ -125,12 +125,12 @@ def plan_lines(config: Config, shape: DataShape, *, devices: int = 0) -> Iterato
     plan = fit.with_activations(plan)
     name, size = list(plan.memory().items())[-1]
     yield from (_line(name, size), _line("sum", plan.total()))
-    memory, kind = device_memory(at_hand[:devices]), at_hand[0].device_kind
+    memory, kind = memory_per_device(at_hand[:devices]), at_hand[0].device_kind
     if memory is None:
         yield f"the memory of a {kind} is not known"
     else:
         fits = "fits" if plan.fits(memory) else "does not fit"
-        yield f"{fits}: a {kind} here has {size_text(memory)}, of which {SHARE:.0%} may be taken"
+        yield f"{fits}: a {kind} here has {format_size(memory)}, of which {SHARE:.0%} may be taken"
         if not plan.fits(memory):
             yield from alternative_lines(plan, fit.alternatives(plan, memory), memory)
     yield from kind_lines(plan, memory, kind)

@@ -91,7 +91,9 @@ def test_fashion_zip_equals_folder(tmp_path, fashion):
 
 
 def test_fashion_leaves_small_classes_out_by_default(tmp_path, fashion):
-    with pytest.raises(CatalogImportError, match=r"no photo of .* can be used.*wrong number of fields"):
+    with pytest.raises(
+        CatalogImportError, match=r"no photo of .* can be used.*wrong number of fields"
+    ):
         import_catalog(fashion, tmp_path / "out", dataset="fashion_products", workers=1)
 
 
@@ -320,8 +322,8 @@ def webvision(tmp_path, monkeypatch):
     test.
     """
     builder = load_builder("webvision1k")
-    monkeypatch.setattr(builder, "CLASSES", 6)
-    monkeypatch.setattr(builder, "CHOSEN", 3)
+    monkeypatch.setattr(builder, "NUM_CLASSES", 6)
+    monkeypatch.setattr(builder, "NUM_CHOSEN", 3)
     folder = tmp_path / "webvision"
     (folder / "info").mkdir(parents=True)
     synsets = "".join(f"n0000000{c} name {c}, other name {c}\n" for c in range(6))
@@ -406,7 +408,7 @@ def test_webvision_public_layout(tmp_path, webvision):
 
 
 def test_webvision_names_broken_rows(tmp_path, webvision, monkeypatch):
-    monkeypatch.setattr(load_builder("webvision1k"), "CHOSEN", 6)
+    monkeypatch.setattr(load_builder("webvision1k"), "NUM_CHOSEN", 6)
     (webvision / "google" / "q0001.json").write_text("{", encoding="utf-8")
     (webvision / "flickr" / "q0002.json").unlink()
     (webvision / "flickr" / "q0003.json").write_text(

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from sicot_jax.catalog.importing.manifest import _read_csv, read_folders, read_manifest
+from sicot_jax.catalog.importing.manifest import read_folders, read_manifest
+from sicot_jax.catalog.importing.manifest_csv import read_csv_rows
 from sicot_jax.catalog.importing.manifest_rows import NO_BOX, DroppedRow, ManifestError, ManifestRow
 
 
@@ -116,7 +117,7 @@ def test_lines_are_right_in_any_text(tmp_path):
                 ["\n", "\r\n", "\r", "\n\n", "\r\n\n"]
             )
         (tmp_path / "m.csv").write_bytes(text.encode())
-        found = _read_csv(tmp_path / "m.csv", [])
+        found = read_csv_rows(tmp_path / "m.csv", [])
         assert {
             where: row.reason if isinstance(row, DroppedRow) else row["image"]
             for where, row in found

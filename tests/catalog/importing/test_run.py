@@ -23,15 +23,16 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from sicot_jax.catalog.catalog import SPLITS
-from sicot_jax.catalog.importing import builder as builder_module
+from sicot_jax.catalog.importing import catalog_tables
 from sicot_jax.catalog.importing.fingerprint import source_sha256
 from sicot_jax.catalog.importing.manifest_rows import ManifestError
-from sicot_jax.catalog.importing.photos import FolderPhotos, prepare_all
+from sicot_jax.catalog.importing.photos import FolderPhotos, prepare_photos
 from sicot_jax.catalog.importing.run import add_import_arguments, import_catalog, run_import
 from sicot_jax.catalog.importing.settings import CatalogImportError, ImportSettings
-from sicot_jax.catalog.importing.title_source import Borrowed
-from sicot_jax.catalog.sources.imported import CatalogError, import_source, open_imported
-from sicot_jax.common.image import decode, image_id
+from sicot_jax.catalog.importing.title_source import TransferredTitle
+from sicot_jax.catalog.sources.imported import CatalogError, open_imported
+from sicot_jax.catalog.sources.imported import read_import_source
+from sicot_jax.common.image import decode_photo, image_id
 
 ROOT = Path(__file__).parents[3]
 SMALL = ImportSettings(word_width=8, word_epochs=1, min_count=1, short_side=24)
@@ -128,9 +129,9 @@ def test_records_and_tables_agree(imported, source):
         assert record["token_ids"].dtype == np.int32
         assert record["box"].tolist() == [0, 0, 0, 0]
         assert record["role"] == "catalogue"
-        original = decode((source.parent / record["reference"]).read_bytes())
+        original = decode_photo((source.parent / record["reference"]).read_bytes())
         assert record["image_id"] == image_id(original)
-        assert decode(record["image"]).shape == (24, 32, 3)
+        assert decode_photo(record["image"]).shape == (24, 32, 3)
     first = next(record for record in found["train"] if record["sku"] == "NA")
     assert catalog.classes.title[1] == first["title"]
 
@@ -264,15 +265,15 @@ def test_a_later_version_keeps_every_split(tmp_path):
         "few.csv",
     )
     without_b = write_manifest(source, [row for row in grown if row["sku"] == "a"], "a.csv")
-    where, settled = [], []
+    where, unchanged = [], []
     for manifest in (few, without_b, write_manifest(source, grown)):
         made = import_catalog(manifest, tmp_path / "out", settings=SMALL, workers=1)
         found = records(open_imported(made.folder))
         where.append({record["image_id"]: split for split in SPLITS for record in found[split]})
-        settled.append(made.report.settled)
+        unchanged.append(made.report.unchanged_splits)
     assert {image: where[2][image] for image in where[0]} == where[0]
     assert {image: where[2][image] for image in where[1]} == where[1]
-    assert settled == [0, 10, 20]
+    assert unchanged == [0, 10, 20]
     assert "20 of 21 photos keep the split of an earlier version" in made.report.summary()
     fresh = import_catalog(source / "photos.csv", tmp_path / "fresh", settings=SMALL, workers=1)
     found = records(open_imported(fresh.folder))
@@ -387,7 +388,8 @@ def test_one_bad_row_never_stops_an_import_unless_the_limit_is_zero(tmp_path, so
     made = import_catalog(manifest, tmp_path / "out", settings=SMALL, workers=1)
     assert made.report.kept == 12
     with pytest.raises(
-        CatalogImportError, match=r"1 of the first 13 rows .* at most 0 of 13 .*none.jpg: photo missing"
+        CatalogImportError,
+        match=r"1 of the first 13 rows .* at most 0 of 13 .*none.jpg: photo missing",
     ):
         import_catalog(
             manifest, tmp_path / "none", settings=ImportSettings(max_bad_share=0), workers=1
@@ -399,7 +401,7 @@ def test_only_regular_files_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "folder.jpg").mkdir()
     names = ["pipe.jpg", "/dev/zero", "folder.jpg"]
-    found = prepare_all(FolderPhotos(tmp_path), names, short_side=8, workers=1)
+    found = prepare_photos(FolderPhotos(tmp_path), names, short_side=8, workers=1)
     assert [photo.error.partition(":")[0] for photo in found] == ["not a file"] * 3
     with pytest.raises(CatalogImportError, match="not found as a file or folder"):
         import_catalog(tmp_path / "pipe.jpg", tmp_path / "out", workers=1)
@@ -430,7 +432,8 @@ def test_summary_of_a_second_version(tmp_path, source, rows):
     )
     summary = made.report.summary()
     assert (
-        "version 1.0.1 of shop: 1 new SKU, 2 discontinued; 20 of 21 photos keep the split" in summary
+        "version 1.0.1 of shop: 1 new SKU, 2 discontinued; 20 of 21 photos keep the split"
+        in summary
     )
     assert "WARNING" not in summary
     one = [row for row in rows if row["sku"] == "0012"]
@@ -439,7 +442,8 @@ def test_summary_of_a_second_version(tmp_path, source, rows):
     )
     summary = made.report.summary()
     assert (
-        "version 1.0.2 of shop: 0 new SKUs, 2 discontinued; 12 of 12 photos keep the split" in summary
+        "version 1.0.2 of shop: 0 new SKUs, 2 discontinued; 12 of 12 photos keep the split"
+        in summary
     )
     assert "WARNING: 2 of 3 SKUs discontinued, more than half" in summary
 
@@ -478,16 +482,16 @@ def test_what_was_imported_is_recorded(tmp_path, source, imported):
         imported.folder.parent,
         os.fspath(imported.folder.parent.parent),
     ):
-        assert import_source(directory) == expected
+        assert read_import_source(directory) == expected
     unfinished = tmp_path / "out" / "shop" / "incomplete.123_1.0.0"
     unfinished.mkdir(parents=True)
     shutil.copy(imported.folder / "catalog.json", unfinished)
     for directory in (tmp_path / "none", tmp_path, tmp_path / "out", unfinished.parent, unfinished):
-        assert import_source(directory) is None
+        assert read_import_source(directory) is None
     for name in ("a", "b"):
         shutil.copytree(imported.folder, tmp_path / "two" / name / "1.0.0")
     with pytest.raises(CatalogError, match="holds 2 catalogues"):
-        import_source(tmp_path / "two")
+        read_import_source(tmp_path / "two")
 
 
 def test_fingerprint_of_a_manifest_is_of_its_text_and_its_photos(tmp_path):
@@ -511,7 +515,7 @@ def test_fingerprint_of_a_folder_is_of_its_files(tmp_path):
         photo(tmp_path / "shop" / sku / "0.png", 1)
     before = source_sha256(tmp_path / "shop")
     made = import_catalog(tmp_path / "shop", tmp_path / "out", settings=SMALL, workers=1)
-    assert import_source(made.folder) == {"source": "shop", "source_sha256": before}
+    assert read_import_source(made.folder) == {"source": "shop", "source_sha256": before}
     (tmp_path / "shop" / ".hidden").touch()
     assert source_sha256(tmp_path / "shop") == before
     found = {before}
@@ -563,7 +567,7 @@ def test_disk_full_and_ctrl_c_leave_nothing(tmp_path, source, monkeypatch, error
     def fail(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(builder_module, "train_word_vectors", fail)
+    monkeypatch.setattr(catalog_tables, "train_word_vectors", fail)
     with pytest.raises((CatalogImportError, KeyboardInterrupt)) as caught:
         import_catalog(source, tmp_path / "out", settings=SMALL, workers=1)
     assert not (tmp_path / "out").exists()
@@ -582,13 +586,13 @@ def test_two_imports_at_once_are_refused(tmp_path, source):
 KILLED = """
 import sys, time
 from pathlib import Path
-import sicot_jax.catalog.importing.builder as builder
+from sicot_jax.catalog.importing import catalog_tables
 
 def wait(*args, **kwargs):
     print("decoded", file=sys.__stdout__, flush=True)
     time.sleep(60)
 
-builder.train_word_vectors = wait
+catalog_tables.train_word_vectors = wait
 from sicot_jax.catalog.importing.run import import_catalog
 import_catalog(Path(sys.argv[1]), Path(sys.argv[2]), workers=1)
 """
@@ -622,10 +626,10 @@ def test_a_killed_import_leaves_nothing_that_opens(tmp_path, source):
 def test_workers_end_with_a_killed_parent(tmp_path):
     """Orphans of a pool would keep memory and locks for ever."""
     script = (
-        "import sys, time\nfrom sicot_jax.catalog.importing.photos import FolderPhotos, prepare_all\n"
+        "import sys, time\nfrom sicot_jax.catalog.importing.photos import FolderPhotos, prepare_photos\n"
         "from pathlib import Path\nimport multiprocessing\n"
         "if __name__ == '__main__':\n"
-        "    found = prepare_all(FolderPhotos(Path('.')), ['none.jpg'] * 400, short_side=8, workers=2)\n"
+        "    found = prepare_photos(FolderPhotos(Path('.')), ['none.jpg'] * 400, short_side=8, workers=2)\n"
         "    next(found)\n"
         "    print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
         "    time.sleep(60)\n"
@@ -690,74 +694,76 @@ def test_folders_without_titles(tmp_path):
     assert made.report.photos_without_words == made.report.photos["train"]
 
 
-class Lender:
-    """Lends each photo a title of its own: the first is too unlike, the last finds nothing."""
+class FakeTitleSource:
+    """Gives each photo its own title; the first is too dissimilar, the last gets none."""
 
-    about = {"run": "run", "data_hash": "d" * 64, "commit": "c" * 40}
+    provenance = {"run": "run", "data_hash": "d" * 64, "commit": "c" * 40}
 
     def __init__(self):
         self.asked = []
 
-    def __call__(self, photos):
+    def find_titles(self, photos):
         self.asked += photos
         cosines = [0.25, *[0.5 + 0.01 * i for i in range(len(photos) - 2)]]
         return [
             *(
-                Borrowed(f"lent {photo[0]}", c, "donor")
+                TransferredTitle(f"title of {photo[0]}", c, "donor")
                 for photo, c in zip(photos, cosines, strict=False)
             ),
             None,
         ]
 
 
-def test_titles_are_lent_to_training_photos_without_one(tmp_path, source, rows):
+def test_titles_are_transferred_to_training_photos_without_one(tmp_path, source, rows):
     for row in rows:
         row["title"] = "  " if row["sku"] == "0012" else row["title"]
     manifest = write_manifest(source.parent, rows, "half.csv")
-    settings, lender = dataclasses.replace(SMALL, titles_min_similarity=0.5), Lender()
-    made = import_catalog(manifest, tmp_path / "out", settings=settings, workers=1, titles=lender)
+    settings, titles = dataclasses.replace(SMALL, titles_min_similarity=0.5), FakeTitleSource()
+    made = import_catalog(
+        manifest, tmp_path / "out", settings=settings, workers=1, title_source=titles
+    )
     catalog = open_imported(made.folder)
     found = records(catalog)
     bare = [record for record in found["train"] if record["sku"] == "0012"]
-    assert lender.asked == [(record["image_id"], record["image"]) for record in bare]
-    lent = [f"lent {record['image_id']}" for record in bare]
-    assert [record["title"] for record in bare] == ["  ", *lent[1:-1], "  "]
-    assert bare[1]["token_ids"].tolist() == catalog.tokenizer.encode(f"{lent[1]} blue").tolist()
+    assert titles.asked == [(record["image_id"], record["image"]) for record in bare]
+    given = [f"title of {record['image_id']}" for record in bare]
+    assert [record["title"] for record in bare] == ["  ", *given[1:-1], "  "]
+    assert bare[1]["token_ids"].tolist() == catalog.tokenizer.encode(f"{given[1]} blue").tolist()
     others = [r for split in SPLITS for r in found[split] if r["sku"] != "0012" or split != "train"]
-    given = {row["image"]: row["title"] for row in rows}
-    assert all(record["title"] == given[record["reference"]] for record in others)
+    original = {row["image"]: row["title"] for row in rows}
+    assert all(record["title"] == original[record["reference"]] for record in others)
 
-    titles = made.report.borrowed_titles
-    assert (titles.without, titles.borrowed, titles.share) == (8, 6, 0.75)
-    assert titles.median_similarity == pytest.approx(0.525)
-    assert titles.min_similarity == 0.5
+    transfer = made.report.title_transfer
+    assert (transfer.photos_without_title, transfer.transferred, transfer.share) == (8, 6, 0.75)
+    assert transfer.median_similarity == pytest.approx(0.525)
+    assert transfer.min_similarity == 0.5
     assert (
-        titles.rows[0]
-        == f"{bare[1]['reference']}: {lent[1]} (borrowed from photo donor, similarity 0.500)"
+        transfer.rows[0]
+        == f"{bare[1]['reference']}: {given[1]} (from photo donor, similarity 0.500)"
     )
     line = (
-        "borrowed titles: 6 of 8 train photos without one (75.0%), from the nearest photos of run run "
+        "transferred titles: 6 of 8 train photos without one (75.0%), from the nearest photos of run run "
         "(data dddddddddddd, commit cccccccccccc), median similarity 0.525"
     )
     assert line in made.report.summary().splitlines()
-    assert "## Borrowed titles (6)" in (made.folder / "report.md").read_text()
+    assert "## Transferred titles (6)" in (made.folder / "report.md").read_text()
 
     again = import_catalog(
-        manifest, tmp_path / "out", settings=settings, workers=1, titles=Lender()
+        manifest, tmp_path / "out", settings=settings, workers=1, title_source=FakeTitleSource()
     )
     without = import_catalog(manifest, tmp_path / "out", settings=settings, workers=1)
     assert [made.folder.name, again.folder.name, without.folder.name] == ["1.0.0", "1.0.1", "1.0.2"]
     hashes = [open_imported(one.folder).data_hash for one in (made, again, without)]
     assert hashes[0] == hashes[1] != hashes[2]
-    assert "borrowed" not in without.report.summary()
-    assert "titles_from" not in (without.folder / "catalog.json").read_text()
+    assert "transferred" not in without.report.summary()
+    assert "title_source" not in (without.folder / "catalog.json").read_text()
 
 
-def test_nobody_is_asked_where_every_photo_has_a_title(tmp_path, source, imported):
-    lender = Lender()
-    made = import_catalog(source, tmp_path, settings=SMALL, workers=1, titles=lender)
-    assert not lender.asked
-    assert "borrowed titles: none, every train photo has its own" in made.report.summary()
+def test_title_source_is_not_called_when_every_photo_has_a_title(tmp_path, source, imported):
+    titles = FakeTitleSource()
+    made = import_catalog(source, tmp_path, settings=SMALL, workers=1, title_source=titles)
+    assert not titles.asked
+    assert "transferred titles: none, every train photo has its own" in made.report.summary()
     assert open_imported(made.folder).data_hash == open_imported(imported.folder).data_hash
 
 

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from sicot_jax.catalog.catalog import SPLITS, Catalog, Record
-from sicot_jax.catalog.sources.arrays import export_arrays, open_arrays, resized
+from sicot_jax.catalog.sources.arrays import open_array_file, write_array_file
 from sicot_jax.catalog.sources.generated import open_generated
 from sicot_jax.catalog.sources.lazy_strings import pack_strings, unpack_strings
+from sicot_jax.catalog.sources.resized import resize_catalog
 from sicot_jax.catalog.tokenizer import build_tokenizer
 from sicot_jax.config import GeneratedSpec
 from sicot_jax.config.preprocessing import Preprocessing
@@ -55,9 +56,9 @@ def source() -> Catalog:
 
 def test_round_trip(source, tmp_path):
     path = tmp_path / "catalog.npz"
-    export_arrays(source, path, to_image=_image)
+    write_array_file(source, path, to_image=_image)
     assert [each.name for each in tmp_path.iterdir()] == ["catalog.npz"]
-    opened = open_arrays(str(path))
+    opened = open_array_file(str(path))
     for name in SPLITS:
         split = opened.splits[name]
         assert split.labels.dtype == np.int32
@@ -103,8 +104,10 @@ def test_boxes_follow_their_photos(source, tmp_path, size, fit, encoded):
         "box": box,
     }
     catalog = dataclasses.replace(source, splits={"train": _Records([record])})
-    export_arrays(resized(catalog, _shape(*size, fit)), tmp_path / "c.npz", splits=("train",))
-    got = open_arrays(tmp_path / "c.npz").splits["train"][0]
+    write_array_file(
+        resize_catalog(catalog, _shape(*size, fit)), tmp_path / "c.npz", splits=("train",)
+    )
+    got = open_array_file(tmp_path / "c.npz").splits["train"][0]
     assert got["image"].shape == (*size, 3)
     red = (got["image"][..., 0] > 128) & (got["image"][..., 1] < 128)
     rows, columns = (np.flatnonzero(red.any(axis)) for axis in (1, 0))
@@ -117,14 +120,14 @@ class _Records(list):
 
 
 def test_a_box_that_was_cut_away_and_none_are_zero(source):
-    gone = [0.0, 0.2, 0.15, 0.8]
+    outside = [0.0, 0.2, 0.15, 0.8]
     for fit, box, wanted in [
-        ("crop", gone, [0, 0, 0, 0]),
+        ("crop", outside, [0, 0, 0, 0]),
         ("crop", [0.0, 0.25, 0.5, 1.0], [0, 0.25, 0.5, 1]),
         ("crop", [0, 0, 0, 0], [0, 0, 0, 0]),
-        ("pad", gone, [0, 0.35, 0.15, 0.65]),
+        ("pad", outside, [0, 0.35, 0.15, 0.65]),
         ("pad", [0, 0, 0, 0], [0, 0, 0, 0]),
-        ("stretch", gone, gone),
+        ("stretch", outside, outside),
     ]:
         record = {
             **source.splits["train"][0],
@@ -132,18 +135,18 @@ def test_a_box_that_was_cut_away_and_none_are_zero(source):
             "box": np.float32(box),
         }
         catalog = dataclasses.replace(source, splits={"train": _Records([record])})
-        got = resized(catalog, _shape(16, 16, fit)).splits["train"][0]["box"]
+        got = resize_catalog(catalog, _shape(16, 16, fit)).splits["train"][0]["box"]
         assert got.dtype == np.float32
         np.testing.assert_allclose(got, wanted, atol=1e-6, err_msg=fit)
 
 
-def test_how_photos_were_resized_is_stored_and_part_of_the_hash(source, tmp_path):
+def test_the_resize_settings_are_stored_and_part_of_the_hash(source, tmp_path):
     assert source.resized_by == {}
     hashes = {source.data_hash}
     for fit in ("crop", "pad"):
-        made = resized(source, _shape(8, 12, fit))
-        export_arrays(made, tmp_path / fit)
-        opened = open_arrays(tmp_path / fit)
+        made = resize_catalog(source, _shape(8, 12, fit))
+        write_array_file(made, tmp_path / fit)
+        opened = open_array_file(tmp_path / fit)
         assert opened.resized_by == {"resize_height": 8, "resize_width": 12, "fit": fit}
         assert opened.data_hash == made.data_hash
         hashes.add(opened.data_hash)
@@ -156,8 +159,8 @@ def _title_of(split, index: int) -> str:
 
 def test_splits_travel_to_other_processes(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    export_arrays(source, "c.npz", to_image=_image)
-    split = open_arrays("c.npz").splits["train"]
+    write_array_file(source, "c.npz", to_image=_image)
+    split = open_array_file("c.npz").splits["train"]
     _assert_equal(pickle.loads(pickle.dumps(split))[4], split[4])
     monkeypatch.chdir("/")
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -172,8 +175,8 @@ def test_some_splits_and_an_empty_one(source, tmp_path):
             return 0
 
     catalog = dataclasses.replace(source, splits={**source.splits, "test": Empty()})
-    export_arrays(catalog, tmp_path / "c.npz", to_image=_image, splits=("train", "test"))
-    opened = open_arrays(tmp_path / "c.npz")
+    write_array_file(catalog, tmp_path / "c.npz", to_image=_image, splits=("train", "test"))
+    opened = open_array_file(tmp_path / "c.npz")
     assert list(opened.splits) == ["train", "test"]
     assert len(opened.splits["test"]) == 0
     assert opened.splits["test"].images.shape == (0, 0, 0, 3)
@@ -184,8 +187,8 @@ def test_sentencepiece_travels_inside(source, tmp_path):
         ["红色运动鞋", "蓝色运动鞋", "红色连衣裙"] * 20, kind="sentencepiece"
     )
     catalog = dataclasses.replace(source, tokenizer=tokenizer, splits={})
-    export_arrays(catalog, tmp_path / "c.npz", to_image=_image, splits=())
-    opened = open_arrays(tmp_path / "c.npz").tokenizer
+    write_array_file(catalog, tmp_path / "c.npz", to_image=_image, splits=())
+    opened = open_array_file(tmp_path / "c.npz").tokenizer
     assert opened.vocabulary == tokenizer.vocabulary
     assert opened.encode("红色连衣裙").tolist() == tokenizer.encode("红色连衣裙").tolist()
 
@@ -196,20 +199,21 @@ def test_reading_needs_only_numpy(source, tmp_path, kind):
     catalog = dataclasses.replace(
         source, tokenizer=build_tokenizer(["red shoe", "blue shoe"] * 9, kind=kind)
     )
-    export_arrays(catalog, path, to_image=_image)
+    write_array_file(catalog, path, to_image=_image)
     code = (
         "import sys\n"
-        "for name in 'pyarrow PIL tensorflow_datasets gensim sentencepiece jax grain array_record'.split():\n"
+        "names = 'pyarrow PIL tensorflow_datasets gensim sentencepiece jax grain array_record'\n"
+        "for name in names.split():\n"
         "    sys.modules[name] = None\n"
-        "from sicot_jax.catalog.sources.arrays import open_arrays\n"
-        f"catalog = open_arrays({str(path)!r})\n"
+        "from sicot_jax.catalog.sources.arrays import open_array_file\n"
+        f"catalog = open_array_file({str(path)!r})\n"
         "assert len(catalog.tokenizer.vocabulary) > 1 and catalog.splits['train'][0]['title']\n"
     )
     root = Path(__file__).parents[3]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
 
 
-def test_killed_midway_leaves_nothing_whole(source, tmp_path):
+def test_killed_midway_leaves_no_partial_file(source, tmp_path):
     path = tmp_path / "c.npz"
     made = 0
 
@@ -221,44 +225,45 @@ def test_killed_midway_leaves_nothing_whole(source, tmp_path):
         return _image(record)
 
     with pytest.raises(KeyboardInterrupt):
-        export_arrays(source, path, to_image=stop)
+        write_array_file(source, path, to_image=stop)
     assert list(tmp_path.iterdir()) == []
-    # SIGKILL cannot tidy up, but the final name stays free, or keeps the older whole file.
-    export_arrays(source, path, to_image=_image)
-    whole = path.read_bytes()
+    # SIGKILL cannot tidy up, but the final name stays free, or keeps the older file.
+    write_array_file(source, path, to_image=_image)
+    complete = path.read_bytes()
     code = (
         "import os\n"
-        "from sicot_jax.catalog.sources.arrays import export_arrays\n"
-        "from sicot_jax.catalog.sources.generated import open_generated; from sicot_jax.config import GeneratedSpec\n"
+        "from sicot_jax.catalog.sources.arrays import write_array_file\n"
+        "from sicot_jax.catalog.sources.generated import open_generated\n"
+        "from sicot_jax.config import GeneratedSpec\n"
         "def die(record): os.kill(os.getpid(), 9)\n"
         "spec = GeneratedSpec(num_classes=2, train_photos=9, word_vectors='random')\n"
-        f"export_arrays(open_generated(spec), {str(path)!r}, to_image=die)\n"
+        f"write_array_file(open_generated(spec), {str(path)!r}, to_image=die)\n"
     )
     assert (
         subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3]).returncode == -9
     )
-    assert path.read_bytes() == whole
+    assert path.read_bytes() == complete
 
 
 def test_refused(source, tmp_path):
     path = tmp_path / "c.npz"
+    sizes = iter([16, 8])
     with pytest.raises(InputError, match="resize all photos alike"):
-        sizes = iter([16, 8])
-        export_arrays(
+        write_array_file(
             source, path, to_image=lambda record: np.zeros((16, next(sizes), 3), np.uint8)
         )
     with pytest.raises(InputError, match="wanted uint8"):
-        export_arrays(source, path, to_image=lambda record: np.zeros((16, 16, 3), np.float32))
+        write_array_file(source, path, to_image=lambda record: np.zeros((16, 16, 3), np.float32))
     assert not path.exists()
-    with pytest.raises(InputError, match="no array file .*correct the path"):
-        open_arrays(path)
-    export_arrays(source, path, to_image=_image)
+    with pytest.raises(InputError, match=r"no array file .*correct the path"):
+        open_array_file(path)
+    write_array_file(source, path, to_image=_image)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match="no array file .*write it again"):
-        open_arrays(path)
+    with pytest.raises(InputError, match=r"no array file .*write it again"):
+        open_array_file(path)
     np.savez(path, a=np.zeros(3))
     with pytest.raises(InputError, match="no array file"):
-        open_arrays(path)
+        open_array_file(path)
 
 
 def test_strings():

@@ -16,16 +16,19 @@ import pytest
 from PIL import Image
 
 from sicot_jax.catalog.catalog import SPLITS
-from sicot_jax.catalog.importing.builder import ImportSettings
+from sicot_jax.catalog.importing.builder import ImportJob
 from sicot_jax.catalog.importing.manifest_rows import ManifestError
-from sicot_jax.catalog.importing.photos import prepare_all
-from sicot_jax.catalog.sources import render as pictures
-from sicot_jax.catalog.sources.generated import PROMOTIONS, data_hash, open_generated, zipf_counts
-from sicot_jax.catalog.tokenizer import words
+from sicot_jax.catalog.importing.photos import prepare_photos
+from sicot_jax.catalog.importing.settings import ImportSettings
+from sicot_jax.catalog.sources import render
+from sicot_jax.catalog.sources.generated import generated_data_hash, open_generated
+from sicot_jax.catalog.sources.generated_products import PROMOTIONS, zipf_counts
+from sicot_jax.catalog.sources.shapes import BODIES, MARKS
+from sicot_jax.catalog.tokenizer import split_words
 from sicot_jax.config import GeneratedSpec
 
 SMALL = GeneratedSpec(num_classes=20, train_photos=300, word_vectors="random", word_vector_width=8)
-NOISE = set(words(" ".join(PROMOTIONS)))
+NOISE = set(split_words(" ".join(PROMOTIONS)))
 
 
 def _fingerprint(record) -> str:
@@ -91,7 +94,7 @@ def test_record_fields():
     assert record["box"].shape == (4,)
     assert record["box"].dtype == np.float32
     assert record["token_ids"].dtype == np.int32
-    assert len(record["token_ids"]) == len(words(record["title"]))
+    assert len(record["token_ids"]) == len(split_words(record["title"]))
     assert (record["token_ids"] > 0).all()
     assert record["role"] == "catalogue"
 
@@ -114,24 +117,33 @@ def test_equal_in_another_process():
 
 def test_hash_and_validation():
     changes = {
-        "num_classes": 21, "train_photos": 301, "zipf_exponent": 1.1, "validation_per_class": 1, "test_per_class": 1,
-        "image_size": 32, "box_area": (0.2, 0.8), "clutter": 0.1, "informativeness": 0.1, "word_sharing": 0.1,
-        "seed": 1, "word_vectors": "word2vec", "word_vector_width": 9,
+        "num_classes": 21, "train_photos": 301, "zipf_exponent": 1.1, "validation_per_class": 1,
+        "test_per_class": 1, "image_size": 32, "box_area": (0.2, 0.8), "clutter": 0.1,
+        "informativeness": 0.1, "word_sharing": 0.1, "seed": 1, "word_vectors": "word2vec",
+        "word_vector_width": 9,
     }  # fmt: skip
     assert set(changes) == {field.name for field in dataclasses.fields(GeneratedSpec)}
     hashes = {
-        data_hash(dataclasses.replace(SMALL, **{name: value})) for name, value in changes.items()
+        generated_data_hash(dataclasses.replace(SMALL, **{name: value}))
+        for name, value in changes.items()
     }
-    assert len(hashes | {data_hash(SMALL)}) == len(changes) + 1
+    assert len(hashes | {generated_data_hash(SMALL)}) == len(changes) + 1
     as_list = dataclasses.replace(SMALL, box_area=[0.3, 0.8])
-    assert open_generated(as_list).data_hash == data_hash(SMALL) == open_generated(SMALL).data_hash
-    assert data_hash(dataclasses.replace(SMALL, zipf_exponent=1)) == data_hash(SMALL)
+    assert (
+        open_generated(as_list).data_hash
+        == generated_data_hash(SMALL)
+        == open_generated(SMALL).data_hash
+    )
+    assert generated_data_hash(dataclasses.replace(SMALL, zipf_exponent=1)) == generated_data_hash(
+        SMALL
+    )
     with pytest.raises(ValueError, match="box_area"):
         open_generated(dataclasses.replace(SMALL, box_area=(0.3,)))
     bad = {
-        "num_classes": 0, "train_photos": 19, "zipf_exponent": -1, "validation_per_class": 0, "test_per_class": 0,
-        "image_size": 4, "box_area": (0.8, 0.3), "clutter": 1.5, "informativeness": -0.1, "word_sharing": 2,
-        "seed": -1, "word_vectors": "glove", "word_vector_width": 0,
+        "num_classes": 0, "train_photos": 19, "zipf_exponent": -1, "validation_per_class": 0,
+        "test_per_class": 0, "image_size": 4, "box_area": (0.8, 0.3), "clutter": 1.5,
+        "informativeness": -0.1, "word_sharing": 2, "seed": -1, "word_vectors": "glove",
+        "word_vector_width": 0,
     }  # fmt: skip
     for name, value in bad.items():
         with pytest.raises(ValueError, match=rf"generated\.{name}=.*, wanted"):
@@ -143,25 +155,25 @@ def test_box_is_tight_around_the_product():
     rng = np.random.default_rng(0)
     size = 96
     for number in range(60):
-        product = pictures.Product(
-            body=number % len(pictures.BODIES),
+        product = render.ProductAppearance(
+            body=number % len(BODIES),
             pattern=0,
-            mark=number % len(pictures.MARKS),
+            mark=number % len(MARKS),
             colour=(0.0, 0.0, 1.0),
             second_colour=(0.0, 0.0, 1.0),
             mark_colour=(0.6, 1.0, 0.9),
             aspect=float(np.exp(rng.uniform(-0.4, 0.4))),
             pattern_angle=0.0,
             pattern_frequency=5.0,
-            mark_place=float(rng.random()),
+            mark_position=float(rng.random()),
             mark_size=0.3,
         )
         area = float(rng.uniform(0.1, 0.5))
-        pose, box = pictures._place(
+        pose, box = render._pose_in_canvas(
             product, area, float(rng.uniform(-0.35, 0.35)), rng.random(), rng.random()
         )
         canvas = np.zeros((3, size, size), np.float32)
-        pictures._draw_product(canvas, product, pose)
+        render._draw_product(canvas, product, pose)
         ys, xs = np.nonzero(canvas.max(0) > 0.3)
         drawn = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
         np.testing.assert_allclose(drawn, np.array(box) * size, atol=1.3)
@@ -176,17 +188,16 @@ def test_boxes_keep_to_the_range_and_spread():
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     assert 0.0499 < area.min() < 0.1
     assert 0.35 < area.max() < 0.4001
-    place = boxes[:, 0] / (
-        1 - boxes[:, 2] + boxes[:, 0]
-    )  # 0 at the left, 1 at the right of where it fits
-    assert abs(place.mean() - 0.5) < 0.06
-    assert abs(place.var() - 1 / 12) < 0.02
+    # 0 at the left, 1 at the right of where it fits.
+    position = boxes[:, 0] / (1 - boxes[:, 2] + boxes[:, 0])
+    assert abs(position.mean() - 0.5) < 0.06
+    assert abs(position.var() - 1 / 12) < 0.02
 
 
 def _titles(catalog) -> tuple[list[list[str]], np.ndarray]:
     split = catalog.splits["train"]
     world = split._world
-    return [words(world.title("train", i)) for i in range(len(split))], split.labels
+    return [split_words(world.title("train", i)) for i in range(len(split))], split.labels
 
 
 def test_titles_say_nothing_at_informativeness_0():
@@ -212,12 +223,12 @@ def test_titles_name_the_product_at_informativeness_1():
     catalog = open_generated(dataclasses.replace(SMALL, informativeness=1.0, word_sharing=1.0))
     titles, labels = _titles(catalog)
     for title, label in zip(titles, labels, strict=True):
-        told = [word for word in title if word not in NOISE]
-        assert len(told) == 6
-        assert catalog.classes.category[int(label)] in told
+        informative = [word for word in title if word not in NOISE]
+        assert len(informative) == 6
+        assert catalog.classes.category[int(label)] in informative
     half, _ = _titles(open_generated(dataclasses.replace(SMALL, informativeness=0.5)))
-    told = [sum(word not in NOISE for word in title) for title in half]
-    assert abs(np.mean(told) - 3) < 0.25
+    informative = [sum(word not in NOISE for word in title) for title in half]
+    assert abs(np.mean(informative) - 3) < 0.25
 
 
 @pytest.mark.parametrize("sharing", [0.0, 0.12, 0.5, 1.0])
@@ -261,7 +272,7 @@ def test_vocabulary_has_no_word_twice_and_word2vec_trains():
     assert np.abs(catalog.word_vectors[1:]).max() > 0.2
 
 
-def test_pictures_do_not_depend_on_the_titles():
+def test_photos_do_not_depend_on_the_titles():
     plain = open_generated(SMALL).splits["test"][5]
     other = open_generated(
         dataclasses.replace(SMALL, informativeness=0.0, word_sharing=0.0)
@@ -316,14 +327,13 @@ def test_written_to_disk_it_is_an_ordinary_import(tmp_path):
         '{"num_classes": 3, "train_photos": 9, "test_per_class": 1}'
     )
     source = open_generated(module.read_spec(tmp_path))
-    builder = module.Builder(
-        source=tmp_path, data_dir=tmp_path / "out", settings=ImportSettings(word_width=4)
-    )
+    job = ImportJob(tmp_path, tmp_path / "out", ImportSettings(word_width=4))
+    builder = module.Builder(job)
     rows = list(builder.rows())
     assert [row.split for row in rows] == ["train"] * 9 + ["validation"] * 6 + ["test"] * 3
     assert rows[4].title == source.splits["train"][4]["title"]
     prepared = list(
-        prepare_all(builder.photos(), [row.image for row in rows], short_side=48, workers=1)
+        prepare_photos(builder.photos(), [row.image for row in rows], short_side=48, workers=1)
     )
     assert not any(photo.error for photo in prepared)
     assert len({photo.image_id for photo in prepared}) == 18

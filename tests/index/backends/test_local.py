@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from helpers.index_maker import BITS, PHOTOS, PRODUCTS, WIDTH
 
+from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.errors import InputError
 from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.storage import layout
-from sicot_jax.index.storage.vectors import VectorFiles, unit
+from sicot_jax.index.storage.vectors import VectorFiles
 from sicot_jax.indexing import update as change
 
 
@@ -29,7 +30,9 @@ def exact(opened, embedding, k, allowed=None):
     """(product, similarity) of the nearest products by features alone."""
     places = PRODUCTS * PHOTOS
     vectors = VectorFiles(opened.folder, WIDTH, BITS)
-    similarity = np.asarray(vectors.memmap(layout.FEATURES, places), np.float32) @ unit(embedding)
+    similarity = np.asarray(vectors.memmap(layout.FEATURES, places), np.float32) @ l2_normalize(
+        embedding
+    )
     best = {}
     for owner, value in zip(
         vectors.memmap(layout.ROW_PRODUCTS, places).tolist(), similarity.tolist(), strict=True
@@ -59,7 +62,9 @@ def test_nearest_photos_are_those_of_all_similarities(opened, k):
     vectors, places = VectorFiles(opened.folder, WIDTH, BITS), PRODUCTS * PHOTOS
     owners = vectors.memmap(layout.ROW_PRODUCTS, places)
     for embedding in queries():
-        cosine = np.asarray(vectors.memmap(layout.FEATURES, places), np.float32) @ unit(embedding)
+        cosine = np.asarray(vectors.memmap(layout.FEATURES, places), np.float32) @ l2_normalize(
+            embedding
+        )
         order = np.argsort(-cosine, kind="stable")
         near = opened.nearest(embedding[None], k, num_photos=5)[0]
         assert [(n.place, n.product) for n in near.photos] == [(p, owners[p]) for p in order[:5]]

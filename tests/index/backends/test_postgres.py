@@ -19,16 +19,17 @@ from helpers.index_maker import (
     write_manifest_csv,
 )
 
-from benchmarks import search
+from benchmarks import vector_search as search
 from sicot_jax.cli import main as cli
+from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.errors import InputError
 from sicot_jax.index.backends import postgres_publish as publishing
-from sicot_jax.index.backends.base import IndexUnavailable, Near
+from sicot_jax.index.backends.base import IndexUnavailable
 from sicot_jax.index.backends.open import open_index
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage import products as cards_of
 from sicot_jax.index.storage.products import ProductStore
-from sicot_jax.index.storage.vectors import VectorFiles, unit
+from sicot_jax.index.storage.vectors import VectorFiles
 from sicot_jax.indexing import update as change
 
 psycopg = pytest.importorskip("psycopg", reason="a database is used with the extra postgres")
@@ -99,7 +100,9 @@ def all_pairs(opened, embedding, k, category=None):
         ).fetchall()
         places = cards.ends()[0]
     vectors = VectorFiles(opened.folder, opened.manifest.width, opened.manifest.bits)
-    similarity = np.asarray(vectors.memmap(layout.FEATURES, places), np.float32) @ unit(embedding)
+    similarity = np.asarray(vectors.memmap(layout.FEATURES, places), np.float32) @ l2_normalize(
+        embedding
+    )
     best = {}
     for place, product in rows:
         best.setdefault(product, (product, place, float(similarity[place])))
@@ -211,7 +214,9 @@ def five_thousand(tmp_path_factory, made_model):
         cards.change() as connection,
     ):
         kinds = ["rare" if n % 500 == 7 else f"kind {n % 10}" for n in range(5_000)]
-        cards_of.upsert_products(connection, ((n, sku(n), "", "", kinds[n], {}) for n in range(5_000)))
+        cards_of.upsert_products(
+            connection, ((n, sku(n), "", "", kinds[n], {}) for n in range(5_000))
+        )
         cards_of.insert_photos(connection, ((n, n, f"{n:032x}", None) for n in range(5_000)))
     return folder / "index"
 
@@ -289,7 +294,8 @@ def test_changes_are_seen_once_they_are_published(index, url, tmp_path):
             assert copy.count_photos(1) == files.count_photos(1) == PHOTOS + 1
             for category in (None, "fresh", "kind 0", "kind 1"):
                 mine, theirs = (
-                    one.nearest(queries(), 9, num_photos=7, category=category) for one in (copy, files)
+                    one.nearest(queries(), 9, num_photos=7, category=category)
+                    for one in (copy, files)
                 )
                 for part in ("products", "photos"):
                     one, other = (
@@ -300,7 +306,9 @@ def test_changes_are_seen_once_they_are_published(index, url, tmp_path):
                     assert all(one)
             assert copy.active_products().names == ("fresh", "kind 0", "kind 1")
             for one in (copy, files):
-                told = [one.active_products().names[number] for number in one.active_products().category]
+                told = [
+                    one.active_products().names[number] for number in one.active_products().category
+                ]
                 assert told == [
                     card.category if card else f"kind {n % 2}"
                     for n, card in enumerate(one.products(everything))
@@ -316,7 +324,9 @@ def test_a_row_that_is_gone_is_gone_in_the_database(index, url, tmp_path):
     publish(index, url)
     with reading(index, url) as copy:
         assert copy.active_products().products.tolist() == [PRODUCTS]
-        with contextlib.closing(ProductStore(layout.current_version(index) / layout.PRODUCTS)) as cards:
+        with contextlib.closing(
+            ProductStore(layout.current_version(index) / layout.PRODUCTS)
+        ) as cards:
             find = "SELECT image_id FROM photos WHERE product = ?"
             image_id = cards.connection.execute(find, (PRODUCTS,)).fetchone()[0]
         change.remove(index, [], photos=[image_id])

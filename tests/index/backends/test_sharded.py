@@ -21,7 +21,7 @@ from sicot_jax.indexing.fit_ranker import rank
 from sicot_jax.indexing.nightly import nightly
 from sicot_jax.indexing.parquet import export_index
 from sicot_jax.indexing.verify import verify
-from sicot_jax.search import answer as recognition
+from sicot_jax.search.answer import Query, Searcher
 from sicot_jax.search.category import read_fusion
 
 ALL = PRODUCTS * PHOTOS + 9  # candidates
@@ -109,7 +109,9 @@ def test_recognition_says_the_same(changed, tmp_path):
         for embedding in queries(5):
             logits = embedding[:PRODUCTS]
             one, other = (
-                recognition.answer(index, None, fusion, embedding, logits, k=4, similar=5)
+                Searcher(index, category_fusion=fusion).answer(
+                    Query(embedding, logits, k=4, num_similar=5)
+                )
                 for index in (whole, made)
             )
             for part in ("matches", "similar"):
@@ -119,8 +121,8 @@ def test_recognition_says_the_same(changed, tmp_path):
                 )
                 assert mine == theirs
                 assert len(mine) >= 3
-            assert one.searched == other.searched
-            assert dict(one.category.likely) == pytest.approx(dict(other.category.likely))
+            assert one.searched_category == other.searched_category
+            assert dict(one.category.top) == pytest.approx(dict(other.category.top))
 
 
 def test_cards_and_pictures_are_found_in_their_parts(changed, tmp_path):

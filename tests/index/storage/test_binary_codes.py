@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.errors import InputError
 from sicot_jax.index.storage.binary_codes import (
     ITQ,
@@ -11,11 +12,10 @@ from sicot_jax.index.storage.binary_codes import (
     LSH,
     PCA,
     BinaryEncoder,
+    encoder_from_layer,
     fit_binary_encoder,
     itq_rotation,
-    encoder_from_layer,
 )
-from sicot_jax.index.storage.vectors import unit
 
 FITTED = [kind for kind in KINDS if kind != LEARNED]
 
@@ -53,11 +53,13 @@ def test_near_vectors_have_near_codes(kind, bits):
     vector about half.
     """
     rng = np.random.default_rng(0)
-    rows = unit(rng.standard_normal((500, 32)))
+    rows = l2_normalize(rng.standard_normal((500, 32)))
     codebook = fit_binary_encoder(rows, bits, kind)
     assert codebook.bits == bits
     codes = codebook.encode(rows)
-    near = codebook.encode(unit(rows + 0.05 * unit(rng.standard_normal(rows.shape))))
+    near = codebook.encode(
+        l2_normalize(rows + 0.05 * l2_normalize(rng.standard_normal(rows.shape)))
+    )
     flipped = np.unpackbits(codes ^ near, axis=1).mean()
     others = np.unpackbits(codes ^ np.roll(codes, 1, 0), axis=1).mean()
     assert flipped < 0.05
@@ -68,7 +70,10 @@ def test_near_vectors_have_near_codes(kind, bits):
 def test_a_codebook_of_vectors_without_variance(kind):
     """One photo, or all the same: codes are made all the same."""
     for rows in (np.ones((1, 4)), np.ones((5, 4))):
-        assert fit_binary_encoder(rows.astype(np.float32), 16, kind).encode(rows).shape == (len(rows), 2)
+        assert fit_binary_encoder(rows.astype(np.float32), 16, kind).encode(rows).shape == (
+            len(rows),
+            2,
+        )
 
 
 @pytest.mark.parametrize("bits", [12, 0, 8192])

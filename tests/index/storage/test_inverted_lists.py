@@ -17,12 +17,12 @@ from helpers.index_maker import (
     write_manifest_csv,
 )
 
+from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.errors import InputError
 from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.storage import inverted_lists as lists
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage.inverted_lists import Lists, write_inverted_lists
-from sicot_jax.index.storage.vectors import unit
 from sicot_jax.indexing import update as change
 from sicot_jax.indexing.parquet import export_index, import_index
 from sicot_jax.indexing.verify import verify
@@ -102,8 +102,12 @@ def listed(index, monkeypatch):
     folder = layout.current_version(index)
     manifest = layout.read_index_manifest(folder)
     with contextlib.closing(LocalIndex(folder)) as flat:
-        write_inverted_lists(folder, flat._view.features, [(a, b) for a, b in manifest.categories.values()])
-    layout.write_index_manifest(folder, dataclasses.replace(manifest, sha256=layout.file_digests(folder)))
+        write_inverted_lists(
+            folder, flat._view.features, [(a, b) for a, b in manifest.categories.values()]
+        )
+    layout.write_index_manifest(
+        folder, dataclasses.replace(manifest, sha256=layout.file_digests(folder))
+    )
     return folder
 
 
@@ -134,7 +138,7 @@ def test_what_lists_propose_is_the_nearest_of_their_lines(index, listed):
     built = PRODUCTS * PHOTOS
     with opened(listed) as made:
         view = made._view
-        for query in unit(queries()):
+        for query in l2_normalize(queries()):
             code = made.codebook.encode(query[None])[0]
             lines = np.append(made._lists.near(query, 0, built, 6), [built, built + 1])
             assert len(lines) < len(view.codes)
@@ -199,7 +203,9 @@ def test_an_import_sorts_its_own_lines(index, listed, tmp_path, monkeypatch):
     assert not (tmp_path / "out" / layout.POSTING_LISTS).exists()
     monkeypatch.setattr(lists, "FROM", 10)
     folder = import_index(tmp_path / "out", tmp_path / "other")
-    assert {layout.POSTING_LISTS, layout.CENTROIDS} <= set(layout.read_index_manifest(folder).sha256)
+    assert {layout.POSTING_LISTS, layout.CENTROIDS} <= set(
+        layout.read_index_manifest(folder).sha256
+    )
     assert verify(folder, checksums=True) == []
     with opened(folder) as made:
         assert len(made._lists._lines) == (PRODUCTS - 1) * PHOTOS

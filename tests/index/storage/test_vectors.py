@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.errors import InputError
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage import vectors as vectors_of
-from sicot_jax.index.storage.vectors import VectorFiles, cosines, unit
+from sicot_jax.index.storage.vectors import VectorFiles, cosines
 
 
 def test_lines_after_those_that_count_are_overwritten(tmp_path):
@@ -37,12 +38,12 @@ def test_cosines_of_halves(monkeypatch):
     """
     monkeypatch.setattr(vectors_of, "_PIECE", 64 * 200)  # 64 lines
     rng = np.random.default_rng(0)
-    features = unit(rng.normal(size=(300, 100)) * 10.0 ** rng.uniform(-9, 0, (300, 100))).astype(
-        np.float16
-    )
+    features = l2_normalize(
+        rng.normal(size=(300, 100)) * 10.0 ** rng.uniform(-9, 0, (300, 100))
+    ).astype(np.float16)
     features[200] = features[7]
     assert 0 < np.mean((features != 0) & (np.abs(features) < 2.0**-14)) < 1
-    query, lines = unit(rng.normal(size=100)), rng.permutation(300)[:259]
+    query, lines = l2_normalize(rng.normal(size=100)), rng.permutation(300)[:259]
     lines[:2] = 200, 7
     found = cosines(features, lines, query)
     np.testing.assert_allclose(found, features[lines].astype(np.float64) @ query, rtol=0, atol=1e-6)

@@ -120,12 +120,12 @@ def compiled_head(config, device_mesh):
     with jax.set_mesh(device_mesh):
         setup = make_setup(config, SHAPE, device_mesh)
         classifier = abstract_state(setup).classifier
-        embedding = mesh.divided(jax.ShapeDtypeStruct((BATCH, WIDTH), jnp.float32), device_mesh)
-        label = mesh.divided(jax.ShapeDtypeStruct((BATCH,), jnp.int32), device_mesh)
+        embedding = mesh.sharded_struct(jax.ShapeDtypeStruct((BATCH, WIDTH), jnp.float32), device_mesh)
+        label = mesh.sharded_struct(jax.ShapeDtypeStruct((BATCH,), jnp.int32), device_mesh)
         embeddings = {stream: embedding for stream in heads.loss_weights(config.loss)}
         return (
             jax.jit(setup.head, donate_argnums=2)
-            .lower(embeddings, label, classifier, setup.numbers())
+            .lower(embeddings, label, classifier, setup.hyperparams())
             .compile()
         )
 
@@ -413,7 +413,7 @@ def test_what_control_groups_leave_counts(tmp_path):
         (root / path).write_text(f"{text}\n")
     groups.write_text("5:cpu,cpuacct:/old\n3:memory:/old\n0::/job/task\n")
     assert sorted(device_memory._left_in_control_groups(root, groups)) == [0, 320, 440, sys.maxsize]
-    assert 0 < device_memory.host_memory() < 2**50
+    assert 0 < device_memory.available_host_memory() < 2**50
 
 
 @pytest.mark.parametrize(
@@ -428,19 +428,19 @@ def test_what_control_groups_leave_counts(tmp_path):
     ],
 )
 def test_a_kind_of_device_is_known_by_all_its_names(name, called):
-    assert [device_memory.known_kind(kind).name for kind in called] == [name] * len(called)
-    assert device_memory.known_kind("NVIDIA L40S") is None
+    assert [device_memory.find_device_kind(kind).name for kind in called] == [name] * len(called)
+    assert device_memory.find_device_kind("NVIDIA L40S") is None
 
 
 def test_devices_that_are_one_host_share_its_memory(monkeypatch):
-    monkeypatch.setattr(device_memory, "host_memory", lambda: 800)
-    assert device_memory.device_memory(jax.devices()[:1]) == 800
-    assert device_memory.device_memory(jax.devices()) == 100
+    monkeypatch.setattr(device_memory, "available_host_memory", lambda: 800)
+    assert device_memory.memory_per_device(jax.devices()[:1]) == 800
+    assert device_memory.memory_per_device(jax.devices()) == 100
 
 
 def test_a_device_without_memory_for_the_state_is_refused_without_a_compiler(monkeypatch):
     config = wide("--config.train.micro_batches=8")
-    monkeypatch.setattr(fit, "device_memory", lambda devices: 20 * device_memory.MIB)
+    monkeypatch.setattr(fit, "memory_per_device", lambda devices: 20 * device_memory.MIB)
     monkeypatch.setattr(
         fit, "with_activations", lambda new: planned(config, activations=device_memory.MIB)
     )
@@ -484,19 +484,18 @@ def test_a_device_without_memory_for_the_compiled_step_is_refused(monkeypatch):
     with jax.set_mesh(device_mesh):
         setup = make_setup(config, SHAPE, device_mesh)
         target = abstract_state(setup)
-        monkeypatch.setattr(fit, "device_memory", lambda devices: math.ceil(needed / plan.SHARE))
+        monkeypatch.setattr(fit, "memory_per_device", lambda devices: math.ceil(needed / plan.SHARE))
         assert fit.compile_within_memory(new, setup, target, [BATCH]) == {BATCH: compiled}
-        monkeypatch.setattr(
-            fit, "device_memory", lambda devices: None
+        monkeypatch.setattr(fit, "memory_per_device", lambda devices: None
         )  # not known: nothing to refuse by
         assert fit.compile_within_memory(new, setup, target, [BATCH]) == {BATCH: compiled}
         memory = math.floor((needed - 1) / plan.SHARE)
-        monkeypatch.setattr(fit, "device_memory", lambda devices: memory)
+        monkeypatch.setattr(fit, "memory_per_device", lambda devices: memory)
         with pytest.raises(fit.DoesNotFit) as refused:
             fit.compile_within_memory(new, setup, target, [BATCH])
     assert str(refused.value) == (
-        f"a step and what is held beside it take {device_memory.size_text(needed)}, more than 95% of the "
-        f"{device_memory.size_text(memory)} that a device has; add --config.train.micro_batches=2"
+        f"a step and what is held beside it take {device_memory.format_size(needed)}, more than 95% of the "
+        f"{device_memory.format_size(memory)} that a device has; add --config.train.micro_batches=2"
     )
     assert refused.value.plan.memory()["activations, compiled for cpu"] == 100 * device_memory.MIB
 
@@ -513,7 +512,7 @@ def test_a_device_without_memory_for_the_evaluation_is_refused(monkeypatch):
         )  # two batches of 8 photos a device and what their recognition holds
         new = plan.make_plan(config, SMALL, devices=8, platform="gpu")
         needed = taken + sum(new.state().values()) + sum(new.beside_step().values())
-        monkeypatch.setattr(fit, "device_memory", lambda devices: math.ceil(needed / plan.SHARE))
+        monkeypatch.setattr(fit, "memory_per_device", lambda devices: math.ceil(needed / plan.SHARE))
         assert fit.compile_within_memory(new, setup, target, []) == {}
         monkeypatch.setattr(fit, "evaluation_bytes", lambda setup, state: taken + 1)
         with pytest.raises(config_lib.ConfigError, match="lower eval.batch_size"):
@@ -539,10 +538,10 @@ def test_steps_compiled_ahead_run_on_started_returned_and_restored_states(data, 
         )
         target = abstract_state(setup)
         steps = fit.compile_within_memory(new, setup, target, [32, 64])
-        numbers = mesh.copy_to_all(setup.numbers(), device_mesh)
+        numbers = mesh.replicate_tree(setup.hyperparams(), device_mesh)
         state = initial_state(
             setup,
-            mesh.class_vector(np.zeros(target.classifier.bias.shape, np.float32), device_mesh),
+            mesh.shard_class_vector(np.zeros(target.classifier.bias.shape, np.float32), device_mesh),
         )
         checkpoints = Checkpoints(tmp_path, num_classes=11, writer=True)
         for batch_size in (32, 64):
@@ -593,7 +592,7 @@ def test_the_command_prints_the_plan_of_devices_that_are_not_here(capsys):
 
 
 def test_the_command_prints_what_would_fit(monkeypatch, capsys):
-    monkeypatch.setattr(device_memory, "host_memory", lambda: 4 * device_memory.MIB)
+    monkeypatch.setattr(device_memory, "available_host_memory", lambda: 4 * device_memory.MIB)
     monkeypatch.setattr(
         fit,
         "with_activations",
@@ -630,7 +629,7 @@ def of_streams(new: plan.Plan) -> float:
 
 
 def test_a_run_that_does_not_fit_ends_with_its_plan_and_one_line(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(device_memory, "host_memory", lambda: 8 * device_memory.MIB)
+    monkeypatch.setattr(device_memory, "available_host_memory", lambda: 8 * device_memory.MIB)
     monkeypatch.setattr(
         fit,
         "with_activations",

@@ -1,0 +1,236 @@
+"""A classifier of a million rows to PyTorch: seconds, and memory beside the classifier itself.
+
+Command:  python -m benchmarks.classifier_export        (1,000,000 x 2,048 over 8 devices: 20 GiB of
+  memory, 20 GB of disk)
+Smaller:  python -m benchmarks.classifier_export --classes 50000 --width 64
+Needs:    torch; Linux, for the memory.
+
+"checkpoint" reads the classifier from an Orbax checkpoint onto the devices, what every conversion
+begins with. "by device" is `sicot convert to-torch` after that: it writes one device's rows at a
+time, reads the file again some rows at a time, and compares. "whole" gathers the classifier into
+one array for safetensors' own writer, and compares nothing. Each in a process of its own. Memory:
+the most that is not of a file (RssAnon), less what was there before, and less the classifier that
+"checkpoint" reads; a shard is what one device has of the classifier.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks import timing
+
+HOW = ("checkpoint", "by device", "whole")
+_MIB = 2**20
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that no file is behind."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("no RssAnon in /proc/self/status")
+
+
+@contextlib.contextmanager
+def most_memory() -> Iterator[dict[str, float]]:
+    """ "bytes": the most inside the block beyond what was there at its beginning; "seconds": its
+    time.
+    """
+    found: dict[str, float] = {}
+    before, done, most = anonymous_bytes(), threading.Event(), [0]
+
+    def watch() -> None:
+        while not done.wait(0.005):
+            most[0] = max(most[0], anonymous_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    try:
+        yield found
+    finally:
+        found["seconds"] = time.perf_counter() - start
+        done.set()
+        watcher.join()
+        found["bytes"] = max(most[0], anonymous_bytes()) - before
+
+
+def read_checkpoint(options: argparse.Namespace) -> dict[str, float]:
+    """In this process: a classifier of random rows over all devices, saved, let go of and read
+    again.
+    """
+    import jax
+
+    from sicot_jax.parallel import mesh
+    from sicot_jax.training.checkpoint import Checkpoints
+
+    devices = mesh.make_mesh(data=1, model=jax.device_count())
+    with jax.set_mesh(devices), tempfile.TemporaryDirectory(dir=options.out) as folder:
+        state = _random_classifier(options, devices)
+        size = state.kernel.nbytes
+        target = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+        )
+        checkpoints = Checkpoints(Path(folder), num_classes=options.classes, writer=True)
+        checkpoints.save(state, 0)
+        checkpoints.wait()
+        del state
+        with most_memory() as used:
+            jax.block_until_ready(checkpoints.restore(target))
+        checkpoints.close()
+    return {
+        "seconds": used["seconds"],
+        "bytes": used["bytes"] - size,
+        "shard": size / jax.device_count(),
+    }
+
+
+def convert(how: str, options: argparse.Namespace) -> dict[str, float]:
+    """In this process: a classifier of random rows over all devices, written to a folder that is
+    removed again.
+    """
+    import jax
+    import numpy as np
+    import safetensors.numpy
+    from flax import nnx
+
+    from sicot_jax.config.preprocessing import Preprocessing
+    from sicot_jax.export.from_run import Exported
+    from sicot_jax.export.to_torch import write_torch
+    from sicot_jax.parallel import mesh
+    from sicot_jax.weights import bundle as folders
+    from sicot_jax.weights import visual as network
+
+    depth = 50
+    network_width = (
+        options.width // 32
+    )  # of a ResNet-50 whose features have the width that was asked for
+    model = folders.Model(depth, network_width, "imagenet", 2, 0, options.classes)
+    _, *trees = nnx.split(network.fresh_stream(model), nnx.Param, nnx.BatchStat)
+    devices = mesh.make_mesh(data=1, model=jax.device_count())
+    with jax.set_mesh(devices), tempfile.TemporaryDirectory(dir=options.out) as folder:
+        classifier = _random_classifier(options, devices)
+        table = Path(folder, "classes.csv")
+        with table.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("class_id", "sku", "title"))
+            writer.writerows((c, f"sku-{c}", "") for c in range(options.classes))
+        arrays = network.arrays_of(*map(nnx.to_pure_dict, trees))
+        found = Exported(
+            model, Preprocessing(), arrays, classifier, table, {"from": "benchmarks.classifier_export"}
+        )
+        new = Path(folder, "new")
+        new.mkdir()
+        with most_memory() as used:
+            if how == "by device":
+                write_torch(new, found)
+            else:
+                whole = {
+                    name: np.asarray(x)[: options.classes]
+                    for name, x in (("fc.weight", classifier.kernel), ("fc.bias", classifier.bias))
+                }
+                safetensors.numpy.save_file(
+                    {**{name: np.ascontiguousarray(a) for name, a in arrays.items()}, **whole},
+                    new / "model.safetensors",
+                )
+    return {**used, "shard": classifier.kernel.nbytes / jax.device_count()}
+
+
+def _random_classifier(options: argparse.Namespace, devices: Any) -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    from sicot_jax.classifier.heads import Classifier
+    from sicot_jax.parallel import mesh
+
+    rows, sharding = mesh.pad_classes(options.classes, devices), mesh.class_sharding(devices)
+    kernel = mesh.shard_rows((rows, options.width), _RandomRows(options.width), devices)
+    bias, prior = (jax.device_put(jnp.zeros(rows), sharding) for _ in range(2))
+    return Classifier(kernel, bias, prior, (), {})
+
+
+class _RandomRows:
+    """Rows that are made when they are cut, so that no host array of all is needed."""
+
+    def __init__(self, width: int):
+        self.width = width
+
+    def __getitem__(self, part: slice):
+        import numpy as np
+
+        return np.random.default_rng(part.start).standard_normal(
+            (part.stop - part.start, self.width), np.float32
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--classes", type=int, default=1_000_000)
+    parser.add_argument("--width", type=int, default=2048)
+    parser.add_argument("--devices", type=int, default=8, help="devices on the CPU")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="where the folder is written for a while; default: for temporary files",
+    )
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only:
+        found = (
+            read_checkpoint(options)
+            if options.only == "checkpoint"
+            else convert(options.only, options)
+        )
+        print(json.dumps(found))
+        return
+    timing.print_machine(options.rounds)
+
+    def contender(how: str):
+        flags = [f"--classes={options.classes}", f"--width={options.width}", f"--only={how}"]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.classifier_export",
+            *flags,
+            *([f"--out={options.out}"] if options.out else []),
+        ]
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(options.devices),
+        }
+        done = subprocess.run(
+            command, env=environment, check=True, stdout=subprocess.PIPE, text=True
+        )
+        return json.loads(done.stdout.splitlines()[-1])
+
+    rows = []
+    results = timing.in_turn({how: lambda how=how: contender(how) for how in HOW}, options.rounds)
+    for how, found in results.items():
+        memory, shards = (
+            [r["bytes"] / _MIB for r in found],
+            [r["bytes"] / r["shard"] for r in found],
+        )
+        seconds = timing.middle([r["seconds"] for r in found], 1)
+        rows.append([how, seconds, timing.middle(memory), timing.middle(shards, 2)])
+    title = f"{options.classes:,} x {options.width:,} over {options.devices} devices"
+    timing.print_table(title, ["part", "seconds", "memory, MiB", "shards"], rows)
+
+
+if __name__ == "__main__":
+    main()

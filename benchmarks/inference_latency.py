@@ -1,0 +1,179 @@
+"""What to serve a trained recogniser with: milliseconds from photos of the right size to embeddings
+and logits, by engine.
+
+Command:  python -m benchmarks.inference_latency             (ResNet-50 at 224x224; some minutes)
+Smaller:  python -m benchmarks.inference_latency --depth 18 --width 8 --size 32 --rounds 1
+Needs:    torch, onnxruntime and onnxscript.
+
+A run of one step is converted as a user would (`sicot convert`); every engine gets the same bytes
+[batch, height, width, 3], already decoded and resized. All but StableHLO's weights are as loaded by
+`sicot_jax.load` or by the folder's own `model.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import sicot_jax
+from benchmarks import timing
+from sicot_jax import config as config_lib
+from sicot_jax.recognizer import Engine, Found
+from sicot_jax.training.loop import train
+from sicot_jax.weights import bundle as folders
+from sicot_jax.weights.visual import load_module
+
+NEEDS = {
+    "jax": (),
+    "stablehlo": (),
+    "torch": ("torch",),
+    "onnx": ("torch", "onnxruntime", "onnxscript"),
+}
+NAMES = {
+    "jax": "JAX, batch norms folded",
+    "stablehlo": "StableHLO (jax.export)",
+    "torch": "PyTorch, eager",
+    "onnx": "ONNX Runtime",
+}
+
+
+def small_run(workdir: Path, options: argparse.Namespace) -> None:
+    """A run of one step with the network that was asked for."""
+    side = [
+        f"preprocessing.{name}={options.size}"
+        for name in ("height", "width", "resize_height", "resize_width")
+    ]
+    model = [f"model.depth={options.depth}", f"model.width={options.width}", "model.stem=imagenet"]
+    catalogue = [
+        f"data.generated.num_classes={options.classes}",
+        f"data.generated.train_photos={10 * options.classes}",
+    ]
+    small = ["model.embedding_width=0", "train.steps=1", "train.batch_size=8", "mesh.data=1"]
+    flags = [f"--config.{flag}" for flag in (*side, *model, *catalogue, *small)]
+    train(config_lib.load_config("tiny", flags), workdir)
+
+
+def opened(kind: str, run: Path, out: Path) -> Engine:
+    """The engine, converted and loaded as its users do."""
+    if kind == "jax":
+        return sicot_jax.load(run).engine
+    if kind == "onnx":
+        from sicot_jax.export.to_onnx import to_onnx
+
+        to_onnx(run, out / kind)
+        return sicot_jax.load(out / kind).engine
+    if kind == "stablehlo":
+        from sicot_jax.export.to_stablehlo import to_stablehlo
+
+        to_stablehlo(run, out / kind)
+        return _program(out / kind)
+    from sicot_jax.export.to_torch import to_torch
+
+    to_torch(run, out / kind)
+    return _recognizer(out / kind)
+
+
+def _program(folder: Path) -> Engine:
+    import safetensors.numpy
+
+    weights = jax.device_put(
+        safetensors.numpy.load_file(folder / folders.WEIGHTS), jax.devices()[0]
+    )
+    call = jax.jit(jax.export.deserialize(bytearray((folder / folders.PROGRAM).read_bytes())).call)
+
+    def engine(photos: np.ndarray) -> Found:
+        found = call(weights, photos)
+        return Found(np.asarray(found["embedding"]), np.asarray(found["logits"]))
+
+    return engine
+
+
+def _recognizer(folder: Path) -> Engine:
+    import torch
+
+    recognizer = load_module(folder / "model.py").SicotRecognizer.from_pretrained(folder)
+    stored = json.loads((folder / folders.CONFIG).read_text())["preprocessing"]
+    mean, std = (torch.tensor(stored[name]).reshape(3, 1, 1) for name in ("mean", "std"))
+
+    def engine(photos: np.ndarray) -> Found:
+        with torch.inference_mode():
+            images = (torch.from_numpy(photos).permute(0, 3, 1, 2).float() / 255 - mean) / std
+            embedding = recognizer.embed(images)
+            return Found(embedding.numpy(), recognizer.fc(embedding).numpy())
+
+    return engine
+
+
+def timed(engine: Engine, photos: np.ndarray) -> Callable[[], float]:
+    """Milliseconds of the second of two calls."""
+
+    def once() -> float:
+        time.sleep(0.1)  # threads of the engine before it still spin, waiting for more,
+        engine(photos)  # and the first call after another engine's is slow
+        start = time.perf_counter()
+        engine(photos)
+        return 1e3 * (time.perf_counter() - start)
+
+    return once
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--depth", type=int, default=50)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--size", type=int, default=224, help="pixels a side")
+    parser.add_argument("--classes", type=int, default=11)
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    timing.print_machine(options.rounds)
+    absent = {kind: timing.missing(*needs) for kind, needs in NEEDS.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder, "run")
+        small_run(run, options)
+        engines = {kind: opened(kind, run, Path(folder)) for kind, why in absent.items() if not why}
+        found: dict[int, dict[str, list[float]]] = {}
+        for batch in options.batches:
+            rng = np.random.default_rng(batch)
+            photos = rng.integers(0, 256, (batch, options.size, options.size, 3), dtype=np.uint8)
+            wanted = engines["jax"](photos)
+            for kind, engine in engines.items():  # also compiles
+                other = engine(photos)
+                for name in ("embedding", "logits"):
+                    a, b = getattr(wanted, name), getattr(other, name)
+                    np.testing.assert_allclose(
+                        b, a, atol=1e-4 * np.abs(a).max(), err_msg=f"{kind}: {name}"
+                    )
+            found[batch] = timing.in_turn(
+                {kind: timed(engine, photos) for kind, engine in engines.items()}, options.rounds
+            )
+    header = [f"ResNet-{options.depth}, {options.size}x{options.size}"]
+    for batch in options.batches:
+        header += [f"batch {batch}: ms", "least to greatest", "x JAX's time"]
+    rows = []
+    for kind, name in NAMES.items():
+        if absent[kind]:
+            rows.append([name, absent[kind]])
+            continue
+        cells = [name]
+        for times in found.values():
+            cells += [
+                timing.middle(times[kind], 1),
+                timing.spread(times[kind], 1),
+                timing.ratio(times[kind], times["jax"]),
+            ]
+        rows.append(cells)
+    timing.print_table("Latency", header, rows)
+
+
+if __name__ == "__main__":
+    main()

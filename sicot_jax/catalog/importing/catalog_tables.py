@@ -1,0 +1,210 @@
+"""Builds and writes the tables of a catalogue: classes, labels, vocabulary, word vectors."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sicot_jax.catalog.catalog import SPLITS, ClassTable, Tokenizer
+from sicot_jax.catalog.importing.manifest_rows import ManifestRow
+from sicot_jax.catalog.importing.settings import ImportSettings
+from sicot_jax.catalog.importing.spool import SPOOL_FILE, PhotosBySplit
+from sicot_jax.catalog.sources.tables import (
+    CATALOG_FILE,
+    CLASSES_FILE,
+    REPORT_FILES,
+    SPLITS_FILE,
+    VECTORS_FILE,
+    write_class_table,
+    write_split_table,
+)
+from sicot_jax.catalog.statistics import class_counts
+from sicot_jax.catalog.tokenizer import build_tokenizer
+from sicot_jax.catalog.word_vectors import train_word_vectors
+from sicot_jax.common.image import JPEG_QUALITY
+
+
+@dataclasses.dataclass(frozen=True)
+class CatalogTables:
+    """Tables of a catalogue.
+
+    Attributes:
+      classes: one row per class.
+      labels: split -> class ids int32 [N], in the order of the records.
+      tokenizer: vocabulary, from training text alone.
+      train_token_ids: token ids int32 [number of known words] of every training record.
+      word_vectors: float32 [V, E].
+    """
+
+    classes: ClassTable
+    labels: Mapping[str, np.ndarray]
+    tokenizer: Tokenizer
+    train_token_ids: Sequence[np.ndarray]
+    word_vectors: np.ndarray
+
+
+def product_text(title: str, tags: str) -> str:
+    """Returns the text of a photo: its title, then its tags.
+
+    Args:
+      title: product title.
+      tags: further words.
+
+    Returns:
+      Both, separated by a space.
+    """
+    return f"{title} {tags}".strip()
+
+
+def build_tables(
+    by_split: PhotosBySplit, previous: ClassTable | None, settings: ImportSettings
+) -> CatalogTables:
+    """Returns the tables of a catalogue.
+
+    Args:
+      by_split: photos of each split, in the order of the records.
+      previous: class table of the previous version; its class ids stay.
+      settings: settings of the import.
+
+    Returns:
+      The tables; vocabulary and word vectors come from the training photos alone.
+    """
+    classes, labels = build_class_table(by_split, previous)
+    train_text = [product_text(photo.row.title, photo.row.tags) for photo in by_split["train"]]
+    tokenizer = build_tokenizer(
+        train_text,
+        kind=settings.tokenizer,
+        drop_top_share=settings.drop_top_share,
+        min_count=settings.min_count,
+        max_vocabulary=settings.max_vocabulary,
+        seed=settings.seed,
+    )
+    token_ids = [tokenizer.encode(text) for text in train_text]
+    vectors = train_word_vectors(
+        token_ids,
+        vocabulary_size=len(tokenizer.vocabulary),
+        width=settings.word_width,
+        epochs=settings.word_epochs,
+        seed=settings.seed,
+    )
+    return CatalogTables(classes, labels, tokenizer, token_ids, vectors)
+
+
+def build_class_table(
+    by_split: PhotosBySplit, previous: ClassTable | None
+) -> tuple[ClassTable, dict[str, np.ndarray]]:
+    """Returns the class table and the labels of all records.
+
+    Title and category are those of the class's first training photo, `catalogue` before `query`
+    (without one, of any photo).
+
+    Args:
+      by_split: photos of each split, in the order of the records.
+      previous: class table of the previous version. Its ids stay, its SKUs without a photo are
+        discontinued; new SKUs follow in sorted order.
+
+    Returns:
+      The class table, and split -> class ids int32 [N].
+    """
+    first_rows = _first_rows(by_split)
+    old = list(previous.sku) if previous else []
+    skus = old + sorted(set(first_rows) - set(old))
+    ids = {sku: c for c, sku in enumerate(skus)}
+    labels = {
+        split: np.array([ids[photo.row.sku] for photo in by_split[split]], np.int32)
+        for split in SPLITS
+    }
+    titles, categories = [], []
+    for c, sku in enumerate(skus):
+        if sku in first_rows:
+            titles.append(first_rows[sku].title)
+            categories.append(first_rows[sku].category)
+        elif previous is not None:
+            titles.append(previous.title[c])
+            categories.append(previous.category[c])
+    counts = {split: class_counts(labels[split], len(skus)) for split in SPLITS}
+    discontinued = np.array([sku not in first_rows for sku in skus], dtype=bool)
+    return ClassTable(skus, titles, categories, counts, discontinued), labels
+
+
+def _first_rows(by_split: PhotosBySplit) -> dict[str, ManifestRow]:
+    """Returns SKU -> the row that describes it."""
+    first: dict[str, ManifestRow] = {}
+    for role in ("catalogue", "query"):
+        for row in (photo.row for photo in by_split["train"]):
+            if row.role == role:
+                first.setdefault(row.sku, row)
+    for split in SPLITS:
+        for photo in by_split[split]:
+            first.setdefault(photo.row.sku, photo.row)
+    return first
+
+
+def write_tables(
+    folder: Path,
+    tables: CatalogTables,
+    by_split: PhotosBySplit,
+    previous_splits: Mapping[str, str],
+) -> None:
+    """Writes all tables of a catalogue.
+
+    Args:
+      folder: version folder.
+      tables: the tables.
+      by_split: photos of each split.
+      previous_splits: image_id -> split of earlier versions; remembered for photos that may return.
+    """
+    write_class_table(folder / CLASSES_FILE, tables.classes)
+    for split in SPLITS:
+        np.save(folder / f"labels_{split}.npy", tables.labels[split])
+    np.save(folder / VECTORS_FILE, tables.word_vectors)
+    tables.tokenizer.save(folder)
+    splits = {photo.image_id: split for split in SPLITS for photo in by_split[split]}
+    write_split_table(folder / SPLITS_FILE, {**previous_splits, **splits})
+
+
+def data_hash(
+    folder: Path, by_split: PhotosBySplit, labels: Mapping[str, np.ndarray], short_side: int
+) -> str:
+    """Returns a hash over the sorted records, the tables, and what the stored pixels depend on.
+
+    Args:
+      folder: version folder with its tables.
+      by_split: photos of each split, in the order of the records.
+      labels: split -> class ids int32 [N].
+      short_side: shorter side of a stored photo at most, pixels.
+
+    Returns:
+      64 hexadecimal digits (sha256).
+    """
+    digest = hashlib.sha256()
+    lines = sorted(
+        json.dumps(
+            [
+                photo.image_id,
+                int(label),
+                split,
+                photo.row.title,
+                photo.row.tags,
+                photo.row.category,
+                photo.row.box,
+                photo.row.role,
+            ]
+        )
+        for split in SPLITS
+        for photo, label in zip(by_split[split], labels[split], strict=True)
+    )
+    for line in lines:
+        digest.update(line.encode() + b"\n")
+    # The table of splits also remembers photos of earlier versions.
+    others = (SPOOL_FILE, CATALOG_FILE, SPLITS_FILE, *REPORT_FILES)
+    tables = [file for file in folder.iterdir() if file.name not in others]
+    for file in sorted(tables):
+        digest.update(file.name.encode() + b"\n" + file.read_bytes())
+    digest.update(json.dumps([short_side, JPEG_QUALITY]).encode())
+    return digest.hexdigest()

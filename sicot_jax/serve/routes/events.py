@@ -1,0 +1,56 @@
+"""Route that takes the events of a shop's visitors.
+
+The docstring of a handler is its description in the OpenAPI specification.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request
+from starlette.exceptions import HTTPException
+
+from sicot_jax.errors import InputError
+from sicot_jax.events.store import Event, parse
+from sicot_jax.serve.openapi import ERROR_RESPONSES
+from sicot_jax.serve.photo import PhotoError
+from sicot_jax.serve.request_photo import parse_json
+from sicot_jax.serve.state import service_state
+
+_MAX_EVENTS = 1000
+router = APIRouter(tags=["events"])
+
+
+@router.post("/v1/events", status_code=202, responses=ERROR_RESPONSES)
+async def events(request: Request) -> dict[str, int]:
+    """Stores a list of at most 1,000 events; events that are already stored stay unchanged."""
+    state = service_state(request)
+    if state.events is None:
+        raise HTTPException(404, "this service keeps no events; start it with --events FILE")
+    seconds = state.settings.timeout_seconds
+    try:
+        async with asyncio.timeout(seconds):
+            body = await request.body()
+    except TimeoutError:
+        raise PhotoError(
+            408, "too_slow", f"no complete request within {seconds:g} seconds"
+        ) from None
+    parsed = _parse_events(parse_json(body))
+    new = await asyncio.get_running_loop().run_in_executor(None, state.events.add, parsed)
+    return {"received": len(parsed), "new": new}
+
+
+def _parse_events(content: object) -> list[Event]:
+    if (
+        not isinstance(content, list)
+        or len(content) > _MAX_EVENTS
+        or not all(isinstance(values, dict) for values in content)
+    ):
+        raise InputError(f"wanted a list of at most {_MAX_EVENTS} events")
+    parsed = []
+    for number, values in enumerate(content):
+        try:
+            parsed.append(parse(values))
+        except InputError as error:
+            raise InputError(f"event {number}: {error}; none was stored") from error
+    return parsed

@@ -1,0 +1,93 @@
+"""Routes of products and their pictures.
+
+The docstring of a handler is its description in the OpenAPI specification.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Request, Response
+from starlette.exceptions import HTTPException
+
+from sicot_jax.index.backends.base import ProductIndex
+from sicot_jax.index.storage.products import ProductRecord
+from sicot_jax.search.answer import ScoredProduct
+from sicot_jax.serve.openapi import NOT_FOUND
+from sicot_jax.serve.state import read_index
+
+router = APIRouter(tags=["products"])
+
+
+def product_json(product: ProductRecord) -> dict[str, Any]:
+    """Returns a product as the service describes it.
+
+    Args:
+      product: product record of the index.
+
+    Returns:
+      JSON with the addresses of its pictures.
+    """
+    address = f"/v1/products/{quote(product.sku, safe='')}/images/"
+    return {
+        "sku": product.sku,
+        "title": product.title,
+        "tags": product.tags,
+        "category": product.category,
+        "images": [f"{address}{number}" for number in range(len(product.picture_rows))],
+    }
+
+
+def scored_product_json(scored: ScoredProduct, score_name: str) -> dict[str, Any]:
+    """Returns a product of an answer with its score, its nearest picture first.
+
+    Args:
+      scored: product of an answer.
+      score_name: "probability" or "similarity".
+
+    Returns:
+      JSON of the product.
+    """
+    content = product_json(scored.product)
+    if scored.row in scored.product.picture_rows:
+        number = scored.product.picture_rows.index(scored.row)
+        content["images"].insert(0, content["images"].pop(number))
+    return {**content, score_name: round(scored.score, 6)}
+
+
+# Before the route of a product, whose SKU may hold slashes.
+@router.get("/v1/products/{sku:path}/images/{number}", responses=NOT_FOUND)
+async def picture(request: Request, sku: str, number: int) -> Response:
+    """Returns a photo of a product, as it was indexed."""
+
+    def read(index: ProductIndex) -> bytes | None:
+        product = index.product(sku)
+        if product is None or not 0 <= number < len(product.picture_rows):
+            return None
+        return index.picture(product.picture_rows[number])
+
+    jpeg = await read_index(request, read)
+    if jpeg is None:
+        raise HTTPException(404, f"no image {number} of product {sku[:60]!r}")
+    return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": "max-age=3600"})
+
+
+@router.get("/v1/products/{sku:path}", responses=NOT_FOUND)
+async def product(request: Request, sku: str) -> dict[str, Any]:
+    """Returns a product with its quality signals and the number of its photos."""
+
+    def read(index: ProductIndex) -> dict[str, Any] | None:
+        product = index.product(sku)
+        if product is None:
+            return None
+        return {
+            **product_json(product),
+            "quality": product.quality,
+            "photos": index.count_photos(product.product_id),
+        }
+
+    content = await read_index(request, read)
+    if content is None:
+        raise HTTPException(404, f"no product {sku[:60]!r}")
+    return content

@@ -1,0 +1,62 @@
+"""Files and folders that appear complete or not at all."""
+
+import pytest
+
+from sicot_jax.common.files import atomic_directory, atomic_file, read_json, write_json
+from sicot_jax.errors import InputError
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_file_is_replaced_as_one(tmp_path, durable):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with atomic_file(path, durable=durable) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        assert temporary.suffix == ".txt"  # numpy's savers add the suffix where it is missing
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_exception_leaves_the_old_file_alone(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(ValueError, match="half way"), atomic_file(path) as temporary:
+        temporary.write_text("ne")
+        raise ValueError("half way")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_and_back(tmp_path):
+    write_json(tmp_path / "a.json", {"a": [1, 2]})
+    assert read_json(tmp_path / "a.json", "numbers") == {"a": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "FileNotFoundError, wanted numbers; check the folder"),
+        ("{", "JSONDecodeError, wanted numbers; check the folder"),
+        ("[]", "holds no table, wanted numbers; check the folder"),
+    ],
+)
+def test_json_that_is_none_is_named(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "a.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_json(tmp_path / "a.json", "numbers")
+
+
+def test_a_folder_appears_at_the_end_or_not_at_all(tmp_path):
+    out = tmp_path / "new" / "folder"
+    with pytest.raises(ValueError, match="half way"), atomic_directory(out) as partial:
+        (partial / "file").touch()
+        raise ValueError("half way")
+    assert not list(tmp_path.iterdir())
+    with atomic_directory(out) as partial:
+        (partial / "file").touch()
+        assert not out.exists()
+    assert [path.name for path in out.iterdir()] == ["file"]
+    with pytest.raises(InputError, match="exists; give another --out"), atomic_directory(out):
+        pass

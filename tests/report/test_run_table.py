@@ -1,0 +1,193 @@
+"""The run table makes the reports that run folders make, is small, and is what docs/results has."""
+
+import json
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from helpers.finished_runs import ADJUSTMENT_NAMES, FIRST, SECOND, cells, make_run
+from pyarrow import parquet
+
+from sicot_jax.errors import InputError
+from sicot_jax.report.curve import write_curve
+from sicot_jax.report.inputs import read_runs
+from sicot_jax.report.page import write_report
+from sicot_jax.report.run_folder import read_run_folder
+from sicot_jax.report.run_table import TEST_SETS_FILE, add_to_run_table, read_run_table
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+
+
+def two_runs(folder):
+    """Writes a baseline and a co-training run with photos in several orders."""
+    rng = np.random.default_rng(0)
+    return [
+        make_run(
+            folder / name,
+            best,
+            order=rng.permutation(8),
+            post_hoc={adjustment: rng.integers(0, 4, 8) for adjustment in ADJUSTMENT_NAMES},
+            loss={"mixed": mixed},
+        )
+        for name, best, mixed in [("baseline", FIRST, 0.0), ("co_training", SECOND, 1.0)]
+    ]
+
+
+def test_a_table_makes_the_same_report_as_run_folders(tmp_path):
+    paths, table = two_runs(tmp_path / "runs"), tmp_path / "runs.parquet"
+    add_to_run_table(table, [read_run_folder(path) for path in paths])
+    shown = [write_report(inputs, tmp_path / out) for inputs, out in [(paths, "a"), ([table], "b")]]
+    assert shown[0] == shown[1]
+    pages = [(tmp_path / out / "report.md").read_text() for out in ("a", "b")]
+    assert pages[0] == pages[1]
+    assert "## Post-hoc adjustments" in pages[0]
+
+
+def test_a_row_keeps_what_a_report_needs(tmp_path):
+    table = tmp_path / "new" / "runs.parquet"
+    runs = [read_run_folder(path) for path in two_runs(tmp_path / "runs")]
+    add_to_run_table(table, runs)
+    for run, row in zip(runs, read_run_table(table), strict=True):
+        assert (row.name, row.config, row.results) == (run.name, run.config, run.results)
+        assert row.validation_curve == run.validation_curve
+        assert list(row.adjusted_hits) == ADJUSTMENT_NAMES
+        for name in ("label", "label_count", "class_counts"):
+            np.testing.assert_array_equal(getattr(row.test_set, name), getattr(run.test_set, name))
+        np.testing.assert_array_equal(row.top1_hits, run.top1_hits)
+        np.testing.assert_array_equal(row.top3_hits, run.top3_hits)
+        for name, hits in run.adjusted_hits.items():
+            np.testing.assert_array_equal(row.adjusted_hits[name], hits)
+        assert row.top1_hits.dtype == bool
+    rows = parquet.read_table(table).to_pylist()
+    assert [row["overall_top1"] for row in rows] == [37.5, 75.0]
+    assert len(parquet.read_table(table.parent / TEST_SETS_FILE)) == 1  # both runs have the same
+
+
+def test_a_run_is_a_row_that_its_next_version_replaces(tmp_path):
+    table = tmp_path / "runs.parquet"
+    for folder, best in [("old", FIRST), ("new", SECOND)]:
+        add_to_run_table(table, [read_run_folder(make_run(tmp_path / folder / "run", best))])
+    (row,) = read_run_table(table)
+    assert row.top1_hits.mean() == 0.75
+
+
+def add_run(table, folder):
+    """Adds the run of a folder, in a process of its own."""
+    add_to_run_table(table, [read_run_folder(folder)])
+
+
+def test_processes_that_write_one_table_lose_no_row(tmp_path):
+    folders = [make_run(tmp_path / f"run_{i}", FIRST) for i in range(4)]
+    table = tmp_path / "runs.parquet"
+    with ProcessPoolExecutor(4, get_context("forkserver")) as pool:
+        list(pool.map(add_run, [table] * 4, folders))
+    assert [run.name for run in read_run_table(table)] == [folder.name for folder in folders]
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_row_of_a_large_run_is_small(tmp_path):
+    """A million classes and 200,000 test photos take a bit per photo and adjustment."""
+    run, rng = make_run(tmp_path / "run", FIRST), np.random.default_rng(0)
+    label = rng.integers(0, 1_000_000, 200_000)
+    np.savez(
+        run / "predictions.npz",
+        image_id=np.array([f"{i:06}" for i in range(len(label))]),
+        label=label,
+        top_classes=rng.integers(0, 1_000_000, (len(label), 10)),
+        train_counts=np.sort(rng.zipf(1.5, 1_000_000).clip(0, 60_000)),
+        post_hoc=rng.integers(0, 1_000_000, (len(label), len(ADJUSTMENT_NAMES))),
+        post_hoc_names=ADJUSTMENT_NAMES,
+    )
+    table = tmp_path / "runs.parquet"
+    finished = read_run_folder(run)
+    add_to_run_table(table, [finished])
+    assert table.stat().st_size < 17 * 200_000 / 8
+    (row,) = read_run_table(table)
+    np.testing.assert_array_equal(row.top1_hits, finished.top1_hits)
+    np.testing.assert_array_equal(row.test_set.class_counts, finished.test_set.class_counts)
+
+
+def test_a_table_says_nothing_of_this_machine(tmp_path):
+    model = {"init_from": str(tmp_path / "runs/baseline/rate_0.1/seed_3")}
+    data = {"path": str(tmp_path / "fashion.npz")}
+    table = tmp_path / "runs.parquet"
+    run = make_run(tmp_path / "run", FIRST, data=data, model=model)
+    add_to_run_table(table, [read_run_folder(run)])
+    assert str(tmp_path) not in json.dumps(parquet.read_table(table).to_pylist(), default=str)
+    (row,) = read_run_table(table)
+    assert row.config["data.path"] == "fashion.npz"
+    assert row.config["model.init_from"] == "baseline/rate_0.1/seed_3"
+
+
+def test_runs_of_a_table_are_selected_by_name_or_folder(tmp_path):
+    names = [f"small/base/rate_0.1/seed_{seed}" for seed in (0, 1)] + ["large/base/rate_0.1/seed_0"]
+    table = tmp_path / "runs.parquet"
+    folders = [make_run(tmp_path / name, FIRST) for name in names]
+    add_to_run_table(table, read_runs(folders))
+    for select, wanted in [
+        ([], sorted(names)),
+        (["small"], names[:2]),
+        (["*/base/*/seed_0"], [names[2], names[0]]),
+        (["small/*/*/seed_1", "large"], names[1:]),
+        ([names[1]], [names[1]]),
+    ]:
+        assert [run.name for run in read_run_table(table, select)] == wanted
+    with pytest.raises(InputError, match=r"no run matches 'medium'; runs are below large, small"):
+        read_run_table(table, ["medium"])
+    with pytest.raises(InputError, match="--select chooses runs of a run table"):
+        read_runs([tmp_path / "small"], ["small"])
+    # Names in a report are those of a folder of runs.
+    assert {run.name for run in read_runs([table], ["small"])} == {
+        "base/rate_0.1/seed_0",
+        "base/rate_0.1/seed_1",
+    }
+
+
+def test_a_file_that_is_no_run_table_is_refused_in_one_line(tmp_path):
+    table = tmp_path / "runs.parquet"
+    with pytest.raises(InputError, match="no such file, wanted a run table"):
+        read_run_table(table)
+    table.write_bytes(b"PAR1 no more")
+    with pytest.raises(InputError, match="wanted a run table") as error:
+        read_run_table(table)
+    assert "\n" not in str(error.value)
+    parquet.write_table(pa.table({"name": ["one"]}), table)
+    with pytest.raises(InputError, match=r"no column variant, .*; wanted a run table"):
+        read_run_table(table)
+
+
+def test_a_table_without_its_test_sets_is_refused(tmp_path):
+    table = tmp_path / "runs.parquet"
+    add_to_run_table(table, [read_run_folder(make_run(tmp_path / "run", FIRST))])
+    (tmp_path / TEST_SETS_FILE).unlink()
+    with pytest.raises(InputError, match=r"test_sets.parquet: lacks test set .*; copy both files"):
+        read_run_table(table)
+
+
+def test_committed_runs_are_read():
+    runs = read_run_table(RESULTS / "runs.parquet")
+    assert len(runs) == 249
+    for run in runs:
+        accuracy = run.results["accuracy"]["overall"]
+        assert accuracy["photos"] == len(run.top1_hits)
+        np.testing.assert_allclose(100 * run.top1_hits.mean(), accuracy["top1"], atol=1e-4)
+        np.testing.assert_allclose(100 * run.top3_hits.mean(), accuracy["top3"], atol=1e-4)
+
+
+def test_committed_pages_are_made_from_the_table(tmp_path):
+    """A page and a curve, to the digit."""
+    table, page = RESULTS / "runs.parquet", "generated_1k_20000_photos_informativeness_0.5"
+    write_report([table], tmp_path, select=["generated_1k/20000_*"])
+    assert (tmp_path / "report.md").read_text() == (RESULTS / page / "report.md").read_text()
+    write_curve(
+        [table],
+        tmp_path,
+        field="data.generated.word_sharing",
+        select=["generated_1k/6000_*_informativeness_1.0_*"],
+    )
+    page = RESULTS / "generated_1k_over_word_sharing" / "report.md"
+    assert (tmp_path / "report.md").read_text() == page.read_text()
+    assert len(cells(page.read_text())) > 3
