@@ -1,1 +1,1 @@
-"""Tables of speed, one script each; run from the checkout: `python -m benchmarks.NAME --help`."""
+"""Measures speed, memory and accuracy, one script each: `python -m benchmarks.NAME --help`."""

@@ -1,4 +1,4 @@
-"""Plain FastAPI services, as one writes them in twenty lines: contenders of benchmarks/service_load.py.
+"""Serves a network with plain FastAPI: baselines of benchmarks/service_load.py.
 
 No limits, no batches, no search. A route decodes the photo, calls the network and returns the five
 best classes.
@@ -17,8 +17,8 @@ from fastapi import FastAPI, Request
 from starlette.concurrency import run_in_threadpool
 
 from sicot_jax.index.storage import layout
-from sicot_jax.weights import bundle as folders
-from sicot_jax.weights import visual as network
+from sicot_jax.weights.bundle import ONNX_FILE, WEIGHTS_FILE, read_bundle
+from sicot_jax.weights.visual import load_torch_arrays, torch_template
 
 ONNX, TORCH = "plain ONNX Runtime", "plain PyTorch"
 
@@ -26,7 +26,7 @@ ONNX, TORCH = "plain ONNX Runtime", "plain PyTorch"
 def _onnx_logits(version: Path) -> Callable[[np.ndarray], np.ndarray]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(version / layout.ONNX_MODEL / folders.GRAPH))
+    session = onnxruntime.InferenceSession(str(version / layout.ONNX_MODEL / ONNX_FILE))
     return lambda batch: session.run(["logits"], {"photos": batch})[0]
 
 
@@ -34,22 +34,24 @@ def _torch_logits(version: Path) -> Callable[[np.ndarray], np.ndarray]:
     import safetensors.numpy
     import torch
 
-    converted = folders.read_converted(version / layout.MODEL)
+    converted = read_bundle(version / layout.MODEL)
     settings = dataclasses.asdict(converted.model), dataclasses.asdict(converted.preprocessing)
-    made = network.torch_module().SicotRecognizer(*settings, [""] * converted.model.classes)
-    network.load_into(made, safetensors.numpy.load_file(version / layout.MODEL / folders.WEIGHTS))
+    network_module = torch_template().SicotRecognizer(*settings, [""] * converted.model.num_classes)
+    load_torch_arrays(
+        network_module, safetensors.numpy.load_file(version / layout.MODEL / WEIGHTS_FILE)
+    )
 
     def logits(batch: np.ndarray) -> np.ndarray:
         image = torch.from_numpy(converted.preprocessing.normalise(batch).transpose(0, 3, 1, 2))
         with torch.inference_mode():
-            return made(image).numpy()
+            return network_module(image).numpy()
 
     return logits
 
 
-def app(kind: str, version: Path) -> FastAPI:
-    """A service of the model in an index's version folder."""
-    preprocessing = folders.read_converted(version / layout.MODEL).preprocessing
+def create_baseline_app(kind: str, version: Path) -> FastAPI:
+    """Returns a service of the model in an index version."""
+    preprocessing = read_bundle(version / layout.MODEL).preprocessing
     logits = _onnx_logits(version) if kind == ONNX else _torch_logits(version)
 
     def answer(data: bytes) -> dict[str, Any]:
@@ -58,13 +60,13 @@ def app(kind: str, version: Path) -> FastAPI:
         shares /= shares.sum()
         return {"products": [(int(c), float(shares[c])) for c in np.argsort(-scores)[:5]]}
 
-    made = FastAPI()
+    service = FastAPI()
 
-    @made.post("/v1/recognize")
+    @service.post("/v1/recognize")
     async def recognize(request: Request) -> dict[str, Any]:
         return await run_in_threadpool(answer, await request.body())
 
-    return made
+    return service
 
 
 def main() -> None:
@@ -78,7 +80,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     options = parser.parse_args()
     uvicorn.run(
-        app(options.kind, layout.current_version(options.index)),
+        create_baseline_app(options.kind, layout.current_version(options.index)),
         port=options.port,
         log_level="error",
     )

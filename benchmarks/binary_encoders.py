@@ -1,20 +1,18 @@
-"""How well codes of each kind find what exact search would: recall of float neighbours, by the
-codes alone and re-ranked.
+"""Measures the recall of binary codes against exact search, with and without re-ranking.
 
-Photos:   python -m benchmarks.binary_encoders --index INDEX --catalog CATALOG    (queries: the
-  catalogue's test photos)
-VectorFiles:  python -m benchmarks.binary_encoders --index INDEX --made 1000000       (as benchmarks/vector_search.py
-  makes its "measured" ones)
-Needs:    faiss; an index of real photos, built with `--codes learned` for the row of what the run
-  itself learned.
+Photos:   python -m benchmarks.binary_encoders --index INDEX --catalog CATALOG
+          (queries: the catalogue's test photos)
+Vectors:  python -m benchmarks.binary_encoders --index INDEX --made 1000000
+          (as the "measured" ones of benchmarks/vector_search.py)
+Needs:    faiss; an index of real photos, built with `--codes learned` for the row of the run's own
+          codes.
 
-Recall@k: how many of the k photos of the index that are nearest to a query by float32 cosine are
-among the k nearest by code, or, "of c re-ranked", among the best k by cosine of the c nearest by
-code. Equal distances come in the order of the index.
-Kinds: sicot_jax/index/codebooks. "learned afterwards": the same layer and losses, fitted to the
-  index's features alone in `--steps` steps of 64 vectors by the optimizer of
-  configs/fashion_small.py: what training comes to when the embedding stands still, and any number
-  of bits without a run of its own.
+Recall@k: share of the k photos that are nearest to a query by float32 cosine among the k nearest by
+code, or, "of c re-ranked", among the best k by cosine of the c nearest by code. Equal distances
+come in the order of the index.
+Kinds: sicot_jax/index/storage/binary_codes. "learned afterwards": the same layer and losses, fitted
+to the index's features alone in `--steps` steps of 64 vectors by the optimizer of
+configs/fashion_small.py, for any number of bits and without a run.
 """
 
 from __future__ import annotations
@@ -29,8 +27,8 @@ import numpy as np
 import optax
 
 from benchmarks import timing
-from benchmarks.vector_search import Measured
-from benchmarks.open_set import asked
+from benchmarks.open_set import embed_photos
+from benchmarks.vector_search import MeasuredVectors
 from sicot_jax.catalog.open import open_catalog
 from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.config import DataConfig, LossConfig
@@ -47,22 +45,29 @@ from sicot_jax.index.storage.binary_codes import (
 from sicot_jax.index.storage.vectors import VectorFiles
 from sicot_jax.training import auxiliary_losses as losses
 
-AFTERWARDS = "learned afterwards"
-NAMES = {PCA: "rotated PCA", ITQ: "ITQ", LSH: "random hyperplanes", AFTERWARDS: AFTERWARDS}
+LEARNED_AFTERWARDS = "learned afterwards"
+NAMES = {
+    PCA: "rotated PCA",
+    ITQ: "ITQ",
+    LSH: "random hyperplanes",
+    LEARNED_AFTERWARDS: LEARNED_AFTERWARDS,
+}
 KS = (1, 10, 100)
-_BATCH, _SAMPLE = 64, 50_000
+_BATCH_SIZE, _MAX_SAMPLE = 64, 50_000
 
 
-def fitted_afterwards(
+def fit_frozen_encoder(
     features: np.ndarray, bits: int, *, steps: int, seed: int = 0
 ) -> BinaryEncoder:
-    """The layer of `models/sicot.VisualStream.codes`, trained by `losses` on unit features [N, D]
-    that stand still.
+    """Fits the model's layer of codes by its losses to unit features [N, D] that are frozen.
+
+    Returns:
+      The encoder.
     """
     rng, weights, width = np.random.default_rng(seed), LossConfig(), features.shape[1]
-    chosen = rng.choice(len(features), min(len(features), _SAMPLE), replace=False)
+    chosen = rng.choice(len(features), min(len(features), _MAX_SAMPLE), replace=False)
     rows = jnp.asarray(features[chosen], jnp.float32)
-    tx = optax.chain(
+    optimizer = optax.chain(
         optax.add_decayed_weights(5e-4, mask={"kernel": True, "bias": False}),
         optax.sgd(optax.cosine_decay_schedule(0.1, steps), momentum=0.9, nesterov=True),
     )
@@ -77,13 +82,13 @@ def fitted_afterwards(
     def fit(layer, batches):
         def step(carry, batch):
             layer, state = carry
-            updates, state = tx.update(jax.grad(loss)(layer, rows[batch]), state, layer)
+            updates, state = optimizer.update(jax.grad(loss)(layer, rows[batch]), state, layer)
             return (optax.apply_updates(layer, updates), state), None
 
-        return jax.lax.scan(step, (layer, tx.init(layer)), batches)[0][0]
+        return jax.lax.scan(step, (layer, optimizer.init(layer)), batches)[0][0]
 
     kernel = rng.standard_normal((width, bits), np.float32) * width**-0.5
-    batches = rng.integers(len(rows), size=(steps, min(_BATCH, len(rows))))
+    batches = rng.integers(len(rows), size=(steps, min(_BATCH_SIZE, len(rows))))
     layer = jax.device_get(fit({"kernel": kernel, "bias": np.zeros(bits, np.float32)}, batches))
     return encoder_from_layer(layer["kernel"] * width**0.5, layer["bias"], bits=bits)
 
@@ -91,41 +96,47 @@ def fitted_afterwards(
 def recalls(
     features: np.ndarray,
     queries: np.ndarray,
-    codebook: BinaryEncoder,
+    encoder: BinaryEncoder,
     wanted: np.ndarray,
     candidates: list[int],
 ):
-    """{(candidates, k): recall of each query [Q]}, candidates 0 for codes alone. wanted: lines of
-    the nearest, [Q, 100].
+    """Returns the recall of each query [Q] by (candidates, k), candidates 0 for codes alone.
+
+    `features` are [N, D], `queries` [Q, D], and `wanted` the rows of the nearest, [Q, 100].
     """
     import faiss
 
     codes = np.concatenate(
-        [codebook.encode(features[i : i + _SAMPLE]) for i in range(0, len(features), _SAMPLE)]
+        [
+            encoder.encode(features[i : i + _MAX_SAMPLE])
+            for i in range(0, len(features), _MAX_SAMPLE)
+        ]
     )
-    most = min(max(*candidates, KS[-1]), len(features))
-    near = faiss.knn_hamming(codebook.encode(queries), codes, most, variant="hc")[1]
-    found = {0: near}
+    max_candidates = min(max(*candidates, KS[-1]), len(features))
+    candidate_rows = faiss.knn_hamming(
+        encoder.encode(queries), codes, max_candidates, variant="hc"
+    )[1]
+    recall = {0: candidate_rows}
     for count in candidates:
-        some = near[:, :count]
+        batch = candidate_rows[:, :count]
         cosine = np.stack(
-            [features[lines] @ query for lines, query in zip(some, queries, strict=True)]
+            [features[rows] @ query for rows, query in zip(batch, queries, strict=True)]
         )
-        found[count] = np.take_along_axis(some, np.argsort(-cosine, 1, kind="stable"), 1)
+        recall[count] = np.take_along_axis(batch, np.argsort(-cosine, 1, kind="stable"), 1)
     return {
         (count, k): np.array(
-            [len(set(a[:k]) & set(b[:k])) / k for a, b in zip(lines, wanted, strict=True)]
+            [len(set(a[:k]) & set(b[:k])) / k for a, b in zip(rows, wanted, strict=True)]
         )
-        for count, lines in found.items()
+        for count, rows in recall.items()
         for k in KS
         if k <= wanted.shape[1]
     }
 
 
-def of_photos(
+def index_and_test_features(
     version: Path, manifest: layout.IndexManifest, catalog_path: str, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features of the index, and of the catalogue's test photos, all or `count` of them."""
+    """Returns features of the index, and of the catalogue's test photos, all or `count` of them."""
     catalog = open_catalog(DataConfig(source="imported", path=catalog_path))
     assert manifest.data_hash == catalog.data_hash, "an index of this catalogue"
     features = VectorFiles(version, manifest.width, manifest.bits).memmap(
@@ -133,18 +144,21 @@ def of_photos(
     )
     split = catalog.splits["test"]
     chosen = np.linspace(0, len(split) - 1, min(count, len(split))).astype(int)
-    photos = asked(version, ((split[i]["image"], split[i]["sku"]) for i in chosen.tolist()))
-    return np.asarray(features, np.float32), l2_normalize(photos.embeddings)
+    embedded = embed_photos(
+        version, ((split[i]["image"], split[i]["sku"]) for i in chosen.tolist())
+    )
+    return np.asarray(features, np.float32), l2_normalize(embedded.embeddings)
 
 
-def codebooks(
+def iter_encoders(
     features: np.ndarray, version: Path, manifest: layout.IndexManifest, options
 ) -> Iterator[tuple[str, BinaryEncoder]]:
+    """Yields encoders by name and number of bits."""
     for bits in options.bits:
         for kind, name in NAMES.items():
             if kind in options.kinds:
-                if kind == AFTERWARDS:
-                    yield name, fitted_afterwards(features, bits, steps=options.steps)
+                if kind == LEARNED_AFTERWARDS:
+                    yield name, fit_frozen_encoder(features, bits, steps=options.steps)
                 else:
                     yield name, fit_binary_encoder(features, bits, kind)
         if bits == manifest.bits and manifest.code_kind == LEARNED:
@@ -173,11 +187,13 @@ def main() -> None:
     version = layout.current_version(options.index)
     manifest = layout.read_index_manifest(version)
     if options.catalog:
-        features, queries = of_photos(version, manifest, options.catalog, options.queries)
+        features, queries = index_and_test_features(
+            version, manifest, options.catalog, options.queries
+        )
     else:
-        made = Measured(options.index)
-        features = made(options.made, np.random.default_rng(0))
-        queries = made(options.queries, np.random.default_rng([0, 1]))
+        vectors = MeasuredVectors(options.index)
+        features = vectors(options.made, np.random.default_rng(0))
+        queries = vectors(options.queries, np.random.default_rng([0, 1]))
     faiss.omp_set_num_threads(1)
     wanted = faiss.knn(
         queries, features, min(KS[-1], len(features)), metric=faiss.METRIC_INNER_PRODUCT
@@ -185,14 +201,14 @@ def main() -> None:
     candidates = [count for count in options.candidates if count < len(features)]
     columns = [(count, k) for count in (0, *candidates) for k in KS]
     rows, errors = [], []
-    for name, codebook in codebooks(features, version, manifest, options):
-        found = recalls(features, queries, codebook, wanted, candidates)
+    for name, encoder in iter_encoders(features, version, manifest, options):
+        recall = recalls(features, queries, encoder, wanted, candidates)
         cells = [
-            " / ".join(f"{found[count, k].mean():.3f}" for k in KS) for count in (0, *candidates)
+            " / ".join(f"{recall[count, k].mean():.3f}" for k in KS) for count in (0, *candidates)
         ]
-        errors += [found[column].std() / len(queries) ** 0.5 for column in columns]
-        rows.append([name, str(codebook.bits), *cells])
-        print(name, codebook.bits, *cells, flush=True)
+        errors += [recall[column].std() / len(queries) ** 0.5 for column in columns]
+        rows.append([name, str(encoder.bits), *cells])
+        print(name, encoder.bits, *cells, flush=True)
     header = [
         "codes",
         "bits",

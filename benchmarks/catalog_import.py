@@ -1,12 +1,12 @@
-"""Photos per second of `sicot import`, whole and by its parts.
+"""Measures photos per second of `sicot import`, in total and by its parts.
 
 Command:  python -m benchmarks.catalog_import
 Needs:    what `sicot import` needs (Pillow, tensorflow-datasets, array-record, gensim).
 
 The script makes JPEGs with titles and a manifest in a temporary folder and imports them. "photos"
-is the time the import waits for photos (read, decode, hash, shrink, encode; starting the workers
-too), "words" that of vocabulary and word vectors, the third part all the rest. No worker is started
-below 100 photos each: use thousands.
+is the time that the import waits for photos (read, decode, hash, shrink, encode; starting the
+workers too), "words" that of vocabulary and word vectors, the third part all the rest. No worker is
+started below 100 photos each: use thousands.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks import timing
 
 
 def make_photos(folder: Path, count: int, width: int, height: int) -> tuple[Path, list[str], float]:
-    """A manifest of `count` product-like JPEGs of that size; photo names, kilobytes a photo."""
+    """Writes a manifest of product-like JPEGs; returns photo names and kilobytes a photo."""
     from PIL import Image
 
     from sicot_jax.catalog.sources.generated import open_generated
@@ -48,7 +48,7 @@ def make_photos(folder: Path, count: int, width: int, height: int) -> tuple[Path
             photo = Image.fromarray(np.asarray(record["image"])).resize(
                 (width, height), Image.Resampling.BICUBIC
             )
-            # Grain of a camera: smooth pictures would be smaller and faster to decode than photos
+            # Noise of a camera: smooth images would be smaller and faster to decode than photos
             # are.
             grain = np.random.default_rng(index).normal(scale=3, size=(height, width, 1))
             pixels = np.clip(np.asarray(photo) + grain, 0, 255).astype(np.uint8)
@@ -61,8 +61,8 @@ def make_photos(folder: Path, count: int, width: int, height: int) -> tuple[Path
 
 
 @contextlib.contextmanager
-def watch() -> Iterator[dict[str, float]]:
-    """Seconds that an import inside this context spends in preparing photos, and in words."""
+def measure_stages() -> Iterator[dict[str, float]]:
+    """Measures the seconds that an import inside this context spends on photos and on words."""
     from sicot_jax.catalog.importing import builder, catalog_tables
 
     seconds = {"photos": 0.0, "words": 0.0}
@@ -106,23 +106,23 @@ def watch() -> Iterator[dict[str, float]]:
 
 
 def import_seconds(manifest: Path, workers: int) -> dict[str, float]:
-    """Seconds of one whole import and its parts."""
+    """Returns the seconds of one import and of its parts."""
     from sicot_jax.catalog.importing.run import import_catalog
 
     with (
         tempfile.TemporaryDirectory() as out,
         contextlib.redirect_stderr(io.StringIO()),
-        watch() as seconds,
+        measure_stages() as seconds,
     ):
         start = time.perf_counter()
         import_catalog(manifest, Path(out, "catalogue"), name="benchmark", workers=workers)
-        whole = time.perf_counter() - start
+        total = time.perf_counter() - start
     parts = {"photos": seconds["photos"], "words": seconds["words"]}
-    return {"whole import": whole, **parts, "splits, tables, records": whole - sum(parts.values())}
+    return {"entire import": total, **parts, "splits, tables, records": total - sum(parts.values())}
 
 
 def photo_parts(folder: Path, names: list[str]) -> dict[str, float]:
-    """Seconds of each part of preparing these photos, one thread."""
+    """Returns the seconds of each part of preparing these photos, in one thread."""
     from PIL import Image
 
     from sicot_jax.catalog.importing.settings import ImportSettings
@@ -139,10 +139,10 @@ def photo_parts(folder: Path, names: list[str]) -> dict[str, float]:
         image.image_id(pixels)
         stamps.append(time.perf_counter())
         photo = Image.fromarray(pixels)
-        small = image.resize_short_side(photo, short_side)
+        shrunk = image.resize_short_side(photo, short_side)
         stamps.append(time.perf_counter())
-        if small is not photo:  # a photo that is small enough keeps its bytes
-            image.encode_jpeg(small)
+        if shrunk is not photo:  # a photo that is small enough keeps its bytes
+            image.encode_jpeg(shrunk)
         stamps.append(time.perf_counter())
         for part, start, end in zip(seconds, stamps, stamps[1:], strict=False):
             seconds[part] += end - start
@@ -150,9 +150,9 @@ def photo_parts(folder: Path, names: list[str]) -> dict[str, float]:
 
 
 def measure(folder: Path, args: argparse.Namespace, width: int, height: int) -> None:
-    """Both tables of one photo size."""
+    """Prints both tables of one photo size."""
     manifest, names, kilobytes = make_photos(folder, args.photos, width, height)
-    size, count, some = f"{width}x{height}", len(names), names[: args.part_photos]
+    size, count, values = f"{width}x{height}", len(names), names[: args.part_photos]
 
     contenders: dict[str, Callable[[], dict[str, float]]] = {
         f"{workers} worker{'s' if workers > 1 else ''}": lambda workers=workers: import_seconds(
@@ -162,17 +162,19 @@ def measure(folder: Path, args: argparse.Namespace, width: int, height: int) -> 
     }
     import_seconds(manifest, 1)  # libraries are loaded once
     parts = "parts"
-    results = timing.in_turn({**contenders, parts: lambda: photo_parts(folder, some)}, args.rounds)
+    results = timing.run_rounds(
+        {**contenders, parts: lambda: photo_parts(folder, values)}, args.rounds
+    )
     alone = results.pop(parts)
 
     def row(name: str, seconds: list[float], photos: int) -> tuple[str, ...]:
-        micro = [1e6 * value / photos for value in seconds]
+        microseconds = [1e6 * value / photos for value in seconds]
         rate = [photos / value for value in seconds if value > 0]
         return (
             f"{size}: {name}",
-            timing.middle(rate),
-            timing.middle(micro, 1),
-            timing.spread(micro, 1),
+            timing.median_text(rate),
+            timing.median_text(microseconds, 1),
+            timing.range_text(microseconds, 1),
         )
 
     def rows(results: list[dict[str, float]], label: str, photos: int) -> list[tuple[str, ...]]:
@@ -188,9 +190,10 @@ def measure(folder: Path, args: argparse.Namespace, width: int, height: int) -> 
         [line for label, seconds in results.items() for line in rows(seconds, f", {label}", count)],
     )
     timing.print_table(
-        f"Preparing a photo of {size}, one thread (one that needs no shrinking is not encoded again).",
+        f"Preparing a photo of {size}, one thread (one that needs no shrinking is not encoded "
+        "again).",
         header,
-        rows(alone, "", len(some)),
+        rows(alone, "", len(values)),
     )
 
 
@@ -215,13 +218,15 @@ def main() -> None:
     args = parser.parse_args()
 
     timing.print_machine(args.rounds)
-    why = timing.missing("PIL", "tensorflow_datasets", "array_record", "gensim", "pyarrow")
+    reason = timing.missing_modules(
+        "PIL", "tensorflow_datasets", "array_record", "gensim", "pyarrow"
+    )
     for width, height in args.sizes:
-        if why:
+        if reason:
             timing.print_table(
                 f"Import of JPEGs of {width}x{height}.",
                 ("part", "photos/s"),
-                [("whole import", why)],
+                [("entire import", reason)],
             )
             continue
         with tempfile.TemporaryDirectory() as folder:

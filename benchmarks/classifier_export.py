@@ -1,16 +1,16 @@
-"""A classifier of a million rows to PyTorch: seconds, and memory beside the classifier itself.
+"""Measures time and memory of converting a classifier of a million rows to PyTorch.
 
-Command:  python -m benchmarks.classifier_export        (1,000,000 x 2,048 over 8 devices: 20 GiB of
-  memory, 20 GB of disk)
+Command:  python -m benchmarks.classifier_export
+          (1,000,000 x 2,048 over 8 devices: 20 GiB of memory, 20 GB of disk)
 Smaller:  python -m benchmarks.classifier_export --classes 50000 --width 64
 Needs:    torch; Linux, for the memory.
 
-"checkpoint" reads the classifier from an Orbax checkpoint onto the devices, what every conversion
-begins with. "by device" is `sicot convert to-torch` after that: it writes one device's rows at a
-time, reads the file again some rows at a time, and compares. "whole" gathers the classifier into
-one array for safetensors' own writer, and compares nothing. Each in a process of its own. Memory:
-the most that is not of a file (RssAnon), less what was there before, and less the classifier that
-"checkpoint" reads; a shard is what one device has of the classifier.
+"checkpoint" reads the classifier from an Orbax checkpoint onto the devices, with which every
+conversion begins. "by device" is `sicot convert to-torch` after that: it writes one device's rows
+at a time, reads the file again in blocks of rows, and compares. "gathered" gathers the classifier
+into one array for safetensors' own writer, and compares nothing. Each runs in a new process.
+Memory: the peak of anonymous memory (RssAnon), less what was there before, and less the classifier
+that "checkpoint" reads; a shard is one device's part of the classifier.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from typing import Any
 
 from benchmarks import timing
 
-HOW = ("checkpoint", "by device", "whole")
+METHODS = ("checkpoint", "by device", "gathered")
 _MIB = 2**20
 
 
 def anonymous_bytes() -> int:
-    """Memory of this process that no file is behind."""
+    """Returns the memory of this process that no file backs."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
@@ -44,33 +44,29 @@ def anonymous_bytes() -> int:
 
 
 @contextlib.contextmanager
-def most_memory() -> Iterator[dict[str, float]]:
-    """ "bytes": the most inside the block beyond what was there at its beginning; "seconds": its
-    time.
-    """
-    found: dict[str, float] = {}
-    before, done, most = anonymous_bytes(), threading.Event(), [0]
+def measure_memory() -> Iterator[dict[str, float]]:
+    """Measures the block: "bytes" beyond those at its start, and "seconds"."""
+    usage: dict[str, float] = {}
+    before, finished, peak = anonymous_bytes(), threading.Event(), [0]
 
     def watch() -> None:
-        while not done.wait(0.005):
-            most[0] = max(most[0], anonymous_bytes())
+        while not finished.wait(0.005):
+            peak[0] = max(peak[0], anonymous_bytes())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     start = time.perf_counter()
     try:
-        yield found
+        yield usage
     finally:
-        found["seconds"] = time.perf_counter() - start
-        done.set()
+        usage["seconds"] = time.perf_counter() - start
+        finished.set()
         watcher.join()
-        found["bytes"] = max(most[0], anonymous_bytes()) - before
+        usage["bytes"] = max(peak[0], anonymous_bytes()) - before
 
 
 def read_checkpoint(options: argparse.Namespace) -> dict[str, float]:
-    """In this process: a classifier of random rows over all devices, saved, let go of and read
-    again.
-    """
+    """Saves a classifier of random rows over all devices, drops it and reads it again."""
     import jax
 
     from sicot_jax.parallel import mesh
@@ -87,7 +83,7 @@ def read_checkpoint(options: argparse.Namespace) -> dict[str, float]:
         checkpoints.save(state, 0)
         checkpoints.wait()
         del state
-        with most_memory() as used:
+        with measure_memory() as used:
             jax.block_until_ready(checkpoints.restore(target))
         checkpoints.close()
     return {
@@ -97,28 +93,24 @@ def read_checkpoint(options: argparse.Namespace) -> dict[str, float]:
     }
 
 
-def convert(how: str, options: argparse.Namespace) -> dict[str, float]:
-    """In this process: a classifier of random rows over all devices, written to a folder that is
-    removed again.
-    """
+def convert(method: str, options: argparse.Namespace) -> dict[str, float]:
+    """Writes a classifier of random rows over all devices to a temporary folder."""
     import jax
     import numpy as np
     import safetensors.numpy
     from flax import nnx
 
     from sicot_jax.config.preprocessing import Preprocessing
-    from sicot_jax.export.from_run import Exported
+    from sicot_jax.export.from_run import ExportedRun
     from sicot_jax.export.to_torch import write_torch
     from sicot_jax.parallel import mesh
-    from sicot_jax.weights import bundle as folders
-    from sicot_jax.weights import visual as network
+    from sicot_jax.weights.bundle import RecognizerSpec
+    from sicot_jax.weights.visual import init_visual_stream, visual_to_torch
 
     depth = 50
-    network_width = (
-        options.width // 32
-    )  # of a ResNet-50 whose features have the width that was asked for
-    model = folders.Model(depth, network_width, "imagenet", 2, 0, options.classes)
-    _, *trees = nnx.split(network.fresh_stream(model), nnx.Param, nnx.BatchStat)
+    network_width = options.width // 32  # a ResNet-50 whose features have `options.width`
+    model = RecognizerSpec(depth, network_width, "imagenet", 2, 0, options.classes)
+    _, *trees = nnx.split(init_visual_stream(model), nnx.Param, nnx.BatchStat)
     devices = mesh.make_mesh(data=1, model=jax.device_count())
     with jax.set_mesh(devices), tempfile.TemporaryDirectory(dir=options.out) as folder:
         classifier = _random_classifier(options, devices)
@@ -127,42 +119,48 @@ def convert(how: str, options: argparse.Namespace) -> dict[str, float]:
             writer = csv.writer(file)
             writer.writerow(("class_id", "sku", "title"))
             writer.writerows((c, f"sku-{c}", "") for c in range(options.classes))
-        arrays = network.arrays_of(*map(nnx.to_pure_dict, trees))
-        found = Exported(
-            model, Preprocessing(), arrays, classifier, table, {"from": "benchmarks.classifier_export"}
+        arrays = visual_to_torch(*map(nnx.to_pure_dict, trees))
+        exported = ExportedRun(
+            model,
+            Preprocessing(),
+            arrays,
+            classifier.weights,
+            table,
+            {"from": "benchmarks.classifier_export"},
         )
         new = Path(folder, "new")
         new.mkdir()
-        with most_memory() as used:
-            if how == "by device":
-                write_torch(new, found)
+        with measure_memory() as used:
+            if method == "by device":
+                write_torch(new, exported)
             else:
-                whole = {
+                gathered = {
                     name: np.asarray(x)[: options.classes]
-                    for name, x in (("fc.weight", classifier.kernel), ("fc.bias", classifier.bias))
+                    for name, x in classifier.weights.named_arrays().items()
                 }
                 safetensors.numpy.save_file(
-                    {**{name: np.ascontiguousarray(a) for name, a in arrays.items()}, **whole},
+                    {**{name: np.ascontiguousarray(a) for name, a in arrays.items()}, **gathered},
                     new / "model.safetensors",
                 )
-    return {**used, "shard": classifier.kernel.nbytes / jax.device_count()}
+    return {**used, "shard": classifier.weights.kernel.nbytes / jax.device_count()}
 
 
 def _random_classifier(options: argparse.Namespace, devices: Any) -> Any:
     import jax
     import jax.numpy as jnp
 
-    from sicot_jax.classifier.heads import Classifier
+    from sicot_jax.classifier.class_weights import ClassWeights
+    from sicot_jax.classifier.state import ClassifierState
     from sicot_jax.parallel import mesh
 
     rows, sharding = mesh.pad_classes(options.classes, devices), mesh.class_sharding(devices)
     kernel = mesh.shard_rows((rows, options.width), _RandomRows(options.width), devices)
     bias, prior = (jax.device_put(jnp.zeros(rows), sharding) for _ in range(2))
-    return Classifier(kernel, bias, prior, (), {})
+    return ClassifierState(ClassWeights(kernel, bias), prior, ())
 
 
 class _RandomRows:
-    """Rows that are made when they are cut, so that no host array of all is needed."""
+    """Rows that are made when they are sliced, so that no host array of all is needed."""
 
     def __init__(self, width: int):
         self.width = width
@@ -191,17 +189,17 @@ def main() -> None:
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
-        found = (
+        results_of_method = (
             read_checkpoint(options)
             if options.only == "checkpoint"
             else convert(options.only, options)
         )
-        print(json.dumps(found))
+        print(json.dumps(results_of_method))
         return
     timing.print_machine(options.rounds)
 
-    def contender(how: str):
-        flags = [f"--classes={options.classes}", f"--width={options.width}", f"--only={how}"]
+    def contender(method: str):
+        flags = [f"--classes={options.classes}", f"--width={options.width}", f"--only={method}"]
         command = [
             sys.executable,
             "-m",
@@ -214,20 +212,22 @@ def main() -> None:
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": str(options.devices),
         }
-        done = subprocess.run(
+        finished = subprocess.run(
             command, env=environment, check=True, stdout=subprocess.PIPE, text=True
         )
-        return json.loads(done.stdout.splitlines()[-1])
+        return json.loads(finished.stdout.splitlines()[-1])
 
     rows = []
-    results = timing.in_turn({how: lambda how=how: contender(how) for how in HOW}, options.rounds)
-    for how, found in results.items():
+    results = timing.run_rounds(
+        {method: lambda method=method: contender(method) for method in METHODS}, options.rounds
+    )
+    for method, results_of_method in results.items():
         memory, shards = (
-            [r["bytes"] / _MIB for r in found],
-            [r["bytes"] / r["shard"] for r in found],
+            [r["bytes"] / _MIB for r in results_of_method],
+            [r["bytes"] / r["shard"] for r in results_of_method],
         )
-        seconds = timing.middle([r["seconds"] for r in found], 1)
-        rows.append([how, seconds, timing.middle(memory), timing.middle(shards, 2)])
+        seconds = timing.median_text([r["seconds"] for r in results_of_method], 1)
+        rows.append([method, seconds, timing.median_text(memory), timing.median_text(shards, 2)])
     title = f"{options.classes:,} x {options.width:,} over {options.devices} devices"
     timing.print_table(title, ["part", "seconds", "memory, MiB", "shards"], rows)
 

@@ -1,5 +1,6 @@
-"""One step of the classifier (loss, gradient for the embeddings, SGD with momentum), against other
-ways to compute it.
+"""Compares one step of the classifier with other ways to compute it.
+
+A step is the loss, the gradient of the embeddings, and SGD with momentum.
 
 Command:  python -m benchmarks.classifier_step
 Smaller:  python -m benchmarks.classifier_step --sizes 128x512x16384 --rounds 1 --steps 2
@@ -7,15 +8,14 @@ GPU:      python -m benchmarks.classifier_step --sizes 512x2048x998131 --dtype b
 Needs:    torch for its two contenders; otherwise jax, flax, optax and numpy.
 
 A size is RxDxC: R embeddings (two streams of R / 2 photos) of width D, C classes. Every contender
-  runs in a process of its own, so that its peak memory is its own; a round runs all of them, and
-  medians are over the steps of all rounds.
+runs in a new process, so that its peak memory is measured alone; a round runs all of them, and
+medians are over the steps of all rounds.
 
 `reference` is the three products (logits, gradient of the embeddings, gradient of the kernel) as
-bare jitted matmuls, and
-one donated momentum update with that gradient: no loss at all. It is no floor, since chunks stay in
-  cache. `sampled` takes the labels' classes and a tenth of the others; so does Partial FC (An et
-  al. 2021, after its public code: uniform scores, positives first, gathered rows updated and
-  written back), which is compared here without its margin.
+jitted matrix products, and one donated momentum update with that gradient, without a loss. It is
+no lower bound, since chunks stay in cache. `sampled` takes the labels' classes and a tenth of the
+others; so does Partial FC (An et al. 2021, after its public code: uniform scores, positives first,
+gathered rows updated and written back), which is compared here without its margin.
 """
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ import numpy as np
 import optax
 
 from benchmarks import timing
-from sicot_jax.classifier import heads, lazy_update
-from sicot_jax.classifier import sampling as sampled
-from sicot_jax.classifier import sharded as class_sharded
+from sicot_jax.classifier.class_weights import init_kernel
+from sicot_jax.classifier.heads import make_head
+from sicot_jax.classifier.knn_graph import knn_graph
+from sicot_jax.classifier.lazy_update import make_lazy_update
+from sicot_jax.classifier.state import init_classifier, make_hyperparams
 from sicot_jax.config import HeadConfig, LossConfig, OptimConfig
 from sicot_jax.parallel import mesh
 from sicot_jax.training import optimizer as optim
@@ -49,6 +51,8 @@ LR, MOMENTUM, DECAY = 0.1, 0.9, 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class Size:
+    """Embeddings, width and classes of a step."""
+
     rows: int
     width: int
     classes: int
@@ -62,19 +66,19 @@ class Size:
 
     @property
     def operations(self) -> int:
-        """Multiplications and additions of the three products that an exact step cannot do without."""
+        """Multiplications and additions of the three products of an exact step."""
         return 3 * 2 * self.rows * self.width * self.classes
 
 
 def _seconds(function: Callable[[], object], times: int) -> list[float]:
-    """Each call's wall time; the first, uncounted one compiles."""
+    """Returns each call's wall time, after an uncounted one that compiles."""
     jax.block_until_ready(function())
-    taken = []
+    durations = []
     for _ in range(times):
         start = time.perf_counter()
         jax.block_until_ready(function())
-        taken.append(time.perf_counter() - start)
-    return taken
+        durations.append(time.perf_counter() - start)
+    return durations
 
 
 def _random(size: Size):
@@ -101,7 +105,7 @@ def reference(size: Size, steps: int, dtype) -> dict:
     update = jax.jit(update, donate_argnums=(0, 1))
     narrow = kernel.astype(dtype)
     logits = product("rd,cd->rc", embeddings, narrow).astype(dtype)
-    taken = [
+    times = [
         _seconds(lambda: product("rd,cd->rc", embeddings, narrow), steps),
         _seconds(lambda: product("rc,cd->rd", logits, narrow), steps),
         _seconds(lambda: product("rc,rd->cd", logits, embeddings), steps),
@@ -113,10 +117,10 @@ def reference(size: Size, steps: int, dtype) -> dict:
         state[:] = update(*state, gradient)
         return state
 
-    taken.append(_seconds(step, steps))
+    times.append(_seconds(step, steps))
     square = jnp.ones((4096, 4096), dtype)
     rate = 2 * 4096**3 / min(_seconds(lambda: product("ij,jk->ik", square, square), 3))
-    return {"seconds": [sum(parts) for parts in zip(*taken, strict=True)], "square_rate": rate}
+    return {"seconds": [sum(parts) for parts in zip(*times, strict=True)], "square_rate": rate}
 
 
 def dense_jax(size: Size, steps: int, dtype) -> dict:
@@ -159,8 +163,8 @@ def dense_jax(size: Size, steps: int, dtype) -> dict:
     }
 
 
-def ours(config: HeadConfig):
-    """The head of the training step, through its own signature."""
+def sicot_head(config: HeadConfig):
+    """Measures the training step's head, through its public signature."""
 
     def measure(size: Size, steps: int, dtype) -> dict:
         device_mesh = mesh.make_mesh()
@@ -169,48 +173,51 @@ def ours(config: HeadConfig):
                 OptimConfig(momentum=MOMENTUM, weight_decay=DECAY),
                 optax.constant_schedule(LR),
             )
-            tx = optim.make_optimizer(sgd, rate)
-            head = heads.make_head(
+            optimizer = optim.make_optimizer(sgd, rate)
+            head = make_head(
                 config,
                 LossConfig(visual=1.0, mixed=1.0),
                 num_classes=size.classes,
-                tx=tx,
-                catch_up=lazy_update.make_catch_up(sgd, rate),
+                optimizer=optimizer,
+                lazy_update=make_lazy_update(sgd, rate),
                 dtype=dtype,
             )
             padded = mesh.pad_classes(size.classes, device_mesh)
             prior = mesh.to_global({"p": np.zeros(padded, np.float32)}, device_mesh)["p"]
             state = [
                 jax.jit(
-                    lambda key, prior: heads.start_classifier(
-                        config, key, prior, num_classes=size.classes, width=size.width, tx=tx
+                    lambda key, prior: init_classifier(
+                        config,
+                        key,
+                        prior,
+                        num_classes=size.classes,
+                        width=size.width,
+                        optimizer=optimizer,
                     )
                 )(jax.random.key(1), prior)
             ]
             if (
                 config.kind == "knn"
             ):  # any graph costs a step the same; building it has a table of its own
-                shape = state[0].sampling["neighbours"].shape
+                shape = state[0].sampling.neighbours.shape
                 graph = np.random.default_rng(0).integers(0, size.classes, shape, dtype=np.int32)
                 graph = mesh.to_global({"graph": graph}, device_mesh)["graph"]
-                sampling = {
-                    **state[0].sampling,
-                    "neighbours": graph,
-                    "step": state[0].sampling["step"] + 1,
-                }
+                sampling = dataclasses.replace(
+                    state[0].sampling, neighbours=graph, step=state[0].sampling.step + 1
+                )
                 state[0] = dataclasses.replace(state[0], sampling=sampling)
             embeddings, label = map(np.asarray, _random(size))
             batch = mesh.to_global(
                 {"visual": embeddings[::2], "mixed": embeddings[1::2], "label": label}, device_mesh
             )
             label = batch.pop("label")
-            numbers = heads.numbers_of(LossConfig(visual=1.0, mixed=1.0), learning_rate=1.0)
+            hyperparams = make_hyperparams(LossConfig(visual=1.0, mixed=1.0), learning_rate=1.0)
             compiled = (
-                jax.jit(head, donate_argnums=2).lower(batch, label, state[0], numbers).compile()
+                jax.jit(head, donate_argnums=2).lower(batch, label, state[0], hyperparams).compile()
             )
 
             def run():
-                losses, cotangents, state[0] = compiled(batch, label, state[0], numbers)
+                losses, cotangents, state[0] = compiled(batch, label, state[0], hyperparams)
                 return losses, cotangents, state
 
             return {
@@ -222,28 +229,27 @@ def ours(config: HeadConfig):
 
 
 def graph_table(sizes: list[str], dtype) -> None:
-    """Building the graph of KNN softmax: exact, all pairs of classes."""
+    """Prints the time to build the graph of KNN softmax: exact, all pairs of classes."""
     rows = []
     device_mesh = mesh.make_mesh()
     for text in sizes:
         size = Size.parse(text)
         padded = mesh.pad_classes(size.classes, device_mesh)
         with jax.set_mesh(device_mesh):
-            kernel = class_sharded.normal_rows(
+            kernel = init_kernel(
                 jax.random.key(0), padded, num_classes=size.classes, width=size.width, scale=1.0
             )
             k = HeadConfig().neighbours
             build = jax.jit(
-                lambda w, n=size.classes, k=k: sampled.class_graph(
-                    w, num_classes=n, k=k, dtype=dtype
-                )
+                lambda w, n=size.classes, k=k: knn_graph(w, num_classes=n, k=k, dtype=dtype)
             )
             seconds = _seconds(lambda build=build, kernel=kernel: build(kernel), 1)[0]
         rows.append(
             (f"{size.classes:,} x {size.width}", f"{k}", f"{seconds:,.1f}", f"{seconds:,.1f}")
         )
     timing.print_table(
-        "The graph of KNN softmax over all classes; rebuilt every 1,000 steps it adds a thousandth of that to a step.",
+        "The graph of KNN softmax over all classes; rebuilt every 1,000 steps it adds a "
+        "thousandth of that to a step.",
         ("classes x width", "neighbours", "seconds", "ms a step"),
         rows,
     )
@@ -293,7 +299,7 @@ def plain_torch(size: Size, steps: int, dtype) -> dict:
 
 
 def partial_fc(rate: float):
-    """One rank of a class-parallel head; at rate 1 every class takes part and nothing is gathered."""
+    """Measures one rank of a class-parallel head; at rate 1 every class takes part."""
 
     def measure(size: Size, steps: int, dtype) -> dict:
         import torch
@@ -348,16 +354,16 @@ CONTENDERS: dict[str, Callable[[Size, int, object], dict]] = {
     "plain PyTorch": plain_torch,
     "Partial FC, rate 1 (PyTorch)": partial_fc(1.0),
     "Partial FC, rate 0.1 (PyTorch)": partial_fc(0.1),
-    "ours, exact": ours(HeadConfig()),
-    "ours, exact, bf16 logits kept": ours(HeadConfig(keep_logits="bfloat16")),
-    "ours, exact, f32 logits kept": ours(HeadConfig(keep_logits="float32")),
-    "ours, sampled, rate 0.1": ours(HeadConfig(kind="sampled", sample_rate=0.1)),
-    "ours, KNN, rate 0.1": ours(HeadConfig(kind="knn", sample_rate=0.1)),
+    "ours, exact": sicot_head(HeadConfig()),
+    "ours, exact, bf16 logits kept": sicot_head(HeadConfig(keep_logits="bfloat16")),
+    "ours, exact, f32 logits kept": sicot_head(HeadConfig(keep_logits="float32")),
+    "ours, sampled, rate 0.1": sicot_head(HeadConfig(kind="sampled", sample_rate=0.1)),
+    "ours, KNN, rate 0.1": sicot_head(HeadConfig(kind="knn", sample_rate=0.1)),
 }
 
 
 def _peak_bytes() -> int:
-    """Of this process: the accelerator's peak where there is one, else resident memory."""
+    """Returns this process's peak: of the accelerator where there is one, else resident memory."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]
@@ -371,7 +377,7 @@ def child(name: str, size: Size, steps: int, dtype) -> None:
     print(json.dumps({"peak": _peak_bytes(), **result}))
 
 
-def ask(name: str, size: str, args: argparse.Namespace) -> dict | None:
+def run_contender(name: str, size: str, args: argparse.Namespace) -> dict | None:
     command = [sys.executable, "-m", "benchmarks.classifier_step", "--child", name, "--sizes", size]
     command += ["--steps", str(args.steps), "--dtype", args.dtype]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -382,13 +388,13 @@ def ask(name: str, size: str, args: argparse.Namespace) -> dict | None:
 
 
 def table(size: str, args: argparse.Namespace) -> dict[str, float]:
-    """Prints the table of a size; returns contender -> median seconds a step."""
+    """Prints the table of a size and returns contender -> median seconds a step."""
     results: dict[str, list[dict | None]] = {name: [] for name in args.contenders}
-    torch_missing = timing.missing("torch")
+    torch_missing = timing.missing_modules("torch")
     for _ in range(args.rounds):
         for name in args.contenders:
             if not ("PyTorch" in name and torch_missing):
-                results[name].append(ask(name, size, args))
+                results[name].append(run_contender(name, size, args))
     parsed = Size.parse(size)
     bare = [r for r in results.get("reference", []) if r]
     base = statistics.median(s for r in bare for s in r["seconds"]) if bare else float("nan")
@@ -422,7 +428,8 @@ def table(size: str, args: argparse.Namespace) -> dict[str, float]:
         )
     kernel = parsed.classes * parsed.width * 4 / 2**20
     timing.print_table(
-        f"{parsed} (kernel {kernel:,.0f} MiB, momentum as much again); square product {rate / 1e9:,.0f} GFLOP/s, {args.dtype}.",
+        f"{parsed} (kernel {kernel:,.0f} MiB, momentum as much again); square product "
+        f"{rate / 1e9:,.0f} GFLOP/s, {args.dtype}.",
         (
             "head",
             "ms a step",
@@ -438,7 +445,7 @@ def table(size: str, args: argparse.Namespace) -> dict[str, float]:
 
 
 def plot(seconds: dict[str, dict[str, float]], path: str) -> None:
-    """Seconds a step over classes, a line for each contender; size -> contender -> seconds."""
+    """Plots seconds a step over classes, a line for each contender."""
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")

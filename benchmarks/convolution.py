@@ -1,7 +1,9 @@
-"""Convolutions of the ResNet's late maps, XLA's own against one product of patches; its max
-pooling, XLA's own against shifted slices. Forward and backward.
+"""Compares convolutions and max pooling of the ResNet by XLA with hand-written ones.
 
-python -m benchmarks.convolution
+Convolutions of late maps against one product of patches; max pooling against shifted slices.
+Forward and backward.
+
+Command:  python -m benchmarks.convolution
 """
 
 from __future__ import annotations
@@ -15,7 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import in_turn, middle, print_machine, print_table, ratio, spread
+from benchmarks.timing import (
+    median_text,
+    print_machine,
+    print_table,
+    range_text,
+    ratio_text,
+    run_rounds,
+)
 from sicot_jax.models import layers
 
 # (height, width, inputs, outputs, size, stride): stages of ResNet-18 on small photos.
@@ -29,7 +38,7 @@ SHAPES = (
 
 
 def native(x, kernel, stride: int):
-    """XLA's convolution, whatever the map."""
+    """Applies XLA's convolution, whatever the map."""
     size = kernel.shape[0]
     return jax.lax.conv_general_dilated(
         x,
@@ -48,7 +57,7 @@ CONTENDERS: dict[str, Callable] = {
 
 
 def contender(convolution: Callable, shape: Sequence[int], batch: int) -> Callable[[], float]:
-    """-> milliseconds of one forward and backward pass, compiled before."""
+    """Returns a function that measures milliseconds of one forward and backward pass."""
     height, width, inputs, outputs, size, stride = shape
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(batch, height, width, inputs)), jnp.float32)
@@ -75,13 +84,13 @@ POOLED = ((20, 15, 16), (112, 112, 64))
 
 
 def reduce_window(x):
-    """XLA's pooling."""
+    """Applies XLA's pooling."""
     padding = ((0, 0), (1, 1), (1, 1), (0, 0))
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
 
 
 def nine_slices(x):
-    """The maximum over nine shifted slices."""
+    """Returns the maximum over nine shifted slices."""
     height, width = x.shape[1:3]
     rows, columns = (height + 1) // 2, (width + 1) // 2
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
@@ -101,7 +110,7 @@ POOLS: dict[str, Callable] = {
 
 
 def pooling(pool: Callable, shape: Sequence[int], batch: int) -> Callable[[], float]:
-    """-> milliseconds of ReLU and pooling, forward and backward, compiled before."""
+    """Returns a function that measures milliseconds of ReLU and pooling, forward and backward."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(batch, *shape)), jnp.float32)
 
     @jax.jit
@@ -126,20 +135,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     rows = []
     for shape in SHAPES:
-        times = in_turn(
+        times = run_rounds(
             {name: contender(c, shape, args.batch) for name, c in CONTENDERS.items()}, args.rounds
         )
         height, width, inputs, outputs, size, stride = shape
-        for name, found in times.items():
+        for name, times_of_contender in times.items():
             row = f"{height}x{width}, {inputs} to {outputs}, {size}x{size} stride {stride}: {name}"
-            rows.append([row, middle(found, 1), ratio(found, times["XLA"]), spread(found, 1)])
+            rows.append(
+                [
+                    row,
+                    median_text(times_of_contender, 1),
+                    ratio_text(times_of_contender, times["XLA"]),
+                    range_text(times_of_contender, 1),
+                ]
+            )
     for shape in POOLED:
-        times = in_turn(
+        times = run_rounds(
             {name: pooling(pool, shape, args.batch) for name, pool in POOLS.items()}, args.rounds
         )
-        for name, found in times.items():
+        for name, times_of_contender in times.items():
             row = f"pooling {'x'.join(map(str, shape))}: {name}"
-            rows.append([row, middle(found, 1), ratio(found, times["XLA"]), spread(found, 1)])
+            rows.append(
+                [
+                    row,
+                    median_text(times_of_contender, 1),
+                    ratio_text(times_of_contender, times["XLA"]),
+                    range_text(times_of_contender, 1),
+                ]
+            )
     print_machine(args.rounds)
     header = ["forward and backward", "ms", "of XLA's", "ms, range"]
     print_table(f"{args.batch} photos", header, rows)

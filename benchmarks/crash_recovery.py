@@ -1,11 +1,11 @@
-"""A run with a large head, killed with SIGKILL in the middle of its checkpoint saves, again and
-again: does it resume?
+"""Tests whether a run resumes after SIGKILL in the middle of its checkpoint saves, again and again.
 
 Command:  python -m benchmarks.crash_recovery
 Smaller:  python -m benchmarks.crash_recovery --tries 2 --classes 2000
-One run: each try starts it with the same command, waits for a save to begin, and kills it a random
-  moment later. A try counts as resumed when the next start goes on from a step that was saved, and
-  no step that was whole before is lost.
+
+One run with a large head: each try starts it with the same command, waits for a save to begin, and
+kills it a random moment later. A try counts as resumed when the next start continues from a saved
+step, and no step that was complete before is lost.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def command(workdir: Path, classes: int, width: int) -> list[str]:
     return [sys.executable, "-m", "sicot_jax.main", "--config=tiny", f"--workdir={workdir}", *flags]
 
 
-def saved(workdir: Path) -> set[int]:
-    """Steps of the checkpoints that are whole."""
+def complete_steps(workdir: Path) -> set[int]:
+    """Returns the steps of complete checkpoints."""
     return {
         int(path.name)
         for path in (workdir / "checkpoints" / "last").glob("*")
@@ -52,18 +52,19 @@ def saved(workdir: Path) -> set[int]:
 
 
 def unfinished(workdir: Path) -> list[Path]:
-    """Checkpoints that are being written."""
+    """Returns checkpoints that are being written."""
     return [path for path in (workdir / "checkpoints" / "last").glob("*tmp*") if path.is_dir()]
 
 
-def size(folder: Path) -> int:
+def folder_bytes(folder: Path) -> int:
+    """Returns the bytes of a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def until_a_save(process: subprocess.Popen, workdir: Path, log: Path) -> None:
-    """Returns when a save of this process has begun: its second one, where there was none before."""
-    old = set(unfinished(workdir))  # cleared away when the run starts
-    while not (saved(workdir) and set(unfinished(workdir)) - old):
+def wait_for_save(process: subprocess.Popen, workdir: Path, log: Path) -> None:
+    """Waits until this process has begun a save: its second one, where there was none before."""
+    before = set(unfinished(workdir))  # removed when the run starts
+    while not (complete_steps(workdir) and set(unfinished(workdir)) - before):
         if process.poll() is not None:
             raise SystemExit(f"the run ended by itself: {log.read_text()[-2000:]}")
         time.sleep(0.002)
@@ -81,9 +82,9 @@ def main() -> None:
     )
     args = parser.parse_args()
     timing.print_machine()
-    moment = random.Random(0)
+    rng = random.Random(0)
     during = resumed = lost = 0
-    known: set[int] = set()
+    complete: set[int] = set()
     with tempfile.TemporaryDirectory() as folder:
         workdir = Path(folder) / "run"
         environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(Path(folder) / "compiled")}
@@ -94,27 +95,33 @@ def main() -> None:
                 stderr=(log := (Path(folder) / "log").open("w+")),
                 env=environment,
             )
-            until_a_save(run, workdir, Path(log.name))
-            text = Path(log.name).read_text()
-            found = re.search(r"resuming .* from step (\d+)", text)
-            if known:
-                resumed += found is not None and int(found[1]) in known
-                lost += found is None or int(found[1]) < max(known)
+            wait_for_save(run, workdir, Path(log.name))
+            log_text = Path(log.name).read_text()
+            match = re.search(r"resuming .* from step (\d+)", log_text)
+            if complete:
+                resumed += match is not None and int(match[1]) in complete
+                lost += match is None or int(match[1]) < max(complete)
             if number < args.tries:
-                time.sleep(moment.uniform(0, args.longest))
+                time.sleep(rng.uniform(0, args.longest))
             run.send_signal(signal.SIGKILL)
             run.wait()
             log.close()
-            known = saved(workdir)
+            complete = complete_steps(workdir)
             if number < args.tries:
                 during += bool(unfinished(workdir))
                 print(
-                    f"try {number + 1}: killed, whole are {sorted(known)}, half {len(unfinished(workdir))}",
+                    f"try {number + 1}: killed, whole are {sorted(complete)}, half "
+                    f"{len(unfinished(workdir))}",
                     flush=True,
                 )
-            checkpoint = size(workdir / "checkpoints" / "last" / str(max(known))) if known else 0
+            checkpoint = (
+                folder_bytes(workdir / "checkpoints" / "last" / str(max(complete)))
+                if complete
+                else 0
+            )
     timing.print_table(
-        f"{args.classes:,} classes x {args.width}, checkpoints of {checkpoint / 2**20:,.0f} MiB every {SAVES_EVERY} steps",
+        f"{args.classes:,} classes x {args.width}, checkpoints of {checkpoint / 2**20:,.0f} MiB "
+        f"every {SAVES_EVERY} steps",
         ("kills", "during a save", "resumed", "lost a whole checkpoint"),
         [(str(args.tries), str(during), str(resumed), str(lost))],
     )

@@ -1,4 +1,4 @@
-"""What the benchmarks over finished runs share: the groups of classes, the command line."""
+"""Shares class groups and the command line among benchmarks of finished runs."""
 
 from __future__ import annotations
 
@@ -12,28 +12,34 @@ from benchmarks.timing import print_machine, print_table
 from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.open import open_catalog
 from sicot_jax.catalog.statistics import head_mask
-from sicot_jax.training import run as runs
-from sicot_jax.training.evaluate import head_boundary
+from sicot_jax.training.results import head_boundary
+from sicot_jax.training.run import Run, check_catalog_of_run
 
-ENOUGH = 20  # photos; classes of so many and fewer are a group of their own
-GROUPS = ("all", "head", "tail", f"{ENOUGH} photos or fewer")
+FEW_PHOTOS = 20  # classes with at most so many training photos form a group
+CLASS_GROUPS = ("all", "head", "tail", f"{FEW_PHOTOS} photos or fewer")
 
 
-def catalog_of(run: runs.Run) -> Catalog:
-    """The one it was trained on, or InputError."""
+def open_run_catalog(run: Run) -> Catalog:
+    """Opens the catalogue that a run was trained on.
+
+    Raises:
+      InputError: it is missing or has other data.
+    """
     catalog = open_catalog(run.config.data)
-    runs.check_data(run, catalog, "measure on the catalogue it was trained on")
+    check_catalog_of_run(run, catalog, "measure on the catalogue it was trained on")
     return catalog
 
 
-def class_groups(catalog: Catalog, run: runs.Run) -> dict[str, np.ndarray]:
-    """Each of GROUPS -> bool [C], of the classes with training photos."""
+def class_groups(catalog: Catalog, run: Run) -> dict[str, np.ndarray]:
+    """Returns each of `CLASS_GROUPS` -> bool [C], of the classes with training photos."""
     counts = catalog.classes.counts["train"]
     head, known = head_mask(counts, head_boundary(catalog, run.config)), counts > 0
-    return dict(zip(GROUPS, (known, head, ~head & known, known & (counts <= ENOUGH)), strict=True))
+    return dict(
+        zip(CLASS_GROUPS, (known, head, ~head & known, known & (counts <= FEW_PHOTOS)), strict=True)
+    )
 
 
-def print_of_each(
+def print_run_table(
     argv: Sequence[str] | None,
     measure: Callable[[Path], list[list[str]]],
     *,
@@ -41,7 +47,7 @@ def print_of_each(
     title: str,
     header: Sequence[str],
 ) -> None:
-    """The rows of every run that the command line names, as one table."""
+    """Prints the rows of every run that the command line names, as one table."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path)
     args = parser.parse_args(argv)

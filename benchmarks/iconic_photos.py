@@ -1,13 +1,12 @@
-"""Whether a box helps a shop photo to find its product's iconic picture: Grocery, by runs with and
-without a box branch.
+"""Measures whether a box helps a shop photo to find its product's iconic photo, on Grocery Store.
 
-Command:  python -m benchmarks.iconic_photos --from DIR RUN...      (DIR: the Grocery Store Dataset, a
-  folder or its zip file)
+Command:  python -m benchmarks.iconic_photos --from DIR RUN...
+          (DIR: the Grocery Store Dataset, a folder or its zip file)
 
-Test photos of the run's catalogue are compared with the iconic picture of each product by the
-cosine of their embeddings; no run has trained on these pictures. One with a box branch is asked
-twice: with what is in its boxes (of both, shop photo and picture) and with whole photos, by the
-same weights. Intervals: 95 %, over test photos; differences in pairs.
+Test photos of the run's catalogue are compared with the iconic photo of each product by the cosine
+of their embeddings; no run has trained on iconic photos. A run with a localization branch is
+measured twice, with the same weights: with the contents of its boxes (in shop photo and iconic
+photo), and with uncropped photos. Intervals: 95 %, over test photos; differences are paired.
 """
 
 from __future__ import annotations
@@ -22,20 +21,20 @@ import jax
 import numpy as np
 from flax import nnx
 
-from benchmarks.localization import Looker
-from benchmarks.finished_runs import catalog_of
+from benchmarks.finished_runs import open_run_catalog
+from benchmarks.localization import RunPredictor
 from benchmarks.timing import print_machine, print_table
 from sicot_jax.catalog.importing.photos import FolderPhotos, PhotoReader, ZipPhotos
 from sicot_jax.common.bootstrap import paired_interval
 from sicot_jax.common.linalg import l2_normalize
-from sicot_jax.training import run as runs
+from sicot_jax.training.provenance import code_commit
 
 _BATCH = 100
 FIRST = (1, 5)
 
 
-def iconic(source: Path) -> dict[str, bytes]:
-    """SKU -> its iconic picture."""
+def read_iconic_photos(source: Path) -> dict[str, bytes]:
+    """Returns SKU -> its iconic photo."""
     zips = sorted(source.glob("*.zip")) if source.is_dir() else [source]
     reader: PhotoReader = ZipPhotos(zips[0]) if zips else FolderPhotos(source)
     rows = csv.DictReader(io.StringIO(reader.read("dataset/classes.csv").decode("utf-8-sig")))
@@ -45,30 +44,37 @@ def iconic(source: Path) -> dict[str, bytes]:
     }
 
 
-def embeddings(looker: Looker, photos: Sequence[bytes], *, whole: bool) -> np.ndarray:
-    """Of length 1, [N, D]; `whole`: as if there were no box branch."""
-    preprocessing = looker.run.config.preprocessing
+def embed_photos(
+    predictor: RunPredictor, photos: Sequence[bytes], *, uncropped: bool
+) -> np.ndarray:
+    """Returns unit embeddings [N, D]; `uncropped`: without the localization branch."""
+    preprocessing = predictor.run.config.preprocessing
 
     @jax.jit
     def embed(parts, image):
         visual = nnx.merge(*parts, copy=True)
-        if whole:
+        if uncropped:
             visual.box = None
         return visual.embed(preprocessing.normalise(image), train=False)
 
-    with jax.set_mesh(looker.mesh):
-        pieces = [photos[first : first + _BATCH] for first in range(0, len(photos), _BATCH)]
+    with jax.set_mesh(predictor.mesh):
+        batches = [photos[first : first + _BATCH] for first in range(0, len(photos), _BATCH)]
         return l2_normalize(
             np.concatenate(
-                [np.asarray(embed(looker.parts, preprocessing.batch(piece))) for piece in pieces]
+                [
+                    np.asarray(embed(predictor.parts, preprocessing.batch(batch)))
+                    for batch in batches
+                ]
             )
         )
 
 
-def ranks(queries: np.ndarray, pictures: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """How many pictures are nearer to each query than its own, `own` [N]."""
-    cosine = queries @ pictures.T
-    return (cosine > np.take_along_axis(cosine, own[:, None], 1)).sum(1)
+def nearer_counts(
+    queries: np.ndarray, iconic_embeddings: np.ndarray, product_rows: np.ndarray
+) -> np.ndarray:
+    """Returns how many iconic photos are nearer to each query than its product's, int [N]."""
+    cosine = queries @ iconic_embeddings.T
+    return (cosine > np.take_along_axis(cosine, product_rows[:, None], 1)).sum(1)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,29 +82,40 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--from", dest="source", required=True, type=Path, metavar="DIR")
     args = parser.parse_args(argv)
-    pictures = iconic(args.source)
-    skus, rows, photos = sorted(pictures), [], 0
+    iconic_embeddings = read_iconic_photos(args.source)
+    skus, rows, photos = sorted(iconic_embeddings), [], 0
     for workdir in args.runs:
-        looker = Looker(workdir)
-        split = catalog_of(looker.run).splits["test"]
+        predictor = RunPredictor(workdir)
+        split = open_run_catalog(predictor.run).splits["test"]
         records = [split[i] for i in range(len(split))]
-        own, photos = np.array([skus.index(record["sku"]) for record in records]), len(records)
+        product_rows, photos = (
+            np.array([skus.index(record["sku"]) for record in records]),
+            len(records),
+        )
         before = None
-        for whole in (True, False) if looker.has_box else (True,):
-            asked = embeddings(looker, [record["image"] for record in records], whole=whole)
-            known = embeddings(looker, [pictures[sku] for sku in skus], whole=whole)
-            hits = [(ranks(asked, known, own) < k).astype(float) for k in FIRST]
+        for uncropped in (True, False) if predictor.has_box else (True,):
+            queries = embed_photos(
+                predictor, [record["image"] for record in records], uncropped=uncropped
+            )
+            sku_rows = embed_photos(
+                predictor, [iconic_embeddings[sku] for sku in skus], uncropped=uncropped
+            )
+            hits = [
+                (nearer_counts(queries, sku_rows, product_rows) < k).astype(float) for k in FIRST
+            ]
             cells = [f"{100 * hit.mean():.2f} {_interval(hit)}" for hit in hits]
-            gain = (
+            difference = (
                 ""
                 if before is None
                 else f"{100 * (hits[0] - before).mean():+.2f} {_interval(hits[0] - before)}"
             )
-            rows.append([workdir.name, "whole photo" if whole else "in the box", *cells, gain])
+            rows.append(
+                [workdir.name, "whole photo" if uncropped else "in the box", *cells, difference]
+            )
             before = hits[0]
     print_machine()
     print_table(
-        f"{photos} shop photos -> {len(skus)} iconic pictures, commit {runs.commit()[:7]}",
+        f"{photos} shop photos -> {len(skus)} iconic pictures, commit {code_commit()[:7]}",
         [
             "run",
             "embedding of",

@@ -1,15 +1,13 @@
-"""Making a product index and changing it: photos a second of a build against embedding alone, and
-of additions and removals.
+"""Measures building a product index and changing it, in photos per second.
 
 Command:  python -m benchmarks.index_updates --workdir RUN
 Smaller:  python -m benchmarks.index_updates --workdir RUN --add 100 --rounds 1
 
-Bare: the run's training photos from the catalogue through the same network, and nothing else.
-  Index: the same with all that a build does for each photo (features and cards onto the disk,
-  commits); what comes once for a version, beside it: recogniser, graph, codes, calibration, check.
-  Additions: photos of the catalogue's validation split as products of their own, by `change.add` as
-  `sicot index add` calls it, from files; removals: the same products. Rounds start from a new
-  folder.
+"embedding alone": the run's training photos through the same network. "index": the same with all
+that a build does for each photo (features and product records onto the disk, commits); what is done
+once for a version is printed beside it: recogniser, graph, codes, calibration, verification.
+Additions: photos of the catalogue's validation split as new products, as `sicot index add` adds
+them, from files; deletions: the same products. Rounds start from a new folder.
 """
 
 from __future__ import annotations
@@ -27,22 +25,25 @@ from unittest import mock
 import numpy as np
 
 from benchmarks import timing
-from benchmarks.finished_runs import catalog_of
-from sicot_jax.catalog.batches import PhotoBatchLoader
+from benchmarks.finished_runs import open_run_catalog
+from sicot_jax.catalog.batches import HostBatch, PhotoBatchLoader
 from sicot_jax.catalog.catalog import Catalog
 from sicot_jax.catalog.prefetch import prefetch
-from sicot_jax.export.from_run import exported
+from sicot_jax.export.from_run import ExportedRun, export_run
 from sicot_jax.indexing import build as building
-from sicot_jax.indexing import update as change
-from sicot_jax.training import run as runs
+from sicot_jax.indexing import embed as embedding
+from sicot_jax.indexing.add import add_products
+from sicot_jax.indexing.source import IndexSource
+from sicot_jax.indexing.update import remove_products
+from sicot_jax.training.run import fit_run_to_devices, mesh_of_config, read_run
 
 
-def bare(workdir: Path, catalog: Catalog) -> float:
-    """Photos a second."""
-    run = runs.read_run(workdir)
-    run = runs.on_devices_here(run, runs.start_mesh(run.config))
+def embedding_rate(workdir: Path, catalog: Catalog) -> float:
+    """Returns photos per second of embedding alone."""
+    run = read_run(workdir)
+    run = fit_run_to_devices(run, mesh_of_config(run.config))
     split = catalog.splits["train"]
-    with exported(workdir) as found, building.embedder(found) as embed:
+    with export_run(workdir) as exported, embedding.photo_embedder(exported) as embed:
 
         def all_of(order: np.ndarray) -> int:
             batches = PhotoBatchLoader(
@@ -63,36 +64,39 @@ def bare(workdir: Path, catalog: Catalog) -> float:
         return count / (time.perf_counter() - start)
 
 
-def built(workdir: Path, index: Path) -> tuple[float, float]:
-    """Photos a second while photos are indexed, and the seconds of all else."""
-    spent: list[tuple[int, float]] = []
+def build_rate(workdir: Path, index: Path) -> tuple[float, float]:
+    """Returns photos per second while photos are indexed, and the seconds of all else."""
+    photo_seconds: list[tuple[int, float]] = []
     inner = building.embed_photos
 
-    def timed(found, run, source, seen, vectors, cards) -> None:
-        with building.embedder(found) as embed:
-            list(embed(iter([_one(source, run)])))  # compiles
-            with mock.patch.object(building, "embedder", lambda _: contextlib.nullcontext(embed)):
+    def timed(recognizer, source, reading, known, vectors, store) -> None:
+        with embedding.photo_embedder(recognizer) as embed:
+            list(embed(iter([_first_batch(recognizer, source, reading)])))  # compiles
+            compiled = mock.patch.object(
+                embedding, "photo_embedder", return_value=contextlib.nullcontext(embed)
+            )
+            with compiled:
                 start = time.perf_counter()
-                inner(found, run, source, seen, vectors, cards)
-                spent.append((len(source.order), time.perf_counter() - start))
+                inner(recognizer, source, reading, known, vectors, store)
+                photo_seconds.append((len(source.photos), time.perf_counter() - start))
 
     start = time.perf_counter()
     with mock.patch.object(building, "embed_photos", timed):
-        building.build(workdir, index)
-    (count, seconds), whole = spent[0], time.perf_counter() - start
-    return count / seconds, whole - seconds
+        building.build_index(workdir, index)
+    (count, seconds), total = photo_seconds[0], time.perf_counter() - start
+    return count / seconds, total - seconds
 
 
-def _one(source, run) -> dict:
-    split, order = source.catalog.splits["train"], source.order[:1]
-    batches = PhotoBatchLoader(
-        split, run.config.preprocessing, run.config.eval.batch_size, order
-    )
-    return next(iter(prefetch(batches, 0, 1, workers=0, source=run.config.data.source)))
+def _first_batch(
+    recognizer: ExportedRun, source: IndexSource, reading: embedding.PhotoReading
+) -> HostBatch:
+    split, photos = source.catalog.splits["train"], source.photos[:1]
+    batches = PhotoBatchLoader(split, recognizer.preprocessing, reading.batch_size, photos)
+    return next(iter(prefetch(batches, 0, 1, workers=0, source=reading.source)))
 
 
-def changed(index: Path, manifest: Path, skus: Sequence[str]) -> dict[str, float]:
-    """Seconds of each change."""
+def change_seconds(index: Path, manifest: Path, skus: Sequence[str]) -> dict[str, float]:
+    """Returns the seconds of each change."""
 
     def seconds(work: Callable[[], object]) -> float:
         start = time.perf_counter()
@@ -102,15 +106,15 @@ def changed(index: Path, manifest: Path, skus: Sequence[str]) -> dict[str, float
     one = manifest.with_name("one.csv")
     one.write_text("\n".join(manifest.read_text().splitlines()[:2]) + "\n")
     return {
-        "add one": seconds(lambda: change.add(index, one)),
-        "add": seconds(lambda: change.add(index, manifest)),
-        "remove one": seconds(lambda: change.remove(index, skus[:1])),
-        "remove": seconds(lambda: change.remove(index, skus)),
+        "add one": seconds(lambda: add_products(index, one)),
+        "add": seconds(lambda: add_products(index, manifest)),
+        "remove one": seconds(lambda: remove_products(index, skus[:1])),
+        "remove": seconds(lambda: remove_products(index, skus)),
     }
 
 
 def write_manifest(catalog: Catalog, count: int, folder: Path) -> tuple[Path, list[str]]:
-    """A manifest of `count` products with a photo each; their SKUs."""
+    """Writes a manifest of `count` products with a photo each; returns their SKUs."""
     split = catalog.splits["validation"]
     rows = []
     for number in range(min(count, len(split))):
@@ -135,32 +139,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(argv)
     timing.print_machine(options.rounds)
-    catalog = catalog_of(runs.read_run(options.workdir))
+    catalog = open_run_catalog(read_run(options.workdir))
     rates: list[float] = []
-    whole: list[tuple[float, float]] = []
+    build_seconds: list[tuple[float, float]] = []
     changes: list[dict[str, float]] = []
     for _ in range(options.rounds):
         with contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            rates.append(bare(options.workdir, catalog))
-            whole.append(built(options.workdir, folder / "index"))
+            rates.append(embedding_rate(options.workdir, catalog))
+            build_seconds.append(build_rate(options.workdir, folder / "index"))
             (folder / "photos").mkdir()
             manifest, skus = write_manifest(catalog, options.add, folder / "photos")
-            changes.append(changed(folder / "index", manifest, skus))
-    indexed, once = zip(*whole, strict=True)
+            changes.append(change_seconds(folder / "index", manifest, skus))
+    indexed, other_seconds = zip(*build_seconds, strict=True)
     rows = [
-        ["embedding alone", timing.middle(rates), "1.00"],
-        ["index", timing.middle(indexed), timing.ratio(indexed, rates)],
+        ["embedding alone", timing.median_text(rates), "1.00"],
+        ["index", timing.median_text(indexed), timing.ratio_text(indexed, rates)],
     ]
     timing.print_table(
         f"{len(catalog.splits['train'].labels)} photos", ["what", "photos/s", "x embedding"], rows
     )
-    print(f"\nOnce for a version: {statistics.median(once):.1f} s.")
-    middle = {name: statistics.median(found[name] for found in changes) for name in changes[0]}
+    print(f"\nOnce for a version: {statistics.median(other_seconds):.1f} s.")
+    median = {name: statistics.median(results[name] for results in changes) for name in changes[0]}
     count = len(skus)
     rows = [
-        ["add", f"{middle['add one']:.2f}", f"{count / middle['add']:,.0f}"],
-        ["remove", f"{middle['remove one']:.3f}", f"{count / middle['remove']:,.0f}"],
+        ["add", f"{median['add one']:.2f}", f"{count / median['add']:,.0f}"],
+        ["remove", f"{median['remove one']:.3f}", f"{count / median['remove']:,.0f}"],
     ]
     timing.print_table(
         f"Changes, {count} products of one photo", ["change", "one product, s", "products/s"], rows

@@ -1,7 +1,6 @@
-"""What to serve a trained recogniser with: milliseconds from photos of the right size to embeddings
-and logits, by engine.
+"""Measures milliseconds from resized photos to embeddings and logits, by inference engine.
 
-Command:  python -m benchmarks.inference_latency             (ResNet-50 at 224x224; some minutes)
+Command:  python -m benchmarks.inference_latency        (ResNet-50 at 224x224; some minutes)
 Smaller:  python -m benchmarks.inference_latency --depth 18 --width 8 --size 32 --rounds 1
 Needs:    torch, onnxruntime and onnxscript.
 
@@ -25,9 +24,9 @@ import numpy as np
 import sicot_jax
 from benchmarks import timing
 from sicot_jax import config as config_lib
-from sicot_jax.recognizer import Engine, Found
+from sicot_jax.recognizer import Engine, EngineOutputs
 from sicot_jax.training.loop import train
-from sicot_jax.weights import bundle as folders
+from sicot_jax.weights.bundle import CONFIG_FILE, STABLEHLO_FILE, WEIGHTS_FILE
 from sicot_jax.weights.visual import load_module
 
 NEEDS = {
@@ -44,8 +43,8 @@ NAMES = {
 }
 
 
-def small_run(workdir: Path, options: argparse.Namespace) -> None:
-    """A run of one step with the network that was asked for."""
+def train_one_step(workdir: Path, options: argparse.Namespace) -> None:
+    """Trains a run of one step with the requested network."""
     side = [
         f"preprocessing.{name}={options.size}"
         for name in ("height", "width", "resize_height", "resize_width")
@@ -55,13 +54,13 @@ def small_run(workdir: Path, options: argparse.Namespace) -> None:
         f"data.generated.num_classes={options.classes}",
         f"data.generated.train_photos={10 * options.classes}",
     ]
-    small = ["model.embedding_width=0", "train.steps=1", "train.batch_size=8", "mesh.data=1"]
-    flags = [f"--config.{flag}" for flag in (*side, *model, *catalogue, *small)]
+    overrides = ["model.embedding_width=0", "train.steps=1", "train.batch_size=8", "mesh.data=1"]
+    flags = [f"--config.{flag}" for flag in (*side, *model, *catalogue, *overrides)]
     train(config_lib.load_config("tiny", flags), workdir)
 
 
-def opened(kind: str, run: Path, out: Path) -> Engine:
-    """The engine, converted and loaded as its users do."""
+def open_engine(kind: str, run: Path, out: Path) -> Engine:
+    """Returns the engine, converted and loaded as its users do."""
     if kind == "jax":
         return sicot_jax.load(run).engine
     if kind == "onnx":
@@ -83,14 +82,12 @@ def opened(kind: str, run: Path, out: Path) -> Engine:
 def _program(folder: Path) -> Engine:
     import safetensors.numpy
 
-    weights = jax.device_put(
-        safetensors.numpy.load_file(folder / folders.WEIGHTS), jax.devices()[0]
-    )
-    call = jax.jit(jax.export.deserialize(bytearray((folder / folders.PROGRAM).read_bytes())).call)
+    weights = jax.device_put(safetensors.numpy.load_file(folder / WEIGHTS_FILE), jax.devices()[0])
+    call = jax.jit(jax.export.deserialize(bytearray((folder / STABLEHLO_FILE).read_bytes())).call)
 
-    def engine(photos: np.ndarray) -> Found:
-        found = call(weights, photos)
-        return Found(np.asarray(found["embedding"]), np.asarray(found["logits"]))
+    def engine(photos: np.ndarray) -> EngineOutputs:
+        arrays = call(weights, photos)
+        return EngineOutputs(np.asarray(arrays["embedding"]), np.asarray(arrays["logits"]))
 
     return engine
 
@@ -99,23 +96,23 @@ def _recognizer(folder: Path) -> Engine:
     import torch
 
     recognizer = load_module(folder / "model.py").SicotRecognizer.from_pretrained(folder)
-    stored = json.loads((folder / folders.CONFIG).read_text())["preprocessing"]
+    stored = json.loads((folder / CONFIG_FILE).read_text())["preprocessing"]
     mean, std = (torch.tensor(stored[name]).reshape(3, 1, 1) for name in ("mean", "std"))
 
-    def engine(photos: np.ndarray) -> Found:
+    def engine(photos: np.ndarray) -> EngineOutputs:
         with torch.inference_mode():
             images = (torch.from_numpy(photos).permute(0, 3, 1, 2).float() / 255 - mean) / std
             embedding = recognizer.embed(images)
-            return Found(embedding.numpy(), recognizer.fc(embedding).numpy())
+            return EngineOutputs(embedding.numpy(), recognizer.fc(embedding).numpy())
 
     return engine
 
 
-def timed(engine: Engine, photos: np.ndarray) -> Callable[[], float]:
-    """Milliseconds of the second of two calls."""
+def time_engine(engine: Engine, photos: np.ndarray) -> Callable[[], float]:
+    """Returns the milliseconds of the second of two calls."""
 
     def once() -> float:
-        time.sleep(0.1)  # threads of the engine before it still spin, waiting for more,
+        time.sleep(0.1)  # threads of the previous engine still spin, waiting for work,
         engine(photos)  # and the first call after another engine's is slow
         start = time.perf_counter()
         engine(photos)
@@ -136,25 +133,30 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     timing.print_machine(options.rounds)
-    absent = {kind: timing.missing(*needs) for kind, needs in NEEDS.items()}
+    absent = {kind: timing.missing_modules(*needs) for kind, needs in NEEDS.items()}
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
-        small_run(run, options)
-        engines = {kind: opened(kind, run, Path(folder)) for kind, why in absent.items() if not why}
-        found: dict[int, dict[str, list[float]]] = {}
+        train_one_step(run, options)
+        engines = {
+            kind: open_engine(kind, run, Path(folder))
+            for kind, reason in absent.items()
+            if not reason
+        }
+        times: dict[int, dict[str, list[float]]] = {}
         for batch in options.batches:
             rng = np.random.default_rng(batch)
             photos = rng.integers(0, 256, (batch, options.size, options.size, 3), dtype=np.uint8)
-            wanted = engines["jax"](photos)
+            expected = engines["jax"](photos)
             for kind, engine in engines.items():  # also compiles
                 other = engine(photos)
                 for name in ("embedding", "logits"):
-                    a, b = getattr(wanted, name), getattr(other, name)
+                    a, b = getattr(expected, name), getattr(other, name)
                     np.testing.assert_allclose(
                         b, a, atol=1e-4 * np.abs(a).max(), err_msg=f"{kind}: {name}"
                     )
-            found[batch] = timing.in_turn(
-                {kind: timed(engine, photos) for kind, engine in engines.items()}, options.rounds
+            times[batch] = timing.run_rounds(
+                {kind: time_engine(engine, photos) for kind, engine in engines.items()},
+                options.rounds,
             )
     header = [f"ResNet-{options.depth}, {options.size}x{options.size}"]
     for batch in options.batches:
@@ -165,11 +167,11 @@ def main() -> None:
             rows.append([name, absent[kind]])
             continue
         cells = [name]
-        for times in found.values():
+        for of_batch in times.values():
             cells += [
-                timing.middle(times[kind], 1),
-                timing.spread(times[kind], 1),
-                timing.ratio(times[kind], times["jax"]),
+                timing.median_text(of_batch[kind], 1),
+                timing.range_text(of_batch[kind], 1),
+                timing.ratio_text(of_batch[kind], of_batch["jax"]),
             ]
         rows.append(cells)
     timing.print_table("Latency", header, rows)

@@ -1,8 +1,9 @@
-"""How far our ResNets are from torchvision's, timm's and Hugging Face's own on the same weights.
+"""Compares our ResNets with those of torchvision, timm and Hugging Face on the same weights.
 
-    python -m benchmarks.library_parity              (needs torch; torchvision, timm and transformers where
-    they are installed) python -m benchmarks.library_parity --run RUN    (a trained run: its weights in the
-    libraries' models, a row more)
+Command:  python -m benchmarks.library_parity
+          (needs torch; torchvision, timm and transformers where they are installed)
+Run:      python -m benchmarks.library_parity --run RUN
+          (a trained run: its weights in the libraries' models, a row more)
 
 Random weights, batch norm statistics as after training, evaluation, float32. A row for each depth:
 the largest difference of embedding and logits, as a share of their largest value.
@@ -16,20 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.timing import NOT_MEASURED, missing, print_machine, print_table
+from benchmarks.timing import NOT_MEASURED, missing_modules, print_machine, print_table
 from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
-from sicot_jax.export.from_run import exported
+from sicot_jax.export.from_run import export_run
 from sicot_jax.models.resnet import STAGES
-from sicot_jax.weights import torch_names as names
-from sicot_jax.weights import visual as network
-from sicot_jax.weights.bundle import Model
+from sicot_jax.weights.bundle import RecognizerSpec
+from sicot_jax.weights.torch_names import torchvision_names
+from sicot_jax.weights.visual import visual_outputs_jax
 
 CLASSES = 1000
 
 
 def torchvision_model(depth: int, classes: int) -> tuple[Any, Any]:
-    """The model, and photos [B, 3, H, W] -> (embedding, logits) by it."""
+    """Returns the model, and photos [B, 3, H, W] -> (embedding, logits) by it."""
     import torch
     import torchvision
 
@@ -75,35 +76,37 @@ LIBRARIES = {
 }
 
 
-def random_arrays(theirs: Any) -> dict[str, np.ndarray]:
-    """The model's starting values by torchvision's names, its batch norms made to look trained."""
-    for name, buffer in theirs.named_buffers():
+def random_arrays(library_model: Any) -> dict[str, np.ndarray]:
+    """Returns the model's initial values by torchvision's names, batch norms as if trained."""
+    for name, buffer in library_model.named_buffers():
         if name.endswith("running_mean"):
             buffer.normal_(0, 0.1)
         elif name.endswith("running_var"):
             buffer.uniform_(0.8, 1.2)
-    stored = theirs.state_dict()
-    return {to: stored[name].numpy() for name, to in names.torchvision_names(stored).items()}
+    stored = library_model.state_dict()
+    return {
+        torch_name: stored[name].numpy() for name, torch_name in torchvision_names(stored).items()
+    }
 
 
-def difference(
-    library: str, model: Model, trained: dict[str, np.ndarray] | None, photos: np.ndarray
+def largest_differences(
+    library: str, model: RecognizerSpec, trained: dict[str, np.ndarray] | None, photos: np.ndarray
 ) -> str:
-    """Largest differences over the largest value, of embedding and logits."""
+    """Returns the largest differences over the largest value, of embedding and logits."""
     import torch
 
     torch.manual_seed(model.depth)
-    theirs, run = LIBRARIES[library](model.depth, model.classes)
-    theirs.eval()
+    library_model, run = LIBRARIES[library](model.depth, model.num_classes)
+    library_model.eval()
     if trained:
-        state = theirs.state_dict()
-        given = {
-            name: torch.from_numpy(trained[to])
-            for name, to in names.torchvision_names(state).items()
+        state = library_model.state_dict()
+        tensors = {
+            name: torch.from_numpy(trained[torch_name])
+            for name, torch_name in torchvision_names(state).items()
         }
-        counters = {name: value for name, value in state.items() if name not in given}
-        theirs.load_state_dict(counters | given)
-    arrays = trained or random_arrays(theirs)
+        counters = {name: value for name, value in state.items() if name not in tensors}
+        library_model.load_state_dict(counters | tensors)
+    arrays = trained or random_arrays(library_model)
     height, width = photos.shape[1:3]
     preprocessing = Preprocessing(
         height=height, width=width, resize_height=height, resize_width=width
@@ -111,30 +114,32 @@ def difference(
     images = np.asarray(preprocessing.normalise(photos)).transpose(0, 3, 1, 2)
     with torch.inference_mode():
         wanted = [output.numpy() for output in run(torch.from_numpy(np.ascontiguousarray(images)))]
-    ours = network.outputs_here(model, preprocessing, arrays, list(photos))
+    ours = visual_outputs_jax(model, preprocessing, arrays, list(photos))
     pairs = zip((ours.embedding, ours.logits), wanted, strict=True)
     return " / ".join(
-        f"{np.abs(found - there).max() / np.abs(there).max():.1e}" for found, there in pairs
+        f"{np.abs(ours_output - library_output).max() / np.abs(library_output).max():.1e}"
+        for ours_output, library_output in pairs
     )
 
 
-def weights_of(run: Path) -> tuple[Model, dict[str, np.ndarray]]:
-    """A finished run's network by torchvision's names. InputError where the libraries have none
-    like it.
+def run_weights(run: Path) -> tuple[RecognizerSpec, dict[str, np.ndarray]]:
+    """Returns a finished run's network by torchvision's names.
+
+    Raises:
+      InputError: the libraries have no such network.
     """
-    with exported(run) as found:
-        model, rows = (
-            found.model,
-            {"fc.weight": found.classifier.kernel, "fc.bias": found.classifier.bias},
-        )
-        arrays = found.arrays | {
-            name: np.asarray(array)[: model.classes] for name, array in rows.items()
+    with export_run(run) as run_export:
+        model, rows = run_export.model, run_export.class_weights.named_arrays()
+        arrays = run_export.arrays | {
+            name: np.asarray(array)[: model.num_classes] for name, array in rows.items()
         }
-    alike = Model(
-        model.depth, 64, "imagenet", last_stride=2, embedding_width=0, classes=model.classes
+    matching = RecognizerSpec(
+        model.depth, 64, "imagenet", last_stride=2, embedding_width=0, num_classes=model.num_classes
     )
-    if model != alike:
-        raise InputError(f"{run}: {model}, the libraries have {alike}; train with these overrides")
+    if model != matching:
+        raise InputError(
+            f"{run}: {model}, the libraries have {matching}; train with these overrides"
+        )
     return model, {name: np.array(array) for name, array in arrays.items()}
 
 
@@ -156,21 +161,23 @@ def main() -> None:
         0, 256, (options.photos, options.size, options.size, 3), np.uint8
     )
 
-    def row(title: str, model: Model, trained: dict[str, np.ndarray] | None = None) -> list[str]:
+    def row(
+        title: str, model: RecognizerSpec, trained: dict[str, np.ndarray] | None = None
+    ) -> list[str]:
         cells = [
-            f"{NOT_MEASURED} ({why})"
-            if (why := missing("torch", library))
-            else difference(library, model, trained, photos)
+            f"{NOT_MEASURED} ({reason})"
+            if (reason := missing_modules("torch", library))
+            else largest_differences(library, model, trained, photos)
             for library in LIBRARIES
         ]
         return [title, *cells]
 
     rows = [
-        row(f"ResNet-{depth}", Model(depth, 64, "imagenet", 2, 0, CLASSES))
+        row(f"ResNet-{depth}", RecognizerSpec(depth, 64, "imagenet", 2, 0, CLASSES))
         for depth in options.depths
     ]
     if options.run:
-        model, arrays = weights_of(options.run)
+        model, arrays = run_weights(options.run)
         rows.append(row(f"ResNet-{model.depth}, trained", model, arrays))
     print_table("Largest difference of embedding / logits", ["network", *LIBRARIES], rows)
 

@@ -1,16 +1,16 @@
-"""Whether the title of a product that came after training makes its row of the classifier better.
+"""Measures whether the title of a product added after training improves its classifier row.
 
-Command:  python -m benchmarks.new_product_titles --out DIR --seeds S ...        (DIR, its runs and
-  indexes: benchmarks.open_set)
+Command:  python -m benchmarks.new_product_titles --out DIR --seeds S ...
+          (DIR, its runs and indexes: benchmarks.open_set)
 
 A row's direction is m - g, the mean of a product's unit embeddings less the mean over known
-products (sicot_jax/imprint). A title foretells t of it (sicot_jax/index/titles). Of n photos and a
-title it is (n (m - g) + k t) / (n + k), a title that is worth k photos; `sicot_jax/index/rows`
-takes k = 0.5.
+products (sicot_jax/classifier/imprint). A title predicts t of it
+(sicot_jax/indexing/title_regression). From n photos and a title it is (n (m - g) + k t) / (n + k):
+the title counts as k photos; sicot_jax/indexing/new_products uses k = 0.5.
 
 A row can win more photos of new products by a higher bias, at the cost of old ones; so rows of
-photos alone come with several biases, and a title is worth something where no bias gets as much at
-the same cost. Intervals: as benchmarks.open_set, those of differences in pairs.
+photos alone come with several biases, and a title helps where no bias achieves as much at the same
+cost. Intervals: as benchmarks.open_set, paired for differences.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import timing
-from benchmarks.open_set import ADDED, Asked, asked, interval, photos_of
+from benchmarks.open_set import ADDED, EmbeddedPhotos, bootstrap_interval, embed_photos, iter_test_photos
 from sicot_jax.catalog.open import open_catalog
 from sicot_jax.classifier import imprint
 from sicot_jax.common.linalg import l2_normalize
@@ -32,34 +32,44 @@ from sicot_jax.config import DataConfig
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage.products import ProductStore
 from sicot_jax.index.storage.vectors import VectorFiles
-from sicot_jax.indexing import title_regression as titles
+from sicot_jax.indexing.title_regression import fit_title_regression, load_title_regression
 
 BIASES = (0.0, 0.1, 0.25)
-WORTH = (0.5, 1.0, 2.0)  # photos
+TITLE_WEIGHTS = (0.5, 1.0, 2.0)  # in photos
 FOLDS = 5
-PHOTOS = "photos"
+PHOTOS_ALONE = "photos"
 
 
-def explained(texts: list[tuple[str, str]], directions: np.ndarray, photos: np.ndarray) -> float:
-    """Share of the directions' variance that titles foretell of products they were not learned
-    from.
-    """
+def explained_variance(
+    texts: list[tuple[str, str]], directions: np.ndarray, photos: np.ndarray
+) -> float:
+    """Returns the cross-validated share of the directions' variance that titles predict."""
     fold = np.random.default_rng(0).integers(0, FOLDS, len(texts))
-    foretold = np.zeros_like(directions)
+    predictions = np.zeros_like(directions)
     for number in range(FOLDS):
-        out = fold == number
-        kept = [text for text, left_out in zip(texts, out, strict=True) if not left_out]
-        asked_for = [text for text, left_out in zip(texts, out, strict=True) if left_out]
-        foretold[out] = titles.fit(kept, directions[~out], photos[~out]).directions(asked_for)
+        left_out_rows = fold == number
+        train_texts = [
+            text for text, is_left_out in zip(texts, left_out_rows, strict=True) if not is_left_out
+        ]
+        test_texts = [
+            text for text, is_left_out in zip(texts, left_out_rows, strict=True) if is_left_out
+        ]
+        predictions[left_out_rows] = fit_title_regression(
+            train_texts, directions[~left_out_rows], photos[~left_out_rows]
+        ).predict(test_texts)
     weight = np.minimum(photos, 20)
-    left = np.average(np.square(directions - foretold).sum(1), weights=weight)
-    return 1 - float(left / np.average(np.square(directions).sum(1), weights=weight))
+    residual = np.average(np.square(directions - predictions).sum(1), weights=weight)
+    return 1 - float(residual / np.average(np.square(directions).sum(1), weights=weight))
 
 
 @dataclasses.dataclass(frozen=True)
-class Right:
-    """Photos whose best product is the right one: of new products, of old ones, and of old ones
-    before.
+class Correctness:
+    """Whether the best product of each photo is correct.
+
+    Attributes:
+      new: bool, of photos of new products.
+      old: bool, of photos of old products.
+      before: bool, of the same before any was added.
     """
 
     new: np.ndarray
@@ -67,59 +77,80 @@ class Right:
     before: np.ndarray
 
 
-def of_seed(out: Path, seed: int) -> tuple[dict[tuple[str, str], Right], list[np.ndarray], str]:
+def evaluate_seed(
+    out: Path, seed: int
+) -> tuple[dict[tuple[str, str], Correctness], list[np.ndarray], str]:
+    """Returns correctness by (photos, row from), the SKUs of both sets, and a line on the fit."""
     version = layout.current_version(out / f"index-{seed}")
     manifest = layout.read_index_manifest(version)
     vectors = VectorFiles(version, manifest.width, manifest.bits)
     features = np.asarray(vectors.memmap(layout.FEATURES, manifest.num_photos), np.float32)
     owners = np.asarray(vectors.memmap(layout.ROW_PRODUCTS, manifest.num_photos))
     known, means = imprint.mean_directions(features, owners)
-    cards = ProductStore(version / layout.PRODUCTS)
-    named = [card for card in cards.products(known.tolist()) if card is not None]
-    cards.close()
+    store = ProductStore(version / layout.PRODUCTS)
+    records = [record for record in store.products(known.tolist()) if record is not None]
+    store.close()
     photos = np.bincount(owners)[known]
-    made_with = imprint.load(version / layout.IMPRINT)
-    centre = made_with.centre
-    texts = [(card.title, card.category) for card in named]
-    told = explained(texts, means - centre, photos)
+    fitted_imprint = imprint.load_imprint(version / layout.IMPRINT)
+    centre = fitted_imprint.center
+    texts = [(record.title, record.category) for record in records]
+    r_squared = explained_variance(texts, means - centre, photos)
 
     with (out / f"new-{max(ADDED)}.csv").open(newline="") as file:
-        listed = list(csv.DictReader(file))
-    skus = sorted({row["sku"] for row in listed})
-    shown = asked(version, (((out / row["image"]).read_bytes(), row["sku"]) for row in listed))
-    first = {sku: next(row for row in listed if row["sku"] == sku) for sku in skus}
-    foretold = titles.load(version / layout.TITLE_REGRESSION).directions(
+        rows_of_manifest = list(csv.DictReader(file))
+    skus = sorted({row["sku"] for row in rows_of_manifest})
+    added_photos = embed_photos(
+        version, (((out / row["image"]).read_bytes(), row["sku"]) for row in rows_of_manifest)
+    )
+    first = {sku: next(row for row in rows_of_manifest if row["sku"] == sku) for sku in skus}
+    title_directions = load_title_regression(version / layout.TITLE_REGRESSION).predict(
         [(first[s]["title"], first[s]["category"]) for s in skus]
     )
-    seen = l2_normalize(shown.embeddings)
+    unit_embeddings = l2_normalize(added_photos.embeddings)
 
-    old = asked(
-        version, photos_of(open_catalog(DataConfig(source="imported", path=str(out / "catalog"))))
+    old = embed_photos(
+        version, iter_test_photos(open_catalog(DataConfig(source="imported", path=str(out / "catalog"))))
     )
-    files = json.loads((out / "asked.json").read_text())["unseen SKUs"]
-    new = asked(version, (((out / "photos" / file).read_bytes(), sku) for file, sku in files))
-    names = np.array([*(card.sku for card in named), *skus])
+    files = json.loads((out / "queries.json").read_text())["new products"]
+    new = embed_photos(
+        version, (((out / "photos" / file).read_bytes(), sku) for file, sku in files)
+    )
+    names = np.array([*(record.sku for record in records), *skus])
 
-    def right(photos: Asked, rows: np.ndarray, bias: float) -> np.ndarray:
+    def is_correct(photos: EmbeddedPhotos, rows: np.ndarray, bias: float) -> np.ndarray:
         logits = np.concatenate([photos.logits[:, known], photos.embeddings @ rows.T + bias], 1)
         return names[logits.argmax(1)] == photos.sku
 
     before = names[old.logits[:, known].argmax(1)] == old.sku
-    found = {}
+    results = {}
     for count in (0, *ADDED):
-        apart = (
-            np.array([seen[shown.sku == sku][:count].mean(0) if count else centre for sku in skus])
+        photo_directions = (
+            np.array(
+                [
+                    unit_embeddings[added_photos.sku == sku][:count].mean(0) if count else centre
+                    for sku in skus
+                ]
+            )
             - centre
         )
-        ways = {f"photos, bias + {bias}" if bias else PHOTOS: (0.0, bias) for bias in BIASES}
-        ways |= {f"photos and title, worth {worth:g}": (worth, 0.0) for worth in WORTH}
-        for name, (worth, bias) in ways.items() if count else [("title", (1.0, 0.0))]:
-            rows = made_with.rows(
-                (count * apart + worth * foretold) / (count + worth) + made_with.centre
+        variants = {
+            f"photos, bias + {bias}" if bias else PHOTOS_ALONE: (0.0, bias) for bias in BIASES
+        }
+        variants |= {
+            f"photos and title, weight {title_weight:g}": (title_weight, 0.0)
+            for title_weight in TITLE_WEIGHTS
+        }
+        for name, (title_weight, bias) in variants.items() if count else [("title", (1.0, 0.0))]:
+            rows = fitted_imprint.rows(
+                (count * photo_directions + title_weight * title_directions)
+                / (count + title_weight)
+                + fitted_imprint.center
             )
-            bias += made_with.bias
-            found[str(count), name] = Right(right(new, rows, bias), right(old, rows, bias), before)
-    return found, [new.sku, old.sku], f"seed {seed}: R^2 {told:.2f}"
+            bias += fitted_imprint.bias
+            results[str(count), name] = Correctness(
+                is_correct(new, rows, bias), is_correct(old, rows, bias), before
+            )
+    return results, [new.sku, old.sku], f"seed {seed}: R^2 {r_squared:.2f}"
 
 
 def main() -> None:
@@ -130,29 +161,32 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args()
     timing.print_machine()
-    found, groups, told = zip(*(of_seed(options.out, seed) for seed in options.seeds), strict=True)
-    print("; ".join(told))
+    results, groups, descriptions = zip(
+        *(evaluate_seed(options.out, seed) for seed in options.seeds), strict=True
+    )
+    print("; ".join(descriptions))
 
-    def cell(key: tuple[str, str], old: bool, less: tuple[str, str] | None = None) -> str:
+    def cell(key: tuple[str, str], old: bool, baseline: tuple[str, str] | None = None) -> str:
         def statistic(weights: list[np.ndarray], seed: int) -> float:
-            one, other = found[seed][key], found[seed][less] if less else None
-            before = one.before if old else np.zeros(len(one.new))
-            right = (one.old if old else one.new) - (
-                before if other is None else other.old if old else other.new
+            result, base_result = results[seed][key], results[seed][baseline] if baseline else None
+            before = result.before if old else np.zeros(len(result.new))
+            gain = (result.old if old else result.new) - (
+                before if base_result is None else base_result.old if old else base_result.new
             ) * 1.0
-            return float(np.average(right, weights=weights[0]))
+            return float(np.average(gain, weights=weights[0]))
 
-        middle, low, high = (
-            100 * x for x in interval(statistic, [groups[0][int(old)]], len(options.seeds))
+        mean, low, high = (
+            100 * x
+            for x in bootstrap_interval(statistic, [groups[0][int(old)]], len(options.seeds))
         )
-        return f"{middle:.1f} [{low:.1f}, {high:.1f}]"
+        return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
     rows = []
-    for key in found[0]:
-        photos = (key[0], PHOTOS)
+    for key in results[0]:
+        photos_alone = (key[0], PHOTOS_ALONE)
         pairs = (
-            [cell(key, old, photos) for old in (False, True)]
-            if photos in found[0] and key != photos
+            [cell(key, old, photos_alone) for old in (False, True)]
+            if photos_alone in results[0] and key != photos_alone
             else ["", ""]
         )
         rows.append([*key, cell(key, False), cell(key, True), *pairs])
@@ -161,8 +195,8 @@ def main() -> None:
         "row from",
         "new products",
         "old products, change",
-        "new, less photos",
-        "old, less photos",
+        "new, less photos alone",
+        "old, less photos alone",
     ]
     timing.print_table("Top-1 accuracy, %", header, rows)
 

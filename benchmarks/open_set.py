@@ -1,20 +1,19 @@
-"""What the service says of products that came after training, and of photos of things that the
-catalogue does not have.
+"""Measures recognition of products added after training, and rejection of unknown photos.
 
 Commands: python -m benchmarks.open_set prepare --catalog CATALOG --out DIR
           sicot train --config=CONFIG --config.data.path=DIR/catalog --config.seed=S
-          --workdir=DIR/run-S     for each seed S python -m benchmarks.open_set measure --out DIR
-          --seeds S ... [--another CATALOG]
+            --workdir=DIR/run-S             (for each seed S)
+          python -m benchmarks.open_set measure --out DIR --seeds S ... [--another CATALOG]
 
 Held out of training, by a fixed seed: every product of some categories, until they have a twentieth
-  of the products ("unseen categories"); then a tenth of the others, whose category and brand (what
-  a SKU "brand | article" begins with) are still there ("new products"). `prepare` imports the rest,
-  with every photo in the split that it had; 5 training photos of each new product wait for their
-  turn, its test photos are what is asked for.
+of the products ("unseen categories"); then a tenth of the others, whose category and brand (what a
+SKU "brand | article" begins with) remain ("new products"). `prepare` imports the rest, with every
+photo in the split that it had; 5 training photos of each new product are added later, its test
+photos are the queries.
 
-`measure` builds an index of each run, asks before any new product is there, and again after 1, 2
-and 5 photos of each were added by `sicot index add`. Intervals: 95 %, products and seeds resampled
-with replacement (2,000 times).
+`measure` builds an index of each run, queries it before any new product is there, and again after
+1, 2 and 5 photos of each were added by `sicot index add`. Intervals: 95 %, products and seeds
+resampled with replacement (2,000 times).
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ from sicot_jax.catalog.open import open_catalog
 from sicot_jax.config import DataConfig
 from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.storage import layout
-from sicot_jax.indexing import update as change
-from sicot_jax.indexing.build import build
+from sicot_jax.indexing.add import add_products
+from sicot_jax.indexing.build import build_index
 from sicot_jax.recognizer import jax_engine
 from sicot_jax.search.answer import Query, Searcher
 from sicot_jax.search.category import CategoryFusion, read_fusion
@@ -52,38 +51,45 @@ from sicot_jax.search.rejection import (
     coverage_curve,
     read_calibration,
 )
-from sicot_jax.weights import bundle as folders
+from sicot_jax.weights.bundle import read_bundle
 
 ADDED = (1, 2, 5)  # photos of a new product
 NEW_SHARE, CATEGORY_SHARE = 0.1, 0.05
-RESAMPLES = 2000
-_BATCH = 32
+NUM_RESAMPLES = 2000
+_BATCH_SIZE = 32
 
 
-def held_out(
+def choose_new_products(
     sku: Sequence[str], category: Sequence[str], photos: np.ndarray
 ) -> tuple[set[str], set[str]]:
-    """(new products, products of unseen categories). photos: in training, of each."""
+    """Returns new products, and products of unseen categories, to hold out of training.
+
+    `photos` are the training photos of each product, int.
+    """
     rng = np.random.default_rng(0)
-    size, names = Counter(category), sorted(set(category))
+    category_sizes, names = Counter(category), sorted(set(category))
     unseen: set[str] = set()
     for name in rng.permutation(names):
-        if sum(size[n] for n in unseen) + size[name] <= CATEGORY_SHARE * len(sku):
+        if sum(category_sizes[n] for n in unseen) + category_sizes[name] <= CATEGORY_SHARE * len(
+            sku
+        ):
             unseen.add(str(name))
-    rest = [c for c in range(len(sku)) if category[c] not in unseen]
-    left = Counter(
-        kind for c in rest for kind in (("category", category[c]), ("brand", _brand(sku[c])))
+    remaining_classes = [c for c in range(len(sku)) if category[c] not in unseen]
+    remaining = Counter(
+        kind
+        for c in remaining_classes
+        for kind in (("category", category[c]), ("brand", _brand(sku[c])))
     )
     new: set[str] = set()
-    for c in rng.permutation(rest):
+    for c in rng.permutation(remaining_classes):
         kinds = ("category", category[c]), ("brand", _brand(sku[c]))
         if (
-            len(new) < NEW_SHARE * len(rest)
+            len(new) < NEW_SHARE * len(remaining_classes)
             and photos[c] >= max(ADDED)
-            and all(left[kind] > 1 for kind in kinds)
+            and all(remaining[kind] > 1 for kind in kinds)
         ):
             new.add(sku[c])
-            left.subtract(kinds)
+            remaining.subtract(kinds)
     return new, {sku[c] for c in range(len(sku)) if category[c] in unseen}
 
 
@@ -92,16 +98,14 @@ def _brand(sku: str) -> str:
 
 
 def prepare(catalog: Catalog, out: Path) -> None:
-    """`out`/photos, manifests of what is known and of what is added, `asked.json`, and
-    `out`/catalog.
-    """
+    """Writes photos, manifests of known and added photos, `queries.json` and the catalogue."""
     table = catalog.classes
-    new, unseen = held_out(table.sku, table.category, table.counts["train"])
+    new, unseen = choose_new_products(table.sku, table.category, table.counts["train"])
     photos = out / "photos"
     photos.mkdir(parents=True)
     known: list[dict[str, str]] = []
     added: dict[str, list[dict[str, str]]] = {}
-    asked: dict[str, list[tuple[str, str]]] = {"unseen SKUs": [], "unseen categories": []}
+    queries: dict[str, list[tuple[str, str]]] = {"new products": [], "unseen categories": []}
     for split in SPLITS:
         records = catalog.splits[split]
         for i in tqdm(range(len(records)), split, disable=None):
@@ -114,21 +118,22 @@ def prepare(catalog: Catalog, out: Path) -> None:
                 "image": f"photos/{name}"
             }  # type: ignore[literal-required]
             if record["sku"] in unseen:
-                asked["unseen categories"].append((name, record["sku"]))
+                queries["unseen categories"].append((name, record["sku"]))
             elif record["sku"] not in new:
                 known.append(row | {"split": split})
             elif split == "test":
-                asked["unseen SKUs"].append((name, record["sku"]))
+                queries["new products"].append((name, record["sku"]))
             elif split == "train":
                 added.setdefault(record["sku"], []).append(row)
     _write(out / "known.csv", known)
     for count in ADDED:
         _write(out / f"new-{count}.csv", [row for rows in added.values() for row in rows[:count]])
-    (out / "asked.json").write_text(json.dumps(asked))
+    (out / "queries.json").write_text(json.dumps(queries))
     settings = ImportSettings(short_side=10_000, min_photos=1)  # stored as they are
     import_catalog(out / "known.csv", out / "catalog", settings=settings, name="known")
     print(
-        f"{len(new)} new products, {len(unseen)} of unseen categories; {len(known)} photos to train and test with"
+        f"{len(new)} new products, {len(unseen)} of unseen categories; {len(known)} photos to "
+        "train and test with"
     )
 
 
@@ -140,9 +145,13 @@ def _write(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
-    """Photos' embeddings [N, D] and logits [N, C] of one model, and the SKU of each ("" for none of
-    the catalogue's kind).
+class EmbeddedPhotos:
+    """Photos embedded by one model.
+
+    Attributes:
+      embeddings: [N, D].
+      logits: [N, C].
+      sku: [N], "" for photos of other things.
     """
 
     embeddings: np.ndarray
@@ -151,126 +160,152 @@ class Asked:
 
 
 @dataclasses.dataclass(frozen=True)
-class Said:
-    """Of each photo: confidence (also without what search/novelty says), whether the product is
-    right, and whether the nearest photo is of the right product.
+class PhotoScores:
+    """What an index answers for N photos.
+
+    Attributes:
+      confidence: [N].
+      without_novelty: [N], confidence without the novelty score.
+      correct: bool [N], whether the best product is correct.
+      nearest: bool [N], whether the nearest photo is of the correct product.
+      threshold: of the index.
     """
 
     confidence: np.ndarray
-    bare: np.ndarray
-    right: np.ndarray
+    without_novelty: np.ndarray
+    correct: np.ndarray
     nearest: np.ndarray
     threshold: float
 
 
-def asked(version: Path, photos: Iterator[tuple[bytes, str]]) -> Asked:
-    converted = folders.read_converted(version / layout.MODEL)
-    engine, listed = jax_engine(converted), list(photos)
-    pieces = []
-    for first in range(0, len(listed), _BATCH):
-        pieces.append(
-            engine(
-                converted.preprocessing.batch([data for data, _ in listed[first : first + _BATCH]])
-            )
+def embed_photos(version: Path, photos: Iterator[tuple[bytes, str]]) -> EmbeddedPhotos:
+    """Embeds photos with the model of an index version."""
+    converted = read_bundle(version / layout.MODEL)
+    engine, pairs = jax_engine(converted), list(photos)
+    batches = [
+        engine(
+            converted.preprocessing.batch([data for data, _ in pairs[first : first + _BATCH_SIZE]])
         )
+        for first in range(0, len(pairs), _BATCH_SIZE)
+    ]
     embeddings, logits = (
-        np.concatenate([getattr(p, name) for p in pieces]) for name in ("embedding", "logits")
+        np.concatenate([getattr(batch, name) for batch in batches])
+        for name in ("embedding", "logits")
     )
-    return Asked(embeddings, logits, np.array([sku for _, sku in listed]))
+    return EmbeddedPhotos(embeddings, logits, np.array([sku for _, sku in pairs]))
 
 
-def said(
-    index: LocalIndex, calibration: Calibration, fusion: CategoryFusion | None, photos: Asked
-) -> Said:
+def score_photos(
+    index: LocalIndex,
+    calibration: Calibration,
+    fusion: CategoryFusion | None,
+    photos: EmbeddedPhotos,
+) -> PhotoScores:
+    """Queries the index with every photo."""
     searcher = Searcher(index, calibration, fusion)
-    confidence, bare, right, nearest = [], [], [], []
+    confidence, without_novelty, correct, nearest = [], [], [], []
     for embedding, logits, sku in zip(photos.embeddings, photos.logits, photos.sku, strict=True):
-        found = searcher.answer(Query(embedding, logits, k=1, num_similar=1))
-        usual = min(1.0, calibration.p_value(embedding) / NOVELTY_LEVEL)
-        confidence.append(found.confidence)
-        bare.append((found.confidence or 0.0) / usual)
-        right.append(found.matches[0].product.sku == sku)
-        nearest.append(found.similar[0].product.sku == sku)
-    return Said(
+        answer = searcher.answer(Query(embedding, logits, k=1, num_similar=1))
+        novelty_factor = min(1.0, calibration.p_value(embedding) / NOVELTY_LEVEL)
+        confidence.append(answer.confidence)
+        without_novelty.append((answer.confidence or 0.0) / novelty_factor)
+        correct.append(answer.matches[0].product.sku == sku)
+        nearest.append(answer.similar[0].product.sku == sku)
+    return PhotoScores(
         np.array(confidence),
-        np.array(bare),
-        np.array(right),
+        np.array(without_novelty),
+        np.array(correct),
         np.array(nearest),
         calibration.threshold,
     )
 
 
-def interval(
+def bootstrap_interval(
     statistic: Callable[[list[np.ndarray], int], float], groups: Sequence[np.ndarray], seeds: int
 ) -> tuple[float, float, float]:
-    """statistic(weights of the photos of each set, seed): its mean over seeds, and the interval.
-    groups: of each set, [N] whose equal values are drawn together.
+    """Returns the mean of a statistic over seeds, with its 95 % interval.
+
+    Args:
+      statistic: (weights of the photos of each set, seed) -> value.
+      groups: of each set, [N]; photos of equal values are resampled together.
+      seeds: number of seeds.
     """
-    whole = float(
+    mean = float(
         np.mean([statistic([np.ones(len(g)) for g in groups], seed) for seed in range(seeds)])
     )
-    rng, drawn = np.random.default_rng(0), []
+    rng, resampled = np.random.default_rng(0), []
     rows = [np.unique(g, return_inverse=True) for g in groups]
-    for _ in range(RESAMPLES):
+    for _ in range(NUM_RESAMPLES):
         counts = [
             rng.multinomial(len(names), np.full(len(names), 1 / len(names))) for names, _ in rows
         ]
         weights = [count[row].astype(float) for count, (_, row) in zip(counts, rows, strict=True)]
-        drawn.append(
+        resampled.append(
             np.mean([statistic(weights, seed) for seed in rng.integers(seeds, size=seeds)])
         )
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return whole, float(low), float(high)
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return mean, float(low), float(high)
 
 
-def _cell(found: tuple[float, float, float], scale: float = 100, digits: int = 1) -> str:
-    return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*(scale * x for x in found), d=digits)
+def _cell(estimate: tuple[float, float, float], scale: float = 100, digits: int = 1) -> str:
+    return "{:.{d}f} [{:.{d}f}, {:.{d}f}]".format(*(scale * x for x in estimate), d=digits)
 
 
 def auroc(known: np.ndarray, unknown: np.ndarray, weights: Sequence[np.ndarray]) -> float:
-    """The probability that a photo of a product has the greater confidence; ties count half."""
+    """Returns the probability that a photo of a product has the greater confidence."""
     scores, weight = np.concatenate([known, unknown]), np.concatenate(weights)
-    values, place = np.unique(scores, return_inverse=True)
-    inside = np.arange(len(scores)) < len(known)
-    of_known = np.bincount(place, weight * inside, len(values))
-    of_unknown = np.bincount(place, weight * ~inside, len(values))
-    below = np.cumsum(of_unknown) - of_unknown
-    return float(np.sum(of_known * (below + of_unknown / 2)) / (of_known.sum() * of_unknown.sum()))
+    values, rank = np.unique(scores, return_inverse=True)
+    is_known = np.arange(len(scores)) < len(known)
+    of_known = np.bincount(rank, weight * is_known, len(values))
+    of_unknown = np.bincount(rank, weight * ~is_known, len(values))
+    unknown_below = np.cumsum(of_unknown) - of_unknown
+    return float(
+        np.sum(of_known * (unknown_below + of_unknown / 2)) / (of_known.sum() * of_unknown.sum())
+    )
 
 
-def _mixed(known: Said, unknown: Said, weights: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """(confidence, right, of a product, weight) of both, the unknown ones with a share of
-    `OPEN_SET_PRIOR`.
+def _mixed(
+    known: PhotoScores, unknown: PhotoScores, weights: Sequence[np.ndarray]
+) -> tuple[np.ndarray, ...]:
+    """Returns (confidence, correct, of a product, weight) of both sets.
+
+    Unknown photos have a share of `OPEN_SET_PRIOR`.
     """
     scaled = (
         (1 - OPEN_SET_PRIOR) * weights[0] / weights[0].sum(),
         OPEN_SET_PRIOR * weights[1] / weights[1].sum(),
     )
-    right = np.concatenate([known.right, np.zeros(len(unknown.right), bool)])
+    correct = np.concatenate([known.correct, np.zeros(len(unknown.correct), bool)])
     confidence = np.concatenate([known.confidence, unknown.confidence])
-    return confidence, right, np.arange(len(right)) < len(known.right), np.concatenate(scaled)
+    return confidence, correct, np.arange(len(correct)) < len(known.correct), np.concatenate(scaled)
 
 
-def best_coverage(known: Said, unknown: Said, weights: Sequence[np.ndarray]) -> float:
-    """Coverage of photos of products at the threshold of most coverage with `TARGET_PRECISION`, chosen on
-    these very photos: the best that could be had.
+def best_coverage(known: PhotoScores, unknown: PhotoScores, weights: Sequence[np.ndarray]) -> float:
+    """Returns the greatest coverage of photos of products with `TARGET_PRECISION`.
+
+    The threshold is chosen on these very photos: an upper bound.
     """
-    confidence, right, of_product, weight = _mixed(known, unknown, weights)
-    drawn = weight > 0
-    points = coverage_curve(confidence[drawn], right[drawn], of_product[drawn], weight[drawn])
+    confidence, correct, of_product, weight = _mixed(known, unknown, weights)
+    has_weight = weight > 0
+    points = coverage_curve(
+        confidence[has_weight], correct[has_weight], of_product[has_weight], weight[has_weight]
+    )
     return max((point[1] for point in points if point[2] >= TARGET_PRECISION), default=0.0)
 
 
-def as_shipped(known: Said, unknown: Said, weights: Sequence[np.ndarray]) -> tuple[float, float]:
-    """(coverage of photos of products, precision) at the threshold that the index came with."""
-    confidence, right, of_product, weight = _mixed(known, unknown, weights)
+def coverage_and_precision(
+    known: PhotoScores, unknown: PhotoScores, weights: Sequence[np.ndarray]
+) -> tuple[float, float]:
+    """Returns coverage of photos of products and precision at the threshold of the index."""
+    confidence, correct, of_product, weight = _mixed(known, unknown, weights)
     answered = weight * (confidence >= known.threshold)
     return (answered * of_product).sum() / (weight * of_product).sum(), (
-        answered * right
+        answered * correct
     ).sum() / max(answered.sum(), 1e-12)
 
 
-def photos_of(catalog: Catalog, sku: str | None = None) -> Iterator[tuple[bytes, str]]:
+def iter_test_photos(catalog: Catalog, sku: str | None = None) -> Iterator[tuple[bytes, str]]:
+    """Yields the test photos of a catalogue with their SKUs."""
     records = catalog.splits["test"]
     for i in range(len(records)):
         record = records[i]
@@ -278,70 +313,76 @@ def photos_of(catalog: Catalog, sku: str | None = None) -> Iterator[tuple[bytes,
         yield record["image"], record["sku"] if sku is None else sku
 
 
-def of_seed(out: Path, seed: int, another: Catalog | None) -> dict[tuple[str, int], Said]:
-    """(set of photos, photos added of each new product) -> what was said."""
+def evaluate_seed(
+    out: Path, seed: int, another: Catalog | None
+) -> dict[tuple[str, int], PhotoScores]:
+    """Returns scores by (set of photos, photos added of each new product)."""
     before = out / f"index-{seed}"
     if not (before / layout.CURRENT).exists():
-        build(out / f"run-{seed}", before)
+        build_index(out / f"run-{seed}", before)
     version = layout.current_version(before)
     calibration, fusion = (
         read_calibration(version / layout.REJECTION),
         read_fusion(version / layout.CATEGORY_FUSION),
     )
     assert calibration is not None, "an index of so many validation photos has one"
-    listed = json.loads((out / "asked.json").read_text())
+    queries = json.loads((out / "queries.json").read_text())
     sets = {
-        "products": asked(
+        "products": embed_photos(
             version,
-            photos_of(open_catalog(DataConfig(source="imported", path=str(out / "catalog")))),
+            iter_test_photos(open_catalog(DataConfig(source="imported", path=str(out / "catalog")))),
         )
     }
-    for name, photos in listed.items():
-        sets[name] = asked(
+    for name, photos in queries.items():
+        sets[name] = embed_photos(
             version, (((out / "photos" / file).read_bytes(), sku) for file, sku in photos)
         )
     if another is not None:
-        sets["another data set"] = asked(version, photos_of(another, ""))
-    found = {}
+        sets["another data set"] = embed_photos(version, iter_test_photos(another, ""))
+    scores = {}
     for count in (0, *ADDED):
         folder = out / f"index-{seed}-{count}"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(before, folder)
         if count:
-            change.add(folder, out / f"new-{count}.csv")
+            add_products(folder, out / f"new-{count}.csv")
         index = LocalIndex(layout.current_version(folder))
         for name, photos in sets.items():
-            if not count or name in ("products", "unseen SKUs"):
-                found[name, count] = said(index, calibration, fusion, photos)
+            if not count or name in ("products", "new products"):
+                scores[name, count] = score_photos(index, calibration, fusion, photos)
         index.close()
         shutil.rmtree(folder)
     np.savez(out / f"skus-{seed}.npz", **{name: photos.sku for name, photos in sets.items()})
-    return found
+    return scores
 
 
 def measure(out: Path, seeds: Sequence[int], another: Catalog | None) -> None:
+    """Prints both tables."""
     timing.print_machine()
-    found = [of_seed(out, seed, another) for seed in seeds]
+    scores = [evaluate_seed(out, seed, another) for seed in seeds]
     with np.load(out / f"skus-{seeds[0]}.npz") as stored:
         sku = {name: stored[name] for name in stored.files}
     print(", ".join(f"{len(sku[name])} photos of {name}" for name in sku))
 
-    def share(name: str, count: int, what: str, less: int | None = None) -> str:
+    def share(name: str, count: int, field: str, baseline: int | None = None) -> str:
         def statistic(weights: list[np.ndarray], seed: int) -> float:
-            values = getattr(found[seed][name, count], what).astype(float)
-            if less is not None:
-                values = values - getattr(found[seed][name, less], what)
+            values = getattr(scores[seed][name, count], field).astype(float)
+            if baseline is not None:
+                values = values - getattr(scores[seed][name, baseline], field)
             return float(np.average(values, weights=weights[0]))
 
-        return _cell(interval(statistic, [sku[name]], len(seeds)))
+        return _cell(bootstrap_interval(statistic, [sku[name]], len(seeds)))
 
     rows = [
         [
-            str(count), share("unseen SKUs", count, "right"), share("unseen SKUs", count, "nearest"),
-            share("products", count, "right"), share("products", count, "right", 0) if count else "",
+            str(count),
+            share("new products", count, "correct"),
+            share("new products", count, "nearest"),
+            share("products", count, "correct"),
+            share("products", count, "correct", 0) if count else "",
         ]
         for count in (0, *ADDED)
-    ]  # fmt: skip
+    ]
     header = [
         "photos of each new product",
         "new products, %",
@@ -353,19 +394,23 @@ def measure(out: Path, seeds: Sequence[int], another: Catalog | None) -> None:
     rows = []
     for name in (n for n in sku if n != "products"):
 
-        def pair(seed: int, name: str = name) -> tuple[Said, Said]:
-            return found[seed]["products", 0], found[seed][name, 0]
+        def pair(seed: int, name: str = name) -> tuple[PhotoScores, PhotoScores]:
+            return scores[seed]["products", 0], scores[seed][name, 0]
 
-        # Photos of another data set have no product here: each is drawn by itself.
+        # Photos of another data set have no product here: each is resampled alone.
         groups = [sku["products"], sku[name] if sku[name].any() else np.arange(len(sku[name]))]
         cells = (
             lambda weights, seed, pair=pair: auroc(*(s.confidence for s in pair(seed)), weights),
-            lambda weights, seed, pair=pair: auroc(*(s.bare for s in pair(seed)), weights),
+            lambda weights, seed, pair=pair: auroc(
+                *(s.without_novelty for s in pair(seed)), weights
+            ),
             lambda weights, seed, pair=pair: best_coverage(*pair(seed), weights),
-            lambda weights, seed, pair=pair: as_shipped(*pair(seed), weights)[0],
-            lambda weights, seed, pair=pair: as_shipped(*pair(seed), weights)[1],
+            lambda weights, seed, pair=pair: coverage_and_precision(*pair(seed), weights)[0],
+            lambda weights, seed, pair=pair: coverage_and_precision(*pair(seed), weights)[1],
         )
-        rows.append([name, *(_cell(interval(cell, groups, len(seeds))) for cell in cells)])
+        rows.append(
+            [name, *(_cell(bootstrap_interval(cell, groups, len(seeds))) for cell in cells)]
+        )
     header = [
         "photos that are not in the catalogue", "AUROC, %", "without novelty detection",
         f"best coverage at {TARGET_PRECISION:.0%} precision, %",
@@ -380,9 +425,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("step", choices=["prepare", "measure"])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--catalog", help="to hold products out of")
+    parser.add_argument("--catalog", help="catalogue to hold products out of")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--another", help="a catalogue of other things")
+    parser.add_argument("--another", help="catalogue of other things")
     options = parser.parse_args(argv)
     if options.step == "prepare":
         prepare(open_catalog(DataConfig(source="imported", path=options.catalog)), options.out)

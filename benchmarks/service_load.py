@@ -1,18 +1,17 @@
-"""The service under load, beside plain FastAPI services of the same network.
+"""Measures the service under load, against plain FastAPI services of the same network.
 
-Command:  python -m benchmarks.service_load --index INDEX          (docs/service.md: ResNet-50 at 224
-  pixels)
+Command:  python -m benchmarks.service_load --index INDEX
+          (docs/service.md: ResNet-50 at 224 pixels)
 Needs:    the extras service, torch and onnx; an index with an ONNX graph.
 
-Contenders, each a process of its own on a free port of this machine: `sicot serve`; "plain ONNX
-  Runtime" and "plain PyTorch", a
-route that decodes the photo, calls the network and returns the five best classes, as one writes it
-  in twenty lines: no limits, no batches, no search. Clients are threads of one more process, each
-  with a connection that it keeps, one request after the other; they take a share of the same cores.
-  Photos are JPEGs of four sizes. Contenders come in turn in every round. Cold start: from the
-  command to the first answer.
-Overload: requests start at twice the rate that the service carried, whether earlier ones are
-  answered or not; a photo may wait for half a second, as by default.
+Contenders, each a process on a free port of this machine: `sicot serve`; "plain ONNX Runtime" and
+"plain PyTorch", a route that decodes the photo, calls the network and returns the five best
+classes, as one writes it in twenty lines: no limits, no batches, no search. Clients are threads of
+one more process, each with a connection that it keeps, one request after the other; they take a
+share of the same cores. Photos are JPEGs of four sizes. All contenders run in every round. Cold
+start: from the command to the first answer.
+Overload: requests start at twice the rate that the service reached, whether earlier ones are
+answered or not; a photo may wait for half a second, as by default.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from __future__ import annotations
 import argparse
 import collections
 import concurrent.futures
+import dataclasses
 import http.client
 import io
 import statistics
@@ -31,31 +31,31 @@ import numpy as np
 
 from benchmarks import timing
 from benchmarks.baseline_services import ONNX, TORCH
-from benchmarks.service_process import Service
+from benchmarks.service_process import ServiceProcess
 
 CONTENDERS = ("sicot serve", ONNX, TORCH)
 _PATH = "/v1/recognize?k=5&similar=20"
 
 
-def photos() -> list[bytes]:
-    """JPEGs of smooth noise, 256 to 1,024 pixels a side."""
+def example_jpegs() -> list[bytes]:
+    """Returns JPEGs of smooth noise, 256 to 1,024 pixels a side."""
     from PIL import Image
 
-    rng, found = np.random.default_rng(0), []
+    rng, jpegs = np.random.default_rng(0), []
     for side in (256, 384, 640, 1024):
-        small = Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8))
+        noise = Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8))
         out = io.BytesIO()
-        small.resize((side, side), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
-        found.append(out.getvalue())
-    return found
+        noise.resize((side, side), Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
+        jpegs.append(out.getvalue())
+    return jpegs
 
 
-def start(name: str, index: Path, data: bytes, *flags: str) -> Service:
-    """A contender that has answered a photo."""
+def start_contender(name: str, index: Path, data: bytes, *flags: str) -> ServiceProcess:
+    """Starts a contender and returns it once it has answered a photo."""
     if name == CONTENDERS[0]:
-        service = Service.ours(index, *flags)
+        service = ServiceProcess.start_sicot(index, *flags)
     else:
-        service = Service("benchmarks.baseline_services", name, "--index", str(index))
+        service = ServiceProcess("benchmarks.baseline_services", name, "--index", str(index))
     try:
         service.wait(_PATH, data)
     except RuntimeError:
@@ -65,35 +65,35 @@ def start(name: str, index: Path, data: bytes, *flags: str) -> Service:
 
 
 def send(
-    service: Service, data: bytes, connection: http.client.HTTPConnection | None = None
+    service: ServiceProcess, data: bytes, connection: http.client.HTTPConnection | None = None
 ) -> tuple[int, float]:
-    """Status and milliseconds."""
+    """Sends a photo; returns status and milliseconds."""
     start = time.perf_counter()
-    status = service.ask(_PATH, data, connection)
+    status = service.request(_PATH, data, connection)
     return status, (time.perf_counter() - start) * 1e3
 
 
 def closed_loop(
-    service: Service, shown: list[bytes], clients: int, seconds: float
+    service: ServiceProcess, images: list[bytes], clients: int, seconds: float
 ) -> dict[str, float]:
-    """Each client sends its next photo when the last one is answered."""
+    """Runs clients that send their next photo when the last one is answered."""
     times: list[float] = []
-    bad: list[int] = []
-    broken: list[Exception] = []
+    refused: list[int] = []
+    errors: list[Exception] = []
     end = time.perf_counter() + seconds
 
     def client(number: int) -> None:
         try:
-            ask(number)
+            send_photos(number)
         except Exception as error:
-            broken.append(error)
+            errors.append(error)
 
-    def ask(number: int) -> None:
+    def send_photos(number: int) -> None:
         connection = service.connect()
         turn = number
         while time.perf_counter() < end:
-            status, milliseconds = send(service, shown[turn % len(shown)], connection)
-            (times if status == 200 else bad).append(milliseconds if status == 200 else status)
+            status, milliseconds = send(service, images[turn % len(images)], connection)
+            (times if status == 200 else refused).append(milliseconds if status == 200 else status)
             turn += 1
         connection.close()
 
@@ -103,27 +103,35 @@ def closed_loop(
         thread.start()
     for thread in threads:
         thread.join()
-    took = time.perf_counter() - start
-    if broken or bad:
+    elapsed = time.perf_counter() - start
+    if errors or refused:
         raise RuntimeError(
-            f"{len(bad)} requests refused, clients ended by {broken}: not the same work for every service"
+            f"{len(refused)} requests refused, clients ended by {errors}: not the same work for "
+            "every service"
         )
-    cut = statistics.quantiles(times, n=100)
-    return {"p50": cut[49], "p95": cut[94], "p99": cut[98], "rate": len(times) / took}
+    percentiles = statistics.quantiles(times, n=100)
+    return {
+        "p50": percentiles[49],
+        "p95": percentiles[94],
+        "p99": percentiles[98],
+        "rate": len(times) / elapsed,
+    }
 
 
-def overload(service: Service, shown: list[bytes], rate: float, seconds: float) -> dict[str, float]:
-    """Requests at a fixed rate, whatever comes back."""
-    found: collections.Counter[int] = collections.Counter()
+def overload(
+    service: ServiceProcess, images: list[bytes], rate: float, seconds: float
+) -> dict[str, float]:
+    """Sends requests at a fixed rate, whatever is answered."""
+    statuses: collections.Counter[int] = collections.Counter()
     times: list[float] = []
 
-    def one(number: int) -> None:
+    def send_one(number: int) -> None:
         try:
-            status, milliseconds = send(service, shown[number % len(shown)])
+            status, milliseconds = send(service, images[number % len(images)])
         except OSError:
-            found[0] += 1
+            statuses[0] += 1
             return
-        found[status] += 1
+        statuses[status] += 1
         if status == 200:
             times.append(milliseconds)
 
@@ -131,38 +139,123 @@ def overload(service: Service, shown: list[bytes], rate: float, seconds: float) 
         start = time.perf_counter()
         for number in range(int(rate * seconds)):
             time.sleep(max(start + number / rate - time.perf_counter(), 0))
-            pool.submit(one, number)
-    cut = statistics.quantiles(times, n=100)
-    total = sum(found.values())
+            pool.submit(send_one, number)
+    percentiles = statistics.quantiles(times, n=100)
+    total = sum(statuses.values())
     return {
-        "p50": cut[49],
-        "p99": cut[98],
-        "accepted": found[200] / total,
-        "shed": found[503] / total,
+        "p50": percentiles[49],
+        "p99": percentiles[98],
+        "accepted": statuses[200] / total,
+        "shed": statuses[503] / total,
     }
 
 
-def bare(index: Path, shown: list[bytes], rounds: int = 60) -> tuple[float, float]:
-    """Milliseconds of the graph alone, and from photo to logits, one photo at a time in this
-    process.
+def in_process_latency(index: Path, images: list[bytes], rounds: int = 60) -> tuple[float, float]:
+    """Measures one photo at a time in this process.
+
+    Returns:
+      Median milliseconds of the graph alone, and from photo to logits.
     """
     from sicot_jax.index.storage import layout
     from sicot_jax.recognizer import onnx_engine
-    from sicot_jax.weights import bundle as folders
+    from sicot_jax.weights.bundle import read_bundle
 
     version = layout.current_version(index)
     engine = onnx_engine(version / layout.ONNX_MODEL)
-    preprocessing = folders.read_converted(version / layout.MODEL).preprocessing
-    alone, whole = [], []
+    preprocessing = read_bundle(version / layout.MODEL).preprocessing
+    graph_times, total_times = [], []
     for number in range(rounds):
         start = time.perf_counter()
-        batch = preprocessing.batch([shown[number % len(shown)]])
+        batch = preprocessing.batch([images[number % len(images)]])
         decoded = time.perf_counter()
         engine(batch)
         end = time.perf_counter()
-        alone.append((end - decoded) * 1e3)
-        whole.append((end - start) * 1e3)
-    return statistics.median(alone), statistics.median(whole)
+        graph_times.append((end - decoded) * 1e3)
+        total_times.append((end - start) * 1e3)
+    return statistics.median(graph_times), statistics.median(total_times)
+
+
+@dataclasses.dataclass
+class Measurements:
+    """What all rounds measured.
+
+    Attributes:
+      load: (contender, clients) -> percentiles and rate of each round.
+      startup: contender -> seconds of each round.
+      overloaded: of each round.
+      in_process: milliseconds of the graph alone, and from photo to logits, of each round.
+    """
+
+    load: dict[tuple[str, int], list[dict[str, float]]]
+    startup: dict[str, list[float]]
+    overloaded: list[dict[str, float]]
+    in_process: list[tuple[float, float]]
+
+
+def measure(options: argparse.Namespace) -> Measurements:
+    """Runs all contenders in every round, then the overload of `sicot serve`."""
+    images = example_jpegs()
+    measured = Measurements(collections.defaultdict(list), collections.defaultdict(list), [], [])
+    for _ in range(options.rounds):
+        measured.in_process.append(in_process_latency(options.index, images))
+        for name in CONTENDERS:
+            # No request is refused but in the overload: all contenders answer the same requests.
+            service = start_contender(name, options.index, images[0], "--max-wait-ms=60000")
+            try:
+                measured.startup[name].append(service.startup_seconds)
+                for clients in options.clients:
+                    measured.load[name, clients].append(
+                        closed_loop(service, images, clients, options.seconds)
+                    )
+            finally:
+                service.stop()
+        reached_rate = max(
+            measured.load[CONTENDERS[0], clients][-1]["rate"] for clients in options.clients
+        )
+        service = start_contender(CONTENDERS[0], options.index, images[0])
+        try:
+            measured.overloaded.append(overload(service, images, 2 * reached_rate, options.seconds))
+        finally:
+            service.stop()
+    return measured
+
+
+def print_load(measured: Measurements) -> None:
+    """Prints percentiles and rates of all contenders."""
+    rows = []
+    for (name, clients), runs in sorted(
+        measured.load.items(), key=lambda item: (item[0][1], CONTENDERS.index(item[0][0]))
+    ):
+        baseline = [run["rate"] for run in measured.load[CONTENDERS[1], clients]]
+        rows.append(
+            [
+                name,
+                str(clients),
+                *(
+                    timing.median_text([run[key] for run in runs], 1)
+                    for key in ("p50", "p95", "p99", "rate")
+                ),
+                timing.ratio_text([run["rate"] for run in runs], baseline),
+            ]
+        )
+    header = ["service", "clients", "p50, ms", "p95, ms", "p99, ms", "photos/s"]
+    timing.print_table("Under load", [*header, "x plain ONNX Runtime"], rows)
+
+
+def print_in_process(measured: Measurements, clients: int) -> None:
+    """Prints the latency in one process, and that of `sicot serve` as a multiple."""
+    graph_alone, total = zip(*measured.in_process, strict=True)
+    ours = [run["p50"] for run in measured.load[CONTENDERS[0], clients]]
+    rows = [
+        [name, timing.median_text(times, 1), timing.ratio_text(ours, times)]
+        for name, times in (("the graph alone", graph_alone), ("from photo to logits", total))
+    ]
+    header = ["in process, one photo at a time", "p50, ms"]
+    timing.print_table(
+        "In one process, without a service",
+        [*header, f"sicot serve, {clients} client: x that"],
+        rows,
+    )
 
 
 def main() -> None:
@@ -175,79 +268,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     timing.print_machine(options.rounds)
-    shown = photos()
-    results: dict[tuple[str, int], list[dict[str, float]]] = collections.defaultdict(list)
-    starts: dict[str, list[float]] = collections.defaultdict(list)
-    pressed: list[dict[str, float]] = []
-    by_hand: list[tuple[float, float]] = []
-    for _ in range(options.rounds):
-        by_hand.append(bare(options.index, shown))
-        for name in CONTENDERS:
-            # Nobody is turned away but in the overload: all contenders answer the same requests.
-            service = start(name, options.index, shown[0], "--wait-ms=60000")
-            try:
-                starts[name].append(service.seconds)
-                for clients in options.clients:
-                    results[name, clients].append(
-                        closed_loop(service, shown, clients, options.seconds)
-                    )
-            finally:
-                service.stop()
-        carried = max(results[CONTENDERS[0], clients][-1]["rate"] for clients in options.clients)
-        service = start(CONTENDERS[0], options.index, shown[0])
-        try:
-            pressed.append(overload(service, shown, 2 * carried, options.seconds))
-        finally:
-            service.stop()
+    measured = measure(options)
+    print_load(measured)
+    print_in_process(measured, min(options.clients))
     rows = [
-        [name, str(clients)]
-        + [
-            timing.middle([found[key] for found in runs], 1)
-            for key in ("p50", "p95", "p99", "rate")
-        ]
-        + [
-            timing.ratio(
-                [r["rate"] for r in runs], [r["rate"] for r in results[CONTENDERS[1], clients]]
-            )
-        ]
-        for (name, clients), runs in sorted(
-            results.items(), key=lambda item: (item[0][1], CONTENDERS.index(item[0][0]))
-        )
-    ]
-    header = [
-        "service",
-        "clients",
-        "p50, ms",
-        "p95, ms",
-        "p99, ms",
-        "photos/s",
-        "x plain ONNX Runtime",
-    ]
-    timing.print_table("Under load", header, rows)
-    alone, whole = zip(*by_hand, strict=True)
-    ours = [found["p50"] for found in results[CONTENDERS[0], min(options.clients)]]
-    rows = [
-        ["the graph alone", timing.middle(alone, 1), timing.ratio(ours, alone)],
-        ["from photo to logits", timing.middle(whole, 1), timing.ratio(ours, whole)],
-    ]
-    header = [
-        "by hand, one photo at a time",
-        "p50, ms",
-        f"sicot serve, {min(options.clients)} client: x that",
-    ]
-    timing.print_table("In one process, without a service", header, rows)
-    rows = [
-        [name, timing.middle(found, 1), timing.spread(found, 1)] for name, found in starts.items()
+        [name, timing.median_text(seconds, 1), timing.range_text(seconds, 1)]
+        for name, seconds in measured.startup.items()
     ]
     timing.print_table("Cold start, s", ["service", "median", "least to greatest"], rows)
     cells = {
-        key: timing.middle(
-            [found[key] for found in pressed], 3 if key in ("accepted", "shed") else 1
+        key: timing.median_text(
+            [result[key] for result in measured.overloaded],
+            3 if key in ("accepted", "shed") else 1,
         )
-        for key in pressed[0]
+        for key in measured.overloaded[0]
     }
     timing.print_table(
-        "sicot serve at twice the rate it carried", list(cells), [list(cells.values())]
+        "sicot serve at twice the rate it reached", list(cells), [list(cells.values())]
     )
 
 

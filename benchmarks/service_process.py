@@ -1,4 +1,4 @@
-"""Services as processes of their own, for the benchmarks that ask them."""
+"""Starts services as processes and sends them photos."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ import time
 from pathlib import Path
 
 
-class Service:
-    """`python -m COMMAND --port PORT` on a free port of this machine. `seconds`: from its start to
-    its first answer.
+class ServiceProcess:
+    """A service, started by `python -m COMMAND --port PORT` on a free port of this machine.
+
+    Attributes:
+      port: of the service.
+      startup_seconds: from its start to its first answer.
+      process: of the service.
     """
 
     def __init__(self, *command: str):
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            self.port = found.getsockname()[1]
-        self._start, self.seconds = time.perf_counter(), float("nan")
+        with socket.socket() as free_socket:
+            free_socket.bind(("127.0.0.1", 0))
+            self.port = free_socket.getsockname()[1]
+        self._start, self.startup_seconds = time.perf_counter(), float("nan")
         self.process = subprocess.Popen(
             [sys.executable, "-m", *command, "--port", str(self.port)],
             env={**os.environ, "JAX_PLATFORMS": "cpu"},
@@ -29,18 +33,21 @@ class Service:
         )
 
     @classmethod
-    def ours(cls, index: Path, *flags: str) -> Service:
+    def start_sicot(cls, index: Path, *flags: str) -> ServiceProcess:
+        """Starts `sicot serve` on an index."""
         return cls("sicot_jax.cli", "serve", "--index", str(index), *flags)
 
     def wait(self, path: str = "/readyz", data: bytes | None = None) -> None:
-        """Until it answers `path` with 200; with `data`, a photo that is sent there. RuntimeError
-        where it ends, or says no.
+        """Waits until it answers `path` with 200; with `data`, a photo that is sent there.
+
+        Raises:
+          RuntimeError: the service ended, or answered with an error.
         """
         while True:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the service ended with {self.process.returncode}")
             try:
-                status = self.ask(path, data)
+                status = self.request(path, data)
             except OSError:  # it does not listen yet
                 status = 503
             if status == 200:
@@ -48,30 +55,32 @@ class Service:
             if status != 503:
                 raise RuntimeError(f"the service answered with {status}")
             time.sleep(0.02)
-        self.seconds = time.perf_counter() - self._start
+        self.startup_seconds = time.perf_counter() - self._start
 
     def connect(self) -> http.client.HTTPConnection:
+        """Opens a connection."""
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
 
-    def ask(
+    def request(
         self, path: str, data: bytes | None, connection: http.client.HTTPConnection | None = None
     ) -> int:
-        """The status of an answer that was read to its end."""
-        used = connection or self.connect()
+        """Sends a request, reads the answer and returns its status."""
+        open_connection = connection or self.connect()
         try:
-            used.request(
+            open_connection.request(
                 "POST" if data else "GET",
                 path,
                 data,
                 {"Content-Type": "image/jpeg"} if data else {},
             )
-            response = used.getresponse()
+            response = open_connection.getresponse()
             response.read()
             return response.status
         finally:
             if connection is None:
-                used.close()
+                open_connection.close()
 
     def stop(self) -> None:
+        """Ends the service."""
         self.process.terminate()
         self.process.wait()

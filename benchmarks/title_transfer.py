@@ -1,14 +1,15 @@
-"""How like the true title a borrowed one is: photos whose title is known are lent another, by the
-photo alone.
+"""Measures how well transferred titles agree with the true ones.
+
+Photos whose title is known are given the title of the nearest photo of a run's training split, as
+an import with title transfer does.
 
 Command:  python -m benchmarks.title_transfer --run runs/fashion/co_training
 Smaller:  add --photos 1000
 Table:    "train" photos take part in the run's training and are each left out of the search; "test"
-  photos are new to it,
-          as those of another catalogue are. "random" lends the title of any other training photo,
-          the same number of them. Recall is the share of the true title's known words that the
-          borrowed title has, precision the share of its known words that the true title has; means
-          over photos whose true, or borrowed, title has a known word.
+          photos are new to it, like those of another catalogue. "random" transfers the title of any
+          other training photo. Recall: share of the true title's known words that the transferred
+          title has; precision: share of its known words that the true title has; means over photos
+          whose true, or transferred, title has a known word.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ HEADER = ("titles", "photos", "filled", "recall", "precision", "same class", "me
 
 
 class _Photos(Sequence):
-    """(image_id, photo) of some records of a split, one at a time."""
+    """(image_id, photo) of some records of a split, read one at a time."""
 
     def __init__(self, split: Split, indices: np.ndarray):
         self.split, self.indices = split, indices
@@ -40,28 +41,38 @@ class _Photos(Sequence):
         return record["image_id"], record["image"]
 
 
-def agreement(true: Record, lent: Record) -> tuple[float, float, bool]:
-    """(recall, precision) of known words, NaN where there are none to look for, and whether the
-    class is the same.
-    """
-    wanted, got = set(true["token_ids"].tolist()), set(lent["token_ids"].tolist())
-    both = len(wanted & got)
-    recall = both / len(wanted) if wanted else np.nan
-    return recall, both / len(got) if got else np.nan, true["class_id"] == lent["class_id"]
+def title_agreement(true: Record, transferred: Record) -> tuple[float, float, bool]:
+    """Returns recall and precision of known words (NaN without any), and class equality."""
+    true_words, words = set(true["token_ids"].tolist()), set(transferred["token_ids"].tolist())
+    num_shared = len(true_words & words)
+    recall = num_shared / len(true_words) if true_words else np.nan
+    return (
+        recall,
+        num_shared / len(words) if words else np.nan,
+        true["class_id"] == transferred["class_id"],
+    )
 
 
 def row(
-    source: TitleTransfer, true: Sequence[Record], places: np.ndarray, name: str, similarity: str
+    source: TitleTransfer,
+    true: Sequence[Record],
+    title_rows: np.ndarray,
+    name: str,
+    similarity: str,
 ) -> tuple[str, ...]:
-    """`places` [Q] in the source's photos with a title, -1 where nothing is lent."""
+    """Returns a row; `places` [Q] are rows of `titled`, -1 where no title is transferred."""
     train = source.catalog.splits["train"]
-    found = [
-        agreement(record, train[int(source.titled[place])])
-        for record, place in zip(true, places, strict=True)
-        if place >= 0
+    agreements = [
+        title_agreement(record, train[int(source.titled[title_row])])
+        for record, title_row in zip(true, title_rows, strict=True)
+        if title_row >= 0
     ]
-    shares = np.nanmean(np.array(found, float).reshape(-1, 3), 0) if found else np.full(3, np.nan)
-    filled = 100 * len(found) / len(true)
+    shares = (
+        np.nanmean(np.array(agreements, float).reshape(-1, 3), 0)
+        if agreements
+        else np.full(3, np.nan)
+    )
+    filled = 100 * len(agreements) / len(true)
     return (
         name,
         f"{len(true):,}",
@@ -72,33 +83,35 @@ def row(
 
 
 def rows(
-    source: TitleTransfer, split_name: str, most: int, limits: Sequence[float]
+    source: TitleTransfer, split_name: str, max_photos: int, limits: Sequence[float]
 ) -> Iterator[tuple[str, ...]]:
-    """The nearest photo's title by each limit of similarity, then any photo's."""
+    """Yields rows for the nearest photo's title by each limit, then for random titles."""
     split = source.catalog.splits[split_name]
     titled = np.flatnonzero([bool(split[i]["title"].strip()) for i in range(len(split))])
     if not len(titled):
         yield split_name, "no photo with a title"
         return
-    count = min(most, len(titled)) if most else len(titled)
+    count = min(max_photos, len(titled)) if max_photos else len(titled)
     indices = titled[np.arange(count) * len(titled) // count]
     true = [Record({**split[int(i)], "image": b""}) for i in indices]
-    places, similarity = source.nearest_titled(_Photos(split, indices))
+    title_rows, similarity = source.nearest_titled(_Photos(split, indices))
     for limit in limits:
-        taken = np.where(similarity >= limit, places, -1)
-        middle = f"{np.median(similarity[taken >= 0]):.3f}" if (taken >= 0).any() else ""
+        accepted = np.where(similarity >= limit, title_rows, -1)
+        median = f"{np.median(similarity[accepted >= 0]):.3f}" if (accepted >= 0).any() else ""
         yield row(
             source,
             true,
-            taken,
+            accepted,
             f"{split_name}, nearest" + (f" from {limit:g}" if limit else ""),
-            middle,
+            median,
         )
-    # Any photo but itself: a step of 1 to N - 1 from its own place.
+    # Any photo but itself: 1 to N - 1 rows further on.
     total = len(source.titled)
-    own = np.searchsorted(source.titled, indices) if split_name == "train" else np.zeros(count, int)
+    photo_rows = (
+        np.searchsorted(source.titled, indices) if split_name == "train" else np.zeros(count, int)
+    )
     steps = np.random.default_rng(0).integers(1, max(total, 2), count)
-    yield row(source, true, (own + steps) % total, f"{split_name}, random", "")
+    yield row(source, true, (photo_rows + steps) % total, f"{split_name}, random", "")
 
 
 def main() -> None:
@@ -123,7 +136,8 @@ def main() -> None:
     source = open_title_transfer(args.run, path=args.path)
     provenance = source.provenance
     timing.print_table(
-        f"{source.catalog.name}: {len(source.titled):,} titles to lend, run {provenance['run']}, data {provenance['data_hash'][:12]}",
+        f"{source.catalog.name}: {len(source.titled):,} titles, run {provenance['run']}, data "
+        f"{provenance['data_hash'][:12]}",
         HEADER,
         (
             cells

@@ -1,15 +1,16 @@
-"""What the training loop costs beyond its step, and what titles cost beyond photos.
+"""Measures the overhead of the training loop over its step, and of titles over photos.
 
-Command:  python -m benchmarks.training_loop                    (add --path DIR for an imported catalogue)
-Smaller:  python -m benchmarks.training_loop --config tiny --classes 11 --train-photos 256 --steps 20
+Command:  python -m benchmarks.training_loop            (add --path DIR for an imported catalogue)
+Smaller:  python -m benchmarks.training_loop --config tiny --classes 11 --train-photos 256
+          --steps 20
 Needs:    grain and Pillow for catalogues other than the array file, tensorflow-datasets for an
-  imported one.
+          imported one.
 
-Loop: `sicot_jax.training.loop.train` itself, timed from batch to batch by a watch on
-  `device_batches.to_device`; validation, checkpoints and the test at its end are outside the
-  counted steps. Against it the bare jitted step on one resident batch of the same catalogue. The
-  default photos are generated, cut to the config's size and written to an array file.
-Streams: bare steps on random photos and titles, no catalogue at all.
+Loop: `sicot_jax.training.loop.train`, timed from batch to batch where batches are copied to the
+device; validation, checkpoints and the final test are outside the counted steps. Compared with the
+jitted step on one resident batch of the same catalogue. The default photos are generated, cut to
+the config's size and written to an array file.
+Streams: steps on random photos and titles, without a catalogue.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ import numpy as np
 from benchmarks import timing
 from sicot_jax import config as config_lib
 from sicot_jax.catalog.batches import HostBatch, train_batch_loader
-from sicot_jax.catalog.catalog import Catalog
-from sicot_jax.catalog.sources.arrays import open_array_file
-from sicot_jax.catalog.sources.arrays import write_array_file
+from sicot_jax.catalog.catalog import Catalog, Record
+from sicot_jax.catalog.sources.arrays import open_array_file, write_array_file
 from sicot_jax.catalog.sources.generated import open_generated
 from sicot_jax.config import Config, DataConfig, GeneratedSpec, LossConfig
+from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.models.semantic_stream import set_word_vectors
 from sicot_jax.parallel import mesh
 from sicot_jax.training import device_batches
 from sicot_jax.training.loop import train
-from sicot_jax.training.step import make_train_step
-from sicot_jax.training.state import class_log_prior, initial_state
-from sicot_jax.training.setup import make_setup
 from sicot_jax.training.model import DataShape
+from sicot_jax.training.setup import make_setup
+from sicot_jax.training.state import class_log_prior, initial_state
+from sicot_jax.training.step import make_train_step
 
 _BEFORE, _AFTER = (
     8,
@@ -49,7 +50,7 @@ _BEFORE, _AFTER = (
 
 
 class BareStep:
-    """The jitted step on one resident batch; calling it gives milliseconds a step."""
+    """The jitted step on one resident batch; calling it returns milliseconds a step."""
 
     def __init__(
         self,
@@ -93,9 +94,7 @@ class BareStep:
 
 @contextlib.contextmanager
 def batch_times() -> Iterator[list[float]]:
-    """When each batch inside this context was handed to the device (of photos that lie there: their
-    indices).
-    """
+    """Records when each batch inside this context is handed to the device."""
     times: list[float] = []
     to_device = device_batches.to_device
 
@@ -111,9 +110,7 @@ def batch_times() -> Iterator[list[float]]:
 
 
 def loop_ms(config: Config, catalog: Catalog, steps: int) -> float:
-    """Milliseconds a step of a training run of its own, from compiled and running to nearly at its
-    end.
-    """
+    """Returns milliseconds a step of a training run, from the compiled step to nearly the end."""
     config = dataclasses.replace(
         config,
         train=dataclasses.replace(
@@ -121,7 +118,7 @@ def loop_ms(config: Config, catalog: Catalog, steps: int) -> float:
             steps=_BEFORE + steps + _AFTER,
             evaluate_every_epochs=1e9,
             checkpoint_every_seconds=1e9,
-            tensorboard=config.train.tensorboard and not timing.missing("tensorboardX"),
+            tensorboard=config.train.tensorboard and not timing.missing_modules("tensorboardX"),
         ),
         eval=dataclasses.replace(config.eval, max_photos=config.eval.batch_size),
     )
@@ -130,14 +127,25 @@ def loop_ms(config: Config, catalog: Catalog, steps: int) -> float:
     return 1000 * (times[_BEFORE + steps] - times[_BEFORE]) / steps
 
 
-def with_data(config: Config, data: DataConfig) -> Config:
+def with_data_config(config: Config, data: DataConfig) -> Config:
     return dataclasses.replace(
         config, data=dataclasses.replace(data, max_tokens=config.data.max_tokens)
     )
 
 
-def loops(config: Config, args: argparse.Namespace, folder: Path) -> None:
-    """Table 1: loops against their bare step."""
+def _center_crop(size: int, shape: Preprocessing) -> Callable[[Record], np.ndarray]:
+    """Returns record -> its photo's middle of `shape.resize_height` x `shape.resize_width`."""
+    top, left = (size - shape.resize_height) // 2, (size - shape.resize_width) // 2
+
+    def crop(record: Record) -> np.ndarray:
+        photo = np.asarray(record["image"])
+        return photo[top : top + shape.resize_height, left : left + shape.resize_width]
+
+    return crop
+
+
+def measure_loops(config: Config, args: argparse.Namespace, folder: Path) -> None:
+    """Prints table 1: loops against their step."""
     shape = config.preprocessing
     spec = GeneratedSpec(
         num_classes=args.classes,
@@ -150,17 +158,10 @@ def loops(config: Config, args: argparse.Namespace, folder: Path) -> None:
     )
     generated = open_generated(spec)
 
-    def to_image(record) -> np.ndarray:
-        top, left = (
-            (spec.image_size - shape.resize_height) // 2,
-            (spec.image_size - shape.resize_width) // 2,
-        )
-        return record["image"][top : top + shape.resize_height, left : left + shape.resize_width]
-
     file = folder / "generated.npz"
-    write_array_file(generated, file, to_image=to_image)
+    write_array_file(generated, file, to_image=_center_crop(spec.image_size, shape))
 
-    bare = "bare step"
+    step_ms = "bare step"
     contenders: dict[str, Callable[[], float]] = {}
     base_of: dict[str, str] = {}
     rows: list[tuple[str, ...]] = []
@@ -178,25 +179,27 @@ def loops(config: Config, args: argparse.Namespace, folder: Path) -> None:
         contenders[name] = lambda: loop_ms(config, catalog, args.steps)
         base_of[name] = base
 
-    arrays = with_data(config, DataConfig(source="arrays", path=str(file)))
-    add("loop, array file", arrays, open_array_file(file), bare)
+    arrays = with_data_config(config, DataConfig(source="arrays", path=str(file)))
+    add("loop, array file", arrays, open_array_file(file), step_ms)
     on_device = dataclasses.replace(arrays, data=dataclasses.replace(arrays.data, on_device=True))
-    add("loop, array file, photos on the device", on_device, open_array_file(file), bare)
-    why = timing.missing("grain", "PIL")
-    if why:
-        rows.append(("loop, generated on the fly", why))
+    add("loop, array file, photos on the device", on_device, open_array_file(file), step_ms)
+    reason = timing.missing_modules("grain", "PIL")
+    if reason:
+        rows.append(("loop, generated on the fly", reason))
     else:
         add(
             "loop, generated on the fly",
-            with_data(config, DataConfig(generated=spec)),
+            with_data_config(config, DataConfig(generated=spec)),
             generated,
-            bare,
+            step_ms,
         )
-    why = timing.missing("grain", "PIL", "tensorflow_datasets") if args.path else "no --path"
+    reason = (
+        timing.missing_modules("grain", "PIL", "tensorflow_datasets") if args.path else "no --path"
+    )
     for workers in args.workers:
         name = f"loop, imported, {f'{workers} worker processes' if workers else 'threads'}"
-        if why:
-            rows.append((name, why))
+        if reason:
+            rows.append((name, reason))
             continue
         from sicot_jax.catalog.sources.imported import open_imported
 
@@ -207,25 +210,41 @@ def loops(config: Config, args: argparse.Namespace, folder: Path) -> None:
             open_imported(args.path),
             "bare step, imported",
         )
+    _print_loops(contenders, base_of, rows, args, config.train.batch_size)
 
-    results = timing.in_turn(contenders, args.rounds)
+
+def _print_loops(
+    contenders: dict[str, Callable[[], float]],
+    base_of: dict[str, str],
+    not_measured: list[tuple[str, ...]],
+    args: argparse.Namespace,
+    batch_size: int,
+) -> None:
+    results = timing.run_rounds(contenders, args.rounds)
     measured = []
     for name, ms in results.items():
-        rate = [1000 * config.train.batch_size / value for value in ms]
-        base = [1000 * config.train.batch_size / value for value in results[base_of[name]]]
-        share = timing.ratio([100 * value for value in rate], base, digits=1)
+        rate = [1000 * batch_size / value for value in ms]
+        base = [1000 * batch_size / value for value in results[base_of[name]]]
+        share = timing.ratio_text([100 * value for value in rate], base, digits=1)
         measured.append(
-            (name, timing.middle(rate), f"{share} %", timing.middle(ms, 1), timing.spread(ms, 1))
+            (
+                name,
+                timing.median_text(rate),
+                f"{share} %",
+                timing.median_text(ms, 1),
+                timing.range_text(ms, 1),
+            )
         )
     timing.print_table(
-        "Full training loop against the bare step (aim: 95 % or more; input that decodes shares the cores of a CPU).",
+        "Full training loop against the bare step (aim: 95 % or more; input that decodes shares "
+        "the cores of a CPU).",
         ("loop", "images/s", "of its bare step", "ms a step", "ms, range"),
-        [*measured, *rows],
+        [*measured, *not_measured],
     )
 
 
-def streams(config: Config, args: argparse.Namespace) -> None:
-    """Table 2: what the semantic stream adds to a step, by encoder."""
+def measure_streams(config: Config, args: argparse.Namespace) -> None:
+    """Prints table 2: what the text encoder adds to a step, by encoder."""
     rng = np.random.default_rng(0)
     size, shape, tokens = config.train.batch_size, config.preprocessing, config.data.max_tokens
     token_ids = rng.integers(1, args.vocabulary, (size, tokens), dtype=np.int32)
@@ -254,17 +273,17 @@ def streams(config: Config, args: argparse.Namespace) -> None:
             loss=LossConfig(visual=1.0, mixed=1.0),
         )
         contenders[f"co-training, {encoder}"] = bare(co_training, titled)
-    results = timing.in_turn(contenders, args.rounds)
+    results = timing.run_rounds(contenders, args.rounds)
     timing.print_table(
         "Co-training against the baseline, bare steps (aim: at most 1.25 with `bilinear`).",
         ("step", "ms a step", "of the baseline", "images/s", "ms, range"),
         [
             (
                 name,
-                timing.middle(ms, 1),
-                timing.ratio(ms, results[baseline]),
-                timing.middle([1000 * size / value for value in ms]),
-                timing.spread(ms, 1),
+                timing.median_text(ms, 1),
+                timing.ratio_text(ms, results[baseline]),
+                timing.median_text([1000 * size / value for value in ms]),
+                timing.range_text(ms, 1),
             )
             for name, ms in results.items()
         ],
@@ -315,8 +334,10 @@ def main() -> None:
     timing.print_machine(args.rounds)
     model, shape = config.model, config.preprocessing
     print(
-        f"config {args.config}: ResNet-{model.depth} of width {model.width}, photos {shape.width}x{shape.height}, batch "
-        f"{config.train.batch_size}, {args.classes} classes, {config.train.compute_dtype}; {args.steps} steps a round",
+        f"config {args.config}: ResNet-{model.depth} of width {model.width}, photos "
+        f"{shape.width}x{shape.height}, batch "
+        f"{config.train.batch_size}, {args.classes} classes, {config.train.compute_dtype}; "
+        f"{args.steps} steps a round",
         flush=True,
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -324,9 +345,9 @@ def main() -> None:
         if jax.config.jax_compilation_cache_dir is None:
             jax.config.update("jax_compilation_cache_dir", f"{folder}/compiled")
         if args.only != "loop":
-            streams(config, args)
+            measure_streams(config, args)
         if args.only != "streams":
-            loops(config, args, Path(folder))
+            measure_loops(config, args, Path(folder))
 
 
 if __name__ == "__main__":

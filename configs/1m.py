@@ -1,17 +1,20 @@
-"""SICoT's largest experiment in shape: 998,131 classes, ResNet-50, D = 2048, the paper's schedule
-(section 4.3).
+"""Trains the paper's largest experiment in shape: 998,131 classes, ResNet-50, D = 2048.
 
-Command:  python -m sicot_jax.main --config=configs/1m.py
-Hardware: kernel and momentum take 15.2 GiB together, divided over the devices; `sicot plan
-  --config=1m --devices=N` counts
-          the rest. Where it does not fit, the command prints that plan and overrides that fit, and
-          ends. Compiled for an 8-device mesh in tests/test_scale.py.
-Result:   not measured at this size; with D = 128 on two cores see docs/performance.md. The paper's
-  55.8 M photos are
-          private: the catalogue here is generated, with their counts.
+Command:
+  python -m sicot_jax.main --config=configs/1m.py
 
-Batch 256 is global (the paper does not say whether it is per GPU). Momentum, weight decay and
-augmentation are ours.
+Hardware:
+  The classifier's kernel and momentum take 15.2 GiB together, divided over the devices;
+  `sicot plan --config=1m --devices=N` estimates the total. Where it does not fit, the command
+  prints that plan with overrides that fit, and ends. Compiled for an 8-device mesh in
+  tests/classifier/test_scale.py.
+
+Result:
+  Not measured at this size; docs/performance.md has D = 128 on two CPU cores. The paper's 55.8 M
+  photos are private: the catalogue here is generated, with their counts.
+
+The schedule is that of section 4.3. Batch 256 is global (the paper does not say whether it is per
+GPU). Momentum, weight decay and augmentation are ours.
 """
 
 from sicot_jax.config import (
@@ -22,12 +25,13 @@ from sicot_jax.config import (
     GeneratedSpec,
     ModelConfig,
     OptimConfig,
+    Preprocessing,
     TrainConfig,
 )
-from sicot_jax.config.preprocessing import Preprocessing
 
 
 def get_config() -> Config:
+    """Returns the config."""
     return Config(
         data=DataConfig(
             generated=GeneratedSpec(

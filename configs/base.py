@@ -1,11 +1,14 @@
-"""Your own catalogue: a sound start for one machine, whatever it sells.
+"""Trains on your own catalogue on one machine, whatever it sells: a starting point.
 
-Import:   sicot import products.csv --out catalog          (columns image, sku[, title, ...]; or a
-  folder per SKU)
-Command:  sicot compare --config=base --config.data.path=catalog --workdir=runs/mine
-Hardware: anything; on an accelerator raise preprocessing, model.depth and batch size. Speed: not
-  measured.
-Result:   yours.
+Import:
+  sicot import products.csv --out catalog
+  (columns image, sku and optionally title, ...; or a folder with one folder per SKU)
+
+Command:
+  sicot compare --config=base --config.data.path=catalog --workdir=runs/mine
+
+Hardware:
+  Any; on an accelerator raise preprocessing, model.depth and batch size. Speed not measured.
 """
 
 from sicot_jax.config import (
@@ -15,12 +18,13 @@ from sicot_jax.config import (
     EvalConfig,
     ModelConfig,
     OptimConfig,
+    Preprocessing,
     TrainConfig,
 )
-from sicot_jax.config.preprocessing import Preprocessing
 
 
 def get_config() -> Config:
+    """Returns the config."""
     return Config(
         data=DataConfig(source="imported", path="catalog"),
         preprocessing=Preprocessing(height=112, width=112, resize_height=128, resize_width=128),

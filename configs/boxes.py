@@ -1,32 +1,37 @@
-"""Where the product is, learned without boxes, on a generated catalogue whose boxes are known: the
-table of docs/search.md.
+r"""Learns where the product is, without boxes, on a generated catalogue whose boxes are known.
 
-Photos of a product (5 to 60 % of the area, anywhere), clutter and a second product; the generator
-is as it was before the first run. First a network that knows the products, also by a part of them,
-then the box branch with the rest as it is:
+Photos show a product (5 to 60 % of the area, anywhere), clutter and a second product. First a
+network is trained that knows the products, also by a part of them; then the box branch, with the
+other weights frozen:
 
 Command (S: 0, 1, 2):
   sicot train --config=configs/boxes.py --workdir=runs/boxes/products_S --config.seed=S
-  BRANCH="--config=configs/boxes.py --config.model.localization=image --config.loss.background_suppression=1
-  --config.optim.trainable=visual/localization \\
-    --config.optim.name=adamw --config.optim.learning_rate=0.002 --config.optim.weight_decay=0 \\
+  BRANCH="--config=configs/boxes.py --config.model.localization=image \
+    --config.loss.background_suppression=1 --config.optim.trainable=visual/box \
+    --config.optim.name=adamw --config.optim.learning_rate=0.002 --config.optim.weight_decay=0 \
     --config.augment.enabled=False --config.train.epochs=6"
-  sicot train $BRANCH --workdir=runs/boxes/image_S --config.seed=S
-  --config.model.init_from=runs/boxes/products_S python -m benchmarks.localization
-  runs/boxes/products_0,runs/boxes/products_1,runs/boxes/products_2 \\
+  sicot train $BRANCH --workdir=runs/boxes/image_S --config.seed=S \
+    --config.model.init_from=runs/boxes/products_S
+  python -m benchmarks.localization \
+    runs/boxes/products_0,runs/boxes/products_1,runs/boxes/products_2 \
     runs/boxes/image_0,runs/boxes/image_1,runs/boxes/image_2
-The other rows: $BRANCH and, in this order,
-  known      --config.model.init_from=runs/boxes/products_0 --config.loss.background_suppression=0
-  --config.loss.box_regression=10 (and 1) on_map_S   --config.model.init_from=runs/boxes/image_S
-  --config.seed=S --config.model.localization=features --config.loss.background_suppression=0 \\
+
+The other rows of the table, each with $BRANCH and in this order:
+  known      --config.model.init_from=runs/boxes/products_0 \
+    --config.loss.background_suppression=0 --config.loss.box_regression=10 (and 1)
+  on_map_S   --config.model.init_from=runs/boxes/image_S --config.seed=S \
+    --config.model.localization=features --config.loss.background_suppression=0 \
     --config.optim.trainable=classifier --config.optim.learning_rate=1e-9 --config.train.steps=1
-  features   --config.model.init_from=runs/boxes/products_0 --config.model.localization=features joint
-  --config.model.init_from=runs/boxes/image_0 --config.optim.trainable=
-  --config.optim.learning_rate=0.0007 \\
-    --config.optim.weight_decay=0.0005 --config.augment.enabled=True --config.augment.random_erasing=0.3
-      --config.loss.triplet=0.5
-Hardware: one CPU core, 10 and 6 minutes.
-Result:   docs/search.md.
+  features   --config.model.init_from=runs/boxes/products_0 --config.model.localization=features
+  joint      --config.model.init_from=runs/boxes/image_0 --config.optim.trainable= \
+    --config.optim.learning_rate=0.0007 --config.optim.weight_decay=0.0005 \
+    --config.augment.enabled=True --config.augment.random_erasing=0.3 --config.loss.triplet=0.5
+
+Hardware:
+  One CPU core, 10 and 6 minutes.
+
+Result:
+  docs/search.md.
 """
 
 from sicot_jax.config import (
@@ -38,12 +43,13 @@ from sicot_jax.config import (
     LossConfig,
     ModelConfig,
     OptimConfig,
+    Preprocessing,
     TrainConfig,
 )
-from sicot_jax.config.preprocessing import Preprocessing
 
 
 def get_config() -> Config:
+    """Returns the config."""
     return Config(
         data=DataConfig(
             generated=GeneratedSpec(

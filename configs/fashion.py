@@ -1,13 +1,21 @@
-"""Fashion Product Images (Small), brand x article type: real catalogue photos of 60x80 pixels with
-real titles.
+"""Trains on Fashion Product Images (Small): photos of 60x80 pixels with titles.
 
-Import:   sicot import --dataset fashion_products --from DIR --out runs/catalogs/fashion      (DIR:
-  see data/fashion_products)
-Command:  ./run.sh --config=configs/fashion.py --workdir=runs/fashion/co_training
-Both:     sicot compare --config=configs/fashion.py --workdir=runs/fashion
-Hardware: two CPU cores.
-Result:   not measured with this schedule; docs/results.md has runs at half the photo size and half
-  the width.
+Classes are brand x article type.
+
+Import:
+  sicot import --dataset fashion_products --from DIR --out runs/catalogs/fashion
+  (DIR: see data/fashion_products)
+
+Command:
+  ./run.sh --config=configs/fashion.py --workdir=runs/fashion/co_training
+  sicot compare --config=configs/fashion.py --workdir=runs/fashion      (with and without text)
+
+Hardware:
+  Two CPU cores.
+
+Result:
+  Not measured with this schedule; docs/results.md has runs at half the photo size and half the
+  width.
 """
 
 from sicot_jax.config import (
@@ -17,12 +25,13 @@ from sicot_jax.config import (
     EvalConfig,
     ModelConfig,
     OptimConfig,
+    Preprocessing,
     TrainConfig,
 )
-from sicot_jax.config.preprocessing import Preprocessing
 
 
 def get_config() -> Config:
+    """Returns the config."""
     return Config(
         data=DataConfig(source="imported", path="runs/catalogs/fashion", head_boundary=100),
         preprocessing=Preprocessing(height=80, width=60, resize_height=80, resize_width=60),

@@ -1,12 +1,16 @@
-"""Fashion Product Images (Small) at 40x30 pixels and a quarter of ResNet-18's width: the runs of
-docs/results.md.
+"""Trains on Fashion Product Images at 40x30 pixels, ResNet-18 at a quarter of its width.
 
-Import:   sicot import --dataset fashion_products --from DIR --test-share 0.2 --out
-  runs/catalogs/fashion
-Command:  sicot sweep --config=configs/fashion_small.py --workdir=runs/fashion_small --rates 0.5 1 2
-Hardware: one CPU core, five to seven minutes a run (AMD EPYC; a quarter of an hour on a slower
-  one).
-Result:   docs/results.md.
+Import:
+  sicot import --dataset fashion_products --from DIR --test-share 0.2 --out runs/catalogs/fashion
+
+Command:
+  sicot sweep --config=configs/fashion_small.py --workdir=runs/fashion_small --rates 0.5 1 2
+
+Hardware:
+  One CPU core, five to seven minutes a run (AMD EPYC; a quarter of an hour on a slower one).
+
+Result:
+  docs/results.md.
 """
 
 from sicot_jax.config import (
@@ -16,12 +20,13 @@ from sicot_jax.config import (
     EvalConfig,
     ModelConfig,
     OptimConfig,
+    Preprocessing,
     TrainConfig,
 )
-from sicot_jax.config.preprocessing import Preprocessing
 
 
 def get_config() -> Config:
+    """Returns the config."""
     return Config(
         data=DataConfig(source="imported", path="runs/catalogs/fashion", head_boundary=100),
         preprocessing=Preprocessing(height=40, width=30, resize_height=40, resize_width=30),

@@ -1,8 +1,13 @@
-"""Baseline against co-training on a small generated catalogue: what `./run.sh` runs.
+"""Compares baseline and co-training on a small generated catalogue: what `./run.sh` runs.
 
-Command:  ./run.sh
-Hardware: two CPU cores, under two minutes an arm.
-Result:   printed at its end; small and quick, so not worth quoting.
+Command:
+  ./run.sh
+
+Hardware:
+  Two CPU cores, under two minutes a variant.
+
+Result:
+  Printed at its end; small and quick, so not worth quoting.
 """
 
 from sicot_jax.config import (
@@ -13,12 +18,13 @@ from sicot_jax.config import (
     GeneratedSpec,
     ModelConfig,
     OptimConfig,
+    Preprocessing,
     TrainConfig,
 )
-from sicot_jax.config.preprocessing import Preprocessing
 
 
 def get_config() -> Config:
+    """Returns the config."""
     return Config(
         data=DataConfig(
             generated=GeneratedSpec(

@@ -1,10 +1,17 @@
-"""A generated catalogue of 1,000 products: gains over how much titles tell, and over the words that
-head and tail share.
+r"""Trains on a generated catalogue of 1,000 products, to vary what its titles contain.
 
-Command:  sicot sweep --config=configs/generated_1k.py --config.data.generated.informativeness=0.5 \
-              --workdir=runs/generated_1k/informativeness_0.5
-Hardware: one CPU core.
-Result:   docs/results.md.
+Gains are measured over the informativeness of titles, and over the words that head and tail
+classes share.
+
+Command:
+  sicot sweep --config=configs/generated_1k.py --config.data.generated.informativeness=0.5 \
+    --workdir=runs/generated_1k/informativeness_0.5
+
+Hardware:
+  One CPU core.
+
+Result:
+  docs/results.md.
 """
 
 from sicot_jax.config import (
@@ -15,12 +22,13 @@ from sicot_jax.config import (
     GeneratedSpec,
     ModelConfig,
     OptimConfig,
+    Preprocessing,
     TrainConfig,
 )
-from sicot_jax.config.preprocessing import Preprocessing
 
 
 def get_config() -> Config:
+    """Returns the config."""
     return Config(
         data=DataConfig(
             generated=GeneratedSpec(

@@ -1,11 +1,18 @@
-"""Grocery Store Dataset (Klasson et al., WACV 2019): shop photos of 81 products, train cut to an
-exponential tail.
+"""Trains on the Grocery Store Dataset (Klasson et al., WACV 2019): shop photos of 81 products.
 
-Import:   sicot import --dataset grocery_store --from DIR --tail-cut 50 --out
-  runs/catalogs/grocery_tail
-Command:  ./run.sh --config=configs/grocery.py --workdir=runs/grocery/co_training
-Hardware: two CPU cores.
-Result:   not measured.
+The training photos are cut to an exponential tail.
+
+Import:
+  sicot import --dataset grocery_store --from DIR --tail-cut 50 --out runs/catalogs/grocery_tail
+
+Command:
+  ./run.sh --config=configs/grocery.py --workdir=runs/grocery/co_training
+
+Hardware:
+  Two CPU cores.
+
+Result:
+  Not measured.
 """
 
 from sicot_jax.config import (
@@ -15,12 +22,13 @@ from sicot_jax.config import (
     EvalConfig,
     ModelConfig,
     OptimConfig,
+    Preprocessing,
     TrainConfig,
 )
-from sicot_jax.config.preprocessing import Preprocessing
 
 
 def get_config() -> Config:
+    """Returns the config."""
     return Config(
         data=DataConfig(
             source="imported", path="runs/catalogs/grocery_tail", head_boundary=20, max_tokens=32

@@ -1,22 +1,37 @@
-"""iMaterialist Product 2019: 2,019 products, web photos without titles, the paper's schedule.
+r"""Trains on iMaterialist Product 2019: 2,019 products, web photos without titles.
 
-Import:   sicot import --dataset imaterialist --from DIR --max-bad-share 0.6 --out
-  runs/catalogs/imaterialist
-          (DIR, and why so many photos may be missing: see data/imaterialist)
-Command:  ./run.sh --config=configs/imaterialist.py --workdir=runs/imaterialist/baseline
-  --config.loss.mixed=0
-Both:     wants a catalogue with titles, which the data set has not: sicot import --titles-from RUN
-Hardware: an accelerator; `sicot plan --config=imaterialist` counts its memory.
-Result:   not measured.
+Import:
+  sicot import --dataset imaterialist --from DIR --max-bad-share 0.6 \
+    --out runs/catalogs/imaterialist
+  (DIR, and why so many photos may be missing: see data/imaterialist)
 
-Momentum, weight decay, augmentation and the number of epochs are ours.
+Command:
+  ./run.sh --config=configs/imaterialist.py --workdir=runs/imaterialist/baseline \
+    --config.loss.mixed=0
+  Co-training needs titles, which the data set lacks: sicot import --titles-from RUN
+
+Hardware:
+  An accelerator; `sicot plan --config=imaterialist` estimates its memory.
+
+Result:
+  Not measured.
+
+The schedule is the paper's. Momentum, weight decay, augmentation and the number of epochs are ours.
 """
 
-from sicot_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig, TrainConfig
-from sicot_jax.config.preprocessing import Preprocessing
+from sicot_jax.config import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    OptimConfig,
+    Preprocessing,
+    TrainConfig,
+)
 
 
 def get_config() -> Config:
+    """Returns the config."""
     return Config(
         data=DataConfig(
             source="imported", path="runs/catalogs/imaterialist", head_boundary=200, workers=8

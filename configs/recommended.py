@@ -1,12 +1,21 @@
-"""Your own catalogue, with the use of titles that gained over seeds in docs/results.md: no semantic
-stream, words alone.
+"""Trains on your own catalogue with the use of titles that gained most in docs/results.md.
 
-Import:   sicot import products.csv --out catalog          (columns image, sku, title; or a folder
-  per SKU)
-Command:  sicot compare --config=recommended --config.data.path=catalog --workdir=runs/mine
-Hardware: as configs/base.py, less the semantic stream; classifier rows are longer by
+No semantic stream: an auxiliary loss predicts the words of the title, and classes share weights
+through words.
+
+Import:
+  sicot import products.csv --out catalog
+  (columns image, sku, title; or a folder with one folder per SKU)
+
+Command:
+  sicot compare --config=recommended --config.data.path=catalog --workdir=runs/mine
+
+Hardware:
+  As configs/base.py, without the semantic stream; classifier rows are longer by
   `model.tag_vocabulary` numbers in training.
-Result:   docs/results.md, on other networks.
+
+Result:
+  docs/results.md, on other networks.
 """
 
 import dataclasses
@@ -15,6 +24,7 @@ from sicot_jax.config import Config, LossConfig, bundled_configs_dir, load_confi
 
 
 def get_config() -> Config:
+    """Returns the config."""
     base = load_config(str(bundled_configs_dir() / "base.py"))
     return dataclasses.replace(
         base,

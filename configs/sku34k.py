@@ -1,15 +1,20 @@
-"""The paper's 34,258 SKUs in shape: a generated catalogue with their counts, the paper's schedule.
+"""Trains on the paper's 34,258 SKUs in shape: a generated catalogue with their counts.
 
-Command:  python -m sicot_jax.main --config=configs/sku34k.py
-Both:     sicot compare --config=sku34k --workdir=runs/sku34k
-Hardware: an accelerator; `sicot plan --config=sku34k` counts its memory.
-Result:   not measured. The paper's photos are private: 2,305,853 to train and 171,290 to test (5 a
-  class) of 34,258 SKUs,
-          titles with a vocabulary of 19,762 words, head above 100 photos. Classes, photos and
-          boundary are the same here; photos, titles and their vocabulary are the generator's, and
-          numbers are not to be compared with the paper's.
+Command:
+  python -m sicot_jax.main --config=configs/sku34k.py
+  sicot compare --config=sku34k --workdir=runs/sku34k      (with and without text)
 
-Momentum, weight decay, augmentation, the number of epochs and the validation photos are ours.
+Hardware:
+  An accelerator; `sicot plan --config=sku34k` estimates its memory.
+
+Result:
+  Not measured. The paper's photos are private: 2,305,853 to train and 171,290 to test (5 a class)
+  of 34,258 SKUs, titles with a vocabulary of 19,762 words, head above 100 photos. Classes, photos
+  and boundary are the same here; photos, titles and their vocabulary are the generator's, and
+  numbers are not to be compared with the paper's.
+
+The schedule is the paper's. Momentum, weight decay, augmentation, the number of epochs and the
+validation photos are ours.
 """
 
 from sicot_jax.config import (
@@ -20,12 +25,13 @@ from sicot_jax.config import (
     GeneratedSpec,
     ModelConfig,
     OptimConfig,
+    Preprocessing,
     TrainConfig,
 )
-from sicot_jax.config.preprocessing import Preprocessing
 
 
 def get_config() -> Config:
+    """Returns the config."""
     return Config(
         data=DataConfig(
             generated=GeneratedSpec(

@@ -1,8 +1,13 @@
-"""Seconds on a CPU: the smallest run that goes through every part; used by the tests.
+"""Trains the smallest run that goes through every part, in seconds on a CPU; used by the tests.
 
-Command:  ./run.sh --config=configs/tiny.py --workdir=runs/tiny
-Hardware: any; two CPU cores are enough.
-Result:   none worth quoting; it is there to be quick.
+Command:
+  ./run.sh --config=configs/tiny.py --workdir=runs/tiny
+
+Hardware:
+  Any; two CPU cores are enough.
+
+Result:
+  None worth quoting; it is there to be quick.
 """
 
 from sicot_jax.config import (
@@ -13,13 +18,14 @@ from sicot_jax.config import (
     GeneratedSpec,
     ModelConfig,
     OptimConfig,
+    Preprocessing,
     TextConfig,
     TrainConfig,
 )
-from sicot_jax.config.preprocessing import Preprocessing
 
 
 def get_config() -> Config:
+    """Returns the config."""
     return Config(
         data=DataConfig(
             generated=GeneratedSpec(

@@ -15,7 +15,25 @@ if TYPE_CHECKING:
 
 
 def load(path: str | Path) -> Recognizer:
-    """The recogniser of a run folder or of a folder of `sicot convert` (see `recognizer.load`)."""
-    from sicot_jax import recognizer  # numpy and Pillow: not for those who ask for the version
+    """Loads the recogniser of a run folder, or of a folder of `sicot convert`.
 
-    return recognizer.load(path)
+    Args:
+        path: The folder.
+
+    Returns:
+        The recogniser, on ONNX Runtime where the folder holds a graph, else on JAX.
+
+    Raises:
+        InputError: The folder is neither, the run is not finished, or a file was changed.
+
+    Examples:
+        >>> import tempfile
+        >>> from sicot_jax.weights.untrained import write_untrained_bundle
+        >>> recognizer = load(write_untrained_bundle(tempfile.mkdtemp()))
+        >>> recognizer.classes.sku[:2]
+        ['sku-0', 'sku-1']
+    """
+    # Imported here, so that `import sicot_jax` loads neither numpy nor Pillow.
+    from sicot_jax import recognizer
+
+    return recognizer.load_recognizer(path)

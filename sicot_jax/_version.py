@@ -1,3 +1,3 @@
-"""The version, alone, so that nothing else is imported for it."""
+"""The version, in a module that imports nothing else."""
 
 __version__ = "0.1.0"

@@ -1,5 +1,6 @@
-"""Errors a user can mend: the command line prints their one line (what, got, wanted, remedy),
-without a traceback.
+"""Errors that a user can fix.
+
+The command line prints their one line (what, got, wanted, remedy) without a traceback.
 """
 
 
@@ -7,9 +8,9 @@ class InputError(ValueError):
     """Wrong input: config, manifest, catalogue or checkpoint."""
 
 
-class TrainingStopped(RuntimeError):
-    """Training ended before its last step; the message says why and how to go on."""
+class TrainingStopped(RuntimeError):  # noqa: N818 (stopping by a signal is no error)
+    """Training ended before its last step; the message says why and how to continue."""
 
 
 class NotFinite(TrainingStopped):
-    """Training that diverged: the same command would again."""
+    """Training diverged: the same command would diverge again."""

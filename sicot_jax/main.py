@@ -1,5 +1,6 @@
-"""`python -m sicot_jax.main --config=configs/1m.py [--workdir=DIR] [--config.key=value ...]`: train
-and evaluate.
+"""Trains and evaluates a run: `python -m sicot_jax.main --config=configs/1m.py [--workdir=DIR]`.
+
+Further options, `--config.key=value` among them, are those of `sicot train`.
 """
 
 import sys

@@ -1,11 +1,11 @@
-"""Recognising photos from Python: `sicot_jax.load(path)`, one interface over JAX and ONNX Runtime."""
+"""Recognises photos from Python, with JAX or ONNX Runtime behind one interface."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, overload
 
 import numpy as np
 
@@ -13,16 +13,35 @@ from sicot_jax.catalog.catalog import ClassTable
 from sicot_jax.catalog.sources.tables import read_class_table
 from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
-from sicot_jax.weights import bundle as folders
-from sicot_jax.weights.bundle import Converted
+from sicot_jax.weights.bundle import (
+    ONNX_FILE,
+    STABLEHLO_FILE,
+    WEIGHTS_FILE,
+    RecognizerSpec,
+    WeightsBundle,
+    is_bundle,
+    read_bundle,
+    read_bundle_classes,
+)
 
-Photo = Any  # a file, its bytes, uint8 [H, W, 3], or a Pillow image
-LARGEST_BATCH = 32
+if TYPE_CHECKING:
+    from PIL import Image
+
+# A file, its bytes, uint8 [H, W, 3], or a Pillow image.
+Photo: TypeAlias = "str | Path | bytes | np.ndarray | Image.Image"
+MAX_BATCH = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """One product that a photo may show; `probability` over all products."""
+    """A product that a photo may show.
+
+    Attributes:
+        class_id: Its class in the classifier.
+        sku: Its SKU.
+        title: Its title.
+        probability: Its probability among all products that are not discontinued.
+    """
 
     class_id: int
     sku: str
@@ -30,90 +49,157 @@ class Match:
     probability: float
 
 
-class Found(NamedTuple):
-    """What an engine finds in B photos: embedding float32 [B, D], logits float32 [B, C], and where
-    the product is, box float32 [B, 4]: (left, top, right, bottom), fractions of the photo that the
-    engine was given; None of a model without a box branch.
+class EngineOutputs(NamedTuple):
+    """What an engine computes from B photos.
+
+    Attributes:
+        embedding: Float32 [B, D], not normalised.
+        logits: Float32 [B, C].
+        box: Box of the product, float32 [B, 4]: left, top, right, bottom as fractions of the photo
+            that the engine was given. None for a model without a localisation branch.
     """
 
     embedding: np.ndarray
     logits: np.ndarray
     box: np.ndarray | None = None
 
-    def each(self) -> Iterator[Found]:
-        """Of every photo alone: [D], [C], [4]. ValueError where there are not as many of one as of
-        another.
+    def per_photo(self) -> Iterator[EngineOutputs]:
+        """Iterates over photos.
+
+        Yields:
+            Embedding [D], logits [C] and box [4] of each.
+
+        Raises:
+            ValueError: The arrays are of different lengths.
         """
         boxes = [None] * len(self.logits) if self.box is None else self.box
-        return map(Found._make, zip(self.embedding, self.logits, boxes, strict=True))
+        return map(EngineOutputs._make, zip(self.embedding, self.logits, boxes, strict=True))
 
 
 class Engine(Protocol):
-    """uint8 [B, height, width, 3] -> what is in them."""
+    """Runs a recogniser on a batch of prepared photos."""
 
-    def __call__(self, photos: np.ndarray) -> Found: ...
+    def __call__(self, photos: np.ndarray) -> EngineOutputs:
+        """Computes embeddings, logits and boxes.
+
+        Args:
+            photos: Uint8 [B, height, width, 3].
+
+        Returns:
+            The outputs.
+        """
+        ...
 
 
 class Recognizer:
-    """Photos -> products. Not more than `LARGEST_BATCH` photos are on the device at a time."""
+    """Recognises and embeds photos; `sicot_jax.load` makes one.
+
+    Attributes:
+        engine: Runs the network.
+        preprocessing: How a photo becomes its input.
+        classes: The product of each class.
+    """
 
     def __init__(self, engine: Engine, preprocessing: Preprocessing, classes: ClassTable):
+        """Builds a recogniser.
+
+        Args:
+            engine: Runs the network.
+            preprocessing: How a photo becomes its input.
+            classes: The product of each class.
+        """
         self.engine, self.preprocessing, self.classes = engine, preprocessing, classes
 
-    def recognize(self, photos: Photo | Sequence[Photo], k: int = 5) -> Any:
-        """The k most probable products, best first, fewer where there are fewer: a list of `Match`
-        for one photo, a list of lists for several. Discontinued products are none.
+    @overload
+    def recognize(self, photos: Photo, k: int = 5) -> list[Match]: ...
+    @overload
+    def recognize(self, photos: Sequence[Photo], k: int = 5) -> list[list[Match]]: ...
 
-        InputError: a photo that cannot be decoded, k below 1.
+    def recognize(self, photos: Any, k: int = 5) -> Any:
+        """Returns the most probable products of one photo or of several.
+
+        Discontinued products are left out. At most `MAX_BATCH` photos are on the device at a time.
+
+        Args:
+            photos: A photo (file, bytes, uint8 [H, W, 3] or Pillow image), or a sequence of them.
+            k: Number of products; fewer where the recogniser knows fewer.
+
+        Returns:
+            Matches of the photo, most probable first; a list of such lists for a sequence.
+
+        Raises:
+            InputError: A photo cannot be decoded, or k is below 1.
+
+        Examples:
+            >>> import tempfile
+            >>> import numpy as np
+            >>> import sicot_jax
+            >>> from sicot_jax.weights.untrained import write_untrained_bundle
+            >>> recognizer = sicot_jax.load(write_untrained_bundle(tempfile.mkdtemp()))
+            >>> photo = np.zeros((64, 48, 3), np.uint8)
+            >>> matches = recognizer.recognize(photo, k=2)
+            >>> len(matches), matches[0].probability >= matches[1].probability
+            (2, True)
+            >>> [len(matches) for matches in recognizer.recognize([photo, photo], k=3)]
+            [3, 3]
         """
         if k < 1:
             raise InputError(f"k={k}, wanted 1 or more")
-        offered = np.flatnonzero(~np.asarray(self.classes.discontinued, bool))
-        k = min(k, len(offered))
-        several = _several(photos)
-        found = []
-        for batch in self._batches(several):
-            logits = batch.logits[:, offered]
-            order = np.argpartition(-logits, k - 1, 1)[:, :k]
-            best = np.take_along_axis(
-                order, np.argsort(-np.take_along_axis(logits, order, 1), 1, kind="stable"), 1
-            )
-            highest = logits.max(1, keepdims=True)
-            total = np.exp(logits - highest, dtype=np.float64).sum(1, keepdims=True)
-            probability = np.exp(np.take_along_axis(logits, best, 1) - highest) / total
-            found += [
-                list(map(self._match, *row))
-                for row in zip(offered[best].tolist(), probability.tolist(), strict=True)
-            ]
-        return found if several is photos else found[0]
+        active = np.flatnonzero(~np.asarray(self.classes.discontinued, bool))
+        k = min(k, len(active))
+        batch = _as_sequence(photos)
+        matches = []
+        for outputs in self._run(batch):
+            top, probability = _top_k(outputs.logits[:, active], k)
+            rows = zip(active[top].tolist(), probability.tolist(), strict=True)
+            matches += [list(map(self._match, *row)) for row in rows]
+        return matches if batch is photos else matches[0]
 
     def embed(self, photos: Photo | Sequence[Photo]) -> np.ndarray:
-        """Embeddings float32 [D] of one photo, [N, D] of several: what the classifier sees, not
-        normalised.
+        """Returns the embeddings of one photo or of several, the input of the classifier.
+
+        Args:
+            photos: A photo (file, bytes, uint8 [H, W, 3] or Pillow image), or a sequence of them.
+
+        Returns:
+            Float32 [D] for one photo, [N, D] for a sequence; not normalised.
+
+        Raises:
+            InputError: A photo cannot be decoded.
+
+        Examples:
+            >>> import tempfile
+            >>> import numpy as np
+            >>> import sicot_jax
+            >>> from sicot_jax.weights.untrained import write_untrained_bundle
+            >>> recognizer = sicot_jax.load(write_untrained_bundle(tempfile.mkdtemp()))
+            >>> photo = np.zeros((64, 48, 3), np.uint8)
+            >>> recognizer.embed(photo).shape, recognizer.embed([photo, photo]).shape
+            ((16,), (2, 16))
         """
-        several = _several(photos)
-        rows = np.concatenate([batch.embedding for batch in self._batches(several)])
-        return rows if several is photos else rows[0]
+        batch = _as_sequence(photos)
+        embeddings = np.concatenate([outputs.embedding for outputs in self._run(batch)])
+        return embeddings if batch is photos else embeddings[0]
 
     def _match(self, class_id: int, probability: float) -> Match:
         return Match(
             class_id, self.classes.sku[class_id], self.classes.title[class_id], probability
         )
 
-    def _batches(self, photos: Sequence[Photo]) -> Iterator[Found]:
+    def _run(self, photos: Sequence[Photo]) -> Iterator[EngineOutputs]:
         if not len(photos):
             raise InputError("no photo, wanted one or more")
-        for start in range(0, len(photos), LARGEST_BATCH):
-            part = np.stack([self._load(photo) for photo in photos[start : start + LARGEST_BATCH]])
-            yield self.engine(self.preprocessing.centre_crop(part))
+        for start in range(0, len(photos), MAX_BATCH):
+            batch = [self._load(photo) for photo in photos[start : start + MAX_BATCH]]
+            yield self.engine(self.preprocessing.centre_crop(np.stack(batch)))
 
-    def _load(self, photo: Photo) -> np.ndarray:
+    def _load(self, photo: Any) -> np.ndarray:
         if isinstance(photo, (str, Path)):
             try:
                 return self.preprocessing.load(Path(photo).read_bytes())
             except OSError as error:
                 raise InputError(f"{photo}: {error.strerror}; wanted a photo's file") from error
-        if _is_opened(photo):
+        if _is_pillow_image(photo):
             from sicot_jax.common import image
 
             photo = image.photo_pixels(photo)
@@ -125,103 +211,142 @@ class Recognizer:
             )
         if not isinstance(photo, (bytes, np.ndarray)):
             raise InputError(
-                f"a photo is {type(photo).__name__}, wanted a file, bytes, uint8 [height, width, 3] or a Pillow image"
+                f"a photo is {type(photo).__name__}, "
+                "wanted a file, bytes, uint8 [height, width, 3] or a Pillow image"
             )
         return self.preprocessing.load(photo)
 
 
-def _is_opened(photo: Any) -> bool:
-    """Whether it is an image of Pillow's."""
-    return hasattr(photo, "getexif")
+def _top_k(logits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the indices and softmax probabilities of the k greatest logits of each row."""
+    candidates = np.argpartition(-logits, k - 1, 1)[:, :k]
+    order = np.argsort(-np.take_along_axis(logits, candidates, 1), 1, kind="stable")
+    top = np.take_along_axis(candidates, order, 1)
+    greatest = logits.max(1, keepdims=True)
+    total = np.exp(logits - greatest, dtype=np.float64).sum(1, keepdims=True)
+    return top, np.exp(np.take_along_axis(logits, top, 1) - greatest) / total
 
 
-def _several(photos: Any) -> Sequence[Photo]:
-    """The argument itself where it is several photos, else a list of the one."""
-    one = isinstance(photos, (str, Path, bytes)) or _is_opened(photos)
-    one = one or (isinstance(photos, np.ndarray) and photos.ndim <= 3)
-    if not one and not hasattr(photos, "__getitem__"):
+def _is_pillow_image(photo: Any) -> bool:
+    return hasattr(photo, "getexif")  # without importing Pillow
+
+
+def _as_sequence(photos: Any) -> Sequence[Photo]:
+    """Returns the argument itself where it is several photos, else a list of the one."""
+    is_one = isinstance(photos, (str, Path, bytes)) or _is_pillow_image(photos)
+    is_one = is_one or (isinstance(photos, np.ndarray) and photos.ndim <= 3)
+    if not is_one and not hasattr(photos, "__getitem__"):
         raise InputError(f"photos are {type(photos).__name__}, wanted one photo or a list of them")
-    return [photos] if one else photos
+    return [photos] if is_one else photos
 
 
-def load(path: str | Path) -> Recognizer:
-    """The recogniser of a run folder, or of a folder of `sicot convert`: ONNX Runtime where it
-    holds a graph, else JAX.
+def load_recognizer(path: str | Path) -> Recognizer:
+    """Loads the recogniser of a run folder or of a weights bundle; see `sicot_jax.load`.
 
-    InputError: neither, an unfinished run, a folder that is not as it was written.
+    Args:
+        path: Run folder, or folder of `sicot convert`.
+
+    Returns:
+        The recogniser, on ONNX Runtime where the folder holds a graph, else on JAX.
+
+    Raises:
+        InputError: The folder is neither, the run is not finished, or a file was changed.
     """
     path = Path(path)
-    if (path / folders.GRAPH).exists():
-        converted = folders.read_converted(path)
-        return Recognizer(
-            onnx_engine(path), converted.preprocessing, folders.read_classes(path, converted.model)
-        )
-    if folders.is_converted(path):
-        converted = folders.read_converted(path)
-        engine = jax_engine(converted)
-        return Recognizer(
-            engine, converted.preprocessing, folders.read_classes(path, converted.model)
-        )
-    from sicot_jax.export.from_run import exported
+    if is_bundle(path):
+        bundle = read_bundle(path)
+        engine = onnx_engine(path) if (path / ONNX_FILE).exists() else jax_engine(bundle)
+        return Recognizer(engine, bundle.preprocessing, read_bundle_classes(bundle))
+    from sicot_jax.export.from_run import export_run
 
-    with exported(path) as found:
-        count = found.model.classes
-        rows = {"fc.weight": found.classifier.kernel, "fc.bias": found.classifier.bias}
-        arrays = found.arrays | {name: np.asarray(array)[:count] for name, array in rows.items()}
-    return Recognizer(
-        _jax(found.model, found.preprocessing, arrays),
-        found.preprocessing,
-        read_class_table(found.class_table),
-    )
+    with export_run(path) as exported:
+        arrays = exported.arrays | exported.host_class_arrays()
+    engine = compile_engine(exported.model, exported.preprocessing, arrays)
+    return Recognizer(engine, exported.preprocessing, read_class_table(exported.class_table))
 
 
-def jax_engine(converted: Converted) -> Engine:
-    """The recogniser of a folder of to-torch by JAX, batch norms folded. InputError where there is
-    none in it.
+def jax_engine(bundle: WeightsBundle) -> Engine:
+    """Builds a JAX engine from the weights of a bundle, with batch norms folded.
+
+    Args:
+        bundle: Bundle of `sicot convert to-torch` or of an index.
+
+    Returns:
+        The engine, on the first device.
+
+    Raises:
+        InputError: The bundle has no classifier, or holds a StableHLO program.
     """
     import safetensors.numpy
 
-    if not converted.model.classes:
+    if not bundle.model.num_classes:
         raise InputError(
-            f"{converted.folder}: weights without a classifier; train from them (model.init_from)"
+            f"{bundle.folder}: weights without a classifier; train from them (model.init_from)"
         )
-    if (converted.folder / folders.PROGRAM).exists():
+    if (bundle.folder / STABLEHLO_FILE).exists():
         raise InputError(
-            f"{converted.folder}: StableHLO is loaded by jax.export; give the run folder, or one of to-torch"
+            f"{bundle.folder}: StableHLO is loaded by jax.export; "
+            "give the run folder, or one of to-torch"
         )
-    arrays = safetensors.numpy.load_file(converted.folder / folders.WEIGHTS)
-    return _jax(converted.model, converted.preprocessing, arrays)
+    arrays = safetensors.numpy.load_file(bundle.folder / WEIGHTS_FILE)
+    return compile_engine(bundle.model, bundle.preprocessing, arrays)
 
 
-def _jax(
-    model: folders.Model, preprocessing: Preprocessing, arrays: dict[str, np.ndarray]
+def compile_engine(
+    spec: RecognizerSpec, preprocessing: Preprocessing, arrays: Mapping[str, np.ndarray]
 ) -> Engine:
+    """Builds a JAX engine from arrays, with batch norms folded.
+
+    It compiles a program for each power of two, up to which batches are padded.
+
+    Args:
+        spec: Architecture.
+        preprocessing: Normalisation of the input.
+        arrays: Weights by torch's names, "fc.weight" and "fc.bias" among them.
+
+    Returns:
+        The engine, on the first device.
+    """
     import jax
 
-    from sicot_jax.weights import batch_norm_folding as folded
+    from sicot_jax.weights.batch_norm_folding import fold_batch_norms, folded_forward
 
-    device = jax.devices()[0]
-    small = jax.device_put(
-        {**folded.fold(arrays), "fc": arrays["fc.weight"].T, "fc.bias": arrays["fc.bias"]}, device
+    weights = jax.device_put(
+        {
+            **fold_batch_norms(arrays),
+            "fc.kernel": arrays["fc.weight"].T,
+            "fc.bias": arrays["fc.bias"],
+        },
+        jax.devices()[0],
     )
 
     @jax.jit
-    def run(weights, photos):
-        embedding, box = folded.look(model, weights, preprocessing.normalise(photos))
-        return Found(embedding, embedding @ weights["fc"] + weights["fc.bias"], box)
+    def forward(weights: Any, photos: Any) -> EngineOutputs:
+        embedding, box = folded_forward(spec, weights, preprocessing.normalise(photos))
+        logits = embedding @ weights["fc.kernel"] + weights["fc.bias"]
+        return EngineOutputs(embedding, logits, box)  # type: ignore[arg-type]
 
-    def engine(photos: np.ndarray) -> Found:
-        # A program for each power of two, not for each number of photos.
-        padded = np.zeros((1 << (len(photos) - 1).bit_length(), *photos.shape[1:]), np.uint8)
-        padded[: len(photos)] = photos
-        return jax.tree.map(lambda array: np.asarray(array)[: len(photos)], run(small, padded))
+    def engine(photos: np.ndarray) -> EngineOutputs:
+        count = len(photos)
+        padded = np.zeros((1 << (count - 1).bit_length(), *photos.shape[1:]), np.uint8)
+        padded[:count] = photos
+        return jax.tree.map(lambda array: np.asarray(array)[:count], forward(weights, padded))
 
     return engine
 
 
 def onnx_engine(folder: Path, *, threads: int = 0) -> Engine:
-    """The graph of a folder of to-onnx by ONNX Runtime, on `threads` cores (0: as many as there
-    are).
+    """Builds an ONNX Runtime engine from the graph of a bundle.
+
+    Args:
+        folder: Folder of `sicot convert to-onnx`.
+        threads: Number of cores to use; 0 for all.
+
+    Returns:
+        The engine.
+
+    Raises:
+        InputError: ONNX Runtime is not installed, or the graph gives no logits.
     """
     try:
         import onnxruntime
@@ -231,18 +356,19 @@ def onnx_engine(folder: Path, *, threads: int = 0) -> Engine:
         ) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    # Its threads sleep while they wait: spinning, they hold cores that photos are decoded on (a
-    # fifth more photos a second).
+    # Idle threads sleep: spinning ones hold cores that photos are decoded on (a fifth more photos
+    # a second).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(
-        str(folder / folders.GRAPH), options, providers=onnxruntime.get_available_providers()
+        str(folder / ONNX_FILE), options, providers=onnxruntime.get_available_providers()
     )
     outputs = [output.name for output in session.get_outputs()]
     if "logits" not in outputs:
         raise InputError(
-            f"{folder}: a graph with its best classes inside; convert without --top-k to load it here"
+            f"{folder}: a graph with its best classes inside; "
+            "convert without --top-k to load it here"
         )
-    wanted = [name for name in Found._fields if name in outputs]  # the box is not in every graph
-    return lambda photos: Found(
-        **dict(zip(wanted, session.run(wanted, {"photos": photos}), strict=True))
+    names = [name for name in EngineOutputs._fields if name in outputs]
+    return lambda photos: EngineOutputs(
+        **dict(zip(names, session.run(names, {"photos": photos}), strict=True))
     )

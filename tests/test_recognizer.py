@@ -1,10 +1,10 @@
-"""What an engine finds, as its graph names it."""
+"""Outputs of recognition engines."""
 
 import numpy as np
 import pytest
 
-from sicot_jax.recognizer import Found, onnx_engine
-from sicot_jax.weights import bundle as folders
+from sicot_jax.recognizer import EngineOutputs, onnx_engine
+from sicot_jax.weights.bundle import ONNX_FILE
 
 onnx = pytest.importorskip("onnx", reason="ONNX needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="ONNX needs the extra onnx")
@@ -20,8 +20,8 @@ made (uint8[B, 1, 4, 3] photos) => ({outputs}) {{
   sums = ReduceMean <keepdims = 0> (numbers, last)
   rows = Constant <value_ints = [1]> ()
   shares = Squeeze (sums, rows)
-  whole = Constant <value_float = 12.0> ()
-  box = Div (shares, whole)
+  side = Constant <value_float = 12.0> ()
+  box = Div (shares, side)
 }}
 """
 PHOTOS = np.arange(24, dtype=np.uint8).reshape(2, 1, 4, 3)
@@ -29,31 +29,31 @@ PHOTOS = np.arange(24, dtype=np.uint8).reshape(2, 1, 4, 3)
 
 def engine(folder, *outputs):
     text = GRAPH.format(outputs=", ".join(f"float[B, {width}] {name}" for name, width in outputs))
-    onnx.save(onnx.parser.parse_model(text), folder / folders.GRAPH)
+    onnx.save(onnx.parser.parse_model(text), folder / ONNX_FILE)
     return onnx_engine(folder)
 
 
-def test_a_graph_s_outputs_go_by_their_names(tmp_path):
-    """In any order."""
-    found = engine(tmp_path, ("box", 4), ("logits", 3), ("embedding", 3))(PHOTOS)
-    assert found.embedding.tolist() == [[9, 10, 11], [21, 22, 23]]
-    assert found.logits.tolist() == [
+def test_outputs_of_a_graph_are_read_by_name(tmp_path):
+    """Whatever their order in the graph."""
+    outputs = engine(tmp_path, ("box", 4), ("logits", 3), ("embedding", 3))(PHOTOS)
+    assert outputs.embedding.tolist() == [[9, 10, 11], [21, 22, 23]]
+    assert outputs.logits.tolist() == [
         [0, 1, 2],
         [12, 13, 14],
     ]
-    np.testing.assert_allclose(found.box, np.array([[1, 4, 7, 10], [13, 16, 19, 22]]) / 12)
+    np.testing.assert_allclose(outputs.box, np.array([[1, 4, 7, 10], [13, 16, 19, 22]]) / 12)
 
 
-def test_a_graph_without_a_box(tmp_path):
+def test_a_graph_without_boxes(tmp_path):
     assert engine(tmp_path, ("embedding", 3), ("logits", 3))(PHOTOS).box is None
 
 
-def test_every_photo_alone():
-    found = Found(np.zeros((2, 5)), np.ones((2, 3)), np.arange(8).reshape(2, 4))
-    first, second = found.each()
+def test_outputs_per_photo():
+    outputs = EngineOutputs(np.zeros((2, 5)), np.ones((2, 3)), np.arange(8).reshape(2, 4))
+    first, second = outputs.per_photo()
     assert first.embedding.shape == (5,)
     assert first.logits.shape == (3,)
     assert second.box.tolist() == [4, 5, 6, 7]
-    assert [one.box for one in found._replace(box=None).each()] == [None, None]
+    assert [one.box for one in outputs._replace(box=None).per_photo()] == [None, None]
     with pytest.raises(ValueError, match="zip"):
-        list(found._replace(logits=np.ones((1, 3))).each())
+        list(outputs._replace(logits=np.ones((1, 3))).per_photo())

@@ -56,8 +56,8 @@ def test_without_python_it_is_one_line_and_code_2(run, stand_in):
     done = run("test")
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "run.sh: no Python 3.11 or newer as python3 python3.13 python3.12 python3.11; install one, or name it: "
-        "PYTHON=/path/to/python ./run.sh"
+        "run.sh: no Python 3.11 or newer as python3 python3.13 python3.12 python3.11; install one, "
+        "or name it: PYTHON=/path/to/python ./run.sh"
     ]
     for python in ("/nowhere/python", stand_in("old", too_old=1)):
         done = run("test", PYTHON=python)

@@ -1,6 +1,4 @@
-"""The installed package holds what a checkout has beside it, configs and data set builders, and
-trains without the checkout.
-"""
+"""The wheel contains configs and data set builders, and trains without the checkout."""
 
 import json
 import os
@@ -25,10 +23,8 @@ def test_the_wheel_works_without_the_checkout(tmp_path):
     pytest.importorskip(
         "setuptools", reason="building a wheel without network needs setuptools in the environment"
     )
-    source, unpacked = (
-        tmp_path / "source",
-        tmp_path / "unpacked",
-    )  # a build writes beside what it builds
+    # A copy: a build writes into the folder that it builds.
+    source, unpacked = tmp_path / "source", tmp_path / "unpacked"
     for name in ("sicot_jax", "configs", "data"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -60,10 +56,10 @@ def test_the_wheel_works_without_the_checkout(tmp_path):
         "from sicot_jax import config\n"
         "from sicot_jax.catalog.importing.run import DATA_SETS, load_builder\n"
         f"assert sicot_jax.__file__.startswith({os.fspath(tmp_path)!r}), sicot_jax.__file__\n"
-        "assert config.load('tiny').train.batch_size\n"
+        "assert config.load_config('tiny').train.batch_size\n"
         "assert all(load_builder(name).name == name for name in DATA_SETS)\n"
     )
-    # Whatever of the checkout the surroundings know is left out.
+    # Without the checkout on the path.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def run(*command: str) -> str:
@@ -83,8 +79,7 @@ def test_the_wheel_works_without_the_checkout(tmp_path):
 
 
 def installed(wheel: Path, folder: Path) -> Path:
-    """A fresh environment's programs: the wheel by pip, what it depends on borrowed from the
-    environment of the tests.
+    """Installs the wheel into a fresh environment that sees the packages of the tests' one.
 
     A folder that a .pth names is searched, but its own .pth files, an editable checkout's among
     them, are not read.
@@ -93,7 +88,7 @@ def installed(wheel: Path, folder: Path) -> Path:
     packages = sysconfig.get_path(
         "purelib", vars={"base": os.fspath(folder), "platbase": os.fspath(folder)}
     )
-    (Path(packages) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (Path(packages) / "test_environment.pth").write_text(sysconfig.get_path("purelib") + "\n")
     options = ["--no-deps", "--no-index", "--disable-pip-version-check", "--quiet"]
     python = folder / "bin" / "python"
     subprocess.run(

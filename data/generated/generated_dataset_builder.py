@@ -11,8 +11,7 @@ from sicot_jax.catalog.catalog import SPLITS
 from sicot_jax.catalog.importing.builder import CatalogBuilder
 from sicot_jax.catalog.importing.manifest_rows import DroppedRow, ManifestError, ManifestRow
 from sicot_jax.catalog.importing.photos import PhotoReader
-from sicot_jax.catalog.sources.generated import open_generated
-from sicot_jax.catalog.sources.generated import GeneratedPhotoReader
+from sicot_jax.catalog.sources.generated import GeneratedPhotoReader, open_generated
 from sicot_jax.config import GeneratedSpec
 
 SPEC_FILE = "spec.json"

@@ -55,9 +55,9 @@ def _argument(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
 
 def _routes() -> Iterator[str]:
     from sicot_jax.serve.app import create_app
-    from sicot_jax.serve.settings import Settings
+    from sicot_jax.serve.settings import ServiceSettings
 
-    schema = create_app(Settings(index="index")).openapi()
+    schema = create_app(ServiceSettings(index="index")).openapi()
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
             yield f"## {method.upper()} {path}\n\n{operation.get('summary', '')}\n"

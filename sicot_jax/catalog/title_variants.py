@@ -64,7 +64,7 @@ class TitleVariantReader:
 
     def _ids(self, record: Record, index: int) -> np.ndarray:
         """Returns the ids of all words of the title, int32 [words]."""
-        if index >= len(self.split):  # a query photo (`triplets.SplitWithQueryPhotos`)
+        if index >= len(self.split):  # a query photo (`SplitWithQueryPhotos`)
             return np.zeros(0, np.int32)
         match self.config.title:
             case "none":

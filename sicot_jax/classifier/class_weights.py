@@ -138,12 +138,10 @@ def init_kernel(
             rows = jnp.where(classes[:, None] < num_classes, scale * rows, 0.0)
             return update_rows(kernel, rows, first)
 
-        return loop_over_chunks(
-            draw, to_varying(jnp.zeros((shard_rows, width))), shard_rows, chunk
-        )
+        return loop_over_chunks(draw, to_varying(jnp.zeros((shard_rows, width))), shard_rows, chunk)
 
-    per_class = jnp.zeros(num_rows, out_sharding=mesh.CLASS)
-    return jax.shard_map(shard, in_specs=(P(), mesh.CLASS), out_specs=mesh.CLASS_ROWS)(
+    per_class = jnp.zeros(num_rows, out_sharding=mesh.CLASS_VECTOR)
+    return jax.shard_map(shard, in_specs=(P(), mesh.CLASS_VECTOR), out_specs=mesh.CLASS_ROWS)(
         key, per_class
     )
 
@@ -206,5 +204,5 @@ def gather_rows(rows: Shaped[Array, "C D"], indices: Int[Array, " N"]) -> Shaped
         return lax.fori_loop(0, devices, turn, (gathered, rows))[0]
 
     return jax.shard_map(
-        shard, in_specs=(mesh.CLASS_ROWS, mesh.CLASS), out_specs=mesh.CLASS_ROWS
+        shard, in_specs=(mesh.CLASS_ROWS, mesh.CLASS_VECTOR), out_specs=mesh.CLASS_ROWS
     )(rows, indices)

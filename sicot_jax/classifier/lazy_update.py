@@ -1,40 +1,67 @@
-"""Momentum and weight decay of class weights that missed steps (lazy updates of sampled heads)."""
+"""Lazy updates: momentum and weight decay of class weights that missed steps of a sampled head."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+from typing import Protocol
 
 import jax
 import optax
 
+from sicot_jax.classifier.sharded import RowState
 from sicot_jax.config import OptimConfig
 from sicot_jax.parallel import mesh
-
-CatchUp = Callable[
-    ..., dict[str, Any]
-]  # (rows of the classifier's state, *, missed, step) -> the same, up to date
+from sicot_jax.parallel.array_types import Array, Int
 
 
-def make_catch_up(config: OptimConfig, schedule: optax.Schedule) -> CatchUp:
-    """What SGD does to classifier rows in m steps without gradient, but for the movement that
-    momentum still had in it.
+class LazyUpdate(Protocol):
+    """Applies to rows the momentum and weight decay of the steps that they missed."""
+
+    def __call__(self, state: RowState, *, steps_behind: Array, step: Array) -> RowState:
+        """Brings rows up to date.
+
+        Args:
+          state: of n rows.
+          steps_behind: steps that each row missed, int32 [n].
+          step: updates done, int32 scalar.
+
+        Returns:
+          The state of the rows at `step`.
+        """
+        ...
+
+
+def make_lazy_update(config: OptimConfig, schedule: optax.Schedule) -> LazyUpdate:
+    """Returns what SGD does to rows in m steps without gradient, but for movement by momentum.
 
     momentum * mu^m and kernel * (1 - lr * decay)^m with the learning rate of now (the schedule's
-    times the state's "learning_rate"), as Partial FC's and KNN softmax's rows are frozen while they
-    take no part. For AdamW there is none: the config refuses it with a sampled head.
+    times the state's), as the rows of Partial FC and KNN softmax are frozen while they take no
+    part.
+    There is none for AdamW: the config refuses it with a sampled head.
+
+    Args:
+      config: the optimizer.
+      schedule: step -> learning rate.
+
+    Returns:
+      The lazy update.
     """
     decays = config.trains("classifier/kernel")
 
-    def catch_up(state: dict[str, Any], *, missed, step) -> dict[str, Any]:
-        momenta, counts = mesh.split_per_class(state["opt_state"], missed.shape[0])
+    def lazy_update(
+        state: RowState, *, steps_behind: Int[Array, " n"], step: Int[Array, ""]
+    ) -> RowState:
+        momenta, counts = mesh.split_per_class(state.opt_state, steps_behind.shape[0])
         momenta = jax.tree.map(
-            lambda m: m * (config.momentum**missed).reshape(-1, *(1,) * (m.ndim - 1)), momenta
+            lambda m: m * (config.momentum**steps_behind).reshape(-1, *(1,) * (m.ndim - 1)), momenta
         )
-        new = {**state, "opt_state": mesh.join_per_class(momenta, counts)}
+        weights = state.weights
         if decays:
-            rate = state["learning_rate"] * schedule(step)
-            new["kernel"] = state["kernel"] * ((1 - rate * config.weight_decay) ** missed)[:, None]
-        return new
+            rate = state.learning_rate * schedule(step)
+            decay = ((1 - rate * config.weight_decay) ** steps_behind)[:, None]
+            weights = dataclasses.replace(weights, kernel=weights.kernel * decay)
+        return dataclasses.replace(
+            state, weights=weights, opt_state=mesh.join_per_class(momenta, counts)
+        )
 
-    return catch_up
+    return lazy_update

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax
@@ -14,6 +15,23 @@ from sicot_jax.parallel.array_types import Array, Float, Int
 STREAMS = ("visual", "mixed")
 
 
+@dataclasses.dataclass(frozen=True)
+class LossOptions:
+    """Options of the co-training loss that are fixed when a step is compiled.
+
+    Attributes:
+      num_classes: C; rows beyond it are padding: no probability, no gradient.
+      tau: strength of the logit adjustment, see `logit_offsets`.
+      smoothing: share of the target that all classes have, see `cross_entropy`.
+      dtype: dtype of the inputs of the products; sums, softmax and loss are float32.
+    """
+
+    num_classes: int
+    tau: float = 0.0
+    smoothing: float = 0.0
+    dtype: DTypeLike = jnp.float32
+
+
 def cross_entropy(
     logits: Float[Array, "B C"],
     label: Int[Array, " B"],
@@ -23,8 +41,8 @@ def cross_entropy(
 ) -> Float[Array, " B"]:
     """Returns the cross-entropy of each row, -sum_c q_c log softmax(logits)_c.
 
-    q = (1 - smoothing) on the label and smoothing / num_classes on every class (Szegedy et al. 2016,
-    arXiv:1512.00567).
+    q = (1 - smoothing) on the label and smoothing / num_classes on every class (Szegedy et al.
+    2016, arXiv:1512.00567).
 
     Args:
       logits: float [B, C].
@@ -64,8 +82,8 @@ def logit_offsets(
 ) -> Float[Array, " C"]:
     """Returns what is added to the products of embeddings and rows: bias + tau * log prior.
 
-    Adding tau * log(prior) during training is logit adjustment (Menon et al. 2021, arXiv:2007.07314,
-    eq. 10); tau = 1 is balanced softmax.
+    Adding tau * log(prior) during training is logit adjustment (Menon et al. 2021,
+    arXiv:2007.07314, eq. 10); tau = 1 is balanced softmax.
 
     Args:
       bias: float32 [C].
@@ -114,10 +132,7 @@ def co_training_loss(
     *,
     stream_weights: Mapping[str, ArrayLike],
     log_prior: Float[Array, " C"] | None = None,
-    tau: float = 0.0,
-    smoothing: float = 0.0,
-    dtype: DTypeLike = jnp.float32,
-    num_classes: int | None = None,
+    options: LossOptions | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """Returns the sum over streams of weight * mean cross-entropy (SICoT, eq. 1).
 
@@ -129,21 +144,19 @@ def co_training_loss(
       weights: kernel float32 [C, D], bias float32 [C].
       stream_weights: stream -> weight; only the streams named here count.
       log_prior: log share of each class in the training photos, float32 [C]; None for zeros.
-      tau: strength of the logit adjustment, see `logit_offsets`.
-      smoothing: share of the target that all classes have, see `cross_entropy`.
-      dtype: dtype of the inputs of the products; sums, softmax and loss are float32.
-      num_classes: rows from here on are padding; None for all of C.
+      options: static options; None for plain cross-entropy over all rows.
 
     Returns:
       The loss, float32 scalar; stream -> mean cross-entropy, float32 scalar.
     """
     if log_prior is None:
         log_prior = jnp.zeros_like(weights.bias)
-    num_classes = num_classes or weights.kernel.shape[0]
-    offsets = logit_offsets(weights.bias, log_prior, tau, num_classes)
+    options = options or LossOptions(weights.kernel.shape[0])
+    num_classes, smoothing = options.num_classes, options.smoothing
+    offsets = logit_offsets(weights.bias, log_prior, options.tau, num_classes)
 
     def loss(embedding: Array) -> Array:
-        logits = class_logits(embedding, weights.kernel, offsets, dtype)
+        logits = class_logits(embedding, weights.kernel, offsets, options.dtype)
         return jnp.mean(cross_entropy(logits, label, smoothing=smoothing, num_classes=num_classes))
 
     losses = {stream: loss(embeddings[stream]) for stream in stream_weights}

@@ -1,7 +1,7 @@
-"""Long-tail remedies on a finished classifier: nothing is trained again.
+"""Post-hoc adjustments for long-tailed classes: other class weights of a trained classifier.
 
-Each variant is another (kernel, bias) for the same embeddings, so that one pass over the photos
-tests all of them.
+Nothing is trained again. Every variant has other weights for the same embeddings, so that one pass
+over the photos evaluates all of them.
 """
 
 from __future__ import annotations
@@ -9,39 +9,60 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 
-from sicot_jax.classifier.heads import Classifier
+from sicot_jax.classifier.class_weights import ClassWeights
+from sicot_jax.parallel.array_types import Array, Float
 
-Changed = Callable[
-    [Classifier], tuple[jax.Array, jax.Array]
-]  # -> (kernel [C padded, D], bias [C padded])
+# (class weights, log prior float32 [C]) -> class weights
+Adjustment = Callable[[ClassWeights, Array], ClassWeights]
 
 
-def adjusted(classifier: Classifier, tau: float):
-    """Logits - tau * log prior (Menon et al. 2021, eq. 9): tau 1 predicts as if classes were
-    equally frequent.
+def adjust_logits(
+    weights: ClassWeights, log_prior: Float[Array, " C"], *, tau: float
+) -> ClassWeights:
+    """Returns class weights whose logits are lowered by tau * log prior.
 
-    Below 0 it goes the other way: a classifier trained with the prior inside its loss gets it back.
+    Post-hoc logit adjustment (Menon et al. 2021, arXiv:2007.07314, eq. 9): tau 1 predicts as if
+    classes were equally frequent. A negative tau returns the prior to a classifier that was trained
+    with it inside its loss.
+
+    Args:
+      weights: kernel float32 [C, D], bias float32 [C].
+      log_prior: log share of each class in the training photos, float32 [C].
+      tau: strength of the adjustment.
+
+    Returns:
+      The same kernel with another bias.
     """
-    return classifier.kernel, classifier.bias - tau * classifier.log_prior
+    return ClassWeights(weights.kernel, weights.bias - tau * log_prior)
 
 
-def normalised(classifier: Classifier, tau: float):
-    """Rows w_c / |w_c|^tau and no bias (Kang et al. 2020, tau-normalisation): the head's rows are
-    the longest.
+def normalise_rows(
+    weights: ClassWeights, log_prior: Float[Array, " C"], *, tau: float
+) -> ClassWeights:
+    """Returns rows w_c / |w_c|^tau without bias, since rows of frequent classes are the longest.
+
+    Tau-normalisation (Kang et al. 2020, arXiv:1910.09217).
+
+    Args:
+      weights: kernel float32 [C, D], bias float32 [C].
+      log_prior: not used.
+      tau: strength of the normalisation.
+
+    Returns:
+      Another kernel, and a bias of zeros.
     """
-    norm = jnp.sqrt(jnp.sum(jnp.square(classifier.kernel), -1, keepdims=True))
-    return classifier.kernel / jnp.maximum(norm, 1e-12) ** tau, jnp.zeros_like(classifier.bias)
+    norm = jnp.sqrt(jnp.sum(jnp.square(weights.kernel), -1, keepdims=True))
+    kernel = weights.kernel / jnp.maximum(norm, 1e-12) ** tau
+    return ClassWeights(kernel, jnp.zeros_like(weights.bias))
 
 
-# From the prior given back whole to one and a half of it taken away: the trade-off between head and
-# tail.
+# From the full prior returned to one and a half of it removed: the trade-off of head and tail.
 ADJUSTMENTS = (-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 NORMALISATIONS = (0.25, 0.5, 0.75, 1.0)
 
-VARIANTS: dict[str, Changed] = {
-    **{f"logit_adjustment_{tau:g}": functools.partial(adjusted, tau=tau) for tau in ADJUSTMENTS},
-    **{f"tau_norm_{tau:g}": functools.partial(normalised, tau=tau) for tau in NORMALISATIONS},
+POSTHOC_VARIANTS: dict[str, Adjustment] = {
+    **{f"logit_adjustment_{t:g}": functools.partial(adjust_logits, tau=t) for t in ADJUSTMENTS},
+    **{f"tau_norm_{t:g}": functools.partial(normalise_rows, tau=t) for t in NORMALISATIONS},
 }

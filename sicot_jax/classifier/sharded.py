@@ -1,8 +1,8 @@
 """The co-training loss and the update of the class weights, with classes divided over all devices.
 
 Each device owns rows [C / devices, D] and runs through them, or through those that take part, in
-chunks, twice. First pass: a running maximum and sum of exponentials for each embedding. Second pass:
-the chunk's probabilities (computed again, or from kept logits), its gradient, and at once its
+chunks, twice. First pass: a running maximum and sum of exponentials for each embedding. Second
+pass: the chunk's probabilities (computed again, or from kept logits), its gradient, and at once its
 update, so that no gradient of the size of the kernel ever exists. The embeddings of all streams are
 stacked: one product with a chunk serves all. An optimizer that needs norms of the complete gradient
 (LARS) costs a pass between the two: logits and gradient of each chunk once more, for two sums.
@@ -14,6 +14,7 @@ nothing that grows with the number of classes. `losses` is the reference.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,6 +25,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from sicot_jax.classifier.class_weights import ClassWeights
+from sicot_jax.classifier.losses import LossOptions
 from sicot_jax.classifier.streaming import (
     ActiveRows,
     add_to_log_sum_exp,
@@ -65,25 +67,16 @@ class RowState:
 
 
 @dataclasses.dataclass(frozen=True)
-class StreamingOptions:
-    """Options of the streaming loss that are fixed when a step is compiled.
+class StreamingOptions(LossOptions):
+    """Options of the streaming loss; label smoothing is not for active rows.
 
     Attributes:
-      num_classes: C; rows beyond it are padding: no probability, no gradient.
-      tau: strength of the logit adjustment, see `losses.logit_offsets`.
-      smoothing: share of the target that all classes have, see `losses.cross_entropy`; not for
-        active rows.
-      dtype: dtype of the inputs of the products; sums, softmax and update are float32.
       chunk: classes at a time on a device; temporary memory is a few times chunk * (S * B + D)
         numbers.
       keep_logits: dtype in which all logits [C / devices, S * B] are kept for the second pass; None
         computes them again.
     """
 
-    num_classes: int
-    tau: float = 0.0
-    smoothing: float = 0.0
-    dtype: DTypeLike = jnp.float32
     chunk: int = 4096
     keep_logits: DTypeLike | None = None
 
@@ -116,11 +109,11 @@ def loss_and_update(
     row_update: RowUpdate,
     active: Int[Array, " A"] | None = None,
 ) -> tuple[dict[str, Array], dict[str, Array], RowState]:
-    """Returns `losses.co_training_loss`, its gradient for the embeddings, and updated class weights.
+    """Returns `losses.co_training_loss`, its gradient for the embeddings, and new class weights.
 
     For logits z_rc = x_r . w_c + offset_c of row r (one stream's embedding of one photo) and g_rc =
-    softmax(z_r)_c - q_rc with the target q_rc = (1 - smoothing) [c = y_r] + smoothing / C: dL/dx_r =
-    a_r sum_c g_rc w_c and dL/dw_c = sum_r g_rc a_r x_r, with a_r the weight of the stream over B.
+    softmax(z_r)_c - q_rc with the target q_rc = (1 - smoothing) [c = y_r] + smoothing / C: dL/dx_r
+    = a_r sum_c g_rc w_c and dL/dw_c = sum_r g_rc a_r x_r, with a_r the weight of the stream over B.
     Over all classes, exactly (no small probability is dropped), or over the active ones. Where the
     loss is not finite nothing is updated.
 
@@ -147,34 +140,57 @@ def loss_and_update(
     factors = jnp.stack([jnp.asarray(stream_weights[name], jnp.float32) for name in streams])
     state_specs = jax.tree.map(lambda x: mesh.class_spec(x, log_prior.shape[0]), state)
 
-    def on_shard(
-        stacked: Array,
-        factors: Array,
-        label: Array,
-        state: RowState,
-        log_prior: Array,
-        active: Array | None,
-    ) -> tuple[Array, Array, RowState]:
-        active_rows = ActiveRows(log_prior.shape[0], options.num_classes, active)
-        shard = _Shard.make(stacked, factors, label, state, log_prior, active_rows, options)
-        shard = dataclasses.replace(shard, row_update=row_update)
-        log_sum, logit_sum, kept = shard.log_sum_exp_pass()
-        losses = shard.mean_losses(stacked, label, state, log_sum, logit_sum)
-        total = jnp.sum(losses * factors)
-        gradients, state = shard.update_pass(log_sum, kept, is_finite=jnp.isfinite(total))
-        gradients = gradients.reshape(stacked.shape)
-        gradients = lax.psum_scatter(gradients, mesh.AXES, scatter_dimension=1, tiled=True)
-        return losses, gradients, state
-
     by_batch = P(None, *mesh.batch_spec(2))
     losses, gradients, state = jax.shard_map(
-        on_shard,
-        in_specs=(P(None, None, None), P(None), P(None), state_specs, mesh.CLASS, mesh.CLASS),
+        functools.partial(_step_on_shard, options, row_update),
+        in_specs=(
+            P(None, None, None),
+            P(None),
+            P(None),
+            state_specs,
+            mesh.CLASS_VECTOR,
+            mesh.CLASS_VECTOR,
+        ),
         out_specs=(P(None), by_batch, state_specs),
     )(stacked, factors, label, state, log_prior, active)
     loss_of = {stream: losses[i] for i, stream in enumerate(streams)}
     gradient_of = {stream: gradients[i] for i, stream in enumerate(streams)}
     return {"total": jnp.sum(losses * factors), **loss_of}, gradient_of, state
+
+
+def _step_on_shard(
+    options: StreamingOptions,
+    row_update: RowUpdate,
+    stacked: Array,
+    factors: Array,
+    label: Array,
+    state: RowState,
+    log_prior: Array,
+    active: Array | None,
+) -> tuple[Array, Array, RowState]:
+    """`loss_and_update` on one device: embeddings [S, B, D], weights of the streams [S]."""
+    num_streams, batch, width = stacked.shape
+    rows, factor = stacked.reshape(-1, width), jnp.repeat(factors / batch, batch)
+    per_class, shared = mesh.split_per_class(state, log_prior.shape[0])
+    shard = _Shard(
+        options=options,
+        row_update=row_update,
+        active_rows=ActiveRows(log_prior.shape[0], options.num_classes, active),
+        rows=rows,
+        labels=jnp.tile(label, num_streams),
+        factor=factor,
+        scaled=(rows * factor[:, None]).astype(options.dtype),
+        per_class=per_class,
+        shared=shared,
+        log_prior=log_prior,
+    )
+    log_sum, logit_sum, kept = shard.log_sum_exp_pass()
+    losses = shard.mean_losses(stacked, label, state, log_sum, logit_sum)
+    total = jnp.sum(losses * factors)
+    gradients, state = shard.update_pass(log_sum, kept, is_finite=jnp.isfinite(total))
+    gradients = gradients.reshape(stacked.shape)
+    gradients = lax.psum_scatter(gradients, mesh.AXES, scatter_dimension=1, tiled=True)
+    return losses, gradients, state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,37 +212,10 @@ class _Shard:
     shared: Any
     log_prior: Array
 
-    @classmethod
-    def make(
-        cls,
-        stacked: Array,
-        factors: Array,
-        label: Array,
-        state: RowState,
-        log_prior: Array,
-        active_rows: ActiveRows,
-        options: StreamingOptions,
-    ) -> _Shard:
-        num_streams, batch, width = stacked.shape
-        rows = stacked.reshape(-1, width)
-        factor = jnp.repeat(factors / batch, batch)
-        per_class, shared = mesh.split_per_class(state, log_prior.shape[0])
-        return cls(
-            options=options,
-            row_update=RowUpdate(lambda gradient, state: state),
-            active_rows=active_rows,
-            rows=rows,
-            labels=jnp.tile(label, num_streams),
-            factor=factor,
-            scaled=(rows * factor[:, None]).astype(options.dtype),
-            per_class=per_class,
-            shared=shared,
-            log_prior=log_prior,
-        )
-
     def log_sum_exp_pass(self) -> tuple[Array, Array | None, Array | None]:
-        """Log-sum-exp [R] over all devices; sum of this device's logits [R], for smoothing; kept
-        logits [n, R].
+        """Log-sum-exp over all devices [R], sum of this device's logits [R], kept logits [n, R].
+
+        The sum is None without smoothing, the logits without `keep_logits`.
         """
         smoothing, keep_logits = self.options.smoothing, self.options.keep_logits
         active_rows, num_rows = self.active_rows, len(self.rows)

@@ -87,9 +87,7 @@ def stream_weights(config: LossConfig) -> dict[str, float]:
     return {stream: weight for stream, weight in weights.items() if weight}
 
 
-def make_hyperparams(
-    config: LossConfig, *, learning_rate: float, seed: int = 0
-) -> StepHyperparams:
+def make_hyperparams(config: LossConfig, *, learning_rate: float, seed: int = 0) -> StepHyperparams:
     """Returns the hyperparameters of a step as NumPy scalars.
 
     Args:
@@ -113,7 +111,9 @@ def init_classifier(
     width: int,
     optimizer: optax.GradientTransformation,
 ) -> ClassifierState:
-    """Returns the classifier before the first update; to be jitted, so that arrays are made sharded.
+    """Returns the classifier before the first update.
+
+    To be jitted, so that arrays are made where they live.
 
     Args:
       config: the head.
@@ -127,9 +127,7 @@ def init_classifier(
       Rows ~ N(0, 0.01^2), biases of 0.
     """
     num_rows = log_prior.shape[0]
-    kernel = init_kernel(
-        key, num_rows, num_classes=num_classes, width=width, scale=_INITIAL_SCALE
-    )
+    kernel = init_kernel(key, num_rows, num_classes=num_classes, width=width, scale=_INITIAL_SCALE)
     weights = ClassWeights(kernel, jnp.zeros_like(log_prior))
     sampling = None
     if config.kind in SAMPLED_HEADS:

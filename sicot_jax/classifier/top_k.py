@@ -97,7 +97,7 @@ def log_prob_top_k(
 
     return jax.shard_map(
         on_shard,
-        in_specs=(P(None, None), P(None), ClassWeights(mesh.CLASS_ROWS, mesh.CLASS)),
+        in_specs=(P(None, None), P(None), ClassWeights(mesh.CLASS_ROWS, mesh.CLASS_VECTOR)),
         out_specs=(P(None, None), P(None, None), P(None)),
     )(mesh.replicate(embedding), mesh.replicate(label), weights)
 

@@ -1,1 +1,1 @@
-"""The `sicot` command."""
+"""The `sicot` command, one module per group of sub-commands."""

@@ -1,82 +1,99 @@
-"""The sub-commands of `sicot convert`; nothing heavy is imported before one runs."""
+"""`sicot convert`: weights from PyTorch, and runs to PyTorch, ONNX and StableHLO."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sicot_jax.cli.options import Handler, add_command, add_group, add_out_option
+
+if TYPE_CHECKING:
+    from sicot_jax.cli.options import Commands
+    from sicot_jax.weights.parity import ParityReport
 
 
-def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+def add_convert_commands(commands: Commands) -> None:
+    """Adds `sicot convert from-torch`, `to-torch`, `to-onnx` and `to-stablehlo`.
 
-    def kind(name: str, run, help: str) -> argparse.ArgumentParser:
-        sub = kinds.add_parser(name, help=help, description=help, allow_abbrev=False)
-        sub.set_defaults(run=run)
-        sub.add_argument(
-            "--out", type=Path, required=True, help="folder to write, which must not exist"
-        )
-        return sub
+    Args:
+      commands: of `sicot`.
+    """
+    group = add_group(
+        commands,
+        "convert",
+        "convert weights from PyTorch, or runs to PyTorch, ONNX and StableHLO, and compare outputs",
+    )
 
-    sub = kind("from-torch", _from_torch, "a ResNet's weights, for --config.model.init_from")
-    sub.add_argument("path", type=Path, help=".safetensors, .pth, or a folder of to-torch")
-    sub.add_argument("--stem", default="", help="half or small, for a 3x3 first convolution")
-    sub.add_argument(
-        "--may-miss",
+    parser = add_command(
+        group,
+        "from-torch",
+        _from_torch,
+        "convert a ResNet's weights, for --config.model.init_from",
+    )
+    parser.add_argument("path", type=Path, help=".safetensors, .pth, or a folder of to-torch")
+    add_out_option(parser, "folder")
+    parser.add_argument("--stem", default="", help="half or small, for a 3x3 first convolution")
+    parser.add_argument(
+        "--allow-missing",
         action="append",
         default=[],
         metavar="NAME",
-        help="beginning of names of arrays that need not be there; as often as needed",
+        help="prefix of names of arrays that may be missing; can be repeated",
     )
 
-    sub = kind("to-torch", _to_torch, "a finished run's recogniser, for plain PyTorch")
-    sub.add_argument("--workdir", type=Path, required=True, help="run folder")
-    sub.add_argument(
-        "--with-text", action="store_true", help="the semantic stream and its vocabulary too"
-    )
+    def add_export(name: str, handler: Handler, description: str) -> argparse.ArgumentParser:
+        parser = add_command(group, name, handler, description)
+        parser.add_argument("--workdir", type=Path, required=True, help="run folder")
+        add_out_option(parser, "folder")
+        return parser
 
-    sub = kind("to-onnx", _to_onnx, "a finished run's recogniser as an ONNX graph")
-    sub.add_argument("--workdir", type=Path, required=True, help="run folder")
-    sub.add_argument(
+    parser = add_export("to-torch", _to_torch, "convert a finished run to plain PyTorch")
+    parser.add_argument(
+        "--with-text", action="store_true", help="include the semantic stream and its vocabulary"
+    )
+    parser = add_export("to-onnx", _to_onnx, "convert a finished run to an ONNX graph")
+    parser.add_argument(
         "--top-k",
         type=int,
         default=0,
         metavar="K",
-        help="the K best classes inside the graph; default: logits",
+        help="return the K best classes instead of logits",
     )
-
-    sub = kind(
+    add_export(
         "to-stablehlo",
         _to_stablehlo,
-        "a finished run's recogniser as a program for CPU, CUDA and TPU",
+        "convert a finished run to a StableHLO program for CPU, CUDA and TPU",
     )
-    sub.add_argument("--workdir", type=Path, required=True, help="run folder")
 
 
-def _from_torch(args: argparse.Namespace, _) -> None:
+def _from_torch(args: argparse.Namespace, _: Sequence[str]) -> None:
     from sicot_jax.export.from_torch import from_torch
 
-    _say(args, from_torch(args.path, args.out, stem=args.stem, may_be_missing=args.may_miss))
+    reports = from_torch(args.path, args.out, stem=args.stem, allow_missing=args.allow_missing)
+    _print_parity(args, reports)
 
 
-def _to_torch(args: argparse.Namespace, _) -> None:
+def _to_torch(args: argparse.Namespace, _: Sequence[str]) -> None:
     from sicot_jax.export.to_torch import to_torch
 
-    _say(args, to_torch(args.workdir, args.out, with_text=args.with_text))
+    _print_parity(args, to_torch(args.workdir, args.out, with_text=args.with_text))
 
 
-def _to_onnx(args: argparse.Namespace, _) -> None:
+def _to_onnx(args: argparse.Namespace, _: Sequence[str]) -> None:
     from sicot_jax.export.to_onnx import to_onnx
 
-    _say(args, to_onnx(args.workdir, args.out, top_k=args.top_k))
+    _print_parity(args, to_onnx(args.workdir, args.out, top_k=args.top_k))
 
 
-def _to_stablehlo(args: argparse.Namespace, _) -> None:
+def _to_stablehlo(args: argparse.Namespace, _: Sequence[str]) -> None:
     from sicot_jax.export.to_stablehlo import to_stablehlo
 
-    _say(args, to_stablehlo(args.workdir, args.out))
+    _print_parity(args, to_stablehlo(args.workdir, args.out))
 
 
-def _say(args: argparse.Namespace, proofs: dict[str, dict]) -> None:
-    from sicot_jax.weights.parity import proof_lines
+def _print_parity(args: argparse.Namespace, reports: Sequence[ParityReport]) -> None:
+    from sicot_jax.weights.parity import parity_lines
 
-    print("\n".join([*proof_lines(proofs), f"wrote {args.out}"]))
+    print("\n".join([*parity_lines(reports), f"wrote {args.out}"]))

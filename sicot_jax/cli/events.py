@@ -1,132 +1,206 @@
-"""The flags of `sicot events`; nothing heavy is imported before it runs."""
+"""`sicot events`: what visitors saw and did."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sicot_jax.cli.options import add_command, add_group, add_out_option
+from sicot_jax.events.bots import BotLimits
+from sicot_jax.events.store import PURCHASE_WEIGHT
+
+if TYPE_CHECKING:
+    from sicot_jax.cli.options import Commands
 
 
-def add_events_arguments(parser: argparse.ArgumentParser) -> None:
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-    help = "page-view logs of other systems as events of the service's schema, with a report of what was wrong"
-    sub = kinds.add_parser("import", help=help, description=help, allow_abbrev=False)
-    sub.set_defaults(run=_import_logs)
-    sub.add_argument(
+def add_events_commands(commands: Commands) -> None:
+    """Adds `sicot events import`, `triplets` and `export`.
+
+    Args:
+      commands: of `sicot`.
+    """
+    group = add_group(
+        commands,
+        "events",
+        "import and export what visitors saw and did; make training triplets",
+    )
+    _add_import(group)
+    _add_triplets(group)
+
+    parser = add_command(
+        group, "export", _export, "write all events as a Parquet file, for other systems"
+    )
+    parser.add_argument("--events", type=Path, required=True, help="file of sicot serve --events")
+    add_out_option(parser, "file")
+
+
+def _add_import(group: Commands) -> None:
+    parser = add_command(
+        group,
+        "import",
+        _import,
+        "convert page-view logs of other systems to events, with a report of bad rows",
+    )
+    parser.add_argument(
         "logs",
         type=Path,
         nargs="+",
-        help="CSV, JSONL, Parquet, or the file of sicot serve --events",
+        help="CSV, JSONL, Parquet, or a file of sicot serve --events",
     )
-    sub.add_argument(
-        "--out", type=Path, required=True, help="folder to make, with events.parquet and report.md"
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write, for events.parquet and report.md"
     )
-    sub.add_argument(
+    parser.add_argument(
         "--column",
         type=_pair,
         action="append",
         default=[],
         metavar="FIELD=COLUMN",
-        help="a field's name in the log",
+        help="column of the log that holds a field; can be repeated",
     )
-    sub.add_argument(
-        "--kind-word",
+    parser.add_argument(
+        "--kind-name",
         type=_pair,
         action="append",
         default=[],
-        metavar="KIND=WORD",
-        help="the log's word for impression, click or purchase",
+        metavar="KIND=NAME",
+        help="the log's name of impression, click or purchase; can be repeated",
     )
-    sub.add_argument(
-        "--time-unit", default="s", help="of times that are numbers: s (default), ms, us since 1970"
+    parser.add_argument(
+        "--time-unit",
+        default="s",
+        help="unit of numeric times since 1970: s (default), ms or us",
     )
-    sub.add_argument(
-        "--split", default="|", help="between the SKUs of a list that is a text (default: |)"
+    parser.add_argument(
+        "--split", default="|", help="separator of SKUs in a list given as text (default: |)"
     )
-    sub.add_argument(
-        "--variant", default="imported", help="of logs without that column (default: imported)"
+    parser.add_argument(
+        "--variant",
+        default="imported",
+        help="variant of the service, for logs without that column (default: imported)",
     )
-    sub.add_argument(
-        "--max-bad-share", type=float, default=0.05, help="of rows, beyond which all is refused"
+    parser.add_argument(
+        "--max-bad-share",
+        type=float,
+        default=0.05,
+        help="refuse the logs if more than this share of rows is bad (default: 0.05)",
     )
-    _add_limits(sub)
+    _add_resource_options(parser)
 
-    help = "what was clicked rather than what, from events, as Parquet to learn from, with a report"
-    sub = kinds.add_parser("triplets", help=help, description=help, allow_abbrev=False)
-    sub.set_defaults(run=_triplets)
-    sub.add_argument(
+
+def _add_triplets(group: Commands) -> None:
+    parser = add_command(
+        group,
+        "triplets",
+        _triplets,
+        "make training triplets (query, clicked, skipped) from events, with a report",
+    )
+    parser.add_argument(
         "events",
         type=Path,
-        help="Parquet, folder of sicot events import, or file of sicot serve --events",
+        help="Parquet file, folder of sicot events import, or file of sicot serve --events",
     )
-    sub.add_argument(
+    parser.add_argument(
         "--out",
         type=Path,
         required=True,
-        help="Parquet file to make; the report is beside it, as .md",
+        help="Parquet file to write; the report gets the same name with .md",
     )
-    sub.add_argument(
-        "--views-a-day", type=int, default=200, help="lists of a visitor; beyond that he is a bot"
-    )
-    sub.add_argument("--clicks-a-day", type=int, default=100, help="likewise")
-    sub.add_argument(
-        "--click-share",
-        type=float,
-        default=0.5,
-        help="of things shown on a day, from --least clicks on",
-    )
-    sub.add_argument(
-        "--seconds",
-        type=float,
-        default=1.0,
-        help="median between events of a day, from --least events on",
-    )
-    sub.add_argument("--least", type=int, default=20, help="events that share and pace are told by")
-    sub.add_argument(
+    _add_bot_options(parser)
+    parser.add_argument(
         "--eta",
         type=float,
-        help="places are looked at as r^-eta, in place of an estimate from the log",
+        help="examination propensity of position r is r^-eta; default: estimated from the log",
     )
-    sub.add_argument(
-        "--largest-weight", type=float, default=10.0, help="of a click, before that of a purchase"
+    parser.add_argument(
+        "--max-weight",
+        type=float,
+        default=10.0,
+        help="largest inverse propensity weight of a click (default: 10)",
     )
-    sub.add_argument(
-        "--purchase-weight", type=float, default=3.0, help="clicks that a purchase is worth"
+    parser.add_argument(
+        "--purchase-weight",
+        type=float,
+        default=PURCHASE_WEIGHT,
+        help="clicks that a purchase counts as (default: 5)",
     )
-    sub.add_argument(
-        "--reach", type=int, default=10, help="places above a click that count as looked at"
+    parser.add_argument(
+        "--max-skips",
+        type=int,
+        default=10,
+        help="positions above a click that count as examined and skipped (default: 10)",
     )
-    sub.add_argument(
-        "--products", type=Path, help="CSV or Parquet with sku, product: what is the same product"
+    parser.add_argument(
+        "--products",
+        type=Path,
+        help="CSV or Parquet with columns sku, product: SKUs of one product are no negatives of "
+        "each other",
     )
-    _add_limits(sub)
+    _add_resource_options(parser)
 
-    help = "all events as a Parquet file, for ranking, learning and other systems"
-    sub = kinds.add_parser("export", help=help, description=help, allow_abbrev=False)
-    sub.set_defaults(run=_export_events)
-    sub.add_argument("--events", type=Path, required=True, help="file of sicot serve --events")
-    sub.add_argument("--out", type=Path, required=True, help="file to write, which must not exist")
 
-
-def _add_limits(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument(
-        "--memory-mb", type=int, default=1000, help="of tables held in memory; more goes to disk"
+def _add_bot_options(parser: argparse.ArgumentParser) -> None:
+    """Limits beyond which a visitor is a bot, whose events are left out."""
+    parser.add_argument(
+        "--max-views-per-day",
+        type=int,
+        default=BotLimits.max_views_per_day,
+        help="visitors with more result lists on a day are bots (default: 200)",
     )
-    sub.add_argument("--threads", type=int, default=0, help="default: as many as there are cores")
+    parser.add_argument(
+        "--max-clicks-per-day",
+        type=int,
+        default=BotLimits.max_clicks_per_day,
+        help="visitors with more clicks on a day are bots (default: 100)",
+    )
+    parser.add_argument(
+        "--max-click-share",
+        type=float,
+        default=BotLimits.max_click_share,
+        help="visitors who click a larger share of what they are shown on a day are bots "
+        "(default: 0.5)",
+    )
+    parser.add_argument(
+        "--min-interval",
+        type=float,
+        default=BotLimits.min_interval,
+        help="visitors with a shorter median interval between events of a day, in seconds, are "
+        "bots (default: 1)",
+    )
+    parser.add_argument(
+        "--min-events",
+        type=int,
+        default=BotLimits.min_events,
+        help="events of a day from which click share and interval are judged (default: 20)",
+    )
+
+
+def _add_resource_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--memory-mb",
+        type=int,
+        default=1000,
+        help="memory for tables; more goes to disk (default: 1000)",
+    )
+    parser.add_argument("--threads", type=int, default=0, help="default: one per core")
 
 
 def _pair(text: str) -> tuple[str, str]:
-    first, found, second = text.partition("=")
-    if not (first and found and second):
+    first, equals, second = text.partition("=")
+    if not (first and equals and second):
         raise argparse.ArgumentTypeError(f"{text!r}, wanted two names with = between them")
     return first, second
 
 
-def _import_logs(args: argparse.Namespace, _) -> None:
+def _import(args: argparse.Namespace, _: Sequence[str]) -> None:
     from sicot_jax.events import logs
+    from sicot_jax.events.log_settings import LogSettings
 
-    settings = logs.LogSettings(
+    settings = LogSettings(
         columns=dict(args.column),
-        kinds={word: kind for kind, word in args.kind_word},
+        kinds={name: kind for kind, name in args.kind_name},
         time_unit=args.time_unit,
         split=args.split,
         variant=args.variant,
@@ -138,21 +212,21 @@ def _import_logs(args: argparse.Namespace, _) -> None:
     print(f"wrote {args.out / logs.EVENTS_FILE}: {report.summary()}")
 
 
-def _triplets(args: argparse.Namespace, _) -> None:
+def _triplets(args: argparse.Namespace, _: Sequence[str]) -> None:
     from sicot_jax.events import triplets
 
     settings = triplets.TripletSettings(
-        limits=triplets.Limits(
-            views=args.views_a_day,
-            clicks=args.clicks_a_day,
-            click_share=args.click_share,
-            seconds=args.seconds,
-            least=args.least,
+        bot_limits=BotLimits(
+            max_views_per_day=args.max_views_per_day,
+            max_clicks_per_day=args.max_clicks_per_day,
+            max_click_share=args.max_click_share,
+            min_interval=args.min_interval,
+            min_events=args.min_events,
         ),
         eta=args.eta,
-        largest_weight=args.largest_weight,
+        max_weight=args.max_weight,
         purchase_weight=args.purchase_weight,
-        reach=args.reach,
+        max_skips=args.max_skips,
         products=args.products,
         memory_mb=args.memory_mb,
         threads=args.threads,
@@ -160,7 +234,7 @@ def _triplets(args: argparse.Namespace, _) -> None:
     print(f"wrote {args.out}: {triplets.make_triplets(args.events, args.out, settings).summary()}")
 
 
-def _export_events(args: argparse.Namespace, _) -> None:
+def _export(args: argparse.Namespace, _: Sequence[str]) -> None:
     from sicot_jax.events.store import export_events
 
     print(f"wrote {args.out}: {export_events(args.events, args.out)} events")

@@ -1,228 +1,282 @@
-"""The sub-commands of `sicot index`; nothing heavy is imported before one runs."""
+"""`sicot index`: build, change, check and copy the product index."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from sicot_jax.cli.options import Handler, add_command, add_group, add_out_option
 from sicot_jax.errors import InputError
-from sicot_jax.index.storage.binary_codes import KINDS, PCA
+from sicot_jax.index.storage.binary_codes import CODE_KINDS, PCA
+
+if TYPE_CHECKING:
+    from sicot_jax.cli.options import Commands
+
+_MAX_DROPPED_LINES = 20
 
 
-def add_index_arguments(parser: argparse.ArgumentParser) -> None:
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+def add_index_commands(commands: Commands) -> None:
+    """Adds the sub-commands of `sicot index`.
 
-    def kind(name: str, run, help: str) -> argparse.ArgumentParser:
-        sub = kinds.add_parser(name, help=help, description=help, allow_abbrev=False)
-        sub.set_defaults(run=run)
-        return sub
+    Args:
+      commands: of `sicot`.
+    """
+    group = add_group(commands, "index", "build, change and check the product index of the service")
+    _add_build(group)
+    _add_nightly(group)
+    _add_change_commands(group)
+    _add_rank(group)
+    _add_copy_commands(group)
 
-    sub = kind(
+
+def _add_index_command(
+    group: Commands, name: str, handler: Handler, description: str
+) -> argparse.ArgumentParser:
+    """A sub-command that works on an existing index."""
+    parser = add_command(group, name, handler, description)
+    parser.add_argument("--index", type=Path, required=True, help="folder of sicot index build")
+    return parser
+
+
+def _add_build(group: Commands) -> None:
+    parser = add_command(
+        group,
         "build",
         _build,
-        "a finished run and its catalogue's photos, as the next version of an index",
+        "build the next version of an index from a finished run and its catalogue's photos",
     )
-    sub.add_argument("--workdir", type=Path, required=True, help="run folder")
-    sub.add_argument(
+    parser.add_argument("--workdir", type=Path, required=True, help="run folder")
+    parser.add_argument(
         "--out",
         type=Path,
         required=True,
-        help="the index; its version in use is replaced when the new one is whole",
+        help="the index; the new version is used as soon as it is complete",
     )
-    sub.add_argument(
-        "--path",
+    parser.add_argument(
+        "--catalog",
         default="",
-        help="a catalogue folder in place of the run's: it was moved, or has grown",
+        help="catalogue to use instead of the run's: it was moved, or has grown",
     )
-    sub.add_argument(
+    parser.add_argument(
         "--codes",
-        choices=KINDS,
+        choices=CODE_KINDS,
         default=PCA,
-        help="how codes are made; learned: by the run itself (loss.codes) (default: pca)",
+        help="how binary codes are made; learned: by the run itself (loss.codes) (default: pca)",
     )
-    sub.add_argument("--bits", type=int, default=256, help="of a photo's code (default: 256)")
+    parser.add_argument(
+        "--bits", type=int, default=256, help="bits of a photo's code (default: 256)"
+    )
 
-    sub = kind(
+
+def _add_nightly(group: Commands) -> None:
+    parser = add_command(
+        group,
         "nightly",
         _nightly,
-        "import what changed, embed, build beside, check, switch; for a timer, safe to repeat",
+        "import changes, build the next version, check and use it; for a timer, safe to repeat",
     )
-    sub.add_argument(
+    parser.add_argument(
         "--manifest", type=Path, required=True, help="manifest, or folder with one folder per SKU"
     )
-    sub.add_argument(
+    parser.add_argument(
         "--catalog",
         type=Path,
         required=True,
-        help="folder of sicot import; made where there is none",
+        help="folder of sicot import; created where there is none",
     )
-    sub.add_argument("--workdir", type=Path, required=True, help="run folder")
-    sub.add_argument("--index", type=Path, required=True, help="the index")
-    sub.add_argument(
+    parser.add_argument("--workdir", type=Path, required=True, help="run folder")
+    parser.add_argument("--index", type=Path, required=True, help="the index")
+    parser.add_argument(
         "--database",
         default="",
         metavar="URL",
-        help="publish to it too: postgresql://USER@HOST/DATABASE",
+        help="publish to this database too: postgresql://USER@HOST/DATABASE",
     )
-    sub.add_argument("--report", type=Path, help="JSON file to write what was done into")
+    parser.add_argument("--report", type=Path, help="JSON file to write a report to")
 
-    def changing(name: str, run, help: str) -> argparse.ArgumentParser:
-        sub = kind(name, run, help)
-        sub.add_argument("--index", type=Path, required=True, help="folder of sicot index build")
-        return sub
 
-    sub = changing(
-        "add", _add, "products and photos of a manifest, or of a folder with one folder per SKU"
+def _add_change_commands(group: Commands) -> None:
+    parser = _add_index_command(
+        group,
+        "add",
+        _add,
+        "add products and photos of a manifest, or of a folder with one folder per SKU",
     )
-    sub.add_argument("source", type=Path)
-    sub = changing(
+    parser.add_argument("source", type=Path, help="manifest or folder")
+
+    parser = _add_index_command(
+        group,
         "update",
         _update,
-        "titles, tags, categories, price, sales, conversion, rating from a CSV by sku",
+        "update titles, tags, categories, price, sales, conversion and rating",
     )
-    sub.add_argument("source", type=Path)
-    sub = changing("remove", _remove, "withdraw products, or single photos")
-    sub.add_argument("skus", nargs="*", metavar="SKU")
-    sub.add_argument("--file", type=Path, help="file with a SKU in each line")
-    sub.add_argument(
+    parser.add_argument("source", type=Path, help="CSV with a column sku")
+
+    parser = _add_index_command(group, "remove", _remove, "delete products, or single photos")
+    parser.add_argument("skus", nargs="*", metavar="SKU", help="products to delete")
+    parser.add_argument("--file", type=Path, help="file with a SKU per line")
+    parser.add_argument(
         "--photo",
         action="append",
         default=[],
         metavar="IMAGE_ID",
-        help="a photo, as often as needed",
+        help="a photo to delete; can be repeated",
     )
-    sub = changing(
+
+
+def _add_rank(group: Commands) -> None:
+    parser = _add_index_command(
+        group,
         "rank",
         _rank,
-        "fit the order of similar products, by likeness and quality, to what visitors did",
+        "fit the ranking of similar products, by similarity and quality, to recorded clicks",
     )
-    sub.add_argument(
+    parser.add_argument(
         "--events",
         type=Path,
         nargs="+",
         required=True,
-        help="files of sicot serve --events, one a machine, or folders of sicot events import",
+        help="files of sicot serve --events, one per machine, or folders of sicot events import",
     )
-    sub.add_argument(
+    parser.add_argument(
         "--queries",
         type=Path,
         required=True,
         metavar="DIR",
         help="folder of sicot serve --keep-queries: visitors' photos",
     )
-    sub = changing(
-        "export", _export, "products, photos, features and codes as Parquet, with the recogniser"
+
+
+def _add_copy_commands(group: Commands) -> None:
+    parser = _add_index_command(
+        group,
+        "export",
+        _export,
+        "write products, photos, embeddings and codes as Parquet, with the recogniser",
     )
-    sub.add_argument(
-        "--out", type=Path, required=True, help="folder to write, which must not exist"
+    add_out_option(parser, "folder")
+
+    parser = _add_index_command(
+        group, "import", _import, "use an export as the next version of an index"
     )
-    sub = changing("import", _import, "an export as the next version of an index")
-    sub.add_argument("source", type=Path, help="folder of sicot index export")
-    sub = changing(
+    parser.add_argument("source", type=Path, help="folder of sicot index export")
+
+    parser = _add_index_command(
+        group,
         "publish",
         _publish,
-        "the version in use, or what changed in it, into PostgreSQL with pgvector, or its codes into Milvus",
+        "copy the version in use, or its changes, to PostgreSQL with pgvector, or its codes to "
+        "Milvus",
     )
-    sub.add_argument(
+    parser.add_argument(
         "--database",
         required=True,
         metavar="URL",
         help="postgresql://USER@HOST/DATABASE, or milvus+http://HOST:PORT",
     )
-    sub = changing(
-        "split", _split, "the version in use in several parts that answer as one, as a new index"
+
+    parser = _add_index_command(
+        group,
+        "split",
+        _split,
+        "copy the version in use to a new index of several shards, which are searched as one",
     )
-    sub.add_argument(
-        "--out", type=Path, required=True, help="folder to write, which must not exist"
+    add_out_option(parser, "folder")
+    parser.add_argument(
+        "--shards", type=int, required=True, help="shards; each product is in one of them"
     )
-    sub.add_argument("--shards", type=int, required=True, help="parts; a product is in one of them")
-    changing(
+
+    _add_index_command(
+        group,
         "verify",
         _verify,
-        "whether the version in use is whole and as it was built; reads all of it",
+        "check that the version in use is complete and unchanged; reads all of it",
     )
 
 
-def _build(args: argparse.Namespace, _) -> None:
-    from sicot_jax.indexing.build import build
+def _build(args: argparse.Namespace, _: Sequence[str]) -> None:
+    from sicot_jax.indexing.build import build_index
 
-    version = build(args.workdir, args.out, path=args.path, codes=args.codes, bits=args.bits)
+    version = build_index(
+        args.workdir, args.out, catalog_path=args.catalog, code_kind=args.codes, bits=args.bits
+    )
     print(f"{version} is in use: sicot serve --index {args.out}")
 
 
-def _add(args: argparse.Namespace, _) -> None:
-    from sicot_jax.indexing import update as change
+def _nightly(args: argparse.Namespace, _: Sequence[str]) -> None:
+    from sicot_jax.indexing.nightly import NightlyPaths, run_nightly
 
-    found = change.add(args.index, args.source)
-    for line in found.dropped[:20]:
+    paths = NightlyPaths(args.manifest, args.catalog, args.workdir, args.index)
+    print(run_nightly(paths, database=args.database, report_file=args.report).summary())
+
+
+def _add(args: argparse.Namespace, _: Sequence[str]) -> None:
+    from sicot_jax.indexing.add import add_products
+
+    report = add_products(args.index, args.source)
+    for line in report.dropped[:_MAX_DROPPED_LINES]:
         print(f"dropped: {line}", file=sys.stderr)
-    if len(found.dropped) > 20:
-        print(f"dropped: {len(found.dropped) - 20} more", file=sys.stderr)
-    print(found.summary())
+    if len(report.dropped) > _MAX_DROPPED_LINES:
+        print(f"dropped: {len(report.dropped) - _MAX_DROPPED_LINES} more", file=sys.stderr)
+    print(report.summary())
 
 
-def _update(args: argparse.Namespace, _) -> None:
-    from sicot_jax.indexing import update as change
+def _update(args: argparse.Namespace, _: Sequence[str]) -> None:
+    from sicot_jax.indexing.update import update_products
 
-    print(f"{change.update(args.index, args.source)} products updated")
+    print(f"{update_products(args.index, args.source)} products updated")
 
 
-def _remove(args: argparse.Namespace, _) -> None:
-    from sicot_jax.indexing import update as change
+def _remove(args: argparse.Namespace, _: Sequence[str]) -> None:
+    from sicot_jax.indexing.update import remove_products
 
     skus = [*args.skus, *(args.file.read_text().split("\n") if args.file else [])]
     skus = [sku.strip() for sku in skus if sku.strip()]
     if not skus and not args.photo:
         raise InputError("nothing to remove: give SKUs, --file or --photo")
-    print(f"{change.remove(args.index, skus, photos=args.photo)} withdrawn")
+    print(f"{remove_products(args.index, skus, photos=args.photo)} deleted")
 
 
-def _verify(args: argparse.Namespace, _) -> None:
-    from sicot_jax.index.storage import layout
-    from sicot_jax.indexing.verify import verify
+def _rank(args: argparse.Namespace, _: Sequence[str]) -> None:
+    from sicot_jax.indexing.fit_ranker import fit_index_ranker
 
-    folder = layout.current_version(args.index)
-    if faults := verify(folder, checksums=True):
-        raise InputError(f"{folder}: {'; '.join(faults)}; build the index again")
-    print(f"{folder}: whole")
+    print(fit_index_ranker(args.index, args.events, args.queries))
 
 
-def _rank(args: argparse.Namespace, _) -> None:
-    from sicot_jax.indexing.fit_ranker import rank
-
-    print(rank(args.index, args.events, args.queries))
-
-
-def _export(args: argparse.Namespace, _) -> None:
+def _export(args: argparse.Namespace, _: Sequence[str]) -> None:
     from sicot_jax.indexing.parquet import export_index
 
     counts = export_index(args.index, args.out)
     print(f"wrote {args.out}: {counts['products']} products, {counts['photos']} photos")
 
 
-def _publish(args: argparse.Namespace, _) -> None:
-    from sicot_jax.index.backends.open import publish
-
-    print(publish(args.index, args.database))
-
-
-def _split(args: argparse.Namespace, _) -> None:
-    from sicot_jax.index.backends.sharded import split
-
-    print(
-        f"{split(args.index, args.out, args.shards)}: {args.shards} shards; sicot serve --index {args.out}"
-    )
-
-
-def _import(args: argparse.Namespace, _) -> None:
+def _import(args: argparse.Namespace, _: Sequence[str]) -> None:
     from sicot_jax.indexing.parquet import import_index
 
     print(f"{import_index(args.source, args.index)} is in use")
 
 
-def _nightly(args: argparse.Namespace, _) -> None:
-    from sicot_jax.indexing.nightly import nightly
+def _publish(args: argparse.Namespace, _: Sequence[str]) -> None:
+    from sicot_jax.index.backends.open import publish_index
 
-    places = args.manifest, args.catalog, args.workdir, args.index
-    print(nightly(*places, database=args.database, report=args.report).summary())
+    print(publish_index(args.index, args.database))
+
+
+def _split(args: argparse.Namespace, _: Sequence[str]) -> None:
+    from sicot_jax.indexing.split import split_index
+
+    folder = split_index(args.index, args.out, args.shards)
+    print(f"{folder}: {args.shards} shards; sicot serve --index {args.out}")
+
+
+def _verify(args: argparse.Namespace, _: Sequence[str]) -> None:
+    from sicot_jax.index.storage import layout
+    from sicot_jax.indexing.verify import verify_version
+
+    folder = layout.current_version(args.index)
+    if faults := verify_version(folder, checksums=True):
+        raise InputError(f"{folder}: {'; '.join(faults)}; build the index again")
+    print(f"{folder}: complete")

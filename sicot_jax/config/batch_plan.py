@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TypeVar
+from typing import Any, overload
 
 SAMPLING_SCHEMES = ("uniform", "class_balanced", "square_root")
-
-# An int, or an integer array of numpy or JAX, traced ones included.
-Steps = TypeVar("Steps")
 
 
 def num_triplets(photos: int, share: float) -> int:
@@ -58,18 +55,24 @@ class BatchPlan:
             plan = cls(batch_size, (*plan.doubled_at, plan.steps_for(round(i * every))))
         return plan
 
-    def batches_before(self, step: Steps) -> Steps:
+    @overload
+    def batches_before(self, step: int) -> int: ...
+
+    @overload
+    def batches_before(self, step: Any) -> Any: ...
+
+    def batches_before(self, step: Any) -> Any:
         """Counts the batches of the first size that earlier steps take.
 
         That is step + sum_i 2^i max(0, step - doubled_at_i).
 
         Args:
-          step: int, or an integer array, also one that JAX traces.
+          step: int, or an integer array of numpy or JAX, traced ones included.
 
         Returns:
           Batches, of the type of `step`.
         """
-        return step + sum(2**i * (step - at) * (step > at) for i, at in enumerate(self.doubled_at))  # type: ignore[operator]
+        return step + sum(2**i * (step - at) * (step > at) for i, at in enumerate(self.doubled_at))
 
     def steps_for(self, batches: int) -> int:
         """Returns the first step with so many batches before it: the inverse of `batches_before`.

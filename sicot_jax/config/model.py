@@ -101,7 +101,8 @@ class LossConfig:
       mixed: weight of the cross-entropy of the mixed embedding, lambda.
       logit_adjustment: tau; tau * log prior is added to the logits in training (Menon et al. 2021).
       label_smoothing: epsilon of label smoothing.
-      tag_prediction: weight of predicting a title's words from its photo (`auxiliary_losses.tag_prediction_loss`).
+      tag_prediction: weight of predicting a title's words from its photo
+        (`auxiliary_losses.tag_prediction_loss`).
       codes: weight of the loss of a binary layer, for `sicot index build --codes learned`; set it
         where an index with PCA codes recalls too little.
       code_balance: within `codes`, weight of each bit being set for half of the photos; raise it

@@ -1,6 +1,4 @@
-"""`sicot report uv`: unique-visitor conversion of each variant of the service, and its gain over
-another one.
-"""
+"""`sicot report conversion`: unique-visitor conversion by variant of the service, and gains."""
 
 from __future__ import annotations
 
@@ -12,16 +10,25 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from sicot_jax.errors import InputError
-from sicot_jax.events.store import Event, opened
+from scipy import stats
 
-_Z = 1.959963984540054  # of a 95 % interval
-CONVERSIONS = ("click", "purchase")
+from sicot_jax.common.markdown import markdown_table
+from sicot_jax.common.text import pluralize
+from sicot_jax.errors import InputError
+from sicot_jax.events.store import Event, open_events
+
+CONVERSION_KINDS = ("click", "purchase")
 
 
 @dataclasses.dataclass(frozen=True)
-class Variant:
-    """Visitors who were shown something by it, and those of them who converted after that."""
+class VariantConversion:
+    """Unique visitors of one variant of the service.
+
+    Attributes:
+      name: the variant.
+      visitors: visitors who were shown something by it.
+      converted: those of them who converted after that.
+    """
 
     name: str
     visitors: int
@@ -29,80 +36,123 @@ class Variant:
 
     @property
     def rate(self) -> float:
+        """Fraction of visitors who converted."""
         return self.converted / self.visitors
 
     def interval(self) -> tuple[float, float]:
-        """95 % of the rate, Wilson's (1927)."""
-        n, rate = self.visitors, self.rate
-        centre = (rate + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-        half = _Z / (1 + _Z**2 / n) * math.sqrt(rate * (1 - rate) / n + _Z**2 / (4 * n**2))
-        return max(centre - half, 0.0), min(centre + half, 1.0)
+        """Returns the 95 % confidence interval of the rate (Wilson 1927).
+
+        Returns:
+          (low, high), fractions.
+        """
+        result = stats.binomtest(self.converted, self.visitors)
+        low, high = result.proportion_ci(0.95, method="wilson")
+        return float(low), float(high)
 
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """`mixed`: visitors who saw several variants; they are in none of them."""
+    """Conversion of all variants.
 
-    variants: list[Variant]
-    mixed: int
-    kind: str
-
-
-def conversion(events: Iterable[Event], *, kind: str = "purchase") -> Conversion:
-    """Of events in any order. A visitor is one however often he comes; what he does before his
-    first impression does not count.
-
-    Raises InputError where no variant has shown anything.
+    Attributes:
+      variants: variants in the order of their names.
+      mixed: visitors who saw several variants, and count for none of them.
     """
-    if kind not in CONVERSIONS:
-        raise InputError(f"--kind {kind}, wanted {' or '.join(CONVERSIONS)}")
-    first: dict[str, float] = {}
-    seen: dict[str, set[str]] = collections.defaultdict(set)
-    last: dict[str, float] = {}
+
+    variants: list[VariantConversion]
+    mixed: int
+
+
+def measure_conversion(events: Iterable[Event], *, kind: str = "purchase") -> Conversion:
+    """Counts unique visitors and conversions by variant.
+
+    A visitor counts once. Events before a visitor's first impression do not count.
+
+    Args:
+      events: events in any order; an event given twice counts once.
+      kind: kind of event that converts a visitor, `click` or `purchase`.
+
+    Returns:
+      Counts by variant.
+
+    Raises:
+      InputError: there is no impression, or `kind` is another one.
+    """
+    if kind not in CONVERSION_KINDS:
+        raise InputError(f"--kind {kind}, wanted {' or '.join(CONVERSION_KINDS)}")
+    first_impression: dict[str, float] = {}
+    variants_seen: dict[str, set[str]] = collections.defaultdict(set)
+    last_conversion: dict[str, float] = {}
     for event in events:
         if event.kind == "impression":
-            first[event.visitor] = min(event.time, first.get(event.visitor, math.inf))
-            seen[event.visitor].add(event.variant)
+            first_impression[event.visitor] = min(
+                event.time, first_impression.get(event.visitor, math.inf)
+            )
+            variants_seen[event.visitor].add(event.variant)
         elif event.kind == kind:
-            last[event.visitor] = max(event.time, last.get(event.visitor, -math.inf))
-    if not seen:
+            last_conversion[event.visitor] = max(
+                event.time, last_conversion.get(event.visitor, -math.inf)
+            )
+    if not variants_seen:
         raise InputError(
-            "no impression among the events, wanted some of a variant; send them with POST /v1/events"
+            "no impression among the events, wanted some of a variant; send them with POST "
+            "/v1/events"
         )
     visitors: collections.Counter[str] = collections.Counter()
     converted: collections.Counter[str] = collections.Counter()
-    for visitor, variants in seen.items():
-        if len(variants) == 1:
-            (variant,) = variants
+    for visitor, seen in variants_seen.items():
+        if len(seen) == 1:
+            (variant,) = seen
             visitors[variant] += 1
-            converted[variant] += last.get(visitor, -math.inf) >= first[visitor]
-    found = [Variant(name, visitors[name], converted[name]) for name in sorted(visitors)]
-    return Conversion(found, len(seen) - sum(visitors.values()), kind)
+            converted[variant] += (
+                last_conversion.get(visitor, -math.inf) >= first_impression[visitor]
+            )
+    counts = [VariantConversion(name, visitors[name], converted[name]) for name in sorted(visitors)]
+    return Conversion(counts, len(variants_seen) - sum(visitors.values()))
 
 
-def relative_gain(variant: Variant, control: Variant) -> tuple[float, float, float] | None:
-    """rate / control's rate - 1 and its 95 % interval, exp(log ratio -+ z sqrt(sum of (1 - p) / (n
-    p))) - 1 (Katz et al. 1978).
+def relative_gain(
+    variant: VariantConversion, control: VariantConversion
+) -> tuple[float, float, float] | None:
+    """Returns the relative gain in conversion rate over a control (Katz et al. 1978).
 
-    None where one of the two has no conversion.
+    Args:
+      variant: variant to judge.
+      control: variant that the gain is over.
+
+    Returns:
+      (rate / control's rate - 1, low, high) with the 95 % interval; None where one of the two has
+      no conversion.
     """
     if not variant.converted or not control.converted:
         return None
-    ratio = math.log(variant.rate / control.rate)
-    error = math.sqrt(sum((1 - v.rate) / (v.visitors * v.rate) for v in (variant, control)))
-    return tuple(math.exp(ratio + z * error) - 1 for z in (0, -_Z, _Z))  # type: ignore[return-value]
+    risk = stats.contingency.relative_risk(
+        variant.converted, variant.visitors, control.converted, control.visitors
+    )
+    low, high = risk.confidence_interval(0.95)
+    return float(risk.relative_risk) - 1, float(low) - 1, float(high) - 1
 
 
-def report(paths: Sequence[Path], *, kind: str, control: str = "") -> str:
-    """A table in Markdown, of the events of all files. `control`: the variant that gains are over;
-    by default the first by name.
+def conversion_report(paths: Sequence[Path], *, kind: str, control: str = "") -> str:
+    """Makes the table of conversion by variant.
+
+    Args:
+      paths: files of events, see `open_events`; an event in two of them counts once.
+      kind: kind of event that converts a visitor, `click` or `purchase`.
+      control: variant that gains are over; the first by name by default.
+
+    Returns:
+      A Markdown table with 95 % intervals, and notes.
+
+    Raises:
+      InputError: no events, no impression, or no such control.
     """
     with contextlib.ExitStack() as stack:
-        stores = [stack.enter_context(contextlib.closing(opened(path))) for path in paths]
-        found = conversion(
-            itertools.chain.from_iterable(stores), kind=kind
-        )  # an event in two files counts as one
-    by_name: Mapping[str, Variant] = {variant.name: variant for variant in found.variants}
+        stores = [stack.enter_context(contextlib.closing(open_events(path))) for path in paths]
+        conversion = measure_conversion(itertools.chain.from_iterable(stores), kind=kind)
+    by_name: Mapping[str, VariantConversion] = {
+        variant.name: variant for variant in conversion.variants
+    }
     if not by_name:
         raise InputError(
             f"{paths[0]}: every visitor saw several variants; give each visitor one of them"
@@ -111,26 +161,24 @@ def report(paths: Sequence[Path], *, kind: str, control: str = "") -> str:
         raise InputError(
             f"--control {control}: no such variant, wanted one of {', '.join(by_name)}"
         )
-    base = by_name[control or found.variants[0].name]
-    lines = [
-        f"| variant | visitors | with a {kind} | rate, % | gain over {base.name}, % |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for variant in found.variants:
-        low, high = (100 * x for x in variant.interval())
-        gain = "" if variant is base else _gain(relative_gain(variant, base))
+    base = by_name[control or conversion.variants[0].name]
+    rows = []
+    for variant in conversion.variants:
+        low, high = (100 * bound for bound in variant.interval())
+        gain = "" if variant is base else _gain_cell(relative_gain(variant, base))
         rate = f"{100 * variant.rate:.2f} [{low:.2f}, {high:.2f}]"
-        lines.append(
-            f"| {variant.name} | {variant.visitors:,} | {variant.converted:,} | {rate} | {gain} |"
-        )
-    lines += ["", "Unique visitors, 95 % intervals; ~ marks a gain whose interval holds zero."]
-    if found.mixed:
-        lines.append(f"{found.mixed:,} visitors saw several variants and are left out.")
+        rows.append([variant.name, f"{variant.visitors:,}", f"{variant.converted:,}", rate, gain])
+    header = ["variant", "visitors", f"with a {kind}", "rate, %", f"gain over {base.name}, %"]
+    lines = [markdown_table(header, rows), ""]
+    lines.append("Unique visitors, 95 % intervals; ~ marks a gain whose interval contains zero.")
+    if conversion.mixed:
+        visitors = pluralize(conversion.mixed, "visitor")
+        lines.append(f"Left out for seeing several variants: {visitors}.")
     return "\n".join(lines)
 
 
-def _gain(found: tuple[float, float, float] | None) -> str:
-    if found is None:
+def _gain_cell(gain: tuple[float, float, float] | None) -> str:
+    if gain is None:
         return "not measurable: no conversion"
-    gain, low, high = (100 * x for x in found)
-    return f"{'~' if low <= 0 <= high else ''}{gain:+.1f} [{low:+.1f}, {high:+.1f}]"
+    value, low, high = (100 * bound for bound in gain)
+    return f"{'~' if low <= 0 <= high else ''}{value:+.1f} [{low:+.1f}, {high:+.1f}]"

@@ -1,6 +1,4 @@
-"""DuckDB over files of events: more rows than memory holds, what does not fit goes to a folder of
-its own.
-"""
+"""DuckDB over files of events: more rows than memory holds, spilling into a folder of its own."""
 
 from __future__ import annotations
 
@@ -11,20 +9,31 @@ from typing import TYPE_CHECKING, Any
 
 from sicot_jax.common.text import one_line_error
 from sicot_jax.errors import InputError
-from sicot_jax.events import store
-from sicot_jax.events.store import EVENTS_FILE, is_parquet
+from sicot_jax.events.store import EVENT_FIELDS, EVENTS_FILE, export_events, is_parquet
 
 if TYPE_CHECKING:
     import duckdb
 
+_MIN_MEMORY_MB = 200
+
 
 @contextlib.contextmanager
-def connect(folder: Path, *, memory_mb: int, threads: int) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database for the block that holds `memory_mb` of working memory and spills into `folder`.
-    threads: 0 as many as there are cores.
+def open_duckdb(
+    folder: Path, *, memory_mb: int, threads: int
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Opens a database for the block.
 
-    InputError: DuckDB is not installed, too little memory, and what goes wrong with a file or the
-      disk in the block.
+    Args:
+      folder: folder for the database and for what does not fit in memory.
+      memory_mb: working memory, MB.
+      threads: threads to use; 0 for as many as there are cores.
+
+    Yields:
+      The connection.
+
+    Raises:
+      InputError: DuckDB is not installed, the memory is too little, or a file or the disk fails in
+        the block.
     """
     try:
         import duckdb
@@ -32,8 +41,8 @@ def connect(folder: Path, *, memory_mb: int, threads: int) -> Iterator[duckdb.Du
         raise InputError(
             "no duckdb here to read events with; install it: pip install 'sicot_jax[events]'"
         ) from error
-    if memory_mb < 200:
-        raise InputError(f"--memory-mb {memory_mb}, wanted at least 200")
+    if memory_mb < _MIN_MEMORY_MB:
+        raise InputError(f"--memory-mb {memory_mb}, wanted at least {_MIN_MEMORY_MB}")
     config: dict[str, Any] = {
         "memory_limit": f"{memory_mb}MB",
         "temp_directory": str(folder / "spilled"),
@@ -42,7 +51,7 @@ def connect(folder: Path, *, memory_mb: int, threads: int) -> Iterator[duckdb.Du
         config["threads"] = threads
     database = duckdb.connect(str(folder / "work.duckdb"), config=config)
     try:
-        database.execute("SET TimeZone = 'UTC'")  # of times that name no zone
+        database.execute("SET TimeZone = 'UTC'")  # of times without a zone
         database.execute("SET enable_progress_bar = false")
         yield database
     except duckdb.OutOfMemoryException as error:
@@ -56,40 +65,64 @@ def connect(folder: Path, *, memory_mb: int, threads: int) -> Iterator[duckdb.Du
     except RuntimeError as error:
         if str(error) != "Query interrupted":
             raise
-        raise KeyboardInterrupt from error  # which DuckDB takes the signal's own exception away for
+        raise KeyboardInterrupt from error  # DuckDB replaces the signal's own exception
     finally:
         database.close()
 
 
-def literal(text: object) -> str:
-    """As a text inside a statement."""
-    return "'" + str(text).replace("'", "''") + "'"
+def sql_literal(value: object) -> str:
+    """Quotes a text for a statement.
+
+    Args:
+      value: text, or what has one.
+
+    Returns:
+      The text in single quotes.
+    """
+    return "'" + str(value).replace("'", "''") + "'"
 
 
-def name(text: str) -> str:
-    """As the name of a column inside a statement."""
-    return '"' + text.replace('"', '""') + '"'
+def sql_name(name: str) -> str:
+    """Quotes the name of a column for a statement.
+
+    Args:
+      name: any text.
+
+    Returns:
+      The name in double quotes.
+    """
+    return '"' + name.replace('"', '""') + '"'
 
 
-def as_parquet(path: Path, folder: Path) -> Path:
-    """The events of `path` as Parquet: such a file, a folder of sicot events import, or the file of
-    a service (copied into `folder`).
+def events_as_parquet(path: Path, folder: Path) -> Path:
+    """Returns a Parquet file of events, copied from a service's file where needed.
 
-    InputError: none of these.
+    Args:
+      path: Parquet file of events, folder of `sicot events import`, or SQLite file of a service.
+      folder: folder for a copy.
+
+    Returns:
+      Path of the Parquet file.
+
+    Raises:
+      InputError: no such file, or one of another kind.
     """
     path = path / EVENTS_FILE if path.is_dir() else path
     if not path.is_file():
         raise InputError(
-            f"{path}: no such file, wanted events: Parquet, a folder of sicot events import, a service's file"
+            f"{path}: no such file, wanted events: Parquet, a folder of sicot events import, a "
+            "service's file"
         )
     if not is_parquet(path):
-        store.export_events(path, copied := folder / f"{path.name}.parquet")
-        return copied
+        copy = folder / f"{path.name}.parquet"
+        export_events(path, copy)
+        return copy
     from pyarrow import parquet
 
-    found = parquet.read_schema(path).names
-    if missing := [field for field in store.FIELDS if field not in found]:
+    columns = parquet.read_schema(path).names
+    if missing := [field for field in EVENT_FIELDS if field not in columns]:
         raise InputError(
-            f"{path}: no column {', '.join(missing)}, wanted those of an event; sicot events import makes them"
+            f"{path}: no column {', '.join(missing)}, wanted those of an event; sicot events "
+            "import makes them"
         )
     return path

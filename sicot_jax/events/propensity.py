@@ -1,12 +1,13 @@
-"""How much a place on the page is looked at, from the log alone.
+"""Examination propensities: how likely a position of a list is examined, estimated from logs alone.
 
-The position-based model: E[clicks] = views * chance(place) * relevance(query, sku). The same thing
-shown for the same query at several places (lists shuffled, rankings changed) tells chances apart
-from relevance: intervention harvesting, Agarwal et al., WSDM 2019. The estimate is the conditional
-maximum likelihood of Poisson counts with an effect of each (query, sku) (Hausman, Hall, Griliches
-1984): given the C clicks of a pair, those at place k are multinomial with q_k = views_k * chance_k
-/ sum of the same over its places, so that relevance drops out. It uses all pairs of places at once,
-is concave, and consistent however few clicks a pair has.
+Position-based click model: E[clicks] = views * propensity(position) * relevance(query, sku). The
+same item shown for the same query at several positions (shuffled lists, changed rankings)
+separates propensity from relevance: intervention harvesting (Agarwal et al., WSDM 2019). The
+estimate is the conditional maximum likelihood of Poisson counts with an effect per pair (query,
+sku) (Hausman, Hall, Griliches 1984): given the C clicks of a pair, those at position k are
+multinomial with q_k = views_k * propensity_k / sum of the same over its positions, so that
+relevance cancels. It uses all pairs of positions at once, is concave, and is consistent however few
+clicks a pair has.
 """
 
 from __future__ import annotations
@@ -15,81 +16,142 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
+from scipy import stats
 
-_PAIRS = 1 << 16  # rows of counts in one go
-_STEPS, _CLOSE, _FARTHEST = 100, 1e-6, 1.0
+_PAIR_CHUNK = 1 << 19  # pairs times positions that are dense at a time
+_MAX_ITERATIONS, _TOLERANCE, _MAX_STEP = 100, 1e-6, 1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Looking:
-    """chance: [R], of looking at place r, relative to the first. error: [R], standard error of its
-    logarithm, nan where it is not estimated. clicks: [R], that it rests on. source: how it was
-    found, in words.
+class ExaminationPropensity:
+    """Propensity of each of R positions, from the first on.
+
+    Attributes:
+      propensity: float64 [R], probability that the position is examined, relative to the first.
+      log_error: float64 [R], standard error of its logarithm; nan where it is not estimated.
+      clicks: int [R], clicks that the estimate rests on.
+      source: how the values were obtained.
     """
 
-    chance: np.ndarray
-    error: np.ndarray
+    propensity: np.ndarray
+    log_error: np.ndarray
     clicks: np.ndarray
     source: str
 
-    def weights(self, largest: float) -> np.ndarray:
-        """min(1 / chance, largest), [R]: inverse propensities, clipped."""
-        return np.minimum(1 / self.chance, largest)
+    def weights(self, max_weight: float) -> np.ndarray:
+        """Returns clipped inverse propensities.
+
+        Args:
+          max_weight: largest weight.
+
+        Returns:
+          min(1 / propensity, max_weight), float64 [R].
+        """
+        return np.minimum(1 / self.propensity, max_weight)
+
+    def intervals(self) -> np.ndarray:
+        """Returns 95 % intervals of the propensities.
+
+        Returns:
+          (low, high) by position, float64 [R, 2]; nan where a propensity is not estimated.
+        """
+        margin = stats.norm.ppf(0.975) * self.log_error
+        return self.propensity[:, None] * np.exp(np.stack([-margin, margin], -1))
 
 
-def assumed(places: int, eta: float) -> Looking:
-    """r^-eta, of no log."""
-    chance = np.arange(1, places + 1, dtype=np.float64) ** -eta
-    return Looking(chance, np.full(places, np.nan), np.zeros(places, int), f"assumed: r^-{eta:g}")
+def power_law_propensity(num_positions: int, eta: float) -> ExaminationPropensity:
+    """Returns assumed propensities that fall as a power of the position.
 
+    Args:
+      num_positions: number of positions R.
+      eta: exponent; position r has propensity r^-eta.
 
-def estimate(
-    pair: np.ndarray,
-    place: np.ndarray,
-    views: np.ndarray,
-    clicks: np.ndarray,
-    *,
-    places: int,
-    least_clicks: int = 50,
-) -> Looking:
-    """From counts of (query, sku) at places: all arrays [M], sorted by `pair`; `place` from 0.
-
-    A place with fewer than `least_clicks` clicks of pairs that were elsewhere too, or that no chain
-    of such pairs joins to the first, is looked at like the nearest estimated one above it. Where
-    nothing is estimated (every thing stands at one place for a query) all chances are 1, and
-    `source` says so: clicks then weigh alike.
+    Returns:
+      Propensities without errors.
     """
-    rows = np.ones(len(pair), bool)
-    while True:  # leaving out a place leaves pairs with one place
-        kept = [array[rows] for array in (pair, place, views, clicks)]
-        several = _together(kept[0], np.ones(len(kept[0]))) > 1
-        several &= _together(kept[0], kept[3]) > 0
-        kept = [array[several] for array in kept]
-        support = np.bincount(kept[1], kept[3], places)
-        good = (support >= least_clicks) & _joined(kept[0], kept[1], places)
-        new = rows.copy()
-        new[np.flatnonzero(rows)[~several]] = False
-        new &= good[place]
-        if (new == rows).all():
-            break
-        rows = new
-    error = np.full(places, np.nan)
-    if not rows.any() or good.sum() < 2:
-        note = "none: no thing stands at several places for one query; every place weighs 1"
-        return Looking(np.ones(places), error, support.astype(int), note)
-    log_chance, covariance = _newton(*kept, free=np.flatnonzero(good)[1:], places=places)
-    error[good] = np.sqrt(np.concatenate([[0], np.diag(covariance)]))
-    filled = np.maximum.accumulate(np.where(good, np.arange(places), 0))
-    return Looking(
-        np.exp(log_chance)[filled],
-        error,
-        support.astype(int),
-        "estimated: the same things at several places",
+    propensity = np.arange(1, num_positions + 1, dtype=np.float64) ** -eta
+    return ExaminationPropensity(
+        propensity,
+        np.full(num_positions, np.nan),
+        np.zeros(num_positions, int),
+        f"assumed: r^-{eta:g}",
     )
 
 
-def _together(pair: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """[M]: the sum of `values` over the rows of the same pair."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class PositionCounts:
+    """Views and clicks of pairs (query, sku) by position; M rows, sorted by pair.
+
+    Attributes:
+      pair: int [M], id of the pair.
+      position: int [M], from 0.
+      views: [M], times the pair was shown there.
+      clicks: [M], times it was clicked there.
+    """
+
+    pair: np.ndarray
+    position: np.ndarray
+    views: np.ndarray
+    clicks: np.ndarray
+
+    def __getitem__(self, rows: np.ndarray) -> PositionCounts:
+        return PositionCounts(
+            self.pair[rows], self.position[rows], self.views[rows], self.clicks[rows]
+        )
+
+
+def estimate_propensity(
+    counts: PositionCounts, *, num_positions: int, min_clicks: int = 50
+) -> ExaminationPropensity:
+    """Estimates the propensities of all positions.
+
+    A position with fewer than `min_clicks` clicks on pairs that were elsewhere too, or that no
+    chain of such pairs connects with the first, takes the propensity of the nearest estimated
+    position above it.
+
+    Args:
+      counts: views and clicks by pair and position.
+      num_positions: number of positions R.
+      min_clicks: fewest clicks to estimate a position from.
+
+    Returns:
+      Propensities; all are 1 where nothing can be estimated, as `source` says then.
+    """
+    usable = np.ones(len(counts.pair), bool)
+    while True:  # leaving out a position leaves pairs with one position
+        kept = counts[usable]
+        varied = _pair_sums(kept.pair, np.ones(len(kept.pair))) > 1
+        varied &= _pair_sums(kept.pair, kept.clicks) > 0
+        kept = kept[varied]
+        num_clicks = np.bincount(kept.position, kept.clicks, num_positions)
+        estimable = (num_clicks >= min_clicks) & _connected_positions(kept, num_positions)
+        remaining = usable.copy()
+        remaining[np.flatnonzero(usable)[~varied]] = False
+        remaining &= estimable[counts.position]
+        if (remaining == usable).all():
+            break
+        usable = remaining
+    log_error = np.full(num_positions, np.nan)
+    if not usable.any() or estimable.sum() < 2:
+        return ExaminationPropensity(
+            np.ones(num_positions),
+            log_error,
+            num_clicks.astype(int),
+            "none: no item stands at several positions for one query; every position weighs 1",
+        )
+    log_propensity, covariance = _fit_newton(kept, np.flatnonzero(estimable)[1:], num_positions)
+    log_error[estimable] = np.sqrt(np.concatenate([[0], np.diag(covariance)]))
+    nearest = np.maximum.accumulate(np.where(estimable, np.arange(num_positions), 0))
+    return ExaminationPropensity(
+        np.exp(log_propensity)[nearest],
+        log_error,
+        num_clicks.astype(int),
+        "estimated: the same items at several positions",
+    )
+
+
+def _pair_sums(pair: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Sum of values over the rows of the same pair, [M]."""
     if not len(pair):
         return np.zeros(0)
     begins = np.flatnonzero(np.concatenate([[True], pair[1:] != pair[:-1]]))
@@ -97,58 +159,54 @@ def _together(pair: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.repeat(np.add.reduceat(values, begins), lengths)
 
 
-def _joined(pair: np.ndarray, place: np.ndarray, places: int) -> np.ndarray:
-    """[R]: whether a chain of pairs leads from the first place to this one."""
-    reached = np.zeros(places, bool)
+def _connected_positions(counts: PositionCounts, num_positions: int) -> np.ndarray:
+    """Whether a chain of pairs leads from the first position to this one, bool [R]."""
+    reached = np.zeros(num_positions, bool)
     reached[:1] = True
-    while len(pair):
-        touched = _together(pair, reached[place].astype(float)) > 0
-        new = reached.copy()
-        new[place[touched]] = True
-        if (new == reached).all():
+    while len(counts.pair):
+        touched = _pair_sums(counts.pair, reached[counts.position].astype(float)) > 0
+        extended = reached.copy()
+        extended[counts.position[touched]] = True
+        if (extended == reached).all():
             break
-        reached = new
+        reached = extended
     return reached
 
 
-def _newton(
-    pair: np.ndarray,
-    place: np.ndarray,
-    views: np.ndarray,
-    clicks: np.ndarray,
-    *,
-    free: np.ndarray,
-    places: int,
+def _fit_newton(
+    counts: PositionCounts, free: np.ndarray, num_positions: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logarithms of the chances, [R] (0 where not free), and the covariance of the free ones."""
-    beta = np.zeros(places)
-    for _ in range(_STEPS):
-        gradient, information = np.zeros(places), np.zeros((places, places))
-        for counts, shown in _dense(pair, place, views, clicks, places):
-            total = counts.sum(1)
-            share = shown * np.exp(beta)
+    """Log propensities [R], 0 where not free, and the covariance of the free ones."""
+    beta = np.zeros(num_positions)
+    for _ in range(_MAX_ITERATIONS):
+        gradient, information = np.zeros(num_positions), np.zeros((num_positions, num_positions))
+        for clicks, views in _dense_chunks(counts, num_positions):
+            total = clicks.sum(1)
+            share = views * np.exp(beta)
             share /= share.sum(1, keepdims=True)
             expected = total[:, None] * share
-            gradient += (counts - expected).sum(0)
+            gradient += (clicks - expected).sum(0)
             information += np.diag(expected.sum(0)) - expected.T @ share
         step = np.linalg.solve(information[np.ix_(free, free)], gradient[free])
-        beta[free] += step * min(1.0, _FARTHEST / np.abs(step).max()) if step.any() else 0
-        if np.abs(step).max() < _CLOSE:
+        largest = np.abs(step).max()
+        beta[free] += step * min(1.0, _MAX_STEP / largest) if largest else 0
+        if largest < _TOLERANCE:
             break
     return beta, np.linalg.inv(information[np.ix_(free, free)])
 
 
-def _dense(
-    pair: np.ndarray, place: np.ndarray, views: np.ndarray, clicks: np.ndarray, places: int
+def _dense_chunks(
+    counts: PositionCounts, num_positions: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Clicks and views as [pairs, R], some pairs at a time."""
+    pair = counts.pair
     begins = np.concatenate([[0], np.flatnonzero(pair[1:] != pair[:-1]) + 1, [len(pair)]])
-    size = max(_PAIRS // places, 1) * 8
+    size = max(_PAIR_CHUNK // num_positions, 8)
     for first in range(0, len(begins) - 1, size):
-        some = begins[first : first + size + 1]
-        rows = slice(some[0], some[-1])
-        number = np.repeat(np.arange(len(some) - 1), np.diff(some))
-        counts, shown = np.zeros((2, len(some) - 1, places))
-        counts[number, place[rows]] = clicks[rows]
-        shown[number, place[rows]] = views[rows]
-        yield counts, shown
+        bounds = begins[first : first + size + 1]
+        rows = slice(bounds[0], bounds[-1])
+        row = np.repeat(np.arange(len(bounds) - 1), np.diff(bounds))
+        clicks, views = np.zeros((2, len(bounds) - 1, num_positions))
+        clicks[row, counts.position[rows]] = counts.clicks[rows]
+        views[row, counts.position[rows]] = counts.views[rows]
+        yield clicks, views

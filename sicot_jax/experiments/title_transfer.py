@@ -20,10 +20,9 @@ from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.errors import InputError
 from sicot_jax.parallel import distributed, mesh
 from sicot_jax.parallel.array_types import Float, Int
-from sicot_jax.training import evaluate
-from sicot_jax.training import run as runs
-from sicot_jax.training.setup import Setup
-from sicot_jax.training.state import TrainState
+from sicot_jax.training.predict import make_embed_step, map_photos
+from sicot_jax.training.restore import RestoredModel, restore_params
+from sicot_jax.training.run import Run, check_catalog_of_run, fit_run_to_devices, read_run
 
 # One step of the search: 128 MiB of similarities over all devices, whatever the catalogues' sizes.
 _QUERIES_PER_STEP, _ROWS_PER_STEP = 1 << 10, 1 << 15
@@ -44,13 +43,13 @@ def open_title_transfer(workdir: Path, *, path: str = "") -> TitleTransfer:
         titles.
     """
     device_mesh = mesh.make_mesh()
-    run = runs.on_devices_here(runs.read_run(workdir), device_mesh, path)
-    remedy = "give the one it was trained on (--titles-path)"
+    run = fit_run_to_devices(read_run(workdir), device_mesh, catalog_path=path)
+    remedy = "give the one it was trained on (--titles-catalog)"
     try:
         catalog = open_catalog(run.config.data)
     except InputError as error:
         raise InputError(f"the catalogue of run {workdir}: {error}; or {remedy}") from error
-    runs.check_data(run, catalog, remedy)
+    check_catalog_of_run(run, catalog, remedy)
     train = catalog.splits["train"]
     titles = [train[i]["title"] for i in range(len(train))]
     titled = np.flatnonzero([bool(title.strip()) for title in titles])
@@ -60,19 +59,18 @@ def open_title_transfer(workdir: Path, *, path: str = "") -> TitleTransfer:
             "wanted some to transfer; give a run on a catalogue with titles"
         )
     with jax.set_mesh(device_mesh):
-        setup, state = runs.restore_finished(run, device_mesh)
-    return TitleTransfer(run, catalog, setup, state, titled, [titles[i] for i in titled])
+        model = restore_params(run, device_mesh)
+    return TitleTransfer(model, device_mesh, catalog, titled, [titles[i] for i in titled])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _UnlabelledPhotos:
     """(image_id, encoded photo) as records without a class."""
 
     photos: Sequence[tuple[str, bytes]]
 
-    @property
-    def labels(self) -> np.ndarray:
-        return np.zeros(len(self), np.int32)
+    def __post_init__(self) -> None:
+        self.labels = np.zeros(len(self), np.int32)
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -90,28 +88,27 @@ class TitleTransfer:
     authors of SICoT gave the photos of iMaterialist the title of the first hit of an image search.
 
     Attributes:
-      run: the finished run.
-      catalog: its catalogue.
-      setup: model and mesh of the run.
-      state: its parameters.
+      model: the network of the finished run.
+      device_mesh: the devices that its parameters lie on.
+      catalog: the run's catalogue.
       titled: training records with a title, int [N].
       titles: their N titles.
     """
 
-    run: runs.Run
+    model: RestoredModel
+    device_mesh: jax.sharding.Mesh
     catalog: Catalog
-    setup: Setup
-    state: TrainState
     titled: np.ndarray
     titles: Sequence[str]
 
     @property
     def provenance(self) -> dict[str, str]:
         """Where titles come from: {"run", "data_hash", "commit"}."""
+        run = self.model.run
         return {
-            "run": self.run.workdir.absolute().name,
-            "data_hash": self.run.data_hash,
-            "commit": self.run.commit,
+            "run": run.workdir.absolute().name,
+            "data_hash": run.data_hash,
+            "commit": run.commit,
         }
 
     def find_titles(self, photos: Sequence[tuple[str, bytes]]) -> list[TransferredTitle | None]:
@@ -149,12 +146,14 @@ class TitleTransfer:
           and their cosine similarity, float32 [Q], -inf where there is none.
         """
         row_images, rows = self._titled_embeddings
-        query_images, queries = self._embed(_photo_batches(self.run, _UnlabelledPhotos(photos)))
+        query_images, queries = self._embed(
+            _photo_batches(self.model.run, _UnlabelledPhotos(photos))
+        )
         ids = np.unique(np.concatenate([row_images, query_images]), return_inverse=True)[1].astype(
             np.int32
         )
         row_ids, query_ids = ids[: len(row_images)], ids[len(row_images) :]
-        return nearest_neighbours(queries, rows, query_ids, row_ids, self.setup.mesh)
+        return nearest_neighbours(queries, rows, query_ids, row_ids, self.device_mesh)
 
     @functools.cached_property
     def _titled_embeddings(self) -> tuple[np.ndarray, np.ndarray]:
@@ -164,28 +163,29 @@ class TitleTransfer:
         """
         distributed.print_primary(
             f"title transfer: embedding {len(self.titled)} photos of {self.catalog.name} by run "
-            f"{self.run.workdir}"
+            f"{self.model.run.workdir}"
         )
-        return self._embed(_photo_batches(self.run, self.catalog.splits["train"], self.titled))
+        return self._embed(
+            _photo_batches(self.model.run, self.catalog.splits["train"], self.titled)
+        )
 
     @functools.cached_property
     def _visual(self) -> Callable[[jax.Array, jax.Array], dict[str, jax.Array]]:
         """Maps uint8 photos (labels are ignored) to {"embedding": v [B, D]}."""
-        embed = evaluate.make_embed(self.run.config.preprocessing, self.setup.visual_graphdef)
-        visual = self.state.params["visual"], self.state.batch_stats["visual"]
+        model = self.model
+        embed_step = make_embed_step(model.preprocessing, model.graphs.visual)
+        visual = model.params["visual"], model.batch_stats["visual"]
         # v >= 0, so no cosine is below 0.
-        return lambda image, label: {"embedding": embed(*visual, image)}
+        return lambda image, label: {"embedding": embed_step(*visual, image)}
 
     def _embed(self, batches: PhotoBatchLoader) -> tuple[np.ndarray, np.ndarray]:
         """Returns image_id [N] and v float32 [N, D]."""
-        with jax.set_mesh(self.setup.mesh):
-            rows = evaluate.over_photos(self._visual, batches, self.run.config, self.setup.mesh)
+        with jax.set_mesh(self.device_mesh):
+            rows = map_photos(self._visual, batches, self.model.run.config, self.device_mesh)
         return rows["image_id"], rows["embedding"]
 
 
-def _photo_batches(
-    run: runs.Run, split: Split, indices: np.ndarray | None = None
-) -> PhotoBatchLoader:
+def _photo_batches(run: Run, split: Split, indices: np.ndarray | None = None) -> PhotoBatchLoader:
     indices = np.arange(len(split)) if indices is None else indices
     return PhotoBatchLoader(split, run.config.preprocessing, run.config.eval.batch_size, indices)
 

@@ -1,10 +1,9 @@
-"""A finished run's recogniser, as every conversion starts from it."""
+"""Loads the recogniser of a finished run, the starting point of every conversion."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,133 +14,183 @@ import jax.numpy as jnp
 import numpy as np
 
 from sicot_jax.catalog.catalog import Tokenizer
-from sicot_jax.catalog.open import open_catalog
-from sicot_jax.classifier.heads import Classifier
+from sicot_jax.classifier.class_weights import ClassWeights
 from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
-from sicot_jax.parallel import mesh
-from sicot_jax.training import evaluate
-from sicot_jax.training import run as runs
-from sicot_jax.training.state import TrainState
-from sicot_jax.weights import bundle as folders
-from sicot_jax.weights import safetensors_io as weights
-from sicot_jax.weights import semantic as text
-from sicot_jax.weights import visual as network
-from sicot_jax.weights.bundle import Model, Text
-from sicot_jax.weights.parity import Outputs
+from sicot_jax.training.restore import RestoredModel, restore_params
+from sicot_jax.training.run import mesh_of_config, read_run
+from sicot_jax.weights.bundle import (
+    CLASS_TABLE_FILE,
+    WEIGHTS_FILE,
+    RecognizerSpec,
+    TextEncoderSpec,
+    WeightsBundle,
+    write_bundle_config,
+)
+from sicot_jax.weights.parity import ModelOutputs
+from sicot_jax.weights.safetensors_io import write_weights
+from sicot_jax.weights.semantic import semantic_to_torch
+from sicot_jax.weights.visual import visual_outputs_jax, visual_to_torch
 
 
 @dataclasses.dataclass(frozen=True)
-class Semantic:
-    """The stream that reads titles; arrays in torch's names, on the host."""
+class ExportedTextEncoder:
+    """The semantic stream of a run.
 
-    text: Text
+    Attributes:
+        spec: Its architecture.
+        arrays: Its weights by torch's names, on the host.
+        tokenizer: Its vocabulary.
+    """
+
+    spec: TextEncoderSpec
     arrays: dict[str, np.ndarray]
     tokenizer: Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Exported:
-    """arrays: the visual stream in torch's names, on the host. classifier: of v alone, divided over
-    the devices.
-    codes: W [D, bits] and c [bits] of a run that learned some: bit j of an embedding x of length 1
-      is x . W_j + c_j > 0.
+class ExportedRun:
+    """The recogniser of a finished run.
+
+    Attributes:
+        model: Its architecture.
+        preprocessing: How a photo becomes input.
+        arrays: Weights of the visual stream by torch's names, on the host.
+        class_weights: Classifier of the visual embedding, rows divided over the devices and
+            padded.
+        class_table: File with the product of each class.
+        source: Run, data and commit, for the bundle's configuration.
+        text: The semantic stream, where it was asked for.
+        code_layer: Kernel W [D, bits] and bias c [bits] of a run that learned binary codes: bit j
+            of a unit embedding x is x . W_j + c_j > 0.
     """
 
-    model: Model
+    model: RecognizerSpec
     preprocessing: Preprocessing
     arrays: dict[str, np.ndarray]
-    classifier: Classifier
+    class_weights: ClassWeights
     class_table: Path
     source: dict[str, Any]
-    semantic: Semantic | None = None
-    codes: tuple[np.ndarray, np.ndarray] | None = None
+    text: ExportedTextEncoder | None = None
+    code_layer: tuple[np.ndarray, np.ndarray] | None = None
 
-    def rows(self) -> dict[str, tuple[tuple[int, ...], weights.Pieces]]:
-        """The classifier for `weights.write_safetensors`, one device's rows at a time."""
-        count, kernel, bias = self.model.classes, self.classifier.kernel, self.classifier.bias
-        return {
-            "fc.bias": ((count,), functools.partial(mesh.rows_by_device, bias, count)),
-            "fc.weight": (
-                (count, kernel.shape[1]),
-                functools.partial(mesh.rows_by_device, kernel, count),
-            ),
-        }
+    def host_class_arrays(self) -> dict[str, np.ndarray]:
+        """Returns "fc.weight" [C, D] and "fc.bias" [C] on the host, without padding."""
+        num_classes = self.model.num_classes
+        arrays = self.class_weights.named_arrays()
+        return {name: np.asarray(array)[:num_classes] for name, array in arrays.items()}
 
-    def outputs(self, photos: Sequence[np.ndarray]) -> Outputs:
-        """By our own code, in float32; under `jax.set_mesh`."""
-        alone = dataclasses.replace(self.model, classes=0)
-        found = network.outputs_here(alone, self.preprocessing, self.arrays, photos)
+    def outputs(self, photos: Sequence[np.ndarray]) -> ModelOutputs:
+        """Runs the recogniser in JAX with float32 matrix products; call under `jax.set_mesh`.
+
+        Args:
+            photos: Uint8 photos [H, W, 3] of any size.
+
+        Returns:
+            Embeddings, logits [N, C] and boxes.
+        """
+        headless = dataclasses.replace(self.model, num_classes=0)
+        outputs = visual_outputs_jax(headless, self.preprocessing, self.arrays, photos)
+        kernel, bias = self.class_weights.kernel, self.class_weights.bias
         with jax.default_matmul_precision("highest"):
-            logits = _logits(found.embedding, self.classifier.kernel, self.classifier.bias)
-        return dataclasses.replace(found, logits=np.asarray(logits)[:, : self.model.classes])
+            logits = _logits(outputs.embedding, kernel, bias)
+        logits = np.asarray(logits)[:, : self.model.num_classes]
+        return dataclasses.replace(outputs, logits=logits)
 
 
 @jax.jit
-def _logits(embedding, kernel, bias):
-    # In one program: a transposed kernel would be a copy of it.
+def _logits(embedding: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+    # Compiled: a transposed kernel would be a copy of it.
     return jnp.einsum("bd,cd->bc", embedding, kernel) + bias
 
 
 @contextlib.contextmanager
-def exported(workdir: Path, *, with_text: bool = False) -> Iterator[Exported]:
-    """The recogniser of a finished run, on its mesh, rows that share words folded into plain ones.
-    InputError for others.
+def export_run(workdir: Path, *, with_text: bool = False) -> Iterator[ExportedRun]:
+    """Loads the recogniser of a finished run onto its device mesh.
 
-    `with_text` wants the semantic stream too, and for its vocabulary the run's catalogue.
+    Shared word weights are folded into plain rows.
+
+    Args:
+        workdir: Run folder.
+        with_text: Load the semantic stream too.
+
+    Yields:
+        The recogniser; its mesh is set until the context ends.
+
+    Raises:
+        InputError: The folder is no finished run, or `with_text` is given and the run was trained
+            without a semantic stream.
     """
-    run = runs.read_run(workdir)
+    run = read_run(workdir)
     if with_text and not run.config.loss.with_semantic:
         raise InputError(
-            f"{workdir}: trained without a semantic stream (loss.mixed=0); convert it without --with-text"
+            f"{workdir}: trained without a semantic stream (loss.mixed=0); "
+            "convert it without --with-text"
         )
-    table = runs.class_table_file(run)
-    device_mesh = runs.start_mesh(run.config)
+    device_mesh = mesh_of_config(run.config)
     with jax.set_mesh(device_mesh):
-        setup, state = runs.restore_finished(runs.on_devices_here(run, device_mesh), device_mesh)
-        yield Exported(
-            model=Model.of(run.config.model, setup.shape.num_classes),
-            preprocessing=run.config.preprocessing,
-            arrays=network.arrays_of(state.params["visual"], state.batch_stats["visual"]),
-            classifier=evaluate.plain_classifier(state),
-            class_table=table,
-            semantic=_semantic(run, state) if with_text else None,
-            codes=_codes(state.params["visual"]),
+        restored = restore_params(run, device_mesh)
+        params, batch_stats = restored.params, restored.batch_stats
+        yield ExportedRun(
+            model=RecognizerSpec.from_config(run.config.model, restored.num_classes),
+            preprocessing=restored.preprocessing,
+            arrays=visual_to_torch(params["visual"], batch_stats["visual"]),
+            class_weights=restored.class_weights,
+            class_table=run.class_table_path,
             source={
                 "run": workdir.name,
                 "data": run.data_hash,
-                "class_table": run.class_table,
+                "class_table": run.class_table_hash,
                 "commit": run.commit,
             },
+            text=_export_text_encoder(restored) if with_text else None,
+            code_layer=_code_layer(params["visual"]),
         )
 
 
-def _codes(params: Any) -> tuple[np.ndarray, np.ndarray] | None:
+def _code_layer(params: Any) -> tuple[np.ndarray, np.ndarray] | None:
     if "code_head" not in params:
         return None
     kernel, bias = (np.asarray(params["code_head"][name]) for name in ("kernel", "bias"))
-    return kernel * len(kernel) ** 0.5, bias  # as `VisualStream.binary_code` has it
+    return kernel * len(kernel) ** 0.5, bias  # scaled as in `VisualStream.binary_code`
 
 
-def _semantic(run: runs.Run, state: TrainState) -> Semantic:
-    catalog = open_catalog(run.config.data)
-    runs.check_data(
-        run, catalog, "give the catalogue back its place: --with-text needs its vocabulary"
-    )
-    arrays = text.arrays_of(state.params["semantic"], state.batch_stats["semantic"])
-    fields = {
+def _export_text_encoder(restored: RestoredModel) -> ExportedTextEncoder:
+    run = restored.run
+    arrays = semantic_to_torch(restored.params["semantic"], restored.batch_stats["semantic"])
+    spec = TextEncoderSpec(
         **dataclasses.asdict(run.config.model.text),
-        "word_width": arrays["words.weight"].shape[1],
-        "embedding_width": len(arrays["projection.weight"]),
-        "max_tokens": run.config.data.max_tokens,
-        "vocabulary": runs.vocabulary_hash(catalog.tokenizer),
-    }
-    return Semantic(Text(**fields), arrays, catalog.tokenizer)
+        word_width=arrays["words.weight"].shape[1],
+        embedding_width=len(arrays["projection.weight"]),
+        max_tokens=run.config.data.max_tokens,
+        vocabulary=run.vocabulary_hash,
+    )
+    return ExportedTextEncoder(spec, arrays, run.tokenizer())
 
 
-def write_recognizer(folder: Path, found: Exported) -> None:
-    """Its weights, config and class table."""
-    weights.write_weights(folder / folders.WEIGHTS, found.arrays, found.rows())
-    read = found.semantic.text if found.semantic is not None else None
-    folders.write_config(folder, found.model, found.preprocessing, found.source, read)
-    shutil.copy(found.class_table, folder / folders.CLASSES)
+def write_recognizer(folder: Path, exported: ExportedRun) -> None:
+    """Writes weights, configuration and class table of a recogniser.
+
+    The classifier is written with the rows of one device in memory at a time.
+
+    Args:
+        folder: Empty folder.
+        exported: The recogniser; its mesh is set.
+    """
+    rows = exported.class_weights.row_pieces(exported.model.num_classes)
+    write_weights(folder / WEIGHTS_FILE, exported.arrays, rows)
+    write_recognizer_config(folder, exported)
+
+
+def write_recognizer_config(folder: Path, exported: ExportedRun) -> None:
+    """Writes configuration and class table of a recogniser.
+
+    Args:
+        folder: Folder of the bundle.
+        exported: The recogniser.
+    """
+    text = exported.text.spec if exported.text is not None else None
+    write_bundle_config(
+        WeightsBundle(folder, exported.model, exported.preprocessing, exported.source, text)
+    )
+    shutil.copy(exported.class_table, folder / CLASS_TABLE_FILE)

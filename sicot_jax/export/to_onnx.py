@@ -1,10 +1,9 @@
-"""A finished run -> an ONNX graph that takes photos of the right size as bytes."""
+"""Converts a finished run to an ONNX graph that takes uint8 photos of the right size."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,56 +12,81 @@ from typing import Any
 import numpy as np
 
 from sicot_jax.catalog.sources.tables import read_class_table
-from sicot_jax.common import files
+from sicot_jax.common.files import atomic_directory
 from sicot_jax.errors import InputError
-from sicot_jax.export.from_run import Exported, exported
-from sicot_jax.weights import bundle as folders
-from sicot_jax.weights import parity as proof
-from sicot_jax.weights import visual as network
-from sicot_jax.weights.parity import Outputs
+from sicot_jax.export.from_run import ExportedRun, export_run, write_recognizer_config
+from sicot_jax.weights.bundle import ONNX_FILE, read_bundle_config, write_bundle_manifest
+from sicot_jax.weights.parity import ModelOutputs, ParityReport, check_parity, parity_photos
+from sicot_jax.weights.visual import load_torch_arrays, torch_template
 
-_WHAT = "JAX against ONNX Runtime"
-_LARGEST_GRAPH = 1_500_000_000  # bytes of weights inside the file; protobuf ends at 2 GiB
+_LABEL = "JAX against ONNX Runtime"
+_MAX_GRAPH_BYTES = 1_500_000_000  # weights inside the file; protobuf ends at 2 GiB
 
 
-def to_onnx(workdir: Path, out: Path, *, top_k: int = 0) -> dict[str, Any]:
-    """Write the folder `out` with a graph: "photos" uint8 [batch, height, width, 3] -> "embedding"
-    [batch, D] and "logits" [batch, C], or with `top_k` "probability" and "class" [batch, top_k] of
-    products that are not discontinued; and "box" [batch, 4] where the model has a box branch. Returns
-    what was compared.
+def to_onnx(workdir: Path, out: Path, *, top_k: int = 0) -> list[ParityReport]:
+    """Converts a finished run to a folder with an ONNX graph.
 
-    Photos are resized and cropped before (`Preprocessing`), and normalised in the graph. Needs the
-    extras torch and onnx.
+    The graph takes "photos", uint8 [batch, height, width, 3], resized and cropped by
+    `Preprocessing`, and normalises them. It gives "embedding" [batch, D] and "logits" [batch, C],
+    or with `top_k` "probability" and "class" [batch, top_k] of products that are not discontinued;
+    and "box" [batch, 4] where the model has a localisation branch. Needs the extras torch and onnx.
+
+    Args:
+        workdir: Run folder.
+        out: Folder to write, which must not exist.
+        top_k: Number of best classes that the graph gives; 0 for logits.
+
+    Returns:
+        Parity check of JAX and the written graph.
+
+    Raises:
+        InputError: No finished run, a missing package, a wrong `top_k`, JAX and ONNX Runtime do not
+            agree, or `out` exists.
     """
-    network.torch_module()
-    _import_onnx()
-    with files.atomic_directory(out) as new, exported(workdir) as found:
-        return write_onnx(new, found, top_k=top_k)
+    torch_template()
+    _check_onnx_installed()
+    with atomic_directory(out) as new, export_run(workdir) as exported:
+        return write_onnx(new, exported, top_k=top_k)
 
 
-def write_onnx(new: Path, found: Exported, *, top_k: int = 0) -> dict[str, Any]:
-    """All of such a folder into the empty one `new`; under the mesh of `exported`."""
-    discontinued = read_class_table(found.class_table).discontinued
-    offered = int((~discontinued).sum())
-    if not 0 <= top_k <= offered:
+def write_onnx(folder: Path, exported: ExportedRun, *, top_k: int = 0) -> list[ParityReport]:
+    """Writes a recogniser as a folder with an ONNX graph.
+
+    Args:
+        folder: Empty folder.
+        exported: The recogniser; its mesh is set.
+        top_k: Number of best classes that the graph gives; 0 for logits.
+
+    Returns:
+        Parity check of JAX and the written graph.
+
+    Raises:
+        InputError: `top_k` is out of range, or JAX and ONNX Runtime do not agree.
+    """
+    discontinued = read_class_table(exported.class_table).discontinued
+    num_active = int((~discontinued).sum())
+    if not 0 <= top_k <= num_active:
         raise InputError(
-            f"--top-k {top_k}, wanted 1 to {offered}, the run's products, or 0 for logits"
+            f"--top-k {top_k}, wanted 1 to {num_active}, the run's products, or 0 for logits"
         )
-    _export(network.torch_module(), found, new / folders.GRAPH, top_k, discontinued)
-    folders.write_config(new, found.model, found.preprocessing, found.source)
-    shutil.copy(found.class_table, new / folders.CLASSES)
-    photos = proof.fixed_photos()
-    here, there = found.outputs(photos), graph_outputs(new, photos)
-    if top_k:  # the graph keeps its logits to itself
-        here = dataclasses.replace(here, logits=best_probabilities(here.logits, top_k, discontinued))
-    proofs = {_WHAT: proof.prove(here, there, what=_WHAT)}
+    write_graph(folder / ONNX_FILE, exported, top_k=top_k, discontinued=discontinued)
+    write_recognizer_config(folder, exported)
+    photos = parity_photos()
+    expected, actual = exported.outputs(photos), onnx_outputs(folder, photos)
+    if top_k:  # the graph gives no logits
+        assert expected.logits is not None
+        probability = top_k_probabilities(expected.logits, top_k, discontinued)
+        expected = dataclasses.replace(expected, logits=probability)
+    report = check_parity(expected, actual, label=_LABEL)
     if top_k:
-        proofs[_WHAT]["probability"] = proofs[_WHAT].pop("logits")
-    folders.write_manifest(new, proofs)
-    return proofs
+        names = {"logits": "probability"}
+        differences = {names.get(name, name): d for name, d in report.differences.items()}
+        report = dataclasses.replace(report, differences=differences)
+    write_bundle_manifest(folder, [report])
+    return [report]
 
 
-def _import_onnx() -> None:
+def _check_onnx_installed() -> None:
     try:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
@@ -72,93 +96,118 @@ def _import_onnx() -> None:
         ) from error
 
 
-def _export(module: Any, found: Exported, path: Path, top_k: int, discontinued: np.ndarray) -> None:
+def write_graph(path: Path, exported: ExportedRun, *, top_k: int, discontinued: np.ndarray) -> None:
+    """Writes the ONNX graph of a recogniser with torch's exporter.
+
+    Args:
+        path: File to write.
+        exported: The recogniser.
+        top_k: Number of best classes that the graph gives; 0 for logits.
+        discontinued: Classes that are never among them, bool [C].
+    """
     import torch
 
-    model, preprocessing = dataclasses.asdict(found.model), found.preprocessing
-    recognizer = module.SicotRecognizer(
-        model, dataclasses.asdict(preprocessing), [""] * found.model.classes
+    spec, preprocessing = exported.model, exported.preprocessing
+    recognizer = torch_template().SicotRecognizer(
+        dataclasses.asdict(spec), dataclasses.asdict(preprocessing), [""] * spec.num_classes
     )
-    kernel, bias = (
-        np.asarray(x)[: found.model.classes]
-        for x in (found.classifier.kernel, found.classifier.bias)
-    )
-    network.load_into(recognizer, {**found.arrays, "fc.weight": kernel, "fc.bias": bias})
-
-    class Graph(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.recognizer = recognizer
-            self.discontinued = torch.tensor(discontinued)
-            self.mean, self.std = (
-                torch.tensor(x).reshape(3, 1, 1) for x in (preprocessing.mean, preprocessing.std)
-            )
-
-        def forward(self, photos):
-            images = (photos.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
-            embedding, box = recognizer.look(images)
-            found = [] if box is None else [box]
-            logits = recognizer.fc(embedding)
-            if not top_k:
-                return embedding, logits, *found
-            probability, classes = (
-                logits.masked_fill(self.discontinued, -torch.inf).softmax(-1).topk(top_k)
-            )
-            return embedding, probability, classes, *found
-
-    boxes = [] if found.model.box == "none" else ["box"]
+    arrays = {**exported.arrays, **exported.host_class_arrays()}
+    load_torch_arrays(recognizer, arrays)
     photos = torch.zeros((2, preprocessing.height, preprocessing.width, 3), dtype=torch.uint8)
+    output_names = ["embedding", *(["probability", "class"] if top_k else ["logits"])]
+    if spec.localization != "none":
+        output_names.append("box")
+    num_bytes = sum(array.nbytes for array in arrays.values())
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's exporter about itself
+        warnings.simplefilter("ignore")  # torch's exporter warns about itself
         torch.onnx.export(
-            Graph().eval(),
+            _graph_module(recognizer, preprocessing.mean, preprocessing.std, top_k, discontinued),
             (photos,),
             str(path),
             dynamo=True,
             verbose=False,
             input_names=["photos"],
-            output_names=[
-                "embedding",
-                *(["probability", "class"] if top_k else ["logits"]),
-                *boxes,
-            ],
+            output_names=output_names,
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-            external_data=kernel.nbytes + sum(array.nbytes for array in found.arrays.values())
-            > _LARGEST_GRAPH,
+            external_data=num_bytes > _MAX_GRAPH_BYTES,
         )
 
 
-def graph_outputs(folder: Path, photos: Sequence[np.ndarray]) -> Outputs:
-    """By ONNX Runtime, one photo alone and all at once; in place of logits the probabilities of a
-    graph's best classes, 0 for the others, where it gives those.
+def _graph_module(
+    recognizer: Any,
+    mean: Sequence[float],
+    std: Sequence[float],
+    top_k: int,
+    discontinued: np.ndarray,
+) -> Any:
+    """Returns a torch module from uint8 photos to the outputs of the graph."""
+    import torch
+
+    class Graph(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recognizer = recognizer
+            self.discontinued = torch.tensor(discontinued)
+            self.mean, self.std = (torch.tensor(x).reshape(3, 1, 1) for x in (mean, std))
+
+        def forward(self, photos: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            images = (photos.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+            embedding, box = recognizer.embed_and_localize(images)
+            boxes = [] if box is None else [box]
+            logits = recognizer.fc(embedding)
+            if not top_k:
+                return embedding, logits, *boxes
+            logits = logits.masked_fill(self.discontinued, -torch.inf)
+            probability, classes = logits.softmax(-1).topk(top_k)
+            return embedding, probability, classes, *boxes
+
+    return Graph().eval()
+
+
+def onnx_outputs(folder: Path, photos: Sequence[np.ndarray]) -> ModelOutputs:
+    """Runs the graph of a folder with ONNX Runtime, once for one photo and once for all.
+
+    Args:
+        folder: Folder of `write_onnx`.
+        photos: Uint8 photos [H, W, 3] of any size.
+
+    Returns:
+        Embeddings, logits and boxes. Of a graph with `top_k`, in place of logits the probabilities
+        of the best classes, 0 for the others.
     """
     import onnxruntime
 
-    stored = folders.read_config(folder)
-    preprocessing = stored.preprocessing
+    bundle = read_bundle_config(folder)
     session = onnxruntime.InferenceSession(
-        str(folder / folders.GRAPH), providers=["CPUExecutionProvider"]
+        str(folder / ONNX_FILE), providers=["CPUExecutionProvider"]
     )
-    batch = preprocessing.batch(photos)
+    batch = bundle.preprocessing.batch(photos)
     names = [output.name for output in session.get_outputs()]
-    whole, first = (session.run(names, {"photos": photos}) for photos in (batch, batch[:1]))
-    found = {
-        name: np.concatenate([b, a[1:]]) for name, a, b in zip(names, whole, first, strict=True)
+    all_photos, first_photo = (session.run(names, {"photos": x}) for x in (batch, batch[:1]))
+    outputs = {
+        name: np.concatenate([first, every[1:]])
+        for name, first, every in zip(names, first_photo, all_photos, strict=True)
     }
-    if "logits" in found:
-        return Outputs(**found)
-    dense = np.zeros((len(batch), stored.model.classes), np.float32)
-    np.put_along_axis(dense, found["class"], found["probability"], 1)
-    return Outputs(found["embedding"], dense, found.get("box"))
+    if "logits" in outputs:
+        return ModelOutputs(**outputs)
+    dense = np.zeros((len(batch), bundle.model.num_classes), np.float32)
+    np.put_along_axis(dense, outputs["class"], outputs["probability"], 1)
+    return ModelOutputs(outputs["embedding"], dense, outputs.get("box"))
 
 
-def best_probabilities(logits: np.ndarray | None, k: int, discontinued: np.ndarray) -> np.ndarray:
-    """Softmax of logits [N, C] over the classes that are not discontinued (bool [C]), where among a
-    row's k largest, else 0.
+def top_k_probabilities(logits: np.ndarray, k: int, discontinued: np.ndarray) -> np.ndarray:
+    """Returns the probabilities of the k best classes, 0 for all others.
+
+    Args:
+        logits: Float32 [N, C].
+        k: Number of classes.
+        discontinued: Classes that have no probability, bool [C].
+
+    Returns:
+        Softmax over the classes that are not discontinued, float32 [N, C].
     """
-    assert logits is not None
     logits = np.where(discontinued, -np.inf, logits)
-    shares = np.exp(logits - logits.max(1, keepdims=True))
-    shares /= shares.sum(1, keepdims=True)
-    return np.where(shares >= np.sort(shares, 1)[:, -k, None], shares, 0)
+    probability = np.exp(logits - logits.max(1, keepdims=True))
+    probability /= probability.sum(1, keepdims=True)
+    return np.where(probability >= np.sort(probability, 1)[:, -k, None], probability, 0)

@@ -1,10 +1,7 @@
-"""A finished run -> StableHLO (`jax.export`) for CPU, CUDA and TPU, any batch size, weights beside
-it.
-"""
+"""Converts a finished run to StableHLO (`jax.export`) for CPU, CUDA and TPU, any batch size."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,71 +9,99 @@ from typing import Any
 import jax
 import numpy as np
 
-from sicot_jax.common import files
+from sicot_jax.common.files import atomic_directory
 from sicot_jax.config.preprocessing import Preprocessing
-from sicot_jax.export.from_run import exported
-from sicot_jax.weights import batch_norm_folding as folded
-from sicot_jax.weights import bundle as folders
-from sicot_jax.weights import parity as proof
-from sicot_jax.weights import safetensors_io as weights
-from sicot_jax.weights.bundle import Model
-from sicot_jax.weights.parity import Outputs
+from sicot_jax.export.from_run import export_run, write_recognizer_config
+from sicot_jax.weights.batch_norm_folding import fold_batch_norms, folded_forward
+from sicot_jax.weights.bundle import (
+    STABLEHLO_FILE,
+    WEIGHTS_FILE,
+    RecognizerSpec,
+    read_bundle_config,
+    write_bundle_manifest,
+)
+from sicot_jax.weights.parity import ModelOutputs, ParityReport, check_parity, parity_photos
+from sicot_jax.weights.safetensors_io import write_weights
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-_WHAT = "JAX against StableHLO"
+_LABEL = "JAX against StableHLO"
 
 
-def to_stablehlo(workdir: Path, out: Path) -> dict[str, Any]:
-    """Write the folder `out`: a program (weights, photos uint8 [batch, height, width, 3]) ->
-    {"embedding" [batch, D], "logits" [batch, C]}, and "box" [batch, 4] where the model has a box
-    branch; and its weights with batch norms folded, by name; returns what was compared.
+def to_stablehlo(workdir: Path, out: Path) -> list[ParityReport]:
+    """Converts a finished run to a folder with a StableHLO program.
+
+    The program takes (weights, photos), photos uint8 [batch, height, width, 3], and gives
+    {"embedding" [batch, D], "logits" [batch, C]}, and "box" [batch, 4] where the model has a
+    localisation branch. Its weights, with batch norms folded, lie in the same folder.
+
+    Args:
+        workdir: Run folder.
+        out: Folder to write, which must not exist.
+
+    Returns:
+        Parity check of JAX and the written program.
+
+    Raises:
+        InputError: No finished run, the two do not agree, or `out` exists.
     """
-    photos = proof.fixed_photos()
-    with files.atomic_directory(out) as new:
-        with exported(workdir) as found:
-            small = folded.fold(found.arrays)
-            rows = found.rows()
-            weights.write_weights(new / folders.WEIGHTS, small, rows)
-            here = found.outputs(photos)
-        sizes = {name: array.shape for name, array in small.items()} | {
-            name: shape for name, (shape, _) in rows.items()
-        }
-        shapes = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in sizes.items()}
-        (new / folders.PROGRAM).write_bytes(program(found.model, found.preprocessing, shapes))
-        folders.write_config(new, found.model, found.preprocessing, found.source)
-        shutil.copy(found.class_table, new / folders.CLASSES)
-        proofs = {_WHAT: proof.prove(here, program_outputs(new, photos), what=_WHAT)}
-        folders.write_manifest(new, proofs)
-    return proofs
+    photos = parity_photos()
+    with atomic_directory(out) as new:
+        with export_run(workdir) as exported:
+            folded = fold_batch_norms(exported.arrays)
+            rows = exported.class_weights.row_pieces(exported.model.num_classes)
+            write_weights(new / WEIGHTS_FILE, folded, rows)
+            expected = exported.outputs(photos)
+        shapes = {name: array.shape for name, array in folded.items()}
+        shapes |= {name: shape for name, (shape, _) in rows.items()}
+        structs = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+        program = serialize_program(exported.model, exported.preprocessing, structs)
+        (new / STABLEHLO_FILE).write_bytes(program)
+        write_recognizer_config(new, exported)
+        reports = [check_parity(expected, stablehlo_outputs(new, photos), label=_LABEL)]
+        write_bundle_manifest(new, reports)
+    return reports
 
 
-def program(
-    model: Model, preprocessing: Preprocessing, shapes: dict[str, jax.ShapeDtypeStruct]
+def serialize_program(
+    spec: RecognizerSpec, preprocessing: Preprocessing, weights: dict[str, jax.ShapeDtypeStruct]
 ) -> bytes:
-    """The serialised program."""
+    """Compiles and serialises the program of a recogniser.
 
-    def recognize(weights, photos):
-        embedding, box = folded.look(model, weights, preprocessing.normalise(photos))
-        found = {
-            "embedding": embedding,
-            "logits": embedding @ weights["fc.weight"].T + weights["fc.bias"],
-        }
-        return found if box is None else found | {"box": box}
+    Args:
+        spec: Its architecture.
+        preprocessing: Size and normalisation of its input.
+        weights: Shape and dtype of each weight.
+
+    Returns:
+        The program, for `jax.export.deserialize`.
+    """
+
+    def recognize(weights: dict[str, jax.Array], photos: jax.Array) -> dict[str, jax.Array]:
+        embedding, box = folded_forward(spec, weights, preprocessing.normalise(photos))
+        logits = embedding @ weights["fc.weight"].T + weights["fc.bias"]
+        outputs = {"embedding": embedding, "logits": logits}
+        return outputs if box is None else outputs | {"box": box}
 
     size = f"batch, {preprocessing.height}, {preprocessing.width}, 3"
     photos = jax.ShapeDtypeStruct(jax.export.symbolic_shape(size), np.uint8)
     with jax.default_matmul_precision("highest"):
-        return bytes(
-            jax.export.export(jax.jit(recognize), platforms=PLATFORMS)(shapes, photos).serialize()
-        )
+        program: Any = jax.export.export(jax.jit(recognize), platforms=PLATFORMS)
+        return bytes(program(weights, photos).serialize())
 
 
-def program_outputs(folder: Path, photos: Sequence[np.ndarray]) -> Outputs:
-    """Of the folder's program and weights, on this machine's device."""
+def stablehlo_outputs(folder: Path, photos: Sequence[np.ndarray]) -> ModelOutputs:
+    """Runs the program of a folder on this machine's device.
+
+    Args:
+        folder: Folder of `to_stablehlo`.
+        photos: Uint8 photos [H, W, 3] of any size.
+
+    Returns:
+        Embeddings, logits and boxes.
+    """
     import safetensors.numpy
 
-    preprocessing = folders.read_config(folder).preprocessing
-    batch = preprocessing.batch(photos)
-    call = jax.export.deserialize(bytearray((folder / folders.PROGRAM).read_bytes())).call
-    found = call(safetensors.numpy.load_file(folder / folders.WEIGHTS), batch)
-    return Outputs(**jax.tree.map(np.asarray, found))
+    batch = read_bundle_config(folder).preprocessing.batch(photos)
+    program = jax.export.deserialize(bytearray((folder / STABLEHLO_FILE).read_bytes()))
+    outputs = program.call(safetensors.numpy.load_file(folder / WEIGHTS_FILE), batch)
+    return ModelOutputs(**jax.tree.map(np.asarray, outputs))

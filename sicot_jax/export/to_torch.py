@@ -1,4 +1,4 @@
-"""A finished run -> a folder that plain PyTorch recognises photos with."""
+"""Converts a finished run to a folder that recognises photos with plain PyTorch."""
 
 from __future__ import annotations
 
@@ -6,71 +6,99 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from sicot_jax.common import files
-from sicot_jax.export.from_run import Exported, exported, write_recognizer
-from sicot_jax.weights import bundle as folders
-from sicot_jax.weights import parity as proof
-from sicot_jax.weights import semantic as text
-from sicot_jax.weights import visual as network
-from sicot_jax.weights.parity import Outputs
+from sicot_jax.common.files import atomic_directory
+from sicot_jax.export.from_run import ExportedRun, export_run, write_recognizer
+from sicot_jax.weights.bundle import WEIGHTS_FILE, read_bundle_config, write_bundle_manifest
+from sicot_jax.weights.parity import ModelOutputs, ParityReport, check_parity, parity_photos
+from sicot_jax.weights.semantic import write_text_encoder
+from sicot_jax.weights.visual import (
+    load_module,
+    load_torch_arrays,
+    torch_template,
+    visual_outputs_torch,
+)
 
-_WHAT = "JAX against PyTorch"
-_PIECE = 2**23  # weights of classes whose logits PyTorch makes at a time: 32 MiB
+_LABEL = "JAX against PyTorch"
+_CHUNK_SIZE = 2**23  # weights of the classifier that PyTorch multiplies at a time: 32 MiB
 
 
-def to_torch(workdir: Path, out: Path, *, with_text: bool = False) -> dict[str, Any]:
-    """Write the run's recogniser, and `with_text` its semantic stream, as the folder `out`; returns
-    what was compared.
+def to_torch(workdir: Path, out: Path, *, with_text: bool = False) -> list[ParityReport]:
+    """Converts a finished run to a folder for plain PyTorch.
 
-    The classifier goes from each device to the file, one device's rows at a time. InputError: no
-    finished run, `out` exists, PyTorch and JAX do not agree.
+    Args:
+        workdir: Run folder.
+        out: Folder to write, which must not exist.
+        with_text: Convert the semantic stream and its vocabulary too.
+
+    Returns:
+        Parity checks of JAX and the written folder.
+
+    Raises:
+        InputError: No finished run, no PyTorch, PyTorch and JAX do not agree, or `out` exists.
     """
-    network.torch_module()  # before anything else is done: no torch, no conversion
-    with files.atomic_directory(out) as new, exported(workdir, with_text=with_text) as found:
-        return write_torch(new, found)
+    torch_template()  # fails here without PyTorch, before anything is computed
+    with atomic_directory(out) as new, export_run(workdir, with_text=with_text) as exported:
+        return write_torch(new, exported)
 
 
-def write_torch(new: Path, found: Exported) -> dict[str, Any]:
-    """Fill the folder; returns what was compared. Of a divided classifier one device's rows are in
-    memory beside it.
+def write_torch(folder: Path, exported: ExportedRun) -> list[ParityReport]:
+    """Writes a recogniser as a folder for plain PyTorch.
+
+    Beside a classifier that is divided over devices, the rows of one device are in memory.
+
+    Args:
+        folder: Empty folder.
+        exported: The recogniser; its mesh is set.
+
+    Returns:
+        Parity checks of JAX and the written folder.
+
+    Raises:
+        InputError: The two do not agree.
     """
-    write_recognizer(new, found)
-    shutil.copy(Path(network.torch_module().__file__), new / "model.py")
-    photos = proof.fixed_photos()
-    proofs = {_WHAT: proof.prove(found.outputs(photos), outputs_of(new, photos), what=_WHAT)}
-    if found.semantic is not None:
-        found.semantic.tokenizer.save(new)
-        proofs[text.WHAT] = text.write_text(new, found.semantic.text, found.semantic.arrays)
-    folders.write_manifest(new, proofs)
-    return proofs
+    write_recognizer(folder, exported)
+    shutil.copy(str(torch_template().__file__), folder / "model.py")
+    photos = parity_photos()
+    expected, actual = exported.outputs(photos), bundle_outputs_torch(folder, photos)
+    reports = [check_parity(expected, actual, label=_LABEL)]
+    if exported.text is not None:
+        exported.text.tokenizer.save(folder)
+        reports.append(write_text_encoder(folder, exported.text.spec, exported.text.arrays))
+    write_bundle_manifest(folder, reports)
+    return reports
 
 
-def outputs_of(folder: Path, photos: Sequence[np.ndarray]) -> Outputs:
-    """Of the folder's own `model.py` and weights, the classifier read some rows at a time."""
+def bundle_outputs_torch(folder: Path, photos: Sequence[np.ndarray]) -> ModelOutputs:
+    """Runs the `model.py` of a folder; the classifier is read some rows at a time.
+
+    Args:
+        folder: Folder of `write_torch`.
+        photos: Uint8 photos [H, W, 3] of any size.
+
+    Returns:
+        Embeddings, logits and boxes.
+    """
     import safetensors
     import torch
 
-    stored = folders.read_config(folder)
-    recognizer = network.load_module(folder / "model.py").SicotRecognizer(
-        {**dataclasses.asdict(stored.model), "classes": 0},
-        dataclasses.asdict(stored.preprocessing),
+    bundle = read_bundle_config(folder)
+    recognizer = load_module(folder / "model.py").SicotRecognizer(
+        {**dataclasses.asdict(bundle.model), "num_classes": 0},
+        dataclasses.asdict(bundle.preprocessing),
         [],
     )
-    with safetensors.safe_open(folder / folders.WEIGHTS, framework="pt") as file:
-        own = set(recognizer.state_dict())
-        network.load_into(
-            recognizer, {name: file.get_tensor(name) for name in file.keys() if name in own}
-        )  # noqa: SIM118
-        found = network.outputs_in_torch(recognizer, photos)
-        embedding = torch.from_numpy(found.embedding)
-        rows, bias = file.get_slice("fc.weight"), file.get_tensor("fc.bias")
-        step = max(1, _PIECE // embedding.shape[1])
-        parts = [
-            embedding @ rows[start : start + step].T + bias[start : start + step]
-            for start in range(0, stored.model.classes, step)
+    with safetensors.safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+        names = set(recognizer.state_dict()) & set(file.keys())
+        load_torch_arrays(recognizer, {name: file.get_tensor(name) for name in names})
+        outputs = visual_outputs_torch(recognizer, photos)
+        embedding = torch.from_numpy(outputs.embedding)
+        kernel, bias = file.get_slice("fc.weight"), file.get_tensor("fc.bias")
+        step = max(1, _CHUNK_SIZE // embedding.shape[1])
+        logits = [
+            embedding @ kernel[start : start + step].T + bias[start : start + step]
+            for start in range(0, bundle.model.num_classes, step)
         ]
-    return dataclasses.replace(found, logits=torch.cat(parts, 1).numpy())
+    return dataclasses.replace(outputs, logits=torch.cat(logits, 1).numpy())

@@ -41,7 +41,7 @@ from sicot_jax.indexing.new_products import imprint_products, load_weight_imprin
 from sicot_jax.indexing.update import open_for_writing
 from sicot_jax.recognizer import Engine, jax_engine, onnx_engine
 from sicot_jax.search.ranking_features import image_sharpness
-from sicot_jax.weights.bundle import read_converted
+from sicot_jax.weights.bundle import read_bundle
 
 _PHOTOS_PER_COMMIT = 256
 _BATCH_SIZE = 32
@@ -124,7 +124,7 @@ def open_index_engine(folder: Path) -> Engine:
     """
     if (folder / layout.ONNX_MODEL).is_dir() and importlib.util.find_spec("onnxruntime"):
         return onnx_engine(folder / layout.ONNX_MODEL)
-    return jax_engine(read_converted(folder / layout.MODEL))
+    return jax_engine(read_bundle(folder / layout.MODEL))
 
 
 def _chunks(rows: Iterator, size: int) -> Iterator[tuple]:
@@ -137,8 +137,8 @@ class _PhotoAdder:
     """Embeds photos and commits them with their products."""
 
     def __init__(self, folder: Path, manifest: layout.IndexManifest, store: ProductStore):
-        converted = read_converted(folder / layout.MODEL)
-        self.preprocessing, self.num_classes = converted.preprocessing, converted.model.classes
+        converted = read_bundle(folder / layout.MODEL)
+        self.preprocessing, self.num_classes = converted.preprocessing, converted.model.num_classes
         self.engine = open_index_engine(folder)
         self.encoder = BinaryEncoder.load(folder / layout.BINARY_ENCODER)
         self.imprinter = load_weight_imprinter(folder)

@@ -1,8 +1,7 @@
-"""`sicot index build`: a finished run and its catalogue's training photos -> the next version of an
-index.
+"""`sicot index build`: makes the next version of an index from a finished run and its catalogue.
 
-It grows in INDEX/.building, where a build that was stopped goes on, and becomes the version in use
-when it is whole.
+The version is written in INDEX/.building, where a build that was stopped is continued, and becomes
+the version in use when it is complete.
 """
 
 from __future__ import annotations
@@ -13,204 +12,404 @@ import importlib.util
 import shutil
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
-from tqdm import tqdm
 
 from sicot_jax._version import __version__
-from sicot_jax.catalog.batches import PhotoBatchLoader, evenly_spaced
-from sicot_jax.catalog.catalog import Catalog, ClassTable, Record, Split
+from sicot_jax.catalog.batches import evenly_spaced
 from sicot_jax.catalog.open import open_catalog
-from sicot_jax.catalog.prefetch import prefetch
-from sicot_jax.catalog.sources.tables import read_class_table
-from sicot_jax.classifier import imprint
+from sicot_jax.classifier.imprint import (
+    NUM_REFERENCE_PRODUCTS,
+    first_photos,
+    fit_imprint,
+    mean_directions,
+    save_imprint,
+)
 from sicot_jax.common.files import file_sha256, read_json, write_json
-from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.errors import InputError
-from sicot_jax.export.from_run import Exported, exported, write_recognizer
-from sicot_jax.index.storage import binary_codes as codebooks
-from sicot_jax.index.storage import inverted_lists as lists
+from sicot_jax.export.from_run import ExportedRun, export_run, write_recognizer
 from sicot_jax.index.storage import layout
-from sicot_jax.index.storage import products as cards_of
-from sicot_jax.index.storage.binary_codes import BinaryEncoder
-from sicot_jax.index.storage.products import PICTURES, SHARPNESS, ProductStore
+from sicot_jax.index.storage.binary_codes import (
+    LEARNED,
+    PCA,
+    BinaryEncoder,
+    check_code_bits,
+    encoder_from_layer,
+    fit_binary_encoder,
+)
+from sicot_jax.index.storage.inverted_lists import write_lists_if_large
+from sicot_jax.index.storage.products import (
+    ProductStore,
+    delete_products,
+    parse_quality,
+    upsert_products,
+)
 from sicot_jax.index.storage.vectors import VectorFiles
-from sicot_jax.indexing import new_products as rows
-from sicot_jax.indexing import title_regression as titles
-from sicot_jax.indexing.calibrate import calibrate
-from sicot_jax.indexing.verify import verify
-from sicot_jax.parallel import mesh
-from sicot_jax.search.category import write_fusion
+from sicot_jax.indexing.calibrate import calibrate_version
+from sicot_jax.indexing.embed import KnownFeatures, PhotoReading, embed_photos
+from sicot_jax.indexing.new_products import imprint_all_new_products, load_weight_imprinter
+from sicot_jax.indexing.source import IndexSource, match_catalog
+from sicot_jax.indexing.title_regression import (
+    MAX_FIT_PRODUCTS,
+    fit_title_regression,
+    save_title_regression,
+)
+from sicot_jax.indexing.verify import verify_version
+from sicot_jax.search.category import CategoryFusion, write_fusion
 from sicot_jax.search.ranker import read_ranker
-from sicot_jax.search.ranking_features import image_sharpness
-from sicot_jax.search.rejection import MIN_PHOTOS, write_calibration
-from sicot_jax.training import device_batches
-from sicot_jax.training import run as runs
-from sicot_jax.weights import batch_norm_folding as folded
-from sicot_jax.weights import bundle as folders
+from sicot_jax.search.rejection import MIN_PHOTOS, Calibration, write_calibration
+from sicot_jax.training.provenance import utc_now
+from sicot_jax.training.run import fit_run_to_devices, mesh_of_config, read_run
+from sicot_jax.weights.bundle import WEIGHTS_FILE, write_bundle_manifest
 
-BITS = 256
-_PIECE = 16  # batches between two commits
-_LINES = 1 << 16  # codes made at a time
+DEFAULT_BITS = 256
+_CHUNK = 1 << 16  # rows read at a time
 
 
 @dataclasses.dataclass(frozen=True)
-class _Source:
-    """What is indexed. numbers: product of each class of the catalogue, int64 [classes]; below
-    `known` they are the model's class ids. order: its training photos, by category and product.
+class CodeSettings:
+    """How binary codes are made.
+
+    Attributes:
+      kind: one of `binary_codes.CODE_KINDS`.
+      bits: bits of a code.
+      learned: encoder of the run, for the kind "learned" alone.
     """
 
-    catalog: Catalog
-    table: ClassTable
-    numbers: np.ndarray
-    order: np.ndarray
-
-    @property
-    def known(self) -> int:
-        return len(self.table)
-
-    @property
-    def owners(self) -> np.ndarray:
-        return self.numbers[np.asarray(self.catalog.splits["train"].labels)[self.order]]
+    kind: str = PCA
+    bits: int = DEFAULT_BITS
+    learned: BinaryEncoder | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class _Codes:
-    """How they are made. learned: the run's own, for that kind alone."""
+class VersionInputs:
+    """What a version is written from.
 
-    kind: str
-    bits: int
-    learned: BinaryEncoder | None
+    Attributes:
+      recognizer: the model.
+      source: products and photos.
+      reading: how photos are read.
+      codes: how binary codes are made.
+      run: name of the run folder.
+      results_sha256: digest of the run's results; "" for none.
+    """
+
+    recognizer: ExportedRun
+    source: IndexSource
+    reading: PhotoReading
+    codes: CodeSettings
+    run: str
+    results_sha256: str = ""
 
 
-def build(
-    workdir: Path, index: Path, *, path: str = "", codes: str = codebooks.PCA, bits: int = BITS
+def build_index(
+    workdir: Path,
+    index: Path,
+    *,
+    catalog_path: str = "",
+    code_kind: str = PCA,
+    bits: int = DEFAULT_BITS,
 ) -> Path:
-    """The folder of the new version. `path`: a catalogue folder in place of the run's own: it was
-    moved, or has grown since.
+    """Builds a new index version from a finished run and makes it the version in use.
 
-    Products are matched to the model's classes by SKU; those that are new get rows of the
-    classifier from their photos. Features of photos that the version in use has from the same model
-    are taken from there. `codes`: how they are made, of `codebooks.KINDS`.
-    InputError: an unfinished run, no photo, another process at work in `index`, "learned" of a run
-      without such a layer.
+    Products are matched to the model's classes by SKU; new ones get class weights from their
+    photos. Embeddings that the version in use has from the same model are copied.
+
+    Args:
+      workdir: run folder.
+      index: index folder; made where there is none.
+      catalog_path: catalogue folder instead of the run's: it was moved, or has grown.
+      code_kind: one of `binary_codes.CODE_KINDS`.
+      bits: bits of a code, a multiple of 8.
+
+    Returns:
+      Folder of the new version.
+
+    Raises:
+      InputError: an unfinished run, no photo, another process at work in `index`, or "learned" of
+        a run without a code layer.
     """
-    codebooks.check_bits(bits)
-    run = runs.read_run(workdir)
-    run = runs.on_devices_here(run, runs.start_mesh(run.config), path)
-    source = _source(run, open_catalog(run.config.data))
+    check_code_bits(bits)
+    run = read_run(workdir)
+    run = fit_run_to_devices(run, mesh_of_config(run.config), catalog_path)
+    source = match_catalog(open_catalog(run.config.data), run.class_table())
+    results, data = workdir / "results.json", run.config.data
     with layout.write_lock(index, create=True):
         folder = index / layout.BUILDING
-        with exported(workdir) as found:
-            learned = _learned(found, bits, workdir) if codes == codebooks.LEARNED else None
-            manifest = _build(folder, index, run, source, found, _Codes(codes, bits, learned))
-        _calibrate(folder, source, manifest)
-        _keep_ranker(index, folder, manifest)
-        if faults := verify(folder):
-            shutil.rmtree(folder)  # nothing of it can be gone on from
-            raise InputError(f"{folder}: {faults[0]}; the version in use stays, build again")
-        (folder / layout.PROGRESS).unlink()
-        return layout.publish_version(index, folder)
+        with export_run(workdir) as recognizer:
+            learned = _learned_encoder(recognizer, bits, workdir) if code_kind == LEARNED else None
+            inputs = VersionInputs(
+                recognizer,
+                source,
+                PhotoReading(run.config.eval.batch_size, data.workers, data.source),
+                CodeSettings(code_kind, bits, learned),
+                run=workdir.absolute().name,
+                results_sha256=file_sha256(results) if results.exists() else "",
+            )
+            write_version(folder, index, inputs)
+            if importlib.util.find_spec("torch") and importlib.util.find_spec("onnxscript"):
+                _write_onnx_model(folder, recognizer)
+        _calibrate(folder, source)
+        _keep_ranker(index, folder)
+        return finish_version(index, folder)
 
 
-def _learned(found: Exported, bits: int, workdir: Path) -> BinaryEncoder:
-    if found.codes is None:
-        raise InputError(
-            f"{workdir}: trained without codes (loss.codes=0), wanted some for --codes learned; give another kind"
-        )
-    return codebooks.encoder_from_layer(*found.codes, bits=bits)
+def finish_version(index: Path, folder: Path) -> Path:
+    """Checks a version that was written and makes it the version in use.
 
+    Args:
+      index: index folder, under its write lock.
+      folder: the version being built.
 
-def _build(
-    folder: Path, index: Path, run: runs.Run, source: _Source, found: Exported, codes: _Codes
-) -> layout.IndexManifest:
-    """All but the calibration, from where an earlier build was stopped; under the mesh of
-    `exported`.
+    Returns:
+      Folder of the published version.
+
+    Raises:
+      InputError: the version is damaged; it is removed, and the version in use stays.
     """
-    model = _begin(folder, found, source, codes)
-    width, bits = found.classifier.kernel.shape[1], codes.bits
-    vectors, cards = (
-        VectorFiles(folder, width, bits),
-        ProductStore(folder / layout.PRODUCTS, writable=True),
-    )
-    with contextlib.closing(cards):
-        with contextlib.closing(_Seen(index, model)) as seen:
-            embed_photos(found, run, source, seen, vectors, cards)
-        _write_codes(folder, vectors, len(source.order), codes)
-        lists.write_lists_if_large(folder, vectors, _ranges(source))
-        _write_imprint(folder, vectors, source, found, cards)
-        cards.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    if importlib.util.find_spec("torch") and importlib.util.find_spec("onnxscript"):
-        _write_graph(folder, found)
+    if faults := verify_version(folder):
+        shutil.rmtree(folder)  # it cannot be continued
+        raise InputError(f"{folder}: {faults[0]}; the version in use stays, build again")
+    (folder / layout.PROGRESS).unlink()
+    return layout.publish_version(index, folder)
+
+
+def _learned_encoder(recognizer: ExportedRun, bits: int, workdir: Path) -> BinaryEncoder:
+    if recognizer.code_layer is None:
+        raise InputError(
+            f"{workdir}: trained without codes (loss.codes=0), wanted some for --codes learned; "
+            "give another kind"
+        )
+    return encoder_from_layer(*recognizer.code_layer, bits=bits)
+
+
+def write_version(folder: Path, index: Path, inputs: VersionInputs) -> layout.IndexManifest:
+    """Writes a version without calibration and ONNX model, continuing a build that was stopped.
+
+    Args:
+      folder: the version being built.
+      index: index folder, whose version in use has embeddings that need not be computed.
+      inputs: what it is written from; call this under the mesh of its recogniser.
+
+    Returns:
+      The manifest that was written.
+    """
+    recognizer, source, codes = inputs.recognizer, inputs.source, inputs.codes
+    model_sha256 = _begin(folder, inputs)
+    width = _embedding_width(folder)
+    vectors = VectorFiles(folder, width, codes.bits)
+    store = ProductStore(folder / layout.PRODUCTS, writable=True)
+    with contextlib.closing(store):
+        with contextlib.closing(KnownFeatures(index, model_sha256)) as known:
+            embed_photos(recognizer, source, inputs.reading, known, vectors, store)
+        _write_codes(folder, vectors, len(source.photos), codes)
+        write_lists_if_large(folder, vectors, source.category_ranges)
+        _fit_weight_imprinter(folder, vectors, source, store)
+        imprint_all_new_products(store, vectors, load_weight_imprinter(folder), source.num_classes)
+        store.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     manifest = layout.IndexManifest(
-        model=model,
-        run=run.workdir.absolute().name,
-        trained=file_sha256(results) if (results := run.workdir / "results.json").exists() else "",
-        data=source.catalog.data_hash,
+        model_sha256=model_sha256,
+        run=inputs.run,
+        results_sha256=inputs.results_sha256,
+        data_hash=source.catalog.data_hash,
         width=width,
-        bits=bits,
-        codes=codes.kind,
-        photos=len(source.order),
-        products=int((~source.catalog.classes.discontinued).sum()),
-        categories=_ranges(source),
+        bits=codes.bits,
+        code_kind=codes.kind,
+        num_photos=len(source.photos),
+        num_products=int((~source.catalog.classes.discontinued).sum()),
+        category_ranges=source.category_ranges,
         sha256=layout.file_digests(folder),
-        created=runs.now(),
+        created=utc_now(),
         version=__version__,
     )
     layout.write_index_manifest(folder, manifest)
     return manifest
 
 
-def _source(run: runs.Run, catalog: Catalog) -> _Source:
-    table, classes = read_class_table(runs.class_table_file(run)), catalog.classes
-    known = {sku: number for number, sku in enumerate(table.sku)}
-    numbers, later = np.empty(len(classes), np.int64), len(known)
-    for c in range(len(classes)):
-        number = known.get(classes.sku[c])
-        numbers[c] = later if number is None else number
-        later += number is None
-    labels = np.asarray(catalog.splits["train"].labels)
-    category = np.unique(np.asarray(classes.category, str), return_inverse=True)[1]
-    order = np.lexsort((np.arange(len(labels)), labels, category[labels]))
-    order = order[~np.asarray(classes.discontinued, bool)[labels[order]]]
-    if not len(order):
-        raise InputError(
-            f"{catalog.name}: no training photo of a product that is offered, wanted some to index"
+def _begin(folder: Path, inputs: VersionInputs) -> str:
+    """Writes recogniser and records, unless a build of the same inputs is there to be continued.
+
+    Returns the digest of the recogniser's weights.
+    """
+    progress, model = folder / layout.PROGRESS, folder.with_name(f"{folder.name}.model")
+    shutil.rmtree(model, ignore_errors=True)
+    model.mkdir(parents=True)
+    write_recognizer(model, inputs.recognizer)
+    write_bundle_manifest(model, [])
+    model_sha256 = file_sha256(model / WEIGHTS_FILE)
+    state = {
+        "format": layout.FORMAT,
+        "version": __version__,
+        "model_sha256": model_sha256,
+        "data_hash": inputs.source.catalog.data_hash,
+        "code_kind": inputs.codes.kind,
+        "bits": inputs.codes.bits,
+    }
+    if progress.exists():
+        if read_json(progress, "the state of an unfinished build") == state:
+            shutil.rmtree(model)
+            return model_sha256
+        print(f"{folder}: of another model, catalogue or version; built anew", file=sys.stderr)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    model.rename(folder / layout.MODEL)
+    with contextlib.closing(ProductStore.create(folder / layout.PRODUCTS)) as store:
+        _write_products(inputs.source, store, _read_quality(folder.parent))
+    write_json(progress, state)
+    return model_sha256
+
+
+def _read_quality(index: Path) -> dict[str, dict[str, float]]:
+    """SKU -> prices and the like of the version in use, which no catalogue has."""
+    try:
+        path = layout.current_version(index) / layout.PRODUCTS
+        with contextlib.closing(ProductStore(path)) as store:
+            lines = store.connection.execute(
+                "SELECT sku, quality FROM products WHERE quality <> '{}'"
+            ).fetchall()
+    except (InputError, sqlite3.Error):
+        return {}  # there is none, or `KnownFeatures` reports it
+    return {sku: parse_quality(stored) for sku, stored in lines}
+
+
+def _write_products(
+    source: IndexSource, store: ProductStore, quality: dict[str, dict[str, float]]
+) -> None:
+    """Writes records of all products; classes that are no longer sold are deleted products."""
+    products, table = source.catalog.classes, source.class_table
+    sold = np.flatnonzero(~products.discontinued).tolist()
+    deleted = np.ones(source.num_classes, bool)
+    deleted[[p for p in source.product_ids[sold] if p < source.num_classes]] = False
+    deleted_ids = np.flatnonzero(deleted).tolist()
+    with store.transaction() as connection:
+        upsert_products(
+            connection,
+            ((c, table.sku[c], table.title[c], "", table.category[c], {}) for c in deleted_ids),
         )
-    return _Source(catalog, table, numbers, order)
+        delete_products(connection, deleted_ids)
+        upsert_products(
+            connection,
+            (
+                (
+                    int(source.product_ids[p]),
+                    products.sku[p],
+                    products.title[p],
+                    "",
+                    products.category[p],
+                    quality.get(products.sku[p], {}),
+                )
+                for p in sold
+            ),
+        )
 
 
-def _calibrate(folder: Path, source: _Source, manifest: layout.IndexManifest) -> None:
-    found = calibrate(folder, source.catalog.splits["validation"], source.numbers)
-    if found is None:
+def _write_codes(folder: Path, vectors: VectorFiles, num_rows: int, codes: CodeSettings) -> None:
+    features = vectors.memmap(layout.FEATURES, num_rows)
+    encoder = codes.learned or fit_binary_encoder(features, codes.bits, codes.kind)
+    encoder.save(folder / layout.BINARY_ENCODER)
+    vectors.write_rows(layout.CODES, 0, np.zeros((0, codes.bits // 8), np.uint8))
+    for first in range(0, num_rows, _CHUNK):
+        chunk = features[first : first + _CHUNK]
+        vectors.write_rows(layout.CODES, first, encoder.encode(chunk))
+
+
+def _embedding_width(folder: Path) -> int:
+    import safetensors
+
+    with safetensors.safe_open(folder / layout.MODEL / WEIGHTS_FILE, framework="numpy") as file:
+        return file.get_slice("fc.weight").get_shape()[1]
+
+
+def _fit_weight_imprinter(
+    folder: Path, vectors: VectorFiles, source: IndexSource, store: ProductStore
+) -> None:
+    """Fits, on products that the model has a class for, what makes class weights of new ones."""
+    row_products = source.row_products
+    features = vectors.memmap(layout.FEATURES, len(row_products))
+
+    def directions_of(products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        rows = first_photos(row_products, products)
+        return mean_directions(features[rows], row_products[rows])
+
+    trained = np.unique(row_products)
+    trained = trained[trained < source.num_classes]
+    products, means = directions_of(trained[evenly_spaced(len(trained), NUM_REFERENCE_PRODUCTS)])
+    kernel, mean_kernel, mean_bias = _read_class_weights(folder, products)
+    fitted = fit_imprint(means, kernel, mean_kernel, mean_bias)
+    save_imprint(folder / layout.IMPRINT, fitted)
+    products, means = directions_of(trained[evenly_spaced(len(trained), MAX_FIT_PRODUCTS)])
+    texts = [
+        (record.title, record.category) if record else ("", "")
+        for record in store.products(products.tolist())
+    ]
+    num_photos = np.bincount(row_products)[products]
+    regression = fit_title_regression(texts, means - fitted.center, num_photos)
+    save_title_regression(folder / layout.TITLE_REGRESSION, regression)
+
+
+def _read_class_weights(folder: Path, products: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Class weights of some products, [K, D], and the means of all kernels, [D], and biases."""
+    import safetensors
+
+    with safetensors.safe_open(folder / layout.MODEL / WEIGHTS_FILE, framework="numpy") as file:
+        kernel, bias = file.get_slice("fc.weight"), file.get_slice("fc.bias")
+        num_classes, width = kernel.get_shape()
+        chosen = np.array([kernel[int(c) : int(c) + 1][0] for c in products])
+        mean_kernel, mean_bias = np.zeros(width), 0.0
+        for first in range(0, num_classes, _CHUNK):
+            chunk = slice(first, min(first + _CHUNK, num_classes))
+            mean_kernel += kernel[chunk].sum(0, dtype=np.float64) / num_classes
+            mean_bias += float(bias[chunk].sum(dtype=np.float64)) / num_classes
+    return chosen.reshape(len(products), width), mean_kernel.astype(np.float32), mean_bias
+
+
+def _write_onnx_model(folder: Path, recognizer: ExportedRun) -> None:
+    from sicot_jax.export.to_onnx import write_onnx
+
+    shutil.rmtree(folder / layout.ONNX_MODEL, ignore_errors=True)
+    (folder / layout.ONNX_MODEL).mkdir()
+    write_onnx(folder / layout.ONNX_MODEL, recognizer)
+
+
+def _calibrate(folder: Path, source: IndexSource) -> None:
+    fitted = calibrate_version(folder, source.catalog.splits["validation"], source.product_ids)
+    if fitted is None:
         print(
-            f'fewer than {MIN_PHOTOS} validation photos: nothing is called "unknown", no photo has a category; import with more',
+            f"fewer than {MIN_PHOTOS} validation photos: no answer is rejected as unknown, no "
+            "photo has a category; import with more",
             file=sys.stderr,
         )
         return
-    calibration, fusion = found
-    if calibration.reached < calibration.precision:
+    calibration, fusion = fitted
+    if calibration.precision < calibration.target_precision:
         print(
-            f"no threshold makes {calibration.precision:.0%} of the answers right on {calibration.photos} validation "
-            f"photos; taken is one at {calibration.reached:.0%}",
+            f"no threshold makes {calibration.target_precision:.0%} of the answers right on "
+            f"{calibration.num_photos} validation photos; the one used reaches "
+            f"{calibration.precision:.0%}",
             file=sys.stderr,
         )
+    write_calibration_files(folder, calibration, fusion)
+
+
+def write_calibration_files(folder: Path, calibration: Calibration, fusion: CategoryFusion) -> None:
+    """Writes calibration and category fusion of a version, and their digests into its manifest.
+
+    Args:
+      folder: the version being built.
+      calibration: confidence and rejection threshold.
+      fusion: category prediction.
+    """
     write_calibration(folder / layout.REJECTION, calibration)
     write_fusion(folder / layout.CATEGORY_FUSION, fusion)
-    fitted = {
-        name: file_sha256(folder / name) for name in (layout.REJECTION, layout.CATEGORY_FUSION)
-    }
+    manifest = layout.read_index_manifest(folder)
     layout.write_index_manifest(
-        folder, dataclasses.replace(manifest, sha256=manifest.sha256 | fitted)
+        folder, dataclasses.replace(manifest, sha256=layout.file_digests(folder))
     )
 
 
-def _keep_ranker(index: Path, folder: Path, manifest: layout.IndexManifest) -> None:
-    """That of the version in use, where it has learned the cosines of the same model."""
+def _keep_ranker(index: Path, folder: Path) -> None:
+    """Copies the ranker of the version in use, where it was fitted to the same model."""
     try:
         path = layout.current_version(index) / layout.RANKER
         ranker = read_ranker(path)
@@ -218,329 +417,12 @@ def _keep_ranker(index: Path, folder: Path, manifest: layout.IndexManifest) -> N
         if (index / layout.CURRENT).exists():
             print(f"similar products are not ranked: {error}", file=sys.stderr)
         return
-    if ranker is not None and ranker.recognizer == manifest.model_sha256:
+    if ranker is None:
+        return
+    if ranker.recognizer == layout.read_index_manifest(folder).model_sha256:
         shutil.copy(path, folder / layout.RANKER)
-    elif ranker is not None:
+    else:
         print(
             "the ranker is of another model: similar products are ranked after `sicot index rank`",
             file=sys.stderr,
         )
-
-
-def _begin(folder: Path, found: Exported, source: _Source, codes: _Codes) -> str:
-    """The recogniser, and the cards of all products without photos, unless a build of the same
-    begins there; sha256 of its weights.
-    """
-    mark, written = folder / layout.PROGRESS, folder.with_name(f"{folder.name}.model")
-    shutil.rmtree(written, ignore_errors=True)
-    written.mkdir(parents=True)
-    write_recognizer(written, found)
-    folders.write_manifest(written, {})
-    model = file_sha256(written / folders.WEIGHTS)
-    written_by = {"format": layout.FORMAT, "version": __version__}
-    same = {
-        **written_by,
-        "model": model,
-        "data": source.catalog.data_hash,
-        "codes": codes.kind,
-        "bits": codes.bits,
-    }
-    if mark.exists():
-        if read_json(mark, "what a build left behind") == same:
-            shutil.rmtree(written)
-            return model
-        print(f"{folder}: of another model, catalogue or version; built anew", file=sys.stderr)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    written.rename(folder / layout.MODEL)
-    with contextlib.closing(ProductStore.create(folder / layout.PRODUCTS)) as cards:
-        _put_products(source, cards, _quality_before(folder.parent))
-    write_json(mark, same)
-    return model
-
-
-def _write_graph(folder: Path, found: Exported) -> None:
-    from sicot_jax.export.to_onnx import write_onnx
-
-    shutil.rmtree(folder / layout.ONNX_MODEL, ignore_errors=True)
-    (folder / layout.ONNX_MODEL).mkdir()
-    write_onnx(folder / layout.ONNX_MODEL, found)
-
-
-def _ranges(source: _Source) -> dict[str, list[int]]:
-    classes, labels = source.catalog.classes, np.asarray(source.catalog.splits["train"].labels)
-    names, first = np.unique(
-        np.asarray(classes.category, str)[labels[source.order]], return_index=True
-    )
-    ends = [*first[1:].tolist(), len(source.order)]
-    return {
-        str(name): [int(start), end] for name, start, end in zip(names, first, ends, strict=True)
-    }
-
-
-def _quality_before(index: Path) -> dict[str, dict[str, float]]:
-    """SKU -> what the version in use was told of prices and the like, of which a catalogue says
-    nothing.
-    """
-    try:
-        with contextlib.closing(
-            ProductStore(layout.current_version(index) / layout.PRODUCTS)
-        ) as cards:
-            rows = cards.connection.execute(
-                "SELECT sku, quality FROM products WHERE quality <> '{}'"
-            ).fetchall()
-    except (InputError, sqlite3.Error):
-        return {}  # there is none, or `_Seen` tells of it
-    return {sku: cards_of.parse_quality(stored) for sku, stored in rows}
-
-
-def _put_products(
-    source: _Source, cards: ProductStore, quality: dict[str, dict[str, float]]
-) -> None:
-    """ProductStore of all products; what the model knows and the catalogue does not offer is there as
-    withdrawn.
-    """
-    classes, table, gone = source.catalog.classes, source.table, np.ones(source.known, bool)
-    gone[source.numbers[(source.numbers < source.known) & ~classes.discontinued]] = False
-    withdrawn = np.flatnonzero(gone).tolist()
-    with cards.change() as connection:
-        cards_of.upsert_products(
-            connection,
-            ((c, table.sku[c], table.title[c], "", table.category[c], {}) for c in withdrawn),
-        )
-        connection.executemany(
-            "UPDATE products SET withdrawn = 1 WHERE product = ?", ((c,) for c in withdrawn)
-        )
-        offered = np.flatnonzero(~classes.discontinued).tolist()
-        cards_of.upsert_products(
-            connection,
-            (
-                (
-                    int(source.numbers[c]),
-                    sku,
-                    classes.title[c],
-                    "",
-                    classes.category[c],
-                    quality.get(sku, {}),
-                )
-                for c, sku in zip(offered, (classes.sku[c] for c in offered), strict=True)
-            ),
-        )
-
-
-class _Seen:
-    """Features that the version in use has of photos, by the same model; none where it cannot be
-    read.
-    """
-
-    def __init__(self, index: Path, model: str):
-        self._cards: ProductStore | None = None
-        cards = None
-        try:
-            folder = layout.current_version(index)
-            manifest = layout.read_index_manifest(folder)
-            if manifest.model_sha256 == model:
-                cards = ProductStore(folder / layout.PRODUCTS)
-                vectors = VectorFiles(folder, manifest.width, manifest.bits)
-                self._features = vectors.memmap(layout.FEATURES, cards.ends()[0])
-                self._cards = cards
-        except (InputError, OSError, sqlite3.Error) as error:
-            if (index / layout.CURRENT).exists():
-                print(
-                    f"the version in use cannot be read ({error}); all photos are embedded",
-                    file=sys.stderr,
-                )
-        finally:
-            if cards is not None and self._cards is None:
-                cards.close()
-
-    def photos(self, split: Split, indices: np.ndarray) -> dict[int, tuple[str, np.ndarray]]:
-        """Row of `indices` -> image_id and feature, of the photos that are there."""
-        if self._cards is None:
-            return {}
-        find = "SELECT place FROM photos WHERE image_id = ? AND place < ? LIMIT 1"
-        found = {}
-        for row, index in enumerate(indices.tolist()):
-            image_id = split[index]["image_id"]
-            place = self._cards.connection.execute(find, (image_id, len(self._features))).fetchone()
-            if place is not None:
-                found[row] = image_id, self._features[place[0]]
-        return found
-
-    def close(self) -> None:
-        if self._cards is not None:
-            self._cards.close()
-
-
-def embed_photos(
-    found: Exported,
-    run: runs.Run,
-    source: _Source,
-    seen: _Seen,
-    vectors: VectorFiles,
-    cards: ProductStore,
-) -> None:
-    """Features, owners and photos from where an earlier build stopped, in pieces of one commit
-    each.
-    """
-    split, owners = source.catalog.splits["train"], source.owners
-    starts = np.flatnonzero(
-        np.r_[True, np.diff(owners) != 0]
-    )  # a product's photos follow each other
-    rank = np.arange(len(owners)) - np.repeat(starts, np.diff(np.r_[starts, len(owners)]))
-    done, size = cards.state(vectors.width).places, run.config.eval.batch_size
-    with (
-        tqdm(
-            total=len(owners),
-            initial=done,
-            unit="photo",
-            desc="embedding",
-            file=sys.stderr,
-            mininterval=1,
-        ) as bar,
-        embedder(found) as embed,
-    ):
-        while done < len(owners):
-            end = min(done + size * _PIECE, len(owners))
-            photos = seen.photos(split, source.order[done:end])
-            new = np.array([row for row in range(end - done) if row not in photos], np.int64)
-            batches = PhotoBatchLoader(
-                split, run.config.preprocessing, size, source.order[done + new]
-            )
-            prefetched = prefetch(
-                batches,
-                0,
-                len(batches),
-                workers=run.config.data.workers,
-                source=run.config.data.source,
-            )
-            photos |= zip(new.tolist(), embed(prefetched), strict=True)
-            ids, features = zip(*(photos[row] for row in range(end - done)), strict=True)
-            vectors.write(layout.FEATURES, done, np.stack(features))
-            vectors.write(layout.ROW_PRODUCTS, done, owners[done:end])
-            with cards.change() as connection:
-                _put_photos(connection, source, ids, done, owners, rank)
-                cards_of.set_num_rows(connection, end)
-            bar.update(end - done)
-            done = end
-
-
-def _put_photos(
-    connection: Any,
-    source: _Source,
-    ids: Sequence[str],
-    done: int,
-    owners: np.ndarray,
-    rank: np.ndarray,
-) -> None:
-    split = source.catalog.splits["train"]
-    for place, image_id in enumerate(ids, done):
-        jpeg = None
-        if rank[place] < PICTURES:
-            record = split[int(source.order[place])]
-            jpeg, owner = _jpeg(record), int(owners[place])
-            if rank[place] == 0:
-                cards_of.merge_quality(connection, owner, {SHARPNESS: image_sharpness(jpeg)})
-            if rank[place] == 0 and record["tags"]:
-                connection.execute(
-                    "UPDATE products SET tags = ? WHERE product = ?", (record["tags"], owner)
-                )
-        cards_of.insert_photos(connection, [(place, int(owners[place]), image_id, jpeg)])
-
-
-def _jpeg(record: Record) -> bytes:
-    from PIL import Image
-
-    from sicot_jax.common import image
-
-    stored = record["image"]
-    return stored if isinstance(stored, bytes) else image.encode_jpeg(Image.fromarray(stored))
-
-
-@contextlib.contextmanager
-def embedder(
-    found: Exported,
-) -> Iterator[Callable[[Iterator[dict[str, Any]]], Iterator[tuple[str, np.ndarray]]]]:
-    """Batches of photos -> image_id and unit feature float16 [D], one by one; each batch over all
-    devices, fetched one batch late.
-    """
-    devices = mesh.make_mesh()
-    with jax.set_mesh(devices):
-        weights = mesh.replicate_tree(folded.fold(found.arrays), devices)
-
-        @jax.jit
-        def compute(weights, image):
-            image = found.preprocessing.normalise(found.preprocessing.centre_crop(image))
-            return mesh.replicate(folded.embed(found.model, weights, image))
-
-        def embed(batches: Iterator[dict[str, Any]]) -> Iterator[tuple[str, np.ndarray]]:
-            pending: tuple[Any, dict[str, Any]] | None = None
-            for batch in batches:
-                result = compute(weights, device_batches.to_device(batch, devices)["image"])
-                if pending is not None:
-                    yield from _features(*pending)
-                pending = result, batch
-            if pending is not None:
-                yield from _features(*pending)
-
-        yield embed
-
-
-def _features(embedding: Any, batch: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    real = batch["label"] >= 0
-    return zip(
-        batch["image_id"][real],
-        l2_normalize(np.asarray(embedding)[real]).astype(np.float16),
-        strict=True,
-    )
-
-
-def _write_codes(folder: Path, vectors: VectorFiles, places: int, codes: _Codes) -> None:
-    features = vectors.memmap(layout.FEATURES, places)
-    codebook = codes.learned or codebooks.fit_binary_encoder(features, codes.bits, codes.kind)
-    codebook.save(folder / layout.BINARY_ENCODER)
-    vectors.write(layout.CODES, 0, np.zeros((0, codes.bits // 8), np.uint8))
-    for first in range(0, places, _LINES):
-        vectors.write(layout.CODES, first, codebook.encode(features[first : first + _LINES]))
-
-
-def _write_imprint(
-    folder: Path, vectors: VectorFiles, source: _Source, found: Exported, cards: ProductStore
-) -> None:
-    """What rows of later products are made with, from known ones; and the rows of those that are
-    here already.
-    """
-    import safetensors
-
-    owners = source.owners
-    features = vectors.memmap(layout.FEATURES, len(owners))
-
-    def means(products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        photos = imprint.first_photos(owners, products)
-        return imprint.mean_directions(features[photos], owners[photos])
-
-    products = np.unique(owners)
-    known = products[products < source.known]
-    known, directions = means(known[evenly_spaced(len(known), imprint.KNOWN)])
-    with safetensors.safe_open(folder / layout.MODEL / folders.WEIGHTS, framework="numpy") as file:
-        kernel, bias = file.get_slice("fc.weight"), file.get_slice("fc.bias")
-        own = np.array([kernel[int(c) : int(c) + 1][0] for c in known]).reshape(
-            len(known), vectors.width
-        )
-        mean_row, mean_bias = np.zeros(vectors.width), 0.0
-        for first in range(0, source.known, _LINES):
-            part = slice(first, min(first + _LINES, source.known))
-            mean_row += kernel[part].sum(0, dtype=np.float64) / source.known
-            mean_bias += float(bias[part].sum(dtype=np.float64)) / source.known
-    made_with = imprint.fit(directions, own, mean_row.astype(np.float32), mean_bias)
-    imprint.save(folder / layout.IMPRINT, made_with)
-    products = products[products < source.known]
-    some, directions = means(products[evenly_spaced(len(products), titles.KNOWN)])
-    named = [
-        (card.title, card.category) if card else ("", "") for card in cards.products(some.tolist())
-    ]
-    counts = np.bincount(owners)[some]
-    titles.save(
-        folder / layout.TITLE_REGRESSION, titles.fit(named, directions - made_with.centre, counts)
-    )
-    rows.put_all(cards, vectors, rows.load(folder), source.known)

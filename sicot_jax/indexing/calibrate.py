@@ -1,9 +1,8 @@
-"""What a new version knows of itself from the run's validation photos: which category they show,
-and how sure an answer is.
-"""
+"""Fits category prediction and confidence of a new version to the run's validation photos."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -37,166 +36,184 @@ from sicot_jax.search.rejection import (
     ConfidenceFeatures,
     fit_calibration,
 )
-from sicot_jax.weights import bundle as folders
-from sicot_jax.weights.bundle import Converted
+from sicot_jax.weights.bundle import WEIGHTS_FILE, WeightsBundle, read_bundle
 
-_MOST = 5_000  # photos that are looked at
-_CELLS = 20_000_000  # of photos x categories, at most
-_SPARE = 100  # nearest photos that may be of the photo's own product
-_BATCH = 32
+_MAX_PHOTOS = 5_000
+_MAX_CELLS = 20_000_000  # photos x categories
+_SPARE_NEIGHBOURS = 100  # nearest photos that may be of the photo's product
+_BATCH_SIZE = 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Photos:
-    """Embeddings [B, D] of photos, their products int64 [B] and logits [C] one after the other,
-    what is near.
+class _ValidationPhotos:
+    """B validation photos, searched in the index.
+
+    Attributes:
+      active: products that may be answers.
+      embeddings: float32 [B, D].
+      products: product id of each, int64 [B].
+      neighbours: search results of each.
+      kernel: class weights of the model, float32 [C, D].
+      bias: float32 [C].
     """
 
-    offered: ActiveProducts
+    active: ActiveProducts
     embeddings: np.ndarray
     products: np.ndarray
-    near: list[Neighbours]
+    neighbours: list[Neighbours]
     kernel: np.ndarray
     bias: np.ndarray
 
     def scores(self) -> Iterator[ProductScores]:
         """Computed anew each time: a million logits of each photo would not fit."""
-        for first in range(0, len(self.embeddings), _BATCH):
-            some = self.embeddings[first : first + _BATCH]
-            for embedding, logits in zip(some, some @ self.kernel.T + self.bias, strict=True):
-                yield ProductScores.from_logits(embedding, logits, self.offered)
+        for first in range(0, len(self.embeddings), _BATCH_SIZE):
+            batch = self.embeddings[first : first + _BATCH_SIZE]
+            for embedding, logits in zip(batch, batch @ self.kernel.T + self.bias, strict=True):
+                yield ProductScores.from_logits(embedding, logits, self.active)
 
 
-def calibrate(
-    folder: Path, split: Split, numbers: np.ndarray
+def calibrate_version(
+    folder: Path, split: Split, product_ids: np.ndarray
 ) -> tuple[Calibration, CategoryFusion] | None:
-    """None where fewer than `MIN_PHOTOS` photos of products are there. `folder`: a version,
-    whole but for this;
-    numbers: product of each class of the split, int64.
+    """Fits confidence and category prediction of a version that is complete but for these.
+
+    Args:
+      folder: version folder.
+      split: validation photos.
+      product_ids: product id of each class of the split, int64 [products].
+
+    Returns:
+      Calibration and category fusion; None where there are fewer than `MIN_PHOTOS` photos.
     """
-    index = LocalIndex(folder)
-    try:
-        most = max(min(_MOST, _CELLS // (1 + len(index.active_products().names))), MIN_PHOTOS)
+    with contextlib.closing(LocalIndex(folder)) as index:
+        num_categories = len(index.active_products().category_names)
+        most = max(min(_MAX_PHOTOS, _MAX_CELLS // (1 + num_categories)), MIN_PHOTOS)
         chosen = evenly_spaced(len(split), most)
         if len(chosen) < MIN_PHOTOS:
             return None
-        photos = _look(index, folders.read_converted(folder / layout.MODEL), split, numbers, chosen)
-    finally:
-        index.close()
-    fusion = _categories(photos)
-    calibration = _calibration(photos, fusion)
+        records = _Records(split, chosen, product_ids)
+        photos = _search_photos(index, read_bundle(folder / layout.MODEL), records)
+    fusion = _fit_fusion(photos)
+    calibration = _fit_confidence(photos, fusion)
     return (calibration, fusion) if calibration else None
 
 
-def _look(
-    index: LocalIndex,
-    converted: Converted,
-    split: Split,
-    numbers: np.ndarray,
-    chosen: Sequence[int] | np.ndarray,
-) -> _Photos:
+@dataclasses.dataclass(frozen=True)
+class _Records:
+    """Some photos of a split, and the product id of each class."""
+
+    split: Split
+    chosen: np.ndarray
+    product_ids: np.ndarray
+
+
+def _search_photos(
+    index: LocalIndex, converted: WeightsBundle, records: _Records
+) -> _ValidationPhotos:
     import safetensors.numpy
 
-    engine, embeddings, products = jax_engine(converted), [], []
-    for first in range(0, len(chosen), _BATCH):
-        records = [split[int(i)] for i in chosen[first : first + _BATCH]]
-        embeddings.append(
-            engine(converted.preprocessing.batch([record["image"] for record in records])).embedding
-        )
-        products += [int(numbers[record["class_id"]]) for record in records]
-    found = np.concatenate(embeddings)
-    near = index.nearest(found, NUM_CONFIDENCE_NEIGHBOURS + 1, photos=NUM_NEIGHBOURS + _SPARE)
-    arrays = safetensors.numpy.load_file(converted.folder / folders.WEIGHTS)
-    return _Photos(
+    engine, batches, products = jax_engine(converted), [], []
+    for first in range(0, len(records.chosen), _BATCH_SIZE):
+        batch = [records.split[int(i)] for i in records.chosen[first : first + _BATCH_SIZE]]
+        images = converted.preprocessing.batch([record["image"] for record in batch])
+        batches.append(engine(images).embedding)
+        products += [int(records.product_ids[record["class_id"]]) for record in batch]
+    embeddings = np.concatenate(batches)
+    neighbours = index.nearest(
+        embeddings, NUM_CONFIDENCE_NEIGHBOURS + 1, num_photos=NUM_NEIGHBOURS + _SPARE_NEIGHBOURS
+    )
+    arrays = safetensors.numpy.load_file(converted.folder / WEIGHTS_FILE)
+    return _ValidationPhotos(
         index.active_products(),
-        found,
+        embeddings,
         np.array(products),
-        near,
+        neighbours,
         arrays["fc.weight"],
         arrays["fc.bias"],
     )
 
 
-def _categories(photos: _Photos) -> CategoryFusion:
-    offered = photos.offered
-    shares = np.array(
-        [scores.category_mass / scores.exp_logits.sum() for scores in photos.scores()]
-    )
-    voters = [voting_neighbours(offered, near.photos, NUM_NEIGHBOURS) for near in photos.near]
-    similarity, voting = (np.array(part) for part in zip(*voters, strict=True))
-    truth = offered.category[photos.products]
-    named = truth < len(offered.names)
+def _fit_fusion(photos: _ValidationPhotos) -> CategoryFusion:
+    active = photos.active
+    mass = np.array([scores.category_mass / scores.exp_logits.sum() for scores in photos.scores()])
+    voters = [
+        voting_neighbours(active, result.photos, NUM_NEIGHBOURS) for result in photos.neighbours
+    ]
+    similarity, neighbour_category = (np.array(part) for part in zip(*voters, strict=True))
+    category = active.product_category[photos.products]
+    labelled = category < len(active.category_names)
     fusion = fit_category_fusion(
         CategoryFitData(
-            shares[named],
-            similarity[named],
-            voting[named],
-            truth[named],
-            photos.products[named],
-            offered.names,
+            mass[labelled],
+            similarity[labelled],
+            neighbour_category[labelled],
+            category[labelled],
+            photos.products[labelled],
+            active.category_names,
         )
     )
-    return dataclasses.replace(
-        fusion,
-        rescaling_exponent=fit_rescaling_exponent(
-            _reciprocal_ranks(photos, fusion), photos.products
-        ),
-    )
+    exponent = fit_rescaling_exponent(_reciprocal_ranks(photos, fusion), photos.products)
+    return dataclasses.replace(fusion, rescaling_exponent=exponent)
 
 
-def _reciprocal_ranks(photos: _Photos, fusion: CategoryFusion) -> np.ndarray:
-    """Of each photo's product, float64 [strengths, B]; 0 where the classifier has no row for it."""
-    found = np.zeros((len(EXPONENTS), len(photos.products)))
-    for at, (product, near, scores) in enumerate(
-        zip(photos.products, photos.near, photos.scores(), strict=True)
+def _reciprocal_ranks(photos: _ValidationPhotos, fusion: CategoryFusion) -> np.ndarray:
+    """Of each photo's product, float64 [exponents, B]; 0 for a product without class weights."""
+    reciprocal = np.zeros((len(EXPONENTS), len(photos.products)))
+    for photo, (product, result, scores) in enumerate(
+        zip(photos.products, photos.neighbours, photos.scores(), strict=True)
     ):
-        told = category_posterior(fusion, scores, near.photos)
-        for number, strength in enumerate(EXPONENTS):
-            values = scores.adjusted_logits(strength * told.log_factors) if told else scores.logits
-            found[number, at] = np.sum(
-                1 / (1 + np.sum(values > values[scores.rows_of(product), None], 1))
+        posterior = category_posterior(fusion, scores, result.photos)
+        for number, exponent in enumerate(EXPONENTS):
+            logits = (
+                scores.adjusted_logits(exponent * posterior.log_factors)
+                if posterior
+                else scores.logits
             )
-    return found
+            rank = 1 + np.sum(logits > logits[scores.rows_of(product), None], 1)
+            reciprocal[number, photo] = np.sum(1 / rank)
+    return reciprocal
 
 
-def _calibration(photos: _Photos, fusion: CategoryFusion) -> Calibration | None:
+def _fit_confidence(photos: _ValidationPhotos, fusion: CategoryFusion) -> Calibration | None:
+    """Fits to answers to the photos, and to the same photos with their product left out."""
     known: list[ConfidenceFeatures] = []
-    right: list[bool] = []
-    absent: list[tuple[int, ConfidenceFeatures]] = []  # and the number of its photo
-    for number, (product, near, scores) in enumerate(
-        zip(photos.products, photos.near, photos.scores(), strict=True)
+    correct: list[bool] = []
+    unknown: list[tuple[int, ConfidenceFeatures]] = []  # and the number of the photo
+    for photo, (product, result, scores) in enumerate(
+        zip(photos.products, photos.neighbours, photos.scores(), strict=True)
     ):
-        answered = _evidence(fusion, scores, near.products, near.photos)
-        assert answered is not None  # something is offered
-        known.append(answered[0])
-        right.append(answered[1] == product)
+        answer = _answer_features(fusion, scores, result.products, result.photos)
+        assert answer is not None  # some product is active
+        known.append(answer[0])
+        correct.append(answer[1] == product)
         others = (
-            [n for n in part if n.product != product] for part in (near.products, near.photos)
+            [n for n in neighbours if n.product_id != product]
+            for neighbours in (result.products, result.photos)
         )
-        if (alone := _evidence(fusion, scores.excluding(product), *others)) is not None:
-            absent.append((number, alone[0]))
-    if not absent:
+        without = _answer_features(fusion, scores.excluding(product), *others)
+        if without is not None:
+            unknown.append((photo, without[0]))
+    if not unknown:
         return None
-    shares = cross_fitted_p_values(photos.embeddings).tolist()
-    as_new = [dataclasses.replace(e, p_value=share) for e, share in zip(known, shares, strict=True)]
-    without = [dataclasses.replace(e, p_value=shares[number]) for number, e in absent]
-    novelty = fit_novelty_detector(photos.embeddings)
-    return fit_calibration(as_new, right, without, novelty=novelty)
+    p_values = cross_fitted_p_values(photos.embeddings).tolist()
+    return fit_calibration(
+        [dataclasses.replace(f, p_value=p) for f, p in zip(known, p_values, strict=True)],
+        correct,
+        [dataclasses.replace(f, p_value=p_values[photo]) for photo, f in unknown],
+        novelty=fit_novelty_detector(photos.embeddings),
+    )
 
 
-def _evidence(
+def _answer_features(
     fusion: CategoryFusion,
     scores: ProductScores,
     products: Sequence[Neighbour],
     photos: Sequence[Neighbour],
 ) -> tuple[ConfidenceFeatures, int] | None:
-    """Of the answer, and its product; how usual the photo is comes later. None where nothing is
-    offered.
-    """
-    told = category_posterior(fusion, scores, photos[:NUM_NEIGHBOURS])
-    numbers, shares = top_products(scores, 1, told)
-    if not len(numbers):
+    """Features of the answer, their p-value still 1, and its product; None without one."""
+    posterior = category_posterior(fusion, scores, photos[:NUM_NEIGHBOURS])
+    product_ids, probability = top_products(scores, 1, posterior)
+    if not len(product_ids):
         return None
-    return confidence_features(numbers, shares, products[:NUM_CONFIDENCE_NEIGHBOURS], 1.0), int(
-        numbers[0]
-    )
+    nearest = products[:NUM_CONFIDENCE_NEIGHBOURS]
+    return confidence_features(product_ids, probability, nearest, 1.0), int(product_ids[0])

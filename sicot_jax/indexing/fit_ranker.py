@@ -1,19 +1,16 @@
-"""`sicot index rank`: what visitors did with the similar products they were shown, and the photos
-they asked with -> the ranker of the version in use.
+"""`sicot index rank`: fits the ranker of the version in use to events and kept query photos.
 
-A list counts where its photo is there yet: the likeness of a product is that of now, by the model
-  of the index, and so are prices, sales and the like.
+A list counts where its query photo is still there. Similarities are those of the index's model, and
+quality numbers those of now.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import itertools
 import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +21,14 @@ from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.common.markdown import markdown_table
 from sicot_jax.errors import InputError
 from sicot_jax.events.query_photos import query_photos
-from sicot_jax.events.store import Event, opened
-from sicot_jax.events.triplets import Limits
+from sicot_jax.events.store import open_events
 from sicot_jax.index.storage import layout
-from sicot_jax.index.storage.products import Product, ProductStore
+from sicot_jax.index.storage.products import ProductRecord, ProductStore
 from sicot_jax.index.storage.vectors import VectorFiles
-from sicot_jax.indexing.update import open_engine
+from sicot_jax.indexing.add import open_index_engine
+from sicot_jax.indexing.shown_lists import ShownList, shown_lists
 from sicot_jax.search.ndcg import NDCG_CUTOFF, ndcg_per_list
 from sicot_jax.search.ranker import (
-    PURCHASE_GAIN,
     Ranker,
     RankingLists,
     RankingModel,
@@ -41,231 +37,207 @@ from sicot_jax.search.ranker import (
     write_ranker,
 )
 from sicot_jax.search.ranking_features import FEATURES, CatalogStatistics, ranking_features
-from sicot_jax.weights import bundle as folders
+from sicot_jax.weights.bundle import read_bundle
 
-MOST = 100_000  # lists that are learned from, the latest
-FEWEST = 100  # lists that something was clicked or bought of, to learn from, and held out
+MAX_LISTS = 100_000  # the latest ones
+MIN_CLICKED_LISTS = 100  # to fit, and of held-out visitors
 _HELD_OUT = 5  # one visitor of so many
-_BATCH = 32
-LIMITS = Limits()
-_CACHED = 4096  # products whose features are kept
+_BATCH_SIZE = 32
+_CACHED_PRODUCTS = 4096
+# Features that are shuffled together: they are computed from the same number.
 _GROUPS = {
     "similarity gap": "similarity",
     "title words": "title",
     "common words": "title",
-}  # features that tell of one thing
+}
+
+_ListWithPhoto = tuple[ShownList, Path]
 
 
-@dataclasses.dataclass
-class View:
-    """A list that was shown. wanted: y of those of its SKUs that were clicked or bought."""
+def fit_index_ranker(index: Path, events: Sequence[Path], queries: Path) -> str:
+    """Fits the ranker and writes it where it is better than similarity on held-out visitors.
 
-    time: float
-    request_id: str
-    query_image_id: str
-    visitor: str
-    shown: tuple[str, ...]
-    wanted: dict[str, float]
+    Args:
+      index: index folder.
+      events: event files of the service, or folders of `sicot events import`.
+      queries: folder of `sicot serve --keep-queries`, or photos named by their query_image_id.
 
+    Returns:
+      The report, Markdown.
 
-def rank(index: Path, events: Sequence[Path], queries: Path) -> str:
-    """Fit the ranker, write it into the version in use if it is better than likeness on visitors
-    that were held out, and tell what it came to. queries: the folder of `sicot serve
-    --keep-queries`, or of photos named by their query_image_id.
-
-    InputError: too few lists that were clicked on and whose photo is there, a ranker that is not
-      better, an index that was built anew meanwhile; the ranker before stays.
+    Raises:
+      InputError: too few clicked lists whose photo is there, a ranker that is not better, or an
+        index that was built anew meanwhile; the previous ranker stays.
     """
     folder = layout.current_version(index)
     manifest = layout.read_unsharded_manifest(folder)
     photo_of = query_photos(queries)
     with contextlib.ExitStack() as stack:
-        stores = [stack.enter_context(contextlib.closing(opened(path))) for path in events]
-        every = views(itertools.chain.from_iterable(stores))
-    found = [
-        (view, path)
-        for view in every
-        if (path := photo_of(view.request_id, view.query_image_id)) is not None
-    ][-MOST:]
-    with contextlib.closing(ProductStore(folder / layout.PRODUCTS)) as cards:
-        usual = CatalogStatistics.from_products(cards.all_products())
-        lists, held_out = _lists(folder, manifest, cards, found, usual)
-    learned, tested = lists.select(~held_out), lists.select(held_out)
-    for part, what in ((learned, "to learn from"), (tested, "of visitors that are held out")):
-        if (count := len(np.unique(part.list_id[part.gain > 0]))) < FEWEST:
+        stores = [stack.enter_context(contextlib.closing(open_events(path))) for path in events]
+        all_lists = shown_lists(itertools.chain.from_iterable(stores))
+    with_photo = [
+        (shown, path)
+        for shown in all_lists
+        if (path := photo_of(shown.request_id, shown.query_image_id)) is not None
+    ][-MAX_LISTS:]
+    with contextlib.closing(ProductStore(folder / layout.PRODUCTS)) as store:
+        statistics = CatalogStatistics.from_products(store.all_products())
+        vectors = VectorFiles(folder, manifest.width, manifest.bits)
+        lists, held_out = _ranking_lists(folder, store, vectors, with_photo, statistics)
+    train, test = lists.select(~held_out), lists.select(held_out)
+    for part, purpose in ((train, "to learn from"), (test, "of visitors that are held out")):
+        if (count := len(np.unique(part.list_id[part.gain > 0]))) < MIN_CLICKED_LISTS:
             raise InputError(
-                f"{count} lists {what} that were clicked on and whose photo is in {queries} ({len(found)} of {len(every)} "
-                f"lists have one), wanted {FEWEST}; give more --events, or serve with --keep-queries for longer"
+                f"{count} lists {purpose} that were clicked on and whose photo is in {queries} "
+                f"({len(with_photo)} of {len(all_lists)} lists have one), wanted "
+                f"{MIN_CLICKED_LISTS}; give more --events, or serve with --keep-queries for longer"
             )
-    looked_at = fit_examination_propensity(learned)
-    model = fit_ranking_model(learned, looked_at)
+    propensity = fit_examination_propensity(train)
+    model = fit_ranking_model(train, propensity)
     report = {
-        "lists": len(found),
-        "without a photo": len(every) - len(found),
-        **_report(model, tested, looked_at),
+        "lists": len(with_photo),
+        "lists_without_photo": len(all_lists) - len(with_photo),
+        **_evaluate(model, test, propensity),
     }
-    if report["difference"][1] <= 0:
+    if report["ndcg_difference"][1] <= 0:
         raise InputError(
-            f"not shown to be better than likeness ({_told(report)}); nothing was written, more events may help"
+            f"not shown to be better than similarity ({_summary(report)}); nothing was written, "
+            "more events may help"
         )
     with layout.write_lock(index):
         if layout.current_version(index) != folder:
             raise InputError(f"{index}: was built anew meanwhile; give the command again")
-        version = write_ranker(
-            folder / layout.RANKER, Ranker(manifest.model_sha256, usual, model, report)
-        )
-    return f"{_table(report)}\n{_told(report)}\n{folder / layout.RANKER}: {version[:12]}"
-
-
-def views(events: Iterable[Event]) -> list[View]:
-    """Lists with what came of them, by time, of events in any order; a click on what was not shown
-    counts for nothing, and visitors who see or click more on a day than people do
-    (`events.triplets.Limits`) are left out.
-    """
-    found, gained = dict[str, View](), dict[tuple[str, str], float]()
-    seen, clicked = Counter[tuple[str, int]](), Counter[tuple[str, int]]()
-    for event in events:
-        day = event.visitor, int(event.time // 86_400)
-        seen[day] += event.kind == "impression"
-        clicked[day] += event.kind == "click"
-        if event.kind == "impression":
-            shown = tuple(dict.fromkeys(event.shown))
-            view = View(
-                event.time, event.request_id, event.query_image_id, event.visitor, shown, {}
-            )
-            found.setdefault(event.request_id, view)
-        else:  # another machine may have shown it
-            key = event.request_id, event.sku
-            gained[key] = max(
-                gained.get(key, 0.0), PURCHASE_GAIN if event.kind == "purchase" else 1.0
-            )
-    for (request_id, sku), gain in gained.items():
-        if request_id in found and sku in found[request_id].shown:
-            found[request_id].wanted[sku] = gain
-    bots = {day[0] for day, count in seen.items() if count > LIMITS.views}
-    bots |= {day[0] for day, count in clicked.items() if count > LIMITS.clicks}
-    return sorted(
-        (view for view in found.values() if view.visitor not in bots), key=lambda view: view.time
+        ranker = Ranker(manifest.model_sha256, statistics, model, report)
+        version = write_ranker(folder / layout.RANKER, ranker)
+    return (
+        f"{_importance_table(report)}\n{_summary(report)}\n{folder / layout.RANKER}: {version[:12]}"
     )
 
 
-def _lists(
+def _ranking_lists(
     folder: Path,
-    manifest: layout.IndexManifest,
-    cards: ProductStore,
-    found: Sequence[tuple[View, Path]],
-    usual: CatalogStatistics,
+    store: ProductStore,
+    vectors: VectorFiles,
+    with_photo: Sequence[_ListWithPhoto],
+    statistics: CatalogStatistics,
 ) -> tuple[RankingLists, np.ndarray]:
-    """And which lines are of visitors that are held out. A photo that cannot be read takes its list
-    along, a product that is not offered any more its line.
+    """Features and gains of all shown products, and which are of held-out visitors.
+
+    A list whose photo cannot be read is left out, as are deleted products.
     """
-    likeness, card = _Likeness(folder, manifest, cards), _cards(cards)
-    rows, of_list, position, wanted, held_out = [], [], [], [], []
-    for number, (view, embedding) in enumerate(_embedded(folder, found)):
-        there = [
-            (n, product) for n, product in enumerate(map(card, view.shown)) if product is not None
+    similarity, record_of = _ProductSimilarity(store, vectors), _cached_records(store)
+    features, list_id, position, gain, held_out = [], [], [], [], []
+    for number, (shown, embedding) in enumerate(_embed_queries(folder, with_photo)):
+        records = [
+            (rank, record)
+            for rank, record in enumerate(map(record_of, shown.shown))
+            if record is not None
         ]
-        if not there:
+        if not records:
             continue
-        alike = np.array([likeness(embedding, product.product) for _, product in there])
-        rows.append(ranking_features(alike, [product for _, product in there], usual))
-        of_list += [number] * len(there)
-        position += [n for n, _ in there]
-        wanted += [view.wanted.get(product.sku, 0.0) for _, product in there]
-        held_out += [zlib.crc32(view.visitor.encode()) % _HELD_OUT == 0] * len(there)
-    every = np.concatenate([np.zeros((0, len(FEATURES))), *rows])
+        cosines = np.array([similarity(embedding, record.product_id) for _, record in records])
+        features.append(ranking_features(cosines, [record for _, record in records], statistics))
+        list_id += [number] * len(records)
+        position += [rank for rank, _ in records]
+        gain += [shown.gain.get(record.sku, 0.0) for _, record in records]
+        held_out += [zlib.crc32(shown.visitor.encode()) % _HELD_OUT == 0] * len(records)
     lists = RankingLists(
-        every, np.array(of_list, int), np.array(position, int), np.array(wanted, float)
+        np.concatenate([np.zeros((0, len(FEATURES))), *features]),
+        np.array(list_id, int),
+        np.array(position, int),
+        np.array(gain, float),
     )
     return lists, np.array(held_out, bool)
 
 
-def _embedded(
-    folder: Path, found: Sequence[tuple[View, Path]]
-) -> Iterator[tuple[View, np.ndarray]]:
-    """Unit embeddings float32 [D]."""
-    preprocessing, engine = (
-        folders.read_converted(folder / layout.MODEL).preprocessing,
-        open_engine(folder),
-    )
-    for first in range(0, len(found), _BATCH):
-        views, photos = [], []
-        for view, path in found[first : first + _BATCH]:
-            with contextlib.suppress(OSError, InputError):  # its days were over, or it is no photo
+def _embed_queries(
+    folder: Path, with_photo: Sequence[_ListWithPhoto]
+) -> Iterator[tuple[ShownList, np.ndarray]]:
+    """Lists with the unit embedding of their photo, float32 [D]."""
+    preprocessing = read_bundle(folder / layout.MODEL).preprocessing
+    engine = open_index_engine(folder)
+    for first in range(0, len(with_photo), _BATCH_SIZE):
+        lists, photos = [], []
+        for shown, path in with_photo[first : first + _BATCH_SIZE]:
+            # Photos expire, and may be damaged.
+            with contextlib.suppress(OSError, InputError):
                 photos.append(preprocessing.centre_crop(preprocessing.load(path.read_bytes())))
-                views.append(view)
+                lists.append(shown)
         if photos:
-            yield from zip(views, l2_normalize(engine(np.stack(photos))[0]), strict=True)
+            embeddings = engine(np.stack(photos)).embedding
+            yield from zip(lists, l2_normalize(embeddings), strict=True)
 
 
-class _Likeness:
-    """Cosine of an embedding and the nearest photo of a product, as the index tells it."""
+class _ProductSimilarity:
+    """Cosine of an embedding with the nearest photo of a product."""
 
-    def __init__(self, folder: Path, manifest: layout.IndexManifest, cards: ProductStore):
-        vectors = VectorFiles(folder, manifest.width, manifest.bits)
-        features, connection = vectors.memmap(layout.FEATURES, cards.ends()[0]), cards.connection
+    def __init__(self, store: ProductStore, vectors: VectorFiles):
+        features = vectors.memmap(layout.FEATURES, store.num_rows())
+        query = (
+            "SELECT row FROM photos WHERE product_id = ? AND NOT deleted AND row < ? ORDER BY row"
+        )
 
-        @functools.lru_cache(_CACHED)
-        def of(product: int) -> np.ndarray:
-            find = "SELECT place FROM photos WHERE product = ? AND NOT withdrawn AND place < ? ORDER BY place"
-            places = [row[0] for row in connection.execute(find, (product, len(features)))]
-            return features[places].astype(np.float32)
+        @functools.lru_cache(_CACHED_PRODUCTS)
+        def features_of(product_id: int) -> np.ndarray:
+            lines = store.connection.execute(query, (product_id, len(features)))
+            return features[[line[0] for line in lines]].astype(np.float32)
 
-        self._of = of
+        self._features_of = features_of
 
-    def __call__(self, embedding: np.ndarray, product: int) -> float:
-        return float(np.max(self._of(product) @ embedding, initial=-1.0))
-
-
-def _cards(cards: ProductStore):
-    @functools.lru_cache(_CACHED)
-    def card(sku: str) -> Product | None:
-        return cards.product(sku)
-
-    return card
+    def __call__(self, embedding: np.ndarray, product_id: int) -> float:
+        return float(np.max(self._features_of(product_id) @ embedding, initial=-1.0))
 
 
-def _report(model: RankingModel, tested: RankingLists, looked_at: np.ndarray) -> dict[str, Any]:
-    """NDCG of the held-out lists by likeness and by the ranker, and what is lost of it where a
-    feature is shuffled.
-    """
-    gains = tested.gain / looked_at[tested.position]
+def _cached_records(store: ProductStore) -> Callable[[str], ProductRecord | None]:
+    @functools.lru_cache(_CACHED_PRODUCTS)
+    def record_of(sku: str) -> ProductRecord | None:
+        return store.product(sku)
 
-    def by(scores: np.ndarray) -> np.ndarray:
-        return ndcg_per_list(scores, tested.list_id, gains)
+    return record_of
 
-    likeness, ranked = by(tested.features[:, 0]), by(model(tested.features))
-    rng, mattered = np.random.default_rng(0), {}
+
+def _evaluate(model: RankingModel, test: RankingLists, propensity: np.ndarray) -> dict[str, Any]:
+    """NDCG of held-out lists by similarity and by the ranker, and the loss of shuffled features."""
+    gains = test.gain / propensity[test.position]
+
+    def ndcg_by(scores: np.ndarray) -> np.ndarray:
+        return ndcg_per_list(scores, test.list_id, gains)
+
+    by_similarity, by_ranker = ndcg_by(test.features[:, 0]), ndcg_by(model(test.features))
+    rng, importance = np.random.default_rng(0), {}
     for group in dict.fromkeys(_GROUPS.get(name, name) for name in FEATURES):
         columns = [n for n, name in enumerate(FEATURES) if _GROUPS.get(name, name) == group]
-        shuffled = tested.features.copy()
-        shuffled[:, columns] = rng.permutation(tested.features[:, columns])
-        mattered[group] = {
-            "known": float(np.isfinite(tested.features[:, columns]).any(1).mean()),
-            "ndcg lost": float(ranked.mean() - by(model(shuffled)).mean()),
+        shuffled = test.features.copy()
+        shuffled[:, columns] = rng.permutation(test.features[:, columns])
+        importance[group] = {
+            "known": float(np.isfinite(test.features[:, columns]).any(1).mean()),
+            "ndcg_loss": float(by_ranker.mean() - ndcg_by(model(shuffled)).mean()),
         }
+    difference = by_ranker - by_similarity
     return {
-        "held out": len(ranked),
-        "ndcg by likeness": float(likeness.mean()),
-        "ndcg": float(ranked.mean()),
-        "difference": [float((ranked - likeness).mean()), *paired_interval(ranked - likeness)],
-        "looked at": np.round(looked_at, 4).tolist(),
-        "mattered": mattered,
+        "held_out_lists": len(by_ranker),
+        "ndcg_by_similarity": float(by_similarity.mean()),
+        "ndcg": float(by_ranker.mean()),
+        "ndcg_difference": [float(difference.mean()), *paired_interval(difference)],
+        "propensity": np.round(propensity, 4).tolist(),
+        "importance": importance,
     }
 
 
-def _told(report: dict[str, Any]) -> str:
-    middle, low, high = report["difference"]
+def _summary(report: dict[str, Any]) -> str:
+    mean, low, high = report["ndcg_difference"]
     return (
-        f"NDCG@{NDCG_CUTOFF} on {report['held out']} lists of visitors that were held out: {report['ndcg']:.3f}, by likeness "
-        f"{report['ndcg by likeness']:.3f}: {middle:+.3f} [{low:+.3f}, {high:+.3f}]; lists without a photo, left out: "
-        f"{report['without a photo']}"
+        f"NDCG@{NDCG_CUTOFF} on {report['held_out_lists']} lists of visitors that were held out: "
+        f"{report['ndcg']:.3f}, by similarity {report['ndcg_by_similarity']:.3f}: "
+        f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]; lists without a photo, left out: "
+        f"{report['lists_without_photo']}"
     )
 
 
-def _table(report: dict[str, Any]) -> str:
+def _importance_table(report: dict[str, Any]) -> str:
+    by_loss = sorted(report["importance"].items(), key=lambda item: -item[1]["ndcg_loss"])
     rows = [
-        [name, f"{100 * told['known']:.0f}", f"{told['ndcg lost']:+.4f}"]
-        for name, told in sorted(report["mattered"].items(), key=lambda item: -item[1]["ndcg lost"])
+        [name, f"{100 * group['known']:.0f}", f"{group['ndcg_loss']:+.4f}"]
+        for name, group in by_loss
     ]
-    return markdown_table(["what mattered", "known of, %", "NDCG lost without"], rows)
+    return markdown_table(["feature", "known of, %", "NDCG lost when shuffled"], rows)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sicot_jax.classifier import imprint
-from sicot_jax.classifier.imprint import PHOTOS, Imprint, mean_directions
+from sicot_jax.classifier.imprint import MAX_PHOTOS, ImprintModel, load_imprint, mean_directions
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage.products import ProductStore, upsert_class_weights
 from sicot_jax.index.storage.vectors import VectorFiles
@@ -35,7 +34,7 @@ class WeightImprinter:
       titles: from titles to directions.
     """
 
-    imprint: Imprint
+    imprint: ImprintModel
     titles: TitleRegression
 
     def class_weights(
@@ -52,8 +51,8 @@ class WeightImprinter:
           Class weights, float32 [K, D].
         """
         count = num_photos[:, None]
-        total = count * (means - self.imprint.centre) + TITLE_WEIGHT * self.titles.predict(texts)
-        return self.imprint.rows(self.imprint.centre + total / (count + TITLE_WEIGHT))
+        total = count * (means - self.imprint.center) + TITLE_WEIGHT * self.titles.predict(texts)
+        return self.imprint.rows(self.imprint.center + total / (count + TITLE_WEIGHT))
 
 
 def load_weight_imprinter(folder: Path) -> WeightImprinter:
@@ -69,7 +68,7 @@ def load_weight_imprinter(folder: Path) -> WeightImprinter:
       InputError: a file is missing or damaged.
     """
     return WeightImprinter(
-        imprint.load(folder / layout.IMPRINT),
+        load_imprint(folder / layout.IMPRINT),
         load_title_regression(folder / layout.TITLE_REGRESSION),
     )
 
@@ -81,7 +80,7 @@ def imprint_products(
     product_ids: Sequence[int],
     num_rows: int,
 ) -> None:
-    """Writes class weights of products, from their titles and first `PHOTOS` active photos.
+    """Writes class weights of products, from their titles and first `MAX_PHOTOS` active photos.
 
     A product without a photo gets none.
 
@@ -97,7 +96,7 @@ def imprint_products(
     row_products: list[int] = []
     texts: dict[int, TitleAndCategory] = {}
     for product_id in product_ids:
-        photos = connection.execute(_FIRST_PHOTOS, (product_id, num_rows, PHOTOS)).fetchall()
+        photos = connection.execute(_FIRST_PHOTOS, (product_id, num_rows, MAX_PHOTOS)).fetchall()
         rows += [line[0] for line in photos]
         row_products += [product_id] * len(photos)
         texts[product_id] = connection.execute(

@@ -24,7 +24,8 @@ from sicot_jax.index.storage import layout
 from sicot_jax.index.storage.binary_codes import PCA
 from sicot_jax.index.storage.products import ProductStore
 from sicot_jax.indexing.build import DEFAULT_BITS, build_index
-from sicot_jax.training.run import now, read_run
+from sicot_jax.training.provenance import utc_now
+from sicot_jax.training.run import read_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +132,7 @@ def run_nightly(
         photos={"before": photos_before, "now": photos},
         published=published,
         seconds={name: round(value, 1) for name, value in seconds.items()},
-        when=now(),
+        when=utc_now(),
     )
     if report_file is not None:
         stored: dict[str, Any] = {"format": layout.FORMAT, **dataclasses.asdict(report)}

@@ -36,7 +36,7 @@ from sicot_jax.index.storage.products import (
 from sicot_jax.index.storage.vectors import VectorFiles, category_ranges
 from sicot_jax.indexing.new_products import imprint_all_new_products, load_weight_imprinter
 from sicot_jax.indexing.verify import verify_version
-from sicot_jax.weights.bundle import read_classes, read_converted
+from sicot_jax.weights.bundle import read_bundle, read_bundle_classes
 
 PRODUCTS, PHOTOS = "products.parquet", "photos.parquet"
 _TEXTS = ("sku", "title", "tags", "category")
@@ -160,8 +160,8 @@ def import_index(source: Path, index: Path) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         _copy_files(source, folder)
-        converted = read_converted(folder / layout.MODEL)
-        table = read_classes(folder / layout.MODEL, converted.model)
+        converted = read_bundle(folder / layout.MODEL)
+        table = read_bundle_classes(converted)
         encoder = BinaryEncoder.load(folder / layout.BINARY_ENCODER)
         if encoder.bits != manifest.bits or encoder.width != manifest.width:
             raise InputError(
@@ -173,7 +173,7 @@ def import_index(source: Path, index: Path) -> Path:
             ids, category = _import_products(products, list(table.sku), store)
             ranges = _import_photos(_PhotoFile(photos, ids, category), encoder, store, vectors)
             imprint_all_new_products(
-                store, vectors, load_weight_imprinter(folder), converted.model.classes
+                store, vectors, load_weight_imprinter(folder), converted.model.num_classes
             )
             num_rows = store.num_rows()
             write_lists_if_large(folder, vectors, ranges)

@@ -20,7 +20,7 @@ from sicot_jax.index.storage.products import (
 )
 from sicot_jax.index.storage.vectors import VectorFiles
 from sicot_jax.indexing.new_products import imprint_products, load_weight_imprinter
-from sicot_jax.weights.bundle import read_config
+from sicot_jax.weights.bundle import read_bundle_config
 
 _TEXTS = ("title", "tags", "category")
 
@@ -95,7 +95,7 @@ def _imprint_again(
     product_ids: Sequence[int],
 ) -> None:
     """Rewrites class weights of those products that the model has no class for."""
-    num_classes = read_config(folder / layout.MODEL).model.classes
+    num_classes = read_bundle_config(folder / layout.MODEL).model.num_classes
     if without_class := sorted({p for p in product_ids if p >= num_classes}):
         vectors = VectorFiles(folder, manifest.width, manifest.bits)
         imprinter = load_weight_imprinter(folder)

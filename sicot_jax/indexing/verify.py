@@ -20,7 +20,7 @@ from sicot_jax.index.storage.vectors import VectorFiles
 from sicot_jax.search.category import read_fusion
 from sicot_jax.search.ranker import read_ranker
 from sicot_jax.search.rejection import read_calibration
-from sicot_jax.weights.bundle import read_converted
+from sicot_jax.weights.bundle import read_bundle
 
 _CHUNK = 1 << 16
 _LENGTH_TOLERANCE = 0.01  # of a unit embedding in float16
@@ -44,7 +44,7 @@ def verify_version(folder: Path, *, checksums: bool = False) -> list[str]:
         read_ranker(folder / layout.RANKER)
         for name in (layout.MODEL, layout.ONNX_MODEL):
             if name == layout.MODEL or (folder / name).exists():
-                read_converted(folder / name)
+                read_bundle(folder / name)
     except InputError as error:
         return [str(error)]
     faults = (

@@ -220,9 +220,9 @@ class TextEncoder(nnx.Module):
             case "mean":
                 pass
             case "lstm":
-                lstm = BiLSTM(word_width, rng=rng)
+                lstm = BiLSTM(word_width, dtype=dtype, rng=rng)
             case "lstm_attention":
-                lstm = BiLSTM(word_width, rng=rng)
+                lstm = BiLSTM(word_width, dtype=dtype, rng=rng)
                 first = Linear(word_width, config.hidden, bias=False, dtype=dtype, rng=rng)
                 out = Linear(config.hidden, 1, bias=False, dtype=dtype, rng=rng)
             case _:

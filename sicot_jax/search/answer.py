@@ -142,7 +142,7 @@ class Searcher:
             The answer. Deleted products are never part of it.
 
         Raises:
-            IndexUnavailable: The index cannot be read at the moment.
+            IndexUnavailableError: The index cannot be read at the moment.
         """
         fusion, ranker = self.category_fusion, self.ranker if query.rerank else None
         num_candidates = query.num_similar * (_CANDIDATES_PER_RESULT if ranker else 1)

@@ -37,7 +37,6 @@ from sicot_jax.search.ranking_features import (
 
 FORMAT = 2
 NUM_TREES = 50
-PURCHASE_GAIN = 5.0  # clicks that a purchase counts as
 L2_PENALTY = 0.01  # of the regression, on squared coefficients of standardised features
 _MONOTONE = {"similarity": 1, "similarity gap": -1, "sales": 1, "conversion": 1, "rating": 1}
 _EM_STEPS = 10

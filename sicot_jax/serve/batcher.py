@@ -8,7 +8,7 @@ import concurrent.futures
 
 import numpy as np
 
-from sicot_jax.recognizer import Engine, Found
+from sicot_jax.recognizer import Engine, EngineOutputs
 from sicot_jax.serve import metrics
 
 # Concurrent calls of the engine: the next batch is ready while the results of the last are
@@ -29,7 +29,7 @@ class Batcher:
 
     def __init__(self, engine: Engine, *, max_batch: int):
         self.engine, self.max_batch = engine, max_batch
-        self._queue: collections.deque[tuple[np.ndarray, asyncio.Future[Found]]] = (
+        self._queue: collections.deque[tuple[np.ndarray, asyncio.Future[EngineOutputs]]] = (
             collections.deque()
         )
         self._threads = concurrent.futures.ThreadPoolExecutor(MAX_CONCURRENT_CALLS, "engine")
@@ -39,7 +39,7 @@ class Batcher:
     def __len__(self) -> int:
         return len(self._queue)
 
-    async def __call__(self, photo: np.ndarray) -> Found:
+    async def __call__(self, photo: np.ndarray) -> EngineOutputs:
         """Waits for the engine's result on one photo.
 
         Args:
@@ -48,7 +48,7 @@ class Batcher:
         Returns:
           embedding [D], logits [C], and box [4] or None.
         """
-        future: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[EngineOutputs] = asyncio.get_running_loop().create_future()
         self._queue.append((photo, future))
         if len(self._calls) < MAX_CONCURRENT_CALLS:
             self._calls.add(asyncio.create_task(self._work()))
@@ -64,7 +64,7 @@ class Batcher:
                 try:
                     photos = np.stack([photo for photo, _ in batch])
                     results = await loop.run_in_executor(self._threads, self.engine, photos)
-                    for (_, future), result in zip(batch, list(results.each()), strict=True):
+                    for (_, future), result in zip(batch, list(results.per_photo()), strict=True):
                         if not future.done():
                             future.set_result(result)
                 except Exception as error:
@@ -74,8 +74,8 @@ class Batcher:
         finally:
             self._calls.discard(asyncio.current_task())
 
-    def _next_batch(self) -> list[tuple[np.ndarray, asyncio.Future[Found]]]:
-        batch: list[tuple[np.ndarray, asyncio.Future[Found]]] = []
+    def _next_batch(self) -> list[tuple[np.ndarray, asyncio.Future[EngineOutputs]]]:
+        batch: list[tuple[np.ndarray, asyncio.Future[EngineOutputs]]] = []
         while self._queue and len(batch) < self.max_batch:
             photo, future = self._queue.popleft()
             if not future.done():

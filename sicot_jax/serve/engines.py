@@ -17,7 +17,7 @@ from sicot_jax.errors import InputError
 from sicot_jax.index.storage import layout
 from sicot_jax.recognizer import Engine, jax_engine, onnx_engine
 from sicot_jax.serve.batcher import MAX_CONCURRENT_CALLS
-from sicot_jax.weights.bundle import read_converted
+from sicot_jax.weights.bundle import read_bundle
 
 ENGINE_KINDS = ("onnx", "jax")
 _REPEATS = 5
@@ -72,7 +72,7 @@ def select_engine(
     Raises:
       InputError: no engine can be loaded.
     """
-    converted = read_converted(version / layout.MODEL)
+    converted = read_bundle(version / layout.MODEL)
     loaded = _load_engines(version, kind, threads)
     shape = converted.preprocessing.height, converted.preprocessing.width, 3
     alone = {name: _call_ms(engine, shape, 1, concurrent=1) for name, engine in loaded.items()}
@@ -86,7 +86,7 @@ def select_engine(
         if batch_ms[size] / size < (1 - _MIN_GAIN) * batch_ms[best] / best:
             best = size
     return SelectedEngine(
-        name, engine, converted.preprocessing, converted.model.classes, batch_ms, best
+        name, engine, converted.preprocessing, converted.model.num_classes, batch_ms, best
     )
 
 
@@ -125,7 +125,7 @@ def available_engines(version: Path, kind: str) -> list[str]:
 def _load_engines(version: Path, kind: str, threads: int) -> dict[str, Engine]:
     makers: dict[str, Callable[[], Engine]] = {
         "onnx": lambda: onnx_engine(version / layout.ONNX_MODEL, threads=threads),
-        "jax": lambda: jax_engine(read_converted(version / layout.MODEL)),
+        "jax": lambda: jax_engine(read_bundle(version / layout.MODEL)),
     }
     return {name: makers[name]() for name in available_engines(version, kind)}
 

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from sicot_jax.errors import InputError
-from sicot_jax.index.backends.base import IndexUnavailable
+from sicot_jax.index.backends.base import IndexUnavailableError
 from sicot_jax.serve.photo import PhotoError
 
 _log = logging.getLogger("sicot")
@@ -56,8 +56,8 @@ def add_error_handlers(app: FastAPI) -> None:
     async def handle_input(request: Request, error: InputError) -> Response:
         return error_response(request, 422, "bad_input", str(error))
 
-    @app.exception_handler(IndexUnavailable)
-    async def handle_unavailable(request: Request, error: IndexUnavailable) -> Response:
+    @app.exception_handler(IndexUnavailableError)
+    async def handle_unavailable(request: Request, error: IndexUnavailableError) -> Response:
         _log.error("%s %s", request.state.request_id, error)
         message = "the index cannot be read at the moment; try again"
         return error_response(request, 503, "error", message)

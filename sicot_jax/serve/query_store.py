@@ -1,4 +1,4 @@
-"""Stores query photos for a number of days, where the service is told to."""
+"""Stores query photos for a number of days, when enabled."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from sicot_jax.errors import InputError
-from sicot_jax.events.store import Events
+from sicot_jax.events.store import EventStore
 from sicot_jax.index.backends.open import open_index
 from sicot_jax.index.storage import layout
 from sicot_jax.serve.api_keys import read_api_keys
@@ -84,7 +84,7 @@ def check_settings(settings: ServiceSettings) -> None:
     if settings.keys:
         read_api_keys(Path(settings.keys))
     if settings.events:
-        Events(Path(settings.events)).close()
+        EventStore(Path(settings.events)).close()
     if settings.keep_queries:
         QueryStore(Path(settings.keep_queries), settings.keep_days)
 

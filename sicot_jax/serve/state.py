@@ -14,7 +14,7 @@ from typing import TypeVar
 from fastapi import Request
 from starlette.exceptions import HTTPException
 
-from sicot_jax.events.store import Events
+from sicot_jax.events.store import EventStore
 from sicot_jax.index.backends.base import ProductIndex
 from sicot_jax.serve import metrics
 from sicot_jax.serve.model_manager import ModelManager
@@ -42,7 +42,7 @@ class ServiceState:
     settings: ServiceSettings
     models: ModelManager
     threads: concurrent.futures.ThreadPoolExecutor
-    events: Events | None
+    events: EventStore | None
     queries: QueryStore | None
     budget: PixelBudget
     pending_photos: int = 0
@@ -62,7 +62,7 @@ class ServiceState:
             settings,
             models,
             concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "decode"),
-            Events(Path(settings.events)) if settings.events else None,
+            EventStore(Path(settings.events)) if settings.events else None,
             QueryStore(Path(settings.keep_queries), settings.keep_days)
             if settings.keep_queries
             else None,

@@ -1,8 +1,8 @@
-"""Orbax checkpoints of a TrainState: the last one and the best one, restored on any mesh.
+"""Orbax checkpoints of a TrainState: the last ones and the best one, restored on any mesh.
 
-A checkpoint is logical: it holds global arrays and the class count. Rows of the classifier beyond
-  the class count are zero padding, whose number depends on the mesh; restoring onto another mesh
-  cuts or adds such rows only.
+A checkpoint is logical: it holds global arrays and the number of classes. Rows of the class weights
+beyond that number are zero padding, whose size depends on the mesh; restoring onto another mesh
+removes or adds such rows only.
 """
 
 from __future__ import annotations
@@ -22,33 +22,36 @@ from sicot_jax.parallel import distributed
 
 FORMAT = 1
 KINDS = ("last", "best")
-_NAMED = 12  # differences between two models that an error message names
-_DAMAGED = (
-    OSError,
-    ValueError,
-    KeyError,
-    AttributeError,
-)  # what Orbax raises on missing, cut or unreadable files
+_MAX_DIFFERENCES = 12  # between two models, in an error message
+# What Orbax raises on missing, truncated or unreadable files.
+_DAMAGED = (OSError, ValueError, KeyError, AttributeError)
 
 
 class CheckpointError(InputError):
-    """A checkpoint that cannot be used here; the message is one line."""
+    """A checkpoint cannot be used; the message is one line."""
 
 
 class Checkpoints:
-    """`workdir/checkpoints/last` (the newest two: one may be half written when the machine dies)
-    and `best` (one).
+    """The checkpoints of a run folder, `checkpoints/last` and `checkpoints/best`.
 
-    `writer`: the run itself, which alone may clear away what an earlier process left half written.
+    Of the last ones two are kept (one may be half written when the machine dies), of the best one.
     """
 
     def __init__(self, workdir: Path, *, num_classes: int, writer: bool = False):
+        """Opens the checkpoints; creates the folders where there are none.
+
+        Args:
+          workdir: the run folder.
+          num_classes: C; checkpoints of another number are refused.
+          writer: whether this is the run itself, which alone may remove what an earlier process
+            left half written.
+        """
         self.num_classes = num_classes
         self.managers = {
             kind: ocp.CheckpointManager(
                 (workdir / "checkpoints" / kind).absolute(),
-                # Compressing takes as much memory as the state once more and twice the time, for 8
-                # % of random float32 numbers.
+                # Compressing takes the memory of the state once more and twice the time, and saves
+                # 8 % of random float32 numbers.
                 item_handlers={
                     "state": ocp.PyTreeCheckpointHandler(use_compression=False),
                     "info": ocp.JsonCheckpointHandler(),
@@ -63,41 +66,62 @@ class Checkpoints:
         }
 
     def latest_step(self, kind: str = "last") -> int | None:
+        """Returns the newest step that was saved.
+
+        Args:
+          kind: "last" or "best".
+
+        Returns:
+          Number of updates; None without a checkpoint.
+        """
         return self.managers[kind].latest_step()
 
     def save(
         self, state: Any, step: int, *, kind: str = "last", info: dict[str, Any] | None = None
     ) -> None:
-        """Start writing behind the caller, who may go on with steps that donate the arrays: they
-        are copied where need be.
+        """Starts writing a checkpoint in the background.
 
-        A new best one replaces the old one whatever its step: a run that resumed before its best
-          may find another. Raises CheckpointError where a last one of this or a later step lies
-          there.
+        The caller may go on with steps that donate the arrays: they are copied where need be. A new
+        best checkpoint replaces the old one whatever its step: a run that resumed from before its
+        best may have another.
+
+        Args:
+          state: a dataclass of arrays.
+          step: updates done.
+          kind: "last" or "best".
+          info: what is kept with it, a tree that JSON can hold.
+
+        Raises:
+          CheckpointError: there is a last checkpoint of this or a later step.
         """
-        self.wait()  # a host's memory holds copies of what is being written: one state at a time
+        self.wait()  # the host holds a copy of the state that is being written: one at a time
         manager = self.managers[kind]
         if kind == "best":
-            for old in (old for old in manager.all_steps() if old >= step):
-                manager.delete(old)
+            for later in [other for other in manager.all_steps() if other >= step]:
+                manager.delete(later)
         info = {"format": FORMAT, "num_classes": self.num_classes, "step": step, **(info or {})}
         arguments = ocp.args.Composite(
             state=ocp.args.PyTreeSave(_with_arrays(state)), info=ocp.args.JsonSave(info)
         )
         if not manager.save(step, args=arguments):
             raise CheckpointError(
-                f"{manager.directory}: step {step} was not saved, step {manager.latest_step()} lies there; "
-                "move that one away, or use another --workdir"
+                f"{manager.directory}: step {step} was not saved; step {manager.latest_step()} is "
+                "there: move that one away, or use another --workdir"
             )
 
     def info(self, kind: str) -> dict[str, Any] | None:
-        """What was saved beside the newest readable state of that kind, or None."""
+        """Reads what was saved with the newest readable checkpoint.
+
+        Args:
+          kind: "last" or "best".
+
+        Returns:
+          `info` of `save`, with "format", "num_classes" and "step"; None without a checkpoint.
+        """
         return self._newest(kind, lambda step: self._info(kind, step))
 
     def _newest(self, kind: str, read: Callable[[int], Any]) -> Any:
-        """`read` of the newest step, passing over damaged ones with a line that says so; None where
-        none is left.
-        """
+        """`read` of the newest step that is not damaged; None where there is none."""
         manager = self.managers[kind]
         for step in sorted(manager.all_steps(), reverse=True):
             try:
@@ -118,41 +142,60 @@ class Checkpoints:
         return dict(restored["info"])
 
     def restore(self, target: Any, kind: str = "last", *, partial: bool = False) -> Any:
-        """The newest readable state of that kind in the shapes and shardings of `target`
-        (ShapeDtypeStructs).
+        """Reads the newest readable checkpoint.
 
-        `partial`: what `target` lacks is not read, such as an optimizer's state. Raises
-        CheckpointError when there is none, or when it is of another class count, shape or
-        structure.
+        Args:
+          target: the state with a ShapeDtypeStruct, sharding included, for every array.
+          kind: "last" or "best".
+          partial: whether the checkpoint may hold more than `target`, such as an optimizer state;
+            the rest is not read.
+
+        Returns:
+          The state, on the devices.
+
+        Raises:
+          CheckpointError: there is none, or it is of another number of classes, shape or structure.
         """
         manager = self.managers[kind]
 
-        def read(step):
+        def read(step: int) -> Any:
             self._check_info(self._info(kind, step), manager.directory)
             return self._restore(manager, step, target, partial=partial)
 
         state = self._newest(kind, read)
         if state is None:
             steps = ", ".join(map(str, sorted(manager.all_steps())))
-            found = f"only damaged checkpoints ({steps})" if steps else "no checkpoint"
+            content = f"only damaged checkpoints ({steps})" if steps else "no checkpoint"
             raise CheckpointError(
-                f"{manager.directory}: holds {found}; train again in another --workdir, or check --workdir"
+                f"{manager.directory}: holds {content}; train again in another --workdir, or check "
+                "--workdir"
             )
         return state
 
     def resume(self, target: Any) -> Any:
-        """`restore` of the last state for a run that goes on from it.
+        """Reads the newest readable last checkpoint for a run that continues from it.
 
-        Damaged ones after it become `damaged-STEP`: Orbax saves no step below one that lies there,
-        and would count them among the two to keep.
+        Damaged checkpoints after it are renamed to `damaged-STEP`: Orbax saves no step below an
+        existing one, and would count them among the two to keep.
+
+        Args:
+          target: as of `restore`.
+
+        Returns:
+          The state, on the devices.
+
+        Raises:
+          CheckpointError: as of `restore`.
         """
         state = self.restore(target)
         manager = self.managers["last"]
         folder = Path(manager.directory)
         for step in (
-            step for step in manager.all_steps() if step > int(state.step) and distributed.is_primary()
+            step
+            for step in manager.all_steps()
+            if step > int(state.step) and distributed.is_primary()
         ):
-            shutil.rmtree(folder / f"damaged-{step}", ignore_errors=True)  # of an earlier time
+            shutil.rmtree(folder / f"damaged-{step}", ignore_errors=True)  # of an earlier resume
             (folder / str(step)).rename(folder / f"damaged-{step}")
         distributed.barrier("damaged checkpoints are aside")
         manager.reload()
@@ -165,8 +208,8 @@ class Checkpoints:
             )
         if info["num_classes"] != self.num_classes:
             raise CheckpointError(
-                f"{directory}: num_classes={info['num_classes']}, the catalogue has {self.num_classes}; "
-                "use another --workdir, or model.init_from to start from it"
+                f"{directory}: num_classes={info['num_classes']}, the catalogue has "
+                f"{self.num_classes}; use another --workdir, or model.init_from to start from it"
             )
 
     def _restore(
@@ -190,80 +233,93 @@ class Checkpoints:
         )
         return _filled(target, restored["state"])
 
-    def _check_shapes(self, manager, step: int, target: Any, *, partial: bool) -> None:
-        """Leading axes of the classifier may differ where both hold all classes: the rest is
-        padding.
+    def _check_shapes(
+        self, manager: ocp.CheckpointManager, step: int, target: Any, *, partial: bool
+    ) -> None:
+        """Leading axes of the classifier may differ where both hold all classes: rest is padding.
 
-        What devices have not sent yet has a leading axis of devices: fewer take their part of it,
-          more start with zeros.
+        The residual has a leading axis of devices: fewer take their part of it, more start with
+        zeros.
         """
-        stored, wanted = shapes(manager.item_metadata(step)["state"].tree), shapes(target)
+        stored = leaf_shapes(manager.item_metadata(step)["state"].tree)
+        wanted = leaf_shapes(target)
         if partial:
             stored = {name: shape for name, shape in stored.items() if name in wanted}
         for name in stored.keys() & wanted.keys():
             have, want = stored[name], wanted[name]
-            padded = (
-                have[1:] == want[1:] and have and want and min(have[0], want[0]) >= self.num_classes
-            )
-            if padded and name.startswith("classifier"):
+            if not have or not want or have[1:] != want[1:]:
+                continue
+            is_padded = min(have[0], want[0]) >= self.num_classes
+            if (name.startswith("classifier") and is_padded) or name.startswith("residual"):
                 stored[name] = want
-            if name.startswith("unsent") and have[1:] == want[1:]:
-                stored[name] = want
-        if faults := differences(stored, wanted):
+        if faults := describe_differences(stored, wanted):
             raise CheckpointError(f"{manager.directory}: another model: {faults}")
 
     def wait(self) -> None:
+        """Waits until everything is written."""
         for manager in self.managers.values():
             manager.wait_until_finished()
 
     def close(self) -> None:
+        """Closes the checkpoints."""
         for manager in self.managers.values():
             manager.close()
 
 
 def _with_arrays(state: Any) -> dict[str, Any]:
-    """The fields of a state that hold arrays, of states in it likewise: what is not used in a run
-    is not in its checkpoints.
-    """
+    """The fields of a state that hold arrays, nested: what a run does not use is not saved."""
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     held = {name: value for name, value in fields.items() if jax.tree.leaves(value)}
     return {name: _with_arrays(v) if dataclasses.is_dataclass(v) else v for name, v in held.items()}
 
 
 def _filled(state: Any, arrays: Mapping[str, Any]) -> Any:
-    """The state with `arrays` as `_with_arrays` had them."""
-    inside = {name: getattr(state, name) for name in arrays}
-    found = {
-        name: _filled(inside[name], value)
-        if dataclasses.is_dataclass(inside[name]) and isinstance(value, Mapping)
+    """The state with `arrays`, which are nested as those of `_with_arrays`."""
+    fields = {name: getattr(state, name) for name in arrays}
+    values = {
+        name: _filled(fields[name], value)
+        if dataclasses.is_dataclass(fields[name]) and isinstance(value, Mapping)
         else value
         for name, value in arrays.items()
     }
-    return dataclasses.replace(state, **found)
+    return dataclasses.replace(state, **values)
 
 
-def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Path name of each array -> its shape."""
+def leaf_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of a tree's arrays.
+
+    Args:
+      tree: of arrays, or of what has a shape.
+
+    Returns:
+      Path name of each array -> its shape.
+    """
     return {
         path_name(path): tuple(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 
-def differences(
+def describe_differences(
     stored: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]
 ) -> str:
-    """How two `shapes` differ, the first of many; "" where they are equal."""
+    """Returns how the shapes of two trees differ, in one line.
+
+    Args:
+      stored: of `leaf_shapes`.
+      wanted: likewise.
+
+    Returns:
+      The first of the differences; "" where there is none.
+    """
     faults = [f"{name} missing" for name in wanted.keys() - stored.keys()]
     faults += [f"{name} unexpected" for name in stored.keys() - wanted.keys()]
-    both = stored.keys() & wanted.keys()
     faults += [
         f"{name} is {stored[name]}, wanted {wanted[name]}"
-        for name in both
+        for name in stored.keys() & wanted.keys()
         if stored[name] != wanted[name]
     ]
-    faults.sort(
-        key=lambda fault: ("opt_state" in fault, fault)
-    )  # optimizers only repeat their parameters
-    more = [f"and {len(faults) - _NAMED} more"] if len(faults) > _NAMED else []
-    return "; ".join(faults[:_NAMED] + more)
+    # Optimizer states only repeat their parameters.
+    faults.sort(key=lambda fault: ("opt_state" in fault, fault))
+    rest = len(faults) - _MAX_DIFFERENCES
+    return "; ".join(faults[:_MAX_DIFFERENCES] + ([f"and {rest} more"] if rest > 0 else []))

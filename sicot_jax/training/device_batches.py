@@ -16,16 +16,35 @@ def process_shard() -> ProcessShard:
 
 
 def to_device(batch: HostBatch, mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """The arrays of a batch, divided over all devices; strings stay on the host."""
+    """Places the arrays of a host batch on the devices.
+
+    Args:
+      batch: name -> this process's rows [B / processes, ...].
+      mesh: the devices.
+
+    Returns:
+      Name -> global array [B, ...], divided over all devices by row; text stays on the host.
+    """
     return mesh_lib.to_global(
         {name: array for name, array in batch.items() if array.dtype != object}, mesh
     )
 
 
 class DevicePhotos:
-    """All training photos on every device; batches of "index" get their photos there."""
+    """All training photos on every device, from which batches of indices take theirs.
+
+    Attributes:
+      mesh: the devices.
+      images: uint8 [N, H, W, 3], a copy on every device.
+    """
 
     def __init__(self, catalog: Catalog, mesh: jax.sharding.Mesh):
+        """Copies the photos to the devices.
+
+        Args:
+          catalog: of an array file.
+          mesh: the devices.
+        """
         images = catalog.splits["train"].images  # type: ignore[attr-defined]  # an array file's
         self.mesh = mesh
         self.images = jax.make_array_from_callback(
@@ -38,6 +57,14 @@ class DevicePhotos:
         )
 
     def __call__(self, batch: HostBatch) -> dict[str, jax.Array]:
-        """As `to_device` of a batch with its photos."""
+        """Places a batch on the devices and adds its photos.
+
+        Args:
+          batch: as of `to_device`, with "index" (int32, position in the training split) in place of
+            "image".
+
+        Returns:
+          As `to_device`, with "image" uint8 [B, H, W, 3].
+        """
         placed = to_device(batch, self.mesh)
         return placed | {"image": self._gather(self.images, placed.pop("index"))}

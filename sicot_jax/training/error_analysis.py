@@ -1,6 +1,4 @@
-"""What a finished run says beyond its accuracy: its catalogue, who is mistaken for whom, which
-words count.
-"""
+"""What a finished run reports beyond accuracy: its catalogue, confusions, attention to words."""
 
 from __future__ import annotations
 
@@ -18,119 +16,113 @@ from sicot_jax.catalog.statistics import head_mask, vocabulary_overlap
 from sicot_jax.catalog.title_variants import TitleVariantReader
 from sicot_jax.catalog.tokenizer import WORD_START
 from sicot_jax.parallel import mesh
-from sicot_jax.training.state import TrainState
-from sicot_jax.training.setup import Setup
+from sicot_jax.parallel.array_types import Float, Int
+from sicot_jax.training.restore import RestoredModel
 
-TITLES = 20_000  # read at most, evenly over the training photos
-SHOWN_TITLES, SHOWN_WORDS, SHOWN_CLASSES = 12, 20, 12
-LEAST_SEEN = 20  # titles that a word is judged by
+MAX_TITLES = 20_000  # read at most, evenly over the training photos
+_SHOWN_TITLES, _SHOWN_WORDS, _SHOWN_CLASSES, _SHOWN_SOURCES = 12, 20, 12, 3
+_MIN_TITLES = 20  # with a word, for its mean weight to count
 _BATCH = 1024
 
+WordWeights = list[tuple[str, float]]  # (word, multiple of equal weights)
 
-def catalogue_facts(catalog: Catalog, head_boundary: int) -> dict[str, Any]:
-    """Table 1 and Fig. 6 of SICoT: sizes, vocabulary, what head and tail share of it, photos of
-    words.
 
-    "word_counts": [[times a word occurs, words that occur so often], ...], of the titles that were
-    read ("titles").
+def catalog_statistics(catalog: Catalog, head_boundary: int) -> dict[str, Any]:
+    """Returns sizes and vocabulary statistics of a catalogue (Table 1 and Fig. 6 of SICoT).
+
+    Args:
+      catalog: an opened catalogue.
+      head_boundary: head = classes with more training photos than this.
+
+    Returns:
+      "name", "classes", "photos" by split, "vocabulary", "titles" (number of titles that were
+      read), "words" (words of head, tail and both) and "word_counts": [[times a word occurs, number
+      of words that occur so often], ...].
     """
     split = catalog.splits["train"]
-    read = evenly_spaced(len(split), TITLES)
-    titles = [np.asarray(split[i]["token_ids"], np.int64) for i in read.tolist()]
+    indices = evenly_spaced(len(split), MAX_TITLES)
+    titles = [np.asarray(split[i]["token_ids"], np.int64) for i in indices.tolist()]
     head = head_mask(catalog.classes.counts["train"], head_boundary)
     counts = np.bincount(np.concatenate([*titles, np.zeros(0, np.int64)]), minlength=1)
-    times, how_many = np.unique(counts[counts > 0], return_counts=True)
+    occurrences, num_words = np.unique(counts[counts > 0], return_counts=True)
     return {
         "name": catalog.name,
         "classes": len(catalog.classes),
-        "photos": {name: len(found) for name, found in catalog.splits.items()},
+        "photos": {name: len(records) for name, records in catalog.splits.items()},
         "vocabulary": len(catalog.tokenizer.vocabulary) - 1,
-        "titles": len(read),
-        "words": dict(vocabulary_overlap(titles, split.labels[read], head)),
-        "word_counts": np.stack([times, how_many], -1).tolist(),
+        "titles": len(indices),
+        "words": dict(vocabulary_overlap(titles, split.labels[indices], head)),
+        "word_counts": np.stack([occurrences, num_words], -1).tolist(),
     }
 
 
-def swallowed(
-    label: np.ndarray,
-    predicted: np.ndarray,
-    train_counts: np.ndarray,
+def tail_to_head_confusions(
+    label: Int[np.ndarray, " N"],
+    predicted: Int[np.ndarray, " N"],
+    train_counts: Int[np.ndarray, " C"],
     head_boundary: int,
     sku: Sequence[str],
 ) -> list[dict[str, Any]]:
-    """Head classes by the tail photos that they take, most first, each with the classes that it
-    takes most from.
+    """Returns the head classes that most tail photos are mistaken for.
 
-    Args: label, predicted: int [N]; train_counts: int [C]; sku: names [C].
+    Args:
+      label: class of each test photo, int [N].
+      predicted: predicted class, int [N].
+      train_counts: training photos per class, int [C].
+      head_boundary: head = classes with more training photos than this.
+      sku: names of the classes, [C].
+
+    Returns:
+      Most photos first: {"class": SKU of the head class, "photos": tail photos mistaken for it,
+      "from": [{"class", "photos", "tested": test photos of that class}, ...]}.
     """
     head = head_mask(train_counts, head_boundary)
-    taken = ~head[label] & head[predicted]
-    by_head = np.bincount(predicted[taken], minlength=len(train_counts))
-    found = []
-    for into in np.argsort(-by_head, kind="stable")[:SHOWN_CLASSES]:
-        if not by_head[into]:
+    confused = ~head[label] & head[predicted]
+    photos_by_class = np.bincount(predicted[confused], minlength=len(train_counts))
+    rows = []
+    for target in np.argsort(-photos_by_class, kind="stable")[:_SHOWN_CLASSES]:
+        if not photos_by_class[target]:
             break
-        sources = np.bincount(label[taken & (predicted == into)], minlength=len(train_counts))
-        most = [c for c in np.argsort(-sources, kind="stable")[:3] if sources[c]]
-        of = [
+        from_target = label[confused & (predicted == target)]
+        sources = np.bincount(from_target, minlength=len(train_counts))
+        most = [c for c in np.argsort(-sources, kind="stable")[:_SHOWN_SOURCES] if sources[c]]
+        shown = [
             {"class": sku[c], "photos": int(sources[c]), "tested": int((label == c).sum())}
             for c in most
         ]
-        found.append({"class": sku[into], "photos": int(by_head[into]), "from": of})
-    return found
+        rows.append({"class": sku[target], "photos": int(photos_by_class[target]), "from": shown})
+    return rows
 
 
-def attention(setup: Setup, state: TrainState, catalog: Catalog) -> dict[str, Any]:
-    """Fig. 7 of SICoT: titles with the weight of each word, and the words of highest and lowest
-    mean weight.
+def title_attention(model: RestoredModel, catalog: Catalog) -> dict[str, Any]:
+    """Returns the attention weights of words in training titles (Fig. 7 of SICoT).
 
-    A weight is told as a multiple of that of equal weights, 1 / words of the title; pieces of a
-    word are summed. Titles are as training reads them.
+    A weight is a multiple of that of equal weights, 1 / words of the title; pieces of a word are
+    summed. Titles are in the variant that training reads (masked, shuffled).
+
+    Args:
+      model: a restored run with a semantic stream, under its mesh.
+      catalog: that it was trained on.
+
+    Returns:
+      "highest" and "lowest": [{"word", "weight" (mean over titles), "titles"}, ...]; "titles":
+      [{"title", "class", "words": [[word, weight], ...]}, ...] of classes spread from the most to
+      the least frequent.
     """
-    read_title = TitleVariantReader(catalog, setup.config)
-    split, vocabulary = catalog.splits["train"], catalog.tokenizer.vocabulary
-    read = evenly_spaced(len(split), TITLES)
-
-    @jax.jit
-    def weigh(params, batch_stats, token_ids):
-        net = nnx.merge(setup.graphdef, params, batch_stats, copy=True)
-        return net.semantic(token_ids, train=False)[1]
-
-    rows: list[list[tuple[str, float]]] = []
-    labels, titles = [], []
-    for first in range(0, len(read), _BATCH):
-        records = [split[i] for i in read[first : first + _BATCH].tolist()]
-        ids = np.stack(
-            [read_title(record, int(i)) for record, i in zip(records, read[first:], strict=False)]
-        )
-        whole = np.pad(ids, ((0, _BATCH - len(ids)), (0, 0)))  # one shape compiles once
-        weights = np.asarray(
-            weigh(state.params, state.batch_stats, mesh.replicate_tree(jnp.asarray(whole), setup.mesh))
-        )
-        rows += [of_words(i, w, vocabulary) for i, w in zip(ids, weights, strict=False)]
-        labels += [record["class_id"] for record in records]
-        titles += [record["title"] for record in records]
-    seen: dict[str, list[float]] = {}
-    for row in rows:
-        for word, weight in dict(row).items():  # a title counts a word once
-            seen.setdefault(word, []).append(weight)
-    means = sorted(
-        ((float(np.mean(w)), word, len(w)) for word, w in seen.items() if len(w) >= LEAST_SEEN),
-        reverse=True,
-    )
-    listed = [{"word": word, "weight": round(mean, 4), "titles": n} for mean, word, n in means]
-    # Of classes spread from the most to the least frequent, those with a word at all.
-    order = np.argsort(
-        -catalog.classes.counts["train"][np.asarray(labels, np.int64)], kind="stable"
-    )
+    split = catalog.splits["train"]
+    indices = evenly_spaced(len(split), MAX_TITLES)
+    rows, records = _attention_rows(model, catalog, indices)
+    means = _mean_weights(rows)
+    labels = np.asarray([record["class_id"] for record in records], np.int64)
+    order = np.argsort(-catalog.classes.counts["train"][labels], kind="stable")
     candidates = [i for i in order.tolist() if len(rows[i]) > 1]
-    shown = [candidates[i] for i in evenly_spaced(len(candidates), SHOWN_TITLES).tolist()]
+    shown = [candidates[i] for i in evenly_spaced(len(candidates), _SHOWN_TITLES).tolist()]
     return {
-        "highest": listed[:SHOWN_WORDS],
-        "lowest": listed[::-1][: min(SHOWN_WORDS, max(0, len(listed) - SHOWN_WORDS))],
+        "highest": means[:_SHOWN_WORDS],
+        "lowest": means[::-1][: min(_SHOWN_WORDS, max(0, len(means) - _SHOWN_WORDS))],
         "titles": [
             {
-                "title": titles[i],
+                "title": records[i]["title"],
                 "class": catalog.classes.sku[labels[i]],
                 "words": [[word, round(weight, 4)] for word, weight in rows[i]],
             }
@@ -139,19 +131,72 @@ def attention(setup: Setup, state: TrainState, catalog: Catalog) -> dict[str, An
     }
 
 
-def of_words(
-    token_ids: np.ndarray, weights: np.ndarray, vocabulary: Sequence[str]
-) -> list[tuple[str, float]]:
-    """(word, weight as a multiple of equal weights) of one title: int [T], float [T] -> at most T
-    words in their order.
+def word_weights(
+    token_ids: Int[np.ndarray, " T"],
+    weights: Float[np.ndarray, " T"],
+    vocabulary: Sequence[str],
+) -> WordWeights:
+    """Returns the words of a title with their weights as multiples of equal weights.
+
+    Args:
+      token_ids: int [T], 0 = padding.
+      weights: attention weight of each token, float [T], sum 1.
+      vocabulary: words or sentencepiece pieces by id, [V].
+
+    Returns:
+      At most T pairs (word, weight) in the order of the title.
     """
-    found: list[tuple[str, float]] = []
+    words: WordWeights = []
     ids = token_ids[token_ids > 0]
-    pieces = any(vocabulary[i].startswith(WORD_START) for i in ids.tolist())
+    has_pieces = any(vocabulary[i].startswith(WORD_START) for i in ids.tolist())
     for i, weight in zip(ids.tolist(), weights.tolist(), strict=False):
         token = vocabulary[i]
-        if pieces and found and not token.startswith(WORD_START):
-            found[-1] = found[-1][0] + token, found[-1][1] + weight
+        if has_pieces and words and not token.startswith(WORD_START):
+            words[-1] = words[-1][0] + token, words[-1][1] + weight
         else:
-            found.append((token.removeprefix(WORD_START), weight))
-    return [(word, weight * len(found)) for word, weight in found if word]
+            words.append((token.removeprefix(WORD_START), weight))
+    return [(word, weight * len(words)) for word, weight in words if word]
+
+
+def _attention_rows(
+    model: RestoredModel, catalog: Catalog, indices: np.ndarray
+) -> tuple[list[WordWeights], list[dict[str, Any]]]:
+    """Weights of the words of each of these training titles, and what is shown of the records."""
+    read_title = TitleVariantReader(catalog, model.run.config)
+    split, vocabulary = catalog.splits["train"], catalog.tokenizer.vocabulary
+    device_mesh = model.classifier.log_prior.sharding.mesh
+
+    @jax.jit
+    def attend(params: Any, batch_stats: Any, token_ids: jax.Array) -> jax.Array:
+        net = nnx.merge(model.graphs.model, params, batch_stats, copy=True)
+        return net.semantic(token_ids, train=False)[1]
+
+    rows: list[WordWeights] = []
+    shown: list[dict[str, Any]] = []
+    for first in range(0, len(indices), _BATCH):
+        batch = indices[first : first + _BATCH].tolist()
+        records = [split[i] for i in batch]
+        ids = np.stack([read_title(r, i) for r, i in zip(records, batch, strict=True)])
+        padded = np.pad(ids, ((0, _BATCH - len(ids)), (0, 0)))  # one shape compiles once
+        placed = mesh.replicate_tree(jnp.asarray(padded), device_mesh)
+        weights = np.asarray(attend(model.params, model.batch_stats, placed))
+        rows += [word_weights(i, w, vocabulary) for i, w in zip(ids, weights, strict=False)]
+        shown += [{"title": r["title"], "class_id": r["class_id"]} for r in records]
+    return rows, shown
+
+
+def _mean_weights(rows: Sequence[WordWeights]) -> list[dict[str, Any]]:
+    """Mean weight of every word that enough titles have, highest first."""
+    weights_of: dict[str, list[float]] = {}
+    for row in rows:
+        for word, weight in dict(row).items():  # a title counts a word once
+            weights_of.setdefault(word, []).append(weight)
+    means = sorted(
+        (
+            (float(np.mean(weights)), word, len(weights))
+            for word, weights in weights_of.items()
+            if len(weights) >= _MIN_TITLES
+        ),
+        reverse=True,
+    )
+    return [{"word": word, "weight": round(mean, 4), "titles": n} for mean, word, n in means]

@@ -1,25 +1,25 @@
-"""What a run tells: a progress line, `log.jsonl`, TensorBoard events."""
+"""The log of a run: a progress line, `log.jsonl` and TensorBoard events."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sicot_jax.common.files import write_text
 from sicot_jax.parallel import distributed
 
+_SMOOTHING = 0.3  # weight of the newest interval in the rate
+
 
 class RunLog:
-    """Writes every record of numbers to `log.jsonl` (and TensorBoard), and one progress line to the
-    terminal.
+    """Writes numbers to `log.jsonl` (and TensorBoard) and one progress line to the terminal.
 
-    `photos_before` says how many photos the steps before one take. A resumed run appends; records
-    beyond the step it resumes from are dropped first, so that each step stands once. Of several
-    processes the first one alone tells.
+    A resumed run appends; records beyond the step it resumes from are dropped first, so that each
+    step is there once. Of several processes the primary one writes.
     """
 
     def __init__(
@@ -31,24 +31,27 @@ class RunLog:
         photos_before: Callable[[int], int],
         tensorboard: bool,
     ):
+        """Opens the log.
+
+        Args:
+          workdir: the run folder.
+          start_step: updates done before.
+          total_steps: updates of the complete run.
+          photos_before: step -> photos that the steps before it take.
+          tensorboard: whether TensorBoard events are written too, where tensorboardX is installed.
+        """
         self.total_steps, self.photos_before = total_steps, photos_before
-        self.tells = distributed.is_primary()
-        self.start_step, self.last_step, self.last_time = (
-            start_step,
-            start_step,
-            time.perf_counter(),
-        )
-        self.seconds_a_photo: float | None = None
-        self.warm = False
-        self.live = sys.stderr.isatty()
-        if not self.tells:
+        self.writes = distributed.is_primary()
+        self.start_step = self.last_step = start_step
+        self.last_time = time.perf_counter()
+        self.seconds_per_photo: float | None = None
+        self.is_warm = False  # whether the first interval, which compiles, is over
+        self.is_terminal = sys.stderr.isatty()
+        if not self.writes:
             return
         path = workdir / "log.jsonl"
-        kept = (
-            [line for line in path.read_text().splitlines() if _step_of(line) <= start_step]
-            if path.exists()
-            else []
-        )
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= start_step]
         write_text(path, "".join(line + "\n" for line in kept))
         self.file = path.open("a", buffering=1)
         self.writer: Any = None
@@ -60,62 +63,82 @@ class RunLog:
             else:
                 self.writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
 
-    def numbers(self, step: int, kind: str, values: dict[str, float]) -> None:
-        if not self.tells:
+    def write_scalars(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        """Writes one record of numbers.
+
+        Args:
+          step: updates done.
+          kind: "train" or "validation".
+          values: name -> number.
+        """
+        if not self.writes:
             return
         self.file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         if self.writer is not None:
             for name, value in values.items():
                 self.writer.add_scalar(f"{kind}/{name}", value, step)
 
-    def progress(self, step: int, losses: dict[str, float]) -> None:
-        """Progress after `step` steps, with rate and time to go measured since the last call
-        (evaluation excluded).
+    def progress(self, step: int, losses: Mapping[str, float]) -> None:
+        """Writes the losses of a step, with the rate since the last call and the time to go.
+
+        Args:
+          step: updates done.
+          losses: name -> number.
         """
-        now = time.perf_counter()
-        if step > self.last_step:
-            current = (now - self.last_time) / (
-                self.photos_before(step) - self.photos_before(self.last_step)
-            )
-            # The first interval holds what happens once: the second one replaces it.
-            self.seconds_a_photo = (
-                0.7 * self.seconds_a_photo + 0.3 * current
-                if self.seconds_a_photo and self.warm
-                else current
-            )
-            self.warm = self.last_step > self.start_step
-        self.last_step, self.last_time = step, now
-        rate = 1 / self.seconds_a_photo if self.seconds_a_photo else 0.0
-        photos_to_go = self.photos_before(self.total_steps) - self.photos_before(step)
-        to_go = int(photos_to_go * (self.seconds_a_photo or 0))
+        self._measure_rate(step)
+        rate = 1 / self.seconds_per_photo if self.seconds_per_photo else 0.0
+        photos_left = self.photos_before(self.total_steps) - self.photos_before(step)
+        seconds_left = int(photos_left * (self.seconds_per_photo or 0))
         detail = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
-        self.numbers(step, "train", {**losses, "images_per_second": round(rate, 1)})
+        self.write_scalars(step, "train", {**losses, "images_per_second": round(rate, 1)})
         self._line(
-            f"step {step}/{self.total_steps}  {detail}  {rate:.0f} images/s  {to_go // 60}:{to_go % 60:02d} to go"
+            f"step {step}/{self.total_steps}  {detail}  {rate:.0f} images/s  "
+            f"{seconds_left // 60}:{seconds_left % 60:02d} to go"
         )
 
-    def pause(self) -> None:
-        """Call before, and `resume_clock` after, work that is not training."""
+    def _measure_rate(self, step: int) -> None:
+        now = time.perf_counter()
+        if step > self.last_step:
+            photos = self.photos_before(step) - self.photos_before(self.last_step)
+            current, before = (now - self.last_time) / photos, self.seconds_per_photo
+            # The first interval holds what happens once: the second one replaces it.
+            self.seconds_per_photo = (
+                (1 - _SMOOTHING) * before + _SMOOTHING * current
+                if before and self.is_warm
+                else current
+            )
+            self.is_warm = self.last_step > self.start_step
+        self.last_step, self.last_time = step, now
+
+    def pause_clock(self) -> None:
+        """Stops the clock of the rate, for work that is not training."""
         self._paused = time.perf_counter()
 
     def resume_clock(self) -> None:
+        """Lets the clock of the rate go on."""
         self.last_time += time.perf_counter() - self._paused
 
+    def message(self, text: str) -> None:
+        """Prints a line that stays on the terminal.
+
+        Args:
+          text: the line.
+        """
+        if self.is_terminal and self.writes:
+            print("\r\x1b[K", end="", file=sys.stderr)
+        distributed.print_primary(text)
+
     def _line(self, text: str) -> None:
-        if self.live and self.tells:
+        if self.is_terminal and self.writes:
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
         else:
             distributed.print_primary(text)
 
-    def message(self, text: str) -> None:
-        if self.live and self.tells:
-            print("\r\x1b[K", end="", file=sys.stderr)
-        distributed.print_primary(text)
-
     def close(self) -> None:
-        if not self.tells:
+        """Closes the files."""
+        if not self.writes:
             return
-        if self.live:
+        if self.is_terminal:
             print(file=sys.stderr)
         self.file.close()
         if self.writer is not None:
@@ -126,4 +149,4 @@ def _step_of(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return sys.maxsize  # a line cut off by a kill
+        return sys.maxsize  # a line that a kill has cut off

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from sicot_jax.catalog.catalog import Catalog
+from sicot_jax.classifier.class_weights import ClassWeights, fold_shared_word_weights
 from sicot_jax.config import Config
 from sicot_jax.models.sicot import AuxiliaryOutputs, Sicot
 
@@ -147,3 +148,19 @@ def model_graphs(config: Config, shape: DataShape) -> ModelGraphs:
         batch_stats=nnx.to_pure_dict(batch_stats),
         classifier_width=model.visual.classifier_width,
     )
+
+
+def plain_class_weights(params: dict[str, Any], weights: ClassWeights) -> ClassWeights:
+    """Returns class weights that apply to the visual embedding alone, with the same logits.
+
+    Args:
+      params: parameters of the streams, the tag head among them with shared word weights.
+      weights: as trained, kernel float32 [C padded, D], or [C padded, D + V] with shared word
+        weights.
+
+    Returns:
+      Kernel float32 [C padded, D] and bias float32 [C padded]; `weights` without shared word
+      weights.
+    """
+    tag_head = params["visual"].get("tag_head")
+    return fold_shared_word_weights(weights, tag_head["kernel"] if tag_head is not None else None)

@@ -8,8 +8,9 @@ import jax
 import optax
 from flax import nnx
 
-from sicot_jax.classifier import heads
-from sicot_jax.classifier.lazy_update import make_catch_up
+from sicot_jax.classifier.heads import Head, check_head, make_head
+from sicot_jax.classifier.lazy_update import make_lazy_update
+from sicot_jax.classifier.state import StepHyperparams, make_hyperparams
 from sicot_jax.classifier.trust_ratio import make_trust_ratio
 from sicot_jax.common.trees import path_name
 from sicot_jax.config import Config, ConfigError
@@ -47,7 +48,7 @@ class Setup:
     mesh: jax.sharding.Mesh
     graphs: ModelGraphs
     optimizer: optax.GradientTransformationExtraArgs
-    head: heads.Head
+    head: Head
     batch_plan: BatchPlan
     total_steps: int
     steps_per_epoch: float
@@ -62,9 +63,9 @@ class Setup:
         """Structure of the visual stream."""
         return self.graphs.visual
 
-    def hyperparams(self) -> heads.Numbers:
+    def hyperparams(self) -> StepHyperparams:
         """Returns the seed, learning rate and loss weights of the config as NumPy scalars."""
-        return heads.numbers_of(
+        return make_hyperparams(
             self.config.loss, learning_rate=self.config.optim.learning_rate, seed=self.config.seed
         )
 
@@ -96,7 +97,7 @@ def make_setup(config: Config, shape: DataShape, device_mesh: jax.sharding.Mesh)
         run with that many classes on that many devices.
     """
     _check_text(config, shape)
-    heads.check(config.head, num_classes=shape.num_classes, devices=device_mesh.size)
+    check_head(config.head, num_classes=shape.num_classes, devices=device_mesh.size)
     graphs = model_graphs(config, shape)
     _check_trainable(config, graphs)
     batch_plan = config.train.batch_plan(shape.train_photos)
@@ -105,14 +106,14 @@ def make_setup(config: Config, shape: DataShape, device_mesh: jax.sharding.Mesh)
     optim = dataclasses.replace(config.optim, learning_rate=1.0)
     schedule = make_schedule(optim, batch_plan, steps=total_steps, photos=shape.train_photos)
     optimizer = make_optimizer(optim, schedule)
-    head = heads.make_head(
+    head = make_head(
         config.head,
         config.loss,
         num_classes=shape.num_classes,
-        tx=optimizer,
-        catch_up=make_catch_up(config.optim, schedule),
+        optimizer=optimizer,
+        lazy_update=make_lazy_update(config.optim, schedule),
         trust_ratio=make_trust_ratio(config.optim),
-        still=num_word_columns(config, shape),
+        num_frozen_columns=num_word_columns(config, shape),
         dtype=compute_dtype(config),
     )
     return Setup(

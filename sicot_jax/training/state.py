@@ -12,11 +12,10 @@ import optax
 from flax import nnx
 
 from sicot_jax.catalog.statistics import log_prior
-from sicot_jax.classifier import heads
+from sicot_jax.classifier.state import ClassifierState, init_classifier
 from sicot_jax.common.trees import path_name
 from sicot_jax.config import Config
-from sicot_jax.parallel import gradient_sync
-from sicot_jax.parallel import mesh
+from sicot_jax.parallel import gradient_sync, mesh
 from sicot_jax.parallel.array_types import Array, Float, Num
 from sicot_jax.training.model import build_model
 from sicot_jax.training.setup import Setup
@@ -42,7 +41,7 @@ class TrainState:
     params: dict[str, Any]
     batch_stats: dict[str, Any]
     opt_state: optax.OptState
-    classifier: heads.Classifier
+    classifier: ClassifierState
     residual: gradient_sync.Residual
 
 
@@ -65,14 +64,14 @@ def initial_state(setup: Setup, log_prior: Float[Array, " C"]) -> TrainState:
         (nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)), setup.mesh
     )
 
-    def initial_classifier(key: jax.Array, log_prior: jax.Array) -> heads.Classifier:
-        return heads.start_classifier(
+    def initial_classifier(key: jax.Array, log_prior: jax.Array) -> ClassifierState:
+        return init_classifier(
             setup.config.head,
             key,
             log_prior,
             num_classes=setup.shape.num_classes,
             width=setup.graphs.classifier_width,
-            tx=setup.optimizer,
+            optimizer=setup.optimizer,
         )
 
     key = jax.random.fold_in(jax.random.key(setup.config.seed), 1)

@@ -11,10 +11,15 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from sicot_jax.classifier import heads
+from sicot_jax.classifier.state import (
+    ClassifierState,
+    Embeddings,
+    Losses,
+    StepHyperparams,
+    stream_weights,
+)
 from sicot_jax.models.sicot import SicotOutputs
-from sicot_jax.parallel import gradient_sync
-from sicot_jax.parallel import mesh
+from sicot_jax.parallel import gradient_sync, mesh
 from sicot_jax.training.augment import (
     Augmentation,
     augmented_boxes,
@@ -29,7 +34,7 @@ from sicot_jax.training.state import TrainState
 Batch = dict[str, jax.Array]
 Photos = tuple[jax.Array, Augmentation]  # uint8 [B, H, W, 3] and what was drawn for them
 Tree = Any  # a tree of arrays
-TrainStep = Callable[..., tuple[TrainState, heads.Losses]]
+TrainStep = Callable[..., tuple[TrainState, Losses]]
 
 
 class _Gradients(NamedTuple):
@@ -39,8 +44,8 @@ class _Gradients(NamedTuple):
     batch_stats: after the batch. values: of the auxiliary losses.
     """
 
-    losses: heads.Losses
-    classifier: heads.Classifier
+    losses: Losses
+    classifier: ClassifierState
     gradient: Tree
     batch_stats: Tree
     values: dict[str, jax.Array]
@@ -68,16 +73,16 @@ def make_train_step(
 
     Returns:
       The step. Its batch holds "image" uint8 [B, H, W, 3], "label" int32 [B] and, as the config
-      asks for them, "token_ids" int32 [B, T] and "box" float32 [B, 4]; its hyperparams are the config's
-      where none are given (compiled in). The losses are float32 scalars: "total", the mean
+      asks for them, "token_ids" int32 [B, T] and "box" float32 [B, 4]; without hyperparams those of
+      the config are compiled in. The losses are float32 scalars: "total", the mean
       cross-entropy of each stream, and each auxiliary loss. The step raises ValueError when traced
       for a batch that micro-batches do not divide. To be jitted with the state donated.
     """
     step = _StepFunctions(setup, {**auxiliary_losses(setup.config.loss), **(extra_losses or {})})
 
     def train_step(
-        state: TrainState, batch: Batch, hyperparams: heads.Numbers | None = None
-    ) -> tuple[TrainState, heads.Losses]:
+        state: TrainState, batch: Batch, hyperparams: StepHyperparams | None = None
+    ) -> tuple[TrainState, Losses]:
         hyperparams = hyperparams or setup.hyperparams()
         photos, batch = step.augment(state, batch, hyperparams)
         stacked = gradient_sync.stack_per_device(state.params)
@@ -92,7 +97,7 @@ def make_train_step(
     return train_step
 
 
-def total_losses(losses: heads.Losses, values: Mapping[str, jax.Array]) -> heads.Losses:
+def total_losses(losses: Losses, values: Mapping[str, jax.Array]) -> Losses:
     """Adds auxiliary losses to those of the head.
 
     Args:
@@ -125,7 +130,7 @@ class _StepFunctions:
 
     def __init__(self, setup: Setup, losses: Mapping[str, AuxiliaryLoss]):
         self.setup, self.config, self.losses = setup, setup.config, losses
-        self.streams = tuple(heads.loss_weights(self.config.loss))
+        self.streams = tuple(stream_weights(self.config.loss))
         self.micro_batch = self.config.train.batch_size // self.config.train.micro_batches
         # (a copy of the parameters per device, batch statistics, photos, token ids) -> (outputs,
         # new batch statistics)
@@ -145,7 +150,7 @@ class _StepFunctions:
         return parts
 
     def augment(
-        self, state: TrainState, batch: Batch, hyperparams: heads.Numbers
+        self, state: TrainState, batch: Batch, hyperparams: StepHyperparams
     ) -> tuple[Photos, Batch]:
         """Draws the augmentation; the batch without its photos, boxes as the network sees them."""
         key = jax.random.fold_in(jax.random.key(hyperparams.seed), state.step)
@@ -162,7 +167,7 @@ class _StepFunctions:
         state: TrainState,
         photos: Photos,
         batch: Batch,
-        hyperparams: heads.Numbers,
+        hyperparams: StepHyperparams,
     ) -> _Gradients:
         """Forward and backward pass of a batch in one piece."""
         outputs, vjp, batch_stats = self._linearize(stacked, state.batch_stats, photos, batch)
@@ -178,7 +183,7 @@ class _StepFunctions:
         state: TrainState,
         parts: tuple[Photos, Batch],
         label: jax.Array,
-        hyperparams: heads.Numbers,
+        hyperparams: StepHyperparams,
     ) -> _Gradients:
         """Forward and backward pass of a batch that `split_batch` has split."""
         losses, cotangents, classifier = self.setup.head(
@@ -200,7 +205,7 @@ class _StepFunctions:
         return _Gradients(losses, classifier, gradient, batch_stats, means)
 
     def update(
-        self, state: TrainState, result: _Gradients, hyperparams: heads.Numbers
+        self, state: TrainState, result: _Gradients, hyperparams: StepHyperparams
     ) -> TrainState:
         """Synchronizes the streams' gradients and updates their parameters."""
         residual: gradient_sync.Residual = {}
@@ -231,7 +236,7 @@ class _StepFunctions:
         outputs = net(image, token_ids, train=trained_parts(self.config.optim, params))
         return outputs, nnx.to_pure_dict(nnx.state(net, nnx.BatchStat))
 
-    def _embeddings(self, outputs: SicotOutputs) -> heads.Embeddings:
+    def _embeddings(self, outputs: SicotOutputs) -> Embeddings:
         return outputs.streams(self.streams)
 
     def _linearize(
@@ -255,7 +260,7 @@ class _StepFunctions:
         outputs: SicotOutputs,
         vjp: Callable[[SicotOutputs], tuple[Tree]],
         batch: Batch,
-        cotangents: heads.Embeddings,
+        cotangents: Embeddings,
         parts: int = 1,
     ) -> tuple[Tree, dict[str, jax.Array]]:
         """Gradient of the head's and the auxiliary losses, and the latters' values."""
@@ -269,10 +274,10 @@ class _StepFunctions:
 
     def _embed_parts(
         self, stacked: Tree, state: TrainState, parts: tuple[Photos, Batch]
-    ) -> heads.Embeddings:
+    ) -> Embeddings:
         """Embeddings [B, D] of all micro-batches on every device, in the batch's order."""
 
-        def embed(before: heads.Embeddings, part: tuple[Photos, Batch]) -> Any:
+        def embed(before: Embeddings, part: tuple[Photos, Batch]) -> Any:
             photos, batch = part
             # Gathered while these photos are in the streams.
             gathered = jax.tree.map(mesh.replicate, before)
@@ -283,7 +288,7 @@ class _StepFunctions:
             x = jnp.concatenate([gathered[1:], mesh.replicate(last)[None]])  # [P, B / P, D]
             return x.swapaxes(0, 1).reshape(-1, x.shape[-1])
 
-        shape = (self.micro_batch, state.classifier.kernel.shape[1])
+        shape = (self.micro_batch, state.classifier.weights.width)
         start = jnp.zeros(shape, out_sharding=mesh.batch_spec(2))
         last, gathered = jax.lax.scan(embed, dict.fromkeys(self.streams, start), parts)
         return jax.tree.map(concatenate, gathered, last)

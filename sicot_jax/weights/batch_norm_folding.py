@@ -1,8 +1,8 @@
-"""The visual stream for recognising alone: batch norms folded into the convolutions before them."""
+"""Runs the visual stream for inference, with batch norms folded into the layers before them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,32 +19,38 @@ from sicot_jax.models.localization import (
     sum_resized,
 )
 from sicot_jax.models.resnet import STAGES, STEMS, global_average_pool
-from sicot_jax.weights.bundle import Model
+from sicot_jax.weights.bundle import RecognizerSpec
 from sicot_jax.weights.torch_names import from_torch_layout
 
-Folded = Mapping[
-    str, Any
-]  # "conv1.kernel", "conv1.bias", "layer1.0.conv1.kernel", ..., "projection.kernel", "projection.bias"
+# "conv1.kernel", "conv1.bias", "layer1.0.conv1.kernel", ..., "projection.kernel", ...
+FoldedArrays = Mapping[str, Any]
+_Convolution = Callable[[jax.Array, str, int], jax.Array]  # input, name of the layer, stride
 
 
-def fold(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Torch's names -> every convolution (and the projection) with the batch norm behind it in its
-    kernel and bias.
+def fold_batch_norms(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Folds each batch norm into the convolution or projection before it.
 
-    (x * k - mean) / sqrt(var + 1e-5) * scale + shift = x * (k f) + (shift - mean f), f = scale /
-    sqrt(var + 1e-5), per output. Float32; kernels [k, k, I, O] and [I, O]. The classifier ("fc.")
-    is left out.
+    (x * k - mean) / sqrt(var + eps) * scale + shift = x * (k f) + (shift - mean f), with
+    f = scale / sqrt(var + eps) per output channel and eps = 1e-5.
+
+    Args:
+        arrays: Weights of the visual stream by torch's names; the classifier ("fc.") is ignored.
+
+    Returns:
+        Kernels [k, k, I, O] and [I, O] and biases [O] by layer, float32.
     """
     folded = {}
     for name, weight in arrays.items():
-        norm = _norm_of(name)
+        norm = _batch_norm_after(name)
         if norm is None:
             continue
         factor, shift = _factor_and_shift(arrays, norm)
-        place = name.removesuffix(".weight")
-        folded[f"{place}.kernel"] = np.ascontiguousarray(from_torch_layout(weight)) * factor
-        folded[f"{place}.bias"] = shift
-    return folded | (_fold_box(arrays) if "box.score.weight" in arrays else {})
+        layer = name.removesuffix(".weight")
+        folded[f"{layer}.kernel"] = np.ascontiguousarray(from_torch_layout(weight)) * factor
+        folded[f"{layer}.bias"] = shift
+    if "localization.score.weight" in arrays:
+        folded |= _fold_localization(arrays)
+    return folded
 
 
 def _factor_and_shift(arrays: Mapping[str, np.ndarray], norm: str) -> tuple[np.ndarray, np.ndarray]:
@@ -55,98 +61,102 @@ def _factor_and_shift(arrays: Mapping[str, np.ndarray], norm: str) -> tuple[np.n
     return factor, shift - mean * factor
 
 
-def _fold_box(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The box branch: one batch norm behind the sum of three convolutions."""
-    factor, shift = _factor_and_shift(arrays, "box.bn")
-    found = {
-        f"box.conv{n}.kernel": np.ascontiguousarray(
-            from_torch_layout(arrays[f"box.conv{n}.weight"])
-        )
-        * factor
-        for n in (1, 2, 3, 4)
+def _fold_localization(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Folds the one batch norm of the localisation branch, which follows a sum of convolutions."""
+    factor, shift = _factor_and_shift(arrays, "localization.bn")
+
+    def kernel(layer: str) -> np.ndarray:
+        return np.ascontiguousarray(from_torch_layout(arrays[f"localization.{layer}.weight"]))
+
+    return {
+        **{f"localization.conv{n}.kernel": kernel(f"conv{n}") * factor for n in (1, 2, 3, 4)},
+        "localization.bias": shift,
+        "localization.score.kernel": kernel("score"),
+        "localization.score.bias": arrays["localization.score.bias"],
+        "localization.log_scale": arrays["localization.log_scale"],
     }
-    score = np.ascontiguousarray(from_torch_layout(arrays["box.score.weight"]))
-    rest = {name: arrays[name] for name in ("box.score.bias", "box.log_scale")}
-    return found | rest | {"box.bias": shift, "box.score.kernel": score}
 
 
-def _norm_of(name: str) -> str | None:
-    """The batch norm behind the convolution (or projection) with that weight; None for other
-    arrays.
-    """
+def _batch_norm_after(name: str) -> str | None:
+    """Returns the batch norm after the layer of a weight, None for other arrays."""
     if name == "projection.weight":
         return "projection_norm"
-    if name.startswith("box."):
-        return None  # `_fold_box`
+    if name.startswith("localization."):
+        return None  # see `_fold_localization`
     if name.endswith("downsample.0.weight"):
         return name.replace("downsample.0.weight", "downsample.1")
-    head, _, last = name.rpartition("conv")
-    return (
-        f"{head}bn{last.removesuffix('.weight')}"
-        if last[:1].isdigit() and last.endswith(".weight")
-        else None
-    )
+    prefix, _, number = name.rpartition("conv")
+    if number[:1].isdigit() and number.endswith(".weight"):
+        return f"{prefix}bn{number.removesuffix('.weight')}"
+    return None
 
 
-def embed(model: Model, folded: Folded, image):
-    """Normalised photos [B, H, W, 3] -> v [B, D] in float32, as `VisualStream.embed` has it."""
-    return look(model, folded, image)[0]
+def folded_forward(
+    spec: RecognizerSpec, folded: FoldedArrays, image: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    """Computes embeddings and boxes as `VisualStream.embed_and_localize` does in evaluation.
 
+    Args:
+        spec: Architecture.
+        folded: Output of `fold_batch_norms`.
+        image: Normalised photos, float [B, H, W, 3].
 
-def look(model: Model, folded: Folded, image):
-    """Normalised photos [B, H, W, 3] -> `VisualStream.look`: v [B, D] and the box [B, 4] within the
-    photo, or None.
+    Returns:
+        Embeddings, float32 [B, D], and boxes clipped to the photo, float32 [B, 4], or None without
+        a localisation branch.
     """
-    maps = _maps(model, folded, image)
-    box = None if model.box == "none" else _box(folded, maps)
-    if model.box == "image":
-        maps = _maps(model, folded, image * foreground_mask(box, *image.shape[1:3]))
-    x = masked_average_pool(maps[-1], box) if model.box == "features" else global_average_pool(maps[-1])
-    if model.embedding_width:
-        x = jax.nn.relu(x @ folded["projection.kernel"] + folded["projection.bias"])
-    return x, clip_box(box)
+    maps = _feature_maps(spec, folded, image)
+    box = None if spec.localization == "none" else _localize(folded, maps)
+    if spec.localization == "image":  # second pass, on the foreground
+        maps = _feature_maps(spec, folded, image * foreground_mask(box, *image.shape[1:3]))
+    if spec.localization == "features":
+        embedding = masked_average_pool(maps[-1], box)
+    else:
+        embedding = global_average_pool(maps[-1])
+    if spec.embedding_width:
+        embedding = jax.nn.relu(embedding @ folded["projection.kernel"] + folded["projection.bias"])
+    return embedding, clip_box(box)
 
 
-def _box(folded: Folded, maps):
-    hidden = sum_resized([conv(x, folded[f"box.conv{n}.kernel"], 1) for n, x in enumerate(maps, 1)])
-    score = (
-        jax.nn.relu(hidden + folded["box.bias"]) @ folded["box.score.kernel"]
-        + folded["box.score.bias"]
-    )
-    return box_from_attention(attention_from_scores(score), folded["box.log_scale"])
+def _localize(folded: FoldedArrays, maps: list[jax.Array]) -> jax.Array:
+    kernels = [folded[f"localization.conv{n}.kernel"] for n in range(1, len(maps) + 1)]
+    hidden = sum_resized([conv(x, kernel, 1) for x, kernel in zip(maps, kernels, strict=True)])
+    hidden = jax.nn.relu(hidden + folded["localization.bias"])
+    score = hidden @ folded["localization.score.kernel"] + folded["localization.score.bias"]
+    return box_from_attention(attention_from_scores(score), folded["localization.log_scale"])
 
 
-def _maps(model: Model, folded: Folded, image):
-    """The last map of each stage."""
+def _feature_maps(spec: RecognizerSpec, folded: FoldedArrays, image: jax.Array) -> list[jax.Array]:
+    """Returns the last feature map of each stage."""
 
-    def convolved(x, place: str, stride: int):
-        return conv(x, folded[f"{place}.kernel"], stride) + folded[f"{place}.bias"]
+    def convolve(x: jax.Array, layer: str, stride: int) -> jax.Array:
+        return conv(x, folded[f"{layer}.kernel"], stride) + folded[f"{layer}.bias"]
 
-    x = jax.nn.relu(convolved(image.astype(jnp.float32), "conv1", STEMS[model.stem][1]))
-    if model.stem == "imagenet":
+    x = jax.nn.relu(convolve(image.astype(jnp.float32), "conv1", STEMS[spec.stem][1]))
+    if spec.stem == "imagenet":
         x = max_pool_3x3(x)
     maps = []
-    for stage, blocks in enumerate(STAGES[model.depth]):
-        for block in range(blocks):
-            stride = (1, 2, 2, model.last_stride)[stage] if block == 0 else 1
-            x = _block(
-                convolved,
-                folded,
-                x,
-                f"layer{stage + 1}.{block}",
-                stride,
-                bottleneck=model.depth >= 50,
-            )
+    for stage, num_blocks in enumerate(STAGES[spec.depth]):
+        for block in range(num_blocks):
+            stride = (1, 2, 2, spec.last_stride)[stage] if block == 0 else 1
+            name = f"layer{stage + 1}.{block}"
+            shortcut = x
+            if f"{name}.downsample.0.kernel" in folded:
+                shortcut = convolve(x, f"{name}.downsample.0", stride)
+            strides = (1, stride, 1) if spec.depth >= 50 else (stride, 1)
+            x = _residual_block(convolve, x, shortcut, name, strides)
         maps.append(x)
     return maps
 
 
-def _block(convolved, folded: Folded, x, place: str, stride: int, *, bottleneck: bool):
-    shortcut = x
-    if f"{place}.downsample.0.kernel" in folded:
-        shortcut = convolved(x, f"{place}.downsample.0", stride)
-    strides = (1, stride, 1) if bottleneck else (stride, 1)
-    for i, step in enumerate(strides):
-        x = convolved(x, f"{place}.conv{i + 1}", step)
+def _residual_block(
+    convolve: _Convolution,
+    x: jax.Array,
+    shortcut: jax.Array,
+    name: str,
+    strides: tuple[int, ...],
+) -> jax.Array:
+    for i, stride in enumerate(strides):
+        x = convolve(x, f"{name}.conv{i + 1}", stride)
         x = jax.nn.relu(x if i < len(strides) - 1 else x + shortcut)
     return x

@@ -1,11 +1,16 @@
-"""A folder of converted weights: what lies in it, written whole or not at all.
+"""Reads and writes a weights bundle: the folder of converted weights that `sicot convert` makes.
 
-model.safetensors   arrays by torchvision's names, float32 config.json         {"format", "version",
-"model": see `Model`, "preprocessing", "source"}, with titles "text": see `Text` classes.csv
-the product of each class, where there is a classifier (as in an imported catalogue)
-text.safetensors    the semantic stream, text.py and the vocabulary, where they were asked for
-(`text`) manifest.json       what was compared with what, versions, and the sha256 of every other
-file
+| file              | content                                                                     |
+|-------------------|-----------------------------------------------------------------------------|
+| model.safetensors | float32 arrays by torchvision's names                                       |
+| model.onnx        | the same as an ONNX graph, in place of the weights                          |
+| model.stablehlo   | a StableHLO program; the weights next to it have batch norms folded         |
+| config.json       | format, version, `RecognizerSpec`, preprocessing, source, `TextEncoderSpec` |
+| classes.csv       | the product of each class, where there is a classifier                      |
+| text.safetensors  | the semantic stream, with text.py and its vocabulary (`semantic`), optional |
+| manifest.json     | parity report, versions, and the SHA-256 of every other file                |
+
+A folder is written completely or not at all (`common.files.atomic_directory`).
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +29,31 @@ from sicot_jax.common.files import file_sha256, read_json, write_json
 from sicot_jax.config import ModelConfig, TextConfig
 from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
+from sicot_jax.weights.parity import ParityReport
 
-FORMAT = 1
-_WANTED = "a folder of `sicot convert`"
-WEIGHTS, CONFIG, CLASSES, MANIFEST = (
-    "model.safetensors",
-    "config.json",
-    CLASSES_FILE,
-    "manifest.json",
-)
-TEXT = "text.safetensors"
-GRAPH, PROGRAM = (
-    "model.onnx",
-    "model.stablehlo",
-)  # in place of the weights; beside weights with batch norms folded
+FORMAT = 2
+WEIGHTS_FILE = "model.safetensors"
+TEXT_WEIGHTS_FILE = "text.safetensors"
+ONNX_FILE = "model.onnx"
+STABLEHLO_FILE = "model.stablehlo"
+CONFIG_FILE = "config.json"
+CLASS_TABLE_FILE = CLASSES_FILE
+MANIFEST_FILE = "manifest.json"
+_EXPECTED = "a folder of `sicot convert`"
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
-    """The network behind the arrays; `classes` is 0 without a classifier, `stem`, strides and `box`
-    as in `ModelConfig`.
+class RecognizerSpec:
+    """Architecture of a recogniser: the visual stream and its classifier.
+
+    Attributes:
+        depth: Layers of the ResNet: 18, 34, 50, 101 or 152.
+        width: Channels of its first stage.
+        stem: First convolution, as `ModelConfig.stem`.
+        last_stride: Stride of the last stage.
+        embedding_width: D, width of the projection; 0 without a projection.
+        num_classes: C; 0 without a classifier.
+        localization: Kind of the localisation branch, as `ModelConfig.localization`.
     """
 
     depth: int
@@ -50,26 +61,44 @@ class Model:
     stem: str
     last_stride: int
     embedding_width: int
-    classes: int
-    box: str = "none"
+    num_classes: int
+    localization: str = "none"
 
     @classmethod
-    def of(cls, config: ModelConfig, classes: int) -> Model:
+    def from_config(cls, config: ModelConfig, num_classes: int) -> RecognizerSpec:
+        """Builds the specification of a run's recogniser.
+
+        Args:
+            config: Model section of the run's configuration.
+            num_classes: Classes of its classifier.
+
+        Returns:
+            The specification.
+        """
         return cls(
             config.depth,
             config.width,
             config.stem,
             config.last_stride,
             config.embedding_width,
-            classes,
+            num_classes,
             config.localization,
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
-    """The semantic stream: fields of `TextConfig`, widths, words of a title that are read, and the
-    sha256 that a run knows its vocabulary by.
+class TextEncoderSpec:
+    """Architecture of the semantic stream.
+
+    Attributes:
+        encoder: Kind of word weighting, as `TextConfig.encoder`; also the next three.
+        windows: As in `TextConfig`.
+        hidden: As in `TextConfig`.
+        weighting: As in `TextConfig`.
+        word_width: E, width of the word vectors.
+        embedding_width: D, width of the embedding.
+        max_tokens: Words of a title that are read.
+        vocabulary: SHA-256 of the vocabulary, as a run records it.
     """
 
     encoder: str
@@ -83,119 +112,173 @@ class Text:
 
     @property
     def config(self) -> TextConfig:
-        return TextConfig(
-            **{field.name: getattr(self, field.name) for field in dataclasses.fields(TextConfig)}
-        )
+        """The text section of a model configuration with these fields."""
+        names = [field.name for field in dataclasses.fields(TextConfig)]
+        return TextConfig(**{name: getattr(self, name) for name in names})
 
 
 @dataclasses.dataclass(frozen=True)
-class Converted:
-    """`config.json` of such a folder."""
+class WeightsBundle:
+    """What the `config.json` of a weights bundle says.
+
+    Attributes:
+        folder: The folder.
+        model: Architecture of the recogniser.
+        preprocessing: How a photo becomes the network's input.
+        source: Where the weights come from: run, data, commit, or file.
+        text: Architecture of the semantic stream; None where the bundle has none.
+    """
 
     folder: Path
-    model: Model
+    model: RecognizerSpec
     preprocessing: Preprocessing
     source: dict[str, Any]
-    text: Text | None = None
+    text: TextEncoderSpec | None = None
 
 
-def is_converted(folder: Path) -> bool:
-    """Whether it is one of ours, whatever it is for."""
-    return (folder / MANIFEST).exists() and any(
-        (folder / name).exists() for name in (WEIGHTS, GRAPH)
-    )
+def is_bundle(folder: Path) -> bool:
+    """Returns whether a folder is a weights bundle of any kind.
+
+    Args:
+        folder: Any path.
+
+    Returns:
+        True where it holds a manifest, and weights or a graph.
+    """
+    weights = (folder / WEIGHTS_FILE).exists() or (folder / ONNX_FILE).exists()
+    return weights and (folder / MANIFEST_FILE).exists()
 
 
 def check_trainable(folder: Path) -> None:
-    """InputError for a folder whose weights nothing can be trained from."""
-    for name, what in ((GRAPH, "an ONNX graph"), (PROGRAM, "StableHLO, its batch norms folded")):
+    """Raises an error for a bundle that training cannot start from.
+
+    Args:
+        folder: A weights bundle.
+
+    Raises:
+        InputError: It holds an ONNX graph or StableHLO, whose batch norms are folded.
+    """
+    for name, kind in ((ONNX_FILE, "an ONNX graph"), (STABLEHLO_FILE, "a StableHLO program")):
         if (folder / name).exists():
             raise InputError(
-                f"{folder}: {what}; give the run, or a folder of to-torch or from-torch"
+                f"{folder}: holds {kind}, its batch norms folded; "
+                "give the run, or a folder of to-torch or from-torch"
             )
 
 
-def read_converted(folder: Path) -> Converted:
-    """InputError where the folder is none, was written by a newer version, or has a file that is
-    not as it was written.
+def read_bundle(folder: Path) -> WeightsBundle:
+    """Reads a weights bundle's configuration and checks all its files.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The bundle.
+
+    Raises:
+        InputError: The folder is no bundle, was written by a newer version, or a file does not
+            match its SHA-256.
     """
-    converted, manifest = read_config(folder), read_json(folder / MANIFEST, _WANTED)
+    bundle, manifest = read_bundle_config(folder), read_json(folder / MANIFEST_FILE, _EXPECTED)
     if not isinstance(manifest.get("sha256"), dict):
-        raise InputError(f"{folder / MANIFEST}: no sha256 of the files in it; convert again")
+        raise InputError(f"{folder / MANIFEST_FILE}: lists no sha256 of its files; convert again")
     for name, digest in manifest["sha256"].items():
         if name.endswith(".py"):
-            continue  # to be changed as one likes
+            continue  # users may edit them
         if not (folder / name).exists() or file_sha256(folder / name) != digest:
             raise InputError(
-                f"{folder / name}: not as it was written (another sha256, or gone); `sicot convert from-torch {folder}` takes "
-                "changed weights in"
+                f"{folder / name}: changed or missing, its sha256 does not match; "
+                f"`sicot convert from-torch {folder}` imports changed weights"
             )
-    return converted
+    return bundle
 
 
-def read_config(folder: Path) -> Converted:
-    """`config.json` alone, the other files unseen. InputError where it is none of ours."""
-    stored = read_json(folder / CONFIG, _WANTED)
+def read_bundle_config(folder: Path) -> WeightsBundle:
+    """Reads the configuration of a weights bundle without checking its other files.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The bundle.
+
+    Raises:
+        InputError: `config.json` is missing, of another format, or damaged.
+    """
+    stored = read_json(folder / CONFIG_FILE, _EXPECTED)
     if stored.get("format") != FORMAT or "model" not in stored:
         raise InputError(
-            f"{folder / CONFIG}: format {stored.get('format')}, this version reads {FORMAT}; convert again"
+            f"{folder / CONFIG_FILE}: format {stored.get('format')}, this version reads {FORMAT}; "
+            "convert again"
         )
     try:
         preprocessing: dict[str, Any] = {
             name: tuple(v) if isinstance(v, list) else v
             for name, v in stored["preprocessing"].items()
         }
-        text = Text(**stored["text"]) if "text" in stored else None
-        return Converted(
-            folder, Model(**stored["model"]), Preprocessing(**preprocessing), stored["source"], text
-        )
+        text = TextEncoderSpec(**stored["text"]) if "text" in stored else None
+        model = RecognizerSpec(**stored["model"])
+        return WeightsBundle(folder, model, Preprocessing(**preprocessing), stored["source"], text)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{folder / CONFIG}: not as it was written ({error}); convert again"
+            f"{folder / CONFIG_FILE}: damaged or incomplete ({error}); convert again"
         ) from error
 
 
-def read_classes(folder: Path, model: Model) -> ClassTable:
-    """The products of a folder's classes. InputError where there are more or fewer than the model
-    has.
+def read_bundle_classes(bundle: WeightsBundle) -> ClassTable:
+    """Reads the products of a bundle's classes.
+
+    Args:
+        bundle: The bundle.
+
+    Returns:
+        The class table.
+
+    Raises:
+        InputError: The table has another number of classes than the classifier.
     """
-    table = read_class_table(folder / CLASSES)
-    if len(table) != model.classes:
+    path = bundle.folder / CLASS_TABLE_FILE
+    table = read_class_table(path)
+    if len(table) != bundle.model.num_classes:
         raise InputError(
-            f"{folder / CLASSES}: {len(table)} classes, and the model has {model.classes}; give it its own table"
+            f"{path}: {len(table)} classes, and the model has {bundle.model.num_classes}; "
+            "give it its own table"
         )
     return table
 
 
-def write_config(
-    folder: Path,
-    model: Model,
-    preprocessing: Preprocessing,
-    source: dict[str, Any],
-    text: Text | None = None,
-) -> None:
-    fields = {
-        "model": dataclasses.asdict(model),
-        "preprocessing": dataclasses.asdict(preprocessing),
-        "source": source,
-    }
-    if text is not None:
-        fields["text"] = dataclasses.asdict(text)
-    write_json(folder / CONFIG, {"format": FORMAT, "version": __version__, **fields})
+def write_bundle_config(bundle: WeightsBundle) -> None:
+    """Writes the `config.json` of a bundle.
 
-
-def write_manifest(folder: Path, proof: dict[str, Any]) -> None:
-    """The last file: with the sha256 of all others, and the versions of what made and compared
-    them.
+    Args:
+        bundle: The bundle; its folder exists.
     """
-    digests = {
-        path.name: file_sha256(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST
+    fields: dict[str, Any] = {
+        "model": dataclasses.asdict(bundle.model),
+        "preprocessing": dataclasses.asdict(bundle.preprocessing),
+        "source": bundle.source,
     }
+    if bundle.text is not None:
+        fields["text"] = dataclasses.asdict(bundle.text)
+    write_json(bundle.folder / CONFIG_FILE, {"format": FORMAT, "version": __version__, **fields})
+
+
+def write_bundle_manifest(folder: Path, reports: Sequence[ParityReport]) -> None:
+    """Writes the manifest, the last file of a bundle: digests of all others, versions, parity.
+
+    Args:
+        folder: The folder, its other files written.
+        reports: Results of the parity checks.
+    """
+    files = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE]
     versions = {"sicot_jax": __version__}
     for name in ("jax", "numpy", "torch", "onnxruntime"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    write_json(
-        folder / MANIFEST,
-        {"format": FORMAT, "proof": proof, "versions": versions, "sha256": digests},
-    )
+    manifest = {
+        "format": FORMAT,
+        "parity": [report.to_json() for report in reports],
+        "versions": versions,
+        "sha256": {path.name: file_sha256(path) for path in files},
+    }
+    write_json(folder / MANIFEST_FILE, manifest)

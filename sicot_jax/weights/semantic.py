@@ -1,10 +1,13 @@
-"""The semantic stream of a converted folder: its arrays by torch's names, its vocabulary, and both
-sides on the same titles.
+"""Converts the semantic stream between our parameter trees and torch arrays, and runs both sides.
 
-text.safetensors   arrays, float32
-text.py            plain PyTorch (`torch_text.py`)
-words.txt          the vocabulary; of pieces sentencepiece.model and pieces.txt
-config.json        "text": see `folder.Text`
+Its files in a weights bundle:
+
+| file                                       | content                                    |
+|--------------------------------------------|--------------------------------------------|
+| text.safetensors                           | arrays, float32                            |
+| text.py                                    | plain PyTorch (`templates.torch_text`)     |
+| words.txt                                  | the vocabulary, of words                   |
+| sentencepiece.model, pieces.txt            | the vocabulary, of SentencePiece pieces    |
 """
 
 from __future__ import annotations
@@ -19,148 +22,222 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sicot_jax.catalog import tokenizer as words
+from sicot_jax.catalog import tokenizer as tokenizers
 from sicot_jax.catalog.catalog import Tokenizer
 from sicot_jax.common.trees import path_name
 from sicot_jax.models.semantic_stream import SemanticStream
 from sicot_jax.parallel import mesh
-from sicot_jax.weights import bundle as folders
-from sicot_jax.weights import parity as proof
-from sicot_jax.weights import safetensors_io as weights
-from sicot_jax.weights import torch_names as names
-from sicot_jax.weights import visual as network
-from sicot_jax.weights.bundle import Text
-from sicot_jax.weights.parity import Outputs
+from sicot_jax.weights.bundle import TEXT_WEIGHTS_FILE, TextEncoderSpec
+from sicot_jax.weights.parity import ModelOutputs, ParityReport, check_parity
+from sicot_jax.weights.safetensors_io import write_weights
+from sicot_jax.weights.torch_names import BATCH_NORM_PARTS, from_torch_layout, to_torch_layout
+from sicot_jax.weights.visual import load_module
 
-TITLES = 8
-WHAT = "titles, JAX against PyTorch"
-_SIDES = ("", "_reverse")  # of a bi-LSTM
-_LSTM = {"kernel": "weight_ih", "recurrent": "weight_hh", "bias": "bias_ih"}
-_LINEAR = {"kernel": "weight", "bias": "bias"}
-TOKENIZER_FILES = (words.WORDS_FILE, words.SENTENCEPIECE_FILE, words.PIECES_FILE)
+NUM_TITLES = 8
+PARITY_LABEL = "titles, JAX against PyTorch"
+TOKENIZER_FILES = (tokenizers.WORDS_FILE, tokenizers.SENTENCEPIECE_FILE, tokenizers.PIECES_FILE)
+_TEMPLATE = Path(__file__).parent / "templates" / "torch_text.py"
+_DIRECTIONS = {"forward": "", "backward": "_reverse"}  # of a bidirectional LSTM
+_LSTM_PARTS = {
+    ("dense_i", "kernel"): "weight_ih",
+    ("dense_h", "kernel"): "weight_hh",
+    ("dense_h", "bias"): "bias_ih",
+}
+_LINEAR_PARTS = {"kernel": "weight", "bias": "bias"}
+_WORDS = "words.weight"  # the word vectors, which are not transposed
 
 
-def torch_names(path: str) -> tuple[str, ...]:
-    """Path below "semantic" -> torch's name; two for an array that holds both directions of a
-    bi-LSTM.
+def semantic_array_name(path: str) -> str:
+    """Returns the torch name of an array of the semantic stream.
+
+    Args:
+        path: Path below "semantic", such as "projection/kernel".
+
+    Returns:
+        The name, such as "projection.weight".
     """
     match path.split("/"):
         case ["word_vectors"]:
-            return ("words.weight",)
+            return _WORDS
         case ["projection", part]:
-            return (f"projection.{_LINEAR[part]}",)
+            return f"projection.{_LINEAR_PARTS[part]}"
         case ["projection_norm", part]:
-            return (f"projection_norm.{names.PARTS[part]}",)
-        case ["encoder", "lstm", part]:
-            return tuple(f"lstm.{_LSTM[part]}_l0{side}" for side in _SIDES)
+            return f"projection_norm.{BATCH_NORM_PARTS[part]}"
+        case ["encoder", "lstm", direction, "cell", layer, part]:
+            return f"lstm.{_LSTM_PARTS[layer, part]}_l0{_DIRECTIONS[direction]}"
         case [*_, module, part]:
-            return (f"{module}.{_LINEAR[part]}",)
+            return f"{module}.{_LINEAR_PARTS[part]}"
     raise AssertionError(path)
 
 
-def arrays_of(params: Any, batch_stats: Any) -> dict[str, np.ndarray]:
-    """The stream's arrays in torch's names and layout, on the host."""
+def semantic_to_torch(params: Any, batch_stats: Any) -> dict[str, np.ndarray]:
+    """Returns the semantic stream's arrays by torch's names and in torch's layout.
+
+    Args:
+        params: Tree of its parameters.
+        batch_stats: Tree of its batch norm statistics.
+
+    Returns:
+        Name -> array on the host, float32.
+    """
     arrays = {}
     for tree in (params, batch_stats):
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            named = torch_names(path_name(path))
-            for name, array in zip(
-                named, np.asarray(leaf) if len(named) > 1 else [np.asarray(leaf)], strict=True
-            ):
-                arrays[name] = array if name == "words.weight" else names.to_torch_layout(array)
+            name, array = semantic_array_name(path_name(path)), np.asarray(leaf)
+            arrays[name] = array if name == _WORDS else to_torch_layout(array)
     for name in [name for name in arrays if name.startswith("lstm.bias_ih")]:
-        arrays[name.replace("bias_ih", "bias_hh")] = np.zeros_like(
-            arrays[name]
-        )  # torch has two biases, which it adds
+        # Torch has two biases, which it adds.
+        arrays[name.replace("bias_ih", "bias_hh")] = np.zeros_like(arrays[name])
     return arrays
 
 
-def filled(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """A tree of the stream's params or batch statistics with the values of `arrays`; shapes are not
-    checked.
+def semantic_from_torch(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """Replaces the leaves of a tree by torch arrays; shapes are not checked.
+
+    Args:
+        tree: Parameters or batch norm statistics of a semantic stream.
+        arrays: All its arrays by torch's names.
+
+    Returns:
+        The tree.
     """
 
-    def one(name: str) -> np.ndarray:
+    def replace(path: Any, _: Any) -> jax.Array:
+        name = semantic_array_name(path_name(path))
         array = arrays[name]
         if name.startswith("lstm.bias_ih"):
             array = array + arrays[name.replace("bias_ih", "bias_hh")]
-        return array if name == "words.weight" else names.from_torch_layout(array)
+        return jnp.asarray(array if name == _WORDS else from_torch_layout(array))
 
-    def fill(path, _):
-        found = [one(name) for name in torch_names(path_name(path))]
-        return jnp.asarray(np.stack(found) if len(found) > 1 else found[0])
-
-    return jax.tree_util.tree_map_with_path(fill, tree)
+    return jax.tree_util.tree_map_with_path(replace, tree)
 
 
-def fresh_stream(text: Text, words: int) -> SemanticStream:
-    """A semantic stream of that kind with starting values."""
-    shape, rng = (words, text.word_width), np.random.default_rng(0)
-    return SemanticStream(text.config, shape, text.embedding_width, dtype=jnp.float32, rng=rng)
+def init_semantic_stream(spec: TextEncoderSpec, num_words: int) -> SemanticStream:
+    """Builds a semantic stream with initial values.
+
+    Args:
+        spec: Its architecture.
+        num_words: V, size of the vocabulary with the padding word.
+
+    Returns:
+        The stream, float32.
+    """
+    shape, rng = (num_words, spec.word_width), np.random.default_rng(0)
+    return SemanticStream(spec.config, shape, spec.embedding_width, dtype=jnp.float32, rng=rng)
 
 
-def shapes_of(text: Text, vocabulary: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Torch's name -> shape of every array that such a stream has."""
+def semantic_shapes(spec: TextEncoderSpec, vocabulary: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the semantic stream's arrays in torch's layout.
+
+    Args:
+        spec: Its architecture.
+        vocabulary: Its words.
+
+    Returns:
+        Torch's name -> shape.
+    """
     _, *trees = nnx.split(
-        nnx.eval_shape(lambda: fresh_stream(text, len(vocabulary))), nnx.Param, nnx.BatchStat
+        nnx.eval_shape(lambda: init_semantic_stream(spec, len(vocabulary))),
+        nnx.Param,
+        nnx.BatchStat,
     )
     empty = jax.tree.map(
         lambda leaf: np.broadcast_to(np.float32(0), leaf.shape),
-        [nnx.to_pure_dict(t) for t in trees],
+        [nnx.to_pure_dict(tree) for tree in trees],
     )
-    return {name: array.shape for name, array in arrays_of(*empty).items()}
+    return {name: array.shape for name, array in semantic_to_torch(*empty).items()}
 
 
-def fixed_titles(vocabulary: Sequence[str]) -> list[str]:
-    """The same everywhere: no word, then more and more words of the vocabulary."""
+def parity_titles(vocabulary: Sequence[str]) -> list[str]:
+    """Returns the titles of every parity check: none, then more and more words of a vocabulary.
+
+    Args:
+        vocabulary: The vocabulary.
+
+    Returns:
+        `NUM_TITLES` titles, the same on every machine.
+    """
     rng = np.random.Generator(np.random.Philox(0))
-    drawn = [rng.integers(1, max(2, len(vocabulary)), count) for count in range(TITLES)]
-    pieces = any(word.startswith(words.WORD_START) for word in vocabulary)
+    drawn = [rng.integers(1, max(2, len(vocabulary)), count) for count in range(NUM_TITLES)]
+    is_pieces = any(word.startswith(tokenizers.WORD_START) for word in vocabulary)
     titles = [
-        ("" if pieces else " ").join(vocabulary[i] for i in row if i < len(vocabulary))
+        ("" if is_pieces else " ").join(vocabulary[i] for i in row if i < len(vocabulary))
         for row in drawn
     ]
-    return [title.replace(words.WORD_START, " ") for title in titles]
+    return [title.replace(tokenizers.WORD_START, " ") for title in titles]
 
 
-def outputs_here(
-    text: Text, arrays: Mapping[str, np.ndarray], tokenizer: Tokenizer, titles: Sequence[str]
-) -> Outputs:
-    """Embeddings of titles by our own code, in float32."""
-    ids = np.zeros((len(titles), text.max_tokens), np.int32)
+def semantic_outputs_jax(
+    spec: TextEncoderSpec,
+    arrays: Mapping[str, np.ndarray],
+    tokenizer: Tokenizer,
+    titles: Sequence[str],
+) -> ModelOutputs:
+    """Runs the semantic stream in JAX with float32 matrix products.
+
+    Args:
+        spec: Architecture.
+        arrays: Weights by torch's names.
+        tokenizer: The vocabulary.
+        titles: Titles to embed.
+
+    Returns:
+        Embeddings alone.
+    """
+    ids = np.zeros((len(titles), spec.max_tokens), np.int32)
     for row, title in zip(ids, titles, strict=True):
-        known = tokenizer.encode(title)[: text.max_tokens]
+        known = tokenizer.encode(title)[: spec.max_tokens]
         row[: len(known)] = known
-    stream = nnx.eval_shape(lambda: fresh_stream(text, len(tokenizer.vocabulary)))
+    stream = nnx.eval_shape(lambda: init_semantic_stream(spec, len(tokenizer.vocabulary)))
     graphdef, *trees = nnx.split(stream, nnx.Param, nnx.BatchStat)
 
     @jax.jit
-    def read(trees, ids):
+    def forward(trees: Any, ids: jax.Array) -> jax.Array:
         return nnx.merge(graphdef, *trees, copy=True)(ids, train=False)[0]
 
-    alone = mesh.make_mesh(devices=jax.local_devices()[:1])
-    with jax.default_matmul_precision("highest"), jax.set_mesh(alone):
-        return Outputs(
-            np.asarray(read([filled(nnx.to_pure_dict(tree), arrays) for tree in trees], ids)), None
-        )
+    single_device = mesh.make_mesh(devices=jax.local_devices()[:1])
+    with jax.default_matmul_precision("highest"), jax.set_mesh(single_device):
+        filled = [semantic_from_torch(nnx.to_pure_dict(tree), arrays) for tree in trees]
+        return ModelOutputs(np.asarray(forward(filled, ids)), None)
 
 
-def outputs_in_torch(folder: Path, titles: Sequence[str]) -> Outputs:
-    """The same by the folder's own `text.py`."""
+def semantic_outputs_torch(folder: Path, titles: Sequence[str]) -> ModelOutputs:
+    """Runs the `text.py` of a bundle.
+
+    Args:
+        folder: Bundle with a semantic stream.
+        titles: Titles to embed.
+
+    Returns:
+        Embeddings alone.
+    """
     import torch
 
-    stream = network.load_module(folder / "text.py").SemanticStream.from_pretrained(folder)
+    encoder = load_module(folder / "text.py").SicotTextEncoder.from_pretrained(folder)
     with torch.inference_mode():
-        return Outputs(stream(stream.ids(list(titles)))[0].numpy(), None)
+        return ModelOutputs(encoder(encoder.token_ids(list(titles)))[0].numpy(), None)
 
 
-def write_text(new: Path, text: Text, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Add the stream to a folder that has its vocabulary and `config.json` already; returns what
-    was compared.
+def write_text_encoder(
+    folder: Path, spec: TextEncoderSpec, arrays: Mapping[str, np.ndarray]
+) -> ParityReport:
+    """Adds a semantic stream to a bundle that has its vocabulary and `config.json` already.
+
+    Args:
+        folder: The bundle.
+        spec: Architecture of the stream.
+        arrays: Weights by torch's names.
+
+    Returns:
+        Comparison of JAX with the written `text.py`.
+
+    Raises:
+        InputError: The two do not agree.
     """
-    weights.write_weights(new / folders.TEXT, arrays)
-    shutil.copy(Path(__file__).with_name("torch_text.py"), new / "text.py")
-    tokenizer = words.load_tokenizer(new)
-    titles = fixed_titles(tokenizer.vocabulary)
-    here, there = outputs_here(text, arrays, tokenizer, titles), outputs_in_torch(new, titles)
-    return proof.prove(here, there, what=WHAT, items="titles")
+    write_weights(folder / TEXT_WEIGHTS_FILE, arrays)
+    shutil.copy(_TEMPLATE, folder / "text.py")
+    tokenizer = tokenizers.load_tokenizer(folder)
+    titles = parity_titles(tokenizer.vocabulary)
+    expected = semantic_outputs_jax(spec, arrays, tokenizer, titles)
+    actual = semantic_outputs_torch(folder, titles)
+    return check_parity(expected, actual, label=PARITY_LABEL, inputs="titles")

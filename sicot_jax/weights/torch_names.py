@@ -1,6 +1,4 @@
-"""Names and shapes of a ResNet's arrays: ours, torchvision's (timm has the same) and Hugging
-Face's.
-"""
+"""Translates names and layouts of ResNet arrays: ours, torchvision's, timm's, Hugging Face's."""
 
 from __future__ import annotations
 
@@ -15,74 +13,112 @@ from sicot_jax.models.resnet import STAGES
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-PARTS = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-_COUNTERS = ".num_batches_tracked"  # of torch's batch norms: nothing here reads them
+BATCH_NORM_PARTS = {
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+_BATCH_COUNTER = ".num_batches_tracked"  # of torch's batch norms; nothing here reads it
 
 
 @dataclasses.dataclass(frozen=True)
-class Backbone:
-    """What the arrays of a ResNet tell of it. `kernel` is the size of the first convolution; its
-    stride is not told.
+class BackboneShape:
+    """Architecture of a ResNet as the shapes of its arrays show it.
+
+    Attributes:
+        depth: Number of layers.
+        width: Channels of the first stage.
+        first_kernel: Side of the first convolution; its stride cannot be seen in the shapes.
     """
 
     depth: int
     width: int
-    kernel: int
+    first_kernel: int
 
 
-def torchvision_name(path: str) -> str:
-    """ "stages/0/1/convs/0/kernel" (below "visual/resnet") -> "layer1.1.conv1.weight"."""
-    found = re.fullmatch(r"(?:stages/(\d+)/(\d+)/)?(.+)/(\w+)", path)
-    assert found is not None, path
-    stage, block, module, part = found.groups()
-    place = f"layer{int(stage) + 1}.{block}." if stage is not None else ""
+def backbone_array_name(path: str) -> str:
+    """Returns torchvision's name of an array of our ResNet.
+
+    Args:
+        path: Path below "visual/resnet", such as "stages/0/1/convs/0/kernel".
+
+    Returns:
+        The name, such as "layer1.1.conv1.weight".
+    """
+    parts = re.fullmatch(r"(?:stages/(\d+)/(\d+)/)?(.+)/(\w+)", path)
+    assert parts is not None, path
+    stage, block, module, part = parts.groups()
+    prefix = f"layer{int(stage) + 1}.{block}." if stage is not None else ""
     if module == "downsample":
-        return f"{place}downsample.0.weight"
+        return f"{prefix}downsample.0.weight"
     if module == "downsample_norm":
-        return f"{place}downsample.1.{PARTS[part]}"
+        return f"{prefix}downsample.1.{BATCH_NORM_PARTS[part]}"
     if numbered := re.fullmatch(r"(conv|norm)(?:s/)?(\d+)", module):
-        kind, number = numbered[1], int(numbered[2]) + (stage is not None)
-        return (
-            f"{place}conv{number}.weight" if kind == "conv" else f"{place}bn{number}.{PARTS[part]}"
-        )
+        number = int(numbered[2]) + (stage is not None)
+        if numbered[1] == "conv":
+            return f"{prefix}conv{number}.weight"
+        return f"{prefix}bn{number}.{BATCH_NORM_PARTS[part]}"
     raise AssertionError(path)
 
 
-def box_name(path: str) -> str:
-    """ "convs/0/kernel" (below "visual/localization") -> "box.conv1.weight"; the batch norm behind all of
-    these is "box.bn".
+def localization_array_name(path: str) -> str:
+    """Returns the name of an array of the localisation branch in the PyTorch module.
+
+    Args:
+        path: Path below "visual/localization", such as "convs/0/kernel".
+
+    Returns:
+        The name, such as "localization.conv1.weight".
     """
     module, _, part = path.rpartition("/")
     if module.startswith("convs/"):
-        return f"box.conv{int(module.removeprefix('convs/')) + 1}.weight"
+        return f"localization.conv{int(module.removeprefix('convs/')) + 1}.weight"
     if module == "norm":
-        return f"box.bn.{PARTS[part]}"
-    return (
-        f"box.score.{'weight' if part == 'kernel' else part}"
-        if module == "score"
-        else f"box.{path}"
-    )
+        return f"localization.bn.{BATCH_NORM_PARTS[part]}"
+    if module == "score":
+        return f"localization.score.{'weight' if part == 'kernel' else part}"
+    return f"localization.{path}"
 
 
 def to_torch_layout(array: np.ndarray) -> np.ndarray:
-    """[k, k, I, O] -> [O, I, k, k]; [I, O] -> [O, I]; vectors as they are."""
+    """Transposes an array from our layout to torch's.
+
+    Args:
+        array: Kernel [k, k, I, O] or [I, O], or a vector.
+
+    Returns:
+        View [O, I, k, k] or [O, I]; vectors unchanged.
+    """
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
 
 def from_torch_layout(array: np.ndarray) -> np.ndarray:
-    """The way back from `to_torch_layout`."""
+    """Transposes an array from torch's layout to ours, the inverse of `to_torch_layout`.
+
+    Args:
+        array: Weight [O, I, k, k] or [O, I], or a vector.
+
+    Returns:
+        View [k, k, I, O] or [I, O]; vectors unchanged.
+    """
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
 def torchvision_names(names: Iterable[str]) -> dict[str, str]:
-    """Each name of a weights file -> torchvision's for it; names that mean nothing here stay as
-    they are.
+    """Returns torchvision's name for each array of a weights file.
 
-    Knows torchvision's and timm's (the same), Hugging Face's `ResNetModel` and
-    `ResNetForImageClassification`, and what `DistributedDataParallel` puts before each. Counters of
-    batches are left out.
+    Knows torchvision's and timm's names (the same), those of Hugging Face's `ResNetModel` and
+    `ResNetForImageClassification`, and the prefix of `DistributedDataParallel`.
+
+    Args:
+        names: Names in the file.
+
+    Returns:
+        File name -> torchvision's name; unknown names stay as they are, batch counters are left
+        out.
     """
-    names = [name for name in names if not name.endswith(_COUNTERS)]
+    names = [name for name in names if not name.endswith(_BATCH_COUNTER)]
     prefix = "module." if names and all(name.startswith("module.") for name in names) else ""
     return {name: _from_hugging_face(name.removeprefix(prefix)) for name in names}
 
@@ -91,64 +127,78 @@ def _from_hugging_face(name: str) -> str:
     if name.startswith("classifier.1."):
         return name.replace("classifier.1.", "fc.")
     name = re.sub(r"^resnet\.(?=embedder\.|encoder\.)", "", name)
-    found = re.fullmatch(r"embedder\.embedder\.(convolution|normalization)\.(\w+)", name)
-    if found:
-        return f"{'conv1' if found[1] == 'convolution' else 'bn1'}.{found[2]}"
-    found = re.fullmatch(
-        r"encoder\.stages\.(\d+)\.layers\.(\d+)\.(shortcut|layer\.\d+)\.(convolution|normalization)\.(\w+)",
+    stem = re.fullmatch(r"embedder\.embedder\.(convolution|normalization)\.(\w+)", name)
+    if stem:
+        return f"{'conv1' if stem[1] == 'convolution' else 'bn1'}.{stem[2]}"
+    layer = re.fullmatch(
+        r"encoder\.stages\.(\d+)\.layers\.(\d+)\.(shortcut|layer\.\d+)\."
+        r"(convolution|normalization)\.(\w+)",
         name,
     )
-    if not found:
+    if not layer:
         return name
-    stage, block, module, kind, part = found.groups()
-    place = f"layer{int(stage) + 1}.{block}"
+    stage, block, module, kind, part = layer.groups()
+    prefix = f"layer{int(stage) + 1}.{block}"
     if module == "shortcut":
-        return f"{place}.downsample.{int(kind == 'normalization')}.{part}"
+        return f"{prefix}.downsample.{int(kind == 'normalization')}.{part}"
     number = int(module.removeprefix("layer.")) + 1
-    return f"{place}.{'conv' if kind == 'convolution' else 'bn'}{number}.{part}"
+    return f"{prefix}.{'conv' if kind == 'convolution' else 'bn'}{number}.{part}"
 
 
-def backbone_of(shapes: Shapes) -> Backbone:
-    """Depth, width and first kernel by torchvision's names. InputError where they are no ResNet of
-    ours.
+def infer_backbone(shapes: Shapes) -> BackboneShape:
+    """Infers the architecture of a ResNet from the shapes of its arrays.
+
+    Args:
+        shapes: Torchvision's name -> shape.
+
+    Returns:
+        Depth, width and side of the first convolution.
+
+    Raises:
+        InputError: The arrays are not those of a supported ResNet.
     """
     first = shapes.get("conv1.weight", ())
-    blocks = tuple(
-        len({found[1] for name in shapes if (found := re.match(rf"layer{stage}\.(\d+)\.", name))})
+    num_blocks = tuple(
+        len({block[1] for name in shapes if (block := re.match(rf"layer{stage}\.(\d+)\.", name))})
         for stage in range(1, 5)
     )
     bottleneck = "layer1.0.conv3.weight" in shapes
     depths = [
         depth
-        for depth, of_stage in STAGES.items()
-        if of_stage == blocks and (depth >= 50) == bottleneck
+        for depth, blocks in STAGES.items()
+        if blocks == num_blocks and (depth >= 50) == bottleneck
     ]
     if len(first) != 4 or first[1] != 3 or not depths:
-        listed = ", ".join(sorted(shapes)[:3]) or "none"
+        examples = ", ".join(sorted(shapes)[:3]) or "none"
         raise InputError(
-            f"no ResNet-{'/'.join(map(str, STAGES))}: blocks in its stages {blocks}, arrays {listed}, ...; wanted weights with "
-            "the names of torchvision, timm or Hugging Face"
+            f"no ResNet-{'/'.join(map(str, STAGES))}: blocks in its stages {num_blocks}, arrays "
+            f"{examples}, ...; wanted weights with the names of torchvision, timm or Hugging Face"
         )
-    return Backbone(depths[0], first[0], first[2])
+    return BackboneShape(depths[0], first[0], first[2])
 
 
-def mismatches(found: Shapes, wanted: Shapes, *, may_be_missing: Sequence[str] = ()) -> str:
-    """Everything that is missing, unexpected or of another shape, one line; "" where nothing is.
+def describe_mismatches(
+    actual: Shapes, expected: Shapes, *, allow_missing: Sequence[str] = ()
+) -> str:
+    """Describes every array that is missing, unexpected or of another shape, in one line.
 
-    `may_be_missing`: beginnings of names that need not be there.
+    Args:
+        actual: Name -> shape of the arrays that are there.
+        expected: Name -> shape of the arrays that should be.
+        allow_missing: Prefixes of names that need not be there.
+
+    Returns:
+        The description; empty where everything matches.
     """
-    missing = sorted(
-        name
-        for name in wanted.keys() - found.keys()
-        if not name.startswith(tuple(may_be_missing) or ("\0",))
-    )
-    unexpected = sorted(found.keys() - wanted.keys())
-    shaped = [
-        f"{name} is {found[name]}, wanted {wanted[name]}"
-        for name in sorted(found.keys() & wanted.keys())
-        if tuple(found[name]) != tuple(wanted[name])
+    optional = tuple(allow_missing) or ("\0",)
+    missing = [n for n in sorted(expected.keys() - actual.keys()) if not n.startswith(optional)]
+    unexpected = sorted(actual.keys() - expected.keys())
+    reshaped = [
+        f"{name} is {actual[name]}, wanted {expected[name]}"
+        for name in sorted(actual.keys() & expected.keys())
+        if tuple(actual[name]) != tuple(expected[name])
     ]
-    parts = {"missing": missing, "unexpected": unexpected, "of another shape": shaped}
+    parts = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
     return "; ".join(
-        f"{len(listed)} {what}: {', '.join(listed)}" for what, listed in parts.items() if listed
+        f"{len(items)} {kind}: {', '.join(items)}" for kind, items in parts.items() if items
     )

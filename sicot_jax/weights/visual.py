@@ -1,4 +1,4 @@
-"""The visual stream between our trees of arrays and torchvision's names, and run on both sides."""
+"""Converts the visual stream between our parameter trees and torch arrays, and runs both sides."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -19,125 +20,190 @@ from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.models.localization import clip_box
 from sicot_jax.models.visual_stream import VisualStream
 from sicot_jax.parallel import mesh
-from sicot_jax.weights import torch_names as names
-from sicot_jax.weights.bundle import Model
-from sicot_jax.weights.parity import Outputs, stacked
+from sicot_jax.weights import torch_names
+from sicot_jax.weights.bundle import RecognizerSpec
+from sicot_jax.weights.parity import ModelOutputs, concatenate_outputs
 from sicot_jax.weights.safetensors_io import import_torch
 
-Arrays = Mapping[str, np.ndarray]
+TorchArrays = Mapping[str, np.ndarray]  # by torch's names, in torch's layout
 
 
-def array_name(path: str) -> str | None:
-    """ "resnet/conv1/kernel" (below "visual") -> "conv1.weight"; None for word scores and codes,
-    which no recogniser has.
+def visual_array_name(path: str) -> str | None:
+    """Returns the torch name of an array of the visual stream.
+
+    Args:
+        path: Path below "visual", such as "resnet/conv1/kernel".
+
+    Returns:
+        The name, such as "conv1.weight"; None for tag and code heads, which are used in training
+        alone.
     """
-    room, _, rest = path.partition("/")
-    if room == "resnet":
-        return names.torchvision_name(rest)
-    if room == "projection":
+    module, _, rest = path.partition("/")
+    if module == "resnet":
+        return torch_names.backbone_array_name(rest)
+    if module == "projection":
         return "projection.weight"
-    if room == "localization":
-        return names.box_name(rest)
-    return f"projection_norm.{names.PARTS[rest]}" if room == "projection_norm" else None
+    if module == "localization":
+        return torch_names.localization_array_name(rest)
+    if module == "projection_norm":
+        return f"projection_norm.{torch_names.BATCH_NORM_PARTS[rest]}"
+    return None
 
 
-def arrays_of(params: Any, batch_stats: Any) -> dict[str, np.ndarray]:
-    """The visual stream's arrays in torch's names and layout, on the host."""
+def visual_to_torch(params: Any, batch_stats: Any) -> dict[str, np.ndarray]:
+    """Returns the visual stream's arrays by torch's names and in torch's layout.
+
+    Args:
+        params: Tree of its parameters.
+        batch_stats: Tree of its batch norm statistics.
+
+    Returns:
+        Name -> array on the host, float32.
+    """
     return {
-        name: names.to_torch_layout(np.asarray(leaf))
+        name: torch_names.to_torch_layout(np.asarray(leaf))
         for tree in (params, batch_stats)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        if (name := array_name(path_name(path))) is not None
+        if (name := visual_array_name(path_name(path))) is not None
     }
 
 
-def shapes_of(params: Any, batch_stats: Any) -> dict[str, tuple[int, ...]]:
-    """Torch's name -> shape, of trees of arrays or of their shapes."""
+def visual_from_torch(tree: Any, arrays: TorchArrays) -> Any:
+    """Replaces leaves of a tree by torch arrays; shapes are not checked.
+
+    Args:
+        tree: Parameters or batch norm statistics of a visual stream.
+        arrays: Arrays by torch's names.
+
+    Returns:
+        The tree; leaves that `arrays` does not have are kept.
+    """
+
+    def replace(path: Any, leaf: Any) -> Any:
+        name = visual_array_name(path_name(path))
+        if name is None or name not in arrays:
+            return leaf
+        return jnp.asarray(torch_names.from_torch_layout(arrays[name]))
+
+    return jax.tree_util.tree_map_with_path(replace, tree)
+
+
+def visual_shapes(params: Any, batch_stats: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the visual stream's arrays in torch's layout.
+
+    Args:
+        params: Tree of its parameters, or of their shapes.
+        batch_stats: Tree of its batch norm statistics, or of their shapes.
+
+    Returns:
+        Torch's name -> shape.
+    """
     empty = jax.tree.map(
         lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), (params, batch_stats)
     )
-    return {name: array.shape for name, array in arrays_of(*empty).items()}
+    return {name: array.shape for name, array in visual_to_torch(*empty).items()}
 
 
-def filled(tree: Any, arrays: Arrays) -> Any:
-    """A tree of params or batch statistics with every array that `arrays` has; others stay. Shapes
-    are not checked.
+def init_visual_stream(spec: RecognizerSpec, *, seed: int = 0) -> VisualStream:
+    """Builds a visual stream with initial values.
+
+    Args:
+        spec: Its architecture.
+        seed: Seed of the initial values.
+
+    Returns:
+        The stream, float32.
     """
-
-    def fill(path, leaf):
-        name = array_name(path_name(path))
-        return (
-            leaf
-            if name is None or name not in arrays
-            else jnp.asarray(names.from_torch_layout(arrays[name]))
-        )
-
-    return jax.tree_util.tree_map_with_path(fill, tree)
+    names = [f.name for f in dataclasses.fields(RecognizerSpec) if f.name != "num_classes"]
+    config = ModelConfig(**{name: getattr(spec, name) for name in names})
+    return VisualStream(config, dtype=jnp.float32, rng=np.random.default_rng(seed))
 
 
-def fresh_stream(model: Model, *, seed: int = 0) -> VisualStream:
-    """A visual stream of that kind with starting values."""
-    fields = {
-        field.name: getattr(model, field.name)
-        for field in dataclasses.fields(Model)
-        if field.name != "classes"
-    }
-    return VisualStream(ModelConfig(**fields), dtype=jnp.float32, rng=np.random.default_rng(seed))
+def visual_outputs_jax(
+    spec: RecognizerSpec,
+    preprocessing: Preprocessing,
+    arrays: TorchArrays,
+    photos: Sequence[np.ndarray],
+) -> ModelOutputs:
+    """Runs the visual stream in JAX with float32 matrix products.
 
+    Args:
+        spec: Architecture.
+        preprocessing: How a photo becomes input.
+        arrays: Weights by torch's names, the classifier as "fc.weight" and "fc.bias".
+        photos: Uint8 photos [H, W, 3] of any size.
 
-def outputs_here(
-    model: Model, preprocessing: Preprocessing, arrays: Arrays, photos: Sequence[np.ndarray]
-) -> Outputs:
-    """What our own code finds in photos, in float32; `arrays` in torch's names, "fc." is the
-    classifier.
+    Returns:
+        Embeddings, logits and boxes.
     """
     graphdef, *trees = nnx.split(
-        nnx.eval_shape(lambda: fresh_stream(model)), nnx.Param, nnx.BatchStat
+        nnx.eval_shape(lambda: init_visual_stream(spec)), nnx.Param, nnx.BatchStat
     )
 
+    # The weights are arguments: a program would hold arrays that it closes over as constants.
     @jax.jit
-    def look(
-        trees, image
-    ):  # arrays that a program closes over become a part of it, and of what is compiled
+    def forward(trees: Any, image: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         stream = nnx.merge(graphdef, *trees, copy=True)
         embedding, box = stream.embed_and_localize(preprocessing.normalise(image), train=False)
         return embedding, clip_box(box)
 
     batch = preprocessing.batch(photos)
-    alone = mesh.make_mesh(
-        devices=jax.local_devices()[:1]
-    )  # on several each would have its copy of everything
-    with jax.default_matmul_precision("highest"), jax.set_mesh(alone):
-        found = look([filled(nnx.to_pure_dict(tree), arrays) for tree in trees], batch)
-    embedding, box = jax.tree.map(np.asarray, found)
-    logits = embedding @ arrays["fc.weight"].T + arrays["fc.bias"] if model.classes else None
-    return Outputs(embedding, logits, box)
+    # On several devices each would hold a copy of everything.
+    single_device = mesh.make_mesh(devices=jax.local_devices()[:1])
+    with jax.default_matmul_precision("highest"), jax.set_mesh(single_device):
+        filled = [visual_from_torch(nnx.to_pure_dict(tree), arrays) for tree in trees]
+        embedding, box = jax.tree.map(np.asarray, forward(filled, batch))
+    logits = embedding @ arrays["fc.weight"].T + arrays["fc.bias"] if spec.num_classes else None
+    return ModelOutputs(embedding, logits, box)
 
 
-def torch_module() -> Any:
-    """`torch_model.py`. InputError where there is no torch."""
+def torch_template() -> ModuleType:
+    """Imports the stand-alone PyTorch module that is copied into bundles as `model.py`.
+
+    Returns:
+        The module `weights.templates.torch_model`.
+
+    Raises:
+        InputError: PyTorch is not installed.
+    """
     import_torch("convert")
     from sicot_jax.weights.templates import torch_model
 
     return torch_model
 
 
-def outputs_in_torch(recognizer: Any, photos: Sequence[np.ndarray]) -> Outputs:
-    """The same by a `SicotRecognizer`, which prepares the photos itself."""
+def visual_outputs_torch(recognizer: Any, photos: Sequence[np.ndarray]) -> ModelOutputs:
+    """Runs a PyTorch recogniser, with its own preprocessing.
+
+    Args:
+        recognizer: A `SicotRecognizer` with weights.
+        photos: Uint8 photos [H, W, 3] of any size.
+
+    Returns:
+        Embeddings, logits and boxes.
+    """
     import torch
 
-    rows = []
+    outputs = []
     with torch.inference_mode():
         for photo in photos:
             image = recognizer.preprocess(photo)[None]
-            embedding, box = recognizer.look(image)
+            embedding, box = recognizer.embed_and_localize(image)
             logits = recognizer.fc(embedding).numpy() if recognizer.fc is not None else None
-            rows.append(Outputs(embedding.numpy(), logits, None if box is None else box.numpy()))
-    return stacked(rows)
+            box = None if box is None else box.numpy()
+            outputs.append(ModelOutputs(embedding.numpy(), logits, box))
+    return concatenate_outputs(outputs)
 
 
-def load_module(path: Path) -> Any:
-    """A Python file as a module of its own."""
+def load_module(path: Path) -> ModuleType:
+    """Imports a Python file as a module of its own.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The module.
+    """
     spec = importlib.util.spec_from_file_location(f"exported_{abs(hash(path))}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -146,18 +212,23 @@ def load_module(path: Path) -> Any:
     return module
 
 
-def load_into(recognizer: Any, arrays: Arrays) -> None:
-    """Give a `SicotRecognizer` its arrays, all of them, and make it ready to recognise."""
+def load_torch_arrays(recognizer: Any, arrays: Mapping[str, Any]) -> None:
+    """Loads all weights into a PyTorch recogniser and switches it to evaluation.
+
+    Args:
+        recognizer: A `SicotRecognizer`.
+        arrays: Its arrays or tensors by name; all but the batch counters.
+    """
     import torch
 
     counters = {
-        name: x
-        for name, x in recognizer.state_dict().items()
+        name: tensor
+        for name, tensor in recognizer.state_dict().items()
         if name.endswith(".num_batches_tracked")
     }
     tensors = {
-        name: a if isinstance(a, torch.Tensor) else torch.from_numpy(np.array(a))
-        for name, a in arrays.items()
+        name: array if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array))
+        for name, array in arrays.items()
     }
     recognizer.load_state_dict(tensors | counters)
     recognizer.eval()

@@ -1,10 +1,17 @@
-"""What the benchmarks of boxes count, by hand."""
+"""Statistics of the localization benchmarks, by hand."""
 
 import numpy as np
 import pytest
 
-from benchmarks.localization import area, around, best_constant, iou, recognition, row
-from benchmarks.iconic_photos import ranks
+from benchmarks.iconic_photos import nearer_counts
+from benchmarks.localization import (
+    accuracy_cells,
+    best_constant_box,
+    box_area,
+    iou,
+    largest_region_box,
+    localization_row,
+)
 
 
 def test_iou_by_hand():
@@ -17,25 +24,29 @@ def test_iou_by_hand():
     )
     assert iou(box, others) == pytest.approx([1, 0.5, 0.04 / 0.28, 0, 0])
     assert iou(others, box) == pytest.approx(iou(box, others))
-    assert area(others) == pytest.approx([0.16, 0.08, 0.16, 0.16, 0.04])
+    assert box_area(others) == pytest.approx([0.16, 0.08, 0.16, 0.16, 0.04])
 
 
-def test_the_best_constant_is_right_for_most():
+def test_the_best_constant_box_is_right_for_most():
     """Three products lie at the left, one at the right."""
     left, right = [0.0, 0.1, 0.5, 0.9], [0.6, 0.2, 1.0, 0.8]
-    found = best_constant(np.array([left, left, left, right]))
-    assert iou(found, np.array(left)) >= 0.5 > iou(found, np.array(right))
+    box = best_constant_box(np.array([left, left, left, right]))
+    assert iou(box, np.array(left)) >= 0.5 > iou(box, np.array(right))
 
 
-def test_the_heaviest_piece_has_the_box():
+def test_the_heaviest_region_has_the_box():
     """A rectangle of 4 x 6 of 20 x 30, and a brighter spot elsewhere, that weighs less."""
     saliency = np.zeros((20, 30))
     saliency[10:14, 3:9] = 1.0
     saliency[2, 25] = 1.5
-    assert around(saliency, 0.0, 0.5) == pytest.approx([3 / 30, 10 / 20, 9 / 30, 14 / 20])
+    assert largest_region_box(saliency, 0.0, 0.5) == pytest.approx(
+        [3 / 30, 10 / 20, 9 / 30, 14 / 20]
+    )
     # At nine tenths of the maximum the spot alone is left.
-    assert around(saliency, 0.0, 0.9) == pytest.approx([25 / 30, 2 / 20, 26 / 30, 3 / 20])
-    blurred = around(saliency, 1.0, 0.2)
+    assert largest_region_box(saliency, 0.0, 0.9) == pytest.approx(
+        [25 / 30, 2 / 20, 26 / 30, 3 / 20]
+    )
+    blurred = largest_region_box(saliency, 1.0, 0.2)
     assert blurred[0] < 3 / 30
     assert blurred[2] > 9 / 30
     assert iou(blurred, np.array([0.1, 0.5, 0.3, 0.7])) > 0.4
@@ -49,21 +60,21 @@ def test_a_row_counts_by_area():
     boxes = np.stack([known, known])
     boxes[:, 2] = [0.8, 0.8, 1, 1]
     boxes[1, 0] = [0.8, 0.8, 1, 1]
-    name, right, shared, *bands, accuracy = row("name", boxes, known, "9.0")
+    name, right, shared, *bands, accuracy = localization_row("name", boxes, known, "9.0")
     assert (name, accuracy) == ("name", "9.0")
     assert right.startswith("62.5 [")
     assert shared == "0.625"
     assert bands == ["50.0", "100.0", "0.0", "100.0"]
 
 
-def test_ranks_by_hand():
+def test_nearer_counts_by_hand():
     """The first is nearest to its own picture, the second has three nearer ones; what is as near
     counts for its own.
     """
     pictures = np.array([[1.0, 0], [0.8, 0.6], [0, 1], [0.8, 0.6]])
     queries = np.array([[1.0, 0], [1.0, 0], [0.8, 0.6]])
-    assert ranks(queries, pictures, np.array([0, 2, 3])).tolist() == [0, 3, 0]
-    assert ranks(queries, pictures, np.array([1, 1, 0])).tolist() == [1, 1, 2]
+    assert nearer_counts(queries, pictures, np.array([0, 2, 3])).tolist() == [0, 3, 0]
+    assert nearer_counts(queries, pictures, np.array([1, 1, 0])).tolist() == [1, 1, 2]
 
 
 def test_recognition_by_hand():
@@ -74,8 +85,8 @@ def test_recognition_by_hand():
         np.tile([True, False, True, False], (2, 10)),
         np.tile([True, True, True, False], (2, 10)),
     )
-    share, less = recognition(now, before)
+    share, less = accuracy_cells(now, before)
     assert share == "75.0"
     assert less.startswith("+25.00 [+")
-    assert recognition(before, before) == ("50.0", "")
-    assert recognition(now[:1], before) == ("75.0", "")
+    assert accuracy_cells(before, before) == ("50.0", "")
+    assert accuracy_cells(now[:1], before) == ("75.0", "")

@@ -1,6 +1,4 @@
-"""The benchmarks run at their smallest and print every row they promise; times are nobody's
-business here.
-"""
+"""The benchmarks run at their smallest and print every row; times are not checked."""
 
 import os
 import re
@@ -14,9 +12,9 @@ from helpers.benchmarks import ROOT, printed_by, rows
 pytestmark = pytest.mark.slow
 
 
-def test_input(imported):
+def test_input_pipeline(imported):
     printed = rows(
-        "input",
+        "input_pipeline",
         *(
             "--path",
             str(imported),
@@ -45,9 +43,9 @@ def test_input(imported):
     assert not [name for name in wanted if "not measured" in printed[name][0]]
 
 
-def test_loop(imported):
+def test_training_loop(imported):
     printed = rows(
-        "loop",
+        "training_loop",
         *("--config", "tiny", "--path", str(imported), "--batch-size", "8", "--steps", "2"),
         *(
             "--classes",
@@ -75,12 +73,12 @@ def test_rows_without_their_data_say_so():
     assert rows("input_pipeline", *options)["imported, threads"][0] == "not measured (no --path)"
 
 
-def test_importing():
+def test_catalog_import():
     """300 photos: enough for two worker processes."""
     printed = rows(
-        "importing", *("--sizes", "30x40", "300x280", "--photos", "300", "--part-photos", "4")
+        "catalog_import", *("--sizes", "30x40", "300x280", "--photos", "300", "--part-photos", "4")
     )
-    stages = ["whole import", "photos", "words", "splits, tables, records"]
+    stages = ["entire import", "photos", "words", "splits, tables, records"]
     parts = ["read file", "decode", "hash pixels", "shrink", "encode"]
     wanted = {
         f"{size}: {part}"
@@ -94,9 +92,11 @@ def test_importing():
     assert not [name for name in wanted if "not measured" in printed[name][0]]
 
 
-def test_head():
+def test_classifier_step():
     """Every contender runs, those of PyTorch where it is; the graph's table too."""
-    printed = rows("classifier_step", *("--sizes", "8x16x500", "--steps", "1", "--graphs", "8x16x100"))
+    printed = rows(
+        "classifier_step", *("--sizes", "8x16x500", "--steps", "1", "--graphs", "8x16x100")
+    )
     ours = {
         f"ours, {name}" for name in ("exact", "exact, bf16 logits kept", "exact, f32 logits kept")
     }
@@ -111,31 +111,31 @@ def test_head():
     assert not [name for name in ours if "not measured" in printed[name][0]]
 
 
-def test_kills():
-    """Two kills of a small run: every start goes on from a whole checkpoint."""
+def test_crash_recovery():
+    """Two kills of a small run: every start resumes from a complete checkpoint."""
     printed = printed_by(
-        "kills", "--tries", "2", "--classes", "500", "--width", "16", "--longest", "0.05"
+        "crash_recovery", "--tries", "2", "--classes", "500", "--width", "16", "--longest", "0.05"
     )
     during, resumed, lost = printed["2"]
     assert (resumed, lost) == ("2", "0")
     assert int(during) <= 2
 
 
-def test_sparse_gradients(tmp_path):
-    """Of 8 devices, summing an entry sends 7 bytes, gathering a value and its place 56: a hundredth
+def test_gradient_compression(tmp_path):
+    """Of 8 devices, summing an entry sends 7 bytes, gathering a value and its index 56: a hundredth
     costs 0.08, and biases.
     """
     options = "--ratios", "1", "0.01", "--out", str(tmp_path), "--config.train.steps=2"
-    printed = printed_by("gradient_compression", "--config", "tiny", *options, JAX_NUM_CPU_DEVICES="8")
+    printed = printed_by(
+        "gradient_compression", "--config", "tiny", *options, JAX_NUM_CPU_DEVICES="8"
+    )
     assert set(printed) == {"ratio", "1", "0.01"}
     assert printed["1"][-1] == "1.000"
     assert 0.08 < float(printed["0.01"][-1]) < 0.1
 
 
-def test_sampled_heads(tmp_path):
-    """Recall is a share, and the graph's age the steps since its last making: 4 steps, made every
-    3.
-    """
+def test_sampled_softmax(tmp_path):
+    """Recall is a share, and the graph's age the steps since it was built: 4 steps, every 3."""
     options = (
         "--rates",
         "0.5",
@@ -152,8 +152,8 @@ def test_sampled_heads(tmp_path):
     assert age == "1"
 
 
-def test_borrowed_titles(tmp_path):
-    """Every title is lent, those of photos that are left out too; no similarity reaches 2."""
+def test_title_transfer(tmp_path):
+    """Every photo gets a title, those left out of the search too; no similarity reaches 2."""
     command = [
         sys.executable,
         "-m",
@@ -171,7 +171,7 @@ def test_borrowed_titles(tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     printed = printed_by(
-        "borrowed_titles", "--run", str(tmp_path / "run"), "--photos", "60", "--limits", "0", "2"
+        "title_transfer", "--run", str(tmp_path / "run"), "--photos", "60", "--limits", "0", "2"
     )
     wanted = {
         f"{split}, {how}"
@@ -199,18 +199,18 @@ def test_convolution():
     assert printed["3x2, 128 to 128, 3x3 stride 1: XLA"][1] == "1.00"
 
 
-def test_rows_from_titles(tmp_path):
-    """Of rows that are made of the titles all is told, of others nothing; and a finished run has
-    its rows.
-    """
-    from benchmarks.class_weights_from_titles import explained
+def test_class_weights_from_titles(tmp_path):
+    """Rows made of the titles are predicted, random ones are not; and a finished run has a table."""
+    from benchmarks.class_weights_from_titles import r_squared_by_group
 
     rng = np.random.default_rng(0)
     titles, counts = rng.normal(size=(200, 6)), rng.integers(1, 30, 200)
     groups = {"all": counts > 0, "few": counts <= 20}
-    made = explained(titles, titles @ rng.normal(size=(6, 5)) + 1, counts, groups)
-    assert min(made.values()) > 0.99
-    assert max(explained(titles, rng.normal(size=(200, 5)), counts, groups).values()) < 0.05
+    predicted = r_squared_by_group(titles, titles @ rng.normal(size=(6, 5)) + 1, counts, groups)
+    assert min(predicted.values()) > 0.99
+    assert (
+        max(r_squared_by_group(titles, rng.normal(size=(200, 5)), counts, groups).values()) < 0.05
+    )
     command = ["--config=tiny", "--config.train.steps=2", f"--workdir={tmp_path / 'run'}"]
     subprocess.run(
         [sys.executable, "-m", "sicot_jax.main", *command],
@@ -218,31 +218,31 @@ def test_rows_from_titles(tmp_path):
         check=True,
         capture_output=True,
     )
-    printed = printed_by("rows_from_titles", str(tmp_path / "run"))
+    printed = printed_by("class_weights_from_titles", str(tmp_path / "run"))
     assert set(printed) == {"R^2 of classes left out"} | {
         f"{tmp_path / 'run'}: {name}" for name in ("its titles", "titles of other classes")
     }
 
 
-def test_mistakes():
+def test_error_analysis():
     """By hand: one photo of each kind; names that have no two parts are refused."""
-    from benchmarks.error_analysis import shares
+    from benchmarks.error_analysis import error_shares
     from sicot_jax.errors import InputError
 
     names = ["Nike | Caps", "Nike | Shoes", "Puma | Caps", "Puma | Shoes"]
     label, predicted = np.array([0, 0, 0, 0, 3]), np.array([0, 2, 1, 3, 1])
-    np.testing.assert_allclose(shares(names, label, predicted), [0.2, 0.4, 0.2, 0.2])
-    with pytest.raises(InputError, match="1 of 2 class names are not \"a | b\", such as 'Caps'"):
-        shares(["Nike | Caps", "Caps"], label, predicted)
+    np.testing.assert_allclose(error_shares(names, label, predicted), [0.2, 0.4, 0.2, 0.2])
+    with pytest.raises(InputError, match=r"1 of 2 class names are not \"a | b\", such as 'Caps'"):
+        error_shares(["Nike | Caps", "Caps"], label, predicted)
 
 
-def test_parity():
-    """A library that is not installed is told, one that is agrees."""
+def test_library_parity():
+    """A library that is not installed is named, one that is agrees."""
     printed = printed_by("library_parity", "--depths", "18", "--photos", "1", "--size", "64")
-    found = dict(zip(printed["network"], printed["ResNet-18"], strict=True))
-    assert set(found) == {"torchvision", "timm", "transformers"}
+    cells = dict(zip(printed["network"], printed["ResNet-18"], strict=True))
+    assert set(cells) == {"torchvision", "timm", "transformers"}
     installed = {
-        library: cell for library, cell in found.items() if not cell.startswith("not measured (no ")
+        library: cell for library, cell in cells.items() if not cell.startswith("not measured (no ")
     }
     for cell in installed.values():
         assert [float(part) < 1e-5 for part in cell.split(" / ")] == [
@@ -253,8 +253,10 @@ def test_parity():
     assert "transformers" in installed
 
 
-def test_latency():
-    printed = rows("inference_latency", *("--depth", "18", "--width", "8", "--size", "32", "--batches", "2"))
+def test_inference_latency():
+    printed = rows(
+        "inference_latency", *("--depth", "18", "--width", "8", "--size", "32", "--batches", "2")
+    )
     engines = {
         "JAX, batch norms folded",
         "StableHLO (jax.export)",
@@ -267,15 +269,15 @@ def test_latency():
     assert not [name for name in engines if "not measured" in printed[name][0]]
 
 
-def test_convert_head():
-    """The parts end, and each tells seconds, MiB and shards."""
+def test_classifier_export():
+    """Every part ends, and has seconds, MiB and shards."""
     pytest.importorskip("torch", reason="conversion needs the extra torch")
     printed = rows("classifier_export", *("--classes", "2000", "--width", "256"))
-    assert set(printed) == {"part", "checkpoint", "by device", "whole"}
-    assert len(printed["whole"]) == 3
+    assert set(printed) == {"part", "checkpoint", "by device", "gathered"}
+    assert len(printed["gathered"]) == 3
 
 
 def test_click_logs(tmp_path):
     printed = printed_by("click_logs", "--folder", str(tmp_path), "--requests", "9000")
     assert {"import", "triplets", *map(str, range(1, 21))} <= set(printed)
-    assert all(float(printed[str(place)][2]) > 0 for place in range(1, 21))
+    assert all(float(printed[str(position)][2]) > 0 for position in range(1, 21))

@@ -28,7 +28,8 @@ from sicot_jax.cli import main as cli
 from sicot_jax.config import Config, ConfigError, DataConfig, LossConfig
 from sicot_jax.config.batch_plan import num_triplets
 from sicot_jax.errors import InputError
-from sicot_jax.events import simulator as visitors
+from sicot_jax.events import simulator
+from sicot_jax.events.click_model import ClickModel
 from sicot_jax.training import auxiliary_losses as losses
 from sicot_jax.training import loop
 from sicot_jax.training.loop import train
@@ -187,9 +188,14 @@ def clicks_config(tmp_path):
     rng = np.random.default_rng(0)
     shown = np.stack([rng.permutation(11)[:6] for _ in names])
     like = np.where(shown == queries.labels[:, None], 3.0, -1.0)
-    lists = visitors.from_scores(names, list(catalog.classes.sku), shown, like, np.zeros(11))
-    visitors.write(
-        lists, tmp_path / "events.parquet", visitors.Behaviour(shuffled=1.0), requests=800, seed=1
+    skus = list(catalog.classes.sku)
+    results = simulator.results_from_scores(names, skus, shown, like, np.zeros(11))
+    simulator.write_simulated_log(
+        results,
+        tmp_path / "events.parquet",
+        ClickModel(shuffled_share=1.0),
+        num_requests=800,
+        seed=1,
     )
     out = tmp_path / "t.parquet"
     assert (

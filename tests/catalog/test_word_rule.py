@@ -48,7 +48,9 @@ def assert_same_words(title: str) -> None:
     vocabulary = build_tokenizer([title], min_count=1, drop_top_share=0).vocabulary
     assert set(vocabulary[1:]) == set(words)
     # Words of at least two products are kept.
-    regression = fit_title_regression([(title, ""), (title, "")], np.ones((2, 1), np.float32), np.ones(2))
+    regression = fit_title_regression(
+        [(title, ""), (title, "")], np.ones((2, 1), np.float32), np.ones(2)
+    )
     assert set(regression.words) == set(words)
     products = [Product(title), Product(title)]
     statistics = CatalogStatistics.from_products(products)

@@ -1,4 +1,6 @@
-"""Losses by hand, and the sharded twins against the dense ones on every mesh."""
+"""The dense loss by hand; sharded loss, update and top-k equal the dense ones on every mesh."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -6,14 +8,16 @@ import numpy as np
 import pytest
 
 from sicot_jax.classifier import losses
-from sicot_jax.classifier import sharded as class_sharded
+from sicot_jax.classifier.class_weights import ClassWeights
+from sicot_jax.classifier.sharded import RowState, RowUpdate, StreamingOptions, loss_and_update
+from sicot_jax.classifier.top_k import log_prob_top_k
 from sicot_jax.parallel import mesh
 
-WEIGHTS = {"visual": 1.0, "mixed": 0.5, "semantic": 2.0}
+STREAM_WEIGHTS = {"visual": 1.0, "mixed": 0.5, "semantic": 2.0}
 
 
 def case(num_classes, device_mesh, *, batch=16, width=5, seed=0):
-    """Embeddings divided by batch, kernel, bias and prior divided by class and padded; labels."""
+    """Embeddings and labels divided by batch; weights and log prior divided by class, padded."""
     rng = np.random.default_rng(seed)
     padded = mesh.pad_classes(num_classes, device_mesh)
     kernel = np.zeros((padded, width), np.float32)
@@ -22,15 +26,16 @@ def case(num_classes, device_mesh, *, batch=16, width=5, seed=0):
     bias[:num_classes] = rng.normal(size=num_classes)
     prior[:num_classes] = np.log(rng.dirichlet(np.ones(num_classes)))
     label = rng.integers(0, num_classes, batch).astype(np.int32)
-    embeddings = {stream: rng.normal(size=(batch, width)).astype(np.float32) for stream in WEIGHTS}
+    embeddings = {
+        stream: rng.normal(size=(batch, width)).astype(np.float32) for stream in STREAM_WEIGHTS
+    }
     placed = mesh.to_global(
         {**embeddings, "label": label, "kernel": kernel, "bias": bias, "prior": prior}, device_mesh
     )
     return (
-        {s: placed[s] for s in WEIGHTS},
+        {stream: placed[stream] for stream in STREAM_WEIGHTS},
         placed["label"],
-        placed["kernel"],
-        placed["bias"],
+        ClassWeights(placed["kernel"], placed["bias"]),
         placed["prior"],
     )
 
@@ -50,16 +55,18 @@ def test_loss_switches_by_hand():
     """Baseline, doubled baseline and Eq. 1 from the same two cross-entropies."""
     embeddings = {"visual": jnp.eye(2), "mixed": 2 * jnp.eye(2)}
     label = jnp.array([0, 1])
-    kernel, bias = jnp.eye(2), jnp.zeros(2)
+    class_weights = ClassWeights(jnp.eye(2), jnp.zeros(2))
     visual, mixed = (float(np.log1p(np.exp(-x))) for x in (1.0, 2.0))
-    for weights, expected in [
+    for stream_weights, expected in [
         ({"visual": 1.0}, visual),
         ({"visual": 2.0}, 2 * visual),
         ({"visual": 1.0, "mixed": 0.5}, visual + 0.5 * mixed),
     ]:
-        total, by_stream = losses.co_training_loss(embeddings, label, kernel, bias, weights=weights)
+        total, by_stream = losses.co_training_loss(
+            embeddings, label, class_weights, stream_weights=stream_weights
+        )
         np.testing.assert_allclose(total, expected, rtol=1e-6)
-        assert set(by_stream) == set(weights)
+        assert set(by_stream) == set(stream_weights)
 
 
 def test_logit_adjustment_is_balanced_softmax():
@@ -69,11 +76,10 @@ def test_logit_adjustment_is_balanced_softmax():
     total, _ = losses.co_training_loss(
         embedding,
         jnp.array([1]),
-        jnp.ones((3, 2)),
-        jnp.zeros(3),
-        weights={"visual": 1.0},
+        ClassWeights(jnp.ones((3, 2)), jnp.zeros(3)),
+        stream_weights={"visual": 1.0},
         log_prior=prior,
-        tau=1.0,
+        options=losses.LossOptions(3, tau=1.0),
     )
     np.testing.assert_allclose(total, -np.log(0.2), rtol=1e-6)
 
@@ -94,7 +100,7 @@ def test_label_smoothing_by_hand():
     ids=["computed again", "kept, smoothed"],
 )
 def test_sharded_loss_and_gradients_equal_dense(device_mesh, tau, keep_logits, smoothing):
-    """In chunks, with a rest."""
+    """In chunks, with a remainder."""
     assert_sharded_equals_dense(device_mesh, 300, 7, tau, keep_logits, smoothing)
 
 
@@ -117,116 +123,127 @@ def test_sharded_loss_and_gradients_equal_dense(device_mesh, tau, keep_logits, s
 def test_sharded_loss_and_gradients_of_few_classes(
     device_mesh, num_classes, chunk, tau, keep_logits, smoothing
 ):
-    """Where devices have nothing but padding, or one chunk."""
+    """Devices with nothing but padding, and single chunks."""
     assert_sharded_equals_dense(device_mesh, num_classes, chunk, tau, keep_logits, smoothing)
 
 
 def assert_sharded_equals_dense(device_mesh, num_classes, chunk, tau, keep_logits, smoothing):
-    embeddings, label, kernel, bias, prior = case(num_classes, device_mesh)
-    options = {"weights": WEIGHTS, "tau": tau, "smoothing": smoothing, "num_classes": num_classes}
+    embeddings, label, class_weights, prior = case(num_classes, device_mesh)
+    options = {"tau": tau, "smoothing": smoothing, "num_classes": num_classes}
 
     @jax.jit
-    def sharded(embeddings, label, kernel, bias, prior):
-        """The gradient in place of new parameters, its negative in place of the optimizer's state."""
+    def sharded(embeddings, label, class_weights, prior):
+        """The gradient in place of new weights, its negative in place of the optimizer's state."""
 
-        def update(gradient, state):
-            return {
-                **gradient,
-                "opt_state": jax.tree.map(jnp.negative, gradient),
-                "count": state["count"] + 1,
-            }
+        def apply(gradient, state):
+            negative = jax.tree.map(jnp.negative, gradient)
+            opt_state = {"momentum": negative, "count": state.opt_state["count"] + 1}
+            return dataclasses.replace(state, weights=gradient, opt_state=opt_state)
 
-        params = {"kernel": kernel, "bias": bias}
-        state = {**params, "opt_state": params, "count": jnp.int32(6)}
-        options_here = {**options, "chunk": chunk, "keep_logits": keep_logits}
-        return class_sharded.loss_and_update(
-            embeddings, label, state, prior, update=update, **options_here
+        opt_state = {"momentum": class_weights, "count": jnp.int32(6)}
+        return loss_and_update(
+            embeddings,
+            label,
+            RowState(class_weights, opt_state),
+            prior,
+            stream_weights=STREAM_WEIGHTS,
+            options=StreamingOptions(**options, chunk=chunk, keep_logits=keep_logits),
+            row_update=RowUpdate(apply),
         )
 
-    got = sharded(embeddings, label, kernel, bias, prior)
-    whole = jax.tree.map(
-        jnp.asarray, jax.device_get((embeddings, label, {"kernel": kernel, "bias": bias}, prior))
+    got = sharded(embeddings, label, class_weights, prior)
+    on_one_device = jax.tree.map(
+        jnp.asarray, jax.device_get((embeddings, label, class_weights, prior))
     )
 
     @jax.jit
-    def dense(embeddings, label, params, prior):
-        def loss(embeddings, params):
-            return losses.co_training_loss(embeddings, label, **params, log_prior=prior, **options)
+    def dense(embeddings, label, class_weights, prior):
+        def loss(embeddings, class_weights):
+            return losses.co_training_loss(
+                embeddings,
+                label,
+                class_weights,
+                stream_weights=STREAM_WEIGHTS,
+                log_prior=prior,
+                options=losses.LossOptions(**options),
+            )
 
-        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(embeddings, params)
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(embeddings, class_weights)
 
-    (total, by_stream), (cotangents, gradient) = dense(*whole)
+    (total, by_stream), (cotangents, gradient) = dense(*on_one_device)
     np.testing.assert_allclose(got[0]["total"], total, rtol=1e-5)
     new = got[2]
-    assert new["count"] == 7  # what has no entry a class is updated once, not once a chunk
+    # What has no entry per class is updated once, not once per chunk.
+    assert new.opt_state["count"] == 7
     for a, b in [
         (got[0], {"total": total, **by_stream}),
         (got[1], cotangents),
-        ({name: new[name] for name in gradient}, gradient),
-        (new["opt_state"], jax.tree.map(jnp.negative, gradient)),
+        (vars(new.weights), vars(gradient)),
+        (vars(new.opt_state["momentum"]), vars(jax.tree.map(jnp.negative, gradient))),
     ]:
         assert a.keys() == b.keys()
         for name in b:
             np.testing.assert_allclose(a[name], b[name], rtol=1e-5, atol=1e-6, err_msg=name)
-    assert not np.asarray(new["kernel"])[
-        num_classes:
-    ].any()  # padding has no probability and no gradient
-    assert not np.asarray(new["bias"])[num_classes:].any()
+    # Padding has no probability and no gradient.
+    assert not np.asarray(new.weights.kernel)[num_classes:].any()
+    assert not np.asarray(new.weights.bias)[num_classes:].any()
 
 
 def test_logits_kept_in_bfloat16_give_the_gradient_to_bfloat16(one_device):
-    """The loss does not see them; probabilities are off by the 2^-9 that an eight-bit logit of up
-    to 8 may be off by.
+    """The loss does not use them; probabilities are off by the 2^-9 that a bfloat16 logit of up to
+    8 may be off by.
     """
-    embeddings, label, kernel, bias, prior = case(50, one_device)
+    embeddings, label, class_weights, prior = case(50, one_device)
 
     def run(keep_logits):
+        options = StreamingOptions(num_classes=50, chunk=8, keep_logits=keep_logits)
         return jax.jit(
-            lambda *a: class_sharded.loss_and_update(
+            lambda *a: loss_and_update(
                 *a,
-                weights=WEIGHTS,
-                update=lambda g, s: g,
-                num_classes=50,
-                chunk=8,
-                keep_logits=keep_logits,
+                stream_weights=STREAM_WEIGHTS,
+                options=options,
+                row_update=RowUpdate(lambda g, state: dataclasses.replace(state, weights=g)),
             )
-        )(embeddings, label, {"kernel": kernel, "bias": bias}, prior)
+        )(embeddings, label, RowState(class_weights, ()), prior)
 
-    (losses_, cotangents, gradient), (exact_losses, exact_cotangents, exact_gradient) = (
+    (kept_losses, cotangents, state), (exact_losses, exact_cotangents, exact_state) = (
         run(jnp.bfloat16),
         run(None),
     )
-    assert losses_ == exact_losses
-    for got, wanted in [(cotangents, exact_cotangents), (gradient, exact_gradient)]:
+    assert kept_losses == exact_losses
+    for got, wanted in [
+        (cotangents, exact_cotangents),
+        (vars(state.weights), vars(exact_state.weights)),
+    ]:
         for name in wanted:
             error = np.abs(got[name] - wanted[name]).max() / np.abs(wanted[name]).max()
             assert 0 < error < 0.02, name
 
 
 def test_nothing_is_updated_where_the_loss_is_not_finite(device_mesh):
-    embeddings, label, kernel, bias, prior = case(37, device_mesh)
+    embeddings, label, class_weights, prior = case(37, device_mesh)
     embeddings["mixed"] = embeddings["mixed"] * jnp.where(jnp.arange(5) == 2, jnp.nan, 1.0)
-    state = {"kernel": kernel, "bias": bias, "count": jnp.int32(6)}
+    state = RowState(class_weights, jnp.int32(6))
 
-    def update(gradient, state):
-        return {
-            **jax.tree.map(jnp.add, {n: state[n] for n in gradient}, gradient),
-            "count": state["count"] + 1,
-        }
+    def apply(gradient, state):
+        weights = jax.tree.map(jnp.add, state.weights, gradient)
+        return dataclasses.replace(state, weights=weights, opt_state=state.opt_state + 1)
 
     values, _, new = jax.jit(
-        lambda *a: class_sharded.loss_and_update(
-            *a, weights=WEIGHTS, update=update, num_classes=37, chunk=2
+        lambda *a: loss_and_update(
+            *a,
+            stream_weights=STREAM_WEIGHTS,
+            options=StreamingOptions(num_classes=37, chunk=2),
+            row_update=RowUpdate(apply),
         )
     )(embeddings, label, state, prior)
     assert np.isnan(values["total"])
     assert np.isfinite(values["visual"])
-    for name in state:
-        np.testing.assert_array_equal(new[name], state[name])
+    jax.tree.map(np.testing.assert_array_equal, new, state)
 
 
 def test_streaming_top_k_equals_dense(device_mesh):
-    """More candidates than a device has rows, in chunks, with a rest."""
+    """More candidates than a device has rows, in chunks, with a remainder."""
     assert_top_k_equals_dense(device_mesh, 37, 10, 3)
 
 
@@ -237,39 +254,32 @@ def test_streaming_top_k_of_few_classes_or_all(device_mesh, num_classes, k, chun
 
 
 def assert_top_k_equals_dense(device_mesh, num_classes, k, chunk):
-    embeddings, label, kernel, bias, _ = case(num_classes, device_mesh)
-    top_k = jax.jit(
-        lambda *a: class_sharded.log_prob_top_k(*a, k=k, num_classes=num_classes, chunk=chunk)
+    embeddings, label, class_weights, _ = case(num_classes, device_mesh)
+    top_k = jax.jit(lambda *a: log_prob_top_k(*a, k=k, num_classes=num_classes, chunk=chunk))
+    classes, values, log_prob = top_k(embeddings["visual"], class_weights, label)
+    embedding, dense_weights, dense_label = jax.tree.map(
+        jnp.asarray, jax.device_get((embeddings["visual"], class_weights, label))
     )
-    classes, values, log_prob = top_k(embeddings["visual"], kernel, bias, label)
-    whole = [jnp.asarray(x) for x in jax.device_get((embeddings["visual"], kernel, bias, label))]
-    offset = losses.class_offset(whole[2], None, 0.0, num_classes)
-    dense_classes, dense_values, dense_log_prob = losses.log_prob_top_k(
-        whole[0], whole[1], offset, whole[3], k
+    offsets = losses.logit_offsets(dense_weights.bias, None, 0.0, num_classes)
+    dense_classes, dense_values, dense_log_prob = losses.dense_log_prob_top_k(
+        embedding, dense_weights.kernel, offsets, dense_label, k
     )
     np.testing.assert_array_equal(classes, dense_classes)
-    np.testing.assert_allclose(
-        values, dense_values, rtol=1e-5, atol=1e-6
-    )  # atol: logits near zero are differences
+    # atol: logits near zero are differences.
+    np.testing.assert_allclose(values, dense_values, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(log_prob, dense_log_prob, rtol=1e-5, atol=1e-6)
 
 
 def test_top_k_ties_go_to_the_lower_class(device_mesh):
-    kernel, bias = jnp.zeros((16, 3)), jnp.zeros(16)
-    placed = mesh.to_global({"k": np.asarray(kernel), "b": np.asarray(bias)}, device_mesh)
-    classes, _, _ = jax.jit(
-        lambda e, k, b, y: class_sharded.log_prob_top_k(e, k, b, y, k=4, num_classes=13, chunk=1)
-    )(jnp.ones((2, 3)), placed["k"], placed["b"], jnp.zeros(2, jnp.int32))
+    arrays = {"kernel": np.zeros((16, 3), np.float32), "bias": np.zeros(16, np.float32)}
+    class_weights = ClassWeights(**mesh.to_global(arrays, device_mesh))
+    classes, _, _ = jax.jit(lambda *a: log_prob_top_k(*a, k=4, num_classes=13, chunk=1))(
+        jnp.ones((2, 3)), class_weights, jnp.zeros(2, jnp.int32)
+    )
     np.testing.assert_array_equal(classes, [[0, 1, 2, 3]] * 2)
 
 
 def test_more_candidates_than_classes_is_refused(one_device):
+    class_weights = ClassWeights(jnp.ones((3, 3)), jnp.zeros(3))
     with pytest.raises(ValueError, match=r"k=4 of num_classes=3"):
-        class_sharded.log_prob_top_k(
-            jnp.ones((2, 3)),
-            jnp.ones((3, 3)),
-            jnp.zeros(3),
-            jnp.zeros(2, jnp.int32),
-            k=4,
-            num_classes=3,
-        )
+        log_prob_top_k(jnp.ones((2, 3)), class_weights, jnp.zeros(2, jnp.int32), k=4, num_classes=3)

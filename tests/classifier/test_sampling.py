@@ -1,13 +1,19 @@
-"""Which classes a sampled head takes, the graph behind it, and its update against a hand loop."""
+"""Choice of classes by sampled heads, and their update against a loop by hand."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from sicot_jax.classifier import heads, lazy_update
-from sicot_jax.classifier import sampling as sampled
+from sicot_jax.classifier.heads import check_head, make_head
+from sicot_jax.classifier.lazy_update import make_lazy_update
+from sicot_jax.classifier.sampling import (
+    grid_size,
+    neighbour_classes,
+    random_rows,
+    uniform_classes,
+)
+from sicot_jax.classifier.state import init_classifier, make_hyperparams
 from sicot_jax.config import Config, ConfigError, HeadConfig, LossConfig, OptimConfig
 from sicot_jax.parallel import mesh
 from sicot_jax.training import optimizer as optim
@@ -16,100 +22,54 @@ SGD = OptimConfig(momentum=0.9, weight_decay=0.05)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 100, 1000])
-def test_random_places_are_a_permutation(rows):
-    slots = sampled.grid_size(rows)
-    places = np.asarray(sampled.random_places(jax.random.key(3), rows, slots))
-    assert sorted(places[places >= 0]) == list(range(rows))
+def test_random_rows_are_a_permutation(rows):
+    slots = grid_size(rows)
+    drawn = np.asarray(random_rows(jax.random.key(3), rows, slots))
+    assert sorted(drawn[drawn >= 0]) == list(range(rows))
     assert slots - rows <= max(1, np.sqrt(rows))
 
 
-def test_random_places_take_every_row_equally_often():
-    draws = jax.jit(jax.vmap(lambda key: sampled.random_places(key, 100, 10)))(
+def test_random_rows_take_every_row_equally_often():
+    draws = jax.jit(jax.vmap(lambda key: random_rows(key, 100, 10)))(
         jax.random.split(jax.random.key(0), 4000)
     )
     counts = np.bincount(np.asarray(draws).ravel() + 1, minlength=101)[1:]
     # 4,000 draws of 10 of 100: 400 each, binomial standard deviation 19; five of them.
     assert np.abs(counts - 400).max() < 95
-    together = (np.asarray(draws) == 7).any(1) & (np.asarray(draws) == 8).any(1)
+    both = (np.asarray(draws) == 7).any(1) & (np.asarray(draws) == 8).any(1)
     assert (
-        15 < together.sum() < 65
+        15 < both.sum() < 65
     )  # 4,000 * 10 / 100 * 9 / 99 = 36, standard deviation 6: rows 7 and 8 are no pair
 
 
-def place(device_mesh, **arrays):
+def to_devices(device_mesh, **arrays):
     return mesh.to_global({name: np.asarray(x) for name, x in arrays.items()}, device_mesh)
 
 
-def taken_classes(active, num_rows, device_mesh):
-    """Class ids of the slots, and that no device takes one twice."""
-    places = np.asarray(active).reshape(device_mesh.size, -1)
-    ids = [device * (num_rows // device_mesh.size) + p[p >= 0] for device, p in enumerate(places)]
+def active_classes(active, num_rows, device_mesh):
+    """Class ids of the slots; checks that no device takes one twice."""
+    slots = np.asarray(active).reshape(device_mesh.size, -1)
+    ids = [device * (num_rows // device_mesh.size) + s[s >= 0] for device, s in enumerate(slots)]
     assert all(len(set(i)) == len(i) for i in ids)
-    assert all((p < num_rows // device_mesh.size).all() for p in places)
+    assert all((s < num_rows // device_mesh.size).all() for s in slots)
     return set(np.concatenate(ids).tolist())
 
 
 def test_uniform_classes_hold_the_labels_and_a_share_of_the_others(device_mesh):
     label = np.array([3, 1499, 3, 0] * 2, np.int32)
-    placed = place(device_mesh, label=label)
+    arrays = to_devices(device_mesh, label=label)
     choose = jax.jit(
-        lambda key, y, rate: sampled.uniform_classes(key, y, num_rows=1600, rate=rate),
+        lambda key, y, rate: uniform_classes(key, y, num_rows=1600, rate=rate),
         static_argnums=2,
     )
-    one = taken_classes(choose(jax.random.key(0), placed["label"], 0.1), 1600, device_mesh)
-    other = taken_classes(choose(jax.random.key(1), placed["label"], 0.1), 1600, device_mesh)
-    assert set(label.tolist()) <= one & other
-    assert 140 <= len(one) <= 180
-    assert len(one & other) < 50  # two draws share a tenth of a tenth, and the labels
-    assert taken_classes(choose(jax.random.key(0), placed["label"], 1.0), 1600, device_mesh) == set(
-        range(1600)
-    )
-
-
-@pytest.mark.parametrize(("width", "k"), [(160, 3), (1600, 99), (160, 10), (161, 3), (5, 5)])
-def test_top_k_of_groups_is_top_k(width, k):
-    """Grouped where there are more groups than k, else XLA's own; nine in ten entries are equal."""
-    x = np.random.default_rng(0).normal(size=(20, width)).astype(np.float32)
-    x[:, ::10] += 3
-    values, places = jax.jit(lambda x: sampled.top_k(x, k))(np.maximum(x, 1))
-    np.testing.assert_array_equal(values, np.sort(np.maximum(x, 1), 1)[:, ::-1][:, :k])
-    np.testing.assert_array_equal(
-        np.take_along_axis(np.maximum(x, 1), np.asarray(places), 1), values
-    )
-    assert all(len(set(row)) == k for row in np.asarray(places).tolist())
-
-
-@pytest.mark.parametrize(
-    ("rows", "chunk"), [(1, 4), (15, 100), (16, 16), (100, 100), (100, 40), (96, 32), (97, 32)]
-)
-def test_equal_chunks_see_each_row_once(rows, chunk):
-    def add(seen_rows, first, size, seen):
-        assert size <= chunk + sampled.TOP_K_GROUP
-        assert size == rows or size % sampled.TOP_K_GROUP == 0
-        return seen_rows.at[first + jnp.arange(size)].add(~seen)
-
-    assert (
-        sampled.over_equal_chunks(add, jnp.zeros(rows, jnp.int32), rows, chunk).tolist()
-        == [1] * rows
-    )
-
-
-@pytest.mark.parametrize(
-    ("num_classes", "k", "chunk"), [(37, 5, 3), (40, 39, 100), (1000, 3, 100), (1001, 2, 1000)]
-)
-def test_class_graph_equals_dense(device_mesh, num_classes, k, chunk):
-    rng = np.random.default_rng(0)
-    padded = mesh.pad_classes(num_classes, device_mesh)
-    kernel = np.zeros((padded, 6), np.float32)
-    kernel[:num_classes] = rng.normal(size=(num_classes, 6))
-    placed = place(device_mesh, kernel=kernel)
-    graph = jax.jit(
-        lambda w: sampled.class_graph(w, num_classes=num_classes, k=k, queries=7, chunk=chunk)
-    )(placed["kernel"])
-    unit = kernel[:num_classes] / np.linalg.norm(kernel[:num_classes], axis=1, keepdims=True)
-    cosine = unit @ unit.T
-    np.fill_diagonal(cosine, -np.inf)
-    np.testing.assert_array_equal(np.asarray(graph)[:num_classes], np.argsort(-cosine, 1)[:, :k])
+    first = active_classes(choose(jax.random.key(0), arrays["label"], 0.1), 1600, device_mesh)
+    second = active_classes(choose(jax.random.key(1), arrays["label"], 0.1), 1600, device_mesh)
+    assert set(label.tolist()) <= first & second
+    assert 140 <= len(first) <= 180
+    assert len(first & second) < 50  # two draws share a tenth of a tenth, and the labels
+    assert active_classes(
+        choose(jax.random.key(0), arrays["label"], 1.0), 1600, device_mesh
+    ) == set(range(1600))
 
 
 def test_neighbour_classes_are_the_nearest_ones_first(device_mesh):
@@ -120,27 +80,27 @@ def test_neighbour_classes_are_the_nearest_ones_first(device_mesh):
     steps = np.stack([np.arange(1, 11), -np.arange(1, 11)], 1).ravel()
     neighbours = ((classes[:, None] + steps) % 320).astype(np.int32)
     label = np.array([5, 5, 200, 319] * 2, np.int32)
-    placed = place(device_mesh, neighbours=neighbours, label=label)
-    choose = jax.jit(lambda key, y, n: sampled.neighbour_classes(key, y, n, rate=0.25))
-    taken = taken_classes(
-        choose(jax.random.key(0), placed["label"], placed["neighbours"]), 320, device_mesh
+    arrays = to_devices(device_mesh, neighbours=neighbours, label=label)
+    choose = jax.jit(lambda key, y, n: neighbour_classes(key, y, n, rate=0.25))
+    active_ids = active_classes(
+        choose(jax.random.key(0), arrays["label"], arrays["neighbours"]), 320, device_mesh
     )
-    assert set(label.tolist()) <= taken
+    assert set(label.tolist()) <= active_ids
     nearest = {int(n) for c in (5, 200, 319) for n in neighbours[c][:4]}
     assert (
-        nearest <= taken
+        nearest <= active_ids
     )  # at most 8 of 40 rows of a device: all first four ranks fit on every mesh
-    assert 60 <= len(taken) <= 3 + 90
+    assert 60 <= len(active_ids) <= 3 + 90
 
 
-def test_neighbours_that_do_not_fit_leave_the_farthest_out(one_device):
+def test_neighbours_that_do_not_fit_are_the_farthest(one_device):
     """One label, 20 neighbours, 10 slots: ranks 0 to 9 and not one of the others before them."""
     neighbours = np.tile(np.arange(100, 120, dtype=np.int32), (1000, 1))
-    placed = place(one_device, neighbours=neighbours, label=np.array([7], np.int32))
-    choose = jax.jit(lambda key, y, n: sampled.neighbour_classes(key, y, n, rate=10 / 1024))
-    active = choose(jax.random.key(0), placed["label"], placed["neighbours"])
-    taken = taken_classes(active, 1000, one_device)
-    assert set(range(100, 110)) | {7} == taken
+    arrays = to_devices(one_device, neighbours=neighbours, label=np.array([7], np.int32))
+    choose = jax.jit(lambda key, y, n: neighbour_classes(key, y, n, rate=10 / 1024))
+    active = choose(jax.random.key(0), arrays["label"], arrays["neighbours"])
+    active_ids = active_classes(active, 1000, one_device)
+    assert set(range(100, 110)) | {7} == active_ids
 
 
 def run_head(config, device_mesh, *, steps, num_classes=37, batch=16, width=5):
@@ -148,24 +108,29 @@ def run_head(config, device_mesh, *, steps, num_classes=37, batch=16, width=5):
     changes.
     """
     schedule = optax.linear_schedule(0.5, 0.1, 10)
-    tx = optim.make_optimizer(SGD, schedule)
-    head = heads.make_head(
+    optimizer = optim.make_optimizer(SGD, schedule)
+    head = make_head(
         config,
         LossConfig(visual=1.0, mixed=0.5, logit_adjustment=1.0),
         num_classes=num_classes,
-        tx=tx,
-        catch_up=lazy_update.make_catch_up(SGD, schedule),
+        optimizer=optimizer,
+        lazy_update=make_lazy_update(SGD, schedule),
     )
-    numbers = heads.numbers_of(LossConfig(visual=1.0, mixed=0.5), learning_rate=1.0, seed=4)
+    hyperparams = make_hyperparams(LossConfig(visual=1.0, mixed=0.5), learning_rate=1.0, seed=4)
     rng = np.random.default_rng(0)
     prior = np.zeros(mesh.pad_classes(num_classes, device_mesh), np.float32)
     prior[:num_classes] = np.log(rng.dirichlet(np.ones(num_classes)))
     start = jax.jit(
-        lambda p: heads.start_classifier(
-            config, jax.random.key(1), p, num_classes=num_classes, width=width, tx=tx
+        lambda p: init_classifier(
+            config,
+            jax.random.key(1),
+            p,
+            num_classes=num_classes,
+            width=width,
+            optimizer=optimizer,
         )
     )
-    classifier = start(place(device_mesh, prior=prior)["prior"])
+    classifier = start(to_devices(device_mesh, prior=prior)["prior"])
     before, batches, losses = jax.device_get(classifier), [], []
     head = jax.jit(head)
     for _ in range(steps):
@@ -173,9 +138,9 @@ def run_head(config, device_mesh, *, steps, num_classes=37, batch=16, width=5):
             s: 3 * rng.normal(size=(batch, width)).astype(np.float32) for s in ("visual", "mixed")
         }
         label = rng.integers(0, num_classes, batch).astype(np.int32)
-        placed = place(device_mesh, label=label, **embeddings)
-        label_placed = placed.pop("label")
-        values, cotangents, classifier = head(placed, label_placed, classifier, numbers)
+        arrays = to_devices(device_mesh, label=label, **embeddings)
+        label_on_devices = arrays.pop("label")
+        values, cotangents, classifier = head(arrays, label_on_devices, classifier, hyperparams)
         batches.append((embeddings, label))
         losses.append(jax.device_get((values, cotangents)))
     return before, jax.device_get(classifier), batches, losses
@@ -192,7 +157,7 @@ def assert_rate_one_equals_dense(kind, dense_run, device_mesh):
     _, exact, _, exact_losses = dense_run
     some = HeadConfig(kind=kind, sample_rate=1.0, neighbours=3, rebuild_steps=2, chunk=4)
     _, got, _, losses = run_head(some, device_mesh, steps=3)
-    trained = [(c.kernel, c.bias, c.opt_state) for c in (got, exact)]
+    trained = [(c.weights.kernel, c.weights.bias, c.opt_state) for c in (got, exact)]
     for a, b in zip(
         jax.tree.leaves((losses, trained[0])),
         jax.tree.leaves((exact_losses, trained[1])),
@@ -231,62 +196,67 @@ def test_random_classes_at_rate_one_equal_the_dense_head(device_mesh, dense_run)
     assert_rate_one_equals_dense("sampled", dense_run, device_mesh)
 
 
-def test_untouched_rows_stand_still_and_catch_up_on_return(device_mesh):
+def test_lazy_update_applies_steps_behind_momentum_and_decay(device_mesh):
     """Eight steps at rate 0.2, against a loop by hand in numpy."""
     num_classes, steps = 37, 8
     config = HeadConfig(kind="sampled", sample_rate=0.2, chunk=3)
     before, after, batches, losses = run_head(config, device_mesh, steps=steps)
-    rows = before.kernel.shape[0]
-    kernel, bias = before.kernel.astype(np.float64), before.bias.astype(np.float64)
+    rows = before.weights.kernel.shape[0]
+    kernel = before.weights.kernel.astype(np.float64)
+    bias = before.weights.bias.astype(np.float64)
     momentum, bias_momentum = np.zeros_like(kernel), np.zeros_like(bias)
-    touched = np.zeros(rows, int)
+    last_update = np.zeros(rows, int)
     skipped = 0
-    choose = jax.jit(
-        lambda key, label: sampled.uniform_classes(key, label, num_rows=rows, rate=0.2)
-    )
+    choose = jax.jit(lambda key, label: uniform_classes(key, label, num_rows=rows, rate=0.2))
     for step, ((embeddings, label), (values, cotangents)) in enumerate(
         zip(batches, losses, strict=True)
     ):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(4), 2), step)
-        placed = place(device_mesh, label=label)["label"]
-        active = choose(key, placed)
-        taken = np.array(
-            sorted(c for c in taken_classes(active, rows, device_mesh) if c < num_classes)
+        label_on_devices = to_devices(device_mesh, label=label)["label"]
+        active = choose(key, label_on_devices)
+        active_ids = np.array(
+            sorted(c for c in active_classes(active, rows, device_mesh) if c < num_classes)
         )
         rate = float(np.float32(0.5 - 0.04 * step))
-        missed = (step - touched[taken])[:, None]
-        skipped += int((missed > 1).sum())
-        momentum[taken] *= 0.9**missed
-        bias_momentum[taken] *= 0.9 ** missed[:, 0]
-        kernel[taken] *= (1 - rate * 0.05) ** missed
-        gradient, bias_gradient, total = np.zeros((len(taken), 5)), np.zeros(len(taken)), 0.0
+        steps_behind = (step - last_update[active_ids])[:, None]
+        skipped += int((steps_behind > 1).sum())
+        momentum[active_ids] *= 0.9**steps_behind
+        bias_momentum[active_ids] *= 0.9 ** steps_behind[:, 0]
+        kernel[active_ids] *= (1 - rate * 0.05) ** steps_behind
+        gradient, bias_gradient, total = (
+            np.zeros((len(active_ids), 5)),
+            np.zeros(len(active_ids)),
+            0.0,
+        )
         for stream, weight in (("visual", 1.0), ("mixed", 0.5)):
             x = embeddings[stream].astype(np.float64)
-            logits = x @ kernel[taken].T + bias[taken] + before.log_prior[taken]
+            logits = x @ kernel[active_ids].T + bias[active_ids] + before.log_prior[active_ids]
             probability = np.exp(logits - logits.max(1, keepdims=True))
             probability /= probability.sum(1, keepdims=True)
-            hit = label[:, None] == taken
-            total += weight * -np.log(probability[hit]).mean()
-            pull = weight * (probability - hit) / len(label)
+            is_label = label[:, None] == active_ids
+            total += weight * -np.log(probability[is_label]).mean()
+            logit_gradient = weight * (probability - is_label) / len(label)
             np.testing.assert_allclose(
-                cotangents[stream], pull @ kernel[taken], rtol=1e-4, atol=1e-6
+                cotangents[stream], logit_gradient @ kernel[active_ids], rtol=1e-4, atol=1e-6
             )
-            gradient += pull.T @ x
-            bias_gradient += pull.sum(0)
+            gradient += logit_gradient.T @ x
+            bias_gradient += logit_gradient.sum(0)
         np.testing.assert_allclose(values["total"], total, rtol=1e-5)
-        momentum[taken] = 0.9 * momentum[taken] + gradient + 0.05 * kernel[taken]
-        bias_momentum[taken] = 0.9 * bias_momentum[taken] + bias_gradient
-        kernel[taken] -= rate * momentum[taken]
-        bias[taken] -= rate * bias_momentum[taken]
-        touched[taken] = step + 1
-    assert skipped > 10  # rows came back after more than one step
-    np.testing.assert_allclose(after.kernel, kernel, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(after.bias, bias, rtol=1e-4, atol=1e-6)
-    np.testing.assert_array_equal(after.sampling["touched"][:num_classes], touched[:num_classes])
-    assert after.sampling["step"] == steps
+        momentum[active_ids] = 0.9 * momentum[active_ids] + gradient + 0.05 * kernel[active_ids]
+        bias_momentum[active_ids] = 0.9 * bias_momentum[active_ids] + bias_gradient
+        kernel[active_ids] -= rate * momentum[active_ids]
+        bias[active_ids] -= rate * bias_momentum[active_ids]
+        last_update[active_ids] = step + 1
+    assert skipped > 10  # rows took part again after more than one step
+    np.testing.assert_allclose(after.weights.kernel, kernel, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(after.weights.bias, bias, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(
+        after.sampling.last_update[:num_classes], last_update[:num_classes]
+    )
+    assert after.sampling.step == steps
 
 
-def test_a_head_that_cannot_run_is_refused_with_both_numbers():
+def test_heads_that_cannot_run_are_refused():
     for config, num_classes, devices, message in [
         (HeadConfig(), 7, 8, r"7 classes on 8 devices.*lower mesh"),
         (
@@ -303,8 +273,8 @@ def test_a_head_that_cannot_run_is_refused_with_both_numbers():
         ),
     ]:
         with pytest.raises(ConfigError, match=message):
-            heads.check(config, num_classes=num_classes, devices=devices)
-    with pytest.raises(ConfigError, match="head.sample_rate=0.0, wanted"):
+            check_head(config, num_classes=num_classes, devices=devices)
+    with pytest.raises(ConfigError, match=r"head.sample_rate=0.0, wanted"):
         Config(head=HeadConfig(sample_rate=0.0))
     with pytest.raises(ConfigError, match=r"'knn' with optim.name='adamw'.*set optim.name=sgd"):
         Config(head=HeadConfig(kind="knn"), optim=OptimConfig(name="adamw"))

@@ -1,6 +1,4 @@
-"""The million-class step, compiled for eight devices from shapes alone: what it may not do, and
-what it may hold.
-"""
+"""The step of a million classes, compiled for eight devices: its collectives and its memory."""
 
 import math
 import re
@@ -12,13 +10,16 @@ import optax
 import pytest
 
 from sicot_jax import config as config_lib
-from sicot_jax.classifier import heads, lazy_update
+from sicot_jax.classifier.heads import make_head
+from sicot_jax.classifier.lazy_update import make_lazy_update
+from sicot_jax.classifier.memory import HeadSizes, head_temporary_bytes
+from sicot_jax.classifier.state import init_classifier, make_hyperparams
 from sicot_jax.parallel import mesh
 from sicot_jax.training import optimizer as optim
-from sicot_jax.training.step import make_train_step
-from sicot_jax.training.state import abstract_state
-from sicot_jax.training.setup import make_setup
 from sicot_jax.training.model import DataShape
+from sicot_jax.training.setup import make_setup
+from sicot_jax.training.state import abstract_state
+from sicot_jax.training.step import make_train_step
 
 VOCABULARY = 345_656  # of the paper's Table 1
 CLASSES, CLASSES_PADDED = 998_131, 998_136
@@ -26,20 +27,21 @@ CLASSES, CLASSES_PADDED = 998_131, 998_136
 
 def check_collectives(compiled, *, largest: int):
     """No collective's size has to do with the number of classes, or is above `largest` numbers."""
-    found_any = False
+    any_collective = False
     for line in compiled.as_text().splitlines():
-        found = re.search(
-            r"= (.*?) (all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all)(-start)?\(",
+        match = re.search(
+            r"= (.*?) (all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all)"
+            r"(-start)?\(",
             line,
         )
-        if not found:
+        if not match:
             continue
-        found_any = True
-        for shape in re.findall(r"\[([\d,]+)\]", found.group(1)):
+        any_collective = True
+        for shape in re.findall(r"\[([\d,]+)\]", match.group(1)):
             sizes = [int(n) for n in shape.split(",")]
             assert not {CLASSES_PADDED // 8, CLASSES, CLASSES_PADDED} & set(sizes), line
             assert math.prod(sizes) <= largest, line
-    assert found_any
+    assert any_collective
 
 
 @pytest.mark.parametrize(
@@ -48,34 +50,43 @@ def check_collectives(compiled, *, largest: int):
     ids=["exact", "kept logits", "sampled"],
 )
 @pytest.mark.parametrize(("data", "model"), [(8, 1), (4, 2), (2, 4), (1, 8)])
-def test_the_million_class_head_is_exact_in_its_memory_and_sends_only_embeddings(
-    data, model, options
-):
+def test_million_class_head_sends_only_embeddings_within_its_memory(data, model, options):
     batch, width = 256, 2048
     device_mesh = mesh.make_mesh(data=data, model=model)
     config = config_lib.HeadConfig(**options)
     rate, sgd = optax.constant_schedule(0.1), config_lib.OptimConfig()
-    tx, catch_up = optim.make_optimizer(sgd, rate), lazy_update.make_catch_up(sgd, rate)
-    head = heads.make_head(
-        config, config_lib.LossConfig(), num_classes=CLASSES, tx=tx, catch_up=catch_up
+    optimizer = optim.make_optimizer(sgd, rate)
+    head = make_head(
+        config,
+        config_lib.LossConfig(),
+        num_classes=CLASSES,
+        optimizer=optimizer,
+        lazy_update=make_lazy_update(sgd, rate),
     )
     with jax.set_mesh(device_mesh):
         prior = jax.ShapeDtypeStruct(
             (CLASSES_PADDED,), jnp.float32, sharding=mesh.class_sharding(device_mesh)
         )
         classifier = jax.eval_shape(
-            lambda p: heads.start_classifier(
-                config, jax.random.key(0), p, num_classes=CLASSES, width=width, tx=tx
+            lambda p: init_classifier(
+                config,
+                jax.random.key(0),
+                p,
+                num_classes=CLASSES,
+                width=width,
+                optimizer=optimizer,
             ),
             prior,
         )
         classifier = mesh.with_shardings(classifier, device_mesh)
-        embedding = mesh.sharded_struct(jax.ShapeDtypeStruct((batch, width), jnp.float32), device_mesh)
+        embedding = mesh.sharded_struct(
+            jax.ShapeDtypeStruct((batch, width), jnp.float32), device_mesh
+        )
         label = mesh.sharded_struct(jax.ShapeDtypeStruct((batch,), jnp.int32), device_mesh)
-        numbers = heads.numbers_of(config_lib.LossConfig(), learning_rate=0.1)
+        hyperparams = make_hyperparams(config_lib.LossConfig(), learning_rate=0.1)
         compiled = (
             jax.jit(head, donate_argnums=2)
-            .lower({"visual": embedding, "mixed": embedding}, label, classifier, numbers)
+            .lower({"visual": embedding, "mixed": embedding}, label, classifier, hyperparams)
             .compile()
         )
     check_collectives(compiled, largest=2 * batch * width)
@@ -83,21 +94,20 @@ def test_the_million_class_head_is_exact_in_its_memory_and_sends_only_embeddings
     shard_classes = CLASSES_PADDED // 8
     kernel = 4 * shard_classes * width
     assert memory.alias_size_in_bytes >= 2 * kernel  # kernel and momentum stay where they are
-    temporary = heads.temporary_bytes(
-        config, streams=2, batch=batch, width=width, shard_classes=shard_classes
-    )
+    sizes = HeadSizes(num_streams=2, batch=batch, width=width, shard_classes=shard_classes)
+    temporary = head_temporary_bytes(config, sizes)
     np.testing.assert_allclose(memory.temp_size_in_bytes, temporary, rtol=0.1)
 
 
 @pytest.mark.parametrize(("data", "model"), [(8, 1), (2, 4)])
-def test_the_million_class_step_compiles_and_moves_nothing_that_grows_with_classes(data, model):
+def test_million_class_step_sends_nothing_that_grows_with_classes(data, model):
     config = config_lib.load_config("1m")
     device_mesh = mesh.make_mesh(data=data, model=model)
     with jax.set_mesh(device_mesh):
         num_classes = config.data.generated.num_classes
         setup = make_setup(config, DataShape(num_classes, VOCABULARY, 128, 55_776_960), device_mesh)
         state = abstract_state(setup)
-        assert state.classifier.kernel.shape == (998_136, 2048)
+        assert state.classifier.weights.kernel.shape == (998_136, 2048)
         batch = {
             "image": jax.ShapeDtypeStruct((256, 224, 224, 3), jnp.uint8),
             "label": jax.ShapeDtypeStruct((256,), jnp.int32),

@@ -1,4 +1,4 @@
-"""The command as users type it: exit codes and one-line messages, the main job end to end."""
+"""The `sicot` command as users type it: exit codes, one-line messages, the main job end to end."""
 
 import json
 import shutil
@@ -18,14 +18,13 @@ TINY = ["--config=tiny", "--config.mesh.data=1", "--config.train.steps=4"]
 
 
 def fails_with(capsys, arguments, *, code=cli.INPUT_ERROR):
-    """The message of a command that refuses its input: one line, which is the last on stderr."""
+    """Returns the last line on stderr of a command that refuses its input."""
     assert cli.main(arguments) == code
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err
     line = captured.err.removesuffix("\n").splitlines()[-1]
-    assert line.startswith(f"sicot {arguments[0]}: "), (
-        captured.err
-    )  # else the message had a line before
+    # Otherwise the message has several lines.
+    assert line.startswith(f"sicot {arguments[0]}: "), captured.err
     return line
 
 
@@ -41,12 +40,12 @@ def test_the_main_job_end_to_end(tmp_path, capsys):
     report = (tmp_path / "run" / "report" / "report.md").read_text()
     assert "11 classes, 3 of them head" in report
     assert (tmp_path / "run" / "report" / "class_histogram.png").stat().st_size > 5000
-    arms = [
-        json.loads((tmp_path / "run" / arm / "config.json").read_text())["config"]
-        for arm in ("baseline", "co_training")
+    configs = [
+        json.loads((tmp_path / "run" / variant / "config.json").read_text())["config"]
+        for variant in ("baseline", "co_training")
     ]
-    assert [arm.pop("loss")["mixed"] for arm in arms] == [0.0, 1.0]
-    assert arms[0] == arms[1]  # the same schedule, data and seed
+    assert [config.pop("loss")["mixed"] for config in configs] == [0.0, 1.0]
+    assert configs[0] == configs[1]  # the same schedule, data and seed
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("*/results.json")}
     assert cli.main(command) == 0
     assert before == {
@@ -93,7 +92,7 @@ def test_an_array_file_of_another_photo_size_is_refused(tmp_path, capsys):
 
 
 def test_training_from_arrays_needs_only_numpy_and_jax(tmp_path):
-    """As on a bare accelerator image: everything else is hidden from the import system."""
+    """As on a bare accelerator image: other packages are hidden from the import system."""
     cli.main(["export-arrays", "--config=tiny", f"--out={tmp_path / 'tiny.npz'}"])
     arrays = [
         "--config.data.source=arrays",
@@ -109,8 +108,8 @@ def test_training_from_arrays_needs_only_numpy_and_jax(tmp_path):
     ]
     program = f"""
 import sys
-for name in ("tensorflow_datasets", "grain", "PIL", "pyarrow", "gensim", "sentencepiece", "ml_collections", "matplotlib",
-             "tensorboardX", "tqdm", "array_record", "tensorflow"):
+for name in ("tensorflow_datasets", "grain", "PIL", "pyarrow", "gensim", "sentencepiece",
+             "ml_collections", "matplotlib", "tensorboardX", "tqdm", "array_record", "tensorflow"):
     sys.modules[name] = None  # importing it raises ImportError
 from sicot_jax.cli.main import main
 sys.exit(main({command!r}))
@@ -159,8 +158,8 @@ import grain, orbax.checkpoint, tensorboardX, tensorflow_datasets
             ["train", "--config=tiny", "--config.model.init_from=nowhere"],
             "wanted the config.json of a training run",
         ),
-        (["evaluate", "--workdir=nowhere"], "wanted the config.json of a training run"),
-        (["report", "nowhere", "--out=report"], "not a finished run"),
+        (["evaluate", "run", "--workdir=nowhere"], "wanted the config.json of a training run"),
+        (["report", "runs", "nowhere", "--out=report"], "not a finished run"),
         (["compare", "--config=tiny", "--config.loss.mixed=0"], "wants a config with text"),
     ],
 )
@@ -171,7 +170,7 @@ def test_wrong_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, messa
 
 def test_overrides_belong_to_commands_with_a_config(capsys):
     assert "is for commands that take --config" in fails_with(
-        capsys, ["evaluate", "--workdir=x", "--config.train.steps=1"]
+        capsys, ["evaluate", "run", "--workdir=x", "--config.train.steps=1"]
     )
 
 
@@ -183,7 +182,10 @@ def test_compare_notices_that_a_manifest_or_its_photos_changed(tmp_path, capsys)
     manifest.write_text("image,sku\n" + "".join(f"{i}.png,A\n" for i in range(9)))
     command = ["compare", f"--manifest={manifest}", f"--workdir={tmp_path / 'run'}"]
     catalog = tmp_path / "run" / "catalog"
-    changed = f"p.csv or its photos changed since the import of p.csv into {catalog}; give another --workdir"
+    changed = (
+        f"p.csv or its photos changed since the import of p.csv into {catalog}; give another "
+        "--workdir"
+    )
     for _ in range(2):
         refusal = fails_with(capsys, command)
         assert "has no title with a known word" in refusal

@@ -1,6 +1,4 @@
-"""Configs: three ways to load one, overrides by type, and one bad case for every check with its
-message.
-"""
+"""Configs: three ways to load one, typed overrides, and a bad case for every check."""
 
 import dataclasses
 import json
@@ -171,7 +169,7 @@ def test_overrides_together_and_the_last_one_wins():
     assert override_config(CUSTOM, []) is CUSTOM
 
 
-def test_override_is_checked_as_a_whole():
+def test_overrides_are_checked_together():
     """Two fields that are wrong alone are right together."""
     flags = ["--config.train.batch_size=96", "--config.train.micro_batches=3"]
     assert override_config(Config(), flags).train.micro_batches == 3

@@ -1,4 +1,4 @@
-"""Photo geometry and normalisation, by hand."""
+"""Photo geometry and normalisation against numbers computed by hand."""
 
 import io
 
@@ -102,11 +102,11 @@ def test_centre_crop_by_hand():
     settings = make(height=3, width=4, resize_height=7, resize_width=9)
     np.testing.assert_array_equal(settings.centre_crop(image), image[:, 2:5, 2:6])
     np.testing.assert_array_equal(settings.centre_crop(image[0]), image[0, 2:5, 2:6])
-    whole = make(height=7, width=9, resize_height=7, resize_width=9)
-    np.testing.assert_array_equal(whole.centre_crop(image), image)
+    uncropped = make(height=7, width=9, resize_height=7, resize_width=9)
+    np.testing.assert_array_equal(uncropped.centre_crop(image), image)
 
 
-def test_what_is_seen_of_a_photo_by_hand():
+def test_visible_region_by_hand():
     """Of 300 x 100 pixels, 64 x 64 resized, 32 x 32 seen. Cut: 192 x 64, of which 80 to 112 are
     seen; padded: 64 x 21 1/3.
     """
@@ -119,7 +119,7 @@ def test_what_is_seen_of_a_photo_by_hand():
 
 @pytest.mark.parametrize("fit", FITS)
 @pytest.mark.parametrize("size", [(400, 300), (240, 480)])
-def test_what_is_seen_has_the_colour_that_it_was_painted(fit, size):
+def test_the_visible_region_is_what_the_network_gets(fit, size):
     """The rest of the photo has another one; white is what "pad" puts around it."""
     settings = make(height=32, width=48, resize_height=64, resize_width=64, fit=fit)
     left, top, right, bottom = (

@@ -10,13 +10,13 @@ import pytest
 from sicot_jax.cli import main as cli
 from sicot_jax.errors import InputError
 from sicot_jax.events import store as events
-from sicot_jax.events.store import Event, Events
+from sicot_jax.events.store import Event, EventStore
 
 
 def impression(**changes):
     fields = {
-        "event_id": "e1", "request_id": "r1", "time": 1e9, "visitor": "v1", "variant": "a", "kind": "impression",
-        "query_image_id": "00ff", "shown": ["x", "y"],
+        "event_id": "e1", "request_id": "r1", "time": 1e9, "visitor": "v1", "variant": "a",
+        "kind": "impression", "query_image_id": "00ff", "shown": ["x", "y"],
     }  # fmt: skip
     return {name: value for name, value in {**fields, **changes}.items() if value is not None}
 
@@ -29,14 +29,14 @@ def test_events_come_back_as_they_were(tmp_path):
     """In the order of time, whatever order they came in; again is not twice, and does not change
     the first.
     """
-    store = Events(tmp_path / "events.sqlite")
-    first, second = events.parse(impression()), events.parse(click(time=1e9 + 5))
+    store = EventStore(tmp_path / "events.sqlite")
+    first, second = events.parse_event(impression()), events.parse_event(click(time=1e9 + 5))
     assert store.add([second, first]) == 2
-    assert store.add([first, events.parse(click(sku="other"))]) == 0
+    assert store.add([first, events.parse_event(click(sku="other"))]) == 0
     assert list(store) == [first, second]
     assert first.shown == ("x", "y")
     store.close()
-    again = Events(tmp_path / "events.sqlite")
+    again = EventStore(tmp_path / "events.sqlite")
     assert list(again) == [first, second]
     again.close()
 
@@ -48,9 +48,9 @@ def test_events_as_parquet(tmp_path, capsys):
     from pyarrow import parquet
 
     path, out = tmp_path / "events.sqlite", tmp_path / "events.parquet"
-    store = Events(path)
+    store = EventStore(path)
     store.add(
-        [events.parse(click(time=1e9 + 5)), events.parse(impression())]
+        [events.parse_event(click(time=1e9 + 5)), events.parse_event(impression())]
     )  # and the service goes on
     assert cli.main(["events", "export", "--events", str(path), "--out", str(out)]) == 0
     assert capsys.readouterr().out.strip() == f"wrote {out}: 2 events"
@@ -69,9 +69,14 @@ def test_events_as_parquet(tmp_path, capsys):
             path for path in tmp_path.iterdir() if not path.name.endswith(("-shm", "-wal"))
         )
 
-    for wrong, said in (((path, out), "exists"), ((other, tmp_path / "new"), "no such table: events"),
-                        ((damaged, tmp_path / "new"), "damaged"), ((tmp_path / "none", tmp_path / "new"), "no such file"),
-                        ((path, tmp_path / "no" / "new"), "wanted a place")):  # fmt: skip
+    new = tmp_path / "new"
+    for wrong, said in (
+        ((path, out), "exists"),
+        ((other, new), "no such table: events"),
+        ((damaged, new), "damaged"),
+        ((tmp_path / "none", new), "no such file"),
+        ((path, tmp_path / "no" / "new"), "wanted a place"),
+    ):
         before = files()
         assert (
             cli.main(["events", "export", "--events", str(wrong[0]), "--out", str(wrong[1])])
@@ -107,11 +112,11 @@ def test_events_as_parquet(tmp_path, capsys):
 )
 def test_an_event_that_is_none_is_refused(values, said):
     with pytest.raises(InputError, match=said):
-        events.parse(values)
+        events.parse_event(values)
 
 
 def test_events_have_defaults():
-    assert events.parse(click(query_image_id=None)) == Event(
+    assert events.parse_event(click(query_image_id=None)) == Event(
         "e2", "r1", 1e9, "v1", "a", "click", "", "y", ()
     )
 
@@ -119,15 +124,19 @@ def test_events_have_defaults():
 def test_events_need_neither_jax_nor_the_service():
     program = """
 import importlib, pkgutil, sys
-for name in ("jax", "flax", "fastapi", "faiss", "torch"):
-    sys.modules[name] = None  # importing it raises ImportError
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("jax", "flax", "fastapi", "faiss", "torch"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Missing())
 import sicot_jax.events
 for module in pkgutil.iter_modules(sicot_jax.events.__path__):
     importlib.import_module("sicot_jax.events." + module.name)
 from sicot_jax.events import simulator
-lists = simulator.generated_lists(queries=2, products=9, places=3)
-assert list(simulator.events(lists, requests=3))
-assert not any(name.startswith(("sicot_jax.serve", "sicot_jax.index", "sicot_jax.search")) for name in sys.modules)
+results = simulator.random_results(num_queries=2, num_products=9, num_positions=3)
+assert list(simulator.simulate_events(results, num_requests=3))
+above = ("sicot_jax.serve", "sicot_jax.index", "sicot_jax.search")
+assert not any(name.startswith(above) for name in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -135,7 +144,7 @@ assert not any(name.startswith(("sicot_jax.serve", "sicot_jax.index", "sicot_jax
 
 def test_events_are_read_from_parquet_as_from_the_service(tmp_path):
     """A file of `sicot events export`, or the folder of an import."""
-    store = Events(tmp_path / "events.sqlite")
+    store = EventStore(tmp_path / "events.sqlite")
     made = [
         Event("1", "r", 5.0, "v", "a", "impression", "q", shown=("x", "y")),
         Event("2", "r", 6.0, "v", "a", "click", "q", sku="y"),
@@ -149,9 +158,9 @@ def test_events_are_read_from_parquet_as_from_the_service(tmp_path):
         tmp_path / "folder",
         tmp_path / "folder" / events.EVENTS_FILE,
     ):
-        assert list(events.opened(path)) == made
+        assert list(events.open_events(path)) == made
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 and nothing else")
     with pytest.raises(InputError, match="wanted events of `sicot events import`"):
-        list(events.opened(tmp_path / "bad.parquet"))
+        list(events.open_events(tmp_path / "bad.parquet"))
     with pytest.raises(InputError, match="no such file, wanted events of"):
-        events.opened(tmp_path)
+        events.open_events(tmp_path)

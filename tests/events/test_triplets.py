@@ -1,16 +1,19 @@
 """Triplets from events: each rule by hand, and all of it against visitors whose truth is known."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 from pyarrow import parquet
 
 from sicot_jax.cli import main as cli
-from sicot_jax.events import propensity as position
-from sicot_jax.events import simulator as visitors
-from sicot_jax.events.store import Event, Events
-from sicot_jax.events.triplets import Limits, TripletSettings, make_triplets
+from sicot_jax.events import simulator, triplets
+from sicot_jax.events.bots import BotLimits
+from sicot_jax.events.click_model import TYPICAL_NOISE, ClickModel
+from sicot_jax.events.simulated_rows import BOT_PREFIX
+from sicot_jax.events.store import Event, EventStore
+from sicot_jax.events.triplets import TripletSettings, make_triplets
 
 DAY = 86_400
 T = 20_000 * DAY  # a midnight
@@ -48,7 +51,7 @@ class Log:
         return self
 
     def write(self, folder):
-        store = Events(folder / "events.sqlite")
+        store = EventStore(folder / "events.sqlite")
         store.add(self.events)
         store.close()
 
@@ -69,21 +72,25 @@ class Log:
 
 
 def test_what_stands_above_a_click_and_next_to_it(tmp_path):
-    """c was clicked: a, b were passed over, d lies next to it, e may not have been looked at. A
+    """Of c, a and b were passed over, d lies next to it, e may not have been examined. A
     third of a click each.
     """
     rows, report = Log().add("v", "q", "abcde", "c").triplets(tmp_path)
     assert rows == {("q", "c", "a"): 0.3333, ("q", "c", "b"): 0.3333, ("q", "c", "d"): 0.3333}
-    assert report.looking.source.startswith("none")
+    assert report.propensity.source.startswith("none")
     assert report.views == report.clicks == 1
     (first, *_) = sorted(
         parquet.read_table(tmp_path / "t.parquet").to_pylist(), key=lambda row: row["not_clicked"]
     )
-    assert (first["clicked_place"], first["not_clicked_place"], first["bought"]) == (3, 1, False)
+    assert (first["clicked_position"], first["not_clicked_position"], first["bought"]) == (
+        3,
+        1,
+        False,
+    )
 
 
-def test_reach(tmp_path):
-    rows, _ = Log().add("v", "q", "abcde", "c").triplets(tmp_path, reach=1)
+def test_max_skips(tmp_path):
+    rows, _ = Log().add("v", "q", "abcde", "c").triplets(tmp_path, max_skips=1)
     assert rows == {("q", "c", "b"): 0.5, ("q", "c", "d"): 0.5}
 
 
@@ -97,7 +104,7 @@ def test_a_low_place_and_a_purchase_weigh_more(tmp_path):
         .add("w", "r", "abcd", bought="c")
         .add("x", "s", "abcd", "d")
     )
-    rows, report = log.triplets(tmp_path, eta=1.0, purchase_weight=2.0, largest_weight=3.5)
+    rows, report = log.triplets(tmp_path, eta=1.0, purchase_weight=2.0, max_weight=3.5)
     assert {key: rows[key] for key in rows if key[2] == "a"} == {
         ("q", "c", "a"): 1.0, ("r", "c", "a"): 2.0, ("s", "d", "a"): 1.1667}  # fmt: skip
     assert report.purchases == 1
@@ -105,12 +112,13 @@ def test_a_low_place_and_a_purchase_weigh_more(tmp_path):
 
 
 def test_what_the_same_query_clicks_elsewhere_is_no_negative(tmp_path):
-    """b by another visitor, in another list of the query; in lists of other queries it stays one."""
+    """Here b, by another visitor in another list of the query; for other queries it stays one."""
     log = Log().add("v", "q", "abcd", "c").add("w", "q", "bxyz", "b").add("u", "other", "bc", "c")
     rows, report = log.triplets(tmp_path)
     assert rows == {
-        ("q", "c", "a"): 0.5, ("q", "c", "d"): 0.5, ("q", "b", "x"): 1.0, ("other", "c", "b"): 1.0}  # fmt: skip
-    assert report.kept_out["clicked with the same query"] == 1
+        ("q", "c", "a"): 0.5, ("q", "c", "d"): 0.5, ("q", "b", "x"): 1.0,
+        ("other", "c", "b"): 1.0}  # fmt: skip
+    assert report.excluded["clicked with the same query"] == 1
 
 
 def test_the_same_product_is_no_negative(tmp_path):
@@ -119,7 +127,7 @@ def test_the_same_product_is_no_negative(tmp_path):
         Log().add("v", "q", "abcd", "c").triplets(tmp_path, products=tmp_path / "products.csv")
     )
     assert set(rows) == {("q", "c", "b"), ("q", "c", "d")}
-    assert report.kept_out["the same product as the clicked one"] == 1
+    assert report.excluded["the same product as the clicked one"] == 1
 
 
 def test_what_happens_again_counts_once(tmp_path):
@@ -166,20 +174,21 @@ def test_bots(tmp_path, visits, clicks, apart, reason):
     log = Log().add("v", "q", "abcd", "b").add("v", "q1", "abcd", "b", at=500)
     crawl(log, "bot", visits, clicks, apart=apart)
     _, report = log.triplets(
-        tmp_path, limits=Limits(views=3, clicks=5, click_share=0.5, seconds=1.0, least=3)
+        tmp_path, bot_limits=BotLimits(3, 5, max_click_share=0.5, min_interval=1.0, min_events=3)
     )
     assert report.bots == {reason: 1}
-    assert report.bot_visitors == 1
+    assert report.num_bots == 1
     assert report.bot_views == visits
     assert report.views == 2
-    assert f"| {reason} | 1 |" in (tmp_path / "t.md").read_text()
+    page = (tmp_path / "t.md").read_text()
+    assert re.search(rf"\| {re.escape(reason)} +\| +1 \|", page)
 
 
 def test_limits_are_of_a_day(tmp_path):
     log = Log()
     for day in range(3):
         log.add("v", f"q{day}", "abc", "b", at=day * DAY + 100)
-    _, report = log.triplets(tmp_path, limits=Limits(views=1, clicks=1, least=2))
+    _, report = log.triplets(tmp_path, bot_limits=BotLimits(1, 1, min_events=2))
     assert report.bots == {}
     assert report.views == 3
 
@@ -188,7 +197,7 @@ def test_refused(tmp_path, capsys):
     """One line, and no file that was not there."""
     Log().add("v", "q", "abc", "b").triplets(tmp_path)
     (tmp_path / "none").mkdir()
-    empty = Events(tmp_path / "empty.sqlite")
+    empty = EventStore(tmp_path / "empty.sqlite")
     empty.close()
     table = parquet.read_table(tmp_path / "t.parquet")
     parquet.write_table(table, tmp_path / "other.parquet")
@@ -209,8 +218,8 @@ def test_refused(tmp_path, capsys):
         ([str(tmp_path / "empty.sqlite"), "--out", new], "no triplet in 0 lists"),
         ([good, "--out", str(tmp_path / "no" / "new")], "wanted a place"),
         (
-            [good, "--out", new, "--largest-weight", "0.5"],
-            "--largest-weight 0.5, wanted at least 1",
+            [good, "--out", new, "--max-weight", "0.5"],
+            "--max-weight 0.5, wanted at least 1",
         ),
         ([good, "--out", new, "--products", str(tmp_path / "no.csv")], "no.csv"),
         ([good, "--out", new, "--memory-mb", "5"], "--memory-mb 5"),
@@ -227,7 +236,7 @@ def test_stopped_half_way(tmp_path, monkeypatch):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(position, "estimate", stop)
+    monkeypatch.setattr(triplets, "estimate_propensity", stop)
     Log().add("v", "q", "abc", "b").add("w", "q", "bac", "b").write(tmp_path)
     before = sorted(tmp_path.iterdir())
     arguments = [
@@ -245,36 +254,40 @@ def test_stopped_half_way(tmp_path, monkeypatch):
     ] == before
 
 
-def test_against_known_visitors(tmp_path):
-    """Bots found, places estimated, weights without bias, nothing that the query clicked among the
-    negatives.
+def test_against_the_simulator(tmp_path):
+    """Bots found, propensities estimated, weights unbiased, nothing that the query clicked among
+    the negatives.
     """
-    lists = visitors.generated_lists(queries=400, products=5_000, places=8, seed=3)
-    model, dirt = visitors.Behaviour(eta=1.0, shuffled=0.3), visitors.DIRTY
+    lists = simulator.random_results(num_queries=400, num_products=5_000, num_positions=8, seed=3)
+    model, noise = ClickModel(eta=1.0, shuffled_share=0.3), TYPICAL_NOISE
     log = tmp_path / "log.parquet"
-    visitors.write(lists, log, model, dirt, requests=40_000, seed=4)
+    simulator.write_simulated_log(lists, log, model, noise, num_requests=40_000, seed=4)
     assert (
         cli.main(["events", "import", str(log), "--out", str(tmp_path / "in"), "--threads", "1"])
         == 0
     )
-    settings = TripletSettings(largest_weight=100, threads=1)
+    settings = TripletSettings(max_weight=100, threads=1)
     report = make_triplets(tmp_path / "in", tmp_path / "t.parquet", settings)
 
     events = parquet.read_table(tmp_path / "in" / "events.parquet").to_pylist()
-    bots = {event["visitor"] for event in events if event["visitor"].startswith(visitors.BOT)}
-    assert report.bot_visitors == len(bots)
+    bots = {event["visitor"] for event in events if event["visitor"].startswith(BOT_PREFIX)}
+    assert report.num_bots == len(bots)
     assert len(bots) >= 4
     assert report.views == sum(
         e["kind"] == "impression" and e["visitor"] not in bots for e in events
     )
 
-    truth = visitors.looking(model, 8)
-    assert (np.abs(np.log(report.looking.chance / truth)) < 3.5 * report.looking.error + 1e-9).all()
-    assert np.abs(report.looking.chance / truth - 1).max() < 0.2
+    truth = model.propensity(8)
+    estimate = report.propensity
+    error = np.log(estimate.propensity / truth)
+    assert (np.abs(error) < 3.5 * estimate.log_error + 1e-9).all()
+    assert np.abs(estimate.propensity / truth - 1).max() < 0.2
 
-    relevance = lists.click.mean(0) * (1 - model.shuffled) + lists.click.mean() * model.shuffled
+    click, shuffled = lists.click_probability, model.shuffled_share
+    relevance = click.mean(0) * (1 - shuffled) + click.mean() * shuffled
     rate = report.clicks_at / report.views_at
-    lost = (1 - dirt.backwards) * (1 - dirt.missing) ** 1.5  # clicks that the import leaves out
+    # Clicks that the import leaves out.
+    lost = (1 - noise.clock_errors) * (1 - noise.missing_fields) ** 1.5
     np.testing.assert_allclose(rate * report.weights / (relevance * lost), 1, atol=0.2)
     assert (
         rate[7] / relevance[7] < 0.2 < 0.8 < (rate * report.weights)[7] / relevance[7]
@@ -294,14 +307,14 @@ def test_against_known_visitors(tmp_path):
     assert all((row["query_image_id"], row["clicked"]) in clicked for row in rows)
     assert not any((row["query_image_id"], row["not_clicked"]) in clicked for row in rows)
     assert all(row["not_clicked"] in asked[row["query_image_id"]] for row in rows)
-    assert all(row["not_clicked_place"] <= row["clicked_place"] + 1 for row in rows)
+    assert all(row["not_clicked_position"] <= row["clicked_position"] + 1 for row in rows)
     assert math.isfinite(sum(row["weight"] for row in rows))
     assert min(row["weight"] for row in rows) > 0
 
 
 def test_the_same_events_give_the_same_triplets(tmp_path):
-    lists = visitors.generated_lists(queries=50, products=500, places=6)
-    visitors.write(lists, tmp_path / "log.parquet", requests=500)
+    lists = simulator.random_results(num_queries=50, num_products=500, num_positions=6)
+    simulator.write_simulated_log(lists, tmp_path / "log.parquet", num_requests=500)
     for name, threads in (("a", 1), ("b", 2)):
         make_triplets(
             tmp_path / "log.parquet", tmp_path / f"{name}.parquet", TripletSettings(threads=threads)

@@ -16,52 +16,62 @@ from sicot_jax.cli import main as cli
 from sicot_jax.config import ConfigError
 from sicot_jax.errors import InputError, NotFinite
 from sicot_jax.experiments import sweep
-from sicot_jax.experiments.variants import ARMS, arm
+from sicot_jax.experiments.variants import VARIANTS, make_variant
 from sicot_jax.report.run_table import read_run_table
 
 QUICK = ["--config=tiny", "--config.train.steps=2", "--config.train.tensorboard=false"]
 
 
 @pytest.mark.parametrize("name", ["tiny", "recommended"])
-def test_every_arm_is_a_config_of_its_own(name):
+def test_every_variant_is_a_config_of_its_own(name):
     config = config_lib.load_config(name)
-    found = [
-        json.dumps([config_lib.config_to_dict(arm(config, name)), ARMS[name].after], sort_keys=True)
-        for name in ARMS
+    configs = [
+        json.dumps(
+            [config_lib.config_to_dict(make_variant(config, name)), VARIANTS[name].starts_from],
+            sort_keys=True,
+        )
+        for name in VARIANTS
     ]
-    assert len(set(found)) == len(ARMS)
-    assert not arm(config, "baseline").loss.with_text
-    assert arm(config, "doubled_baseline").loss.visual == 2
-    with pytest.raises(ConfigError, match="no arm cotraining; arms are baseline, "):
-        arm(config, "cotraining")
+    assert len(set(configs)) == len(VARIANTS)
+    assert not make_variant(config, "baseline").loss.with_text
+    assert make_variant(config, "doubled_baseline").loss.visual == 2
+    with pytest.raises(ConfigError, match="no variant cotraining; variants are baseline, "):
+        make_variant(config, "cotraining")
     with pytest.raises(
-        ConfigError, match="arm title_words: model.shared_word_weights=True with .*; or leave this arm out"
+        ConfigError,
+        match=r"variant tag_prediction_shared_weights: model\.shared_word_weights=True with .*; or "
+        "leave this variant out",
     ):
-        arm(
-            config_lib.override_config(config, ["model.shared_word_weights=False", "head.kind=sampled"]),
-            "title_words",
+        make_variant(
+            config_lib.override_config(
+                config, ["model.shared_word_weights=False", "head.kind=sampled"]
+            ),
+            "tag_prediction_shared_weights",
         )
 
 
 @pytest.mark.parametrize(
-    "given", [{"arms": []}, {"rates": [1.0, 1.0]}, {"seeds": [-1]}, {"rates": [0.0]}]
+    "given", [{"variants": []}, {"rates": [1.0, 1.0]}, {"seeds": [-1]}, {"rates": [0.0]}]
 )
 def test_what_would_stop_a_later_run_stops_before_the_first(tmp_path, given):
-    grid = {"arms": ["baseline"], "rates": [1.0], "seeds": [0]} | given
+    grid = {"variants": ["baseline"], "rates": [1.0], "seeds": [0]} | given
     with pytest.raises(ConfigError, match="wanted"):
-        sweep.run(
-            config_lib.load_config("tiny"), **grid, workdir=tmp_path / "runs", table=tmp_path / "runs.parquet"
+        sweep.run_sweep(
+            config_lib.load_config("tiny"),
+            sweep.SweepGrid(**grid),
+            workdir=tmp_path / "runs",
+            table=tmp_path / "runs.parquet",
         )
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_a_sweep_trains_each_cell_once_and_reports_arms_over_seeds(tmp_path, capsys):
-    """Two rates for the first seed, the best of them for the second: three runs an arm, which
-    compile one step.
+def test_a_sweep_trains_each_cell_once_and_reports_variants_over_seeds(tmp_path, capsys):
+    """Two rates for the first seed, the best of them for the second: three runs per variant,
+    which compile one step.
     """
     compiled = set(Path(jax.config.jax_compilation_cache_dir).glob("jit_train_step-*-cache"))
-    grid = ["--arms", "baseline", "co_training", "--rates", "1", "2", "--seeds", "0", "1"]
+    grid = ["--variants", "baseline", "co_training", "--rates", "1", "2", "--seeds", "0", "1"]
     command = ["sweep", *QUICK, *grid, f"--workdir={tmp_path}"]
     assert cli.main(command) == 0
     printed = capsys.readouterr()
@@ -100,7 +110,7 @@ def test_a_sweep_trains_each_cell_once_and_reports_arms_over_seeds(tmp_path, cap
     command = [
         "sweep",
         *QUICK,
-        "--arms",
+        "--variants",
         "baseline",
         "--rates",
         "1",
@@ -116,18 +126,28 @@ def test_a_sweep_trains_each_cell_once_and_reports_arms_over_seeds(tmp_path, cap
 
 
 @pytest.mark.slow
-def test_an_arm_goes_on_from_the_run_of_its_seed(tmp_path, capsys):
+def test_classifier_retraining_starts_from_the_run_of_its_seed(tmp_path, capsys):
     """cRT: the classifier alone, from the baseline's best rate; what is not trained stays bit for
     bit.
     """
-    grid = ["--arms", "baseline", "crt", "--rates", "1", "2", "--seeds", "0", "1"]
+    grid = [
+        "--variants",
+        "baseline",
+        "classifier_retraining",
+        "--rates",
+        "1",
+        "2",
+        "--seeds",
+        "0",
+        "1",
+    ]
     assert (
         cli.main(["sweep", *QUICK, "--config.train.steps=3", *grid, f"--workdir={tmp_path}"]) == 0
     )
     assert "[6/6]" in capsys.readouterr().err
     best = (tmp_path / "runs" / "baseline").glob("rate_*/seed_1")
     folder = next(iter(best))
-    for run in (tmp_path / "runs" / "crt").glob("after_rate_*/rate_*/seed_1"):
+    for run in (tmp_path / "runs" / "classifier_retraining").glob("after_rate_*/rate_*/seed_1"):
         config = config_lib.load_config(str(run / "config.json"))
         assert config.model.init_from == str(folder)
         assert config.optim.trainable == "classifier"
@@ -140,12 +160,12 @@ def test_an_arm_goes_on_from_the_run_of_its_seed(tmp_path, capsys):
             np.testing.assert_array_equal(mine["embedding"], before["embedding"])
             assert (mine["top_logits"] != before["top_logits"]).any()
     rows = (tmp_path / "report" / "report.md").read_text()
-    assert "| crt - baseline" in rows  # two seeds of it are one arm
+    assert "| classifier-retraining - baseline" in rows  # two seeds are one variant
     shutil.rmtree(tmp_path / "runs")
     grid = [
-        "--arms",
+        "--variants",
         "baseline",
-        "crt",
+        "classifier_retraining",
         "--rates",
         "1",
         "--seeds",
@@ -157,12 +177,12 @@ def test_an_arm_goes_on_from_the_run_of_its_seed(tmp_path, capsys):
     assert "its row in " not in capsys.readouterr().err
 
 
-def test_an_arm_stands_after_the_one_it_goes_on_from(tmp_path):
-    for arms in (["crt"], ["crt", "baseline"]):
-        with pytest.raises(
-            ConfigError, match="arm crt goes on from runs of baseline; name baseline before it"
-        ):
-            sweep.check(config_lib.load_config("tiny"), arms, [1.0], [0])
+def test_a_variant_is_named_after_the_one_that_it_starts_from(tmp_path):
+    for variants in (["classifier_retraining"], ["classifier_retraining", "baseline"]):
+        grid = sweep.SweepGrid(variants, [1.0], [0])
+        message = "variant classifier_retraining starts from runs of baseline; name baseline before"
+        with pytest.raises(ConfigError, match=message):
+            sweep.check_grid(config_lib.load_config("tiny"), grid)
 
 
 def run_with(monkeypatch, tmp_path, top1, *, config=None, **grid):
@@ -179,35 +199,38 @@ def run_with(monkeypatch, tmp_path, top1, *, config=None, **grid):
 
     monkeypatch.setattr(sweep, "train", train)
     configs = {}
-    original = sweep.Cell.config_in
+    original = sweep.SweepCell.config_in
 
     def config_in(self, workdir):
         configs[workdir / self.folder] = original(self, workdir)
         return configs[workdir / self.folder]
 
-    monkeypatch.setattr(sweep.Cell, "config_in", config_in)
+    monkeypatch.setattr(sweep.SweepCell, "config_in", config_in)
 
     def record_run(folder, name, table):
         return SimpleNamespace(name=name, best_validation_top1=top1(configs[folder]))
 
     monkeypatch.setattr(sweep, "record_run", record_run)
-    names = sweep.run(
-        config or config_lib.load_config("tiny"), **grid, workdir=tmp_path, table=tmp_path / "runs.parquet"
+    names = sweep.run_sweep(
+        config or config_lib.load_config("tiny"),
+        sweep.SweepGrid(**grid),
+        workdir=tmp_path,
+        table=tmp_path / "runs.parquet",
     )
     return [str(path) for path in trained], names
 
 
 def test_the_best_rate_of_the_first_seed_is_the_other_seeds(monkeypatch, tmp_path):
-    """tiny's rate is 0.05; the best is twice that for the baseline and once for co-training."""
+    """The rate of tiny is 0.05; the best is 0.1 for the baseline and 0.05 for co-training."""
 
     def top1(config):
         wanted = 0.05 if config.loss.mixed else 0.1
         return 10 - abs(config.optim.learning_rate - wanted)
 
-    grid = {"arms": ["baseline", "co_training"], "rates": [0.5, 1.0, 2.0], "seeds": [4, 5]}
+    grid = {"variants": ["baseline", "co_training"], "rates": [0.5, 1.0, 2.0], "seeds": [4, 5]}
     trained, names = run_with(monkeypatch, tmp_path, top1, **grid)
     rates = ["0.025", "0.05", "0.1"]
-    first = [f"{arm}/rate_{rate}/seed_4" for arm in grid["arms"] for rate in rates]
+    first = [f"{name}/rate_{rate}/seed_4" for name in grid["variants"] for rate in rates]
     others = ["baseline/rate_0.1/seed_5", "co_training/rate_0.05/seed_5"]
     assert trained == first + others
     assert names == trained
@@ -217,7 +240,7 @@ def test_a_rate_that_diverges_is_not_chosen(monkeypatch, tmp_path, capsys):
     def top1(config):
         return NotFinite("loss is nan") if config.optim.learning_rate > 0.06 else 10.0
 
-    grid = {"arms": ["baseline"], "rates": [2.0, 1.0], "seeds": [0, 1]}
+    grid = {"variants": ["baseline"], "rates": [2.0, 1.0], "seeds": [0, 1]}
     trained, names = run_with(monkeypatch, tmp_path, top1, **grid)
     assert names == ["baseline/rate_0.05/seed_0", "baseline/rate_0.05/seed_1"]
     assert len(trained) == 3
@@ -235,19 +258,23 @@ def test_a_rate_that_diverges_is_not_chosen(monkeypatch, tmp_path, capsys):
         run_with(monkeypatch, tmp_path, top1, **grid | {"rates": [2.0]})
 
 
-def test_what_the_catalogue_lacks_is_told_before_the_first_run(tmp_path):
-    """Titles for the third arm; validation photos, where a rate is to be chosen."""
+def test_what_the_catalogue_lacks_is_an_error_before_the_first_run(tmp_path):
+    """Titles for co-training; validation photos, where a rate is to be chosen."""
     config = config_lib.load_config("tiny")
     catalog = open_catalog(config.data)
     wordless = dataclasses.replace(catalog, word_vectors=catalog.word_vectors[:1])
     with pytest.raises(ConfigError, match="the catalogue has no titles"):
-        sweep.check_with(wordless, config, ["baseline", "co_training"], [1.0])
-    sweep.check_with(wordless, config, ["baseline"], [1.0])
+        sweep.check_grid_with_catalog(
+            wordless, config, sweep.SweepGrid(["baseline", "co_training"], [1.0], [0])
+        )
+    sweep.check_grid_with_catalog(wordless, config, sweep.SweepGrid(["baseline"], [1.0], [0]))
     empty = type("Empty", (), {"__len__": lambda self: 0})()
     unvalidated = dataclasses.replace(catalog, splits={**catalog.splits, "validation": empty})
     with pytest.raises(
         InputError,
         match="no validation photos, and a learning rate is chosen by them; give one of --rates",
     ):
-        sweep.check_with(unvalidated, config, ["baseline"], [1.0, 2.0])
-    sweep.check_with(unvalidated, config, ["baseline"], [1.0])
+        sweep.check_grid_with_catalog(
+            unvalidated, config, sweep.SweepGrid(["baseline"], [1.0, 2.0], [0])
+        )
+    sweep.check_grid_with_catalog(unvalidated, config, sweep.SweepGrid(["baseline"], [1.0], [0]))

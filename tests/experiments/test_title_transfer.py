@@ -95,15 +95,17 @@ def test_a_near_copy_gets_the_title_of_its_original(world, tmp_path, capsys):
     others.
     """
     out = import_with_titles(world, "near", tmp_path / "out")
-    found = records(out)
-    seen = [record for record in found["train"] if number_of(record) < PHOTOS]
+    by_split = records(out)
+    seen = [record for record in by_split["train"] if number_of(record) < PHOTOS]
     assert len(seen) > 10
     for record in seen:
         assert record["title"] == f"title{number_of(record)} of{number_of(record) % 8}"
         assert len(record["token_ids"]) == 2
-    lent = {f"title{i} of{i % 8}" for i in range(PHOTOS)}
-    assert {record["title"] for record in found["train"]} <= lent
-    assert {record["title"] for split in ("validation", "test") for record in found[split]} == {""}
+    original_titles = {f"title{i} of{i % 8}" for i in range(PHOTOS)}
+    assert {record["title"] for record in by_split["train"]} <= original_titles
+    assert {record["title"] for split in ("validation", "test") for record in by_split[split]} == {
+        ""
+    }
 
     folder = next((out / "near").glob("1.*"))
     report = json.loads((folder / "report.json").read_text())["title_transfer"]
@@ -113,12 +115,13 @@ def test_a_near_copy_gets_the_title_of_its_original(world, tmp_path, capsys):
     assert (
         report["data_hash"] == stored["data"]["hash"] == open_imported(world / "titled").data_hash
     )
-    assert report["photos_without_title"] == report["transferred"] == len(found["train"])
+    assert report["photos_without_title"] == report["transferred"] == len(by_split["train"])
     assert report["share"] == 1
     assert 0.9 < report["median_similarity"] <= 1.001
-    first = found["train"][0]
+    first = by_split["train"][0]
     assert report["rows"][0].startswith(f"{first['reference']}: {first['title']} (from photo ")
-    line = f"transferred titles: {len(found['train'])} of {len(found['train'])} train photos without one (100.0%), "
+    count = len(by_split["train"])
+    line = f"transferred titles: {count} of {count} train photos without one (100.0%), "
     assert line in capsys.readouterr().out
     assert line in (folder / "report.md").read_text()
     description = json.loads((folder / "catalog.json").read_text())
@@ -128,8 +131,8 @@ def test_a_near_copy_gets_the_title_of_its_original(world, tmp_path, capsys):
 
 
 def test_a_photo_never_gets_its_own_title(world, tmp_path):
-    found = records(import_with_titles(world, "same", tmp_path / "out"))["train"]
-    copies = [record for record in found if number_of(record) < PHOTOS]
+    train_records = records(import_with_titles(world, "same", tmp_path / "out"))["train"]
+    copies = [record for record in train_records if number_of(record) < PHOTOS]
     assert copies
     assert all(record["title"] for record in copies)
     assert not [
@@ -137,12 +140,12 @@ def test_a_photo_never_gets_its_own_title(world, tmp_path):
     ]
 
 
-def test_again_is_the_same_and_the_next_version(world, tmp_path):
+def test_repeated_import_is_equal_and_the_next_version(world, tmp_path):
     """Also from a catalogue that was moved; without titles it is another catalogue."""
     out = import_with_titles(world, "near", tmp_path / "out")
     first = open_imported(out)
     shutil.copytree(world / "titled", tmp_path / "moved")
-    import_with_titles(world, "near", out, f"--titles-path={tmp_path / 'moved'}")
+    import_with_titles(world, "near", out, f"--titles-catalog={tmp_path / 'moved'}")
     second = open_imported(out)
     assert {folder.name for folder in (out / "near").iterdir()} == {"1.0.0", "1.0.1"}
     assert first.data_hash == second.data_hash
@@ -184,19 +187,19 @@ def test_unusable_title_sources_are_refused_in_one_line(world, tmp_path, capsys)
         world, tmp_path / "unfinished", lambda stored: stored["config"]["train"].update(steps=9)
     )
     assert "is trained for 2 of 9 steps" in refused(unfinished)
-    missing = refused(world / "run", f"--titles-path={tmp_path / 'nowhere'}")
+    missing = refused(world / "run", f"--titles-catalog={tmp_path / 'nowhere'}")
     assert "nowhere not found" in missing
-    assert "--titles-path" in missing
+    assert "--titles-catalog" in missing
 
     plain = tmp_path / "plain"
     assert cli.main(["import", str(world / "near"), f"--out={plain}", *WORDS]) == 0
-    assert "was trained on data" in refused(world / "run", f"--titles-path={plain}")
+    assert "was trained on data" in refused(world / "run", f"--titles-catalog={plain}")
     untitled = changed_run(
         world,
         tmp_path / "untitled",
         lambda stored: stored["data"].update(hash=open_imported(plain).data_hash),
     )
-    assert "has no training photo with a title" in refused(untitled, f"--titles-path={plain}")
+    assert "has no training photo with a title" in refused(untitled, f"--titles-catalog={plain}")
 
     assert (
         cli.main(

@@ -1,5 +1,6 @@
-"""Runs to PyTorch, ONNX and StableHLO and back, through the command line; what is refused leaves
-nothing behind.
+"""Conversion of runs to PyTorch, ONNX and StableHLO and back, with the command line.
+
+A refused conversion leaves nothing behind.
 """
 
 import dataclasses
@@ -17,15 +18,14 @@ from sicot_jax import config as config_lib
 from sicot_jax.catalog.open import open_catalog
 from sicot_jax.cli import main as cli
 from sicot_jax.errors import InputError
-from sicot_jax.training import run as runs
 from sicot_jax.training.loop import train
-from sicot_jax.weights import bundle as folders
-from sicot_jax.weights import parity as proof
-from sicot_jax.weights.parity import Outputs
+from sicot_jax.training.run import read_run
+from sicot_jax.weights.bundle import read_bundle
+from sicot_jax.weights.parity import ArrayDifference, ModelOutputs, check_parity, parity_photos
 from sicot_jax.weights.visual import load_module
 
 torch = pytest.importorskip("torch", reason="conversion needs the extra torch")
-PHOTOS = proof.fixed_photos()
+PHOTOS = parity_photos()
 
 
 def tiny(*overrides):
@@ -36,7 +36,7 @@ def tiny(*overrides):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """On eight devices; 11 classes, so that the last devices hold padding."""
+    """A run on eight devices; with 11 classes the last devices hold padding rows."""
     workdir = tmp_path_factory.mktemp("convert") / "run"
     train(tiny(), workdir)
     return workdir
@@ -64,11 +64,9 @@ def predictions(workdir):
         }
 
 
-def test_plain_pytorch_recognises_what_the_run_did(run, in_torch):
-    """In a process that has no sicot_jax and no jax, on the run's own test photos."""
-    photos = [
-        record["image"] for record in open_catalog(runs.read_run(run).config.data).splits["test"]
-    ]
+def test_plain_pytorch_recognises_the_same_products_as_the_run(run, in_torch):
+    """In a process without sicot_jax and jax, on the run's test photos."""
+    photos = [record["image"] for record in open_catalog(read_run(run).config.data).splits["test"]]
     np.save(in_torch.parent / "photos.npy", np.stack(photos))
     program = (
         "import sys, numpy, torch\n"
@@ -78,36 +76,37 @@ def test_plain_pytorch_recognises_what_the_run_did(run, in_torch):
         "photos = numpy.load('../photos.npy')\n"
         "images = torch.stack([recognizer.preprocess(photo) for photo in photos])\n"
         "with torch.inference_mode():\n"
-        "    numpy.savez('../told.npz', logits=recognizer(images), embedding=recognizer.embed(images))\n"
+        "    logits, embedding = recognizer(images), recognizer.embed(images)\n"
+        "numpy.savez('../outputs.npz', logits=logits, embedding=embedding)\n"
         "first = recognizer.recognize(photos[0], k=2)\n"
         "print(first[0]['sku'], len(first), first[0]['probability'] >= first[1]['probability'])\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=in_torch, check=True, capture_output=True, text=True
     )
-    wanted, told = predictions(run), np.load(in_torch.parent / "told.npz")
+    expected, actual = predictions(run), np.load(in_torch.parent / "outputs.npz")
     np.testing.assert_allclose(
-        told["embedding"], wanted["embedding"], atol=1e-5 * np.abs(wanted["embedding"]).max()
+        actual["embedding"], expected["embedding"], atol=1e-5 * np.abs(expected["embedding"]).max()
     )
-    logits = np.take_along_axis(told["logits"], wanted["top_classes"].astype(int), 1)
+    logits = np.take_along_axis(actual["logits"], expected["top_classes"].astype(int), 1)
     np.testing.assert_allclose(
-        logits, wanted["top_logits"], atol=1e-5 * np.abs(wanted["top_logits"]).max()
+        logits, expected["top_logits"], atol=1e-5 * np.abs(expected["top_logits"]).max()
     )
-    sku = sicot_jax.load(in_torch).classes.sku[wanted["top_classes"][0, 0]]
+    sku = sicot_jax.load(in_torch).classes.sku[expected["top_classes"][0, 0]]
     assert done.stdout.split() == [sku, "2", "True"]
 
 
-def test_a_folder_says_where_it_came_from_and_what_was_compared(run, in_torch, capsys):
+def test_a_bundle_records_its_source_and_its_parity_check(run, in_torch, capsys):
     stored, manifest = (
         json.loads((in_torch / name).read_text()) for name in ("config.json", "manifest.json")
     )
-    assert stored["source"]["data"] == runs.read_run(run).data_hash
+    assert stored["source"]["data"] == read_run(run).data_hash
     assert stored["version"] == sicot_jax.__version__
-    (found,) = manifest["proof"].values()
-    assert found["photos"] == len(PHOTOS)
-    assert found["top3_agreement"] == 1
-    assert found["embedding"]["max_relative"] < 1e-5
-    assert found["logits"]["max_relative"] < 1e-5
+    (report,) = manifest["parity"]
+    assert (report["inputs"], report["count"]) == ("photos", len(PHOTOS))
+    assert report["top_k_agreement"] == 1
+    assert report["differences"]["embedding"]["max_relative"] < 1e-5
+    assert report["differences"]["logits"]["max_relative"] < 1e-5
     assert manifest["versions"]["jax"] == jax.__version__
     assert manifest["versions"]["torch"].startswith(torch.__version__[:4])
     assert manifest["sha256"].keys() == {
@@ -116,7 +115,7 @@ def test_a_folder_says_where_it_came_from_and_what_was_compared(run, in_torch, c
         "classes.csv",
         "model.py",
     }
-    assert folders.read_converted(in_torch).model.classes == 11
+    assert read_bundle(in_torch).model.num_classes == 11
 
 
 def test_engines_agree(run, in_torch):
@@ -127,15 +126,15 @@ def test_engines_agree(run, in_torch):
     embeddings = [recognizer.embed(PHOTOS) for recognizer in engines]
     for other in embeddings[1:]:
         np.testing.assert_allclose(other, embeddings[0], atol=1e-5 * np.abs(embeddings[0]).max())
-    found = [recognizer.recognize(PHOTOS, k=3) for recognizer in engines]
-    for other in found[1:]:
+    matches = [recognizer.recognize(PHOTOS, k=3) for recognizer in engines]
+    for other in matches[1:]:
         assert [[match.sku for match in row] for row in other] == [
-            [match.sku for match in row] for row in found[0]
+            [match.sku for match in row] for row in matches[0]
         ]
-    assert all(sum(match.probability for match in row) <= 1 + 1e-6 for row in found[0])
+    assert all(sum(match.probability for match in row) <= 1 + 1e-6 for row in matches[0])
 
 
-def test_the_best_classes_inside_the_graph(run, tmp_path):
+def test_a_graph_that_returns_the_best_classes(run, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX needs the extra onnx")
     assert (
         cli.main(
@@ -149,55 +148,63 @@ def test_the_best_classes_inside_the_graph(run, tmp_path):
     for photos in (PHOTOS[:1], PHOTOS[:5]):  # any number of photos
         batch = np.stack([preprocessing.centre_crop(preprocessing.load(photo)) for photo in photos])
         _, probability, classes = session.run(None, {"photos": batch})
-        for row, wanted in enumerate(recognizer.recognize(photos, k=2)):
-            assert classes[row].tolist() == [match.class_id for match in wanted]
+        for row, expected in enumerate(recognizer.recognize(photos, k=2)):
+            assert classes[row].tolist() == [match.class_id for match in expected]
             np.testing.assert_allclose(
-                probability[row], [match.probability for match in wanted], rtol=1e-4
+                probability[row], [match.probability for match in expected], rtol=1e-4
             )
     with pytest.raises(InputError, match="convert without --top-k"):
         sicot_jax.load(tmp_path / "out")
 
 
-def test_best_classes_in_another_order_are_no_agreement():
-    """The graph's classes count, not its sorted probabilities alone."""
-    from sicot_jax.export.to_onnx import best_probabilities
+def test_best_classes_in_another_order_do_not_agree():
+    """Classes are compared, not sorted probabilities alone."""
+    from sicot_jax.export.to_onnx import top_k_probabilities
 
     logits = np.log(np.float32([[0.5, 0.3, 0.15, 0.05]]))
-    everything = np.zeros(4, bool)
-    here = best_probabilities(logits, 2, everything)
-    np.testing.assert_allclose(here, [[0.5, 0.3, 0, 0]], rtol=1e-6)
-    gone = best_probabilities(logits, 2, np.array([True, False, False, False]))
-    np.testing.assert_allclose(gone, [[0, 0.6, 0.3, 0]], rtol=1e-6)
-    same, other = (Outputs(np.ones((1, 2)), dense) for dense in (here, here[:, [1, 0, 2, 3]]))
-    assert (
-        proof.prove(Outputs(np.ones((1, 2)), here), same, what="a against b")["top3_agreement"] == 1
+    none_discontinued = np.zeros(4, bool)
+    expected = top_k_probabilities(logits, 2, none_discontinued)
+    np.testing.assert_allclose(expected, [[0.5, 0.3, 0, 0]], rtol=1e-6)
+    without_first = top_k_probabilities(logits, 2, np.array([True, False, False, False]))
+    np.testing.assert_allclose(without_first, [[0, 0.6, 0.3, 0]], rtol=1e-6)
+    same, other = (
+        ModelOutputs(np.ones((1, 2)), dense) for dense in (expected, expected[:, [1, 0, 2, 3]])
     )
+    outputs = ModelOutputs(np.ones((1, 2)), expected)
+    assert check_parity(outputs, same, label="a against b").top_k_agreement == 1
     with pytest.raises(InputError, match="logits differs"):
-        proof.prove(Outputs(np.ones((1, 2)), here), other, what="a against b")
+        check_parity(outputs, other, label="a against b")
 
 
-def test_stablehlo_runs_for_any_batch_from_its_folder_alone(run, tmp_path):
+def test_stablehlo_runs_any_batch_size_from_its_folder_alone(run, tmp_path):
     import safetensors.numpy
 
     out = tmp_path / "out"
     assert cli.main(["convert", "to-stablehlo", f"--workdir={run}", f"--out={out}"]) == 0
     program = jax.export.deserialize(bytearray((out / "model.stablehlo").read_bytes()))
     assert program.platforms == ("cpu", "cuda", "tpu")
-    weights, wanted = safetensors.numpy.load_file(out / "model.safetensors"), sicot_jax.load(run)
+    weights, recognizer = (
+        safetensors.numpy.load_file(out / "model.safetensors"),
+        sicot_jax.load(run),
+    )
     for photos in (PHOTOS[:1], PHOTOS[:3]):
-        preprocessing = wanted.preprocessing
+        preprocessing = recognizer.preprocessing
         batch = np.stack([preprocessing.centre_crop(preprocessing.load(photo)) for photo in photos])
-        found = program.call(weights, batch)
-        np.testing.assert_allclose(found["embedding"], wanted.embed(photos), rtol=1e-4, atol=1e-5)
-    with pytest.raises(InputError, match="StableHLO is loaded by jax.export"):
+        outputs = program.call(weights, batch)
+        np.testing.assert_allclose(
+            outputs["embedding"], recognizer.embed(photos), rtol=1e-4, atol=1e-5
+        )
+    with pytest.raises(InputError, match=r"StableHLO is loaded by jax\.export"):
         sicot_jax.load(out)
-    with pytest.raises(InputError, match="StableHLO, its batch norms folded; give the run"):
+    with pytest.raises(
+        InputError, match="holds a StableHLO program, its batch norms folded; give the run"
+    ):
         train(tiny(f"model.init_from={out}"), tmp_path / "run")
 
 
-def test_what_pytorch_changed_comes_back_and_trains_on(run, in_torch, tmp_path, capsys):
-    """Exported, changed in PyTorch, taken in again: a run starts from the changed weights,
-    classifier and all.
+def test_weights_changed_in_pytorch_are_imported_and_trained(run, in_torch, tmp_path, capsys):
+    """Exported, changed in PyTorch and imported: a run starts from the changed weights, the
+    classifier included.
     """
     import safetensors.torch
 
@@ -209,8 +216,8 @@ def test_what_pytorch_changed_comes_back_and_trains_on(run, in_torch, tmp_path, 
     arrays["fc.bias"] += 0.5
     arrays["conv1.weight"] *= 1.5
     safetensors.torch.save_file(arrays, changed / "model.safetensors")
-    with pytest.raises(InputError, match="not as it was written"):
-        folders.read_converted(changed)
+    with pytest.raises(InputError, match="changed or missing"):
+        read_bundle(changed)
     back = tmp_path / "back"
     assert cli.main(["convert", "from-torch", str(changed), f"--out={back}"]) == 0
     # Nothing but a bias trains, slowly, so that what the run ends with is what it began with.
@@ -220,17 +227,17 @@ def test_what_pytorch_changed_comes_back_and_trains_on(run, in_torch, tmp_path, 
         "optim.learning_rate=1e-9",
     ]
     train(tiny(*flags, "loss.mixed=0"), tmp_path / "run")
-    found = sicot_jax.load(tmp_path / "run").recognize(PHOTOS, k=11)
-    wanted = sicot_jax.load(back).recognize(PHOTOS, k=11)
-    assert [[match.sku for match in row] for row in found] == [
-        [match.sku for match in row] for row in wanted
+    actual = sicot_jax.load(tmp_path / "run").recognize(PHOTOS, k=11)
+    expected = sicot_jax.load(back).recognize(PHOTOS, k=11)
+    assert [[match.sku for match in row] for row in actual] == [
+        [match.sku for match in row] for row in expected
     ]
     assert (
         np.abs(sicot_jax.load(back).embed(PHOTOS) - sicot_jax.load(run).embed(PHOTOS)).max() > 1e-3
     )
 
 
-def test_a_run_whose_rows_share_words_is_written_as_a_plain_one(tmp_path):
+def test_shared_word_weights_are_exported_as_plain_rows(tmp_path):
     flags = ["model.shared_word_weights=True", "loss.mixed=0", "loss.tag_prediction=1"]
     train(tiny(*flags), tmp_path / "run")
     assert (
@@ -240,26 +247,26 @@ def test_a_run_whose_rows_share_words_is_written_as_a_plain_one(tmp_path):
         == 0
     )
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    wanted = predictions(tmp_path / "run")
-    assert config["model"]["embedding_width"] == wanted["embedding"].shape[1] == 16
-    catalog = open_catalog(runs.read_run(tmp_path / "run").config.data)
+    expected = predictions(tmp_path / "run")
+    assert config["model"]["embedding_width"] == expected["embedding"].shape[1] == 16
+    catalog = open_catalog(read_run(tmp_path / "run").config.data)
     photos = [record["image"] for record in catalog.splits["test"]]
     logits = sicot_jax.load(tmp_path / "out").engine(np.stack(photos)).logits
-    told = np.take_along_axis(logits, wanted["top_classes"].astype(int), 1)
+    top_logits = np.take_along_axis(logits, expected["top_classes"].astype(int), 1)
     np.testing.assert_allclose(
-        told, wanted["top_logits"], atol=1e-4 * np.abs(wanted["top_logits"]).max()
+        top_logits, expected["top_logits"], atol=1e-4 * np.abs(expected["top_logits"]).max()
     )
 
 
 @pytest.mark.parametrize("kind", ["to-torch", "to-onnx", "to-stablehlo"])
-def test_a_run_that_is_none_or_unfinished_is_one_line(tmp_path, capsys, kind):
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys, kind):
     out = tmp_path / "out"
     line = fails_with(capsys, ["convert", kind, f"--workdir={tmp_path}", f"--out={out}"])
     assert "wanted the config.json of a training run" in line
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_out_that_exists_stays_as_it_is(run, in_torch, capsys):
+def test_an_existing_out_is_left_as_it_is(run, in_torch, capsys):
     before = {path: path.stat().st_mtime_ns for path in in_torch.iterdir()}
     for command in (["to-torch", f"--workdir={run}"], ["from-torch", str(in_torch)]):
         line = fails_with(capsys, ["convert", *command, f"--out={in_torch}"])
@@ -267,11 +274,13 @@ def test_an_out_that_exists_stays_as_it_is(run, in_torch, capsys):
     assert {path: path.stat().st_mtime_ns for path in in_torch.iterdir()} == before
 
 
-def test_sides_that_do_not_agree_fail_and_leave_nothing(run, tmp_path, capsys, monkeypatch):
+def test_a_failed_parity_check_leaves_nothing(run, tmp_path, capsys, monkeypatch):
     from sicot_jax.export import to_torch
 
-    other = lambda folder, photos: Outputs(*(np.full(shape, 0.1) for shape in [(8, 16), (8, 11)]))  # noqa: E731
-    monkeypatch.setattr(to_torch, "outputs_of", other)
+    def other_outputs(folder, photos):
+        return ModelOutputs(*(np.full(shape, 0.1) for shape in [(8, 16), (8, 11)]))
+
+    monkeypatch.setattr(to_torch, "bundle_outputs_torch", other_outputs)
     line = fails_with(
         capsys, ["convert", "to-torch", f"--workdir={run}", f"--out={tmp_path / 'out'}"]
     )
@@ -280,30 +289,27 @@ def test_sides_that_do_not_agree_fail_and_leave_nothing(run, tmp_path, capsys, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_differences_are_told_by_hand():
-    here, there = (
-        Outputs(np.float32([[2.0, 4.0]]), np.float32([[1, x, 0, -1]])) for x in (3, 3.0001)
+def test_differences_by_hand():
+    expected, actual = (
+        ModelOutputs(np.float32([[2.0, 4.0]]), np.float32([[1, x, 0, -1]])) for x in (3, 3.0001)
     )
-    found = proof.prove(here, there, what="a against b")
-    assert found["embedding"] == {
-        "max_difference": 0.0,
-        "mean_difference": 0.0,
-        "max_relative": 0.0,
-    }
-    np.testing.assert_allclose(found["logits"]["max_relative"], 0.0001 / 3, rtol=1e-2)
-    np.testing.assert_allclose(found["logits"]["mean_difference"], 0.0001 / 4, rtol=1e-2)
-    assert found["top3_agreement"] == 1
+    report = check_parity(expected, actual, label="a against b")
+    assert report.differences["embedding"] == ArrayDifference(0.0, 0.0, 0.0)
+    logits = report.differences["logits"]
+    np.testing.assert_allclose(logits.max_relative, 0.0001 / 3, rtol=1e-2)
+    np.testing.assert_allclose(logits.mean_difference, 0.0001 / 4, rtol=1e-2)
+    assert report.top_k_agreement == 1
     with pytest.raises(InputError, match="a against b: embedding differs"):
-        proof.prove(
-            here,
-            dataclasses.replace(there, embedding=np.float32([[np.nan, 4]])),
-            what="a against b",
+        check_parity(
+            expected,
+            dataclasses.replace(actual, embedding=np.float32([[np.nan, 4]])),
+            label="a against b",
         )
 
 
 def test_discontinued_products_are_not_recognised(run, in_torch, tmp_path):
-    """By the run, in PyTorch, and inside a graph: the best product of a photo is gone, the next one
-    takes its place.
+    """By the run, in PyTorch and inside a graph: the best product of a photo is discontinued, the
+    next one takes its place.
     """
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX needs the extra onnx")
     before = [match.class_id for match in sicot_jax.load(run).recognize(PHOTOS[0], k=3)]
@@ -313,21 +319,21 @@ def test_discontinued_products_are_not_recognised(run, in_torch, tmp_path):
     lines[1 + before[0]] = lines[1 + before[0]].removesuffix("0") + "1"
     table.write_text("\n".join(lines) + "\n")
     recognizer = sicot_jax.load(tmp_path / "run")
-    found = recognizer.recognize(PHOTOS[0], k=99)
-    assert [match.class_id for match in found[:2]] == before[1:]
-    assert len(found) == 10
-    np.testing.assert_allclose(sum(match.probability for match in found), 1, rtol=1e-6)
+    matches = recognizer.recognize(PHOTOS[0], k=99)
+    assert [match.class_id for match in matches[:2]] == before[1:]
+    assert len(matches) == 10
+    np.testing.assert_allclose(sum(match.probability for match in matches), 1, rtol=1e-6)
     outs = {kind: tmp_path / kind for kind in ("torch", "onnx")}
     assert (
         cli.main(["convert", "to-torch", f"--workdir={tmp_path / 'run'}", f"--out={outs['torch']}"])
         == 0
     )
-    told = (
+    products = (
         load_module(outs["torch"] / "model.py")
         .SicotRecognizer.from_pretrained(outs["torch"])
         .recognize(PHOTOS[0])
     )
-    assert [product["class"] for product in told[:2]] == before[1:]
+    assert [product["class"] for product in products[:2]] == before[1:]
     assert (
         cli.main(
             [
@@ -351,24 +357,24 @@ def test_discontinued_products_are_not_recognised(run, in_torch, tmp_path):
         assert cli.main(["convert", "to-onnx", *flags]) == cli.INPUT_ERROR
 
 
-def test_photos_come_in_any_shape_that_pillow_knows(run):
+def test_photos_of_any_kind_are_read(run):
     from PIL import Image
 
     recognizer = sicot_jax.load(run)
     photo = Image.fromarray(PHOTOS[0])
     for same in (photo, photo.convert("RGBA")):
         np.testing.assert_allclose(recognizer.embed(same), recognizer.embed(PHOTOS[0]), rtol=1e-6)
-    for odd, told in (
+    for invalid, message in (
         (PHOTOS[0][..., 0], "wanted uint8"),
         (PHOTOS[0][:0], "wanted uint8"),
         (None, "are NoneType"),
         ([1], "is int"),
     ):
-        with pytest.raises(InputError, match=told):
-            recognizer.embed(odd)
+        with pytest.raises(InputError, match=message):
+            recognizer.embed(invalid)
 
 
-def test_folders_above_are_made_only_with_what_is_written(run, tmp_path, capsys):
+def test_parent_folders_are_made_only_with_the_bundle(run, tmp_path, capsys):
     fails_with(
         capsys,
         [
@@ -384,9 +390,3 @@ def test_folders_above_are_made_only_with_what_is_written(run, tmp_path, capsys)
         capsys, ["convert", "to-torch", f"--workdir={run}", f"--out={tmp_path / 'file' / 'out'}"]
     )
     assert "its parent is no folder" in line
-
-
-def test_a_run_from_before_class_tables_were_kept_finds_its_catalogue(run, tmp_path):
-    shutil.copytree(run, tmp_path / "old")
-    (tmp_path / "old" / "classes.csv").unlink()
-    assert sicot_jax.load(tmp_path / "old").classes.sku == sicot_jax.load(run).classes.sku

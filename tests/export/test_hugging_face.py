@@ -1,16 +1,14 @@
-"""Hugging Face's own ResNets taken in: the same embeddings on the same photos, with the
-preprocessing of their folder.
-"""
+"""Hugging Face's ResNets, imported: the same embeddings on the same photos."""
 
 import numpy as np
 import pytest
 
-import sicot_jax.weights.bundle as folders
 from sicot_jax.cli import main as cli
 from sicot_jax.config.preprocessing import Preprocessing
-from sicot_jax.weights import parity as proof
-from sicot_jax.weights import visual as network
+from sicot_jax.weights.bundle import RecognizerSpec, read_bundle
+from sicot_jax.weights.parity import parity_photos
 from sicot_jax.weights.safetensors_io import read_weights
+from sicot_jax.weights.visual import visual_outputs_jax
 
 torch = pytest.importorskip("torch", reason="conversion needs the extra torch")
 transformers = pytest.importorskip(
@@ -34,10 +32,8 @@ BLOCKS = {
         *(pytest.param(d, marks=pytest.mark.slow) for d in (101, 152)),
     ],
 )
-def test_embeddings_are_hugging_face_s(tmp_path, depth):
-    """A quarter of the width, statistics as after training, saved by the library's own
-    `save_pretrained`.
-    """
+def test_embeddings_equal_those_of_hugging_face(tmp_path, depth):
+    """A quarter of the width, batch norms as after training, saved by `save_pretrained`."""
     torch.manual_seed(depth)
     bottleneck = depth >= 50
     config = transformers.ResNetConfig(
@@ -47,13 +43,13 @@ def test_embeddings_are_hugging_face_s(tmp_path, depth):
         hidden_sizes=[16 * 2**stage * (4 if bottleneck else 1) for stage in range(4)],
         num_labels=7,
     )
-    theirs = transformers.ResNetForImageClassification(config).eval()
-    for name, buffer in theirs.named_buffers():
+    library_model = transformers.ResNetForImageClassification(config).eval()
+    for name, buffer in library_model.named_buffers():
         if name.endswith("running_mean"):
             buffer.normal_(0, 0.1)
         elif name.endswith("running_var"):
             buffer.uniform_(0.8, 1.2)
-    theirs.save_pretrained(tmp_path / "theirs")
+    library_model.save_pretrained(tmp_path / "library")
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
     processor = {
         "image_mean": mean,
@@ -61,25 +57,25 @@ def test_embeddings_are_hugging_face_s(tmp_path, depth):
         "size": {"shortest_edge": 96},
         "crop_pct": 0.75,
     }
-    transformers.ConvNextImageProcessor(**processor).save_pretrained(tmp_path / "theirs")
+    transformers.ConvNextImageProcessor(**processor).save_pretrained(tmp_path / "library")
 
     out = tmp_path / "out"
-    assert cli.main(["convert", "from-torch", str(tmp_path / "theirs"), f"--out={out}"]) == 0
-    found = folders.read_converted(out)
-    assert found.model == folders.Model(depth, 16, "imagenet", 2, 0, 0)
-    assert found.preprocessing == Preprocessing(96, 96, 128, 128, mean=mean, std=std)
+    assert cli.main(["convert", "from-torch", str(tmp_path / "library"), f"--out={out}"]) == 0
+    bundle = read_bundle(out)
+    assert bundle.model == RecognizerSpec(depth, 16, "imagenet", 2, 0, 0)
+    assert bundle.preprocessing == Preprocessing(96, 96, 128, 128, mean=mean, std=std)
 
-    photos = proof.fixed_photos()[:3]
+    photos = parity_photos()[:3]
     pixels = np.stack(
-        [found.preprocessing.centre_crop(found.preprocessing.load(photo)) for photo in photos]
+        [bundle.preprocessing.centre_crop(bundle.preprocessing.load(photo)) for photo in photos]
     )
     images = (pixels.astype(np.float32) / 255 - np.float32(mean)) / np.float32(std)
     with torch.inference_mode():
-        wanted = (
-            theirs.resnet(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+        expected = (
+            library_model.resnet(torch.from_numpy(images.transpose(0, 3, 1, 2)))
             .pooler_output.flatten(1)
             .numpy()
         )
     arrays = read_weights(out / "model.safetensors")
-    here = network.outputs_here(found.model, found.preprocessing, arrays, photos).embedding
-    np.testing.assert_allclose(here, wanted, atol=1e-5 * np.abs(wanted).max())
+    actual = visual_outputs_jax(bundle.model, bundle.preprocessing, arrays, photos).embedding
+    np.testing.assert_allclose(actual, expected, atol=1e-5 * np.abs(expected).max())

@@ -10,13 +10,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def rows(name: str, *options: str) -> dict[str, list[str]]:
-    """First cell -> other cells of every row that the script prints, after a look at its machine
-    line.
-    """
+    """Runs a script for one round; returns first cell -> other cells of every printed row."""
     return printed_by(name, "--rounds", "1", *options)
 
 
 def printed_by(name: str, *options: str, **variables: str) -> dict[str, list[str]]:
+    """Runs a script, checks its machine line and returns first cell -> other cells of every row."""
     command = [sys.executable, "-m", f"benchmarks.{name}", *options]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", **variables}
     done = subprocess.run(

@@ -10,15 +10,15 @@ import sys
 import threading
 import time
 
-from helpers.index_maker import jpeg, photo
+from helpers.made_photos import jpeg, photo
 
 PHOTO = jpeg(photo(1, 99))
 
 
 def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 class Server:
@@ -37,7 +37,8 @@ class Server:
             "jax",
         ]
         self.process = subprocess.Popen(
-            [*command, "--largest-batch", "2", "--port", str(self.port), *flags], stderr=subprocess.PIPE, text=True,
+            [*command, "--max-batch", "2", "--port", str(self.port), *flags],
+            stderr=subprocess.PIPE, text=True,
             env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
         self.lines: list[str] = []

@@ -5,7 +5,8 @@ import types
 
 import numpy as np
 import pytest
-from helpers.index_maker import PRODUCTS, jpeg, photo, sku
+from helpers.made_photos import jpeg, photo, sku
+from helpers.small_index import PRODUCTS
 
 from sicot_jax.cli import main as cli
 from sicot_jax.errors import InputError
@@ -16,7 +17,7 @@ from sicot_jax.search.category import read_fusion, write_fusion
 
 @pytest.fixture
 def catalog(monkeypatch):
-    """Three new photos of each product of `index_maker`; the first product's say that they are of
+    """Three new photos of each product of the small index; the first product's say that they are of
     the second.
     """
     records = [
@@ -44,24 +45,24 @@ def test_the_table_by_hand(index, catalog):
     """
     path = layout.current_version(index) / layout.CATEGORY_FUSION
     write_fusion(path, dataclasses.replace(read_fusion(path), confident_from=0.0))
-    header, rows = cells(evaluation.evaluate([index, index], "somewhere"))
+    header, rows = cells(evaluation.evaluate_search([index, index], "somewhere"))
     assert header[0] == "made, 18 test photos, 2 seeds"
     assert len(header) == 7
-    assert rows[evaluation.ALL] == ["83.33", "100.00", "83.33", "83.33", "83.33", "83.33"]
+    assert rows[evaluation.ALL_MODULES] == ["83.33", "100.00", "83.33", "83.33", "83.33", "83.33"]
     everywhere = rows["similar products of all categories"]
     assert everywhere[:3] == ["0", "0", "0"]
     assert everywhere[4].startswith("+16.67 [")
     assert everywhere[5].startswith("-33.33 [")  # half of the products are of either kind
     assert rows["no category"][5] == everywhere[5]
-    assert set(rows["exact search in place of codes"]) == {"0"}
+    assert set(rows["exact search instead of codes"]) == {"0"}
 
 
 def test_an_index_without_categories(index, catalog):
     """Their rows are left out; beside another index that has them it is refused."""
     version = layout.current_version(index)
     (version / layout.CATEGORY_FUSION).unlink()
-    _, rows = cells(evaluation.evaluate([index], "somewhere"))
-    assert list(rows) == [evaluation.ALL, "exact search in place of codes"]
+    _, rows = cells(evaluation.evaluate_search([index], "somewhere"))
+    assert list(rows) == [evaluation.ALL_MODULES, "exact search instead of codes"]
 
 
 def test_a_ranker_is_a_module(index, catalog, monkeypatch):
@@ -71,11 +72,11 @@ def test_a_ranker_is_a_module(index, catalog, monkeypatch):
         def scores(self, similarity, products):
             return -similarity
 
-    _, before = cells(evaluation.evaluate([index], "somewhere"))
+    _, before = cells(evaluation.evaluate_search([index], "somewhere"))
     monkeypatch.setattr(evaluation, "read_ranker", lambda path: Reversed())
-    _, rows = cells(evaluation.evaluate([index], "somewhere"))
-    assert rows[evaluation.ALL][2] == "0.00"
-    assert before[evaluation.ALL][2] == "83.33"
+    _, rows = cells(evaluation.evaluate_search([index], "somewhere"))
+    assert rows[evaluation.ALL_MODULES][2] == "0.00"
+    assert before[evaluation.ALL_MODULES][2] == "83.33"
     assert rows["similar products nearest first"][2].startswith("+83.33 [")
 
 
@@ -84,18 +85,16 @@ def test_an_index_of_other_data(index, catalog):
     with pytest.raises(
         InputError, match="of another catalogue than made; give the one it was built from"
     ):
-        evaluation.evaluate([index], "somewhere")
+        evaluation.evaluate_search([index], "somewhere")
 
 
 def test_the_command(index, catalog, capsys):
-    cli.main(["evaluate", "search", "--index", str(index), "--path", "somewhere"])
+    cli.main(["evaluate", "search", "--index", str(index), "--catalog", "somewhere"])
     assert "made, 18 test photos, 1 seeds" in capsys.readouterr().out
-    for arguments, said in (
-        (["search", "--path", "x"], "--index DIR... and --path"),
-        ([], "--workdir RUN is needed"),
-    ):
-        assert cli.main(["evaluate", *arguments]) == 2
-        assert said in capsys.readouterr().err
+    for arguments, missing in ((["search", "--catalog", "x"], "--index"), (["run"], "--workdir")):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["evaluate", *arguments])
+        assert f"the following arguments are required: {missing}" in capsys.readouterr().err
 
 
 def test_intervals_are_of_photos_and_seeds():

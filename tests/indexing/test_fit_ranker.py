@@ -6,14 +6,17 @@ import time
 import zlib
 
 import pytest
-from helpers.index_maker import GOOD, LISTS, PRODUCTS, jpeg, photo, sku, visit
+from helpers.made_photos import jpeg, photo, sku
+from helpers.small_index import GOOD, LISTS, PRODUCTS, record_visits
 
 from sicot_jax.cli import main as cli
-from sicot_jax.events.store import Event, Events
+from sicot_jax.events.bots import BotLimits
+from sicot_jax.events.store import Event, EventStore
 from sicot_jax.index.storage import layout
-from sicot_jax.indexing import fit_ranker as rank
-from sicot_jax.indexing import update as change
-from sicot_jax.indexing.verify import verify
+from sicot_jax.indexing import fit_ranker
+from sicot_jax.indexing.shown_lists import shown_lists
+from sicot_jax.indexing.update import remove_products
+from sicot_jax.indexing.verify import verify_version
 from sicot_jax.search.ranker import read_ranker
 from sicot_jax.serve.settings import ServiceSettings
 
@@ -28,8 +31,8 @@ def rated(index, tmp_path, monkeypatch):
     """(index, events, photos): visitors who looked at all of what was shown and clicked on the good
     ones.
     """
-    monkeypatch.setattr(rank, "FEWEST", 20)
-    return index, *visit(index, tmp_path)
+    monkeypatch.setattr(fit_ranker, "MIN_CLICKED_LISTS", 20)
+    return index, *record_visits(index, tmp_path)
 
 
 def run(rated, *more):
@@ -78,19 +81,21 @@ def test_visitors_decide_the_order_of_similar_products(rated, capsys, caplog):
         assert next(
             found["sku"] for found in asked(client, 2, similar=2, category="kind 0")["similar"]
         ) == sku(4)
-        change.remove(index, [sku(4)])
+        remove_products(index, [sku(4)])
         time.sleep(0.3)
         assert asked(client, 2, any_category=True)["similar"][0]["sku"] == sku(1)
     report = ranker.report
     assert report["lists"] == LISTS
-    assert report["difference"][1] > 0
-    assert report["ndcg"] == pytest.approx(report["ndcg by likeness"] + report["difference"][0])
-    assert report["mattered"]["rating"]["ndcg lost"] == max(
-        m["ndcg lost"] for m in report["mattered"].values()
+    assert report["ndcg_difference"][1] > 0
+    assert report["ndcg"] == pytest.approx(
+        report["ndcg_by_similarity"] + report["ndcg_difference"][0]
     )
-    assert report["mattered"]["sales"]["known"] == 0
-    assert report["mattered"]["price"]["known"] == 1
-    assert verify(layout.current_version(index), checksums=True) == []
+    assert report["importance"]["rating"]["ndcg_loss"] == max(
+        m["ndcg_loss"] for m in report["importance"].values()
+    )
+    assert report["importance"]["sales"]["known"] == 0
+    assert report["importance"]["price"]["known"] == 1
+    assert verify_version(layout.current_version(index), checksums=True) == []
 
 
 def test_a_damaged_ranker_is_a_line_and_likeness_decides(rated, caplog):
@@ -109,7 +114,7 @@ def test_a_damaged_ranker_is_a_line_and_likeness_decides(rated, caplog):
     assert len(said) == 1
     assert "sha256" in said[0]
     assert "\n" not in said[0]
-    assert "sha256" in verify(layout.current_version(index))[0]
+    assert "sha256" in verify_version(layout.current_version(index))[0]
 
 
 def test_lists_without_a_photo_are_left_out(rated, capsys):
@@ -131,7 +136,7 @@ def test_lists_without_a_photo_are_left_out(rated, capsys):
 
 def test_nothing_is_written_that_is_not_better_than_likeness(rated, tmp_path, capsys):
     """Clicks on what is most alike, and on nothing else."""
-    store = Events(tmp_path / "other.sqlite")
+    store = EventStore(tmp_path / "other.sqlite")
     for n in range(LISTS):
         who = {"request_id": f"r{n}", "visitor": f"v{n % 97}", "variant": "a", "time": 1e9 + n}
         shown = tuple(sku((n + p) % PRODUCTS) for p in range(PRODUCTS))
@@ -163,8 +168,8 @@ def test_what_came_of_a_list():
     ]
     events += [
         event(f"bot{n}", "impression", f"bot{n}", "bot", shown=("a",))
-        for n in range(rank.LIMITS.views + 1)
+        for n in range(BotLimits().lists_per_day + 1)
     ]
-    before, view = rank.views(events)
-    assert (before.request_id, before.wanted) == ("before", {})
-    assert (view.shown, view.wanted) == (("a", "b", "c"), {"b": 1.0, "c": 5.0})
+    before, view = shown_lists(events)
+    assert (before.request_id, before.gain) == ("before", {})
+    assert (view.shown, view.gain) == (("a", "b", "c"), {"b": 1.0, "c": 5.0})

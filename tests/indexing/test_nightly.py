@@ -6,14 +6,14 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers.index_maker import jpeg, photo
+from helpers.made_photos import jpeg, photo
 
 from sicot_jax import config as config_lib
 from sicot_jax.catalog.importing.run import import_catalog
 from sicot_jax.cli import main as cli
 from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.storage import layout
-from sicot_jax.indexing.verify import verify
+from sicot_jax.indexing.verify import verify_version
 from sicot_jax.training.loop import train
 
 
@@ -44,7 +44,9 @@ def trained(tmp_path_factory):
         "train.steps=3",
         "loss.mixed=0",
     ]
-    train(config_lib.load_config("tiny", [f"--config.{flag}" for flag in overrides]), folder / "run")
+    train(
+        config_lib.load_config("tiny", [f"--config.{flag}" for flag in overrides]), folder / "run"
+    )
     return folder
 
 
@@ -82,7 +84,7 @@ def test_nights(night):
     code, printed, report = run()
     assert code == 0
     assert report["switched"]
-    assert report["products"] == {"before": 0, "now": 9, "new": 9, "gone": 0}
+    assert report["products"] == {"before": 0, "now": 9, "new": 9, "deleted": 0}
     code, printed, report = run()
     assert code == 0
     assert "nothing changed: v000001 stays in use" in printed.out
@@ -92,16 +94,16 @@ def test_nights(night):
     assert code == 0
     assert report["imported"]
     assert report["version"] == "v000002"
-    assert report["products"] == {"before": 9, "now": 9, "new": 1, "gone": 1}
+    assert report["products"] == {"before": 9, "now": 9, "new": 1, "deleted": 1}
     version = layout.current_version(index)
-    assert verify(version, checksums=True) == []
+    assert verify_version(version, checksums=True) == []
     opened = LocalIndex(version)
     assert opened.product("sku-4") is None
     assert opened.product("sku-11").title == "fine thing number 11"
-    assert opened.active_products().withdrawn.tolist() == [4]
-    assert opened.active_products().products.tolist() == [9]
-    features = np.asarray(opened._view.features, np.float32)
-    owners = np.asarray(opened._view.owners)
+    assert opened.active_products().deleted.tolist() == [4]
+    assert opened.active_products().new_products.tolist() == [9]
+    features = np.asarray(opened._snapshot.features, np.float32)
+    owners = np.asarray(opened._snapshot.row_products)
     found = opened.nearest(features[owners == 9][:1], 1)[0].products[0]
     assert found.product == 9
     opened.close()
@@ -117,7 +119,7 @@ def test_an_index_of_an_older_format_is_built_again(night):
     assert report["version"] == "v000002"
     assert not report["imported"]
     assert "format 1, this version reads" in printed.err
-    assert report["products"] == {"before": 9, "now": 9, "new": 0, "gone": 0}
+    assert report["products"] == {"before": 9, "now": 9, "new": 0, "deleted": 0}
 
 
 def test_a_night_that_fails_leaves_the_index(night):
@@ -131,7 +133,7 @@ def test_a_night_that_fails_leaves_the_index(night):
     assert code == cli.INPUT_ERROR
     assert len(printed.err.strip().splitlines()[-1:]) == 1
     assert layout.current_version(index).name == "v000001"
-    assert verify(layout.current_version(index)) == []
+    assert verify_version(layout.current_version(index)) == []
 
 
 @pytest.mark.database

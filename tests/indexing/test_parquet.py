@@ -4,28 +4,30 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers.index_maker import BITS, PHOTOS, PRODUCTS, WIDTH, jpeg, photo, sku, write_manifest_csv
+from helpers.made_photos import jpeg, photo, sku, write_manifest_csv
+from helpers.small_index import BITS, PHOTOS, PRODUCTS, WIDTH
 from pyarrow import parquet
 
 from sicot_jax.cli import main as cli
 from sicot_jax.errors import InputError
 from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.storage import layout
-from sicot_jax.indexing import parquet as exchange
-from sicot_jax.indexing import update as change
-from sicot_jax.indexing.verify import verify
+from sicot_jax.indexing import parquet as index_parquet
+from sicot_jax.indexing.add import add_products
+from sicot_jax.indexing.update import remove_products, update_products
+from sicot_jax.indexing.verify import verify_version
 from sicot_jax.search.ranking_features import image_sharpness
 
 
 @pytest.fixture
 def changed(index, tmp_path):
     """With a product withdrawn, one new, and a price."""
-    change.remove(index, [sku(2)])
+    remove_products(index, [sku(2)])
     photos = {f"{n}.jpg": jpeg(photo(8, n)) for n in range(2)}
     rows = [{"image": name, "sku": "new", "category": "kind 0"} for name in photos]
-    change.add(index, write_manifest_csv(tmp_path / "feed", rows, photos))
+    add_products(index, write_manifest_csv(tmp_path / "feed", rows, photos))
     (tmp_path / "prices.csv").write_text("sku,price\nsku-1,9.5\n")
-    change.update(index, tmp_path / "prices.csv")
+    update_products(index, tmp_path / "prices.csv")
     return index
 
 
@@ -34,12 +36,14 @@ def found(index, k=PRODUCTS, **more):
     opened = LocalIndex(layout.current_version(index))
     queries = np.random.default_rng(0).random((5, WIDTH)).astype(np.float32)
     near = [
-        [(opened.products([n.product])[0].sku, round(n.similarity, 3)) for n in hits.products]
+        [(opened.products([n.product_id])[0].sku, round(n.similarity, 3)) for n in hits.products]
         for hits in opened.nearest(queries, k, **more)
     ]
     rows = {
         opened.products([int(number)])[0].sku: row
-        for number, row in zip(opened.active_products().products, opened.active_products().kernel, strict=True)
+        for number, row in zip(
+            opened.active_products().new_products, opened.active_products().kernel, strict=True
+        )
     }
     opened.close()
     return near, rows
@@ -58,7 +62,7 @@ def test_there_and_back(changed, tmp_path, capsys):
         == 0
     )
     version = layout.current_version(tmp_path / "other")
-    assert verify(version, checksums=True) == []
+    assert verify_version(version, checksums=True) == []
     for category in (None, "kind 0", "kind 1"):
         (near, rows), (near_before, rows_before) = (
             found(i, category=category) for i in (tmp_path / "other", changed)
@@ -67,33 +71,33 @@ def test_there_and_back(changed, tmp_path, capsys):
         np.testing.assert_allclose(rows["new"], rows_before["new"], rtol=1e-5)
     manifest = layout.read_index_manifest(version)
     assert sorted(manifest.category_ranges) == ["kind 0", "kind 1"]
-    assert sum(last - first for first, last in manifest.categories.values()) == manifest.num_photos
+    assert sum(last - first for first, last in manifest.category_ranges.values()) == manifest.num_photos
     opened = LocalIndex(version)
     assert opened.product(sku(1)).quality == {"price": 9.5}
     assert opened.product(sku(2)) is None
     assert opened.product("new").quality == {"sharpness": image_sharpness(jpeg(photo(8, 0)))}
-    assert opened.active_products().withdrawn.tolist() == [2]  # the model still knows it
-    assert opened.picture(opened.product("new").pictures[0]) == jpeg(photo(8, 0))
+    assert opened.active_products().deleted.tolist() == [2]  # the model still knows it
+    assert opened.picture(opened.product("new").picture_rows[0]) == jpeg(photo(8, 0))
     opened.close()
 
 
 def test_what_others_read(changed, tmp_path):
     """Plain columns: embeddings of length 1 and their codes."""
-    exchange.export_index(changed, tmp_path / "out")
-    photos = parquet.read_table(tmp_path / "out" / exchange.PHOTOS)
+    index_parquet.export_index(changed, tmp_path / "out")
+    photos = parquet.read_table(tmp_path / "out" / index_parquet.PHOTOS)
     assert photos.column_names == ["sku", "image_id", "embedding", "code", "picture"]
     embeddings = np.array(photos["embedding"].to_pylist())
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-3)
     assert {len(code) for code in photos["code"].to_pylist()} == {BITS // 8}
-    products = parquet.read_table(tmp_path / "out" / exchange.PRODUCTS).to_pydict()
+    products = parquet.read_table(tmp_path / "out" / index_parquet.PRODUCTS).to_pydict()
     assert products["price"][products["sku"].index(sku(1))] == 9.5
     assert products["sales"] == [None] * PRODUCTS
 
 
 def test_what_cannot_be_read_leaves_the_index(changed, tmp_path, capsys):
-    exchange.export_index(changed, tmp_path / "out")
+    index_parquet.export_index(changed, tmp_path / "out")
     with pytest.raises(InputError, match="exists; give another --out"):
-        exchange.export_index(changed, tmp_path / "out")
+        index_parquet.export_index(changed, tmp_path / "out")
     before = layout.current_version(changed)
 
     def refused(said):
@@ -104,11 +108,11 @@ def test_what_cannot_be_read_leaves_the_index(changed, tmp_path, capsys):
         err = capsys.readouterr().err
         assert said in err and len(err.splitlines()) == 1, err
         assert layout.current_version(changed) == before
-        assert verify(before) == []
+        assert verify_version(before) == []
         shutil.rmtree(tmp_path / "bad", ignore_errors=True)
 
     refused("wanted the manifest of a product index")
-    for name in (exchange.PRODUCTS, exchange.PHOTOS):
+    for name in (index_parquet.PRODUCTS, index_parquet.PHOTOS):
         for damage in ("cut", "gone"):
             shutil.copytree(tmp_path / "out", tmp_path / "bad")
             data = (tmp_path / "bad" / name).read_bytes()
@@ -117,9 +121,9 @@ def test_what_cannot_be_read_leaves_the_index(changed, tmp_path, capsys):
                 (tmp_path / "bad" / name).write_bytes(data[: len(data) // 2])
             refused("wanted a file of `sicot index export`")
     shutil.copytree(tmp_path / "out", tmp_path / "bad")
-    table = parquet.read_table(tmp_path / "bad" / exchange.PRODUCTS)
-    parquet.write_table(table.slice(1), tmp_path / "bad" / exchange.PRODUCTS)
+    table = parquet.read_table(tmp_path / "bad" / index_parquet.PRODUCTS)
+    parquet.write_table(table.slice(1), tmp_path / "bad" / index_parquet.PRODUCTS)
     refused("which is not in products.parquet")
     shutil.copytree(tmp_path / "out", tmp_path / "bad")
     (tmp_path / "bad" / "model" / "model.safetensors").write_bytes(b"x")
-    refused("not as it was written")
+    refused("its sha256 does not match")

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 
 from sicot_jax.errors import InputError
-from sicot_jax.indexing import title_regression as titles
+from sicot_jax.indexing.title_regression import (
+    fit_title_regression,
+    load_title_regression,
+    save_title_regression,
+)
 
 
 def shop(count=200, width=8, seed=0):
@@ -24,8 +28,8 @@ def shop(count=200, width=8, seed=0):
 
 def test_directions_of_other_products_are_foretold():
     texts, directions = shop()
-    fitted = titles.fit(texts[:100], directions[:100], np.full(100, 20))
-    found = fitted.directions(texts[100:])
+    fitted = fit_title_regression(texts[:100], directions[:100], np.full(100, 20))
+    found = fitted.predict(texts[100:])
     assert found.dtype == np.float32
     left = np.square(found - directions[100:]).sum() / np.square(directions[100:]).sum()
     assert left < 0.05
@@ -36,41 +40,47 @@ def test_by_hand():
     weights 1.
     """
     directions = np.array([[1.0], [1.0], [-1.0], [-1.0]], np.float32)
-    fitted = titles.fit([("a", ""), ("a", ""), ("b", ""), ("b", "")], directions, np.full(4, 50))
+    fitted = fit_title_regression(
+        [("a", ""), ("a", ""), ("b", ""), ("b", "")], directions, np.full(4, 50)
+    )
     assert fitted.words == ("a", "b")
     assert fitted.mean.tolist() == [0.5, 0.5]
     # Columns are (+, +, -, -) / 2 and its opposite: Gram [[1, -1], [-1, 1]], so that B = (2, -2) /
     # (2 + 0.3).
     np.testing.assert_allclose(fitted.weights[:, 0], [2 / 2.3, -2 / 2.3], rtol=1e-6)
     np.testing.assert_allclose(
-        fitted.directions([("A!", ""), ("other", "")])[:, 0], [2 / 2.3, 0], rtol=1e-6
+        fitted.predict([("A!", ""), ("other", "")])[:, 0], [2 / 2.3, 0], rtol=1e-6
     )
 
 
 def test_products_with_few_photos_count_less():
     texts = [("a", ""), ("a", ""), ("b", ""), ("b", "")]
     directions = np.array([[1.0], [3.0], [-2.0], [-2.0]], np.float32)
-    many, few = (titles.fit(texts, directions, np.array([n, 20, 20, 20])) for n in (20, 1))
-    assert few.directions([("a", "")]) > many.directions([("a", "")])
+    many, few = (
+        fit_title_regression(texts, directions, np.array([n, 20, 20, 20])) for n in (20, 1)
+    )
+    assert few.predict([("a", "")]) > many.predict([("a", "")])
 
 
 def test_words_of_one_product_tell_nothing():
-    fitted = titles.fit([("one", ""), ("two", "")], np.ones((2, 3), np.float32), np.ones(2))
+    fitted = fit_title_regression(
+        [("one", ""), ("two", "")], np.ones((2, 3), np.float32), np.ones(2)
+    )
     assert fitted.words == ()
-    assert fitted.directions([("one", "x")]).tolist() == [[0, 0, 0]]
+    assert fitted.predict([("one", "x")]).tolist() == [[0, 0, 0]]
 
 
 def test_a_file(tmp_path):
     texts, directions = shop(50)
     for fitted in (
-        titles.fit(texts, directions, np.ones(50)),
-        titles.fit([], np.zeros((0, 8)), np.zeros(0)),
+        fit_title_regression(texts, directions, np.ones(50)),
+        fit_title_regression([], np.zeros((0, 8)), np.zeros(0)),
     ):
-        titles.save(tmp_path / "titles.npz", fitted)
-        read = titles.load(tmp_path / "titles.npz")
+        save_title_regression(tmp_path / "titles.npz", fitted)
+        read = load_title_regression(tmp_path / "titles.npz")
         assert read.words == fitted.words
         assert np.array_equal(read.weights, fitted.weights)
-        assert np.array_equal(read.directions(texts), fitted.directions(texts))
+        assert np.array_equal(read.predict(texts), fitted.predict(texts))
     (tmp_path / "titles.npz").write_bytes(b"nothing")
-    with pytest.raises(InputError, match="no words of titles"):
-        titles.load(tmp_path / "titles.npz")
+    with pytest.raises(InputError, match="no title regression"):
+        load_title_regression(tmp_path / "titles.npz")

@@ -5,16 +5,20 @@ import json
 
 import numpy as np
 import pytest
-from helpers.index_maker import PHOTOS, PRODUCTS, WIDTH, jpeg, photo, sku, write_manifest_csv
+from helpers.made_photos import jpeg, photo, sku, write_manifest_csv
+from helpers.small_index import PHOTOS, PRODUCTS, WIDTH
 
 from sicot_jax.cli import main as cli
 from sicot_jax.errors import InputError
 from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage.products import ProductStore
-from sicot_jax.indexing import title_regression as titles
-from sicot_jax.indexing import update as change
-from sicot_jax.indexing.verify import verify
+from sicot_jax.index.storage.vectors import VectorFiles
+from sicot_jax.indexing import add
+from sicot_jax.indexing.add import add_products, open_index_engine
+from sicot_jax.indexing.title_regression import load_title_regression
+from sicot_jax.indexing.update import remove_products, update_products
+from sicot_jax.indexing.verify import verify_version
 from sicot_jax.search.answer import Query, Searcher
 
 NEW = PRODUCTS + 1  # a colour that no product has
@@ -34,22 +38,28 @@ def offered_of(index):
     return found
 
 
+def shop_numbers(record):
+    """Quality numbers of a record that the shop provides; the sharpness is computed."""
+    assert record.quality["sharpness"] > 0
+    return {name: value for name, value in record.quality.items() if name != "sharpness"}
+
+
 def whole(index):
-    return verify(layout.current_version(index))
+    return verify_version(layout.current_version(index))
 
 
 def test_a_new_product_is_found_and_has_a_row(index, tmp_path):
     """From its first two photos and its title: the nearest in the index, and in the classifier w =
     mean row + r unit(d) with d = (2 (m - g) + t / 2) / 2.5.
     """
-    found = change.add(
+    found = add_products(
         index, feed(tmp_path / "feed", [NEW], title="a new thing", category="kind 1")
     )
     assert (found.new_products, found.new_photos, found.dropped) == (1, 2, [])
     assert whole(index) == []
     opened = LocalIndex(layout.current_version(index))
-    engine = change.open_engine(opened.folder)
-    embedding, logits, _ = next(engine(photo(NEW, 77)[None]).each())
+    engine = open_index_engine(opened.folder)
+    embedding, logits, _ = next(engine(photo(NEW, 77)[None]).per_photo())
     answer = Searcher(opened).answer(
         Query(embedding, logits, k=PRODUCTS + 1, num_similar=1, category="kind 1")
     )
@@ -57,19 +67,21 @@ def test_a_new_product_is_found_and_has_a_row(index, tmp_path):
     assert "a new thing" in [match.product.title for match in answer.matches]
     with np.load(opened.folder / layout.IMPRINT) as made_with:
         features = np.asarray(
-            opened._view.features[-2:], np.float32
+            opened._snapshot.features[-2:], np.float32
         )  # their length is 1 to what float16 holds
         apart = (features / np.linalg.norm(features, axis=1, keepdims=True)).mean(0) - made_with[
-            "centre"
+            "center"
         ]
-        told = titles.load(opened.folder / layout.TITLE_REGRESSION).directions([("a new thing", "kind 1")])[0]
+        told = load_title_regression(opened.folder / layout.TITLE_REGRESSION).predict(
+            [("a new thing", "kind 1")]
+        )[0]
         assert np.linalg.norm(told) > 0.01
         towards = (2 * apart + told / 2) / 2.5
         row = made_with["mean_row"] + made_with["scale"] * towards / np.linalg.norm(towards)
         assert made_with["scale"] > 0
     np.testing.assert_allclose(opened.active_products().kernel, [row], rtol=1e-5)
-    assert opened.active_products().products.tolist() == [PRODUCTS]
-    known, logits, _ = next(engine(photo(0, 77)[None]).each())
+    assert opened.active_products().new_products.tolist() == [PRODUCTS]
+    known, logits, _ = next(engine(photo(0, 77)[None]).per_photo())
     assert Searcher(opened).answer(Query(known, logits, k=1, num_similar=0)).matches[
         0
     ].product.sku == sku(0)
@@ -78,9 +90,9 @@ def test_a_new_product_is_found_and_has_a_row(index, tmp_path):
 
 def test_the_same_feed_again_changes_nothing(index, tmp_path):
     source = feed(tmp_path / "feed", [0, NEW])
-    change.add(index, source)
+    add_products(index, source)
     before = offered_of(index)
-    again = change.add(index, source)
+    again = add_products(index, source)
     assert (again.new_products, again.new_photos, again.known_photos) == (0, 0, 4)
     assert (
         offered_of(index) == before == {"products": PRODUCTS + 1, "photos": PRODUCTS * PHOTOS + 4}
@@ -89,27 +101,27 @@ def test_the_same_feed_again_changes_nothing(index, tmp_path):
 
 def test_more_photos_of_a_product_keep_its_card(index, tmp_path):
     """What the feed leaves empty stays, what it says is taken."""
-    change.add(index, feed(tmp_path / "feed", [1], tags="new tag"))
-    cards = ProductStore(layout.current_version(index) / layout.PRODUCTS)
-    product = cards.product(sku(1))
+    add_products(index, feed(tmp_path / "feed", [1], tags="new tag"))
+    store = ProductStore(layout.current_version(index) / layout.PRODUCTS)
+    product = store.product(sku(1))
     assert (product.title, product.tags, product.category) == (
         f"title {sku(1)}",
         "new tag",
         "kind 1",
     )
-    assert cards.count_photos(product.product) == PHOTOS + 2
-    assert len(product.pictures) == PHOTOS
-    cards.close()
+    assert store.count_photos(product.product_id) == PHOTOS + 2
+    assert len(product.picture_rows) == PHOTOS
+    store.close()
 
 
 def test_a_withdrawn_product_comes_back_with_its_photos(index, tmp_path):
-    assert change.remove(index, [sku(2)]) == 1
+    assert remove_products(index, [sku(2)]) == 1
     assert offered_of(index)["products"] == PRODUCTS - 1
-    assert change.remove(index, [sku(2)]) == 0
-    change.add(index, feed(tmp_path / "feed", [2], photos=1))
+    assert remove_products(index, [sku(2)]) == 0
+    add_products(index, feed(tmp_path / "feed", [2], photos=1))
     assert offered_of(index)["products"] == PRODUCTS
     opened = LocalIndex(layout.current_version(index))
-    assert opened.count_photos(opened.product(sku(2)).product) == PHOTOS + 1
+    assert opened.count_photos(opened.product(sku(2)).product_id) == PHOTOS + 1
     opened.close()
 
 
@@ -144,10 +156,12 @@ def test_a_feed_of_which_nothing_can_be_used_fails(index, tmp_path, capsys):
 def test_folders_per_sku(index, tmp_path):
     (tmp_path / "feed" / "shoe").mkdir(parents=True)
     (tmp_path / "feed" / "shoe" / "1.jpg").write_bytes(jpeg(photo(NEW)))
-    assert change.add(index, tmp_path / "feed").new_products == 1
+    assert add_products(index, tmp_path / "feed").new_products == 1
 
 
-@pytest.mark.parametrize("after", [layout.FEATURES, layout.CODES, layout.ROW_PRODUCTS, "the cards"])
+@pytest.mark.parametrize(
+    "after", [layout.FEATURES, layout.CODES, layout.ROW_PRODUCTS, "the product store"]
+)
 def test_an_addition_that_was_stopped_leaves_nothing_and_can_be_given_again(
     index, tmp_path, monkeypatch, after
 ):
@@ -158,38 +172,38 @@ def test_an_addition_that_was_stopped_leaves_nothing_and_can_be_given_again(
         pass
 
     with monkeypatch.context() as patch:
-        if after == "the cards":
-            patch.setattr(change.cards_of, "set_num_rows", lambda *_: (_ for _ in ()).throw(Killed))
+        if after == "the product store":
+            patch.setattr(add, "set_num_rows", lambda *_: (_ for _ in ()).throw(Killed))
         else:
-            write = change.VectorFiles.write
+            write = VectorFiles.write_rows
 
             def stopping(self, name, at, lines):
                 write(self, name, at, lines)
                 if name == after:
                     raise Killed
 
-            patch.setattr(change.VectorFiles, "write", stopping)
+            patch.setattr(VectorFiles, "write_rows", stopping)
         with pytest.raises(Killed):
-            change.add(index, source)
-    assert verify(version, checksums=True) == []
+            add_products(index, source)
+    assert verify_version(version, checksums=True) == []
     assert offered_of(index) == {"products": PRODUCTS, "photos": PRODUCTS * PHOTOS}
-    assert change.add(index, source).new_photos == 4
-    assert verify(version, checksums=True) == []
+    assert add_products(index, source).new_photos == 4
+    assert verify_version(version, checksums=True) == []
 
 
 def test_photos_are_withdrawn_alone(index):
     """Those of a product's photos that are gone are not found; the product is."""
     version = layout.current_version(index)
-    cards = ProductStore(version / layout.PRODUCTS)
-    (image_id,) = cards.connection.execute("SELECT image_id FROM photos WHERE place = 0").fetchone()
-    product = cards.connection.execute("SELECT product FROM photos WHERE place = 0").fetchone()[0]
-    assert change.remove(index, [], photos=[image_id]) == 1
-    assert cards.count_photos(product) == 3
-    assert 0 not in cards.products([product])[0].pictures
-    cards.close()
+    store = ProductStore(version / layout.PRODUCTS)
+    (image_id,) = store.connection.execute("SELECT image_id FROM photos WHERE row = 0").fetchone()
+    product = store.connection.execute("SELECT product_id FROM photos WHERE row = 0").fetchone()[0]
+    assert remove_products(index, [], photos=[image_id]) == 1
+    assert store.count_photos(product) == 3
+    assert 0 not in store.products([product])[0].picture_rows
+    store.close()
     opened = LocalIndex(version)
-    feature = np.asarray(opened._view.features[0], np.float32)
-    assert 0 not in [n.place for n in opened.nearest(feature[None], PRODUCTS)[0].products]
+    feature = np.asarray(opened._snapshot.features[0], np.float32)
+    assert 0 not in [n.row for n in opened.nearest(feature[None], PRODUCTS)[0].products]
     opened.close()
 
 
@@ -199,7 +213,7 @@ def test_photos_are_withdrawn_alone(index):
 )
 def test_removing_what_was_never_there_changes_nothing(index, skus, photos, said):
     with pytest.raises(InputError, match=said):
-        change.remove(index, skus, photos=photos)
+        remove_products(index, skus, photos=photos)
     assert offered_of(index)["products"] == PRODUCTS
 
 
@@ -208,12 +222,12 @@ def test_cards_are_updated(index, tmp_path, capsys):
     path.write_text("sku,title,price,sales\nsku-0,new title,9.5,\nsku-1,,,12\n")
     assert cli.main(["index", "update", "--index", str(index), str(path)]) == 0
     path.write_text("sku,rating\nsku-0,4\n")
-    assert change.update(index, path) == 1
-    cards = ProductStore(layout.current_version(index) / layout.PRODUCTS)
-    first, second = cards.products([0, 1])
-    assert (first.title, first.quality) == ("new title", {"price": 9.5, "rating": 4.0})
-    assert (second.title, second.quality) == ("title sku-1", {"sales": 12.0})
-    cards.close()
+    assert update_products(index, path) == 1
+    store = ProductStore(layout.current_version(index) / layout.PRODUCTS)
+    first, second = store.products([0, 1])
+    assert (first.title, shop_numbers(first)) == ("new title", {"price": 9.5, "rating": 4.0})
+    assert (second.title, shop_numbers(second)) == ("title sku-1", {"sales": 12.0})
+    store.close()
 
 
 @pytest.mark.parametrize(
@@ -232,20 +246,20 @@ def test_an_update_that_cannot_be_used_changes_nothing(index, tmp_path, text, sa
     path = tmp_path / "prices.csv"
     path.write_text(text)
     with pytest.raises(InputError, match=said):
-        change.update(index, path)
-    cards = ProductStore(layout.current_version(index) / layout.PRODUCTS)
-    assert cards.products([0])[0].quality == {}
-    cards.close()
+        update_products(index, path)
+    store = ProductStore(layout.current_version(index) / layout.PRODUCTS)
+    assert shop_numbers(store.products([0])[0]) == {}
+    store.close()
 
 
 def test_damage_is_found(index, capsys):
     """Each file in turn: a byte, or its end."""
     version = layout.current_version(index)
     assert cli.main(["index", "verify", "--index", str(index)]) == 0
-    assert capsys.readouterr().out.strip().endswith("whole")
+    assert capsys.readouterr().out.strip().endswith("complete")
     damages = {
-        layout.FEATURES: "features.f16", layout.CODES: "codes.u8", layout.ROW_PRODUCTS: "owners.i32", layout.BINARY_ENCODER: "codebook",
-        layout.REJECTION: "unknown", layout.PRODUCTS: "cards", layout.MANIFEST: "build the index again",
+        layout.FEATURES: "features.f16", layout.CODES: "codes.u8", layout.ROW_PRODUCTS: "row_products.i32", layout.BINARY_ENCODER: "encoder",
+        layout.REJECTION: "rejection", layout.PRODUCTS: "products.sqlite", layout.MANIFEST: "build the index again",
         "model/model.safetensors": "not as it was",
     }  # fmt: skip
     for name, said in damages.items():
@@ -265,46 +279,49 @@ def test_damage_is_found(index, capsys):
                 err,
             )
         (version / name).write_bytes(before)
-    assert verify(version, checksums=True) == []
+    assert verify_version(version, checksums=True) == []
 
 
 def test_two_writers_do_not_meet(index, tmp_path):
-    with layout.write_lock(index), pytest.raises(InputError, match="another process is changing it"):
-        change.remove(index, [sku(0)])
+    with (
+        layout.write_lock(index),
+        pytest.raises(InputError, match="another process is changing it"),
+    ):
+        remove_products(index, [sku(0)])
 
 
 def test_quality_is_json(index):
-    cards = ProductStore(layout.current_version(index) / layout.PRODUCTS)
-    stored = cards.connection.execute("SELECT quality FROM products").fetchall()
-    assert [json.loads(row[0]) for row in stored] == [{}] * PRODUCTS
-    cards.close()
+    store = ProductStore(layout.current_version(index) / layout.PRODUCTS)
+    stored = store.connection.execute("SELECT quality FROM products").fetchall()
+    assert [set(json.loads(row[0])) for row in stored] == [{"sharpness"}] * PRODUCTS
+    store.close()
 
 
 def test_a_row_is_of_the_photos_that_are_left(index, tmp_path):
     """A later product with one of two photos withdrawn has the row of the other; with none left it
     has no row.
     """
-    change.add(index, feed(tmp_path / "feed", [NEW]))
-    cards = ProductStore(layout.current_version(index) / layout.PRODUCTS)
-    find = "SELECT image_id FROM photos WHERE product = ? ORDER BY place"
-    first, second = (row[0] for row in cards.connection.execute(find, (PRODUCTS,)))
-    cards.close()
+    add_products(index, feed(tmp_path / "feed", [NEW]))
+    store = ProductStore(layout.current_version(index) / layout.PRODUCTS)
+    find = "SELECT image_id FROM photos WHERE product_id = ? ORDER BY row"
+    first, second = (row[0] for row in store.connection.execute(find, (PRODUCTS,)))
+    store.close()
     opened = LocalIndex(layout.current_version(index))
     both = opened.active_products().kernel[0]
-    change.remove(index, [], photos=[first])
+    remove_products(index, [], photos=[first])
     assert opened.refresh()
     assert not np.allclose(opened.active_products().kernel[0], both)
-    change.remove(index, [], photos=[second])
+    remove_products(index, [], photos=[second])
     assert opened.refresh()
-    assert len(opened.active_products().products) == 0
+    assert len(opened.active_products().new_products) == 0
     opened.close()
 
 
 def test_an_index_that_is_not_there_is_not_made(tmp_path):
     for call in (
-        lambda i: change.remove(i, ["x"]),
-        lambda i: change.add(i, tmp_path),
-        lambda i: change.update(i, tmp_path),
+        lambda i: remove_products(i, ["x"]),
+        lambda i: add_products(i, tmp_path),
+        lambda i: update_products(i, tmp_path),
     ):
         with pytest.raises(InputError, match="no product index there"):
             call(tmp_path / "typo")
@@ -313,13 +330,15 @@ def test_an_index_that_is_not_there_is_not_made(tmp_path):
 
 def test_a_picture_of_another_product_is_a_fault(index):
     version = layout.current_version(index)
-    assert verify(version) == []
+    assert verify_version(version) == []
     with (
-        contextlib.closing(ProductStore(version / layout.PRODUCTS, writable=True)) as cards,
-        cards.change() as connection,
+        contextlib.closing(ProductStore(version / layout.PRODUCTS, writable=True)) as store,
+        store.transaction() as connection,
     ):
-        connection.execute("UPDATE pictures SET product = product + 1 WHERE place IN (0, 1)")
-    assert verify(version) == [f"{layout.PRODUCTS}: 2 pictures of another product than their photos"]
+        connection.execute("UPDATE pictures SET product_id = product_id + 1 WHERE row IN (0, 1)")
+    assert verify_version(version) == [
+        f"{layout.PRODUCTS}: 2 pictures of another product than their photos"
+    ]
 
 
 def test_another_title_makes_another_row(index, tmp_path):
@@ -327,23 +346,23 @@ def test_another_title_makes_another_row(index, tmp_path):
     titles make none.
     """
     source = feed(tmp_path / "feed", [NEW], title="a new thing", category="kind 1")
-    change.add(index, source)
+    add_products(index, source)
     version = layout.current_version(index)
 
     def row():
-        with contextlib.closing(ProductStore(version / layout.PRODUCTS)) as cards:
-            return cards.state(WIDTH).kernel[0]
+        with contextlib.closing(ProductStore(version / layout.PRODUCTS)) as store:
+            return store.state(WIDTH).kernel[0]
 
     first, table = row(), tmp_path / "update.csv"
     table.write_text(f"sku,tags\n{sku(NEW)},other\n")
-    change.update(index, table)
+    update_products(index, table)
     assert np.array_equal(row(), first)
     table.write_text(f"sku,category\n{sku(NEW)},kind 0\n{sku(0)},kind 1\n")
-    assert change.update(index, table) == 2
+    assert update_products(index, table) == 2
     moved = row()
     assert np.linalg.norm(moved - first) > 1e-3
     assert whole(index) == []
-    assert change.add(index, source).new_photos == 0
+    assert add_products(index, source).new_photos == 0
     np.testing.assert_allclose(row(), first, rtol=1e-6)
 
 
@@ -351,18 +370,18 @@ def test_a_product_may_change_its_category_again_and_again(index, tmp_path):
     """By feeds and by updates, to and fro; it is found where it is."""
     table = tmp_path / "update.csv"
     for number in (1, 2, 1):
-        change.add(index, feed(tmp_path / f"feed-{number}", [1], category=f"other {number}"))
+        add_products(index, feed(tmp_path / f"feed-{number}", [1], category=f"other {number}"))
     table.write_text(f"sku,category\n{sku(1)},kind 1\n")
-    change.update(index, table)
-    change.update(index, table)
-    change.add(index, feed(tmp_path / "last", [1], category="other 3"))
+    update_products(index, table)
+    update_products(index, table)
+    add_products(index, feed(tmp_path / "last", [1], category="other 3"))
     opened = LocalIndex(layout.current_version(index))
-    query = np.asarray(opened._view.features[-1], np.float32)[None]
-    assert [n.product for n in opened.nearest(query, 1, category="other 3")[0].products] == [1]
+    query = np.asarray(opened._snapshot.features[-1], np.float32)[None]
+    assert [n.product_id for n in opened.nearest(query, 1, category="other 3")[0].products] == [1]
     assert opened.product(sku(1)).category == "other 3"
     assert opened.nearest(query, 1, category="other 1")[0].products == []
-    offered = opened.active_products()
-    assert [offered.names[number] for number in offered.category] == [
+    active = opened.active_products()
+    assert [active.category_names[number] for number in active.product_category] == [
         "other 3" if number == 1 else f"kind {number % 2}" for number in range(PRODUCTS)
     ]
     opened.close()

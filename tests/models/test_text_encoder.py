@@ -189,16 +189,16 @@ def test_word_order(encoder):
 def test_bi_lstm_equals_torch():
     torch = pytest.importorskip("torch")
     units, lengths = WIDTH // 2, [5, 2, 1]
-    module = BiLSTM(WIDTH, rng=np.random.default_rng(2))
+    module = BiLSTM(WIDTH, dtype=jnp.float32, rng=np.random.default_rng(2))
     reference = torch.nn.LSTM(WIDTH, units, batch_first=True, bidirectional=True)
     with torch.no_grad():
-        for side, suffix in enumerate(["", "_reverse"]):
+        for rnn, suffix in [(module.forward, ""), (module.backward, "_reverse")]:
             for name, parameter in [
-                ("weight_ih", module.kernel),
-                ("weight_hh", module.recurrent),
-                ("bias_ih", module.bias),
+                ("weight_ih", rnn.cell.dense_i.kernel),
+                ("weight_hh", rnn.cell.dense_h.kernel),
+                ("bias_ih", rnn.cell.dense_h.bias),
             ]:
-                values = np.array(parameter[...][side].T)
+                values = np.array(parameter[...].T)
                 getattr(reference, f"{name}_l0{suffix}").copy_(torch.from_numpy(values))
             getattr(reference, f"bias_hh_l0{suffix}").zero_()
         words = WORDS[[0, 1, 3]]

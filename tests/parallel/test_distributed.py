@@ -16,8 +16,8 @@ import pytest
 from sicot_jax.cli import main as cli
 from sicot_jax.common.trees import path_name
 from sicot_jax.parallel import distributed, mesh
-from sicot_jax.training import run as runs
 from sicot_jax.training.checkpoint import Checkpoints
+from sicot_jax.training.run import read_run
 from sicot_jax.training.setup import make_setup
 from sicot_jax.training.state import abstract_state
 
@@ -83,7 +83,7 @@ def without_transport_lines(text: str) -> str:
 
 def state_of(workdir) -> dict[str, np.ndarray]:
     """Arrays of the last checkpoint by name, read by this process onto one device."""
-    run = runs.read_run(workdir)
+    run = read_run(workdir)
     device_mesh = mesh.make_mesh(data=1, devices=jax.devices()[:1])
     with jax.set_mesh(device_mesh):
         checkpoints = Checkpoints(workdir, num_classes=run.shape.num_classes)
@@ -99,7 +99,7 @@ def one_step(tmp_path_factory):
     """One training step by one process of eight devices, and by two of four: run folder and (code,
     output, errors).
 
-    Without momentum and decay, and with a rate beside which the starting values vanish: -RATE *
+    Without momentum and decay, and with a rate so large that the initial values vanish: -RATE *
       gradient is what is left.
     """
     folder = tmp_path_factory.mktemp("hosts")

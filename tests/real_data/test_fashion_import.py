@@ -1,4 +1,4 @@
-"""The Fashion photos at hand, imported as a whole once."""
+"""Imports all Fashion photos where they are available."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def made(tmp_path_factory):
     folder = DATA / "fashion_products"
     if not (folder / "styles.csv").exists():
         pytest.skip(
-            f"no Fashion photos in {folder}; set SICOT_SHARED_DATA to the folder that holds fashion_products/"
+            f"no Fashion photos in {folder}; "
+            "set SICOT_SHARED_DATA to the folder that holds fashion_products/"
         )
     settings = ImportSettings(word_epochs=1, word_width=16)
     return import_catalog(
@@ -65,10 +66,8 @@ def test_every_class_has_all_three_splits(made):
     assert counts["train"].min() >= 1
 
 
-def test_both_arms_train_on_real_photos(made, tmp_path):
-    """Two steps of the Fashion config for each arm; accuracy means nothing yet, the table's counts
-    do.
-    """
+def test_both_variants_train_on_real_photos(made, tmp_path):
+    """Two steps of the Fashion config for each variant: the table has the right counts."""
     import dataclasses
 
     from sicot_jax import config
@@ -84,8 +83,8 @@ def test_both_arms_train_on_real_photos(made, tmp_path):
         eval=dataclasses.replace(fashion.eval, max_photos=256),
     )
     compare.compare(fashion, tmp_path)
-    for arm in ("baseline", "co_training"):
-        finished = read_run_folder(tmp_path / arm)
+    for variant in ("baseline", "co_training"):
+        finished = read_run_folder(tmp_path / variant)
         accuracy = finished.results["accuracy"]
         assert accuracy["overall"]["photos"] == 256
         assert accuracy["head"]["photos"] + accuracy["tail"]["photos"] == 256

@@ -1,4 +1,4 @@
-"""The Grocery Store photos at hand: official splits, and the exponential tail."""
+"""Imports the Grocery Store photos where they are available: official splits, exponential tail."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def folder():
     folder = DATA / "grocery_store"
     if not folder.exists():
         pytest.skip(
-            f"no Grocery photos in {folder}; set SICOT_SHARED_DATA to the folder that holds grocery_store/"
+            f"no Grocery photos in {folder}; "
+            "set SICOT_SHARED_DATA to the folder that holds grocery_store/"
         )
     return folder
 

@@ -128,7 +128,6 @@ def test_a_longer_run_is_judged_by_the_rates_of_both(tmp_path):
 
 def test_diverged_runs_of_a_folder_are_left_out(tmp_path):
     make_rate_run(tmp_path / "runs", 0.1, 0, FIRST)
-    make_rate_run(tmp_path / "records", 0.1, 0, FIRST)
     diverged = make_rate_run(tmp_path / "runs", 0.8, 0, FIRST)
     (diverged / "results.json").unlink()
     (diverged / DIVERGED_FILE).write_text("loss is nan")

@@ -43,7 +43,7 @@ def test_gains_are_against_the_better_plain_baseline(tmp_path):
             validation=(1, 50),
         ),
         make_run(
-            tmp_path / "word_rows",
+            tmp_path / "shared_word_weights",
             right,
             loss=NO_TEXT,
             model={"shared_word_weights": True},
@@ -113,7 +113,7 @@ def test_co_training_of_the_paper_stands_for_text_in_any_order(tmp_path):
     runs = [
         make_run(tmp_path / "shuffled", FIRST, data={"title": "shuffled"}),
         make_run(tmp_path / "base", FIRST, loss=NO_TEXT),
-        make_run(tmp_path / "words_told", SECOND, loss=NO_TEXT | {"tag_prediction": 1.0}),
+        make_run(tmp_path / "tag_prediction", SECOND, loss=NO_TEXT | {"tag_prediction": 1.0}),
         make_run(tmp_path / "co", SECOND),
     ]
     variants = [VariantRuns(path.name, (read_run_folder(path),)) for path in runs]

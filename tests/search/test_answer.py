@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from helpers.index_maker import PRODUCTS, WIDTH, photo, sku
+from helpers.made_photos import photo, sku
+from helpers.small_index import PRODUCTS, WIDTH
 
 from sicot_jax.index.backends.base import ActiveProducts, Neighbour, Neighbours
 from sicot_jax.index.backends.local import LocalIndex
@@ -14,13 +15,13 @@ from sicot_jax.recognizer import jax_engine
 from sicot_jax.search.answer import Query, Searcher
 from sicot_jax.search.category import read_fusion
 from sicot_jax.search.rejection import Calibration, read_calibration
-from sicot_jax.weights import bundle as folders
+from sicot_jax.weights.bundle import read_bundle
 
 
 def opened_index(index):
     """The version in use: its folder, the opened index, and the engine of its model."""
     folder = layout.current_version(index)
-    engine = jax_engine(folders.read_converted(folder / layout.MODEL))
+    engine = jax_engine(read_bundle(folder / layout.MODEL))
     return folder, LocalIndex(folder), engine
 
 
@@ -31,7 +32,7 @@ def test_answers_of_an_index(index):
     folder, opened, engine = opened_index(index)
     searcher = Searcher(opened, read_calibration(folder / layout.REJECTION))
     for product in range(PRODUCTS):
-        embedding, logits, _ = next(engine(photo(product, 99)[None]).each())
+        embedding, logits, _ = next(engine(photo(product, 99)[None]).per_photo())
         answer = searcher.answer(Query(embedding, logits, k=2, num_similar=3))
         assert answer.matches[0].product.sku == sku(product) == answer.similar[0].product.sku
         assert answer.known
@@ -152,7 +153,7 @@ def test_which_category_is_searched(
     searcher = Searcher(
         opened, category_fusion=dataclasses.replace(fusion, confident_from=confident_from)
     )
-    embedding, logits, _ = next(engine(photo(2, 99)[None]).each())
+    embedding, logits, _ = next(engine(photo(2, 99)[None]).per_photo())
     query = Query(
         embedding,
         logits,

@@ -1,4 +1,4 @@
-"""Keys and kept queries: what the service writes down besides events."""
+"""API keys and stored query photos."""
 
 import os
 import time
@@ -11,8 +11,8 @@ from sicot_jax.serve.api_keys import add_api_key, read_api_keys
 from sicot_jax.serve.query_store import QueryStore
 
 
-def test_keys(tmp_path, capsys):
-    """Made by the command, kept as a hash that others cannot read, found by name."""
+def test_keys_are_made_and_looked_up(tmp_path, capsys):
+    """Made by the command, stored as a hash that others cannot read, looked up by name."""
     path = tmp_path / "keys"
     made = []
     for name in ("shop", "app"):
@@ -28,7 +28,7 @@ def test_keys(tmp_path, capsys):
     assert cli.main(["serve-key", "a b", "--file", str(path)]) == cli.INPUT_ERROR
 
 
-def test_a_photo_that_cannot_be_kept_is_logged(tmp_path, caplog):
+def test_a_photo_that_cannot_be_stored_is_logged(tmp_path, caplog):
     kept = QueryStore(tmp_path / "kept", days=2)
     (tmp_path / "kept").rmdir()
     kept.save("id", b"1")
@@ -50,7 +50,7 @@ def test_keys_are_added_to_a_file_that_was_edited(tmp_path):
 )
 def test_a_file_that_holds_no_keys(tmp_path, text):
     (tmp_path / "keys").write_text(text, encoding="latin-1")
-    with pytest.raises(InputError, match="wanted 'NAME SHA256'|no key in it|make keys"):
+    with pytest.raises(InputError, match=r"wanted 'NAME SHA256'|no key in it|make keys"):
         read_api_keys(tmp_path / "keys")
     with pytest.raises(InputError, match="make keys with"):
         read_api_keys(tmp_path / "other")

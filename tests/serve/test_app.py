@@ -1,4 +1,4 @@
-"""The HTTP interface, asked as a client would."""
+"""The HTTP interface as a client uses it."""
 
 import base64
 import dataclasses
@@ -9,22 +9,14 @@ import time
 
 import numpy as np
 import pytest
-from helpers.index_maker import (
-    PHOTOS,
-    PREPROCESSING,
-    PRODUCTS,
-    jpeg,
-    photo,
-    sku,
-    write_index,
-    write_manifest_csv,
-    write_model,
-)
-from helpers.service_client import ask, error, eventually
+from helpers.made_photos import jpeg, photo, sku, write_manifest_csv
+from helpers.service_client import post_photo, status_and_code, wait_until
+from helpers.small_index import PHOTOS, PREPROCESSING, PRODUCTS, build_small_index, publish_copy
 from PIL import Image
 
 from sicot_jax.errors import InputError
-from sicot_jax.indexing import update as change
+from sicot_jax.indexing.add import add_products
+from sicot_jax.indexing.update import remove_products
 from sicot_jax.serve.api_keys import add_api_key
 from sicot_jax.serve.model_manager import load_serving_model
 from sicot_jax.serve.photo import PhotoLimits
@@ -51,13 +43,13 @@ def client(index):
 
 def test_every_product_is_recognised(client):
     for product in range(PRODUCTS):
-        answer = ask(client, product, k=3, similar=4).json()
+        answer = post_photo(client, product, k=3, similar=4).json()
         assert answer["products"][0]["sku"] == answer["similar"][0]["sku"] == sku(product)
         assert len(answer["products"]) == 3
         assert len(answer["similar"]) == (PRODUCTS // 2 if answer["searched"] else 4)
         assert answer["known"] is True
         assert 0.5 < answer["confidence"] <= 1
-        shares = [found["probability"] for found in answer["products"]]
+        shares = [product["probability"] for product in answer["products"]]
         assert shares == sorted(shares, reverse=True)
         assert 0 < sum(shares) < 1 + 3e-6
         assert [c["name"] for c in answer["categories"]] == [
@@ -82,30 +74,30 @@ def test_a_photo_comes_in_four_ways(client):
 
 
 def test_similar_products_of_a_category(client):
-    answer = ask(client, 2, "/v1/search", similar=9, category="kind 1").json()
+    answer = post_photo(client, 2, "/v1/search", similar=9, category="kind 1").json()
     assert "products" not in answer
     assert len(answer["similar"]) == PRODUCTS // 2
-    assert {found["category"] for found in answer["similar"]} == {"kind 1"}
-    assert ask(client, 2, "/v1/search", category="nothing").json()["similar"] == []
+    assert {product["category"] for product in answer["similar"]} == {"kind 1"}
+    assert post_photo(client, 2, "/v1/search", category="nothing").json()["similar"] == []
 
 
-def test_similar_products_are_of_the_photo_s_category_where_that_is_sure(client):
-    """Or where they are asked for."""
-    sure = ask(client, 2, similar=9).json()
+def test_similar_products_are_limited_to_a_confident_category(client):
+    """Or to the one that is asked for."""
+    sure = post_photo(client, 2, similar=9).json()
     assert sure["categories"][0]["probability"] >= 0.9
     assert sure["searched"] == "kind 0"
-    assert {found["category"] for found in sure["similar"]} == {"kind 0"}
+    assert {product["category"] for product in sure["similar"]} == {"kind 0"}
     assert len(sure["similar"]) == PRODUCTS // 2
-    every = ask(client, 2, "/v1/search", similar=9, any_category=True).json()
+    every = post_photo(client, 2, "/v1/search", similar=9, any_category=True).json()
     assert every["searched"] is None
     assert len(every["similar"]) == PRODUCTS
     assert every["categories"] == sure["categories"]
-    other = ask(client, 2, similar=9, category="kind 1").json()
+    other = post_photo(client, 2, similar=9, category="kind 1").json()
     assert other["searched"] == "kind 1"
-    assert {found["category"] for found in other["similar"]} == {"kind 1"}
+    assert {product["category"] for product in other["similar"]} == {"kind 1"}
 
 
-def turned(pixels, orientation):
+def rotated(pixels, orientation):
     """A PNG that says how it is to be turned."""
     out, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = orientation
@@ -113,8 +105,8 @@ def turned(pixels, orientation):
     return out.getvalue()
 
 
-def boxed(client, monkeypatch, box):
-    """The service's engine has a box branch, which says the same of every photo."""
+def predict_box(client, monkeypatch, box):
+    """Makes the service's engine predict the same box in every photo."""
     batcher = client.app.state.service.models.current.batcher
     engine = batcher.engine
     monkeypatch.setattr(
@@ -123,12 +115,12 @@ def boxed(client, monkeypatch, box):
 
 
 @pytest.mark.parametrize("path", ["/v1/recognize", "/v1/search"])
-def test_a_box_says_which_product_is_meant(client, path):
+def test_a_box_selects_one_of_two_products(client, path):
     """Of two side by side; also where the camera lay on its side, so that they are one above the
     other in the file.
     """
     both = np.concatenate([photo(1, 99), photo(4, 99)], 1)
-    for data in (jpeg(both, "PNG"), turned(np.rot90(both), 6)):
+    for data in (jpeg(both, "PNG"), rotated(np.rot90(both), 6)):
         for product, box in ((1, "0,0,0.5,1"), (4, "0.5,0,1,1")):
             answer = client.post(path, files={"photo": data}, params={"box": box}).json()
             assert (
@@ -140,32 +132,31 @@ def test_a_box_says_which_product_is_meant(client, path):
             assert answer["box_given"] is True
 
 
-def test_the_whole_photo_as_a_box_changes_nothing(client):
-    plain, whole = ask(client, 3).json(), ask(client, 3, box="0,0,1,1").json()
-    assert plain["products"] == whole["products"]
-    assert plain["similar"] == whole["similar"]
-    assert plain["box"] is None
-    assert plain["box_given"] is False
-    assert whole["box"] == [0, 0, 1, 1]
-    assert whole["box_given"] is True
+def test_the_full_photo_as_a_box_changes_nothing(client):
+    without_box, full = post_photo(client, 3).json(), post_photo(client, 3, box="0,0,1,1").json()
+    assert without_box["products"] == full["products"]
+    assert without_box["similar"] == full["similar"]
+    assert without_box["box"] is None
+    assert without_box["box_given"] is False
+    assert full["box"] == [0, 0, 1, 1]
+    assert full["box_given"] is True
 
 
-def test_a_model_with_a_box_branch_says_its_box(tmp_path):
-    """A fresh branch: the whole photo, by the engine that looks for it."""
-    write_model(tmp_path / "model", box="image")
-    write_index(tmp_path / "index", tmp_path / "model")
+def test_a_model_with_localization_returns_its_box(tmp_path):
+    """An untrained branch predicts the full photo."""
+    build_small_index(tmp_path / "index", box="image")
     with testclient.TestClient(create_app(settings(tmp_path / "index"))) as client:
-        answer = ask(client, 3).json()
+        answer = post_photo(client, 3).json()
     assert answer["box"] == pytest.approx([0, 0, 1, 1], abs=0.02)
     assert answer["box_given"] is False
     assert answer["products"][0]["sku"] == sku(3)
 
 
-def test_the_model_s_box_is_told_of_the_whole_photo(client, monkeypatch):
+def test_the_predicted_box_is_relative_to_the_full_photo(client, monkeypatch):
     """The middle quarter of 96 x 24 is seen. Where the camera lay on its side the photo is upright
     first.
     """
-    boxed(client, monkeypatch, [0.0, 0.25, 0.5, 1.0])
+    predict_box(client, monkeypatch, [0.0, 0.25, 0.5, 1.0])
     wide = np.concatenate([photo(product, 99) for product in range(4)], 1)
 
     def box(data, **params):
@@ -175,7 +166,7 @@ def test_the_model_s_box_is_told_of_the_whole_photo(client, monkeypatch):
 
     assert box(jpeg(photo(1, 99))) == [0, 0.25, 0.5, 1]
     assert box(jpeg(wide)) == [0.375, 0.25, 0.5, 1]
-    assert box(turned(wide, 6)) == [0, 0.4375, 0.5, 0.625]  # 24 x 96 as a person sees it
+    assert box(rotated(wide, 6)) == [0, 0.4375, 0.5, 0.625]  # 24 x 96 as a person sees it
     assert box(jpeg(wide), box="0.1,0.2,0.3,0.4") == [
         0.1,
         0.2,
@@ -186,43 +177,46 @@ def test_the_model_s_box_is_told_of_the_whole_photo(client, monkeypatch):
 
 def test_the_centre_crop_is_undone(client, monkeypatch):
     """Resized to 32 x 32, of which 24 x 24 are seen: from 4 / 32 to 28 / 32."""
-    boxed(client, monkeypatch, [0.0, 0.5, 1.0, 1.0])
+    predict_box(client, monkeypatch, [0.0, 0.5, 1.0, 1.0])
     models = client.app.state.service.models
     larger = dataclasses.replace(PREPROCESSING, resize_height=32, resize_width=32)
     engine = dataclasses.replace(models.current.engine, preprocessing=larger)
     models.current = dataclasses.replace(models.current, engine=engine)
-    assert ask(client, 1).json()["box"] == [0.125, 0.5, 0.875, 0.875]
+    assert post_photo(client, 1).json()["box"] == [0.125, 0.5, 0.875, 0.875]
 
 
-def test_a_box_ends_with_the_photo(client, monkeypatch):
-    boxed(client, monkeypatch, [-0.2, 0.1, 1.3, 0.9])
-    assert ask(client, 1, "/v1/search").json()["box"] == [0, 0.1, 1, 0.9]
+def test_a_predicted_box_is_clipped_to_the_photo(client, monkeypatch):
+    predict_box(client, monkeypatch, [-0.2, 0.1, 1.3, 0.9])
+    assert post_photo(client, 1, "/v1/search").json()["box"] == [0, 0.1, 1, 0.9]
 
 
 @pytest.mark.parametrize("path", ["/v1/recognize", "/v1/search"])
 @pytest.mark.parametrize(
     "box", ["", "1", "0,0,1", "a,b,c,d", "nan,0,1,1", "0,0,inf,1", "0.6,0,0.4,1", "0,0,0.01,1"]
 )
-def test_what_is_no_box(client, path, box):
-    response = ask(client, 1, path, box=box)
-    assert error(response) == (422, "bad_input")
+def test_malformed_boxes_are_refused(client, path, box):
+    response = post_photo(client, 1, path, box=box)
+    assert status_and_code(response) == (422, "bad_input")
     assert "wanted left,top,right,bottom" in response.json()["error"]["message"]
 
 
-def test_a_box_of_many_letters(client):
-    assert error(ask(client, 1, box="0," * 9_000)) == (422, "bad_parameter")
+def test_a_very_long_box_is_refused(client):
+    assert status_and_code(post_photo(client, 1, box="0," * 9_000)) == (422, "bad_parameter")
 
 
-def test_no_photo_with_a_box_is_no_photo(client):
+def test_a_box_does_not_make_a_photo_of_other_bytes(client):
     for data, wanted in ((b"no photo", (415, "not_a_photo")), (b"", (400, "no_photo"))):
-        assert error(client.post("/v1/search?box=0,0,1,0.5", files={"photo": data})) == wanted
+        assert (
+            status_and_code(client.post("/v1/search?box=0,0,1,0.5", files={"photo": data}))
+            == wanted
+        )
 
 
-def test_cards_and_pictures(client):
-    card = client.get(f"/v1/products/{sku(3)}").json()
-    assert card["title"] == f"title {sku(3)}"
-    assert card["photos"] == len(card["images"]) == PHOTOS
-    picture = client.get(card["images"][1])
+def test_products_and_pictures(client):
+    record = client.get(f"/v1/products/{sku(3)}").json()
+    assert record["title"] == f"title {sku(3)}"
+    assert record["photos"] == len(record["images"]) == PHOTOS
+    picture = client.get(record["images"][1])
     assert picture.headers["content-type"] == "image/jpeg"
     assert picture.content[:2] == b"\xff\xd8"
     for path in (
@@ -231,17 +225,17 @@ def test_cards_and_pictures(client):
         f"/v1/products/{sku(3)}/images/-1",
         "/v1/nope",
     ):
-        assert error(client.get(path)) == (404, "not_found")
+        assert status_and_code(client.get(path)) == (404, "not_found")
 
 
 def test_skus_that_look_like_paths(index, tmp_path):
-    """A slash, dots, a question mark, letters beyond ASCII: cards and pictures by the addresses
-    that answers give.
+    """A slash, dots, a question mark, letters beyond ASCII: products and pictures by the addresses
+    in answers.
     """
     odd = ["a/b", "../../etc/passwd", "100%?x=1#y", "Stiefel ü 靴", "a/images/0"]
     rows = [{"image": f"{n}.jpg", "sku": name} for n, name in enumerate(odd)]
     photos = {f"{n}.jpg": jpeg(photo(20 + n)) for n in range(len(odd))}
-    change.add(index, write_manifest_csv(tmp_path / "feed", rows, photos))
+    add_products(index, write_manifest_csv(tmp_path / "feed", rows, photos))
     with testclient.TestClient(create_app(settings(index))) as client:
         for n, name in enumerate(odd):
             similar = client.post(
@@ -279,21 +273,21 @@ def test_skus_that_look_like_paths(index, tmp_path):
         ({"content": b"", "headers": {"Content-Type": "image/png"}}, (400, "no_photo")),
     ],
 )
-def test_what_is_no_photo_is_an_error_of_the_client(client, request_, wanted):
-    assert error(client.post("/v1/recognize", **request_)) == wanted
+def test_requests_without_a_photo_are_client_errors(client, request_, wanted):
+    assert status_and_code(client.post("/v1/recognize", **request_)) == wanted
 
 
 @pytest.mark.parametrize(
     "params", [{"k": 0}, {"k": 1000}, {"k": "x"}, {"similar": -1}, {"category": "x" * 2000}]
 )
 def test_parameters_outside_their_range(client, params):
-    assert error(ask(client, 1, **params)) == (422, "bad_parameter")
+    assert status_and_code(post_photo(client, 1, **params)) == (422, "bad_parameter")
 
 
-def test_methods_and_paths_that_are_not_there(client):
-    assert error(client.get("/v1/recognize")) == (405, "method_not_allowed")
-    assert error(client.get("/../../etc/passwd")) == (404, "not_found")
-    assert error(client.get("/%2e%2e/app.py")) == (404, "not_found")
+def test_unknown_methods_and_paths(client):
+    assert status_and_code(client.get("/v1/recognize")) == (405, "method_not_allowed")
+    assert status_and_code(client.get("/../../etc/passwd")) == (404, "not_found")
+    assert status_and_code(client.get("/%2e%2e/app.py")) == (404, "not_found")
     assert client.get("/page.js").status_code == 200
     assert client.get("/").text.startswith("<!doctype html>")
 
@@ -301,15 +295,17 @@ def test_methods_and_paths_that_are_not_there(client):
 def test_limits_on_bytes(index):
     limits = PhotoLimits(bytes=3_000, pixels=10_000)
     with testclient.TestClient(create_app(settings(index, limits=limits))) as client:
-        assert ask(client, 1).status_code == 200
+        assert post_photo(client, 1).status_code == 200
         large = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
-        assert error(client.post("/v1/recognize", files={"photo": jpeg(large, "BMP")})) == (
+        assert status_and_code(
+            client.post("/v1/recognize", files={"photo": jpeg(large, "BMP")})
+        ) == (
             413,
             "too_large",
         )
         body = jpeg(large, "PNG")[:4_000]
         assert (
-            error(
+            status_and_code(
                 client.post("/v1/recognize", content=body, headers={"Content-Type": "image/png"})
             )[0]
             == 413
@@ -319,18 +315,18 @@ def test_limits_on_bytes(index):
             for _ in range(1000):
                 yield b"\0" * 1000
 
-        found = client.post(
+        response = client.post(
             "/v1/recognize", content=endless(), headers={"Content-Type": "image/png"}
         )
-        assert error(found) == (413, "too_large")
+        assert status_and_code(response) == (413, "too_large")
         wide = jpeg(np.zeros((101, 101, 3), np.uint8))
-        assert error(client.post("/v1/recognize", files={"photo": wide})) == (
+        assert status_and_code(client.post("/v1/recognize", files={"photo": wide})) == (
             413,
             "too_many_pixels",
         )
 
 
-def test_keys_are_asked_for(index, tmp_path):
+def test_api_keys_are_required(index, tmp_path):
     path = tmp_path / "keys"
     key = add_api_key(path, "shop")
     with testclient.TestClient(create_app(settings(index, keys=str(path)))) as client:
@@ -343,7 +339,7 @@ def test_keys_are_asked_for(index, tmp_path):
             response = client.post(
                 "/v1/recognize", files={"photo": jpeg(photo(1))}, headers=headers
             )
-            assert error(response) == (401, "no_key")
+            assert status_and_code(response) == (401, "no_key")
             assert response.headers["www-authenticate"] == "Bearer"
         assert [
             client.get(p).status_code for p in ("/metrics", "/v1/products/sku-1", "/openapi.json")
@@ -353,10 +349,10 @@ def test_keys_are_asked_for(index, tmp_path):
         assert client.get("/v1/products/sku-1", headers=right).status_code == 200
 
 
-def test_events_are_kept_once(client, index):
+def test_events_are_stored_once(client, index):
     event = {
-        "event_id": "e", "request_id": "r", "time": 1e9, "visitor": "v", "variant": "a", "kind": "impression",
-        "shown": [sku(1)],
+        "event_id": "e", "request_id": "r", "time": 1e9, "visitor": "v", "variant": "a",
+        "kind": "impression", "shown": [sku(1)],
     }  # fmt: skip
     assert client.post("/v1/events", json=[event]).json() == {"received": 1, "new": 1}
     assert client.post("/v1/events", json=[event, {**event, "event_id": "f"}]).json() == {
@@ -364,7 +360,7 @@ def test_events_are_kept_once(client, index):
         "new": 1,
     }
     bad = client.post("/v1/events", json=[{**event, "event_id": "g"}, {**event, "kind": "look"}])
-    assert error(bad) == (422, "bad_input")
+    assert status_and_code(bad) == (422, "bad_input")
     assert "event 1: kind='look'" in bad.json()["error"]["message"]
     assert (
         client.post("/v1/events", json=[{**event, "event_id": "g"}]).json()["new"] == 1
@@ -375,10 +371,10 @@ def test_events_are_kept_once(client, index):
 
 def test_a_service_without_events_says_so(index):
     with testclient.TestClient(create_app(settings(index))) as client:
-        assert error(client.post("/v1/events", json=[])) == (404, "not_found")
+        assert status_and_code(client.post("/v1/events", json=[])) == (404, "not_found")
 
 
-def test_query_photos_are_kept_only_when_asked(index, tmp_path):
+def test_query_photos_are_stored_only_when_enabled(index, tmp_path):
     data = jpeg(photo(1, 99))
     with testclient.TestClient(
         create_app(settings(index, keep_queries=str(tmp_path / "kept")))
@@ -392,7 +388,7 @@ def test_query_photos_are_kept_only_when_asked(index, tmp_path):
 
 def test_the_log_has_ids_and_neither_photos_nor_skus(client, caplog):
     with caplog.at_level(logging.INFO, "sicot"):
-        response = ask(client, 1)
+        response = post_photo(client, 1)
         client.get(f"/v1/products/{sku(1)}")
     assert response.json()["request_id"] in caplog.text
     assert "POST /v1/recognize 200" in caplog.text
@@ -400,7 +396,7 @@ def test_the_log_has_ids_and_neither_photos_nor_skus(client, caplog):
     assert "JFIF" not in caplog.text
 
 
-def test_a_request_id_is_taken_over_unless_it_is_odd(client):
+def test_a_valid_request_id_is_used(client):
     assert (
         client.get("/healthz", headers={"X-Request-Id": "abc-1"}).headers["x-request-id"] == "abc-1"
     )
@@ -410,7 +406,7 @@ def test_a_request_id_is_taken_over_unless_it_is_odd(client):
 
 
 def test_metrics_and_readiness(client):
-    ask(client, 1)
+    post_photo(client, 1)
     ready = client.get("/readyz").json()
     assert (ready["products"], ready["photos"], ready["engine"]) == (
         PRODUCTS,
@@ -423,80 +419,80 @@ def test_metrics_and_readiness(client):
     assert 'sicot_stage_seconds_count{stage="engine"}' in text
 
 
-def test_not_ready_until_all_is_loaded(index):
+def test_not_ready_until_the_model_is_loaded(index):
     client = testclient.TestClient(
         create_app(settings(index))
     )  # not entered: its start has not run
-    assert error(client.get("/readyz")) == (503, "error")
-    response = ask(client, 1)
+    assert status_and_code(client.get("/readyz")) == (503, "error")
+    response = post_photo(client, 1)
     assert response.status_code == 503
     assert response.headers["retry-after"] == "1"
     assert client.get("/healthz").status_code == 200
 
 
-def test_an_engine_that_fails_gives_away_nothing(client, monkeypatch, caplog):
+def test_an_engine_error_reveals_nothing(client, monkeypatch, caplog):
     def failing(photos):
         raise RuntimeError("secret path /srv/model")
 
     monkeypatch.setattr(client.app.state.service.models.current.batcher, "engine", failing)
-    response = ask(client, 1)
-    assert error(response) == (500, "internal")
+    response = post_photo(client, 1)
+    assert status_and_code(response) == (500, "internal")
     assert "secret" not in response.text
     assert "secret path" in caplog.text
     assert response.json()["error"]["request_id"] in caplog.text
 
 
-def test_a_request_that_takes_too_long_is_ended(index, monkeypatch):
+def test_a_request_times_out(index, monkeypatch):
     with testclient.TestClient(create_app(settings(index, timeout_seconds=0.2))) as client:
         batcher = client.app.state.service.models.current.batcher
         engine = batcher.engine
         monkeypatch.setattr(batcher, "engine", lambda photos: time.sleep(0.5) or engine(photos))
-        response = ask(client, 1)
+        response = post_photo(client, 1)
         assert response.status_code == 503
         assert response.headers["retry-after"] == "1"
         assert "0.2 seconds" in response.json()["error"]["message"]
         monkeypatch.setattr(batcher, "engine", engine)
         time.sleep(0.6)
-        assert ask(client, 1).status_code == 200
+        assert post_photo(client, 1).status_code == 200
 
 
-def test_busy_is_said_at_once(index, monkeypatch):
-    """More photos than the engine gets through in the time that they may wait."""
+def test_a_busy_service_refuses_at_once(index, monkeypatch):
+    """With more photos pending than the engine processes within the maximum wait."""
     with testclient.TestClient(create_app(settings(index))) as client:
         client.app.state.service.pending_photos = 10**6
-        response = ask(client, 1)
+        response = post_photo(client, 1)
         assert response.status_code == 503
         assert response.headers["retry-after"] == "1"
         client.app.state.service.pending_photos = 0
-        assert ask(client, 1).status_code == 200
+        assert post_photo(client, 1).status_code == 200
 
 
-def test_changes_of_the_index_are_seen(client, index):
-    change.remove(index, [sku(1)])
-    eventually(lambda: client.get("/readyz").json()["products"] == PRODUCTS - 1)
-    eventually(lambda: ask(client, 1).json()["similar"][0]["sku"] != sku(1))
+def test_changes_of_the_index_are_followed(client, index):
+    remove_products(index, [sku(1)])
+    wait_until(lambda: client.get("/readyz").json()["products"] == PRODUCTS - 1)
+    wait_until(lambda: post_photo(client, 1).json()["similar"][0]["sku"] != sku(1))
     assert client.get(f"/v1/products/{sku(1)}").status_code == 404
-    assert sku(1) not in json.dumps(ask(client, 1, k=100).json())
+    assert sku(1) not in json.dumps(post_photo(client, 1, k=100).json())
 
 
-def test_the_next_version_is_taken_with_the_engine_of_the_same_model(client, index, made_model):
+def test_the_next_version_keeps_the_engine_of_the_same_model(client, index, small_version):
     before = client.app.state.service.models.current
-    write_index(index, made_model)
-    eventually(lambda: client.get("/readyz").json()["index"] == "v000002")
+    publish_copy(index, small_version)
+    wait_until(lambda: client.get("/readyz").json()["index"] == "v000002")
     assert client.app.state.service.models.current.batcher is before.batcher
-    assert ask(client, 1).json()["products"][0]["sku"] == sku(1)
+    assert post_photo(client, 1).json()["products"][0]["sku"] == sku(1)
 
 
-def test_a_version_that_cannot_be_read_leaves_the_old_one(client, index, made_model, caplog):
-    version = write_index(index, made_model)
-    eventually(lambda: client.get("/readyz").json()["index"] == "v000002")
+def test_an_unreadable_version_keeps_the_old_one(client, index, small_version, caplog):
+    version = publish_copy(index, small_version)
+    wait_until(lambda: client.get("/readyz").json()["index"] == "v000002")
     (version.parent / "v000003").mkdir()
     with caplog.at_level(logging.ERROR, "sicot"):
         (index / "current").write_text("v000003\n")
-        eventually(lambda: "index not reloaded, v000002 stays" in caplog.text)
+        wait_until(lambda: "index not reloaded, v000002 stays" in caplog.text)
         time.sleep(0.3)
     assert caplog.text.count("index not reloaded") == 1  # and is tried again after a minute
-    assert ask(client, 1).json()["index"] == "v000002"
+    assert post_photo(client, 1).json()["index"] == "v000002"
     (index / "current").write_text("v000002\n")
 
 

@@ -1,4 +1,4 @@
-"""Photos of several requests in one call."""
+"""Batching of concurrent requests."""
 
 import asyncio
 import threading
@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from sicot_jax.recognizer import Found
+from sicot_jax.recognizer import EngineOutputs
 from sicot_jax.serve.batcher import MAX_CONCURRENT_CALLS, Batcher
 
 
@@ -23,14 +23,16 @@ class Engine:
         self.sizes.append(len(photos))
         if photos[0, 0, 0, 0] == 255:
             raise RuntimeError("the engine failed")
-        return Found(photos[:, 0, 0, :1].astype(np.float32), photos[:, 0, 0].astype(np.float32))
+        return EngineOutputs(
+            photos[:, 0, 0, :1].astype(np.float32), photos[:, 0, 0].astype(np.float32)
+        )
 
 
 def photo(number):
     return np.full((2, 2, 3), number, np.uint8)
 
 
-def test_whatever_waits_goes_together():
+def test_waiting_photos_are_batched():
     """Two calls at once; what comes while they run in fours."""
 
     async def scenario():
@@ -44,14 +46,14 @@ def test_whatever_waits_goes_together():
         assert len(batcher) == 10 - MAX_CONCURRENT_CALLS
         engine.go.set()
         answers = await asyncio.gather(*waiting)
-        assert [int(found.embedding[0]) for found in answers] == list(range(10))
+        assert [int(result.embedding[0]) for result in answers] == list(range(10))
         assert sorted(engine.sizes) == [1, 1, 4, 4]
         assert MAX_CONCURRENT_CALLS == 2
 
     asyncio.run(scenario())
 
 
-def test_a_request_that_went_away_is_left_out():
+def test_a_cancelled_request_is_left_out():
     async def scenario():
         engine = Engine()
         batcher = Batcher(engine, max_batch=4)
@@ -60,9 +62,12 @@ def test_a_request_that_went_away_is_left_out():
         for number in (1, 2, 4):  # the third waits
             first.append(asyncio.create_task(batcher(photo(number))))
             await asyncio.sleep(0.02)
-        gone, stays = asyncio.create_task(batcher(photo(9))), asyncio.create_task(batcher(photo(3)))
+        cancelled, stays = (
+            asyncio.create_task(batcher(photo(9))),
+            asyncio.create_task(batcher(photo(3))),
+        )
         await asyncio.sleep(0.02)
-        gone.cancel()
+        cancelled.cancel()
         engine.go.set()
         assert [int((await task)[0][0]) for task in (*first, stays)] == [1, 2, 4, 3]
         assert sorted(engine.sizes) == [1, 1, 2]
@@ -81,7 +86,7 @@ def test_a_failing_engine_fails_its_own_batch_alone():
     asyncio.run(scenario())
 
 
-def test_a_photo_that_comes_as_both_calls_end_is_not_forgotten():
+def test_a_photo_that_arrives_as_both_calls_end_is_answered():
     """Both answers and the photo reach the event loop in the same of its steps."""
 
     async def scenario():
@@ -104,11 +109,13 @@ def test_a_photo_that_comes_as_both_calls_end_is_not_forgotten():
     asyncio.run(scenario())
 
 
-def test_an_engine_that_gives_too_few_answers():
+def test_an_engine_with_too_few_results_is_an_error():
     """Is an error of its photos, not a wait."""
 
     async def scenario():
-        batcher = Batcher(lambda photos: Found(np.zeros((1, 2)), np.zeros((2, 3))), max_batch=4)
+        batcher = Batcher(
+            lambda photos: EngineOutputs(np.zeros((1, 2)), np.zeros((2, 3))), max_batch=4
+        )
         with pytest.raises(ValueError, match="zip"):
             await asyncio.wait_for(batcher(photo(1)), 5)
 
@@ -125,9 +132,9 @@ def test_boxes_come_with_their_photos():
         )
 
     def boxed(photos):
-        return Found(photos[:, 0, 0, :1], photos[:, 0, 0], photos[:, 0, 0, :1] * box)
+        return EngineOutputs(photos[:, 0, 0, :1], photos[:, 0, 0], photos[:, 0, 0, :1] * box)
 
     one, other = asyncio.run(scenario(boxed))
     assert one.box.tolist() == [0.1, 0.2, 0.3, 0.4]
     assert other.box.tolist() == [0.2, 0.4, 0.6, 0.8]
-    assert [found.box for found in asyncio.run(scenario(Engine()))] == [None, None]
+    assert [result.box for result in asyncio.run(scenario(Engine()))] == [None, None]

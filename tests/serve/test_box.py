@@ -1,4 +1,4 @@
-"""Boxes by hand."""
+"""Box geometry, checked by hand."""
 
 import pytest
 
@@ -14,28 +14,30 @@ def test_a_box_is_four_fractions():
 @pytest.mark.parametrize(
     "text",
     [
-        "", "0.1", "0.1,0.1,0.5", "0.1,0.1,0.5,0.5,0.9", "a,b,c,d", "0,0,nan,1", "nan,nan,nan,nan", "0,0,inf,1", "-inf,0,1,1",
-        "-0.1,0,1,1", "0,0,1.01,1", "0.5,0,0.2,1", "0,0.8,1,0.2", "0.5,0.5,0.5,0.5", "0.5,0,0.51,1", "0,0.5,1,0.51",
+        "", "0.1", "0.1,0.1,0.5", "0.1,0.1,0.5,0.5,0.9", "a,b,c,d", "0,0,nan,1", "nan,nan,nan,nan",
+        "0,0,inf,1", "-inf,0,1,1",
+        "-0.1,0,1,1", "0,0,1.01,1", "0.5,0,0.2,1", "0,0.8,1,0.2", "0.5,0.5,0.5,0.5",
+        "0.5,0,0.51,1", "0,0.5,1,0.51",
         "1e400,0,1,1", "0;0;1;1", "0x0,0,1,1", "\x00", "0,0,1," + "9" * 5000,
     ],
 )  # fmt: skip
-def test_what_is_no_box(text):
+def test_malformed_boxes_are_refused(text):
     with pytest.raises(
         InputError, match="wanted left,top,right,bottom: fractions of the photo from 0 to 1"
-    ) as found:
+    ) as caught:
         parse_box(text)
-    assert "\n" not in str(found.value)
-    assert len(str(found.value)) < 250
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 250
 
 
-def test_a_box_within_a_box():
+def test_a_box_relative_to_a_box():
     """The right half of the lower left quarter."""
     assert Box(0, 0.5, 0.5, 1).to_photo((0.5, 0, 1, 1)) == (0.25, 0.5, 0.5, 1)
     assert Box(-1, 0, 2, 1).to_photo((0, 0, 0.5, 1)) == (-1, 0, 0.5, 1)
     assert Box(-1, 0, 0.5, 1).clipped() == (0, 0, 0.5, 1)
 
 
-def test_a_box_grows_about_its_centre_within_the_photo():
+def test_a_box_expands_about_its_centre_within_the_photo():
     assert Box(0.25, 0.25, 0.75, 0.5).expanded(1.5, 2) == (0.125, 0.125, 0.875, 0.625)
     assert Box(0, 0.25, 0.5, 0.5).expanded(1.5, 1) == (0, 0.25, 0.625, 0.5)
     assert FULL_PHOTO.expanded(2, 2) == FULL_PHOTO

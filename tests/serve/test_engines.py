@@ -1,22 +1,20 @@
-"""Which engine and which batches are chosen, by times that are given; and the quiet that the times
-are measured in.
-"""
+"""Selection of engine and batch size from given times, and how times are measured."""
 
 import threading
 import time
 
 import pytest
-from helpers.index_maker import PRODUCTS
+from helpers.small_index import PRODUCTS
 
 from sicot_jax.index.storage import layout
 from sicot_jax.serve import engines
 
 
 @pytest.fixture
-def chosen(index, monkeypatch):
+def select(index, monkeypatch):
     """choose() where a call of `name` with `size` photos takes times[name](size) milliseconds."""
 
-    def choose(times, alone=None, **more):
+    def select_by_times(times, alone=None, **more):
         monkeypatch.setattr(
             engines, "_load_engines", lambda version, kind, threads: {name: name for name in times}
         )
@@ -32,47 +30,47 @@ def chosen(index, monkeypatch):
         monkeypatch.setattr(engines, "_call_ms", milliseconds)
         return engines.select_engine(layout.current_version(index), **more)
 
-    return choose
+    return select_by_times
 
 
-def test_the_engine_that_answers_one_photo_soonest(chosen):
-    found = chosen({"onnx": lambda size: 20.0 * size, "jax": lambda size: 30.0})
-    assert found.kind == "onnx"
-    assert found.run == "onnx"
-    assert found.num_classes == PRODUCTS
+def test_the_engine_that_answers_one_photo_soonest(select):
+    selected = select({"onnx": lambda size: 20.0 * size, "jax": lambda size: 30.0})
+    assert selected.kind == "onnx"
+    assert selected.run == "onnx"
+    assert selected.num_classes == PRODUCTS
 
 
-def test_the_engine_is_chosen_by_one_photo_alone_and_its_batches_under_load(chosen):
+def test_the_engine_is_chosen_by_one_photo_alone_and_its_batches_under_load(select):
     """Though the other one's photos come sooner under load."""
     times = {"onnx": lambda size: 30.0 * size, "jax": lambda size: 10.0 * size}
-    found = chosen(times, alone={"onnx": 12.0, "jax": 13.0})
-    assert found.kind == "onnx"
-    assert found.batch_ms[1] == 30.0
+    selected = select(times, alone={"onnx": 12.0, "jax": 13.0})
+    assert selected.kind == "onnx"
+    assert selected.batch_ms[1] == 30.0
 
 
-def test_batches_as_large_as_they_gain_by(chosen):
-    """Halves and quarters of a photo's time up to 8; nothing after that, so that 64 is not tried."""
-    found = chosen({"onnx": lambda size: 10.0 if size <= 8 else 1.25 * size}, largest=64)
-    assert found.batch_size == 8
-    assert list(found.batch_ms) == [1, 2, 4, 8, 16, 32]
+def test_batches_grow_while_they_gain(select):
+    """The time per photo falls up to 8 and not after that, so that 64 is not tried."""
+    selected = select({"onnx": lambda size: 10.0 if size <= 8 else 1.25 * size}, largest=64)
+    assert selected.batch_size == 8
+    assert list(selected.batch_ms) == [1, 2, 4, 8, 16, 32]
 
 
-def test_a_gain_that_comes_with_the_second_doubling_is_seen(chosen):
-    found = chosen(
+def test_a_gain_that_comes_with_the_second_doubling_is_seen(select):
+    selected = select(
         {"onnx": lambda size: {1: 10.0, 2: 20.0, 4: 30.0, 8: 60.0, 16: 120.0}[size]}, largest=64
     )
-    assert found.batch_size == 4
-    assert list(found.batch_ms) == [1, 2, 4, 8, 16]
+    assert selected.batch_size == 4
+    assert list(selected.batch_ms) == [1, 2, 4, 8, 16]
 
 
-def test_no_batch_is_larger_than_allowed(chosen):
+def test_no_batch_is_larger_than_allowed(select):
     for largest in (4, 7):
-        found = chosen({"onnx": lambda size: 10.0}, largest=largest)
-        assert found.batch_size == 4
-        assert list(found.batch_ms) == [1, 2, 4]
+        selected = select({"onnx": lambda size: 10.0}, largest=largest)
+        assert selected.batch_size == 4
+        assert list(selected.batch_ms) == [1, 2, 4]
 
 
-def test_calls_concurrent_share_their_time():
+def test_concurrent_calls_share_their_time():
     """Two of 40 ms each, together: 20 a call. The first one, which compiles, is alone."""
     running = []
 
@@ -94,7 +92,7 @@ def test_an_engine_that_fails_is_not_timed():
         engines._call_ms(engine, (2, 2, 3), 4, concurrent=2)
 
 
-def test_numpys_threads_are_held(index):
+def test_blas_threads_are_limited(index):
     """They would spin on the cores of the engine after every query."""
     pytest.importorskip("fastapi", reason="the service needs its extra")
     import threadpoolctl

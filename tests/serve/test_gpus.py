@@ -1,4 +1,4 @@
-"""Which GPU a worker has; none is needed to tell."""
+"""Assignment of GPUs to workers, without a GPU."""
 
 import shutil
 
@@ -21,7 +21,7 @@ def gpus(monkeypatch):
         lock.close()
 
 
-def test_each_worker_has_its_own_and_a_new_one_that_of_the_old(gpus, monkeypatch):
+def test_each_worker_claims_one_gpu_and_a_new_worker_a_released_one(gpus, monkeypatch):
     assert visible_gpus() == ["3", "GPU-5a"]
     folder = create_gpu_pool(2)
     try:
@@ -44,12 +44,12 @@ def test_one_worker_or_no_gpu_shares_nothing(gpus, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("given", "found"),
+    ("names", "expected"),
     [("0,-1,1", ["0"]), ("NoDevFiles", []), ("1, MIG-a/b-c", ["1", "MIG-a/b-c"])],
 )
-def test_names_as_cuda_reads_them(gpus, monkeypatch, given, found):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    assert visible_gpus() == found
+def test_names_as_cuda_reads_them(gpus, monkeypatch, names, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
+    assert visible_gpus() == expected
 
 
 def test_more_workers_than_gpus_are_refused(gpus):

@@ -7,8 +7,9 @@ import time
 
 import numpy as np
 import pytest
-from helpers.index_maker import PRODUCTS, jpeg, photo, sku, visit
+from helpers.made_photos import jpeg, photo, sku
 from helpers.service_process import free_port, serving
+from helpers.small_index import PRODUCTS, record_visits
 
 from sicot_jax.indexing import fit_ranker as rank
 from sicot_jax.serve.api_keys import add_api_key
@@ -43,23 +44,25 @@ def browser(tmp_path_factory):
     driver.quit()
 
 
-def text(browser, place):
-    return browser.find_element("css selector", place).text
+def text(browser, selector):
+    return browser.find_element("css selector", selector).text
 
 
 def eventually(check, seconds=20.0):
     end = time.monotonic() + seconds
-    while not (found := check()):
+    while not (result := check()):
         assert time.monotonic() < end
         time.sleep(0.05)
-    return found
+    return result
 
 
 def choose(browser, path):
     """What the status says after the photo was chosen."""
     browser.execute_script("document.getElementById('status').textContent = ''")
     browser.find_element("id", "file").send_keys(str(path))
-    return eventually(lambda: (said := text(browser, "#status")) not in ("", "Looking…") and said)
+    return eventually(
+        lambda: (said := text(browser, "#status")) not in ("", "Recognising…") and said
+    )
 
 
 @pytest.fixture
@@ -79,16 +82,19 @@ def test_a_photo_is_recognised(browser, index, photos, size):
         browser.set_window_size(*size)
         browser.get(f"http://127.0.0.1:{server.port}/")
         assert choose(browser, photos / "2.jpg") == f"Recognised: title {sku(2)}"
-        assert sku(2) in text(browser, "#top")
-        assert "% sure" in text(browser, "#top")
-        assert len(browser.find_elements("css selector", "#others .card")) == PRODUCTS - 1
-        assert "The photo shows: kind 0" in text(browser, "#kind")
+        assert sku(2) in text(browser, "#match")
+        assert "% confident" in text(browser, "#match")
+        assert len(browser.find_elements("css selector", "#alternatives .card")) == PRODUCTS - 1
+        assert "The photo shows: kind 0" in text(browser, "#categories")
         select = browser.find_element("id", "category")
         assert select.get_attribute("value") == "kind 0"
         assert len(browser.find_elements("css selector", "#similar .card")) == PRODUCTS // 2
         select.find_element("css selector", "option[value='']").click()
         eventually(lambda: len(browser.find_elements("css selector", "#similar .card")) == PRODUCTS)
-        shown = "return [...document.images].filter(i => !i.hidden && i.complete && i.naturalWidth).length"
+        shown = (
+            "return [...document.images]"
+            ".filter(i => !i.hidden && i.complete && i.naturalWidth).length"
+        )
         browser.execute_script("for (const image of document.images) image.loading = 'eager'")
         eventually(lambda: browser.execute_script(shown) == 2 * PRODUCTS + 1)
         assert not browser.execute_script(
@@ -107,10 +113,10 @@ def test_a_photo_is_recognised(browser, index, photos, size):
 
 
 def test_similar_products_in_the_order_of_the_ranker(browser, index, photos, tmp_path, monkeypatch):
-    """And the list of the category that was chosen last is what stays, whichever answer comes last."""
+    """And the list of the last selected category stays, whichever answer arrives last."""
     pytest.importorskip("lightgbm", reason="the ranker needs the service's extra")
     monkeypatch.setattr(rank, "FEWEST", 20)
-    events, kept = visit(index, tmp_path)
+    events, kept = record_visits(index, tmp_path)
     rank.rank(index, [events], kept)
     with serving(index) as server:
         browser.get(f"http://127.0.0.1:{server.port}/")
@@ -121,10 +127,11 @@ def test_similar_products_in_the_order_of_the_ranker(browser, index, photos, tmp
             first
         )  # the good one of its kind, before the one that is asked for
         browser.execute_script("""
-            const before = ask, later = [];
-            ask = async (path) => {
+            const before = sendPhoto, later = [];
+            sendPhoto = async (path) => {
               const answer = await before(path);
-              if (path.includes("kind%200")) await new Promise((done) => later.push(done)); // the first answer comes last
+              // The first answer arrives last.
+              if (path.includes("kind%200")) await new Promise((done) => later.push(done));
               return answer;
             };
             window.late = () => later.forEach((done) => done());
@@ -140,11 +147,11 @@ def test_similar_products_in_the_order_of_the_ranker(browser, index, photos, tmp
         assert browser.execute_script(count) == PRODUCTS
 
 
-def test_what_is_not_in_the_catalogue(browser, index, photos):
+def test_a_rejected_photo(browser, index, photos):
     with serving(index) as server:
         browser.get(f"http://127.0.0.1:{server.port}/")
         assert choose(browser, photos / "noise.png") == "Not in our catalogue."
-        assert "Not in our catalogue" in text(browser, "#top h2")
+        assert "Not in our catalogue" in text(browser, "#match h2")
 
 
 def test_by_keyboard(browser, index, photos):
@@ -154,7 +161,8 @@ def test_by_keyboard(browser, index, photos):
     with serving(index) as server:
         browser.get(f"http://127.0.0.1:{server.port}/")
         browser.execute_script(
-            "window.clicks = 0; file.addEventListener('click', e => { e.preventDefault(); clicks += 1; })"
+            "window.clicks = 0;"
+            "file.addEventListener('click', e => { e.preventDefault(); clicks += 1; })"
         )
         browser.find_element("tag name", "body").send_keys(Keys.TAB)
         assert browser.switch_to.active_element.get_attribute("id") == "drop"
@@ -175,14 +183,14 @@ def test_with_a_key(browser, index, photos, tmp_path):
         browser.execute_script("document.getElementById('key').dispatchEvent(new Event('change'))")
         eventually(lambda: text(browser, "#status") == f"Recognised: title {sku(1)}")
         shown = (
-            "const i = document.querySelector('#top img'); return !i.hidden && i.naturalWidth > 0"
+            "const i = document.querySelector('#match img'); return !i.hidden && i.naturalWidth > 0"
         )
         eventually(lambda: browser.execute_script(shown))
 
 
 @contextlib.contextmanager
-def boxed(index, box):
-    """The address of a service whose engine says `box` of every photo."""
+def service_with_box(index, box):
+    """Yields the address of a service whose engine predicts `box` in every photo."""
     import uvicorn
 
     from sicot_jax.serve.app import create_app
@@ -254,19 +262,19 @@ def test_the_box_is_drawn_and_dragged(browser, index, two, size):
     """
     from selenium.webdriver import ActionChains
 
-    with boxed(index, [0.0, 0.0, 1.0, 1.0]) as address:
+    with service_with_box(index, [0.0, 0.0, 1.0, 1.0]) as address:
         browser.set_window_size(*size)
         browser.get_log("browser")  # of the tests before
         browser.get(address)
         choose(browser, two)
         assert drawn(browser) == pytest.approx([0.25, 0, 0.75, 1], abs=0.01)
         assert_asked(browser, None)
-        assert not browser.find_element("id", "whole").is_enabled()
+        assert not browser.find_element("id", "reset-box").is_enabled()
         move, width = (
             browser.find_element("css selector", "#box button"),
             browser.find_element("id", "query").size["width"],
         )
-        place = browser.find_element("id", "answered").location
+        location = browser.find_element("id", "answer").location
         ActionChains(browser).click_and_hold(move).move_by_offset(
             -round(0.3 * width), 0
         ).release().perform()
@@ -278,7 +286,7 @@ def test_the_box_is_drawn_and_dragged(browser, index, two, size):
         ).release().perform()
         recognised(browser, 4)
         assert_asked(browser, None, [0, 0, 0.5, 1], [0.5, 0, 1, 1])
-        assert sku(4) in text(browser, "#top")
+        assert sku(4) in text(browser, "#match")
         assert sku(4) in text(browser, "#similar .card")
         corner = browser.find_element("css selector", "#box [data-sides='left bottom']")
         ActionChains(browser).click_and_hold(corner).move_by_offset(
@@ -288,11 +296,12 @@ def test_the_box_is_drawn_and_dragged(browser, index, two, size):
         assert left == pytest.approx(0.6, abs=0.01)
         assert (top, right) == (0, 1)
         assert 0.3 < bottom < 0.9
-        assert browser.find_element("id", "answered").location == place  # nothing jumps
-        browser.find_element("id", "whole").click()
+        assert browser.find_element("id", "answer").location == location  # nothing jumps
+        browser.find_element("id", "reset-box").click()
         eventually(
             lambda: (
-                len(asked(browser)) == 5 and not browser.find_element("id", "whole").is_enabled()
+                len(asked(browser)) == 5
+                and not browser.find_element("id", "reset-box").is_enabled()
             )
         )
         assert drawn(browser) == pytest.approx([0.25, 0, 0.75, 1], abs=0.01)
@@ -304,7 +313,7 @@ def test_the_box_by_keyboard(browser, index, two):
     """Arrow keys move it, and pull a corner; several at once are one search."""
     from selenium.webdriver.common.keys import Keys
 
-    with boxed(index, [0.0, 0.0, 1.0, 1.0]) as address:
+    with service_with_box(index, [0.0, 0.0, 1.0, 1.0]) as address:
         browser.set_window_size(1200, 900)
         browser.get(address)
         choose(browser, two)
@@ -321,11 +330,11 @@ def test_the_box_by_keyboard(browser, index, two):
         assert_asked(browser, None, [0, 0, 0.5, 1], [0.02, 0.02, 0.5, 1])
 
 
-def test_a_part_is_chosen_where_the_model_tells_none(browser, index, two):
-    """Drawn by the mouse; by a button, for keyboard and finger; and back to the whole photo."""
+def test_a_part_is_selected_where_the_model_predicts_none(browser, index, two):
+    """Drawn by the mouse; by a button, for keyboard and finger; and back to the full photo."""
     from selenium.webdriver import ActionChains
 
-    with boxed(index, None) as address:
+    with service_with_box(index, None) as address:
         browser.set_window_size(1200, 900)
         browser.get(address)
         choose(browser, two)
@@ -341,9 +350,9 @@ def test_a_part_is_chosen_where_the_model_tells_none(browser, index, two):
         assert left < 0.02
         assert right == pytest.approx(0.5, abs=0.01)
         assert 0 < top < 0.3 < bottom < 1
-        browser.find_element("id", "whole").click()
+        browser.find_element("id", "reset-box").click()
         eventually(lambda: len(asked(browser)) == 3 and drawn(browser) is None)
-        browser.find_element("id", "part").click()
+        browser.find_element("id", "select-box").click()
         eventually(lambda: asked(browser)[3:] == [[0.2, 0.2, 0.8, 0.8]])
         ActionChains(browser).move_to_element(query).click().perform()  # a click changes nothing
         assert drawn(browser) == pytest.approx([0.2, 0.2, 0.8, 0.8], abs=0.01)
@@ -351,7 +360,7 @@ def test_a_part_is_chosen_where_the_model_tells_none(browser, index, two):
 
 
 def test_the_box_by_finger(browser, index, two):
-    with boxed(index, [0.0, 0.0, 1.0, 1.0]) as address:
+    with service_with_box(index, [0.0, 0.0, 1.0, 1.0]) as address:
         browser.set_window_size(390, 800)
         browser.get(address)
         choose(browser, two)

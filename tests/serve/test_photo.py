@@ -1,4 +1,4 @@
-"""Bytes from anyone to pixels, within limits."""
+"""Decoding of query photos within limits."""
 
 import base64
 import io
@@ -9,7 +9,8 @@ import zlib
 
 import numpy as np
 import pytest
-from helpers.index_maker import PREPROCESSING, jpeg
+from helpers.made_photos import jpeg
+from helpers.small_index import PREPROCESSING
 from PIL import Image
 
 from sicot_jax.config.preprocessing import Preprocessing
@@ -49,7 +50,7 @@ def bomb(width, height):
 
 
 @pytest.mark.parametrize("kind", QUERY_FORMATS)
-def test_every_format_that_is_taken(kind):
+def test_supported_formats(kind):
     assert decode_query_photo(some(kind=kind), PREPROCESSING, LIMITS, BUDGET).pixels.shape == (
         24,
         24,
@@ -58,10 +59,10 @@ def test_every_format_that_is_taken(kind):
 
 
 def refused(data, limits=LIMITS):
-    with pytest.raises(PhotoError) as found:
+    with pytest.raises(PhotoError) as caught:
         decode_query_photo(data, PREPROCESSING, limits, BUDGET)
-    assert "\n" not in str(found.value)
-    return found.value.status, found.value.code
+    assert "\n" not in str(caught.value)
+    return caught.value.status, caught.value.code
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def refused(data, limits=LIMITS):
         (bomb(300, 300), (400, "broken_photo")),
     ],
 )
-def test_what_is_not_taken_has_a_code(data, wanted):
+def test_refused_photos_have_a_code(data, wanted):
     assert refused(data) == wanted
 
 
@@ -103,9 +104,9 @@ def test_base64():
         == data
     )
     for bad, status in (("???", 400), ("abc", 400), ("a" * 70_000, 413)):
-        with pytest.raises(PhotoError) as found:
+        with pytest.raises(PhotoError) as caught:
             decode_base64(bad, LIMITS)
-        assert found.value.status == status
+        assert caught.value.status == status
 
 
 def test_a_photo_lies_upright():
@@ -121,7 +122,7 @@ def test_a_photo_lies_upright():
 
 
 def test_a_box_is_cut_from_the_upright_photo():
-    """White below after the turn: the lower half is white alone, and so is what the engine takes."""
+    """Upright, the lower half is white: a box around it gives white pixels alone."""
     pixels = np.zeros((20, 40, 3), np.uint8)
     pixels[:, 20:] = 255
     out, exif = io.BytesIO(), Image.Exif()
@@ -141,11 +142,11 @@ def test_a_box_has_the_margin_that_the_centre_crop_takes():
     preprocessing = Preprocessing(height=16, width=16, resize_height=32, resize_width=32)
     pixels = np.zeros((80, 80, 3), np.uint8)
     pixels[20:60, 20:60] = 200
-    found = decode_query_photo(
+    decoded = decode_query_photo(
         jpeg(pixels, "PNG"), preprocessing, LIMITS, BUDGET, Box(0.25, 0.25, 0.75, 0.75)
     )
-    assert found.visible == (0.25, 0.25, 0.75, 0.75)
-    assert np.all(found.pixels[2:-2, 2:-2] == 200)
+    assert decoded.visible == (0.25, 0.25, 0.75, 0.75)
+    assert np.all(decoded.pixels[2:-2, 2:-2] == 200)
     corner = decode_query_photo(
         jpeg(pixels, "PNG"), preprocessing, LIMITS, BUDGET, Box(0, 0, 0.5, 0.5)
     )

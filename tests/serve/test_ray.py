@@ -1,4 +1,4 @@
-"""The service under Ray Serve: a Ray of its own on this machine, started as a user does."""
+"""The service under Ray Serve: a separate Ray on this machine, started as a user does."""
 
 import concurrent.futures
 import contextlib
@@ -18,8 +18,9 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from helpers.index_maker import PRODUCTS, jpeg, photo, sku, write_index
+from helpers.made_photos import jpeg, photo, sku
 from helpers.service_process import free_port
+from helpers.small_index import PRODUCTS, publish_copy
 
 from sicot_jax.serve.api_keys import add_api_key
 from sicot_jax.serve.settings import ServiceSettings
@@ -41,7 +42,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 import ray
 from ray import serve
 from ray.serve.scripts import cli
-ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, _temp_dir=sys.argv[1], namespace="serve")
+ray.init(
+    num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20,
+    _temp_dir=sys.argv[1], namespace="serve",
+)
 serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[2])})
 cli(["run", *sys.argv[3:]])
 """
@@ -58,11 +62,14 @@ class Cluster:
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listens on the loopback address alone
             # else it writes one into the home folder
             "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PYTHONPATH": os.pathsep.join(
+                [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+            ),
         }  # fmt: skip
         self.process = subprocess.Popen(
             [sys.executable, "-c", DRIVER, folder, str(self.port), *arguments],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment,
+            start_new_session=True,
         )  # fmt: skip
         self.lines: list[str] = []
         self.reader = threading.Thread(target=lambda: self.lines.extend(self.process.stdout))
@@ -74,14 +81,16 @@ class Cluster:
             re.search(rf"\(ServeReplica:\S+ pid=(\d+)\).*{pattern}", line)
             for line in list(self.lines)
         ]
-        return {int(found[1]) for found in lines if found}
+        return {int(match[1]) for match in lines if match}
 
     def eventually(self, check, seconds=60.0):
         end = time.monotonic() + seconds
-        while not (found := check()):
-            assert self.process.poll() is None and time.monotonic() < end, "".join(self.lines[-40:])
+        while not (result := check()):
+            last_lines = "".join(self.lines[-40:])
+            assert self.process.poll() is None, last_lines
+            assert time.monotonic() < end, last_lines
             time.sleep(0.05)
-        return found
+        return result
 
     def post(self, path="/v1/recognize", key="", **more):
         headers = {**more.pop("headers", {}), **({"Authorization": f"Bearer {key}"} if key else {})}
@@ -134,7 +143,7 @@ def running(*arguments):
 
 @pytest.mark.cluster
 @pytest.mark.slow
-def test_two_replicas_answer_as_the_plain_app(index, made_model, tmp_path):
+def test_two_replicas_answer_as_the_plain_app(index, small_version, tmp_path):
     key = add_api_key(tmp_path / "keys", "shop")
     given = [f"index={index}", f"keys={tmp_path / 'keys'}", f"events={tmp_path / 'events'}"]
     plain = ServiceSettings(
@@ -153,9 +162,9 @@ def test_two_replicas_answer_as_the_plain_app(index, made_model, tmp_path):
         _one_store_of_events(cluster, key)
         _busy_is_said(cluster, key)
         first = cluster.eventually(
-            lambda: len(found := cluster.said("ready: index")) == 2 and found
+            lambda: len(replicas := cluster.said("ready: index")) == 2 and replicas
         )
-        write_index(index, made_model)
+        publish_copy(index, small_version)
         cluster.eventually(lambda: cluster.said("index v000002 in use") == first)
         assert (
             cluster.post(key=key, files={"photo": jpeg(photo(1, 99))}).json()["index"] == "v000002"
@@ -174,12 +183,12 @@ def _same_answers(cluster, client, key):
     while rounds < 1 or len(cluster.said("POST /v1/recognize 200")) < 2:
         for product in range(PRODUCTS):
             files = {"photo": jpeg(photo(product, 99))}
-            found = cluster.post("/v1/recognize?k=3&similar=4", key, files=files)
+            response = cluster.post("/v1/recognize?k=3&similar=4", key, files=files)
             answer, wanted = (
-                found.json(),
+                response.json(),
                 client.post("/v1/recognize?k=3&similar=4", files=files).json(),
             )
-            assert found.headers.get_list("x-request-id") == [answer["request_id"]]
+            assert response.headers.get_list("x-request-id") == [answer["request_id"]]
             assert answer["products"][0]["sku"] == sku(product)
             assert answer["known"] == wanted["known"] is True
             for kind, number in (("products", "probability"), ("similar", "similarity")):
@@ -199,13 +208,13 @@ def _same_errors(cluster, client, key):
     ]
     statuses = []
     for request in requests:
-        found, wanted = cluster.post(key=key, **request), client.post("/v1/recognize", **request)
-        errors = [side.json()["error"] for side in (found, wanted)]
-        assert found.status_code == wanted.status_code
-        assert found.headers.get_list("x-request-id") == [errors[0].pop("request_id")]
+        response, wanted = cluster.post(key=key, **request), client.post("/v1/recognize", **request)
+        errors = [side.json()["error"] for side in (response, wanted)]
+        assert response.status_code == wanted.status_code
+        assert response.headers.get_list("x-request-id") == [errors[0].pop("request_id")]
         assert errors[1].pop("request_id")
         assert errors[0] == errors[1]
-        statuses.append(found.status_code)
+        statuses.append(response.status_code)
     assert statuses == [415, 400, 413, 400]
     refused = cluster.post(files={"photo": jpeg(photo(1))})
     assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
@@ -218,8 +227,8 @@ def _same_errors(cluster, client, key):
 
 def _one_store_of_events(cluster, key):
     event = {
-        "event_id": "e", "request_id": "r", "time": 1e9, "visitor": "v", "variant": "a", "kind": "impression",
-        "shown": [sku(1)],
+        "event_id": "e", "request_id": "r", "time": 1e9, "visitor": "v", "variant": "a",
+        "kind": "impression", "shown": [sku(1)],
     }  # fmt: skip
     new = 0
 
@@ -252,7 +261,7 @@ def _busy_is_said(cluster, key):
 
 
 def _one_is_killed(cluster, first, key):
-    """The other one goes on answering; a new one takes its place."""
+    """The other one goes on answering; a new one replaces it."""
     killed, other = sorted(first)
     data = jpeg(photo(1, 99))
     os.kill(killed, signal.SIGKILL)
@@ -284,7 +293,8 @@ def _ended(cluster):
 def test_a_config_file_with_autoscaling(index, tmp_path):
     config = tmp_path / "service.yaml"
     config.write_text(
-        f"applications:\n- import_path: {APP}\n  args: {{index: {index}, engine: jax, largest_batch: 2, gpus: 0}}\n"
+        f"applications:\n- import_path: {APP}\n"
+        f"  args: {{index: {index}, engine: jax, largest_batch: 2, gpus: 0}}\n"
         "  deployments:\n  - name: sicot\n    num_replicas: auto\n"
         "    autoscaling_config: {min_replicas: 2, max_replicas: 3, target_ongoing_requests: 8}\n"
     )
@@ -303,7 +313,7 @@ def test_a_config_file_with_autoscaling(index, tmp_path):
         ({"cpus": 0}, "greater than"),
     ],
 )
-def test_what_cannot_be_served_is_said_before_a_replica_starts(index, more, said):
+def test_unusable_arguments_are_refused_before_a_replica_starts(index, more, said):
     from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as build
 
     from sicot_jax.serve.ray import app

@@ -3,18 +3,19 @@
 import logging
 
 import pytest
-from helpers.index_maker import PRODUCTS, sku, write_index
+from helpers.made_photos import sku
+from helpers.small_index import PRODUCTS, publish_copy
 
-from sicot_jax.indexing import update as change
+from sicot_jax.indexing.update import remove_products
 from sicot_jax.serve import model_manager
 from sicot_jax.serve.settings import ServiceSettings
 
 psycopg = pytest.importorskip("psycopg", reason="a database is used with the extra postgres")
 testclient = pytest.importorskip("fastapi.testclient", reason="the service needs its extra")
 
-from helpers.service_client import ask, error, eventually  # noqa: E402
+from helpers.service_client import post_photo, status_and_code, wait_until  # noqa: E402
 
-from sicot_jax.index.backends.postgres_publish import publish  # noqa: E402
+from sicot_jax.index.backends.postgres_publish import publish_to_postgres  # noqa: E402
 from sicot_jax.serve.app import create_app  # noqa: E402
 
 pytestmark = pytest.mark.database
@@ -40,8 +41,8 @@ def serving(index, url):
 
 
 def test_answers_are_those_of_the_files(index, url):
-    change.remove(index, [sku(2)])
-    publish(index, url)
+    remove_products(index, [sku(2)])
+    publish_to_postgres(index, url)
     with serving(index, "") as files, serving(index, url) as replica:
         for product in range(PRODUCTS):
             for path, params in (
@@ -50,62 +51,63 @@ def test_answers_are_those_of_the_files(index, url):
                 ("/v1/search", {"similar": 4}),
             ):
                 one, other = (
-                    ask(client, product, path, **params).json() for client in (files, replica)
+                    post_photo(client, product, path, **params).json()
+                    for client in (files, replica)
                 )
                 for answer in (one, other):
                     answer.pop("request_id"), answer.pop("timings_ms")
-                    for found in answer["similar"]:
-                        found["similarity"] = pytest.approx(found["similarity"], abs=2e-6)
-                    for found in [
+                    for entry in answer["similar"]:
+                        entry["similarity"] = pytest.approx(entry["similarity"], abs=2e-6)
+                    for entry in [
                         *answer.get("products", []),
                         *answer["categories"],
                     ]:  # near photos have a vote in them
-                        found["probability"] = pytest.approx(found["probability"], abs=2e-4)
+                        entry["probability"] = pytest.approx(entry["probability"], abs=2e-4)
                     answer["confidence"] = pytest.approx(answer.get("confidence"), abs=2e-4)
                 assert one == other
-            card = files.get(f"/v1/products/{sku(product)}")
+            record = files.get(f"/v1/products/{sku(product)}")
             assert replica.get(f"/v1/products/{sku(product)}").json().get(
                 "images"
-            ) == card.json().get("images")
+            ) == record.json().get("images")
         address = f"/v1/products/{sku(1)}/images/0"
         assert replica.get(address).content == files.get(address).content
         assert replica.get("/v1/products/a%00b").status_code == 404
 
 
-def test_a_publish_is_seen(index, url, made_model, monkeypatch, caplog):
+def test_a_publish_is_followed(index, url, small_version, monkeypatch, caplog):
     """And a version that is not published yet is not taken: the one before goes on."""
     monkeypatch.setattr(model_manager, "_RETRY_SECONDS", 0.05)
-    publish(index, url)
+    publish_to_postgres(index, url)
     with serving(index, url) as client:
-        change.remove(index, [sku(1)])
-        publish(index, url)
-        eventually(lambda: client.get("/readyz").json()["products"] == PRODUCTS - 1)
-        assert sku(1) not in ask(client, 1, k=100).text
+        remove_products(index, [sku(1)])
+        publish_to_postgres(index, url)
+        wait_until(lambda: client.get("/readyz").json()["products"] == PRODUCTS - 1)
+        assert sku(1) not in post_photo(client, 1, k=100).text
         with caplog.at_level(logging.ERROR, "sicot"):
-            write_index(index, made_model)
-            eventually(lambda: "has no copy of" in caplog.text)
-        assert ask(client, 1).json()["index"] == "v000001"
-        publish(index, url)
-        eventually(lambda: client.get("/readyz").json()["index"] == "v000002")
-        assert ask(client, 1).json()["products"][0]["sku"] == sku(1)
+            publish_copy(index, small_version)
+            wait_until(lambda: "has no copy of" in caplog.text)
+        assert post_photo(client, 1).json()["index"] == "v000001"
+        publish_to_postgres(index, url)
+        wait_until(lambda: client.get("/readyz").json()["index"] == "v000002")
+        assert post_photo(client, 1).json()["products"][0]["sku"] == sku(1)
 
 
 def test_an_outage_of_the_database(index, url, database_server, caplog):
-    publish(index, url)
+    publish_to_postgres(index, url)
     with serving(index, url) as client:
-        assert ask(client, 1).status_code == 200
+        assert post_photo(client, 1).status_code == 200
         database_server.stop()
         try:
             with caplog.at_level(logging.ERROR, "sicot"):
-                for response in (ask(client, 1), client.get(f"/v1/products/{sku(1)}")):
-                    assert error(response) == (503, "error")
+                for response in (post_photo(client, 1), client.get(f"/v1/products/{sku(1)}")):
+                    assert status_and_code(response) == (503, "error")
                     assert response.headers["retry-after"] == "1"
                     assert "the index cannot be read at the moment" in response.text
             assert "database: " in caplog.text
             assert client.get("/healthz").status_code == 200
         finally:
             database_server.start()
-        eventually(lambda: ask(client, 1).status_code == 200)
+        wait_until(lambda: post_photo(client, 1).status_code == 200)
         assert client.get(f"/v1/products/{sku(1)}").status_code == 200
 
 

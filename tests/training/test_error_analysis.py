@@ -1,25 +1,23 @@
-"""What a run says beyond its accuracy: catalogue, confusions, attention, and remedies on the
-finished classifier.
-"""
+"""Statistics of a catalogue, confusions of tail with head classes, attention to words."""
 
 import numpy as np
 
 from sicot_jax.catalog.sources.generated import open_generated
-from sicot_jax.classifier import posthoc as post_hoc
-from sicot_jax.classifier.heads import Classifier
 from sicot_jax.config import GeneratedSpec
-from sicot_jax.training import error_analysis as findings
+from sicot_jax.training.error_analysis import (
+    catalog_statistics,
+    tail_to_head_confusions,
+    word_weights,
+)
 
 
-def test_who_swallows_whom_by_hand():
-    """Class 0 and 1 are head. Right answers, and mistakes among the head or the tail, are no
-    swallowing.
-    """
+def test_tail_to_head_confusions_by_hand():
+    """Classes 0 and 1 are head. Right answers, and confusions within head or tail, do not count."""
     counts = np.array([50, 40, 3, 2, 1])
     label = np.array([2, 2, 2, 3, 3, 4, 4, 0, 1, 2])
     predicted = np.array([0, 0, 1, 0, 3, 1, 2, 1, 1, 2])
-    found = findings.swallowed(label, predicted, counts, 10, ["a", "b", "c", "d", "e"])
-    assert found == [
+    confusions = tail_to_head_confusions(label, predicted, counts, 10, ["a", "b", "c", "d", "e"])
+    assert confusions == [
         {
             "class": "a",
             "photos": 3,
@@ -41,26 +39,24 @@ def test_who_swallows_whom_by_hand():
 
 def test_weights_are_multiples_of_equal_ones():
     vocabulary = ["", "red", "shirt", "sale"]
-    got = findings.of_words(np.array([1, 2, 3, 0]), np.array([0.5, 0.25, 0.25, 0.0]), vocabulary)
+    got = word_weights(np.array([1, 2, 3, 0]), np.array([0.5, 0.25, 0.25, 0.0]), vocabulary)
     assert got == [("red", 1.5), ("shirt", 0.75), ("sale", 0.75)]
 
 
 def test_pieces_of_a_word_are_summed():
-    """Sentencepiece marks where a word begins; a piece at the front of a cut title begins one too."""
+    """Sentencepiece marks where a word begins; the first piece of a cut title begins one too."""
     vocabulary = ["", "▁t", "shirt", "▁red", "s"]
-    got = findings.of_words(
-        np.array([2, 1, 2, 4, 3]), np.array([0.1, 0.2, 0.3, 0.1, 0.3]), vocabulary
-    )
+    got = word_weights(np.array([2, 1, 2, 4, 3]), np.array([0.1, 0.2, 0.3, 0.1, 0.3]), vocabulary)
     assert [word for word, _ in got] == ["shirt", "tshirts", "red"]
     np.testing.assert_allclose([weight for _, weight in got], [0.3, 1.8, 0.9])
 
 
-def test_catalogue_facts_count_what_is_there():
+def test_catalog_statistics():
     spec = GeneratedSpec(
         num_classes=6, train_photos=80, image_size=12, word_vectors="random", word_vector_width=8
     )
     catalog = open_generated(spec)
-    facts = findings.catalogue_facts(catalog, 10)
+    statistics = catalog_statistics(catalog, 10)
     titles = [catalog.splits["train"][i]["token_ids"].tolist() for i in range(80)]
     head = catalog.classes.counts["train"] > 10
     by_head = [
@@ -72,25 +68,11 @@ def test_catalogue_facts_count_what_is_there():
         }
         for side in (True, False)
     ]
-    assert facts["words"]["both"] == len(by_head[0] & by_head[1])
-    assert facts["titles"] == 80
-    assert facts["words"]["share"] == len(by_head[0] & by_head[1]) / len(by_head[0] | by_head[1])
-    assert sum(times * words for times, words in facts["word_counts"]) == sum(map(len, titles))
-    assert sum(words for _, words in facts["word_counts"]) == len(set().union(*titles))
-    assert facts["photos"] == {name: len(split) for name, split in catalog.splits.items()}
-
-
-def test_remedies_by_hand():
-    """Prior 1/2 and 1/8: taking it away whole adds log 2 and log 8. Rows of length 5 and 1; a
-    padding row stays zero.
-    """
-    kernel = np.array([[3.0, 4.0], [0.0, 1.0], [0.0, 0.0]], np.float32)
-    prior = np.log(np.array([0.5, 0.125, 1.0], np.float32))
-    classifier = Classifier(kernel, np.ones(3, np.float32), prior, (), {})
-    same, bias = post_hoc.adjusted(classifier, 1.0)
-    assert same is kernel
-    np.testing.assert_allclose(bias, [1 + np.log(2), 1 + np.log(8), 1], rtol=1e-6)
-    half, bias = post_hoc.normalised(classifier, 0.5)
-    np.testing.assert_allclose(half, kernel / np.sqrt([[5.0], [1.0], [1.0]]), rtol=1e-6)
-    assert not bias.any()
-    np.testing.assert_allclose(post_hoc.normalised(classifier, 1.0)[0][0], [0.6, 0.8], rtol=1e-6)
+    assert statistics["words"]["both"] == len(by_head[0] & by_head[1])
+    assert statistics["titles"] == 80
+    assert statistics["words"]["share"] == len(by_head[0] & by_head[1]) / len(
+        by_head[0] | by_head[1]
+    )
+    assert sum(times * words for times, words in statistics["word_counts"]) == sum(map(len, titles))
+    assert sum(words for _, words in statistics["word_counts"]) == len(set().union(*titles))
+    assert statistics["photos"] == {name: len(split) for name, split in catalog.splits.items()}

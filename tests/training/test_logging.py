@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sicot_jax.training import logging as run_log
+from sicot_jax.training import logging as run_logging
 from sicot_jax.training.logging import RunLog
 
 
@@ -19,7 +19,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     made = Clock()
-    monkeypatch.setattr(run_log, "time", made)
+    monkeypatch.setattr(run_logging, "time", made)
     return made
 
 
@@ -37,13 +37,13 @@ def records(workdir):
     return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
 
 
-def test_numbers_are_lines_of_json(tmp_path):
+def test_scalars_are_lines_of_json(tmp_path):
     log = opened(tmp_path)
-    log.numbers(3, "validation", {"overall_top1": 12.5})
+    log.write_scalars(3, "validation", {"overall_top1": 12.5})
     assert records(tmp_path) == [
         {"step": 3, "kind": "validation", "overall_top1": 12.5}
     ]  # before it is closed: a kill loses nothing
-    log.numbers(4, "train", {"total": float("nan")})
+    log.write_scalars(4, "train", {"total": float("nan")})
     log.close()
     assert len(records(tmp_path)) == 2
 
@@ -51,13 +51,13 @@ def test_numbers_are_lines_of_json(tmp_path):
 def test_resumed_log_drops_later_records_and_half_lines(tmp_path):
     log = opened(tmp_path)
     for step in (10, 20, 30):
-        log.numbers(step, "train", {"total": float(step)})
-    log.numbers(20, "validation", {"overall_top1": 1.0})
+        log.write_scalars(step, "train", {"total": float(step)})
+    log.write_scalars(20, "validation", {"overall_top1": 1.0})
     log.close()
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 15, "kind": "tra')  # cut off by a kill
     log = opened(tmp_path, start_step=20)
-    log.numbers(30, "train", {"total": -1.0})
+    log.write_scalars(30, "train", {"total": -1.0})
     log.close()
     assert [(r["step"], r["kind"], r.get("total")) for r in records(tmp_path)] == [
         (10, "train", 10.0),
@@ -70,7 +70,7 @@ def test_resumed_log_drops_later_records_and_half_lines(tmp_path):
 
 def test_a_run_from_the_start_drops_everything(tmp_path):
     log = opened(tmp_path)
-    log.numbers(1, "train", {"total": 1.0})
+    log.write_scalars(1, "train", {"total": 1.0})
     log.close()
     opened(tmp_path).close()
     assert records(tmp_path) == []
@@ -101,7 +101,7 @@ def test_rate_and_time_to_go(tmp_path, clock, capsys):
 def test_pauses_do_not_count(tmp_path, clock, capsys):
     log = opened(tmp_path, total_steps=40)
     clock.now += 10
-    log.pause()
+    log.pause_clock()
     clock.now += 500
     log.resume_clock()
     clock.now += 10
@@ -129,7 +129,7 @@ def test_last_step_has_nothing_to_go(tmp_path, clock, capsys):
 def test_tensorboard_events_are_written(tmp_path):
     pytest.importorskip("tensorboardX")
     log = opened(tmp_path, tensorboard=True)
-    log.numbers(1, "train", {"total": 1.0})
+    log.write_scalars(1, "train", {"total": 1.0})
     log.close()
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"train/total" in events.read_bytes()

@@ -11,13 +11,15 @@ import optax
 import pytest
 
 from sicot_jax import config as config_lib
-from sicot_jax.classifier import heads, trust_ratio
+from sicot_jax.classifier import trust_ratio
+from sicot_jax.classifier.heads import make_head
+from sicot_jax.classifier.state import init_classifier, make_hyperparams
 from sicot_jax.config import HeadConfig, LossConfig, OptimConfig
 from sicot_jax.config.batch_plan import BatchPlan
 from sicot_jax.parallel import mesh
 from sicot_jax.training import optimizer as optim
-from sicot_jax.training.setup import make_setup
 from sicot_jax.training.model import DataShape
+from sicot_jax.training.setup import make_setup
 
 PLAN = BatchPlan(20)  # 100 photos: five steps an epoch
 
@@ -159,8 +161,8 @@ def run_head(head, config, tx, device_mesh, *, learning_rate=1.0):
     prior[:NUM_CLASSES] = np.log(rng.dirichlet(np.ones(NUM_CLASSES)))
     placed = mesh.to_global({"prior": prior}, device_mesh)["prior"]
     start = jax.jit(
-        lambda p: heads.start_classifier(
-            config, jax.random.key(1), p, num_classes=NUM_CLASSES, width=WIDTH, tx=tx
+        lambda p: init_classifier(
+            config, jax.random.key(1), p, num_classes=NUM_CLASSES, width=WIDTH, optimizer=tx
         )
     )
     classifier, seen = start(placed), []
@@ -171,11 +173,11 @@ def run_head(head, config, tx, device_mesh, *, learning_rate=1.0):
         }
         batch["label"] = rng.integers(0, NUM_CLASSES, BATCH).astype(np.int32)
         batch = mesh.to_global(batch, device_mesh)
-        numbers = heads.numbers_of(WEIGHTS, learning_rate=learning_rate)
-        losses, cotangents, classifier = head(batch, batch.pop("label"), classifier, numbers)
+        hyperparams = make_hyperparams(WEIGHTS, learning_rate=learning_rate)
+        losses, cotangents, classifier = head(batch, batch.pop("label"), classifier, hyperparams)
         seen.append((losses, cotangents))
     after = jax.device_get(
-        (classifier.kernel, classifier.bias, jax.tree.leaves(classifier.opt_state))
+        (classifier.weights.kernel, classifier.weights.bias, jax.tree.leaves(classifier.opt_state))
     )
     return jax.device_get(seen), jax.tree.map(lambda x: x[:NUM_CLASSES] if x.ndim else x, after)
 
@@ -189,8 +191,12 @@ def dense_lars():
         optax_lars(LARS, optax.constant_schedule(LARS.learning_rate))
     )
     with jax.set_mesh(device_mesh):
-        head = heads.make_head(
-            config, WEIGHTS, num_classes=NUM_CLASSES, tx=tx, catch_up=lambda state, **_: state
+        head = make_head(
+            config,
+            WEIGHTS,
+            num_classes=NUM_CLASSES,
+            optimizer=tx,
+            lazy_update=lambda state, **_: state,
         )
         return run_head(head, config, tx, device_mesh)
 

@@ -10,15 +10,13 @@ import numpy as np
 import pytest
 
 from sicot_jax import config as config_lib
-from sicot_jax.classifier import heads
 from sicot_jax.config import Config
 from sicot_jax.models.semantic_stream import set_word_vectors
-from sicot_jax.parallel import gradient_sync
-from sicot_jax.parallel import mesh
-from sicot_jax.training.step import make_train_step
-from sicot_jax.training.state import abstract_state, class_log_prior, initial_state
-from sicot_jax.training.setup import make_setup
+from sicot_jax.parallel import gradient_sync, mesh
 from sicot_jax.training.model import DataShape
+from sicot_jax.training.setup import make_setup
+from sicot_jax.training.state import abstract_state, class_log_prior, initial_state
+from sicot_jax.training.step import make_train_step
 
 NUM_CLASSES, VOCABULARY, BATCH = 11, 30, 16  # 11 rows divide over no mesh of more than one device
 
@@ -92,7 +90,7 @@ def assert_close(got, wanted, rtol=2e-5):
 @pytest.fixture(scope="module")
 def reference():
     """Dense head, one device."""
-    dense = heads.HeadConfig(kind="dense")
+    dense = config_lib.HeadConfig(kind="dense")
     loss = config_lib.LossConfig(visual=1.0, mixed=0.7, logit_adjustment=1.0)
     return one_step(tiny(head=dense, loss=loss), on(1, 1)), loss
 
@@ -106,7 +104,7 @@ def test_sharded_step_equals_dense(reference, shape):
         np.testing.assert_array_equal(a, b)  # starting values do not depend on the mesh
     assert_close(sharded_losses, losses, rtol=1e-5)
     assert_close(sharded_after, after)
-    gradient = np.abs(after.classifier.kernel - before.classifier.kernel).max()
+    gradient = np.abs(after.classifier.weights.kernel - before.classifier.weights.kernel).max()
     assert gradient > 1e-3  # not two times nothing
 
 
@@ -118,14 +116,16 @@ def test_words_of_titles_are_told_on_every_mesh(shape):
     assert_close(got[1], wanted[1])
     assert_close(got[2], wanted[2])
     before, after, losses = wanted
-    np.testing.assert_allclose(losses["total"], losses["visual"] + losses["tag_prediction"], rtol=1e-6)
+    np.testing.assert_allclose(
+        losses["total"], losses["visual"] + losses["tag_prediction"], rtol=1e-6
+    )
     assert (
         before.params["visual"]["tag_head"]["kernel"]
         != after.params["visual"]["tag_head"]["kernel"]
     ).any()
     assert before.params["visual"]["tag_head"]["kernel"].shape[1] == VOCABULARY - 1
     assert "semantic" not in before.params
-    assert after.classifier.kernel.shape[1] == 16
+    assert after.classifier.weights.kernel.shape[1] == 16
 
 
 def coded(**changes) -> Config:
@@ -164,7 +164,9 @@ def test_codes_leave_the_rest_as_it_is(with_codes):
             jax.tree.leaves(visual), jax.tree.leaves(plain.params["visual"]), strict=True
         ):
             np.testing.assert_array_equal(a, b)
-        np.testing.assert_array_equal(state.classifier.kernel, plain.classifier.kernel)
+        np.testing.assert_array_equal(
+            state.classifier.weights.kernel, plain.classifier.weights.kernel
+        )
     np.testing.assert_allclose(losses["total"], losses["visual"] + losses["codes"], rtol=1e-6)
     kernels = [state.params["visual"]["code_head"]["kernel"] for state in (before, after)]
     assert kernels[0].shape == (16, 24)
@@ -299,7 +301,7 @@ def test_seeds_learning_rates_and_weights_share_one_program():
 @pytest.mark.parametrize("head", ["class_sharded", pytest.param("dense", marks=pytest.mark.slow)])
 def test_numbers_given_with_the_call_are_those_of_the_config(head):
     device_mesh = on(2, 1)
-    config = tiny(head=heads.HeadConfig(kind=head), loss=config_lib.LossConfig(mixed=0.5))
+    config = tiny(head=config_lib.HeadConfig(kind=head), loss=config_lib.LossConfig(mixed=0.5))
     other = dataclasses.replace(
         config, seed=5, optim=dataclasses.replace(config.optim, learning_rate=0.3)
     )
@@ -412,8 +414,13 @@ def test_frozen_backbone_stands_still_with_its_statistics():
             strict=True,
         ):
             np.testing.assert_array_equal(a, b)
-    assert np.abs(after.params["semantic"]["word_vectors"] - before.params["semantic"]["word_vectors"]).max() > 0
-    assert np.abs(after.classifier.kernel - before.classifier.kernel).max() > 0
+    assert (
+        np.abs(
+            after.params["semantic"]["word_vectors"] - before.params["semantic"]["word_vectors"]
+        ).max()
+        > 0
+    )
+    assert np.abs(after.classifier.weights.kernel - before.classifier.weights.kernel).max() > 0
 
 
 def test_baseline_has_no_semantic_stream():
@@ -429,7 +436,9 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
     half = one_step(tiny(train={"compute_dtype": "bfloat16"}), on(1, 1))
     assert all(
         x.dtype == np.float32
-        for x in jax.tree.leaves((half[1].params, half[1].batch_stats, half[1].classifier.kernel))
+        for x in jax.tree.leaves(
+            (half[1].params, half[1].batch_stats, half[1].classifier.weights.kernel)
+        )
     )
     np.testing.assert_allclose(half[2]["total"], full[2]["total"], rtol=0.02)
     assert half[2]["total"] != full[2]["total"]
@@ -455,7 +464,9 @@ def test_a_step_with_a_ratio_moves_that_share_of_each_kernel():
     for path, changed in jax.tree_util.tree_leaves_with_path(moved):
         if changed.ndim > 1:
             assert (
-                0 < changed.sum() <= device_mesh.size * gradient_sync.num_entries_sent(changed.size, 0.01)
+                0
+                < changed.sum()
+                <= device_mesh.size * gradient_sync.num_entries_sent(changed.size, 0.01)
             ), path
     assert all(np.any(x) for x in after.residual.values())
 

@@ -1,4 +1,4 @@
-"""Files of weights: what is read, what is refused in one line, what is written."""
+"""Reading and writing of weight files; bad files are errors of one line."""
 
 import os
 import pickle
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sicot_jax.errors import InputError
-from sicot_jax.weights.safetensors_io import read_weights, whole, write_safetensors
+from sicot_jax.weights.safetensors_io import as_rows, read_weights, write_safetensors
 
 torch = pytest.importorskip("torch", reason="conversion needs the extra torch")
 ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32([1.5])}
@@ -16,12 +16,14 @@ ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.floa
 def write(path, arrays=ARRAYS):
     with path.open("wb") as file:
         write_safetensors(
-            file, {name: whole(array) for name, array in arrays.items()}, metadata={"made": "here"}
+            file,
+            {name: as_rows(array) for name, array in arrays.items()},
+            metadata={"made": "here"},
         )
     return path
 
 
-def refused(path):
+def read_error(path):
     with pytest.raises(InputError) as error:
         read_weights(path)
     assert "\n" not in str(error.value)
@@ -29,14 +31,14 @@ def refused(path):
     return str(error.value)
 
 
-def assert_same(found, wanted=ARRAYS):
-    assert found.keys() == wanted.keys()
-    for name, array in wanted.items():
-        np.testing.assert_array_equal(found[name], array)
-        assert found[name].dtype == np.float32
+def assert_same(actual, expected=ARRAYS):
+    assert actual.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(actual[name], array)
+        assert actual[name].dtype == np.float32
 
 
-def test_our_file_is_read_by_the_library_and_back(tmp_path):
+def test_our_files_are_read_by_the_library(tmp_path):
     import safetensors.numpy
 
     path = write(tmp_path / "a.safetensors")
@@ -46,7 +48,7 @@ def test_our_file_is_read_by_the_library_and_back(tmp_path):
         assert file.metadata() == {"made": "here"}
 
 
-def test_a_file_of_the_library_is_read(tmp_path):
+def test_files_of_the_library_are_read(tmp_path):
     import safetensors.numpy
 
     safetensors.numpy.save_file({**ARRAYS, "half": np.float16([2.0])}, tmp_path / "a.safetensors")
@@ -60,50 +62,50 @@ def test_a_file_of_torch_save_is_read(tmp_path, inside):
     assert_same(read_weights(tmp_path / "a.pth"))
 
 
-def test_pieces_are_written_one_after_the_other(tmp_path):
-    made = []
+def test_chunks_are_written_one_after_the_other(tmp_path):
+    order = []
 
-    def pieces():
+    def chunks():
         for row in ARRAYS["a.weight"]:
-            made.append(len(made))
+            order.append(len(order))
             yield row[None]
 
     with (tmp_path / "a.safetensors").open("wb") as file:
         write_safetensors(
-            file, {"a.weight": ((2, 3), pieces), "b": whole(ARRAYS["b"])}, metadata={}
+            file, {"a.weight": ((2, 3), chunks), "b": as_rows(ARRAYS["b"])}, metadata={}
         )
-    assert made == [0, 1]
+    assert order == [0, 1]
     assert_same(read_weights(tmp_path / "a.safetensors"))
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (2, 4)])
-def test_pieces_of_another_shape_are_an_error(tmp_path, shape):
+def test_chunks_of_another_shape_are_an_error(tmp_path, shape):
     with (
         (tmp_path / "a.safetensors").open("wb") as file,
-        pytest.raises(ValueError, match="a: .*wanted"),
+        pytest.raises(ValueError, match=r"a: .*wanted"),
     ):
         write_safetensors(file, {"a": (shape, lambda: [ARRAYS["a.weight"]])}, metadata={})
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 @pytest.mark.parametrize("content", [b"", b"no weights at all" * 9])
-def test_a_file_that_is_no_weights(tmp_path, suffix, content):
+def test_other_content_is_refused(tmp_path, suffix, content):
     path = tmp_path / f"a{suffix}"
     path.write_bytes(content)
-    assert "damaged" in refused(path) or "more than tensors" in refused(path)
+    assert "damaged" in read_error(path) or "more than tensors" in read_error(path)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
-def test_a_cut_file(tmp_path, suffix):
+def test_a_truncated_file_is_refused(tmp_path, suffix):
     path = write(tmp_path / "a.safetensors")
     if suffix == ".pth":
         path = tmp_path / "a.pth"
         torch.save({"a": torch.zeros(1000)}, path)
     path.write_bytes(path.read_bytes()[:-20])
-    assert "damaged" in refused(path)
+    assert "damaged" in read_error(path)
 
 
-class Evil:
+class CallsMkdir:
     def __reduce__(self):
         return os.mkdir, (self.folder,)
 
@@ -114,25 +116,25 @@ class Evil:
 @pytest.mark.parametrize("writer", ["torch", "pickle"])
 def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path, writer):
     path, trace = tmp_path / "a.pth", tmp_path / "ran"
-    content = {"a": torch.zeros(2), "b": Evil(str(trace))}
+    content = {"a": torch.zeros(2), "b": CallsMkdir(str(trace))}
     if writer == "torch":
         torch.save(content, path)
     else:
         path.write_bytes(pickle.dumps(content))
-    assert "would run code" in refused(path)
+    assert "would run code" in read_error(path)
     assert not trace.exists()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_numbers_that_are_not_finite_are_named(tmp_path, value):
+def test_arrays_that_are_not_finite_are_named(tmp_path, value):
     broken = {**ARRAYS, "b": np.float32([value])}
-    assert "NaN or infinity in b" in refused(write(tmp_path / "a.safetensors", broken))
+    assert "NaN or infinity in b" in read_error(write(tmp_path / "a.safetensors", broken))
 
 
-def test_other_paths_are_refused(tmp_path):
-    assert "no such file" in refused(tmp_path / "gone.pth")
+def test_other_paths_are_read_error(tmp_path):
+    assert "no such file" in read_error(tmp_path / "missing.pth")
     (tmp_path / "a.h5").write_bytes(b"1")
-    assert "wanted weights, .safetensors, .pth" in refused(tmp_path / "a.h5")
-    assert "holds no array" in refused(write(tmp_path / "none.safetensors", {}))
+    assert "wanted weights, .safetensors, .pth" in read_error(tmp_path / "a.h5")
+    assert "holds no array" in read_error(write(tmp_path / "none.safetensors", {}))
     torch.save([1, 2], tmp_path / "list.pth")
-    assert "holds list, wanted a state_dict" in refused(tmp_path / "list.pth")
+    assert "holds list, wanted a state_dict" in read_error(tmp_path / "list.pth")

@@ -1,4 +1,4 @@
-"""The semantic stream in PyTorch: every encoder, the vocabulary, out with a run and in again."""
+"""The semantic stream in PyTorch: every encoder, and the round trip of a run."""
 
 import dataclasses
 import json
@@ -15,9 +15,17 @@ from sicot_jax.catalog.tokenizer import build_tokenizer, load_tokenizer
 from sicot_jax.cli import main as cli
 from sicot_jax.config import TEXT_ENCODERS
 from sicot_jax.training.loop import train
-from sicot_jax.weights import bundle as folders
-from sicot_jax.weights import semantic as text
+from sicot_jax.weights.bundle import TextEncoderSpec, read_bundle
 from sicot_jax.weights.safetensors_io import read_weights
+from sicot_jax.weights.semantic import (
+    NUM_TITLES,
+    init_semantic_stream,
+    semantic_from_torch,
+    semantic_outputs_jax,
+    semantic_outputs_torch,
+    semantic_to_torch,
+    write_text_encoder,
+)
 
 torch = pytest.importorskip("torch", reason="conversion needs the extra torch")
 TITLES = [
@@ -29,8 +37,8 @@ TITLES = [
 ]
 
 
-def text_of(encoder, weighting="softmax"):
-    return folders.Text(
+def spec_of(encoder, weighting="softmax"):
+    return TextEncoderSpec(
         encoder, 4, 6, weighting, word_width=8, embedding_width=10, max_tokens=6, vocabulary=""
     )
 
@@ -41,15 +49,18 @@ def tokenizer():
 
 
 @pytest.mark.parametrize(
-    ("encoder", "weighting"), [*((name, "softmax") for name in TEXT_ENCODERS), ("bilinear", "sigmoid")]
+    ("encoder", "weighting"),
+    [*((name, "softmax") for name in TEXT_ENCODERS), ("bilinear", "sigmoid")],
 )
-def test_every_encoder_reads_titles_as_ours_does(tmp_path, tokenizer, encoder, weighting):
-    """Random values; titles with no word, with unknown ones, longer than is read. And back, value
-    for value.
+def test_every_encoder_gives_the_same_embeddings_in_pytorch(
+    tmp_path, tokenizer, encoder, weighting
+):
+    """With random weights, on empty titles, unknown words and titles beyond max_tokens. Converted
+    back, the weights are equal.
     """
-    read = text_of(encoder, weighting)
+    spec = spec_of(encoder, weighting)
     _, *trees = nnx.split(
-        text.fresh_stream(read, len(tokenizer.vocabulary)), nnx.Param, nnx.BatchStat
+        init_semantic_stream(spec, len(tokenizer.vocabulary)), nnx.Param, nnx.BatchStat
     )
     rng = np.random.default_rng(0)
     random = [
@@ -61,20 +72,21 @@ def test_every_encoder_reads_titles_as_ours_does(tmp_path, tokenizer, encoder, w
             trees, (-1.5, 0.5), strict=True
         )  # parameters of both signs, variances of one
     ]
-    arrays = text.arrays_of(*random)
+    arrays = semantic_to_torch(*random)
     for tree in random:
-        jax.tree.map(np.testing.assert_array_equal, text.filled(tree, arrays), tree)
+        jax.tree.map(np.testing.assert_array_equal, semantic_from_torch(tree, arrays), tree)
     tokenizer.save(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({"text": dataclasses.asdict(read)}))
-    found = text.write_text(tmp_path, read, arrays)
-    assert found["titles"] == text.TITLES
-    assert found["embedding"]["max_relative"] < 1e-5
-    here = text.outputs_here(read, arrays, tokenizer, TITLES).embedding
-    there = text.outputs_in_torch(tmp_path, TITLES).embedding
-    np.testing.assert_allclose(there, here, rtol=1e-5, atol=1e-5)
-    assert not here[1].any()
-    assert not here[4].any()
-    assert here[0].any()
+    (tmp_path / "config.json").write_text(json.dumps({"text": dataclasses.asdict(spec)}))
+    report = write_text_encoder(tmp_path, spec, arrays)
+    assert report.inputs == "titles"
+    assert report.count == NUM_TITLES
+    assert report.differences["embedding"].max_relative < 1e-5
+    expected = semantic_outputs_jax(spec, arrays, tokenizer, TITLES).embedding
+    actual = semantic_outputs_torch(tmp_path, TITLES).embedding
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+    assert not expected[1].any()
+    assert not expected[4].any()
+    assert expected[0].any()
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +101,14 @@ def run(tmp_path_factory):
     return workdir
 
 
-def test_a_run_s_titles_in_plain_pytorch_and_back(run, tmp_path, capsys):
-    """Without jax or sicot_jax: the mixed stream's logits. In again with another word vector, which
-    training starts from.
+def test_a_run_s_text_encoder_in_plain_pytorch_and_back(run, tmp_path, capsys):
+    """PyTorch computes logits of the mixed stream without jax and sicot_jax. Changed weights are
+    imported, and training starts from them.
     """
     out = tmp_path / "out"
     assert cli.main(["convert", "to-torch", f"--workdir={run}", f"--out={out}", "--with-text"]) == 0
     assert "titles, JAX against PyTorch: embedding differs by" in capsys.readouterr().out
-    stored = folders.read_converted(out)
+    stored = read_bundle(out)
     assert stored.text.encoder == "lstm_attention"
     assert stored.text.max_tokens == 8
     title = " ".join(load_tokenizer(out).vocabulary[1:4])
@@ -104,11 +116,12 @@ def test_a_run_s_titles_in_plain_pytorch_and_back(run, tmp_path, capsys):
         "import sys, numpy, torch\n"
         "sys.modules['jax'] = sys.modules['sicot_jax'] = None\n"
         "from model import SicotRecognizer\n"
-        "from text import SemanticStream\n"
-        "recognizer, stream = SicotRecognizer.from_pretrained('.'), SemanticStream.from_pretrained('.')\n"
+        "from text import SicotTextEncoder\n"
+        "recognizer = SicotRecognizer.from_pretrained('.')\n"
+        "encoder = SicotTextEncoder.from_pretrained('.')\n"
         "photo = recognizer.preprocess(numpy.zeros((30, 30, 3), numpy.uint8))[None]\n"
         "with torch.inference_mode():\n"
-        f"    embedding, weights = stream(stream.ids([{title!r}]))\n"
+        f"    embedding, weights = encoder(encoder.token_ids([{title!r}]))\n"
         "    logits = recognizer.fc(torch.maximum(recognizer.embed(photo), embedding))\n"
         "print(tuple(logits.shape), int((weights > 0).sum()), round(float(weights.sum()), 4))\n"
     )
@@ -125,12 +138,12 @@ def test_a_run_s_titles_in_plain_pytorch_and_back(run, tmp_path, capsys):
     back = tmp_path / "back"
     assert cli.main(["convert", "from-torch", str(out), f"--out={back}"]) == 0
     assert read_weights(back / "text.safetensors").keys() == arrays.keys()
-    assert folders.read_converted(back).text == stored.text
-    words_file = out / "words.txt"  # other words: another vocabulary, by its own account
+    assert read_bundle(back).text == stored.text
+    words_file = out / "words.txt"  # edited words are another vocabulary
     words_file.write_text(words_file.read_text().replace("\n", "x\n").removeprefix("x"))
     other = tmp_path / "other"
     assert cli.main(["convert", "from-torch", str(out), f"--out={other}"]) == 0
-    assert folders.read_converted(other).text.vocabulary != stored.text.vocabulary
+    assert read_bundle(other).text.vocabulary != stored.text.vocabulary
     frozen = ["optim.trainable=classifier/bias", "optim.learning_rate=1e-9", "train.steps=1"]
     flags = [
         f"--config.{flag}"
@@ -149,11 +162,13 @@ def test_a_run_s_titles_in_plain_pytorch_and_back(run, tmp_path, capsys):
         )
         == 0
     )
-    found = read_weights(tmp_path / "on" / "text.safetensors")
-    np.testing.assert_allclose(found["projection.weight"], arrays["projection.weight"], rtol=1e-6)
+    exported = read_weights(tmp_path / "on" / "text.safetensors")
+    np.testing.assert_allclose(
+        exported["projection.weight"], arrays["projection.weight"], rtol=1e-6
+    )
 
 
-def test_a_run_without_titles_has_none_to_write(run, tmp_path, capsys):
+def test_a_run_without_a_semantic_stream_has_no_text_encoder(run, tmp_path, capsys):
     stored, out = json.loads((run / "config.json").read_text()), tmp_path / "out"
     stored["config"]["loss"]["mixed"] = 0.0
     (tmp_path / "config.json").write_text(json.dumps(stored))
@@ -165,7 +180,7 @@ def test_a_run_without_titles_has_none_to_write(run, tmp_path, capsys):
     assert not out.exists()
 
 
-def test_another_encoder_than_the_config_s_is_refused(run, tmp_path):
+def test_another_encoder_than_that_of_the_config_is_refused(run, tmp_path):
     from sicot_jax.training.checkpoint import CheckpointError
 
     assert (
@@ -175,7 +190,7 @@ def test_another_encoder_than_the_config_s_is_refused(run, tmp_path):
         == 0
     )
     with pytest.raises(
-        CheckpointError, match="another semantic stream than model.text asks for: .*lstm"
+        CheckpointError, match=r"another semantic stream than model.text asks for: .*lstm"
     ):
         train(
             config_lib.load_config("tiny", [f"--config.model.init_from={tmp_path / 'out'}"]),

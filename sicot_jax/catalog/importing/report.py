@@ -17,8 +17,8 @@ from sicot_jax.catalog.importing.manifest_rows import DroppedRow
 from sicot_jax.catalog.importing.splits import SplitAssignment
 from sicot_jax.catalog.importing.spool import StoredPhoto
 from sicot_jax.catalog.importing.title_source import TransferredTitle
-from sicot_jax.common.text import pluralize
 from sicot_jax.catalog.statistics import default_head_boundary, head_mask, vocabulary_overlap
+from sicot_jax.common.text import pluralize
 
 # Rows left out on purpose, or with a transferred title, can be most of a source; bad rows are few
 # and all named.
@@ -96,8 +96,9 @@ class TitleTransferReport:
         commit = f", commit {self.commit[:12]}" if self.commit else ""
         return (
             f"transferred titles: {self.transferred} of "
-            f"{pluralize(self.photos_without_title, 'train photo')} without one ({self.share:.1%}), "
-            f"from the nearest photos of run {self.run} (data {self.data_hash[:12]}{commit}){middle}"
+            f"{pluralize(self.photos_without_title, 'train photo')} without one "
+            f"({self.share:.1%}), from the nearest photos of run {self.run} "
+            f"(data {self.data_hash[:12]}{commit}){middle}"
         )
 
 
@@ -312,8 +313,9 @@ class ImportReport:
         lines = []
         if self.previous_skus and 2 * self.newly_discontinued > self.previous_skus:
             lines.append(
-                f"{self.newly_discontinued} of {pluralize(self.previous_skus, 'SKU')} discontinued, "
-                "more than half; if this source is another catalogue, import it with another --out"
+                f"{self.newly_discontinued} of {pluralize(self.previous_skus, 'SKU')} "
+                "discontinued, more than half; if this source is another catalogue, "
+                "import it with another --out"
             )
         for split in ("test", "validation"):
             if not self.photos[split]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import errno
@@ -96,8 +95,7 @@ def import_catalog(
         raise CatalogImportError(
             f"{source} not found as a file or folder; wanted a manifest, or a folder with photos"
         )
-    # Not at the top: the command line reads this file for its flags, also where TFDS is not
-    # installed.
+    # Not at the top: the command line reads DATA_SETS, also where TFDS is not installed.
     from sicot_jax.catalog.importing.builder import ImportJob
     from sicot_jax.catalog.importing.manifest_builder import ManifestBuilder
 
@@ -134,7 +132,8 @@ def _build_next_version(
         )
     if present and name not in present:
         raise CatalogImportError(
-            f"{out} holds the catalogue {present[0]!r}, not {name!r}; choose another --out or --name"
+            f"{out} holds the catalogue {present[0]!r}, not {name!r}; "
+            "choose another --out or --name"
         )
     for leftover in (out / name).glob("incomplete.*"):
         shutil.rmtree(leftover)
@@ -237,129 +236,3 @@ def _load_module(name: str, path: Path) -> ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
-
-
-def add_import_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of `sicot import`."""
-    default = ImportSettings()
-    parser.add_argument(
-        "source",
-        nargs="?",
-        type=Path,
-        help="manifest (csv, parquet, jsonl) or folder of SKU folders",
-    )
-    parser.add_argument(
-        "--dataset", choices=DATA_SETS, help="a data set in its owner's layout, read from --from"
-    )
-    parser.add_argument(
-        "--from",
-        dest="source_folder",
-        type=Path,
-        metavar="DIR",
-        help="folder with the owner's files",
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="where the catalogue is written"
-    )
-    parser.add_argument("--name", help="name of the catalogue (default: after the source)")
-    parser.add_argument(
-        "--workers", type=int, help="decoding processes (default: one per CPU core)"
-    )
-    parser.add_argument("--seed", type=int, default=default.seed)
-    parser.add_argument(
-        "--short-side",
-        type=int,
-        default=default.short_side,
-        help="pixels; photos are never enlarged",
-    )
-    parser.add_argument(
-        "--test-per-class",
-        type=int,
-        metavar="K",
-        help="K test photos for every class that has enough",
-    )
-    parser.add_argument(
-        "--test-share",
-        type=float,
-        metavar="S",
-        help="share of every class to test (default: 0.2, at most 20 photos)",
-    )
-    parser.add_argument(
-        "--tail-cut", type=int, metavar="N", help="cut train to an exponential tail, N down to 1"
-    )
-    parser.add_argument(
-        "--min-photos", type=int, metavar="N", help="leave out classes with fewer photos"
-    )
-    parser.add_argument(
-        "--tokenizer", choices=("words", "sentencepiece"), default=default.tokenizer
-    )
-    parser.add_argument(
-        "--drop-top-share",
-        type=float,
-        default=default.drop_top_share,
-        help="commonest words dropped",
-    )
-    parser.add_argument(
-        "--min-count",
-        type=int,
-        default=default.min_count,
-        help="words seen more rarely are dropped",
-    )
-    parser.add_argument("--max-vocabulary", type=int, default=default.max_vocabulary)
-    parser.add_argument(
-        "--word-width", type=int, default=default.word_width, help="numbers per word vector"
-    )
-    parser.add_argument("--word-epochs", type=int, default=default.word_epochs)
-    parser.add_argument(
-        "--max-bad-share", type=float, default=default.max_bad_share, help="stop above this share"
-    )
-    parser.add_argument("--max-rows", type=int, metavar="N", help="read only the first N good rows")
-    parser.add_argument(
-        "--titles-from",
-        type=Path,
-        metavar="RUN",
-        help="finished run on a catalogue with titles: a training photo without a title takes that of the nearest one there",
-    )
-    parser.add_argument(
-        "--titles-path",
-        default="",
-        metavar="DIR",
-        help="where RUN's catalogue is now, if it was moved",
-    )
-    parser.add_argument(
-        "--titles-min-similarity",
-        type=float,
-        default=default.titles_min_similarity,
-        metavar="S",
-        help="cosine below which no title is taken (default: 0, take all)",
-    )
-
-
-def run_import(args: argparse.Namespace, *, title_source: TitleSource | None = None) -> None:
-    """Run `sicot import` and print a summary; `title_source` is what `--titles-from` names.
-
-    Raises CatalogImportError where the source is not given exactly once, or options of titles without
-    where they come from.
-    """
-    if title_source is None and (args.titles_path or args.titles_min_similarity):
-        raise CatalogImportError(
-            "--titles-path or --titles-min-similarity without a run that lends titles; give --titles-from"
-        )
-    source = args.source_folder if args.dataset else args.source
-    if source is None or (args.source is not None and args.source_folder is not None):
-        raise CatalogImportError(
-            "wanted either a manifest or folder, or --dataset NAME --from DIR; see `sicot import --help`"
-        )
-    fields = [field.name for field in dataclasses.fields(ImportSettings)]
-    settings = ImportSettings(**{field: getattr(args, field) for field in fields})
-    made = import_catalog(
-        source,
-        args.out,
-        settings=settings,
-        dataset=args.dataset,
-        name=args.name,
-        workers=args.workers,
-        title_source=title_source,
-    )
-    print(made.report.summary())
-    print(f"written to {made.folder}, report in {made.folder / 'report.md'}")

@@ -7,22 +7,18 @@ import math
 import numpy as np
 
 from sicot_jax.catalog.catalog import SPLITS
+from sicot_jax.catalog.sources.generated_words import (
+    COLOURS,
+    PROMOTIONS,
+    num_syllables,
+    pseudo_word,
+)
 from sicot_jax.catalog.sources.render import PATTERNS, ProductAppearance
 from sicot_jax.catalog.sources.shapes import BODIES, MARKS
 from sicot_jax.catalog.statistics import default_head_boundary
 from sicot_jax.catalog.tokenizer import split_words
 from sicot_jax.config import GeneratedSpec
 
-PROMOTIONS = (
-    "sale", "new arrival", "free shipping", "hot", "2026", "best price", "discount",
-    "limited offer", "top quality", "gift", "fast delivery", "genuine", "in stock", "bestseller",
-    "wholesale", "special deal", "original", "trend", "must have", "promotion", "clearance",
-    "official store", "premium", "now", "only today", "recommended", "popular",
-)  # fmt: skip
-COLOURS = (
-    "red", "orange", "yellow", "lime", "green", "mint",
-    "cyan", "azure", "blue", "violet", "magenta", "pink",
-)  # fmt: skip
 WORD_KINDS = ("brand", "type", "colour", "pattern", "mark", "series")
 # A type is body and pattern: "shirt", "shirtline", "shirtspot".
 _PATTERN_SUFFIXES = ("", "line", "spot", "fade", "grid")
@@ -70,25 +66,6 @@ def catalog_stream(seed: int, stream: int, split: int = 0, index: int = 0) -> np
     return np.random.Generator(
         np.random.Philox(key=np.array([seed, stream << 56 | split << 48 | index], np.uint64))
     )
-
-
-_CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
-
-
-def _pseudo_word(number: int, syllables: int) -> str:
-    """Returns a different word for each number below 70^syllables."""
-    base = len(_CONSONANTS) * len(_VOWELS)
-    # The factor is prime to the base: neighbours look unlike each other.
-    number = (number * 1_000_003 + 12_345) % base**syllables
-    parts = []
-    for _ in range(syllables):
-        number, digit = divmod(number, base)
-        parts.append(_CONSONANTS[digit // len(_VOWELS)] + _VOWELS[digit % len(_VOWELS)])
-    return "".join(parts)
-
-
-def _syllables(count: int) -> int:
-    return max(2, math.ceil(math.log(count + 1, len(_CONSONANTS) * len(_VOWELS))))
 
 
 class ProductWorld:
@@ -222,9 +199,9 @@ class ProductWorld:
         number = int(number)
         match kind:
             case "brand":
-                word = _pseudo_word(number, _syllables(self._num_brands))
+                word = pseudo_word(number, num_syllables(self._num_brands))
             case "series":  # ends unlike a brand
-                word = _pseudo_word(number, _syllables(len(self._series_style))) + "x"
+                word = pseudo_word(number, num_syllables(len(self._series_style))) + "x"
             case "type":
                 word = self._type_word(number)
             case "colour":

@@ -15,7 +15,7 @@ CANDIDATES = 1000  # photos that codes propose and features put in order
 MAX_WIDENING = 16  # times as many candidates where they belong to too few products
 
 
-class IndexUnavailable(Exception):
+class IndexUnavailableError(Exception):
     """The index cannot be read at the moment, and may be again: no database, a locked file."""
 
 
@@ -72,7 +72,7 @@ class ProductIndex(Protocol):
     """Search and product records; threads may call all methods at the same time.
 
     `active_products` and `counts` are those of the last `refresh`; the other methods may see newer
-    commits. Every method raises IndexUnavailable where the index cannot be read at the moment.
+    commits. Every method raises IndexUnavailableError where the index cannot be read at the moment.
     """
 
     @property

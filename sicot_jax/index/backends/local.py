@@ -17,7 +17,7 @@ from sicot_jax.index.backends.base import (
     CANDIDATES,
     MAX_WIDENING,
     ActiveProducts,
-    IndexUnavailable,
+    IndexUnavailableError,
     Neighbour,
     Neighbours,
 )
@@ -344,7 +344,7 @@ def _reading() -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, InputError) as error:  # a thread's first read opens the file
-        raise IndexUnavailable(f"product store: {error}") from error
+        raise IndexUnavailableError(f"product store: {error}") from error
 
 
 def _take_codes(codes: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 from sicot_jax.common.files import file_sha256
 from sicot_jax.common.text import one_line_error
 from sicot_jax.errors import InputError
-from sicot_jax.index.backends.base import IndexUnavailable
+from sicot_jax.index.backends.base import IndexUnavailableError
 from sicot_jax.index.backends.local import LocalIndex, Snapshot
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage.products import ProductStore
@@ -138,7 +138,7 @@ class MilvusIndex(LocalIndex):
                 search_params={"metric_type": "HAMMING"},
             )
         except self._milvus_error as error:
-            raise IndexUnavailable(f"Milvus: {one_line_error(error)}") from error
+            raise IndexUnavailableError(f"Milvus: {one_line_error(error)}") from error
         return np.array(result[0].ids, np.int64)
 
     def close(self) -> None:

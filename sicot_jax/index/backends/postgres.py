@@ -24,7 +24,7 @@ from sicot_jax.index.backends.base import (
     CANDIDATES,
     MAX_WIDENING,
     ActiveProducts,
-    IndexUnavailable,
+    IndexUnavailableError,
     Neighbour,
     Neighbours,
 )
@@ -84,7 +84,7 @@ class PostgresIndex:
     """The copy of a version in a database; of the version folder only small files are read.
 
     Searches and records are of the last commit, `active_products` and `counts` of the last
-    `refresh`. Methods raise IndexUnavailable while the database cannot be read; the connections
+    `refresh`. Methods raise IndexUnavailableError while the database cannot be read; the connections
     recover by themselves.
     """
 
@@ -150,7 +150,7 @@ class PostgresIndex:
             with self._pool.connection() as connection:
                 yield connection
         except psycopg.Error as error:
-            raise IndexUnavailable(f"database: {one_line_error(error, 300)}") from error
+            raise IndexUnavailableError(f"database: {one_line_error(error, 300)}") from error
 
     def refresh(self) -> bool:
         """Reads what was published since the last call; returns whether there was anything."""

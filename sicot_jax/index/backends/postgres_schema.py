@@ -1,8 +1,8 @@
 """Connection, tables and indexes of a product index in PostgreSQL with pgvector.
 
     sicot.versions              published versions, in order
-    sicot_2_v000001_0a1b2c3d4e  schema of a version: format of the tables, its name, the start of its
-                                manifest's sha256
+    sicot_3_v000001_0a1b2c3d4e  schema of a version: format of the tables, its name, the start of
+                                its manifest's sha256
 
 A database holds one index. Product ids and rows are those of the version folder.
 """

@@ -3,23 +3,23 @@
 const $ = (id) => document.getElementById(id);
 const SIDES = ["left", "top", "right", "bottom"];
 let photo = null; // the file that is shown
-let given = null; // the part of it that a person chose
-let found = null; // the model's box of the whole photo
-let turn = 0, list = 0; // answers to earlier questions are dropped: of photos, of categories
+let requestedBox = null; // the part of it that a person selected
+let predictedBox = null; // the model's box in the full photo
+let recognition = 0, categorySearch = 0; // number of the latest request: answers to earlier ones are dropped
 
-function element(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text) made.textContent = text;
-  return made;
+function createElement(tag, className, text) {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  if (text) element.textContent = text;
+  return element;
 }
 
 function headers() {
   return $("key").value ? { Authorization: `Bearer ${$("key").value}` } : {};
 }
 
-function picture(product) {
-  const img = element("img");
+function productPicture(product) {
+  const img = createElement("img");
   img.alt = product.title || product.sku;
   img.loading = "lazy";
   const address = product.images[0];
@@ -35,44 +35,45 @@ function picture(product) {
 
 const percent = (share) => (share >= 0.9995 ? "over 99.9 %" : `${(100 * share).toFixed(1)} %`);
 
-function best(product, answer) {
-  const box = element("div", answer.known === false ? "best unknown" : "best");
-  box.append(picture(product));
-  const words = element("div");
-  if (answer.known === false) {
-    words.append(element("h2", "", "Not in our catalogue"));
-    words.append(element("p", "soft", "The nearest we have:"));
+function matchBox(product, answer) {
+  const rejected = answer.known === false;
+  const box = createElement("div", rejected ? "match rejected" : "match");
+  box.append(productPicture(product));
+  const details = createElement("div");
+  if (rejected) {
+    details.append(createElement("h2", "", "Not in our catalogue"));
+    details.append(createElement("p", "soft", "The most similar product:"));
   }
-  words.append(element(answer.known === false ? "p" : "h2", "", product.title || product.sku));
-  words.append(element("p", "soft", `SKU ${product.sku}`));
-  for (const text of [product.category, product.tags]) if (text) words.append(element("p", "soft", text));
-  const sure = answer.confidence ?? product.probability;
-  const line = element("p", "sure");
-  const meter = element("meter");
-  Object.assign(meter, { min: 0, max: 1, value: sure });
+  details.append(createElement(rejected ? "p" : "h2", "", product.title || product.sku));
+  details.append(createElement("p", "soft", `SKU ${product.sku}`));
+  for (const text of [product.category, product.tags]) if (text) details.append(createElement("p", "soft", text));
+  const confidence = answer.confidence ?? product.probability;
+  const line = createElement("p", "confidence");
+  const meter = createElement("meter");
+  Object.assign(meter, { min: 0, max: 1, value: confidence });
   meter.setAttribute("aria-hidden", "true");
-  line.append(meter, element("span", "", `${percent(sure)} sure`));
-  words.append(line);
-  box.append(words);
+  line.append(meter, createElement("span", "", `${percent(confidence)} confident`));
+  details.append(line);
+  box.append(details);
   return box;
 }
 
-function card(product, text) {
-  const item = element("li", "card");
-  item.append(picture(product), element("p", "", product.title || product.sku), element("p", "soft", text));
+function productCard(product, text) {
+  const item = createElement("li", "card");
+  item.append(productPicture(product), createElement("p", "", product.title || product.sku), createElement("p", "soft", text));
   return item;
 }
 
-function say(text, bad) {
+function setStatus(text, isError) {
   $("status").textContent = text;
-  $("status").classList.toggle("bad", Boolean(bad));
+  $("status").classList.toggle("error", Boolean(isError));
 }
 
-async function ask(path) {
+async function sendPhoto(path) {
   const form = new FormData();
   form.append("photo", photo);
-  const part = given ? `&box=${SIDES.map((side) => given[side].toFixed(4)).join(",")}` : "";
-  const response = await fetch(path + part, { method: "POST", body: form, headers: headers() });
+  const box = requestedBox ? `&box=${SIDES.map((side) => requestedBox[side].toFixed(4)).join(",")}` : "";
+  const response = await fetch(path + box, { method: "POST", body: form, headers: headers() });
   const answer = await response.json().catch(() => ({}));
   if (response.status === 401) { $("key-box").hidden = false; $("key-box").open = true; $("key").focus(); }
   if (!response.ok) throw new Error(answer.error ? answer.error.message : `the service answered ${response.status}`);
@@ -80,103 +81,109 @@ async function ask(path) {
 }
 
 function showSimilar(answer) {
-  $("similar").replaceChildren(...answer.similar.map((p) => card(p, `${Math.round(100 * p.similarity)} % alike`)));
+  $("similar").replaceChildren(...answer.similar.map((p) => productCard(p, `${Math.round(100 * p.similarity)} % similar`)));
   $("ranked").hidden = !answer.ranker;
 }
 
 function showBox(answer) {
   if (!answer.box_given) {
-    found = answer.box && Object.fromEntries(SIDES.map((side, place) => [side, answer.box[place]]));
-    if (!box.busy) box.draw(found);
+    predictedBox = answer.box && Object.fromEntries(SIDES.map((side, i) => [side, answer.box[i]]));
+    if (!box.busy) box.draw(predictedBox);
   }
-  $("whole").disabled = !given;
-  $("whole").textContent = found ? "The part found" : "Whole photo";
-  $("how").textContent = box.now
-    ? "Move it or pull its corners, also with the arrow keys, to search for something else."
-    : matchMedia("(pointer: fine)").matches ? "Or draw a box over it." : "";
-  $("box-part").hidden = false;
+  $("reset-box").disabled = !requestedBox;
+  $("reset-box").textContent = predictedBox ? "Detected part" : "Full photo";
+  $("box-hint").textContent = box.current
+    ? "Move the box or drag its corners, also with the arrow keys, to search for something else."
+    : matchMedia("(pointer: fine)").matches ? "Or draw a box over the photo." : "";
+  $("box-controls").hidden = false;
+}
+
+function showCategories(answer) {
+  const categories = answer.categories.filter((c, i) => !i || c.probability >= 0.01);
+  $("categories").textContent = categories.length
+    ? `The photo shows: ${categories.map((c) => `${c.name} (${percent(c.probability)})`).join(", ")}` : "";
+  const listed = [...categories.map((c) => c.name), ...[...answer.similar, ...answer.products].map((p) => p.category)];
+  const names = [...new Set(listed.filter(Boolean))].sort();
+  $("category").replaceChildren(new Option("all", ""), ...names.map((name) => new Option(name, name)));
+  $("category").value = answer.searched ?? "";
+  $("similar-part").hidden = !answer.similar.length && !categories.length;
 }
 
 async function recognise() {
-  const mine = ++turn;
+  const request = ++recognition;
   const start = performance.now();
   $("result").setAttribute("aria-busy", "true");
-  say("Looking…");
+  setStatus("Recognising…");
   try {
-    const answer = await ask("v1/recognize?k=6&similar=18");
-    if (mine !== turn) return;
+    const answer = await sendPhoto("v1/recognize?k=6&similar=18");
+    if (request !== recognition) return;
     const [first, ...others] = answer.products;
-    $("top").replaceChildren(...(first ? [best(first, answer)] : [element("p", "", "The catalogue is empty.")]));
-    $("others").replaceChildren(...others.map((p) => card(p, percent(p.probability))));
-    $("others-part").hidden = !others.length;
-    const kinds = answer.categories.filter((c, place) => !place || c.probability >= 0.01);
-    $("kind").textContent = kinds.length ? `The photo shows: ${kinds.map((c) => `${c.name} (${percent(c.probability)})`).join(", ")}` : "";
-    const listed = [...kinds.map((c) => c.name), ...[...answer.similar, ...answer.products].map((p) => p.category)];
-    const names = [...new Set(listed.filter(Boolean))].sort();
-    $("category").replaceChildren(new Option("all", ""), ...names.map((name) => new Option(name, name)));
-    $("category").value = answer.searched ?? "";
+    $("match").replaceChildren(...(first ? [matchBox(first, answer)] : [createElement("p", "", "The catalogue is empty.")]));
+    $("alternatives").replaceChildren(...others.map((p) => productCard(p, percent(p.probability))));
+    $("alternatives-part").hidden = !others.length;
+    showCategories(answer);
     showSimilar(answer);
     showBox(answer);
-    $("similar-part").hidden = !answer.similar.length && !kinds.length;
-    const inside = Object.values(answer.timings_ms).reduce((a, b) => a + b, 0);
-    $("about").textContent = `${Math.round(performance.now() - start)} ms, of these ${Math.round(inside)} in the service. ` +
+    const service = Object.values(answer.timings_ms).reduce((a, b) => a + b, 0);
+    $("timing").textContent = `${Math.round(performance.now() - start)} ms, of which ${Math.round(service)} in the service. ` +
       `Index ${answer.index}, model ${answer.model}.`;
     $("result").hidden = false;
-    say(!first ? "" : answer.known === false ? "Not in our catalogue." : `Recognised: ${first.title || first.sku}`);
+    setStatus(!first ? "" : answer.known === false ? "Not in our catalogue." : `Recognised: ${first.title || first.sku}`);
   } catch (error) {
-    if (mine === turn) say(error.message, true);
+    if (request === recognition) setStatus(error.message, true);
   } finally {
-    if (mine === turn) $("result").removeAttribute("aria-busy");
+    if (request === recognition) $("result").removeAttribute("aria-busy");
   }
 }
 
-function take(file) {
+function setPhoto(file) {
   if (!file) return;
   photo = file;
-  given = found = null;
+  requestedBox = predictedBox = null;
   box.draw(null);
-  $("result").hidden = $("box-part").hidden = true;
+  $("result").hidden = $("box-controls").hidden = true;
   $("query").src = URL.createObjectURL(photo);
   $("hint").textContent = "Another photo?";
-  document.body.classList.add("asked");
+  document.body.classList.add("with-photo");
   recognise();
 }
 
-function choose(part) {
-  given = part;
+function requestBox(selected) {
+  requestedBox = selected;
   recognise();
 }
 
-const box = new Box($("frame"), $("box"), $("shade"), choose);
+const box = new Box($("frame"), $("box"), $("shade"), requestBox);
 
 $("query").addEventListener("load", () => {
   URL.revokeObjectURL($("query").src);
   $("frame").style.setProperty("--ratio", $("query").naturalWidth / $("query").naturalHeight);
   $("view").hidden = false;
 });
-$("query").addEventListener("error", () => { $("view").hidden = $("box-part").hidden = true; }); // the service says why
-$("part").addEventListener("click", () => {
-  const drawn = box.now;
+$("query").addEventListener("error", () => { $("view").hidden = $("box-controls").hidden = true; }); // the service says why
+$("select-box").addEventListener("click", () => {
+  const drawn = box.current;
   if (!drawn) box.draw({ left: 0.2, top: 0.2, right: 0.8, bottom: 0.8 });
   box.focus();
-  if (!drawn) choose(box.now);
+  if (!drawn) requestBox(box.current);
 });
-$("whole").addEventListener("click", () => {
-  $("part").focus(); // this one goes out of use
-  box.draw(found);
-  choose(null);
+$("reset-box").addEventListener("click", () => {
+  $("select-box").focus(); // this button is about to be disabled
+  box.draw(predictedBox);
+  requestBox(null);
 });
 
-$("file").addEventListener("change", () => take($("file").files[0]));
+$("file").addEventListener("change", () => setPhoto($("file").files[0]));
 $("key").addEventListener("change", () => { if (photo) recognise(); });
 $("category").addEventListener("change", async () => {
-  const mine = turn, own = ++list, last = () => mine === turn && own === list;
+  const photoRequest = recognition, request = ++categorySearch;
+  const isLatest = () => photoRequest === recognition && request === categorySearch;
   const name = $("category").value;
   try {
-    const answer = await ask(`v1/search?similar=18&${name ? `category=${encodeURIComponent(name)}` : "any_category=true"}`);
-    if (last()) showSimilar(answer);
+    const answer = await sendPhoto(`v1/search?similar=18&${name ? `category=${encodeURIComponent(name)}` : "any_category=true"}`);
+    if (isLatest()) showSimilar(answer);
   } catch (error) {
-    if (last()) say(error.message, true);
+    if (isLatest()) setStatus(error.message, true);
   }
 });
 $("drop").addEventListener("keydown", (event) => {
@@ -186,5 +193,5 @@ for (const name of ["dragenter", "dragover"])
   document.addEventListener(name, (event) => { event.preventDefault(); $("drop").classList.add("over"); });
 for (const name of ["dragleave", "drop"])
   document.addEventListener(name, (event) => { event.preventDefault(); $("drop").classList.remove("over"); });
-document.addEventListener("drop", (event) => take(event.dataTransfer.files[0]));
-document.addEventListener("paste", (event) => take([...event.clipboardData.files].find((f) => f.type.startsWith("image/"))));
+document.addEventListener("drop", (event) => setPhoto(event.dataTransfer.files[0]));
+document.addEventListener("paste", (event) => setPhoto([...event.clipboardData.files].find((f) => f.type.startsWith("image/"))));

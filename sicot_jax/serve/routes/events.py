@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 
 from sicot_jax.errors import InputError
-from sicot_jax.events.store import Event, parse
+from sicot_jax.events.store import Event, parse_event
 from sicot_jax.serve.openapi import ERROR_RESPONSES
 from sicot_jax.serve.photo import PhotoError
 from sicot_jax.serve.request_photo import parse_json
@@ -50,7 +50,7 @@ def _parse_events(content: object) -> list[Event]:
     parsed = []
     for number, values in enumerate(content):
         try:
-            parsed.append(parse(values))
+            parsed.append(parse_event(values))
         except InputError as error:
             raise InputError(f"event {number}: {error}; none was stored") from error
     return parsed

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from sicot_jax.recognizer import Found
+from sicot_jax.recognizer import EngineOutputs
 from sicot_jax.search.answer import Answer, Query
 from sicot_jax.serve import metrics
 from sicot_jax.serve.box import Box, parse_box
@@ -71,7 +71,7 @@ class PhotoRequest:
     rerank: bool
     box: Box | None
 
-    def query(self, result: Found) -> Query:
+    def query(self, result: EngineOutputs) -> Query:
         """Returns the query of the photo.
 
         Args:
@@ -204,7 +204,7 @@ async def _answer_photo(
     }
 
 
-def _predicted_box(photo: DecodedPhoto, result: Found) -> Box | None:
+def _predicted_box(photo: DecodedPhoto, result: EngineOutputs) -> Box | None:
     if result.box is None:
         return None
     return photo.visible.to_photo(result.box.tolist()).clipped()

@@ -1,1 +1,1 @@
-"""Memory that a run needs, and settings that fit."""
+"""Estimates memory before a run and lists settings that fit."""

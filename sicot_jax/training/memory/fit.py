@@ -1,65 +1,81 @@
-"""Whether a step fits: compiled ahead of everything else, and what would fit instead.
+"""Compiles a step ahead of training, checks that it fits in memory, and lists settings that would.
 
-Activations are the temporary memory of a compiled step less what the formulas of a plan own of it,
-and belong to the backend that it was compiled for.
+Activations are the temporary memory of a compiled step minus what the formulas of the plan account
+for; they belong to the backend that the step was compiled for.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
 import math
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from sicot_jax import config as config_lib
 from sicot_jax.config import Config, ConfigError, HeadConfig
 from sicot_jax.errors import InputError
 from sicot_jax.parallel import mesh
-from sicot_jax.parallel.device_memory import memory_per_device, format_size
-from sicot_jax.training import evaluate
-from sicot_jax.training.memory.plan import SHARE, Plan, can_divide, make_plan
-from sicot_jax.training.step import make_train_step
-from sicot_jax.training.state import TrainState, abstract_state
+from sicot_jax.parallel.device_memory import format_size, memory_per_device
+from sicot_jax.training.memory.alternatives import Alternative, find_alternatives
+from sicot_jax.training.memory.plan import USABLE_SHARE, MemoryPlan
+from sicot_jax.training.predict import make_predict_step, visual_weights
 from sicot_jax.training.setup import Setup, make_setup
-from sicot_jax.training.model import num_word_columns
+from sicot_jax.training.state import TrainState, abstract_state
+from sicot_jax.training.step import make_train_step
 
-FEW_CLASSES = 8  # of the classifier in a step that is compiled for its activations
+_FEW_CLASSES = 8  # of the classifier in a step that is compiled for its activations
 
 
-class DoesNotFit(InputError):
-    """A step that needs more than the `memory` of its devices, with its plan and what would fit
-    instead.
+class DoesNotFitError(InputError):
+    """A step that needs more memory than its devices have.
+
+    Attributes:
+      plan: the plan, with activations.
+      memory: bytes of a device.
+      alternatives: settings that would fit.
     """
 
-    def __init__(self, what: str, plan: Plan, memory: int):
-        self.plan, self.memory, self.others = plan, memory, alternatives(plan, memory)
-        best = self.others[0] if self.others else None
+    def __init__(self, what: str, plan: MemoryPlan, memory: int) -> None:
+        """Builds the message with the mildest alternative.
+
+        Args:
+          what: the items that do not fit, with their size.
+          plan: the plan, with activations.
+          memory: bytes of a device.
+        """
+        self.plan, self.memory = plan, memory
+        self.alternatives: list[Alternative] = find_alternatives(plan, memory)
+        best = self.alternatives[0] if self.alternatives else None
         remedy = (
             f"{'add' if best.overrides else 'take'} {best}"
             if best
             else "take more devices or a smaller model"
         )
         super().__init__(
-            f"{what}, more than {SHARE:.0%} of the {format_size(memory)} that a device has; {remedy}"
+            f"{what}, more than {USABLE_SHARE:.0%} of the {format_size(memory)} that a device has; "
+            f"{remedy}"
         )
 
 
 def compile_step(setup: Setup, state: TrainState, batch_size: int) -> jax.stages.Compiled:
-    """The training step of a batch of that size, under `jax.set_mesh`: (state, batch, numbers) ->
-    (state, losses), the state donated.
+    """Compiles the training step; under `jax.set_mesh`.
 
     Args:
-      state: shapes and shardings, see `abstract_state`; what it is called with must have the same.
+      setup: the run's.
+      state: shapes and shardings, see `abstract_state`; the states that the step is called with
+        must have the same.
+      batch_size: B.
+
+    Returns:
+      (state, batch, hyperparams) -> (state, losses), the state donated.
     """
-    config, side = setup.config, setup.config.preprocessing
+    config, size = setup.config, setup.config.preprocessing
     batch = {
         "image": jax.ShapeDtypeStruct(
-            (batch_size, side.resize_height, side.resize_width, 3), jnp.uint8
+            (batch_size, size.resize_height, size.resize_width, 3), jnp.uint8
         ),
         "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
     }
@@ -68,59 +84,74 @@ def compile_step(setup: Setup, state: TrainState, batch_size: int) -> jax.stages
     if config.loss.box_regression:
         batch["box"] = jax.ShapeDtypeStruct((batch_size, 4), jnp.float32)
     batch = {name: mesh.sharded_struct(x, setup.mesh) for name, x in batch.items()}
-    numbers = mesh.with_shardings(jax.eval_shape(setup.numbers), setup.mesh)
-    return jax.jit(make_train_step(setup), donate_argnums=0).lower(state, batch, numbers).compile()
+    hyperparams = mesh.with_shardings(jax.eval_shape(setup.hyperparams), setup.mesh)
+    step = jax.jit(make_train_step(setup), donate_argnums=0)
+    return step.lower(state, batch, hyperparams).compile()
 
 
 def evaluation_bytes(setup: Setup, state: TrainState) -> int:
-    """What a device holds for a batch of an evaluation beyond the state, by its compiled program."""
-    config, side = setup.config, setup.config.preprocessing
-    image = jax.ShapeDtypeStruct(
-        (config.eval.batch_size, side.resize_height, side.resize_width, 3), jnp.uint8
+    """Compiles the evaluation and returns what a device holds for a batch of it.
+
+    Args:
+      setup: the run's.
+      state: shapes and shardings, see `abstract_state`.
+
+    Returns:
+      Bytes beyond the state, with the next batch.
+    """
+    config, size = setup.config, setup.config.preprocessing
+    batch_size = config.eval.batch_size
+    image = jax.ShapeDtypeStruct((batch_size, size.resize_height, size.resize_width, 3), jnp.uint8)
+    label = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    predict_step = make_predict_step(
+        config,
+        setup.visual_graphdef,
+        setup.shape.num_classes,
+        with_post_hoc=setup.shape.num_classes <= config.eval.analysis_up_to_classes,
     )
-    label = jax.ShapeDtypeStruct((config.eval.batch_size,), jnp.int32)
-    recognize = jax.jit(
-        evaluate.make_recognize(
-            config,
-            setup.visual_graphdef,
-            setup.shape.num_classes,
-            with_post_hoc=setup.shape.num_classes <= config.eval.analysis_up_to_classes,
+    weights = mesh.with_shardings(jax.eval_shape(visual_weights, state), setup.mesh)
+    compiled = (
+        jax.jit(predict_step)
+        .lower(
+            weights,
+            mesh.sharded_struct(image, setup.mesh),
+            mesh.sharded_struct(label, setup.mesh),
         )
+        .compile()
     )
-    classifier = mesh.with_shardings(jax.eval_shape(evaluate.plain_classifier, state), setup.mesh)
-    visual = state.params["visual"], state.batch_stats["visual"], classifier
-    size = _analysis(
-        recognize.lower(*visual, *(mesh.sharded_struct(x, setup.mesh) for x in (image, label))).compile()
-    )
+    program = _memory_analysis(compiled)
     photos = math.prod(image.shape) // setup.mesh.size
-    folded = classifier.kernel.shape != state.classifier.kernel.shape
-    rows = 4 * classifier.kernel.size // setup.mesh.size if folded else 0
-    return (
-        size.temp_size_in_bytes + size.output_size_in_bytes + rows + 2 * photos
-    )  # this batch and the next
+    folds = weights.class_weights.width != state.classifier.weights.width
+    rows = 4 * weights.class_weights.kernel.size // setup.mesh.size if folds else 0
+    # Photos twice: this batch and the next one.
+    return program.temp_size_in_bytes + program.output_size_in_bytes + rows + 2 * photos
 
 
-def with_activations(plan: Plan) -> Plan:
-    """The plan with the activations of one device's share of the batch, from a step compiled for
-    the backend here.
+def with_activations(plan: MemoryPlan) -> MemoryPlan:
+    """Adds activations to a plan, from a step compiled for the backend of this process.
 
-    One device and few classes: what streams hold depends on neither, and so any number of devices
-      can be planned for.
+    The step has one device's share of the batch and few classes: the streams' activations depend on
+    neither, and so any number of devices can be planned for.
+
+    Args:
+      plan: the plan.
+
+    Returns:
+      The plan with `activations`.
     """
     config = dataclasses.replace(
-        _of_batch(plan.config, plan.photos, plan.micro_batches), head=HeadConfig()
+        _with_batch_size(plan.config, plan.photos_per_device, plan.micro_batches), head=HeadConfig()
     )
-    shape = dataclasses.replace(plan.shape, num_classes=FEW_CLASSES)
+    shape = dataclasses.replace(plan.shape, num_classes=_FEW_CLASSES)
     device_mesh = mesh.make_mesh(data=1, model=1, devices=jax.local_devices())
     with jax.set_mesh(device_mesh):
         setup = make_setup(config, shape, device_mesh)
-        compiled = compile_step(setup, abstract_state(setup), plan.photos)
-    return _with_compiled(
-        plan, compiled, of=dataclasses.replace(plan, config=config, shape=shape, devices=1)
-    )
+        compiled = compile_step(setup, abstract_state(setup), plan.photos_per_device)
+    compiled_plan = dataclasses.replace(plan, config=config, shape=shape, devices=1)
+    return _with_compiled_activations(plan, compiled, compiled_plan)
 
 
-def _of_batch(config: Config, batch_size: int, micro_batches: int) -> Config:
+def _with_batch_size(config: Config, batch_size: int, micro_batches: int) -> Config:
     train = dataclasses.replace(
         config.train,
         batch_size=batch_size,
@@ -131,155 +162,86 @@ def _of_batch(config: Config, batch_size: int, micro_batches: int) -> Config:
     return dataclasses.replace(config, train=train)
 
 
-def _with_compiled(plan: Plan, compiled: jax.stages.Compiled, *, of: Plan) -> Plan:
-    """The plan with the activations of a compiled step: what it holds for a while, less what
-    formulas own `of` it.
-    """
-    rest = _analysis(compiled).temp_size_in_bytes - sum(of.temporary().values())
+def _with_compiled_activations(
+    plan: MemoryPlan, compiled: jax.stages.Compiled, compiled_plan: MemoryPlan
+) -> MemoryPlan:
+    """The plan with the activations of a step that was compiled for another plan."""
+    program = _memory_analysis(compiled).temp_size_in_bytes
     return dataclasses.replace(
         plan,
-        activations=max(0, rest),
-        activations_of=of.photos_at_a_time,
-        compiled_for=jax.default_backend(),
+        activations=max(0, program - sum(compiled_plan.temporary_bytes().values())),
+        activations_photos=compiled_plan.micro_batch_per_device,
+        activations_backend=jax.default_backend(),
     )
 
 
-def needed_bytes(compiled: jax.stages.Compiled) -> int:
-    """What a device holds while a compiled step runs: arguments, results that are not written over
-    them, temporary.
+def program_bytes(compiled: jax.stages.Compiled) -> int:
+    """Returns what a device holds while a compiled program runs.
+
+    Args:
+      compiled: the program.
+
+    Returns:
+      Bytes of arguments, of results that are not written over them, and temporary ones.
     """
-    size = _analysis(compiled)
-    return (
-        size.argument_size_in_bytes
-        + size.output_size_in_bytes
-        - size.alias_size_in_bytes
-        + size.temp_size_in_bytes
-    )
+    size = _memory_analysis(compiled)
+    results = size.output_size_in_bytes - size.alias_size_in_bytes
+    return size.argument_size_in_bytes + results + size.temp_size_in_bytes
 
 
-def _analysis(compiled: jax.stages.Compiled):
+def _memory_analysis(compiled: jax.stages.Compiled) -> Any:
     size = compiled.memory_analysis()
     assert size is not None, f"no memory analysis on {jax.default_backend()}"
     return size
 
 
-@dataclasses.dataclass(frozen=True)
-class Alternative:
-    """A change that makes a plan fit: overrides, or more devices like those at hand."""
-
-    overrides: tuple[str, ...]
-    plan: Plan
-
-    def __str__(self) -> str:
-        like = "on machines like this one" if self.plan.platform == "cpu" else "of this kind"
-        return " ".join(self.overrides) or f"{self.plan.devices} devices {like}"
-
-
-def alternatives(plan: Plan, memory: int) -> list[Alternative]:
-    """What fits instead of a plan with activations: overrides, as few and as mild as do, then more
-    devices.
-    """
-    return [*_overrides_that_fit(plan, memory), *_devices_that_fit(plan, memory)]
-
-
-def _overrides_that_fit(plan: Plan, memory: int) -> list[Alternative]:
-    config, train, powers = plan.config, plan.config.train, [2**i for i in range(20)]
-    shared = num_word_columns(config, plan.shape)
-    # From the one that changes most to the one that changes least: the model, then the statistics
-    # of batch norm, then time.
-    choices: dict[str, list] = {
-        "model.embedding_width": [n for n in reversed(powers) if 64 <= n < plan.width - shared],
-        "train.micro_batches": [
-            n
-            for n in powers
-            if n > train.micro_batches
-            and train.batch_size % (n * plan.devices) == 0
-            and (not train.max_micro_batches or 2 * n <= train.max_micro_batches)
-        ],
-        "head.kind": ["class_sharded"] if config.head.kind == "dense" else [],
-        "head.keep_logits": ["no"] if config.head.keep_logits != "no" else [],
-    }
-
-    @functools.cache
-    def of_width(width: int) -> Plan:
-        narrower = config_lib.override_config(config, [f"--config.model.embedding_width={width}"])
-        new = make_plan(narrower, plan.shape, devices=plan.devices, platform=plan.platform)
-        return dataclasses.replace(
-            new,
-            activations=plan.activations,
-            activations_of=plan.activations_of,
-            compiled_for=plan.compiled_for,
-        )
-
-    @functools.cache
-    def planned(overrides: tuple[str, ...]) -> Plan:
-        changed = config_lib.override_config(config, overrides)
-        same_model = changed.model.embedding_width == config.model.embedding_width
-        return dataclasses.replace(
-            plan if same_model else of_width(changed.model.embedding_width), config=changed
-        )
-
-    found: list[Alternative] = []
-    for count in range(1, len(choices) + 1):
-        for names in itertools.combinations(choices, count):
-            for values in itertools.product(*(choices[name] for name in names)):
-                overrides = tuple(
-                    f"--config.{name}={value}" for name, value in zip(names, values, strict=True)
-                )
-                if planned(overrides).fits(memory):
-                    found.insert(0, Alternative(overrides, planned(overrides)))
-                    break
-        if found:
-            break
-    return found
-
-
-def _devices_that_fit(plan: Plan, memory: int) -> list[Alternative]:
-    devices = plan.devices
-    while can_divide(plan.config, 2 * devices):
-        devices *= 2
-        more = dataclasses.replace(plan, devices=devices)
-        if more.fits(memory):
-            return [Alternative((), more)]
-    return []
-
-
 def compile_within_memory(
-    plan: Plan, setup: Setup, state: TrainState, batch_sizes: Iterable[int]
+    plan: MemoryPlan, setup: Setup, state: TrainState, batch_sizes: Iterable[int]
 ) -> dict[int, jax.stages.Compiled]:
-    """Batch size -> the training step for it (see `compile_step`), all compiled before anything is
-    allocated.
+    """Compiles the training steps before anything is allocated, and checks that they fit.
 
-    Raises DoesNotFit where a device has less memory than the state takes (known without compiling)
-    or a compiled step, and what is held beside it; ConfigError where it has less than the
-    evaluation takes. Host memory counts as free as it is now, and what Python and the catalogue
-    will still take of it is not known.
+    Host memory counts as free as it is now; what Python and the catalogue will still take of it is
+    not known.
+
+    Args:
+      plan: of the run, without activations.
+      setup: the run's.
+      state: shapes and shardings, see `abstract_state`.
+      batch_sizes: batch sizes of the run.
+
+    Returns:
+      Batch size -> the step for it, see `compile_step`.
+
+    Raises:
+      DoesNotFitError: a device has less memory than the state takes (known without compiling), or a
+        compiled step and what is held besides it.
+      ConfigError: it has less than the evaluation takes.
     """
-    found = memory_per_device(setup.mesh.local_devices)
-    memory = sys.maxsize if found is None else found  # not known: nothing to refuse by
-    beside = sum(plan.beside_step().values())
-    kept = sum(plan.state().values()) + beside
-    if kept > SHARE * memory:
-        what = f"parameters, optimizer and what is held beside a step take {format_size(kept)}"
-        raise DoesNotFit(what, with_activations(plan), memory)
+    known = memory_per_device(setup.mesh.local_devices)
+    memory = sys.maxsize if known is None else known  # not known: nothing to refuse by
+    outside = sum(plan.held_outside_step().values())
+    kept = sum(plan.state_bytes().values()) + outside
+    if kept > USABLE_SHARE * memory:
+        what = f"parameters, optimizer and what is held besides a step take {format_size(kept)}"
+        raise DoesNotFitError(what, with_activations(plan), memory)
     steps = {}
-    micro_batch = setup.config.train.batch_size // setup.config.train.micro_batches
+    micro_batch = setup.config.train.micro_batch_size
     for batch_size in sorted(set(batch_sizes), reverse=True):  # the largest first: it takes most
         steps[batch_size] = compiled = compile_step(setup, state, batch_size)
-        needed = needed_bytes(compiled) + beside
-        if needed > SHARE * memory:
-            config = _of_batch(setup.config, batch_size, batch_size // micro_batch)
-            planned = _with_compiled(plan, compiled, of=dataclasses.replace(plan, config=config))
-            raise DoesNotFit(
-                f"a step and what is held beside it take {format_size(needed)}", planned, memory
+        needed = program_bytes(compiled) + outside
+        if needed > USABLE_SHARE * memory:
+            config = _with_batch_size(setup.config, batch_size, batch_size // micro_batch)
+            compiled_plan = dataclasses.replace(plan, config=config)
+            what = f"a step and what is held besides it take {format_size(needed)}"
+            raise DoesNotFitError(
+                what, _with_compiled_activations(plan, compiled, compiled_plan), memory
             )
-    evaluated = setup.config.eval.batch_size
-    if (
-        evaluated > micro_batch
-        and (needed := kept + evaluation_bytes(setup, state)) > SHARE * memory
-    ):
-        raise ConfigError(
-            f"an evaluation of {evaluated} photos at a time takes {format_size(needed)}, more than {SHARE:.0%} of the "
-            f"{format_size(memory)} that a device has; lower eval.batch_size"
-        )
+    if setup.config.eval.batch_size > micro_batch:
+        needed = kept + evaluation_bytes(setup, state)
+        if needed > USABLE_SHARE * memory:
+            raise ConfigError(
+                f"an evaluation of {setup.config.eval.batch_size} photos at a time takes "
+                f"{format_size(needed)}, more than {USABLE_SHARE:.0%} of the "
+                f"{format_size(memory)} that a device has; lower eval.batch_size"
+            )
     return steps

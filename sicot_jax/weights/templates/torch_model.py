@@ -1,11 +1,11 @@
-"""A product recogniser in plain PyTorch: photo in, SKUs and probabilities out. Needs torch, numpy,
-Pillow and safetensors.
+"""A product recogniser in plain PyTorch: photo in, SKUs and probabilities out.
 
     recognizer = SicotRecognizer.from_pretrained("exported")
     for product in recognizer.recognize("photo.jpg"):
         print(product["sku"], product["probability"])
 
-Written beside the weights by `sicot convert to-torch`; change it as you like.
+Needs torch, numpy, Pillow and safetensors. `sicot convert to-torch` writes this file next to the
+weights; edit it as you like.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from torch import nn
 
+# Residual blocks of each stage, by depth.
 BLOCKS = {
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
@@ -27,21 +29,42 @@ BLOCKS = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-STEMS = {
-    "imagenet": (7, 2),
-    "half": (3, 2),
-    "small": (3, 1),
-}  # size and stride of the first convolution
+# Side and stride of the first convolution.
+STEMS = {"imagenet": (7, 2), "half": (3, 2), "small": (3, 1)}
+# Foreground mask of the two-pass forward: slope of its edge, and how far the edge lies outside of
+# the box, as a fraction of the photo.
+MASK_SHARPNESS, MASK_MARGIN = 60.0, 2 / 60
+# The box is refined so many times, within a window so much larger than itself, with soft edges.
+REFINEMENTS, WINDOW_SCALE, WINDOW_SHARPNESS = 4, 1.15, 30.0
 
 
 def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
+    """Builds a convolution without bias that keeps the size of its input at stride 1.
+
+    Args:
+        inputs: Input channels.
+        outputs: Output channels.
+        size: Side of the kernel, odd.
+        stride: Stride.
+
+    Returns:
+        The layer.
+    """
     return nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
 
 
 class Block(nn.Module):
-    """Basic block (two 3x3) or bottleneck (1x1, 3x3, 1x1), plus the shortcut."""
+    """Residual block: two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1."""
 
     def __init__(self, inputs: int, width: int, stride: int, bottleneck: bool):
+        """Builds a block.
+
+        Args:
+            inputs: Input channels.
+            width: Channels of the first convolution.
+            stride: Stride of the block.
+            bottleneck: Whether it is a bottleneck, with 4 x width output channels.
+        """
         super().__init__()
         outputs = width * 4 if bottleneck else width
         if bottleneck:
@@ -58,7 +81,15 @@ class Block(nn.Module):
                 convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)
             )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Computes the output of the block.
+
+        Args:
+            x: Feature maps [B, inputs, H, W].
+
+        Returns:
+            Feature maps [B, outputs, H / stride, W / stride].
+        """
         shortcut = x if self.downsample is None else self.downsample(x)
         x = torch.relu(self.bn1(self.conv1(x)))
         x = self.bn2(self.conv2(x))
@@ -67,35 +98,38 @@ class Block(nn.Module):
         return torch.relu(x + shortcut)
 
 
-SHARPNESS, MARGIN = (
-    60.0,
-    2 / 60,
-)  # of the mask of a second look; how far its edge lies outside of the box
-# The box is found again, so often, within so many times of it, by so sharp a mask.
-ROUNDS, WIDER, WINDOW = 4, 1.15, 30.0
-
-
 def soft_mask(box: torch.Tensor, height: int, width: int, sharpness: float) -> torch.Tensor:
-    """Boxes [B, 4] (left, top, right, bottom, as fractions) -> [B, height, width], near 1 inside
-    and near 0 outside.
+    """Returns masks that are near 1 inside of boxes and near 0 outside.
+
+    Args:
+        box: Left, top, right, bottom as fractions, [B, 4].
+        height: Height of the masks, pixels.
+        width: Width of the masks, pixels.
+        sharpness: Slope of the edges.
+
+    Returns:
+        Masks [B, height, width].
     """
 
-    def along(low, high, count):
-        at = (torch.arange(count, device=box.device) + 0.5) / count
-        return torch.sigmoid(sharpness * (at - low[:, None])) - torch.sigmoid(
-            sharpness * (at - high[:, None])
-        )
+    def along(low: torch.Tensor, high: torch.Tensor, count: int) -> torch.Tensor:
+        centre = (torch.arange(count, device=box.device) + 0.5) / count
+        above_low = torch.sigmoid(sharpness * (centre - low[:, None]))
+        return above_low - torch.sigmoid(sharpness * (centre - high[:, None]))
 
     left, top, right, bottom = box.unbind(1)
     return along(top, bottom, height)[:, :, None] * along(left, right, width)[:, None, :]
 
 
-class BoxBranch(nn.Module):
-    """Where the product is: maps of the four stages -> boxes [B, 4], by the mean and spread of an
-    attention map.
-    """
+class LocalizationBranch(nn.Module):
+    """Predicts the product's box from the mean and spread of an attention map."""
 
     def __init__(self, widths: list[int], hidden: int = 64):
+        """Builds the branch.
+
+        Args:
+            widths: Channels of the feature maps of the four stages.
+            hidden: Channels of their sum.
+        """
         super().__init__()
         self.conv1, self.conv2, self.conv3, self.conv4 = (
             convolution(width, hidden, 1) for width in widths
@@ -103,7 +137,15 @@ class BoxBranch(nn.Module):
         self.bn, self.score = nn.BatchNorm2d(hidden), nn.Linear(hidden, 1)
         self.log_scale = nn.Parameter(torch.zeros(2))
 
-    def forward(self, maps):
+    def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        """Predicts boxes.
+
+        Args:
+            maps: Feature maps of the four stages, [B, channels, height, width] each.
+
+        Returns:
+            Left, top, right, bottom as fractions of the photo, not clipped, [B, 4].
+        """
         size = maps[0].shape[2:]
         x = self.conv1(maps[0])
         for conv, coarser in zip((self.conv2, self.conv3, self.conv4), maps[1:], strict=True):
@@ -111,25 +153,35 @@ class BoxBranch(nn.Module):
                 conv(coarser), size=size, mode="bilinear", align_corners=False
             )
         score = self.score(torch.relu(self.bn(x)).permute(0, 2, 3, 1))[..., 0]
-        level = -2 * nn.functional.softplus(
-            -10 * score
-        )  # of log sigmoid an ONNX graph makes the logarithm of 0
+        # Not log(sigmoid): in an ONNX graph that is the logarithm of 0.
+        level = -2 * nn.functional.softplus(-10 * score)
         attention = torch.exp(level - level.amax((1, 2), keepdim=True))
-        box = self.moments(attention)
-        for _ in range(ROUNDS):
-            middle, half = (box[:, :2] + box[:, 2:]) / 2, (box[:, 2:] - box[:, :2]) / 2 * WIDER
-            window = torch.cat([middle - half, middle + half], 1)
-            box = self.moments(attention * soft_mask(window, size[0], size[1], WINDOW))
+        box = self.box_from_moments(attention)
+        for _ in range(REFINEMENTS):
+            centre = (box[:, :2] + box[:, 2:]) / 2
+            half = (box[:, 2:] - box[:, :2]) / 2 * WINDOW_SCALE
+            window = torch.cat([centre - half, centre + half], 1)
+            mask = soft_mask(window, size[0], size[1], WINDOW_SHARPNESS)
+            box = self.box_from_moments(attention * mask)
         return box
 
-    def moments(self, attention):
+    def box_from_moments(self, attention: torch.Tensor) -> torch.Tensor:
+        """Computes boxes from the mean and variance of attention maps.
+
+        Args:
+            attention: Non-negative maps [B, H, W].
+
+        Returns:
+            Left, top, right, bottom as fractions, [B, 4].
+        """
         total = attention.sum((1, 2))[:, None] + 1e-12
         low, high = [], []
         for axis, count in ((1, attention.shape[2]), (2, attention.shape[1])):
             share = attention.sum(axis) / total
-            at = (torch.arange(count, device=attention.device) + 0.5) / count
-            mean = share @ at
-            variance = (share @ (at * at) - mean * mean).clamp(min=0) + 1 / (12 * count * count)
+            centre = (torch.arange(count, device=attention.device) + 0.5) / count
+            mean = share @ centre
+            variance = (share @ (centre * centre) - mean * mean).clamp(min=0)
+            variance = variance + 1 / (12 * count * count)
             half = torch.sqrt(3 * variance) * torch.exp(self.log_scale[axis - 1])
             low.append(mean - half)
             high.append(mean + half)
@@ -137,58 +189,70 @@ class BoxBranch(nn.Module):
 
 
 class SicotRecognizer(nn.Module):
-    """ResNet, pooling, a projection where the model has one, and the classifier; names of
-    parameters are torchvision's.
-
-    model: depth, width, stem, last_stride, embedding_width (0: no projection), classes (0: no
-      classifier) and box ("none", or what is hidden outside of the product's box: "image", looked
-      at a second time, or "features").
-    preprocessing: how a photo becomes input, see `preprocess`.
-    skus: the product of each class.
-    discontinued: classes of products that are gone; `recognize` leaves them out.
-    """
+    """ResNet, pooling, optional projection, classifier; parameters have torchvision's names."""
 
     def __init__(
-        self, model: dict, preprocessing: dict, skus: list[str], discontinued: list[int] | None = None
+        self,
+        model: dict[str, Any],
+        preprocessing: dict[str, Any],
+        skus: list[str],
+        discontinued: list[int] | None = None,
     ):
+        """Builds the network with initial weights.
+
+        Args:
+            model: "depth", "width", "stem", "last_stride", "embedding_width" (0: no projection),
+                "num_classes" (0: no classifier), and "localization": "none", "image" (two-pass
+                forward: the second pass sees the foreground alone) or "features" (the foreground
+                of the last feature map is pooled).
+            preprocessing: How a photo becomes input, see `preprocess`.
+            skus: Product of each class.
+            discontinued: Classes of discontinued products, which `recognize` leaves out.
+        """
         super().__init__()
-        self.preprocessing, self.skus, self.discontinued = preprocessing, skus, discontinued or []
+        self.preprocessing, self.skus = preprocessing, skus
+        self.discontinued = discontinued or []
         depth, width = model["depth"], model["width"]
         bottleneck = depth >= 50
         size, stride = STEMS[model["stem"]]
         self.conv1, self.bn1 = convolution(3, width, size, stride), nn.BatchNorm2d(width)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if model["stem"] == "imagenet" else nn.Identity()
         channels, stages = width, []
-        for stage, blocks in enumerate(BLOCKS[depth]):
+        for stage, num_blocks in enumerate(BLOCKS[depth]):
             first_stride = (1, 2, 2, model["last_stride"])[stage]
-            row = []
-            for block in range(blocks):
-                row.append(
-                    Block(channels, width * 2**stage, first_stride if block == 0 else 1, bottleneck)
-                )
+            blocks = []
+            for number in range(num_blocks):
+                stride = first_stride if number == 0 else 1
+                blocks.append(Block(channels, width * 2**stage, stride, bottleneck))
                 channels = width * 2**stage * (4 if bottleneck else 1)
-            stages.append(nn.Sequential(*row))
+            stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.hides = model.get("box", "none")
-        self.box = (
-            None
-            if self.hides == "none"
-            else BoxBranch([channels // 2**later for later in (3, 2, 1, 0)])
-        )
+        self.two_pass = model.get("localization", "none") == "image"
+        self.localization = None
+        if model.get("localization", "none") != "none":
+            self.localization = LocalizationBranch([channels // 2**n for n in (3, 2, 1, 0)])
         self.projection = self.projection_norm = None
         if model["embedding_width"]:
             self.projection = nn.Linear(channels, model["embedding_width"], bias=False)
             self.projection_norm = nn.BatchNorm1d(model["embedding_width"])
             channels = model["embedding_width"]
-        self.fc = nn.Linear(channels, model["classes"]) if model["classes"] else None
+        num_classes = model["num_classes"]
+        self.fc = nn.Linear(channels, num_classes) if num_classes else None
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> SicotRecognizer:
-        """The recogniser in a folder of `sicot convert to-torch`, ready to recognise photos."""
+        """Loads the recogniser of a folder of `sicot convert to-torch`.
+
+        Args:
+            folder: The folder.
+
+        Returns:
+            The recogniser, in evaluation mode.
+        """
         folder = Path(folder)
         config = json.loads((folder / "config.json").read_text())
         skus, discontinued = [], []
-        if config["model"]["classes"]:
+        if config["model"]["num_classes"]:
             with (folder / "classes.csv").open(encoding="utf-8", newline="") as file:
                 products = list(csv.DictReader(file))
             skus = [row["sku"] for row in products]
@@ -196,18 +260,23 @@ class SicotRecognizer(nn.Module):
         recognizer = cls(config["model"], config["preprocessing"], skus, discontinued)
         weights = load_file(folder / "model.safetensors")
         counters = {
-            name: x
-            for name, x in recognizer.state_dict().items()
+            name: tensor
+            for name, tensor in recognizer.state_dict().items()
             if name.endswith(".num_batches_tracked")
         }
         recognizer.load_state_dict(weights | counters)
         return recognizer.eval()
 
-    def preprocess(self, photo) -> torch.Tensor:
-        """A file, a PIL image or uint8 [H, W, 3] -> float32 [3, height, width], as in training's
-        evaluation.
+    def preprocess(self, photo: str | Path | Image.Image | np.ndarray) -> torch.Tensor:
+        """Resizes, crops and normalises a photo as in the evaluation of the training run.
+
+        Args:
+            photo: A file, a PIL image, or uint8 [H, W, 3].
+
+        Returns:
+            Float32 [3, height, width].
         """
-        p = self.preprocessing
+        settings = self.preprocessing
         if isinstance(photo, np.ndarray):
             photo = Image.fromarray(photo)
         elif not isinstance(photo, Image.Image):
@@ -217,21 +286,31 @@ class SicotRecognizer(nn.Module):
             white = Image.new("RGBA", photo.size, (255, 255, 255, 255))
             photo = Image.alpha_composite(white, photo.convert("RGBA"))
         photo = photo.convert("RGB")
-        size, bilinear = (p["resize_width"], p["resize_height"]), Image.Resampling.BILINEAR
+        size = settings["resize_width"], settings["resize_height"]
+        bilinear = Image.Resampling.BILINEAR
         if photo.size != size:
-            if p["fit"] == "crop":
+            if settings["fit"] == "crop":
                 photo = ImageOps.fit(photo, size, bilinear)
-            elif p["fit"] == "pad":
+            elif settings["fit"] == "pad":
                 photo = ImageOps.pad(photo, size, bilinear, color=(255, 255, 255))
             else:
                 photo = photo.resize(size, bilinear)
-        left, top = (size[0] - p["width"]) // 2, (size[1] - p["height"]) // 2
-        photo = photo.crop((left, top, left + p["width"], top + p["height"]))
+        width, height = settings["width"], settings["height"]
+        left, top = (size[0] - width) // 2, (size[1] - height) // 2
+        photo = photo.crop((left, top, left + width, top + height))
         pixels = torch.from_numpy(np.array(photo, np.float32)) / 255
-        return ((pixels - torch.tensor(p["mean"])) / torch.tensor(p["std"])).permute(2, 0, 1)
+        mean, std = torch.tensor(settings["mean"]), torch.tensor(settings["std"])
+        return ((pixels - mean) / std).permute(2, 0, 1)
 
-    def maps(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """The last map of each stage."""
+    def feature_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Computes the last feature map of each stage.
+
+        Args:
+            images: Preprocessed photos [B, 3, height, width].
+
+        Returns:
+            Four maps [B, channels, height, width].
+        """
         x, maps = self.maxpool(torch.relu(self.bn1(self.conv1(images)))), []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)
@@ -239,42 +318,76 @@ class SicotRecognizer(nn.Module):
         return maps
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """Preprocessed photos [B, 3, height, width] -> embeddings [B, D]."""
-        return self.look(images)[0]
+        """Computes embeddings.
 
-    def look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """-> embeddings [B, D] and boxes [B, 4] (left, top, right, bottom, as fractions of the
-        photo), None of a model without a box branch.
+        Args:
+            images: Preprocessed photos [B, 3, height, width].
+
+        Returns:
+            Embeddings [B, D].
         """
-        maps, box = self.maps(images), None
-        if self.box is None:
-            x = maps[-1].mean((2, 3))
+        return self.embed_and_localize(images)[0]
+
+    def embed_and_localize(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Computes embeddings and boxes.
+
+        Args:
+            images: Preprocessed photos [B, 3, height, width].
+
+        Returns:
+            Embeddings [B, D], and boxes [B, 4] (left, top, right, bottom as fractions of the
+            photo), or None without a localisation branch.
+        """
+        maps = self.feature_maps(images)
+        if self.localization is None:
+            return self._project(maps[-1].mean((2, 3))), None
+        box = self.localization(maps)
+        if self.two_pass:
+            outwards = torch.tensor([-1.0, -1.0, 1.0, 1.0], device=box.device)
+            height, width = images.shape[2:]
+            foreground = soft_mask(box + MASK_MARGIN * outwards, height, width, MASK_SHARPNESS)
+            pooled = self.feature_maps(images * foreground[:, None])[-1].mean((2, 3))
         else:
-            box = self.box(maps)
-            if self.hides == "image":
-                grown = box + MARGIN * torch.tensor([-1.0, -1.0, 1.0, 1.0], device=box.device)
-                seen = soft_mask(grown, images.shape[2], images.shape[3], SHARPNESS)
-                x = self.maps(images * seen[:, None])[-1].mean((2, 3))
-            else:
-                height, width = maps[-1].shape[2:]
-                seen = soft_mask(box, height, width, 4.0 * max(height, width))
-                x = (maps[-1] * seen[:, None]).sum((2, 3)) / (seen.sum((1, 2))[:, None] + 1e-3)
-        found = None if box is None else box.clamp(0, 1)
+            height, width = maps[-1].shape[2:]
+            foreground = soft_mask(box, height, width, 4.0 * max(height, width))
+            total = foreground.sum((1, 2))[:, None] + 1e-3
+            pooled = (maps[-1] * foreground[:, None]).sum((2, 3)) / total
+        return self._project(pooled), box.clamp(0, 1)
+
+    def _project(self, pooled: torch.Tensor) -> torch.Tensor:
         if self.projection is None or self.projection_norm is None:
-            return x, found
-        return torch.relu(self.projection_norm(self.projection(x))), found
+            return pooled
+        return torch.relu(self.projection_norm(self.projection(pooled)))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Preprocessed photos [B, 3, height, width] -> logits [B, classes]."""
-        assert self.fc is not None, "weights without a classifier: embed() alone"
+        """Computes the logits of the classes.
+
+        Args:
+            images: Preprocessed photos [B, 3, height, width].
+
+        Returns:
+            Logits [B, C].
+        """
+        assert self.fc is not None, "weights without a classifier: use embed()"
         return self.fc(self.embed(images))
 
     @torch.inference_mode()
-    def recognize(self, photo, k: int = 5) -> list[dict]:
-        """The k most probable products of one photo, best first: their class, SKU and probability."""
+    def recognize(
+        self, photo: str | Path | Image.Image | np.ndarray, k: int = 5
+    ) -> list[dict[str, Any]]:
+        """Returns the most probable products of one photo.
+
+        Args:
+            photo: A file, a PIL image, or uint8 [H, W, 3].
+            k: Number of products.
+
+        Returns:
+            "class", "sku" and "probability" of each, most probable first.
+        """
         logits = self(self.preprocess(photo)[None].to(self.conv1.weight.device))[0]
         logits[self.discontinued] = -torch.inf
-        probability, classes = logits.softmax(-1).topk(min(k, len(self.skus) - len(self.discontinued)))
+        k = min(k, len(self.skus) - len(self.discontinued))
+        probability, classes = logits.softmax(-1).topk(k)
         return [
             {"class": c, "sku": self.skus[c], "probability": p}
             for c, p in zip(classes.tolist(), probability.tolist(), strict=True)

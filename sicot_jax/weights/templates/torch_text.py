@@ -1,14 +1,12 @@
 """The semantic stream in plain PyTorch: titles in, embeddings and the weight of each word out.
 
-Needs torch, safetensors, and sentencepiece where the vocabulary is one of pieces.
+    encoder = SicotTextEncoder.from_pretrained("exported")
+    embedding, weights = encoder(encoder.token_ids(["red cotton shirt"]))
 
-    stream = SemanticStream.from_pretrained("exported")
-    embedding, weights = stream(stream.ids(["red cotton shirt"]))
-
-Recognising photos does not need it; with `model.py` of the same folder the mixed stream is
-`recognizer.fc(torch.maximum(recognizer.embed(images), embedding))`. Written beside the weights by
-`sicot convert to-torch
---with-text`; change it as you like.
+Needs torch and safetensors, and sentencepiece where the vocabulary consists of pieces. Photos are
+recognised without it; with `model.py` of the same folder the logits of the mixed stream are
+`recognizer.fc(torch.maximum(recognizer.embed(images), embedding))`. `sicot convert to-torch
+--with-text` writes this file next to the weights; edit it as you like.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ import json
 import re
 import sys
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +24,26 @@ from safetensors.torch import load_file
 from torch import nn
 
 
-class SemanticStream(nn.Module):
-    """s = ReLU(BN(W e)), e the words' vectors weighted by one of the encoders; zero for a title
-    without a known word.
+class SicotTextEncoder(nn.Module):
+    """Embeds titles: ReLU(BN(W e)), e the weighted mean of the word vectors.
 
-    text: encoder (mean, lstm, lstm_attention, bilinear, low_rank, bilinear_form, dot), windows,
-      hidden, weighting (softmax or
-      sigmoid), word_width, embedding_width and max_tokens.
-    tokenizer: a title -> list of ids, 1 and more.
+    The embedding of a title without a known word is zero.
     """
 
-    def __init__(self, text: dict, words: int, tokenizer):
+    def __init__(self, text: dict[str, Any], num_words: int, tokenizer: Callable[[str], list[int]]):
+        """Builds the stream with initial weights.
+
+        Args:
+            text: "encoder" (mean, lstm, lstm_attention, bilinear, low_rank, bilinear_form or dot),
+                "windows", "hidden", "weighting" (softmax or sigmoid), "word_width",
+                "embedding_width" and "max_tokens".
+            num_words: Size of the vocabulary, with the padding word 0.
+            tokenizer: Title -> ids from 1 on.
+        """
         super().__init__()
         self.text, self.tokenizer = text, tokenizer
         encoder, width, hidden = text["encoder"], text["word_width"], text["hidden"]
-        self.words = nn.Embedding(words, width)
+        self.words = nn.Embedding(num_words, width)
         self.lstm: Any = None
         self.first: Any = None
         self.second: Any = None
@@ -47,10 +51,8 @@ class SemanticStream(nn.Module):
         if encoder.startswith("lstm"):
             self.lstm = nn.LSTM(width, width // 2, batch_first=True, bidirectional=True)
         if encoder == "lstm_attention":
-            self.first, self.out = (
-                nn.Linear(width, hidden, bias=False),
-                nn.Linear(hidden, 1, bias=False),
-            )
+            self.first = nn.Linear(width, hidden, bias=False)
+            self.out = nn.Linear(hidden, 1, bias=False)
         elif encoder == "bilinear":
             self.first = nn.Linear(text["windows"] ** 2, hidden)
             self.out = nn.Linear(hidden, 1, bias=text["weighting"] == "sigmoid")
@@ -63,50 +65,67 @@ class SemanticStream(nn.Module):
         self.projection_norm = nn.BatchNorm1d(text["embedding_width"])
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> SemanticStream:
-        """The semantic stream in a folder of `sicot convert to-torch --with-text`, ready for
-        titles.
+    def from_pretrained(cls, folder: str | Path) -> SicotTextEncoder:
+        """Loads the semantic stream of a folder of `sicot convert to-torch --with-text`.
+
+        Args:
+            folder: The folder.
+
+        Returns:
+            The stream, in evaluation mode.
         """
         folder = Path(folder)
         text = json.loads((folder / "config.json").read_text())["text"]
         weights = load_file(folder / "text.safetensors")
-        stream = cls(text, len(weights["words.weight"]), read_tokenizer(folder))
+        encoder = cls(text, len(weights["words.weight"]), read_tokenizer(folder))
         counters = {
-            name: x
-            for name, x in stream.state_dict().items()
+            name: tensor
+            for name, tensor in encoder.state_dict().items()
             if name.endswith(".num_batches_tracked")
         }
-        stream.load_state_dict(weights | counters)
-        return stream.eval()
+        encoder.load_state_dict(weights | counters)
+        return encoder.eval()
 
-    def ids(self, titles: list[str]) -> torch.Tensor:
-        """Titles -> int64 [B, max_tokens], padded with 0; unknown words are left out."""
-        rows = torch.zeros((len(titles), self.text["max_tokens"]), dtype=torch.int64)
-        for row, title in zip(rows, titles, strict=True):
-            known = self.tokenizer(title)[: rows.shape[1]]
+    def token_ids(self, titles: list[str]) -> torch.Tensor:
+        """Tokenizes titles.
+
+        Args:
+            titles: B titles.
+
+        Returns:
+            Int64 [B, max_tokens], padded with 0; unknown words are left out.
+        """
+        ids = torch.zeros((len(titles), self.text["max_tokens"]), dtype=torch.int64)
+        for row, title in zip(ids, titles, strict=True):
+            known = self.tokenizer(title)[: ids.shape[1]]
             row[: len(known)] = torch.tensor(known, dtype=torch.int64)
-        return rows
+        return ids
 
     def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids [B, T] -> embeddings [B, D], weights of the words [B, T]."""
+        """Computes embeddings and the weight of each word.
+
+        Args:
+            ids: Output of `token_ids`, int64 [B, T].
+
+        Returns:
+            Embeddings [B, D] and word weights [B, T].
+        """
         mask = ids > 0
         words = self.words(ids)
         if self.lstm is not None:
-            words = self._states(words, mask)
+            words = self._lstm_states(words, mask)
         if self.text["encoder"] in ("mean", "lstm"):
             scores, weighting = torch.zeros_like(words[..., 0]), "softmax"
         else:
             scores, weighting = self._scores(words, mask), self.text["weighting"]
-        weights = weigh(scores, mask, weighting)
-        embedding = torch.relu(
-            self.projection_norm(self.projection(torch.einsum("bt,bte->be", weights, words)))
-        )
+        weights = word_weights(scores, mask, weighting)
+        title = torch.einsum("bt,bte->be", weights, words)
+        embedding = torch.relu(self.projection_norm(self.projection(title)))
         return torch.where(mask.any(1, keepdim=True), embedding, 0.0), weights
 
-    def _states(self, words: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        lengths = mask.sum(1).clamp(
-            min=1
-        )  # known words come first; a title without one is masked below
+    def _lstm_states(self, words: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        # Known words come first; a title without one is masked below.
+        lengths = mask.sum(1).clamp(min=1)
         packed = nn.utils.rnn.pack_padded_sequence(
             words, lengths.cpu(), batch_first=True, enforce_sorted=False
         )
@@ -132,9 +151,16 @@ class SemanticStream(nn.Module):
         return torch.einsum("be,bte->bt", context, words) / words.shape[-1] ** 0.5
 
 
-def weigh(scores: torch.Tensor, mask: torch.Tensor, weighting: str) -> torch.Tensor:
-    """Scores [B, T] -> weights: softmax over the known words, or the sigmoid of each divided by
-    their number.
+def word_weights(scores: torch.Tensor, mask: torch.Tensor, weighting: str) -> torch.Tensor:
+    """Turns the scores of words into weights.
+
+    Args:
+        scores: Scores [B, T].
+        mask: Which ids are words, bool [B, T].
+        weighting: "softmax" over the words, or "sigmoid" of each divided by their number.
+
+    Returns:
+        Weights [B, T], 0 where there is no word.
     """
     if weighting == "sigmoid":
         return torch.where(mask, scores.sigmoid(), 0.0) / mask.sum(1, keepdim=True).clamp(min=1)
@@ -142,12 +168,19 @@ def weigh(scores: torch.Tensor, mask: torch.Tensor, weighting: str) -> torch.Ten
     return torch.where(mask, scores.masked_fill(~mask, lowest).softmax(-1), 0.0)
 
 
-def read_tokenizer(folder: Path):
-    """A title -> list of ids, by the folder's `words.txt` or `sentencepiece.model`."""
+def read_tokenizer(folder: Path) -> Callable[[str], list[int]]:
+    """Reads the vocabulary of a folder.
+
+    Args:
+        folder: Folder with `words.txt` or `sentencepiece.model`.
+
+    Returns:
+        Function from a title to ids; unknown words are left out.
+    """
     if (folder / "words.txt").exists():
         lines = (folder / "words.txt").read_bytes().decode().split("\n")[:-1]
-        places = {word: i for i, word in enumerate(lines) if i}
-        return lambda title: [places[word] for word in split_words(title) if word in places]
+        index = {word: i for i, word in enumerate(lines) if i}
+        return lambda title: [index[word] for word in split_words(title) if word in index]
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "sentencepiece.model"))
@@ -162,8 +195,13 @@ _WORD = re.compile(rf"[^\W_](?:[^\W_]|[{_MARKS}])*")
 
 
 def split_words(title: str) -> list[str]:
-    """Words in order: NFKC, lower case, letters and digits of any script; apostrophes join, other
-    punctuation separates.
+    """Splits a title into words: NFKC, lower case, letters and digits of any script.
+
+    Args:
+        title: The title.
+
+    Returns:
+        Its words in order; apostrophes join words, other punctuation separates them.
     """
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", title).lower())
     return _WORD.findall(_APOSTROPHES.sub("", text))

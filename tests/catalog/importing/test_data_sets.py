@@ -27,7 +27,9 @@ from sicot_jax.errors import InputError
 from sicot_jax.experiments.compare import compare
 
 SMALL = ImportSettings(word_width=4, word_epochs=1, min_count=1, min_photos=1)
-STYLES = """id,gender,masterCategory,subCategory,articleType,baseColour,season,year,usage,productDisplayName
+STYLES = """\
+id,gender,masterCategory,subCategory,articleType,baseColour,season,year,usage,\
+productDisplayName
 1,Men,Apparel,Socks,Socks,Navy,Summer,2012,Casual,Puma Men Sports Socks
 2,Men,Apparel,Socks,Socks,Navy,Summer,2012,Casual,Puma Men Pack, of 3, Socks
 3,Women,Apparel,Topwear,Tops,Red,Fall,2011,,"United Colors Women Top, red"
@@ -61,11 +63,11 @@ def test_fashion_public_layout(tmp_path, fashion):
     assert made.folder == tmp_path / "out" / "fashion_products" / "1.0.0"
     assert catalog.classes.sku == ["Puma | Socks", "United Colors | Tops"]
     assert catalog.classes.category == ["Socks", "Tops"]
-    found = [catalog.splits["train"][i] for i in range(3)]
+    train_records = [catalog.splits["train"][i] for i in range(3)]
     titles = {"Puma Men Sports Socks", "Puma Men Pack, of 3, Socks", "United Colors Women Top, red"}
-    assert {record["title"] for record in found} == titles
-    assert {record["tags"] for record in found} == {""}
-    assert found[0]["image"] in [jpeg(i) for i in (1, 2, 3)]  # a small JPEG keeps its bytes
+    assert {record["title"] for record in train_records} == titles
+    assert {record["tags"] for record in train_records} == {""}
+    assert train_records[0]["image"] in [jpeg(i) for i in (1, 2, 3)]  # a small JPEG keeps its bytes
     dropped = made.report.dropped
     assert not dropped["no brand in the title"]["bad"]
     assert dropped["no brand in the title"]["count"] == 1
@@ -181,22 +183,22 @@ def test_builders_are_found_in_an_installed_package(tmp_path, monkeypatch):
     source = load_builder("grocery_store")
     assert source.name == "grocery_store"
     package.mkdir(parents=True)
+    monkeypatch.setattr(sicot_jax, "__file__", str(package / "__init__.py"))
     with pytest.raises(CatalogImportError, match="install sicot_jax again"):
-        monkeypatch.setattr(sicot_jax, "__file__", str(package / "__init__.py"))
         load_builder("grocery_store")
     shutil.copytree(Path(__file__).parents[3] / "data", package / "data")
     monkeypatch.delitem(sys.modules, "sicot_jax.data.grocery_store.grocery_store_dataset_builder")
     assert Path(inspect.getfile(load_builder("grocery_store"))).is_relative_to(package)
     with pytest.raises(
         CatalogImportError,
-        match="wanted one of fashion_products, generated, grocery_store, imat.*, webvision1k",
+        match=r"wanted one of fashion_products, generated, grocery_store, imat.*, webvision1k",
     ):
         load_builder("imagenet")
 
 
 @pytest.fixture
 def materialist(tmp_path):
-    """Two products, ten photos to train and two to test each; a third product that is not tested."""
+    """Two products with ten training and two test photos each, and a third without test photos."""
     folder = tmp_path / "imat"
     for part, products, n in (("train", 3, 10), ("val", 2, 2)):
         (folder / part).mkdir(parents=True)
@@ -237,7 +239,7 @@ def test_imaterialist_is_not_co_trained_without_titles(tmp_path, materialist):
     )
     config = load_config("imaterialist", [f"--config.data.path={made.folder}"])
     with pytest.raises(
-        InputError, match="imaterialist has no title .*import --titles-from RUN"
+        InputError, match=r"imaterialist has no title .*import --titles-from RUN"
     ) as caught:
         compare(config, tmp_path / "run")
     assert "\n" not in str(caught.value)
@@ -250,11 +252,11 @@ def test_imaterialist_names_broken_entries(tmp_path, materialist):
         {"id": "../val/val00.jpg", "class": 0},
         {"id": "x.jpg", "class": "0"},
         {"class": 0},
-        {"id": "gone.jpg"},
+        {"id": "missing.jpg"},
     ]
-    gone = {"id": "gone.jpg", "class": 0}
+    missing_photo = {"id": "missing.jpg", "class": 0}
     (materialist / "train.json").write_text(
-        json.dumps({"images": [*lists["images"], *broken, gone]}), encoding="utf-8"
+        json.dumps({"images": [*lists["images"], *broken, missing_photo]}), encoding="utf-8"
     )
     (materialist / "val" / "val00.jpg").write_bytes(b"no photo")
     settings = dataclasses.replace(SMALL, max_bad_share=0.5)
@@ -266,7 +268,7 @@ def test_imaterialist_names_broken_entries(tmp_path, materialist):
         "train.json image 33: '0'",
         "train.json image 35: None",
     ]
-    assert report.dropped["photo missing"]["rows"] == ["train/gone.jpg: no such file"]
+    assert report.dropped["photo missing"]["rows"] == ["train/missing.jpg: no such file"]
     assert report.dropped["not a photo"]["count"] == 1
     assert report.photos["test"] == 3
 
@@ -389,12 +391,12 @@ def test_webvision_public_layout(tmp_path, webvision):
         catalog.splits[split][i] for split in SPLITS for i in range(len(catalog.splits[split]))
     ]
     for record in records:
-        place, c = record["reference"], record["sku"][-1]
-        if place.startswith("val_"):
-            assert place.startswith(f"val_images_resized/val{c}")
+        reference, c = record["reference"], record["sku"][-1]
+        if reference.startswith("val_"):
+            assert reference.startswith(f"val_images_resized/val{c}")
             assert not record["title"]
         else:
-            source, query, name = place.split("/")
+            source, query, name = reference.split("/")
             number = int(name[0])
             assert query == f"q000{c}"
             without = source == "flickr" and number == 1

@@ -33,7 +33,10 @@ def test_values_stay_text(tmp_path):
 
 
 def test_byte_order_mark_and_all_columns(tmp_path):
-    text = "\ufeffimage,sku,title,tags,category,box,role,split\na.jpg,S,t,u,c,0.1 0.2 0.5 1,query,test\n"
+    text = (
+        "\ufeffimage,sku,title,tags,category,box,role,split\n"
+        "a.jpg,S,t,u,c,0.1 0.2 0.5 1,query,test\n"
+    )
     expected = ManifestRow("a.jpg", "S", "t", "u", "c", (0.1, 0.2, 0.5, 1.0), "query", "test")
     assert rows_of(tmp_path, text) == [expected]
 
@@ -117,10 +120,10 @@ def test_lines_are_right_in_any_text(tmp_path):
                 ["\n", "\r\n", "\r", "\n\n", "\r\n\n"]
             )
         (tmp_path / "m.csv").write_bytes(text.encode())
-        found = read_csv_rows(tmp_path / "m.csv", [])
+        numbered = read_csv_rows(tmp_path / "m.csv", [])
         assert {
             where: row.reason if isinstance(row, DroppedRow) else row["image"]
-            for where, row in found
+            for where, row in numbered
         } == expected
 
 
@@ -318,8 +321,8 @@ def test_one_folder_per_sku(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     rows = list(read_folders(tmp_path))
-    found = [(row.image, row.sku, row.title) for row in rows if isinstance(row, ManifestRow)]
-    assert found == [
+    values = [(row.image, row.sku, row.title) for row in rows if isinstance(row, ManifestRow)]
+    assert values == [
         ("0012/a.jpg", "0012", ""),
         ("0012/deep/b.PNG", "0012", ""),
         ("NA/a.jpg", "NA", ""),

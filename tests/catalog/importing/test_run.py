@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import errno
@@ -16,6 +15,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -27,11 +27,10 @@ from sicot_jax.catalog.importing import catalog_tables
 from sicot_jax.catalog.importing.fingerprint import source_sha256
 from sicot_jax.catalog.importing.manifest_rows import ManifestError
 from sicot_jax.catalog.importing.photos import FolderPhotos, prepare_photos
-from sicot_jax.catalog.importing.run import add_import_arguments, import_catalog, run_import
+from sicot_jax.catalog.importing.run import import_catalog
 from sicot_jax.catalog.importing.settings import CatalogImportError, ImportSettings
 from sicot_jax.catalog.importing.title_source import TransferredTitle
-from sicot_jax.catalog.sources.imported import CatalogError, open_imported
-from sicot_jax.catalog.sources.imported import read_import_source
+from sicot_jax.catalog.sources.imported import CatalogError, open_imported, read_import_source
 from sicot_jax.common.image import decode_photo, image_id
 
 ROOT = Path(__file__).parents[3]
@@ -109,17 +108,17 @@ def test_records_and_tables_agree(imported, source):
     assert imported.folder.name == "1.0.0"
     assert catalog.classes.sku == ["0012", "NA", "b", "c"]
     assert not catalog.classes.discontinued.any()
-    found = records(catalog)
+    by_split = records(catalog)
     for split in SPLITS:
         labels = catalog.splits[split].labels
         assert labels.dtype == np.int32
-        assert [record["class_id"] for record in found[split]] == labels.tolist()
+        assert [record["class_id"] for record in by_split[split]] == labels.tolist()
         counts = np.bincount(labels, minlength=4)
         np.testing.assert_array_equal(catalog.classes.counts[split], counts)
     expected = {"train": [8, 5, 3, 3], "validation": [2, 1, 1, 0], "test": [2, 2, 1, 0]}
     assert {split: counts.tolist() for split, counts in catalog.classes.counts.items()} == expected
     assert catalog.head_boundary == 4
-    for record in found["train"] + found["test"]:
+    for record in by_split["train"] + by_split["test"]:
         assert record["sku"] == catalog.classes.sku[record["class_id"]]
         assert record["title"].startswith(f"word{record['sku']} ")
         assert record["tags"] == "blue"
@@ -132,20 +131,21 @@ def test_records_and_tables_agree(imported, source):
         original = decode_photo((source.parent / record["reference"]).read_bytes())
         assert record["image_id"] == image_id(original)
         assert decode_photo(record["image"]).shape == (24, 32, 3)
-    first = next(record for record in found["train"] if record["sku"] == "NA")
+    first = next(record for record in by_split["train"] if record["sku"] == "NA")
     assert catalog.classes.title[1] == first["title"]
 
 
 def test_words_come_from_train_alone(imported):
     catalog = open_imported(imported.folder)
-    found = records(catalog)
-    # Every photo has a word of its own: exactly those of train are known.
-    own = {
-        split: {record["title"].split()[-1].lower() for record in found[split]} for split in SPLITS
+    by_split = records(catalog)
+    # Every photo has a unique word: exactly those of train are known.
+    unique_words = {
+        split: {record["title"].split()[-1].lower() for record in by_split[split]}
+        for split in SPLITS
     }
     known = set(catalog.tokenizer.vocabulary)
-    assert own["train"] <= known
-    assert not known & (own["validation"] | own["test"])
+    assert unique_words["train"] <= known
+    assert not known & (unique_words["validation"] | unique_words["test"])
     assert catalog.word_vectors.shape == (len(catalog.tokenizer.vocabulary), 8)
     assert not catalog.word_vectors[0].any()
 
@@ -254,9 +254,7 @@ def test_class_ids_are_append_only(tmp_path, rows, source):
 
 
 def test_a_later_version_keeps_every_split(tmp_path):
-    """Classes grow, and one is away for a version: no photo moves, and the report counts those that
-    stayed.
-    """
+    """Classes grow and one is missing in one version: no photo changes its split."""
     source = tmp_path / "source"
     grown = make_source(source, {"a": 12, "b": 9})
     few = write_manifest(
@@ -268,22 +266,22 @@ def test_a_later_version_keeps_every_split(tmp_path):
     where, unchanged = [], []
     for manifest in (few, without_b, write_manifest(source, grown)):
         made = import_catalog(manifest, tmp_path / "out", settings=SMALL, workers=1)
-        found = records(open_imported(made.folder))
-        where.append({record["image_id"]: split for split in SPLITS for record in found[split]})
+        by_split = records(open_imported(made.folder))
+        where.append({record["image_id"]: split for split in SPLITS for record in by_split[split]})
         unchanged.append(made.report.unchanged_splits)
     assert {image: where[2][image] for image in where[0]} == where[0]
     assert {image: where[2][image] for image in where[1]} == where[1]
     assert unchanged == [0, 10, 20]
     assert "20 of 21 photos keep the split of an earlier version" in made.report.summary()
     fresh = import_catalog(source / "photos.csv", tmp_path / "fresh", settings=SMALL, workers=1)
-    found = records(open_imported(fresh.folder))
+    by_split = records(open_imported(fresh.folder))
     assert (
         where[0].items()
-        - {record["image_id"]: split for split in SPLITS for record in found[split]}.items()
+        - {record["image_id"]: split for split in SPLITS for record in by_split[split]}.items()
     )
 
 
-def test_what_the_summary_says_of_columns_and_uneven_classes(tmp_path):
+def test_summary_reports_unused_columns_and_uneven_classes(tmp_path):
     rows = make_source(tmp_path, {"a": 1, "b": 9})
     for row in rows[3:8]:
         row["split"] = "test"
@@ -315,8 +313,8 @@ def test_identical_photos_stay_in_one_split(tmp_path, rows, source):
     made = import_catalog(write_manifest(copies, rows), tmp_path / "out", settings=SMALL, workers=1)
     catalog = open_imported(made.folder)
     where = Counter()
-    for split, found in records(catalog).items():
-        where.update({(image, split) for image in {record["image_id"] for record in found}})
+    for split, split_records in records(catalog).items():
+        where.update({(image, split) for image in {record["image_id"] for record in split_records}})
     assert max(Counter(image for image, _ in where).values()) == 1
     assert made.report.surplus_copies == 7
     assert made.report.kept == sum(CLASSES.values()) + 1
@@ -401,8 +399,8 @@ def test_only_regular_files_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "folder.jpg").mkdir()
     names = ["pipe.jpg", "/dev/zero", "folder.jpg"]
-    found = prepare_photos(FolderPhotos(tmp_path), names, short_side=8, workers=1)
-    assert [photo.error.partition(":")[0] for photo in found] == ["not a file"] * 3
+    prepared = prepare_photos(FolderPhotos(tmp_path), names, short_side=8, workers=1)
+    assert [photo.error.partition(":")[0] for photo in prepared] == ["not a file"] * 3
     with pytest.raises(CatalogImportError, match="not found as a file or folder"):
         import_catalog(tmp_path / "pipe.jpg", tmp_path / "out", workers=1)
 
@@ -454,7 +452,10 @@ def test_summary_says_that_nothing_is_tested(tmp_path, source, rows):
         write_manifest(source.parent, few, "few.csv"), tmp_path / "few", settings=SMALL, workers=1
     )
     for split in ("test", "validation"):
-        line = f"WARNING: no {split} photos: every class has under 4 photos; give a `split` column or more photos"
+        line = (
+            f"WARNING: no {split} photos: every class has under 4 photos; "
+            "give a `split` column or more photos"
+        )
         assert line in made.report.summary().splitlines()
     four = [row for row in rows if row["image"].endswith(("_0.png", "_1.png", "_2.png", "_3.png"))]
     made = import_catalog(
@@ -475,7 +476,7 @@ def test_no_progress_bars_without_a_terminal(tmp_path, source, capfd):
     assert captured.out == ""
 
 
-def test_what_was_imported_is_recorded(tmp_path, source, imported):
+def test_source_and_its_fingerprint_are_recorded(tmp_path, source, imported):
     expected = {"source": "photos.csv", "source_sha256": source_sha256(source)}
     for directory in (
         imported.folder,
@@ -494,23 +495,23 @@ def test_what_was_imported_is_recorded(tmp_path, source, imported):
         read_import_source(tmp_path / "two")
 
 
-def test_fingerprint_of_a_manifest_is_of_its_text_and_its_photos(tmp_path):
+def test_fingerprint_of_a_manifest_covers_its_text_and_its_photos(tmp_path):
     manifest = write_manifest(
         tmp_path, [*make_source(tmp_path, {"a": 2}), {"image": "none.png", "sku": "a"}]
     )
-    found = [source_sha256(manifest)]
-    (tmp_path / "beside.png").touch()
-    assert source_sha256(manifest) == found[0]
+    hashes = [source_sha256(manifest)]
+    (tmp_path / "unrelated.png").touch()
+    assert source_sha256(manifest) == hashes[0]
     photo(tmp_path / "a_0.png", 1)
-    found.append(source_sha256(manifest))
+    hashes.append(source_sha256(manifest))
     photo(tmp_path / "none.png", 2)
-    found.append(source_sha256(manifest))
+    hashes.append(source_sha256(manifest))
     manifest.write_text(manifest.read_text().replace("blue", "red"))
-    found.append(source_sha256(manifest))
-    assert len(set(found)) == 4
+    hashes.append(source_sha256(manifest))
+    assert len(set(hashes)) == 4
 
 
-def test_fingerprint_of_a_folder_is_of_its_files(tmp_path):
+def test_fingerprint_of_a_folder_covers_its_files(tmp_path):
     for sku in ("a", "b"):
         photo(tmp_path / "shop" / sku / "0.png", 1)
     before = source_sha256(tmp_path / "shop")
@@ -518,12 +519,12 @@ def test_fingerprint_of_a_folder_is_of_its_files(tmp_path):
     assert read_import_source(made.folder) == {"source": "shop", "source_sha256": before}
     (tmp_path / "shop" / ".hidden").touch()
     assert source_sha256(tmp_path / "shop") == before
-    found = {before}
+    hashes = {before}
     photo(tmp_path / "shop" / "a" / "0.png", 2)
-    found.add(source_sha256(tmp_path / "shop"))
+    hashes.add(source_sha256(tmp_path / "shop"))
     (tmp_path / "shop" / "a" / "0.png").rename(tmp_path / "shop" / "a" / "1.png")
-    found.add(source_sha256(tmp_path / "shop"))
-    assert len(found) == 3
+    hashes.add(source_sha256(tmp_path / "shop"))
+    assert len(hashes) == 3
 
 
 def test_an_out_that_cannot_be_written_is_one_line(tmp_path, source):
@@ -626,11 +627,13 @@ def test_a_killed_import_leaves_nothing_that_opens(tmp_path, source):
 def test_workers_end_with_a_killed_parent(tmp_path):
     """Orphans of a pool would keep memory and locks for ever."""
     script = (
-        "import sys, time\nfrom sicot_jax.catalog.importing.photos import FolderPhotos, prepare_photos\n"
+        "import sys, time\n"
+        "from sicot_jax.catalog.importing.photos import FolderPhotos, prepare_photos\n"
         "from pathlib import Path\nimport multiprocessing\n"
         "if __name__ == '__main__':\n"
-        "    found = prepare_photos(FolderPhotos(Path('.')), ['none.jpg'] * 400, short_side=8, workers=2)\n"
-        "    next(found)\n"
+        "    names = ['none.jpg'] * 400\n"
+        "    prepared = prepare_photos(FolderPhotos(Path('.')), names, short_side=8, workers=2)\n"
+        "    next(prepared)\n"
         "    print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
         "    time.sleep(60)\n"
     )
@@ -659,7 +662,7 @@ def _runs(pid):
         return False
 
 
-def test_given_splits_boxes_roles_and_categories(tmp_path, rows, source):
+def test_splits_boxes_roles_and_categories_of_the_source(tmp_path, rows, source):
     for i, row in enumerate(rows):
         row.update(split=SPLITS[i % 3], box="0 0.25 0.5 1", role="query", category="shoes")
     rows[0].update(role="catalogue", title="the card")
@@ -697,7 +700,7 @@ def test_folders_without_titles(tmp_path):
 class FakeTitleSource:
     """Gives each photo its own title; the first is too dissimilar, the last gets none."""
 
-    provenance = {"run": "run", "data_hash": "d" * 64, "commit": "c" * 40}
+    provenance = MappingProxyType({"run": "run", "data_hash": "d" * 64, "commit": "c" * 40})
 
     def __init__(self):
         self.asked = []
@@ -723,13 +726,15 @@ def test_titles_are_transferred_to_training_photos_without_one(tmp_path, source,
         manifest, tmp_path / "out", settings=settings, workers=1, title_source=titles
     )
     catalog = open_imported(made.folder)
-    found = records(catalog)
-    bare = [record for record in found["train"] if record["sku"] == "0012"]
+    by_split = records(catalog)
+    bare = [record for record in by_split["train"] if record["sku"] == "0012"]
     assert titles.asked == [(record["image_id"], record["image"]) for record in bare]
     given = [f"title of {record['image_id']}" for record in bare]
     assert [record["title"] for record in bare] == ["  ", *given[1:-1], "  "]
     assert bare[1]["token_ids"].tolist() == catalog.tokenizer.encode(f"{given[1]} blue").tolist()
-    others = [r for split in SPLITS for r in found[split] if r["sku"] != "0012" or split != "train"]
+    others = [
+        r for split in SPLITS for r in by_split[split] if r["sku"] != "0012" or split != "train"
+    ]
     original = {row["image"]: row["title"] for row in rows}
     assert all(record["title"] == original[record["reference"]] for record in others)
 
@@ -742,7 +747,8 @@ def test_titles_are_transferred_to_training_photos_without_one(tmp_path, source,
         == f"{bare[1]['reference']}: {given[1]} (from photo donor, similarity 0.500)"
     )
     line = (
-        "transferred titles: 6 of 8 train photos without one (75.0%), from the nearest photos of run run "
+        "transferred titles: 6 of 8 train photos without one (75.0%), "
+        "from the nearest photos of run run "
         "(data dddddddddddd, commit cccccccccccc), median similarity 0.525"
     )
     assert line in made.report.summary().splitlines()
@@ -817,7 +823,7 @@ def test_settings_are_checked(change, words):
         ImportSettings(**change)
 
 
-def test_what_cannot_be_opened(tmp_path, imported):
+def test_unusable_folders_are_refused_on_opening(tmp_path, imported):
     with pytest.raises(CatalogError, match="not found"):
         open_imported(tmp_path / "none")
     with pytest.raises(CatalogError, match="is no catalogue"):
@@ -842,33 +848,17 @@ def test_what_cannot_be_opened(tmp_path, imported):
         open_imported(two)
 
 
-def test_command_line(tmp_path, source, capsys):
-    parser = argparse.ArgumentParser()
-    add_import_arguments(parser)
-    run_import(
-        parser.parse_args(
-            [os.fspath(source), "--out", os.fspath(tmp_path), "--workers=1", "--short-side=16"]
-        )
-    )
-    out = capsys.readouterr().out
-    assert "28 rows read, 28 photos kept in 4 classes" in out
-    assert "report.md" in out
-    with pytest.raises(CatalogImportError, match="--dataset NAME --from DIR"):
-        run_import(parser.parse_args(["--out", os.fspath(tmp_path)]))
-    with pytest.raises(CatalogImportError, match=r"photos\.csv: .*check --out"):
-        run_import(parser.parse_args([os.fspath(source), "--out", os.fspath(source)]))
-
-
 def test_flags_and_tables_need_no_tfds(imported):
     """The command line and an array-file run start where TFDS, Pillow and pyarrow are not
     installed.
     """
     script = (
-        "import argparse, sys\nfrom sicot_jax.catalog.importing.run import add_import_arguments\n"
+        "import sys\nfrom sicot_jax.cli.main import make_parser\n"
         "from sicot_jax.catalog.sources.imported import open_imported\n"
-        "add_import_arguments(argparse.ArgumentParser())\n"
+        "make_parser()\n"
         "open_imported(sys.argv[1])\n"
-        "heavy = {'tensorflow_datasets', 'PIL', 'pyarrow', 'gensim', 'tqdm', 'jax'} & set(sys.modules)\n"
+        "optional = {'tensorflow_datasets', 'PIL', 'pyarrow', 'gensim', 'tqdm', 'jax'}\n"
+        "heavy = optional & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     command = [sys.executable, "-W", "error", "-c", script, os.fspath(imported.folder)]

@@ -141,7 +141,7 @@ def test_another_class_does_not_change_a_class():
     )
 
 
-def test_given_split_wins():
+def test_split_in_the_source_wins():
     given = [SplitPhoto(f"x{i}", "x", f"{i}", "test" if i < 9 else "train") for i in range(10)]
     assert assign_splits(given, SplitRules(seed=0)).split == ["test"] * 9 + ["train"]
     mixed = [*given, *(SplitPhoto(f"f{i}", "x", f"f{i}") for i in range(5))]
@@ -206,13 +206,13 @@ def test_tail_cut_leaves_validation_and_test():
     assert tail_targets([100, 100, 100, 100, 100], 16) == [16, 8, 4, 2, 1]
     assert tail_targets([3, 100, 5], 16) == [1, 16, 4]
     photos = photos_of(a=50, b=50, c=50)
-    whole, cut = (
+    uncut, cut = (
         assign_splits(photos, SplitRules(seed=0)),
         assign_splits(photos, SplitRules(seed=0, tail_cut=9)),
     )
     assert [count(photos, cut, label)["train"] for label in "abc"] == [9, 3, 1]
     assert len(cut.tail_removed) == 3 * 32 - 13
-    for before, after in zip(whole.split, cut.split, strict=True):
+    for before, after in zip(uncut.split, cut.split, strict=True):
         assert after == before or (before == "train" and after == "")
 
 
@@ -271,7 +271,7 @@ def test_a_photo_kept_in_test_never_leaves_a_class_without_train():
     ]
 
 
-def test_equal_test_sets_count_given_photos_and_only_those_that_may_be_tested():
+def test_equal_test_sets_count_source_test_photos_and_only_those_that_may_be_tested():
     """Each class with another number of test photos than asked is named."""
     pinned = [
         SplitPhoto(f"same{i}", label, f"{label}{i}") for i in range(4) for label in ("a", "z")
@@ -296,7 +296,7 @@ def test_equal_test_sets_count_given_photos_and_only_those_that_may_be_tested():
 
 
 def test_an_official_test_split_is_kept_and_validation_held_out():
-    """Ten photos of a class with three test photos beside them; of a class without a test photo
+    """Ten photos of a class plus three test photos; of a class without a test photo
     none is held out.
     """
     given = [SplitPhoto(f"t{i}", "a", f"t/{i}.jpg", "test") for i in range(3)]

@@ -5,14 +5,14 @@ import threading
 
 import numpy as np
 import pytest
-from helpers.index_maker import BITS, PHOTOS, PRODUCTS, WIDTH
+from helpers.small_index import BITS, PHOTOS, PRODUCTS, WIDTH
 
 from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.errors import InputError
 from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage.vectors import VectorFiles
-from sicot_jax.indexing import update as change
+from sicot_jax.indexing.update import remove_products, update_products
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def exact(opened, embedding, k, allowed=None):
 
 def found(opened, embedding, k, **more):
     return [
-        (n.product, n.similarity) for n in opened.nearest(embedding[None], k, **more)[0].products
+        (n.product_id, n.similarity) for n in opened.nearest(embedding[None], k, **more)[0].products
     ]
 
 
@@ -67,7 +67,7 @@ def test_nearest_photos_are_those_of_all_similarities(opened, k):
         )
         order = np.argsort(-cosine, kind="stable")
         near = opened.nearest(embedding[None], k, num_photos=5)[0]
-        assert [(n.place, n.product) for n in near.photos] == [(p, owners[p]) for p in order[:5]]
+        assert [(n.row, n.product_id) for n in near.photos] == [(p, owners[p]) for p in order[:5]]
         np.testing.assert_allclose(
             [n.similarity for n in near.photos], cosine[order[:5]], rtol=1e-6
         )
@@ -101,7 +101,7 @@ def test_a_category_is_searched_alone(opened):
 def test_what_is_withdrawn_is_not_found_after_a_refresh(index, opened):
     embedding = queries(1)[0]
     best = exact(opened, embedding, 1)[0][0]
-    change.remove(index, [f"sku-{best}"])
+    remove_products(index, [f"sku-{best}"])
     assert found(opened, embedding, 1)[0][0] == best  # as it was at the last look
     assert opened.products([best]) == [None]  # but its card is gone
     assert opened.refresh()
@@ -131,7 +131,7 @@ def test_a_change_is_seen_from_any_thread(index, opened):
     """SQLite counts changes for each connection: threads that come and go ask the same one."""
     seen = []
     for product in range(4):
-        change.remove(index, [f"sku-{product}"])
+        remove_products(index, [f"sku-{product}"])
         thread = threading.Thread(target=lambda: seen.append(opened.refresh()))
         thread.start()
         thread.join()
@@ -143,7 +143,7 @@ def test_a_product_moves_to_another_category(index, opened, tmp_path):
     """And to one that is new; and is not found in the old one."""
     for name in ("kind 0", "fresh"):
         (tmp_path / "move.csv").write_text(f"sku,category\nsku-1,{name}\n")
-        change.update(index, tmp_path / "move.csv")
+        update_products(index, tmp_path / "move.csv")
         assert opened.refresh()
         for embedding in queries(3):
             inside = {p for p, _ in found(opened, embedding, 9, category=name)}
@@ -177,15 +177,15 @@ def test_readers_outlive_the_index_that_was_replaced(index):
 
 def test_a_search_for_more_products_than_there_are_does_not_look_at_all_photos(opened, monkeypatch):
     """At most 16 times the candidates."""
-    from sicot_jax.index.backends import local as embedded
+    from sicot_jax.index.backends import local
 
     looked = []
-    ranked = embedded._ranked
+    ranked = local._rank_rows
     monkeypatch.setattr(
-        embedded,
-        "_ranked",
+        local,
+        "_rank_rows",
         lambda view, q, places, *n: looked.append(len(places)) or ranked(view, q, places, *n),
     )
-    monkeypatch.setattr(embedded, "WIDEST", 2)
+    monkeypatch.setattr(local, "MAX_WIDENING", 2)
     found(opened, queries(1)[0], PRODUCTS + 3, candidates=5)
     assert max(looked) <= 2 * (PRODUCTS + 3) < PRODUCTS * PHOTOS

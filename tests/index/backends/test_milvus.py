@@ -12,13 +12,14 @@ import venv
 
 import pytest
 from conftest import ROOT
-from helpers.index_maker import jpeg, photo, sku, write_manifest_csv
+from helpers.made_photos import jpeg, photo, sku, write_manifest_csv
 
 from sicot_jax.cli import main as cli
 from sicot_jax.errors import InputError
 from sicot_jax.index.backends.open import open_index
 from sicot_jax.index.storage import layout
-from sicot_jax.indexing import update as change
+from sicot_jax.indexing.add import add_products
+from sicot_jax.indexing.update import remove_products, update_products
 
 PACKAGES = ("milvus-lite==2.5.1", "pymilvus==2.6.17", "setuptools<81", "faiss-cpu==1.15.1")
 
@@ -29,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from sicot_jax.errors import InputError
 from sicot_jax.index.storage import layout
-from sicot_jax.index.backends.open import open_index, publish
+from sicot_jax.index.backends.open import open_index, publish_index
 
 index, database = Path(sys.argv[1]), sys.argv[2]
 version, said = layout.current_version(index), []
@@ -38,7 +39,7 @@ try:
 except InputError as error:
     said.append(str(error))
 for _ in range(2):
-    said.append(publish(index, database))
+    said.append(publish_index(index, database))
 embeddings = np.random.default_rng(1).random((8, 64)).astype(np.float32)
 answers = []
 for address in ("", database):
@@ -76,15 +77,15 @@ def python(tmp_path_factory):
 def test_milvus_proposes_what_files_propose(index, python, tmp_path):
     """Products that came, went and moved included."""
     rows = [{"image": f"{n}.jpg", "sku": "new", "category": "fresh"} for n in range(3)]
-    change.add(
+    add_products(
         index,
         write_manifest_csv(
             tmp_path / "feed", rows, {f"{n}.jpg": jpeg(photo(30, n)) for n in range(3)}
         ),
     )
-    change.remove(index, [sku(2)], photos=[f"{1:032x}"])
+    remove_products(index, [sku(2)], photos=[f"{1:032x}"])
     (tmp_path / "move.csv").write_text(f"sku,category\n{sku(1)},kind 0\n")
-    change.update(index, tmp_path / "move.csv")
+    update_products(index, tmp_path / "move.csv")
     database = f"milvus+{tmp_path / 'codes.db'}"
     done = subprocess.run(
         [python, "-c", ANSWERS, str(index), database], cwd=ROOT, capture_output=True, text=True, check=False,

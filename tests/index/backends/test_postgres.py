@@ -8,36 +8,31 @@ import threading
 
 import numpy as np
 import pytest
-from helpers.index_maker import (
-    PHOTOS,
-    PRODUCTS,
-    WIDTH,
-    jpeg,
-    photo,
-    sku,
-    write_index,
-    write_manifest_csv,
-)
+from helpers.made_photos import jpeg, photo, sku, write_manifest_csv
+from helpers.small_index import PHOTOS, PRODUCTS, WIDTH, publish_copy
 
-from benchmarks import vector_search as search
+from benchmarks import vector_search
 from sicot_jax.cli import main as cli
 from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.errors import InputError
 from sicot_jax.index.backends import postgres_publish as publishing
-from sicot_jax.index.backends.base import IndexUnavailable
+from sicot_jax.index.backends.base import IndexUnavailableError, Neighbours
 from sicot_jax.index.backends.open import open_index
 from sicot_jax.index.storage import layout
-from sicot_jax.index.storage import products as cards_of
+from sicot_jax.index.storage import products as store_module
 from sicot_jax.index.storage.products import ProductStore
 from sicot_jax.index.storage.vectors import VectorFiles
-from sicot_jax.indexing import update as change
+from sicot_jax.indexing.add import add_products
+from sicot_jax.indexing.update import remove_products, update_products
 
 psycopg = pytest.importorskip("psycopg", reason="a database is used with the extra postgres")
 pytest.importorskip("psycopg_pool", reason="a database is used with the extra postgres")
 
-from sicot_jax.index.backends import postgres  # noqa: E402
-from sicot_jax.index.backends import postgres_schema as database  # noqa: E402
-from sicot_jax.index.backends.postgres_publish import publish  # noqa: E402
+from sicot_jax.index.backends import (
+    postgres,  # noqa: E402
+    postgres_schema,  # noqa: E402
+)
+from sicot_jax.index.backends.postgres_publish import publish_to_postgres  # noqa: E402
 
 pytestmark = pytest.mark.database
 
@@ -68,8 +63,8 @@ def opened(request, index):
     """Both implementations, of an index with a product withdrawn, another's photos withdrawn, and a
     product without a class.
     """
-    change.remove(index, [sku(2)])
-    change.remove(index, [], photos=[f"{0:032x}", f"{1:032x}"])
+    remove_products(index, [sku(2)])
+    remove_products(index, [], photos=[f"{0:032x}", f"{1:032x}"])
     rows = [
         {"image": f"{n}.jpg", "sku": "new", "category": "kind 1", "title": "new one"}
         for n in range(2)
@@ -77,11 +72,11 @@ def opened(request, index):
     feed = write_manifest_csv(
         index.parent / "feed", rows, {f"{n}.jpg": jpeg(photo(30, n)) for n in range(2)}
     )
-    change.add(index, feed)
+    add_products(index, feed)
     url = ""
     if request.param == "database":
         url = request.getfixturevalue("url")
-        publish(index, url)
+        publish_to_postgres(index, url)
     with reading(index, url) as made:
         yield made
 
@@ -92,13 +87,13 @@ def queries(count=10):
 
 def all_pairs(opened, embedding, k, category=None):
     """(product, place, similarity) of the nearest by all similarities."""
-    with contextlib.closing(ProductStore(opened.folder / layout.PRODUCTS)) as cards:
-        rows = cards.connection.execute(
-            "SELECT place, product FROM photos JOIN products USING (product) "
-            "WHERE NOT photos.withdrawn AND NOT products.withdrawn AND (?1 IS NULL OR category = ?1)",
+    with contextlib.closing(ProductStore(opened.folder / layout.PRODUCTS)) as store:
+        rows = store.connection.execute(
+            "SELECT row, product_id FROM photos JOIN products USING (product_id) "
+            "WHERE NOT photos.deleted AND NOT products.deleted AND (?1 IS NULL OR category = ?1)",
             (category,),
         ).fetchall()
-        places = cards.ends()[0]
+        places = store.num_rows()
     vectors = VectorFiles(opened.folder, opened.manifest.width, opened.manifest.bits)
     similarity = np.asarray(vectors.memmap(layout.FEATURES, places), np.float32) @ l2_normalize(
         embedding
@@ -123,7 +118,7 @@ def test_the_nearest_are_those_of_all_similarities(opened, monkeypatch, graph):
             queries(), opened.nearest(queries(), k, category=category), strict=True
         ):
             wanted = all_pairs(opened, embedding, k, category)
-            assert [(n.product, n.place) for n in found.products] == [one[:2] for one in wanted]
+            assert [(n.product_id, n.row) for n in found.products] == [one[:2] for one in wanted]
             np.testing.assert_allclose(
                 [n.similarity for n in found.products], [one[2] for one in wanted], rtol=1e-5
             )
@@ -149,9 +144,9 @@ def test_cards_are_those_of_the_files(index, url):
             "price": "1.5",
         }
     ]
-    change.add(index, write_manifest_csv(index.parent / "feed", rows, {"0.jpg": jpeg(photo(30))}))
-    change.remove(index, [sku(4)], photos=[f"{0:032x}"])
-    publish(index, url)
+    add_products(index, write_manifest_csv(index.parent / "feed", rows, {"0.jpg": jpeg(photo(30))}))
+    remove_products(index, [sku(4)], photos=[f"{0:032x}"])
+    publish_to_postgres(index, url)
     with reading(index) as files, reading(index, url) as copy:
         numbers = [5, 0, 4, PRODUCTS, 99, 0]
         assert copy.products(numbers) == files.products(numbers)
@@ -162,7 +157,7 @@ def test_cards_are_those_of_the_files(index, url):
             assert copy.picture(place) == files.picture(place)
         assert copy.counts() == files.counts()
         mine, theirs = copy.active_products(), files.active_products()
-        for name in ("withdrawn", "products", "kernel", "bias"):
+        for name in ("deleted", "new_products", "kernel", "bias"):
             np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
             assert getattr(mine, name).dtype == getattr(theirs, name).dtype
         assert mine.kernel.shape == (1, WIDTH)
@@ -170,14 +165,14 @@ def test_cards_are_those_of_the_files(index, url):
 
 def test_bits_and_numbers_are_those_of_the_files(index, url):
     """As text, which has its own rules for their order."""
-    publish(index, url)
+    publish_to_postgres(index, url)
     folder = layout.current_version(index)
     manifest = layout.read_index_manifest(folder)
     vectors = VectorFiles(folder, manifest.width, manifest.bits)
     with psycopg.connect(url, autocommit=True) as connection:
-        database.use_schema(connection, database.schema_of(folder))
+        postgres_schema.use_schema(connection, postgres_schema.schema_name(folder))
         stored = connection.execute(
-            "SELECT code::text, feature::text, product FROM photos ORDER BY place"
+            "SELECT code::text, feature::text, product_id FROM photos ORDER BY row"
         ).fetchall()
     for (code, feature, product), place in zip(stored, range(PRODUCTS * PHOTOS), strict=True):
         bits = np.unpackbits(vectors.memmap(layout.CODES, place + 1)[place], bitorder="little")
@@ -190,7 +185,7 @@ def test_bits_and_numbers_are_those_of_the_files(index, url):
 
 
 def test_only_small_files_are_read_of_the_folder(index, url):
-    publish(index, url)
+    publish_to_postgres(index, url)
     for name in (layout.FEATURES, layout.CODES, layout.ROW_PRODUCTS, layout.PRODUCTS):
         (layout.current_version(index) / name).unlink()
     with reading(index, url) as copy:
@@ -199,38 +194,36 @@ def test_only_small_files_are_read_of_the_folder(index, url):
 
 
 @pytest.fixture(scope="module")
-def five_thousand(tmp_path_factory, made_model):
+def five_thousand(tmp_path_factory, small_version):
     """An index of 5,000 random vectors, ten categories and a rare one."""
-    from helpers import index_maker
-
     folder = tmp_path_factory.mktemp("many")
-    made = layout.read_index_manifest(index_maker.write_index(folder / "made", made_model))
+    made = layout.read_index_manifest(small_version)
     version = folder / "index" / "v000001"
     version.parent.mkdir()
-    search.write(version, search.Gaussian(WIDTH), 5_000, 256, made)
+    vector_search.write_version(version, vector_search.GaussianVectors(WIDTH), 5_000, 256, made)
     (folder / "index" / layout.CURRENT).write_text("v000001\n")
     with (
-        contextlib.closing(ProductStore(version / layout.PRODUCTS, writable=True)) as cards,
-        cards.change() as connection,
+        contextlib.closing(ProductStore(version / layout.PRODUCTS, writable=True)) as store,
+        store.transaction() as connection,
     ):
         kinds = ["rare" if n % 500 == 7 else f"kind {n % 10}" for n in range(5_000)]
-        cards_of.upsert_products(
+        store_module.upsert_products(
             connection, ((n, sku(n), "", "", kinds[n], {}) for n in range(5_000))
         )
-        cards_of.insert_photos(connection, ((n, n, f"{n:032x}", None) for n in range(5_000)))
+        store_module.insert_photos(connection, ((n, n, f"{n:032x}", None) for n in range(5_000)))
     return folder / "index"
 
 
 def test_recall(five_thousand, url):
     """Of all, of a category and beside withdrawn ones, though the graph knows neither."""
-    publish(five_thousand, url)
-    asked = search.Gaussian(WIDTH)(20, np.random.default_rng(5))
+    publish_to_postgres(five_thousand, url)
+    asked = vector_search.GaussianVectors(WIDTH)(20, np.random.default_rng(5))
     with reading(five_thousand, url) as copy:
 
         def recall(**more):
             hits = [
                 len(
-                    {n.place for n in copy.nearest(q[None], 10, **more)[0].products}
+                    {n.row for n in copy.nearest(q[None], 10, **more)[0].products}
                     & {w[1] for w in all_pairs(copy, q, 10, **more)}
                 )
                 for q in asked
@@ -239,28 +232,30 @@ def test_recall(five_thousand, url):
 
         with copy._connection() as connection:
             plan = connection.execute(
-                "EXPLAIN SELECT place FROM photos WHERE NOT withdrawn "
+                "EXPLAIN SELECT row FROM photos WHERE NOT deleted "
                 f"ORDER BY code <~> '{'0' * 256}'::bit(256) LIMIT 100"
             ).fetchall()
         assert "photos_by_code" in str(plan)
         assert recall() >= 0.95
         assert recall(category="kind 3") == 1 == recall(category="rare")
-        change.remove(five_thousand, [sku(n) for n in range(0, 5_000, 2)])
-        publish(five_thousand, url)
-        assert {n.product % 2 for q in asked for n in copy.nearest(q[None], 10)[0].products} == {1}
+        remove_products(five_thousand, [sku(n) for n in range(0, 5_000, 2)])
+        publish_to_postgres(five_thousand, url)
+        assert {n.product_id % 2 for q in asked for n in copy.nearest(q[None], 10)[0].products} == {
+            1
+        }
         assert recall() >= 0.95
         assert copy.nearest(asked[:1], 10, category="kind 2") == [Neighbours([], [])]
 
 
 def test_published_twice_is_no_change(index, url):
-    first, second = publish(index, url), publish(index, url)
+    first, second = publish_to_postgres(index, url), publish_to_postgres(index, url)
     assert (first.revision, first.new_photos, first.changes) == (1, PRODUCTS * PHOTOS, PRODUCTS)
     assert (second.revision, second.new_photos, second.changes) == (1, 0, 0)
     assert second.summary() == "v000001, revision 1: is there already"
 
 
 def test_changes_are_seen_once_they_are_published(index, url, tmp_path):
-    publish(index, url)
+    publish_to_postgres(index, url)
     with reading(index, url) as copy:
         rows = [
             {"image": f"{n}.jpg", "sku": name, "category": "fresh"}
@@ -269,23 +264,23 @@ def test_changes_are_seen_once_they_are_published(index, url, tmp_path):
         feed = write_manifest_csv(
             tmp_path / "feed", rows, {f"{n}.jpg": jpeg(photo(30 + n)) for n in range(2)}
         )
-        change.add(index, feed)
-        change.remove(index, [sku(2)], photos=[f"{0:032x}"])
+        add_products(index, feed)
+        remove_products(index, [sku(2)], photos=[f"{0:032x}"])
         (tmp_path / "more.csv").write_text(f"sku,title,price\n{sku(3)},other,2.5\n")
-        change.update(index, tmp_path / "more.csv")
+        update_products(index, tmp_path / "more.csv")
         assert not copy.refresh()
         assert copy.product("new") is None
         assert copy.product(sku(2))
         assert copy.product(sku(3)).title == f"title {sku(3)}"
         assert copy.counts() == {"products": PRODUCTS, "photos": PRODUCTS * PHOTOS}
-        published = publish(index, url)
+        published = publish_to_postgres(index, url)
         # Products: new, 1 (category), 2 and 3; a withdrawn photo; a row of the classifier.
         assert (published.revision, published.new_photos, published.changes) == (2, 2, 6)
-        assert copy.active_products().products.tolist() == []  # until
+        assert copy.active_products().new_products.tolist() == []  # until
         assert copy.refresh()
         assert not copy.refresh()
-        assert copy.active_products().products.tolist() == [PRODUCTS]
-        assert copy.active_products().withdrawn.tolist() == [2]
+        assert copy.active_products().new_products.tolist() == [PRODUCTS]
+        assert copy.active_products().deleted.tolist() == [2]
         with reading(index) as files:
             assert copy.counts() == files.counts()
             everything = range(PRODUCTS + 1)
@@ -299,15 +294,15 @@ def test_changes_are_seen_once_they_are_published(index, url, tmp_path):
                 )
                 for part in ("products", "photos"):
                     one, other = (
-                        [[n.place for n in getattr(f, part)] for f in side]
-                        for side in (mine, theirs)
+                        [[n.row for n in getattr(f, part)] for f in side] for side in (mine, theirs)
                     )
                     assert one == other
                     assert all(one)
-            assert copy.active_products().names == ("fresh", "kind 0", "kind 1")
+            assert copy.active_products().category_names == ("fresh", "kind 0", "kind 1")
             for one in (copy, files):
                 told = [
-                    one.active_products().names[number] for number in one.active_products().category
+                    one.active_products().category_names[number]
+                    for number in one.active_products().product_category
                 ]
                 assert told == [
                     card.category if card else f"kind {n % 2}"
@@ -320,40 +315,44 @@ def test_a_row_that_is_gone_is_gone_in_the_database(index, url, tmp_path):
     feed = write_manifest_csv(
         tmp_path / "feed", [{"image": "0.jpg", "sku": "new"}], {"0.jpg": jpeg(photo(30))}
     )
-    change.add(index, feed)
-    publish(index, url)
+    add_products(index, feed)
+    publish_to_postgres(index, url)
     with reading(index, url) as copy:
-        assert copy.active_products().products.tolist() == [PRODUCTS]
+        assert copy.active_products().new_products.tolist() == [PRODUCTS]
         with contextlib.closing(
             ProductStore(layout.current_version(index) / layout.PRODUCTS)
-        ) as cards:
-            find = "SELECT image_id FROM photos WHERE product = ?"
-            image_id = cards.connection.execute(find, (PRODUCTS,)).fetchone()[0]
-        change.remove(index, [], photos=[image_id])
-        publish(index, url)
+        ) as store:
+            find = "SELECT image_id FROM photos WHERE product_id = ?"
+            image_id = store.connection.execute(find, (PRODUCTS,)).fetchone()[0]
+        remove_products(index, [], photos=[image_id])
+        publish_to_postgres(index, url)
         assert copy.refresh()
-        assert copy.active_products().products.tolist() == []
+        assert copy.active_products().new_products.tolist() == []
 
 
-@pytest.mark.parametrize("where", ["_update", "_count", "database.create_indexes", "_one"])
-def test_a_publish_that_is_stopped_leaves_the_old_one(index, url, made_model, monkeypatch, where):
-    publish(index, url)
+@pytest.mark.parametrize("where", ["_update", "_count", "postgres_schema.create_indexes", "_one"])
+def test_a_publish_that_is_stopped_leaves_the_old_one(
+    index, url, small_version, monkeypatch, where
+):
+    publish_to_postgres(index, url)
     with reading(index, url) as copy:
         before = copy.nearest(queries(3), 3)
-        version = write_index(index, made_model)
+        version = publish_copy(index, small_version)
         owner, name = (
-            (publishing.database, where.split(".")[1]) if "." in where else (publishing, where)
+            (publishing.postgres_schema, where.split(".")[1])
+            if "." in where
+            else (publishing, where)
         )
         original = getattr(owner, name)
 
         def stopped(connection, *arguments):
-            if where != "_one" or "revision" in arguments[0]:
+            if where != "_fetch_value" or "revision" in arguments[0]:
                 raise KeyboardInterrupt
             return original(connection, *arguments)
 
         monkeypatch.setattr(owner, name, stopped)
         with pytest.raises(KeyboardInterrupt):
-            publish(index, url)
+            publish_to_postgres(index, url)
         monkeypatch.undo()
         assert copy.nearest(queries(3), 3) == before
         assert not copy.refresh()
@@ -368,50 +367,50 @@ def test_a_publish_that_is_stopped_leaves_the_old_one(index, url, made_model, mo
             InputError, match="has no copy of .*v000002; make it with `sicot index publish --index "
         ):
             open_index(version, url)
-        assert publish(index, url).new_photos == PRODUCTS * PHOTOS
+        assert publish_to_postgres(index, url).new_photos == PRODUCTS * PHOTOS
         with reading(index, url) as newer:
             assert newer.folder.name == "v000002"
             assert newer.counts()["products"] == PRODUCTS
 
 
-def test_the_version_before_stays_and_older_ones_go(index, url, made_model):
+def test_the_version_before_stays_and_older_ones_go(index, url, small_version):
     with contextlib.ExitStack() as stack:
         copies = []
         for version in range(3):
             if version:
-                write_index(index, made_model)
-            publish(index, url)
+                publish_copy(index, small_version)
+            publish_to_postgres(index, url)
             copies.append(stack.enter_context(reading(index, url)))
         for copy in copies[1:]:
             assert copy.nearest(queries(1), 1)[0].products
-        with pytest.raises(IndexUnavailable):
+        with pytest.raises(IndexUnavailableError):
             copies[0].nearest(queries(1), 1)
-        with pytest.raises(IndexUnavailable):
+        with pytest.raises(IndexUnavailableError):
             copies[0].refresh()
         # And back: what is there is not copied again, and is the last one now.
         (index / layout.CURRENT).write_text("v000002\n")
-        assert publish(index, url).summary() == "v000002, revision 1: is there already"
+        assert publish_to_postgres(index, url).summary() == "v000002, revision 1: is there already"
 
 
-def test_an_index_of_the_same_name_is_another_one(index, url, made_model):
+def test_an_index_of_the_same_name_is_another_one(index, url, small_version):
     """Built anew from nothing, it is v000001 again."""
-    publish(index, url)
+    publish_to_postgres(index, url)
     shutil.rmtree(index)
-    version = write_index(index, made_model)
+    version = publish_copy(index, small_version)
     manifest = layout.read_index_manifest(version)
     manifest.sha256["made"] = "later"
     layout.write_index_manifest(version, manifest)
     with pytest.raises(InputError, match="has no copy of"):
         open_index(version, url)
-    assert publish(index, url).new_photos == PRODUCTS * PHOTOS
+    assert publish_to_postgres(index, url).new_photos == PRODUCTS * PHOTOS
 
 
 def test_one_publishes_at_a_time(index, url):
     with psycopg.connect(url) as connection:
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [publishing._LOCK])
         with pytest.raises(InputError, match="another process publishes to it; wait for it to end"):
-            publish(index, url)
-    publish(index, url)
+            publish_to_postgres(index, url)
+    publish_to_postgres(index, url)
 
 
 def test_a_change_during_a_publish_is_for_the_next_one(index, url, monkeypatch):
@@ -419,18 +418,18 @@ def test_a_change_during_a_publish_is_for_the_next_one(index, url, monkeypatch):
     original = publishing._update
 
     def changed(*arguments):
-        thread = threading.Thread(target=change.remove, args=(index, [sku(1)]))
+        thread = threading.Thread(target=remove_products, args=(index, [sku(1)]))
         thread.start()
         thread.join()
         return original(*arguments)
 
     monkeypatch.setattr(publishing, "_update", changed)
-    publish(index, url)
+    publish_to_postgres(index, url)
     monkeypatch.undo()
     with reading(index, url) as copy:
         assert copy.counts()["products"] == PRODUCTS
         assert copy.product(sku(1))
-        assert publish(index, url).changes == 1
+        assert publish_to_postgres(index, url).changes == 1
         assert copy.refresh()
         assert copy.product(sku(1)) is None
 
@@ -449,7 +448,7 @@ def one_line(error):
 )  # fmt: skip
 def test_an_address_that_is_none_is_not_told(index, address):
     for call in (
-        lambda: publish(index, address),
+        lambda: publish_to_postgres(index, address),
         lambda: open_index(layout.current_version(index), address),
     ):
         with pytest.raises(
@@ -463,7 +462,7 @@ def test_an_address_that_is_none_is_not_told(index, address):
 def test_a_database_that_does_not_answer(index, database_server, url, capsys):
     gone = "postgresql://someone:secret@127.0.0.1:1/shop"
     for call in (
-        lambda: publish(index, gone),
+        lambda: publish_to_postgres(index, gone),
         lambda: open_index(layout.current_version(index), gone),
     ):
         with pytest.raises(
@@ -472,7 +471,7 @@ def test_a_database_that_does_not_answer(index, database_server, url, capsys):
             call()
         assert "secret" not in one_line(error)
     with pytest.raises(InputError, match='database "none" does not exist'):
-        publish(index, database_server.url("none"))
+        publish_to_postgres(index, database_server.url("none"))
     with pytest.raises(
         InputError, match="has no copy of .*v000001; make it with `sicot index publish --index "
     ) as error:
@@ -492,16 +491,16 @@ def test_no_pgvector_or_an_old_one(index, url, monkeypatch):
     with pytest.raises(
         InputError, match=r"pgvector: none \(permission denied .*\), wanted 0.8 or later; inst"
     ) as error:
-        publish(index, reader)
+        publish_to_postgres(index, reader)
     one_line(error)
-    publish(index, url)
+    publish_to_postgres(index, url)
     with pytest.raises(
         InputError, match="permission denied for schema sicot"
     ):  # a role that was given no rights
         open_index(layout.current_version(index), reader)
-    monkeypatch.setattr(database, "PGVECTOR", (99, 1))
+    monkeypatch.setattr(postgres_schema, "MIN_PGVECTOR", (99, 1))
     for call in (
-        lambda: publish(index, url),
+        lambda: publish_to_postgres(index, url),
         lambda: open_index(layout.current_version(index), url),
     ):
         with pytest.raises(
@@ -523,7 +522,7 @@ def test_without_its_packages_there_is_one_line(index, monkeypatch):
 
 
 def test_threads_and_connections_end_with_the_last_reference(index, url):
-    publish(index, url)
+    publish_to_postgres(index, url)
     opened = open_index(layout.current_version(index), url)
     opened.nearest(queries(1), 1)
     workers = list(opened._pool._workers)
@@ -534,7 +533,7 @@ def test_threads_and_connections_end_with_the_last_reference(index, url):
 
 
 def test_a_database_that_goes_away_and_comes_back(index, database_server, url):
-    publish(index, url)
+    publish_to_postgres(index, url)
     with reading(index, url) as copy:
         before = copy.nearest(queries(3), 3)
         database_server.stop()
@@ -545,7 +544,7 @@ def test_a_database_that_goes_away_and_comes_back(index, database_server, url):
             lambda: copy.picture(1),
             copy.refresh,
         ):
-            with pytest.raises(IndexUnavailable):
+            with pytest.raises(IndexUnavailableError):
                 call()
         database_server.start()
         assert copy.nearest(queries(3), 3) == before

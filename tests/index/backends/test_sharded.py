@@ -5,22 +5,24 @@ import dataclasses
 
 import numpy as np
 import pytest
-from helpers.index_maker import PHOTOS, PRODUCTS, WIDTH, jpeg, photo, sku, write_manifest_csv
+from helpers.made_photos import jpeg, photo, sku, write_manifest_csv
+from helpers.small_index import PHOTOS, PRODUCTS, WIDTH
 
 from sicot_jax.cli import main as cli
 from sicot_jax.errors import InputError
-from sicot_jax.index.backends import sharded as shards
+from sicot_jax.index.backends import sharded
 from sicot_jax.index.backends.base import ActiveProducts
 from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.backends.open import open_index
-from sicot_jax.index.backends.sharded import ShardedIndex, shard_folder, split
-from sicot_jax.index.storage import inverted_lists as lists
-from sicot_jax.index.storage import layout
-from sicot_jax.indexing import update as change
-from sicot_jax.indexing.fit_ranker import rank
-from sicot_jax.indexing.nightly import nightly
+from sicot_jax.index.backends.sharded import ShardedIndex, shard_folder
+from sicot_jax.index.storage import inverted_lists, layout
+from sicot_jax.indexing.add import add_products
+from sicot_jax.indexing.fit_ranker import fit_index_ranker
+from sicot_jax.indexing.nightly import NightlyPaths, run_nightly
 from sicot_jax.indexing.parquet import export_index
-from sicot_jax.indexing.verify import verify
+from sicot_jax.indexing.split import split_index
+from sicot_jax.indexing.update import remove_products, update_products
+from sicot_jax.indexing.verify import verify_version
 from sicot_jax.search.answer import Query, Searcher
 from sicot_jax.search.category import read_fusion
 
@@ -43,15 +45,15 @@ def changed(index, tmp_path):
         {"image": f"{n}.jpg", "sku": "new", "category": "fresh", "title": "t", "price": "2"}
         for n in range(3)
     ]
-    change.add(
+    add_products(
         index,
         write_manifest_csv(
             tmp_path / "feed", rows, {f"{n}.jpg": jpeg(photo(30, n)) for n in range(3)}
         ),
     )
-    change.remove(index, [sku(2)], photos=[f"{1:032x}"])
+    remove_products(index, [sku(2)], photos=[f"{1:032x}"])
     (tmp_path / "move.csv").write_text(f"sku,category\n{sku(1)},kind 0\n")
-    change.update(index, tmp_path / "move.csv")
+    update_products(index, tmp_path / "move.csv")
     return index
 
 
@@ -62,22 +64,22 @@ def queries(count=10):
 def image_ids(made, near):
     """Of photos, whose places differ."""
     ids = {}
-    parts = made.parts if isinstance(made, ShardedIndex) else [made]
+    parts = made.shards if isinstance(made, ShardedIndex) else [made]
     for shard, part in enumerate(parts):
-        for place, image_id in part.cards.connection.execute("SELECT place, image_id FROM photos"):
+        for place, image_id in part.store.connection.execute("SELECT row, image_id FROM photos"):
             ids[place * len(parts) + shard] = image_id
     # The order in which a product is summed depends on the lines beside it.
-    return [(n.product, ids[n.place], pytest.approx(n.similarity, abs=1e-6)) for n in near]
+    return [(n.product_id, ids[n.row], pytest.approx(n.similarity, abs=1e-6)) for n in near]
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])
 def test_parts_answer_as_one(changed, tmp_path, count):
     """With more parts than products some are empty."""
-    split(changed, tmp_path / "split", count)
-    assert verify(layout.current_version(tmp_path / "split"), checksums=True) == []
+    split_index(changed, tmp_path / "split", count)
+    assert verify_version(layout.current_version(tmp_path / "split"), checksums=True) == []
     with opened(changed) as whole, opened(tmp_path / "split") as made:
         assert isinstance(made, ShardedIndex)
-        assert len(made.parts) == count
+        assert len(made.shards) == count
         for category in (None, "kind 0", "kind 1", "fresh", "nothing"):
             one, other = (
                 index.nearest(queries(), 4, num_photos=5, category=category, candidates=ALL)
@@ -92,18 +94,18 @@ def test_parts_answer_as_one(changed, tmp_path, count):
         assert made.manifest.num_photos == made.counts()["photos"]
         assert made.manifest.model_sha256 == whole.manifest.model_sha256
         mine, theirs = made.active_products(), whole.active_products()
-        for field in ("withdrawn", "products", "kernel", "bias"):
+        for field in ("deleted", "new_products", "kernel", "bias"):
             np.testing.assert_array_equal(getattr(mine, field), getattr(theirs, field))
-        assert mine.names == ("fresh", "kind 0", "kind 1")
-        names = [[*one.names, None] for one in (mine, theirs)]
+        assert mine.category_names == ("fresh", "kind 0", "kind 1")
+        names = [[*one.category_names, None] for one in (mine, theirs)]
         there = [n for n in range(PRODUCTS + 1) if n != 2]
-        assert [names[0][n] for n in mine.category[there]] == [
-            names[1][n] for n in theirs.category[there]
+        assert [names[0][n] for n in mine.product_category[there]] == [
+            names[1][n] for n in theirs.product_category[there]
         ]
 
 
 def test_recognition_says_the_same(changed, tmp_path):
-    split(changed, tmp_path / "split", 3)
+    split_index(changed, tmp_path / "split", 3)
     fusion = read_fusion(layout.current_version(tmp_path / "split") / layout.CATEGORY_FUSION)
     with opened(changed) as whole, opened(tmp_path / "split") as made:
         for embedding in queries(5):
@@ -126,21 +128,23 @@ def test_recognition_says_the_same(changed, tmp_path):
 
 
 def test_cards_and_pictures_are_found_in_their_parts(changed, tmp_path):
-    split(changed, tmp_path / "split", 2)
+    split_index(changed, tmp_path / "split", 2)
     with opened(changed) as whole, opened(tmp_path / "split") as made:
         numbers = [6, 0, 2, 3, 0]
         for one, other in zip(whole.products(numbers), made.products(numbers), strict=True):
             if one is None:
                 assert other is None
                 continue
-            assert dataclasses.replace(one, pictures=[]) == dataclasses.replace(other, pictures=[])
+            assert dataclasses.replace(one, picture_rows=[]) == dataclasses.replace(
+                other, picture_rows=[]
+            )
             assert (
-                [whole.picture(p) for p in one.pictures]
-                == [made.picture(p) for p in other.pictures]
+                [whole.picture(p) for p in one.picture_rows]
+                == [made.picture(p) for p in other.picture_rows]
                 != []
             )
             assert made.product(one.sku) == other
-            assert made.count_photos(one.product) == whole.count_photos(one.product)
+            assert made.count_photos(one.product_id) == whole.count_photos(one.product_id)
         assert made.product("nobody") is None
         assert made.product(sku(2)) is None
         assert made.picture(10_000) is None
@@ -148,7 +152,7 @@ def test_cards_and_pictures_are_found_in_their_parts(changed, tmp_path):
 
 def test_few_candidates_propose_what_one_index_proposes_and_more(changed, tmp_path):
     """Each part puts as many photos in order as one index would: no answer is farther."""
-    split(changed, tmp_path / "split", 3)
+    split_index(changed, tmp_path / "split", 3)
     with opened(changed) as whole, opened(tmp_path / "split") as made:
         for one, other in zip(
             *(index.nearest(queries(), 2, num_photos=3, candidates=4) for index in (whole, made)),
@@ -166,41 +170,43 @@ def test_what_was_fitted_comes_along_whatever_its_name(index, tmp_path, monkeypa
     folder = layout.current_version(index)
     (folder / "ranker.txt").write_text("trees")
     monkeypatch.setattr(layout, "FITTED", (*layout.FITTED, "ranker.txt", "ranker.json"))
-    split(index, tmp_path / "split", 2)
+    split_index(index, tmp_path / "split", 2)
     version = layout.current_version(tmp_path / "split")
     for part in (version, *(shard_folder(version, shard) for shard in range(2))):
         assert (part / "ranker.txt").read_text() == "trees"
         assert not (part / "ranker.json").exists()
         for name in (
-            "codebook.npz",
+            "binary_encoder.npz",
             "imprint.npz",
-            "titles.npz",
-            "unknown.json",
-            "categories.json",
+            "title_regression.npz",
+            "rejection.json",
+            "category_fusion.json",
         ):
             assert (part / name).read_bytes() == (folder / name).read_bytes()
 
 
 def test_a_part_serves_alone_and_may_have_lists(index, tmp_path, monkeypatch):
-    monkeypatch.setattr(lists, "FROM", 5)
-    monkeypatch.setattr(lists, "LINES", 3)
-    split(index, tmp_path / "split", 2)
+    monkeypatch.setattr(inverted_lists, "MIN_ROWS", 5)
+    monkeypatch.setattr(inverted_lists, "ROWS_PER_LIST", 3)
+    split_index(index, tmp_path / "split", 2)
     version = layout.current_version(tmp_path / "split")
-    assert verify(version, checksums=True) == []
+    assert verify_version(version, checksums=True) == []
     with contextlib.closing(open_index(shard_folder(version, 1))) as part:
         assert part._lists is not None
-        assert {n.product for n in part.nearest(queries(1), 9)[0].products} == {1, 3, 5}
+        assert {n.product_id for n in part.nearest(queries(1), 9)[0].products} == {1, 3, 5}
 
 
 def test_damage_in_a_part_is_found(index, tmp_path):
-    split(index, tmp_path / "split", 2)
+    split_index(index, tmp_path / "split", 2)
     version = layout.current_version(tmp_path / "split")
     codes = shard_folder(version, 1) / layout.CODES
     codes.write_bytes(bytes(codes.stat().st_size))
-    assert all(fault.startswith("shard-1: codes.u8: ") for fault in verify(version, checksums=True))
-    assert verify(version)
+    assert all(
+        fault.startswith("shard-1: codes.u8: ") for fault in verify_version(version, checksums=True)
+    )
+    assert verify_version(version)
     codes.unlink()
-    with pytest.raises(InputError, match="0 lines, wanted 12; the index is damaged"):
+    with pytest.raises(InputError, match="0 rows, wanted 12; the index is damaged"):
         open_index(version)
 
 
@@ -212,13 +218,15 @@ def test_a_split_index_is_not_changed(index, tmp_path, capsys):
     assert "2 shards; sicot serve --index" in capsys.readouterr().out
     assert cli.main(["index", "verify", "--index", str(out)]) == 0
     for call in (
-        lambda: change.remove(out, [sku(1)]),
-        lambda: change.add(out, tmp_path),
+        lambda: remove_products(out, [sku(1)]),
+        lambda: add_products(out, tmp_path),
         lambda: export_index(out, tmp_path / "export"),
-        lambda: split(out, tmp_path / "again", 2),
-        lambda: rank(out, [tmp_path / "events.sqlite"], tmp_path),
+        lambda: split_index(out, tmp_path / "again", 2),
+        lambda: fit_index_ranker(out, [tmp_path / "events.sqlite"], tmp_path),
         lambda: LocalIndex(layout.current_version(out)),
-        lambda: nightly(tmp_path / "m.csv", tmp_path / "c", tmp_path / "run", out),
+        lambda: run_nightly(
+            NightlyPaths(tmp_path / "m.csv", tmp_path / "c", tmp_path / "run", out)
+        ),
     ):
         with pytest.raises(
             InputError,
@@ -249,20 +257,20 @@ def test_what_is_offered_by_hand():
         )
 
     # Of products that a part has not, it knows no category: K of its own.
-    merged = shards._merged(
+    merged = sharded._merge_active(
         [part([2], [4], ("b",), [0, 1, 1, 1, 0]), part([1], [3], ("a", "c"), [2, 2, 2, 1])]
     )
-    assert merged.withdrawn.tolist() == [1, 2]
-    assert merged.products.tolist() == [3, 4]
+    assert merged.deleted.tolist() == [1, 2]
+    assert merged.new_products.tolist() == [3, 4]
     assert merged.kernel.tolist() == [[28, 28], [35, 35]]
     assert merged.bias.tolist() == [28, 35]
-    assert merged.names == ("a", "b", "c")
-    assert merged.category.tolist() == [1, 3, 3, 2, 1]
+    assert merged.category_names == ("a", "b", "c")
+    assert merged.product_category.tolist() == [1, 3, 3, 2, 1]
 
 
 def test_changes_of_a_part_are_seen(index, tmp_path):
-    """A part is a version of its own, whose cards may be written where it lies."""
-    split(index, tmp_path / "split", 2)
+    """A part is a version of its own, whose store may be written where it lies."""
+    split_index(index, tmp_path / "split", 2)
     version = layout.current_version(tmp_path / "split")
     with opened(tmp_path / "split") as made:
         from sicot_jax.index.storage.products import ProductStore
@@ -270,13 +278,13 @@ def test_changes_of_a_part_are_seen(index, tmp_path):
         with (
             contextlib.closing(
                 ProductStore(shard_folder(version, 1) / layout.PRODUCTS, writable=True)
-            ) as cards,
-            cards.change(),
+            ) as store,
+            store.transaction(),
         ):
-            cards.connection.execute("UPDATE products SET withdrawn = 1 WHERE product = 3")
+            store.connection.execute("UPDATE products SET deleted = 1 WHERE product_id = 3")
         assert made.refresh()
         assert not made.refresh()
-        assert made.active_products().withdrawn.tolist() == [3]
-        assert {n.product for n in made.nearest(queries(1), 9)[0].products} == set(
+        assert made.active_products().deleted.tolist() == [3]
+        assert {n.product_id for n in made.nearest(queries(1), 9)[0].products} == set(
             range(PRODUCTS)
         ) - {3}

@@ -6,8 +6,8 @@ import pytest
 from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.errors import InputError
 from sicot_jax.index.storage.binary_codes import (
+    CODE_KINDS,
     ITQ,
-    KINDS,
     LEARNED,
     LSH,
     PCA,
@@ -17,33 +17,33 @@ from sicot_jax.index.storage.binary_codes import (
     itq_rotation,
 )
 
-FITTED = [kind for kind in KINDS if kind != LEARNED]
+FITTED = [kind for kind in CODE_KINDS if kind != LEARNED]
 
 
 def test_a_code_by_hand():
     """Signs of x - (1, 1, 1) along three directions and their opposites, lowest bit first."""
     projection = np.concatenate([np.eye(3), -np.eye(3), np.eye(3)[:, :2]], 1).astype(np.float32)
-    codebook = BinaryEncoder(projection, -np.ones(3, np.float32) @ projection)
-    np.testing.assert_array_equal(codebook.encode(np.array([[2, 0, 3]])), [[0b01010101]])
+    encoder = BinaryEncoder(projection, -np.ones(3, np.float32) @ projection)
+    np.testing.assert_array_equal(encoder.encode(np.array([[2, 0, 3]])), [[0b01010101]])
 
 
 def test_codes_agree_but_for_bits_at_the_edge():
-    codebook = BinaryEncoder(np.eye(8, dtype=np.float32), np.zeros(8, np.float32))
+    encoder = BinaryEncoder(np.eye(8, dtype=np.float32), np.zeros(8, np.float32))
     rows = np.array([[1, -1, 1e-7, 1, 1, 1, 1, 1]], np.float32)
-    assert codebook.agrees(rows, np.array([[0b11111101]], np.uint8))
-    assert codebook.agrees(rows, np.array([[0b11111001]], np.uint8))
-    assert not codebook.agrees(rows, np.array([[0b11111111]], np.uint8))
+    assert encoder.matches(rows, np.array([[0b11111101]], np.uint8))
+    assert encoder.matches(rows, np.array([[0b11111001]], np.uint8))
+    assert not encoder.matches(rows, np.array([[0b11111111]], np.uint8))
 
 
 def test_a_codebook_comes_back_from_its_file(tmp_path):
-    codebook = fit_binary_encoder(np.eye(16, dtype=np.float32), 8)
-    codebook.save(tmp_path / "codebook.npz")
-    again = BinaryEncoder.load(tmp_path / "codebook.npz")
+    encoder = fit_binary_encoder(np.eye(16, dtype=np.float32), 8)
+    encoder.save(tmp_path / "encoder.npz")
+    again = BinaryEncoder.load(tmp_path / "encoder.npz")
     assert (again.width, again.bits) == (16, 8)
-    np.testing.assert_array_equal(again.encode(np.eye(16)), codebook.encode(np.eye(16)))
-    (tmp_path / "codebook.npz").write_bytes(b"no")
-    with pytest.raises(InputError, match="no codebook .*; build the index again"):
-        BinaryEncoder.load(tmp_path / "codebook.npz")
+    np.testing.assert_array_equal(again.encode(np.eye(16)), encoder.encode(np.eye(16)))
+    (tmp_path / "encoder.npz").write_bytes(b"no")
+    with pytest.raises(InputError, match="no binary encoder .*; build the index again"):
+        BinaryEncoder.load(tmp_path / "encoder.npz")
 
 
 @pytest.mark.parametrize("kind", FITTED)
@@ -54,12 +54,10 @@ def test_near_vectors_have_near_codes(kind, bits):
     """
     rng = np.random.default_rng(0)
     rows = l2_normalize(rng.standard_normal((500, 32)))
-    codebook = fit_binary_encoder(rows, bits, kind)
-    assert codebook.bits == bits
-    codes = codebook.encode(rows)
-    near = codebook.encode(
-        l2_normalize(rows + 0.05 * l2_normalize(rng.standard_normal(rows.shape)))
-    )
+    encoder = fit_binary_encoder(rows, bits, kind)
+    assert encoder.bits == bits
+    codes = encoder.encode(rows)
+    near = encoder.encode(l2_normalize(rows + 0.05 * l2_normalize(rng.standard_normal(rows.shape))))
     flipped = np.unpackbits(codes ^ near, axis=1).mean()
     others = np.unpackbits(codes ^ np.roll(codes, 1, 0), axis=1).mean()
     assert flipped < 0.05
@@ -133,11 +131,9 @@ def test_iterative_quantisation_lies_nearer_to_codes_than_a_random_rotation():
 def test_a_learned_layer_keeps_its_signs():
     """Directions at length 1, so that "near to the edge" means the same for all."""
     kernel = np.array([[3, 0], [4, -2]], np.float32).repeat(4, 1)
-    codebook = encoder_from_layer(kernel, np.full(8, 10, np.float32), bits=8)
-    np.testing.assert_allclose(codebook.projection[:, 0], [0.6, 0.8])
-    np.testing.assert_allclose(codebook.offset[[0, 4]], [2, 5])
-    np.testing.assert_array_equal(
-        codebook.encode([[-2, -1], [-4, 6]]), [[0b11110000], [0b00001111]]
-    )
+    encoder = encoder_from_layer(kernel, np.full(8, 10, np.float32), bits=8)
+    np.testing.assert_allclose(encoder.projection[:, 0], [0.6, 0.8])
+    np.testing.assert_allclose(encoder.offset[[0, 4]], [2, 5])
+    np.testing.assert_array_equal(encoder.encode([[-2, -1], [-4, 6]]), [[0b11110000], [0b00001111]])
     with pytest.raises(InputError, match="--bits 16 with --codes learned, and the run learned 8"):
         encoder_from_layer(kernel, np.zeros(8), bits=16)

@@ -7,25 +7,18 @@ import dataclasses
 
 import numpy as np
 import pytest
-from helpers.index_maker import (
-    PHOTOS,
-    PRODUCTS,
-    WIDTH,
-    jpeg,
-    photo,
-    write_index,
-    write_manifest_csv,
-)
+from helpers.made_photos import jpeg, photo, write_manifest_csv
+from helpers.small_index import PHOTOS, PRODUCTS, WIDTH, publish_copy
 
 from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.errors import InputError
 from sicot_jax.index.backends.local import LocalIndex
-from sicot_jax.index.storage import inverted_lists as lists
-from sicot_jax.index.storage import layout
-from sicot_jax.index.storage.inverted_lists import Lists, write_inverted_lists
-from sicot_jax.indexing import update as change
+from sicot_jax.index.storage import inverted_lists, layout
+from sicot_jax.index.storage.inverted_lists import InvertedLists, write_inverted_lists
+from sicot_jax.indexing.add import add_products
 from sicot_jax.indexing.parquet import export_index, import_index
-from sicot_jax.indexing.verify import verify
+from sicot_jax.indexing.update import remove_products, update_products
+from sicot_jax.indexing.verify import verify_version
 
 # Lines of two categories, 0 to 5 and 6 to 11, by their angles: each category is two bundles of
 # three, in no order.
@@ -39,56 +32,57 @@ def plane(degrees):
 
 @pytest.fixture
 def made(tmp_path, monkeypatch):
-    monkeypatch.setattr(lists, "LINES", 3)
+    monkeypatch.setattr(inverted_lists, "ROWS_PER_LIST", 3)
     write_inverted_lists(tmp_path, plane(ANGLES).astype(np.float16), [(6, 12), (0, 6)])
-    return Lists(tmp_path, 12, 2)
+    return InvertedLists(tmp_path, 12, 2)
 
 
 def test_a_list_is_a_bundle(made):
     """Of each bundle the nearest list has its lines, in order; centres are the bundles' middles."""
     for degrees, lines in ((1, [0, 2, 4]), (91, [1, 3, 5]), (46, [6, 8, 10]), (140, [7, 9, 11])):
-        assert made.near(plane(degrees), 0, 12, 3).tolist() == lines
+        assert made.probe(plane(degrees), 0, 12, 3).tolist() == lines
     np.testing.assert_allclose(
-        sorted(made._centres[:, 0]), sorted(plane([2, 92, 47, 137])[:, 0]), atol=1e-3
+        sorted(made._centroids[:, 0]), sorted(plane([2, 92, 47, 137])[:, 0]), atol=1e-3
     )
 
 
 def test_as_many_lists_as_hold_what_is_wanted(made):
     """From 20 degrees the middles at 2, 47, 92 and 137 are 18, 27, 72 and 117 away."""
-    found = [made.near(plane(20), 0, 12, wanted).tolist() for wanted in (1, 3, 4, 7, 12, 99)]
+    found = [made.probe(plane(20), 0, 12, wanted).tolist() for wanted in (1, 3, 4, 7, 12, 99)]
     in_order = [0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11]
     assert found == [in_order[:n] for n in (3, 3, 6, 9, 12, 12)]
 
 
 def test_a_category_has_lists_of_its_own(made):
-    assert made.near(plane(1), 6, 12, 3).tolist() == [6, 8, 10]
-    assert made.near(plane(46), 0, 6, 3).tolist() in ([0, 2, 4], [1, 3, 5])
-    assert sorted(made.near(plane(46), 0, 6, 6).tolist()) == list(range(6))
+    assert made.probe(plane(1), 6, 12, 3).tolist() == [6, 8, 10]
+    assert made.probe(plane(46), 0, 6, 3).tolist() in ([0, 2, 4], [1, 3, 5])
+    assert sorted(made.probe(plane(46), 0, 6, 6).tolist()) == list(range(6))
 
 
 def test_lists_that_are_not_whole(made, tmp_path):
-    assert made.faults([(0, 6), (6, 12)]) == []
-    assert "lie across categories" in made.faults([(0, 5), (5, 12)])[0]
+    assert made.find_faults([(0, 6), (6, 12)]) == []
+    assert "lie across categories" in made.find_faults([(0, 5), (5, 12)])[0]
     with pytest.raises(
         InputError,
-        match=r"lists.i32: 12 lines in 4 lists of 2 numbers, wanted 13 of 2; build the index",
+        match=r"posting_lists.i32: 12 rows in 4 lists of 2 numbers, wanted 13 of 2; build the index",
     ):
-        Lists(tmp_path, 13, 2)
+        InvertedLists(tmp_path, 13, 2)
     stored = np.fromfile(tmp_path / layout.POSTING_LISTS, np.int32)
     stored[5] = stored[6]  # a line twice, another one lost
     stored.tofile(tmp_path / layout.POSTING_LISTS)
     assert (
-        "lines 0 to 6 are not each in one list"
-        in Lists(tmp_path, 12, 2).faults([(0, 6), (6, 12)])[0]
+        "rows 0 to 6 are not each in one list"
+        in InvertedLists(tmp_path, 12, 2).find_faults([(0, 6), (6, 12)])[0]
     )
     (tmp_path / layout.CENTROIDS).write_bytes(b"nothing")
     with pytest.raises(
-        InputError, match=r"lists.faiss: no lists \(RuntimeError\); build the index again"
+        InputError,
+        match=r"centroids.faiss: no inverted lists \(RuntimeError\); build the index again",
     ):
-        Lists(tmp_path, 12, 2)
+        InvertedLists(tmp_path, 12, 2)
     (tmp_path / layout.CENTROIDS).unlink()
-    with pytest.raises(InputError, match="no lists"):
-        Lists(tmp_path, 12, 2)
+    with pytest.raises(InputError, match="no inverted lists"):
+        InvertedLists(tmp_path, 12, 2)
 
 
 @pytest.fixture
@@ -96,14 +90,14 @@ def listed(index, monkeypatch):
     """The version in use with lists of about three lines, which a search looks at from two
     candidates on.
     """
-    monkeypatch.setattr(lists, "LINES", 3)
-    monkeypatch.setattr(lists, "SPARE", 3)
-    monkeypatch.setattr(lists, "FROM", 12)
+    monkeypatch.setattr(inverted_lists, "ROWS_PER_LIST", 3)
+    monkeypatch.setattr(inverted_lists, "PROBE_FACTOR", 3)
+    monkeypatch.setattr(inverted_lists, "MIN_ROWS", 12)
     folder = layout.current_version(index)
     manifest = layout.read_index_manifest(folder)
     with contextlib.closing(LocalIndex(folder)) as flat:
         write_inverted_lists(
-            folder, flat._view.features, [(a, b) for a, b in manifest.categories.values()]
+            folder, flat._snapshot.features, [(a, b) for a, b in manifest.category_ranges.values()]
         )
     layout.write_index_manifest(
         folder, dataclasses.replace(manifest, sha256=layout.file_digests(folder))
@@ -129,7 +123,7 @@ def test_what_lists_propose_is_the_nearest_of_their_lines(index, listed):
     rows = [
         {"image": f"{n}.jpg", "sku": "new", "category": "kind 1", "title": "t"} for n in range(2)
     ]
-    change.add(
+    add_products(
         index,
         write_manifest_csv(
             index.parent / "feed", rows, {f"{n}.jpg": jpeg(photo(30, n)) for n in range(2)}
@@ -137,13 +131,13 @@ def test_what_lists_propose_is_the_nearest_of_their_lines(index, listed):
     )
     built = PRODUCTS * PHOTOS
     with opened(listed) as made:
-        view = made._view
+        view = made._snapshot
         for query in l2_normalize(queries()):
-            code = made.codebook.encode(query[None])[0]
-            lines = np.append(made._lists.near(query, 0, built, 6), [built, built + 1])
+            code = made.encoder.encode(query[None])[0]
+            lines = np.append(made._lists.probe(query, 0, built, 6), [built, built + 1])
             assert len(lines) < len(view.codes)
             apart = np.unpackbits(view.codes[lines] ^ code, axis=1).sum(1)
-            found = made._closest(view, query, code, 0, len(view.codes), 2)
+            found = made._propose(view, query, code, (0, len(view.codes)), 2)
             mine = np.unpackbits(view.codes[found] ^ code, axis=1).sum(1)
             assert set(found) <= set(lines)
             assert mine.tolist() == np.sort(apart)[:2].tolist()
@@ -159,10 +153,10 @@ def test_withdrawn_and_moved_photos_with_lists(listed, index, tmp_path):
     """None is found that is gone; as many products as there are, none nearer than the nearest of
     all.
     """
-    change.remove(index, ["sku-2"])
-    change.remove(index, [], photos=[f"{0:032x}"])
+    remove_products(index, ["sku-2"])
+    remove_products(index, [], photos=[f"{0:032x}"])
     (tmp_path / "move.csv").write_text("sku,category\nsku-1,kind 0\n")
-    change.update(index, tmp_path / "move.csv")
+    update_products(index, tmp_path / "move.csv")
     with opened(listed) as made:
         flat = LocalIndex(listed)
         flat._lists = None
@@ -173,8 +167,8 @@ def test_withdrawn_and_moved_photos_with_lists(listed, index, tmp_path):
                 )
                 wide = flat.nearest(queries(), 3, num_photos=4, category=category, candidates=99)
                 for near, exact in zip(narrow, wide, strict=True):
-                    assert 2 not in {n.product for n in near.products}
-                    assert 0 not in {n.place for n in near.photos}
+                    assert 2 not in {n.product_id for n in near.products}
+                    assert 0 not in {n.row for n in near.photos}
                     assert len(near.products) == k
                     best = zip(near.products, exact.products, strict=True)
                     assert all(mine.similarity <= other.similarity + 1e-6 for mine, other in best)
@@ -182,37 +176,37 @@ def test_withdrawn_and_moved_photos_with_lists(listed, index, tmp_path):
 
 
 def test_verify_and_opening_find_damaged_lists(index, listed):
-    assert verify(listed, checksums=True) == []
+    assert verify_version(listed, checksums=True) == []
     stored = np.fromfile(listed / layout.POSTING_LISTS, np.int32)
     stored[-1] = stored[-2]
     stored.tofile(listed / layout.POSTING_LISTS)
-    assert [fault.split(":")[0] for fault in verify(listed, checksums=True)] == [
+    assert [fault.split(":")[0] for fault in verify_version(listed, checksums=True)] == [
         layout.POSTING_LISTS,
         layout.POSTING_LISTS,
     ]
     stored[:-1].tofile(listed / layout.POSTING_LISTS)
-    assert "23 lines in 8 lists" in verify(listed)[0]
-    with pytest.raises(InputError, match="23 lines in 8 lists .* build the index again"):
+    assert "23 rows in 8 lists" in verify_version(listed)[0]
+    with pytest.raises(InputError, match="23 rows in 8 lists .* build the index again"):
         LocalIndex(listed)
 
 
 def test_an_import_sorts_its_own_lines(index, listed, tmp_path, monkeypatch):
     """Lines are others there: lists do not come along."""
-    change.remove(index, ["sku-2"])
+    remove_products(index, ["sku-2"])
     export_index(index, tmp_path / "out")
     assert not (tmp_path / "out" / layout.POSTING_LISTS).exists()
-    monkeypatch.setattr(lists, "FROM", 10)
+    monkeypatch.setattr(inverted_lists, "MIN_ROWS", 10)
     folder = import_index(tmp_path / "out", tmp_path / "other")
     assert {layout.POSTING_LISTS, layout.CENTROIDS} <= set(
         layout.read_index_manifest(folder).sha256
     )
-    assert verify(folder, checksums=True) == []
+    assert verify_version(folder, checksums=True) == []
     with opened(folder) as made:
-        assert len(made._lists._lines) == (PRODUCTS - 1) * PHOTOS
+        assert len(made._lists._rows) == (PRODUCTS - 1) * PHOTOS
 
 
-def test_a_small_index_has_none(index, made_model):
-    folder = write_index(index, made_model)
+def test_a_small_index_has_none(index, small_version):
+    folder = publish_copy(index, small_version)
     assert not (folder / layout.POSTING_LISTS).exists()
     with opened(folder) as made:
         assert made._lists is None

@@ -6,17 +6,17 @@ import pytest
 from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.errors import InputError
 from sicot_jax.index.storage import layout
-from sicot_jax.index.storage import vectors as vectors_of
-from sicot_jax.index.storage.vectors import VectorFiles, cosines
+from sicot_jax.index.storage import vectors as vectors
+from sicot_jax.index.storage.vectors import VectorFiles, cosine_similarities
 
 
 def test_lines_after_those_that_count_are_overwritten(tmp_path):
     """What a change left behind that did not come to its end."""
     vectors = VectorFiles(tmp_path, 3, 8)
-    vectors.write(layout.ROW_PRODUCTS, 0, np.arange(5, dtype=np.int32))
-    vectors.write(layout.ROW_PRODUCTS, 2, np.array([7], np.int32))
+    vectors.write_rows(layout.ROW_PRODUCTS, 0, np.arange(5, dtype=np.int32))
+    vectors.write_rows(layout.ROW_PRODUCTS, 2, np.array([7], np.int32))
     np.testing.assert_array_equal(vectors.memmap(layout.ROW_PRODUCTS, 3), [0, 1, 7])
-    with pytest.raises(InputError, match="3 lines, wanted 4; the index is damaged"):
+    with pytest.raises(InputError, match="3 rows, wanted 4; the index is damaged"):
         vectors.memmap(layout.ROW_PRODUCTS, 4)
 
 
@@ -24,9 +24,9 @@ def test_a_map_made_before_keeps_its_lines(tmp_path):
     """A reader's view, while a writer appends."""
     vectors = VectorFiles(tmp_path, 2, 8)
     first = np.array([[1, 2], [3, 4]], np.float16)
-    vectors.write(layout.FEATURES, 0, first)
+    vectors.write_rows(layout.FEATURES, 0, first)
     before = vectors.memmap(layout.FEATURES, 2)
-    vectors.write(layout.FEATURES, 2, first + 4)
+    vectors.write_rows(layout.FEATURES, 2, first + 4)
     np.testing.assert_array_equal(before, first)
     np.testing.assert_array_equal(vectors.memmap(layout.FEATURES, 4)[2:], first + 4)
     assert vectors.memmap(layout.CODES, 0).shape == (0, 1)
@@ -36,7 +36,7 @@ def test_cosines_of_halves(monkeypatch):
     """Subnormal ones too, in the order that was asked for; equal lines are equal to the last bit,
     also of different pieces.
     """
-    monkeypatch.setattr(vectors_of, "_PIECE", 64 * 200)  # 64 lines
+    monkeypatch.setattr(vectors, "_CHUNK_BYTES", 64 * 200)  # 64 lines
     rng = np.random.default_rng(0)
     features = l2_normalize(
         rng.normal(size=(300, 100)) * 10.0 ** rng.uniform(-9, 0, (300, 100))
@@ -45,14 +45,14 @@ def test_cosines_of_halves(monkeypatch):
     assert 0 < np.mean((features != 0) & (np.abs(features) < 2.0**-14)) < 1
     query, lines = l2_normalize(rng.normal(size=100)), rng.permutation(300)[:259]
     lines[:2] = 200, 7
-    found = cosines(features, lines, query)
+    found = cosine_similarities(features, lines, query)
     np.testing.assert_allclose(found, features[lines].astype(np.float64) @ query, rtol=0, atol=1e-6)
     assert found.dtype == np.float32
     assert found[0] == found[1]
-    assert cosines(features, lines[:0], query).shape == (0,)
+    assert cosine_similarities(features, lines[:0], query).shape == (0,)
     damaged = features.copy()
     damaged[lines[3], 5] = np.nan  # the others stay as they are
     np.testing.assert_array_equal(
-        cosines(damaged, lines, query), np.where(np.arange(259) == 3, -np.inf, found)
+        cosine_similarities(damaged, lines, query), np.where(np.arange(259) == 3, -np.inf, found)
     )
-    assert np.all(cosines(features, lines, query * np.nan) == -np.inf)
+    assert np.all(cosine_similarities(features, lines, query * np.nan) == -np.inf)

@@ -1,5 +1,5 @@
-"""The plan against what XLA compiles: bytes held, bytes sent; what it says would fit, fits; what
-does not is refused.
+"""The memory plan against what XLA compiles: bytes held and sent; alternatives fit; the rest is
+refused.
 """
 
 import dataclasses
@@ -16,17 +16,19 @@ import numpy as np
 import pytest
 
 from sicot_jax import config as config_lib
-from sicot_jax.classifier import heads
+from sicot_jax.classifier.state import stream_weights
 from sicot_jax.cli import main as cli
 from sicot_jax.parallel import device_memory, mesh
 from sicot_jax.training import device_batches
 from sicot_jax.training.checkpoint import Checkpoints
 from sicot_jax.training.memory import fit, plan
 from sicot_jax.training.memory import report as plan_report
-from sicot_jax.training.step import make_train_step
-from sicot_jax.training.state import abstract_state, initial_state
-from sicot_jax.training.setup import make_setup
+from sicot_jax.training.memory.alternatives import Alternative, find_alternatives
+from sicot_jax.training.memory.collectives import Collective, step_collectives
 from sicot_jax.training.model import DataShape
+from sicot_jax.training.setup import make_setup
+from sicot_jax.training.state import abstract_state, initial_state
+from sicot_jax.training.step import make_train_step
 
 ROOT = Path(__file__).parents[3]
 MESHES = [(8, 1), (4, 2), (2, 4)]
@@ -84,22 +86,27 @@ def wide(*overrides):
 
 def quick(*overrides):
     """A step that compiles in seconds: the backbone only goes forward."""
-    return config_lib.load_config("tiny", ["--config.optim.trainable=(?!visual/resnet)", *overrides])
+    return config_lib.load_config(
+        "tiny", ["--config.optim.trainable=(?!visual/resnet)", *overrides]
+    )
 
 
-def options_of(kind: str) -> list[str]:
+def flags_of(kind: str) -> list[str]:
     return [option for name in kind.split(", ") for option in KINDS[name]]
 
 
 def planned(config, shape=SHAPE, *, devices=8, activations=0, platform="gpu"):
-    new = plan.make_plan(config, shape, devices=devices, platform=platform)
+    new = plan.make_memory_plan(config, shape, devices=devices, platform=platform)
     return dataclasses.replace(
-        new, activations=activations, activations_of=new.photos_at_a_time, compiled_for="a test"
+        new,
+        activations=activations,
+        activations_photos=new.micro_batch_per_device,
+        activations_backend="a test",
     )
 
 
 def test_photos_on_the_devices_are_planned_for():
-    """160,000 of 24x24x3 bytes, whole on each."""
+    """160,000 of 24x24x3 bytes, on every device."""
     apart = planned(wide())
     there = planned(
         wide(
@@ -108,21 +115,23 @@ def test_photos_on_the_devices_are_planned_for():
             "--config.data.on_device=true",
         )
     )
-    assert there.total() - apart.total() == 160_000 * 24 * 24 * 3
+    assert there.total_bytes() - apart.total_bytes() == 160_000 * 24 * 24 * 3
 
 
 def held(new, compiled) -> int:
     """What a device holds while a compiled step runs."""
-    return fit.needed_bytes(compiled) + sum(new.beside_step().values())
+    return fit.program_bytes(compiled) + sum(new.held_outside_step().values())
 
 
 def compiled_head(config, device_mesh):
     with jax.set_mesh(device_mesh):
         setup = make_setup(config, SHAPE, device_mesh)
         classifier = abstract_state(setup).classifier
-        embedding = mesh.sharded_struct(jax.ShapeDtypeStruct((BATCH, WIDTH), jnp.float32), device_mesh)
+        embedding = mesh.sharded_struct(
+            jax.ShapeDtypeStruct((BATCH, WIDTH), jnp.float32), device_mesh
+        )
         label = mesh.sharded_struct(jax.ShapeDtypeStruct((BATCH,), jnp.int32), device_mesh)
-        embeddings = {stream: embedding for stream in heads.loss_weights(config.loss)}
+        embeddings = {stream: embedding for stream in stream_weights(config.loss)}
         return (
             jax.jit(setup.head, donate_argnums=2)
             .lower(embeddings, label, classifier, setup.hyperparams())
@@ -136,23 +145,25 @@ def collectives(compiled) -> dict[str, int]:
     """
     sizes: dict[str, int] = {}
     for line in compiled.as_text().splitlines():
-        found = re.search(
-            r"= (.*?) (all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all)(-start)?\(",
+        match = re.search(
+            r"= (.*?) (all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all)"
+            r"(-start)?\(",
             line,
         )
-        for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", found.group(1)) if found else []:
+        for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", match.group(1)) if match else []:
             numbers = math.prod(int(n) for n in shape.split(",") if n)
             width = {"pred": 1, "bf16": 2, "f32": 4, "s32": 4}[kind]
-            devices = 8 if found.group(2) == "reduce-scatter" else 1
-            sizes[found.group(2)] = sizes.get(found.group(2), 0) + numbers * width * devices
+            devices = 8 if match.group(2) == "reduce-scatter" else 1
+            sizes[match.group(2)] = sizes.get(match.group(2), 0) + numbers * width * devices
     return sizes
 
 
-def of_messages(messages, part: str) -> dict[str, float]:
+def bytes_by_kind(collectives_by_item, part: str) -> dict[str, float]:
     sizes: dict[str, float] = {}
-    for name, message in messages.items():
+    for name, collective in collectives_by_item.items():
         if name.startswith(part):
-            sizes[message.kind] = sizes.get(message.kind, 0) + message.size * message.times
+            size = collective.size * collective.times
+            sizes[collective.kind] = sizes.get(collective.kind, 0) + size
     return sizes
 
 
@@ -165,7 +176,7 @@ def test_the_state_by_formula_is_what_the_compiled_program_takes(data, model, op
         state = abstract_state(make_setup(config, SHAPE, device_mesh))
         compiled = jax.jit(lambda state: state, donate_argnums=0).lower(state).compile()
     taken = compiled.memory_analysis().argument_size_in_bytes
-    np.testing.assert_allclose(sum(planned(config).state().values()), taken, rtol=0.001)
+    np.testing.assert_allclose(sum(planned(config).state_bytes().values()), taken, rtol=0.001)
 
 
 @pytest.mark.parametrize(
@@ -183,33 +194,35 @@ def test_the_state_by_formula_is_what_the_compiled_program_takes(data, model, op
     + [pytest.param(8, 1, options, marks=pytest.mark.slow) for options in SLOWER_HEADS],
 )
 def test_the_head_by_formula_is_what_the_compiled_head_takes_and_sends(data, model, options):
-    config = wide(*options_of(options))
+    config = wide(*flags_of(options))
     compiled = compiled_head(config, mesh.make_mesh(data=data, model=model))
     new = planned(config)
-    np.testing.assert_allclose(new.head(), compiled.memory_analysis().temp_size_in_bytes, rtol=0.1)
-    expected = of_messages(new.messages(), "classifier")
+    np.testing.assert_allclose(
+        new.head_bytes(), compiled.memory_analysis().temp_size_in_bytes, rtol=0.1
+    )
+    expected = bytes_by_kind(step_collectives(new), "classifier")
     if (
         "knn" in options
     ):  # a block is passed 7 times for each graph; on CPU with its 16-bit numbers widened
         expected["collective-permute"] *= (
             config.head.rebuild_steps / 7 * (2 if "16 bits" in options else 1)
         )
-    found = {
+    compiled_sizes = {
         kind: size for kind, size in collectives(compiled).items() if size > 8
     }  # without two scalars: losses
-    assert expected.keys() == found.keys()
+    assert expected.keys() == compiled_sizes.keys()
     for kind, size in expected.items():
-        np.testing.assert_allclose(size, found[kind], rtol=0.1, err_msg=kind)
+        np.testing.assert_allclose(size, compiled_sizes[kind], rtol=0.1, err_msg=kind)
 
 
 @pytest.mark.parametrize(
     "options", ["knn", pytest.param("knn, all neighbours", marks=pytest.mark.slow)]
 )
 def test_the_graph_of_one_device_by_formula_is_what_the_compiled_head_takes(options):
-    config = wide(*options_of(options))
+    config = wide(*flags_of(options))
     compiled = compiled_head(config, mesh.make_mesh(devices=jax.devices()[:1]))
     taken = compiled.memory_analysis().temp_size_in_bytes
-    np.testing.assert_allclose(planned(config, devices=1).head(), taken, rtol=0.1)
+    np.testing.assert_allclose(planned(config, devices=1).head_bytes(), taken, rtol=0.1)
 
 
 @pytest.mark.slow
@@ -226,37 +239,41 @@ def test_the_graph_of_one_device_by_formula_is_what_the_compiled_head_takes(opti
 def test_the_step_by_formula_is_what_the_compiled_step_takes_and_sends(
     data, model, micro_batches, options
 ):
-    config = wide(f"--config.train.micro_batches={micro_batches}", *options_of(options))
+    config = wide(f"--config.train.micro_batches={micro_batches}", *flags_of(options))
     device_mesh = mesh.make_mesh(data=data, model=model)
     with jax.set_mesh(device_mesh):
         setup = make_setup(config, SHAPE, device_mesh)
         compiled = fit.compile_step(setup, abstract_state(setup), BATCH)
     new = planned(config)
     size = compiled.memory_analysis()
-    arguments = sum(new.state().values()) + new.batch()
+    arguments = sum(new.state_bytes().values()) + new.batch_bytes()
     np.testing.assert_allclose(arguments, size.argument_size_in_bytes, rtol=0.01)
     # The program's text has the body of a loop once: the sums of one micro-batch stand there for
     # all.
-    messages = new.messages()
-    moments = messages["streams: batch-norm statistics"]
-    messages["streams: batch-norm statistics"] = dataclasses.replace(
+    items = step_collectives(new)
+    moments = items["streams: batch-norm statistics"]
+    items["streams: batch-norm statistics"] = dataclasses.replace(
         moments, times=moments.times / micro_batches
     )
     if micro_batches > 1:  # the gather of one micro-batch in the loop, and of the last one after it
-        gathered = messages["classifier: embeddings"]
-        messages["classifier: embeddings"] = dataclasses.replace(gathered, times=2 / micro_batches)
-    found = collectives(compiled)
+        gathered = items["classifier: embeddings"]
+        items["classifier: embeddings"] = dataclasses.replace(gathered, times=2 / micro_batches)
+    compiled_sizes = collectives(compiled)
     # A downsample's norm and the norm it is added to have equal gradients of their biases; XLA may
     # send them once.
     equal = 4 * sum((16, 32, 64))
     for kind in ("all-reduce", "all-gather"):
         np.testing.assert_allclose(
-            of_messages(messages, "")[kind], found[kind], rtol=0.01, atol=equal, err_msg=kind
+            bytes_by_kind(items, "")[kind],
+            compiled_sizes[kind],
+            rtol=0.01,
+            atol=equal,
+            err_msg=kind,
         )
-    # One device's share, compiled alone, foretells the whole: the backbone and nothing else is left
+    # One device's share, compiled alone, predicts the total: the backbone and nothing else is left
     # to it.
-    whole = fit.with_activations(new).total()
-    np.testing.assert_allclose(whole, held(new, compiled), rtol=0.1)
+    total = fit.with_activations(new).total_bytes()
+    np.testing.assert_allclose(total, held(new, compiled), rtol=0.1)
 
 
 @pytest.mark.slow
@@ -264,25 +281,25 @@ def test_what_is_said_of_more_micro_batches_holds_once_they_are_compiled():
     config = config_lib.load_config(
         "tiny", ["--config.train.batch_size=2048", "--config.train.micro_batches=4"]
     )
-    few = fit.with_activations(plan.make_plan(config, SMALL, devices=1, platform="gpu"))
+    few = fit.with_activations(plan.make_memory_plan(config, SMALL, devices=1, platform="gpu"))
     memory = 27 * device_memory.MIB
-    first = fit.alternatives(few, memory)[0]
+    first = find_alternatives(few, memory)[0]
     assert str(first) == "--config.train.micro_batches=64"
     device_mesh = mesh.make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(device_mesh):
         setup = make_setup(config_lib.override_config(config, first.overrides), SMALL, device_mesh)
         needed = held(first.plan, fit.compile_step(setup, abstract_state(setup), 2048))
-    np.testing.assert_allclose(first.plan.total(), needed, rtol=0.1)
-    assert needed <= plan.SHARE * memory
+    np.testing.assert_allclose(first.plan.total_bytes(), needed, rtol=0.1)
+    assert needed <= plan.USABLE_SHARE * memory
 
 
 def test_a_ring_sends_what_others_lack():
-    assert plan.Message("all-gather", 800).sent(8) == 700
-    assert plan.Message("reduce-scatter", 800).sent(8) == 700
-    assert plan.Message("all-reduce", 800, 0.5).sent(8) == 700
-    assert plan.Message("collective-permute", 800, 8 / 1000).sent(8) == 6.4
+    assert Collective("all-gather", 800).bytes_sent(8) == 700
+    assert Collective("reduce-scatter", 800).bytes_sent(8) == 700
+    assert Collective("all-reduce", 800, 0.5).bytes_sent(8) == 700
+    assert Collective("collective-permute", 800, 8 / 1000).bytes_sent(8) == 6.4
     for kind in ("all-gather", "reduce-scatter", "all-reduce", "collective-permute"):
-        assert plan.Message(kind, 800).sent(1) == 0
+        assert Collective(kind, 800).bytes_sent(1) == 0
 
 
 @pytest.mark.parametrize("options", ["exact", "kept logits", "sampled", "knn"])
@@ -292,55 +309,59 @@ def test_one_class_more_a_device_than_the_largest_number_does_not_fit(options, d
         planned(wide(*KINDS[options]), activations=100 * device_memory.MIB),
         4 * device_memory.GIB,
     )
-    largest = plan.largest_classes(new, memory, devices=devices)
+    largest = plan.max_classes(new, memory, devices=devices)
     totals = [
         dataclasses.replace(
             new, devices=devices, shape=dataclasses.replace(SHAPE, num_classes=largest + more)
-        ).total()
+        ).total_bytes()
         for more in (0, 1, devices)
     ]
-    assert totals[0] <= plan.SHARE * memory < totals[1] == totals[2]
-    assert plan.largest_classes(new, device_memory.MIB, devices=devices) == 0
+    assert totals[0] <= plan.USABLE_SHARE * memory < totals[1] == totals[2]
+    assert plan.max_classes(new, device_memory.MIB, devices=devices) == 0
 
 
 def test_there_are_no_more_classes_than_int32_counts():
     new = planned(wide("--config.model.embedding_width=1"))
-    assert 2**31 - 65 < plan.largest_classes(new, 2**60, devices=64) < 2**31
+    assert 2**31 - 65 < plan.max_classes(new, 2**60, devices=64) < 2**31
 
 
 def test_only_what_shares_its_memory_with_the_host_holds_the_copy_of_a_checkpoint():
     new, there = planned(wide(), platform="cpu"), planned(wide())
-    assert new.total() - there.total() == sum(new.state().values())
-    lines = plan_report.kind_lines(new, None, "cpu")
-    assert lines == plan_report.kind_lines(there, None, "cpu")
+    assert new.total_bytes() - there.total_bytes() == sum(new.state_bytes().values())
+    lines = plan_report.device_kind_lines(new, None, "cpu")
+    assert lines == plan_report.device_kind_lines(there, None, "cpu")
     for line in lines[2:]:
         assert line.split()[-2] == "-"  # 64 photos, but 16 of a batch of evaluation
 
 
 def test_two_batches_are_on_a_device():
     new = planned(wide())
-    assert new.memory()["batch"] == new.memory()["batch: the next one"] == new.batch()
+    assert (
+        new.bytes_by_item()["batch"]
+        == new.bytes_by_item()["batch: the next one"]
+        == new.batch_bytes()
+    )
 
 
 def test_activations_follow_the_photos_at_a_time():
     config = wide("--config.train.micro_batches=2")
     new = planned(config, activations=8 * device_memory.MIB)
-    assert new.photos == 8
-    assert new.photos_at_a_time == 4
+    assert new.photos_per_device == 8
+    assert new.micro_batch_per_device == 4
     half = dataclasses.replace(
         new, config=config_lib.override_config(config, ["--config.train.micro_batches=4"])
     )
     more = dataclasses.replace(new, devices=16)
     for one in (half, more):
-        assert one.memory()["activations, compiled for a test"] == 4 * device_memory.MIB
+        assert one.bytes_by_item()["activations, compiled for a test"] == 4 * device_memory.MIB
 
 
 def test_a_batch_that_grows_is_planned_for_its_largest():
     growing = ["--config.train.grow_every_epochs=1", "--config.train.max_micro_batches=4"]
     new, constant = planned(wide(*growing, "--config.train.epochs=3")), planned(wide())
     assert (new.batch_size, new.micro_batches) == (4 * BATCH, 4)
-    assert new.photos_at_a_time == constant.photos_at_a_time
-    assert new.batch() == 4 * constant.batch()
+    assert new.micro_batch_per_device == constant.micro_batch_per_device
+    assert new.batch_bytes() == 4 * constant.batch_bytes()
     for end in (
         "--config.train.epochs=2",
         "--config.train.steps=2501",
@@ -351,7 +372,7 @@ def test_a_batch_that_grows_is_planned_for_its_largest():
 
 def test_what_does_not_train_has_no_gradient():
     new = planned(wide("--config.optim.trainable=classifier"))
-    assert new.gradient == new.moments == 0
+    assert new.gradient == new.num_moments == 0
     assert new.parameters > 0
 
 
@@ -372,23 +393,23 @@ def test_what_would_fit_instead_does_by_the_same_formulas(options, activations, 
     config, memory = wide(*options), memory * device_memory.MIB
     new = planned(config, activations=activations * device_memory.MIB)
     assert not new.fits(memory)
-    others = fit.alternatives(new, memory)
+    others = find_alternatives(new, memory)
     assert str(others[0]) == first
     for other in others:
         devices = other.plan.devices
         again = planned(config_lib.override_config(config, other.overrides), devices=devices)
         again = dataclasses.replace(
-            again, activations=new.activations, activations_of=new.activations_of
+            again, activations=new.activations, activations_photos=new.activations_photos
         )
-        assert again.total() == other.plan.total() <= plan.SHARE * memory
+        assert again.total_bytes() == other.plan.total_bytes() <= plan.USABLE_SHARE * memory
         assert other.overrides or devices > 8
 
 
 def test_more_cpu_devices_are_more_machines():
     new = planned(wide(), activations=device_memory.MIB)
-    assert str(fit.Alternative((), new)) == "8 devices of this kind"
+    assert str(Alternative((), new)) == "8 devices of this kind"
     assert (
-        str(fit.Alternative((), dataclasses.replace(new, platform="cpu")))
+        str(Alternative((), dataclasses.replace(new, platform="cpu")))
         == "8 devices on machines like this one"
     )
 
@@ -417,7 +438,7 @@ def test_what_control_groups_leave_counts(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "called"),
+    (("name", "jax_names")),
     [
         ("TPU v5e", ["TPU v5 lite", "TPU v5e"]),
         ("TPU v5p", ["TPU v5", "TPU v5p"]),
@@ -427,8 +448,10 @@ def test_what_control_groups_leave_counts(tmp_path):
         ("NVIDIA L4", ["NVIDIA L4"]),
     ],
 )
-def test_a_kind_of_device_is_known_by_all_its_names(name, called):
-    assert [device_memory.find_device_kind(kind).name for kind in called] == [name] * len(called)
+def test_a_kind_of_device_is_known_by_all_its_names(name, jax_names):
+    assert [device_memory.find_device_kind(kind).name for kind in jax_names] == [name] * len(
+        jax_names
+    )
     assert device_memory.find_device_kind("NVIDIA L40S") is None
 
 
@@ -450,17 +473,20 @@ def test_a_device_without_memory_for_the_state_is_refused_without_a_compiler(mon
     with jax.set_mesh(device_mesh):
         setup = make_setup(config, SHAPE, device_mesh)
         state = abstract_state(setup)
-        with pytest.raises(fit.DoesNotFit) as refused:
+        with pytest.raises(fit.DoesNotFitError) as refused:
             fit.compile_within_memory(
-                plan.make_plan(config, SHAPE, devices=8, platform="gpu"), setup, state, [BATCH]
+                plan.make_memory_plan(config, SHAPE, devices=8, platform="gpu"),
+                setup,
+                state,
+                [BATCH],
             )
     assert len(jax.live_arrays()) == before
     assert str(refused.value) == (
-        "parameters, optimizer and what is held beside a step take 26.09 MiB, more than 95% of the 20.00 MiB that a device "
-        "has; add --config.model.embedding_width=64"
+        "parameters, optimizer and what is held besides a step take 26.09 MiB, more than 95% of "
+        "the 20.00 MiB that a device has; add --config.model.embedding_width=64"
     )
     lines = plan_report.alternative_lines(
-        refused.value.plan, refused.value.others, refused.value.memory
+        refused.value.plan, refused.value.alternatives, refused.value.memory
     )
     assert lines[0] == "what would fit instead:"
     assert "embedding_width=64" in lines[1]
@@ -468,36 +494,42 @@ def test_a_device_without_memory_for_the_state_is_refused_without_a_compiler(mon
 
 def test_a_device_without_memory_for_the_compiled_step_is_refused(monkeypatch):
     config = wide()
-    new = plan.make_plan(config, SHAPE, devices=8, platform="cpu")
-    kept, temporary = sum(new.state().values()), sum(new.temporary().values())
+    new = plan.make_memory_plan(config, SHAPE, devices=8, platform="cpu")
+    kept, temporary = sum(new.state_bytes().values()), sum(new.temporary_bytes().values())
     size = types.SimpleNamespace(
-        argument_size_in_bytes=kept + new.batch(),
+        argument_size_in_bytes=kept + new.batch_bytes(),
         output_size_in_bytes=kept + 12,
         alias_size_in_bytes=kept,
         temp_size_in_bytes=temporary + 100 * device_memory.MIB,
     )
     compiled = types.SimpleNamespace(memory_analysis=lambda: size)
-    needed = new.total() + 12 + 100 * device_memory.MIB
+    needed = new.total_bytes() + 12 + 100 * device_memory.MIB
     assert held(new, compiled) == needed
     monkeypatch.setattr(fit, "compile_step", lambda setup, state, batch_size: compiled)
     device_mesh = mesh.make_mesh()
     with jax.set_mesh(device_mesh):
         setup = make_setup(config, SHAPE, device_mesh)
         target = abstract_state(setup)
-        monkeypatch.setattr(fit, "memory_per_device", lambda devices: math.ceil(needed / plan.SHARE))
+        monkeypatch.setattr(
+            fit, "memory_per_device", lambda devices: math.ceil(needed / plan.USABLE_SHARE)
+        )
         assert fit.compile_within_memory(new, setup, target, [BATCH]) == {BATCH: compiled}
-        monkeypatch.setattr(fit, "memory_per_device", lambda devices: None
+        monkeypatch.setattr(
+            fit, "memory_per_device", lambda devices: None
         )  # not known: nothing to refuse by
         assert fit.compile_within_memory(new, setup, target, [BATCH]) == {BATCH: compiled}
-        memory = math.floor((needed - 1) / plan.SHARE)
+        memory = math.floor((needed - 1) / plan.USABLE_SHARE)
         monkeypatch.setattr(fit, "memory_per_device", lambda devices: memory)
-        with pytest.raises(fit.DoesNotFit) as refused:
+        with pytest.raises(fit.DoesNotFitError) as refused:
             fit.compile_within_memory(new, setup, target, [BATCH])
     assert str(refused.value) == (
-        f"a step and what is held beside it take {device_memory.format_size(needed)}, more than 95% of the "
-        f"{device_memory.format_size(memory)} that a device has; add --config.train.micro_batches=2"
+        "a step and what is held besides it take "
+        f"{device_memory.format_size(needed)}, more than 95% of the {device_memory.format_size(memory)} that a device has; add --config.train.micro_batches=2"
     )
-    assert refused.value.plan.memory()["activations, compiled for cpu"] == 100 * device_memory.MIB
+    assert (
+        refused.value.plan.bytes_by_item()["activations, compiled for cpu"]
+        == 100 * device_memory.MIB
+    )
 
 
 def test_a_device_without_memory_for_the_evaluation_is_refused(monkeypatch):
@@ -510,12 +542,14 @@ def test_a_device_without_memory_for_the_evaluation_is_refused(monkeypatch):
         assert (
             taken > 3 * 8 * 24 * 24 * 3
         )  # two batches of 8 photos a device and what their recognition holds
-        new = plan.make_plan(config, SMALL, devices=8, platform="gpu")
-        needed = taken + sum(new.state().values()) + sum(new.beside_step().values())
-        monkeypatch.setattr(fit, "memory_per_device", lambda devices: math.ceil(needed / plan.SHARE))
+        new = plan.make_memory_plan(config, SMALL, devices=8, platform="gpu")
+        needed = taken + sum(new.state_bytes().values()) + sum(new.held_outside_step().values())
+        monkeypatch.setattr(
+            fit, "memory_per_device", lambda devices: math.ceil(needed / plan.USABLE_SHARE)
+        )
         assert fit.compile_within_memory(new, setup, target, []) == {}
         monkeypatch.setattr(fit, "evaluation_bytes", lambda setup, state: taken + 1)
-        with pytest.raises(config_lib.ConfigError, match="lower eval.batch_size"):
+        with pytest.raises(config_lib.ConfigError, match=r"lower eval.batch_size"):
             fit.compile_within_memory(new, setup, target, [])
         smaller = make_setup(quick("--config.eval.batch_size=32"), SMALL, device_mesh)
         fit.compile_within_memory(new, smaller, target, [])  # no more than training takes at a time
@@ -534,14 +568,16 @@ def test_steps_compiled_ahead_run_on_started_returned_and_restored_states(data, 
     with jax.set_mesh(device_mesh):
         setup, new = (
             make_setup(config, shape, device_mesh),
-            plan.make_plan(config, shape, devices=device_mesh.size, platform="cpu"),
+            plan.make_memory_plan(config, shape, devices=device_mesh.size, platform="cpu"),
         )
         target = abstract_state(setup)
         steps = fit.compile_within_memory(new, setup, target, [32, 64])
         numbers = mesh.replicate_tree(setup.hyperparams(), device_mesh)
         state = initial_state(
             setup,
-            mesh.shard_class_vector(np.zeros(target.classifier.bias.shape, np.float32), device_mesh),
+            mesh.shard_class_vector(
+                np.zeros(target.classifier.weights.bias.shape, np.float32), device_mesh
+            ),
         )
         checkpoints = Checkpoints(tmp_path, num_classes=11, writer=True)
         for batch_size in (32, 64):
@@ -613,18 +649,20 @@ def test_the_command_prints_what_would_fit(monkeypatch, capsys):
         (0.1, 1, "sends nothing"),
     ],
 )
-def test_a_ratio_that_saves_nothing_is_told(ratio, devices, says):
+def test_a_ratio_that_saves_nothing_is_reported(ratio, devices, says):
     new = planned(wide(f"--config.train.gradient_ratio={ratio}"), devices=devices)
-    assert says in "".join(plan_report.ratio_lines(new))
-    assert bool(says) == bool(plan_report.ratio_lines(new))
+    assert says in "".join(plan_report.gradient_ratio_lines(new))
+    assert bool(says) == bool(plan_report.gradient_ratio_lines(new))
     dense = planned(wide(), devices=devices)
     assert devices == 1 or (not says) == (ratio == 1 or of_streams(new) < of_streams(dense))
 
 
-def of_streams(new: plan.Plan) -> float:
+def of_streams(new: plan.MemoryPlan) -> float:
     """Bytes of gradients that a device sends."""
     return sum(
-        m.sent(new.devices) for name, m in new.messages().items() if name.startswith("streams")
+        collective.bytes_sent(new.devices)
+        for name, collective in step_collectives(new).items()
+        if name.startswith("streams")
     )
 
 

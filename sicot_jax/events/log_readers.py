@@ -1,0 +1,157 @@
+"""Reads CSV, JSONL, Parquet and SQLite logs as SQL over columns of any name and type."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sicot_jax.errors import InputError
+from sicot_jax.events.duckdb_engine import events_as_parquet, sql_literal, sql_name
+from sicot_jax.events.log_settings import REQUIRED_FIELDS, TIME_UNITS, LogSettings
+from sicot_jax.events.store import EVENT_FIELDS, is_parquet
+
+# Lines of a JSONL file that are parsed for its columns; later ones only where a column that is
+# still missing occurs in them.
+_SCANNED_LINES = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class LogSource:
+    """A log as parts of a SELECT statement.
+
+    Attributes:
+      relation: what to select from.
+      expressions: field of an event -> SQL expression of its type, NULL where it is empty.
+      is_row: SQL condition that is true where the row could be read at all.
+    """
+
+    relation: str
+    expressions: dict[str, str]
+    is_row: str = "true"
+
+
+def open_log(log: Path, folder: Path, settings: LogSettings, rejects_table: str) -> LogSource:
+    """Finds the format and the columns of a log.
+
+    Args:
+      log: CSV, JSONL or Parquet file, or the SQLite file of a service.
+      folder: folder for a copy of a SQLite file.
+      settings: names of columns and units.
+      rejects_table: table for the rows of a CSV file that cannot be read.
+
+    Returns:
+      The log as SQL.
+
+    Raises:
+      InputError: another format, a missing column, or a column given twice.
+    """
+    columns = {field: settings.columns.get(field, field) for field in EVENT_FIELDS}
+    with log.open("rb") as file:
+        begin = file.read(16)
+    if begin.startswith(b"SQLite format 3"):
+        log = events_as_parquet(log, folder)
+    if is_parquet(log):
+        return _open_parquet(log, columns, settings)
+    if log.suffix.lower() == ".csv":
+        return _open_csv(log, columns, settings, rejects_table)
+    if log.suffix.lower() in (".jsonl", ".ndjson"):
+        return _open_jsonl(log, columns, settings)
+    raise InputError(
+        f"{log}: ends in {log.suffix!r}, wanted .csv, .jsonl, .ndjson, a Parquet file or a "
+        "service's events"
+    )
+
+
+def _existing_columns(
+    log: Path, columns: Mapping[str, str], existing: Sequence[str]
+) -> dict[str, str]:
+    """Columns that the log has; InputError without a required one, or one that was named."""
+    missing = [
+        column
+        for field, column in columns.items()
+        if column not in existing and (field in REQUIRED_FIELDS or column != field)
+    ]
+    if missing:
+        raise InputError(
+            f"{log}: no column {', '.join(missing)}; found {', '.join(existing)[:200]}; name it "
+            "with --column FIELD=COLUMN"
+        )
+    return {field: column for field, column in columns.items() if column in existing}
+
+
+def _expressions(texts: Mapping[str, str], settings: LogSettings) -> dict[str, str]:
+    """Expressions of the fields' types from expressions of their texts."""
+    number = f"try_cast({texts['time']} AS DOUBLE) * {TIME_UNITS[settings.time_unit]!r}"
+    timestamp = f"epoch(try_cast({texts['time']} AS TIMESTAMPTZ))"
+    shown = texts["shown"]
+    as_json = f"CAST(try_cast({shown} AS JSON) AS VARCHAR[])"
+    as_list = f"string_split({shown}, {sql_literal(settings.split)})"
+    return {
+        **texts,
+        "time": f"coalesce({number}, {timestamp})",
+        "shown": f"CASE WHEN coalesce({shown}, '') = '' THEN NULL "
+        f"WHEN {shown} LIKE '[%' THEN {as_json} ELSE {as_list} END",
+    }
+
+
+def _open_csv(
+    log: Path, columns: Mapping[str, str], settings: LogSettings, rejects_table: str
+) -> LogSource:
+    with log.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        header = next(csv.reader(file), [])
+    if repeated := sorted({column for column in header if header.count(column) > 1}):
+        raise InputError(f"{log}: column {repeated[0]!r} more than once, wanted once; remove one")
+    existing = _existing_columns(log, columns, header)
+    types = ", ".join(f"{sql_literal(column)}: 'VARCHAR'" for column in header)
+    relation = (
+        f"read_csv({sql_literal(log)}, auto_detect=false, header=true, delim=',', quote='\"', "
+        f"escape='\"', columns={{{types}}}, store_rejects=true, "
+        f"rejects_table='{rejects_table}', rejects_scan='{rejects_table}_scan')"
+    )
+    texts = {field: sql_name(column) for field, column in existing.items()}
+    return LogSource(relation, _expressions(texts, settings))
+
+
+def _open_jsonl(log: Path, columns: Mapping[str, str], settings: LogSettings) -> LogSource:
+    names, missing = dict[str, None](), {column.encode() for column in columns.values()}
+    with log.open("rb") as file:  # to its end: a log may begin with impressions, which lack a SKU
+        for number, line in enumerate(file):
+            if number < _SCANNED_LINES or any(column in line for column in missing):
+                with contextlib.suppress(ValueError):
+                    row = json.loads(line)
+                    names.update(dict.fromkeys(row if isinstance(row, dict) else ()))
+                    missing -= {name.encode() for name in names}
+            elif not missing:
+                break
+    existing = _existing_columns(log, columns, list(names))
+    texts = {
+        field: f"json_extract_string(json, {sql_literal('$.' + sql_name(column))})"
+        for field, column in existing.items()
+    }
+    return LogSource(
+        f"read_ndjson_objects({sql_literal(log)}, ignore_errors=true)",
+        _expressions(texts, settings),
+        is_row="coalesce(json_type(json) = 'OBJECT', false)",
+    )
+
+
+def _open_parquet(log: Path, columns: Mapping[str, str], settings: LogSettings) -> LogSource:
+    from pyarrow import parquet, types
+
+    schema = parquet.read_schema(log)
+    existing = _existing_columns(log, columns, schema.names)
+    texts = {field: f"CAST({sql_name(column)} AS VARCHAR)" for field, column in existing.items()}
+    expressions = _expressions(texts, settings)
+    time, shown = (sql_name(existing[field]) for field in ("time", "shown"))
+    time_type, shown_type = (schema.field(existing[field]).type for field in ("time", "shown"))
+    if types.is_floating(time_type) or types.is_integer(time_type):
+        expressions["time"] = f"CAST({time} AS DOUBLE) * {TIME_UNITS[settings.time_unit]!r}"
+    elif types.is_timestamp(time_type):
+        expressions["time"] = f"epoch({time})"
+    if types.is_list(shown_type) or types.is_large_list(shown_type):
+        expressions["shown"] = f"CAST({shown} AS VARCHAR[])"
+    return LogSource(f"read_parquet({sql_literal(log)})", expressions)
