@@ -68,7 +68,7 @@ def evaluate_index(
     assert manifest.data_hash == catalog.data_hash, "an index of this catalogue"
     names, of_class = np.unique(np.asarray(catalog.classes.category, str), return_inverse=True)
     products = ProductStore(version / layout.PRODUCTS)
-    numbers = np.array(products.numbers(list(catalog.classes.sku)))
+    numbers = np.array(products.product_ids(list(catalog.classes.sku)))
     products.close()
     of_product = np.full(numbers.max() + 1, len(names))
     of_product[numbers] = of_class

@@ -24,7 +24,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import timing
-from benchmarks.open_set import ADDED, EmbeddedPhotos, bootstrap_interval, embed_photos, iter_test_photos
+from benchmarks.open_set import (
+    ADDED,
+    EmbeddedPhotos,
+    bootstrap_interval,
+    embed_photos,
+    iter_test_photos,
+)
 from sicot_jax.catalog.open import open_catalog
 from sicot_jax.classifier import imprint
 from sicot_jax.common.linalg import l2_normalize
@@ -109,7 +115,8 @@ def evaluate_seed(
     unit_embeddings = l2_normalize(added_photos.embeddings)
 
     old = embed_photos(
-        version, iter_test_photos(open_catalog(DataConfig(source="imported", path=str(out / "catalog"))))
+        version,
+        iter_test_photos(open_catalog(DataConfig(source="imported", path=str(out / "catalog")))),
     )
     files = json.loads((out / "queries.json").read_text())["new products"]
     new = embed_photos(

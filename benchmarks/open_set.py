@@ -330,7 +330,9 @@ def evaluate_seed(
     sets = {
         "products": embed_photos(
             version,
-            iter_test_photos(open_catalog(DataConfig(source="imported", path=str(out / "catalog")))),
+            iter_test_photos(
+                open_catalog(DataConfig(source="imported", path=str(out / "catalog")))
+            ),
         )
     }
     for name, photos in queries.items():

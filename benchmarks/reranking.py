@@ -37,7 +37,7 @@ from sicot_jax.search.ranking_features import FEATURES, CatalogStatistics, ranki
 PRODUCTS, CATEGORIES, CANDIDATES, TEST_REQUESTS = 2_000, 20, 40, 1_000
 CLICK_MODEL = ClickModel()
 EXAMINATION = CLICK_MODEL.propensity(NDCG_CUTOFF)
-SIMILARITY = "likeness"
+SIMILARITY = "similarity"
 WORDS = [f"word{n}" for n in range(300)]
 
 

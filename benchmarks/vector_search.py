@@ -339,7 +339,8 @@ HEADER = ["vectors", "number", "bits", "candidates", "recall@10", "p50, ms", "p9
 
 def table_title(options: argparse.Namespace) -> str:
     time_of = ", CPU time" if getattr(options, "cpu", False) else ""
-    return f"{base_manifest(options).width} numbers a vector, {options.queries} queries, k = {K}{time_of}"
+    width = base_manifest(options).width
+    return f"{width} numbers a vector, {options.queries} queries, k = {K}{time_of}"
 
 
 def main() -> None:
@@ -363,15 +364,11 @@ def main() -> None:
                 cells += query_cells(
                     index, written, candidates, largest=largest, clock=choose_clock(options)
                 )
-                rows.append(
-                    [
-                        *cells,
-                        f"{(anonymous_bytes() - before + mapped_bytes(written.version)) / written.size:.0f}",
-                    ]
-                )
+                resident = anonymous_bytes() - before + mapped_bytes(written.version)
+                rows.append([*cells, f"{resident / written.size:.0f}"])
             index.close()
             del index
-    header = [*HEADER[:3], "searched", "looked at", *HEADER[3:], "resident bytes a vector"]
+    header = [*HEADER[:3], "category", "search", *HEADER[3:], "resident bytes a vector"]
     print_table(table_title(options), header, rows)
 
 

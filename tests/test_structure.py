@@ -17,6 +17,7 @@ LAYERS = [
 # Modules of this package that import an optional library at their top, so that others import them
 # where they are needed; the command line imports what a command needs when it runs.
 LATE_IMPORTS = {
+    "sicot_jax.common.image",
     "sicot_jax.index.backends.postgres",
     "sicot_jax.index.backends.postgres_publish",
     "sicot_jax.recognizer",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +96,7 @@ def logit_offsets(
       float32 [C], -inf for padding.
     """
     if tau:
+        assert log_prior is not None
         bias = bias + tau * log_prior
     return jnp.where(jnp.arange(bias.shape[0]) < num_classes, bias, -jnp.inf)
 
@@ -160,7 +162,7 @@ def co_training_loss(
         return jnp.mean(cross_entropy(logits, label, smoothing=smoothing, num_classes=num_classes))
 
     losses = {stream: loss(embeddings[stream]) for stream in stream_weights}
-    total = sum(weight * losses[stream] for stream, weight in stream_weights.items())
+    total: Any = sum(weight * losses[stream] for stream, weight in stream_weights.items())
     return total, losses
 
 

@@ -399,6 +399,7 @@ def _pack(logits: Array, dtype: DTypeLike | None) -> Array:
 
 
 def _unpack(kept: Array, dtype: DTypeLike | None) -> Array:
-    return (lax.bitcast_convert_type(kept, dtype) if kept.dtype == jnp.uint16 else kept).astype(
-        jnp.float32
-    )
+    if kept.dtype == jnp.uint16:
+        assert dtype is not None
+        kept = lax.bitcast_convert_type(kept, dtype)
+    return kept.astype(jnp.float32)

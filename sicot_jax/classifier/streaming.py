@@ -146,7 +146,10 @@ def logit_offset(
     Returns:
       float32 [n].
     """
-    return jnp.where(classes >= 0, bias + tau * log_prior if tau else bias, MASKED_LOGIT)
+    if tau:
+        assert log_prior is not None
+        bias = bias + tau * log_prior
+    return jnp.where(classes >= 0, bias, MASKED_LOGIT)
 
 
 def start_log_sum_exp(num_rows: int) -> LogSumExp:

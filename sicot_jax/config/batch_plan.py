@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, overload
+from typing import Any
 
 SAMPLING_SCHEMES = ("uniform", "class_balanced", "square_root")
 
@@ -54,12 +54,6 @@ class BatchPlan:
         for i in range(1, doublings + 1):
             plan = cls(batch_size, (*plan.doubled_at, plan.steps_for(round(i * every))))
         return plan
-
-    @overload
-    def batches_before(self, step: int) -> int: ...
-
-    @overload
-    def batches_before(self, step: Any) -> Any: ...
 
     def batches_before(self, step: Any) -> Any:
         """Counts the batches of the first size that earlier steps take.

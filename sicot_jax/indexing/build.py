@@ -132,7 +132,7 @@ def build_index(
     """
     check_code_bits(bits)
     run = read_run(workdir)
-    run = fit_run_to_devices(run, mesh_of_config(run.config), catalog_path)
+    run = fit_run_to_devices(run, mesh_of_config(run.config), catalog_path=catalog_path)
     source = match_catalog(open_catalog(run.config.data), run.class_table())
     results, data = workdir / "results.json", run.config.data
     with layout.write_lock(index, create=True):

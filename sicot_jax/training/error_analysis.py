@@ -131,7 +131,7 @@ def title_attention(model: RestoredModel, catalog: Catalog) -> dict[str, Any]:
     }
 
 
-def word_weights(
+def title_word_weights(
     token_ids: Int[np.ndarray, " T"],
     weights: Float[np.ndarray, " T"],
     vocabulary: Sequence[str],
@@ -180,7 +180,7 @@ def _attention_rows(
         padded = np.pad(ids, ((0, _BATCH - len(ids)), (0, 0)))  # one shape compiles once
         placed = mesh.replicate_tree(jnp.asarray(padded), device_mesh)
         weights = np.asarray(attend(model.params, model.batch_stats, placed))
-        rows += [word_weights(i, w, vocabulary) for i, w in zip(ids, weights, strict=False)]
+        rows += [title_word_weights(i, w, vocabulary) for i, w in zip(ids, weights, strict=False)]
         shown += [{"title": r["title"], "class_id": r["class_id"]} for r in records]
     return rows, shown
 

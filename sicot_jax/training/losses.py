@@ -11,10 +11,18 @@ from sicot_jax.config import LossConfig
 from sicot_jax.models.localization import box_area
 from sicot_jax.models.sicot import SicotOutputs
 from sicot_jax.parallel import mesh
-from sicot_jax.training import auxiliary_losses as loss_functions
+from sicot_jax.training.auxiliary_losses import (
+    background_suppression_loss,
+    box_regression_loss,
+    code_balance_loss,
+    code_quantisation_loss,
+    code_similarity_loss,
+    tag_prediction_loss,
+    triplet_loss,
+)
 
-Batch = Mapping[str, jax.Array]  # arrays of a batch but its photos, by name
-AuxiliaryLoss = Callable[[SicotOutputs, Batch], jax.Array]  # -> float32 scalar, its weight included
+Batch = Mapping[str, jax.Array]  # arrays of a batch except its photos, by name
+AuxiliaryLoss = Callable[[SicotOutputs, Batch], jax.Array]  # -> float32 scalar, weight included
 
 
 def auxiliary_losses(config: LossConfig) -> dict[str, AuxiliaryLoss]:
@@ -39,23 +47,26 @@ def auxiliary_losses(config: LossConfig) -> dict[str, AuxiliaryLoss]:
     return {name: function for name, (weight, function) in terms.items() if weight}
 
 
+def _required(output: jax.Array | None) -> jax.Array:
+    """An output that the model computes because the config has this loss (`model.build_model`)."""
+    assert output is not None
+    return output
+
+
 def _tag_prediction(config: LossConfig) -> AuxiliaryLoss:
     def loss(outputs: SicotOutputs, batch: Batch) -> jax.Array:
-        return config.tag_prediction * loss_functions.tag_prediction_loss(
-            outputs.tag_logits, batch["token_ids"]
-        )
+        term = tag_prediction_loss(_required(outputs.tag_logits), batch["token_ids"])
+        return config.tag_prediction * term
 
     return loss
 
 
 def _codes(config: LossConfig) -> AuxiliaryLoss:
     def loss(outputs: SicotOutputs, batch: Batch) -> jax.Array:
-        bits, unit = outputs.binary_code, outputs.unit_visual
-        similarity = loss_functions.code_similarity_loss(
-            bits, unit, mesh.replicate(bits), mesh.replicate(unit)
-        )
-        balance = config.code_balance * loss_functions.code_balance_loss(bits)
-        quantisation = config.code_quantisation * loss_functions.code_quantisation_loss(bits)
+        code, unit = _required(outputs.binary_code), _required(outputs.unit_visual)
+        similarity = code_similarity_loss(code, unit, mesh.replicate(code), mesh.replicate(unit))
+        balance = config.code_balance * code_balance_loss(code)
+        quantisation = config.code_quantisation * code_quantisation_loss(code)
         return config.codes * (similarity + balance + quantisation)
 
     return loss
@@ -63,12 +74,15 @@ def _codes(config: LossConfig) -> AuxiliaryLoss:
 
 def _background_suppression(config: LossConfig) -> AuxiliaryLoss:
     def loss(outputs: SicotOutputs, batch: Batch) -> jax.Array:
-        label = batch["label"]
-        term = loss_functions.background_suppression_loss(
-            outputs.background, mesh.replicate(outputs.foreground), label, mesh.replicate(label)
+        foreground, label = _required(outputs.foreground), batch["label"]
+        term = background_suppression_loss(
+            _required(outputs.background),
+            mesh.replicate(foreground),
+            label,
+            mesh.replicate(label),
         )
         # Without this a box that covers the photo, and leaves no background, would be best.
-        log_area = jnp.mean(jnp.log(box_area(outputs.box)))
+        log_area = jnp.mean(jnp.log(box_area(_required(outputs.box))))
         return config.background_suppression * (term + config.box_area * log_area)
 
     return loss
@@ -76,15 +90,15 @@ def _background_suppression(config: LossConfig) -> AuxiliaryLoss:
 
 def _box_regression(config: LossConfig) -> AuxiliaryLoss:
     def loss(outputs: SicotOutputs, batch: Batch) -> jax.Array:
-        return config.box_regression * loss_functions.box_regression_loss(outputs.box, batch["box"])
+        return config.box_regression * box_regression_loss(_required(outputs.box), batch["box"])
 
     return loss
 
 
 def _triplet(config: LossConfig) -> AuxiliaryLoss:
     def loss(outputs: SicotOutputs, batch: Batch) -> jax.Array:
-        unit, label = outputs.foreground, batch["label"]
-        return config.triplet * loss_functions.triplet_loss(
+        unit, label = _required(outputs.foreground), batch["label"]
+        return config.triplet * triplet_loss(
             unit, mesh.replicate(unit), label, mesh.replicate(label), margin=config.triplet_margin
         )
 

@@ -169,7 +169,7 @@ def start_or_resume(workdir: Path, config: Config, catalog: Catalog) -> None:
             catalog.tokenizer.save(workdir)
             write_json(path, describe_run(config, catalog))
         return
-    if differences := config_differences(path, config, catalog):
+    if differences := _differences(path, config, catalog):
         raise ConfigError(
             f"{workdir} holds another run ({'; '.join(differences)}); use another --workdir or "
             "remove that one"
@@ -179,17 +179,8 @@ def start_or_resume(workdir: Path, config: Config, catalog: Catalog) -> None:
         write_json(path, {**stored, "config": current})
 
 
-def config_differences(path: Path, config: Config, catalog: Catalog) -> list[str]:
-    """Returns what makes the run of a config.json another one than this config on this catalogue.
-
-    Args:
-      path: config.json of a run or of its record.
-      config: to compare with.
-      catalog: to compare with.
-
-    Returns:
-      One "name: before -> now" per difference; none for the same run.
-    """
+def _differences(path: Path, config: Config, catalog: Catalog) -> list[str]:
+    """What makes the run of a config.json another one, "name: before -> now"; none if the same."""
     before = read_flat_config(path)
     now = flatten_config(json.loads(json.dumps(config_to_dict(config))))
     differences = [

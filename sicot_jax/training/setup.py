@@ -140,9 +140,8 @@ def check_batch_sizes(config: Config, device_mesh: jax.sharding.Mesh) -> None:
       ConfigError: a micro-batch or evaluation batch is not a multiple of the number of devices.
     """
     devices = device_mesh.size
-    micro_batch = config.train.batch_size // config.train.micro_batches
     sizes = {
-        "train.batch_size / train.micro_batches": micro_batch,
+        "train.batch_size / train.micro_batches": config.train.micro_batch_size,
         "eval.batch_size": config.eval.batch_size,
     }
     for name, size in sizes.items():

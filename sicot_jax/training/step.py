@@ -20,6 +20,7 @@ from sicot_jax.classifier.state import (
 )
 from sicot_jax.models.sicot import SicotOutputs
 from sicot_jax.parallel import gradient_sync, mesh
+from sicot_jax.parallel.array_types import Array, Shaped
 from sicot_jax.training.augment import (
     Augmentation,
     augmented_boxes,
@@ -111,7 +112,7 @@ def total_losses(losses: Losses, values: Mapping[str, jax.Array]) -> Losses:
     return {**losses, **values, "total": total}
 
 
-def split_batch(x: jax.Array, parts: int) -> jax.Array:
+def split_batch(x: Shaped[Array, "B ..."], parts: int) -> Shaped[Array, "P B2 ..."]:
     """Splits an array into micro-batches such that no row changes its device.
 
     Args:
@@ -131,7 +132,7 @@ class _StepFunctions:
     def __init__(self, setup: Setup, losses: Mapping[str, AuxiliaryLoss]):
         self.setup, self.config, self.losses = setup, setup.config, losses
         self.streams = tuple(stream_weights(self.config.loss))
-        self.micro_batch = self.config.train.batch_size // self.config.train.micro_batches
+        self.micro_batch = self.config.train.micro_batch_size
         # (a copy of the parameters per device, batch statistics, photos, token ids) -> (outputs,
         # new batch statistics)
         self.forward = jax.shard_map(

@@ -5,6 +5,7 @@ import json
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -30,8 +31,8 @@ from sicot_jax.config.batch_plan import num_triplets
 from sicot_jax.errors import InputError
 from sicot_jax.events import simulator
 from sicot_jax.events.click_model import ClickModel
-from sicot_jax.training import auxiliary_losses as losses
 from sicot_jax.training import loop
+from sicot_jax.training.auxiliary_losses import triplet_loss
 from sicot_jax.training.loop import train
 from sicot_jax.training.model import DataShape, build_model
 from sicot_jax.training.optimizer import trained_parts
@@ -281,22 +282,20 @@ def test_from_simulated_clicks_to_a_run_that_resumes(clicks_config, tmp_path, mo
     )
 
 
-def test_triplets_shape_the_box(clicks_config, one_device):
-    """The gradient of the triplet term alone, over a batch of triplets, by the box branch and by
-    the backbone.
-    """
+def test_the_triplet_loss_trains_localization_and_backbone(clicks_config, one_device):
+    """The triplet loss alone gives gradients to the localization branch and the backbone."""
     loader = train_batch_loader(open_generated(clicks_config.data.generated), clicks_config)
     batch = loader(0)
     shape = DataShape.of(open_generated(clicks_config.data.generated))
     graph, params, rest = nnx.split(build_model(clicks_config, shape), nnx.Param, ...)
     trained = trained_parts(clicks_config.optim, nnx.to_pure_dict(params))
-    pixels = clicks_config.preprocessing.normalise(batch["image"])
+    pixels = jnp.asarray(clicks_config.preprocessing.normalise(batch["image"]))
+    token_ids, label = jnp.asarray(batch["token_ids"]), jnp.asarray(batch["label"])
 
     def loss(params):
-        unit = nnx.merge(graph, params, rest, copy=True)(pixels, batch["token_ids"], train=trained)[
-            "inside"
-        ]
-        return losses.triplet_loss(unit, unit, batch["label"], batch["label"], margin=2.0)
+        outputs = nnx.merge(graph, params, rest, copy=True)(pixels, token_ids, train=trained)
+        unit = outputs.foreground
+        return triplet_loss(unit, unit, label, label, margin=2.0)
 
     gradient = nnx.to_pure_dict(jax.jit(jax.grad(loss))(params))["visual"]
     for part in ("localization", "resnet"):

@@ -168,7 +168,7 @@ def test_what_came_of_a_list():
     ]
     events += [
         event(f"bot{n}", "impression", f"bot{n}", "bot", shown=("a",))
-        for n in range(BotLimits().lists_per_day + 1)
+        for n in range(BotLimits().max_views_per_day + 1)
     ]
     before, view = shown_lists(events)
     assert (before.request_id, before.gain) == ("before", {})

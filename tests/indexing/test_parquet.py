@@ -1,5 +1,6 @@
 """An index as Parquet and back."""
 
+import contextlib
 import shutil
 
 import numpy as np
@@ -73,7 +74,9 @@ def test_there_and_back(changed, tmp_path, capsys):
     assert sorted(manifest.category_ranges) == ["kind 0", "kind 1"]
     assert sum(last - first for first, last in manifest.category_ranges.values()) == manifest.num_photos
     opened = LocalIndex(version)
-    assert opened.product(sku(1)).quality == {"price": 9.5}
+    assert opened.product(sku(1)).quality["price"] == 9.5
+    with contextlib.closing(LocalIndex(layout.current_version(changed))) as original:
+        assert opened.product(sku(1)).quality == original.product(sku(1)).quality
     assert opened.product(sku(2)) is None
     assert opened.product("new").quality == {"sharpness": image_sharpness(jpeg(photo(8, 0)))}
     assert opened.active_products().deleted.tolist() == [2]  # the model still knows it

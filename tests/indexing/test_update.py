@@ -260,7 +260,7 @@ def test_damage_is_found(index, capsys):
     damages = {
         layout.FEATURES: "features.f16", layout.CODES: "codes.u8", layout.ROW_PRODUCTS: "row_products.i32", layout.BINARY_ENCODER: "encoder",
         layout.REJECTION: "rejection", layout.PRODUCTS: "products.sqlite", layout.MANIFEST: "build the index again",
-        "model/model.safetensors": "not as it was",
+        "model/model.safetensors": "sha256 does not match",
     }  # fmt: skip
     for name, said in damages.items():
         before = (version / name).read_bytes()

@@ -78,10 +78,10 @@ class FakeIndex:
             product_category=np.zeros(40, np.int64),
         )
 
-    def nearest(self, embeddings, k, *, photos=0, category=None, candidates=0):
+    def nearest(self, embeddings, k, *, num_photos=0, category=None, candidates=0):
         products, nearest_photos = (
             [Neighbour(number, number, 1 - number / 100) for number in range(count)]
-            for count in (k, photos)
+            for count in (k, num_photos)
         )
         return [Neighbours(products, nearest_photos)]
 

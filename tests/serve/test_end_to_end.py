@@ -11,7 +11,7 @@ from helpers.small_index import GOOD, PRODUCTS, build_small_index, record_visits
 
 from sicot_jax.cli import main as cli
 from sicot_jax.index.storage import layout
-from sicot_jax.indexing import fit_ranker as rank
+from sicot_jax.indexing import fit_ranker
 from sicot_jax.search.ranker import read_ranker
 
 pytest.importorskip("lightgbm", reason="the ranker needs the service's extra")
@@ -20,7 +20,7 @@ pytest.importorskip("lightgbm", reason="the ranker needs the service's extra")
 @pytest.mark.slow
 def test_events_train_the_ranker_of_the_service(tmp_path, monkeypatch):
     """Events of the service become the order of its similar products."""
-    monkeypatch.setattr(rank, "FEWEST", 20)
+    monkeypatch.setattr(fit_ranker, "MIN_CLICKED_LISTS", 20)
     build_small_index(tmp_path / "index", box="image")
     events, photos = record_visits(tmp_path / "index", tmp_path)
     asked = ["--index", str(tmp_path / "index"), "--events", str(events), "--queries", str(photos)]

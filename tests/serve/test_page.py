@@ -11,7 +11,7 @@ from helpers.made_photos import jpeg, photo, sku
 from helpers.service_process import free_port, serving
 from helpers.small_index import PRODUCTS, record_visits
 
-from sicot_jax.indexing import fit_ranker as rank
+from sicot_jax.indexing import fit_ranker
 from sicot_jax.serve.api_keys import add_api_key
 from sicot_jax.serve.settings import ServiceSettings
 
@@ -115,9 +115,9 @@ def test_a_photo_is_recognised(browser, index, photos, size):
 def test_similar_products_in_the_order_of_the_ranker(browser, index, photos, tmp_path, monkeypatch):
     """And the list of the last selected category stays, whichever answer arrives last."""
     pytest.importorskip("lightgbm", reason="the ranker needs the service's extra")
-    monkeypatch.setattr(rank, "FEWEST", 20)
+    monkeypatch.setattr(fit_ranker, "MIN_CLICKED_LISTS", 20)
     events, kept = record_visits(index, tmp_path)
-    rank.rank(index, [events], kept)
+    fit_ranker.fit_index_ranker(index, [events], kept)
     with serving(index) as server:
         browser.get(f"http://127.0.0.1:{server.port}/")
         choose(browser, photos / "2.jpg")

@@ -145,7 +145,7 @@ def test_what_lists_propose_is_the_nearest_of_their_lines(index, listed):
         own = np.asarray(view.features[built], np.float32)
         for category in (None, "kind 1"):
             near = made.nearest(own[None], 1, num_photos=1, category=category, candidates=2)[0]
-            assert near.photos[0].place == built
+            assert near.photos[0].row == built
             assert near.products[0].product == PRODUCTS
 
 
