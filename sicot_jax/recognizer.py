@@ -37,10 +37,10 @@ class Match:
     """A product that a photo may show.
 
     Attributes:
-        class_id: Its class in the classifier.
-        sku: Its SKU.
-        title: Its title.
-        probability: Its probability among all products that are not discontinued.
+      class_id: Its class in the classifier.
+      sku: Its SKU.
+      title: Its title.
+      probability: Its probability among all products that are not discontinued.
     """
 
     class_id: int
@@ -53,10 +53,10 @@ class EngineOutputs(NamedTuple):
     """What an engine computes from B photos.
 
     Attributes:
-        embedding: Float32 [B, D], not normalised.
-        logits: Float32 [B, C].
-        box: Box of the product, float32 [B, 4]: left, top, right, bottom as fractions of the photo
-            that the engine was given. None for a model without a localisation branch.
+      embedding: Float32 [B, D], not normalised.
+      logits: Float32 [B, C].
+      box: Box of the product, float32 [B, 4]: left, top, right, bottom as fractions of the photo
+        that the engine was given. None for a model without a localisation branch.
     """
 
     embedding: np.ndarray
@@ -67,10 +67,10 @@ class EngineOutputs(NamedTuple):
         """Iterates over photos.
 
         Yields:
-            Embedding [D], logits [C] and box [4] of each.
+          Embedding [D], logits [C] and box [4] of each.
 
         Raises:
-            ValueError: The arrays are of different lengths.
+          ValueError: The arrays are of different lengths.
         """
         boxes = [None] * len(self.logits) if self.box is None else self.box
         return map(EngineOutputs._make, zip(self.embedding, self.logits, boxes, strict=True))
@@ -83,10 +83,10 @@ class Engine(Protocol):
         """Computes embeddings, logits and boxes.
 
         Args:
-            photos: Uint8 [B, height, width, 3].
+          photos: Uint8 [B, height, width, 3].
 
         Returns:
-            The outputs.
+          The outputs.
         """
         ...
 
@@ -95,23 +95,26 @@ class Recognizer:
     """Recognises and embeds photos; `sicot_jax.load` makes one.
 
     Attributes:
-        engine: Runs the network.
-        preprocessing: How a photo becomes its input.
-        classes: The product of each class.
+      engine: Runs the network.
+      preprocessing: How a photo becomes its input.
+      classes: The product of each class.
     """
 
     def __init__(self, engine: Engine, preprocessing: Preprocessing, classes: ClassTable):
         """Builds a recogniser.
 
         Args:
-            engine: Runs the network.
-            preprocessing: How a photo becomes its input.
-            classes: The product of each class.
+          engine: Runs the network.
+          preprocessing: How a photo becomes its input.
+          classes: The product of each class.
         """
         self.engine, self.preprocessing, self.classes = engine, preprocessing, classes
 
+    # A str is a sequence of str too; it counts as one photo.
     @overload
-    def recognize(self, photos: Photo, k: int = 5) -> list[Match]: ...
+    def recognize(  # type: ignore[overload-overlap]
+        self, photos: Photo, k: int = 5
+    ) -> list[Match]: ...
     @overload
     def recognize(self, photos: Sequence[Photo], k: int = 5) -> list[list[Match]]: ...
 
@@ -121,27 +124,27 @@ class Recognizer:
         Discontinued products are left out. At most `MAX_BATCH` photos are on the device at a time.
 
         Args:
-            photos: A photo (file, bytes, uint8 [H, W, 3] or Pillow image), or a sequence of them.
-            k: Number of products; fewer where the recogniser knows fewer.
+          photos: A photo (file, bytes, uint8 [H, W, 3] or Pillow image), or a sequence of them.
+          k: Number of products; fewer where the recogniser knows fewer.
 
         Returns:
-            Matches of the photo, most probable first; a list of such lists for a sequence.
+          Matches of the photo, most probable first; a list of such lists for a sequence.
 
         Raises:
-            InputError: A photo cannot be decoded, or k is below 1.
+          InputError: A photo cannot be decoded, or k is below 1.
 
         Examples:
-            >>> import tempfile
-            >>> import numpy as np
-            >>> import sicot_jax
-            >>> from sicot_jax.weights.untrained import write_untrained_bundle
-            >>> recognizer = sicot_jax.load(write_untrained_bundle(tempfile.mkdtemp()))
-            >>> photo = np.zeros((64, 48, 3), np.uint8)
-            >>> matches = recognizer.recognize(photo, k=2)
-            >>> len(matches), matches[0].probability >= matches[1].probability
-            (2, True)
-            >>> [len(matches) for matches in recognizer.recognize([photo, photo], k=3)]
-            [3, 3]
+          >>> import tempfile
+          >>> import numpy as np
+          >>> import sicot_jax
+          >>> from sicot_jax.weights.untrained import write_untrained_bundle
+          >>> recognizer = sicot_jax.load(write_untrained_bundle(tempfile.mkdtemp()))
+          >>> photo = np.zeros((64, 48, 3), np.uint8)
+          >>> matches = recognizer.recognize(photo, k=2)
+          >>> len(matches), matches[0].probability >= matches[1].probability
+          (2, True)
+          >>> [len(matches) for matches in recognizer.recognize([photo, photo], k=3)]
+          [3, 3]
         """
         if k < 1:
             raise InputError(f"k={k}, wanted 1 or more")
@@ -159,23 +162,23 @@ class Recognizer:
         """Returns the embeddings of one photo or of several, the input of the classifier.
 
         Args:
-            photos: A photo (file, bytes, uint8 [H, W, 3] or Pillow image), or a sequence of them.
+          photos: A photo (file, bytes, uint8 [H, W, 3] or Pillow image), or a sequence of them.
 
         Returns:
-            Float32 [D] for one photo, [N, D] for a sequence; not normalised.
+          Float32 [D] for one photo, [N, D] for a sequence; not normalised.
 
         Raises:
-            InputError: A photo cannot be decoded.
+          InputError: A photo cannot be decoded.
 
         Examples:
-            >>> import tempfile
-            >>> import numpy as np
-            >>> import sicot_jax
-            >>> from sicot_jax.weights.untrained import write_untrained_bundle
-            >>> recognizer = sicot_jax.load(write_untrained_bundle(tempfile.mkdtemp()))
-            >>> photo = np.zeros((64, 48, 3), np.uint8)
-            >>> recognizer.embed(photo).shape, recognizer.embed([photo, photo]).shape
-            ((16,), (2, 16))
+          >>> import tempfile
+          >>> import numpy as np
+          >>> import sicot_jax
+          >>> from sicot_jax.weights.untrained import write_untrained_bundle
+          >>> recognizer = sicot_jax.load(write_untrained_bundle(tempfile.mkdtemp()))
+          >>> photo = np.zeros((64, 48, 3), np.uint8)
+          >>> recognizer.embed(photo).shape, recognizer.embed([photo, photo]).shape
+          ((16,), (2, 16))
         """
         batch = _as_sequence(photos)
         embeddings = np.concatenate([outputs.embedding for outputs in self._run(batch)])
@@ -244,13 +247,13 @@ def load_recognizer(path: str | Path) -> Recognizer:
     """Loads the recogniser of a run folder or of a weights bundle; see `sicot_jax.load`.
 
     Args:
-        path: Run folder, or folder of `sicot convert`.
+      path: Run folder, or folder of `sicot convert`.
 
     Returns:
-        The recogniser, on ONNX Runtime where the folder holds a graph, else on JAX.
+      The recogniser, on ONNX Runtime where the folder holds a graph, else on JAX.
 
     Raises:
-        InputError: The folder is neither, the run is not finished, or a file was changed.
+      InputError: The folder is neither, the run is not finished, or a file was changed.
     """
     path = Path(path)
     if is_bundle(path):
@@ -269,13 +272,13 @@ def jax_engine(bundle: WeightsBundle) -> Engine:
     """Builds a JAX engine from the weights of a bundle, with batch norms folded.
 
     Args:
-        bundle: Bundle of `sicot convert to-torch` or of an index.
+      bundle: Bundle of `sicot convert to-torch` or of an index.
 
     Returns:
-        The engine, on the first device.
+      The engine, on the first device.
 
     Raises:
-        InputError: The bundle has no classifier, or holds a StableHLO program.
+      InputError: The bundle has no classifier, or holds a StableHLO program.
     """
     import safetensors.numpy
 
@@ -300,12 +303,12 @@ def compile_engine(
     It compiles a program for each power of two, up to which batches are padded.
 
     Args:
-        spec: Architecture.
-        preprocessing: Normalisation of the input.
-        arrays: Weights by torch's names, "fc.weight" and "fc.bias" among them.
+      spec: Architecture.
+      preprocessing: Normalisation of the input.
+      arrays: Weights by torch's names, "fc.weight" and "fc.bias" among them.
 
     Returns:
-        The engine, on the first device.
+      The engine, on the first device.
     """
     import jax
 
@@ -339,14 +342,14 @@ def onnx_engine(folder: Path, *, threads: int = 0) -> Engine:
     """Builds an ONNX Runtime engine from the graph of a bundle.
 
     Args:
-        folder: Folder of `sicot convert to-onnx`.
-        threads: Number of cores to use; 0 for all.
+      folder: Folder of `sicot convert to-onnx`.
+      threads: Number of cores to use; 0 for all.
 
     Returns:
-        The engine.
+      The engine.
 
     Raises:
-        InputError: ONNX Runtime is not installed, or the graph gives no logits.
+      InputError: ONNX Runtime is not installed, or the graph gives no logits.
     """
     try:
         import onnxruntime

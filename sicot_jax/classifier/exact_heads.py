@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from sicot_jax.classifier.class_weights import ClassWeights
 from sicot_jax.classifier.losses import LossOptions, co_training_loss
 from sicot_jax.classifier.row_optimizer import RowOptimizer
-from sicot_jax.classifier.sharded import RowState, RowUpdate, StreamingOptions, loss_and_update
+from sicot_jax.classifier.row_state import RowState, RowUpdate, StreamingOptions
+from sicot_jax.classifier.sharded import loss_and_update
 from sicot_jax.classifier.state import ClassifierState, Embeddings, Losses, StepHyperparams
 from sicot_jax.classifier.trust_ratio import TrustRatio
 from sicot_jax.parallel import mesh

@@ -14,9 +14,9 @@ from jax.typing import DTypeLike
 from sicot_jax.classifier.exact_heads import ClassShardedHead, DenseHead
 from sicot_jax.classifier.lazy_update import LazyUpdate
 from sicot_jax.classifier.row_optimizer import RowOptimizer
+from sicot_jax.classifier.row_state import StreamingOptions
 from sicot_jax.classifier.sampled_heads import KnnHead, SampledHead
 from sicot_jax.classifier.sampling import num_sampled_slots
-from sicot_jax.classifier.sharded import StreamingOptions
 from sicot_jax.classifier.state import (
     SAMPLED_HEADS,
     ClassifierState,
@@ -26,7 +26,7 @@ from sicot_jax.classifier.state import (
 )
 from sicot_jax.classifier.trust_ratio import TrustRatio
 from sicot_jax.config import ConfigError, HeadConfig, LossConfig
-from sicot_jax.parallel.array_types import Array
+from sicot_jax.parallel.array_types import Array, Int
 
 
 class Head(Protocol):
@@ -35,7 +35,7 @@ class Head(Protocol):
     def __call__(
         self,
         embeddings: Embeddings,
-        label: Array,
+        label: Int[Array, " B"],
         classifier: ClassifierState,
         hyperparams: StepHyperparams,
     ) -> tuple[Losses, Embeddings, ClassifierState]:

@@ -8,7 +8,7 @@ from typing import Protocol
 import jax
 import optax
 
-from sicot_jax.classifier.sharded import RowState
+from sicot_jax.classifier.row_state import RowState
 from sicot_jax.config import OptimConfig
 from sicot_jax.parallel import mesh
 from sicot_jax.parallel.array_types import Array, Int

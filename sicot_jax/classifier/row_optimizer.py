@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from sicot_jax.classifier.class_weights import ClassWeights
-from sicot_jax.classifier.sharded import RowState
+from sicot_jax.classifier.row_state import RowState
 
 
 @dataclasses.dataclass(frozen=True)

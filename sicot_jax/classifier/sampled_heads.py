@@ -15,8 +15,9 @@ from sicot_jax.classifier.exact_heads import row_state, with_row_state
 from sicot_jax.classifier.knn_graph import knn_graph
 from sicot_jax.classifier.lazy_update import LazyUpdate
 from sicot_jax.classifier.row_optimizer import RowOptimizer
+from sicot_jax.classifier.row_state import RowState, RowUpdate, StreamingOptions
 from sicot_jax.classifier.sampling import neighbour_classes, uniform_classes
-from sicot_jax.classifier.sharded import RowState, RowUpdate, StreamingOptions, loss_and_update
+from sicot_jax.classifier.sharded import loss_and_update
 from sicot_jax.classifier.state import (
     ClassifierState,
     Embeddings,

@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
 from sicot_jax.classifier.class_weights import ClassWeights
-from sicot_jax.classifier.sharded import RowState, label_logits
+from sicot_jax.classifier.row_state import RowState
+from sicot_jax.classifier.shard_passes import label_logits
 from sicot_jax.classifier.streaming import (
     ActiveRows,
     add_to_log_sum_exp,

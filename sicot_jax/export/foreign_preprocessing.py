@@ -18,14 +18,14 @@ def read_foreign_preprocessing(folder: Path) -> Preprocessing:
     Resizing is bilinear, whatever the files say.
 
     Args:
-        folder: Folder with the weights, and maybe `config.json` and `preprocessor_config.json`.
+      folder: Folder with the weights, and maybe `config.json` and `preprocessor_config.json`.
 
     Returns:
-        The preprocessing; what the files do not say is as for ImageNet.
+      The preprocessing; what the files do not say is as for ImageNet.
 
     Raises:
-        InputError: The files describe another network than torchvision's with the same arrays, or
-            cannot be read.
+      InputError: The files describe another network than torchvision's with the same arrays, or
+        cannot be read.
     """
     stored: dict[str, Any] = {}
     try:

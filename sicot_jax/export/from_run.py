@@ -38,9 +38,9 @@ class ExportedTextEncoder:
     """The semantic stream of a run.
 
     Attributes:
-        spec: Its architecture.
-        arrays: Its weights by torch's names, on the host.
-        tokenizer: Its vocabulary.
+      spec: Its architecture.
+      arrays: Its weights by torch's names, on the host.
+      tokenizer: Its vocabulary.
     """
 
     spec: TextEncoderSpec
@@ -53,16 +53,16 @@ class ExportedRun:
     """The recogniser of a finished run.
 
     Attributes:
-        model: Its architecture.
-        preprocessing: How a photo becomes input.
-        arrays: Weights of the visual stream by torch's names, on the host.
-        class_weights: Classifier of the visual embedding, rows divided over the devices and
-            padded.
-        class_table: File with the product of each class.
-        source: Run, data and commit, for the bundle's configuration.
-        text: The semantic stream, where it was asked for.
-        code_layer: Kernel W [D, bits] and bias c [bits] of a run that learned binary codes: bit j
-            of a unit embedding x is x . W_j + c_j > 0.
+      model: Its architecture.
+      preprocessing: How a photo becomes input.
+      arrays: Weights of the visual stream by torch's names, on the host.
+      class_weights: Classifier of the visual embedding, rows divided over the devices and
+        padded.
+      class_table: File with the product of each class.
+      source: Run, data and commit, for the bundle's configuration.
+      text: The semantic stream, where it was asked for.
+      code_layer: Kernel W [D, bits] and bias c [bits] of a run that learned binary codes: bit j
+        of a unit embedding x is x . W_j + c_j > 0.
     """
 
     model: RecognizerSpec
@@ -84,10 +84,10 @@ class ExportedRun:
         """Runs the recogniser in JAX with float32 matrix products; call under `jax.set_mesh`.
 
         Args:
-            photos: Uint8 photos [H, W, 3] of any size.
+          photos: Uint8 photos [H, W, 3] of any size.
 
         Returns:
-            Embeddings, logits [N, C] and boxes.
+          Embeddings, logits [N, C] and boxes.
         """
         headless = dataclasses.replace(self.model, num_classes=0)
         outputs = visual_outputs_jax(headless, self.preprocessing, self.arrays, photos)
@@ -111,15 +111,15 @@ def export_run(workdir: Path, *, with_text: bool = False) -> Iterator[ExportedRu
     Shared word weights are folded into plain rows.
 
     Args:
-        workdir: Run folder.
-        with_text: Load the semantic stream too.
+      workdir: Run folder.
+      with_text: Load the semantic stream too.
 
     Yields:
-        The recogniser; its mesh is set until the context ends.
+      The recogniser; its mesh is set until the context ends.
 
     Raises:
-        InputError: The folder is no finished run, or `with_text` is given and the run was trained
-            without a semantic stream.
+      InputError: The folder is no finished run, or `with_text` is given and the run was trained
+        without a semantic stream.
     """
     run = read_run(workdir)
     if with_text and not run.config.loss.with_semantic:
@@ -174,8 +174,8 @@ def write_recognizer(folder: Path, exported: ExportedRun) -> None:
     The classifier is written with the rows of one device in memory at a time.
 
     Args:
-        folder: Empty folder.
-        exported: The recogniser; its mesh is set.
+      folder: Empty folder.
+      exported: The recogniser; its mesh is set.
     """
     rows = exported.class_weights.row_pieces(exported.model.num_classes)
     write_weights(folder / WEIGHTS_FILE, exported.arrays, rows)
@@ -186,8 +186,8 @@ def write_recognizer_config(folder: Path, exported: ExportedRun) -> None:
     """Writes configuration and class table of a recogniser.
 
     Args:
-        folder: Folder of the bundle.
-        exported: The recogniser.
+      folder: Folder of the bundle.
+      exported: The recogniser.
     """
     text = exported.text.spec if exported.text is not None else None
     write_bundle_config(

@@ -68,17 +68,17 @@ def from_torch(
     a folder of `to_torch` is kept, with its class table.
 
     Args:
-        path: File (.safetensors, .pth) or folder.
-        out: Folder to write, which must not exist.
-        stem: Kind of the first convolution, needed where its kernel is 3x3 and its stride unknown.
-        allow_missing: Prefixes of names of arrays that need not be there and get initial values.
+      path: File (.safetensors, .pth) or folder.
+      out: Folder to write, which must not exist.
+      stem: Kind of the first convolution, needed where its kernel is 3x3 and its stride unknown.
+      allow_missing: Prefixes of names of arrays that need not be there and get initial values.
 
     Returns:
-        Parity checks of PyTorch and JAX.
+      Parity checks of PyTorch and JAX.
 
     Raises:
-        InputError: `path` holds no weights of a supported ResNet; arrays are missing, unexpected or
-            of another shape (all are listed); PyTorch and JAX do not agree; `out` exists.
+      InputError: `path` holds no weights of a supported ResNet; arrays are missing, unexpected or
+        of another shape (all are listed); PyTorch and JAX do not agree; `out` exists.
     """
     check_not_there(out)
     if is_ours := _is_our_bundle(path):

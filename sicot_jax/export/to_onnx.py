@@ -32,16 +32,16 @@ def to_onnx(workdir: Path, out: Path, *, top_k: int = 0) -> list[ParityReport]:
     and "box" [batch, 4] where the model has a localisation branch. Needs the extras torch and onnx.
 
     Args:
-        workdir: Run folder.
-        out: Folder to write, which must not exist.
-        top_k: Number of best classes that the graph gives; 0 for logits.
+      workdir: Run folder.
+      out: Folder to write, which must not exist.
+      top_k: Number of best classes that the graph gives; 0 for logits.
 
     Returns:
-        Parity check of JAX and the written graph.
+      Parity check of JAX and the written graph.
 
     Raises:
-        InputError: No finished run, a missing package, a wrong `top_k`, JAX and ONNX Runtime do not
-            agree, or `out` exists.
+      InputError: No finished run, a missing package, a wrong `top_k`, JAX and ONNX Runtime do not
+        agree, or `out` exists.
     """
     torch_template()
     _check_onnx_installed()
@@ -53,15 +53,15 @@ def write_onnx(folder: Path, exported: ExportedRun, *, top_k: int = 0) -> list[P
     """Writes a recogniser as a folder with an ONNX graph.
 
     Args:
-        folder: Empty folder.
-        exported: The recogniser; its mesh is set.
-        top_k: Number of best classes that the graph gives; 0 for logits.
+      folder: Empty folder.
+      exported: The recogniser; its mesh is set.
+      top_k: Number of best classes that the graph gives; 0 for logits.
 
     Returns:
-        Parity check of JAX and the written graph.
+      Parity check of JAX and the written graph.
 
     Raises:
-        InputError: `top_k` is out of range, or JAX and ONNX Runtime do not agree.
+      InputError: `top_k` is out of range, or JAX and ONNX Runtime do not agree.
     """
     discontinued = read_class_table(exported.class_table).discontinued
     num_active = int((~discontinued).sum())
@@ -100,10 +100,10 @@ def write_graph(path: Path, exported: ExportedRun, *, top_k: int, discontinued: 
     """Writes the ONNX graph of a recogniser with torch's exporter.
 
     Args:
-        path: File to write.
-        exported: The recogniser.
-        top_k: Number of best classes that the graph gives; 0 for logits.
-        discontinued: Classes that are never among them, bool [C].
+      path: File to write.
+      exported: The recogniser.
+      top_k: Number of best classes that the graph gives; 0 for logits.
+      discontinued: Classes that are never among them, bool [C].
     """
     import torch
 
@@ -169,12 +169,12 @@ def onnx_outputs(folder: Path, photos: Sequence[np.ndarray]) -> ModelOutputs:
     """Runs the graph of a folder with ONNX Runtime, once for one photo and once for all.
 
     Args:
-        folder: Folder of `write_onnx`.
-        photos: Uint8 photos [H, W, 3] of any size.
+      folder: Folder of `write_onnx`.
+      photos: Uint8 photos [H, W, 3] of any size.
 
     Returns:
-        Embeddings, logits and boxes. Of a graph with `top_k`, in place of logits the probabilities
-        of the best classes, 0 for the others.
+      Embeddings, logits and boxes. Of a graph with `top_k`, in place of logits the probabilities
+      of the best classes, 0 for the others.
     """
     import onnxruntime
 
@@ -200,12 +200,12 @@ def top_k_probabilities(logits: np.ndarray, k: int, discontinued: np.ndarray) ->
     """Returns the probabilities of the k best classes, 0 for all others.
 
     Args:
-        logits: Float32 [N, C].
-        k: Number of classes.
-        discontinued: Classes that have no probability, bool [C].
+      logits: Float32 [N, C].
+      k: Number of classes.
+      discontinued: Classes that have no probability, bool [C].
 
     Returns:
-        Softmax over the classes that are not discontinued, float32 [N, C].
+      Softmax over the classes that are not discontinued, float32 [N, C].
     """
     logits = np.where(discontinued, -np.inf, logits)
     probability = np.exp(logits - logits.max(1, keepdims=True))

@@ -35,14 +35,14 @@ def to_stablehlo(workdir: Path, out: Path) -> list[ParityReport]:
     localisation branch. Its weights, with batch norms folded, lie in the same folder.
 
     Args:
-        workdir: Run folder.
-        out: Folder to write, which must not exist.
+      workdir: Run folder.
+      out: Folder to write, which must not exist.
 
     Returns:
-        Parity check of JAX and the written program.
+      Parity check of JAX and the written program.
 
     Raises:
-        InputError: No finished run, the two do not agree, or `out` exists.
+      InputError: No finished run, the two do not agree, or `out` exists.
     """
     photos = parity_photos()
     with atomic_directory(out) as new:
@@ -68,12 +68,12 @@ def serialize_program(
     """Compiles and serialises the program of a recogniser.
 
     Args:
-        spec: Its architecture.
-        preprocessing: Size and normalisation of its input.
-        weights: Shape and dtype of each weight.
+      spec: Its architecture.
+      preprocessing: Size and normalisation of its input.
+      weights: Shape and dtype of each weight.
 
     Returns:
-        The program, for `jax.export.deserialize`.
+      The program, for `jax.export.deserialize`.
     """
 
     def recognize(weights: dict[str, jax.Array], photos: jax.Array) -> dict[str, jax.Array]:
@@ -93,11 +93,11 @@ def stablehlo_outputs(folder: Path, photos: Sequence[np.ndarray]) -> ModelOutput
     """Runs the program of a folder on this machine's device.
 
     Args:
-        folder: Folder of `to_stablehlo`.
-        photos: Uint8 photos [H, W, 3] of any size.
+      folder: Folder of `to_stablehlo`.
+      photos: Uint8 photos [H, W, 3] of any size.
 
     Returns:
-        Embeddings, logits and boxes.
+      Embeddings, logits and boxes.
     """
     import safetensors.numpy
 

@@ -29,15 +29,15 @@ def to_torch(workdir: Path, out: Path, *, with_text: bool = False) -> list[Parit
     """Converts a finished run to a folder for plain PyTorch.
 
     Args:
-        workdir: Run folder.
-        out: Folder to write, which must not exist.
-        with_text: Convert the semantic stream and its vocabulary too.
+      workdir: Run folder.
+      out: Folder to write, which must not exist.
+      with_text: Convert the semantic stream and its vocabulary too.
 
     Returns:
-        Parity checks of JAX and the written folder.
+      Parity checks of JAX and the written folder.
 
     Raises:
-        InputError: No finished run, no PyTorch, PyTorch and JAX do not agree, or `out` exists.
+      InputError: No finished run, no PyTorch, PyTorch and JAX do not agree, or `out` exists.
     """
     torch_template()  # fails here without PyTorch, before anything is computed
     with atomic_directory(out) as new, export_run(workdir, with_text=with_text) as exported:
@@ -50,14 +50,14 @@ def write_torch(folder: Path, exported: ExportedRun) -> list[ParityReport]:
     Beside a classifier that is divided over devices, the rows of one device are in memory.
 
     Args:
-        folder: Empty folder.
-        exported: The recogniser; its mesh is set.
+      folder: Empty folder.
+      exported: The recogniser; its mesh is set.
 
     Returns:
-        Parity checks of JAX and the written folder.
+      Parity checks of JAX and the written folder.
 
     Raises:
-        InputError: The two do not agree.
+      InputError: The two do not agree.
     """
     write_recognizer(folder, exported)
     shutil.copy(str(torch_template().__file__), folder / "model.py")
@@ -75,11 +75,11 @@ def bundle_outputs_torch(folder: Path, photos: Sequence[np.ndarray]) -> ModelOut
     """Runs the `model.py` of a folder; the classifier is read some rows at a time.
 
     Args:
-        folder: Folder of `write_torch`.
-        photos: Uint8 photos [H, W, 3] of any size.
+      folder: Folder of `write_torch`.
+      photos: Uint8 photos [H, W, 3] of any size.
 
     Returns:
-        Embeddings, logits and boxes.
+      Embeddings, logits and boxes.
     """
     import safetensors
     import torch

@@ -32,14 +32,14 @@ class Query:
     """A query photo and what is asked about it.
 
     Attributes:
-        embedding: Embedding of the photo, float32 [D].
-        logits: Logits of the model's classes, float32 [C].
-        k: Number of recognised products to return; 0 for a similarity search alone.
-        num_similar: Number of similar products to return.
-        category: Category that similar products are restricted to; None for the predicted category
-            where that is confident, else all.
-        any_category: Ignore the predicted category, in the search and in the probabilities.
-        rerank: Let the ranker, where the index has one, order the similar products.
+      embedding: Embedding of the photo, float32 [D].
+      logits: Logits of the model's classes, float32 [C].
+      k: Number of recognised products to return; 0 for a similarity search alone.
+      num_similar: Number of similar products to return.
+      category: Category that similar products are restricted to; None for the predicted category
+        where that is confident, else all.
+      any_category: Ignore the predicted category, in the search and in the probabilities.
+      rerank: Let the ranker, where the index has one, order the similar products.
     """
 
     embedding: np.ndarray
@@ -56,9 +56,9 @@ class ScoredProduct:
     """A product of an answer.
 
     Attributes:
-        product: The product record.
-        score: Probability of a recognised product, cosine of a similar one.
-        row: Row of the product's nearest photo in the index; -1 for recognised products.
+      product: The product record.
+      score: Probability of a recognised product, cosine of a similar one.
+      row: Row of the product's nearest photo in the index; -1 for recognised products.
     """
 
     product: ProductRecord
@@ -71,12 +71,12 @@ class Answer:
     """Answer to a query photo.
 
     Attributes:
-        matches: Recognised products, most probable first.
-        similar: Similar products, nearest first or in the ranker's order.
-        confidence: Calibrated probability that the first match is right; None without calibration.
-        known: Whether the confidence reaches the rejection threshold; None without calibration.
-        category: Predicted category; None where the index has no category fusion.
-        searched_category: Category that similar products were restricted to.
+      matches: Recognised products, most probable first.
+      similar: Similar products, nearest first or in the ranker's order.
+      confidence: Calibrated probability that the first match is right; None without calibration.
+      known: Whether the confidence reaches the rejection threshold; None without calibration.
+      category: Predicted category; None where the index has no category fusion.
+      searched_category: Category that similar products were restricted to.
     """
 
     matches: list[ScoredProduct]
@@ -93,13 +93,13 @@ def confidence_features(
     """Collects the features that the confidence of an answer is computed from.
 
     Args:
-        product_ids: Recognised products, most probable first, int64 [k], k >= 1.
-        probability: Their probabilities, float64 [k].
-        nearest: Nearest products, nearest first.
-        p_value: Conformal p-value of the photo (`novelty`).
+      product_ids: Recognised products, most probable first, int64 [k], k >= 1.
+      probability: Their probabilities, float64 [k].
+      nearest: Nearest products, nearest first.
+      p_value: Conformal p-value of the photo (`novelty`).
 
     Returns:
-        The features of the first product.
+      The features of the first product.
     """
     match_similarity = next((n.similarity for n in nearest if n.product_id == product_ids[0]), 0.0)
     nearest_similarity = nearest[0].similarity if nearest else 0.0
@@ -121,10 +121,10 @@ class Searcher:
     """Answers queries from a product index.
 
     Attributes:
-        index: The product index.
-        calibration: Confidence and rejection threshold; None where the index has none.
-        category_fusion: Category prediction; None where the index has none.
-        ranker: Order of similar products; None for nearest first.
+      index: The product index.
+      calibration: Confidence and rejection threshold; None where the index has none.
+      category_fusion: Category prediction; None where the index has none.
+      ranker: Order of similar products; None for nearest first.
     """
 
     index: ProductIndex
@@ -136,13 +136,13 @@ class Searcher:
         """Recognises the product of a photo and finds similar products.
 
         Args:
-            query: The photo's embedding and logits, and what is asked.
+          query: The photo's embedding and logits, and what is asked.
 
         Returns:
-            The answer. Deleted products are never part of it.
+          The answer. Deleted products are never part of it.
 
         Raises:
-            IndexUnavailableError: The index cannot be read at the moment.
+          IndexUnavailableError: The index cannot be read at the moment.
         """
         fusion, ranker = self.category_fusion, self.ranker if query.rerank else None
         num_candidates = query.num_similar * (_CANDIDATES_PER_RESULT if ranker else 1)

@@ -34,12 +34,12 @@ def sum_by_category(values: np.ndarray, category: np.ndarray, num_categories: in
     """Returns the sum of values per category.
 
     Args:
-        values: One value per product or photo, float [N].
-        category: Category of each, int [N]; num_categories where it has none.
-        num_categories: Number of categories, K.
+      values: One value per product or photo, float [N].
+      category: Category of each, int [N]; num_categories where it has none.
+      num_categories: Number of categories, K.
 
     Returns:
-        Sums, float64 [K]; entries without a category are left out.
+      Sums, float64 [K]; entries without a category are left out.
     """
     sums = np.bincount(category, weights=values, minlength=num_categories + 1)
     return sums[:num_categories].astype(np.float64)  # bincount of nothing gives integers
@@ -51,13 +51,13 @@ def neighbour_vote(
     """Returns the similarity-weighted vote of the nearest photos over categories.
 
     Args:
-        similarity: Cosines of the nearest photos, float [B, N].
-        category: Category of each photo, int [B, N]; num_categories where it has none.
-        num_categories: Number of categories, K.
-        temperature: T; a greater one gives more equal weights.
+      similarity: Cosines of the nearest photos, float [B, N].
+      category: Category of each photo, int [B, N]; num_categories where it has none.
+      num_categories: Number of categories, K.
+      temperature: T; a greater one gives more equal weights.
 
     Returns:
-        Votes that sum to 1, float64 [B, K]; zeros where no photo has a category.
+      Votes that sum to 1, float64 [B, K]; zeros where no photo has a category.
     """
     has_category = category < num_categories
     nearest = np.max(np.where(has_category, similarity, -np.inf), 1, keepdims=True, initial=-1.0)
@@ -73,10 +73,10 @@ def normalize_rows(rows: np.ndarray) -> np.ndarray:
     """Divides each row by its sum; rows of zeros stay zero.
 
     Args:
-        rows: Non-negative values, float64 [..., K].
+      rows: Non-negative values, float64 [..., K].
 
     Returns:
-        Float64 [..., K], each row sums to 1 or is zero.
+      Float64 [..., K], each row sums to 1 or is zero.
     """
     total = rows.sum(-1, keepdims=True)
     return np.divide(rows, total, out=np.zeros_like(rows), where=total > 0)
@@ -87,15 +87,15 @@ class CategoryFusion:
     """Fitted weights that fuse the classifier's category posterior with the neighbour vote.
 
     Attributes:
-        names: Names of the categories, K of them.
-        classifier_weights: a, the weight of the classifier for each category, float64 [K].
-        default_weight: a of a category that the fit has not seen.
-        temperature: T of the neighbour vote.
-        rescaling_exponent: b, the exponent with which product probabilities follow the category.
-        confident_from: Least probability at which `category_fit.CONFIDENT_PRECISION` of the photos
-            have the predicted category, given that their nearest photo agrees; None where no
-            probability is enough.
-        num_photos: Number of photos in the fit.
+      names: Names of the categories, K of them.
+      classifier_weights: a, the weight of the classifier for each category, float64 [K].
+      default_weight: a of a category that the fit has not seen.
+      temperature: T of the neighbour vote.
+      rescaling_exponent: b, the exponent with which product probabilities follow the category.
+      confident_from: Least probability at which `category_fit.CONFIDENT_PRECISION` of the photos
+        have the predicted category, given that their nearest photo agrees; None where no
+        probability is enough.
+      num_photos: Number of photos in the fit.
     """
 
     names: tuple[str, ...]
@@ -110,10 +110,10 @@ class CategoryFusion:
         """Returns the fusion for other categories; new ones get the default weight.
 
         Args:
-            names: Names of the categories, in the order of the arrays to fuse.
+          names: Names of the categories, in the order of the arrays to fuse.
 
         Returns:
-            The fusion, `self` where the names are the same.
+          The fusion, `self` where the names are the same.
         """
         if names == self.names:
             return self
@@ -125,13 +125,13 @@ class CategoryFusion:
         """Returns the fused category posterior.
 
         Args:
-            category_mass: Sums of product probabilities per category, float64 [B, K]; they need
-                not sum to 1, since products may have no category.
-            votes: Neighbour votes, float64 [B, K].
+          category_mass: Sums of product probabilities per category, float64 [B, K]; they need
+            not sum to 1, since products may have no category.
+          votes: Neighbour votes, float64 [B, K].
 
         Returns:
-            Posterior p, float64 [B, K]. Where one branch is all zeros the other decides; zeros
-            where both are.
+          Posterior p, float64 [B, K]. Where one branch is all zeros the other decides; zeros
+          where both are.
         """
         weights = self.classifier_weights
         return normalize_rows(weights * normalize_rows(category_mass) + (1 - weights) * votes)
@@ -140,11 +140,11 @@ class CategoryFusion:
         """Returns what is added to the logits of each category's products, b log(p / m).
 
         Args:
-            category_mass: Sums of product probabilities per category, float64 [B, K].
-            posterior: Fused posterior p, float64 [B, K].
+          category_mass: Sums of product probabilities per category, float64 [B, K].
+          posterior: Fused posterior p, float64 [B, K].
 
         Returns:
-            Float64 [B, K]; zeros for a photo of which `category_mass` or `posterior` is all zeros.
+          Float64 [B, K]; zeros for a photo of which `category_mass` or `posterior` is all zeros.
         """
         return self.rescaling_exponent * _log_ratio(category_mass, posterior)
 
@@ -160,8 +160,8 @@ def write_fusion(path: Path, fusion: CategoryFusion) -> None:
     """Writes a category fusion as JSON, atomically.
 
     Args:
-        path: File to write.
-        fusion: The fusion.
+      path: File to write.
+      fusion: The fusion.
     """
     stored = {field.name: getattr(fusion, field.name) for field in dataclasses.fields(fusion)}
     weights = fusion.classifier_weights.tolist()
@@ -172,13 +172,13 @@ def read_fusion(path: Path) -> CategoryFusion | None:
     """Reads a category fusion.
 
     Args:
-        path: File that `write_fusion` wrote.
+      path: File that `write_fusion` wrote.
 
     Returns:
-        The fusion, or None without a file (the index was built from too few validation photos).
+      The fusion, or None without a file (the index was built from too few validation photos).
 
     Raises:
-        InputError: The file is of another format, or damaged.
+      InputError: The file is of another format, or damaged.
     """
     if not path.exists():
         return None

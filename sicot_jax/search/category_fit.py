@@ -31,12 +31,12 @@ class CategoryFitData:
     """Labelled photos that a category fusion is fitted to.
 
     Attributes:
-        category_mass: Sums of product probabilities per category, float64 [B, K].
-        similarity: Cosines of the nearest photos, float [B, N].
-        neighbour_category: Categories of the nearest photos, int [B, N]; K for none.
-        category: Category of each photo, int [B].
-        product: Product of each photo, int [B]; photos of a product are not independent.
-        names: Names of the K categories.
+      category_mass: Sums of product probabilities per category, float64 [B, K].
+      similarity: Cosines of the nearest photos, float [B, N].
+      neighbour_category: Categories of the nearest photos, int [B, N]; K for none.
+      category: Category of each photo, int [B].
+      product: Product of each photo, int [B]; photos of a product are not independent.
+      names: Names of the K categories.
     """
 
     category_mass: np.ndarray
@@ -50,10 +50,10 @@ class CategoryFitData:
         """Returns the neighbour vote of each photo.
 
         Args:
-            temperature: T of the vote.
+          temperature: T of the vote.
 
         Returns:
-            Votes, float64 [B, K].
+          Votes, float64 [B, K].
         """
         return neighbour_vote(
             self.similarity, self.neighbour_category, len(self.names), temperature
@@ -72,10 +72,10 @@ def fit_category_fusion(data: CategoryFitData) -> CategoryFusion:
     3. b is left at 1; `fit_rescaling_exponent` fits it.
 
     Args:
-        data: Labelled photos.
+      data: Labelled photos.
 
     Returns:
-        The fusion. Without photos: a = 1/2, T = 0.05, never confident.
+      The fusion. Without photos: a = 1/2, T = 0.05, never confident.
     """
     count = len(data.category)
     if not count:
@@ -180,12 +180,12 @@ def one_standard_error_choice(values: np.ndarray, products: np.ndarray) -> int:
     "Classification and Regression Trees", section 3.4.3.
 
     Args:
-        values: A value per choice and photo, greater is better, float [choices, B]; simplest
-            choice first.
-        products: Product of each photo, int [B].
+      values: A value per choice and photo, greater is better, float [choices, B]; simplest
+        choice first.
+      products: Product of each photo, int [B].
 
     Returns:
-        Index of the choice.
+      Index of the choice.
     """
     deficit = values[values.mean(1).argmax()] - values
     mean = deficit.mean(1)
@@ -201,11 +201,11 @@ def fit_rescaling_exponent(reciprocal_ranks: np.ndarray, products: np.ndarray) -
     Ranks decide, not likelihoods: an overconfident classifier gains likelihood by any flattening.
 
     Args:
-        reciprocal_ranks: 1 / rank of the right product at each of `EXPONENTS`, float [11, B].
-        products: Product of each photo, int [B].
+      reciprocal_ranks: 1 / rank of the right product at each of `EXPONENTS`, float [11, B].
+      products: Product of each photo, int [B].
 
     Returns:
-        The exponent; 0 without photos.
+      The exponent; 0 without photos.
     """
     if not reciprocal_ranks.shape[1]:
         return 0.0

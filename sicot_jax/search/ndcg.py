@@ -17,11 +17,11 @@ def ndcg(gains: np.ndarray, k: int = NDCG_CUTOFF) -> float:
     any gain.
 
     Args:
-        gains: Gain of each product, in the order of the list, float [N].
-        k: Number of positions that count.
+      gains: Gain of each product, in the order of the list, float [N].
+      k: Number of positions that count.
 
     Returns:
-        NDCG, 0 to 1; NaN where no product has a gain.
+      NDCG, 0 to 1; NaN where no product has a gain.
     """
     gains = np.asarray(gains, np.float64)
     discount = 1 / np.log2(np.arange(min(k, len(gains))) + 2)
@@ -35,13 +35,13 @@ def ndcg_per_list(
     """Returns NDCG@k of each list when its products are sorted by score.
 
     Args:
-        scores: Score of each product, float [N]; equal ones keep the order they were shown in.
-        list_id: Number of the list of each product, ascending, int [N].
-        gains: Gain of each product, float [N].
-        k: Number of positions that count.
+      scores: Score of each product, float [N]; equal ones keep the order they were shown in.
+      list_id: Number of the list of each product, ascending, int [N].
+      gains: Gain of each product, float [N].
+      k: Number of positions that count.
 
     Returns:
-        NDCG of each list that has a gain, float64 [at most the number of lists].
+      NDCG of each list that has a gain, float64 [at most the number of lists].
     """
     order = np.lexsort((-scores, list_id))  # stable
     lists = np.split(gains[order], np.flatnonzero(np.diff(list_id)) + 1)

@@ -21,11 +21,11 @@ class NoveltyDetector:
     """Gaussian of a catalogue's embeddings, and held-out distances to rank new photos among.
 
     Attributes:
-        mean: Mean embedding, float64 [D].
-        components: Orthonormal principal directions, float64 [D, K].
-        explained_variances: Variance along each component, float64 [K].
-        residual_variance: Variance along every other direction.
-        reference_distances: Squared distances of held-out photos, ascending, float64 [M].
+      mean: Mean embedding, float64 [D].
+      components: Orthonormal principal directions, float64 [D, K].
+      explained_variances: Variance along each component, float64 [K].
+      residual_variance: Variance along every other direction.
+      reference_distances: Squared distances of held-out photos, ascending, float64 [M].
     """
 
     mean: np.ndarray
@@ -40,10 +40,10 @@ class NoveltyDetector:
         d^2 = sum_k (z . u_k)^2 / v_k + |z - sum_k (z . u_k) u_k|^2 / residual, z = x - mean.
 
         Args:
-            embeddings: Embeddings as the network gives them, float [N, D].
+          embeddings: Embeddings as the network gives them, float [N, D].
 
         Returns:
-            Squared distances, float64 [N].
+          Squared distances, float64 [N].
         """
         centred = np.asarray(embeddings, np.float64) - self.mean
         projected = centred @ self.components
@@ -59,10 +59,10 @@ class NoveltyDetector:
         with few reference photos 1 / (1 + M) alone is not small.
 
         Args:
-            embedding: Embedding of one photo, float [D].
+          embedding: Embedding of one photo, float [D].
 
         Returns:
-            A number in (0, 1]; small for photos unlike the catalogue's.
+          A number in (0, 1]; small for photos unlike the catalogue's.
         """
         distance, farthest = (
             self.squared_distances(embedding[None])[0],
@@ -82,14 +82,14 @@ class NoveltyDetector:
         """Builds a detector from the output of `to_json`.
 
         Args:
-            stored: Field names and their JSON values.
+          stored: Field names and their JSON values.
 
         Returns:
-            The detector.
+          The detector.
 
         Raises:
-            TypeError: Fields are missing or unknown.
-            ValueError: Shapes do not match, or values are no numbers.
+          TypeError: Fields are missing or unknown.
+          ValueError: Shapes do not match, or values are no numbers.
         """
         arrays: dict[str, Any] = {
             name: np.asarray(value, np.float64) for name, value in stored.items()
@@ -110,10 +110,10 @@ def fit_novelty_detector(embeddings: np.ndarray) -> NoveltyDetector:
     """Fits a detector: the Gaussian to every second photo, reference distances from the others.
 
     Args:
-        embeddings: Embeddings of the catalogue's photos in random order, float [N, D], N >= 4.
+      embeddings: Embeddings of the catalogue's photos in random order, float [N, D], N >= 4.
 
     Returns:
-        The fitted detector.
+      The fitted detector.
     """
     return _fit_halves(embeddings[::2], embeddings[1::2])
 
@@ -125,10 +125,10 @@ def cross_fitted_p_values(embeddings: np.ndarray) -> np.ndarray:
     out of the reference distances.
 
     Args:
-        embeddings: Embeddings of the catalogue's photos in random order, float [N, D], N >= 4.
+      embeddings: Embeddings of the catalogue's photos in random order, float [N, D], N >= 4.
 
     Returns:
-        P-values, float64 [N].
+      P-values, float64 [N].
     """
     p_values = np.empty(len(embeddings))
     for half in (0, 1):

@@ -24,10 +24,10 @@ class ProductScores:
     """Logits of the model's C classes, then of the M products that were added after training.
 
     Attributes:
-        active: Which products may be answers, and the classifier rows of the added ones.
-        num_classes: C, the classes of the model; their product ids are 0 to C - 1.
-        logits: Float32 [C + M]; -inf for deleted products.
-        exp_logits: exp(logits - greatest logit), float64 [C + M]; zeros where all are deleted.
+      active: Which products may be answers, and the classifier rows of the added ones.
+      num_classes: C, the classes of the model; their product ids are 0 to C - 1.
+      logits: Float32 [C + M]; -inf for deleted products.
+      exp_logits: exp(logits - greatest logit), float64 [C + M]; zeros where all are deleted.
     """
 
     active: ActiveProducts
@@ -42,12 +42,12 @@ class ProductScores:
         """Adds the logits of added products to those of an engine, and masks deleted products.
 
         Args:
-            embedding: Embedding of the photo, float32 [D].
-            logits: Logits of the model's classes, float32 [C].
-            active: Active products.
+          embedding: Embedding of the photo, float32 [D].
+          logits: Logits of the model's classes, float32 [C].
+          active: Active products.
 
         Returns:
-            The scores.
+          The scores.
         """
         num_classes = len(logits)
         joined = np.concatenate([logits, active.kernel @ embedding + active.bias])
@@ -68,10 +68,10 @@ class ProductScores:
         """Returns the scores as if a product were deleted.
 
         Args:
-            product_id: Id of the product.
+          product_id: Id of the product.
 
         Returns:
-            The scores.
+          The scores.
         """
         logits = self.logits.copy()
         logits[self.rows_of(product_id)] = -np.inf
@@ -81,10 +81,10 @@ class ProductScores:
         """Returns the logits plus a term for the category of each product.
 
         Args:
-            log_factors: Term of each category, the last for "no category", float64 [K + 1].
+          log_factors: Term of each category, the last for "no category", float64 [K + 1].
 
         Returns:
-            Float64 [C + M].
+          Float64 [C + M].
         """
         category = self.active.product_category
         per_product = (
@@ -97,10 +97,10 @@ class ProductScores:
         """Returns the indices of a product in the arrays, int64 [0 or 1].
 
         Args:
-            product_id: Id of the product.
+          product_id: Id of the product.
 
         Returns:
-            Its index; empty where the classifier has no row for the product.
+          Its index; empty where the classifier has no row for the product.
         """
         if product_id < self.num_classes:
             return np.array([product_id])
@@ -119,10 +119,10 @@ class CategoryPosterior:
     """Predicted category of a photo.
 
     Attributes:
-        top: Names and probabilities of the most probable categories, most probable first.
-        confident: Whether the first is certain enough to restrict the search to it.
-        log_factors: What is added to the logits of each category's products, 0 for products
-            without a category, float64 [K + 1].
+      top: Names and probabilities of the most probable categories, most probable first.
+      confident: Whether the first is certain enough to restrict the search to it.
+      log_factors: What is added to the logits of each category's products, 0 for products
+        without a category, float64 [K + 1].
     """
 
     top: list[tuple[str, float]]
@@ -136,12 +136,12 @@ def category_posterior(
     """Predicts the category of a photo from product scores and its nearest photos.
 
     Args:
-        fusion: Fitted fusion of classifier and neighbour vote.
-        scores: Scores of the products.
-        photos: Nearest photos of the index, nearest first.
+      fusion: Fitted fusion of classifier and neighbour vote.
+      scores: Scores of the products.
+      photos: Nearest photos of the index, nearest first.
 
     Returns:
-        The prediction; None where no product is active, or none has a category.
+      The prediction; None where no product is active, or none has a category.
     """
     names = scores.active.category_names
     if not names or not scores.exp_logits.any():
@@ -168,13 +168,13 @@ def voting_neighbours(
     """Returns cosines and categories of the first photos, padded to a fixed length.
 
     Args:
-        active: Active products and their categories.
-        photos: Nearest photos, nearest first.
-        count: Number of photos that vote.
+      active: Active products and their categories.
+      photos: Nearest photos, nearest first.
+      count: Number of photos that vote.
 
     Returns:
-        Cosines float64 [count] and categories int64 [count]. The category is K where there is no
-        such photo, where its product has no category, or was added after `active` was read.
+      Cosines float64 [count] and categories int64 [count]. The category is K where there is no
+      such photo, where its product has no category, or was added after `active` was read.
     """
     similarity, category = np.zeros(count), np.full(count, len(active.category_names))
     for rank, photo in enumerate(photos[:count]):
@@ -190,13 +190,13 @@ def top_products(
     """Returns the most probable products: a softmax over active products, rescaled by category.
 
     Args:
-        scores: Scores of the products.
-        k: Number of products.
-        posterior: Category prediction whose factors rescale the probabilities.
+      scores: Scores of the products.
+      k: Number of products.
+      posterior: Category prediction whose factors rescale the probabilities.
 
     Returns:
-        Product ids int64 [k], most probable first, and their probabilities float64 [k]; fewer
-        where fewer are active.
+      Product ids int64 [k], most probable first, and their probabilities float64 [k]; fewer
+      where fewer are active.
     """
     logits, total = scores.logits, scores.exp_logits.sum()
     if posterior is not None and posterior.log_factors.any():

@@ -60,10 +60,10 @@ class RankingLists:
     """Lists of similar products that were shown, one entry per product and list.
 
     Attributes:
-        features: Ranking features, float64 [N, F].
-        list_id: Number of the entry's list, ascending, int [N].
-        position: Position in the list, from 0, int [N].
-        gain: Clicks + 5 purchases, float64 [N].
+      features: Ranking features, float64 [N, F].
+      list_id: Number of the entry's list, ascending, int [N].
+      position: Position in the list, from 0, int [N].
+      gain: Clicks + 5 purchases, float64 [N].
     """
 
     features: np.ndarray
@@ -75,10 +75,10 @@ class RankingLists:
         """Returns some of the entries.
 
         Args:
-            mask: Which entries to keep, bool [N].
+          mask: Which entries to keep, bool [N].
 
         Returns:
-            The entries where `mask` is true.
+          The entries where `mask` is true.
         """
         return RankingLists(
             self.features[mask], self.list_id[mask], self.position[mask], self.gain[mask]
@@ -92,11 +92,11 @@ class PoissonRegression:
     log E = intercept + sum_i coef_i (x_i - mean_i) / scale_i, or missing_coef_i where x_i is NaN.
 
     Attributes:
-        mean: Mean of each feature, float64 [F].
-        scale: Standard deviation of each feature, 1 where it is constant, float64 [F].
-        coef: Coefficients, float64 [F].
-        missing_coef: What replaces the term of a missing feature, float64 [F].
-        intercept: Float64 [].
+      mean: Mean of each feature, float64 [F].
+      scale: Standard deviation of each feature, 1 where it is constant, float64 [F].
+      coef: Coefficients, float64 [F].
+      missing_coef: What replaces the term of a missing feature, float64 [F].
+      intercept: Float64 [].
     """
 
     mean: np.ndarray
@@ -112,12 +112,12 @@ class PoissonRegression:
         """Fits the regression; a coefficient that would violate a monotone constraint becomes 0.
 
         Args:
-            features: Ranking features, float64 [N, F]; NaN where missing.
-            target: Non-negative target, float64 [N].
-            sample_weight: Weights, float64 [N].
+          features: Ranking features, float64 [N, F]; NaN where missing.
+          target: Non-negative target, float64 [N].
+          sample_weight: Weights, float64 [N].
 
         Returns:
-            The regression.
+          The regression.
         """
         from sklearn.linear_model import PoissonRegressor
 
@@ -144,10 +144,10 @@ class PoissonRegression:
         """Returns log expectations.
 
         Args:
-            features: Ranking features, float64 [N, F].
+          features: Ranking features, float64 [N, F].
 
         Returns:
-            Float64 [N].
+          Float64 [N].
         """
         missing = np.isnan(features) @ self.missing_coef
         return self._standardized(features) @ self.coef + missing + self.intercept
@@ -158,8 +158,8 @@ class RankingModel:
     """Sum of a regression and of trees that were fitted to its residual.
 
     Attributes:
-        regression: The log-linear part.
-        trees: A `lightgbm.Booster`.
+      regression: The log-linear part.
+      trees: A `lightgbm.Booster`.
     """
 
     regression: PoissonRegression
@@ -169,10 +169,10 @@ class RankingModel:
         """Returns ranking scores, the log of the expected gain at an examined position.
 
         Args:
-            features: Ranking features, float64 [N, F].
+          features: Ranking features, float64 [N, F].
 
         Returns:
-            Scores, float64 [N].
+          Scores, float64 [N].
         """
         if not len(features):
             return np.zeros(0)
@@ -186,11 +186,11 @@ class Ranker:
     """A ranking model with all that is needed to apply it.
 
     Attributes:
-        recognizer: SHA-256 of the recogniser's weights, whose cosines the model has learned.
-        catalog_statistics: Statistics that features are relative to.
-        model: The ranking model.
-        report: Measurements of `sicot index rank`.
-        version: SHA-256 of everything above; empty before the ranker is written.
+      recognizer: SHA-256 of the recogniser's weights, whose cosines the model has learned.
+      catalog_statistics: Statistics that features are relative to.
+      model: The ranking model.
+      report: Measurements of `sicot index rank`.
+      version: SHA-256 of everything above; empty before the ranker is written.
     """
 
     recognizer: str
@@ -203,11 +203,11 @@ class Ranker:
         """Returns the ranking scores of one list of candidates.
 
         Args:
-            similarity: Cosine of each product to the query photo, float [N].
-            products: The products, N of them.
+          similarity: Cosine of each product to the query photo, float [N].
+          products: The products, N of them.
 
         Returns:
-            Scores, greatest first to show, float64 [N].
+          Scores, greatest first to show, float64 [N].
         """
         return self.model(ranking_features(similarity, products, self.catalog_statistics))
 
@@ -216,14 +216,14 @@ def fit_ranking_model(lists: RankingLists, propensity: np.ndarray) -> RankingMod
     """Fits the regression and the trees with inverse propensity weighting.
 
     Args:
-        lists: Lists that were shown, and their gains.
-        propensity: Probability that each position is examined, float64 [positions].
+      lists: Lists that were shown, and their gains.
+      propensity: Probability that each position is examined, float64 [positions].
 
     Returns:
-        The model.
+      The model.
 
     Raises:
-        InputError: LightGBM is not installed.
+      InputError: LightGBM is not installed.
     """
     lightgbm = _import_lightgbm()
     examined = propensity[lists.position]
@@ -249,10 +249,10 @@ def fit_examination_propensity(lists: RankingLists) -> np.ndarray:
     apply.
 
     Args:
-        lists: Lists that were shown, and their gains.
+      lists: Lists that were shown, and their gains.
 
     Returns:
-        Propensity relative to the first position, float64 [positions], 0.01 to 1.
+      Propensity relative to the first position, float64 [positions], 0.01 to 1.
     """
     propensity = np.ones(lists.position.max() + 1)
     gain = np.bincount(lists.position, lists.gain)
@@ -269,11 +269,11 @@ def write_ranker(path: Path, ranker: Ranker) -> str:
     """Writes a ranker as JSON, atomically.
 
     Args:
-        path: File to write.
-        ranker: The ranker.
+      path: File to write.
+      ranker: The ranker.
 
     Returns:
-        Its version, the SHA-256 of the content.
+      Its version, the SHA-256 of the content.
     """
     regression = vars(ranker.model.regression)
     stored = {
@@ -295,13 +295,13 @@ def read_ranker(path: Path) -> Ranker | None:
     """Reads a ranker.
 
     Args:
-        path: File that `write_ranker` wrote.
+      path: File that `write_ranker` wrote.
 
     Returns:
-        The ranker, or None without a file.
+      The ranker, or None without a file.
 
     Raises:
-        InputError: The file is of another format or damaged, or LightGBM is not installed.
+      InputError: The file is of another format or damaged, or LightGBM is not installed.
     """
     if not path.exists():
         return None

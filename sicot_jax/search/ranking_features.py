@@ -72,8 +72,8 @@ class CatalogStatistics:
     """Statistics of a catalogue that features of a product are relative to.
 
     Attributes:
-        median_prices: Median price by category, of categories with `MIN_PRICES` prices.
-        common_words: Words that occur in at least two titles.
+      median_prices: Median price by category, of categories with `MIN_PRICES` prices.
+      common_words: Words that occur in at least two titles.
     """
 
     median_prices: dict[str, float]
@@ -84,10 +84,10 @@ class CatalogStatistics:
         """Computes the statistics in one pass.
 
         Args:
-            products: All products of the catalogue.
+          products: All products of the catalogue.
 
         Returns:
-            The statistics.
+          The statistics.
         """
         prices, titles = defaultdict[str, list[float]](list), Counter[str]()
         for product in products:
@@ -110,12 +110,12 @@ def ranking_features(
     """Returns the features of the products of one list.
 
     Args:
-        similarity: Cosine of each product to the query photo, float [N].
-        products: The products of the list, N of them.
-        catalog_statistics: Statistics of their catalogue.
+      similarity: Cosine of each product to the query photo, float [N].
+      products: The products of the list, N of them.
+      catalog_statistics: Statistics of their catalogue.
 
     Returns:
-        Features in the order of `FEATURES`, float64 [N, 9]; NaN where unknown.
+      Features in the order of `FEATURES`, float64 [N, 9]; NaN where unknown.
     """
     features = np.empty((len(products), len(FEATURES)))
     features[:, 0] = similarity
@@ -152,10 +152,10 @@ def laplacian_variance(grey: np.ndarray) -> float:
     """Returns the variance of the Laplacian (four neighbours minus four times the centre).
 
     Args:
-        grey: Grey values, [H, W].
+      grey: Grey values, [H, W].
 
     Returns:
-        The variance over all but the border pixels; 0 where an image has no others.
+      The variance over all but the border pixels; 0 where an image has no others.
     """
     grey = np.asarray(grey, np.float64)
     if min(grey.shape) < 3:
@@ -170,13 +170,13 @@ def image_sharpness(image: bytes) -> float:
     """Returns the sharpness of an encoded image, scaled to a short side of `SHARPNESS_SIDE`.
 
     Args:
-        image: An encoded image (JPEG, PNG, ...).
+      image: An encoded image (JPEG, PNG, ...).
 
     Returns:
-        `laplacian_variance` of its grey values from 0 to 255.
+      `laplacian_variance` of its grey values from 0 to 255.
 
     Raises:
-        OSError: The bytes are no image.
+      OSError: The bytes are no image.
     """
     with Image.open(io.BytesIO(image)) as opened:
         # A JPEG is decoded no larger than needed.

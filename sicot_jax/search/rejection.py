@@ -37,11 +37,11 @@ class ConfidenceFeatures:
     """What the confidence of an answer is computed from.
 
     Attributes:
-        probability: Probability of the answered product, 0 to 1.
-        nearest_similarity: Cosine of the nearest photo of any product.
-        match_similarity: Cosine of the nearest photo of the answered product; 0 where it is not
-            among the nearest products.
-        p_value: Conformal p-value of the photo under the catalogue's distribution (`novelty`).
+      probability: Probability of the answered product, 0 to 1.
+      nearest_similarity: Cosine of the nearest photo of any product.
+      match_similarity: Cosine of the nearest photo of the answered product; 0 where it is not
+        among the nearest products.
+      p_value: Conformal p-value of the photo under the catalogue's distribution (`novelty`).
     """
 
     probability: float
@@ -63,16 +63,16 @@ class Calibration:
     confidence = sigmoid(intercept + weights . regressors) * min(1, p_value / NOVELTY_LEVEL)
 
     Attributes:
-        weights: Coefficients of `ConfidenceFeatures.regressors`.
-        intercept: Intercept of the logistic regression.
-        threshold: Answers of lower confidence are rejected.
-        target_precision: Precision that was asked for.
-        precision: Precision at the threshold; below the target where no threshold reaches it.
-        open_set_prior: Assumed share of photos that show no product of the catalogue.
-        num_photos: Photos of products that were fitted.
-        curve: Points [threshold, coverage of photos of products, precision] estimated in the fit.
-        novelty: Detector of photos unlike the catalogue; None where every photo counts as usual.
-        format: Version of the file format.
+      weights: Coefficients of `ConfidenceFeatures.regressors`.
+      intercept: Intercept of the logistic regression.
+      threshold: Answers of lower confidence are rejected.
+      target_precision: Precision that was asked for.
+      precision: Precision at the threshold; below the target where no threshold reaches it.
+      open_set_prior: Assumed share of photos that show no product of the catalogue.
+      num_photos: Photos of products that were fitted.
+      curve: Points [threshold, coverage of photos of products, precision] estimated in the fit.
+      novelty: Detector of photos unlike the catalogue; None where every photo counts as usual.
+      format: Version of the file format.
     """
 
     weights: list[float]
@@ -90,10 +90,10 @@ class Calibration:
         """Returns the probability that an answer is right.
 
         Args:
-            features: Features of the answer.
+          features: Features of the answer.
 
         Returns:
-            Confidence, 0 to 1.
+          Confidence, 0 to 1.
         """
         logit = self.intercept + sum(
             w * x for w, x in zip(self.weights, features.regressors(), strict=True)
@@ -105,10 +105,10 @@ class Calibration:
         """Returns the photo's conformal p-value, 1 without a novelty detector.
 
         Args:
-            embedding: Embedding of one photo, float [D].
+          embedding: Embedding of one photo, float [D].
 
         Returns:
-            A number in (0, 1].
+          A number in (0, 1].
         """
         return 1.0 if self.novelty is None else self.novelty.p_value(embedding)
 
@@ -129,15 +129,15 @@ def fit_calibration(
     Needs scikit-learn.
 
     Args:
-        known: Features of answers to photos of products.
-        correct: Whether each of these answers is right.
-        unknown: Features of answers to photos that show no product of the catalogue.
-        novelty: Detector of photos unlike the catalogue, stored with the calibration.
-        target_precision: Wanted precision of the answers that are given.
-        open_set_prior: Share of all query photos that `unknown` stands for.
+      known: Features of answers to photos of products.
+      correct: Whether each of these answers is right.
+      unknown: Features of answers to photos that show no product of the catalogue.
+      novelty: Detector of photos unlike the catalogue, stored with the calibration.
+      target_precision: Wanted precision of the answers that are given.
+      open_set_prior: Share of all query photos that `unknown` stands for.
 
     Returns:
-        The calibration.
+      The calibration.
     """
     regressors = np.array([features.regressors() for features in (*known, *unknown)])
     labels = np.array([*correct, *([False] * len(unknown))])
@@ -198,14 +198,14 @@ def coverage_curve(
     """Returns coverage and precision at every threshold that separates two scores.
 
     Args:
-        scores: Confidences, float [N].
-        correct: Whether the answer is right, bool [N].
-        is_known: Whether the photo shows a product of the catalogue, bool [N].
-        weights: Sample weights, float [N].
+      scores: Confidences, float [N].
+      correct: Whether the answer is right, bool [N].
+      is_known: Whether the photo shows a product of the catalogue, bool [N].
+      weights: Sample weights, float [N].
 
     Returns:
-        Points [threshold, coverage, precision], highest threshold first. Coverage is the share of
-        known photos that get an answer, precision the share of answers that are right.
+      Points [threshold, coverage, precision], highest threshold first. Coverage is the share of
+      known photos that get an answer, precision the share of answers that are right.
     """
     order = np.argsort(-scores, kind="stable")
     answered = np.cumsum(weights[order])
@@ -222,8 +222,8 @@ def write_calibration(path: Path, calibration: Calibration) -> None:
     """Writes a calibration as JSON, atomically.
 
     Args:
-        path: File to write.
-        calibration: The calibration.
+      path: File to write.
+      calibration: The calibration.
     """
     stored = {f.name: getattr(calibration, f.name) for f in dataclasses.fields(calibration)}
     novelty = calibration.novelty.to_json() if calibration.novelty else None
@@ -234,14 +234,14 @@ def read_calibration(path: Path) -> Calibration | None:
     """Reads a calibration.
 
     Args:
-        path: File that `write_calibration` wrote.
+      path: File that `write_calibration` wrote.
 
     Returns:
-        The calibration, or None without a file (an index of fewer than `MIN_PHOTOS` validation
-        photos has none).
+      The calibration, or None without a file (an index of fewer than `MIN_PHOTOS` validation
+      photos has none).
 
     Raises:
-        InputError: The file is of another format, or damaged.
+      InputError: The file is of another format, or damaged.
     """
     if not path.exists():
         return None

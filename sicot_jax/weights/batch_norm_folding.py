@@ -34,10 +34,10 @@ def fold_batch_norms(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     f = scale / sqrt(var + eps) per output channel and eps = 1e-5.
 
     Args:
-        arrays: Weights of the visual stream by torch's names; the classifier ("fc.") is ignored.
+      arrays: Weights of the visual stream by torch's names; the classifier ("fc.") is ignored.
 
     Returns:
-        Kernels [k, k, I, O] and [I, O] and biases [O] by layer, float32.
+      Kernels [k, k, I, O] and [I, O] and biases [O] by layer, float32.
     """
     folded = {}
     for name, weight in arrays.items():
@@ -97,25 +97,30 @@ def folded_forward(
     """Computes embeddings and boxes as `VisualStream.embed_and_localize` does in evaluation.
 
     Args:
-        spec: Architecture.
-        folded: Output of `fold_batch_norms`.
-        image: Normalised photos, float [B, H, W, 3].
+      spec: Architecture.
+      folded: Output of `fold_batch_norms`.
+      image: Normalised photos, float [B, H, W, 3].
 
     Returns:
-        Embeddings, float32 [B, D], and boxes clipped to the photo, float32 [B, 4], or None without
-        a localisation branch.
+      Embeddings, float32 [B, D], and boxes clipped to the photo, float32 [B, 4], or None without
+      a localisation branch.
     """
     maps = _feature_maps(spec, folded, image)
-    box = None if spec.localization == "none" else _localize(folded, maps)
+    if spec.localization == "none":
+        return _project(spec, folded, global_average_pool(maps[-1])), None
+    box = _localize(folded, maps)
     if spec.localization == "image":  # second pass, on the foreground
-        maps = _feature_maps(spec, folded, image * foreground_mask(box, *image.shape[1:3]))
-    if spec.localization == "features":
-        embedding = masked_average_pool(maps[-1], box)
+        foreground = image * foreground_mask(box, *image.shape[1:3])
+        pooled = global_average_pool(_feature_maps(spec, folded, foreground)[-1])
     else:
-        embedding = global_average_pool(maps[-1])
-    if spec.embedding_width:
-        embedding = jax.nn.relu(embedding @ folded["projection.kernel"] + folded["projection.bias"])
-    return embedding, clip_box(box)
+        pooled = masked_average_pool(maps[-1], box)
+    return _project(spec, folded, pooled), clip_box(box)
+
+
+def _project(spec: RecognizerSpec, folded: FoldedArrays, pooled: jax.Array) -> jax.Array:
+    if not spec.embedding_width:
+        return pooled
+    return jax.nn.relu(pooled @ folded["projection.kernel"] + folded["projection.bias"])
 
 
 def _localize(folded: FoldedArrays, maps: list[jax.Array]) -> jax.Array:

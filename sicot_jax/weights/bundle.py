@@ -47,13 +47,13 @@ class RecognizerSpec:
     """Architecture of a recogniser: the visual stream and its classifier.
 
     Attributes:
-        depth: Layers of the ResNet: 18, 34, 50, 101 or 152.
-        width: Channels of its first stage.
-        stem: First convolution, as `ModelConfig.stem`.
-        last_stride: Stride of the last stage.
-        embedding_width: D, width of the projection; 0 without a projection.
-        num_classes: C; 0 without a classifier.
-        localization: Kind of the localisation branch, as `ModelConfig.localization`.
+      depth: Layers of the ResNet: 18, 34, 50, 101 or 152.
+      width: Channels of its first stage.
+      stem: First convolution, as `ModelConfig.stem`.
+      last_stride: Stride of the last stage.
+      embedding_width: D, width of the projection; 0 without a projection.
+      num_classes: C; 0 without a classifier.
+      localization: Kind of the localisation branch, as `ModelConfig.localization`.
     """
 
     depth: int
@@ -69,11 +69,11 @@ class RecognizerSpec:
         """Builds the specification of a run's recogniser.
 
         Args:
-            config: Model section of the run's configuration.
-            num_classes: Classes of its classifier.
+          config: Model section of the run's configuration.
+          num_classes: Classes of its classifier.
 
         Returns:
-            The specification.
+          The specification.
         """
         return cls(
             config.depth,
@@ -91,14 +91,14 @@ class TextEncoderSpec:
     """Architecture of the semantic stream.
 
     Attributes:
-        encoder: Kind of word weighting, as `TextConfig.encoder`; also the next three.
-        windows: As in `TextConfig`.
-        hidden: As in `TextConfig`.
-        weighting: As in `TextConfig`.
-        word_width: E, width of the word vectors.
-        embedding_width: D, width of the embedding.
-        max_tokens: Words of a title that are read.
-        vocabulary: SHA-256 of the vocabulary, as a run records it.
+      encoder: Kind of word weighting, as `TextConfig.encoder`; also the next three.
+      windows: As in `TextConfig`.
+      hidden: As in `TextConfig`.
+      weighting: As in `TextConfig`.
+      word_width: E, width of the word vectors.
+      embedding_width: D, width of the embedding.
+      max_tokens: Words of a title that are read.
+      vocabulary: SHA-256 of the vocabulary, as a run records it.
     """
 
     encoder: str
@@ -122,11 +122,11 @@ class WeightsBundle:
     """What the `config.json` of a weights bundle says.
 
     Attributes:
-        folder: The folder.
-        model: Architecture of the recogniser.
-        preprocessing: How a photo becomes the network's input.
-        source: Where the weights come from: run, data, commit, or file.
-        text: Architecture of the semantic stream; None where the bundle has none.
+      folder: The folder.
+      model: Architecture of the recogniser.
+      preprocessing: How a photo becomes the network's input.
+      source: Where the weights come from: run, data, commit, or file.
+      text: Architecture of the semantic stream; None where the bundle has none.
     """
 
     folder: Path
@@ -140,10 +140,10 @@ def is_bundle(folder: Path) -> bool:
     """Returns whether a folder is a weights bundle of any kind.
 
     Args:
-        folder: Any path.
+      folder: Any path.
 
     Returns:
-        True where it holds a manifest, and weights or a graph.
+      True where it holds a manifest, and weights or a graph.
     """
     weights = (folder / WEIGHTS_FILE).exists() or (folder / ONNX_FILE).exists()
     return weights and (folder / MANIFEST_FILE).exists()
@@ -153,10 +153,10 @@ def check_trainable(folder: Path) -> None:
     """Raises an error for a bundle that training cannot start from.
 
     Args:
-        folder: A weights bundle.
+      folder: A weights bundle.
 
     Raises:
-        InputError: It holds an ONNX graph or StableHLO, whose batch norms are folded.
+      InputError: It holds an ONNX graph or StableHLO, whose batch norms are folded.
     """
     for name, kind in ((ONNX_FILE, "an ONNX graph"), (STABLEHLO_FILE, "a StableHLO program")):
         if (folder / name).exists():
@@ -170,14 +170,14 @@ def read_bundle(folder: Path) -> WeightsBundle:
     """Reads a weights bundle's configuration and checks all its files.
 
     Args:
-        folder: The folder.
+      folder: The folder.
 
     Returns:
-        The bundle.
+      The bundle.
 
     Raises:
-        InputError: The folder is no bundle, was written by a newer version, or a file does not
-            match its SHA-256.
+      InputError: The folder is no bundle, was written by a newer version, or a file does not
+        match its SHA-256.
     """
     bundle, manifest = read_bundle_config(folder), read_json(folder / MANIFEST_FILE, _EXPECTED)
     if not isinstance(manifest.get("sha256"), dict):
@@ -197,13 +197,13 @@ def read_bundle_config(folder: Path) -> WeightsBundle:
     """Reads the configuration of a weights bundle without checking its other files.
 
     Args:
-        folder: The folder.
+      folder: The folder.
 
     Returns:
-        The bundle.
+      The bundle.
 
     Raises:
-        InputError: `config.json` is missing, of another format, or damaged.
+      InputError: `config.json` is missing, of another format, or damaged.
     """
     stored = read_json(folder / CONFIG_FILE, _EXPECTED)
     if stored.get("format") != FORMAT or "model" not in stored:
@@ -229,13 +229,13 @@ def read_bundle_classes(bundle: WeightsBundle) -> ClassTable:
     """Reads the products of a bundle's classes.
 
     Args:
-        bundle: The bundle.
+      bundle: The bundle.
 
     Returns:
-        The class table.
+      The class table.
 
     Raises:
-        InputError: The table has another number of classes than the classifier.
+      InputError: The table has another number of classes than the classifier.
     """
     path = bundle.folder / CLASS_TABLE_FILE
     table = read_class_table(path)
@@ -251,7 +251,7 @@ def write_bundle_config(bundle: WeightsBundle) -> None:
     """Writes the `config.json` of a bundle.
 
     Args:
-        bundle: The bundle; its folder exists.
+      bundle: The bundle; its folder exists.
     """
     fields: dict[str, Any] = {
         "model": dataclasses.asdict(bundle.model),
@@ -267,8 +267,8 @@ def write_bundle_manifest(folder: Path, reports: Sequence[ParityReport]) -> None
     """Writes the manifest, the last file of a bundle: digests of all others, versions, parity.
 
     Args:
-        folder: The folder, its other files written.
-        reports: Results of the parity checks.
+      folder: The folder, its other files written.
+      reports: Results of the parity checks.
     """
     files = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE]
     versions = {"sicot_jax": __version__}

@@ -20,7 +20,7 @@ def parity_photos() -> list[np.ndarray]:
     """Returns the photos of every parity check: smooth colours with noise, of several sizes.
 
     Returns:
-        Uint8 arrays [H, W, 3], the same on every machine.
+      Uint8 arrays [H, W, 3], the same on every machine.
     """
     rng, photos = np.random.Generator(np.random.Philox(0)), []
     for _ in range(NUM_PHOTOS):
@@ -38,10 +38,10 @@ class ModelOutputs:
     """Outputs of one side of a conversion for N photos or titles.
 
     Attributes:
-        embedding: Float32 [N, D].
-        logits: Float32 [N, C]; None without a classifier.
-        box: Float32 [N, 4], left, top, right, bottom as fractions of the photo; None without a
-            localisation branch.
+      embedding: Float32 [N, D].
+      logits: Float32 [N, C]; None without a classifier.
+      box: Float32 [N, 4], left, top, right, bottom as fractions of the photo; None without a
+        localisation branch.
     """
 
     embedding: np.ndarray
@@ -53,10 +53,10 @@ def concatenate_outputs(parts: Sequence[ModelOutputs]) -> ModelOutputs:
     """Joins the outputs of several batches.
 
     Args:
-        parts: Outputs of the batches, in order.
+      parts: Outputs of the batches, in order.
 
     Returns:
-        The outputs of all inputs.
+      The outputs of all inputs.
     """
 
     def join(name: str) -> Any:
@@ -71,9 +71,9 @@ class ArrayDifference:
     """Difference of one output array between two sides.
 
     Attributes:
-        max_difference: Largest absolute difference.
-        mean_difference: Mean absolute difference.
-        max_relative: Largest absolute difference over the largest absolute value.
+      max_difference: Largest absolute difference.
+      mean_difference: Mean absolute difference.
+      max_relative: Largest absolute difference over the largest absolute value.
     """
 
     max_difference: float
@@ -86,13 +86,13 @@ class ParityReport:
     """Result of a parity check that passed.
 
     Attributes:
-        label: What was compared with what, such as "JAX against PyTorch".
-        inputs: Kind of the inputs, "photos" or "titles".
-        count: Number of inputs.
-        differences: Difference of each output that both sides have, by name.
-        top_k_agreement: Share of the photos whose best `TOP_K` classes agree in order; None
-            without a classifier.
-        tolerance: Largest `max_relative` that passes.
+      label: What was compared with what, such as "JAX against PyTorch".
+      inputs: Kind of the inputs, "photos" or "titles".
+      count: Number of inputs.
+      differences: Difference of each output that both sides have, by name.
+      top_k_agreement: Share of the photos whose best `TOP_K` classes agree in order; None
+        without a classifier.
+      tolerance: Largest `max_relative` that passes.
     """
 
     label: str
@@ -113,17 +113,17 @@ def check_parity(
     """Compares the outputs of both sides of a conversion.
 
     Args:
-        expected: Outputs of the side that is converted.
-        actual: Outputs of the conversion.
-        label: What is compared with what, for the report and the error.
-        inputs: Kind of the inputs.
+      expected: Outputs of the side that is converted.
+      actual: Outputs of the conversion.
+      label: What is compared with what, for the report and the error.
+      inputs: Kind of the inputs.
 
     Returns:
-        The report.
+      The report.
 
     Raises:
-        InputError: An output differs by more than `TOLERANCE` of its largest value, or is not
-            finite.
+      InputError: An output differs by more than `TOLERANCE` of its largest value, or is not
+        finite.
     """
     differences = {}
     for name in ("embedding", "logits", "box"):
@@ -155,10 +155,10 @@ def parity_lines(reports: Sequence[ParityReport]) -> list[str]:
     """Formats parity reports for the terminal.
 
     Args:
-        reports: Reports of a conversion.
+      reports: Reports of a conversion.
 
     Returns:
-        One line per report and output array, and one for the agreement of classes.
+      One line per report and output array, and one for the agreement of classes.
     """
     lines = []
     for report in reports:

@@ -33,13 +33,13 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     A pickle that holds anything but tensors is refused, and nothing of it runs.
 
     Args:
-        path: The file.
+      path: The file.
 
     Returns:
-        Name -> float32 array.
+      Name -> float32 array.
 
     Raises:
-        InputError: The file is missing, of another kind, damaged, or holds NaN or infinity.
+      InputError: The file is missing, of another kind, damaged, or holds NaN or infinity.
     """
     supported = ", ".join(SAFETENSORS_SUFFIXES + TORCH_SUFFIXES)
     if not path.is_file():
@@ -115,13 +115,13 @@ def import_torch(purpose: str) -> ModuleType:
     """Imports PyTorch.
 
     Args:
-        purpose: What it is needed for, for the error.
+      purpose: What it is needed for, for the error.
 
     Returns:
-        The torch package.
+      The torch package.
 
     Raises:
-        InputError: It is not installed.
+      InputError: It is not installed.
     """
     try:
         import torch
@@ -142,12 +142,12 @@ def write_safetensors(
     (https://github.com/huggingface/safetensors, 2023).
 
     Args:
-        file: File open for writing, at its beginning.
-        arrays: Name -> shape and rows in order.
-        metadata: Strings to store in the header.
+      file: File open for writing, at its beginning.
+      arrays: Name -> shape and rows in order.
+      metadata: Strings to store in the header.
 
     Raises:
-        ValueError: The chunks of an array do not have its shape.
+      ValueError: The chunks of an array do not have its shape.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     start = 0
@@ -175,9 +175,9 @@ def write_weights(
     """Writes a .safetensors file.
 
     Args:
-        path: File to write.
-        arrays: Arrays in memory, by name.
-        rows: Arrays that are made chunk by chunk, by name.
+      path: File to write.
+      arrays: Arrays in memory, by name.
+      rows: Arrays that are made chunk by chunk, by name.
     """
     stored = {name: as_rows(array) for name, array in sorted(arrays.items())} | dict(rows or {})
     with path.open("wb") as file:
@@ -188,9 +188,9 @@ def as_rows(array: np.ndarray) -> ShapedRows:
     """Wraps an array in memory for `write_safetensors`.
 
     Args:
-        array: The array, [rows, ...].
+      array: The array, [rows, ...].
 
     Returns:
-        Its shape and one chunk.
+      Its shape and one chunk.
     """
     return array.shape, lambda: [array]

@@ -51,10 +51,10 @@ def semantic_array_name(path: str) -> str:
     """Returns the torch name of an array of the semantic stream.
 
     Args:
-        path: Path below "semantic", such as "projection/kernel".
+      path: Path below "semantic", such as "projection/kernel".
 
     Returns:
-        The name, such as "projection.weight".
+      The name, such as "projection.weight".
     """
     match path.split("/"):
         case ["word_vectors"]:
@@ -74,11 +74,11 @@ def semantic_to_torch(params: Any, batch_stats: Any) -> dict[str, np.ndarray]:
     """Returns the semantic stream's arrays by torch's names and in torch's layout.
 
     Args:
-        params: Tree of its parameters.
-        batch_stats: Tree of its batch norm statistics.
+      params: Tree of its parameters.
+      batch_stats: Tree of its batch norm statistics.
 
     Returns:
-        Name -> array on the host, float32.
+      Name -> array on the host, float32.
     """
     arrays = {}
     for tree in (params, batch_stats):
@@ -95,11 +95,11 @@ def semantic_from_torch(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """Replaces the leaves of a tree by torch arrays; shapes are not checked.
 
     Args:
-        tree: Parameters or batch norm statistics of a semantic stream.
-        arrays: All its arrays by torch's names.
+      tree: Parameters or batch norm statistics of a semantic stream.
+      arrays: All its arrays by torch's names.
 
     Returns:
-        The tree.
+      The tree.
     """
 
     def replace(path: Any, _: Any) -> jax.Array:
@@ -116,11 +116,11 @@ def init_semantic_stream(spec: TextEncoderSpec, num_words: int) -> SemanticStrea
     """Builds a semantic stream with initial values.
 
     Args:
-        spec: Its architecture.
-        num_words: V, size of the vocabulary with the padding word.
+      spec: Its architecture.
+      num_words: V, size of the vocabulary with the padding word.
 
     Returns:
-        The stream, float32.
+      The stream, float32.
     """
     shape, rng = (num_words, spec.word_width), np.random.default_rng(0)
     return SemanticStream(spec.config, shape, spec.embedding_width, dtype=jnp.float32, rng=rng)
@@ -130,11 +130,11 @@ def semantic_shapes(spec: TextEncoderSpec, vocabulary: Sequence[str]) -> dict[st
     """Returns the shapes of the semantic stream's arrays in torch's layout.
 
     Args:
-        spec: Its architecture.
-        vocabulary: Its words.
+      spec: Its architecture.
+      vocabulary: Its words.
 
     Returns:
-        Torch's name -> shape.
+      Torch's name -> shape.
     """
     _, *trees = nnx.split(
         nnx.eval_shape(lambda: init_semantic_stream(spec, len(vocabulary))),
@@ -152,10 +152,10 @@ def parity_titles(vocabulary: Sequence[str]) -> list[str]:
     """Returns the titles of every parity check: none, then more and more words of a vocabulary.
 
     Args:
-        vocabulary: The vocabulary.
+      vocabulary: The vocabulary.
 
     Returns:
-        `NUM_TITLES` titles, the same on every machine.
+      `NUM_TITLES` titles, the same on every machine.
     """
     rng = np.random.Generator(np.random.Philox(0))
     drawn = [rng.integers(1, max(2, len(vocabulary)), count) for count in range(NUM_TITLES)]
@@ -176,13 +176,13 @@ def semantic_outputs_jax(
     """Runs the semantic stream in JAX with float32 matrix products.
 
     Args:
-        spec: Architecture.
-        arrays: Weights by torch's names.
-        tokenizer: The vocabulary.
-        titles: Titles to embed.
+      spec: Architecture.
+      arrays: Weights by torch's names.
+      tokenizer: The vocabulary.
+      titles: Titles to embed.
 
     Returns:
-        Embeddings alone.
+      Embeddings alone.
     """
     ids = np.zeros((len(titles), spec.max_tokens), np.int32)
     for row, title in zip(ids, titles, strict=True):
@@ -205,11 +205,11 @@ def semantic_outputs_torch(folder: Path, titles: Sequence[str]) -> ModelOutputs:
     """Runs the `text.py` of a bundle.
 
     Args:
-        folder: Bundle with a semantic stream.
-        titles: Titles to embed.
+      folder: Bundle with a semantic stream.
+      titles: Titles to embed.
 
     Returns:
-        Embeddings alone.
+      Embeddings alone.
     """
     import torch
 
@@ -224,15 +224,15 @@ def write_text_encoder(
     """Adds a semantic stream to a bundle that has its vocabulary and `config.json` already.
 
     Args:
-        folder: The bundle.
-        spec: Architecture of the stream.
-        arrays: Weights by torch's names.
+      folder: The bundle.
+      spec: Architecture of the stream.
+      arrays: Weights by torch's names.
 
     Returns:
-        Comparison of JAX with the written `text.py`.
+      Comparison of JAX with the written `text.py`.
 
     Raises:
-        InputError: The two do not agree.
+      InputError: The two do not agree.
     """
     write_weights(folder / TEXT_WEIGHTS_FILE, arrays)
     shutil.copy(_TEMPLATE, folder / "text.py")

@@ -27,9 +27,9 @@ class BackboneShape:
     """Architecture of a ResNet as the shapes of its arrays show it.
 
     Attributes:
-        depth: Number of layers.
-        width: Channels of the first stage.
-        first_kernel: Side of the first convolution; its stride cannot be seen in the shapes.
+      depth: Number of layers.
+      width: Channels of the first stage.
+      first_kernel: Side of the first convolution; its stride cannot be seen in the shapes.
     """
 
     depth: int
@@ -41,10 +41,10 @@ def backbone_array_name(path: str) -> str:
     """Returns torchvision's name of an array of our ResNet.
 
     Args:
-        path: Path below "visual/resnet", such as "stages/0/1/convs/0/kernel".
+      path: Path below "visual/resnet", such as "stages/0/1/convs/0/kernel".
 
     Returns:
-        The name, such as "layer1.1.conv1.weight".
+      The name, such as "layer1.1.conv1.weight".
     """
     parts = re.fullmatch(r"(?:stages/(\d+)/(\d+)/)?(.+)/(\w+)", path)
     assert parts is not None, path
@@ -66,10 +66,10 @@ def localization_array_name(path: str) -> str:
     """Returns the name of an array of the localisation branch in the PyTorch module.
 
     Args:
-        path: Path below "visual/localization", such as "convs/0/kernel".
+      path: Path below "visual/localization", such as "convs/0/kernel".
 
     Returns:
-        The name, such as "localization.conv1.weight".
+      The name, such as "localization.conv1.weight".
     """
     module, _, part = path.rpartition("/")
     if module.startswith("convs/"):
@@ -85,10 +85,10 @@ def to_torch_layout(array: np.ndarray) -> np.ndarray:
     """Transposes an array from our layout to torch's.
 
     Args:
-        array: Kernel [k, k, I, O] or [I, O], or a vector.
+      array: Kernel [k, k, I, O] or [I, O], or a vector.
 
     Returns:
-        View [O, I, k, k] or [O, I]; vectors unchanged.
+      View [O, I, k, k] or [O, I]; vectors unchanged.
     """
     return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
 
@@ -97,10 +97,10 @@ def from_torch_layout(array: np.ndarray) -> np.ndarray:
     """Transposes an array from torch's layout to ours, the inverse of `to_torch_layout`.
 
     Args:
-        array: Weight [O, I, k, k] or [O, I], or a vector.
+      array: Weight [O, I, k, k] or [O, I], or a vector.
 
     Returns:
-        View [k, k, I, O] or [I, O]; vectors unchanged.
+      View [k, k, I, O] or [I, O]; vectors unchanged.
     """
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
@@ -112,11 +112,11 @@ def torchvision_names(names: Iterable[str]) -> dict[str, str]:
     `ResNetForImageClassification`, and the prefix of `DistributedDataParallel`.
 
     Args:
-        names: Names in the file.
+      names: Names in the file.
 
     Returns:
-        File name -> torchvision's name; unknown names stay as they are, batch counters are left
-        out.
+      File name -> torchvision's name; unknown names stay as they are, batch counters are left
+      out.
     """
     names = [name for name in names if not name.endswith(_BATCH_COUNTER)]
     prefix = "module." if names and all(name.startswith("module.") for name in names) else ""
@@ -149,13 +149,13 @@ def infer_backbone(shapes: Shapes) -> BackboneShape:
     """Infers the architecture of a ResNet from the shapes of its arrays.
 
     Args:
-        shapes: Torchvision's name -> shape.
+      shapes: Torchvision's name -> shape.
 
     Returns:
-        Depth, width and side of the first convolution.
+      Depth, width and side of the first convolution.
 
     Raises:
-        InputError: The arrays are not those of a supported ResNet.
+      InputError: The arrays are not those of a supported ResNet.
     """
     first = shapes.get("conv1.weight", ())
     num_blocks = tuple(
@@ -183,12 +183,12 @@ def describe_mismatches(
     """Describes every array that is missing, unexpected or of another shape, in one line.
 
     Args:
-        actual: Name -> shape of the arrays that are there.
-        expected: Name -> shape of the arrays that should be.
-        allow_missing: Prefixes of names that need not be there.
+      actual: Name -> shape of the arrays that are there.
+      expected: Name -> shape of the arrays that should be.
+      allow_missing: Prefixes of names that need not be there.
 
     Returns:
-        The description; empty where everything matches.
+      The description; empty where everything matches.
     """
     optional = tuple(allow_missing) or ("\0",)
     missing = [n for n in sorted(expected.keys() - actual.keys()) if not n.startswith(optional)]

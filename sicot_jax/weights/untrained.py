@@ -28,11 +28,11 @@ def write_untrained_bundle(folder: str | Path, *, num_classes: int = 5) -> Path:
     Needs neither PyTorch nor a training run.
 
     Args:
-        folder: Folder to write into; it may exist.
-        num_classes: Number of products, named "sku-0", "sku-1", ...
+      folder: Folder to write into; it may exist.
+      num_classes: Number of products, named "sku-0", "sku-1", ...
 
     Returns:
-        The folder, which `sicot_jax.load` reads.
+      The folder, which `sicot_jax.load` reads.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -32,11 +32,11 @@ def visual_array_name(path: str) -> str | None:
     """Returns the torch name of an array of the visual stream.
 
     Args:
-        path: Path below "visual", such as "resnet/conv1/kernel".
+      path: Path below "visual", such as "resnet/conv1/kernel".
 
     Returns:
-        The name, such as "conv1.weight"; None for tag and code heads, which are used in training
-        alone.
+      The name, such as "conv1.weight"; None for tag and code heads, which are used in training
+      alone.
     """
     module, _, rest = path.partition("/")
     if module == "resnet":
@@ -54,11 +54,11 @@ def visual_to_torch(params: Any, batch_stats: Any) -> dict[str, np.ndarray]:
     """Returns the visual stream's arrays by torch's names and in torch's layout.
 
     Args:
-        params: Tree of its parameters.
-        batch_stats: Tree of its batch norm statistics.
+      params: Tree of its parameters.
+      batch_stats: Tree of its batch norm statistics.
 
     Returns:
-        Name -> array on the host, float32.
+      Name -> array on the host, float32.
     """
     return {
         name: torch_names.to_torch_layout(np.asarray(leaf))
@@ -72,11 +72,11 @@ def visual_from_torch(tree: Any, arrays: TorchArrays) -> Any:
     """Replaces leaves of a tree by torch arrays; shapes are not checked.
 
     Args:
-        tree: Parameters or batch norm statistics of a visual stream.
-        arrays: Arrays by torch's names.
+      tree: Parameters or batch norm statistics of a visual stream.
+      arrays: Arrays by torch's names.
 
     Returns:
-        The tree; leaves that `arrays` does not have are kept.
+      The tree; leaves that `arrays` does not have are kept.
     """
 
     def replace(path: Any, leaf: Any) -> Any:
@@ -92,11 +92,11 @@ def visual_shapes(params: Any, batch_stats: Any) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of the visual stream's arrays in torch's layout.
 
     Args:
-        params: Tree of its parameters, or of their shapes.
-        batch_stats: Tree of its batch norm statistics, or of their shapes.
+      params: Tree of its parameters, or of their shapes.
+      batch_stats: Tree of its batch norm statistics, or of their shapes.
 
     Returns:
-        Torch's name -> shape.
+      Torch's name -> shape.
     """
     empty = jax.tree.map(
         lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), (params, batch_stats)
@@ -108,11 +108,11 @@ def init_visual_stream(spec: RecognizerSpec, *, seed: int = 0) -> VisualStream:
     """Builds a visual stream with initial values.
 
     Args:
-        spec: Its architecture.
-        seed: Seed of the initial values.
+      spec: Its architecture.
+      seed: Seed of the initial values.
 
     Returns:
-        The stream, float32.
+      The stream, float32.
     """
     names = [f.name for f in dataclasses.fields(RecognizerSpec) if f.name != "num_classes"]
     config = ModelConfig(**{name: getattr(spec, name) for name in names})
@@ -128,13 +128,13 @@ def visual_outputs_jax(
     """Runs the visual stream in JAX with float32 matrix products.
 
     Args:
-        spec: Architecture.
-        preprocessing: How a photo becomes input.
-        arrays: Weights by torch's names, the classifier as "fc.weight" and "fc.bias".
-        photos: Uint8 photos [H, W, 3] of any size.
+      spec: Architecture.
+      preprocessing: How a photo becomes input.
+      arrays: Weights by torch's names, the classifier as "fc.weight" and "fc.bias".
+      photos: Uint8 photos [H, W, 3] of any size.
 
     Returns:
-        Embeddings, logits and boxes.
+      Embeddings, logits and boxes.
     """
     graphdef, *trees = nnx.split(
         nnx.eval_shape(lambda: init_visual_stream(spec)), nnx.Param, nnx.BatchStat
@@ -161,10 +161,10 @@ def torch_template() -> ModuleType:
     """Imports the stand-alone PyTorch module that is copied into bundles as `model.py`.
 
     Returns:
-        The module `weights.templates.torch_model`.
+      The module `weights.templates.torch_model`.
 
     Raises:
-        InputError: PyTorch is not installed.
+      InputError: PyTorch is not installed.
     """
     import_torch("convert")
     from sicot_jax.weights.templates import torch_model
@@ -176,11 +176,11 @@ def visual_outputs_torch(recognizer: Any, photos: Sequence[np.ndarray]) -> Model
     """Runs a PyTorch recogniser, with its own preprocessing.
 
     Args:
-        recognizer: A `SicotRecognizer` with weights.
-        photos: Uint8 photos [H, W, 3] of any size.
+      recognizer: A `SicotRecognizer` with weights.
+      photos: Uint8 photos [H, W, 3] of any size.
 
     Returns:
-        Embeddings, logits and boxes.
+      Embeddings, logits and boxes.
     """
     import torch
 
@@ -199,10 +199,10 @@ def load_module(path: Path) -> ModuleType:
     """Imports a Python file as a module of its own.
 
     Args:
-        path: The file.
+      path: The file.
 
     Returns:
-        The module.
+      The module.
     """
     spec = importlib.util.spec_from_file_location(f"exported_{abs(hash(path))}", path)
     assert spec is not None
@@ -216,8 +216,8 @@ def load_torch_arrays(recognizer: Any, arrays: Mapping[str, Any]) -> None:
     """Loads all weights into a PyTorch recogniser and switches it to evaluation.
 
     Args:
-        recognizer: A `SicotRecognizer`.
-        arrays: Its arrays or tensors by name; all but the batch counters.
+      recognizer: A `SicotRecognizer`.
+      arrays: Its arrays or tensors by name; all but the batch counters.
     """
     import torch
 

@@ -98,7 +98,7 @@ def test_index_holds_all_training_photos(run, version):
 
 
 def test_learned_codes(run, version, tmp_path):
-    """Each bit says whether the code layer's output is above 1/2; features do not depend on codes."""
+    """A bit says whether the code layer's output is above 1/2; features are as with other codes."""
     assert layout.read_index_manifest(version).code_kind == "pca"
     folder = build_index(run, tmp_path / "index", code_kind="learned", bits=64)
     manifest = layout.read_index_manifest(folder)
@@ -128,9 +128,9 @@ def test_learned_codes(run, version, tmp_path):
 
 
 def test_learned_codes_need_a_code_layer(tmp_path):
-    recognizer = types.SimpleNamespace(codes=None)
+    recognizer = types.SimpleNamespace(code_layer=None)
     with pytest.raises(
-        InputError, match="run: trained without codes .loss.codes=0., .*; give another kind"
+        InputError, match=r"run: trained without codes .loss.codes=0., .*; give another kind"
     ):
         build._learned_encoder(recognizer, 256, tmp_path / "run")
 

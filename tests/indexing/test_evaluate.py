@@ -1,4 +1,4 @@
-"""What each module of the search adds, on test photos."""
+"""The ablation of the search on test photos."""
 
 import dataclasses
 import types
@@ -17,9 +17,7 @@ from sicot_jax.search.category import read_fusion, write_fusion
 
 @pytest.fixture
 def catalog(monkeypatch):
-    """Three new photos of each product of the small index; the first product's say that they are of
-    the second.
-    """
+    """Three new photos of each product; those of product 0 are labelled as product 1."""
     records = [
         {
             "image": jpeg(photo(p, 90 + n)),
@@ -39,10 +37,8 @@ def cells(table):
     return lines[0], {line[0]: line[1:] for line in lines[2:]}
 
 
-def test_the_table_by_hand(index, catalog):
-    """Of 18 photos 3 are said to be of another product, and of another category: found among 5 only
-    where all are searched.
-    """
+def test_table_by_hand(index, catalog):
+    """3 of 18 photos are labelled as another product, found when all categories are searched."""
     path = layout.current_version(index) / layout.CATEGORY_FUSION
     write_fusion(path, dataclasses.replace(read_fusion(path), confident_from=0.0))
     header, rows = cells(evaluation.evaluate_search([index, index], "somewhere"))
@@ -57,16 +53,15 @@ def test_the_table_by_hand(index, catalog):
     assert set(rows["exact search instead of codes"]) == {"0"}
 
 
-def test_an_index_without_categories(index, catalog):
-    """Their rows are left out; beside another index that has them it is refused."""
+def test_index_without_categories(index, catalog):
     version = layout.current_version(index)
     (version / layout.CATEGORY_FUSION).unlink()
     _, rows = cells(evaluation.evaluate_search([index], "somewhere"))
     assert list(rows) == [evaluation.ALL_MODULES, "exact search instead of codes"]
 
 
-def test_a_ranker_is_a_module(index, catalog, monkeypatch):
-    """One that puts the least alike first: without it, the nearest is first again."""
+def test_ranker_is_an_ablation(index, catalog, monkeypatch):
+    """A ranker that reverses the order: without it, the nearest is first again."""
 
     class Reversed:
         def scores(self, similarity, products):
@@ -80,7 +75,7 @@ def test_a_ranker_is_a_module(index, catalog, monkeypatch):
     assert rows["similar products nearest first"][2].startswith("+83.33 [")
 
 
-def test_an_index_of_other_data(index, catalog):
+def test_index_of_another_catalogue_is_refused(index, catalog):
     catalog.data_hash = "1"
     with pytest.raises(
         InputError, match="of another catalogue than made; give the one it was built from"
@@ -88,7 +83,7 @@ def test_an_index_of_other_data(index, catalog):
         evaluation.evaluate_search([index], "somewhere")
 
 
-def test_the_command(index, catalog, capsys):
+def test_command(index, catalog, capsys):
     cli.main(["evaluate", "search", "--index", str(index), "--catalog", "somewhere"])
     assert "made, 18 test photos, 1 seeds" in capsys.readouterr().out
     for arguments, missing in ((["search", "--catalog", "x"], "--index"), (["run"], "--workdir")):
@@ -97,6 +92,6 @@ def test_the_command(index, catalog, capsys):
         assert f"the following arguments are required: {missing}" in capsys.readouterr().err
 
 
-def test_intervals_are_of_photos_and_seeds():
+def test_cell_shows_the_interval():
     assert evaluation._cell(np.zeros((2, 5))) == "0"
     assert evaluation._cell(np.ones((2, 5))) == "+100.00 [+100.00, +100.00]"

@@ -1,4 +1,4 @@
-"""`sicot index rank`: from events and kept photos to the order that the service answers in."""
+"""`sicot index rank`: from events and query photos to the order of similar products."""
 
 import json
 import logging
@@ -23,14 +23,12 @@ from sicot_jax.serve.settings import ServiceSettings
 testclient = pytest.importorskip("fastapi.testclient", reason="the service needs its extra")
 pytest.importorskip("lightgbm", reason="the ranker needs the service's extra")
 
-from sicot_jax.serve.app import create_app  # noqa: E402
+from sicot_jax.serve.app import create_app
 
 
 @pytest.fixture
 def rated(index, tmp_path, monkeypatch):
-    """(index, events, photos): visitors who looked at all of what was shown and clicked on the good
-    ones.
-    """
+    """(index, events, photos): visitors examine all of a list and click on the good products."""
     monkeypatch.setattr(fit_ranker, "MIN_CLICKED_LISTS", 20)
     return index, *record_visits(index, tmp_path)
 
@@ -53,8 +51,8 @@ def asked(client, product, **params):
     return response.json()
 
 
-def test_visitors_decide_the_order_of_similar_products(rated, capsys, caplog):
-    """Fitted while the service runs, which takes it up; `rerank=false` is the order by likeness."""
+def test_ranker_follows_clicks(rated, capsys, caplog):
+    """The running service picks up the ranker; `rerank=false` gives the order by similarity."""
     index = rated[0]
     with testclient.TestClient(create_app(settings(index))) as client:
         before = asked(client, 2, any_category=True)
@@ -98,7 +96,7 @@ def test_visitors_decide_the_order_of_similar_products(rated, capsys, caplog):
     assert verify_version(layout.current_version(index), checksums=True) == []
 
 
-def test_a_damaged_ranker_is_a_line_and_likeness_decides(rated, caplog):
+def test_damaged_ranker_is_ignored_with_one_line(rated, caplog):
     index = rated[0]
     assert run(rated) == 0
     path = layout.current_version(index) / layout.RANKER
@@ -117,7 +115,7 @@ def test_a_damaged_ranker_is_a_line_and_likeness_decides(rated, caplog):
     assert "sha256" in verify_version(layout.current_version(index))[0]
 
 
-def test_lists_without_a_photo_are_left_out(rated, capsys):
+def test_lists_without_a_query_photo_are_left_out(rated, capsys):
     for path in rated[2].glob("*.photo"):
         if zlib.crc32(path.stem.partition("-")[0].encode()) % 3 == 0:
             path.unlink()
@@ -134,8 +132,8 @@ def test_lists_without_a_photo_are_left_out(rated, capsys):
     assert "--keep-queries" in said
 
 
-def test_nothing_is_written_that_is_not_better_than_likeness(rated, tmp_path, capsys):
-    """Clicks on what is most alike, and on nothing else."""
+def test_ranker_no_better_than_similarity_is_not_written(rated, tmp_path, capsys):
+    """Visitors click on the most similar product alone."""
     store = EventStore(tmp_path / "other.sqlite")
     for n in range(LISTS):
         who = {"request_id": f"r{n}", "visitor": f"v{n % 97}", "variant": "a", "time": 1e9 + n}
@@ -148,10 +146,8 @@ def test_nothing_is_written_that_is_not_better_than_likeness(rated, tmp_path, ca
     assert not (layout.current_version(rated[0]) / layout.RANKER).exists()
 
 
-def test_what_came_of_a_list():
-    """A click before its impression, as of another machine; twice; on what was not shown; a
-    purchase; and a bot.
-    """
+def test_shown_lists_by_hand():
+    """Clicks before the impression, repeated, on products not shown; a purchase; and a bot."""
 
     def event(number, kind, request="r", visitor="v", time=1e9, **more):
         return Event(f"{number}", request, time, visitor, "a", kind, **more)

@@ -1,4 +1,4 @@
-"""A night: import, build, switch; and the same again."""
+"""`sicot index nightly`: import, build, switch; and the same again."""
 
 import csv
 import json
@@ -76,10 +76,8 @@ def night(trained, tmp_path, capsys):
     return folder / "shop", folder / "index", run
 
 
-def test_nights(night):
-    """The first builds, the second has nothing to do, and after changes of the shop there is
-    another version.
-    """
+def test_nightly_builds_skips_and_builds_again(night):
+    """The first run builds, the second skips, and after changes there is another version."""
     folder, index, run = night
     code, printed, report = run()
     assert code == 0
@@ -104,12 +102,12 @@ def test_nights(night):
     assert opened.active_products().new_products.tolist() == [9]
     features = np.asarray(opened._snapshot.features, np.float32)
     owners = np.asarray(opened._snapshot.row_products)
-    found = opened.nearest(features[owners == 9][:1], 1)[0].products[0]
-    assert found.product == 9
+    nearest = opened.nearest(features[owners == 9][:1], 1)[0].products[0]
+    assert nearest.product_id == 9
     opened.close()
 
 
-def test_an_index_of_an_older_format_is_built_again(night):
+def test_index_of_another_format_is_built_again(night):
     _, index, run = night
     assert run()[0] == 0
     stored = json.loads((path := layout.current_version(index) / layout.MANIFEST).read_text())
@@ -122,8 +120,8 @@ def test_an_index_of_an_older_format_is_built_again(night):
     assert report["products"] == {"before": 9, "now": 9, "new": 0, "deleted": 0}
 
 
-def test_a_night_that_fails_leaves_the_index(night):
-    """A shop without a photo left: one line, another exit code, and the version in use stays."""
+def test_failed_run_leaves_the_index(night):
+    """A shop whose photos are missing: one line, and the version in use stays."""
     folder, index, run = night
     assert run()[0] == 0
     for path in folder.glob("*.jpg"):
@@ -137,10 +135,8 @@ def test_a_night_that_fails_leaves_the_index(night):
 
 
 @pytest.mark.database
-def test_a_night_fills_a_database_too(night, database_server):
-    """Also one that has missed a night; a database that is away leaves the new version in use, and
-    the next night makes up.
-    """
+def test_nightly_publishes_to_a_database(night, database_server):
+    """Also after a failed publish: the new version is in use, and the next run publishes it."""
     _folder, index, run = night
     flag = f"--database={database_server.url()}"
     code, printed, report = run("--database=postgresql://nobody@127.0.0.1:9/none")

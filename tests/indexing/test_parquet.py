@@ -22,7 +22,7 @@ from sicot_jax.search.ranking_features import image_sharpness
 
 @pytest.fixture
 def changed(index, tmp_path):
-    """With a product withdrawn, one new, and a price."""
+    """An index with a deleted product, a new one, and a price."""
     remove_products(index, [sku(2)])
     photos = {f"{n}.jpg": jpeg(photo(8, n)) for n in range(2)}
     rows = [{"image": name, "sku": "new", "category": "kind 0"} for name in photos]
@@ -32,7 +32,7 @@ def changed(index, tmp_path):
     return index
 
 
-def found(index, k=PRODUCTS, **more):
+def search(index, k=PRODUCTS, **more):
     """SKU and similarity of what is near to some queries, and the rows of later products by SKU."""
     opened = LocalIndex(layout.current_version(index))
     queries = np.random.default_rng(0).random((5, WIDTH)).astype(np.float32)
@@ -50,10 +50,8 @@ def found(index, k=PRODUCTS, **more):
     return near, rows
 
 
-def test_there_and_back(changed, tmp_path, capsys):
-    """The same products near to every query, in all and in a category, and the same rows; what was
-    withdrawn is gone.
-    """
+def test_export_and_import(changed, tmp_path, capsys):
+    """The same results and class weights; deleted products are not exported."""
     assert (
         cli.main(["index", "export", "--index", str(changed), "--out", str(tmp_path / "out")]) == 0
     )
@@ -66,13 +64,16 @@ def test_there_and_back(changed, tmp_path, capsys):
     assert verify_version(version, checksums=True) == []
     for category in (None, "kind 0", "kind 1"):
         (near, rows), (near_before, rows_before) = (
-            found(i, category=category) for i in (tmp_path / "other", changed)
+            search(i, category=category) for i in (tmp_path / "other", changed)
         )
         assert near == near_before
         np.testing.assert_allclose(rows["new"], rows_before["new"], rtol=1e-5)
     manifest = layout.read_index_manifest(version)
     assert sorted(manifest.category_ranges) == ["kind 0", "kind 1"]
-    assert sum(last - first for first, last in manifest.category_ranges.values()) == manifest.num_photos
+    assert (
+        sum(last - first for first, last in manifest.category_ranges.values())
+        == manifest.num_photos
+    )
     opened = LocalIndex(version)
     assert opened.product(sku(1)).quality["price"] == 9.5
     with contextlib.closing(LocalIndex(layout.current_version(changed))) as original:
@@ -84,7 +85,7 @@ def test_there_and_back(changed, tmp_path, capsys):
     opened.close()
 
 
-def test_what_others_read(changed, tmp_path):
+def test_exported_columns(changed, tmp_path):
     """Plain columns: embeddings of length 1 and their codes."""
     index_parquet.export_index(changed, tmp_path / "out")
     photos = parquet.read_table(tmp_path / "out" / index_parquet.PHOTOS)
@@ -97,7 +98,7 @@ def test_what_others_read(changed, tmp_path):
     assert products["sales"] == [None] * PRODUCTS
 
 
-def test_what_cannot_be_read_leaves_the_index(changed, tmp_path, capsys):
+def test_damaged_export_leaves_the_index(changed, tmp_path, capsys):
     index_parquet.export_index(changed, tmp_path / "out")
     with pytest.raises(InputError, match="exists; give another --out"):
         index_parquet.export_index(changed, tmp_path / "out")
@@ -109,7 +110,8 @@ def test_what_cannot_be_read_leaves_the_index(changed, tmp_path, capsys):
             == cli.INPUT_ERROR
         )
         err = capsys.readouterr().err
-        assert said in err and len(err.splitlines()) == 1, err
+        assert said in err, err
+        assert len(err.splitlines()) == 1, err
         assert layout.current_version(changed) == before
         assert verify_version(before) == []
         shutil.rmtree(tmp_path / "bad", ignore_errors=True)

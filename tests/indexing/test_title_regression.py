@@ -1,4 +1,4 @@
-"""What titles foretell of photos."""
+"""Predicting directions of photos from title words."""
 
 import numpy as np
 import pytest
@@ -26,19 +26,17 @@ def shop(count=200, width=8, seed=0):
     return texts, (directions - directions.mean(0)).astype(np.float32)
 
 
-def test_directions_of_other_products_are_foretold():
+def test_predicts_directions_of_other_products():
     texts, directions = shop()
     fitted = fit_title_regression(texts[:100], directions[:100], np.full(100, 20))
-    found = fitted.predict(texts[100:])
-    assert found.dtype == np.float32
-    left = np.square(found - directions[100:]).sum() / np.square(directions[100:]).sum()
+    predicted = fitted.predict(texts[100:])
+    assert predicted.dtype == np.float32
+    left = np.square(predicted - directions[100:]).sum() / np.square(directions[100:]).sum()
     assert left < 0.05
 
 
 def test_by_hand():
-    """Two products a word; the ridge of one column: b (b . d) / (b . b + 0.3) of what is centred,
-    weights 1.
-    """
+    """Two products a word, weights 1: B = b (b . d) / (b . b + 0.3) of centred columns."""
     directions = np.array([[1.0], [1.0], [-1.0], [-1.0]], np.float32)
     fitted = fit_title_regression(
         [("a", ""), ("a", ""), ("b", ""), ("b", "")], directions, np.full(4, 50)
@@ -53,7 +51,7 @@ def test_by_hand():
     )
 
 
-def test_products_with_few_photos_count_less():
+def test_products_with_few_photos_weigh_less():
     texts = [("a", ""), ("a", ""), ("b", ""), ("b", "")]
     directions = np.array([[1.0], [3.0], [-2.0], [-2.0]], np.float32)
     many, few = (
@@ -62,7 +60,7 @@ def test_products_with_few_photos_count_less():
     assert few.predict([("a", "")]) > many.predict([("a", "")])
 
 
-def test_words_of_one_product_tell_nothing():
+def test_words_of_one_product_are_ignored():
     fitted = fit_title_regression(
         [("one", ""), ("two", "")], np.ones((2, 3), np.float32), np.ones(2)
     )
@@ -70,7 +68,7 @@ def test_words_of_one_product_tell_nothing():
     assert fitted.predict([("one", "x")]).tolist() == [[0, 0, 0]]
 
 
-def test_a_file(tmp_path):
+def test_save_and_load(tmp_path):
     texts, directions = shop(50)
     for fitted in (
         fit_title_regression(texts, directions, np.ones(50)),

@@ -1,4 +1,4 @@
-"""Products and photos that come and go."""
+"""Adding, updating and deleting products of the version in use."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ def feed(folder, products, photos=2, **more):
     return write_manifest_csv(folder, rows, names)
 
 
-def offered_of(index):
+def counts_of(index):
     with_cards = ProductStore(layout.current_version(index) / layout.PRODUCTS)
     found = with_cards.counts()
     with_cards.close()
@@ -44,19 +44,17 @@ def shop_numbers(record):
     return {name: value for name, value in record.quality.items() if name != "sharpness"}
 
 
-def whole(index):
+def faults(index):
     return verify_version(layout.current_version(index))
 
 
-def test_a_new_product_is_found_and_has_a_row(index, tmp_path):
-    """From its first two photos and its title: the nearest in the index, and in the classifier w =
-    mean row + r unit(d) with d = (2 (m - g) + t / 2) / 2.5.
-    """
+def test_new_product_is_returned_and_has_class_weights(index, tmp_path):
+    """From two photos and a title: mean row + r unit(d), d = (2 (m - g) + t / 2) / 2.5."""
     found = add_products(
         index, feed(tmp_path / "feed", [NEW], title="a new thing", category="kind 1")
     )
     assert (found.new_products, found.new_photos, found.dropped) == (1, 2, [])
-    assert whole(index) == []
+    assert faults(index) == []
     opened = LocalIndex(layout.current_version(index))
     engine = open_index_engine(opened.folder)
     embedding, logits, _ = next(engine(photo(NEW, 77)[None]).per_photo())
@@ -65,20 +63,20 @@ def test_a_new_product_is_found_and_has_a_row(index, tmp_path):
     )
     assert answer.similar[0].product.title == "a new thing"
     assert "a new thing" in [match.product.title for match in answer.matches]
-    with np.load(opened.folder / layout.IMPRINT) as made_with:
+    with np.load(opened.folder / layout.IMPRINT) as stored:
         features = np.asarray(
             opened._snapshot.features[-2:], np.float32
         )  # their length is 1 to what float16 holds
-        apart = (features / np.linalg.norm(features, axis=1, keepdims=True)).mean(0) - made_with[
-            "center"
-        ]
-        told = load_title_regression(opened.folder / layout.TITLE_REGRESSION).predict(
+        photo_direction = (features / np.linalg.norm(features, axis=1, keepdims=True)).mean(
+            0
+        ) - stored["center"]
+        title_direction = load_title_regression(opened.folder / layout.TITLE_REGRESSION).predict(
             [("a new thing", "kind 1")]
         )[0]
-        assert np.linalg.norm(told) > 0.01
-        towards = (2 * apart + told / 2) / 2.5
-        row = made_with["mean_row"] + made_with["scale"] * towards / np.linalg.norm(towards)
-        assert made_with["scale"] > 0
+        assert np.linalg.norm(title_direction) > 0.01
+        towards = (2 * photo_direction + title_direction / 2) / 2.5
+        row = stored["mean_row"] + stored["scale"] * towards / np.linalg.norm(towards)
+        assert stored["scale"] > 0
     np.testing.assert_allclose(opened.active_products().kernel, [row], rtol=1e-5)
     assert opened.active_products().new_products.tolist() == [PRODUCTS]
     known, logits, _ = next(engine(photo(0, 77)[None]).per_photo())
@@ -88,19 +86,17 @@ def test_a_new_product_is_found_and_has_a_row(index, tmp_path):
     opened.close()
 
 
-def test_the_same_feed_again_changes_nothing(index, tmp_path):
+def test_adding_again_changes_nothing(index, tmp_path):
     source = feed(tmp_path / "feed", [0, NEW])
     add_products(index, source)
-    before = offered_of(index)
+    before = counts_of(index)
     again = add_products(index, source)
     assert (again.new_products, again.new_photos, again.known_photos) == (0, 0, 4)
-    assert (
-        offered_of(index) == before == {"products": PRODUCTS + 1, "photos": PRODUCTS * PHOTOS + 4}
-    )
+    assert counts_of(index) == before == {"products": PRODUCTS + 1, "photos": PRODUCTS * PHOTOS + 4}
 
 
-def test_more_photos_of_a_product_keep_its_card(index, tmp_path):
-    """What the feed leaves empty stays, what it says is taken."""
+def test_more_photos_keep_the_record(index, tmp_path):
+    """Texts that the manifest leaves empty stay, others are replaced."""
     add_products(index, feed(tmp_path / "feed", [1], tags="new tag"))
     store = ProductStore(layout.current_version(index) / layout.PRODUCTS)
     product = store.product(sku(1))
@@ -114,18 +110,18 @@ def test_more_photos_of_a_product_keep_its_card(index, tmp_path):
     store.close()
 
 
-def test_a_withdrawn_product_comes_back_with_its_photos(index, tmp_path):
+def test_deleted_product_is_restored_with_its_photos(index, tmp_path):
     assert remove_products(index, [sku(2)]) == 1
-    assert offered_of(index)["products"] == PRODUCTS - 1
+    assert counts_of(index)["products"] == PRODUCTS - 1
     assert remove_products(index, [sku(2)]) == 0
     add_products(index, feed(tmp_path / "feed", [2], photos=1))
-    assert offered_of(index)["products"] == PRODUCTS
+    assert counts_of(index)["products"] == PRODUCTS
     opened = LocalIndex(layout.current_version(index))
     assert opened.count_photos(opened.product(sku(2)).product_id) == PHOTOS + 1
     opened.close()
 
 
-def test_rows_that_cannot_be_used_are_told_and_the_others_added(index, tmp_path, capsys):
+def test_unusable_rows_are_reported_and_others_added(index, tmp_path, capsys):
     source = write_manifest_csv(
         tmp_path / "feed",
         [
@@ -142,18 +138,18 @@ def test_rows_that_cannot_be_used_are_told_and_the_others_added(index, tmp_path,
     assert len(err.splitlines()) == 3
     assert "broken.jpg: not a photo" in err
     assert "missing.jpg: photo missing" in err
-    assert whole(index) == []
-    assert offered_of(index)["products"] == PRODUCTS + 1
+    assert faults(index) == []
+    assert counts_of(index)["products"] == PRODUCTS + 1
 
 
-def test_a_feed_of_which_nothing_can_be_used_fails(index, tmp_path, capsys):
+def test_manifest_without_usable_rows_fails(index, tmp_path, capsys):
     source = write_manifest_csv(tmp_path / "feed", [{"image": "a.jpg", "sku": "x"}], {})
     assert cli.main(["index", "add", "--index", str(index), str(source)]) == cli.INPUT_ERROR
     assert "no row can be used, such as a.jpg: photo missing" in capsys.readouterr().err
-    assert offered_of(index)["products"] == PRODUCTS
+    assert counts_of(index)["products"] == PRODUCTS
 
 
-def test_folders_per_sku(index, tmp_path):
+def test_folder_per_sku(index, tmp_path):
     (tmp_path / "feed" / "shoe").mkdir(parents=True)
     (tmp_path / "feed" / "shoe" / "1.jpg").write_bytes(jpeg(photo(NEW)))
     assert add_products(index, tmp_path / "feed").new_products == 1
@@ -162,10 +158,8 @@ def test_folders_per_sku(index, tmp_path):
 @pytest.mark.parametrize(
     "after", [layout.FEATURES, layout.CODES, layout.ROW_PRODUCTS, "the product store"]
 )
-def test_an_addition_that_was_stopped_leaves_nothing_and_can_be_given_again(
-    index, tmp_path, monkeypatch, after
-):
-    """Stopped as if killed after each file was written, and inside the transaction."""
+def test_stopped_addition_changes_nothing(index, tmp_path, monkeypatch, after):
+    """Stopped after each file was written, and inside the transaction; then given again."""
     source, version = feed(tmp_path / "feed", [1, NEW]), layout.current_version(index)
 
     class Killed(BaseException):
@@ -186,13 +180,13 @@ def test_an_addition_that_was_stopped_leaves_nothing_and_can_be_given_again(
         with pytest.raises(Killed):
             add_products(index, source)
     assert verify_version(version, checksums=True) == []
-    assert offered_of(index) == {"products": PRODUCTS, "photos": PRODUCTS * PHOTOS}
+    assert counts_of(index) == {"products": PRODUCTS, "photos": PRODUCTS * PHOTOS}
     assert add_products(index, source).new_photos == 4
     assert verify_version(version, checksums=True) == []
 
 
-def test_photos_are_withdrawn_alone(index):
-    """Those of a product's photos that are gone are not found; the product is."""
+def test_single_photo_is_deleted(index):
+    """The photo is not returned any more; its product is."""
     version = layout.current_version(index)
     store = ProductStore(version / layout.PRODUCTS)
     (image_id,) = store.connection.execute("SELECT image_id FROM photos WHERE row = 0").fetchone()
@@ -208,16 +202,16 @@ def test_photos_are_withdrawn_alone(index):
 
 
 @pytest.mark.parametrize(
-    ("skus", "photos", "said"),
+    ("skus", "photos", "message"),
     [(["sku-0", "nope"], [], "no product 'nope'"), (["sku-0"], ["00"], "no photo '00'")],
 )
-def test_removing_what_was_never_there_changes_nothing(index, skus, photos, said):
-    with pytest.raises(InputError, match=said):
+def test_removing_unknown_products_changes_nothing(index, skus, photos, message):
+    with pytest.raises(InputError, match=message):
         remove_products(index, skus, photos=photos)
-    assert offered_of(index)["products"] == PRODUCTS
+    assert counts_of(index)["products"] == PRODUCTS
 
 
-def test_cards_are_updated(index, tmp_path, capsys):
+def test_records_are_updated(index, tmp_path, capsys):
     path = tmp_path / "prices.csv"
     path.write_text("sku,title,price,sales\nsku-0,new title,9.5,\nsku-1,,,12\n")
     assert cli.main(["index", "update", "--index", str(index), str(path)]) == 0
@@ -231,7 +225,7 @@ def test_cards_are_updated(index, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("title\nx\n", "no column sku"),
         ("sku,colour\nsku-0,red\n", "a column 'colour', wanted sku and some of title, tags"),
@@ -242,10 +236,10 @@ def test_cards_are_updated(index, tmp_path, capsys):
         ("sku,price\nsku-0,1,2\n", "line 2: more or fewer cells"),
     ],
 )
-def test_an_update_that_cannot_be_used_changes_nothing(index, tmp_path, text, said):
+def test_invalid_update_changes_nothing(index, tmp_path, text, message):
     path = tmp_path / "prices.csv"
     path.write_text(text)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         update_products(index, path)
     store = ProductStore(layout.current_version(index) / layout.PRODUCTS)
     assert shop_numbers(store.products([0])[0]) == {}
@@ -253,16 +247,21 @@ def test_an_update_that_cannot_be_used_changes_nothing(index, tmp_path, text, sa
 
 
 def test_damage_is_found(index, capsys):
-    """Each file in turn: a byte, or its end."""
+    """Each file in turn: a changed byte, or a missing end."""
     version = layout.current_version(index)
     assert cli.main(["index", "verify", "--index", str(index)]) == 0
     assert capsys.readouterr().out.strip().endswith("complete")
     damages = {
-        layout.FEATURES: "features.f16", layout.CODES: "codes.u8", layout.ROW_PRODUCTS: "row_products.i32", layout.BINARY_ENCODER: "encoder",
-        layout.REJECTION: "rejection", layout.PRODUCTS: "products.sqlite", layout.MANIFEST: "build the index again",
+        layout.FEATURES: "features.f16",
+        layout.CODES: "codes.u8",
+        layout.ROW_PRODUCTS: "row_products.i32",
+        layout.BINARY_ENCODER: "encoder",
+        layout.REJECTION: "rejection",
+        layout.PRODUCTS: "products.sqlite",
+        layout.MANIFEST: "build the index again",
         "model/model.safetensors": "sha256 does not match",
-    }  # fmt: skip
-    for name, said in damages.items():
+    }
+    for name, message in damages.items():
         before = (version / name).read_bytes()
         middle = len(before) // 2
         for damaged in (
@@ -274,15 +273,14 @@ def test_damage_is_found(index, capsys):
             err = capsys.readouterr().err
             if name == layout.PRODUCTS and len(damaged) == len(before) and not code:
                 continue  # a byte that no row uses, or one of a picture
-            assert code == cli.INPUT_ERROR and said in err and len(err.splitlines()) == 1, (
-                name,
-                err,
-            )
+            assert code == cli.INPUT_ERROR, (name, err)
+            assert message in err, (name, err)
+            assert len(err.splitlines()) == 1, (name, err)
         (version / name).write_bytes(before)
     assert verify_version(version, checksums=True) == []
 
 
-def test_two_writers_do_not_meet(index, tmp_path):
+def test_write_lock_is_exclusive(index, tmp_path):
     with (
         layout.write_lock(index),
         pytest.raises(InputError, match="another process is changing it"),
@@ -290,17 +288,15 @@ def test_two_writers_do_not_meet(index, tmp_path):
         remove_products(index, [sku(0)])
 
 
-def test_quality_is_json(index):
+def test_quality_is_stored_as_json(index):
     store = ProductStore(layout.current_version(index) / layout.PRODUCTS)
     stored = store.connection.execute("SELECT quality FROM products").fetchall()
     assert [set(json.loads(row[0])) for row in stored] == [{"sharpness"}] * PRODUCTS
     store.close()
 
 
-def test_a_row_is_of_the_photos_that_are_left(index, tmp_path):
-    """A later product with one of two photos withdrawn has the row of the other; with none left it
-    has no row.
-    """
+def test_class_weights_are_of_the_remaining_photos(index, tmp_path):
+    """A new product with one of two photos deleted; with none left it has no class weights."""
     add_products(index, feed(tmp_path / "feed", [NEW]))
     store = ProductStore(layout.current_version(index) / layout.PRODUCTS)
     find = "SELECT image_id FROM photos WHERE product_id = ? ORDER BY row"
@@ -317,7 +313,7 @@ def test_a_row_is_of_the_photos_that_are_left(index, tmp_path):
     opened.close()
 
 
-def test_an_index_that_is_not_there_is_not_made(tmp_path):
+def test_missing_index_is_not_created(tmp_path):
     for call in (
         lambda i: remove_products(i, ["x"]),
         lambda i: add_products(i, tmp_path),
@@ -328,7 +324,7 @@ def test_an_index_that_is_not_there_is_not_made(tmp_path):
     assert not (tmp_path / "typo").exists()
 
 
-def test_a_picture_of_another_product_is_a_fault(index):
+def test_picture_of_another_product_is_a_fault(index):
     version = layout.current_version(index)
     assert verify_version(version) == []
     with (
@@ -341,10 +337,8 @@ def test_a_picture_of_another_product_is_a_fault(index):
     ]
 
 
-def test_another_title_makes_another_row(index, tmp_path):
-    """Of a product that came after the model, by an update and by the feed; tags and old products'
-    titles make none.
-    """
+def test_class_weights_follow_the_title(index, tmp_path):
+    """Of a new product, by update and by manifest; tags and trained products change none."""
     source = feed(tmp_path / "feed", [NEW], title="a new thing", category="kind 1")
     add_products(index, source)
     version = layout.current_version(index)
@@ -361,13 +355,13 @@ def test_another_title_makes_another_row(index, tmp_path):
     assert update_products(index, table) == 2
     moved = row()
     assert np.linalg.norm(moved - first) > 1e-3
-    assert whole(index) == []
+    assert faults(index) == []
     assert add_products(index, source).new_photos == 0
     np.testing.assert_allclose(row(), first, rtol=1e-6)
 
 
-def test_a_product_may_change_its_category_again_and_again(index, tmp_path):
-    """By feeds and by updates, to and fro; it is found where it is."""
+def test_category_changes_repeatedly(index, tmp_path):
+    """By manifests and by updates; the product is returned in its current category."""
     table = tmp_path / "update.csv"
     for number in (1, 2, 1):
         add_products(index, feed(tmp_path / f"feed-{number}", [1], category=f"other {number}"))

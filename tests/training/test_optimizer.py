@@ -129,16 +129,18 @@ def test_a_learning_rate_may_come_with_the_update(name):
     ("kernel_scale", "gradient_scale", "decay"),
     [(1, 1, 0.1), (0, 1, 0.1), (1, 0, 0.0), (1, 0, 0.1)],
 )
-def test_trust_ratio_of_rows_added_up_is_that_of_the_whole(kernel_scale, gradient_scale, decay):
+def test_trust_ratio_accumulated_over_rows_equals_optax(kernel_scale, gradient_scale, decay):
     """Also where a norm is zero, and the ratio 1."""
     rng = np.random.default_rng(0)
     kernel = jnp.float32(kernel_scale * rng.normal(size=(10, 3)))
     gradient = jnp.float32(gradient_scale * rng.normal(size=(10, 3)))
     trust = trust_ratio.TrustRatio(0.02, decay)
-    ratio = trust.of(sum(trust.squares(gradient[i : i + 4], kernel[i : i + 4]) for i in (0, 4, 8)))
+    ratio = trust.from_squared_norms(
+        sum(trust.squared_norms(gradient[i : i + 4], kernel[i : i + 4]) for i in (0, 4, 8))
+    )
     update = gradient + decay * kernel
-    whole = optax.scale_by_trust_ratio(trust_coefficient=0.02)
-    wanted, _ = whole.update(update, whole.init(kernel), kernel)
+    complete = optax.scale_by_trust_ratio(trust_coefficient=0.02)
+    wanted, _ = complete.update(update, complete.init(kernel), kernel)
     np.testing.assert_allclose(ratio * update, wanted, rtol=1e-6)
 
 

@@ -42,28 +42,28 @@ def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Con
     """Builds a convolution without bias that keeps the size of its input at stride 1.
 
     Args:
-        inputs: Input channels.
-        outputs: Output channels.
-        size: Side of the kernel, odd.
-        stride: Stride.
+      inputs: Input channels.
+      outputs: Output channels.
+      size: Side of the kernel, odd.
+      stride: Stride.
 
     Returns:
-        The layer.
+      The layer.
     """
     return nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
 
 
-class Block(nn.Module):
+class ResNetBlock(nn.Module):
     """Residual block: two 3x3 convolutions, or a bottleneck of 1x1, 3x3 and 1x1."""
 
     def __init__(self, inputs: int, width: int, stride: int, bottleneck: bool):
         """Builds a block.
 
         Args:
-            inputs: Input channels.
-            width: Channels of the first convolution.
-            stride: Stride of the block.
-            bottleneck: Whether it is a bottleneck, with 4 x width output channels.
+          inputs: Input channels.
+          width: Channels of the first convolution.
+          stride: Stride of the block.
+          bottleneck: Whether it is a bottleneck, with 4 x width output channels.
         """
         super().__init__()
         outputs = width * 4 if bottleneck else width
@@ -85,10 +85,10 @@ class Block(nn.Module):
         """Computes the output of the block.
 
         Args:
-            x: Feature maps [B, inputs, H, W].
+          x: Feature maps [B, inputs, H, W].
 
         Returns:
-            Feature maps [B, outputs, H / stride, W / stride].
+          Feature maps [B, outputs, H / stride, W / stride].
         """
         shortcut = x if self.downsample is None else self.downsample(x)
         x = torch.relu(self.bn1(self.conv1(x)))
@@ -102,13 +102,13 @@ def soft_mask(box: torch.Tensor, height: int, width: int, sharpness: float) -> t
     """Returns masks that are near 1 inside of boxes and near 0 outside.
 
     Args:
-        box: Left, top, right, bottom as fractions, [B, 4].
-        height: Height of the masks, pixels.
-        width: Width of the masks, pixels.
-        sharpness: Slope of the edges.
+      box: Left, top, right, bottom as fractions, [B, 4].
+      height: Height of the masks, pixels.
+      width: Width of the masks, pixels.
+      sharpness: Slope of the edges.
 
     Returns:
-        Masks [B, height, width].
+      Masks [B, height, width].
     """
 
     def along(low: torch.Tensor, high: torch.Tensor, count: int) -> torch.Tensor:
@@ -127,8 +127,8 @@ class LocalizationBranch(nn.Module):
         """Builds the branch.
 
         Args:
-            widths: Channels of the feature maps of the four stages.
-            hidden: Channels of their sum.
+          widths: Channels of the feature maps of the four stages.
+          hidden: Channels of their sum.
         """
         super().__init__()
         self.conv1, self.conv2, self.conv3, self.conv4 = (
@@ -141,10 +141,10 @@ class LocalizationBranch(nn.Module):
         """Predicts boxes.
 
         Args:
-            maps: Feature maps of the four stages, [B, channels, height, width] each.
+          maps: Feature maps of the four stages, [B, channels, height, width] each.
 
         Returns:
-            Left, top, right, bottom as fractions of the photo, not clipped, [B, 4].
+          Left, top, right, bottom as fractions of the photo, not clipped, [B, 4].
         """
         size = maps[0].shape[2:]
         x = self.conv1(maps[0])
@@ -169,10 +169,10 @@ class LocalizationBranch(nn.Module):
         """Computes boxes from the mean and variance of attention maps.
 
         Args:
-            attention: Non-negative maps [B, H, W].
+          attention: Non-negative maps [B, H, W].
 
         Returns:
-            Left, top, right, bottom as fractions, [B, 4].
+          Left, top, right, bottom as fractions, [B, 4].
         """
         total = attention.sum((1, 2))[:, None] + 1e-12
         low, high = [], []
@@ -201,13 +201,13 @@ class SicotRecognizer(nn.Module):
         """Builds the network with initial weights.
 
         Args:
-            model: "depth", "width", "stem", "last_stride", "embedding_width" (0: no projection),
-                "num_classes" (0: no classifier), and "localization": "none", "image" (two-pass
-                forward: the second pass sees the foreground alone) or "features" (the foreground
-                of the last feature map is pooled).
-            preprocessing: How a photo becomes input, see `preprocess`.
-            skus: Product of each class.
-            discontinued: Classes of discontinued products, which `recognize` leaves out.
+          model: "depth", "width", "stem", "last_stride", "embedding_width" (0: no projection),
+            "num_classes" (0: no classifier), and "localization": "none", "image" (two-pass
+            forward: the second pass sees the foreground alone) or "features" (the foreground
+            of the last feature map is pooled).
+          preprocessing: How a photo becomes input, see `preprocess`.
+          skus: Product of each class.
+          discontinued: Classes of discontinued products, which `recognize` leaves out.
         """
         super().__init__()
         self.preprocessing, self.skus = preprocessing, skus
@@ -223,7 +223,7 @@ class SicotRecognizer(nn.Module):
             blocks = []
             for number in range(num_blocks):
                 stride = first_stride if number == 0 else 1
-                blocks.append(Block(channels, width * 2**stage, stride, bottleneck))
+                blocks.append(ResNetBlock(channels, width * 2**stage, stride, bottleneck))
                 channels = width * 2**stage * (4 if bottleneck else 1)
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
@@ -244,10 +244,10 @@ class SicotRecognizer(nn.Module):
         """Loads the recogniser of a folder of `sicot convert to-torch`.
 
         Args:
-            folder: The folder.
+          folder: The folder.
 
         Returns:
-            The recogniser, in evaluation mode.
+          The recogniser, in evaluation mode.
         """
         folder = Path(folder)
         config = json.loads((folder / "config.json").read_text())
@@ -271,10 +271,10 @@ class SicotRecognizer(nn.Module):
         """Resizes, crops and normalises a photo as in the evaluation of the training run.
 
         Args:
-            photo: A file, a PIL image, or uint8 [H, W, 3].
+          photo: A file, a PIL image, or uint8 [H, W, 3].
 
         Returns:
-            Float32 [3, height, width].
+          Float32 [3, height, width].
         """
         settings = self.preprocessing
         if isinstance(photo, np.ndarray):
@@ -306,10 +306,10 @@ class SicotRecognizer(nn.Module):
         """Computes the last feature map of each stage.
 
         Args:
-            images: Preprocessed photos [B, 3, height, width].
+          images: Preprocessed photos [B, 3, height, width].
 
         Returns:
-            Four maps [B, channels, height, width].
+          Four maps [B, channels, height, width].
         """
         x, maps = self.maxpool(torch.relu(self.bn1(self.conv1(images)))), []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -321,10 +321,10 @@ class SicotRecognizer(nn.Module):
         """Computes embeddings.
 
         Args:
-            images: Preprocessed photos [B, 3, height, width].
+          images: Preprocessed photos [B, 3, height, width].
 
         Returns:
-            Embeddings [B, D].
+          Embeddings [B, D].
         """
         return self.embed_and_localize(images)[0]
 
@@ -332,11 +332,11 @@ class SicotRecognizer(nn.Module):
         """Computes embeddings and boxes.
 
         Args:
-            images: Preprocessed photos [B, 3, height, width].
+          images: Preprocessed photos [B, 3, height, width].
 
         Returns:
-            Embeddings [B, D], and boxes [B, 4] (left, top, right, bottom as fractions of the
-            photo), or None without a localisation branch.
+          Embeddings [B, D], and boxes [B, 4] (left, top, right, bottom as fractions of the
+          photo), or None without a localisation branch.
         """
         maps = self.feature_maps(images)
         if self.localization is None:
@@ -363,10 +363,10 @@ class SicotRecognizer(nn.Module):
         """Computes the logits of the classes.
 
         Args:
-            images: Preprocessed photos [B, 3, height, width].
+          images: Preprocessed photos [B, 3, height, width].
 
         Returns:
-            Logits [B, C].
+          Logits [B, C].
         """
         assert self.fc is not None, "weights without a classifier: use embed()"
         return self.fc(self.embed(images))
@@ -378,11 +378,11 @@ class SicotRecognizer(nn.Module):
         """Returns the most probable products of one photo.
 
         Args:
-            photo: A file, a PIL image, or uint8 [H, W, 3].
-            k: Number of products.
+          photo: A file, a PIL image, or uint8 [H, W, 3].
+          k: Number of products.
 
         Returns:
-            "class", "sku" and "probability" of each, most probable first.
+          "class", "sku" and "probability" of each, most probable first.
         """
         logits = self(self.preprocess(photo)[None].to(self.conv1.weight.device))[0]
         logits[self.discontinued] = -torch.inf

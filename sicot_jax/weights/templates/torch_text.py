@@ -34,11 +34,11 @@ class SicotTextEncoder(nn.Module):
         """Builds the stream with initial weights.
 
         Args:
-            text: "encoder" (mean, lstm, lstm_attention, bilinear, low_rank, bilinear_form or dot),
-                "windows", "hidden", "weighting" (softmax or sigmoid), "word_width",
-                "embedding_width" and "max_tokens".
-            num_words: Size of the vocabulary, with the padding word 0.
-            tokenizer: Title -> ids from 1 on.
+          text: "encoder" (mean, lstm, lstm_attention, bilinear, low_rank, bilinear_form or dot),
+            "windows", "hidden", "weighting" (softmax or sigmoid), "word_width",
+            "embedding_width" and "max_tokens".
+          num_words: Size of the vocabulary, with the padding word 0.
+          tokenizer: Title -> ids from 1 on.
         """
         super().__init__()
         self.text, self.tokenizer = text, tokenizer
@@ -69,10 +69,10 @@ class SicotTextEncoder(nn.Module):
         """Loads the semantic stream of a folder of `sicot convert to-torch --with-text`.
 
         Args:
-            folder: The folder.
+          folder: The folder.
 
         Returns:
-            The stream, in evaluation mode.
+          The stream, in evaluation mode.
         """
         folder = Path(folder)
         text = json.loads((folder / "config.json").read_text())["text"]
@@ -90,10 +90,10 @@ class SicotTextEncoder(nn.Module):
         """Tokenizes titles.
 
         Args:
-            titles: B titles.
+          titles: B titles.
 
         Returns:
-            Int64 [B, max_tokens], padded with 0; unknown words are left out.
+          Int64 [B, max_tokens], padded with 0; unknown words are left out.
         """
         ids = torch.zeros((len(titles), self.text["max_tokens"]), dtype=torch.int64)
         for row, title in zip(ids, titles, strict=True):
@@ -105,10 +105,10 @@ class SicotTextEncoder(nn.Module):
         """Computes embeddings and the weight of each word.
 
         Args:
-            ids: Output of `token_ids`, int64 [B, T].
+          ids: Output of `token_ids`, int64 [B, T].
 
         Returns:
-            Embeddings [B, D] and word weights [B, T].
+          Embeddings [B, D] and word weights [B, T].
         """
         mask = ids > 0
         words = self.words(ids)
@@ -155,12 +155,12 @@ def word_weights(scores: torch.Tensor, mask: torch.Tensor, weighting: str) -> to
     """Turns the scores of words into weights.
 
     Args:
-        scores: Scores [B, T].
-        mask: Which ids are words, bool [B, T].
-        weighting: "softmax" over the words, or "sigmoid" of each divided by their number.
+      scores: Scores [B, T].
+      mask: Which ids are words, bool [B, T].
+      weighting: "softmax" over the words, or "sigmoid" of each divided by their number.
 
     Returns:
-        Weights [B, T], 0 where there is no word.
+      Weights [B, T], 0 where there is no word.
     """
     if weighting == "sigmoid":
         return torch.where(mask, scores.sigmoid(), 0.0) / mask.sum(1, keepdim=True).clamp(min=1)
@@ -172,10 +172,10 @@ def read_tokenizer(folder: Path) -> Callable[[str], list[int]]:
     """Reads the vocabulary of a folder.
 
     Args:
-        folder: Folder with `words.txt` or `sentencepiece.model`.
+      folder: Folder with `words.txt` or `sentencepiece.model`.
 
     Returns:
-        Function from a title to ids; unknown words are left out.
+      Function from a title to ids; unknown words are left out.
     """
     if (folder / "words.txt").exists():
         lines = (folder / "words.txt").read_bytes().decode().split("\n")[:-1]
@@ -198,10 +198,10 @@ def split_words(title: str) -> list[str]:
     """Splits a title into words: NFKC, lower case, letters and digits of any script.
 
     Args:
-        title: The title.
+      title: The title.
 
     Returns:
-        Its words in order; apostrophes join words, other punctuation separates them.
+      Its words in order; apostrophes join words, other punctuation separates them.
     """
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", title).lower())
     return _WORD.findall(_APOSTROPHES.sub("", text))

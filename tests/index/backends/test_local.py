@@ -1,4 +1,4 @@
-"""Search in a version's files, against all similarities computed."""
+"""Search in the files of a version, against all similarities."""
 
 import gc
 import threading
@@ -42,23 +42,23 @@ def exact(opened, embedding, k, allowed=None):
     return sorted(best.items(), key=lambda item: -item[1])[:k]
 
 
-def found(opened, embedding, k, **more):
+def search(opened, embedding, k, **more):
     return [
         (n.product_id, n.similarity) for n in opened.nearest(embedding[None], k, **more)[0].products
     ]
 
 
 @pytest.mark.parametrize("k", [1, 3, PRODUCTS])
-def test_nearest_products_are_those_of_all_similarities(opened, k):
+def test_nearest_products_are_exact(opened, k):
     for embedding in queries():
-        mine, wanted = found(opened, embedding, k), exact(opened, embedding, k)
+        mine, wanted = search(opened, embedding, k), exact(opened, embedding, k)
         assert [product for product, _ in mine] == [product for product, _ in wanted]
         np.testing.assert_allclose([s for _, s in mine], [s for _, s in wanted], rtol=1e-6)
 
 
 @pytest.mark.parametrize("k", [0, 2])
-def test_nearest_photos_are_those_of_all_similarities(opened, k):
-    """Whosever they are; as many as asked for, fewer where there are fewer."""
+def test_nearest_photos_are_exact(opened, k):
+    """Photos of any product; fewer where there are fewer."""
     vectors, places = VectorFiles(opened.folder, WIDTH, BITS), PRODUCTS * PHOTOS
     owners = vectors.memmap(layout.ROW_PRODUCTS, places)
     for embedding in queries():
@@ -75,49 +75,48 @@ def test_nearest_photos_are_those_of_all_similarities(opened, k):
     assert len(opened.nearest(queries(1), k, num_photos=places + 9)[0].photos) == places
 
 
-def test_a_batch_is_its_queries(opened):
+def test_batch_equals_single_queries(opened):
     some = queries(3)
     assert opened.nearest(some, 2, num_photos=3) == [
         opened.nearest(query[None], 2, num_photos=3)[0] for query in some
     ]
 
 
-def test_more_photos_are_looked_at_until_there_are_k_products(opened):
-    """One candidate is one product: the search widens by itself, and ends where there are no more."""
+def test_candidates_are_widened_until_there_are_k_products(opened):
     for embedding in queries(5):
-        assert len(found(opened, embedding, PRODUCTS, candidates=1)) == PRODUCTS
-        assert len(found(opened, embedding, PRODUCTS + 3)) == PRODUCTS
+        assert len(search(opened, embedding, PRODUCTS, candidates=1)) == PRODUCTS
+        assert len(search(opened, embedding, PRODUCTS + 3)) == PRODUCTS
 
 
-def test_a_category_is_searched_alone(opened):
+def test_search_is_restricted_to_a_category(opened):
     for embedding in queries(5):
         wanted = exact(opened, embedding, 2, allowed={1, 3, 5})
-        assert [p for p, _ in found(opened, embedding, 2, category="kind 1")] == [
+        assert [p for p, _ in search(opened, embedding, 2, category="kind 1")] == [
             p for p, _ in wanted
         ]
-    assert found(opened, queries(1)[0], 2, category="nothing") == []
+    assert search(opened, queries(1)[0], 2, category="nothing") == []
 
 
-def test_what_is_withdrawn_is_not_found_after_a_refresh(index, opened):
+def test_deleted_product_is_not_returned_after_refresh(index, opened):
     embedding = queries(1)[0]
     best = exact(opened, embedding, 1)[0][0]
     remove_products(index, [f"sku-{best}"])
-    assert found(opened, embedding, 1)[0][0] == best  # as it was at the last look
+    assert search(opened, embedding, 1)[0][0] == best  # as it was at the last look
     assert opened.products([best]) == [None]  # but its card is gone
     assert opened.refresh()
     assert not opened.refresh()
     left = set(range(PRODUCTS)) - {best}
-    assert [p for p, _ in found(opened, embedding, PRODUCTS)] == [
+    assert [p for p, _ in search(opened, embedding, PRODUCTS)] == [
         p for p, _ in exact(opened, embedding, 9, left)
     ]
     assert opened.counts() == {"products": PRODUCTS - 1, "photos": PRODUCTS * PHOTOS}
 
 
-def test_a_query_of_zeros_is_answered(opened):
-    assert len(found(opened, np.zeros(WIDTH), 2)) == 2
+def test_query_of_zeros_is_answered(opened):
+    assert len(search(opened, np.zeros(WIDTH), 2)) == 2
 
 
-def test_no_index_is_one_line(tmp_path):
+def test_missing_index_is_one_line(tmp_path):
     with pytest.raises(
         InputError, match="no product index there; make one with `sicot index build"
     ):
@@ -127,8 +126,8 @@ def test_no_index_is_one_line(tmp_path):
         layout.current_version(tmp_path)
 
 
-def test_a_change_is_seen_from_any_thread(index, opened):
-    """SQLite counts changes for each connection: threads that come and go ask the same one."""
+def test_refresh_sees_changes_from_any_thread(index, opened):
+    """SQLite counts commits for each connection, so all threads share one."""
     seen = []
     for product in range(4):
         remove_products(index, [f"sku-{product}"])
@@ -139,23 +138,21 @@ def test_a_change_is_seen_from_any_thread(index, opened):
     assert seen == [True] * 4
 
 
-def test_a_product_moves_to_another_category(index, opened, tmp_path):
-    """And to one that is new; and is not found in the old one."""
+def test_product_changes_its_category(index, opened, tmp_path):
+    """It is returned in the new category, which may be a new one, and not in the old one."""
     for name in ("kind 0", "fresh"):
         (tmp_path / "move.csv").write_text(f"sku,category\nsku-1,{name}\n")
         update_products(index, tmp_path / "move.csv")
         assert opened.refresh()
         for embedding in queries(3):
-            inside = {p for p, _ in found(opened, embedding, 9, category=name)}
+            inside = {p for p, _ in search(opened, embedding, 9, category=name)}
             assert inside == ({0, 1, 2, 4} if name == "kind 0" else {1})
-            assert {p for p, _ in found(opened, embedding, 9, category="kind 1")} == {3, 5}
-            assert 1 in {p for p, _ in found(opened, embedding, 9)}
+            assert {p for p, _ in search(opened, embedding, 9, category="kind 1")} == {3, 5}
+            assert 1 in {p for p, _ in search(opened, embedding, 9)}
 
 
-def test_readers_outlive_the_index_that_was_replaced(index):
-    """A thread that reads while everyone else drops the index: it is closed with the last
-    reference.
-    """
+def test_reading_threads_keep_a_replaced_index_open(index):
+    """The store is closed with the last reference."""
     opened = LocalIndex(layout.current_version(index))
     results, going = [], threading.Event()
 
@@ -175,8 +172,8 @@ def test_readers_outlive_the_index_that_was_replaced(index):
     assert results == [PRODUCTS] * 1200
 
 
-def test_a_search_for_more_products_than_there_are_does_not_look_at_all_photos(opened, monkeypatch):
-    """At most 16 times the candidates."""
+def test_widening_is_limited(opened, monkeypatch):
+    """At most `MAX_WIDENING` times the candidates."""
     from sicot_jax.index.backends import local
 
     looked = []
@@ -187,5 +184,5 @@ def test_a_search_for_more_products_than_there_are_does_not_look_at_all_photos(o
         lambda view, q, places, *n: looked.append(len(places)) or ranked(view, q, places, *n),
     )
     monkeypatch.setattr(local, "MAX_WIDENING", 2)
-    found(opened, queries(1)[0], PRODUCTS + 3, candidates=5)
+    search(opened, queries(1)[0], PRODUCTS + 3, candidates=5)
     assert max(looked) <= 2 * (PRODUCTS + 3) < PRODUCTS * PHOTOS

@@ -1,7 +1,7 @@
-"""An index whose codes lie in Milvus beside the same in files: a real Milvus Lite, in an
-environment of its own.
+"""An index whose codes lie in Milvus, against the same in files.
 
-Milvus Lite has binary vectors up to 2.5, which needs an older setuptools than other packages here.
+A real Milvus Lite, in an environment of its own: it has binary vectors up to 2.5, which needs an
+older setuptools than other packages here.
 """
 
 import json
@@ -33,13 +33,13 @@ from sicot_jax.index.storage import layout
 from sicot_jax.index.backends.open import open_index, publish_index
 
 index, database = Path(sys.argv[1]), sys.argv[2]
-version, said = layout.current_version(index), []
+version, messages = layout.current_version(index), []
 try:
     open_index(version, database)
 except InputError as error:
-    said.append(str(error))
+    messages.append(str(error))
 for _ in range(2):
-    said.append(publish_index(index, database))
+    messages.append(publish_index(index, database))
 embeddings = np.random.default_rng(1).random((8, 64)).astype(np.float32)
 answers = []
 for address in ("", database):
@@ -47,11 +47,12 @@ for address in ("", database):
     answers.append([])
     for category in (None, "kind 0", "kind 1", "fresh", "nothing"):
         for candidates in (9, 40):
-            near = made.nearest(embeddings, 3, num_photos=4, category=category, candidates=candidates)
+            options = {"num_photos": 4, "category": category, "candidates": candidates}
+            near = made.nearest(embeddings, 3, **options)
             answers[-1].append([dataclasses.asdict(one) for one in near])
     answers[-1].append([made.counts(), dataclasses.asdict(made.product("new"))])
     made.close()
-print(json.dumps({"said": said, "answers": answers}))
+print(json.dumps({"messages": messages, "answers": answers}))
 """
 
 
@@ -74,8 +75,8 @@ def python(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.database
-def test_milvus_proposes_what_files_propose(index, python, tmp_path):
-    """Products that came, went and moved included."""
+def test_milvus_equals_files(index, python, tmp_path):
+    """With added, deleted and recategorised products."""
     rows = [{"image": f"{n}.jpg", "sku": "new", "category": "fresh"} for n in range(3)]
     add_products(
         index,
@@ -88,16 +89,20 @@ def test_milvus_proposes_what_files_propose(index, python, tmp_path):
     update_products(index, tmp_path / "move.csv")
     database = f"milvus+{tmp_path / 'codes.db'}"
     done = subprocess.run(
-        [python, "-c", ANSWERS, str(index), database], cwd=ROOT, capture_output=True, text=True, check=False,
+        [python, "-c", ANSWERS, str(index), database],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert "has no codes of" in found["said"][0]
-    assert "sicot index publish --index" in found["said"][0]
-    assert found["said"][1].startswith("v000001: 27 codes new, 27 in sicot_v000001_")
-    assert found["said"][2].startswith("v000001: 0 codes new, 27 in sicot_v000001_")
-    files, milvus = found["answers"]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert "has no codes of" in result["messages"][0]
+    assert "sicot index publish --index" in result["messages"][0]
+    assert result["messages"][1].startswith("v000001: 27 codes new, 27 in sicot_v000001_")
+    assert result["messages"][2].startswith("v000001: 0 codes new, 27 in sicot_v000001_")
+    files, milvus = result["answers"]
     assert files[-1] == milvus[-1]
     for one, other in zip(
         files[1:-1:2], milvus[1:-1:2], strict=True
@@ -111,7 +116,7 @@ def test_milvus_proposes_what_files_propose(index, python, tmp_path):
             assert mine["products"][:1] == theirs["products"][:1]
 
 
-def test_without_its_package_there_is_one_line(index, capsys, monkeypatch):
+def test_missing_package_is_one_line(index, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "pymilvus", None)
     with pytest.raises(
         InputError, match="no pymilvus here to use Milvus with; install it: pip install"

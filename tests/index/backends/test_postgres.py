@@ -1,4 +1,4 @@
-"""An index in PostgreSQL beside the same in files: a real server with pgvector."""
+"""An index in PostgreSQL against the same in files: a real server with pgvector."""
 
 import contextlib
 import itertools
@@ -28,11 +28,8 @@ from sicot_jax.indexing.update import remove_products, update_products
 psycopg = pytest.importorskip("psycopg", reason="a database is used with the extra postgres")
 pytest.importorskip("psycopg_pool", reason="a database is used with the extra postgres")
 
-from sicot_jax.index.backends import (
-    postgres,  # noqa: E402
-    postgres_schema,  # noqa: E402
-)
-from sicot_jax.index.backends.postgres_publish import publish_to_postgres  # noqa: E402
+from sicot_jax.index.backends import postgres, postgres_schema
+from sicot_jax.index.backends.postgres_publish import publish_to_postgres
 
 pytestmark = pytest.mark.database
 
@@ -108,7 +105,7 @@ def all_pairs(opened, embedding, k, category=None):
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["compared all", "by the graph"])
-def test_the_nearest_are_those_of_all_similarities(opened, monkeypatch, graph):
+def test_nearest_products_are_exact(opened, monkeypatch, graph):
     if graph:
         monkeypatch.setattr(postgres, "_EXACT", 0)
     for category, k in itertools.product(
@@ -129,11 +126,11 @@ def test_the_nearest_are_those_of_all_similarities(opened, monkeypatch, graph):
         ) == len(wanted)
 
 
-def test_a_query_of_zeros_is_answered(opened):
+def test_query_of_zeros_is_answered(opened):
     assert len(opened.nearest(np.zeros((1, WIDTH), np.float32), 2)[0].products) == 2
 
 
-def test_cards_are_those_of_the_files(index, url):
+def test_records_equal_those_of_the_files(index, url):
     rows = [
         {
             "image": "0.jpg",
@@ -163,8 +160,8 @@ def test_cards_are_those_of_the_files(index, url):
         assert mine.kernel.shape == (1, WIDTH)
 
 
-def test_bits_and_numbers_are_those_of_the_files(index, url):
-    """As text, which has its own rules for their order."""
+def test_codes_and_features_equal_those_of_the_files(index, url):
+    """As text, which has its own rules for the order of bits."""
     publish_to_postgres(index, url)
     folder = layout.current_version(index)
     manifest = layout.read_index_manifest(folder)
@@ -184,7 +181,7 @@ def test_bits_and_numbers_are_those_of_the_files(index, url):
         assert product == vectors.memmap(layout.ROW_PRODUCTS, place + 1)[place]
 
 
-def test_only_small_files_are_read_of_the_folder(index, url):
+def test_large_files_are_not_needed(index, url):
     publish_to_postgres(index, url)
     for name in (layout.FEATURES, layout.CODES, layout.ROW_PRODUCTS, layout.PRODUCTS):
         (layout.current_version(index) / name).unlink()
@@ -215,7 +212,7 @@ def five_thousand(tmp_path_factory, small_version):
 
 
 def test_recall(five_thousand, url):
-    """Of all, of a category and beside withdrawn ones, though the graph knows neither."""
+    """Of all products, of a category, and with deleted ones, none of which the graph knows."""
     publish_to_postgres(five_thousand, url)
     asked = vector_search.GaussianVectors(WIDTH)(20, np.random.default_rng(5))
     with reading(five_thousand, url) as copy:
@@ -247,14 +244,14 @@ def test_recall(five_thousand, url):
         assert copy.nearest(asked[:1], 10, category="kind 2") == [Neighbours([], [])]
 
 
-def test_published_twice_is_no_change(index, url):
+def test_second_publish_changes_nothing(index, url):
     first, second = publish_to_postgres(index, url), publish_to_postgres(index, url)
     assert (first.revision, first.new_photos, first.changes) == (1, PRODUCTS * PHOTOS, PRODUCTS)
     assert (second.revision, second.new_photos, second.changes) == (1, 0, 0)
     assert second.summary() == "v000001, revision 1: is there already"
 
 
-def test_changes_are_seen_once_they_are_published(index, url, tmp_path):
+def test_refresh_sees_published_changes(index, url, tmp_path):
     publish_to_postgres(index, url)
     with reading(index, url) as copy:
         rows = [
@@ -310,8 +307,8 @@ def test_changes_are_seen_once_they_are_published(index, url, tmp_path):
                 ]
 
 
-def test_a_row_that_is_gone_is_gone_in_the_database(index, url, tmp_path):
-    """Of a later product whose last photo was withdrawn."""
+def test_class_weights_are_deleted(index, url, tmp_path):
+    """Of a new product whose last photo was deleted."""
     feed = write_manifest_csv(
         tmp_path / "feed", [{"image": "0.jpg", "sku": "new"}], {"0.jpg": jpeg(photo(30))}
     )
@@ -331,9 +328,7 @@ def test_a_row_that_is_gone_is_gone_in_the_database(index, url, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["_update", "_count", "postgres_schema.create_indexes", "_one"])
-def test_a_publish_that_is_stopped_leaves_the_old_one(
-    index, url, small_version, monkeypatch, where
-):
+def test_stopped_publish_leaves_the_old_version(index, url, small_version, monkeypatch, where):
     publish_to_postgres(index, url)
     with reading(index, url) as copy:
         before = copy.nearest(queries(3), 3)
@@ -364,7 +359,7 @@ def test_a_publish_that_is_stopped_leaves_the_old_one(
             assert sorted(schemas) == [("sicot",), found]
             assert "v000001" in found[0]
         with pytest.raises(
-            InputError, match="has no copy of .*v000002; make it with `sicot index publish --index "
+            InputError, match=r"has no copy of .*v000002; make it with `sicot index publish --index "
         ):
             open_index(version, url)
         assert publish_to_postgres(index, url).new_photos == PRODUCTS * PHOTOS
@@ -373,7 +368,7 @@ def test_a_publish_that_is_stopped_leaves_the_old_one(
             assert newer.counts()["products"] == PRODUCTS
 
 
-def test_the_version_before_stays_and_older_ones_go(index, url, small_version):
+def test_publish_keeps_the_previous_version_alone(index, url, small_version):
     with contextlib.ExitStack() as stack:
         copies = []
         for version in range(3):
@@ -392,8 +387,7 @@ def test_the_version_before_stays_and_older_ones_go(index, url, small_version):
         assert publish_to_postgres(index, url).summary() == "v000002, revision 1: is there already"
 
 
-def test_an_index_of_the_same_name_is_another_one(index, url, small_version):
-    """Built anew from nothing, it is v000001 again."""
+def test_rebuilt_version_of_the_same_name_is_another_one(index, url, small_version):
     publish_to_postgres(index, url)
     shutil.rmtree(index)
     version = publish_copy(index, small_version)
@@ -405,7 +399,7 @@ def test_an_index_of_the_same_name_is_another_one(index, url, small_version):
     assert publish_to_postgres(index, url).new_photos == PRODUCTS * PHOTOS
 
 
-def test_one_publishes_at_a_time(index, url):
+def test_publish_is_exclusive(index, url):
     with psycopg.connect(url) as connection:
         connection.execute("SELECT pg_advisory_xact_lock(%s)", [publishing._LOCK])
         with pytest.raises(InputError, match="another process publishes to it; wait for it to end"):
@@ -413,8 +407,8 @@ def test_one_publishes_at_a_time(index, url):
     publish_to_postgres(index, url)
 
 
-def test_a_change_during_a_publish_is_for_the_next_one(index, url, monkeypatch):
-    """All that is read is of one moment."""
+def test_publish_copies_one_commit(index, url, monkeypatch):
+    """A change during a publish is copied by the next one."""
     original = publishing._update
 
     def changed(*arguments):
@@ -442,11 +436,18 @@ def one_line(error):
 @pytest.mark.parametrize(
     "address",
     [
-        "nonsense", "http://u:secret@h/d", "postgresql://u:se@secret@h/d", "postgresql://u:1/secret@h/d", "postgresql://u:a?secret@h/d",
-        "postgresql://u:a#secret@h/d", "postgresql://u:secret%@h/d", "postgresql://u:secret@[h/d", "postgresql://u:secret@h/d?nope=1",
+        "nonsense",
+        "http://u:secret@h/d",
+        "postgresql://u:se@secret@h/d",
+        "postgresql://u:1/secret@h/d",
+        "postgresql://u:a?secret@h/d",
+        "postgresql://u:a#secret@h/d",
+        "postgresql://u:secret%@h/d",
+        "postgresql://u:secret@[h/d",
+        "postgresql://u:secret@h/d?nope=1",
     ],
-)  # fmt: skip
-def test_an_address_that_is_none_is_not_told(index, address):
+)
+def test_invalid_address_is_not_shown(index, address):
     for call in (
         lambda: publish_to_postgres(index, address),
         lambda: open_index(layout.current_version(index), address),
@@ -459,31 +460,31 @@ def test_an_address_that_is_none_is_not_told(index, address):
         assert address not in one_line(error)
 
 
-def test_a_database_that_does_not_answer(index, database_server, url, capsys):
-    gone = "postgresql://someone:secret@127.0.0.1:1/shop"
+def test_unreachable_database_is_one_line(index, database_server, url, capsys):
+    unreachable = "postgresql://someone:secret@127.0.0.1:1/shop"
     for call in (
-        lambda: publish_to_postgres(index, gone),
-        lambda: open_index(layout.current_version(index), gone),
+        lambda: publish_to_postgres(index, unreachable),
+        lambda: open_index(layout.current_version(index), unreachable),
     ):
         with pytest.raises(
-            InputError, match="postgresql://127.0.0.1/shop: .*refused.*; start the database, or"
+            InputError, match=r"postgresql://127.0.0.1/shop: .*refused.*; start the database, or"
         ) as error:
             call()
         assert "secret" not in one_line(error)
     with pytest.raises(InputError, match='database "none" does not exist'):
         publish_to_postgres(index, database_server.url("none"))
     with pytest.raises(
-        InputError, match="has no copy of .*v000001; make it with `sicot index publish --index "
+        InputError, match=r"has no copy of .*v000001; make it with `sicot index publish --index "
     ) as error:
         open_index(layout.current_version(index), url)
     one_line(error)
-    assert cli.main(["index", "publish", "--index", str(index), "--database", gone]) == 2
+    assert cli.main(["index", "publish", "--index", str(index), "--database", unreachable]) == 2
     assert "secret" not in capsys.readouterr().err
     assert cli.main(["index", "publish", "--index", str(index), "--database", url]) == 0
     assert capsys.readouterr().out == "v000001, revision 1: 24 photos new, 6 other changes\n"
 
 
-def test_no_pgvector_or_an_old_one(index, url, monkeypatch):
+def test_missing_or_old_pgvector_is_one_line(index, url, monkeypatch):
     name = f"reader_{next(_NUMBERS)}"
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(f"CREATE ROLE {name} LOGIN")
@@ -505,12 +506,12 @@ def test_no_pgvector_or_an_old_one(index, url, monkeypatch):
     ):
         with pytest.raises(
             InputError,
-            match="pgvector: 0.*, wanted 99.1 or later; .* ALTER EXTENSION vector UPDATE",
+            match=r"pgvector: 0.*, wanted 99.1 or later; .* ALTER EXTENSION vector UPDATE",
         ):
             call()
 
 
-def test_without_its_packages_there_is_one_line(index, monkeypatch):
+def test_missing_packages_are_one_line(index, monkeypatch):
     for name in ("sicot_jax.index.backends.postgres", "sicot_jax.index.backends.postgres_publish"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "psycopg_pool", None)
@@ -521,7 +522,7 @@ def test_without_its_packages_there_is_one_line(index, monkeypatch):
         open_index(layout.current_version(index), "postgresql://h/d")
 
 
-def test_threads_and_connections_end_with_the_last_reference(index, url):
+def test_connections_close_with_the_last_reference(index, url):
     publish_to_postgres(index, url)
     opened = open_index(layout.current_version(index), url)
     opened.nearest(queries(1), 1)
@@ -532,7 +533,7 @@ def test_threads_and_connections_end_with_the_last_reference(index, url):
         assert not worker.is_alive()
 
 
-def test_a_database_that_goes_away_and_comes_back(index, database_server, url):
+def test_recovers_from_a_database_restart(index, database_server, url):
     publish_to_postgres(index, url)
     with reading(index, url) as copy:
         before = copy.nearest(queries(3), 3)

@@ -1,4 +1,4 @@
-"""A split index beside the one that it was split from."""
+"""A sharded index against the index that it was split from."""
 
 import contextlib
 import dataclasses
@@ -73,27 +73,27 @@ def image_ids(made, near):
 
 
 @pytest.mark.parametrize("count", [2, 3, 8])
-def test_parts_answer_as_one(changed, tmp_path, count):
-    """With more parts than products some are empty."""
+def test_shards_answer_as_one_index(changed, tmp_path, count):
+    """With more shards than products some are empty."""
     split_index(changed, tmp_path / "split", count)
     assert verify_version(layout.current_version(tmp_path / "split"), checksums=True) == []
-    with opened(changed) as whole, opened(tmp_path / "split") as made:
+    with opened(changed) as unsharded, opened(tmp_path / "split") as made:
         assert isinstance(made, ShardedIndex)
         assert len(made.shards) == count
         for category in (None, "kind 0", "kind 1", "fresh", "nothing"):
             one, other = (
                 index.nearest(queries(), 4, num_photos=5, category=category, candidates=ALL)
-                for index in (whole, made)
+                for index in (unsharded, made)
             )
             for mine, theirs in zip(one, other, strict=True):
                 for part in ("products", "photos"):
-                    assert image_ids(whole, getattr(mine, part)) == image_ids(
+                    assert image_ids(unsharded, getattr(mine, part)) == image_ids(
                         made, getattr(theirs, part)
                     )
         assert made.counts() == {"products": PRODUCTS, "photos": (PRODUCTS - 1) * PHOTOS + 2}
         assert made.manifest.num_photos == made.counts()["photos"]
-        assert made.manifest.model_sha256 == whole.manifest.model_sha256
-        mine, theirs = made.active_products(), whole.active_products()
+        assert made.manifest.model_sha256 == unsharded.manifest.model_sha256
+        mine, theirs = made.active_products(), unsharded.active_products()
         for field in ("deleted", "new_products", "kernel", "bias"):
             np.testing.assert_array_equal(getattr(mine, field), getattr(theirs, field))
         assert mine.category_names == ("fresh", "kind 0", "kind 1")
@@ -104,17 +104,17 @@ def test_parts_answer_as_one(changed, tmp_path, count):
         ]
 
 
-def test_recognition_says_the_same(changed, tmp_path):
+def test_recognition_is_the_same(changed, tmp_path):
     split_index(changed, tmp_path / "split", 3)
     fusion = read_fusion(layout.current_version(tmp_path / "split") / layout.CATEGORY_FUSION)
-    with opened(changed) as whole, opened(tmp_path / "split") as made:
+    with opened(changed) as unsharded, opened(tmp_path / "split") as made:
         for embedding in queries(5):
             logits = embedding[:PRODUCTS]
             one, other = (
                 Searcher(index, category_fusion=fusion).answer(
                     Query(embedding, logits, k=4, num_similar=5)
                 )
-                for index in (whole, made)
+                for index in (unsharded, made)
             )
             for part in ("matches", "similar"):
                 mine, theirs = (
@@ -127,11 +127,11 @@ def test_recognition_says_the_same(changed, tmp_path):
             assert dict(one.category.top) == pytest.approx(dict(other.category.top))
 
 
-def test_cards_and_pictures_are_found_in_their_parts(changed, tmp_path):
+def test_records_and_pictures_are_read_from_their_shards(changed, tmp_path):
     split_index(changed, tmp_path / "split", 2)
-    with opened(changed) as whole, opened(tmp_path / "split") as made:
+    with opened(changed) as unsharded, opened(tmp_path / "split") as made:
         numbers = [6, 0, 2, 3, 0]
-        for one, other in zip(whole.products(numbers), made.products(numbers), strict=True):
+        for one, other in zip(unsharded.products(numbers), made.products(numbers), strict=True):
             if one is None:
                 assert other is None
                 continue
@@ -139,23 +139,26 @@ def test_cards_and_pictures_are_found_in_their_parts(changed, tmp_path):
                 other, picture_rows=[]
             )
             assert (
-                [whole.picture(p) for p in one.picture_rows]
+                [unsharded.picture(p) for p in one.picture_rows]
                 == [made.picture(p) for p in other.picture_rows]
                 != []
             )
             assert made.product(one.sku) == other
-            assert made.count_photos(one.product_id) == whole.count_photos(one.product_id)
+            assert made.count_photos(one.product_id) == unsharded.count_photos(one.product_id)
         assert made.product("nobody") is None
         assert made.product(sku(2)) is None
         assert made.picture(10_000) is None
 
 
-def test_few_candidates_propose_what_one_index_proposes_and_more(changed, tmp_path):
-    """Each part puts as many photos in order as one index would: no answer is farther."""
+def test_few_candidates_are_at_least_as_good(changed, tmp_path):
+    """Each shard ranks as many candidates as one index would."""
     split_index(changed, tmp_path / "split", 3)
-    with opened(changed) as whole, opened(tmp_path / "split") as made:
+    with opened(changed) as unsharded, opened(tmp_path / "split") as made:
         for one, other in zip(
-            *(index.nearest(queries(), 2, num_photos=3, candidates=4) for index in (whole, made)),
+            *(
+                index.nearest(queries(), 2, num_photos=3, candidates=4)
+                for index in (unsharded, made)
+            ),
             strict=True,
         ):
             for part in ("products", "photos"):
@@ -165,8 +168,8 @@ def test_few_candidates_propose_what_one_index_proposes_and_more(changed, tmp_pa
                 assert all(b >= a - 1e-6 for a, b in zip(mine, theirs, strict=True))
 
 
-def test_what_was_fitted_comes_along_whatever_its_name(index, tmp_path, monkeypatch):
-    """Files that a version need not have too."""
+def test_fitted_files_are_copied(index, tmp_path, monkeypatch):
+    """Optional ones too."""
     folder = layout.current_version(index)
     (folder / "ranker.txt").write_text("trees")
     monkeypatch.setattr(layout, "FITTED", (*layout.FITTED, "ranker.txt", "ranker.json"))
@@ -185,7 +188,7 @@ def test_what_was_fitted_comes_along_whatever_its_name(index, tmp_path, monkeypa
             assert (part / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_a_part_serves_alone_and_may_have_lists(index, tmp_path, monkeypatch):
+def test_shard_is_an_index_with_lists(index, tmp_path, monkeypatch):
     monkeypatch.setattr(inverted_lists, "MIN_ROWS", 5)
     monkeypatch.setattr(inverted_lists, "ROWS_PER_LIST", 3)
     split_index(index, tmp_path / "split", 2)
@@ -196,7 +199,7 @@ def test_a_part_serves_alone_and_may_have_lists(index, tmp_path, monkeypatch):
         assert {n.product_id for n in part.nearest(queries(1), 9)[0].products} == {1, 3, 5}
 
 
-def test_damage_in_a_part_is_found(index, tmp_path):
+def test_damaged_shard_is_found(index, tmp_path):
     split_index(index, tmp_path / "split", 2)
     version = layout.current_version(tmp_path / "split")
     codes = shard_folder(version, 1) / layout.CODES
@@ -210,7 +213,7 @@ def test_damage_in_a_part_is_found(index, tmp_path):
         open_index(version)
 
 
-def test_a_split_index_is_not_changed(index, tmp_path, capsys):
+def test_sharded_index_cannot_be_changed(index, tmp_path, capsys):
     out = tmp_path / "split"
     assert (
         cli.main(["index", "split", "--index", str(index), "--out", str(out), "--shards", "2"]) == 0
@@ -242,8 +245,8 @@ def test_a_split_index_is_not_changed(index, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
-def test_what_is_offered_by_hand():
-    """Products 0 and 2 are the first part's, 1 and 3 the second's; 3 came later."""
+def test_active_products_by_hand():
+    """Products 0 and 2 are of the first shard, 1 and 3 of the second; 3 and 4 are new."""
 
     def part(withdrawn, products, names, category):
         rows = np.full((len(products), 2), 7.0, np.float32) * (np.array(products)[:, None] + 1)
@@ -268,8 +271,7 @@ def test_what_is_offered_by_hand():
     assert merged.product_category.tolist() == [1, 3, 3, 2, 1]
 
 
-def test_changes_of_a_part_are_seen(index, tmp_path):
-    """A part is a version of its own, whose store may be written where it lies."""
+def test_refresh_sees_changes_of_a_shard(index, tmp_path):
     split_index(index, tmp_path / "split", 2)
     version = layout.current_version(tmp_path / "split")
     with opened(tmp_path / "split") as made:

@@ -1,6 +1,4 @@
-"""Lists of photos that look alike, by vectors in the plane whose neighbours are known; an index
-with lists.
-"""
+"""Inverted lists of vectors in the plane whose neighbours are known, and an index with lists."""
 
 import contextlib
 import dataclasses
@@ -20,8 +18,7 @@ from sicot_jax.indexing.parquet import export_index, import_index
 from sicot_jax.indexing.update import remove_products, update_products
 from sicot_jax.indexing.verify import verify_version
 
-# Lines of two categories, 0 to 5 and 6 to 11, by their angles: each category is two bundles of
-# three, in no order.
+# Angles of the rows of two categories, 0 to 5 and 6 to 11; each category has two clusters of three.
 ANGLES = np.array([0, 90, 2, 92, 4, 94, 45, 135, 47, 137, 49, 139])
 
 
@@ -37,29 +34,29 @@ def made(tmp_path, monkeypatch):
     return InvertedLists(tmp_path, 12, 2)
 
 
-def test_a_list_is_a_bundle(made):
-    """Of each bundle the nearest list has its lines, in order; centres are the bundles' middles."""
-    for degrees, lines in ((1, [0, 2, 4]), (91, [1, 3, 5]), (46, [6, 8, 10]), (140, [7, 9, 11])):
-        assert made.probe(plane(degrees), 0, 12, 3).tolist() == lines
+def test_list_is_a_cluster(made):
+    """The nearest list of each cluster has its rows, ascending; centroids are the cluster means."""
+    for degrees, rows in ((1, [0, 2, 4]), (91, [1, 3, 5]), (46, [6, 8, 10]), (140, [7, 9, 11])):
+        assert made.probe(plane(degrees), 0, 12, 3).tolist() == rows
     np.testing.assert_allclose(
         sorted(made._centroids[:, 0]), sorted(plane([2, 92, 47, 137])[:, 0]), atol=1e-3
     )
 
 
-def test_as_many_lists_as_hold_what_is_wanted(made):
-    """From 20 degrees the middles at 2, 47, 92 and 137 are 18, 27, 72 and 117 away."""
+def test_probes_enough_lists(made):
+    """From 20 degrees the centroids at 2, 47, 92 and 137 are 18, 27, 72 and 117 away."""
     found = [made.probe(plane(20), 0, 12, wanted).tolist() for wanted in (1, 3, 4, 7, 12, 99)]
     in_order = [0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11]
     assert found == [in_order[:n] for n in (3, 3, 6, 9, 12, 12)]
 
 
-def test_a_category_has_lists_of_its_own(made):
+def test_probes_lists_of_the_category_alone(made):
     assert made.probe(plane(1), 6, 12, 3).tolist() == [6, 8, 10]
     assert made.probe(plane(46), 0, 6, 3).tolist() in ([0, 2, 4], [1, 3, 5])
     assert sorted(made.probe(plane(46), 0, 6, 6).tolist()) == list(range(6))
 
 
-def test_lists_that_are_not_whole(made, tmp_path):
+def test_damaged_lists_are_found(made, tmp_path):
     assert made.find_faults([(0, 6), (6, 12)]) == []
     assert "lie across categories" in made.find_faults([(0, 5), (5, 12)])[0]
     with pytest.raises(
@@ -87,9 +84,7 @@ def test_lists_that_are_not_whole(made, tmp_path):
 
 @pytest.fixture
 def listed(index, monkeypatch):
-    """The version in use with lists of about three lines, which a search looks at from two
-    candidates on.
-    """
+    """The version in use with lists of about three rows, probed from two candidates on."""
     monkeypatch.setattr(inverted_lists, "ROWS_PER_LIST", 3)
     monkeypatch.setattr(inverted_lists, "PROBE_FACTOR", 3)
     monkeypatch.setattr(inverted_lists, "MIN_ROWS", 12)
@@ -118,15 +113,15 @@ def queries(count=10):
     return np.random.default_rng(1).random((count, WIDTH)).astype(np.float32)
 
 
-def test_what_lists_propose_is_the_nearest_of_their_lines(index, listed):
-    """By code, of the lines that the nearest lists hold; later lines are always looked at."""
-    rows = [
+def test_proposes_the_nearest_rows_of_probed_lists(index, listed):
+    """Nearest by code among the probed rows; rows added after the build are always compared."""
+    manifest_rows = [
         {"image": f"{n}.jpg", "sku": "new", "category": "kind 1", "title": "t"} for n in range(2)
     ]
     add_products(
         index,
         write_manifest_csv(
-            index.parent / "feed", rows, {f"{n}.jpg": jpeg(photo(30, n)) for n in range(2)}
+            index.parent / "feed", manifest_rows, {f"{n}.jpg": jpeg(photo(30, n)) for n in range(2)}
         ),
     )
     built = PRODUCTS * PHOTOS
@@ -134,25 +129,23 @@ def test_what_lists_propose_is_the_nearest_of_their_lines(index, listed):
         view = made._snapshot
         for query in l2_normalize(queries()):
             code = made.encoder.encode(query[None])[0]
-            lines = np.append(made._lists.probe(query, 0, built, 6), [built, built + 1])
-            assert len(lines) < len(view.codes)
-            apart = np.unpackbits(view.codes[lines] ^ code, axis=1).sum(1)
+            rows = np.append(made._lists.probe(query, 0, built, 6), [built, built + 1])
+            assert len(rows) < len(view.codes)
+            all_distances = np.unpackbits(view.codes[rows] ^ code, axis=1).sum(1)
             found = made._propose(view, query, code, (0, len(view.codes)), 2)
-            mine = np.unpackbits(view.codes[found] ^ code, axis=1).sum(1)
-            assert set(found) <= set(lines)
-            assert mine.tolist() == np.sort(apart)[:2].tolist()
-        # A photo that came later is found by itself, in all and in its category.
-        own = np.asarray(view.features[built], np.float32)
+            distances = np.unpackbits(view.codes[found] ^ code, axis=1).sum(1)
+            assert set(found) <= set(rows)
+            assert distances.tolist() == np.sort(all_distances)[:2].tolist()
+        # An added photo is nearest to itself, in all categories and in its category.
+        feature = np.asarray(view.features[built], np.float32)
         for category in (None, "kind 1"):
-            near = made.nearest(own[None], 1, num_photos=1, category=category, candidates=2)[0]
+            near = made.nearest(feature[None], 1, num_photos=1, category=category, candidates=2)[0]
             assert near.photos[0].row == built
-            assert near.products[0].product == PRODUCTS
+            assert near.products[0].product_id == PRODUCTS
 
 
-def test_withdrawn_and_moved_photos_with_lists(listed, index, tmp_path):
-    """None is found that is gone; as many products as there are, none nearer than the nearest of
-    all.
-    """
+def test_deleted_and_recategorized_photos_with_lists(listed, index, tmp_path):
+    """Deleted photos are never returned, and all other products are."""
     remove_products(index, ["sku-2"])
     remove_products(index, [], photos=[f"{0:032x}"])
     (tmp_path / "move.csv").write_text("sku,category\nsku-1,kind 0\n")
@@ -161,7 +154,7 @@ def test_withdrawn_and_moved_photos_with_lists(listed, index, tmp_path):
         flat = LocalIndex(listed)
         flat._lists = None
         for category, k in ((None, 3), ("kind 0", 3), ("kind 1", 2)):
-            for candidates in (2, 4):  # three lines for each: of 12 in a category, of 24 in all
+            for candidates in (2, 4):  # three rows for each: of 12 in a category, of 24 in all
                 narrow = made.nearest(
                     queries(), 3, num_photos=4, category=category, candidates=candidates
                 )
@@ -171,11 +164,13 @@ def test_withdrawn_and_moved_photos_with_lists(listed, index, tmp_path):
                     assert 0 not in {n.row for n in near.photos}
                     assert len(near.products) == k
                     best = zip(near.products, exact.products, strict=True)
-                    assert all(mine.similarity <= other.similarity + 1e-6 for mine, other in best)
+                    assert all(
+                        distances.similarity <= other.similarity + 1e-6 for distances, other in best
+                    )
         flat.close()
 
 
-def test_verify_and_opening_find_damaged_lists(index, listed):
+def test_verify_and_open_find_damaged_lists(index, listed):
     assert verify_version(listed, checksums=True) == []
     stored = np.fromfile(listed / layout.POSTING_LISTS, np.int32)
     stored[-1] = stored[-2]
@@ -186,12 +181,12 @@ def test_verify_and_opening_find_damaged_lists(index, listed):
     ]
     stored[:-1].tofile(listed / layout.POSTING_LISTS)
     assert "23 rows in 8 lists" in verify_version(listed)[0]
-    with pytest.raises(InputError, match="23 rows in 8 lists .* build the index again"):
+    with pytest.raises(InputError, match=r"23 rows in 8 lists .* build the index again"):
         LocalIndex(listed)
 
 
-def test_an_import_sorts_its_own_lines(index, listed, tmp_path, monkeypatch):
-    """Lines are others there: lists do not come along."""
+def test_import_writes_lists_anew(index, listed, tmp_path, monkeypatch):
+    """Rows are reordered, so the lists of the exported index do not apply."""
     remove_products(index, ["sku-2"])
     export_index(index, tmp_path / "out")
     assert not (tmp_path / "out" / layout.POSTING_LISTS).exists()
@@ -205,7 +200,7 @@ def test_an_import_sorts_its_own_lines(index, listed, tmp_path, monkeypatch):
         assert len(made._lists._rows) == (PRODUCTS - 1) * PHOTOS
 
 
-def test_a_small_index_has_none(index, small_version):
+def test_small_index_has_no_lists(index, small_version):
     folder = publish_copy(index, small_version)
     assert not (folder / layout.POSTING_LISTS).exists()
     with opened(folder) as made:

@@ -1,4 +1,4 @@
-"""Versions, which one is in use, and who may write."""
+"""Versions of an index, which one is in use, and the write lock."""
 
 import pytest
 
@@ -14,15 +14,15 @@ def publish(index, text):
         return layout.publish_version(index, folder)
 
 
-def test_the_version_before_stays_and_older_ones_go(tmp_path):
+def test_publish_keeps_the_previous_version_alone(tmp_path):
     for text in "abcd":
         assert (publish(tmp_path, text) / "file").read_text() == text
     assert sorted(entry.name for entry in tmp_path.glob("v*")) == ["v000003", "v000004"]
     assert layout.current_version(tmp_path).name == "v000004"
 
 
-def test_a_version_that_was_taken_back_stays_until_it_is_replaced(tmp_path):
-    """Someone pointed `current` at the one before: it is in use, the newer one is not."""
+def test_publish_after_a_rollback(tmp_path):
+    """`current` was set back by hand: that version is kept, the newer one is removed."""
     for text in "ab":
         publish(tmp_path, text)
     (tmp_path / "current").write_text("v000001\n")
@@ -30,7 +30,7 @@ def test_a_version_that_was_taken_back_stays_until_it_is_replaced(tmp_path):
     assert sorted(entry.name for entry in tmp_path.glob("v*")) == ["v000001", "v000003"]
 
 
-def test_one_writer_at_a_time(tmp_path):
+def test_write_lock_is_exclusive(tmp_path):
     with (
         layout.write_lock(tmp_path),
         pytest.raises(InputError, match="another process is changing it"),
@@ -41,7 +41,7 @@ def test_one_writer_at_a_time(tmp_path):
         pass
 
 
-def test_a_reader_that_was_too_slow_opens_the_next_version(tmp_path):
+def test_open_current_retries_a_replaced_version(tmp_path):
     publish(tmp_path, "a")
     seen = []
 
@@ -59,7 +59,7 @@ def test_a_reader_that_was_too_slow_opens_the_next_version(tmp_path):
         layout.open_current(tmp_path, lambda _: 1 / 0)
 
 
-def test_manifests_that_are_none(tmp_path):
+def test_unreadable_manifests_are_refused(tmp_path):
     with pytest.raises(InputError, match="wanted the manifest of a product index"):
         layout.read_index_manifest(tmp_path)
     (tmp_path / layout.MANIFEST).write_text('{"format": 99}')

@@ -1,4 +1,4 @@
-"""The files of vectors."""
+"""Photo files of a version."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,7 @@ from sicot_jax.index.storage import vectors as vectors
 from sicot_jax.index.storage.vectors import VectorFiles, cosine_similarities
 
 
-def test_lines_after_those_that_count_are_overwritten(tmp_path):
-    """What a change left behind that did not come to its end."""
+def test_write_overwrites_rows_of_a_stopped_change(tmp_path):
     vectors = VectorFiles(tmp_path, 3, 8)
     vectors.write_rows(layout.ROW_PRODUCTS, 0, np.arange(5, dtype=np.int32))
     vectors.write_rows(layout.ROW_PRODUCTS, 2, np.array([7], np.int32))
@@ -20,8 +19,7 @@ def test_lines_after_those_that_count_are_overwritten(tmp_path):
         vectors.memmap(layout.ROW_PRODUCTS, 4)
 
 
-def test_a_map_made_before_keeps_its_lines(tmp_path):
-    """A reader's view, while a writer appends."""
+def test_memmap_keeps_its_rows_while_others_are_added(tmp_path):
     vectors = VectorFiles(tmp_path, 2, 8)
     first = np.array([[1, 2], [3, 4]], np.float16)
     vectors.write_rows(layout.FEATURES, 0, first)
@@ -32,10 +30,8 @@ def test_a_map_made_before_keeps_its_lines(tmp_path):
     assert vectors.memmap(layout.CODES, 0).shape == (0, 1)
 
 
-def test_cosines_of_halves(monkeypatch):
-    """Subnormal ones too, in the order that was asked for; equal lines are equal to the last bit,
-    also of different pieces.
-    """
+def test_cosine_similarities_of_float16(monkeypatch):
+    """Also of subnormal numbers; equal rows have equal results in every chunk; NaN gives -inf."""
     monkeypatch.setattr(vectors, "_CHUNK_BYTES", 64 * 200)  # 64 lines
     rng = np.random.default_rng(0)
     features = l2_normalize(
@@ -45,14 +41,17 @@ def test_cosines_of_halves(monkeypatch):
     assert 0 < np.mean((features != 0) & (np.abs(features) < 2.0**-14)) < 1
     query, lines = l2_normalize(rng.normal(size=100)), rng.permutation(300)[:259]
     lines[:2] = 200, 7
-    found = cosine_similarities(features, lines, query)
-    np.testing.assert_allclose(found, features[lines].astype(np.float64) @ query, rtol=0, atol=1e-6)
-    assert found.dtype == np.float32
-    assert found[0] == found[1]
+    similarity = cosine_similarities(features, lines, query)
+    np.testing.assert_allclose(
+        similarity, features[lines].astype(np.float64) @ query, rtol=0, atol=1e-6
+    )
+    assert similarity.dtype == np.float32
+    assert similarity[0] == similarity[1]
     assert cosine_similarities(features, lines[:0], query).shape == (0,)
     damaged = features.copy()
     damaged[lines[3], 5] = np.nan  # the others stay as they are
     np.testing.assert_array_equal(
-        cosine_similarities(damaged, lines, query), np.where(np.arange(259) == 3, -np.inf, found)
+        cosine_similarities(damaged, lines, query),
+        np.where(np.arange(259) == 3, -np.inf, similarity),
     )
     assert np.all(cosine_similarities(features, lines, query * np.nan) == -np.inf)
