@@ -3,11 +3,11 @@
 Command:  python -m benchmarks.class_weights_from_titles RUN...        (run folders)
 
 Each class row w_c of the run (scaled to length 1) is predicted from the direction of the class's
-mean title vector (`shared_word_weights.class_word_shares` times the word vectors, less the mean over
-classes) by ridge regression on four fifths of the classes, and tested on the last fifth, in turn:
-R^2 = 1 - sum |w_c - prediction|^2 / sum |w_c - mean row|^2 of the classes left out. 1: titles
-predict the row; 0: they say nothing; below: they mislead. Classes weigh min(photos, 20) in the fit.
-The penalty is the best of four for all classes, which is optimistic; the same with titles
+mean title vector (`shared_word_weights.class_word_shares` times the word vectors, less the mean
+over classes) by ridge regression on four fifths of the classes, and tested on the last fifth, in
+turn: R^2 = 1 - sum |w_c - prediction|^2 / sum |w_c - mean row|^2 of the classes left out. 1:
+titles predict the row; 0: they say nothing; below: they mislead. Classes weigh min(photos, 20) in
+the fit. The penalty is the best of four for all classes, which is optimistic; the same with titles
 permuted among classes says by how much.
 """
 

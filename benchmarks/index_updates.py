@@ -32,6 +32,7 @@ from sicot_jax.catalog.prefetch import prefetch
 from sicot_jax.export.from_run import ExportedRun, export_run
 from sicot_jax.indexing import build as building
 from sicot_jax.indexing import embed as embedding
+from sicot_jax.indexing import version_writer
 from sicot_jax.indexing.add import add_products
 from sicot_jax.indexing.source import IndexSource
 from sicot_jax.indexing.update import remove_products
@@ -67,7 +68,7 @@ def embedding_rate(workdir: Path, catalog: Catalog) -> float:
 def build_rate(workdir: Path, index: Path) -> tuple[float, float]:
     """Returns photos per second while photos are indexed, and the seconds of all else."""
     photo_seconds: list[tuple[int, float]] = []
-    inner = building.embed_photos
+    inner = version_writer.embed_photos
 
     def timed(recognizer, source, reading, known, vectors, store) -> None:
         with embedding.photo_embedder(recognizer) as embed:
@@ -81,7 +82,7 @@ def build_rate(workdir: Path, index: Path) -> tuple[float, float]:
                 photo_seconds.append((len(source.photos), time.perf_counter() - start))
 
     start = time.perf_counter()
-    with mock.patch.object(building, "embed_photos", timed):
+    with mock.patch.object(version_writer, "embed_photos", timed):
         building.build_index(workdir, index)
     (count, seconds), total = photo_seconds[0], time.perf_counter() - start
     return count / seconds, total - seconds

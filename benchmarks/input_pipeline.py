@@ -187,7 +187,7 @@ def open_catalogs(
 def print_pipelines(
     catalogs: dict[str, tuple[Catalog, Config]], args: argparse.Namespace, reason: str
 ) -> None:
-    """Prints the rates from disk to device; `reason`: why no imported catalogue is measured."""
+    """Prints the rates from disk to device, or why no imported catalogue is measured."""
     pipelines: dict[str, Callable[[], tuple[float, float]]] = {}
     rows: list[tuple[str, ...]] = [
         (f"imported, {workers_name(num_workers)}", reason) for num_workers in args.workers if reason

@@ -272,7 +272,7 @@ def confusion_table(variant: VariantRuns) -> Table | None:
     Returns:
       A row per head class; None for a run without any.
     """
-    confusions = variant.first_run.results.get("swallowed")
+    confusions = variant.first_run.results.get("tail_to_head_confusions")
     if not confusions:
         return None
     rows = [

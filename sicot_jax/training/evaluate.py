@@ -98,7 +98,7 @@ def evaluate_locked_run(
     info = {
         "post_hoc_on_validation": on_validation,
         "catalog": catalog_statistics(catalog, boundary),
-        "swallowed": tail_to_head_confusions(
+        "tail_to_head_confusions": tail_to_head_confusions(
             predictions.label,
             predictions.top_classes[:, 0],
             catalog.classes.counts["train"],

@@ -6,6 +6,13 @@ from sicot_jax.common.files import atomic_directory, atomic_file, read_json, wri
 from sicot_jax.errors import InputError
 
 
+def fail_half_way(context, write):
+    """Raises ValueError in the block, after something was written."""
+    with context as path:
+        write(path)
+        raise ValueError("half way")
+
+
 @pytest.mark.parametrize("durable", [False, True])
 def test_a_file_is_replaced_as_one(tmp_path, durable):
     path = tmp_path / "a.txt"
@@ -21,9 +28,8 @@ def test_a_file_is_replaced_as_one(tmp_path, durable):
 def test_an_exception_leaves_the_old_file_alone(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(ValueError, match="half way"), atomic_file(path) as temporary:
-        temporary.write_text("ne")
-        raise ValueError("half way")
+    with pytest.raises(ValueError, match="half way"):
+        fail_half_way(atomic_file(path), lambda temporary: temporary.write_text("ne"))
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -50,9 +56,8 @@ def test_json_that_is_none_is_named(tmp_path, text, message):
 
 def test_a_folder_appears_at_the_end_or_not_at_all(tmp_path):
     out = tmp_path / "new" / "folder"
-    with pytest.raises(ValueError, match="half way"), atomic_directory(out) as partial:
-        (partial / "file").touch()
-        raise ValueError("half way")
+    with pytest.raises(ValueError, match="half way"):
+        fail_half_way(atomic_directory(out), lambda partial: (partial / "file").touch())
     assert not list(tmp_path.iterdir())
     with atomic_directory(out) as partial:
         (partial / "file").touch()

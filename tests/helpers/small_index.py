@@ -23,16 +23,16 @@ from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.events.store import Event, EventStore
 from sicot_jax.export.from_run import ExportedRun
 from sicot_jax.index.storage import layout
-from sicot_jax.indexing.build import (
-    CodeSettings,
-    VersionInputs,
-    finish_version,
-    write_calibration_files,
-    write_version,
-)
+from sicot_jax.indexing.build import finish_version
 from sicot_jax.indexing.embed import PhotoReading
 from sicot_jax.indexing.source import match_catalog
 from sicot_jax.indexing.update import update_products
+from sicot_jax.indexing.version_writer import (
+    CodeSettings,
+    VersionInputs,
+    write_calibration_files,
+    write_version,
+)
 from sicot_jax.search.category import CategoryFusion
 from sicot_jax.search.rejection import Calibration
 from sicot_jax.serve.query_store import QueryStore

@@ -27,7 +27,7 @@ from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.storage import inverted_lists, layout
 from sicot_jax.index.storage.products import PICTURES, ProductStore
 from sicot_jax.index.storage.vectors import VectorFiles
-from sicot_jax.indexing import build, calibrate, embed
+from sicot_jax.indexing import build, calibrate, embed, version_writer
 from sicot_jax.indexing.build import build_index
 from sicot_jax.indexing.update import update_products
 from sicot_jax.indexing.verify import verify_version
@@ -277,7 +277,7 @@ def test_damaged_build_is_removed(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(build, "verify_version", lambda _: ["features.f16: broken"])
         with pytest.raises(
-            InputError, match="features.f16: broken; the version in use stays, build again"
+            InputError, match=r"features.f16: broken; the version in use stays, build again"
         ):
             build_index(run, tmp_path)
     assert not (tmp_path / layout.BUILDING).exists()
@@ -291,7 +291,9 @@ def test_damaged_build_is_removed(run, tmp_path, monkeypatch):
 def test_build_of_other_settings_is_not_continued(run, tmp_path, monkeypatch, capsys):
     """A stopped build of another number of bits is removed; a large version has inverted lists."""
     with monkeypatch.context() as patch:
-        patch.setattr(build, "_write_codes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            version_writer, "_write_codes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             build_index(run, tmp_path, bits=64)
     monkeypatch.setattr(inverted_lists, "MIN_ROWS", 100)

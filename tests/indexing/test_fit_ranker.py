@@ -23,7 +23,7 @@ from sicot_jax.serve.settings import ServiceSettings
 testclient = pytest.importorskip("fastapi.testclient", reason="the service needs its extra")
 pytest.importorskip("lightgbm", reason="the ranker needs the service's extra")
 
-from sicot_jax.serve.app import create_app
+from sicot_jax.serve.app import create_app  # noqa: E402
 
 
 @pytest.fixture

@@ -304,7 +304,7 @@ ATTENTION = {
 }
 
 
-SWALLOWED = [
+CONFUSIONS = [
     {
         "class": "acme | shirt",
         "photos": 3,
@@ -314,10 +314,10 @@ SWALLOWED = [
 
 
 def test_catalogue_attention_and_confusions_are_shown(tmp_path):
-    """Tables 1 and Fig. 7 of SICoT, its figures on a data set of its own, and who swallows whom; in
+    """Tables 1 and Fig. 7 of SICoT, its figures on a data set of its own, and confusions; in
     HTML too.
     """
-    expected = {"catalog": FACTS, "attention": ATTENTION, "swallowed": SWALLOWED}
+    expected = {"catalog": FACTS, "attention": ATTENTION, "tail_to_head_confusions": CONFUSIONS}
     write_report([make_run(tmp_path / "co", FIRST, results=expected)], tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text()
     shared = ["4 (1 head)", "13", "4", "8", "5", "2 words (40.0%)", "5"]

@@ -33,7 +33,8 @@ def test_a_run_writes_its_results(finished_run):
     assert results["post_hoc_on_validation"].keys() == variants.keys()
     assert results["catalog"]["photos"] == {"train": 160, "validation": 11, "test": 22}
     assert (
-        sum(row["photos"] for row in results["swallowed"]) <= results["accuracy"]["tail"]["photos"]
+        sum(row["photos"] for row in results["tail_to_head_confusions"])
+        <= results["accuracy"]["tail"]["photos"]
     )
     shown = results["attention"]["titles"]
     assert len(shown) == 12

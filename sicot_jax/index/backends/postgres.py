@@ -84,7 +84,7 @@ class PostgresIndex:
     """The copy of a version in a database; of the version folder only small files are read.
 
     Searches and records are of the last commit, `active_products` and `counts` of the last
-    `refresh`. Methods raise IndexUnavailableError while the database cannot be read; the connections
+    `refresh`. Methods raise IndexUnavailableError while the database cannot be read; connections
     recover by themselves.
     """
 

@@ -1,7 +1,4 @@
-"""Route that takes the events of a shop's visitors.
-
-The docstring of a handler is its description in the OpenAPI specification.
-"""
+"""Route that takes the events of a shop's visitors."""
 
 from __future__ import annotations
 
@@ -21,9 +18,27 @@ _MAX_EVENTS = 1000
 router = APIRouter(tags=["events"])
 
 
-@router.post("/v1/events", status_code=202, responses=ERROR_RESPONSES)
+@router.post(
+    "/v1/events",
+    status_code=202,
+    responses=ERROR_RESPONSES,
+    description="Stores a list of at most 1,000 events; events that are already stored stay "
+    "unchanged.",
+)
 async def events(request: Request) -> dict[str, int]:
-    """Stores a list of at most 1,000 events; events that are already stored stay unchanged."""
+    """Stores a list of at most 1,000 events; events that are already stored stay unchanged.
+
+    Args:
+      request: the request; its body is a JSON list of events.
+
+    Returns:
+      Number of events received and of new ones.
+
+    Raises:
+      HTTPException: 404 where the service keeps no events.
+      PhotoError: the request is too slow or not JSON.
+      InputError: not a list of events; none is stored.
+    """
     state = service_state(request)
     if state.events is None:
         raise HTTPException(404, "this service keeps no events; start it with --events FILE")

@@ -1,7 +1,4 @@
-"""Routes for operation: liveness, readiness, metrics.
-
-The docstring of a handler is its description in the OpenAPI specification.
-"""
+"""Routes for operation: liveness, readiness, metrics."""
 
 from __future__ import annotations
 
@@ -21,12 +18,23 @@ async def healthz() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@router.get("/readyz")
+@router.get(
+    "/readyz",
+    description="Reports that model and index are loaded and that every batch size is compiled. "
+    "`milliseconds` is the time of an engine call by batch size, where two calls share the "
+    "machine, divided by two: the cost of a batch under load, not the latency of a request.",
+)
 async def readyz(request: Request) -> dict[str, Any]:
     """Reports that model and index are loaded and that every batch size is compiled.
 
-    `milliseconds` is the time of an engine call by batch size, where two calls share the machine,
-    divided by two: the cost of a batch under load, not the latency of a request.
+    Args:
+      request: the request.
+
+    Returns:
+      JSON of the index version, the engine and the number of products and photos.
+
+    Raises:
+      HTTPException: 503 until the service is ready.
     """
     model = service_state(request).models.current
     engine = model.engine

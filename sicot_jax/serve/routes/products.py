@@ -1,7 +1,4 @@
-"""Routes of products and their pictures.
-
-The docstring of a handler is its description in the OpenAPI specification.
-"""
+"""Routes of products and their pictures."""
 
 from __future__ import annotations
 
@@ -57,9 +54,25 @@ def scored_product_json(scored: ScoredProduct, score_name: str) -> dict[str, Any
 
 
 # Before the route of a product, whose SKU may hold slashes.
-@router.get("/v1/products/{sku:path}/images/{number}", responses=NOT_FOUND)
+@router.get(
+    "/v1/products/{sku:path}/images/{number}",
+    responses=NOT_FOUND,
+    description="Returns a photo of a product, as it was indexed.",
+)
 async def picture(request: Request, sku: str, number: int) -> Response:
-    """Returns a photo of a product, as it was indexed."""
+    """Returns a photo of a product, as it was indexed.
+
+    Args:
+      request: the request.
+      sku: SKU of the product.
+      number: position of the photo in the product's `images`.
+
+    Returns:
+      The JPEG.
+
+    Raises:
+      HTTPException: 404 for an unknown product or number.
+    """
 
     def read(index: ProductIndex) -> bytes | None:
         product = index.product(sku)
@@ -73,9 +86,24 @@ async def picture(request: Request, sku: str, number: int) -> Response:
     return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": "max-age=3600"})
 
 
-@router.get("/v1/products/{sku:path}", responses=NOT_FOUND)
+@router.get(
+    "/v1/products/{sku:path}",
+    responses=NOT_FOUND,
+    description="Returns a product with its quality signals and the number of its photos.",
+)
 async def product(request: Request, sku: str) -> dict[str, Any]:
-    """Returns a product with its quality signals and the number of its photos."""
+    """Returns a product with its quality signals and the number of its photos.
+
+    Args:
+      request: the request.
+      sku: SKU of the product.
+
+    Returns:
+      JSON of the product.
+
+    Raises:
+      HTTPException: 404 for an unknown product.
+    """
 
     def read(index: ProductIndex) -> dict[str, Any] | None:
         product = index.product(sku)

@@ -1,7 +1,4 @@
-"""Routes that answer a query photo: recognition and similarity search.
-
-The docstring of a handler is its description in the OpenAPI specification.
-"""
+"""Routes that answer a query photo: recognition and similarity search."""
 
 from __future__ import annotations
 
@@ -28,6 +25,15 @@ from sicot_jax.serve.routes.products import scored_product_json
 from sicot_jax.serve.state import ServiceState, service_state
 
 router = APIRouter(tags=["photos"])
+_RECOGNIZE_DESCRIPTION = """\
+Recognises the product in a photo and finds similar products.
+
+`confidence` is the calibrated probability that the first product is right; `known` is false where
+the photo is rejected as showing no product of the catalogue. `categories` are the most probable
+ones; where the first is confident and no other is asked for, similar products are limited to it
+(`searched`). `box` is where the product is in the photo, as requested (`box_given`) or as predicted
+by the model; null where the model predicts none.
+"""
 
 _Category = Annotated[
     str | None,
@@ -92,7 +98,10 @@ class PhotoRequest:
 
 
 @router.post(
-    "/v1/recognize", openapi_extra=PHOTO_BODY, responses={**PHOTO_ERRORS, **ANSWER_RESPONSE}
+    "/v1/recognize",
+    openapi_extra=PHOTO_BODY,
+    responses={**PHOTO_ERRORS, **ANSWER_RESPONSE},
+    description=_RECOGNIZE_DESCRIPTION,
 )
 async def recognize(
     request: Request,
@@ -107,17 +116,33 @@ async def recognize(
 ) -> Response:
     """Recognises the product in a photo and finds similar products.
 
-    `confidence` is the calibrated probability that the first product is right; `known` is false
-    where the photo is rejected as showing no product of the catalogue. `categories` are the most
-    probable ones; where the first is confident and no other is asked for, similar products are
-    limited to it (`searched`). `box` is where the product is in the photo, as requested
-    (`box_given`) or as predicted by the model; null where the model predicts none.
+    Args:
+      request: the request with the photo.
+      k: number of products.
+      similar: number of similar products.
+      category: category that similar products are limited to.
+      any_category: ignore the photo's predicted category.
+      box: left,top,right,bottom of the part of the photo to use.
+      rerank: let the ranker order the similar products.
+
+    Returns:
+      JSON of the answer.
+
+    Raises:
+      HTTPException: 503 where the service is not ready, busy or too slow.
+      PhotoError: the request has no usable photo.
+      InputError: a malformed box.
     """
     wanted = PhotoRequest(k, similar, category, any_category, rerank, _requested_box(box))
     return await _answer_request(request, wanted)
 
 
-@router.post("/v1/search", openapi_extra=PHOTO_BODY, responses=PHOTO_ERRORS)
+@router.post(
+    "/v1/search",
+    openapi_extra=PHOTO_BODY,
+    responses=PHOTO_ERRORS,
+    description="Finds products that look similar to the photo.",
+)
 async def search(
     request: Request,
     similar: Annotated[
@@ -128,7 +153,24 @@ async def search(
     box: _BoxText = None,
     rerank: _Rerank = True,
 ) -> Response:
-    """Finds products that look similar to the photo."""
+    """Finds products that look similar to the photo.
+
+    Args:
+      request: the request with the photo.
+      similar: number of similar products.
+      category: category that similar products are limited to.
+      any_category: ignore the photo's predicted category.
+      box: left,top,right,bottom of the part of the photo to use.
+      rerank: let the ranker order the similar products.
+
+    Returns:
+      JSON of the answer.
+
+    Raises:
+      HTTPException: 503 where the service is not ready, busy or too slow.
+      PhotoError: the request has no usable photo.
+      InputError: a malformed box.
+    """
     wanted = PhotoRequest(0, similar, category, any_category, rerank, _requested_box(box))
     return await _answer_request(request, wanted)
 

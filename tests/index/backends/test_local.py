@@ -122,7 +122,7 @@ def test_missing_index_is_one_line(tmp_path):
     ):
         layout.current_version(tmp_path)
     (tmp_path / "current").write_text("../../etc\n")
-    with pytest.raises(InputError, match="names '../../etc', wanted a version"):
+    with pytest.raises(InputError, match=r"names '../../etc', wanted a version"):
         layout.current_version(tmp_path)
 
 
@@ -158,8 +158,9 @@ def test_reading_threads_keep_a_replaced_index_open(index):
 
     def read(mine):
         going.set()
-        for _ in range(300):
-            results.append(len([card for card in mine.products(range(PRODUCTS)) if card]))
+        results.extend(
+            len([record for record in mine.products(range(PRODUCTS)) if record]) for _ in range(300)
+        )
 
     threads = [threading.Thread(target=read, args=(opened,)) for _ in range(4)]
     for thread in threads:

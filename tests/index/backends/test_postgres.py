@@ -28,8 +28,8 @@ from sicot_jax.indexing.update import remove_products, update_products
 psycopg = pytest.importorskip("psycopg", reason="a database is used with the extra postgres")
 pytest.importorskip("psycopg_pool", reason="a database is used with the extra postgres")
 
-from sicot_jax.index.backends import postgres, postgres_schema
-from sicot_jax.index.backends.postgres_publish import publish_to_postgres
+from sicot_jax.index.backends import postgres, postgres_schema  # noqa: E402
+from sicot_jax.index.backends.postgres_publish import publish_to_postgres  # noqa: E402
 
 pytestmark = pytest.mark.database
 
@@ -359,7 +359,8 @@ def test_stopped_publish_leaves_the_old_version(index, url, small_version, monke
             assert sorted(schemas) == [("sicot",), found]
             assert "v000001" in found[0]
         with pytest.raises(
-            InputError, match=r"has no copy of .*v000002; make it with `sicot index publish --index "
+            InputError,
+            match=r"has no copy of .*v000002; make it with `sicot index publish --index",
         ):
             open_index(version, url)
         assert publish_to_postgres(index, url).new_photos == PRODUCTS * PHOTOS

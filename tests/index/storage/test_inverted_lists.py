@@ -61,7 +61,7 @@ def test_damaged_lists_are_found(made, tmp_path):
     assert "lie across categories" in made.find_faults([(0, 5), (5, 12)])[0]
     with pytest.raises(
         InputError,
-        match=r"posting_lists.i32: 12 rows in 4 lists of 2 numbers, wanted 13 of 2; build the index",
+        match=r"posting_lists.i32: 12 rows in 4 lists of 2 numbers, wanted 13 of 2; build the",
     ):
         InvertedLists(tmp_path, 13, 2)
     stored = np.fromfile(tmp_path / layout.POSTING_LISTS, np.int32)

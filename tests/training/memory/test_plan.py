@@ -524,7 +524,9 @@ def test_a_device_without_memory_for_the_compiled_step_is_refused(monkeypatch):
             fit.compile_within_memory(new, setup, target, [BATCH])
     assert str(refused.value) == (
         "a step and what is held besides it take "
-        f"{device_memory.format_size(needed)}, more than 95% of the {device_memory.format_size(memory)} that a device has; add --config.train.micro_batches=2"
+        f"{device_memory.format_size(needed)}, more than 95% of the "
+        f"{device_memory.format_size(memory)} that a device has; add "
+        "--config.train.micro_batches=2"
     )
     assert (
         refused.value.plan.bytes_by_item()["activations, compiled for cpu"]
