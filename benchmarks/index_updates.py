@@ -34,7 +34,7 @@ from sicot_jax.indexing import build as building
 from sicot_jax.indexing import embed as embedding
 from sicot_jax.indexing import version_writer
 from sicot_jax.indexing.add import add_products
-from sicot_jax.indexing.source import IndexSource
+from sicot_jax.indexing.embed import IndexSource
 from sicot_jax.indexing.update import remove_products
 from sicot_jax.training.run import fit_run_to_devices, mesh_of_config, read_run
 

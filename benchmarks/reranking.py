@@ -27,11 +27,10 @@ from scipy import stats
 
 from benchmarks import timing
 from sicot_jax.events import simulator
-from sicot_jax.events.click_model import ClickModel, SimulatedResults
-from sicot_jax.indexing.shown_lists import shown_lists
+from sicot_jax.events.simulated_rows import ClickModel, SimulatedResults
+from sicot_jax.indexing.fit_ranker import shown_lists
 from sicot_jax.search import ranker as rerank
-from sicot_jax.search.ndcg import NDCG_CUTOFF, ndcg
-from sicot_jax.search.ranker import RankingLists
+from sicot_jax.search.ranker import NDCG_CUTOFF, RankingLists, ndcg
 from sicot_jax.search.ranking_features import FEATURES, CatalogStatistics, ranking_features
 
 PRODUCTS, CATEGORIES, CANDIDATES, TEST_REQUESTS = 2_000, 20, 40, 1_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,7 +58,8 @@ def _routes() -> Iterator[str]:
     from sicot_jax.serve.app import create_app
     from sicot_jax.serve.settings import ServiceSettings
 
-    schema = create_app(ServiceSettings(index="index")).openapi()
+    with tempfile.TemporaryDirectory() as index:  # not read before the service starts
+        schema = create_app(ServiceSettings(index=index)).openapi()
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
             yield f"## {method.upper()} {path}\n\n{operation.get('summary', '')}\n"

@@ -191,8 +191,7 @@ def _import(args: argparse.Namespace, _: Sequence[str]) -> None:
 
 def _export_arrays(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from sicot_jax.catalog.open import open_catalog
-    from sicot_jax.catalog.sources.arrays import write_array_file
-    from sicot_jax.catalog.sources.resized import resize_catalog
+    from sicot_jax.catalog.sources.arrays import resize_catalog, write_array_file
     from sicot_jax.config import load_config
 
     config = load_config(args.config, overrides)

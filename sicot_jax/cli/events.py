@@ -196,7 +196,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _import(args: argparse.Namespace, _: Sequence[str]) -> None:
     from sicot_jax.events import logs
-    from sicot_jax.events.log_settings import LogSettings
+    from sicot_jax.events.log_readers import LogSettings
 
     settings = LogSettings(
         columns=dict(args.column),

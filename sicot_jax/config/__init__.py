@@ -1,8 +1,7 @@
 """The config of a run: its sections, preprocessing and batch plan, and how configs are loaded."""
 
 from sicot_jax.config.checks import ConfigError
-from sicot_jax.config.data import AugmentConfig, DataConfig
-from sicot_jax.config.generated_spec import GeneratedSpec
+from sicot_jax.config.data import AugmentConfig, DataConfig, GeneratedSpec
 from sicot_jax.config.load import (
     bundled_configs_dir,
     config_from_dict,

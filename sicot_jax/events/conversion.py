@@ -12,8 +12,7 @@ from pathlib import Path
 
 from scipy import stats
 
-from sicot_jax.common.markdown import markdown_table
-from sicot_jax.common.text import pluralize
+from sicot_jax.common.text import markdown_table, pluralize
 from sicot_jax.errors import InputError
 from sicot_jax.events.store import Event, open_events
 

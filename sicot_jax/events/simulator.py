@@ -21,8 +21,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import expit
 
-from sicot_jax.events.click_model import NO_NOISE, ClickModel, LogNoise, SimulatedResults
-from sicot_jax.events.simulated_rows import REQUESTS_PER_CHUNK, draw_chunk
+from sicot_jax.events.simulated_rows import (
+    NO_NOISE,
+    REQUESTS_PER_CHUNK,
+    ClickModel,
+    LogNoise,
+    SimulatedResults,
+    draw_chunk,
+)
 from sicot_jax.events.store import Event, event_schema
 
 if TYPE_CHECKING:

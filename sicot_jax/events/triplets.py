@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sicot_jax.common.files import check_not_there, scratch_directory
-from sicot_jax.common.markdown import markdown_table
+from sicot_jax.common.text import markdown_table
 from sicot_jax.errors import InputError
 from sicot_jax.events.bots import BotLimits
 from sicot_jax.events.duckdb_engine import events_as_parquet, open_duckdb, sql_literal

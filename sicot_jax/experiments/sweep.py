@@ -23,9 +23,8 @@ from sicot_jax.common.files import read_json, write_json
 from sicot_jax.config import Config, ConfigError, config_to_dict, flatten_config
 from sicot_jax.errors import InputError, NotFinite
 from sicot_jax.experiments.variants import VARIANTS, make_variant
-from sicot_jax.report.run_folder import DIVERGED_FILE, read_run_folder
 from sicot_jax.report.run_table import add_to_run_table, config_hash, read_run_table
-from sicot_jax.report.runs import FinishedRun
+from sicot_jax.report.runs import DIVERGED_FILE, FinishedRun, read_run_folder
 from sicot_jax.training.loop import train
 from sicot_jax.training.model import DataShape
 from sicot_jax.training.provenance import triplets_hash

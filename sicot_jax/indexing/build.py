@@ -24,8 +24,7 @@ from sicot_jax.index.storage.binary_codes import (
     encoder_from_layer,
 )
 from sicot_jax.indexing.calibrate import calibrate_version
-from sicot_jax.indexing.embed import PhotoReading
-from sicot_jax.indexing.source import IndexSource, match_catalog
+from sicot_jax.indexing.embed import IndexSource, PhotoReading, match_catalog
 from sicot_jax.indexing.verify import verify_version
 from sicot_jax.indexing.version_writer import (
     CodeSettings,

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from sicot_jax.catalog.catalog import Catalog, Split
 from sicot_jax.catalog.open import open_catalog
 from sicot_jax.common.bootstrap import paired_interval
-from sicot_jax.common.markdown import markdown_table
+from sicot_jax.common.text import markdown_table
 from sicot_jax.config import DataConfig
 from sicot_jax.errors import InputError
 from sicot_jax.index.backends.base import Neighbours, ProductIndex

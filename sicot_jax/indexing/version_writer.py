@@ -37,9 +37,8 @@ from sicot_jax.index.storage.products import (
     upsert_products,
 )
 from sicot_jax.index.storage.vectors import VectorFiles
-from sicot_jax.indexing.embed import KnownFeatures, PhotoReading, embed_photos
+from sicot_jax.indexing.embed import IndexSource, KnownFeatures, PhotoReading, embed_photos
 from sicot_jax.indexing.new_products import imprint_all_new_products, load_weight_imprinter
-from sicot_jax.indexing.source import IndexSource
 from sicot_jax.indexing.title_regression import (
     MAX_FIT_PRODUCTS,
     fit_title_regression,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sicot_jax.common.bootstrap import paired_interval
-from sicot_jax.report.photo_groups import group_masks, mean_over_group
-from sicot_jax.report.runs import FinishedRun
+from sicot_jax.report.runs import FinishedRun, group_masks, mean_over_group
 from sicot_jax.report.variant_groups import VariantRuns
 
 GroupDifferences = dict[str, tuple[float, float, float]]

@@ -26,8 +26,7 @@ from sicot_jax.common.files import atomic_file
 from sicot_jax.common.text import one_line
 from sicot_jax.config import FREE_ON_RESUME
 from sicot_jax.errors import InputError
-from sicot_jax.report.photo_groups import GROUPS, run_accuracy
-from sicot_jax.report.runs import FinishedRun, TestSet
+from sicot_jax.report.runs import GROUPS, FinishedRun, TestSet, run_accuracy
 
 SUFFIX = ".parquet"
 TEST_SETS_FILE = f"test_sets{SUFFIX}"

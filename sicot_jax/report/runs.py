@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sicot_jax.catalog.statistics import head_mask
-from sicot_jax.config import FREE_ON_RESUME
+from sicot_jax.common.files import read_json
+from sicot_jax.config import FREE_ON_RESUME, read_flat_config
 from sicot_jax.errors import InputError
 
 
@@ -154,3 +159,146 @@ def check_comparable(runs: Sequence[FinishedRun]) -> None:
             f"runs with head boundaries {sorted(boundaries)} in one table; set one "
             "data.head_boundary"
         )
+
+
+DIVERGED_FILE = "diverged.json"  # stands in a run folder whose training diverged
+_PREDICTIONS = ("label", "image_id", "top_classes", "train_counts")
+_ADJUSTED = ("post_hoc_names", "post_hoc")
+
+
+def read_run_folder(workdir: Path) -> FinishedRun:
+    """Reads a finished run.
+
+    Args:
+      workdir: run folder with `config.json`, `results.json`, `log.jsonl` and `predictions.npz`.
+
+    Returns:
+      The run, named after its folder, with the test photos sorted by (image id, label).
+
+    Raises:
+      InputError: the run is not finished, or one of its files is damaged.
+    """
+    try:
+        for name in ("results.json", "config.json"):
+            if not (workdir / name).exists():
+                raise FileNotFoundError(2, "missing", name)
+        results = read_json(workdir / "results.json", "the results of a finished run")
+        description = read_json(workdir / "config.json", "the config of a run")
+        config = read_flat_config(workdir / "config.json")
+        predictions = _read_predictions(workdir)
+        log = (workdir / "log.jsonl").read_text()
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{workdir}: not a finished run, {Path(error.filename).name} is missing; train it to "
+            "its end"
+        ) from error
+    return FinishedRun(
+        name=workdir.name,
+        config=config,
+        results=results,
+        validation_log=_validation_log(workdir, log),
+        triplets_hash=description.get("data", {}).get("triplets", ""),
+        **predictions,
+    )
+
+
+def _validation_log(workdir: Path, log: str) -> list[dict[str, float]]:
+    validations = []
+    for line in log.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(
+                f"{workdir}/log.jsonl: a line is no JSON ({line[:40]!r}); remove that line"
+            ) from error
+        if record.pop("kind") == "validation":
+            validations.append(record)
+    return validations
+
+
+def _read_predictions(workdir: Path) -> dict[str, Any]:
+    """Reads `predictions.npz`: test set and hits, as arguments of `FinishedRun`."""
+    remedy = f"write it again: sicot evaluate run --workdir={workdir}"
+    with (workdir / "predictions.npz").open("rb") as file:
+        try:
+            with np.load(file) as arrays:
+                stored = {
+                    name: arrays[name] for name in (*_PREDICTIONS, *_ADJUSTED) if name in arrays
+                }
+        except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
+            raise InputError(f"{file.name} is damaged ({error}); {remedy}") from error
+    if missing := [name for name in _PREDICTIONS if name not in stored]:
+        raise InputError(f"{workdir}/predictions.npz lacks {', '.join(missing)}; {remedy}")
+    order = np.lexsort((stored["label"], stored["image_id"]))
+    label = stored["label"][order].astype(np.int64)
+    top_classes, counts = stored["top_classes"][order], stored["train_counts"].astype(np.int64)
+    hits = top_classes == label[:, None]
+    adjusted = {}
+    if "post_hoc_names" in stored:
+        classes = stored["post_hoc"][order].T
+        adjusted = dict(zip(stored["post_hoc_names"].tolist(), classes == label, strict=True))
+    return {
+        "test_set": TestSet(label, counts[label], np.sort(counts)[::-1]),
+        "top1_hits": hits[:, 0],
+        "top3_hits": hits[:, :3].any(-1) if hits.shape[1] > 1 else None,
+        "adjusted_hits": adjusted,
+    }
+
+
+GROUPS = ("overall", "head", "tail", "class_mean", "few")
+FEW = 20  # training photos up to which a class is "few"
+
+
+def group_masks(run: FinishedRun) -> dict[str, np.ndarray]:
+    """Returns the test photos of each group.
+
+    Args:
+      run: run whose test photos are grouped.
+
+    Returns:
+      Group -> bool [N]; "class_mean" has all photos, which `mean_over_group` weighs by class.
+    """
+    everything, head = np.ones(len(run.test_set.label), bool), run.head_photos
+    return {
+        "overall": everything,
+        "head": head,
+        "tail": ~head,
+        "class_mean": everything,
+        "few": run.test_set.label_count <= FEW,
+    }
+
+
+def mean_over_group(values: np.ndarray, run: FinishedRun, group: str) -> float:
+    """Returns the mean of a value per photo over a group.
+
+    Args:
+      values: float [N], one value per test photo.
+      run: run whose test photos they are.
+      group: one of `GROUPS`; "class_mean" averages over classes instead of photos.
+
+    Returns:
+      The mean, nan for a group without photos.
+    """
+    member, label = group_masks(run)[group], run.test_set.label
+    if not member.any():
+        return float("nan")
+    if group != "class_mean":
+        return float(values[member].mean())
+    _, inverse, counts = np.unique(label, return_inverse=True, return_counts=True)
+    return float(np.mean(np.bincount(inverse, values) / counts))
+
+
+def run_accuracy(run: FinishedRun, group: str, *, top: int = 1) -> float:
+    """Returns the accuracy of one run on a group of its test photos.
+
+    Args:
+      run: tested run.
+      group: one of `GROUPS`.
+      top: 1 or 3, how many of the best classes may be the right one.
+
+    Returns:
+      Accuracy in %, nan for a group without photos.
+    """
+    hits = run.top1_hits if top == 1 else run.top3_hits
+    assert hits is not None, f"{run.name} has no top-{top} hits"
+    return 100 * mean_over_group(hits.astype(float), run, group)

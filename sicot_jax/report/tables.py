@@ -14,8 +14,7 @@ from sicot_jax.report.differences import (
     variant_differences,
 )
 from sicot_jax.report.document import Table
-from sicot_jax.report.photo_groups import FEW, GROUPS, group_masks
-from sicot_jax.report.runs import FinishedRun
+from sicot_jax.report.runs import FEW, GROUPS, FinishedRun, group_masks
 from sicot_jax.report.variant_groups import SEED_FIELDS, VariantRuns, restrict_to_shared_seeds
 from sicot_jax.report.variant_roles import (
     choose_adjustment,

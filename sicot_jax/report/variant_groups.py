@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from sicot_jax.config import FREE_ON_RESUME
-from sicot_jax.report.photo_groups import run_accuracy
 from sicot_jax.report.run_table import is_sweep_folder
-from sicot_jax.report.runs import FinishedRun
+from sicot_jax.report.runs import FinishedRun, run_accuracy
 
 # Fields in which runs of one variant may differ.
 SEED_FIELDS = {"seed", *FREE_ON_RESUME}

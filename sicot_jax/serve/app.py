@@ -17,7 +17,7 @@ from sicot_jax.serve.middleware import RequestMiddleware
 from sicot_jax.serve.model_manager import ModelManager, ServingModel, load_serving_model
 from sicot_jax.serve.query_store import QueryStore
 from sicot_jax.serve.routes import events, operations, products, recognize
-from sicot_jax.serve.routes.page import create_page_router
+from sicot_jax.serve.routes.operations import create_page_router
 from sicot_jax.serve.settings import ServiceSettings
 from sicot_jax.serve.state import ServiceState
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import os
+import signal
 import time
 from collections.abc import Generator, Iterable
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
 import jax
@@ -46,10 +49,50 @@ from sicot_jax.training.run import (
     start_or_resume,
 )
 from sicot_jax.training.setup import Setup, check_batch_sizes, make_setup
-from sicot_jax.training.signals import StopSignals
 from sicot_jax.training.start import check_catalog, starting_state
 from sicot_jax.training.state import TrainState, abstract_state
 from sicot_jax.training.validation import Validator, is_finite
+
+
+class StopSignals:
+    """Notes SIGTERM and SIGINT while the context lasts; a second SIGINT interrupts at once.
+
+    Attributes:
+      received: number of the signal that came; None without one.
+    """
+
+    received: int | None
+
+    def __enter__(self) -> StopSignals:
+        self.received = None
+        self._handlers: dict[signal.Signals, Any] = {
+            number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)
+        }
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    @property
+    def name(self) -> str:
+        """Name of the signal, for messages."""
+        if self.received is None:
+            return "a signal to another process"
+        return signal.Signals(self.received).name
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+        with contextlib.suppress(OSError):  # the terminal may be closed
+            # Not print: the signal may have come in the middle of one.
+            os.write(2, b"\nstopping after this step, then saving; Ctrl-C stops at once\n")
 
 
 def train(config: Config, workdir: Path, *, catalog: Catalog | None = None) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from sicot_jax.training.augment import (
     draw_augmentation,
     network_input,
 )
-from sicot_jax.training.losses import AuxiliaryLoss, auxiliary_losses
+from sicot_jax.training.auxiliary_losses import AuxiliaryLoss, auxiliary_losses
 from sicot_jax.training.optimizer import trained_parts
 from sicot_jax.training.setup import Setup
 from sicot_jax.training.state import TrainState

@@ -5,20 +5,168 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from sicot_jax.catalog.batches import PhotoBatchLoader, evenly_spaced
 from sicot_jax.catalog.catalog import Catalog
-from sicot_jax.classifier.class_weights import ClassWeights
+from sicot_jax.classifier import imprint
+from sicot_jax.classifier.class_weights import ClassWeights, gather_rows
 from sicot_jax.common.text import pluralize
 from sicot_jax.parallel import distributed, mesh
-from sicot_jax.parallel.array_types import Bool, Int
+from sicot_jax.parallel.array_types import Array, Bool, Float, Int
+from sicot_jax.training import device_batches
 from sicot_jax.training.checkpoint import CheckpointError, describe_differences, leaf_shapes
-from sicot_jax.training.imprint_rows import imprint_new_rows, replace_rows
 from sicot_jax.training.model import num_word_columns, plain_class_weights
+from sicot_jax.training.predict import make_embed_step, map_photos
 from sicot_jax.training.pretrained import PretrainedWeights, read_pretrained
 from sicot_jax.training.provenance import vocabulary_hash
 from sicot_jax.training.setup import Setup
 from sicot_jax.training.state import TrainState
+
+
+def imprint_new_rows(
+    state: TrainState,
+    new_classes: Int[np.ndarray, " K"],
+    source_rows: Int[np.ndarray, " P"],
+    setup: Setup,
+    catalog: Catalog,
+) -> TrainState:
+    """Replaces the class weights of new products by weights made from their training photos.
+
+    As `classifier.imprint` makes them, from at most `imprint.MAX_PHOTOS` photos each and fitted to
+    `imprint.NUM_REFERENCE_PRODUCTS` known products. A product without a photo keeps its row.
+
+    Args:
+      state: with the streams and the known products' rows of a warm start.
+      new_classes: class ids, int [K].
+      source_rows: row that each class was taken from, -1 for one that is not known, int32
+        [C padded].
+      setup: the run's setup.
+      catalog: training photos.
+
+    Returns:
+      The state with other class weights.
+    """
+    known = np.flatnonzero(source_rows >= 0)
+    if not len(known):
+        distributed.print_primary("no product in common: all rows start anew")
+        return state
+    reference = known[evenly_spaced(len(known), imprint.NUM_REFERENCE_PRODUCTS)]
+    chosen = np.concatenate([new_classes, reference])
+    classes, means = _mean_directions(state, chosen, setup, catalog)
+    weights = state.classifier.weights
+    num_visual_columns = weights.width - num_word_columns(setup.config, setup.shape)
+    is_new = np.isin(classes, new_classes)
+    mean_row, mean_bias = _mean_of_known(weights, source_rows, num_visual_columns, setup)
+    rows = _rows_of(weights, classes[~is_new], setup)[:, :num_visual_columns]
+    model = imprint.fit_imprint(means[~is_new], rows, mean_row, mean_bias)
+    count = int(is_new.sum())
+    position = np.full(source_rows.shape, -1, np.int32)
+    position[classes[is_new]] = np.arange(count)
+    new_rows = mesh.shard_rows((count, num_visual_columns), model.rows(means[is_new]), setup.mesh)
+    weights = replace_rows(
+        weights,
+        ClassWeights(new_rows, mesh.shard_rows((count,), np.full(count, mean_bias), setup.mesh)),
+        mesh.shard_class_vector(position, setup.mesh),
+        num_visual_columns,
+    )
+    missing = len(new_classes) - count
+    distributed.print_primary(
+        f"{pluralize(len(new_classes), 'product')} new: rows of {count} from their photos"
+        + (f", {missing} without one start anew" if missing else "")
+    )
+    classifier = dataclasses.replace(state.classifier, weights=weights)
+    return dataclasses.replace(state, classifier=classifier)
+
+
+def replace_rows(
+    weights: ClassWeights,
+    other: ClassWeights,
+    position: Int[Array, " C"],
+    num_visual_columns: int,
+) -> ClassWeights:
+    """Replaces some rows of class weights by rows of others.
+
+    Args:
+      weights: kernel float32 [C padded, D + V], bias [C padded], divided over devices.
+      other: kernel float32 [N padded, D or more], bias [N padded], likewise.
+      position: row of `other` for each class, -1 to keep the row, int32 [C padded], likewise.
+      num_visual_columns: D; further columns stay as they are.
+
+    Returns:
+      Weights of the shapes of `weights`.
+    """
+
+    @jax.jit
+    def replace(old: Array, new: Array, position: Array) -> Array:
+        columns = jnp.where(
+            position[:, None] >= 0, new[:, :num_visual_columns], old[:, :num_visual_columns]
+        )
+        return jnp.concatenate([columns, old[:, num_visual_columns:]], 1)
+
+    kernel = replace(weights.kernel, gather_rows(other.kernel, position), position)
+    bias = gather_rows(other.bias[:, None], position)
+    return ClassWeights(kernel, replace(weights.bias[:, None], bias, position)[:, 0])
+
+
+def _mean_of_known(
+    weights: ClassWeights, source_rows: np.ndarray, num_visual_columns: int, setup: Setup
+) -> tuple[Float[np.ndarray, " D"], float]:
+    """Mean row and mean bias of the known classes."""
+
+    @jax.jit
+    def mean(kernel: Array, bias: Array, rows: Array) -> tuple[Array, Array]:
+        share = (rows >= 0) / jnp.maximum(jnp.sum(rows >= 0), 1)
+        mean_row = jnp.sum(share[:, None] * kernel[:, :num_visual_columns], 0)
+        return mean_row, jnp.sum(bias * share)
+
+    rows = mesh.shard_class_vector(source_rows, setup.mesh)
+    mean_row, mean_bias = mean(weights.kernel, weights.bias, rows)
+    return np.asarray(mean_row), float(mean_bias)
+
+
+def _rows_of(
+    weights: ClassWeights, classes: Int[np.ndarray, " K"], setup: Setup
+) -> Float[np.ndarray, "K D"]:
+    """Rows of some classes, on the host."""
+    padded = np.full(mesh.pad_classes(len(classes), setup.mesh), -1, np.int32)
+    padded[: len(classes)] = classes
+    rows = gather_rows(weights.kernel, mesh.shard_class_vector(padded, setup.mesh))
+    return np.asarray(mesh.replicate(rows))[: len(classes)]
+
+
+def _mean_directions(
+    state: TrainState, classes: Int[np.ndarray, " K"], setup: Setup, catalog: Catalog
+) -> tuple[Int[np.ndarray, " M"], Float[np.ndarray, "M D"]]:
+    """Those of the classes that have training photos, and the means of their unit embeddings."""
+    labels = catalog.splits["train"].labels
+    indices = imprint.first_photos(labels, classes)
+    if not len(indices):
+        return np.zeros(0, np.int64), np.zeros((0, 1), np.float32)
+    return imprint.mean_directions(_embed_records(state, indices, setup, catalog), labels[indices])
+
+
+def _embed_records(
+    state: TrainState, indices: Int[np.ndarray, " N"], setup: Setup, catalog: Catalog
+) -> Float[np.ndarray, "N D"]:
+    """Visual embeddings of training photos."""
+    config, devices = setup.config, setup.mesh.size
+    embed_step = make_embed_step(config.preprocessing, setup.visual_graphdef)
+    visual = state.params["visual"], state.batch_stats["visual"]
+    loader = PhotoBatchLoader(
+        catalog.splits["train"],
+        config.preprocessing,
+        -(-config.eval.batch_size // devices) * devices,
+        indices,
+        device_batches.process_shard(),
+    )
+
+    def compute(image: jax.Array, label: jax.Array) -> dict[str, jax.Array]:
+        return {"embedding": embed_step(*visual, image)}
+
+    return map_photos(compute, loader, config, setup.mesh)["embedding"]
 
 
 def warm_start(state: TrainState, setup: Setup, catalog: Catalog) -> TrainState:

@@ -30,7 +30,7 @@ from sicot_jax.config import Config, ConfigError, DataConfig, LossConfig
 from sicot_jax.config.batch_plan import num_triplets
 from sicot_jax.errors import InputError
 from sicot_jax.events import simulator
-from sicot_jax.events.click_model import ClickModel
+from sicot_jax.events.simulated_rows import ClickModel
 from sicot_jax.training import loop
 from sicot_jax.training.auxiliary_losses import triplet_loss
 from sicot_jax.training.loop import train

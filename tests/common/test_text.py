@@ -2,8 +2,7 @@
 
 import pytest
 
-from sicot_jax.common.markdown import markdown_table
-from sicot_jax.common.text import one_line, one_line_error, pluralize
+from sicot_jax.common.text import markdown_table, one_line, one_line_error, pluralize
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,7 @@ from sicot_jax.events.store import Event, EventStore
 from sicot_jax.export.from_run import ExportedRun
 from sicot_jax.index.storage import layout
 from sicot_jax.indexing.build import finish_version
-from sicot_jax.indexing.embed import PhotoReading
-from sicot_jax.indexing.source import match_catalog
+from sicot_jax.indexing.embed import PhotoReading, match_catalog
 from sicot_jax.indexing.update import update_products
 from sicot_jax.indexing.version_writer import (
     CodeSettings,

@@ -14,7 +14,7 @@ from sicot_jax.events.bots import BotLimits
 from sicot_jax.events.store import Event, EventStore
 from sicot_jax.index.storage import layout
 from sicot_jax.indexing import fit_ranker
-from sicot_jax.indexing.shown_lists import shown_lists
+from sicot_jax.indexing.fit_ranker import shown_lists
 from sicot_jax.indexing.update import remove_products
 from sicot_jax.indexing.verify import verify_version
 from sicot_jax.search.ranker import read_ranker

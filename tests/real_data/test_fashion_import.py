@@ -72,7 +72,7 @@ def test_both_variants_train_on_real_photos(made, tmp_path):
 
     from sicot_jax import config
     from sicot_jax.experiments import compare
-    from sicot_jax.report.run_folder import read_run_folder
+    from sicot_jax.report.runs import read_run_folder
 
     fashion = config.load_config(
         "fashion", [f"--config.data.path={made.folder}", "--config.train.steps=2"]

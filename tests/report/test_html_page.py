@@ -4,8 +4,7 @@ import re
 
 from helpers.finished_runs import FIRST, make_run
 
-from sicot_jax.report.document import Table
-from sicot_jax.report.html_page import render_html
+from sicot_jax.report.document import Table, render_html
 from sicot_jax.report.page import write_report
 
 

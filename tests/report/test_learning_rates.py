@@ -2,9 +2,8 @@
 
 from helpers.finished_runs import FIRST, SECOND, cells, make_run
 
-from sicot_jax.report.inputs import find_run_folders
-from sicot_jax.report.page import write_report
-from sicot_jax.report.run_folder import DIVERGED_FILE
+from sicot_jax.report.page import find_run_folders, write_report
+from sicot_jax.report.runs import DIVERGED_FILE
 
 
 def test_the_best_rate_of_a_sweep_stands_for_the_variant(tmp_path):

@@ -20,8 +20,7 @@ from sicot_jax.common.bootstrap import paired_interval
 from sicot_jax.errors import InputError
 from sicot_jax.report import runs
 from sicot_jax.report.page import write_report
-from sicot_jax.report.photo_groups import GROUPS
-from sicot_jax.report.runs import FinishedRun
+from sicot_jax.report.runs import GROUPS, FinishedRun
 from sicot_jax.report.variant_groups import VariantRuns
 from sicot_jax.training.metrics import accuracy
 

@@ -5,8 +5,7 @@ from helpers.finished_runs import FIRST, make_run
 
 from sicot_jax.errors import InputError
 from sicot_jax.report.page import write_report
-from sicot_jax.report.run_folder import read_run_folder
-from sicot_jax.report.runs import is_still_improving
+from sicot_jax.report.runs import is_still_improving, read_run_folder
 
 
 @pytest.mark.parametrize("keep", [0, 3, 300, -30])

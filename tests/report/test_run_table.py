@@ -13,10 +13,9 @@ from pyarrow import parquet
 
 from sicot_jax.errors import InputError
 from sicot_jax.report.curve import write_curve
-from sicot_jax.report.inputs import read_runs
-from sicot_jax.report.page import write_report
-from sicot_jax.report.run_folder import read_run_folder
+from sicot_jax.report.page import read_runs, write_report
 from sicot_jax.report.run_table import TEST_SETS_FILE, add_to_run_table, read_run_table
+from sicot_jax.report.runs import read_run_folder
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 

@@ -14,7 +14,7 @@ from helpers.finished_runs import (
 )
 
 from sicot_jax.report.page import write_report
-from sicot_jax.report.run_folder import read_run_folder
+from sicot_jax.report.runs import read_run_folder
 from sicot_jax.report.variant_groups import VariantRuns
 from sicot_jax.report.variant_roles import (
     choose_adjustment,

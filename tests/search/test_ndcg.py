@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from sicot_jax.search.ndcg import ndcg, ndcg_per_list
+from sicot_jax.search.ranker import ndcg, ndcg_per_list
 
 
 def test_ndcg_by_hand():

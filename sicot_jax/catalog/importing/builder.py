@@ -25,8 +25,9 @@ from sicot_jax.catalog.importing.catalog_tables import (
     write_tables,
 )
 from sicot_jax.catalog.importing.fingerprint import source_sha256
+from sicot_jax.catalog.importing.manifest import read_folders, read_manifest
 from sicot_jax.catalog.importing.manifest_rows import DroppedRow, ManifestError, ManifestRow
-from sicot_jax.catalog.importing.photos import PhotoReader, prepare_photos
+from sicot_jax.catalog.importing.photos import FolderPhotos, PhotoReader, prepare_photos
 from sicot_jax.catalog.importing.report import ImportReport, ReportInputs, TitleTransferReport
 from sicot_jax.catalog.importing.settings import CatalogImportError, ImportSettings
 from sicot_jax.catalog.importing.splits import (
@@ -400,3 +401,17 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
 def _first_bad(bad: Iterable[DroppedRow]) -> str:
     first = [str(drop) for drop in bad if drop.bad][:3]
     return f"first: {'; '.join(first)}" if first else "all rows were left out on purpose"
+
+
+class ManifestBuilder(CatalogBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Builds a catalogue from a manifest file, or from a folder with one folder per SKU."""
+
+    def rows(self) -> Iterable[ManifestRow | DroppedRow]:
+        """Returns the rows of the manifest or folder."""
+        if self.source.is_dir():
+            return read_folders(self.source)
+        return read_manifest(self.source, self.unused_columns)
+
+    def photos(self) -> FolderPhotos:
+        """Returns a reader of photos relative to the manifest or folder."""
+        return FolderPhotos(self.source if self.source.is_dir() else self.source.parent)

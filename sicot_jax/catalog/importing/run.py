@@ -96,8 +96,7 @@ def import_catalog(
             f"{source} not found as a file or folder; wanted a manifest, or a folder with photos"
         )
     # Not at the top: the command line reads DATA_SETS, also where TFDS is not installed.
-    from sicot_jax.catalog.importing.builder import ImportJob
-    from sicot_jax.catalog.importing.manifest_builder import ManifestBuilder
+    from sicot_jax.catalog.importing.builder import ImportJob, ManifestBuilder
 
     builder_class = ManifestBuilder if dataset is None else load_builder(dataset)
     job = ImportJob(

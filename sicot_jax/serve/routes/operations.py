@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -54,3 +56,25 @@ async def metrics_text() -> Response:
     """Returns metrics in Prometheus's text format."""
     text, content_type = render_metrics()
     return Response(text, headers={"Content-Type": content_type})
+
+
+_PAGE = Path(__file__).parents[1] / "page"
+_CONTENT_TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+
+
+def create_page_router() -> APIRouter:
+    """Returns a router of the page's files, read once."""
+    router = APIRouter()
+    for path in sorted(_PAGE.iterdir()):
+        address = "/" if path.name == "index.html" else f"/{path.name}"
+        router.add_api_route(address, _file_handler(path), include_in_schema=False)
+    return router
+
+
+def _file_handler(path: Path) -> Callable[[], Awaitable[Response]]:
+    content, content_type = path.read_bytes(), _CONTENT_TYPES[path.suffix]
+
+    async def send_file() -> Response:
+        return Response(content, media_type=content_type, headers={"Cache-Control": "no-cache"})
+
+    return send_file

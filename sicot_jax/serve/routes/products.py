@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from sicot_jax.index.backends.base import ProductIndex
 from sicot_jax.index.storage.products import ProductRecord
 from sicot_jax.search.answer import ScoredProduct
-from sicot_jax.serve.openapi import NOT_FOUND
+from sicot_jax.serve.errors import NOT_FOUND
 from sicot_jax.serve.state import read_index
 
 router = APIRouter(tags=["products"])

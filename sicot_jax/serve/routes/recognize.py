@@ -16,9 +16,8 @@ from sicot_jax.recognizer import EngineOutputs
 from sicot_jax.search.answer import Answer, Query
 from sicot_jax.serve import metrics
 from sicot_jax.serve.box import Box, parse_box
-from sicot_jax.serve.errors import error_response
+from sicot_jax.serve.errors import ANSWER_RESPONSE, PHOTO_BODY, PHOTO_ERRORS, error_response
 from sicot_jax.serve.model_manager import ServingModel
-from sicot_jax.serve.openapi import ANSWER_RESPONSE, PHOTO_BODY, PHOTO_ERRORS
 from sicot_jax.serve.photo import DecodedPhoto, decode_query_photo
 from sicot_jax.serve.request_photo import read_photo
 from sicot_jax.serve.routes.products import scored_product_json

@@ -12,8 +12,8 @@ from sicot_jax.errors import InputError
 from sicot_jax.parallel import mesh
 from sicot_jax.parallel.device_memory import DEVICE_KINDS, GIB, format_size, memory_per_device
 from sicot_jax.training.memory import fit
-from sicot_jax.training.memory.alternatives import Alternative, find_alternatives
 from sicot_jax.training.memory.collectives import step_collectives
+from sicot_jax.training.memory.fit import Alternative, find_alternatives
 from sicot_jax.training.memory.plan import (
     USABLE_SHARE,
     MemoryPlan,

@@ -22,8 +22,7 @@ from sicot_jax.catalog.importing.photos import prepare_photos
 from sicot_jax.catalog.importing.settings import ImportSettings
 from sicot_jax.catalog.sources import render
 from sicot_jax.catalog.sources.generated import generated_data_hash, open_generated
-from sicot_jax.catalog.sources.generated_products import zipf_counts
-from sicot_jax.catalog.sources.generated_words import PROMOTIONS
+from sicot_jax.catalog.sources.generated_products import PROMOTIONS, zipf_counts
 from sicot_jax.catalog.sources.shapes import BODIES, MARKS
 from sicot_jax.catalog.tokenizer import split_words
 from sicot_jax.config import GeneratedSpec
