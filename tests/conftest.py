@@ -5,10 +5,15 @@ import tempfile
 from pathlib import Path
 
 import helpers.shape_checks  # noqa: F401 (the hook below finds it by name)
+import hypothesis
 import jax
 import jaxtyping
 import pytest
 
+# Eight CPU devices on a busy machine meet late: XLA would end the process after 40 seconds.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 # Tests compile the same steps again and again. The process that pytest starts in makes the folder
@@ -26,7 +31,24 @@ jaxtyping.install_import_hook(
     "helpers.shape_checks.check_arrays",
 )
 
+# Property tests try the same examples in every run. An example that writes files overwrites those
+# of the one before, so they may share a temporary folder; a busy machine may be slow.
+hypothesis.settings.register_profile(
+    "sicot",
+    derandomize=True,
+    deadline=None,
+    max_examples=50,
+    database=None,
+    suppress_health_check=[
+        hypothesis.HealthCheck.function_scoped_fixture,
+        hypothesis.HealthCheck.too_slow,
+    ],
+)
+hypothesis.settings.load_profile("sicot")
+
 ROOT = Path(__file__).parent.parent
+LONG_TESTS = {"slow", "real_data", "browser", "database", "cluster"}
+LONG_TIMEOUT = 900  # seconds, of a machine with two busy cores
 MESHES = [(1, 1), (8, 1), (1, 8), (4, 2), (2, 4)]
 
 
@@ -87,6 +109,14 @@ def database_server():
     server = PostgresServer()
     yield server
     server.close()
+
+
+def pytest_collection_modifyitems(items):
+    """Gives tests that are not among the fast ones more time than `timeout` in pyproject.toml."""
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        if marks & LONG_TESTS and "timeout" not in marks:
+            item.add_marker(pytest.mark.timeout(LONG_TIMEOUT))
 
 
 def pytest_sessionfinish(session):

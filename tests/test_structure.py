@@ -14,13 +14,23 @@ LAYERS = [
     *("index", "search", "indexing", "serve", "cli", "main"),
 ]
 
-# Modules of this package that import an optional library at their top, so that others import them
-# where they are needed; the command line imports what a command needs when it runs.
+# Modules that need an optional library, or one that a bare accelerator image lacks: others import
+# them where they are needed. The command line imports what a command needs when it runs.
 LATE_IMPORTS = {
-    "sicot_jax.common.image",
-    "sicot_jax.index.backends.postgres",
+    "sicot_jax.catalog.importing.builder",  # tensorflow-datasets
+    "sicot_jax.catalog.importing.photos",  # Pillow
+    "sicot_jax.catalog.sources.arrays",
+    "sicot_jax.catalog.sources.generated",  # Pillow, gensim
+    "sicot_jax.catalog.sources.imported",  # tensorflow-datasets
+    "sicot_jax.common.image",  # Pillow
+    "sicot_jax.export.from_run",  # jax, which recognising by ONNX Runtime does not need
+    "sicot_jax.export.to_onnx",  # torch
+    "sicot_jax.index.backends.postgres",  # psycopg
     "sicot_jax.index.backends.postgres_publish",
-    "sicot_jax.recognizer",
+    "sicot_jax.recognizer",  # numpy, Pillow: not for the version alone
+    "sicot_jax.serve.app",  # imported by each worker process
+    "sicot_jax.weights.batch_norm_folding",  # jax
+    "sicot_jax.weights.templates.torch_model",  # torch
 }
 
 
@@ -35,13 +45,19 @@ TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 
 def imports_of(module: str) -> Iterator[tuple[str, bool]]:
     """Yields (imported module of this package, whether inside a function)."""
+    for_types = {
+        inner
+        for node in ast.walk(TREES[module])
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
     for node in ast.walk(TREES[module]):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sicot_jax"):
             for alias in node.names:
                 submodule = f"{node.module}.{alias.name}"
                 target = submodule if submodule in MODULES else str(node.module)
                 if target != module:
-                    yield target, node.col_offset > 0
+                    yield target, node.col_offset > 0 and node not in for_types
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.startswith("sicot_jax"):
@@ -100,6 +116,8 @@ def public_functions() -> Iterator[tuple[str, ast.FunctionDef, bool]]:
                     if isinstance(method, ast.FunctionDef):
                         decorators = {ast.unparse(d) for d in method.decorator_list}
                         is_property = any("property" in d for d in decorators)
+                        if "overload" in decorators:
+                            continue
                         yield f"{module}.{node.name}.{method.name}", method, is_property
 
 

@@ -6,7 +6,7 @@
 
 Qi et al. 2018, arXiv:1712.07136, centered and scaled: embeddings are >= 0, so that the mean
 direction of any product is near that of all photos, and a row of it alone wins nearly everywhere
-(docs/conversion.md). NumPy alone.
+(docs/results/conversion.md). NumPy alone.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def read_json(path: Path, wanted: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: {type(error).__name__}, wanted {wanted}; check the folder"
         ) from error

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sicot_jax.common.text import one_line
 from sicot_jax.config.checks import ConfigError, closest_match_hint
 from sicot_jax.config.schema import CONFIG_FORMAT, Config, config_to_dict, flatten_config
 from sicot_jax.errors import InputError
@@ -68,13 +69,13 @@ def _config_path(name: str) -> Path:
 def _read_json(path: Path) -> Config:
     try:
         stored = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: no JSON ({error}); wanted the config.json of a run") from error
     if not isinstance(stored, dict) or "config" not in stored:
         raise ConfigError(f"{path}: no config in it; wanted the config.json of a run")
     if stored.get("format") != CONFIG_FORMAT:
         raise ConfigError(
-            f"{path}: format {stored.get('format')}, this version reads {CONFIG_FORMAT}"
+            f"{path}: format {stored.get('format')!r:.40}, this version reads {CONFIG_FORMAT}"
         )
     return config_from_dict(stored["config"])
 
@@ -141,7 +142,7 @@ def config_from_dict(tree: dict[str, Any], kind: type = Config, prefix: str = ""
     for key, value in tree.items():
         if key not in fields:
             hint = closest_match_hint(key, list(fields))
-            raise ConfigError(f"unknown config key {prefix}{key}{hint}")
+            raise ConfigError(f"unknown config key {prefix}{one_line(key)}{hint}")
         if dataclasses.is_dataclass(fields[key]):
             values[key] = config_from_dict(value, fields[key], f"{prefix}{key}.")
         else:
@@ -160,6 +161,8 @@ def _typed(value: Any, wanted: Any, name: str) -> Any:
             _typed(item, kind, f"{name}[{i}]")
             for i, (item, kind) in enumerate(zip(value, kinds, strict=True))
         )
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ConfigError(f"{name}={value!r:.40}, wanted a number of 64 bits")
     if origin is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, origin) or (origin is int and isinstance(value, bool)):
@@ -198,7 +201,7 @@ def override_config(config: Config, overrides: Sequence[str]) -> Config:
                 if section
                 else closest_match_hint(name, list(known))
             )
-            raise ConfigError(f"unknown option {flag}{hint}")
+            raise ConfigError(f"unknown option {one_line(flag)}{hint}")
         if not equals:
             raise ConfigError(f"option {flag}: wanted {flag}=VALUE")
         *sections, field = name.split(".")
@@ -217,5 +220,5 @@ def _parse(text: str, old: Any, flag: str) -> Any:
         return text.lower() == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError) as error:
-        raise ConfigError(f"{flag}: {text!r} is no {type(old).__name__}") from error
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
+        raise ConfigError(f"{one_line(flag)}: {text!r:.80} is no {type(old).__name__}") from error

@@ -58,7 +58,7 @@ class OptimConfig:
             check.refuse("momentum", "0 up to (not including) 1")
         try:
             re.compile(self.trainable)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ConfigError(
                 f"optim.trainable={self.trainable!r} is no regular expression: {error}"
             ) from error

@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 
 from sicot_jax.common.files import read_json, write_json
+from sicot_jax.common.json_types import check_field_types
+from sicot_jax.common.text import one_line_error
 from sicot_jax.errors import InputError
 
 FORMAT = 2
@@ -188,11 +190,14 @@ def read_fusion(path: Path) -> CategoryFusion | None:
             f"{path}: of another format, this version reads {FORMAT}; build the index again"
         )
     try:
+        check_field_types(CategoryFusion, stored)
         weights = np.array(stored["classifier_weights"], float)
+        if weights.shape != (len(stored["names"]),):
+            raise ValueError(f"weights {weights.shape} of {len(stored['names'])} categories")
         return CategoryFusion(
             **stored | {"names": tuple(stored["names"]), "classifier_weights": weights}
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(
-            f"{path}: damaged or incomplete ({error}); build the index again"
+            f"{path}: damaged or incomplete ({one_line_error(error)}); build the index again"
         ) from error

@@ -90,7 +90,10 @@ class NoveltyDetector:
         Raises:
           TypeError: Fields are missing or unknown.
           ValueError: Shapes do not match, or values are no numbers.
+          OverflowError: A number fits into no float.
         """
+        if not isinstance(stored, dict):
+            raise TypeError(f"the novelty detector is {type(stored).__name__}, wanted a table")
         arrays: dict[str, Any] = {
             name: np.asarray(value, np.float64) for name, value in stored.items()
         }
@@ -101,6 +104,7 @@ class NoveltyDetector:
             detector.mean.shape != (width,)
             or detector.explained_variances.shape != (count,)
             or detector.reference_distances.ndim != 1
+            or not detector.reference_distances.size
         ):
             raise ValueError("the shapes of the novelty detector's arrays do not match")
         return detector

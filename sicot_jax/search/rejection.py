@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 
 from sicot_jax.common.files import read_json, write_json
+from sicot_jax.common.json_types import check_field_types
+from sicot_jax.common.text import one_line_error
 from sicot_jax.errors import InputError
 from sicot_jax.search.novelty import NoveltyDetector
 
@@ -30,6 +32,7 @@ TARGET_PRECISION = 0.95  # of the answers that are not rejected
 MIN_COVERAGE = 0.05  # of the catalogue's photos, for a precision estimate to count
 NOVELTY_LEVEL = 0.05  # p-values below it lower the confidence, in proportion
 _CURVE_POINTS = 50
+_NUM_REGRESSORS = 3  # of `ConfidenceFeatures.regressors`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,14 +251,17 @@ def read_calibration(path: Path) -> Calibration | None:
     stored: dict[str, Any] = read_json(path, "the calibration of an index")
     if stored.get("format") != FORMAT:
         raise InputError(
-            f"{path}: format {stored.get('format')}, this version reads {FORMAT}; "
+            f"{path}: format {stored.get('format')!r:.40}, this version reads {FORMAT}; "
             "build the index again"
         )
     try:
+        check_field_types(Calibration, stored)
+        if len(stored["weights"]) != _NUM_REGRESSORS:
+            raise ValueError(f"{len(stored['weights'])} weights, wanted {_NUM_REGRESSORS}")
         novelty = stored["novelty"]
         detector = None if novelty is None else NoveltyDetector.from_json(novelty)
         return Calibration(**stored | {"novelty": detector})
-    except (KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(
-            f"{path}: damaged or incomplete ({error}); build the index again"
+            f"{path}: damaged or incomplete ({one_line_error(error)}); build the index again"
         ) from error

@@ -4,7 +4,7 @@ samplings promise.
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sicot_jax.catalog.sampling import (
@@ -21,7 +21,6 @@ def permutation(size, seed=0, epoch=0):
     return permute(np.arange(size), size=size, seed=seed, epoch=epoch)
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.integers(1, 5000), st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1))
 def test_permute_is_a_bijection(size, seed, epoch):
     np.testing.assert_array_equal(np.sort(permutation(size, seed, epoch)), np.arange(size))
@@ -93,53 +92,21 @@ def test_uniform_takes_every_record_once_an_epoch(records, batch):
         assert not (rounds[0] == rounds[1]).all()
 
 
-def test_batch_plan_by_hand():
-    """Batches of 3, from step 4 on of 6, from step 6 on of 12: 0 3 6 9 12 18 24 36 ... records
-    before a step.
-    """
-    plan = BatchPlan(3, (4, 6))
-    assert [plan.size(step) for step in range(8)] == [3, 3, 3, 3, 6, 6, 12, 12]
-    assert [plan.first_position(step) for step in range(9)] == [0, 3, 6, 9, 12, 18, 24, 36, 48]
-    assert [plan.batches_before(step) for step in range(9)] == [0, 1, 2, 3, 4, 6, 8, 12, 16]
-    np.testing.assert_array_equal(plan.batches_before(np.arange(9)), [0, 1, 2, 3, 4, 6, 8, 12, 16])
-    assert [plan.steps_for(batches) for batches in (0, 3, 4, 5, 6, 7, 8, 9, 12, 13)] == [
-        0,
-        3,
-        4,
-        5,
-        5,
-        6,
-        6,
-        7,
-        7,
-        8,
-    ]
-    assert plan.sizes(0, 7) == [3, 6, 12]
-    assert plan.sizes(4, 6) == [6]
-    assert plan.sizes(5, 5) == []
-    assert [step for step in range(1, 9) if plan.crosses_multiple(step, 5)] == [
-        5,
-        7,
-        8,
-    ]  # of 1 2 3 4 6 8 12 16 batches
-    assert BatchPlan(3).batches_before(7) == 7
-    assert BatchPlan(3).steps_for(7) == 7
-
-
-@pytest.mark.parametrize("every", [5.0, 3.3, 1.0, 0.4])
-def test_a_batch_grows_at_the_first_step_after_each_so_many_batches(every):
-    """The last two: a period shorter than a step of the grown batch, and than the first step."""
-    plan = BatchPlan.with_doublings(8, doublings=3, every=every)
-    assert len(plan.doubled_at) == 3
-    for i, step in enumerate(plan.doubled_at):
-        due = round((i + 1) * every)
-        assert plan.batches_before(step) >= due
-        assert step == 0 or plan.batches_before(step - 1) < due
-    assert plan.size(plan.doubled_at[-1]) == 64
-    for batches in range(40):
-        step = plan.steps_for(batches)
-        assert plan.batches_before(step) >= batches
-        assert step == 0 or plan.batches_before(step - 1) < batches
+@given(
+    st.integers(1, 100),
+    st.integers(1, 40),
+    st.integers(0, 2**63 - 1),
+    st.lists(st.integers(0, 6), max_size=2).map(lambda steps: tuple(sorted(steps))),
+)
+def test_uniform_takes_every_record_once_an_epoch_under_any_plan(records, batch, seed, doubled_at):
+    sampler = RecordSampler(np.zeros(records, np.int32), batch, seed, doubled_at=doubled_at)
+    drawn = [sampler(step) for step in range(10)]
+    assert [len(taken) for taken in drawn] == [sampler.plan.size(step) for step in range(10)]
+    order = np.concatenate(drawn)
+    for start in range(0, len(order), records):
+        epoch = np.sort(order[start : start + records])
+        complete = len(epoch) == records
+        np.testing.assert_array_equal(epoch, np.arange(records) if complete else np.unique(epoch))
 
 
 def test_uniform_takes_every_record_once_an_epoch_while_the_batch_grows():

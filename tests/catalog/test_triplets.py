@@ -282,6 +282,7 @@ def test_from_simulated_clicks_to_a_run_that_resumes(clicks_config, tmp_path, mo
     )
 
 
+@pytest.mark.slow
 def test_the_triplet_loss_trains_localization_and_backbone(clicks_config, one_device):
     """The triplet loss alone gives gradients to the localization branch and the backbone."""
     loader = train_batch_loader(open_generated(clicks_config.data.generated), clicks_config)

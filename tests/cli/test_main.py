@@ -53,6 +53,7 @@ def test_the_main_job_end_to_end(tmp_path, capsys):
     }
 
 
+@pytest.mark.slow
 def test_arrays_train_like_the_catalogue_they_came_from(tmp_path, capsys):
     """The same photos and words in the same order give the same run, to the bit; also with all
     photos on the devices.
@@ -91,6 +92,7 @@ def test_an_array_file_of_another_photo_size_is_refused(tmp_path, capsys):
     assert "holds photos of 24x24, the config wants 32x32; export again" in line
 
 
+@pytest.mark.slow
 def test_training_from_arrays_needs_only_numpy_and_jax(tmp_path):
     """As on a bare accelerator image: other packages are hidden from the import system."""
     cli.main(["export-arrays", "--config=tiny", f"--out={tmp_path / 'tiny.npz'}"])

@@ -4,6 +4,9 @@ import dataclasses
 import json
 
 import pytest
+from helpers.damage import damaged_bytes, damaged_json, result_or_one_line
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from sicot_jax import config as config_lib
 from sicot_jax.config import (
@@ -456,3 +459,83 @@ def test_a_batch_that_would_grow_before_its_first_step_is_refused():
     ):
         train.batch_plan(100)
     assert train.batch_plan(320).doubled_at == (1,)
+
+
+# Values that each field may have whatever the others are.
+OVERRIDES = st.fixed_dictionaries(
+    {},
+    optional={
+        "seed": st.integers(0, 2**32 - 1),
+        "data.title": st.sampled_from(("raw", "masked", "shuffled")),
+        "data.max_tokens": st.integers(1, 1000),
+        "data.sampling": st.sampled_from(("uniform", "class_balanced", "square_root")),
+        "data.path": st.text(max_size=20),
+        "data.triplets": st.text(max_size=20),
+        "data.generated.seed": st.integers(0, 2**63 - 1),
+        "data.generated.zipf_exponent": st.floats(0, 10, exclude_max=True),
+        "data.generated.box_area": st.tuples(st.floats(0.01, 0.5), st.floats(0.5, 0.95)),
+        "preprocessing.fit": st.sampled_from(("crop", "pad", "stretch")),
+        "preprocessing.height": st.integers(1, 256),
+        "preprocessing.resize_width": st.integers(224, 10_000),
+        "preprocessing.mean": st.tuples(*[st.floats(-10, 10)] * 3),
+        "augment.flip": st.booleans(),
+        "augment.max_ratio": st.floats(1, 1e300),
+        "model.depth": st.sampled_from((18, 34, 50, 101, 152)),
+        "model.text.encoder": st.sampled_from(("mean", "bilinear", "lstm")),
+        "model.init_from": st.text(max_size=20),
+        "loss.mixed": st.floats(0, 1e300),
+        "loss.label_smoothing": st.floats(0, 1, exclude_max=True),
+        "head.chunk": st.integers(1, 2**40),
+        "optim.learning_rate": st.floats(0, 1e300, exclude_min=True),
+        "optim.trainable": st.sampled_from(("", "classifier", "(?!visual/resnet)")),
+        "train.batch_size": st.integers(6, 10_000),
+        "train.epochs": st.floats(0, 1e6, exclude_min=True),
+        "train.tensorboard": st.booleans(),
+        "mesh.model": st.integers(1, 1024),
+        "eval.top_k": st.integers(3, 1000),
+    },
+)
+
+
+@given(OVERRIDES)
+def test_any_config_is_the_same_after_json(overrides):
+    flags = [f"--config.{name}={value}" for name, value in overrides.items()]
+    config = override_config(Config(), flags)
+    flat = flatten_config(config_to_dict(config))
+    assert {name: flat[name] for name in overrides} == overrides
+    assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
+
+
+STORED = {"format": config_lib.CONFIG_FORMAT, "config": config_to_dict(CUSTOM), "data": {}}
+
+
+@given(damaged_json(STORED))
+@example('{"format": 1, "config": {"a\\nb": 1}}')
+@example('{"format": "a\\nb", "config": {}}')
+@example(f'{{"format": 1, "config": {{"optim": {{"learning_rate": {10**400}}}}}}}')
+@example("[" * 100_000)
+def test_a_config_of_other_values_is_a_config_or_an_error_of_one_line(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    config = result_or_one_line(lambda: load_config(str(path)))
+    if config is not None:
+        assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
+
+
+@given(damaged_bytes(json.dumps(STORED).encode()) | st.binary(max_size=100))
+def test_a_damaged_config_json_is_a_config_or_an_error_of_one_line(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    result_or_one_line(lambda: load_config(str(path)))
+
+
+@given(st.sampled_from(sorted(flatten_config(STORED["config"]))), st.text(max_size=20))
+@example("seed", "1" * 5000)
+@example("seed", "[" * 1000)
+@example("seed", "-" * 20_000)
+@example("seed", "{[]: 1}")
+@example("optim.trainable", "a{99999999999}")
+@example("optim.learning_rate", "1" * 400)
+@example("optim.trainable", "(" * 1000)
+def test_any_text_is_a_value_or_an_error_of_one_line(name, text):
+    result_or_one_line(lambda: override_config(CUSTOM, [f"--config.{name}={text}"]))

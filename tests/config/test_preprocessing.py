@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from sicot_jax.common.image import ImageError
@@ -131,6 +133,43 @@ def test_the_visible_region_is_what_the_network_gets(fit, size):
     taken = settings.batch([image])[0].astype(int)
     assert taken.min() >= 64  # at the edges the resizing mixes both
     assert (abs(taken - 128) <= 2).mean() > (0.4 if fit == "pad" else 0.85)
+
+
+def ramp(height, width, axis):
+    """A photo whose brightness rises from 0 to 255 along one axis."""
+    pixels = (height, width)[axis]
+    values = np.round((np.arange(pixels) + 0.5) / pixels * 255).astype(np.uint8)
+    line = values[:, None] if axis == 0 else values[None]
+    return np.repeat(np.broadcast_to(line, (height, width))[..., None], 3, 2)
+
+
+@given(
+    st.sampled_from(FITS),
+    st.tuples(st.integers(40, 160), st.integers(40, 160)),
+    st.tuples(st.integers(32, 64), st.integers(32, 64)),
+    st.tuples(st.integers(16, 32), st.integers(16, 32)),
+    st.integers(0, 1),
+)
+def test_each_pixel_of_the_input_is_where_the_visible_region_says(
+    fit, size, resized, cropped, axis
+):
+    """Read off ramps. "pad" rounds the photo's place in the resized one to whole pixels."""
+    settings = make(
+        fit=fit,
+        height=cropped[0],
+        width=cropped[1],
+        resize_height=resized[0],
+        resize_width=resized[1],
+    )
+    left, top, right, bottom = settings.visible_region(*size)
+    low, high = ((top, bottom), (left, right))[axis]
+    pixels = cropped[axis]
+    expected = low + (np.arange(pixels) + 0.5) / pixels * (high - low)
+    pixel = (high - low) / pixels  # as a fraction of the photo
+    taken = settings.batch([ramp(*size, axis)])[0].astype(float).mean(2) / 255
+    taken = taken.take(taken.shape[1 - axis] // 2, 1 - axis)
+    inside = (expected > 2 * pixel) & (expected < 1 - 2 * pixel)
+    np.testing.assert_allclose(taken[inside], expected[inside], atol=1.01 * pixel + 2 / 255)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,8 @@ def test_the_loss_after_a_step_equals_pytorch_s(depth, width):
     def loss_jax(trained, stats, train):
         stream = nnx.merge(graphdef, trained["visual"], stats, copy=True)
         logits = (
-            stream.embed(images, train=train) @ trained["fc"]["kernel"].T + trained["fc"]["bias"]
+            stream.embed(jnp.asarray(images), train=train) @ trained["fc"]["kernel"].T
+            + trained["fc"]["bias"]
         )
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         return loss, nnx.to_pure_dict(nnx.state(stream, nnx.BatchStat))

@@ -118,6 +118,7 @@ def test_a_bundle_records_its_source_and_its_parity_check(run, in_torch, capsys)
     assert read_bundle(in_torch).model.num_classes == 11
 
 
+@pytest.mark.slow
 def test_engines_agree(run, in_torch):
     out = run.parent / "onnx"
     pytest.importorskip("onnxruntime", reason="ONNX needs the extra onnx")
@@ -202,6 +203,7 @@ def test_stablehlo_runs_any_batch_size_from_its_folder_alone(run, tmp_path):
         train(tiny(f"model.init_from={out}"), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_weights_changed_in_pytorch_are_imported_and_trained(run, in_torch, tmp_path, capsys):
     """Exported, changed in PyTorch and imported: a run starts from the changed weights, the
     classifier included.
@@ -237,6 +239,7 @@ def test_weights_changed_in_pytorch_are_imported_and_trained(run, in_torch, tmp_
     )
 
 
+@pytest.mark.slow
 def test_shared_word_weights_are_exported_as_plain_rows(tmp_path):
     flags = ["model.shared_word_weights=True", "loss.mixed=0", "loss.tag_prediction=1"]
     train(tiny(*flags), tmp_path / "run")
@@ -307,6 +310,7 @@ def test_differences_by_hand():
         )
 
 
+@pytest.mark.slow
 def test_discontinued_products_are_not_recognised(run, in_torch, tmp_path):
     """By the run, in PyTorch and inside a graph: the best product of a photo is discontinued, the
     next one takes its place.

@@ -209,6 +209,7 @@ def test_side_and_crop_share_are_read_too(tmp_path):
     assert read.mean == read.std == (0.5, 0.5, 0.5)
 
 
+@pytest.mark.slow
 def test_a_class_table_of_another_length_is_import_error(tmp_path, capsys):
     """Of a bundle, the weights file stands for the folder: classifier, class table and
     preprocessing are imported too.

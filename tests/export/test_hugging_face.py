@@ -28,8 +28,7 @@ BLOCKS = {
     [
         18,
         pytest.param(34, marks=pytest.mark.slow),
-        50,
-        *(pytest.param(d, marks=pytest.mark.slow) for d in (101, 152)),
+        *(pytest.param(d, marks=pytest.mark.slow) for d in (50, 101, 152)),
     ],
 )
 def test_embeddings_equal_those_of_hugging_face(tmp_path, depth):

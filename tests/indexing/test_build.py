@@ -236,6 +236,7 @@ class TaggedSplit:
         return {**record, "tags": f"tag {record['class_id']}"}
 
 
+@pytest.mark.slow
 def test_stopped_build_is_continued(run, version, tmp_path, monkeypatch):
     """Stopped in its second commit, it keeps the first, and the result is the same."""
     catalog = catalog_of(run)
@@ -272,6 +273,7 @@ def all_records(folder):
         return list(store.all_products())
 
 
+@pytest.mark.slow
 def test_damaged_build_is_removed(run, tmp_path, monkeypatch):
     """A damaged build is not continued, and a damaged version in use does not stop a build."""
     with monkeypatch.context() as patch:
@@ -288,6 +290,7 @@ def test_damaged_build_is_removed(run, tmp_path, monkeypatch):
     assert again != damaged
 
 
+@pytest.mark.slow
 def test_build_of_other_settings_is_not_continued(run, tmp_path, monkeypatch, capsys):
     """A stopped build of another number of bits is removed; a large version has inverted lists."""
     with monkeypatch.context() as patch:
@@ -315,6 +318,7 @@ def changed_catalog(catalog):
     return dataclasses.replace(catalog, classes=table, data_hash="changed")
 
 
+@pytest.mark.slow
 def test_changed_catalogue(run, tmp_path, monkeypatch):
     """Products are matched by SKU, and known photos are not embedded again.
 

@@ -76,6 +76,7 @@ def night(trained, tmp_path, capsys):
     return folder / "shop", folder / "index", run
 
 
+@pytest.mark.slow
 def test_nightly_builds_skips_and_builds_again(night):
     """The first run builds, the second skips, and after changes there is another version."""
     folder, index, run = night
@@ -107,6 +108,7 @@ def test_nightly_builds_skips_and_builds_again(night):
     opened.close()
 
 
+@pytest.mark.slow
 def test_index_of_another_format_is_built_again(night):
     _, index, run = night
     assert run()[0] == 0
@@ -120,6 +122,7 @@ def test_index_of_another_format_is_built_again(night):
     assert report["products"] == {"before": 9, "now": 9, "new": 0, "deleted": 0}
 
 
+@pytest.mark.slow
 def test_failed_run_leaves_the_index(night):
     """A shop whose photos are missing: one line, and the version in use stays."""
     folder, index, run = night

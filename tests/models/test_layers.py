@@ -53,7 +53,9 @@ def test_moments_and_gradients_cover_all_devices(device_mesh, name):
 
 
 @pytest.mark.parametrize("shape", [(3, 2), (2, 1), (1, 1), (4, 5), (2, 9)])
-@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (7, 2)])
+@pytest.mark.parametrize(
+    ("size", "stride"), [(3, 1), (3, 2), pytest.param(7, 2, marks=pytest.mark.slow)]
+)
 def test_im2col_equals_convolution(shape, size, stride):
     """Value and gradients, for maps small enough for im2col and for larger ones."""
     rng = np.random.default_rng(0)

@@ -4,12 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sicot_jax.models.localization import (
     LocalizationBranch,
     attention_from_scores,
     box_from_attention,
     box_from_moments,
+    clip_box,
     foreground_mask,
     interpolation_matrix,
     masked_average_pool,
@@ -134,3 +137,46 @@ def test_attention_increases_with_the_score():
         jnp.array([[-1.0, 0.0, 1.0], [-90.0, -90.0, -90.1]]).reshape(2, 1, 3, 1)
     )[:, 0]
     assert levels == pytest.approx(np.array([[0, 0.25, 1], [1, 1, np.exp(-2)]]), abs=1e-3)
+
+
+HEIGHT, WIDTH = 8, 10  # one shape, which is compiled once
+SPANS = [
+    st.tuples(st.integers(0, cells), st.integers(0, cells)).filter(lambda pair: pair[0] < pair[1])
+    for cells in (HEIGHT, WIDTH)
+]
+
+
+@given(*SPANS)
+def test_any_rectangle_of_attention_gives_that_box(rows, columns):
+    box = box_from_moments(rectangle(rows, columns), NO_SCALE)[0]
+    sides = [columns[0] / WIDTH, rows[0] / HEIGHT, columns[1] / WIDTH, rows[1] / HEIGHT]
+    assert box == pytest.approx(sides, abs=2e-5)  # a difference of squares, rounded to float32
+
+
+@given(
+    st.lists(st.floats(0, 1, width=32), min_size=HEIGHT * WIDTH, max_size=HEIGHT * WIDTH),
+    st.tuples(st.floats(-1, 1), st.floats(-1, 1)),
+)
+def test_the_box_of_any_attention_has_its_middle_in_the_photo(values, log_scale):
+    """Its sides, before they are scaled: at least a cell, at most two points at the photo's ends."""
+    attention = jnp.asarray(np.reshape(np.float32(values), (1, HEIGHT, WIDTH)))
+    # A value below those of `attention_from_scores`, whose largest is 1, would be lost in rounding.
+    attention = attention.at[0, 0, 0].set(1.0)
+    box = np.asarray(box_from_moments(attention, jnp.asarray(log_scale, jnp.float32))[0])
+    assert np.isfinite(box).all()
+    for low, high, cells, scale in (
+        (box[0], box[2], WIDTH, np.exp(log_scale[0])),
+        (box[1], box[3], HEIGHT, np.exp(log_scale[1])),
+    ):
+        assert 0 < (low + high) / 2 < 1
+        longest = 2 * np.sqrt(3 * (0.25 + 1 / (12 * cells**2)))
+        assert 0.999 / cells * scale <= high - low <= longest * scale
+    clipped = np.asarray(clip_box(jnp.asarray(box)[None]))
+    assert ((clipped >= 0) & (clipped <= 1)).all()
+    np.testing.assert_array_equal(clip_box(jnp.asarray(clipped)), clipped)
+    inside = (box >= 0) & (box <= 1)
+    np.testing.assert_array_equal(clipped[0][inside], box[inside])
+
+
+def test_a_model_without_boxes_clips_none():
+    assert clip_box(None) is None

@@ -1,7 +1,12 @@
 """Category prediction: fusion of classifier and neighbour votes, and its fit."""
 
+import json
+
 import numpy as np
 import pytest
+from helpers.damage import damaged_bytes, damaged_json, result_or_one_line
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sicot_jax.errors import InputError
 from sicot_jax.search import category, category_fit
@@ -245,3 +250,30 @@ def test_a_fusion_is_read_as_written(tmp_path):
         path.write_text(text)
         with pytest.raises(InputError, match=message):
             category.read_fusion(path)
+
+
+STORED = {
+    "names": ["hats", "caf\u00e9"],
+    "classifier_weights": [0.5, 1.0],
+    "default_weight": 0.5,
+    "temperature": 0.05,
+    "rescaling_exponent": 0.5,
+    "confident_from": None,
+    "num_photos": 10,
+    "format": category.FORMAT,
+}
+
+
+@given(
+    damaged_json(STORED).map(str.encode)
+    | damaged_bytes(json.dumps(STORED, indent=1).encode())
+    | st.binary(max_size=60)
+)
+def test_a_damaged_fusion_is_an_error_of_one_line_or_works(tmp_path, content):
+    path = tmp_path / "category_fusion.json"
+    path.write_bytes(json.dumps(STORED).encode())
+    assert category.read_fusion(path) is not None
+    path.write_bytes(content)
+    read = result_or_one_line(lambda: category.read_fusion(path))
+    if read is not None:
+        assert read.for_categories(("hats", "new")).classifier_weights.shape == (2,)

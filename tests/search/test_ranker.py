@@ -5,6 +5,9 @@ import json
 
 import numpy as np
 import pytest
+from helpers.damage import damaged_bytes, damaged_json, result_or_one_line
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sicot_jax.errors import InputError
 from sicot_jax.search import ranker as rerank
@@ -169,3 +172,23 @@ def test_a_damaged_file_is_an_error_of_one_line(tmp_path, change, message):
         rerank.read_ranker(path)
     assert "sicot index rank" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def stored_ranker(tmp_path_factory):
+    path = tmp_path_factory.mktemp("ranker") / "ranker.json"
+    rerank.write_ranker(path, ranker(fit(lists(lambda by_name: by_name["sales"], count=50))))
+    return path.read_bytes()
+
+
+@given(data=st.data())
+def test_any_damage_is_an_error_of_one_line_or_changes_nothing(tmp_path, stored_ranker, data):
+    path = tmp_path / "ranker.json"
+    kind = data.draw(st.sampled_from((damaged_bytes, damaged_json)))
+    if kind is damaged_bytes:
+        path.write_bytes(data.draw(damaged_bytes(stored_ranker)))
+    else:
+        path.write_text(data.draw(damaged_json(json.loads(stored_ranker))))
+    read = result_or_one_line(lambda: rerank.read_ranker(path))
+    if read is not None:  # white space alone, or the same value again
+        assert read.version == json.loads(stored_ranker)["sha256"]

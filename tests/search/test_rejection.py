@@ -1,9 +1,13 @@
 """Calibrated confidence and open-set rejection."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
+from helpers.damage import damaged_bytes, damaged_json, result_or_one_line
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sicot_jax.errors import InputError
 from sicot_jax.search.novelty import fit_novelty_detector
@@ -113,3 +117,38 @@ def test_a_calibration_is_read_as_written(tmp_path):
     path.write_text('{"format": 7}')
     with pytest.raises(InputError, match="format 7, this version reads 3"):
         read_calibration(path)
+
+
+STORED = {
+    "weights": [1.0, 2.0, 3.0],
+    "intercept": 0.5,
+    "threshold": 0.4,
+    "target_precision": 0.95,
+    "precision": 0.96,
+    "open_set_prior": 0.2,
+    "num_photos": 100,
+    "curve": [[0.4, 0.9, 0.96]],
+    "novelty": fit_novelty_detector(np.random.default_rng(0).normal(size=(16, 3))).to_json(),
+    "format": 3,
+}
+
+
+@given(
+    damaged_json(STORED).map(str.encode)
+    | damaged_bytes(json.dumps(STORED, indent=1).encode())
+    | st.binary(max_size=60)
+)
+def test_a_damaged_calibration_is_an_error_of_one_line_or_works(tmp_path, content):
+    path = tmp_path / "rejection.json"
+    path.write_bytes(json.dumps(STORED).encode())
+    assert read_calibration(path) is not None
+    path.write_bytes(content)
+    calibration = result_or_one_line(lambda: read_calibration(path))
+    if calibration is not None:
+        assert calibration.confidence(ConfidenceFeatures(0.5, 0.6, 0.4, 0.5)) is not None
+
+
+def test_a_deeply_nested_file_is_an_error_of_one_line(tmp_path):
+    (tmp_path / "rejection.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="RecursionError, wanted the calibration of an index"):
+        read_calibration(tmp_path / "rejection.json")

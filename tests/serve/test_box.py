@@ -1,9 +1,12 @@
 """Box geometry, checked by hand."""
 
 import pytest
+from helpers.damage import result_or_one_line
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sicot_jax.errors import InputError
-from sicot_jax.serve.box import FULL_PHOTO, Box, parse_box
+from sicot_jax.serve.box import FULL_PHOTO, MIN_SIDE, Box, parse_box
 
 
 def test_a_box_is_four_fractions():
@@ -47,3 +50,69 @@ def test_pixels_are_rounded_outwards():
     """At least one, of a photo of any size."""
     assert Box(0.25, 0.5, 0.75, 1).pixel_slices(10, 5) == (slice(2, 5), slice(2, 8))
     assert Box(0.5, 0.5, 0.52, 0.52).pixel_slices(1, 3) == (slice(1, 2), slice(0, 1))
+
+
+def boxes(low=0.0, high=1.0, side=MIN_SIDE):
+    """Boxes between two numbers whose sides are at least `side` long."""
+    sides = st.tuples(st.floats(low, high), st.floats(low, high)).filter(
+        lambda pair: pair[1] - pair[0] >= side
+    )
+    return st.tuples(sides, sides).map(
+        lambda pairs: Box(pairs[0][0], pairs[1][0], pairs[0][1], pairs[1][1])
+    )
+
+
+@given(boxes())
+def test_a_written_box_is_read_as_it_was(box):
+    assert parse_box(",".join(map(repr, box))) == box
+
+
+@given(st.text(max_size=30) | st.text("0123456789.,-+einfa ", max_size=30))
+def test_any_text_is_a_box_or_an_error_of_one_line(text):
+    box = result_or_one_line(lambda: parse_box(text))
+    assert box is None or box == box.clipped()
+
+
+@given(boxes(-1, 2), boxes(-1, 2), boxes(-1, 2))
+def test_a_box_in_a_box_in_a_box(outer, middle, inner):
+    """Both orders of conversion give the same box of the photo, and the full box changes nothing."""
+    assert outer.to_photo(middle.to_photo(inner)) == pytest.approx(
+        outer.to_photo(middle).to_photo(inner), abs=1e-9
+    )
+    assert outer.to_photo(FULL_PHOTO) == pytest.approx(outer, abs=1e-12)
+    assert FULL_PHOTO.to_photo(outer) == outer
+
+
+@given(boxes(), boxes())
+def test_fractions_of_a_box_and_back(outer, box):
+    width, height = outer.right - outer.left, outer.bottom - outer.top
+    inner = (
+        (box.left - outer.left) / width,
+        (box.top - outer.top) / height,
+        (box.right - outer.left) / width,
+        (box.bottom - outer.top) / height,
+    )
+    assert outer.to_photo(inner) == pytest.approx(box, abs=1e-12)
+
+
+@given(boxes(), st.floats(1, 10), st.floats(1, 10))
+def test_an_expanded_box_holds_the_box_and_lies_in_the_photo(box, horizontal, vertical):
+    larger = box.expanded(horizontal, vertical)
+    assert larger == larger.clipped()
+    rounding = 1e-12
+    assert larger.left <= box.left + rounding
+    assert larger.top <= box.top + rounding
+    assert larger.right >= box.right - rounding
+    assert larger.bottom >= box.bottom - rounding
+
+
+@given(boxes(), st.integers(1, 5000), st.integers(1, 5000))
+def test_the_pixels_of_a_box_cover_it_and_lie_in_the_photo(box, width, height):
+    rows, columns = box.pixel_slices(width, height)
+    for part, low, high, size in (
+        (rows, box.top, box.bottom, height),
+        (columns, box.left, box.right, width),
+    ):
+        assert 0 <= part.start < part.stop <= size
+        assert part.start <= low * size
+        assert part.stop >= high * size

@@ -216,6 +216,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     assert not (tmp_path / "run" / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_skipped(finished_run, tmp_path, capsys):
     """The newest of two is truncated: the run continues from the one before, to the same end."""
     finished, config, results = finished_run

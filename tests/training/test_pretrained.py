@@ -23,6 +23,7 @@ from sicot_jax.training.state import class_log_prior, initial_state
 from sicot_jax.training.warm_start import warm_start
 
 
+@pytest.mark.slow
 def test_init_from_takes_streams_and_classifier(finished_run, tmp_path):
     workdir, config, _ = finished_run
     model = dataclasses.replace(config.model, init_from=str(workdir))

@@ -48,6 +48,7 @@ def test_sigterm_saves_first_and_the_same_command_goes_on(tmp_path):
     checkpoints.close()
 
 
+@pytest.mark.slow
 def test_a_validation_that_a_signal_has_put_off_is_done_by_the_resumed_run(
     finished_run, tmp_path, monkeypatch
 ):

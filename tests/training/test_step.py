@@ -279,6 +279,7 @@ def test_stream_losses_add_up(reference):
     np.testing.assert_allclose(losses["total"], expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_seeds_learning_rates_and_weights_share_one_program():
     """They come with the call; what else differs does not."""
     device_mesh = on(4, 2)
@@ -298,7 +299,8 @@ def test_seeds_learning_rates_and_weights_share_one_program():
     assert program(optim=dataclasses.replace(optim, momentum=0.5)) != first
 
 
-@pytest.mark.parametrize("head", ["class_sharded", pytest.param("dense", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["class_sharded", "dense"])
 def test_numbers_given_with_the_call_are_those_of_the_config(head):
     device_mesh = on(2, 1)
     config = tiny(head=config_lib.HeadConfig(kind=head), loss=config_lib.LossConfig(mixed=0.5))

@@ -74,6 +74,7 @@ def test_rows_by_device_are_the_rows(device_mesh):
     np.testing.assert_array_equal(np.concatenate(pieces), rows)
 
 
+@pytest.mark.slow
 def test_new_products_start_from_their_photos(run, tmp_path, capsys):
     """14 products, of which the run knew 11."""
     config = tiny("loss.mixed=0", "data.generated.num_classes=14", f"model.init_from={run}")
@@ -103,6 +104,7 @@ def with_skus(catalog: Catalog, sku: list[str]) -> Catalog:
     return dataclasses.replace(catalog, classes=table, data_hash="0" * 64)
 
 
+@pytest.mark.slow
 def test_rows_follow_their_sku_and_not_their_class_id(run, tmp_path, capsys):
     """Two products have changed places, one is gone, one is new."""
     config = tiny("loss.mixed=0", f"model.init_from={run}")
@@ -118,6 +120,7 @@ def test_rows_follow_their_sku_and_not_their_class_id(run, tmp_path, capsys):
     assert np.abs(kernel[2] - old[2]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_rows_of_discontinued_products_are_not_taken(run, tmp_path, capsys):
     """They keep their class id: the row starts anew, and is counted as left behind."""
     config = tiny("loss.mixed=0", f"model.init_from={run}")
@@ -134,6 +137,7 @@ def test_rows_of_discontinued_products_are_not_taken(run, tmp_path, capsys):
     np.testing.assert_array_equal(np.delete(kernel, 3, 0), np.delete(old, 3, 0))
 
 
+@pytest.mark.slow
 def test_a_run_that_saw_its_photos_otherwise_is_refused_before_anything_is_written(
     run, tmp_path, capsys
 ):
@@ -152,6 +156,7 @@ def test_a_run_that_saw_its_photos_otherwise_is_refused_before_anything_is_writt
     assert "trained with model.last_stride=2, goes on with 1" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_weights_of_another_width_or_depth_are_one_line(run, tmp_path):
     pytest.importorskip("torch", reason="conversion needs the extra torch")
     from sicot_jax.export.to_torch import to_torch
@@ -237,6 +242,7 @@ def test_new_products_are_learned_faster_from_a_run_than_from_random_weights(tmp
     assert run[1] > nothing[1] + 5, (nothing, run)
 
 
+@pytest.mark.slow
 def test_shape_of_the_data_is_that_of_the_new_catalogue(run, tmp_path):
     config = tiny("loss.mixed=0", "data.generated.num_classes=14", f"model.init_from={run}")
     trained, kernel, _ = train_frozen(config, tmp_path / "more")

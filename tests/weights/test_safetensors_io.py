@@ -1,10 +1,15 @@
 """Reading and writing of weight files; bad files are errors of one line."""
 
+import json
 import os
 import pickle
+import struct
 
 import numpy as np
 import pytest
+from helpers.damage import damaged_bytes, damaged_json, result_or_one_line
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from sicot_jax.errors import InputError
 from sicot_jax.weights.safetensors_io import as_rows, read_weights, write_safetensors
@@ -138,3 +143,64 @@ def test_other_paths_are_read_error(tmp_path):
     assert "holds no array" in read_error(write(tmp_path / "none.safetensors", {}))
     torch.save([1, 2], tmp_path / "list.pth")
     assert "holds list, wanted a state_dict" in read_error(tmp_path / "list.pth")
+
+
+HEADER = {
+    "__metadata__": {"made": "here"},
+    "a.weight": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
+    "b": {"dtype": "F32", "shape": [1], "data_offsets": [24, 28]},
+}
+DTYPES = ("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "F16", "BF16", "I32", "F64", "C64", "F4")
+
+
+def file_bytes(header, *, length=None, data=bytes(range(28))):
+    length = len(header) if length is None else length
+    return struct.pack("<Q", length) + header + data
+
+
+def other_dtype(dtype, shape):
+    values = {"dtype": dtype, "shape": shape, "data_offsets": [0, 24]}
+    return file_bytes(json.dumps({"a": values}).encode(), data=bytes(24))
+
+
+@given(
+    damaged_json(HEADER).map(lambda text: file_bytes(text.encode()))
+    | damaged_bytes(json.dumps(HEADER).encode()).map(file_bytes)
+    | damaged_bytes(file_bytes(json.dumps(HEADER).encode()))
+    | st.integers(0, 2**64 - 1).map(
+        lambda length: file_bytes(json.dumps(HEADER).encode(), length=length)
+    )
+    | st.builds(other_dtype, st.sampled_from(DTYPES), st.lists(st.integers(0, 24), max_size=3))
+    | st.binary(max_size=60)
+)
+@example(file_bytes(json.dumps(HEADER).encode()))
+@example(file_bytes(b"[" * 100_000))
+@example(other_dtype("F8_E4M3", [24]))
+@example(other_dtype("BF16", [12]))
+def test_any_damaged_file_is_arrays_or_an_error_of_one_line(tmp_path, content):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(content)
+    arrays = result_or_one_line(lambda: read_weights(path))
+    for array in (arrays or {}).values():
+        assert array.dtype == np.float32
+        assert np.isfinite(array).all()
+
+
+@given(
+    st.dictionaries(
+        st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+        st.lists(st.integers(0, 4), min_size=1, max_size=3),
+        max_size=4,
+    )
+)
+def test_any_arrays_are_read_as_written(tmp_path, shapes):
+    shapes.pop("__metadata__", None)
+    arrays = {
+        name: np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+        for name, shape in shapes.items()
+    }
+    path = write(tmp_path / "a.safetensors", arrays)
+    if arrays:
+        assert_same(read_weights(path), arrays)
+    else:
+        assert "holds no array" in read_error(path)

@@ -101,6 +101,7 @@ def run(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_run_s_text_encoder_in_plain_pytorch_and_back(run, tmp_path, capsys):
     """PyTorch computes logits of the mixed stream without jax and sicot_jax. Changed weights are
     imported, and training starts from them.

@@ -23,6 +23,7 @@ from sicot_jax.common.files import (
     sync_to_disk,
     write_json,
 )
+from sicot_jax.common.json_types import check_field_types
 from sicot_jax.common.locks import file_lock
 from sicot_jax.errors import InputError
 
@@ -117,10 +118,11 @@ def read_index_manifest(folder: Path) -> IndexManifest:
     stored: dict[str, Any] = read_json(folder / MANIFEST, "the manifest of a product index")
     if stored.get("format") != FORMAT:
         raise InputError(
-            f"{folder / MANIFEST}: format {stored.get('format')}, this version reads {FORMAT}; "
+            f"{folder / MANIFEST}: format {stored.get('format')!r:.40}, this version reads {FORMAT}; "
             "build the index again"
         )
     try:
+        check_field_types(IndexManifest, stored)
         return IndexManifest(**stored)
     except TypeError as error:
         raise InputError(
@@ -163,7 +165,7 @@ def current_version(index: Path) -> Path:
       InputError: `index` is no index, or has no version yet.
     """
     try:
-        name = (index / CURRENT).read_text().strip()
+        name = (index / CURRENT).read_text(errors="replace").strip()
     except OSError as error:
         raise InputError(
             f"{index}: no product index there; make one with `sicot index build --out {index}`"

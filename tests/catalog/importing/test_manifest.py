@@ -5,6 +5,9 @@ import random
 
 import pyarrow as pa
 import pytest
+from helpers.damage import damaged_bytes, result_or_one_line
+from hypothesis import example, given
+from hypothesis import strategies as st
 from pyarrow import parquet
 
 from sicot_jax.catalog.importing.manifest import read_folders, read_manifest
@@ -335,3 +338,52 @@ def test_folder_without_folders(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"x")
     with pytest.raises(ManifestError, match="one folder per SKU"):
         read_folders(tmp_path)
+
+
+VALID = {
+    ".csv": (
+        "\ufeffimage,sku,title,tags,box,role,split,price\n"
+        'a.jpg,0012,"a ""quoted"" title,\r\nin two lines",x y,0 0 0.5 1,catalogue,train,1\n'
+        "b.jpg,caf\u00e9,,,,query,,\r\n\nc.jpg,7,5 inch,,0.1 0.2 0.3 0.4,,test,2.50\n"
+    ).encode(),
+    ".jsonl": (
+        '{"image": "a.jpg", "sku": "0012", "title": "caf\u00e9", "tags": ["x", "y"]}\n\n'
+        '{"image": "b.jpg", "sku": 12, "box": [0, 0, 0.5, 1], "split": "test", "price": 1e3}\r\n'
+        '{"image": "c.jpg", "sku": "\\u0041", "role": "query", "title": null}\n'
+    ).encode(),
+}
+
+
+def assert_rows_or_one_line(folder, capfd, suffix, content):
+    path = folder / f"m{suffix}"
+    path.write_bytes(content)
+    rows = result_or_one_line(lambda: list(read_manifest(path)))
+    for row in rows or []:
+        if isinstance(row, DroppedRow):
+            assert str(row).isprintable()
+        else:
+            assert row.image
+            assert row.sku.isprintable()
+    assert capfd.readouterr().err == ""  # pyarrow prints what it cannot raise
+
+
+@pytest.mark.parametrize("suffix", VALID)
+def test_a_valid_manifest_is_not_refused(tmp_path, suffix):
+    (tmp_path / f"m{suffix}").write_bytes(VALID[suffix])
+    assert len(list(read_manifest(tmp_path / f"m{suffix}"))) == 3
+
+
+@pytest.mark.parametrize("suffix", VALID)
+@given(content=st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode()))
+@example(content=b"\n\n")
+@example(content=b"[" * 100_000)
+@example(content=b'{"image": "a", "sku": %s}' % (b"9" * 5000))
+def test_any_bytes_are_rows_or_an_error_of_one_line(tmp_path, capfd, suffix, content):
+    assert_rows_or_one_line(tmp_path, capfd, suffix, content)
+
+
+@pytest.mark.parametrize("suffix", VALID)
+@given(data=st.data())
+def test_a_damaged_manifest_is_rows_or_an_error_of_one_line(tmp_path, capfd, suffix, data):
+    content = data.draw(damaged_bytes(VALID[suffix]))
+    assert_rows_or_one_line(tmp_path, capfd, suffix, content)

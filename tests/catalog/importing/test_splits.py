@@ -4,6 +4,8 @@ import random
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sicot_jax.catalog.importing.splits import (
     SplitPhoto,
@@ -316,3 +318,103 @@ def test_an_official_test_split_is_kept_and_validation_held_out():
     assert [s for p, s in zip(grown, later.split, strict=True) if p.image_id in order] == [
         split[f"a{i}"] for i in range(10)
     ]
+
+
+LABELS = st.sampled_from("abc")
+# Few image ids, so that many photos are copies of each other, under one label or several.
+PHOTOS = st.lists(
+    st.tuples(
+        st.integers(0, 60), LABELS, st.sampled_from(("", "", "", "train", "validation", "test"))
+    ),
+    max_size=60,
+).map(
+    lambda rows: [
+        SplitPhoto(f"image {image}", label, f"{position}.jpg", source_split)
+        for position, (image, label, source_split) in enumerate(rows)
+    ]
+)
+UNPINNED_PHOTOS = PHOTOS.map(
+    lambda photos: [SplitPhoto(photo.image_id, photo.label, photo.reference) for photo in photos]
+)
+RULES = st.builds(
+    lambda seed, sizes, tail_cut, official_test: SplitRules(
+        seed, **sizes, tail_cut=tail_cut, official_test=official_test
+    ),
+    st.integers(0, 2**32),
+    st.just({})
+    | st.builds(dict, test_per_class=st.integers(1, 6))
+    | st.builds(dict, test_share=st.floats(0.05, 0.95)),
+    st.none() | st.integers(1, 20),
+    st.booleans(),
+)
+
+
+def by_reference(photos, assignment):
+    return {p.reference: split for p, split in zip(photos, assignment.split, strict=True)}
+
+
+@given(PHOTOS, RULES)
+def test_every_photo_has_one_split_or_is_reported(photos, rules):
+    result = assign_splits(photos, rules)
+    assert set(result.split) <= {"train", "validation", "test", ""}
+    dropped = [*result.surplus, *result.tail_removed]
+    assert sorted(dropped) == [i for i, split in enumerate(result.split) if not split]
+    for i in result.surplus:  # another photo of the same pixels and label stays
+        stays = [
+            j
+            for j, photo in enumerate(photos)
+            if j not in result.surplus
+            and (photo.image_id, photo.label) == (photos[i].image_id, photos[i].label)
+        ]
+        assert len(stays) == 1
+    for image_id, group in result.conflicting:
+        assert {photos[i].image_id for i in group} == {image_id}
+        assert len({photos[i].label for i in group}) == len(group) > 1
+
+
+@given(PHOTOS, RULES)
+def test_copies_of_a_photo_never_lie_in_two_splits(photos, rules):
+    result = assign_splits(photos, rules)
+    splits = {}
+    for photo, split in zip(photos, result.split, strict=True):
+        if split:
+            splits.setdefault(photo.image_id, set()).add(split)
+    assert all(len(of_one) == 1 for of_one in splits.values())
+    for image_id, _ in result.conflicting:
+        assert splits.get(image_id, {"train"}) == {"train"}
+
+
+@given(PHOTOS, RULES, st.randoms(use_true_random=False))
+def test_the_order_of_photos_does_not_matter(photos, rules, random):
+    shuffled = random.sample(photos, len(photos))
+    one, other = assign_splits(photos, rules), assign_splits(shuffled, rules)
+    assert by_reference(photos, one) == by_reference(shuffled, other)
+    for field in ("small_classes", "untested_classes", "uneven_classes", "unchanged"):
+        assert getattr(one, field) == getattr(other, field)
+    assert [image for image, _ in one.conflicting] == [image for image, _ in other.conflicting]
+
+
+@given(PHOTOS, PHOTOS, RULES)
+def test_an_earlier_assignment_is_kept(photos, later, rules):
+    """Except for what the source says, for photos that are now under two labels, and for the tail.
+
+    The references of later photos sort behind those of earlier ones.
+    """
+    first = assign_splits(photos, rules)
+    previous = {p.image_id: s for p, s in zip(photos, first.split, strict=True) if s}
+    grown = photos + [
+        SplitPhoto(p.image_id, p.label, f"later {p.reference}", p.source_split) for p in later
+    ]
+    second = assign_splits(grown, rules, previous)
+    free = set(range(len(grown))) - {*second.surplus, *second.tail_removed}
+    free -= {i for _, group in second.conflicting for i in group}
+    for i in free:
+        if not grown[i].source_split and grown[i].image_id in previous:
+            assert second.split[i] == previous[grown[i].image_id]
+
+
+@given(UNPINNED_PHOTOS, RULES)
+def test_every_class_is_trained(photos, rules):
+    result = assign_splits(photos, rules)
+    trained = {p.label for p, s in zip(photos, result.split, strict=True) if s == "train"}
+    assert trained == {photo.label for photo in photos}

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from helpers.made_photos import jpeg, photo, sku, write_manifest_csv
 from helpers.small_index import PHOTOS, PRODUCTS, WIDTH
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sicot_jax.cli import main as cli
 from sicot_jax.errors import InputError
 from sicot_jax.index.backends import sharded
-from sicot_jax.index.backends.base import ActiveProducts
+from sicot_jax.index.backends.base import ActiveProducts, Neighbour
 from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.backends.open import open_index
 from sicot_jax.index.backends.sharded import ShardedIndex, shard_folder
@@ -290,3 +292,25 @@ def test_refresh_sees_changes_of_a_shard(index, tmp_path):
         assert {n.product_id for n in made.nearest(queries(1), 9)[0].products} == set(
             range(PRODUCTS)
         ) - {3}
+
+
+@given(
+    st.integers(1, 5),
+    st.dictionaries(st.integers(0, 60), st.sampled_from((-0.5, 0.0, 0.25, 0.5, 1.0)), max_size=40),
+    st.integers(0, 12),
+)
+def test_merged_shards_are_one_list(count, similarities, k):
+    """Also where photos are equally similar: then the lower row comes first."""
+    rows = [Neighbour(row % 7, row, similarity) for row, similarity in similarities.items()]
+    best_first = sorted(rows, key=lambda neighbour: (-neighbour.similarity, neighbour.row))
+    by_shard = [
+        [
+            dataclasses.replace(neighbour, row=neighbour.row // count)
+            for neighbour in best_first
+            if neighbour.row % count == shard
+        ][:k]
+        for shard in range(count)
+    ]
+    index = object.__new__(ShardedIndex)  # merging reads the number of shards alone
+    index.shards = by_shard
+    assert index._merge(by_shard, k) == best_first[:k]
