@@ -5,8 +5,8 @@ Command:  python -m benchmarks.binary_codes --index INDEX --codes 1000000
 Large:    python -m benchmarks.binary_codes --index INDEX --codes 30000000 --faiss-lists 8192
           (9 GiB of disk)
 Without:  python -m benchmarks.binary_codes         (clustered vectors, no index needed)
-Needs:    faiss; for measured vectors an index of real photos (docs/service.md used one of a Fashion
-          run).
+Needs:    faiss; for measured vectors an index of real photos (docs/results/search.md used one
+          of a Fashion run).
 
 Vectors and codes are those of benchmarks/vector_search.py. Inverted lists: of each category, as an
 index has them, and of all photos together. FAISS's IVF stores codes in the order of its lists,

@@ -2,7 +2,7 @@
 
 Command:  python -m benchmarks.localization RUN[,RUN...]...
           A row for each argument, over several seeds where commas join runs of one catalogue with
-          known boxes (configs/boxes.py).
+          known boxes (configs/localization.py).
 
 A box is right where its intersection over union with the known one is at least 0.5. Contenders:
 

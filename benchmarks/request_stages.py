@@ -306,7 +306,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, socket.socket() as listening:
         grow_index(options.index, Path(folder, "index"), options.vectors)
         listening.bind(("127.0.0.1", 0))
-        app = create_app(ServiceSettings(index=str(Path(folder, "index")), largest_batch=1))
+        app = create_app(ServiceSettings(index=str(Path(folder, "index")), max_batch=1))
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", http="h11"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

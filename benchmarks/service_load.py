@@ -1,7 +1,7 @@
 """Measures the service under load, against plain FastAPI services of the same network.
 
 Command:  python -m benchmarks.service_load --index INDEX
-          (docs/service.md: ResNet-50 at 224 pixels)
+          (docs/results/service.md: ResNet-50 at 224 pixels)
 Needs:    the extras service, torch and onnx; an index with an ONNX graph.
 
 Contenders, each a process on a free port of this machine: `sicot serve`; "plain ONNX Runtime" and

@@ -5,7 +5,8 @@ Command:  python -m benchmarks.vector_search --index INDEX
 Without:  python -m benchmarks.vector_search --kinds clustered gaussian
           (no index needed: --width 128)
 Smaller:  python -m benchmarks.vector_search --index INDEX --sizes 10000
-Needs:    faiss; for "measured" an index of real photos (docs/service.md used one of a Fashion run).
+Needs:    faiss; for "measured" an index of real photos (docs/results/search.md used one of a
+  Fashion run).
 
 Vectors: features of the index, each drawn at random and moved by noise of the covariance that
 features have within a product there ("measured"); products around the centres of 60 categories,

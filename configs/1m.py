@@ -10,7 +10,8 @@ Hardware:
   tests/classifier/test_scale.py.
 
 Result:
-  Not measured at this size; docs/performance.md has D = 128 on two CPU cores. The paper's 55.8 M
+  Not measured at this size; docs/results/training.md has D = 128 on two CPU cores. The paper's 55.8
+  M
   photos are private: the catalogue here is generated, with their counts.
 
 The schedule is that of section 4.3. Batch 256 is global (the paper does not say whether it is per

@@ -14,8 +14,8 @@ Hardware:
   Two CPU cores.
 
 Result:
-  Not measured with this schedule; docs/results.md has runs at half the photo size and half the
-  width.
+  Not measured with this schedule; docs/results/titles.md has runs at half the photo size and half
+  the width.
 """
 
 from sicot_jax.config import (

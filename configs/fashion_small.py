@@ -10,7 +10,7 @@ Hardware:
   One CPU core, five to seven minutes a run (AMD EPYC; a quarter of an hour on a slower one).
 
 Result:
-  docs/results.md.
+  docs/results/titles.md.
 """
 
 from sicot_jax.config import (

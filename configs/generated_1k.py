@@ -11,7 +11,7 @@ Hardware:
   One CPU core.
 
 Result:
-  docs/results.md.
+  docs/results/titles.md.
 """
 
 from sicot_jax.config import (

@@ -12,7 +12,7 @@ Hardware:
   One CPU core; time not measured.
 
 Result:
-  docs/results.md.
+  docs/results/titles.md.
 """
 
 from sicot_jax.config import (

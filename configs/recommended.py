@@ -1,4 +1,4 @@
-"""Trains on your own catalogue with the use of titles that gained most in docs/results.md.
+"""Trains on your own catalogue with the use of titles that gained most in docs/results/titles.md.
 
 No semantic stream: an auxiliary loss predicts the words of the title, and classes share weights
 through words.
@@ -15,7 +15,7 @@ Hardware:
   `model.tag_vocabulary` numbers in training.
 
 Result:
-  docs/results.md, on other networks.
+  docs/results/titles.md, on other networks.
 """
 
 import dataclasses

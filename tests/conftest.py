@@ -52,6 +52,13 @@ LONG_TIMEOUT = 900  # seconds, of a machine with two busy cores
 MESHES = [(1, 1), (8, 1), (1, 8), (4, 2), (2, 4)]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_programs():
+    """Keeps the memory of a worker bounded; what took long to compile lies in the cache on disk."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(params=MESHES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
 def device_mesh(request):
     """Each of the five meshes in turn, set for the test."""

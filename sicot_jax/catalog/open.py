@@ -18,6 +18,13 @@ def open_catalog(config: DataConfig) -> Catalog:
     Raises:
       ConfigError: an unknown source.
       InputError: there is no such catalogue, or it is damaged.
+
+    Example:
+      >>> from sicot_jax.config import GeneratedSpec
+      >>> spec = GeneratedSpec(num_classes=3, train_photos=9, word_vectors="random")
+      >>> catalog = open_catalog(DataConfig(source="generated", generated=spec))
+      >>> len(catalog.classes.sku), len(catalog.splits["train"])
+      (3, 9)
     """
     match config.source:
         case "imported":

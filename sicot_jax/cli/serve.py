@@ -122,7 +122,7 @@ def _serve(args: argparse.Namespace, _: Sequence[str]) -> None:
         index=str(args.index),
         database=args.database,
         engine=args.engine,
-        largest_batch=args.max_batch,
+        max_batch=args.max_batch,
         threads=max((os.cpu_count() or 1) // max(args.workers, 1), 1),
         timeout_seconds=args.timeout,
         max_wait_seconds=args.max_wait_ms / 1e3,

@@ -28,7 +28,7 @@ class GeneratedSpec:
       word_sharing: 0 to 1, share of the informative words that head and tail classes have in
         common; the others exist in one form for head classes and in another for tail classes. Of
         the whole informative vocabulary that is word_sharing / (2 - word_sharing). For experiments
-        on how much of the gain from titles comes through shared words (docs/results.md).
+        on how much of the gain from titles comes through shared words (docs/results/titles.md).
       seed: of the generator; another seed gives other products, for repeats over catalogues. The
         run's own `seed` leaves the catalogue as it is.
       word_vectors: "word2vec" (trained on at most 10,000 training titles) or "random".

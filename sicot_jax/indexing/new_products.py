@@ -19,7 +19,7 @@ from sicot_jax.indexing.title_regression import (
     load_title_regression,
 )
 
-TITLE_WEIGHT = 0.5  # photos that a title counts as (docs/service.md)
+TITLE_WEIGHT = 0.5  # photos that a title counts as (docs/results/open_set.md)
 _PRODUCTS_PER_COMMIT = 4096
 _FIRST_PHOTOS = """
 SELECT row FROM photos WHERE product_id = ? AND NOT deleted AND row < ? ORDER BY row LIMIT ?"""

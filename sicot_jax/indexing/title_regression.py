@@ -4,7 +4,7 @@
 
 B [W, D] is fitted to the directions m - g of products that the model was trained on
 (`classifier/imprint.py`), each with weight min(photos, 20) / 20. Its effect is measured in
-docs/service.md.
+docs/results/open_set.md.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,8 +60,17 @@ def find_run_folders(folder: Path) -> list[Path]:
     """
     if (folder / "config.json").exists():
         return [folder]
-    folders = sorted(path.parent for path in folder.rglob("config.json"))
+    folders = sorted(path.parent for path in folder.rglob("config.json") if _is_run_config(path))
     return [path for path in folders if not (path / DIVERGED_FILE).exists()] or [folder]
+
+
+def _is_run_config(path: Path) -> bool:
+    """Whether a run wrote that config.json, not a conversion or an index below the same folder."""
+    try:
+        stored = json.loads(path.read_bytes())
+    except ValueError:
+        return True  # a damaged run, which reading it says in one line
+    return isinstance(stored, dict) and "config" in stored
 
 
 def rename_runs(runs: Sequence[FinishedRun], paths: Sequence[Path]) -> list[FinishedRun]:

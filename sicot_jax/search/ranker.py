@@ -8,7 +8,7 @@ Poisson loss of gain / p (inverse propensity weighting; Joachims et al. 2017, ar
 sample weight p: without it, one click at a position that is hardly examined would decide. Trees are
 LightGBM's (Ke et al. 2017), which learn at each split where products with a missing value go; the
 regression has a coefficient for that. Trees that feed a logistic regression (He et al. 2014), trees
-alone and the regression alone are measured in docs/search.md.
+alone and the regression alone are measured in docs/results/ranking.md.
 
 Scores are monotone: of two products that differ only in similarity, sales, conversion or rating,
 the one with more never ranks lower. New lists have few events, and candidates are ranked that no

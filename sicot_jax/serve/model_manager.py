@@ -90,7 +90,7 @@ def load_serving_model(
             )
         _limit_blas_threads()
         engine = select_engine(
-            folder, settings.engine, largest=settings.largest_batch, threads=settings.threads
+            folder, settings.engine, largest=settings.max_batch, threads=settings.threads
         )
         batcher = Batcher(engine.run, max_batch=engine.batch_size)
         return ServingModel(folder.name, searcher, engine, batcher, stamp)

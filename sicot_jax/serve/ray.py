@@ -1,6 +1,6 @@
 """Runs the service under Ray Serve.
 
-`serve run sicot_jax.serve.ray:app index=/srv/index replicas=2`, see docs/scaling.md.
+`serve run sicot_jax.serve.ray:app index=/srv/index replicas=2`, see docs/how-to/scale.md.
 """
 
 # No `from __future__ import annotations` here: Ray reads the type of the builder's argument.
@@ -32,11 +32,11 @@ class RayArguments(BaseModel, extra="forbid", hide_input_in_errors=True):
     cpus: int = Field(1, ge=1, description="of a replica, and threads of its engine")
     gpus: float = Field(0, ge=0, description="of a replica")
     engine: str = "auto"
-    largest_batch: int = 32
+    max_batch: int = 32
     timeout: float = Field(10.0, description="seconds")
     max_wait_ms: float = 500.0
-    photo_bytes: int = 10_000_000
-    photo_pixels: int = 30_000_000
+    max_photo_bytes: int = 10_000_000
+    max_photo_pixels: int = 30_000_000
     keys: Path | None = None
     events: Path | None = None
     keep_queries: Path | None = None
@@ -87,11 +87,11 @@ def _service_settings(arguments: RayArguments) -> ServiceSettings:
         index=absolute(arguments.index),
         database=arguments.database,
         engine=arguments.engine,
-        largest_batch=arguments.largest_batch,
+        max_batch=arguments.max_batch,
         threads=arguments.cpus,
         timeout_seconds=arguments.timeout,
         max_wait_seconds=arguments.max_wait_ms / 1e3,
-        limits=PhotoLimits(bytes=arguments.photo_bytes, pixels=arguments.photo_pixels),
+        limits=PhotoLimits(bytes=arguments.max_photo_bytes, pixels=arguments.max_photo_pixels),
         keys=absolute(arguments.keys),
         events=absolute(arguments.events),
         keep_queries=absolute(arguments.keep_queries),

@@ -21,7 +21,7 @@ class ServiceSettings:
       index: index folder.
       database: URL of the database whose copy of the index is read; "" reads the folder.
       engine: "auto", "onnx" or "jax".
-      largest_batch: photos in one call of the engine at most.
+      max_batch: photos in one call of the engine at most.
       threads: threads of ONNX Runtime in one worker, 0 for all cores.
       timeout_seconds: maximum duration of a request.
       max_wait_seconds: a photo is refused where it would wait longer than this for the engine.
@@ -39,7 +39,7 @@ class ServiceSettings:
     index: str
     database: str = dataclasses.field(default="", repr=False)  # may hold a password
     engine: str = "auto"
-    largest_batch: int = 32
+    max_batch: int = 32
     threads: int = 0
     timeout_seconds: float = 10.0
     max_wait_seconds: float = 0.5
@@ -56,7 +56,7 @@ class ServiceSettings:
                 f"{self.index}: no product index there; make one with `sicot index build`"
             )
         for name in (
-            "largest_batch",
+            "max_batch",
             "max_wait_seconds",
             "timeout_seconds",
             "keep_days",

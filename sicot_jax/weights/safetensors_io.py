@@ -64,10 +64,14 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     import safetensors
 
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
+        with (
+            np.errstate(over="ignore"),  # `read_weights` refuses the infinity that this makes
+            safetensors.safe_open(path, framework="numpy") as file,
+        ):
             names = file.keys()
             return {name: np.asarray(file.get_tensor(name), FLOAT32) for name in names}
-    except (safetensors.SafetensorError, TypeError, ValueError) as error:
+    # AttributeError: an eight-bit number, which numpy has no type for.
+    except (safetensors.SafetensorError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path}: no safetensors file, or a damaged one ({one_line_error(error, 160)}); "
             "download it again"

@@ -45,7 +45,7 @@ def damaged_bytes(draw: st.DrawFn, content: bytes) -> bytes:
 
 @st.composite
 def damaged_json(draw: st.DrawFn, value: Any) -> str:
-    """Draws JSON text of a value of which one part, at any depth, is removed, renamed or another."""
+    """Draws JSON text of a value with one part, at any depth, removed, renamed or replaced."""
     value = json.loads(json.dumps(value))
     parent, key = None, None
     inner = value
@@ -70,6 +70,6 @@ def result_or_one_line(read: Callable[[], Result]) -> Result | None:
     try:
         return read()
     except InputError as error:
-        assert str(error)
-        assert len(str(error).splitlines()) == 1, str(error)
-        return None
+        message = str(error)
+    assert len(message.splitlines()) == 1, message
+    return None

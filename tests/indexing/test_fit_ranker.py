@@ -41,7 +41,7 @@ def run(rated, *more):
 
 
 def settings(index):
-    return ServiceSettings(index=str(index), engine="jax", largest_batch=2, reload_seconds=0.05)
+    return ServiceSettings(index=str(index), engine="jax", max_batch=2, reload_seconds=0.05)
 
 
 def asked(client, product, **params):

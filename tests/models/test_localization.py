@@ -158,7 +158,7 @@ def test_any_rectangle_of_attention_gives_that_box(rows, columns):
     st.tuples(st.floats(-1, 1), st.floats(-1, 1)),
 )
 def test_the_box_of_any_attention_has_its_middle_in_the_photo(values, log_scale):
-    """Its sides, before they are scaled: at least a cell, at most two points at the photo's ends."""
+    """Its sides before they are scaled: a cell at least, two points at the photo's ends at most."""
     attention = jnp.asarray(np.reshape(np.float32(values), (1, HEIGHT, WIDTH)))
     # A value below those of `attention_from_scores`, whose largest is 1, would be lost in rounding.
     attention = attention.at[0, 0, 0].set(1.0)

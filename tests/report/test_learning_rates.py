@@ -125,6 +125,14 @@ def test_a_longer_run_is_judged_by_the_rates_of_both(tmp_path):
     assert "baseline has converged: half as many epochs again (longer) gain +0.25" in table
 
 
+def test_an_index_below_the_folder_is_no_run(tmp_path):
+    run = make_rate_run(tmp_path / "runs", 0.1, 0, FIRST)
+    model = tmp_path / "runs" / "index" / "v000001" / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text('{"format": 2, "model": {}}')
+    assert find_run_folders(tmp_path / "runs") == [run]
+
+
 def test_diverged_runs_of_a_folder_are_left_out(tmp_path):
     make_rate_run(tmp_path / "runs", 0.1, 0, FIRST)
     diverged = make_rate_run(tmp_path / "runs", 0.8, 0, FIRST)

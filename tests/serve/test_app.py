@@ -29,7 +29,7 @@ from sicot_jax.serve.app import create_app  # noqa: E402
 
 def settings(index, **more):
     return ServiceSettings(
-        index=str(index), **{"engine": "jax", "largest_batch": 2, "reload_seconds": 0.05, **more}
+        index=str(index), **{"engine": "jax", "max_batch": 2, "reload_seconds": 0.05, **more}
     )
 
 

@@ -75,7 +75,7 @@ def test_any_text_is_a_box_or_an_error_of_one_line(text):
 
 @given(boxes(-1, 2), boxes(-1, 2), boxes(-1, 2))
 def test_a_box_in_a_box_in_a_box(outer, middle, inner):
-    """Both orders of conversion give the same box of the photo, and the full box changes nothing."""
+    """Both orders of conversion give the same box; the full box changes nothing."""
     assert outer.to_photo(middle.to_photo(inner)) == pytest.approx(
         outer.to_photo(middle).to_photo(inner), abs=1e-9
     )

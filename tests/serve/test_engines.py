@@ -106,7 +106,7 @@ def test_blas_threads_are_limited(index):
             for pool in threadpoolctl.threadpool_info()
             if pool["user_api"] == "blas"
         } == {2}
-        load_serving_model(ServiceSettings(index=str(index), engine="jax", largest_batch=1))
+        load_serving_model(ServiceSettings(index=str(index), engine="jax", max_batch=1))
         assert {
             pool["num_threads"]
             for pool in threadpoolctl.threadpool_info()

@@ -196,7 +196,7 @@ def service_with_box(index, box):
     from sicot_jax.serve.app import create_app
 
     app, port = (
-        create_app(ServiceSettings(index=str(index), engine="jax", largest_batch=1)),
+        create_app(ServiceSettings(index=str(index), engine="jax", max_batch=1)),
         free_port(),
     )
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))

@@ -147,12 +147,10 @@ def test_two_replicas_answer_as_the_plain_app(index, small_version, tmp_path):
     key = add_api_key(tmp_path / "keys", "shop")
     given = [f"index={index}", f"keys={tmp_path / 'keys'}", f"events={tmp_path / 'events'}"]
     plain = ServiceSettings(
-        index=str(index), engine="jax", largest_batch=2, keys=str(tmp_path / "keys")
+        index=str(index), engine="jax", max_batch=2, keys=str(tmp_path / "keys")
     )
     with (
-        running(
-            APP, "replicas=2", "engine=jax", "largest_batch=2", "max_wait_ms=1", *given
-        ) as cluster,
+        running(APP, "replicas=2", "engine=jax", "max_batch=2", "max_wait_ms=1", *given) as cluster,
         testclient.TestClient(
             create_app(plain), headers={"Authorization": f"Bearer {key}"}
         ) as client,
@@ -294,7 +292,7 @@ def test_a_config_file_with_autoscaling(index, tmp_path):
     config = tmp_path / "service.yaml"
     config.write_text(
         f"applications:\n- import_path: {APP}\n"
-        f"  args: {{index: {index}, engine: jax, largest_batch: 2, gpus: 0}}\n"
+        f"  args: {{index: {index}, engine: jax, max_batch: 2, gpus: 0}}\n"
         "  deployments:\n  - name: sicot\n    num_replicas: auto\n"
         "    autoscaling_config: {min_replicas: 2, max_replicas: 3, target_ongoing_requests: 8}\n"
     )

@@ -34,7 +34,7 @@ def serving(index, url):
     return testclient.TestClient(
         create_app(
             ServiceSettings(
-                index=str(index), database=url, engine="jax", largest_batch=2, reload_seconds=0.05
+                index=str(index), database=url, engine="jax", max_batch=2, reload_seconds=0.05
             )
         )
     )

@@ -158,9 +158,9 @@ def file_bytes(header, *, length=None, data=bytes(range(28))):
     return struct.pack("<Q", length) + header + data
 
 
-def other_dtype(dtype, shape):
+def other_dtype(dtype, shape, data=bytes(24)):
     values = {"dtype": dtype, "shape": shape, "data_offsets": [0, 24]}
-    return file_bytes(json.dumps({"a": values}).encode(), data=bytes(24))
+    return file_bytes(json.dumps({"a": values}).encode(), data=data)
 
 
 @given(
@@ -177,6 +177,7 @@ def other_dtype(dtype, shape):
 @example(file_bytes(b"[" * 100_000))
 @example(other_dtype("F8_E4M3", [24]))
 @example(other_dtype("BF16", [12]))
+@example(other_dtype("F64", [3], np.full(3, 1e300).tobytes()))
 def test_any_damaged_file_is_arrays_or_an_error_of_one_line(tmp_path, content):
     path = tmp_path / "a.safetensors"
     path.write_bytes(content)

@@ -123,7 +123,7 @@ def _read_parquet(path: Path, unused: list[str]) -> Iterator[RawRow]:
                 for values in zip(*columns, strict=True):
                     number += 1
                     yield f"row {number}", dict(zip(known, values, strict=True))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # whichever part is damaged
         raise arrow_error(path, error) from None
     if number == 0:
         raise no_rows_error(path)

@@ -21,8 +21,8 @@ from sicot_jax.index.storage import layout
 from sicot_jax.index.storage.vectors import VectorFiles, import_faiss
 
 ROWS_PER_LIST = 1000  # on average
-# Photos of an index or a category from which lists are probed (docs/search.md); below, every code
-# is compared.
+# Photos of an index or a category from which lists are probed (docs/results/search.md); below,
+# every code is compared.
 MIN_ROWS = 300_000
 PROBE_FACTOR = 64  # rows that are compared for each candidate
 _HNSW_LINKS = 16  # of a centroid in the graph

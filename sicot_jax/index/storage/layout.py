@@ -118,8 +118,8 @@ def read_index_manifest(folder: Path) -> IndexManifest:
     stored: dict[str, Any] = read_json(folder / MANIFEST, "the manifest of a product index")
     if stored.get("format") != FORMAT:
         raise InputError(
-            f"{folder / MANIFEST}: format {stored.get('format')!r:.40}, this version reads {FORMAT}; "
-            "build the index again"
+            f"{folder / MANIFEST}: format {stored.get('format')!r:.40}, this version reads "
+            f"{FORMAT}; build the index again"
         )
     try:
         check_field_types(IndexManifest, stored)

@@ -45,7 +45,7 @@ async def readyz(request: Request) -> dict[str, Any]:
         "index": model.version,
         "model": model.model_id,
         "engine": engine.kind,
-        "largest_batch": engine.batch_size,
+        "max_batch": engine.batch_size,
         "milliseconds": engine.batch_ms,
         **model.index.counts(),
     }

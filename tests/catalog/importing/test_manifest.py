@@ -382,6 +382,16 @@ def test_any_bytes_are_rows_or_an_error_of_one_line(tmp_path, capfd, suffix, con
     assert_rows_or_one_line(tmp_path, capfd, suffix, content)
 
 
+@given(data=st.data())
+def test_a_damaged_parquet_manifest_is_rows_or_an_error_of_one_line(tmp_path, capfd, data):
+    columns = {"image": ["a", "b"], "sku": ["A", "B"], "tags": [["x", "y"], None]}
+    parquet.write_table(pa.table(columns), tmp_path / "valid.parquet")
+    content = bytearray((tmp_path / "valid.parquet").read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    assert_rows_or_one_line(tmp_path, capfd, ".parquet", bytes(content))
+
+
 @pytest.mark.parametrize("suffix", VALID)
 @given(data=st.data())
 def test_a_damaged_manifest_is_rows_or_an_error_of_one_line(tmp_path, capfd, suffix, data):

@@ -5,9 +5,9 @@ network is trained that knows the products, also by a part of them; then the box
 other weights frozen:
 
 Command (S: 0, 1, 2):
-  sicot train --config=configs/boxes.py --workdir=runs/boxes/products_S --config.seed=S
-  BRANCH="--config=configs/boxes.py --config.model.localization=image \
-    --config.loss.background_suppression=1 --config.optim.trainable=visual/box \
+  sicot train --config=configs/localization.py --workdir=runs/boxes/products_S --config.seed=S
+  BRANCH="--config=configs/localization.py --config.model.localization=image \
+    --config.loss.background_suppression=1 --config.optim.trainable=visual/localization \
     --config.optim.name=adamw --config.optim.learning_rate=0.002 --config.optim.weight_decay=0 \
     --config.augment.enabled=False --config.train.epochs=6"
   sicot train $BRANCH --workdir=runs/boxes/image_S --config.seed=S \
@@ -31,7 +31,7 @@ Hardware:
   One CPU core, 10 and 6 minutes.
 
 Result:
-  docs/search.md.
+  docs/results/localization.md.
 """
 
 from sicot_jax.config import (
