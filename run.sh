@@ -71,7 +71,7 @@ case "${1:-}" in
     shift
     install docs "$root/locks/runtime.txt" "$root/locks/test.txt" "$root/locks/docs.txt"
     cd "$root"
-    exec "$venv/bin/python" -m mkdocs build --strict "$@" ;;
+    exec env NO_MKDOCS_2_WARNING=1 "$venv/bin/python" -m mkdocs build --strict "$@" ;;
   *)
     exec "$venv/bin/python" -m sicot_jax.main "$@" ;;
 esac
