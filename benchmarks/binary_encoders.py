@@ -4,7 +4,7 @@ Photos:   python -m benchmarks.binary_encoders --index INDEX --catalog CATALOG
           (queries: the catalogue's test photos)
 Vectors:  python -m benchmarks.binary_encoders --index INDEX --made 1000000
           (as the "measured" ones of benchmarks/vector_search.py)
-Needs:    faiss; an index of real photos, built with `--codes learned` for the row of the run's own
+Needs:    faiss; an index of real photos, built with `--codes learned` for the row of the run's
           codes.
 
 Recall@k: share of the k photos that are nearest to a query by float32 cosine among the k nearest by

@@ -8,7 +8,7 @@ Needs:    torch; Linux, for the memory.
 "checkpoint" reads the classifier from an Orbax checkpoint onto the devices, with which every
 conversion begins. "by device" is `sicot convert to-torch` after that: it writes one device's rows
 at a time, reads the file again in blocks of rows, and compares. "gathered" gathers the classifier
-into one array for safetensors' own writer, and compares nothing. Each runs in a new process.
+into one array for the writer of safetensors, and compares nothing. Each runs in a new process.
 Memory: the peak of anonymous memory (RssAnon), less what was there before, and less the classifier
 that "checkpoint" reads; a shard is one device's part of the classifier.
 """
@@ -160,7 +160,7 @@ def _random_classifier(options: argparse.Namespace, devices: Any) -> Any:
 
 
 class _RandomRows:
-    """Rows that are made when they are sliced, so that no host array of all is needed."""
+    """Rows that are generated when they are sliced, so that no host array of all is needed."""
 
     def __init__(self, width: int):
         self.width = width

@@ -198,7 +198,7 @@ def sicot_head(config: HeadConfig):
             ]
             if (
                 config.kind == "knn"
-            ):  # any graph costs a step the same; building it has a table of its own
+            ):  # any graph costs a step the same; building it has a separate table
                 shape = state[0].sampling.neighbours.shape
                 graph = np.random.default_rng(0).integers(0, size.classes, shape, dtype=np.int32)
                 graph = mesh.to_global({"graph": graph}, device_mesh)["graph"]

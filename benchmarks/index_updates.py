@@ -5,7 +5,7 @@ Smaller:  python -m benchmarks.index_updates --workdir RUN --add 100 --rounds 1
 
 "embedding alone": the run's training photos through the same network. "index": the same with all
 that a build does for each photo (features and product records onto the disk, commits); what is done
-once for a version is printed beside it: recogniser, graph, codes, calibration, verification.
+once for a version is printed separately: recogniser, graph, codes, calibration, verification.
 Additions: photos of the catalogue's validation split as new products, as `sicot index add` adds
 them, from files; deletions: the same products. Rounds start from a new folder.
 """

@@ -6,7 +6,7 @@ Needs:    torch, onnxruntime and onnxscript.
 
 A run of one step is converted as a user would (`sicot convert`); every engine gets the same bytes
 [batch, height, width, 3], already decoded and resized. All but StableHLO's weights are as loaded by
-`sicot_jax.load` or by the folder's own `model.py`.
+`sicot_jax.load` or by the `model.py` of the bundle.
 """
 
 from __future__ import annotations

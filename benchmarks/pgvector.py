@@ -33,13 +33,13 @@ _SETTINGS = "shared_buffers = 1GB\nmax_wal_size = 8GB\n"
 
 def write_product_records(folder: Path, size: int) -> None:
     """Writes a product record for every vector: a database identifies photos by them."""
-    cards = ProductStore(folder / layout.PRODUCTS, writable=True)
-    with cards.transaction() as connection:
+    store = ProductStore(folder / layout.PRODUCTS, writable=True)
+    with store.transaction() as connection:
         store_module.upsert_products(
             connection, ((n, f"sku-{n}", "", "", "", {}) for n in range(size))
         )
         store_module.insert_photos(connection, ((n, n, f"{n:032x}", None) for n in range(size)))
-    cards.close()
+    store.close()
 
 
 @contextlib.contextmanager
@@ -63,7 +63,7 @@ def timed_publish() -> Iterator[dict[str, float]]:
 def main() -> None:
     parser = vector_search.make_parser(__doc__ or "", [10_000, 100_000])
     parser.add_argument(
-        "--database", default="", metavar="URL", help="default: a server of its own"
+        "--database", default="", metavar="URL", help="default: a temporary server"
     )
     options = parser.parse_args()
     print_machine()

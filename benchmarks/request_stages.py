@@ -14,7 +14,7 @@ Needs:    the extra service; an index with an ONNX graph. One of a ResNet-50 wit
     --config.train.steps=1 --config.train.batch_size=8
   sicot index build --workdir RUN --out INDEX
 
-The index is grown to `--vectors` in a temporary folder: beside each photo's features new ones,
+The index is grown to `--vectors` in a temporary folder: near each photo's features new ones,
 moved by the noise that features have within a product (benchmarks/vector_search), each a product
 with the record of the one that it is near. Its model and its category fusion are used as they are;
 what it lacks is named below the table. Its ranker too, or else that of the simulated shop of

@@ -88,8 +88,10 @@ class SimulatedShop:
         self.title_words = rng.integers(1, 9, PRODUCTS)  # informative words of a title
         category = rng.integers(CATEGORIES, size=PRODUCTS)
         usual = rng.lognormal(3, 1, CATEGORIES)[category]
-        views = rng.lognormal(5, 1, PRODUCTS)
-        sold = rng.poisson(views * sigmoid(-3.5 + 0.7 * self.quality - 0.5 * self.relative_price))
+        page_views = rng.lognormal(5, 1, PRODUCTS)
+        sold = rng.poisson(
+            page_views * sigmoid(-3.5 + 0.7 * self.quality - 0.5 * self.relative_price)
+        )
         rating = np.clip(4 + 0.5 * self.quality + rng.normal(0, 0.4, PRODUCTS), 1, 5)
         self.products = [
             Product(
@@ -97,7 +99,7 @@ class SimulatedShop:
                 str(category[n]),
                 {
                     "sales": float(sold[n]),
-                    "conversion": float(sold[n] / views[n]),
+                    "conversion": float(sold[n] / page_views[n]),
                     "rating": float(rating[n]),
                     "price": float(usual[n] * np.exp(self.relative_price[n])),
                     "sharpness": float(np.exp(6 + self.sharpness[n])),
@@ -167,19 +169,28 @@ class SimulatedShop:
         shown, top = np.tile(np.arange(NDCG_CUTOFF), (count, 1)), slice(NDCG_CUTOFF)
         results = SimulatedResults(ids, skus, shown, requests.click[:, top], requests.buy[:, top])
         seed = int(self.rng.integers(1 << 30))
-        views = shown_lists(
+        impressions = shown_lists(
             simulator.simulate_events(results, CLICK_MODEL, num_requests=count, seed=seed)
         )
-        rows_of_view = [
-            ([int(view.query_image_id[1:])] * NDCG_CUTOFF, [int(sku[1:]) for sku in view.shown])
-            for view in views
+        list_rows = [
+            (
+                [int(shown_list.query_image_id[1:])] * NDCG_CUTOFF,
+                [int(sku[1:]) for sku in shown_list.shown],
+            )
+            for shown_list in impressions
         ]
-        request_rows, product_columns = np.array(rows_of_view).transpose(1, 0, 2)
+        request_rows, product_columns = np.array(list_rows).transpose(1, 0, 2)
         return RankingLists(
             requests.rows[request_rows, product_columns].reshape(-1, len(FEATURES)),
             np.repeat(np.arange(count), NDCG_CUTOFF),
             np.tile(np.arange(NDCG_CUTOFF), count),
-            np.array([view.gain.get(sku, 0.0) for view in views for sku in view.shown]),
+            np.array(
+                [
+                    shown_list.gain.get(sku, 0.0)
+                    for shown_list in impressions
+                    for sku in shown_list.shown
+                ]
+            ),
         )
 
 

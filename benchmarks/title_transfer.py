@@ -60,7 +60,7 @@ def row(
     name: str,
     similarity: str,
 ) -> tuple[str, ...]:
-    """Returns a row; `places` [Q] are rows of `titled`, -1 where no title is transferred."""
+    """Returns a table row; `title_rows` [Q] index `source.titled`, -1: no title is transferred."""
     train = source.catalog.splits["train"]
     agreements = [
         title_agreement(record, train[int(source.titled[title_row])])

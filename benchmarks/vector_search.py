@@ -275,7 +275,7 @@ def written_versions(options: argparse.Namespace) -> Iterator[WrittenVersion]:
         )
         queries = vectors(options.queries, np.random.default_rng([0, 1]))
         with tempfile.TemporaryDirectory() as folder:
-            # A time of its own: a database tells versions apart by their manifests.
+            # A distinct time: a database tells versions apart by their manifests.
             new_manifest = dataclasses.replace(manifest, created=f"{time.time_ns()}")
             features = write_version(Path(folder, "v000001"), vectors, size, bits, new_manifest)
             nearest_rows = exact_neighbours(features, queries)

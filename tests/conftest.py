@@ -66,17 +66,17 @@ def device_mesh(request):
 
     data, model = request.param
     with jax.set_mesh(
-        made := make_mesh(data=data, model=model, devices=jax.devices()[: data * model])
+        mesh := make_mesh(data=data, model=model, devices=jax.devices()[: data * model])
     ):
-        yield made
+        yield mesh
 
 
 @pytest.fixture
 def one_device():
     from sicot_jax.parallel.mesh import make_mesh
 
-    with jax.set_mesh(made := make_mesh(data=1, model=1, devices=jax.devices()[:1])):
-        yield made
+    with jax.set_mesh(mesh := make_mesh(data=1, model=1, devices=jax.devices()[:1])):
+        yield mesh
 
 
 @pytest.fixture

@@ -21,11 +21,11 @@ EXAMPLES = {
 def test_the_examples_of_a_module_run(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # what an example writes is removed
     module = importlib.import_module(name)
-    found = {
+    examples = {
         test.name.removeprefix(f"{name}.")
         for test in doctest.DocTestFinder(exclude_empty=True).find(module)
         if test.examples
     }
-    assert found == EXAMPLES[name]
+    assert examples == EXAMPLES[name]
     result = doctest.testmod(module)
     assert result.failed == 0, capsys.readouterr().out

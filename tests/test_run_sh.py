@@ -66,7 +66,7 @@ def test_without_python_it_is_one_line_and_code_2(run, stand_in):
         assert done.stderr.startswith(f"run.sh: no Python 3.11 or newer as {python};")
 
 
-def test_an_environment_without_pip_is_made_again(run, stand_in, tmp_path):
+def test_an_environment_without_pip_is_created_again(run, stand_in, tmp_path):
     python = stand_in("python")
     stand_in("venv/bin/python", no_pip=1)
     done = run("train", PYTHON=python)

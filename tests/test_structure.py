@@ -105,15 +105,18 @@ def test_imports_stand_at_the_top():
     assert not late
 
 
-def public_functions() -> Iterator[tuple[str, ast.FunctionDef, bool]]:
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def public_functions() -> Iterator[tuple[str, Function, bool]]:
     """Yields (qualified name, function, whether it is a property) of the documented API."""
     for module, tree in TREES.items():
         for node in tree.body:
-            if isinstance(node, ast.FunctionDef):
+            if isinstance(node, Function):
                 yield f"{module}.{node.name}", node, False
             elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 for method in node.body:
-                    if isinstance(method, ast.FunctionDef):
+                    if isinstance(method, Function):
                         decorators = {ast.unparse(d) for d in method.decorator_list}
                         is_property = any("property" in d for d in decorators)
                         if "overload" in decorators:
@@ -121,7 +124,7 @@ def public_functions() -> Iterator[tuple[str, ast.FunctionDef, bool]]:
                         yield f"{module}.{node.name}.{method.name}", method, is_property
 
 
-def faults(node: ast.FunctionDef, is_property: bool) -> Iterator[str]:
+def faults(node: Function, is_property: bool) -> Iterator[str]:
     """Yields what the docstring of a public function lacks."""
     doc = ast.get_docstring(node) or ""
     arguments = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
@@ -133,6 +136,19 @@ def faults(node: ast.FunctionDef, is_property: bool) -> Iterator[str]:
         yield f"starts with {doc.split()[0]!r}, wanted a verb in the third person"
     if arguments and "Args:" not in doc:
         yield f"no Args: of {arguments}"
+    if (
+        not is_property
+        and returns_something(node)
+        and not re.search(r"^(Returns|Yields):", doc, re.M)
+    ):
+        is_simple = not arguments and doc.startswith("Returns ") and "\n" not in doc
+        if not is_simple:
+            yield "no Returns: or Yields:"
+
+
+def returns_something(node: Function) -> bool:
+    """Returns whether a function is annotated to return a value."""
+    return node.returns is not None and ast.unparse(node.returns) not in ("None", "NoReturn")
 
 
 def test_public_functions_are_documented():

@@ -81,7 +81,7 @@ def test_the_wheel_works_without_the_checkout(tmp_path):
 def installed(wheel: Path, folder: Path) -> Path:
     """Installs the wheel into a fresh environment that sees the packages of the tests' one.
 
-    A folder that a .pth names is searched, but its own .pth files, an editable checkout's among
+    A folder that a .pth names is searched, but the .pth files in it, an editable checkout's among
     them, are not read.
     """
     venv.create(folder, with_pip=False)

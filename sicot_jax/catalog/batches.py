@@ -56,8 +56,8 @@ class TrainBatchLoader:
       sampler: step -> record indices of the global batch.
       preprocessing: how photos are resized.
       titles: reads titles; None where no loss needs them.
-      preloaded_token_ids: of every record; empty where no titles are read.
-      shard: which part of the global batch this process makes.
+      preloaded_token_ids: token ids of every record; empty where no titles are read.
+      shard: the part of the global batch this process makes.
       with_boxes: whether batches hold boxes.
       triplets: what triplets are drawn from, where the batch has some.
     """
@@ -110,8 +110,8 @@ def train_batch_loader(
 
     Args:
       catalog: the training data.
-      config: of the run.
-      shard: which part of the global batch this process makes.
+      config: config of the run.
+      shard: the part of the global batch this process makes.
 
     Returns:
       A loader: step -> host batch.
@@ -162,7 +162,7 @@ class PhotoBatchLoader:
       preprocessing: how photos are resized.
       batch_size: photos of a global batch.
       indices: int [N], the records to read.
-      shard: which part of the global batch this process makes.
+      shard: the part of the global batch this process makes.
     """
 
     split: Split
@@ -206,7 +206,7 @@ def photo_batch_loader(
       preprocessing: how photos are resized.
       batch_size: photos of a global batch.
       max_photos: read at most so many, spread evenly over the split; 0: all.
-      shard: which part of the global batch this process makes.
+      shard: the part of the global batch this process makes.
 
     Returns:
       A loader: batch number -> host batch.

@@ -18,16 +18,16 @@ class Record(TypedDict):
     Attributes:
       image_id: hash of the photo's pixels, or another unique name.
       image: an encoded photo (bytes, as stored by an import) or a decoded one (uint8 [H, W, 3]).
-      sku: of the product.
+      sku: SKU of the product.
       class_id: 0..C-1.
-      title: of the product.
+      title: title of the product.
       tags: further text of the product.
       token_ids: int32 [number of known words of the title], without padding.
-      category: of the product.
+      category: category of the product.
       box: float32 [4], (x_min, y_min, x_max, y_max) as fractions of width and height, all zero
         where unknown.
       role: "catalogue" or "query".
-      reference: where the photo came from.
+      reference: source of the photo, such as a path or URL.
     """
 
     image_id: str
@@ -115,11 +115,11 @@ class Catalog:
     """A catalogue that can be trained on.
 
     Attributes:
-      name: of the data set.
+      name: name of the data set.
       data_hash: hex digest over records, splits and tables; equal hashes mean equal data.
       classes: the class table.
       head_boundary: a class is head when it has more training photos than this, otherwise tail.
-      tokenizer: of the training titles.
+      tokenizer: tokenizer of the training titles.
       word_vectors: float32 [V, E], initial word vectors, row 0 (padding) zero.
       splits: name -> records.
       resized_by: the fields of Preprocessing that the photos were resized with, empty where they

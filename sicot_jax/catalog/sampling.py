@@ -25,7 +25,7 @@ def random_stream(purpose: int, seed: int, number: int) -> np.random.Generator:
 
     Args:
       purpose: `ORDER_STREAM`, `CLASS_STREAM` or `TRIPLET_STREAM`.
-      seed: of the run, in 0..2^63-1.
+      seed: seed of the run, in 0..2^63-1.
       number: epoch or step.
 
     Returns:
@@ -43,7 +43,7 @@ def permute(index: np.ndarray, *, size: int, seed: int, epoch: int) -> np.ndarra
     Args:
       index: int64 [n], in 0..size-1.
       size: number of elements.
-      seed: of the run.
+      seed: seed of the run.
       epoch: one permutation per epoch.
 
     Returns:
@@ -87,7 +87,7 @@ class RecordSampler:
     Attributes:
       labels: int32 [N], class of each record.
       batch_size: records of the first step.
-      seed: of the run.
+      seed: seed of the run.
       sampling: one of the above.
       doubled_at: steps from which the batch has twice as many records, ascending.
 

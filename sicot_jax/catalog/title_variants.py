@@ -27,9 +27,9 @@ class TitleVariantReader:
 
     Attributes:
       split: the training records.
-      tokenizer: of the catalogue.
+      tokenizer: tokenizer of the catalogue.
       config: the data section; `title` and `max_tokens` are read.
-      seed: of the run.
+      seed: seed of the run.
     """
 
     def __init__(self, catalog: Catalog, config: Config) -> None:

@@ -178,8 +178,8 @@ def build_tokenizer(
       texts: training titles.
       kind: "words" (one id a word) or "sentencepiece" (a unigram model of at most
         min(max_vocabulary, 32,000) pieces).
-      drop_top_share: of W distinct words, the floor(drop_top_share * W) most frequent are dropped;
-        words only.
+      drop_top_share: share of the most frequent words to drop: floor(drop_top_share * W) of W
+        distinct words; words only.
       min_count: rarer words are dropped; words only.
       max_vocabulary: number of words or pieces kept at most.
       seed: chooses sentencepiece's sentences where there are more than two million.

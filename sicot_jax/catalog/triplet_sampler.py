@@ -25,7 +25,7 @@ class TripletSampler:
       records: draws the ordinary records.
       plan: records of each step, triplets included.
       micro_batch: records of a micro-batch.
-      share: of a micro-batch's records that come in triplets, in [0, 1].
+      share: share of a micro-batch's records that come in triplets, in [0, 1].
     """
 
     table: TripletTable
@@ -44,7 +44,7 @@ class TripletSampler:
           table: the triplets.
           records: would draw the entire batch from the same split.
           micro_batch: records of a micro-batch.
-          share: of a micro-batch's records that come in triplets, in [0, 1].
+          share: share of a micro-batch's records that come in triplets, in [0, 1].
 
         Returns:
           The sampler, for batches of the same sizes.

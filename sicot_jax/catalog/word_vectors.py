@@ -18,7 +18,7 @@ def random_word_vectors(vocabulary_size: int, width: int, seed: int) -> np.ndarr
     Args:
       vocabulary_size: V.
       width: E.
-      seed: of the random numbers.
+      seed: seed of the random numbers.
 
     Returns:
       float32 [V, E], standard deviation 1 / sqrt(E); row 0 (padding) is zero.
@@ -67,7 +67,7 @@ def train_word_vectors(
       vocabulary_size: V.
       width: E.
       epochs: passes over the titles.
-      seed: of the random numbers.
+      seed: seed of the random numbers.
 
     Returns:
       float32 [V, E], row 0 (padding) zero. Words that no title of two or more words contains keep

@@ -24,7 +24,7 @@ class DenseHead:
 
     Attributes:
       options: options of the loss.
-      optimizer: of the class weights.
+      optimizer: optimizer of the class weights.
     """
 
     options: LossOptions
@@ -65,8 +65,9 @@ class ClassShardedHead:
 
     Attributes:
       options: options of the loss.
-      optimizer: of the class weights.
-      trust_ratio: of the optimizer, where it scales by the norms of the complete kernel (LARS).
+      optimizer: optimizer of the class weights.
+      trust_ratio: trust ratio of the optimizer, where it scales by the norms of the complete kernel
+        (LARS).
     """
 
     options: StreamingOptions
@@ -97,8 +98,8 @@ def row_state(classifier: ClassifierState, hyperparams: StepHyperparams) -> RowS
     """Returns what an update of the classifier reads and writes.
 
     Args:
-      classifier: before the update.
-      hyperparams: of the step.
+      classifier: classifier before the update.
+      hyperparams: hyperparameters of the step.
 
     Returns:
       The state of all rows.
@@ -114,8 +115,8 @@ def with_row_state(classifier: ClassifierState, state: RowState) -> ClassifierSt
     """Returns the classifier with updated rows.
 
     Args:
-      classifier: before the update.
-      state: of all rows, after it.
+      classifier: classifier before the update.
+      state: state of all rows after the update.
 
     Returns:
       The classifier with the weights and optimizer state of `state`.

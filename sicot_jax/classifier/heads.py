@@ -44,8 +44,8 @@ class Head(Protocol):
         Args:
           embeddings: stream -> float32 [B, D], divided by batch or equal on all devices.
           label: class ids, int32 [B], divided by batch.
-          classifier: before the update; to be donated.
-          hyperparams: of the step.
+          classifier: classifier before the update; to be donated.
+          hyperparams: hyperparameters of the step.
 
         Returns:
           Losses, "total" and the mean cross-entropy of each stream; gradients of the total, stream
@@ -71,12 +71,12 @@ def make_head(
       config: kind and options of the head.
       loss_config: logit adjustment and label smoothing.
       num_classes: C; rows of the kernel beyond it are padding: no probability, no gradient.
-      optimizer: of {"classifier": {"kernel", "bias"}}; works element by element, since it is
-        applied
-        to some rows at a time, but for a trust ratio and a learning rate that it is given.
+      optimizer: optimizer of {"classifier": {"kernel", "bias"}}; works element by element, since it
+        is applied to some rows at a time, but for a trust ratio and a learning rate that it is
+        given.
       lazy_update: what the optimizer would have done to rows that missed steps; for sampled heads.
-      trust_ratio: of an optimizer that scales by the norms of the complete kernel (LARS); for
-        "class_sharded".
+      trust_ratio: trust ratio of an optimizer that scales by the norms of the complete kernel
+        (LARS); for "class_sharded".
       num_frozen_columns: last columns of the kernel that keep their values (shared word weights);
         not for sampled heads.
       dtype: dtype of the inputs of the products; sums, softmax and loss are float32.

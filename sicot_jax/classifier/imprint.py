@@ -85,7 +85,7 @@ def mean_directions(
     """Returns the mean of the unit embeddings of each product's photos.
 
     Args:
-      embeddings: of photos, float [N, D].
+      embeddings: embeddings of photos, float [N, D].
       products: the product of each photo, int [N].
 
     Returns:

@@ -21,7 +21,7 @@ class LazyUpdate(Protocol):
         """Brings rows up to date.
 
         Args:
-          state: of n rows.
+          state: state of n rows.
           steps_behind: steps that each row missed, int32 [n].
           step: updates done, int32 scalar.
 

@@ -17,8 +17,8 @@ class RowOptimizer:
     """An optimizer of class weights that can be applied to some rows at a time.
 
     Attributes:
-      transformation: of {"classifier": {"kernel", "bias"}}; works element by element, but for a
-        trust ratio and a learning rate that it is given.
+      transformation: transformation of {"classifier": {"kernel", "bias"}}; works element by
+        element, but for a trust ratio and a learning rate that it is given.
       num_frozen_columns: last columns of the kernel that keep their values (shared word weights).
     """
 
@@ -29,9 +29,9 @@ class RowOptimizer:
         """Updates rows.
 
         Args:
-          gradient: of the rows' weights, kernel float32 [n, D], bias float32 [n].
-          state: of the rows.
-          **extra_args: for the transformation, such as the trust ratio.
+          gradient: gradient of the rows' weights, kernel float32 [n, D], bias float32 [n].
+          state: state of the rows.
+          **extra_args: arguments for the transformation, such as the trust ratio.
 
         Returns:
           New weights and optimizer state of the rows.

@@ -34,7 +34,7 @@ class SampledHead:
 
     Attributes:
       options: options of the loss.
-      optimizer: of the class weights.
+      optimizer: optimizer of the class weights.
       lazy_update: momentum and decay of the steps that a row missed.
       sample_rate: chance of each class without a label in the batch.
     """
@@ -79,7 +79,7 @@ class SampledHead:
         """Returns the sampling state that the step chooses classes with.
 
         Args:
-          classifier: before the update.
+          classifier: classifier before the update.
 
         Returns:
           Its sampling state.
@@ -137,7 +137,7 @@ class KnnHead(SampledHead):
         """Returns the sampling state, with a new graph of neighbours every `rebuild_steps`.
 
         Args:
-          classifier: before the update.
+          classifier: classifier before the update.
 
         Returns:
           Its sampling state.

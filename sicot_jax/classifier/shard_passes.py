@@ -104,8 +104,8 @@ class ShardPasses:
         Args:
           stacked: embeddings of the streams, float32 [S, B, D].
           label: class ids, int32 [B].
-          state: of this device's rows.
-          log_sum: of `log_sum_exp_pass`, float32 [R].
+          state: state of this device's rows.
+          log_sum: log sums from `log_sum_exp_pass`, float32 [R].
           logit_sum: likewise, float32 [R].
 
         Returns:
@@ -136,7 +136,7 @@ class ShardPasses:
         """Runs the second pass: gradients, and at once the update of each chunk.
 
         Args:
-          log_sum: of `log_sum_exp_pass`, float32 [R].
+          log_sum: log sums from `log_sum_exp_pass`, float32 [R].
           kept: likewise, [n, R]; None computes the logits again.
           is_finite: whether the loss is finite, bool scalar; otherwise nothing is updated.
 

@@ -40,23 +40,33 @@ def loss_and_update(
     row_update: RowUpdate,
     active: Int[Array, " A"] | None = None,
 ) -> tuple[dict[str, Array], dict[str, Array], RowState]:
-    """Returns `losses.co_training_loss`, its gradient for the embeddings, and new class weights.
+    """Computes the loss, its gradient and updated class weights, a chunk at a time.
 
-    For logits z_rc = x_r . w_c + offset_c of row r (one stream's embedding of one photo) and g_rc =
-    softmax(z_r)_c - q_rc with the target q_rc = (1 - smoothing) [c = y_r] + smoothing / C: dL/dx_r
-    = a_r sum_c g_rc w_c and dL/dw_c = sum_r g_rc a_r x_r, with a_r the weight of the stream over B.
-    Over all classes, exactly (no small probability is dropped), or over the active ones. Where the
-    loss is not finite nothing is updated.
+    The loss is `losses.co_training_loss`. Row r = (s, b) is the embedding x_r of photo b in stream
+    s, and y_r its class. With the class weights w_c and the offset of class c (its bias, and tau *
+    log prior under logit adjustment):
+
+        z_rc = x_r . w_c + offset_c                         logit
+        q_rc = (1 - smoothing) [c = y_r] + smoothing / C    target: smoothed one-hot label
+        g_rc = softmax(z_r)_c - q_rc                        dL/dz_rc is a_r g_rc
+        a_r = stream_weights[s] / B                         share of row r in the loss
+        dL/dx_r = a_r sum_c g_rc w_c
+        dL/dw_c = sum_r a_r g_rc x_r
+
+    The sums over c are exact, over all classes or over the active ones. Where the loss is not
+    finite nothing is updated.
 
     Args:
       embeddings: stream -> float32 [B, D], divided by batch, or equal on all devices.
       label: class ids, int32 [B], divided by batch.
-      state: of the classifier, rows divided over all devices; to be donated.
+      state: state of the classifier, rows divided over all devices; to be donated.
       log_prior: log share of each class in the training photos, float32 [C], divided by class.
       stream_weights: stream -> weight, numbers or scalars that all devices have; only the streams
         named here count.
-      options: static options.
-      row_update: how rows are updated.
+      options: settings fixed at compile time: number of classes, logit adjustment, label smoothing,
+        rows of a chunk, dtype of the products.
+      row_update: optimizer step of a chunk: from the rows' weights, optimizer state and gradient to
+        their new ones.
       active: row indices (in a device's own rows) of the classes that take part, -1 for an empty
         slot, int32 [devices * A], divided over devices; the labels' classes must be among them, and
         none twice. None for all classes.

@@ -93,7 +93,7 @@ def make_hyperparams(config: LossConfig, *, learning_rate: float, seed: int = 0)
     Args:
       config: section `loss` of the config.
       learning_rate: factor of the schedule.
-      seed: of everything that a step draws.
+      seed: seed of everything that a step draws.
 
     Returns:
       The hyperparameters.
@@ -121,7 +121,7 @@ def init_classifier(
       log_prior: float32 [C padded], divided over devices by class.
       num_classes: C; rows beyond it are padding, zero, and stay so.
       width: D, length of a row.
-      optimizer: of {"classifier": {"kernel", "bias"}}.
+      optimizer: optimizer of {"classifier": {"kernel", "bias"}}.
 
     Returns:
       Rows ~ N(0, 0.01^2), biases of 0.

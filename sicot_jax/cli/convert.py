@@ -18,7 +18,7 @@ def add_convert_commands(commands: Commands) -> None:
     """Adds `sicot convert from-torch`, `to-torch`, `to-onnx` and `to-stablehlo`.
 
     Args:
-      commands: of `sicot`.
+      commands: sub-parsers object that the command is added to.
     """
     group = add_group(
         commands,

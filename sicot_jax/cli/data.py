@@ -21,7 +21,7 @@ def add_data_commands(commands: Commands) -> None:
     """Adds `sicot import` and `sicot export-arrays`.
 
     Args:
-      commands: of `sicot`.
+      commands: sub-parsers object that the command is added to.
     """
     parser = add_command(
         commands, "import", _import, "import a manifest (CSV, Parquet, JSONL) or a folder per SKU"

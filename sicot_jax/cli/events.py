@@ -19,7 +19,7 @@ def add_events_commands(commands: Commands) -> None:
     """Adds `sicot events import`, `triplets` and `export`.
 
     Args:
-      commands: of `sicot`.
+      commands: sub-parsers object that the command is added to.
     """
     group = add_group(
         commands,

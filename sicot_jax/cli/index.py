@@ -22,7 +22,7 @@ def add_index_commands(commands: Commands) -> None:
     """Adds the sub-commands of `sicot index`.
 
     Args:
-      commands: of `sicot`.
+      commands: sub-parsers object that the command is added to.
     """
     group = add_group(commands, "index", "build, change and check the product index of the service")
     _add_build(group)

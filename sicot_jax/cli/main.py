@@ -26,7 +26,7 @@ INPUT_ERROR, STOPPED, INTERRUPTED = 2, 3, 130
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Builds the parser of all sub-commands."""
+    """Returns the parser of all sub-commands."""
     parser = argparse.ArgumentParser(
         prog="sicot",
         description="Trains and serves product recognisers, on photos and titles.",

@@ -17,13 +17,13 @@ Handler = Callable[[argparse.Namespace, Sequence[str]], None]
 def add_command(
     commands: Commands, name: str, handler: Handler, description: str
 ) -> argparse.ArgumentParser:
-    """Adds a sub-command.
+    """Adds a sub-command to a command.
 
     Args:
-      commands: of the parent command.
-      name: of the sub-command.
+      commands: sub-parsers object that the command is added to.
+      name: name of the sub-command.
       handler: runs it.
-      description: for `--help`, one sentence without a full stop.
+      description: text for `--help`, one sentence without a full stop.
 
     Returns:
       Its parser, to add options to.
@@ -36,12 +36,12 @@ def add_command(
 
 
 def add_group(commands: Commands, name: str, description: str) -> Commands:
-    """Adds a sub-command that has sub-commands of its own.
+    """Adds a sub-command that groups further sub-commands.
 
     Args:
-      commands: of the parent command.
-      name: of the group.
-      description: for `--help`, one sentence without a full stop.
+      commands: sub-parsers object that the command is added to.
+      name: name of the group.
+      description: text for `--help`, one sentence without a full stop.
 
     Returns:
       The group's sub-commands, to add to.
@@ -58,7 +58,7 @@ def add_config_option(
     """Adds `--config`.
 
     Args:
-      parser: of the command.
+      parser: parser of the command.
       required: whether it must be given.
       note: text for the help, about the default.
     """
@@ -74,7 +74,7 @@ def add_workdir_option(parser: argparse.ArgumentParser) -> None:
     """Adds an optional `--workdir`.
 
     Args:
-      parser: of the command.
+      parser: parser of the command.
     """
     parser.add_argument(
         "--workdir", type=Path, help="run folder; default: runs/NAME of the config or manifest"
@@ -85,7 +85,7 @@ def add_distributed_option(parser: argparse.ArgumentParser) -> None:
     """Adds `--distributed`.
 
     Args:
-      parser: of the command.
+      parser: parser of the command.
     """
     parser.add_argument(
         "--distributed",
@@ -98,7 +98,7 @@ def add_out_option(parser: argparse.ArgumentParser, what: str) -> None:
     """Adds a required `--out` for something that must not exist yet.
 
     Args:
-      parser: of the command.
+      parser: parser of the command.
       what: "file" or "folder".
     """
     parser.add_argument(

@@ -17,7 +17,7 @@ def add_report_commands(commands: Commands) -> None:
     """Adds `sicot report runs` and `sicot report conversion`.
 
     Args:
-      commands: of `sicot`.
+      commands: sub-parsers object that the command is added to.
     """
     group = add_group(commands, "report", "report on finished runs, or on visitors' conversion")
 

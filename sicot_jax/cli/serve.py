@@ -19,7 +19,7 @@ def add_serve_commands(commands: Commands) -> None:
     """Adds `sicot serve` and `sicot serve-key`.
 
     Args:
-      commands: of `sicot`.
+      commands: sub-parsers object that the command is added to.
     """
     parser = add_command(
         commands, "serve", _serve, "recognise photos over HTTP, with a page to try it"

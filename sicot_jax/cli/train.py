@@ -29,7 +29,7 @@ def add_train_commands(commands: Commands) -> None:
     """Adds `sicot train`, `plan`, `compare`, `sweep` and `evaluate`.
 
     Args:
-      commands: of `sicot`.
+      commands: sub-parsers object that the command is added to.
     """
     parser = add_command(
         commands, "train", _train, "train one run and evaluate it; the same command resumes it"

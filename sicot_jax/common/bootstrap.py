@@ -26,7 +26,7 @@ def paired_interval(
         of their mean difference: photos weigh 1 / photos of their class, and a resample's weighted
         sum is divided by its sum of weights. (The mean over the classes that happen to be drawn is
         a quarter too narrow where classes have one photo.)
-      seed: of the resampling.
+      seed: seed of the resampling.
 
     Returns:
       (low, high) in the unit of `difference`; (nan, nan) without photos.

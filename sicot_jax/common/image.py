@@ -164,7 +164,7 @@ def resize_short_side(photo: Image.Image, short_side: int) -> Image.Image:
     photo is far larger.
 
     Args:
-      photo: of any mode.
+      photo: photo of any mode.
       short_side: the shorter side's largest length, in pixels.
 
     Returns:
@@ -181,7 +181,7 @@ def encode_jpeg(photo: Image.Image) -> bytes:
     """Encodes an RGB photo as JPEG.
 
     Args:
-      photo: of mode RGB.
+      photo: photo of mode RGB.
 
     Returns:
       The file's bytes.
@@ -202,7 +202,7 @@ def prepare_photo(
     Args:
       data: bytes of a photo.
       short_side: the shorter side's largest length, in pixels.
-      max_pixels: as in `decode_photo`.
+      max_pixels: see `decode_photo`.
 
     Returns:
       (image_id, JPEG bytes).

@@ -10,7 +10,7 @@ def pluralize(number: int, noun: str) -> str:
 
     Args:
       number: how many.
-      noun: in the singular.
+      noun: noun in the singular.
 
     Returns:
       Number and noun.

@@ -29,8 +29,8 @@ class GeneratedSpec:
         common; the others exist in one form for head classes and in another for tail classes. Of
         the whole informative vocabulary that is word_sharing / (2 - word_sharing). For experiments
         on how much of the gain from titles comes through shared words (docs/results/titles.md).
-      seed: of the generator; another seed gives other products, for repeats over catalogues. The
-        run's own `seed` leaves the catalogue as it is.
+      seed: seed of the generator; another seed gives other products, for repeats over catalogues.
+        The run's own `seed` leaves the catalogue as it is.
       word_vectors: "word2vec" (trained on at most 10,000 training titles) or "random".
       word_vector_width: E, the width of the word vectors.
 

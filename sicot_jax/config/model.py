@@ -105,15 +105,15 @@ class LossConfig:
         (`auxiliary_losses.tag_prediction_loss`).
       codes: weight of the loss of a binary layer, for `sicot index build --codes learned`; set it
         where an index with PCA codes recalls too little.
-      code_balance: within `codes`, weight of each bit being set for half of the photos; raise it
+      code_balance: weight, within `codes`, of each bit being set for half of the photos; raise it
         where many bits are constant.
-      code_quantisation: within `codes`, weight of outputs close to 0 or 1; raise it where rounding
+      code_quantisation: weight, within `codes`, of outputs close to 0 or 1; raise it where rounding
         loses recall.
       codes_shape_embedding: lets the binary layer's gradient into the embedding. Off, the
         recogniser is that of a run without codes; on, where search by codes matters more.
       background_suppression: weight of the background suppression loss of the box branch.
-      box_area: within `background_suppression`, weight of the log of the box's area; raise it where
-        boxes come out too large, lower it where they cut products.
+      box_area: weight, within `background_suppression`, of the log of the box's area; raise it
+        where boxes come out too large, lower it where they cut products.
       box_regression: weight of the distance to the boxes of the manifest, where it has some.
       triplet: weight of the triplet loss between photos of a batch (Schroff et al. 2015).
       triplet_margin: its margin, in cosine similarity.

@@ -17,12 +17,12 @@ class OptimConfig:
 
     Attributes:
       name: "sgd", "lars" (for large batches; its learning rates are above 1) or "adamw".
-      learning_rate: after the warm-up.
-      momentum: of "sgd" and "lars".
+      learning_rate: learning rate after the warm-up.
+      momentum: momentum of "sgd" and "lars".
       nesterov: Nesterov momentum.
-      weight_decay: of arrays with two axes or more.
-      trust_coefficient: of "lars": the share of its own norm by which a kernel moves per step at
-        learning rate 1 (You et al. 2017).
+      weight_decay: weight decay of arrays with two axes or more.
+      trust_coefficient: trust coefficient of "lars": the share of its own norm by which a kernel
+        moves per step at learning rate 1 (You et al. 2017).
       schedule: "step", "exponential", "cosine" or "constant".
       gamma: factor of "step" and "exponential" every `decay_epochs`.
       decay_epochs: epochs between two such factors.
@@ -229,9 +229,9 @@ class EvalConfig:
       top_k: K, classes kept for each photo (fewer where the catalogue has fewer).
       class_chunk: classes per block on a device; bounds the temporary memory at batch_size *
         class_chunk logits a device. Lower it where an evaluation runs out of memory.
-      analysis_up_to_classes: with more classes the test keeps no embeddings and tries no post-hoc
-        adjustments, each of which multiplies photos with all classes once more and may copy the
-        kernel. Raise it where memory and time allow.
+      analysis_up_to_classes: number of classes up to which the run is analysed; with more the test
+        keeps no embeddings and tries no post-hoc adjustments, each of which multiplies photos with
+        all classes once more and may copy the kernel. Raise it where memory and time allow.
 
     Raises:
       ConfigError: a field outside its range.

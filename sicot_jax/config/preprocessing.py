@@ -23,15 +23,15 @@ class Preprocessing:
     """Sets photo geometry and normalisation: `preprocessing.*`.
 
     Attributes:
-      height: of the network input, in pixels.
-      width: of the network input, in pixels.
-      resize_height: of the resized photo, in pixels.
-      resize_width: of the resized photo, in pixels.
+      height: height of the network input, in pixels.
+      width: width of the network input, in pixels.
+      resize_height: height of the resized photo, in pixels.
+      resize_width: width of the resized photo, in pixels.
       fit: how a photo of another aspect ratio becomes `resize_*`: "crop" covers it and cuts off the
         rest, "pad" fits the photo inside on white, for products that fill their photos, "stretch"
         ignores the ratio. Converted weights bring the one they were trained with.
-      mean: per channel, on the 0..1 scale; ImageNet's by default. Set for converted weights that
-        were trained with others.
+      mean: mean per channel, on the 0..1 scale; ImageNet's by default. Set for converted weights
+        that were trained with others.
       std: standard deviation per channel, likewise.
 
     Raises:
@@ -83,7 +83,7 @@ class Preprocessing:
         """Decodes, resizes and centre-crops photos, as a recogniser sees them.
 
         Args:
-          photos: each as `load` takes it.
+          photos: encoded bytes or uint8 [H, W, 3].
 
         Returns:
           uint8 [B, height, width, 3].
@@ -125,8 +125,8 @@ class Preprocessing:
         """Returns the part of a photo that the network sees after the centre crop.
 
         Args:
-          height: of the original photo, in pixels.
-          width: of the original photo, in pixels.
+          height: height of the original photo, in pixels.
+          width: width of the original photo, in pixels.
 
         Returns:
           (left, top, right, bottom) as fractions of the photo; below 0 and above 1 for the white

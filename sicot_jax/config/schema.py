@@ -40,7 +40,7 @@ class Config:
     Every section checks its own fields when it is made; rules between sections are checked here.
 
     Attributes:
-      seed: of initialisation, sampling and augmentation, 0 to 2^32 - 1.
+      seed: seed of initialisation, sampling and augmentation, 0 to 2^32 - 1.
       data: records and titles.
       preprocessing: photo geometry and normalisation.
       augment: training augmentation.

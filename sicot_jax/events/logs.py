@@ -72,7 +72,7 @@ def row_reason() -> str:
 
 
 def reject_repeated_events(database: duckdb.DuckDBPyConnection) -> None:
-    """Adds rows to `rejected` whose event_id came before; the first event of an id counts.
+    """Adds to `rejected` every event whose id appeared in an earlier row.
 
     Args:
       database: database with the tables `staged` (events with row and reason) and `rejected`.

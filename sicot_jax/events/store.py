@@ -50,8 +50,8 @@ class Event:
       variant: variant of the service that made the list, of an A/B test.
       kind: one of `EVENT_KINDS`.
       query_image_id: id of the query photo, "" where it is not known.
-      sku: of a click or purchase, the product; "" of an impression.
-      shown: of an impression, the SKUs by position; empty otherwise.
+      sku: the product of a click or purchase; "" of an impression.
+      shown: the SKUs of an impression by position; empty otherwise.
     """
 
     event_id: str

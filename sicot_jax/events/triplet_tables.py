@@ -130,7 +130,10 @@ def count_by_position(database: duckdb.DuckDBPyConnection) -> tuple[np.ndarray, 
 
 
 def count_by_pair_and_position(database: duckdb.DuckDBPyConnection) -> PositionCounts:
-    """Counts views and clicks of the pairs that were clicked and shown at several positions.
+    """Counts views and clicks of pairs that were shown at several positions and clicked.
+
+    A pair is a query photo and a product; it counts where it was shown at two or more positions and
+    clicked at least once.
 
     Args:
       database: database with `views` and `clicks`.

@@ -172,7 +172,7 @@ class TripletReport:
 def make_triplets(
     events: Path, out: Path, settings: TripletSettings = TripletSettings()
 ) -> TripletReport:
-    """Writes triplets as a new Parquet file, and a report next to it with the suffix .md.
+    """Writes (query, clicked, skipped) rows as a Parquet file, and a report next to it (.md).
 
     Args:
       events: Parquet file of events, folder of `sicot events import`, or SQLite file of a service.
@@ -180,7 +180,7 @@ def make_triplets(
       settings: how triplets are made.
 
     Returns:
-      What the triplets were made from.
+      Counts of lists, clicks, bots and triplets, and the weight of a click by position.
 
     Raises:
       InputError: no events, or none that make a triplet.

@@ -105,7 +105,7 @@ def make_cell(
       config: the sweep's config.
       variant: name of VARIANTS.
       rate: factor of the config's learning rate.
-      seed: of the run.
+      seed: seed of the run.
       starts_from: cell whose run it starts from.
 
     Returns:
@@ -154,7 +154,7 @@ def check_grid_with_catalog(catalog: Catalog, config: Config, grid: SweepGrid) -
     Allocates nothing on the devices.
 
     Args:
-      catalog: that the sweep trains on.
+      catalog: catalogue that the sweep trains on.
       config: the sweep's config.
       grid: what it trains.
 

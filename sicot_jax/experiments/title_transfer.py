@@ -33,7 +33,7 @@ def open_title_transfer(workdir: Path, *, path: str = "") -> TitleTransfer:
 
     Args:
       workdir: folder of a finished run on a catalogue with titles.
-      path: where its catalogue is now, if it was moved.
+      path: new path of its catalogue, if it was moved.
 
     Returns:
       A `TitleSource`.

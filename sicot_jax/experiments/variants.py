@@ -80,7 +80,7 @@ def make_variant(config: Config, name: str) -> Config:
     """Returns the config of a variant.
 
     Args:
-      config: that the variant changes.
+      config: config that the variant changes.
       name: one of VARIANTS.
 
     Returns:

@@ -56,8 +56,8 @@ class ExportedRun:
       model: Its architecture.
       preprocessing: How a photo becomes input.
       arrays: Weights of the visual stream by torch's names, on the host.
-      class_weights: Classifier of the visual embedding, rows divided over the devices and
-        padded.
+      class_weights: Classifier of the visual embedding, rows divided over the devices and padded
+        with rows of no class to a multiple of their number.
       class_table: File with the product of each class.
       source: Run, data and commit, for the bundle's configuration.
       text: The semantic stream, where it was asked for.
@@ -75,7 +75,13 @@ class ExportedRun:
     code_layer: tuple[np.ndarray, np.ndarray] | None = None
 
     def host_class_arrays(self) -> dict[str, np.ndarray]:
-        """Returns "fc.weight" [C, D] and "fc.bias" [C] on the host, without padding."""
+        """Returns kernel and bias on the host.
+
+        The rows that pad the number of classes to a multiple of the devices are left out.
+
+        Returns:
+          "fc.weight" float32 [C, D] and "fc.bias" float32 [C].
+        """
         num_classes = self.model.num_classes
         arrays = self.class_weights.named_arrays()
         return {name: np.asarray(array)[:num_classes] for name, array in arrays.items()}

@@ -47,7 +47,7 @@ def to_torch(workdir: Path, out: Path, *, with_text: bool = False) -> list[Parit
 def write_torch(folder: Path, exported: ExportedRun) -> list[ParityReport]:
     """Writes a recogniser as a folder for plain PyTorch.
 
-    Beside a classifier that is divided over devices, the rows of one device are in memory.
+    Copies the classifier one device's rows at a time, so host memory needs one shard.
 
     Args:
       folder: Empty folder.
@@ -72,7 +72,9 @@ def write_torch(folder: Path, exported: ExportedRun) -> list[ParityReport]:
 
 
 def bundle_outputs_torch(folder: Path, photos: Sequence[np.ndarray]) -> ModelOutputs:
-    """Runs the `model.py` of a folder; the classifier is read some rows at a time.
+    """Computes embeddings, logits and boxes with the exported PyTorch module.
+
+    Reads the classifier in blocks of rows.
 
     Args:
       folder: Folder of `write_torch`.

@@ -195,15 +195,17 @@ def embed_photos(
     vectors: VectorFiles,
     store: ProductStore,
 ) -> None:
-    """Writes embeddings, products and records of all photos that a stopped build lacks.
+    """Embeds every photo that is not yet in `store` and appends it in batches.
+
+    Resumes a killed build: each batch of rows counts once `store` has committed their number.
 
     Args:
-      recognizer: the model.
-      source: what to index.
-      reading: how photos are read.
-      known: embeddings that need not be computed.
-      vectors: photo files of the new version.
-      store: its product store, writable.
+      recognizer: recogniser whose visual stream computes the embeddings.
+      source: products and training photos to index, in the order of the rows.
+      reading: batch size and decoding workers.
+      known: embeddings of the version in use, taken instead of computing them again.
+      vectors: writer of the embeddings (unit, float16 [D]) and the product id of each row.
+      store: product store of the new version, writable; holds the number of committed rows.
     """
     split, row_products = source.catalog.splits["train"], source.row_products
     done, total = store.num_rows(), len(row_products)

@@ -69,8 +69,8 @@ def shown_lists(events: Iterable[Event], limits: BotLimits | None = None) -> lis
     A click on a product that was not shown counts for nothing. Lists of bots are left out.
 
     Args:
-      events: of any number of machines, in any order.
-      limits: of the bot filter; None for the standard ones.
+      events: events of any number of machines, in any order.
+      limits: limits of the bot filter; None for the standard ones.
 
     Returns:
       Lists by time.

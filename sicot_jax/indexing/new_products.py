@@ -30,8 +30,8 @@ class WeightImprinter:
     """Makes class weights from photos and titles.
 
     Attributes:
-      imprint: from mean directions to class weights.
-      titles: from titles to directions.
+      imprint: maps from mean directions to class weights.
+      titles: maps from titles to directions.
     """
 
     imprint: ImprintModel
@@ -85,9 +85,9 @@ def imprint_products(
     A product without a photo gets none.
 
     Args:
-      connection: of a transaction that has the products' records.
+      connection: connection of a transaction that has the products' records.
       vectors: photo files of the version.
-      imprinter: of the version.
+      imprinter: imprinter of the version.
       product_ids: the products.
       num_rows: rows of the photo files that count.
     """
@@ -123,7 +123,7 @@ def imprint_all_new_products(
     Args:
       store: product store of the version, writable.
       vectors: its photo files.
-      imprinter: of the version.
+      imprinter: imprinter of the version.
       num_classes: classes of the model.
     """
     num_rows = store.num_rows()

@@ -33,7 +33,7 @@ class NightlyPaths:
     """Folders and files of a nightly run.
 
     Attributes:
-      manifest: of the products, or a folder with one folder per SKU.
+      manifest: manifest of the products, or a folder with one folder per SKU.
       catalog: folder of the imported catalogue.
       workdir: run folder of the model.
       index: index folder.

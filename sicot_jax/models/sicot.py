@@ -58,7 +58,7 @@ class SicotOutputs:
         """Returns the embeddings of some streams.
 
         Args:
-          names: of "visual", "semantic", "mixed".
+          names: any of "visual", "semantic", "mixed".
 
         Returns:
           name -> embedding, float32 [B, D].

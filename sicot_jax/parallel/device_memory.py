@@ -20,7 +20,7 @@ class DeviceKind(NamedTuple):
     """A kind of accelerator.
 
     Attributes:
-      name: for people.
+      name: name for people.
       gib: memory that JAX may use, in GiB.
       jax_names: names that JAX may report (`Device.device_kind`).
     """
@@ -143,7 +143,7 @@ def format_size(size: float) -> str:
     """Formats a number of bytes as MiB or GiB.
 
     Args:
-      size: in bytes.
+      size: number of bytes.
 
     Returns:
       For example "1.50 GiB".

@@ -202,7 +202,7 @@ def barrier(name: str) -> None:
     """Waits until all processes have come here.
 
     Args:
-      name: of the barrier, the same in all processes.
+      name: name of the barrier, the same in all processes.
     """
     if is_multiprocess():
         multihost_utils.sync_global_devices(name)

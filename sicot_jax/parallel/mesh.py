@@ -34,7 +34,7 @@ def make_mesh(
     Args:
       data: devices along the batch axis; 0 uses all that `model` leaves.
       model: devices along the class axis.
-      devices: to choose from; all of the run by default.
+      devices: devices to choose from; all of the run by default.
 
     Returns:
       The mesh.
@@ -127,21 +127,24 @@ def split_per_class(tree: PyTree, num_rows: int) -> tuple[PyTree, PyTree]:
       num_rows: rows of the classifier: C padded, or a device's part of it.
 
     Returns:
-      (arrays with one entry per class, the others), each with None for what it lacks.
+      (arrays with one entry per class, other arrays): two trees of the structure of `tree`, each
+      with None in place of the arrays of the other.
     """
     per_class = jax.tree.map(lambda x: x if is_per_class(x, num_rows) else None, tree)
     return per_class, jax.tree.map(lambda x: None if is_per_class(x, num_rows) else x, tree)
 
 
 def join_per_class(per_class: PyTree, shared: PyTree) -> PyTree:
-    """Joins what `split_per_class` has split.
+    """Merges two trees of equal structure: takes the first tree's leaf unless it is None.
+
+    Inverse of `split_per_class`.
 
     Args:
-      per_class: the arrays with one entry per class, None for the others.
-      shared: the others.
+      per_class: tree of the arrays with one entry per class, None in place of the others.
+      shared: tree of the other arrays.
 
     Returns:
-      The complete tree.
+      The merged tree, without None where either tree has an array.
     """
     return jax.tree.map(
         lambda a, b: b if a is None else a, per_class, shared, is_leaf=lambda x: x is None

@@ -25,9 +25,9 @@ class VariantRuns:
 
     Attributes:
       name: what the names of the runs have in common.
-      runs: at least one run, in the order given.
+      runs: the runs, at least one, in the order given.
       adjustment: post-hoc adjustment that the hits are of, "" for the classifier as trained.
-      rates: of a sweep, the same variant at every learning rate that was tried.
+      rates: the same variant at every learning rate that was tried.
     """
 
     name: str
@@ -63,7 +63,7 @@ class VariantRuns:
 
     @property
     def uses_long_tail_method(self) -> bool:
-        """Whether training favours rare classes in another way than by text."""
+        """Whether it uses logit adjustment, label smoothing, balanced sampling or retraining."""
         config = self.config
         return (
             bool(config.get("loss.logit_adjustment") or config.get("loss.label_smoothing"))

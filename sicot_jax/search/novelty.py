@@ -54,8 +54,8 @@ class NoveltyDetector:
     def p_value(self, embedding: np.ndarray) -> float:
         """Returns the conformal p-value of a photo under the catalogue's distribution.
 
-        The p-value is (1 + number of reference photos at least as distant) / (1 + M). Beyond the
-        most distant reference photo it is multiplied by the ratio of squared distances, because
+        The p-value is (1 + number of reference photos at least as distant) / (1 + M), with M the
+        number of reference photos (`reference_distances`). Beyond the most distant reference photo it is multiplied by the ratio of squared distances, because
         with few reference photos 1 / (1 + M) alone is not small.
 
         Args:

@@ -24,7 +24,7 @@ class ProductScores:
     """Logits of the model's C classes, then of the M products that were added after training.
 
     Attributes:
-      active: Which products may be answers, and the classifier rows of the added ones.
+      active: Products that may be answers, and the classifier rows of the added ones.
       num_classes: C, the classes of the model; their product ids are 0 to C - 1.
       logits: Float32 [C + M]; -inf for deleted products.
       exp_logits: exp(logits - greatest logit), float64 [C + M]; zeros where all are deleted.

@@ -75,7 +75,7 @@ class RankingLists:
         """Returns some of the entries.
 
         Args:
-          mask: Which entries to keep, bool [N].
+          mask: Entries to keep, bool [N].
 
         Returns:
           The entries where `mask` is true.

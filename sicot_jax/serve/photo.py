@@ -28,10 +28,10 @@ class PhotoLimits:
     """Limits of one query photo.
 
     Attributes:
-      bytes: of the file.
+      bytes: size of the file in bytes, at most.
       pixels: width times height. While it is decoded a pixel takes up to 28 bytes (WebP with
         transparency; JPEG 7).
-      side: of width and height, pixels.
+      side: limit of width and height, pixels.
     """
 
     bytes: int = 10_000_000

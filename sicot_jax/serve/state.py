@@ -77,7 +77,11 @@ class ServiceState:
 
     @contextlib.contextmanager
     def count_photo(self) -> Iterator[None]:
-        """Counts a photo as pending while the context lasts."""
+        """Counts a photo as pending while the context lasts.
+
+        Yields:
+          None.
+        """
         self.pending_photos += 1
         try:
             with metrics.IN_FLIGHT.track_inprogress():

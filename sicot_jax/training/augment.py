@@ -298,7 +298,7 @@ def network_input(
 
     Args:
       image: uint8 [B, H, W, 3].
-      augmentation: of these photos.
+      augmentation: what was drawn for these photos.
       preprocessing: size, mean and standard deviation of the input.
 
     Returns:
@@ -319,7 +319,7 @@ def augmented_boxes(
 
     Args:
       box: float32 [B, 4], see `crop_boxes`.
-      augmentation: of these photos.
+      augmentation: what was drawn for these photos.
       preprocessing: sizes of the photo and of the input.
 
     Returns:

@@ -179,7 +179,7 @@ class Checkpoints:
         existing one, and would count them among the two to keep.
 
         Args:
-          target: as of `restore`.
+          target: see `restore`.
 
         Returns:
           The state, on the devices.
@@ -261,7 +261,7 @@ class Checkpoints:
             manager.wait_until_finished()
 
     def close(self) -> None:
-        """Closes the checkpoints."""
+        """Closes the Orbax managers."""
         for manager in self.managers.values():
             manager.close()
 
@@ -289,7 +289,7 @@ def leaf_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of a tree's arrays.
 
     Args:
-      tree: of arrays, or of what has a shape.
+      tree: tree of arrays, or of other objects with a shape.
 
     Returns:
       Path name of each array -> its shape.
@@ -306,7 +306,7 @@ def describe_differences(
     """Returns how the shapes of two trees differ, in one line.
 
     Args:
-      stored: of `leaf_shapes`.
+      stored: shapes from `leaf_shapes`.
       wanted: likewise.
 
     Returns:

@@ -42,7 +42,7 @@ class DevicePhotos:
         """Copies the photos to the devices.
 
         Args:
-          catalog: of an array file.
+          catalog: catalogue of an array file.
           mesh: the devices.
         """
         images = catalog.splits["train"].images  # type: ignore[attr-defined]  # an array file's
@@ -60,8 +60,8 @@ class DevicePhotos:
         """Places a batch on the devices and adds its photos.
 
         Args:
-          batch: as of `to_device`, with "index" (int32, position in the training split) in place of
-            "image".
+          batch: batch as in `to_device`, with "index" (int32, position in the training split) in
+            place of "image".
 
         Returns:
           As `to_device`, with "image" uint8 [B, H, W, 3].

@@ -102,7 +102,7 @@ def title_attention(model: RestoredModel, catalog: Catalog) -> dict[str, Any]:
 
     Args:
       model: a restored run with a semantic stream, under its mesh.
-      catalog: that it was trained on.
+      catalog: catalogue that it was trained on.
 
     Returns:
       "highest" and "lowest": [{"word", "weight" (mean over titles), "titles"}, ...]; "titles":

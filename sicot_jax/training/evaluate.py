@@ -36,7 +36,7 @@ def evaluate_run(workdir: Path, *, catalog_path: str = "") -> dict[str, Any]:
 
     Args:
       workdir: the run folder.
-      catalog_path: where the run's catalogue is now, if it was moved.
+      catalog_path: new path of the run's catalogue, if it was moved.
 
     Returns:
       What `results.json` holds.
@@ -59,7 +59,7 @@ def evaluate_locked_run(
 
     Args:
       run: the run; its evaluation batches can be divided by these devices.
-      catalog: that it was trained on.
+      catalog: catalogue that it was trained on.
       device_mesh: the devices, set as JAX's mesh.
 
     Returns:

@@ -50,8 +50,8 @@ class ModelGraphs:
     """The structure of a network, to be merged with parameters and batch statistics.
 
     Attributes:
-      model: of the complete network (visual and semantic stream).
-      visual: of the visual stream alone, which is all that inference needs.
+      model: structure of the complete network (visual and semantic stream).
+      visual: structure of the visual stream alone, which is all that inference needs.
       params: shapes and dtypes of the parameters, a tree of ShapeDtypeStruct.
       batch_stats: shapes and dtypes of the batch statistics, likewise.
       classifier_width: columns D of the classifier's weights.
@@ -81,7 +81,7 @@ def num_tags(config: Config, shape: DataShape) -> int:
 
     Args:
       config: the run's config.
-      shape: of its catalogue.
+      shape: sizes of its catalogue.
 
     Returns:
       Number of tags; 0 without tag prediction and shared word weights.
@@ -95,7 +95,7 @@ def num_word_columns(config: Config, shape: DataShape) -> int:
 
     Args:
       config: the run's config.
-      shape: of its catalogue.
+      shape: sizes of its catalogue.
 
     Returns:
       Number of columns; 0 without shared word weights.
@@ -108,7 +108,7 @@ def build_model(config: Config, shape: DataShape) -> Sicot:
 
     Args:
       config: the run's config.
-      shape: of its catalogue.
+      shape: sizes of its catalogue.
 
     Returns:
       The network.
@@ -134,7 +134,7 @@ def model_graphs(config: Config, shape: DataShape) -> ModelGraphs:
 
     Args:
       config: the run's config.
-      shape: of its catalogue.
+      shape: sizes of its catalogue.
 
     Returns:
       Graphs, shapes and dtypes.
@@ -155,8 +155,8 @@ def plain_class_weights(params: dict[str, Any], weights: ClassWeights) -> ClassW
 
     Args:
       params: parameters of the streams, the tag head among them with shared word weights.
-      weights: as trained, kernel float32 [C padded, D], or [C padded, D + V] with shared word
-        weights.
+      weights: class weights as trained, kernel float32 [C padded, D], or [C padded, D + V] with
+        shared word weights.
 
     Returns:
       Kernel float32 [C padded, D] and bias float32 [C padded]; `weights` without shared word

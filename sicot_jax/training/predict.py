@@ -76,8 +76,8 @@ class VisualWeights:
     """All weights that a prediction depends on.
 
     Attributes:
-      params: of the visual stream.
-      batch_stats: of the visual stream.
+      params: parameters of the visual stream.
+      batch_stats: batch statistics of the visual stream.
       class_weights: rows for the visual embedding, kernel float32 [C padded, D].
       log_prior: float32 [C padded], for post-hoc adjustments.
     """

@@ -41,12 +41,12 @@ class PretrainedWeights:
     """What a training can start from.
 
     Attributes:
-      source: for messages, "model.init_from=PATH".
+      source: name of the weights in messages, "model.init_from=PATH".
       params: parameters by stream, on the devices.
       batch_stats: batch statistics by stream, likewise.
       class_weights: rows divided over devices; None without a classifier.
       skus: product of each row; empty without a classifier.
-      vocabulary_hash: of its token ids, see `provenance.vocabulary_hash`; "" without words.
+      vocabulary_hash: hash of its token ids, see `provenance.vocabulary_hash`; "" without words.
       shares_word_weights: whether the rows end in shares of words.
     """
 
@@ -97,9 +97,9 @@ def read_pretrained(state: TrainState, setup: Setup, catalog: Catalog) -> Pretra
     """Reads the weights of `model.init_from`.
 
     Args:
-      state: of the new run; parts that converted weights lack are taken from it.
-      setup: of the new run.
-      catalog: of the new run.
+      state: initial state of the new run; parts that converted weights lack are taken from it.
+      setup: setup of the new run.
+      catalog: catalogue of the new run.
 
     Returns:
       The weights, on the setup's devices.

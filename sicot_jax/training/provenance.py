@@ -63,7 +63,7 @@ def vocabulary_hash(tokenizer: Tokenizer) -> str:
     """Returns a hash that is equal where token ids mean the same words.
 
     Args:
-      tokenizer: of a catalogue or a run.
+      tokenizer: tokenizer of a catalogue or a run.
 
     Returns:
       SHA-256 of the vocabulary, 64 hexadecimal digits.

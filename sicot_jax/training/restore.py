@@ -125,7 +125,7 @@ def restore_state(setup: Setup, checkpoints: Checkpoints) -> TrainState:
 
     Args:
       setup: the run's setup.
-      checkpoints: of the run.
+      checkpoints: checkpoints of the run.
 
     Returns:
       The state, on the setup's devices.

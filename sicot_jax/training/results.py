@@ -41,7 +41,7 @@ def summarize_accuracy(
     """Returns the accuracy of predictions overall, for head and tail, and averaged over classes.
 
     Args:
-      predictions: of photos of this catalogue.
+      predictions: predictions of photos of this catalogue.
       catalog: counts of training photos.
       config: head boundary.
 
@@ -62,7 +62,7 @@ def post_hoc_accuracy(
     """Returns the top-1 accuracy of every post-hoc variant, by which one of them is chosen.
 
     Args:
-      predictions: of validation photos, with `post_hoc`.
+      predictions: predictions of validation photos, with `post_hoc`.
       catalog: counts of training photos.
       config: head boundary.
 
@@ -82,7 +82,7 @@ def test_set_hash(predictions: Predictions) -> str:
     """Returns a hash that is equal for runs that were tested on the same photos and labels.
 
     Args:
-      predictions: of the test photos.
+      predictions: predictions of the test photos.
 
     Returns:
       SHA-256 of the sorted (photo, label) pairs, 64 hexadecimal digits.
@@ -107,8 +107,8 @@ def write_results(
 
     Args:
       workdir: the run folder.
-      predictions: of the split's photos.
-      catalog: that they are of.
+      predictions: predictions of the split's photos.
+      catalog: catalogue that they are of.
       config: the run's config.
       split: name of the split.
       info: further entries of `results.json`.
@@ -145,7 +145,7 @@ def accuracy_lines(results: dict[str, Any]) -> list[str]:
     """Returns the accuracies of a run as a small table for the terminal.
 
     Args:
-      results: of `write_results`.
+      results: results, as returned by `write_results`.
 
     Returns:
       Lines of text.

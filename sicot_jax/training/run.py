@@ -60,7 +60,7 @@ class Run:
       workdir: the folder.
       config: the run's config.
       shape: sizes of the catalogue that it was trained on.
-      data_hash: of that catalogue.
+      data_hash: hash of that catalogue.
       class_table_hash: see `provenance.class_table_hash`.
       vocabulary_hash: see `provenance.vocabulary_hash`.
       commit: see `provenance.code_commit`.
@@ -80,11 +80,11 @@ class Run:
         return self.workdir / CLASSES_FILE
 
     def class_table(self) -> ClassTable:
-        """Reads the products of the run's classes, in the order of class ids."""
+        """Returns the products of the run's classes, in the order of class ids."""
         return read_class_table(self.class_table_path)
 
     def tokenizer(self) -> Tokenizer:
-        """Reads the tokenizer of the catalogue that the run was trained on."""
+        """Returns the tokenizer of the catalogue that the run was trained on."""
         return load_tokenizer(self.workdir)
 
     def total_steps(self) -> int:
@@ -123,7 +123,7 @@ def describe_run(config: Config, catalog: Catalog) -> dict[str, Any]:
 
     Args:
       config: the run's config.
-      catalog: that it is trained on.
+      catalog: catalogue that it is trained on.
 
     Returns:
       A tree that JSON can hold.
@@ -153,7 +153,7 @@ def start_or_resume(workdir: Path, config: Config, catalog: Catalog) -> None:
     Args:
       workdir: the run folder.
       config: the run's config.
-      catalog: that it is trained on.
+      catalog: catalogue that it is trained on.
 
     Raises:
       ConfigError: the folder holds another run; names every difference.
@@ -252,7 +252,7 @@ def version_hint(data: DataConfig, data_hash: str) -> str:
 
     Args:
       data: section `data` of a config.
-      data_hash: of the catalogue that is wanted.
+      data_hash: hash of the catalogue that is wanted.
 
     Returns:
       ", which FOLDER holds", or "" where there is none.
@@ -307,7 +307,7 @@ def fit_run_to_devices(run: Run, device_mesh: jax.sharding.Mesh, *, catalog_path
     Args:
       run: the run.
       device_mesh: the devices.
-      catalog_path: where its catalogue is now, if it was moved.
+      catalog_path: new path of its catalogue, if it was moved.
 
     Returns:
       The run with `eval.batch_size` rounded up and `data.path` replaced.

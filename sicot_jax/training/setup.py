@@ -34,8 +34,8 @@ class Setup:
       shape: sizes of its catalogue.
       mesh: the devices.
       graphs: structure of the network.
-      optimizer: of the streams and, row by row, of the class weights; its schedule has height 1,
-        the learning rate comes with each update.
+      optimizer: optimizer of the streams and, row by row, of the class weights; its schedule has
+        height 1, the learning rate comes with each update.
       head: loss, gradient and update of the classifier.
       batch_plan: records of each step.
       total_steps: updates of the complete run.

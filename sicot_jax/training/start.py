@@ -22,7 +22,7 @@ def check_catalog(catalog: Catalog, config: Config) -> None:
     """Raises InputError for what a run would otherwise miss only after its last step.
 
     Args:
-      catalog: to be trained on.
+      catalog: catalogue to train on.
       config: the run's config.
 
     Raises:

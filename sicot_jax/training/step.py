@@ -41,8 +41,12 @@ TrainStep = Callable[..., tuple[TrainState, Losses]]
 class _Gradients(NamedTuple):
     """What forward and backward pass of a batch give.
 
-    losses: of the head. classifier: after its update. gradient: of the streams, stacked by device.
-    batch_stats: after the batch. values: of the auxiliary losses.
+    Attributes:
+      losses: losses of the head.
+      classifier: classifier after its update.
+      gradient: gradient of the streams, stacked by device.
+      batch_stats: batch statistics after the batch.
+      values: values of the auxiliary losses.
     """
 
     losses: Losses
@@ -102,7 +106,7 @@ def total_losses(losses: Losses, values: Mapping[str, jax.Array]) -> Losses:
     """Adds auxiliary losses to those of the head.
 
     Args:
-      losses: of the head, float32 scalars, with their sum "total".
+      losses: losses of the head, float32 scalars, with their sum "total".
       values: auxiliary losses, float32 scalars.
 
     Returns:

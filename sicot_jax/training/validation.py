@@ -31,9 +31,9 @@ class ValidationResult:
     Attributes:
       scalars: name -> number, for the log: top-1 and top-3 of each group in per cent, and
         "log_prob", the mean log-probability of the label.
-      summary: for the terminal.
-      score: by which states are compared: [overall top-1, log_prob]. A small validation split ties
-        often; the log-probability decides then.
+      summary: one line for the terminal.
+      score: numbers by which states are compared: [overall top-1, log_prob]. A small validation
+        split ties often; the log-probability decides then.
     """
 
     scalars: dict[str, float]

@@ -39,7 +39,7 @@ def imprint_new_rows(
     `imprint.NUM_REFERENCE_PRODUCTS` known products. A product without a photo keeps its row.
 
     Args:
-      state: with the streams and the known products' rows of a warm start.
+      state: state with the streams and the known products' rows of a warm start.
       new_classes: class ids, int [K].
       source_rows: row that each class was taken from, -1 for one that is not known, int32
         [C padded].
@@ -180,9 +180,9 @@ def warm_start(state: TrainState, setup: Setup, catalog: Catalog) -> TrainState:
       that are new get rows from their photos (`imprint_rows`).
 
     Args:
-      state: before the first update.
+      state: state before the first update.
       setup: the run's setup.
-      catalog: to be trained on.
+      catalog: catalogue to train on.
 
     Returns:
       The state with other weights.

@@ -92,9 +92,9 @@ class TextEncoderSpec:
 
     Attributes:
       encoder: Kind of word weighting, as `TextConfig.encoder`; also the next three.
-      windows: As in `TextConfig`.
-      hidden: As in `TextConfig`.
-      weighting: As in `TextConfig`.
+      windows: See `TextConfig`.
+      hidden: See `TextConfig`.
+      weighting: See `TextConfig`.
       word_width: E, width of the word vectors.
       embedding_width: D, width of the embedding.
       max_tokens: Words of a title that are read.
@@ -125,7 +125,7 @@ class WeightsBundle:
       folder: The folder.
       model: Architecture of the recogniser.
       preprocessing: How a photo becomes the network's input.
-      source: Where the weights come from: run, data, commit, or file.
+      source: Origin of the weights: run, data, commit, or file.
       text: Architecture of the semantic stream; None where the bundle has none.
     """
 

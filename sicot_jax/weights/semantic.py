@@ -92,14 +92,16 @@ def semantic_to_torch(params: Any, batch_stats: Any) -> dict[str, np.ndarray]:
 
 
 def semantic_from_torch(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """Replaces the leaves of a tree by torch arrays; shapes are not checked.
+    """Returns `tree` with each array replaced by the PyTorch array of the same name, in flax layout.
+
+    Shapes are not checked.
 
     Args:
       tree: Parameters or batch norm statistics of a semantic stream.
       arrays: All its arrays by torch's names.
 
     Returns:
-      The tree.
+      A tree of the structure of `tree`.
     """
 
     def replace(path: Any, _: Any) -> jax.Array:

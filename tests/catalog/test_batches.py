@@ -45,13 +45,16 @@ def test_training_batch_by_hand():
 @pytest.mark.parametrize("processes", [2, 3])
 def test_shards_of_several_processes_make_the_global_batch(processes):
     catalog = open_generated(SPEC)
-    whole = train_batch_loader(catalog, batch_config())
-    parts = [dataclasses.replace(whole, shard=ProcessShard(i, processes)) for i in range(processes)]
+    global_loader = train_batch_loader(catalog, batch_config())
+    process_loaders = [
+        dataclasses.replace(global_loader, shard=ProcessShard(i, processes))
+        for i in range(processes)
+    ]
     for step in (0, 3, 4):
-        batch = whole(step)
+        batch = global_loader(step)
         for name, array in batch.items():
             np.testing.assert_array_equal(
-                np.concatenate([part(step)[name] for part in parts]), array
+                np.concatenate([loader(step)[name] for loader in process_loaders]), array
             )
 
 
@@ -64,22 +67,24 @@ def test_batches_that_grow_hold_the_same_photos_and_words():
         for step in range(6)
     ]
     assert [len(batch["label"]) for batch in grown] == [6, 6, 6, 6, 12, 12]
-    whole = [train_batch_loader(catalog, plain)(step) for step in range(8)]
-    for name in whole[0]:
+    constant = [train_batch_loader(catalog, plain)(step) for step in range(8)]
+    for name in constant[0]:
         np.testing.assert_array_equal(
-            *(np.concatenate([batch[name] for batch in made]) for made in (grown, whole))
+            *(np.concatenate([batch[name] for batch in batches]) for batches in (grown, constant))
         )
 
 
 def test_photo_batches_hold_no_text_and_pad_the_last():
     batches = photo_batch_loader(TextlessSplit(), SMALL, batch_size=20)
     assert len(batches) == 4
-    made = [batches(number) for number in range(4)]
-    for batch in made:
+    all_batches = [batches(number) for number in range(4)]
+    for batch in all_batches:
         assert set(batch) == {"image", "label", "image_id"}
         assert batch["image"].shape == (20, 10, 9, 3)
         assert len(batch["label"]) == len(batch["image_id"]) == 20
-    joined = {name: np.concatenate([batch[name] for batch in made]) for name in made[0]}
+    joined = {
+        name: np.concatenate([batch[name] for batch in all_batches]) for name in all_batches[0]
+    }
     np.testing.assert_array_equal(joined["label"], [*HandMadeSplit.labels, *[-1] * 8])
     assert joined["image_id"].tolist() == [f"photo {i}" for i in range(72)] + [""] * 8
     np.testing.assert_array_equal(joined["image"][:, 4, 4, 1], [*range(72), *[0] * 8])

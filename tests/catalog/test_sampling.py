@@ -175,11 +175,11 @@ def test_class_frequencies(sampling, power):
     """
     sampler = RecordSampler(LABELS, 65, 0, sampling)
     drawn = np.concatenate([sampler(step) for step in range(80)])
-    got = np.bincount(LABELS[drawn], minlength=7)
-    assert got[[1, 3, 4]].sum() == 0
+    counts = np.bincount(LABELS[drawn], minlength=7)
+    assert counts[[1, 3, 4]].sum() == 0
     share = np.array(list(COUNTS.values()), float) ** power
     wanted = len(drawn) * share / share.sum()
-    assert ((got[list(COUNTS)] - wanted) ** 2 / wanted).sum() < 21.1
+    assert ((counts[list(COUNTS)] - wanted) ** 2 / wanted).sum() < 21.1
 
 
 @pytest.mark.parametrize("sampling", ["class_balanced", "square_root"])
@@ -187,9 +187,9 @@ def test_records_of_a_class_are_alike(sampling):
     sampler = RecordSampler(LABELS, 100, 0, sampling)
     drawn = np.concatenate([sampler(step) for step in range(100)])
     members = np.flatnonzero(LABELS == 5)
-    got = np.bincount(drawn, minlength=len(LABELS))[members]
-    wanted = got.mean()
-    assert ((got - wanted) ** 2 / wanted).sum() < 58.6  # 24 degrees of freedom, p = 1e-4
+    counts = np.bincount(drawn, minlength=len(LABELS))[members]
+    wanted = counts.mean()
+    assert ((counts - wanted) ** 2 / wanted).sum() < 58.6  # 24 degrees of freedom, p = 1e-4
 
 
 def test_bad_settings_are_named():

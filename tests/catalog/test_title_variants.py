@@ -17,13 +17,13 @@ def titles(catalog, chosen):
     return np.stack([reader(split[i], i) for i in range(len(split))])
 
 
-def test_raw_titles_are_the_records_own_words_padded_or_cut():
+def test_raw_titles_are_the_words_of_the_record_padded_or_cut():
     catalog = open_generated(SPEC)
-    got = titles(catalog, batch_config(title="raw", max_tokens=6))
-    assert got.shape == (23, 6)
-    assert got.dtype == np.int32
+    token_ids = titles(catalog, batch_config(title="raw", max_tokens=6))
+    assert token_ids.shape == (23, 6)
+    assert token_ids.dtype == np.int32
     lengths = set()
-    for row, record in zip(got, (catalog.splits["train"][i] for i in range(23)), strict=True):
+    for row, record in zip(token_ids, (catalog.splits["train"][i] for i in range(23)), strict=True):
         ids = record["token_ids"][:6].tolist()
         assert row.tolist() == ids + [0] * (6 - len(ids))
         lengths.add(len(record["token_ids"]))
@@ -66,17 +66,17 @@ def test_no_titles():
 
 @pytest.mark.parametrize("title", ["shuffled", "shuffled_within_class"])
 def test_shuffled_titles_are_a_fixed_permutation(title):
-    got = titles(hand_made_catalog(), batch_config(title=title))
-    donor = got[:, 0] - 1
-    assert not got[:, 1:].any()
+    token_ids = titles(hand_made_catalog(), batch_config(title=title))
+    donor = token_ids[:, 0] - 1
+    assert not token_ids[:, 1:].any()
     np.testing.assert_array_equal(np.sort(donor), np.arange(72))  # every title is used once
-    np.testing.assert_array_equal(titles(hand_made_catalog(), batch_config(title=title)), got)
+    np.testing.assert_array_equal(titles(hand_made_catalog(), batch_config(title=title)), token_ids)
     other = titles(hand_made_catalog(), batch_config(title=title, seed=1))
-    assert (other != got).any()
+    assert (other != token_ids).any()
     same_class = HandMadeSplit.labels[donor] == HandMadeSplit.labels
     moved = donor != np.arange(72)
     if title == "shuffled":
-        assert moved.sum() >= 66  # a random permutation leaves one place as it is, on average
+        assert moved.sum() >= 66  # a random permutation leaves one title as it is, on average
         # By chance a title stays in its class with probability sum (n/N)^2 = 0.71; four deviations.
         assert abs(same_class.mean() - 0.711) < 0.22
         assert not same_class.all()

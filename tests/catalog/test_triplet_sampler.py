@@ -86,8 +86,8 @@ def test_the_same_seed_and_step_are_the_same_batch_and_processes_share_it(tmp_pa
     chosen = triplet_config(tmp_path, batch=24, parts=2)
     loader, again = (train_batch_loader(CATALOG, chosen) for _ in range(2))
     for step in (4, 1):
-        whole = loader(step)
-        for name, array in whole.items():
+        global_batch = loader(step)
+        for name, array in global_batch.items():
             np.testing.assert_array_equal(again(step)[name], array)
             parts = [
                 dataclasses.replace(loader, shard=ProcessShard(i, 3))(step)[name] for i in range(3)

@@ -39,8 +39,8 @@ from sicot_jax.training.optimizer import trained_parts
 
 
 def test_a_query_that_is_a_training_photo_is_that_record(tmp_path):
-    """Of the class that was clicked: with its title, and never its own clicked photo. Of another:
-    its photo alone.
+    """Of the class that was clicked: with its title, and never the clicked photo itself. Of
+    another: its photo alone.
     """
     first = int(np.flatnonzero(TRAIN.labels == 0)[0])
     name = TRAIN[first]["image_id"]
@@ -255,7 +255,7 @@ def test_from_simulated_clicks_to_a_run_that_resumes(clicks_config, tmp_path, mo
         train(clicks_config, workdir)
     photo.write_bytes(kept)
     file = tmp_path / "t.parquet"
-    whole = file.read_bytes()
+    content = file.read_bytes()
     parquet.write_table(parquet.read_table(file).slice(1), file)
     with pytest.raises(ConfigError, match=r"holds another run \(triplets: \w{12} -> \w{12}\)"):
         train(clicks_config, workdir)
@@ -268,13 +268,13 @@ def test_from_simulated_clicks_to_a_run_that_resumes(clicks_config, tmp_path, mo
         )
     moved = tmp_path / "elsewhere.parquet"
     file.unlink()
-    moved.write_bytes(whole)
+    moved.write_bytes(content)
     clicks_config = dataclasses.replace(
         clicks_config, data=dataclasses.replace(clicks_config.data, triplets=str(moved))
     )
     assert train(clicks_config, workdir)["step_of_end"] == 3
-    lines = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
-    records = [line for line in lines if line["kind"] == "train"]
+    log_records = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
+    records = [line for line in log_records if line["kind"] == "train"]
     assert len(records) == 3
     assert all(
         np.isfinite([line["background_suppression"], line["triplet"], line["total"]]).all()

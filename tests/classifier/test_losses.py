@@ -134,7 +134,7 @@ def assert_sharded_equals_dense(device_mesh, num_classes, chunk, tau, keep_logit
 
     @jax.jit
     def sharded(embeddings, label, class_weights, prior):
-        """The gradient in place of new weights, its negative in place of the optimizer's state."""
+        """The gradient as new weights, its negative as the optimizer's state."""
 
         def apply(gradient, state):
             negative = jax.tree.map(jnp.negative, gradient)
@@ -152,7 +152,7 @@ def assert_sharded_equals_dense(device_mesh, num_classes, chunk, tau, keep_logit
             row_update=RowUpdate(apply),
         )
 
-    got = sharded(embeddings, label, class_weights, prior)
+    actual = sharded(embeddings, label, class_weights, prior)
     on_one_device = jax.tree.map(
         jnp.asarray, jax.device_get((embeddings, label, class_weights, prior))
     )
@@ -172,13 +172,13 @@ def assert_sharded_equals_dense(device_mesh, num_classes, chunk, tau, keep_logit
         return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(embeddings, class_weights)
 
     (total, by_stream), (cotangents, gradient) = dense(*on_one_device)
-    np.testing.assert_allclose(got[0]["total"], total, rtol=1e-5)
-    new = got[2]
+    np.testing.assert_allclose(actual[0]["total"], total, rtol=1e-5)
+    new = actual[2]
     # What has no entry per class is updated once, not once per chunk.
     assert new.opt_state["count"] == 7
     for a, b in [
-        (got[0], {"total": total, **by_stream}),
-        (got[1], cotangents),
+        (actual[0], {"total": total, **by_stream}),
+        (actual[1], cotangents),
         (vars(new.weights), vars(gradient)),
         (vars(new.opt_state["momentum"]), vars(jax.tree.map(jnp.negative, gradient))),
     ]:
@@ -212,12 +212,12 @@ def test_logits_kept_in_bfloat16_give_the_gradient_to_bfloat16(one_device):
         run(None),
     )
     assert kept_losses == exact_losses
-    for got, wanted in [
+    for actual, wanted in [
         (cotangents, exact_cotangents),
         (vars(state.weights), vars(exact_state.weights)),
     ]:
         for name in wanted:
-            error = np.abs(got[name] - wanted[name]).max() / np.abs(wanted[name]).max()
+            error = np.abs(actual[name] - wanted[name]).max() / np.abs(wanted[name]).max()
             assert 0 < error < 0.02, name
 
 

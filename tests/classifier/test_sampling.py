@@ -156,8 +156,8 @@ def dense_run():
 def assert_rate_one_equals_dense(kind, dense_run, device_mesh):
     _, exact, _, exact_losses = dense_run
     some = HeadConfig(kind=kind, sample_rate=1.0, neighbours=3, rebuild_steps=2, chunk=4)
-    _, got, _, losses = run_head(some, device_mesh, steps=3)
-    trained = [(c.weights.kernel, c.weights.bias, c.opt_state) for c in (got, exact)]
+    _, sampled, _, losses = run_head(some, device_mesh, steps=3)
+    trained = [(c.weights.kernel, c.weights.bias, c.opt_state) for c in (sampled, exact)]
     for a, b in zip(
         jax.tree.leaves((losses, trained[0])),
         jax.tree.leaves((exact_losses, trained[1])),
@@ -177,7 +177,7 @@ def assert_rate_one_equals_dense(kind, dense_run, device_mesh):
     indirect=True,
 )
 def test_neighbours_at_rate_one_equal_the_dense_head(device_mesh, dense_run):
-    """The graph and the choice of neighbours have fast tests of their own on all meshes."""
+    """The graph and the choice of neighbours have separate fast tests on all meshes."""
     assert_rate_one_equals_dense("knn", dense_run, device_mesh)
 
 

@@ -45,9 +45,9 @@ def test_word_shares_by_hand():
     """
     split = TitleSplit([[1, 1, 4, 2], [3], [], [2], [4]], [0, 0, 0, 2, 3])
     catalog = SimpleNamespace(splits={"train": split}, classes=range(5), tokenizer=None)
-    got = class_word_shares(catalog, tiny(), 2)
-    np.testing.assert_allclose(got, [[0.25, 0.125], [0, 0], [0, 1], [0, 0], [0, 0]])
-    assert got.dtype == np.float32
+    shares = class_word_shares(catalog, tiny(), 2)
+    np.testing.assert_allclose(shares, [[0.25, 0.125], [0, 0], [0, 1], [0, 0], [0, 0]])
+    assert shares.dtype == np.float32
 
 
 def test_titles_are_read_in_the_variant_of_training():
@@ -143,8 +143,8 @@ def test_word_columns_are_frozen_and_the_tag_head_trains(device_mesh):
 
 
 def test_contradictory_configs_are_refused(one_device):
-    remedy = "set head.kind=class_sharded or model.shared_word_weights=False"
-    with pytest.raises(ConfigError, match=rf"head.kind='sampled'.*{remedy}"):
+    suggestion = "set head.kind=class_sharded or model.shared_word_weights=False"
+    with pytest.raises(ConfigError, match=rf"head.kind='sampled'.*{suggestion}"):
         tiny("--config.head.kind=sampled")
     with pytest.raises(
         ConfigError,
@@ -156,15 +156,18 @@ def test_contradictory_configs_are_refused(one_device):
     with pytest.raises(ConfigError, match=r"model.tag_vocabulary=0, wanted 1 or more"):
         tiny("--config.model.tag_vocabulary=0")
     no_titles, device = DataShape(11, 1, 8, 100), SimpleNamespace(size=1)
-    remedy = r"\(sicot import --titles-from RUN\)"
+    suggestion = r"\(sicot import --titles-from RUN\)"
     with pytest.raises(
         ConfigError,
-        match=rf"no titles, and loss.mixed or .* needs them; .* {remedy} or set both to 0",
+        match=rf"no titles, and loss.mixed or .* needs them; .* {suggestion} or set both to 0",
     ):
         make_setup(tiny(), no_titles, device)
     config = dataclasses.replace(tiny(), loss=config_lib.LossConfig(mixed=0.0))
     with pytest.raises(
         ConfigError,
-        match=rf"no titles, and model.shared_word_weights=True needs them; set it to .*{remedy}",
+        match=(
+            "no titles, and model.shared_word_weights=True needs them; set it to "
+            rf".*{suggestion}"
+        ),
     ):
         make_setup(config, no_titles, device)

@@ -157,7 +157,7 @@ def test_a_billion_pixels_are_refused_from_the_header():
         decode_photo(billion_pixels())
     with pytest.raises(ImageError, match="20 x 10, at most 199"):
         decode_photo(saved(corners()), max_pixels=199)
-    # Between Pillow's own warning and its own error.
+    # Between the limits of Pillow's warning and of its error.
     large = saved(Image.new("1", (10_001, 10_000)))
     with pytest.raises(ImageError, match="10001 x 10000, at most 100000000"):
         decode_photo(large)

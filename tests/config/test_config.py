@@ -405,7 +405,7 @@ def test_bad_dict_is_named(tree, message):
         ),
     ],
 )
-def test_every_check_names_field_and_remedy(settings, message):
+def test_every_check_names_field_and_suggestion(settings, message):
     with pytest.raises(ConfigError, match=message) as error:
         config_from_dict(settings)
     assert "\n" not in str(error.value)

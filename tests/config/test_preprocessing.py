@@ -38,10 +38,12 @@ def png(image):
 @pytest.mark.parametrize("fit", FITS)
 @pytest.mark.parametrize("size", [(6, 8), (12, 16), (30, 10), (5, 40), (1, 1)])
 def test_every_photo_gets_the_wanted_size(fit, size):
-    got = make(fit=fit).load(photo(*size))
-    assert got.shape == (6, 8, 3)
-    assert got.dtype == np.uint8
-    np.testing.assert_array_equal(make(fit=fit).load(png(photo(*size))), got)  # encoded: the same
+    actual = make(fit=fit).load(photo(*size))
+    assert actual.shape == (6, 8, 3)
+    assert actual.dtype == np.uint8
+    np.testing.assert_array_equal(
+        make(fit=fit).load(png(photo(*size))), actual
+    )  # encoded: the same
 
 
 def test_a_photo_of_the_wanted_size_is_left_as_it_is():
@@ -62,16 +64,16 @@ def test_pad_is_white():
     it.
     """
     dark = np.random.default_rng(0).integers(0, 200, (6, 2, 3), dtype=np.uint8)
-    got = make(fit="pad").load(dark)
-    np.testing.assert_array_equal(got[:, [0, 1, 2, 5, 6, 7]], 255)
-    np.testing.assert_array_equal(got[:, 3:5], dark)
+    actual = make(fit="pad").load(dark)
+    np.testing.assert_array_equal(actual[:, [0, 1, 2, 5, 6, 7]], 255)
+    np.testing.assert_array_equal(actual[:, 3:5], dark)
 
 
 def test_stretch_keeps_everything():
-    got = make(fit="stretch").load(photo(60, 24))
-    assert (got[:, 0] == (200, 0, 0)).all()
-    assert (got[:, -1] == (0, 0, 200)).all()
-    assert (got[:, 3:5] == (0, 200, 0)).all()
+    actual = make(fit="stretch").load(photo(60, 24))
+    assert (actual[:, 0] == (200, 0, 0)).all()
+    assert (actual[:, -1] == (0, 0, 200)).all()
+    assert (actual[:, 3:5] == (0, 200, 0)).all()
 
 
 def test_broken_photo_is_refused():
@@ -84,18 +86,18 @@ def test_normalise_by_hand():
     image = np.array([[[0, 0, 0], [255, 255, 255], [51, 51, 51]]], np.uint8)
     wanted = [[[-1, -1, 0], [1, 3, 0.5], [-0.6, -0.2, 0.1]]]  # 51 / 255 = 0.2
     for numbers in (image, image.astype(np.float32), jnp.asarray(image)):
-        got = settings.normalise(numbers)
-        assert got.dtype == np.float32
-        assert isinstance(got, jax.Array if isinstance(numbers, jax.Array) else np.ndarray)
+        actual = settings.normalise(numbers)
+        assert actual.dtype == np.float32
+        assert isinstance(actual, jax.Array if isinstance(numbers, jax.Array) else np.ndarray)
         np.testing.assert_allclose(
-            got, wanted, rtol=1e-6, atol=1e-6
+            actual, wanted, rtol=1e-6, atol=1e-6
         )  # atol: the zero is a difference
 
 
 def test_normalise_takes_imagenet_numbers_by_default():
-    got = Preprocessing().normalise(np.full((1, 1, 3), 255, np.uint8))
+    actual = Preprocessing().normalise(np.full((1, 1, 3), 255, np.uint8))
     np.testing.assert_allclose(
-        got[0, 0], [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225], rtol=1e-6
+        actual[0, 0], [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225], rtol=1e-6
     )
 
 
@@ -153,7 +155,7 @@ def ramp(height, width, axis):
 def test_each_pixel_of_the_input_is_where_the_visible_region_says(
     fit, size, resized, cropped, axis
 ):
-    """Read off ramps. "pad" rounds the photo's place in the resized one to whole pixels."""
+    """Read off ramps. "pad" rounds the photo's offset in the resized one to integer pixels."""
     settings = make(
         fit=fit,
         height=cropped[0],

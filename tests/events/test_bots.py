@@ -43,14 +43,14 @@ def test_activity_is_counted_by_day():
         return Event(f"e{time}", "r", time, visitor, "a", kind, "q", sku, shown)
 
     listed = [event(86_399, "click"), event(86_390, "impression"), event(86_401, "impression")]
-    found = visitor_days([*listed, event(86_396, "purchase"), event(1, "impression", "w")])
+    days = visitor_days([*listed, event(86_396, "purchase"), event(1, "impression", "w")])
     rows = zip(
-        *(getattr(found, name).tolist() for name in ("visitor", "views", "clicks")), strict=True
+        *(getattr(days, name).tolist() for name in ("visitor", "views", "clicks")), strict=True
     )
     assert sorted(rows) == [("v", 1, 0), ("v", 1, 1), ("w", 1, 0)]
-    first = found.events.argmax()
-    assert (found.events[first], found.items[first], found.median_interval[first]) == (3, 2, 4.5)
-    assert np.isnan(np.delete(found.median_interval, first)).all()
+    first = days.events.argmax()
+    assert (days.events[first], days.items[first], days.median_interval[first]) == (3, 2, 4.5)
+    assert np.isnan(np.delete(days.median_interval, first)).all()
     assert len(visitor_days(listed, min_events=2).visitor) == 1
     assert find_bots(visitor_days([]), LIMITS) == {}
 
@@ -62,11 +62,13 @@ def test_sql_and_python_find_the_same_bots(tmp_path):
     log, limits = tmp_path / "log.parquet", BotLimits(20, 10, min_events=5)
     simulator.write_simulated_log(results, log, noise=noise, num_requests=3_000)
     events = list(simulator.simulate_events(results, noise=noise, num_requests=3_000))
-    found = find_bots(visitor_days(events, min_events=limits.min_suspicious_events), limits)
-    assert len(found) == 4
+    bots_by_reason = find_bots(
+        visitor_days(events, min_events=limits.min_suspicious_events), limits
+    )
+    assert len(bots_by_reason) == 4
     with open_duckdb(tmp_path, memory_mb=1000, threads=1) as database:
         database.execute(f"CREATE VIEW events AS FROM read_parquet({sql_literal(log)})")
         counts = create_bots(database, limits)
         bots = {row[0] for row in database.execute("SELECT visitor FROM bots").fetchall()}
-    assert counts == {reason: len(visitors) for reason, visitors in found.items()}
-    assert bots == set().union(*found.values())
+    assert counts == {reason: len(visitors) for reason, visitors in bots_by_reason.items()}
+    assert bots == set().union(*bots_by_reason.values())

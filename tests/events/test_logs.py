@@ -126,7 +126,7 @@ def test_the_same_event_again_is_left_out_and_not_bad(tmp_path):
     assert report.examples["repeated"] == ["log.csv: row 4", "second.csv: row 1"]
 
 
-def test_lines_that_have_only_what_they_need(tmp_path):
+def test_events_with_only_the_required_fields(tmp_path):
     """A thousand impressions without a SKU before the first click."""
     line = {
         "request_id": "r",
@@ -135,10 +135,10 @@ def test_lines_that_have_only_what_they_need(tmp_path):
         "kind": "impression",
         "query_image_id": "q",
     }
-    views = [line | {"request_id": f"r{n}", "shown": ["a", "b"]} for n in range(1_100)]
+    page_views = [line | {"request_id": f"r{n}", "shown": ["a", "b"]} for n in range(1_100)]
     tap = line | {"request_id": "r5", "kind": "click", "sku": "b", "shown": None}
     log = tmp_path / "log.jsonl"
-    log.write_text("\n".join(map(json.dumps, [*views, tap])))
+    log.write_text("\n".join(map(json.dumps, [*page_views, tap])))
     import_logs([log], tmp_path / "out", LogSettings(max_bad_share=1, threads=1))
     listed = rows_of(tmp_path / "out")
     assert len(listed) == 1_101
@@ -146,10 +146,10 @@ def test_lines_that_have_only_what_they_need(tmp_path):
 
 
 def test_columns_and_words_of_another_system(tmp_path):
-    """No event_id and no variant, numbers as SKUs, times in milliseconds, its own words; lines that
+    """No event_id and no variant, numbers as SKUs, times in milliseconds, other field names; lines that
     are no JSON are bad.
     """
-    view = {
+    page_view = {
         "page": 7,
         "ts": T * 1000,
         "who": "v",
@@ -158,10 +158,11 @@ def test_columns_and_words_of_another_system(tmp_path):
         "item": None,
         "shown": [1, 2],
     }
-    tap = view | {"what": "tap", "item": 2, "shown": None}
+    tap = page_view | {"what": "tap", "item": 2, "shown": None}
     log = tmp_path / "log.jsonl"
     log.write_text(
-        "\n".join([json.dumps(view), json.dumps(tap), "{broken", "[1]", json.dumps(tap)]) + "\n"
+        "\n".join([json.dumps(page_view), json.dumps(tap), "{broken", "[1]", json.dumps(tap)])
+        + "\n"
     )
     names = [
         "request_id=page",
@@ -206,7 +207,7 @@ def test_columns_and_words_of_another_system(tmp_path):
     assert table["repeated"][0] == "1"
 
 
-def test_parquet_and_a_services_own_file(tmp_path):
+def test_parquet_and_the_file_of_the_service(tmp_path):
     """Both are read as they are; times of Parquet may be timestamps, lists may be texts."""
     import pyarrow as pa
 
@@ -264,12 +265,14 @@ def test_logs_that_are_refused(tmp_path, capsys, make, flags, said):
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_noise_of_a_simulated_log_is_found(tmp_path):
+def test_noise_of_a_simulated_log_is_removed(tmp_path):
     """As many of each kind as counted by hand from the events themselves."""
-    lists = simulator.random_results(num_queries=20, num_products=400, num_positions=6)
+    results = simulator.random_results(num_queries=20, num_products=400, num_positions=6)
     noise = LogNoise(duplicates=0.02, unshown_clicks=0.05, clock_errors=0.05, missing_fields=0.02)
-    simulator.write_simulated_log(lists, tmp_path / "log.parquet", noise=noise, num_requests=4_000)
-    listed = list(simulator.simulate_events(lists, noise=noise, num_requests=4_000))
+    simulator.write_simulated_log(
+        results, tmp_path / "log.parquet", noise=noise, num_requests=4_000
+    )
+    listed = list(simulator.simulate_events(results, noise=noise, num_requests=4_000))
     report = import_logs([tmp_path / "log.parquet"], tmp_path / "out", SOME)
     unique, seen = {}, {}
     for event in listed:
@@ -297,9 +300,9 @@ def test_noise_of_a_simulated_log_is_found(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.slow
 def test_a_stopped_import_leaves_nothing(tmp_path, number):
-    lists = simulator.random_results(num_queries=200, num_products=4000, num_positions=20)
+    results = simulator.random_results(num_queries=200, num_products=4000, num_positions=20)
     log, out = tmp_path / "log.parquet", tmp_path / "out"
-    simulator.write_simulated_log(lists, log, num_requests=60_000)
+    simulator.write_simulated_log(results, log, num_requests=60_000)
     # A test run in the background may have SIGINT ignored, which its children inherit.
     program = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "

@@ -29,7 +29,7 @@ def test_two_pairs_at_two_positions():
 
 
 def test_positions_are_connected_by_chains_of_pairs():
-    """1 with 2 by one pair (1/2), 2 with 3 by another (1/2): the third place has 1/4, and the
+    """1 with 2 by one pair (1/2), 2 with 3 by another (1/2): the third position has 1/4, and the
     fourth, which none joins.
     """
     counts = [[1, 0, 10, 8], [1, 1, 10, 4], [2, 1, 10, 8], [2, 2, 10, 4], [3, 3, 10, 5]]

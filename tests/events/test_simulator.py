@@ -1,4 +1,4 @@
-"""The click simulator does what its model says, by counts of its own events."""
+"""The click simulator does what its model says, by counts of the simulated events."""
 
 import collections
 
@@ -11,7 +11,7 @@ from sicot_jax.events.simulated_rows import BOT_PREFIX, ClickModel, LogNoise, Si
 
 
 def one_list(**chances):
-    """One query and three products: all of them clicked once looked at, half of what is clicked
+    """One query and three products: all of them clicked once examined, half of what is clicked
     bought.
     """
     shape = np.ones((1, 3))
@@ -29,7 +29,7 @@ def tally(events):
 
 
 def test_positions_are_examined_as_the_model_says():
-    """r^-1: the third place gets a third of the clicks of the first; half of the clicks are
+    """r^-1: the third position gets a third of the clicks of the first; half of the clicks are
     purchases.
     """
     listed = list(
@@ -44,8 +44,8 @@ def test_positions_are_examined_as_the_model_says():
     assert len(shown) == 20_000
     assert {event.shown for event in shown} == {("c", "a", "b")}
     counts = tally(listed)
-    for place, sku in enumerate("cab", 1):
-        assert counts["click", sku] / 20_000 == pytest.approx(1 / place, abs=0.012)
+    for position, sku in enumerate("cab", 1):
+        assert counts["click", sku] / 20_000 == pytest.approx(1 / position, abs=0.012)
         assert counts["purchase", sku] / counts["click", sku] == pytest.approx(0.5, abs=0.02)
     np.testing.assert_allclose(ClickModel(eta=1.0).propensity(3), [1, 1 / 2, 1 / 3])
 
@@ -95,7 +95,7 @@ def test_similarity_and_quality_make_the_probabilities():
 
 
 def test_noise_of_each_kind(tmp_path):
-    """Counted from the events themselves; the shares are those asked for."""
+    """Counted from the events themselves; the shares are those of the settings."""
     results = simulator.random_results(num_queries=20, num_products=400, num_positions=6)
     noise = LogNoise(
         bots=0.1,
@@ -108,15 +108,15 @@ def test_noise_of_each_kind(tmp_path):
     )
     listed = list(simulator.simulate_events(results, ClickModel(), noise, num_requests=8_000))
     bots = {event.visitor for event in listed if event.visitor.startswith(BOT_PREFIX)}
-    asked = sum(event.visitor in bots for event in listed if event.kind == "impression")
+    bot_requests = sum(event.visitor in bots for event in listed if event.kind == "impression")
     assert len(bots) in (8, 9)
-    assert abs(asked / 100 - len(bots)) < 0.5
+    assert abs(bot_requests / 100 - len(bots)) < 0.5
     ids = collections.Counter(event.event_id for event in listed)
     assert sum(n - 1 for n in ids.values()) / len(ids) == pytest.approx(0.02, abs=0.004)
     assert sum(not event.visitor or not event.request_id for event in listed) / len(
         listed
     ) == pytest.approx(0.02, abs=0.004)
-    lists_of = {
+    impression_of = {
         event.request_id: event
         for event in listed
         if event.kind == "impression" and event.request_id
@@ -124,14 +124,14 @@ def test_noise_of_each_kind(tmp_path):
     human = [
         e
         for e in listed
-        if e.kind == "click" and e.request_id in lists_of and e.visitor not in bots
+        if e.kind == "click" and e.request_id in impression_of and e.visitor not in bots
     ]
-    assert sum(e.sku not in lists_of[e.request_id].shown for e in human) / len(
+    assert sum(e.sku not in impression_of[e.request_id].shown for e in human) / len(
         human
     ) == pytest.approx(0.05, abs=0.01)
-    assert sum(e.time < lists_of[e.request_id].time for e in human) / len(human) == pytest.approx(
-        0.05, abs=0.01
-    )
+    assert sum(e.time < impression_of[e.request_id].time for e in human) / len(
+        human
+    ) == pytest.approx(0.05, abs=0.01)
     pairs = collections.Counter((e.request_id, e.sku) for e in human)
     assert sum(n - 1 for n in pairs.values()) / len(human) == pytest.approx(
         0.07, abs=0.015

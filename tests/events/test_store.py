@@ -42,8 +42,8 @@ def test_events_come_back_as_they_were(tmp_path):
 
 
 def test_events_as_parquet(tmp_path, capsys):
-    """Every field in the order of time; nothing is overwritten, and no file of events is made where
-    none is.
+    """Every field in the order of time; nothing is overwritten, and no file of events is created
+    where none is.
     """
     from pyarrow import parquet
 
@@ -58,13 +58,13 @@ def test_events_as_parquet(tmp_path, capsys):
         Event(**row | {"shown": tuple(row["shown"])}) for row in parquet.read_table(out).to_pylist()
     ] == list(store)
     store.close()
-    other = tmp_path / "cards.sqlite"
-    with contextlib.closing(sqlite3.connect(other)) as made:
-        made.execute("CREATE TABLE cards (sku TEXT)")
+    other = tmp_path / "other.sqlite"
+    with contextlib.closing(sqlite3.connect(other)) as connection:
+        connection.execute("CREATE TABLE products (sku TEXT)")
     damaged = tmp_path / "damaged.sqlite"
     damaged.write_bytes(path.read_bytes()[:4096] + bytes(4096))
 
-    def files():  # but for what SQLite leaves beside a file that it cannot read
+    def files():  # but for SQLite's -shm and -wal files of a database that it cannot read
         return sorted(
             path for path in tmp_path.iterdir() if not path.name.endswith(("-shm", "-wal"))
         )
@@ -145,11 +145,11 @@ assert not any(name.startswith(above) for name in sys.modules)
 def test_events_are_read_from_parquet_as_from_the_service(tmp_path):
     """A file of `sicot events export`, or the folder of an import."""
     store = EventStore(tmp_path / "events.sqlite")
-    made = [
+    written = [
         Event("1", "r", 5.0, "v", "a", "impression", "q", shown=("x", "y")),
         Event("2", "r", 6.0, "v", "a", "click", "q", sku="y"),
     ]
-    store.add(made)
+    store.add(written)
     store.close()
     (tmp_path / "folder").mkdir()
     events.export_events(tmp_path / "events.sqlite", tmp_path / "folder" / events.EVENTS_FILE)
@@ -158,7 +158,7 @@ def test_events_are_read_from_parquet_as_from_the_service(tmp_path):
         tmp_path / "folder",
         tmp_path / "folder" / events.EVENTS_FILE,
     ):
-        assert list(events.open_events(path)) == made
+        assert list(events.open_events(path)) == written
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 and nothing else")
     with pytest.raises(InputError, match="wanted events of `sicot events import`"):
         list(events.open_events(tmp_path / "bad.parquet"))

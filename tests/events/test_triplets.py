@@ -93,9 +93,9 @@ def test_max_skips(tmp_path):
     assert rows == {("q", "c", "b"): 0.5, ("q", "c", "d"): 0.5}
 
 
-def test_a_low_place_and_a_purchase_weigh_more(tmp_path):
-    """r^-1: a third look at the third place, so a click there is worth 3, a purchase 2 * 3; at the
-    fourth 3.5, not 4.
+def test_a_low_position_and_a_purchase_weigh_more(tmp_path):
+    """r^-1: a third examine the third position, so a click there is worth 3, a purchase 2 * 3; at
+    the fourth 3.5, not 4.
     """
     log = (
         Log()
@@ -202,7 +202,7 @@ def test_refused(tmp_path, capsys):
     parquet.write_table(table, tmp_path / "other.parquet")
     good, new = str(tmp_path / "events.sqlite"), str(tmp_path / "new.parquet")
 
-    def files():  # but for what SQLite leaves beside a file
+    def files():  # but for the -shm and -wal files of SQLite
         return sorted(
             path for path in tmp_path.iterdir() if not path.name.endswith(("-shm", "-wal"))
         )
@@ -257,10 +257,10 @@ def test_against_the_simulator(tmp_path):
     """Bots found, propensities estimated, weights unbiased, nothing that the query clicked among
     the negatives.
     """
-    lists = simulator.random_results(num_queries=400, num_products=5_000, num_positions=8, seed=3)
+    results = simulator.random_results(num_queries=400, num_products=5_000, num_positions=8, seed=3)
     model, noise = ClickModel(eta=1.0, shuffled_share=0.3), TYPICAL_NOISE
     log = tmp_path / "log.parquet"
-    simulator.write_simulated_log(lists, log, model, noise, num_requests=40_000, seed=4)
+    simulator.write_simulated_log(results, log, model, noise, num_requests=40_000, seed=4)
     assert (
         cli.main(["events", "import", str(log), "--out", str(tmp_path / "in"), "--threads", "1"])
         == 0
@@ -282,7 +282,7 @@ def test_against_the_simulator(tmp_path):
     assert (np.abs(error) < 3.5 * estimate.log_error + 1e-9).all()
     assert np.abs(estimate.propensity / truth - 1).max() < 0.2
 
-    click, shuffled = lists.click_probability, model.shuffled_share
+    click, shuffled = results.click_probability, model.shuffled_share
     relevance = click.mean(0) * (1 - shuffled) + click.mean() * shuffled
     rate = report.clicks_at / report.views_at
     # Clicks that the import leaves out.
@@ -293,27 +293,27 @@ def test_against_the_simulator(tmp_path):
     )  # without weights far off
 
     rows = parquet.read_table(tmp_path / "t.parquet").to_pylist()
-    lists_of = {e["request_id"]: e for e in events if e["kind"] == "impression"}
+    impression_of = {e["request_id"]: e for e in events if e["kind"] == "impression"}
     clicked = {
         (e["query_image_id"], e["sku"])
         for e in events
         if e["kind"] != "impression" and e["visitor"] not in bots
     }
-    asked = {e["query_image_id"]: set() for e in lists_of.values()}
-    for event in lists_of.values():
-        asked[event["query_image_id"]].update(event["shown"])
+    shown_for = {e["query_image_id"]: set() for e in impression_of.values()}
+    for event in impression_of.values():
+        shown_for[event["query_image_id"]].update(event["shown"])
     assert rows
     assert all((row["query_image_id"], row["clicked"]) in clicked for row in rows)
     assert not any((row["query_image_id"], row["not_clicked"]) in clicked for row in rows)
-    assert all(row["not_clicked"] in asked[row["query_image_id"]] for row in rows)
+    assert all(row["not_clicked"] in shown_for[row["query_image_id"]] for row in rows)
     assert all(row["not_clicked_position"] <= row["clicked_position"] + 1 for row in rows)
     assert math.isfinite(sum(row["weight"] for row in rows))
     assert min(row["weight"] for row in rows) > 0
 
 
 def test_the_same_events_give_the_same_triplets(tmp_path):
-    lists = simulator.random_results(num_queries=50, num_products=500, num_positions=6)
-    simulator.write_simulated_log(lists, tmp_path / "log.parquet", num_requests=500)
+    results = simulator.random_results(num_queries=50, num_products=500, num_positions=6)
+    simulator.write_simulated_log(results, tmp_path / "log.parquet", num_requests=500)
     for name, threads in (("a", 1), ("b", 2)):
         make_triplets(
             tmp_path / "log.parquet", tmp_path / f"{name}.parquet", TripletSettings(threads=threads)

@@ -23,7 +23,7 @@ QUICK = ["--config=tiny", "--config.train.steps=2", "--config.train.tensorboard=
 
 
 @pytest.mark.parametrize("name", ["tiny", "recommended"])
-def test_every_variant_is_a_config_of_its_own(name):
+def test_every_variant_has_a_separate_config(name):
     config = config_lib.load_config(name)
     configs = [
         json.dumps(
@@ -154,11 +154,11 @@ def test_classifier_retraining_starts_from_the_run_of_its_seed(tmp_path, capsys)
         assert config.train.steps == 1
         assert config.data.sampling == "class_balanced"
         with (
-            np.load(run / "predictions.npz") as mine,
+            np.load(run / "predictions.npz") as retrained,
             np.load(folder / "predictions.npz") as before,
         ):
-            np.testing.assert_array_equal(mine["embedding"], before["embedding"])
-            assert (mine["top_logits"] != before["top_logits"]).any()
+            np.testing.assert_array_equal(retrained["embedding"], before["embedding"])
+            assert (retrained["top_logits"] != before["top_logits"]).any()
     rows = (tmp_path / "report" / "report.md").read_text()
     assert "| classifier-retraining - baseline" in rows  # two seeds are one variant
     shutil.rmtree(tmp_path / "runs")

@@ -130,7 +130,7 @@ def test_a_near_copy_gets_the_title_of_its_original(world, tmp_path, capsys):
     }
 
 
-def test_a_photo_never_gets_its_own_title(world, tmp_path):
+def test_a_photo_is_never_given_the_title_of_itself(world, tmp_path):
     train_records = records(import_with_titles(world, "same", tmp_path / "out"))["train"]
     copies = [record for record in train_records if number_of(record) < PHOTOS]
     assert copies

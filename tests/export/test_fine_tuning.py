@@ -41,7 +41,7 @@ def test_the_loss_after_a_step_equals_pytorch_s(depth, width):
     with torch.no_grad():
         for name, scale in recognizer.named_parameters():
             if name.endswith("bn3.weight" if depth >= 50 else "bn2.weight"):
-                # With 1 a deep random network enlarges rounding from block to block: torch's own
+                # With 1 a deep random network enlarges rounding from block to block: torch's
                 # gradients in float32 and float64 are then several per cent apart.
                 scale.fill_(0.2)
     norms = {

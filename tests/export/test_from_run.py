@@ -313,7 +313,7 @@ def test_differences_by_hand():
 @pytest.mark.slow
 def test_discontinued_products_are_not_recognised(run, in_torch, tmp_path):
     """By the run, in PyTorch and inside a graph: the best product of a photo is discontinued, the
-    next one takes its place.
+    next one is returned.
     """
     onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX needs the extra onnx")
     before = [match.class_id for match in sicot_jax.load(run).recognize(PHOTOS[0], k=3)]
@@ -378,7 +378,7 @@ def test_photos_of_any_kind_are_read(run):
             recognizer.embed(invalid)
 
 
-def test_parent_folders_are_made_only_with_the_bundle(run, tmp_path, capsys):
+def test_parent_folders_are_created_only_with_the_bundle(run, tmp_path, capsys):
     fails_with(
         capsys,
         [

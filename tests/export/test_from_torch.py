@@ -81,7 +81,7 @@ def test_depth_and_names_are_inferred_and_the_classifier_is_left_out(tmp_path, c
 
 
 @pytest.mark.parametrize("stem", ["half", "small"])
-def test_a_stem_that_cannot_be_inferred_is_asked_for(tmp_path, capsys, stem):
+def test_a_stem_that_cannot_be_inferred_must_be_given(tmp_path, capsys, stem):
     weights = state_dict(stem=stem, classes=0)
     line = import_error(tmp_path, capsys, weights)
     assert "stem='', and the first convolution is 3x3: wanted half or small; give --stem" in line

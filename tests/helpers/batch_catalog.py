@@ -16,7 +16,7 @@ SMALL = Preprocessing(height=8, width=8, resize_height=10, resize_width=9)
 class HandMadeSplit:
     """Training photo i of class LABELS[i] has the one word i + 1 in its title.
 
-    So a title tells which record it comes from.
+    So a title identifies the record it comes from.
     """
 
     labels = np.repeat([0, 1, 2, 3], [1, 2, 9, 60])[

@@ -1,4 +1,4 @@
-"""Run folders made by hand for the tests of reports: four classes, eight test photos."""
+"""Hand-written run folders for the tests of reports: four classes, eight test photos."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Photos of made-up products that are easy to tell apart, and a manifest of them."""
+"""Photos of synthetic products that are easy to distinguish, and a manifest of them."""
 
 from __future__ import annotations
 

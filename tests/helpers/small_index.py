@@ -46,8 +46,8 @@ CALIBRATION = Calibration(
     [0.0, 2000.0, 0.0], -1994.0, 0.5, 0.95, 0.95, 0.2, 100, [[0.5, 1.0, 0.95]], None
 )
 FUSION = CategoryFusion(("kind 0", "kind 1"), np.array([0.4, 0.6]), 0.5, 0.001, 0.5, 0.9, 100)
-LISTS = 500
-GOOD = (1, 4)  # products with a rating of 5, which visitors want whatever they look for
+NUM_IMPRESSIONS = 500  # simulated by `record_visits`
+GOOD = (1, 4)  # products with a rating of 5, which visitors click on whatever the query
 
 
 class _TrainingPhotos:
@@ -89,7 +89,7 @@ def imprinted_recognizer(folder: Path, *, seed: int = 0, box: str = "none") -> E
     Args:
       folder: where its class table is written.
       seed: of the starting values.
-      box: `model.box`.
+      box: `model.localization`.
     """
     model = RecognizerSpec(
         18, 8, "small", last_stride=1, embedding_width=0, num_classes=PRODUCTS, localization=box
@@ -121,7 +121,7 @@ def build_small_index(index: Path, *, seed: int = 0, box: str = "none") -> Path:
     Args:
       index: index folder.
       seed: of the network's starting values.
-      box: `model.box`.
+      box: `model.localization`.
     """
     catalog = small_catalog()
     inputs = VersionInputs(
@@ -142,7 +142,7 @@ def publish_copy(index: Path, version: Path) -> Path:
     """Makes a copy of a version the version in use of an index; returns its folder.
 
     Args:
-      index: index folder; made where there is none.
+      index: index folder; created where there is none.
       version: folder of the version.
     """
     with layout.write_lock(index, create=True):
@@ -162,14 +162,14 @@ def record_visits(index: Path, folder: Path) -> tuple[Path, Path]:
     Returns:
       The service's events, and the folder of query photos that it kept.
     """
-    lines = [f"{sku(p)},{10 + p},{5 if p in GOOD else 2}" for p in range(PRODUCTS)]
-    (folder / "prices.csv").write_text("\n".join(["sku,price,rating", *lines]))
+    rows = [f"{sku(p)},{10 + p},{5 if p in GOOD else 2}" for p in range(PRODUCTS)]
+    (folder / "prices.csv").write_text("\n".join(["sku,price,rating", *rows]))
     update_products(index, folder / "prices.csv")
     rng, events, photos = np.random.default_rng(0), [], QueryStore(folder / "photos", 30)
-    for n in range(LISTS):
-        asked = n % PRODUCTS
-        others = rng.permutation([p for p in range(PRODUCTS) if p != asked])
-        shown = tuple(map(sku, [asked, *others]))
+    for n in range(NUM_IMPRESSIONS):
+        queried = n % PRODUCTS
+        others = rng.permutation([p for p in range(PRODUCTS) if p != queried])
+        shown = tuple(map(sku, [queried, *others]))
         who = {"request_id": f"r{n}", "visitor": f"v{n % 97}", "variant": "a"}
         events.append(Event(f"i{n}", time=1e9 + n, kind="impression", shown=shown, **who))
         chance = {p: 0.5 if p in GOOD else 0.05 for p in range(PRODUCTS)}
@@ -177,7 +177,7 @@ def record_visits(index: Path, folder: Path) -> tuple[Path, Path]:
         events += [
             Event(f"c{n}-{p}", time=1e9 + n, kind="click", sku=sku(p), **who) for p in clicked
         ]
-        photos.save(f"r{n}", jpeg(photo(asked, 1000 + n)))
+        photos.save(f"r{n}", jpeg(photo(queried, 1000 + n)))
     store = EventStore(folder / "events.sqlite")
     store.add(events)
     store.close()

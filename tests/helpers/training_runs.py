@@ -39,7 +39,7 @@ def last_state(workdir: Path, config: Config):
 
 
 def die_at(monkeypatch, step: int):
-    """The process 'dies' (an exception nobody expects) when that step's batch is asked for."""
+    """The process 'dies' (an exception nobody expects) when that step's batch is transferred."""
     from sicot_jax.training import device_batches
 
     original = device_batches.to_device

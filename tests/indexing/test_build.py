@@ -173,7 +173,7 @@ def test_calibration_uses_all_validation_photos(version):
 
 
 def test_calibration_photos_have_cross_fitted_p_values(run, version, monkeypatch):
-    """Each photo has its own p-value, with and without its product."""
+    """Each photo has a p-value, with and without its product."""
     p_values, seen = np.linspace(0.1, 0.9, 55), {}
     monkeypatch.setattr(
         calibrate, "cross_fitted_p_values", lambda embeddings: p_values[: len(embeddings)]

@@ -27,14 +27,14 @@ def catalog(monkeypatch):
         for p in range(PRODUCTS)
         for n in range(3)
     ]
-    made = types.SimpleNamespace(name="made", data_hash="0", splits={"test": records})
-    monkeypatch.setattr(evaluation, "open_catalog", lambda config: made)
-    return made
+    catalog = types.SimpleNamespace(name="made", data_hash="0", splits={"test": records})
+    monkeypatch.setattr(evaluation, "open_catalog", lambda config: catalog)
+    return catalog
 
 
 def cells(table):
-    lines = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines()]
-    return lines[0], {line[0]: line[1:] for line in lines[2:]}
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines()]
+    return rows[0], {line[0]: line[1:] for line in rows[2:]}
 
 
 def test_table_by_hand(index, catalog):

@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 from helpers.made_photos import jpeg, photo, sku
-from helpers.small_index import GOOD, LISTS, PRODUCTS, record_visits
+from helpers.small_index import GOOD, NUM_IMPRESSIONS, PRODUCTS, record_visits
 
 from sicot_jax.cli import main as cli
 from sicot_jax.events.bots import BotLimits
@@ -44,7 +44,7 @@ def settings(index):
     return ServiceSettings(index=str(index), engine="jax", max_batch=2, reload_seconds=0.05)
 
 
-def asked(client, product, **params):
+def recognize(client, product, **params):
     response = client.post(
         "/v1/search", files={"photo": jpeg(photo(product, 99))}, params={"similar": 6, **params}
     )
@@ -55,21 +55,21 @@ def test_ranker_follows_clicks(rated, capsys, caplog):
     """The running service picks up the ranker; `rerank=false` gives the order by similarity."""
     index = rated[0]
     with testclient.TestClient(create_app(settings(index))) as client:
-        before = asked(client, 2, any_category=True)
+        before = recognize(client, 2, any_category=True)
         assert before["ranker"] is None
         assert run(rated) == 0
         said = capsys.readouterr().out
         assert said.index("rating") < said.index("similarity")  # what mattered most comes first
         for _ in range(100):
-            after = asked(client, 2, any_category=True)
+            after = recognize(client, 2, any_category=True)
             if after["ranker"]:
                 break
             time.sleep(0.05)
         ranker = read_ranker(layout.current_version(index) / layout.RANKER)
         assert after["ranker"] == ranker.version[:12]
         assert ranker.version[:12] in said
-        assert {found["sku"] for found in after["similar"][:2]} == set(map(sku, GOOD))
-        likeness = asked(client, 2, any_category=True, rerank=False)
+        assert {match["sku"] for match in after["similar"][:2]} == set(map(sku, GOOD))
+        likeness = recognize(client, 2, any_category=True, rerank=False)
         assert likeness["similar"] == before["similar"]
         assert likeness["ranker"] is None
         assert sorted(s["sku"] for s in after["similar"]) == sorted(
@@ -77,13 +77,13 @@ def test_ranker_follows_clicks(rated, capsys, caplog):
         )
         # The good ones of twice as many as are shown.
         assert next(
-            found["sku"] for found in asked(client, 2, similar=2, category="kind 0")["similar"]
+            match["sku"] for match in recognize(client, 2, similar=2, category="kind 0")["similar"]
         ) == sku(4)
         remove_products(index, [sku(4)])
         time.sleep(0.3)
-        assert asked(client, 2, any_category=True)["similar"][0]["sku"] == sku(1)
+        assert recognize(client, 2, any_category=True)["similar"][0]["sku"] == sku(1)
     report = ranker.report
-    assert report["lists"] == LISTS
+    assert report["lists"] == NUM_IMPRESSIONS
     assert report["ndcg_difference"][1] > 0
     assert report["ndcg"] == pytest.approx(
         report["ndcg_by_similarity"] + report["ndcg_difference"][0]
@@ -105,7 +105,7 @@ def test_damaged_ranker_is_ignored_with_one_line(rated, caplog):
         caplog.at_level(logging.ERROR),
         testclient.TestClient(create_app(settings(index))) as client,
     ):
-        answer = asked(client, 2, any_category=True)
+        answer = recognize(client, 2, any_category=True)
     assert answer["ranker"] is None
     assert answer["similar"][0]["sku"] == sku(2)
     said = [record.getMessage() for record in caplog.records if "ranked" in record.getMessage()]
@@ -122,20 +122,20 @@ def test_lists_without_a_query_photo_are_left_out(rated, capsys):
     next(rated[2].glob("*.photo")).write_bytes(b"no photo")
     assert run(rated) == 0
     there = len(list(rated[2].glob("*.photo")))
-    assert f"left out: {LISTS - there}" in capsys.readouterr().out
+    assert f"left out: {NUM_IMPRESSIONS - there}" in capsys.readouterr().out
     for path in rated[2].glob("*.photo"):
         path.unlink()
     assert run(rated) == 2
     said = capsys.readouterr().err
     assert "0 lists" in said
-    assert f"0 of {LISTS}" in said
+    assert f"0 of {NUM_IMPRESSIONS}" in said
     assert "--keep-queries" in said
 
 
 def test_ranker_no_better_than_similarity_is_not_written(rated, tmp_path, capsys):
     """Visitors click on the most similar product alone."""
     store = EventStore(tmp_path / "other.sqlite")
-    for n in range(LISTS):
+    for n in range(NUM_IMPRESSIONS):
         who = {"request_id": f"r{n}", "visitor": f"v{n % 97}", "variant": "a", "time": 1e9 + n}
         shown = tuple(sku((n + p) % PRODUCTS) for p in range(PRODUCTS))
         store.add([Event(f"i{n}", kind="impression", shown=shown, **who)])
@@ -166,6 +166,6 @@ def test_shown_lists_by_hand():
         event(f"bot{n}", "impression", f"bot{n}", "bot", shown=("a",))
         for n in range(BotLimits().max_views_per_day + 1)
     ]
-    before, view = shown_lists(events)
+    before, shown_list = shown_lists(events)
     assert (before.request_id, before.gain) == ("before", {})
-    assert (view.shown, view.gain) == (("a", "b", "c"), {"b": 1.0, "c": 5.0})
+    assert (shown_list.shown, shown_list.gain) == (("a", "b", "c"), {"b": 1.0, "c": 5.0})

@@ -66,7 +66,7 @@ def night(trained, tmp_path, capsys):
             "workdir": "run",
             "index": "index",
         }
-        command = [f"--{name}={folder / place}" for name, place in flags.items()]
+        command = [f"--{name}={folder / relative_path}" for name, relative_path in flags.items()]
         code = cli.main(
             ["index", "nightly", *command, *more, f"--report={folder / 'out' / 'night.json'}"]
         )

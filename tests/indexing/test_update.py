@@ -32,10 +32,10 @@ def feed(folder, products, photos=2, **more):
 
 
 def counts_of(index):
-    with_cards = ProductStore(layout.current_version(index) / layout.PRODUCTS)
-    found = with_cards.counts()
-    with_cards.close()
-    return found
+    store = ProductStore(layout.current_version(index) / layout.PRODUCTS)
+    counts = store.counts()
+    store.close()
+    return counts
 
 
 def shop_numbers(record):
@@ -50,10 +50,10 @@ def faults(index):
 
 def test_new_product_is_returned_and_has_class_weights(index, tmp_path):
     """From two photos and a title: mean row + r unit(d), d = (2 (m - g) + t / 2) / 2.5."""
-    found = add_products(
+    report = add_products(
         index, feed(tmp_path / "feed", [NEW], title="a new thing", category="kind 1")
     )
-    assert (found.new_products, found.new_photos, found.dropped) == (1, 2, [])
+    assert (report.new_products, report.new_photos, report.dropped) == (1, 2, [])
     assert faults(index) == []
     opened = LocalIndex(layout.current_version(index))
     engine = open_index_engine(opened.folder)
@@ -246,7 +246,7 @@ def test_invalid_update_changes_nothing(index, tmp_path, text, message):
     store.close()
 
 
-def test_damage_is_found(index, capsys):
+def test_damage_is_detected(index, capsys):
     """Each file in turn: a changed byte, or a missing end."""
     version = layout.current_version(index)
     assert cli.main(["index", "verify", "--index", str(index)]) == 0

@@ -45,8 +45,8 @@ def test_moments_and_gradients_cover_all_devices(device_mesh, name):
         divided["x"], divided.get("mask")
     )
     expected = moments_on_one_device(jnp.asarray(x), mask)
-    for got, wanted in zip(moments, expected, strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=1e-5)
+    for actual, wanted in zip(moments, expected, strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-5)
     wanted = jax.grad(lambda x: score(moments_on_one_device(x, mask)))(jnp.asarray(x))
     np.testing.assert_allclose(jax.device_get(gradient), wanted, rtol=1e-4, atol=1e-6)
     assert np.any(wanted) == (name != "none")
@@ -70,7 +70,7 @@ def test_im2col_equals_convolution(shape, size, stride):
         )
 
     wanted, pull_wanted = jax.vjp(plain, x, kernel)
-    got, pull_got = jax.vjp(lambda x, kernel: conv(x, kernel, stride), x, kernel)
-    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
-    for a, b in zip(pull_got(wanted), pull_wanted(wanted), strict=True):
+    actual, pull_actual = jax.vjp(lambda x, kernel: conv(x, kernel, stride), x, kernel)
+    np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-4)
+    for a, b in zip(pull_actual(wanted), pull_wanted(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)

@@ -71,18 +71,18 @@ def torch_resnet(torch, depth, width):
     return nn.Sequential(*stem, *blocks)
 
 
-def copy_convolution(mine, theirs):
-    mine.kernel[...] = jnp.asarray(theirs.weight.detach().numpy().transpose(2, 3, 1, 0))
+def copy_convolution(conv, torch_conv):
+    conv.kernel[...] = jnp.asarray(torch_conv.weight.detach().numpy().transpose(2, 3, 1, 0))
 
 
-def copy_norm(mine, theirs):
+def copy_norm(norm, torch_norm):
     for name, value in [
-        ("scale", theirs.weight),
-        ("bias", theirs.bias),
-        ("mean", theirs.running_mean),
-        ("var", theirs.running_var),
+        ("scale", torch_norm.weight),
+        ("bias", torch_norm.bias),
+        ("mean", torch_norm.running_mean),
+        ("var", torch_norm.running_var),
     ]:
-        getattr(mine, name)[...] = jnp.asarray(value.detach().numpy())
+        getattr(norm, name)[...] = jnp.asarray(value.detach().numpy())
 
 
 @pytest.mark.parametrize("depth", [18, 50])
@@ -107,15 +107,15 @@ def test_features_equal_torch(depth):
     copy_convolution(model.conv1, reference[0])
     copy_norm(model.norm1, reference[1])
     blocks = [block for stage in model.stages for block in stage]
-    for mine, theirs in zip(blocks, reference[4:], strict=True):
-        for pair in zip(mine.convs, theirs.convs, strict=True):
+    for block, torch_block in zip(blocks, reference[4:], strict=True):
+        for pair in zip(block.convs, torch_block.convs, strict=True):
             copy_convolution(*pair)
-        for pair in zip(mine.norms, theirs.norms, strict=True):
+        for pair in zip(block.norms, torch_block.norms, strict=True):
             copy_norm(*pair)
-        assert (mine.downsample is None) == (theirs.downsample is None)
-        if mine.downsample is not None:
-            copy_convolution(mine.downsample, theirs.downsample[0])
-            copy_norm(mine.downsample_norm, theirs.downsample[1])
+        assert (block.downsample is None) == (torch_block.downsample is None)
+        if block.downsample is not None:
+            copy_convolution(block.downsample, torch_block.downsample[0])
+            copy_norm(block.downsample_norm, torch_block.downsample[1])
     photo = (
         np.random.default_rng(1).normal(size=(2, 67, 50, 3)).astype(np.float32)
     )  # odd maps on the way
@@ -124,15 +124,17 @@ def test_features_equal_torch(depth):
             reference(torch.from_numpy(photo.transpose(0, 3, 1, 2))).numpy().transpose(0, 2, 3, 1)
         )
     graphdef, state = nnx.split(model)
-    got = np.asarray(
+    actual = np.asarray(
         jax.jit(lambda state, x: nnx.merge(graphdef, state)(x, train=False))(state, photo)
     )
-    assert got.shape == wanted.shape == (2, 3, 2, model.num_features)
+    assert actual.shape == wanted.shape == (2, 3, 2, model.num_features)
     assert (wanted > 0).mean() > 0.2  # not a comparison of zeros
     # Measured: 5e-7 of the greatest feature at either depth; sums are ordered otherwise on other
     # machines.
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
-    np.testing.assert_allclose(global_average_pool(jnp.asarray(got)), got.mean((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(actual, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+    np.testing.assert_allclose(
+        global_average_pool(jnp.asarray(actual)), actual.mean((1, 2)), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 5), (7, 6), (9, 9)])
@@ -144,8 +146,8 @@ def test_max_pool_and_its_gradient_equal_torch(height, width):
     x = (rng.permutation(2 * height * width * 3).astype(np.float32) - 1000).reshape(
         2, height, width, 3
     )
-    theirs = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).requires_grad_()
-    pooled = torch.nn.functional.max_pool2d(theirs, 3, 2, 1)
+    torch_input = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).requires_grad_()
+    pooled = torch.nn.functional.max_pool2d(torch_input, 3, 2, 1)
     weight = rng.normal(size=pooled.shape).astype(np.float32)
     (pooled * torch.from_numpy(weight)).sum().backward()
 
@@ -153,11 +155,11 @@ def test_max_pool_and_its_gradient_equal_torch(height, width):
         y = max_pool_3x3(x)
         return jnp.sum(y * weight.transpose(0, 2, 3, 1)), y
 
-    gradient, got = jax.jit(jax.grad(weighted, has_aux=True))(x)
-    np.testing.assert_array_equal(got, pooled.detach().numpy().transpose(0, 2, 3, 1))
+    gradient, pooled_by_jax = jax.jit(jax.grad(weighted, has_aux=True))(x)
+    np.testing.assert_array_equal(pooled_by_jax, pooled.detach().numpy().transpose(0, 2, 3, 1))
     # rtol: a pixel of several windows gets a sum of up to four float32 numbers.
     np.testing.assert_allclose(
-        gradient, theirs.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6
+        gradient, torch_input.grad.numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6
     )
 
 

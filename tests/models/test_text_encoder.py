@@ -63,8 +63,8 @@ def test_context_and_pooling_by_hand():
 def test_bilinear_features_equal_the_pooled_outer_product():
     """The full E x E product of context and word, averaged over square blocks one by one."""
     block = WIDTH // WINDOWS
-    got = np.asarray(bilinear_features(jnp.asarray(WORDS), jnp.asarray(MASK), WINDOWS))
-    assert got.shape == (4, 5, WINDOWS**2)
+    actual = np.asarray(bilinear_features(jnp.asarray(WORDS), jnp.asarray(MASK), WINDOWS))
+    assert actual.shape == (4, 5, WINDOWS**2)
     for row, position in itertools.product(range(4), range(5)):
         real = WORDS[row][MASK[row]].astype(np.float64)
         centre = real.mean(0) if len(real) else np.zeros(WIDTH)
@@ -73,7 +73,7 @@ def test_bilinear_features_equal_the_pooled_outer_product():
             window = outer[i * block : (i + 1) * block, j * block : (j + 1) * block]
             # Documented scale: times the block size. atol: float32 sums of a few terms of size one.
             np.testing.assert_allclose(
-                got[row, position, i * WINDOWS + j], window.mean() * block, rtol=1e-5, atol=1e-6
+                actual[row, position, i * WINDOWS + j], window.mean() * block, rtol=1e-5, atol=1e-6
             )
 
 
@@ -106,7 +106,7 @@ def test_huge_scores_stay_finite_and_weights_are_float32():
 
 @pytest.mark.parametrize("encoder", ["mean", "dot", "bilinear_form", "low_rank", "bilinear"])
 def test_encoder_by_its_formula(encoder):
-    """Word by word in float64 from the module's own matrices."""
+    """Word by word in float64 from the module's matrices."""
     module, run = compiled(encoder, "softmax")
     vector, weights, _ = run(WORDS, MASK)
     assert vector.shape == (4, WIDTH)
@@ -206,12 +206,12 @@ def test_bi_lstm_equals_torch():
             torch.from_numpy(words), lengths, batch_first=True
         )
         wanted, _ = torch.nn.utils.rnn.pad_packed_sequence(reference(packed)[0], batch_first=True)
-    got = module(jnp.asarray(words), jnp.arange(5) < jnp.array(lengths)[:, None])
+    actual = module(jnp.asarray(words), jnp.arange(5) < jnp.array(lengths)[:, None])
     np.testing.assert_allclose(
-        got[..., :units], wanted[..., :units], rtol=1e-5, atol=1e-6
+        actual[..., :units], wanted[..., :units], rtol=1e-5, atol=1e-6
     )  # forward
     np.testing.assert_allclose(
-        got[..., units:], wanted[..., units:], rtol=1e-5, atol=1e-6
+        actual[..., units:], wanted[..., units:], rtol=1e-5, atol=1e-6
     )  # backward
 
 
@@ -246,7 +246,7 @@ def test_untitled_photo_falls_back_on_its_visual_embedding(one_device, with_text
         assert [name for name, x in vars(outputs).items() if x is not None] == ["visual"]
         return
     visual = jnp.asarray(np.random.default_rng(4).random((3, 6), np.float32))
-    # The ResNet has its own tests.
+    # The ResNet is tested separately.
     model.visual.embed_and_localize = lambda image, **train: (visual, None)
     model.semantic.word_vectors[...] = jnp.asarray(
         np.random.default_rng(5).normal(size=(9, WIDTH)), jnp.float32

@@ -11,7 +11,7 @@ from sicot_jax.parallel import gradient_sync, mesh
 SHAPES = {"a/kernel": (3, 5), "a/bias": (5,), "b/kernel": (2, 2, 4, 3)}
 
 
-def place(tree, device_mesh):
+def put_on_mesh(tree, device_mesh):
     with jax.set_mesh(device_mesh):
         return jax.tree.map(lambda x: mesh.to_global({"x": x}, device_mesh)["x"], tree)
 
@@ -25,10 +25,10 @@ def nested(flat):
     }
 
 
-def assert_close(got, wanted):
+def assert_close(actual, wanted):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        jax.device_get(got),
+        jax.device_get(actual),
         wanted,
     )
 
@@ -74,22 +74,22 @@ def kernels(devices: int):
 def test_the_largest_entries_are_summed_and_the_others_are_kept(device_mesh, ratio):
     devices = device_mesh.size
     expected = kernels(devices)
-    residual = place(expected, device_mesh)
+    residual = put_on_mesh(expected, device_mesh)
     run = jax.jit(
         lambda gradient, residual: gradient_sync.topk_allreduce(gradient, residual, ratio=ratio)
     )
     with jax.set_mesh(device_mesh):
         for step in range(3):
             gradient = random_gradients(devices, step)
-            total, residual = run(nested(place(gradient, device_mesh)), residual)
+            total, residual = run(nested(put_on_mesh(gradient, device_mesh)), residual)
             wanted, expected = by_hand(gradient, expected, ratio)
             assert_close(total, nested(wanted))
             assert_close(residual, expected)
 
 
 def test_a_ratio_of_1_is_the_complete_sum(device_mesh):
-    gradient = nested(place(random_gradients(device_mesh.size, 0), device_mesh))
-    residual = place(kernels(device_mesh.size), device_mesh)
+    gradient = nested(put_on_mesh(random_gradients(device_mesh.size, 0), device_mesh))
+    residual = put_on_mesh(kernels(device_mesh.size), device_mesh)
     with jax.set_mesh(device_mesh):
         total, kept = jax.jit(lambda g, e: gradient_sync.topk_allreduce(g, e, ratio=1.0))(
             gradient, residual

@@ -19,7 +19,7 @@ DATA = Path(os.environ.get("SICOT_SHARED_DATA", Path(__file__).parents[3] / "sha
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def imported(tmp_path_factory):
     folder = DATA / "fashion_products"
     if not (folder / "styles.csv").exists():
         pytest.skip(
@@ -32,8 +32,8 @@ def made(tmp_path_factory):
     )
 
 
-def test_counts(made):
-    report = made.report
+def test_counts(imported):
+    report = imported.report
     assert report.read == 37_551
     assert report.dropped["no brand in the title"]["count"] == 3_188
     assert report.classes == 672
@@ -45,8 +45,8 @@ def test_counts(made):
     assert len(report.conflicting) > 0
 
 
-def test_no_photo_is_in_two_splits(made):
-    catalog = open_imported(made.folder)
+def test_no_photo_is_in_two_splits(imported):
+    catalog = open_imported(imported.folder)
     seen: dict[str, str] = {}
     for split in SPLITS:
         records = catalog.splits[split]
@@ -54,19 +54,19 @@ def test_no_photo_is_in_two_splits(made):
             record = records[i]
             assert seen.setdefault(record["image_id"], split) == split
             assert record["class_id"] == records.labels[i]
-    conflicting = {group["image_id"] for group in made.report.conflicting}
+    conflicting = {group["image_id"] for group in imported.report.conflicting}
     assert {seen[image_id] for image_id in conflicting} == {"train"}
 
 
-def test_every_class_has_all_three_splits(made):
-    counts = open_imported(made.folder).classes.counts
+def test_every_class_has_all_three_splits(imported):
+    counts = open_imported(imported.folder).classes.counts
     for split in SPLITS:
         assert np.count_nonzero(counts[split]) >= 0.99 * 672
     assert counts["test"].max() == 20
     assert counts["train"].min() >= 1
 
 
-def test_both_variants_train_on_real_photos(made, tmp_path):
+def test_both_variants_train_on_real_photos(imported, tmp_path):
     """Two steps of the Fashion config for each variant: the table has the right counts."""
     import dataclasses
 
@@ -75,7 +75,7 @@ def test_both_variants_train_on_real_photos(made, tmp_path):
     from sicot_jax.report.runs import read_run_folder
 
     fashion = config.load_config(
-        "fashion", [f"--config.data.path={made.folder}", "--config.train.steps=2"]
+        "fashion", [f"--config.data.path={imported.folder}", "--config.train.steps=2"]
     )
     fashion = dataclasses.replace(
         fashion,

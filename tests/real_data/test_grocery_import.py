@@ -29,13 +29,13 @@ def folder():
 
 def test_official_splits_and_the_tail(folder, tmp_path):
     settings = ImportSettings(tail_cut=50, word_epochs=1, word_width=16)
-    made = import_catalog(folder, tmp_path, settings=settings, dataset="grocery_store")
-    assert made.report.read == 5_421
-    assert made.report.classes == 81
-    assert not made.report.dropped
-    photos = made.report.photos
+    imported = import_catalog(folder, tmp_path, settings=settings, dataset="grocery_store")
+    assert imported.report.read == 5_421
+    assert imported.report.classes == 81
+    assert not imported.report.dropped
+    photos = imported.report.photos
     assert (photos["validation"], photos["test"]) == (296, 2_485)
-    assert photos["train"] + made.report.tail_cut == 2_640
+    assert photos["train"] + imported.report.tail_cut == 2_640
     counts = sorted(open_imported(tmp_path).classes.counts["train"].tolist())
     assert counts[0] == 1
     assert 40 <= counts[-1] <= 50

@@ -81,8 +81,8 @@ def test_at_equal_rates_no_rate_is_chosen(tmp_path):
     rates, seeds, overall, head, tail, class_mean, _ = table["co-training - baseline"]
     assert (rates, seeds) == ("0.1, 0.2", "0")
     # Nothing at 0.1; at 0.2 3 of 8, 1 of 4, 2 of 4 photos and 5 of 12 of a class.
-    found = [cell.removeprefix("~").split(" [")[0] for cell in (overall, head, tail, class_mean)]
-    assert found == ["+18.75", "+12.50", "+25.00", "+20.83"]
+    gains = [cell.removeprefix("~").split(" [")[0] for cell in (overall, head, tail, class_mean)]
+    assert gains == ["+18.75", "+12.50", "+25.00", "+20.83"]
 
 
 def test_one_shared_rate_is_no_table_of_equal_rates(tmp_path):

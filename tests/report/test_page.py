@@ -1,4 +1,4 @@
-"""The report on run folders made by hand: cells, intervals, refusals."""
+"""The report on hand-written run folders: cells, intervals, refusals."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_table_of_two_runs(tmp_path):
         assert float(low) <= float(value) <= float(high)
         assert float(low) < float(high)
         assert cell.startswith("~") == (float(low) <= 0)  # the interval holds zero
-    assert float(gains[0].split("[")[1].split(",")[0]) >= 0  # no photo got worse
+    assert float(gains[0].split("[")[1].split(",")[0]) >= 0  # no photo is ranked worse
     text = (tmp_path / "report" / "report.md").read_text()
     assert (
         "4 classes, 1 of them head (more than 5 training photos), 13 training photos, "
@@ -228,7 +228,7 @@ def test_groups_are_those_of_metrics():
 
 
 def test_post_hoc_adjustments(tmp_path):
-    """The tau with the best class mean on validation, and what text adds under the same remedy."""
+    """The tau with the best class mean on validation, and what text adds with the same adjustment."""
     seen = {
         name: {"overall": 1.0, "head": 1.0, "tail": 1.0, "class_mean": 30.0}
         for name in ADJUSTMENT_NAMES
@@ -263,7 +263,7 @@ def test_post_hoc_adjustments(tmp_path):
 
 
 def test_text_encoders_are_set_side_by_side(tmp_path):
-    """Arms that differ in the encoder, at whatever learning rate, under the best baseline; others
+    """Variants that differ in the encoder, at whatever learning rate, under the best baseline; others
     are no encoder's.
     """
     runs = [make_run(tmp_path / "base", FIRST, loss=NO_TEXT)]
@@ -313,7 +313,7 @@ CONFUSIONS = [
 
 
 def test_catalogue_attention_and_confusions_are_shown(tmp_path):
-    """Tables 1 and Fig. 7 of SICoT, its figures on a data set of its own, and confusions; in
+    """Tables 1 and Fig. 7 of SICoT, its figures on another data set, and confusions; in
     HTML too.
     """
     expected = {"catalog": FACTS, "attention": ATTENTION, "tail_to_head_confusions": CONFUSIONS}

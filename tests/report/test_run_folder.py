@@ -11,8 +11,8 @@ from sicot_jax.report.runs import is_still_improving, read_run_folder
 @pytest.mark.parametrize("keep", [0, 3, 300, -30])
 def test_a_damaged_predictions_file_is_a_one_line_error(tmp_path, keep):
     run = make_run(tmp_path / "cut", FIRST)
-    whole = (run / "predictions.npz").read_bytes()
-    (run / "predictions.npz").write_bytes(whole[:keep])
+    content = (run / "predictions.npz").read_bytes()
+    (run / "predictions.npz").write_bytes(content[:keep])
     with pytest.raises(
         InputError,
         match=r"predictions.npz is damaged .*; write it again: sicot evaluate run --workdir=",

@@ -74,7 +74,7 @@ def test_a_run_is_a_row_that_its_next_version_replaces(tmp_path):
 
 
 def add_run(table, folder):
-    """Adds the run of a folder, in a process of its own."""
+    """Adds the run of a folder, in a separate process."""
     add_to_run_table(table, [read_run_folder(folder)])
 
 
@@ -176,7 +176,7 @@ def test_committed_runs_are_read():
         np.testing.assert_allclose(100 * run.top3_hits.mean(), accuracy["top3"], atol=1e-4)
 
 
-def test_committed_pages_are_made_from_the_table(tmp_path):
+def test_committed_pages_are_generated_from_the_table(tmp_path):
     """A page and a curve, to the digit."""
     table, page = RESULTS / "runs.parquet", "generated_1k_20000_photos_informativeness_0.5"
     write_report([table], tmp_path, select=["generated_1k/20000_*"])

@@ -24,7 +24,7 @@ from sicot_jax.report.variant_roles import (
 
 
 def test_gains_are_against_the_better_plain_baseline(tmp_path):
-    """Not against one with a remedy, however good, and not against the first."""
+    """Not against one with a post-hoc adjustment, however good, and not against the first."""
     right = LABEL.tolist()
     runs = [
         make_run(tmp_path / "baseline", FIRST, loss=NO_TEXT),
@@ -175,8 +175,8 @@ def test_the_best_use_of_text_is_shown_next_to_that_of_the_paper(tmp_path):
 
 
 def test_what_text_adds_to_a_long_tail_method(tmp_path):
-    """Against the remedy alone, whatever the learning rates; not against the baseline, nor against
-    another remedy.
+    """Against the long-tail method alone, whatever the learning rates; not against the baseline,
+    nor against another long-tail method.
     """
     write_report(
         [
@@ -204,11 +204,11 @@ def test_what_text_adds_to_a_long_tail_method(tmp_path):
     assert table["both - balanced"][0].startswith("~+37.50")
 
 
-def other_titles(tmp_path, own, shuffled, baseline=FIRST):
-    """The section of the report on co-training with its own titles and with those of others."""
+def other_titles(tmp_path, raw, shuffled, baseline=FIRST):
+    """Returns the report's section on co-training with raw and with shuffled titles."""
     for name, best, config in [
         ("baseline", baseline, {"loss": {"mixed": 0.0}}),
-        ("co_training", own, {"loss": {"mixed": 1.0}, "data": {"title": "raw"}}),
+        ("co_training", raw, {"loss": {"mixed": 1.0}, "data": {"title": "raw"}}),
         (
             "shuffled",
             shuffled,
@@ -235,7 +235,7 @@ WRONG = np.where(LABEL == 0, 1, 0)  # every photo
 
 
 @pytest.mark.parametrize(
-    ("own", "shuffled", "expected"),
+    ("raw", "shuffled", "expected"),
     [
         (LABEL, WRONG, "and not with those of other photos, with a difference that is certain."),
         (
@@ -248,11 +248,11 @@ WRONG = np.where(LABEL == 0, 1, 0)  # every photo
     ],
 )
 def test_a_gain_that_stays_with_shuffled_titles_is_called_regularisation(
-    tmp_path, own, shuffled, expected
+    tmp_path, raw, shuffled, expected
 ):
-    section = other_titles(tmp_path, own, shuffled, baseline=WRONG)
+    section = other_titles(tmp_path, raw, shuffled, baseline=WRONG)
     assert expected in section
-    gain = 100 * (np.mean(own == LABEL) - np.mean(shuffled == LABEL))
+    gain = 100 * (np.mean(raw == LABEL) - np.mean(shuffled == LABEL))
     assert cells(section)["co-training - shuffled"][0].removeprefix("~").startswith(f"{gain:+.2f}")
 
 

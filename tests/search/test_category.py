@@ -104,7 +104,7 @@ def test_the_more_accurate_branch_gets_the_greater_weight(classifier, votes, low
     assert np.all((fused.classifier_weights >= low) & (fused.classifier_weights <= high))
 
 
-def test_a_category_with_enough_photos_gets_its_own_weight():
+def test_a_category_with_enough_photos_has_a_separate_weight():
     """Category 0 follows the votes, the others the classifier; with few photos all weights are
     nearly the shared one.
     """

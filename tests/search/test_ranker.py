@@ -26,7 +26,7 @@ class Product:
     quality: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-def lists(gain, *, count=400, size=10, missing=0.0, seed=0):
+def ranking_lists(gain, *, count=400, size=10, missing=0.0, seed=0):
     """Lists of random features; `gain` computes the gain of each entry from its named features."""
     rng = np.random.default_rng(seed)
     features = rng.random((count * size, len(FEATURES)))
@@ -46,7 +46,7 @@ def ranker(model):
 
 
 def test_a_quality_that_decides_is_learned():
-    model = fit(lists(lambda by_name: (by_name["rating"] > 0.5) + 0.1))
+    model = fit(ranking_lists(lambda by_name: (by_name["rating"] > 0.5) + 0.1))
     products = [Product(quality={"rating": rating}) for rating in (0.1, 0.9, 0.2, 0.8)]
     order = np.argsort(
         -ranker(model).scores(np.array([0.9, 0.5, 0.6, 0.4]), products), kind="stable"
@@ -58,7 +58,7 @@ def test_a_quality_that_decides_is_learned():
 def test_the_score_is_the_log_of_the_expected_gain():
     """A monotone feature is learned by the regression, a step by the trees."""
     model = fit(
-        lists(
+        ranking_lists(
             lambda by_name: (
                 np.exp(2 * by_name["sales"]) * np.where(by_name["price"] > 0.5, 2.0, 0.5)
             ),
@@ -93,7 +93,7 @@ def test_clicks_are_weighted_by_inverse_propensity():
 
 def test_features_may_be_missing():
     """In the training data and in what is ranked."""
-    model = fit(lists(lambda by_name: (by_name["rating"] > 0.5) + 0.1, missing=0.3))
+    model = fit(ranking_lists(lambda by_name: (by_name["rating"] > 0.5) + 0.1, missing=0.3))
     good, unknown, bad = (
         Product(quality={"rating": 0.9}),
         Product(),
@@ -108,7 +108,7 @@ def test_scores_are_monotone_in_similarity_sales_conversion_and_rating():
     """Even where noisy gains suggest otherwise."""
     noise = np.random.default_rng(1)
     model = fit(
-        lists(
+        ranking_lists(
             lambda by_name: noise.exponential(2 - by_name["similarity"] - by_name["rating"]),
             count=100,
         )
@@ -132,7 +132,7 @@ def test_a_ranker_that_is_written_and_read_gives_the_same_scores(tmp_path):
     written = Ranker(
         "a recognizer",
         CatalogStatistics({"ä": 2.0}, frozenset({"red"})),
-        fit(lists(lambda t: t["sales"])),
+        fit(ranking_lists(lambda t: t["sales"])),
         {"a": 1},
     )
     version = rerank.write_ranker(tmp_path / "ranker.json", written)
@@ -166,7 +166,7 @@ def test_a_ranker_that_is_written_and_read_gives_the_same_scores(tmp_path):
 )
 def test_a_damaged_file_is_an_error_of_one_line(tmp_path, change, message):
     path = tmp_path / "ranker.json"
-    rerank.write_ranker(path, ranker(fit(lists(lambda by_name: by_name["sales"]))))
+    rerank.write_ranker(path, ranker(fit(ranking_lists(lambda by_name: by_name["sales"]))))
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(InputError, match=message) as error:
         rerank.read_ranker(path)
@@ -177,7 +177,9 @@ def test_a_damaged_file_is_an_error_of_one_line(tmp_path, change, message):
 @pytest.fixture(scope="module")
 def stored_ranker(tmp_path_factory):
     path = tmp_path_factory.mktemp("ranker") / "ranker.json"
-    rerank.write_ranker(path, ranker(fit(lists(lambda by_name: by_name["sales"], count=50))))
+    rerank.write_ranker(
+        path, ranker(fit(ranking_lists(lambda by_name: by_name["sales"], count=50)))
+    )
     return path.read_bytes()
 
 

@@ -11,17 +11,17 @@ from sicot_jax.serve.api_keys import add_api_key, read_api_keys
 from sicot_jax.serve.query_store import QueryStore
 
 
-def test_keys_are_made_and_looked_up(tmp_path, capsys):
-    """Made by the command, stored as a hash that others cannot read, looked up by name."""
+def test_keys_are_created_and_resolved(tmp_path, capsys):
+    """Created by the command, stored as a hash that others cannot read, resolved to a name."""
     path = tmp_path / "keys"
-    made = []
+    keys = []
     for name in ("shop", "app"):
         assert cli.main(["serve-key", name, "--file", str(path)]) == 0
-        made.append(capsys.readouterr().out.split("\n")[0])
+        keys.append(capsys.readouterr().out.split("\n")[0])
     stored = read_api_keys(path)
-    assert [stored.owner(key) for key in made] == ["shop", "app"]
-    assert stored.owner("") is stored.owner(made[0] + "x") is None
-    assert not any(key in path.read_text() for key in made)
+    assert [stored.owner(key) for key in keys] == ["shop", "app"]
+    assert stored.owner("") is stored.owner(keys[0] + "x") is None
+    assert not any(key in path.read_text() for key in keys)
     assert path.stat().st_mode & 0o077 == 0
     assert cli.main(["serve-key", "shop", "--file", str(path)]) == cli.INPUT_ERROR
     assert "shop has a key" in capsys.readouterr().err
@@ -39,10 +39,10 @@ def test_keys_are_added_to_a_file_that_was_edited(tmp_path):
     """Without an end of its last line; with comments alone."""
     path = tmp_path / "keys"
     path.write_text("# ours")
-    made = [add_api_key(path, "a")]
+    keys = [add_api_key(path, "a")]
     path.write_text(path.read_text().rstrip("\n"))
-    made.append(add_api_key(path, "b"))
-    assert [read_api_keys(path).owner(key) for key in made] == ["a", "b"]
+    keys.append(add_api_key(path, "b"))
+    assert [read_api_keys(path).owner(key) for key in keys] == ["a", "b"]
 
 
 @pytest.mark.parametrize(

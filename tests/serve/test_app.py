@@ -37,8 +37,8 @@ def settings(index, **more):
 def client(index):
     with testclient.TestClient(
         create_app(settings(index, events=str(index / "events.sqlite")))
-    ) as made:
-        yield made
+    ) as client:
+        yield client
 
 
 def test_every_product_is_recognised(client):
@@ -82,7 +82,7 @@ def test_similar_products_of_a_category(client):
 
 
 def test_similar_products_are_limited_to_a_confident_category(client):
-    """Or to the one that is asked for."""
+    """Or to the one that the request names."""
     sure = post_photo(client, 2, similar=9).json()
     assert sure["categories"][0]["probability"] >= 0.9
     assert sure["searched"] == "kind 0"

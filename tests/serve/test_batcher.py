@@ -76,7 +76,7 @@ def test_a_cancelled_request_is_left_out():
     asyncio.run(scenario())
 
 
-def test_a_failing_engine_fails_its_own_batch_alone():
+def test_a_failing_engine_fails_a_single_batch():
     async def scenario():
         batcher = Batcher(Engine(), max_batch=4)
         with pytest.raises(RuntimeError, match="the engine failed"):

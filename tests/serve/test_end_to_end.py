@@ -23,8 +23,8 @@ def test_events_train_the_ranker_of_the_service(tmp_path, monkeypatch):
     monkeypatch.setattr(fit_ranker, "MIN_CLICKED_LISTS", 20)
     build_small_index(tmp_path / "index", box="image")
     events, photos = record_visits(tmp_path / "index", tmp_path)
-    asked = ["--index", str(tmp_path / "index"), "--events", str(events), "--queries", str(photos)]
-    assert cli.main(["index", "rank", *asked]) == 0
+    flags = ["--index", str(tmp_path / "index"), "--events", str(events), "--queries", str(photos)]
+    assert cli.main(["index", "rank", *flags]) == 0
     ranker = read_ranker(layout.current_version(tmp_path / "index") / layout.RANKER)
 
     with serving(tmp_path / "index") as server:

@@ -125,7 +125,7 @@ def test_similar_products_in_the_order_of_the_ranker(browser, index, photos, tmp
         first = "return document.querySelector('#similar .card').textContent"
         assert sku(4) in browser.execute_script(
             first
-        )  # the good one of its kind, before the one that is asked for
+        )  # the good one of its kind, before the queried one
         browser.execute_script("""
             const before = sendPhoto, later = [];
             sendPhoto = async (path) => {
@@ -172,7 +172,7 @@ def test_by_keyboard(browser, index, photos):
 
 
 def test_with_a_key(browser, index, photos, tmp_path):
-    """It is asked for when it is needed; pictures come with it too."""
+    """It is requested when it is needed; pictures come with it too."""
     key = add_api_key(tmp_path / "keys", "page")
     with serving(index, "--keys", str(tmp_path / "keys")) as server:
         browser.get(f"http://127.0.0.1:{server.port}/")
@@ -231,7 +231,7 @@ def drawn(browser):
     """)  # noqa: E501
 
 
-def asked(browser):
+def requested_boxes(browser):
     """The boxes of all requests so far, None for those without."""
     addresses = browser.execute_script(
         "return performance.getEntriesByType('resource').map((e) => e.name)"
@@ -245,10 +245,10 @@ def asked(browser):
     ]
 
 
-def assert_asked(browser, *boxes):
+def assert_requested(browser, *boxes):
     """These and no others; the browser lists a request a moment after its answer."""
-    eventually(lambda: len(asked(browser)) >= len(boxes))
-    assert asked(browser) == list(boxes)
+    eventually(lambda: len(requested_boxes(browser)) >= len(boxes))
+    assert requested_boxes(browser) == list(boxes)
 
 
 def recognised(browser, product):
@@ -268,7 +268,7 @@ def test_the_box_is_drawn_and_dragged(browser, index, two, size):
         browser.get(address)
         choose(browser, two)
         assert drawn(browser) == pytest.approx([0.25, 0, 0.75, 1], abs=0.01)
-        assert_asked(browser, None)
+        assert_requested(browser, None)
         assert not browser.find_element("id", "reset-box").is_enabled()
         move, width = (
             browser.find_element("css selector", "#box button"),
@@ -280,19 +280,19 @@ def test_the_box_is_drawn_and_dragged(browser, index, two, size):
         ).release().perform()
         recognised(browser, 1)
         assert drawn(browser) == pytest.approx([0, 0, 0.5, 1], abs=0.01)
-        assert_asked(browser, None, [0, 0, 0.5, 1])
+        assert_requested(browser, None, [0, 0, 0.5, 1])
         ActionChains(browser).click_and_hold(move).move_by_offset(
             round(0.55 * width), 0
         ).release().perform()
         recognised(browser, 4)
-        assert_asked(browser, None, [0, 0, 0.5, 1], [0.5, 0, 1, 1])
+        assert_requested(browser, None, [0, 0, 0.5, 1], [0.5, 0, 1, 1])
         assert sku(4) in text(browser, "#match")
         assert sku(4) in text(browser, "#similar .card")
         corner = browser.find_element("css selector", "#box [data-sides='left bottom']")
         ActionChains(browser).click_and_hold(corner).move_by_offset(
             round(0.1 * width), -40
         ).release().perform()
-        left, top, right, bottom = eventually(lambda: asked(browser)[3:])[0]
+        left, top, right, bottom = eventually(lambda: requested_boxes(browser)[3:])[0]
         assert left == pytest.approx(0.6, abs=0.01)
         assert (top, right) == (0, 1)
         assert 0.3 < bottom < 0.9
@@ -300,12 +300,12 @@ def test_the_box_is_drawn_and_dragged(browser, index, two, size):
         browser.find_element("id", "reset-box").click()
         eventually(
             lambda: (
-                len(asked(browser)) == 5
+                len(requested_boxes(browser)) == 5
                 and not browser.find_element("id", "reset-box").is_enabled()
             )
         )
         assert drawn(browser) == pytest.approx([0.25, 0, 0.75, 1], abs=0.01)
-        assert asked(browser)[-1] is None
+        assert requested_boxes(browser)[-1] is None
         assert not browser.get_log("browser")
 
 
@@ -320,14 +320,14 @@ def test_the_box_by_keyboard(browser, index, two):
         move, corner = browser.find_elements("css selector", "#box button")[:2]
         move.send_keys(Keys.SHIFT, *[Keys.ARROW_LEFT] * 5)
         recognised(browser, 1)
-        assert_asked(browser, None, [0, 0, 0.5, 1])
+        assert_requested(browser, None, [0, 0, 0.5, 1])
         assert drawn(browser) == pytest.approx([0, 0, 0.5, 1], abs=0.01)
         assert browser.switch_to.active_element == move
         assert all(b.accessible_name for b in (move, corner))
         move.send_keys(Keys.TAB)
         assert browser.switch_to.active_element == corner
         corner.send_keys(Keys.ARROW_RIGHT, Keys.ARROW_DOWN)
-        assert_asked(browser, None, [0, 0, 0.5, 1], [0.02, 0.02, 0.5, 1])
+        assert_requested(browser, None, [0, 0, 0.5, 1], [0.02, 0.02, 0.5, 1])
 
 
 def test_a_part_is_selected_where_the_model_predicts_none(browser, index, two):
@@ -345,18 +345,18 @@ def test_a_part_is_selected_where_the_model_predicts_none(browser, index, two):
             ActionChains(browser).move_to_element_with_offset(query, 1 - half, -60).click_and_hold()
         )
         pull.move_by_offset(half, 120).release().perform()
-        eventually(lambda: len(asked(browser)) == 2)
-        ((left, top, right, bottom),) = asked(browser)[1:]
+        eventually(lambda: len(requested_boxes(browser)) == 2)
+        ((left, top, right, bottom),) = requested_boxes(browser)[1:]
         assert left < 0.02
         assert right == pytest.approx(0.5, abs=0.01)
         assert 0 < top < 0.3 < bottom < 1
         browser.find_element("id", "reset-box").click()
-        eventually(lambda: len(asked(browser)) == 3 and drawn(browser) is None)
+        eventually(lambda: len(requested_boxes(browser)) == 3 and drawn(browser) is None)
         browser.find_element("id", "select-box").click()
-        eventually(lambda: asked(browser)[3:] == [[0.2, 0.2, 0.8, 0.8]])
+        eventually(lambda: requested_boxes(browser)[3:] == [[0.2, 0.2, 0.8, 0.8]])
         ActionChains(browser).move_to_element(query).click().perform()  # a click changes nothing
         assert drawn(browser) == pytest.approx([0.2, 0.2, 0.8, 0.8], abs=0.01)
-        assert len(asked(browser)) == 4
+        assert len(requested_boxes(browser)) == 4
 
 
 def test_the_box_by_finger(browser, index, two):
@@ -379,4 +379,4 @@ def test_the_box_by_finger(browser, index, two):
             touch("touchMove", {"x": x + 20 * step, "y": y})
         touch("touchEnd")
         recognised(browser, 4)
-        assert_asked(browser, None, [0.5, 0, 1, 1])
+        assert_requested(browser, None, [0.5, 0, 1, 1])

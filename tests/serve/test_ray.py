@@ -190,8 +190,10 @@ def _same_answers(cluster, client, key):
             assert answer["products"][0]["sku"] == sku(product)
             assert answer["known"] == wanted["known"] is True
             for kind, number in (("products", "probability"), ("similar", "similarity")):
-                assert [got["sku"] for got in answer[kind]] == [got["sku"] for got in wanted[kind]]
-                numbers = [[got[number] for got in side[kind]] for side in (answer, wanted)]
+                assert [match["sku"] for match in answer[kind]] == [
+                    match["sku"] for match in wanted[kind]
+                ]
+                numbers = [[match[number] for match in side[kind]] for side in (answer, wanted)]
                 np.testing.assert_allclose(*numbers, atol=1e-4)
         rounds += 1
         assert rounds < 100

@@ -76,15 +76,15 @@ def test_resize_matrix_by_hand():
 def test_resampling_equals_pillow(top, left, rows, columns, height, width):
     vertical = np.asarray(resize_matrix(top, rows, inputs=23, outputs=height))
     horizontal = np.asarray(resize_matrix(left, columns, inputs=17, outputs=width))
-    got = np.einsum("hH,wW,HWc->hwc", vertical, horizontal, PHOTO)
+    actual = np.einsum("hH,wW,HWc->hwc", vertical, horizontal, PHOTO)
     box = (left, top, left + columns, top + rows)
     wanted = np.asarray(
         Image.fromarray(PHOTO).resize((width, height), Image.Resampling.BILINEAR, box=box),
         np.float32,
     )
-    # Pillow rounds to whole grey levels twice, after each direction: half a level each.
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=1.0)
-    assert np.abs(got - wanted).mean() < 0.35
+    # Pillow rounds to integer grey levels twice, after each direction: half a level each.
+    np.testing.assert_allclose(actual, wanted, rtol=0, atol=1.0)
+    assert np.abs(actual - wanted).mean() < 0.35
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_windows_lie_in_the_photo(min_area, max_ratio):
     if min_area == 1.0:
         np.testing.assert_allclose(area, 1, rtol=1e-6)
         return
-    # Spread over the whole range: no end is left out, and the places are too.
+    # Spread over the full range, both ends included, and so are the offsets.
     assert area.min() < min_area + 0.05
     assert area.max() > 0.95
     free = rows < 29
@@ -139,8 +139,10 @@ def compiled(flip, min_area, height, width):
 
 
 def run(key, devices=1, *, image=BATCH, flip=True, min_area=0.35, height=9, width=10):
-    with jax.set_mesh(made := make_mesh(data=devices, model=1, devices=jax.devices()[:devices])):
-        placed = mesh.to_global({"image": image}, made)["image"]
+    with jax.set_mesh(
+        device_mesh := make_mesh(data=devices, model=1, devices=jax.devices()[:devices])
+    ):
+        placed = mesh.to_global({"image": image}, device_mesh)["image"]
         return np.asarray(compiled(flip, min_area, height, width)(jax.random.key(key), placed))
 
 
@@ -156,20 +158,20 @@ def test_same_key_same_photos_on_any_mesh():
     assert np.abs(run(1) - one).max() > 10
 
 
-def test_each_photo_of_a_batch_has_its_own_window():
+def test_each_photo_of_a_batch_has_a_separate_window():
     batch = run(0, image=np.stack([BATCH[0]] * 8))
     for row in range(1, 8):
         assert np.abs(batch[row] - batch[0]).max() > 10
 
 
 def test_about_half_of_the_photos_are_mirrored():
-    """Window = whole photo at its own size: the result is the photo or its mirror image, nothing
+    """Window = full photo at its size: the result is the photo or its mirror image, nothing
     else.
     """
     image = RNG.integers(0, 256, (400, 4, 5, 3), dtype=np.uint8)
-    got = run(0, image=image, min_area=1.0, height=4, width=5)
-    same = (np.abs(got - image) < 1e-2).all((1, 2, 3))
-    mirrored = (np.abs(got - image[:, :, ::-1]) < 1e-2).all((1, 2, 3))
+    actual = run(0, image=image, min_area=1.0, height=4, width=5)
+    same = (np.abs(actual - image) < 1e-2).all((1, 2, 3))
+    mirrored = (np.abs(actual - image[:, :, ::-1]) < 1e-2).all((1, 2, 3))
     assert (same ^ mirrored).all()
     assert abs(mirrored.sum() - 200) < 40  # four deviations
     unflipped = run(0, image=image, min_area=1.0, height=4, width=5, flip=False)
@@ -182,7 +184,7 @@ def crops_of(*windows, flipped):
 
 
 def test_boxes_follow_their_crops():
-    """Of photos of 20 x 40: the right half; the same, mirrored; the lower half; the whole,
+    """Of photos of 20 x 40: the right half; the same, mirrored; the lower half; the full photo,
     mirrored.
     """
     box = np.tile(np.float32([0.625, 0.25, 0.75, 1.0]), (4, 1))
@@ -237,8 +239,12 @@ def test_a_box_and_its_pixels_stay_together():
 
 
 def erasing_of(share, count=8000, devices=1, key=0):
-    with jax.set_mesh(made := make_mesh(data=devices, model=1, devices=jax.devices()[:devices])):
-        placed = mesh.to_global({"image": np.zeros((count, 1, 1, 3), np.uint8)}, made)["image"]
+    with jax.set_mesh(
+        device_mesh := make_mesh(data=devices, model=1, devices=jax.devices()[:devices])
+    ):
+        placed = mesh.to_global({"image": np.zeros((count, 1, 1, 3), np.uint8)}, device_mesh)[
+            "image"
+        ]
         return jax.device_get(random_erasing_boxes(jax.random.key(key), placed, share=share))
 
 

@@ -20,8 +20,8 @@ def test_tag_prediction_by_hand():
         np.log(np.exp(z).sum()) - z[tags].mean()
         for z, tags in zip(logits, [[0, 1], [0, 2]], strict=False)
     ]
-    got = losses.tag_prediction_loss(jnp.asarray(logits), jnp.asarray(token_ids))
-    np.testing.assert_allclose(got, np.mean(wanted), rtol=1e-6)
+    loss = losses.tag_prediction_loss(jnp.asarray(logits), jnp.asarray(token_ids))
+    np.testing.assert_allclose(loss, np.mean(wanted), rtol=1e-6)
 
 
 def test_tag_prediction_without_a_title_is_zero():

@@ -39,18 +39,20 @@ def test_tail_to_head_confusions_by_hand():
 
 def test_weights_are_multiples_of_equal_ones():
     vocabulary = ["", "red", "shirt", "sale"]
-    got = title_word_weights(np.array([1, 2, 3, 0]), np.array([0.5, 0.25, 0.25, 0.0]), vocabulary)
-    assert got == [("red", 1.5), ("shirt", 0.75), ("sale", 0.75)]
+    weights = title_word_weights(
+        np.array([1, 2, 3, 0]), np.array([0.5, 0.25, 0.25, 0.0]), vocabulary
+    )
+    assert weights == [("red", 1.5), ("shirt", 0.75), ("sale", 0.75)]
 
 
 def test_pieces_of_a_word_are_summed():
     """Sentencepiece marks where a word begins; the first piece of a cut title begins one too."""
     vocabulary = ["", "▁t", "shirt", "▁red", "s"]
-    got = title_word_weights(
+    weights = title_word_weights(
         np.array([2, 1, 2, 4, 3]), np.array([0.1, 0.2, 0.3, 0.1, 0.3]), vocabulary
     )
-    assert [word for word, _ in got] == ["shirt", "tshirts", "red"]
-    np.testing.assert_allclose([weight for _, weight in got], [0.3, 1.8, 0.9])
+    assert [word for word, _ in weights] == ["shirt", "tshirts", "red"]
+    np.testing.assert_allclose([weight for _, weight in weights], [0.3, 1.8, 0.9])
 
 
 def test_catalog_statistics():

@@ -18,9 +18,9 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    made = Clock()
-    monkeypatch.setattr(run_logging, "time", made)
-    return made
+    clock = Clock()
+    monkeypatch.setattr(run_logging, "time", clock)
+    return clock
 
 
 def opened(workdir, *, start_step=0, total_steps=1000, batch_size=32, tensorboard=False):

@@ -62,12 +62,12 @@ def test_a_killed_run_resumes_bit_for_bit(finished_run, tmp_path, monkeypatch):
             train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "results.json").exists()
     resumed = train(config, tmp_path / "run")
-    for got, wanted in zip(
+    for actual, wanted in zip(
         jax.tree.leaves(last_state(tmp_path / "run", config)),
         jax.tree.leaves(last_state(finished, config)),
         strict=True,
     ):
-        np.testing.assert_array_equal(got, wanted)
+        np.testing.assert_array_equal(actual, wanted)
     assert resumed["accuracy"] == results["accuracy"]
 
     def losses(workdir):
@@ -95,8 +95,8 @@ def test_a_run_whose_batch_grows_resumes_bit_for_bit_before_and_after_it_grew(
                 train(config, tmp_path / "run")
     resumed = train(config, tmp_path / "run")
     states = [last_state(tmp_path / name, config) for name in ("run", "uninterrupted")]
-    for got, wanted in zip(*map(jax.tree.leaves, states), strict=True):
-        np.testing.assert_array_equal(got, wanted)
+    for actual, wanted in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_array_equal(actual, wanted)
     assert resumed["accuracy"] == results["accuracy"]
 
 
@@ -146,11 +146,11 @@ def test_the_residual_is_part_of_the_checkpoint(tmp_path, monkeypatch):
     results = train(with_mesh(config, 8, 1), tmp_path / "moved")
     assert results["step_of_end"] == 4
     train(config, tmp_path / "run")
-    for got, wanted in zip(
+    for actual, wanted in zip(
         *(jax.tree.leaves(last_state(tmp_path / n, config)) for n in ("run", "uninterrupted")),
         strict=True,
     ):
-        np.testing.assert_array_equal(got, wanted)
+        np.testing.assert_array_equal(actual, wanted)
 
 
 @pytest.mark.slow
@@ -158,7 +158,7 @@ def test_the_residual_is_part_of_the_checkpoint(tmp_path, monkeypatch):
 def test_a_checkpoint_of_eight_devices_continues_on_fewer(tmp_path, monkeypatch, data, model):
     """11 classes are padded to 16 rows on eight devices, to 12 on four, to 11 on one.
 
-    With softplus in place of ReLU, whose derivative jumps: sums over devices are added in another
+    With softplus instead of ReLU, whose derivative jumps: sums over devices are added in another
       order, and a value that is zero but for rounding gives its whole share of the gradient on one
       mesh and nothing on the other. Where that happens is chance. Measured with jax 0.12: one step
       moves one bias of a batch norm's 64 by 2.0e-3 of the largest, the other 63 by 1.1e-6 at most,
@@ -228,7 +228,7 @@ def test_a_damaged_checkpoint_is_skipped(finished_run, tmp_path, capsys):
     assert train(config, workdir)["accuracy"] == results["accuracy"]
     assert "last/6: damaged" in capsys.readouterr().err
     assert {entry.name for entry in last.iterdir()} == {"3", "6", "damaged-6"}
-    for got, wanted in zip(
+    for actual, wanted in zip(
         *(jax.tree.leaves(last_state(run, config)) for run in (workdir, finished)), strict=True
     ):
-        np.testing.assert_array_equal(got, wanted)
+        np.testing.assert_array_equal(actual, wanted)

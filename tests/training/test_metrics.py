@@ -23,40 +23,40 @@ TOP = np.array(
 
 
 def test_accuracy_by_hand():
-    got = accuracy(LABEL, TOP, COUNTS, 10)  # class 1 with exactly 10 photos is tail
-    assert got["overall"] == {
+    result = accuracy(LABEL, TOP, COUNTS, 10)  # class 1 with exactly 10 photos is tail
+    assert result["overall"] == {
         "top1": round(300 / 7, 4),
         "top3": round(500 / 7, 4),
         "photos": 7,
         "classes": 3,
     }
-    assert got["head"] == {"top1": 50.0, "top3": 75.0, "photos": 4, "classes": 1}
-    assert got["tail"] == {
+    assert result["head"] == {"top1": 50.0, "top3": 75.0, "photos": 4, "classes": 1}
+    assert result["tail"] == {
         "top1": round(100 / 3, 4),
         "top3": round(200 / 3, 4),
         "photos": 3,
         "classes": 2,
     }
     # Class by class: top-1 2/4, 1/1, 0/2; top-3 3/4, 1/1, 1/2.
-    assert got["class_mean"] == {"top1": 50.0, "top3": 75.0, "photos": 7, "classes": 3}
+    assert result["class_mean"] == {"top1": 50.0, "top3": 75.0, "photos": 7, "classes": 3}
 
 
 @pytest.mark.parametrize(("boundary", "full", "empty"), [(0, "head", "tail"), (50, "tail", "head")])
 def test_an_empty_group_has_no_figure(boundary, full, empty):
-    got = accuracy(LABEL, TOP, COUNTS, boundary)
-    assert got[empty] == {"top1": None, "top3": None, "photos": 0, "classes": 0}
-    assert got[full] == got["overall"]
+    result = accuracy(LABEL, TOP, COUNTS, boundary)
+    assert result[empty] == {"top1": None, "top3": None, "photos": 0, "classes": 0}
+    assert result[full] == result["overall"]
 
 
 def test_no_photo_at_all():
-    got = accuracy(np.zeros(0, np.int32), np.zeros((0, 4), np.int32), COUNTS, 10)
-    for row in got.values():
+    result = accuracy(np.zeros(0, np.int32), np.zeros((0, 4), np.int32), COUNTS, 10)
+    for row in result.values():
         assert row == {"top1": None, "top3": None, "photos": 0, "classes": 0}
 
 
 def test_fewer_candidates_than_three():
-    got = accuracy(LABEL, TOP[:, :2], COUNTS, 10)["overall"]
-    assert (got["top1"], got["top3"]) == (round(300 / 7, 4), round(400 / 7, 4))
+    result = accuracy(LABEL, TOP[:, :2], COUNTS, 10)["overall"]
+    assert (result["top1"], result["top3"]) == (round(300 / 7, 4), round(400 / 7, 4))
 
 
 @pytest.mark.parametrize("groups", [None, np.array([0, 0, 1, 3, 3])])

@@ -42,9 +42,9 @@ def test_a_schedule_by_hand_after_its_warm_up(name, by_epoch):
     config = OptimConfig(
         learning_rate=0.5, schedule=name, gamma=0.8, decay_epochs=2.0, warmup_epochs=1.0
     )
-    got = rates(config, 35)
-    np.testing.assert_allclose(got[:5], 0.1 + 0.4 * np.arange(5) / 5, rtol=1e-6)
-    np.testing.assert_allclose(got[5:], 0.5 * by_epoch(np.arange(30) / 5), rtol=1e-5)
+    actual = rates(config, 35)
+    np.testing.assert_allclose(actual[:5], 0.1 + 0.4 * np.arange(5) / 5, rtol=1e-6)
+    np.testing.assert_allclose(actual[5:], 0.5 * by_epoch(np.arange(30) / 5), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["step", "exponential", "cosine"])
@@ -106,21 +106,23 @@ def test_a_learning_rate_may_come_with_the_update(name):
     config, rng = dataclasses.replace(LARS, name=name), np.random.default_rng(0)
     given = optim.make_optimizer(config, optax.linear_schedule(1.0, 0.5, 3))
     fixed = optim.make_optimizer(config, optax.linear_schedule(0.3, 0.15, 3))
-    got = wanted = {
+    given_params = fixed_params = {
         "kernel": jnp.float32(rng.normal(size=(3, 4))),
         "bias": jnp.float32(rng.normal(size=4)),
     }
-    given_state, fixed_state = given.init(got), fixed.init(wanted)
+    given_state, fixed_state = given.init(given_params), fixed.init(fixed_params)
     for _ in range(3):
-        gradient = jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)), got)
+        gradient = jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)), given_params)
         updates, given_state = given.update(
-            gradient, given_state, got, learning_rate=jnp.float32(0.3)
+            gradient, given_state, given_params, learning_rate=jnp.float32(0.3)
         )
-        got = optax.apply_updates(got, updates)
-        updates, fixed_state = fixed.update(gradient, fixed_state, wanted)
-        wanted = optax.apply_updates(wanted, updates)
+        given_params = optax.apply_updates(given_params, updates)
+        updates, fixed_state = fixed.update(gradient, fixed_state, fixed_params)
+        fixed_params = optax.apply_updates(fixed_params, updates)
     for a, b in zip(
-        jax.tree.leaves((got, given_state)), jax.tree.leaves((wanted, fixed_state)), strict=True
+        jax.tree.leaves((given_params, given_state)),
+        jax.tree.leaves((fixed_params, fixed_state)),
+        strict=True,
     ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
@@ -186,7 +188,7 @@ def run_head(head, config, tx, device_mesh, *, learning_rate=1.0):
 
 @pytest.fixture(scope="module")
 def dense_lars():
-    """The dense head with optax's own LARS on one device."""
+    """The dense head with the LARS of optax on one device."""
     device_mesh = mesh.make_mesh(devices=jax.devices()[:1])
     config = HeadConfig(kind="dense")
     tx = optax.with_extra_args_support(
@@ -215,9 +217,11 @@ def lars_setup(head, device_mesh):
 
 def assert_equals_dense(head, dense_lars, device_mesh):
     setup = lars_setup(head, device_mesh)
-    got = run_head(setup.head, head, setup.optimizer, device_mesh, learning_rate=LARS.learning_rate)
+    actual = run_head(
+        setup.head, head, setup.optimizer, device_mesh, learning_rate=LARS.learning_rate
+    )
     for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(dense_lars), strict=True
+        jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(dense_lars), strict=True
     ):
         name = jax.tree_util.keystr(path)
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * np.abs(b).max(), err_msg=name)

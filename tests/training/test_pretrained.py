@@ -36,13 +36,13 @@ def test_init_from_takes_streams_and_classifier(finished_run, tmp_path):
     device_mesh = mesh_of_config(config)
     with jax.set_mesh(device_mesh):
         best = restore_params(run, device_mesh)
-    got = last_state(tmp_path / "warm", warm)
-    for a, b in zip(jax.tree.leaves(got.params), jax.tree.leaves(best.params), strict=True):
+    started = last_state(tmp_path / "warm", warm)
+    for a, b in zip(jax.tree.leaves(started.params), jax.tree.leaves(best.params), strict=True):
         np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(got.classifier.weights.kernel, best.classifier.weights.kernel)
+    np.testing.assert_array_equal(started.classifier.weights.kernel, best.classifier.weights.kernel)
     # No stream trains, so batch statistics stand still too.
     for a, b in zip(
-        jax.tree.leaves(got.batch_stats), jax.tree.leaves(best.batch_stats), strict=True
+        jax.tree.leaves(started.batch_stats), jax.tree.leaves(best.batch_stats), strict=True
     ):
         np.testing.assert_array_equal(a, b)
 
@@ -51,17 +51,17 @@ def test_init_from_takes_streams_and_classifier(finished_run, tmp_path):
 def test_init_from_takes_no_word_vectors_of_another_vocabulary(finished_run, capsys, seed):
     """As many words as the run's in one case, fewer in the other."""
     workdir, config, _ = finished_run
-    state, got, source = started_from(workdir, with_seed(config, seed))
+    state, started, source = started_from(workdir, with_seed(config, seed))
     same_count = (
         state.params["semantic"]["word_vectors"].shape
         == source.params["semantic"]["word_vectors"].shape
     )
     assert same_count == (seed == 8)
     np.testing.assert_array_equal(
-        got.params["semantic"].pop("word_vectors"), state.params["semantic"]["word_vectors"]
+        started.params["semantic"].pop("word_vectors"), state.params["semantic"]["word_vectors"]
     )
     source.params["semantic"].pop("word_vectors")
-    for a, b in zip(jax.tree.leaves(got.params), jax.tree.leaves(source.params), strict=True):
+    for a, b in zip(jax.tree.leaves(started.params), jax.tree.leaves(source.params), strict=True):
         np.testing.assert_array_equal(a, b)
     assert "another vocabulary; word vectors are the catalogue's own" in capsys.readouterr().err
 
@@ -72,25 +72,28 @@ def test_init_from_keeps_the_word_shares_of_the_catalogue(tmp_path):
     flags = ["model.shared_word_weights=True", "loss.mixed=0", "loss.tag_prediction=1"]
     config = config_lib.override_config(tiny_run_config(steps=2), flags)
     train(config, tmp_path / "run")
-    state, got, source = started_from(tmp_path / "run", config)
+    state, started, source = started_from(tmp_path / "run", config)
     num_visual_columns = (
-        got.classifier.weights.kernel.shape[1] - got.params["visual"]["tag_head"]["kernel"].shape[1]
+        started.classifier.weights.kernel.shape[1]
+        - started.params["visual"]["tag_head"]["kernel"].shape[1]
     )
-    there, kernel, here = (np.asarray(s.classifier.weights.kernel) for s in (source, got, state))
+    there, kernel, here = (
+        np.asarray(s.classifier.weights.kernel) for s in (source, started, state)
+    )
     np.testing.assert_array_equal(kernel[:, :num_visual_columns], there[:, :num_visual_columns])
     np.testing.assert_array_equal(kernel[:, num_visual_columns:], here[:, num_visual_columns:])
     assert (here != there).all(1).any()
-    scores = [s.params["visual"]["tag_head"]["kernel"] for s in (got, source)]
+    scores = [s.params["visual"]["tag_head"]["kernel"] for s in (started, source)]
     np.testing.assert_array_equal(*scores)
-    state, got, source = started_from(tmp_path / "run", with_seed(config, 8))
-    scores = [s.params["visual"]["tag_head"]["kernel"] for s in (got, state)]
+    state, started, source = started_from(tmp_path / "run", with_seed(config, 8))
+    scores = [s.params["visual"]["tag_head"]["kernel"] for s in (started, state)]
     np.testing.assert_array_equal(*scores)
     for a, b in zip(
-        *(jax.tree.leaves(s.params["visual"]["resnet"]) for s in (got, source)), strict=True
+        *(jax.tree.leaves(s.params["visual"]["resnet"]) for s in (started, source)), strict=True
     ):
         np.testing.assert_array_equal(a, b)
     # A run without tag head takes folded rows.
-    _, got, source = started_from(
+    _, started, source = started_from(
         tmp_path / "run",
         config_lib.override_config(
             config, ["loss.tag_prediction=0", "model.shared_word_weights=False"]
@@ -99,25 +102,27 @@ def test_init_from_keeps_the_word_shares_of_the_catalogue(tmp_path):
     scores = np.asarray(source.params["visual"]["tag_head"]["kernel"])
     there = np.asarray(source.classifier.weights.kernel)
     np.testing.assert_allclose(
-        got.classifier.weights.kernel,
+        started.classifier.weights.kernel,
         there[:, :num_visual_columns] + there[:, num_visual_columns:] @ scores.T,
         rtol=1e-4,
         atol=1e-5,
     )
-    assert "tag_head" not in got.params["visual"]
+    assert "tag_head" not in started.params["visual"]
 
 
-def test_init_from_a_run_without_tag_head_keeps_its_own(finished_run):
+def test_init_from_a_run_without_tag_head_keeps_the_initial_tag_head(finished_run):
     workdir, config, _ = finished_run
     flags = ["model.shared_word_weights=True", "loss.mixed=0", "loss.tag_prediction=1"]
-    state, got, source = started_from(workdir, config_lib.override_config(config, flags))
-    np.testing.assert_array_equal(*(s.params["visual"]["tag_head"]["kernel"] for s in (got, state)))
+    state, started, source = started_from(workdir, config_lib.override_config(config, flags))
+    np.testing.assert_array_equal(
+        *(s.params["visual"]["tag_head"]["kernel"] for s in (started, state))
+    )
     num_visual_columns = source.classifier.weights.kernel.shape[1]
     np.testing.assert_array_equal(
-        got.classifier.weights.kernel[:, :num_visual_columns], source.classifier.weights.kernel
+        started.classifier.weights.kernel[:, :num_visual_columns], source.classifier.weights.kernel
     )
     np.testing.assert_array_equal(
-        got.classifier.weights.kernel[:, num_visual_columns:],
+        started.classifier.weights.kernel[:, num_visual_columns:],
         state.classifier.weights.kernel[:, num_visual_columns:],
     )
 
@@ -133,18 +138,18 @@ def test_init_from_takes_codes_of_as_many_bits(finished_run, tmp_path):
         states = started_from(workdir, config)
         return [s.params["visual"].get("code_head", {}).get("kernel") for s in states]
 
-    here, got, there = kernels(tmp_path / "run", config)
-    np.testing.assert_array_equal(got, there)
+    here, started, there = kernels(tmp_path / "run", config)
+    np.testing.assert_array_equal(started, there)
     assert (here != there).any()
-    here, got, _ = kernels(
+    here, started, _ = kernels(
         tmp_path / "run", config_lib.override_config(config, ["model.code_bits=24"])
     )
-    np.testing.assert_array_equal(got, here)
-    here, got, there = kernels(finished_run[0], config)
-    np.testing.assert_array_equal(got, here)
+    np.testing.assert_array_equal(started, here)
+    here, started, there = kernels(finished_run[0], config)
+    np.testing.assert_array_equal(started, here)
     assert there is None
-    _, got, there = kernels(tmp_path / "run", plain)
-    assert got is None
+    _, started, there = kernels(tmp_path / "run", plain)
+    assert started is None
     assert there is not None
 
 

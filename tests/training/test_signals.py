@@ -1,4 +1,4 @@
-"""Runs that are stopped or killed from outside, in processes of their own."""
+"""Runs that are stopped or killed from outside, in separate processes."""
 
 import json
 import os
@@ -102,7 +102,7 @@ def test_workers_end_with_a_killed_run(tmp_path):
 
 
 class RunProcessGroup(subprocess.Popen):
-    """A training with two workers in a process group of its own."""
+    """A training with two workers in a separate process group."""
 
     def __init__(self, workdir, *options):
         options = "--config=tiny", f"--workdir={workdir}", "--config.data.workers=2", *options
@@ -123,7 +123,7 @@ class RunProcessGroup(subprocess.Popen):
                 return
         raise AssertionError(f"ended before {start!r}: {''.join(seen)[-2000:]}")
 
-    def is_gone(self):
+    def has_exited(self):
         """Whether every process of the group ends within ten seconds."""
         for _ in range(100):
             try:
@@ -168,5 +168,5 @@ def test_sigkill_and_the_same_command_equals_uninterrupted(tmp_path):
         subprocess.run(command(workdir), check=True, capture_output=True, env=environment)
     config = read_run(tmp_path / "run").config
     states = [last_state(tmp_path / name, config) for name in ("run", "uninterrupted")]
-    for got, wanted in zip(*map(jax.tree.leaves, states), strict=True):
-        np.testing.assert_array_equal(got, wanted)
+    for actual, wanted in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_array_equal(actual, wanted)

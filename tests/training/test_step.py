@@ -73,10 +73,10 @@ def on(data, model):
     return mesh.make_mesh(data=data, model=model, devices=jax.devices()[: data * model])
 
 
-def assert_close(got, wanted, rtol=2e-5):
+def assert_close(actual, wanted, rtol=2e-5):
     """Relative to the largest entry of each array, with a floor for arrays that cancel to noise."""
     for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(wanted), strict=True
+        jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(wanted), strict=True
     ):
         a, b = (np.nan_to_num(np.asarray(x, np.float64), neginf=-1.0) for x in (a, b))
         error = np.abs(a - b).max(initial=0)
@@ -109,12 +109,12 @@ def test_sharded_step_equals_dense(reference, shape):
 
 
 @pytest.mark.parametrize("shape", [(4, 2), pytest.param((8, 1), marks=pytest.mark.slow)])
-def test_words_of_titles_are_told_on_every_mesh(shape):
-    """Without a semantic stream; what scores the words learns. The classifier sees v alone."""
+def test_tag_prediction_loss_is_the_same_on_every_mesh(shape):
+    """Without a semantic stream; the tag head learns. The classifier has v as its only input."""
     config = tiny(loss=config_lib.LossConfig(mixed=0.0, tag_prediction=0.5))
-    wanted, got = (one_step(config, on(*mesh_shape)) for mesh_shape in [(1, 1), shape])
-    assert_close(got[1], wanted[1])
-    assert_close(got[2], wanted[2])
+    wanted, actual = (one_step(config, on(*mesh_shape)) for mesh_shape in [(1, 1), shape])
+    assert_close(actual[1], wanted[1])
+    assert_close(actual[2], wanted[2])
     before, after, losses = wanted
     np.testing.assert_allclose(
         losses["total"], losses["visual"] + losses["tag_prediction"], rtol=1e-6
@@ -147,9 +147,9 @@ def with_codes():
 )
 def test_codes_are_learned_on_every_mesh(with_codes, shape):
     """Each device compares its photos with all of the batch."""
-    got = one_step(coded(), on(*shape))
-    assert_close(got[1], with_codes[1])
-    assert_close(got[2], with_codes[2])
+    actual = one_step(coded(), on(*shape))
+    assert_close(actual[1], with_codes[1])
+    assert_close(actual[2], with_codes[2])
 
 
 def test_codes_leave_the_rest_as_it_is(with_codes):
@@ -174,7 +174,7 @@ def test_codes_leave_the_rest_as_it_is(with_codes):
 
 
 @pytest.mark.slow
-def test_codes_shape_the_embedding_where_they_are_asked_to(with_codes):
+def test_codes_shape_the_embedding_where_it_is_enabled(with_codes):
     _, after, _ = one_step(coded(loss={"codes_shape_embedding": True}), on(4, 2))
     moved = np.abs(
         after.params["visual"]["projection"]["kernel"]
@@ -243,7 +243,7 @@ def test_boxes_are_learned_on_every_mesh(with_box, shape):
     )  # temperature 0.1 enlarges roundings of cosines
 
 
-def test_what_finds_the_product_does_not_change_what_it_looks_like(with_box):
+def test_localization_losses_train_the_localization_branch_alone(with_box):
     """The losses of the box move the branch, and nothing else."""
     before, after, losses = with_box
     moved = jax.tree.map(
@@ -268,9 +268,9 @@ def test_what_finds_the_product_does_not_change_what_it_looks_like(with_box):
 @pytest.mark.slow
 def test_boxes_on_the_last_map_and_in_micro_batches():
     wanted = boxed(on(1, 1), "features", micro_batches=2)
-    got = boxed(on(2, 2), "features", micro_batches=2)
-    assert_close(got[2], wanted[2], rtol=1e-4)
-    assert_close(settled(got[1]), settled(wanted[1]), rtol=2e-4)
+    actual = boxed(on(2, 2), "features", micro_batches=2)
+    assert_close(actual[2], wanted[2], rtol=1e-4)
+    assert_close(settled(actual[1]), settled(wanted[1]), rtol=2e-4)
 
 
 def test_stream_losses_add_up(reference):
@@ -314,22 +314,22 @@ def test_numbers_given_with_the_call_are_those_of_the_config(head):
             {"p": class_log_prior(np.ones(NUM_CLASSES), device_mesh)}, device_mesh
         )["p"]
         state, batch = initial_state(setup, prior), mesh.to_global(host_batch(), device_mesh)
-        got = jax.jit(make_train_step(setup))(state, batch, given.hyperparams())
+        actual = jax.jit(make_train_step(setup))(state, batch, given.hyperparams())
         wanted = jax.jit(make_train_step(given))(state, batch)
         plain = jax.jit(make_train_step(setup))(state, batch)
-    assert_close(jax.device_get(got), jax.device_get(wanted))
-    assert abs(float(got[1]["total"]) - float(plain[1]["total"])) > 0.1
+    assert_close(jax.device_get(actual), jax.device_get(wanted))
+    assert abs(float(actual[1]["total"]) - float(plain[1]["total"])) > 0.1
 
 
-def test_micro_batches_of_the_classifier_alone_equal_the_whole_batch():
+def test_micro_batches_of_the_classifier_alone_equal_the_full_batch():
     """With streams in evaluation mode no statistic depends on the part, so accumulation must change
     nothing.
     """
     frozen = {"trainable": "classifier"}
-    whole = one_step(tiny(optim=frozen), on(4, 2))
+    unsplit = one_step(tiny(optim=frozen), on(4, 2))
     parts = one_step(tiny(optim=frozen, train={"micro_batches": 2}), on(4, 2))
-    assert_close(parts[1], whole[1])
-    assert_close(parts[2], whole[2], rtol=1e-5)
+    assert_close(parts[1], unsplit[1])
+    assert_close(parts[2], unsplit[2], rtol=1e-5)
 
 
 def test_a_batch_that_grew_equals_the_step_on_the_bigger_batch(monkeypatch):
@@ -337,7 +337,7 @@ def test_a_batch_that_grew_equals_the_step_on_the_bigger_batch(monkeypatch):
     piece.
 
     Each part normalises by its own statistics; the second batch is made of the same rows twice, so
-    parts and whole agree. With softplus in place of ReLU, whose derivative jumps: statistics summed
+    the parts and the full batch agree. With softplus instead of ReLU, whose derivative jumps: statistics summed
     in another order move activations by 1e-7, and one that crosses zero would let its whole
     gradient through or not (up to 3e-2 of an array's norm).
     """
@@ -365,10 +365,12 @@ def test_a_batch_that_grew_equals_the_step_on_the_bigger_batch(monkeypatch):
         state, _ = step(state, mesh.to_global(first, device_mesh))
         second = mesh.to_global(second, device_mesh)
         parts, part_losses = jax.device_get(step(state, second))
-        whole, whole_losses = jax.device_get(jax.jit(make_train_step(setup_of()))(state, second))
-    assert_close(part_losses, whole_losses, rtol=1e-5)
-    assert_close(parts.classifier, whole.classifier)
-    assert_close(parts.params, whole.params)
+        unsplit, unsplit_losses = jax.device_get(
+            jax.jit(make_train_step(setup_of()))(state, second)
+        )
+    assert_close(part_losses, unsplit_losses, rtol=1e-5)
+    assert_close(parts.classifier, unsplit.classifier)
+    assert_close(parts.params, unsplit.params)
 
 
 def test_a_batch_that_micro_batches_do_not_divide_is_refused():

@@ -60,9 +60,9 @@ def test_rows_are_gathered_from_all_devices(device_mesh):
     rows = np.arange(48, dtype=np.float32).reshape(16, 3)
     index = np.array([3, -1, 15, 0, 3, 8, -1, 7] * 2, np.int32)
     placed = mesh.shard_rows(rows.shape, rows, device_mesh)
-    got = gather_rows(placed, mesh.shard_class_vector(index, device_mesh))
-    np.testing.assert_array_equal(got, np.where(index[:, None] >= 0, rows[index], 0))
-    assert got.sharding == placed.sharding
+    gathered = gather_rows(placed, mesh.shard_class_vector(index, device_mesh))
+    np.testing.assert_array_equal(gathered, np.where(index[:, None] >= 0, rows[index], 0))
+    assert gathered.sharding == placed.sharding
 
 
 def test_rows_by_device_are_the_rows(device_mesh):
@@ -106,7 +106,7 @@ def with_skus(catalog: Catalog, sku: list[str]) -> Catalog:
 
 @pytest.mark.slow
 def test_rows_follow_their_sku_and_not_their_class_id(run, tmp_path, capsys):
-    """Two products have changed places, one is gone, one is new."""
+    """Two products have swapped rows, one is deleted, one is new."""
     config = tiny("loss.mixed=0", f"model.init_from={run}")
     catalog = open_catalog(config.data)
     sku = list(catalog.classes.sku)

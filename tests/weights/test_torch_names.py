@@ -63,10 +63,11 @@ def test_names_and_shapes_equal_torchvision_s(depth):
         for name in shapes
         if name.endswith("running_mean")
     }
-    lines = "\n".join(sorted(f"{name} {shape}" for name, shape in (shapes | counters).items()))
-    assert (len(shapes | counters), hashlib.sha256(lines.encode()).hexdigest()[:16]) == TORCHVISION[
-        depth
-    ]
+    listing = "\n".join(sorted(f"{name} {shape}" for name, shape in (shapes | counters).items()))
+    assert (
+        len(shapes | counters),
+        hashlib.sha256(listing.encode()).hexdigest()[:16],
+    ) == TORCHVISION[depth]
 
 
 @pytest.mark.parametrize("depth", [18, 50])

@@ -171,7 +171,11 @@ def write_tables(
 def data_hash(
     folder: Path, by_split: PhotosBySplit, labels: Mapping[str, np.ndarray], short_side: int
 ) -> str:
-    """Returns a hash over the sorted records, the tables, and what the stored pixels depend on.
+    """Computes the digest by which a run recognises the catalogue it was trained on.
+
+    It covers image id, class, split, title, tags, category, box and role of every photo, the
+    tables of classes and words, and the settings that change stored pixels (`short_side` and the
+    JPEG quality). The order of the photos does not change it.
 
     Args:
       folder: version folder with its tables.

@@ -247,7 +247,7 @@ def open_array_file(path: str | Path) -> Catalog:
     """Opens the catalogue in a file of `write_array_file`.
 
     Args:
-      path: of the file.
+      path: path of the file.
 
     Returns:
       The catalogue; photos are memory-mapped.

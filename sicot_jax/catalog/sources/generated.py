@@ -35,7 +35,7 @@ def generated_data_hash(spec: GeneratedSpec) -> str:
     """Returns the data hash of a generated catalogue, known without making it.
 
     Args:
-      spec: of the catalogue.
+      spec: specification of the catalogue.
 
     Returns:
       Hex SHA-256 of the spec and the generator's version.

@@ -31,8 +31,8 @@ def pseudo_word(number: int, syllables: int) -> str:
     """Returns a different invented word for each number below 70^syllables.
 
     Args:
-      number: of the word.
-      syllables: of the word, each a consonant and a vowel.
+      number: number of the word.
+      syllables: number of syllables of the word, each a consonant and a vowel.
 
     Returns:
       The word.
@@ -72,7 +72,7 @@ def zipf_counts(num_classes: int, photos: int, exponent: float) -> np.ndarray:
 
     Args:
       num_classes: C.
-      photos: to divide, at least C.
+      photos: number of photos to divide, at least C.
       exponent: 0 for equal counts, larger for a longer tail.
 
     Returns:
@@ -95,10 +95,10 @@ def catalog_stream(seed: int, stream: int, split: int = 0, index: int = 0) -> np
     """Returns random numbers that depend on the arguments alone.
 
     Args:
-      seed: of the catalogue.
+      seed: seed of the catalogue.
       stream: purpose, one of the `*_STREAM` constants.
       split: number of the split.
-      index: of the record.
+      index: number of the record.
 
     Returns:
       A generator.
@@ -112,7 +112,7 @@ class ProductWorld:
     """What all records of a generated catalogue share: class counts, and a few numbers per class.
 
     Attributes:
-      spec: of the catalogue.
+      spec: specification of the catalogue.
       counts: int64 [C], training photos per class.
       head_boundary: a class with more training photos is head.
       is_head: bool [C].
@@ -229,8 +229,8 @@ class ProductWorld:
         """Returns a word in the form that head or tail classes use.
 
         Args:
-          kind: of `WORD_KINDS`.
-          number: within the kind.
+          kind: one of `WORD_KINDS`.
+          number: number within the kind.
           head: whether a head class uses it.
 
         Returns:
@@ -307,8 +307,8 @@ class ProductWorld:
         """Returns the class id of a record.
 
         Args:
-          split: of `SPLITS`.
-          index: of the record.
+          split: one of `SPLITS`.
+          index: number of the record.
 
         Returns:
           0..C-1.
@@ -321,7 +321,7 @@ class ProductWorld:
         """Returns the class ids of a split's records.
 
         Args:
-          split: of `SPLITS`.
+          split: one of `SPLITS`.
 
         Returns:
           int32 [N].
@@ -336,7 +336,7 @@ class ProductWorld:
         """Returns the number of a split's records.
 
         Args:
-          split: of `SPLITS`.
+          split: one of `SPLITS`.
 
         Returns:
           N.
@@ -363,8 +363,8 @@ class ProductWorld:
         may take its position; one to three promotion words are added, and all are shuffled.
 
         Args:
-          split: of `SPLITS`.
-          index: of the record.
+          split: one of `SPLITS`.
+          index: number of the record.
 
         Returns:
           The title.

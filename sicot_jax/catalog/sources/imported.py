@@ -200,7 +200,7 @@ def read_import_source(directory: Path | str) -> dict[str, str] | None:
     """Reads what the newest version was imported from.
 
     Args:
-      directory: as of `newest_version`.
+      directory: version folder, as returned by `newest_version`.
 
     Returns:
       "source" (a name) and "source_sha256" (its fingerprint), "" where the catalogue does not name
@@ -223,7 +223,7 @@ def open_imported(directory: Path | str) -> Catalog:
     Reads tables only; photos are opened at the first access of a split.
 
     Args:
-      directory: as of `newest_version`.
+      directory: version folder, as returned by `newest_version`.
 
     Returns:
       The catalogue.

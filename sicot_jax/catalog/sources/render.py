@@ -37,8 +37,8 @@ class ProductAppearance:
       aspect: width over height, times the shape's own.
       pattern_angle: radians.
       pattern_frequency: radians a shape unit.
-      mark_position: in [0, 1), chooses one of the body's mark positions.
-      mark_size: in shape units.
+      mark_position: number in [0, 1) that chooses one of the body's mark positions.
+      mark_size: size of the mark, in shape units.
     """
 
     body: int
@@ -267,7 +267,7 @@ def render_photo(
       distractor: another product, drawn smaller with a chance of `clutter`.
       size: pixels of a side.
       box_area: (low, high), share of the photo that the product's box covers.
-      clutter: in [0, 1], also scales the number of clutter shapes (0 to 8).
+      clutter: amount of clutter in [0, 1], also scales the number of clutter shapes (0 to 8).
       rng: random numbers of this photo.
 
     Returns:

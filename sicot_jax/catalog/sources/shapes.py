@@ -170,7 +170,7 @@ def load_shape(name: str) -> Shape:
     """Returns the shape of that name, computed once per process.
 
     Args:
-      name: of `BODIES` or `MARKS`.
+      name: name in `BODIES` or `MARKS`.
 
     Returns:
       The shape.

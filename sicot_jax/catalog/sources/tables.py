@@ -23,7 +23,7 @@ def write_class_table(path: Path, table: ClassTable) -> None:
     """Writes `classes.csv`, one row per class in the order of ids.
 
     Args:
-      path: of the file.
+      path: path of the file.
       table: the classes.
     """
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -39,7 +39,7 @@ def read_class_table(path: Path) -> ClassTable:
     """Reads the table that `write_class_table` wrote.
 
     Args:
-      path: of the file.
+      path: path of the file.
 
     Returns:
       The classes.
@@ -70,7 +70,7 @@ def write_split_table(path: Path, splits: Mapping[str, str]) -> None:
     """Writes `splits.csv`, the splits that the next version of the catalogue keeps.
 
     Args:
-      path: of the file.
+      path: path of the file.
       splits: image_id -> split, of every photo of this version and of earlier ones.
     """
     path.write_text(
@@ -82,7 +82,7 @@ def read_split_table(path: Path) -> dict[str, str]:
     """Reads the table that `write_split_table` wrote.
 
     Args:
-      path: of the file.
+      path: path of the file.
 
     Returns:
       image_id -> split.

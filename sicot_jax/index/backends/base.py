@@ -153,7 +153,11 @@ class ProductIndex(Protocol):
         ...
 
     def refresh(self) -> bool:
-        """Reads what was committed since the last call; returns whether there was anything."""
+        """Reads what was committed since the last call.
+
+        Returns:
+          Whether there was anything new.
+        """
         ...
 
     def counts(self) -> dict[str, int]:

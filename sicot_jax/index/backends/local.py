@@ -49,7 +49,7 @@ class Snapshot:
       deleted: whether a row's photo or product is deleted, bool [N].
       out_of_range: whether a row is not part of its category's range, bool [N].
       extra: category -> rows and codes of its photos outside its range.
-      active: which products may be answers.
+      active: products that may be answers.
       counts: products and photos that are not deleted.
     """
 
@@ -107,7 +107,11 @@ class LocalIndex:
         self._snapshot = self._read_snapshot()
 
     def refresh(self) -> bool:
-        """Reads what was committed since the last call; returns whether there was anything."""
+        """Reads what was committed since the last call.
+
+        Returns:
+          Whether there was anything new.
+        """
         with self._refreshing, _reading():
             data_version = self._watch.data_version()
             if data_version == self._data_version:

@@ -33,7 +33,7 @@ def publish_codes(index: Path, address: str) -> str:
 
     Args:
       index: index folder.
-      address: of Milvus, without "milvus+".
+      address: address of Milvus, without "milvus+".
 
     Returns:
       One line that says what was copied.
@@ -97,7 +97,7 @@ class MilvusIndex(LocalIndex):
 
         Args:
           folder: version folder.
-          address: of Milvus, without "milvus+".
+          address: address of Milvus, without "milvus+".
 
         Raises:
           InputError: Milvus cannot be reached, or has no codes of this version.

@@ -69,7 +69,7 @@ class DatabaseSnapshot:
 
     Attributes:
       revision: its number.
-      active: which products may be answers.
+      active: products that may be answers.
       counts: products and photos that are not deleted.
       category_sizes: category -> photos that are not deleted.
     """
@@ -153,7 +153,11 @@ class PostgresIndex:
             raise IndexUnavailableError(f"database: {one_line_error(error, 300)}") from error
 
     def refresh(self) -> bool:
-        """Reads what was published since the last call; returns whether there was anything."""
+        """Reads what was published since the last call.
+
+        Returns:
+          Whether there was anything new.
+        """
         with self._refreshing, self._connection() as connection:
             if _read_revision(connection, self._schema) == self._snapshot.revision:
                 return False

@@ -93,7 +93,7 @@ def safe_address(parameters: dict[str, Any]) -> str:
     """Returns the address without user and password, for messages.
 
     Args:
-      parameters: of `connection_parameters`.
+      parameters: parameters from `connection_parameters`.
 
     Returns:
       postgresql://HOST/DATABASE.
@@ -105,7 +105,7 @@ def connect(parameters: dict[str, Any]) -> psycopg.Connection:
     """Opens a connection.
 
     Args:
-      parameters: of `connection_parameters`.
+      parameters: parameters from `connection_parameters`.
 
     Returns:
       The connection.
@@ -139,8 +139,8 @@ def use_schema(connection: psycopg.Connection, schema: str) -> None:
     """Makes names those of this version and of pgvector.
 
     Args:
-      connection: from now on.
-      schema: of the version.
+      connection: connection to set up.
+      schema: schema of the version.
 
     Raises:
       InputError: pgvector is missing or too old.
@@ -156,7 +156,7 @@ def create_extension(connection: psycopg.Connection) -> None:
     """Creates the extension pgvector where it is missing.
 
     Args:
-      connection: of the database.
+      connection: connection to the database.
 
     Raises:
       InputError: the server has no pgvector, or does not let this user create it.
@@ -192,7 +192,7 @@ def create_tables(
     Args:
       connection: inside a transaction.
       schema: its name.
-      manifest: of the version.
+      manifest: manifest of the version.
     """
     connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
     connection.execute(_TABLES.format(bits=manifest.bits, width=manifest.width).encode())
@@ -208,7 +208,7 @@ def create_indexes(
 
     Args:
       connection: inside a transaction.
-      manifest: of the version.
+      manifest: manifest of the version.
       num_photos: rows of the table.
     """
     needed = f"{min(num_photos * (_GRAPH_BYTES + manifest.bits // 8) // 2**20 + 4, 4096)}MB"

@@ -170,7 +170,11 @@ class ShardedIndex:
         return self._shard_of(row).picture(row // len(self.shards))
 
     def refresh(self) -> bool:
-        """Reads what was committed since the last call; returns whether there was anything."""
+        """Reads what was committed since the last call.
+
+        Returns:
+          Whether there was anything new.
+        """
         changed = [shard.refresh() for shard in self.shards]
         if any(changed):
             self._active = _merge_active([shard.active_products() for shard in self.shards])

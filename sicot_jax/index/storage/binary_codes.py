@@ -137,7 +137,7 @@ def fit_binary_encoder(
       rows: unit embeddings, float [N, D].
       bits: bits of a code, a multiple of 8.
       kind: one of `CODE_KINDS` except "learned".
-      seed: of sample, rotations and directions.
+      seed: seed of sample, rotations and directions.
 
     Returns:
       The encoder.
@@ -203,7 +203,7 @@ def encoder_from_layer(kernel: np.ndarray, bias: np.ndarray, *, bits: int) -> Bi
     Args:
       kernel: float [D, bits].
       bias: float [bits].
-      bits: that were asked for.
+      bits: number of bits that was asked for.
 
     Returns:
       The encoder.

@@ -88,7 +88,7 @@ class StoreState:
     """One commit of the store, as arrays.
 
     Attributes:
-      num_rows: rows of the photo files that count.
+      num_rows: committed rows of the photo files.
       deleted_products: sorted product ids, int64 [P].
       deleted_rows: sorted rows of deleted photos, int64 [R].
       new_products: products with imprinted class weights, int64 [M].
@@ -187,7 +187,13 @@ class ProductStore:
         return self.connection.execute("PRAGMA data_version").fetchone()[0]
 
     def num_rows(self) -> int:
-        """Returns how many rows of the photo files count."""
+        """Returns the number of committed rows of the photo files.
+
+        Later rows are leftovers of a killed write and are ignored.
+
+        Returns:
+          Rows from 0 that are valid.
+        """
         return self.connection.execute(
             "SELECT value FROM state WHERE name = 'num_rows'"
         ).fetchone()[0]
@@ -327,7 +333,7 @@ def upsert_products(
     """Inserts product records, or replaces them and undoes their deletion.
 
     Args:
-      connection: of a transaction.
+      connection: connection of a transaction.
       products: (product id, SKU, title, tags, category, quality).
     """
     connection.executemany(
@@ -346,7 +352,7 @@ def delete_products(connection: sqlite3.Connection, product_ids: Iterable[int]) 
     """Marks products as deleted.
 
     Args:
-      connection: of a transaction.
+      connection: connection of a transaction.
       product_ids: their ids.
     """
     connection.executemany(
@@ -361,7 +367,7 @@ def insert_photos(
     """Inserts photos.
 
     Args:
-      connection: of a transaction.
+      connection: connection of a transaction.
       photos: (row, product id, image id, encoded picture or None).
     """
     for row, product_id, image_id, jpeg in photos:
@@ -384,7 +390,7 @@ def upsert_class_weights(
     """Inserts or replaces class weights of new products.
 
     Args:
-      connection: of a transaction.
+      connection: connection of a transaction.
       product_ids: the products, [M].
       kernel: float [M, D].
       bias: [M].
@@ -414,7 +420,7 @@ def merge_quality(
     """Adds quality numbers to those that a product has.
 
     Args:
-      connection: of a transaction.
+      connection: connection of a transaction.
       product_id: the product.
       quality: name -> number.
     """
@@ -426,7 +432,7 @@ def set_num_rows(connection: sqlite3.Connection, num_rows: int) -> None:
     """Sets how many rows of the photo files count.
 
     Args:
-      connection: of a transaction.
+      connection: connection of a transaction.
       num_rows: the number of rows.
     """
     connection.execute("UPDATE state SET value = ? WHERE name = 'num_rows'", (num_rows,))

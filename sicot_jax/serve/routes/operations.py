@@ -16,7 +16,7 @@ router = APIRouter(tags=["operation"])
 
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
-    """Reports that the process is alive."""
+    """Returns that the process is alive."""
     return {"status": "alive"}
 
 

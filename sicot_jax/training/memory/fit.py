@@ -309,7 +309,7 @@ def compile_within_memory(
     not known.
 
     Args:
-      plan: of the run, without activations.
+      plan: plan of the run, without activations.
       setup: the run's.
       state: shapes and shardings, see `abstract_state`.
       batch_sizes: batch sizes of the run.

@@ -39,7 +39,8 @@ class MemoryPlan:
       config: the run's.
       shape: sizes of its catalogue.
       devices: number of devices.
-      platform: of the devices, as JAX calls it; "cpu" devices share their memory with the host.
+      platform: platform of the devices, as JAX calls it; "cpu" devices share their memory with the
+        host.
       parameters: bytes of the streams' parameters and batch statistics, replicated on all devices.
       optimizer: bytes of the streams' optimizer state.
       gradient: bytes of the streams' gradient, of what is trained.
@@ -265,7 +266,7 @@ def make_memory_plan(
       config: the run's.
       shape: sizes of its catalogue.
       devices: number of devices, attached or not.
-      platform: of the devices, as JAX calls it.
+      platform: platform of the devices, as JAX calls it.
 
     Returns:
       The plan.

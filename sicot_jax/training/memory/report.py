@@ -98,7 +98,7 @@ def alternative_lines(plan: MemoryPlan, alternatives: list[Alternative], memory:
 
     Args:
       plan: the plan that does not.
-      alternatives: of `find_alternatives`.
+      alternatives: result of `find_alternatives`.
       memory: bytes of a device.
 
     Returns:

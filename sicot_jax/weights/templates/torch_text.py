@@ -156,7 +156,7 @@ def word_weights(scores: torch.Tensor, mask: torch.Tensor, weighting: str) -> to
 
     Args:
       scores: Scores [B, T].
-      mask: Which ids are words, bool [B, T].
+      mask: Mask of the ids that are words, bool [B, T].
       weighting: "softmax" over the words, or "sigmoid" of each divided by their number.
 
     Returns:

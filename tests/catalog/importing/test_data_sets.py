@@ -1,4 +1,4 @@
-"""The builders of data/ on tiny made-up copies of their owners' layouts."""
+"""The builders of data/ on tiny synthetic copies of their published layouts."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def fashion(tmp_path):
 
 
 def test_fashion_public_layout(tmp_path, fashion):
-    made = import_catalog(
+    result = import_catalog(
         fashion, tmp_path / "out", settings=SMALL, dataset="fashion_products", workers=1
     )
-    catalog = open_imported(made.folder)
-    assert made.folder == tmp_path / "out" / "fashion_products" / "1.0.0"
+    catalog = open_imported(result.folder)
+    assert result.folder == tmp_path / "out" / "fashion_products" / "1.0.0"
     assert catalog.classes.sku == ["Puma | Socks", "United Colors | Tops"]
     assert catalog.classes.category == ["Socks", "Tops"]
     train_records = [catalog.splits["train"][i] for i in range(3)]
@@ -68,7 +68,7 @@ def test_fashion_public_layout(tmp_path, fashion):
     assert {record["title"] for record in train_records} == titles
     assert {record["tags"] for record in train_records} == {""}
     assert train_records[0]["image"] in [jpeg(i) for i in (1, 2, 3)]  # a small JPEG keeps its bytes
-    dropped = made.report.dropped
+    dropped = result.report.dropped
     assert not dropped["no brand in the title"]["bad"]
     assert dropped["no brand in the title"]["count"] == 1
     assert dropped["wrong number of fields"]["rows"] == ["line 6: 3 fields, wanted 10"]
@@ -140,11 +140,11 @@ def grocery(tmp_path):
 
 
 def test_grocery_keeps_official_splits(tmp_path, grocery):
-    made = import_catalog(
+    result = import_catalog(
         grocery, tmp_path / "out", settings=SMALL, dataset="grocery_store", workers=1
     )
-    catalog = open_imported(made.folder)
-    assert made.report.photos == {"train": 12, "validation": 4, "test": 6}
+    catalog = open_imported(result.folder)
+    assert result.report.photos == {"train": 12, "validation": 4, "test": 6}
     assert catalog.classes.sku == ["Avocado", "Royal-Gala"]
     assert catalog.classes.category == [
         "Avocado",
@@ -170,15 +170,15 @@ def test_grocery_zip_and_tail_cut(tmp_path, grocery):
         for path in sorted(grocery.rglob("*")):
             file.write(path, path.relative_to(grocery))
     settings = ImportSettings(word_width=4, min_count=1, tail_cut=5)
-    made = import_catalog(
+    result = import_catalog(
         tmp_path / "zipped", tmp_path / "o", settings=settings, dataset="grocery_store", workers=1
     )
-    assert made.report.photos == {"train": 6, "validation": 4, "test": 6}
-    assert made.report.tail_cut == 6
-    assert open_imported(made.folder).classes.counts["train"].tolist() == [5, 1]
+    assert result.report.photos == {"train": 6, "validation": 4, "test": 6}
+    assert result.report.tail_cut == 6
+    assert open_imported(result.folder).classes.counts["train"].tolist() == [5, 1]
 
 
-def test_builders_are_found_in_an_installed_package(tmp_path, monkeypatch):
+def test_builders_are_loaded_from_an_installed_package(tmp_path, monkeypatch):
     package = tmp_path / "site-packages" / "sicot_jax"
     source = load_builder("grocery_store")
     assert source.name == "grocery_store"
@@ -213,10 +213,10 @@ def materialist(tmp_path):
 
 
 def test_imaterialist_tests_on_the_official_validation_set(tmp_path, materialist):
-    made = import_catalog(
+    result = import_catalog(
         materialist, tmp_path / "out", settings=SMALL, dataset="imaterialist", workers=1
     )
-    catalog = open_imported(made.folder)
+    catalog = open_imported(result.folder)
     assert catalog.classes.sku == ["0", "14", "7"]
     # Of ten photos two are validation, and none but the official ones is tested; product 14 has no
     # test photo.
@@ -234,10 +234,10 @@ def test_imaterialist_tests_on_the_official_validation_set(tmp_path, materialist
 
 
 def test_imaterialist_is_not_co_trained_without_titles(tmp_path, materialist):
-    made = import_catalog(
+    result = import_catalog(
         materialist, tmp_path / "out", settings=SMALL, dataset="imaterialist", workers=1
     )
-    config = load_config("imaterialist", [f"--config.data.path={made.folder}"])
+    config = load_config("imaterialist", [f"--config.data.path={result.folder}"])
     with pytest.raises(
         InputError, match=r"imaterialist has no title .*import --titles-from RUN"
     ) as caught:
@@ -246,7 +246,7 @@ def test_imaterialist_is_not_co_trained_without_titles(tmp_path, materialist):
 
 
 def test_imaterialist_names_broken_entries(tmp_path, materialist):
-    lists = json.loads((materialist / "train.json").read_text(encoding="utf-8"))
+    annotations = json.loads((materialist / "train.json").read_text(encoding="utf-8"))
     broken = [
         17,
         {"id": "../val/val00.jpg", "class": 0},
@@ -256,7 +256,7 @@ def test_imaterialist_names_broken_entries(tmp_path, materialist):
     ]
     missing_photo = {"id": "missing.jpg", "class": 0}
     (materialist / "train.json").write_text(
-        json.dumps({"images": [*lists["images"], *broken, missing_photo]}), encoding="utf-8"
+        json.dumps({"images": [*annotations["images"], *broken, missing_photo]}), encoding="utf-8"
     )
     (materialist / "val" / "val00.jpg").write_bytes(b"no photo")
     settings = dataclasses.replace(SMALL, max_bad_share=0.5)
@@ -376,17 +376,17 @@ def test_webvision_classes_are_a_function_of_the_seed_alone():
 
 
 def test_webvision_public_layout(tmp_path, webvision):
-    made = import_catalog(
+    result = import_catalog(
         webvision, tmp_path / "out", settings=SMALL, dataset="webvision1k", workers=1
     )
-    catalog = open_imported(made.folder)
+    catalog = open_imported(result.folder)
     module = sys.modules[load_builder("webvision1k").__module__]
     chosen = sorted(module.choose_classes((f"n0000000{c}" for c in range(6)), 3))
     assert catalog.classes.sku == chosen
     assert catalog.classes.category == [f"name {sku[-1]}, other name {sku[-1]}" for sku in chosen]
     # held_out(8) = 2 of each class; the official validation photos are tested.
-    assert made.report.photos == {"train": 18, "validation": 6, "test": 6}
-    assert not made.report.dropped
+    assert result.report.photos == {"train": 18, "validation": 6, "test": 6}
+    assert not result.report.dropped
     records = [
         catalog.splits[split][i] for split in SPLITS for i in range(len(catalog.splits[split]))
     ]

@@ -108,7 +108,7 @@ def test_csv_rows_are_named_by_their_line(tmp_path):
     ]
 
 
-def test_lines_are_right_in_any_text(tmp_path):
+def test_line_numbers_are_right_in_any_text(tmp_path):
     generator = random.Random(0)
     for _ in range(30):
         text, expected = "image,sku\n", {}

@@ -265,14 +265,14 @@ def test_a_later_version_keeps_every_split(tmp_path):
     without_b = write_manifest(source, [row for row in grown if row["sku"] == "a"], "a.csv")
     where, unchanged = [], []
     for manifest in (few, without_b, write_manifest(source, grown)):
-        made = import_catalog(manifest, tmp_path / "out", settings=SMALL, workers=1)
-        by_split = records(open_imported(made.folder))
+        result = import_catalog(manifest, tmp_path / "out", settings=SMALL, workers=1)
+        by_split = records(open_imported(result.folder))
         where.append({record["image_id"]: split for split in SPLITS for record in by_split[split]})
-        unchanged.append(made.report.unchanged_splits)
+        unchanged.append(result.report.unchanged_splits)
     assert {image: where[2][image] for image in where[0]} == where[0]
     assert {image: where[2][image] for image in where[1]} == where[1]
     assert unchanged == [0, 10, 20]
-    assert "20 of 21 photos keep the split of an earlier version" in made.report.summary()
+    assert "20 of 21 photos keep the split of an earlier version" in result.report.summary()
     fresh = import_catalog(source / "photos.csv", tmp_path / "fresh", settings=SMALL, workers=1)
     by_split = records(open_imported(fresh.folder))
     assert (
@@ -288,14 +288,14 @@ def test_summary_reports_unused_columns_and_uneven_classes(tmp_path):
     manifest = write_manifest(tmp_path, rows)
     settings = dataclasses.replace(SMALL, test_per_class=3)
     manifest.write_text(manifest.read_text().replace("title,tags", "titel,tags", 1))
-    lines = (
+    summary_lines = (
         import_catalog(manifest, tmp_path / "out", settings=settings, workers=1)
         .report.summary()
         .splitlines()
     )
-    assert "unused columns: titel (did you mean title?)" in lines
-    assert "tested with another number of photos than --test-per-class: 1 class" in lines
-    assert "under 4 photos, trained but not tested: 1 class" in lines
+    assert "unused columns: titel (did you mean title?)" in summary_lines
+    assert "tested with another number of photos than --test-per-class: 1 class" in summary_lines
+    assert "under 4 photos, trained but not tested: 1 class" in summary_lines
 
 
 def test_identical_photos_stay_in_one_split(tmp_path, rows, source):
@@ -310,21 +310,23 @@ def test_identical_photos_stay_in_one_split(tmp_path, rows, source):
     rows += [{"image": f"copy_{i}.png", "sku": "0012", "title": "copy"} for i in range(6)]
     rows += [{"image": "copy_6.bmp", "sku": "0012", "title": "copy"}]
     rows += [{"image": "NA_0.png", "sku": "b", "title": "both"}]
-    made = import_catalog(write_manifest(copies, rows), tmp_path / "out", settings=SMALL, workers=1)
-    catalog = open_imported(made.folder)
+    result = import_catalog(
+        write_manifest(copies, rows), tmp_path / "out", settings=SMALL, workers=1
+    )
+    catalog = open_imported(result.folder)
     where = Counter()
     for split, split_records in records(catalog).items():
         where.update({(image, split) for image in {record["image_id"] for record in split_records}})
     assert max(Counter(image for image, _ in where).values()) == 1
-    assert made.report.surplus_copies == 7
-    assert made.report.kept == sum(CLASSES.values()) + 1
-    (conflict,) = made.report.conflicting
+    assert result.report.surplus_copies == 7
+    assert result.report.kept == sum(CLASSES.values()) + 1
+    (conflict,) = result.report.conflicting
     assert {(entry["image"], entry["sku"]) for entry in conflict["photos"]} == {
         ("NA_0.png", "NA"),
         ("NA_0.png", "b"),
     }
     assert (conflict["image_id"], "train") in where
-    text = (made.folder / "report.md").read_text(encoding="utf-8")
+    text = (result.folder / "report.md").read_text(encoding="utf-8")
     assert "`NA_0.png` (NA), `NA_0.png` (b)" in text
     assert "copy_3.png" in text
 
@@ -357,8 +359,8 @@ def test_bad_rows_are_dropped_and_named(tmp_path, rows, source):
     assert not (tmp_path / "out").exists()
 
     tolerant = ImportSettings(word_width=8, min_count=1, max_bad_share=0.3)
-    made = import_catalog(manifest, tmp_path / "out", settings=tolerant, workers=1)
-    counts = {reason: entry["count"] for reason, entry in made.report.dropped.items()}
+    result = import_catalog(manifest, tmp_path / "out", settings=tolerant, workers=1)
+    counts = {reason: entry["count"] for reason, entry in result.report.dropped.items()}
     assert counts == {
         "broken photo": 1,
         "not a photo": 1,
@@ -368,12 +370,12 @@ def test_bad_rows_are_dropped_and_named(tmp_path, rows, source):
         "empty SKU": 1,
         "duplicate row": 1,
     }
-    assert made.report.read == 35
-    assert made.report.kept == 28
-    report = json.loads((made.folder / "report.json").read_text(encoding="utf-8"))
+    assert result.report.read == 35
+    assert result.report.kept == 28
+    report = json.loads((result.folder / "report.json").read_text(encoding="utf-8"))
     assert report["dropped"]["photo missing"]["rows"] == ["none.jpg: no such file"]
     assert report["small_classes"] == ["c"]
-    text = (made.folder / "report.md").read_text(encoding="utf-8")
+    text = (result.folder / "report.md").read_text(encoding="utf-8")
     assert "none.jpg" in text
     assert "under 4 photos" in text
     assert "- c\n" in text
@@ -383,8 +385,8 @@ def test_one_bad_row_never_stops_an_import_unless_the_limit_is_zero(tmp_path, so
     manifest = write_manifest(
         source.parent, [*rows[:12], {"image": "none.jpg", "sku": "x"}], "dozen.csv"
     )
-    made = import_catalog(manifest, tmp_path / "out", settings=SMALL, workers=1)
-    assert made.report.kept == 12
+    result = import_catalog(manifest, tmp_path / "out", settings=SMALL, workers=1)
+    assert result.report.kept == 12
     with pytest.raises(
         CatalogImportError,
         match=r"1 of the first 13 rows .* at most 0 of 13 .*none.jpg: photo missing",
@@ -408,13 +410,13 @@ def test_only_regular_files_are_read(tmp_path):
 def test_summary_names_the_first_bad_rows(tmp_path, source, rows):
     bad = [{"image": f"none{i}.png", "sku": "b"} for i in range(5)]
     settings = ImportSettings(word_width=8, min_count=1, max_bad_share=0.5)
-    made = import_catalog(
+    result = import_catalog(
         write_manifest(source.parent, rows + bad, "named.csv"),
         tmp_path,
         settings=settings,
         workers=1,
     )
-    named = [line for line in made.report.summary().splitlines() if line.startswith("bad row: ")]
+    named = [line for line in result.report.summary().splitlines() if line.startswith("bad row: ")]
     assert named == [f"bad row: none{i}.png: photo missing (no such file)" for i in range(3)]
 
 
@@ -425,20 +427,20 @@ def test_summary_of_a_second_version(tmp_path, source, rows):
     half = [row for row in rows if row["sku"] in ("0012", "NA")]
     photo(source.parent / "second.png", 998)
     half.append({"image": "second.png", "sku": "second"})
-    made = import_catalog(
+    result = import_catalog(
         write_manifest(source.parent, half, "half.csv"), tmp_path, settings=SMALL, workers=1
     )
-    summary = made.report.summary()
+    summary = result.report.summary()
     assert (
         "version 1.0.1 of shop: 1 new SKU, 2 discontinued; 20 of 21 photos keep the split"
         in summary
     )
     assert "WARNING" not in summary
     one = [row for row in rows if row["sku"] == "0012"]
-    made = import_catalog(
+    result = import_catalog(
         write_manifest(source.parent, one, "one.csv"), tmp_path, settings=SMALL, workers=1
     )
-    summary = made.report.summary()
+    summary = result.report.summary()
     assert (
         "version 1.0.2 of shop: 0 new SKUs, 2 discontinued; 12 of 12 photos keep the split"
         in summary
@@ -448,7 +450,7 @@ def test_summary_of_a_second_version(tmp_path, source, rows):
 
 def test_summary_says_that_nothing_is_tested(tmp_path, source, rows):
     few = [row for row in rows if row["image"].endswith(("_0.png", "_1.png"))]
-    made = import_catalog(
+    result = import_catalog(
         write_manifest(source.parent, few, "few.csv"), tmp_path / "few", settings=SMALL, workers=1
     )
     for split in ("test", "validation"):
@@ -456,16 +458,16 @@ def test_summary_says_that_nothing_is_tested(tmp_path, source, rows):
             f"WARNING: no {split} photos: every class has under 4 photos; "
             "give a `split` column or more photos"
         )
-        assert line in made.report.summary().splitlines()
+        assert line in result.report.summary().splitlines()
     four = [row for row in rows if row["image"].endswith(("_0.png", "_1.png", "_2.png", "_3.png"))]
-    made = import_catalog(
+    result = import_catalog(
         write_manifest(source.parent, four, "four.csv"), tmp_path / "4", settings=SMALL, workers=1
     )
-    assert made.report.photos["test"]
-    assert "no test photos" not in made.report.summary()
+    assert result.report.photos["test"]
+    assert "no test photos" not in result.report.summary()
     assert (
         "WARNING: no validation photos: no class has enough, no row has split validation"
-        in made.report.summary()
+        in result.report.summary()
     )
 
 
@@ -515,8 +517,8 @@ def test_fingerprint_of_a_folder_covers_its_files(tmp_path):
     for sku in ("a", "b"):
         photo(tmp_path / "shop" / sku / "0.png", 1)
     before = source_sha256(tmp_path / "shop")
-    made = import_catalog(tmp_path / "shop", tmp_path / "out", settings=SMALL, workers=1)
-    assert read_import_source(made.folder) == {"source": "shop", "source_sha256": before}
+    result = import_catalog(tmp_path / "shop", tmp_path / "out", settings=SMALL, workers=1)
+    assert read_import_source(result.folder) == {"source": "shop", "source_sha256": before}
     (tmp_path / "shop" / ".hidden").touch()
     assert source_sha256(tmp_path / "shop") == before
     hashes = {before}
@@ -618,9 +620,9 @@ def test_a_killed_import_leaves_nothing_that_opens(tmp_path, source):
     for directory in (out, out / "photos", leftover):
         with pytest.raises(CatalogError, match="unfinished import"):
             open_imported(directory)
-    made = import_catalog(source, out, settings=SMALL, workers=1)
+    result = import_catalog(source, out, settings=SMALL, workers=1)
     assert not leftover.exists()
-    assert made.folder.name == "1.0.0"
+    assert result.folder.name == "1.0.0"
     assert open_imported(out).classes.sku == ["0012", "NA", "b", "c"]
 
 
@@ -665,19 +667,19 @@ def _runs(pid):
 def test_splits_boxes_roles_and_categories_of_the_source(tmp_path, rows, source):
     for i, row in enumerate(rows):
         row.update(split=SPLITS[i % 3], box="0 0.25 0.5 1", role="query", category="shoes")
-    rows[0].update(role="catalogue", title="the card")
-    made = import_catalog(
+    rows[0].update(role="catalogue", title="the record")
+    result = import_catalog(
         write_manifest(source.parent, rows, "given.csv"), tmp_path, settings=SMALL, workers=1
     )
     catalog = open_imported(tmp_path)
-    assert made.report.photos == {"train": 10, "validation": 9, "test": 9}
+    assert result.report.photos == {"train": 10, "validation": 9, "test": 9}
     record = catalog.splits["test"][0]
     assert record["box"].tolist() == [0, 0.25, 0.5, 1]
     assert record["box"].dtype == np.float32
     assert record["role"] == "query"
     assert catalog.classes.category == ["shoes"] * 4
     assert (
-        catalog.classes.title[0] == "the card"
+        catalog.classes.title[0] == "the record"
     )  # a catalogue photo describes its SKU before a query photo does
 
 
@@ -685,8 +687,8 @@ def test_folders_without_titles(tmp_path):
     for sku in ("0012", "b"):
         for i in range(5):
             photo(tmp_path / "shop" / sku / f"{i}.png", [ord(sku[0]), i])
-    made = import_catalog(tmp_path / "shop", tmp_path / "out", settings=SMALL, workers=1)
-    catalog = open_imported(made.folder)
+    result = import_catalog(tmp_path / "shop", tmp_path / "out", settings=SMALL, workers=1)
+    catalog = open_imported(result.folder)
     assert catalog.name == "shop"
     assert catalog.classes.sku == ["0012", "b"]
     record = catalog.splits["train"][0]
@@ -694,19 +696,19 @@ def test_folders_without_titles(tmp_path):
     assert record["token_ids"].shape == (0,)
     assert record["token_ids"].dtype == np.int32
     assert catalog.word_vectors.shape == (1, 8)
-    assert made.report.photos_without_words == made.report.photos["train"]
+    assert result.report.photos_without_words == result.report.photos["train"]
 
 
 class FakeTitleSource:
-    """Gives each photo its own title; the first is too dissimilar, the last gets none."""
+    """Gives each photo a different title; the first is too dissimilar, the last gets none."""
 
     provenance = MappingProxyType({"run": "run", "data_hash": "d" * 64, "commit": "c" * 40})
 
     def __init__(self):
-        self.asked = []
+        self.received = []
 
     def find_titles(self, photos):
-        self.asked += photos
+        self.received += photos
         cosines = [0.25, *[0.5 + 0.01 * i for i in range(len(photos) - 2)]]
         return [
             *(
@@ -722,13 +724,13 @@ def test_titles_are_transferred_to_training_photos_without_one(tmp_path, source,
         row["title"] = "  " if row["sku"] == "0012" else row["title"]
     manifest = write_manifest(source.parent, rows, "half.csv")
     settings, titles = dataclasses.replace(SMALL, titles_min_similarity=0.5), FakeTitleSource()
-    made = import_catalog(
+    result = import_catalog(
         manifest, tmp_path / "out", settings=settings, workers=1, title_source=titles
     )
-    catalog = open_imported(made.folder)
+    catalog = open_imported(result.folder)
     by_split = records(catalog)
     bare = [record for record in by_split["train"] if record["sku"] == "0012"]
-    assert titles.asked == [(record["image_id"], record["image"]) for record in bare]
+    assert titles.received == [(record["image_id"], record["image"]) for record in bare]
     given = [f"title of {record['image_id']}" for record in bare]
     assert [record["title"] for record in bare] == ["  ", *given[1:-1], "  "]
     assert bare[1]["token_ids"].tolist() == catalog.tokenizer.encode(f"{given[1]} blue").tolist()
@@ -738,7 +740,7 @@ def test_titles_are_transferred_to_training_photos_without_one(tmp_path, source,
     original = {row["image"]: row["title"] for row in rows}
     assert all(record["title"] == original[record["reference"]] for record in others)
 
-    transfer = made.report.title_transfer
+    transfer = result.report.title_transfer
     assert (transfer.photos_without_title, transfer.transferred, transfer.share) == (8, 6, 0.75)
     assert transfer.median_similarity == pytest.approx(0.525)
     assert transfer.min_similarity == 0.5
@@ -751,15 +753,19 @@ def test_titles_are_transferred_to_training_photos_without_one(tmp_path, source,
         "from the nearest photos of run run "
         "(data dddddddddddd, commit cccccccccccc), median similarity 0.525"
     )
-    assert line in made.report.summary().splitlines()
-    assert "## Transferred titles (6)" in (made.folder / "report.md").read_text()
+    assert line in result.report.summary().splitlines()
+    assert "## Transferred titles (6)" in (result.folder / "report.md").read_text()
 
     again = import_catalog(
         manifest, tmp_path / "out", settings=settings, workers=1, title_source=FakeTitleSource()
     )
     without = import_catalog(manifest, tmp_path / "out", settings=settings, workers=1)
-    assert [made.folder.name, again.folder.name, without.folder.name] == ["1.0.0", "1.0.1", "1.0.2"]
-    hashes = [open_imported(one.folder).data_hash for one in (made, again, without)]
+    assert [result.folder.name, again.folder.name, without.folder.name] == [
+        "1.0.0",
+        "1.0.1",
+        "1.0.2",
+    ]
+    hashes = [open_imported(one.folder).data_hash for one in (result, again, without)]
     assert hashes[0] == hashes[1] != hashes[2]
     assert "transferred" not in without.report.summary()
     assert "title_source" not in (without.folder / "catalog.json").read_text()
@@ -767,10 +773,10 @@ def test_titles_are_transferred_to_training_photos_without_one(tmp_path, source,
 
 def test_title_source_is_not_called_when_every_photo_has_a_title(tmp_path, source, imported):
     titles = FakeTitleSource()
-    made = import_catalog(source, tmp_path, settings=SMALL, workers=1, title_source=titles)
-    assert not titles.asked
-    assert "transferred titles: none, every train photo has its own" in made.report.summary()
-    assert open_imported(made.folder).data_hash == open_imported(imported.folder).data_hash
+    result = import_catalog(source, tmp_path, settings=SMALL, workers=1, title_source=titles)
+    assert not titles.received
+    assert "transferred titles: none, every train photo has its own" in result.report.summary()
+    assert open_imported(result.folder).data_hash == open_imported(imported.folder).data_hash
 
 
 def test_splits_without_a_photo_are_empty(tmp_path, rows, source):
@@ -788,13 +794,13 @@ def test_options(tmp_path, source):
         min_photos=4,
         tokenizer="sentencepiece",
     )
-    made = import_catalog(source, tmp_path, settings=settings, workers=1)
+    result = import_catalog(source, tmp_path, settings=settings, workers=1)
     catalog = open_imported(tmp_path)
     assert catalog.classes.sku == ["0012", "NA", "b"]
     assert catalog.classes.counts["test"].tolist() == [4, 4, 4]
     assert catalog.classes.counts["train"].tolist() == [3, 2, 1]
-    assert made.report.dropped["class under 4 photos (min_photos)"]["count"] == 3
-    assert (made.folder / "sentencepiece.model").exists()
+    assert result.report.dropped["class under 4 photos (min_photos)"]["count"] == 3
+    assert (result.folder / "sentencepiece.model").exists()
     assert len(catalog.splits["train"][0]["token_ids"])
     limited = import_catalog(
         source, tmp_path / "few", settings=ImportSettings(max_rows=6, word_width=8), workers=1
@@ -871,8 +877,8 @@ def test_neither_tensorflow_nor_jax_is_imported(tmp_path, source):
         "import sys\nfrom pathlib import Path\n"
         "from sicot_jax.catalog.importing.run import import_catalog\n"
         "from sicot_jax.catalog.sources.imported import open_imported\n"
-        "made = import_catalog(Path(sys.argv[1]), Path(sys.argv[2]), workers=1)\n"
-        "open_imported(made.folder).splits['train'][0]\n"
+        "result = import_catalog(Path(sys.argv[1]), Path(sys.argv[2]), workers=1)\n"
+        "open_imported(result.folder).splits['train'][0]\n"
         "assert not {'tensorflow', 'jax'} & set(sys.modules), 'imported'\n"
     )
     command = [sys.executable, "-W", "error", "-c", script, os.fspath(source), os.fspath(tmp_path)]

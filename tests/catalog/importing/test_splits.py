@@ -274,7 +274,7 @@ def test_a_photo_kept_in_test_never_leaves_a_class_without_train():
 
 
 def test_equal_test_sets_count_source_test_photos_and_only_those_that_may_be_tested():
-    """Each class with another number of test photos than asked is named."""
+    """Each class with another number of test photos than wanted is named."""
     pinned = [
         SplitPhoto(f"same{i}", label, f"{label}{i}") for i in range(4) for label in ("a", "z")
     ]

@@ -36,16 +36,16 @@ def _image(record: Record) -> np.ndarray:
     return record["image"]
 
 
-def _assert_equal(got: Record, wanted: Record) -> None:
-    assert set(got) == set(wanted)
+def _assert_equal(actual: Record, wanted: Record) -> None:
+    assert set(actual) == set(wanted)
     for key, value in wanted.items():
         if isinstance(value, np.ndarray):
-            assert got[key].dtype == value.dtype
-            assert type(got[key]) is np.ndarray
-            np.testing.assert_array_equal(got[key], value)
+            assert actual[key].dtype == value.dtype
+            assert type(actual[key]) is np.ndarray
+            np.testing.assert_array_equal(actual[key], value)
         else:
-            assert got[key] == value
-            assert type(got[key]) is type(value)
+            assert actual[key] == value
+            assert type(actual[key]) is type(value)
 
 
 @pytest.fixture
@@ -63,8 +63,8 @@ def test_round_trip(source, tmp_path):
         assert split.labels.dtype == np.int32
         assert len(split) == len(source.splits[name])
         np.testing.assert_array_equal(split.labels, source.splits[name].labels)
-        for got, wanted in zip(split, source.splits[name], strict=True):
-            _assert_equal(got, wanted)
+        for actual, wanted in zip(split, source.splits[name], strict=True):
+            _assert_equal(actual, wanted)
         np.testing.assert_array_equal(opened.classes.counts[name], source.classes.counts[name])
         with pytest.raises(IndexError):
             split[len(split)]
@@ -106,12 +106,12 @@ def test_boxes_follow_their_photos(source, tmp_path, size, fit, encoded):
     write_array_file(
         resize_catalog(catalog, _shape(*size, fit)), tmp_path / "c.npz", splits=("train",)
     )
-    got = open_array_file(tmp_path / "c.npz").splits["train"][0]
-    assert got["image"].shape == (*size, 3)
-    red = (got["image"][..., 0] > 128) & (got["image"][..., 1] < 128)
+    record = open_array_file(tmp_path / "c.npz").splits["train"][0]
+    assert record["image"].shape == (*size, 3)
+    red = (record["image"][..., 0] > 128) & (record["image"][..., 1] < 128)
     rows, columns = (np.flatnonzero(red.any(axis)) for axis in (1, 0))
     seen = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-    np.testing.assert_allclose(got["box"] * [size[1], size[0], size[1], size[0]], seen, atol=1)
+    np.testing.assert_allclose(record["box"] * [size[1], size[0], size[1], size[0]], seen, atol=1)
 
 
 class _Records(list):
@@ -134,20 +134,20 @@ def test_a_box_that_was_cut_away_and_none_are_zero(source):
             "box": np.float32(box),
         }
         catalog = dataclasses.replace(source, splits={"train": _Records([record])})
-        got = resize_catalog(catalog, _shape(16, 16, fit)).splits["train"][0]["box"]
-        assert got.dtype == np.float32
-        np.testing.assert_allclose(got, wanted, atol=1e-6, err_msg=fit)
+        box = resize_catalog(catalog, _shape(16, 16, fit)).splits["train"][0]["box"]
+        assert box.dtype == np.float32
+        np.testing.assert_allclose(box, wanted, atol=1e-6, err_msg=fit)
 
 
 def test_the_resize_settings_are_stored_and_part_of_the_hash(source, tmp_path):
     assert source.resized_by == {}
     hashes = {source.data_hash}
     for fit in ("crop", "pad"):
-        made = resize_catalog(source, _shape(8, 12, fit))
-        write_array_file(made, tmp_path / fit)
+        resized = resize_catalog(source, _shape(8, 12, fit))
+        write_array_file(resized, tmp_path / fit)
         opened = open_array_file(tmp_path / fit)
         assert opened.resized_by == {"resize_height": 8, "resize_width": 12, "fit": fit}
-        assert opened.data_hash == made.data_hash
+        assert opened.data_hash == resized.data_hash
         hashes.add(opened.data_hash)
     assert len(hashes) == 3
 
@@ -214,12 +214,12 @@ def test_reading_needs_only_numpy(source, tmp_path, kind):
 
 def test_killed_midway_leaves_no_partial_file(source, tmp_path):
     path = tmp_path / "c.npz"
-    made = 0
+    num_encoded = 0
 
     def stop(record: Record) -> np.ndarray:
-        nonlocal made
-        made += 1
-        if made == 7:
+        nonlocal num_encoded
+        num_encoded += 1
+        if num_encoded == 7:
             raise KeyboardInterrupt
         return _image(record)
 

@@ -281,7 +281,7 @@ def test_photos_do_not_depend_on_the_titles():
     assert plain["title"] != other["title"]
 
 
-def test_classes_look_different_and_photos_of_a_class_alike():
+def test_classes_differ_and_photos_of_a_class_are_similar():
     # Mean colour of the box's middle: photos of a class must be nearer to each other than to other
     # classes.
     split = open_generated(dataclasses.replace(SMALL, clutter=0.0)).splits["test"]

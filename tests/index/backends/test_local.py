@@ -17,9 +17,9 @@ from sicot_jax.indexing.update import remove_products, update_products
 
 @pytest.fixture
 def opened(index):
-    made = LocalIndex(layout.current_version(index))
-    yield made
-    made.close()
+    local_index = LocalIndex(layout.current_version(index))
+    yield local_index
+    local_index.close()
 
 
 def queries(count=20):
@@ -28,14 +28,14 @@ def queries(count=20):
 
 def exact(opened, embedding, k, allowed=None):
     """(product, similarity) of the nearest products by features alone."""
-    places = PRODUCTS * PHOTOS
+    num_rows = PRODUCTS * PHOTOS
     vectors = VectorFiles(opened.folder, WIDTH, BITS)
-    similarity = np.asarray(vectors.memmap(layout.FEATURES, places), np.float32) @ l2_normalize(
+    similarity = np.asarray(vectors.memmap(layout.FEATURES, num_rows), np.float32) @ l2_normalize(
         embedding
     )
     best = {}
     for owner, value in zip(
-        vectors.memmap(layout.ROW_PRODUCTS, places).tolist(), similarity.tolist(), strict=True
+        vectors.memmap(layout.ROW_PRODUCTS, num_rows).tolist(), similarity.tolist(), strict=True
     ):
         if allowed is None or owner in allowed:
             best[owner] = max(best.get(owner, -2), value)
@@ -51,18 +51,18 @@ def search(opened, embedding, k, **more):
 @pytest.mark.parametrize("k", [1, 3, PRODUCTS])
 def test_nearest_products_are_exact(opened, k):
     for embedding in queries():
-        mine, wanted = search(opened, embedding, k), exact(opened, embedding, k)
-        assert [product for product, _ in mine] == [product for product, _ in wanted]
-        np.testing.assert_allclose([s for _, s in mine], [s for _, s in wanted], rtol=1e-6)
+        actual, wanted = search(opened, embedding, k), exact(opened, embedding, k)
+        assert [product for product, _ in actual] == [product for product, _ in wanted]
+        np.testing.assert_allclose([s for _, s in actual], [s for _, s in wanted], rtol=1e-6)
 
 
 @pytest.mark.parametrize("k", [0, 2])
 def test_nearest_photos_are_exact(opened, k):
     """Photos of any product; fewer where there are fewer."""
-    vectors, places = VectorFiles(opened.folder, WIDTH, BITS), PRODUCTS * PHOTOS
-    owners = vectors.memmap(layout.ROW_PRODUCTS, places)
+    vectors, num_rows = VectorFiles(opened.folder, WIDTH, BITS), PRODUCTS * PHOTOS
+    owners = vectors.memmap(layout.ROW_PRODUCTS, num_rows)
     for embedding in queries():
-        cosine = np.asarray(vectors.memmap(layout.FEATURES, places), np.float32) @ l2_normalize(
+        cosine = np.asarray(vectors.memmap(layout.FEATURES, num_rows), np.float32) @ l2_normalize(
             embedding
         )
         order = np.argsort(-cosine, kind="stable")
@@ -72,7 +72,7 @@ def test_nearest_photos_are_exact(opened, k):
             [n.similarity for n in near.photos], cosine[order[:5]], rtol=1e-6
         )
         assert len(near.products) == k
-    assert len(opened.nearest(queries(1), k, num_photos=places + 9)[0].photos) == places
+    assert len(opened.nearest(queries(1), k, num_photos=num_rows + 9)[0].photos) == num_rows
 
 
 def test_batch_equals_single_queries(opened):
@@ -101,8 +101,8 @@ def test_deleted_product_is_not_returned_after_refresh(index, opened):
     embedding = queries(1)[0]
     best = exact(opened, embedding, 1)[0][0]
     remove_products(index, [f"sku-{best}"])
-    assert search(opened, embedding, 1)[0][0] == best  # as it was at the last look
-    assert opened.products([best]) == [None]  # but its card is gone
+    assert search(opened, embedding, 1)[0][0] == best  # as of the last refresh
+    assert opened.products([best]) == [None]  # but its record is deleted
     assert opened.refresh()
     assert not opened.refresh()
     left = set(range(PRODUCTS)) - {best}
@@ -156,10 +156,11 @@ def test_reading_threads_keep_a_replaced_index_open(index):
     opened = LocalIndex(layout.current_version(index))
     results, going = [], threading.Event()
 
-    def read(mine):
+    def read(local_index):
         going.set()
         results.extend(
-            len([record for record in mine.products(range(PRODUCTS)) if record]) for _ in range(300)
+            len([record for record in local_index.products(range(PRODUCTS)) if record])
+            for _ in range(300)
         )
 
     threads = [threading.Thread(target=read, args=(opened,)) for _ in range(4)]
@@ -177,13 +178,15 @@ def test_widening_is_limited(opened, monkeypatch):
     """At most `MAX_WIDENING` times the candidates."""
     from sicot_jax.index.backends import local
 
-    looked = []
-    ranked = local._rank_rows
+    num_ranked = []
+    rank_rows = local._rank_rows
     monkeypatch.setattr(
         local,
         "_rank_rows",
-        lambda view, q, places, *n: looked.append(len(places)) or ranked(view, q, places, *n),
+        lambda snapshot, q, rows, *n: (
+            num_ranked.append(len(rows)) or rank_rows(snapshot, q, rows, *n)
+        ),
     )
     monkeypatch.setattr(local, "MAX_WIDENING", 2)
     search(opened, queries(1)[0], PRODUCTS + 3, candidates=5)
-    assert max(looked) <= 2 * (PRODUCTS + 3) < PRODUCTS * PHOTOS
+    assert max(num_ranked) <= 2 * (PRODUCTS + 3) < PRODUCTS * PHOTOS

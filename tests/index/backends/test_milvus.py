@@ -1,6 +1,6 @@
 """An index whose codes lie in Milvus, against the same in files.
 
-A real Milvus Lite, in an environment of its own: it has binary vectors up to 2.5, which needs an
+A real Milvus Lite, in a separate environment: it has binary vectors up to 2.5, which needs an
 older setuptools than other packages here.
 """
 
@@ -43,15 +43,15 @@ for _ in range(2):
 embeddings = np.random.default_rng(1).random((8, 64)).astype(np.float32)
 answers = []
 for address in ("", database):
-    made = open_index(version, address)
+    opened_index = open_index(version, address)
     answers.append([])
     for category in (None, "kind 0", "kind 1", "fresh", "nothing"):
         for candidates in (9, 40):
             options = {"num_photos": 4, "category": category, "candidates": candidates}
-            near = made.nearest(embeddings, 3, **options)
+            near = opened_index.nearest(embeddings, 3, **options)
             answers[-1].append([dataclasses.asdict(one) for one in near])
-    answers[-1].append([made.counts(), dataclasses.asdict(made.product("new"))])
-    made.close()
+    answers[-1].append([opened_index.counts(), dataclasses.asdict(opened_index.product("new"))])
+    opened_index.close()
 print(json.dumps({"messages": messages, "answers": answers}))
 """
 
@@ -61,16 +61,16 @@ def python(tmp_path_factory):
     """Of an environment with Milvus Lite."""
     folder = tmp_path_factory.mktemp("milvus")
     venv.create(folder, with_pip=True)
-    made = folder / "bin" / "python"
+    interpreter = folder / "bin" / "python"
     done = subprocess.run(
-        [made, "-m", "pip", "install", "--quiet", *PACKAGES],
+        [interpreter, "-m", "pip", "install", "--quiet", *PACKAGES],
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
         pytest.skip(f"no Milvus Lite could be installed: {done.stderr.strip()[-200:]}")
-    return made
+    return interpreter
 
 
 @pytest.mark.slow
@@ -111,9 +111,9 @@ def test_milvus_equals_files(index, python, tmp_path):
     for one, other in zip(
         files[:-1:2], milvus[:-1:2], strict=True
     ):  # of equal distances either may be proposed
-        for mine, theirs in zip(one, other, strict=True):
-            assert len(mine["photos"]) == len(theirs["photos"])
-            assert mine["products"][:1] == theirs["products"][:1]
+        for from_files, from_milvus in zip(one, other, strict=True):
+            assert len(from_files["photos"]) == len(from_milvus["photos"])
+            assert from_files["products"][:1] == from_milvus["products"][:1]
 
 
 def test_missing_package_is_one_line(index, capsys, monkeypatch):

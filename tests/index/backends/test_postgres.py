@@ -57,8 +57,8 @@ def reading(index, url=""):
 
 @pytest.fixture(params=["files", "database"])
 def opened(request, index):
-    """Both implementations, of an index with a product withdrawn, another's photos withdrawn, and a
-    product without a class.
+    """Both implementations, of an index with a deleted product, two deleted photos of another one,
+    and a product without a class.
     """
     remove_products(index, [sku(2)])
     remove_products(index, [], photos=[f"{0:032x}", f"{1:032x}"])
@@ -74,8 +74,8 @@ def opened(request, index):
     if request.param == "database":
         url = request.getfixturevalue("url")
         publish_to_postgres(index, url)
-    with reading(index, url) as made:
-        yield made
+    with reading(index, url) as opened_index:
+        yield opened_index
 
 
 def queries(count=10):
@@ -83,25 +83,25 @@ def queries(count=10):
 
 
 def all_pairs(opened, embedding, k, category=None):
-    """(product, place, similarity) of the nearest by all similarities."""
+    """(product, row, similarity) of the nearest by all similarities."""
     with contextlib.closing(ProductStore(opened.folder / layout.PRODUCTS)) as store:
         rows = store.connection.execute(
             "SELECT row, product_id FROM photos JOIN products USING (product_id) "
             "WHERE NOT photos.deleted AND NOT products.deleted AND (?1 IS NULL OR category = ?1)",
             (category,),
         ).fetchall()
-        places = store.num_rows()
+        num_rows = store.num_rows()
     vectors = VectorFiles(opened.folder, opened.manifest.width, opened.manifest.bits)
-    similarity = np.asarray(vectors.memmap(layout.FEATURES, places), np.float32) @ l2_normalize(
+    similarity = np.asarray(vectors.memmap(layout.FEATURES, num_rows), np.float32) @ l2_normalize(
         embedding
     )
     best = {}
-    for place, product in rows:
-        best.setdefault(product, (product, place, float(similarity[place])))
+    for row, product in rows:
+        best.setdefault(product, (product, row, float(similarity[row])))
         best[product] = max(
-            best[product], (product, place, float(similarity[place])), key=lambda found: found[2]
+            best[product], (product, row, float(similarity[row])), key=lambda entry: entry[2]
         )
-    return sorted(best.values(), key=lambda found: -found[2])[:k]
+    return sorted(best.values(), key=lambda entry: -entry[2])[:k]
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["compared all", "by the graph"])
@@ -111,13 +111,13 @@ def test_nearest_products_are_exact(opened, monkeypatch, graph):
     for category, k in itertools.product(
         [None, "kind 0", "kind 1", "nothing", "\0"], [0, 1, 3, PRODUCTS + 5]
     ):
-        for embedding, found in zip(
+        for embedding, near in zip(
             queries(), opened.nearest(queries(), k, category=category), strict=True
         ):
             wanted = all_pairs(opened, embedding, k, category)
-            assert [(n.product_id, n.row) for n in found.products] == [one[:2] for one in wanted]
+            assert [(n.product_id, n.row) for n in near.products] == [one[:2] for one in wanted]
             np.testing.assert_allclose(
-                [n.similarity for n in found.products], [one[2] for one in wanted], rtol=1e-5
+                [n.similarity for n in near.products], [one[2] for one in wanted], rtol=1e-5
             )
         # One candidate is one product: the search widens by itself, and ends where there are no
         # more.
@@ -150,18 +150,20 @@ def test_records_equal_those_of_the_files(index, url):
         assert copy.products([]) == []
         for name in (sku(0), sku(4), "a/b 靴'", "nope", "\0"):
             assert copy.product(name) == files.product(name)
-        for place in (0, 5, PRODUCTS * PHOTOS, 99):
-            assert copy.picture(place) == files.picture(place)
+        for row in (0, 5, PRODUCTS * PHOTOS, 99):
+            assert copy.picture(row) == files.picture(row)
         assert copy.counts() == files.counts()
-        mine, theirs = copy.active_products(), files.active_products()
+        active_in_copy, active_in_files = copy.active_products(), files.active_products()
         for name in ("deleted", "new_products", "kernel", "bias"):
-            np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
-            assert getattr(mine, name).dtype == getattr(theirs, name).dtype
-        assert mine.kernel.shape == (1, WIDTH)
+            np.testing.assert_array_equal(
+                getattr(active_in_copy, name), getattr(active_in_files, name)
+            )
+            assert getattr(active_in_copy, name).dtype == getattr(active_in_files, name).dtype
+        assert active_in_copy.kernel.shape == (1, WIDTH)
 
 
 def test_codes_and_features_equal_those_of_the_files(index, url):
-    """As text, which has its own rules for the order of bits."""
+    """As text, whose order of bits may differ."""
     publish_to_postgres(index, url)
     folder = layout.current_version(index)
     manifest = layout.read_index_manifest(folder)
@@ -171,14 +173,14 @@ def test_codes_and_features_equal_those_of_the_files(index, url):
         stored = connection.execute(
             "SELECT code::text, feature::text, product_id FROM photos ORDER BY row"
         ).fetchall()
-    for (code, feature, product), place in zip(stored, range(PRODUCTS * PHOTOS), strict=True):
-        bits = np.unpackbits(vectors.memmap(layout.CODES, place + 1)[place], bitorder="little")
+    for (code, feature, product), row in zip(stored, range(PRODUCTS * PHOTOS), strict=True):
+        bits = np.unpackbits(vectors.memmap(layout.CODES, row + 1)[row], bitorder="little")
         assert code == "".join(map(str, bits))
         np.testing.assert_array_equal(
             np.array(feature.strip("[]").split(","), np.float32),
-            vectors.memmap(layout.FEATURES, place + 1)[place],
+            vectors.memmap(layout.FEATURES, row + 1)[row],
         )
-        assert product == vectors.memmap(layout.ROW_PRODUCTS, place + 1)[place]
+        assert product == vectors.memmap(layout.ROW_PRODUCTS, row + 1)[row]
 
 
 def test_large_files_are_not_needed(index, url):
@@ -194,10 +196,10 @@ def test_large_files_are_not_needed(index, url):
 def five_thousand(tmp_path_factory, small_version):
     """An index of 5,000 random vectors, ten categories and a rare one."""
     folder = tmp_path_factory.mktemp("many")
-    made = layout.read_index_manifest(small_version)
+    manifest = layout.read_index_manifest(small_version)
     version = folder / "index" / "v000001"
     version.parent.mkdir()
-    vector_search.write_version(version, vector_search.GaussianVectors(WIDTH), 5_000, 256, made)
+    vector_search.write_version(version, vector_search.GaussianVectors(WIDTH), 5_000, 256, manifest)
     (folder / "index" / layout.CURRENT).write_text("v000001\n")
     with (
         contextlib.closing(ProductStore(version / layout.PRODUCTS, writable=True)) as store,
@@ -214,7 +216,7 @@ def five_thousand(tmp_path_factory, small_version):
 def test_recall(five_thousand, url):
     """Of all products, of a category, and with deleted ones, none of which the graph knows."""
     publish_to_postgres(five_thousand, url)
-    asked = vector_search.GaussianVectors(WIDTH)(20, np.random.default_rng(5))
+    query_vectors = vector_search.GaussianVectors(WIDTH)(20, np.random.default_rng(5))
     with reading(five_thousand, url) as copy:
 
         def recall(**more):
@@ -223,7 +225,7 @@ def test_recall(five_thousand, url):
                     {n.row for n in copy.nearest(q[None], 10, **more)[0].products}
                     & {w[1] for w in all_pairs(copy, q, 10, **more)}
                 )
-                for q in asked
+                for q in query_vectors
             ]
             return np.mean(hits) / 10
 
@@ -237,11 +239,11 @@ def test_recall(five_thousand, url):
         assert recall(category="kind 3") == 1 == recall(category="rare")
         remove_products(five_thousand, [sku(n) for n in range(0, 5_000, 2)])
         publish_to_postgres(five_thousand, url)
-        assert {n.product_id % 2 for q in asked for n in copy.nearest(q[None], 10)[0].products} == {
-            1
-        }
+        assert {
+            n.product_id % 2 for q in query_vectors for n in copy.nearest(q[None], 10)[0].products
+        } == {1}
         assert recall() >= 0.95
-        assert copy.nearest(asked[:1], 10, category="kind 2") == [Neighbours([], [])]
+        assert copy.nearest(query_vectors[:1], 10, category="kind 2") == [Neighbours([], [])]
 
 
 def test_second_publish_changes_nothing(index, url):
@@ -271,7 +273,7 @@ def test_refresh_sees_published_changes(index, url, tmp_path):
         assert copy.product(sku(3)).title == f"title {sku(3)}"
         assert copy.counts() == {"products": PRODUCTS, "photos": PRODUCTS * PHOTOS}
         published = publish_to_postgres(index, url)
-        # Products: new, 1 (category), 2 and 3; a withdrawn photo; a row of the classifier.
+        # Products: new, 1 (category), 2 and 3; a deleted photo; a row of the classifier.
         assert (published.revision, published.new_photos, published.changes) == (2, 2, 6)
         assert copy.active_products().new_products.tolist() == []  # until
         assert copy.refresh()
@@ -285,25 +287,26 @@ def test_refresh_sees_published_changes(index, url, tmp_path):
             assert copy.product(sku(3)).quality == {"price": 2.5}
             assert copy.count_photos(1) == files.count_photos(1) == PHOTOS + 1
             for category in (None, "fresh", "kind 0", "kind 1"):
-                mine, theirs = (
+                near_in_copy, near_in_files = (
                     one.nearest(queries(), 9, num_photos=7, category=category)
                     for one in (copy, files)
                 )
                 for part in ("products", "photos"):
                     one, other = (
-                        [[n.row for n in getattr(f, part)] for f in side] for side in (mine, theirs)
+                        [[n.row for n in getattr(f, part)] for f in side]
+                        for side in (near_in_copy, near_in_files)
                     )
                     assert one == other
                     assert all(one)
             assert copy.active_products().category_names == ("fresh", "kind 0", "kind 1")
             for one in (copy, files):
-                told = [
+                product_categories = [
                     one.active_products().category_names[number]
                     for number in one.active_products().product_category
                 ]
-                assert told == [
-                    card.category if card else f"kind {n % 2}"
-                    for n, card in enumerate(one.products(everything))
+                assert product_categories == [
+                    record.category if record else f"kind {n % 2}"
+                    for n, record in enumerate(one.products(everything))
                 ]
 
 
@@ -352,12 +355,12 @@ def test_stopped_publish_leaves_the_old_version(index, url, small_version, monke
         assert copy.nearest(queries(3), 3) == before
         assert not copy.refresh()
         with psycopg.connect(url) as connection:
-            (found,) = connection.execute("SELECT schema FROM sicot.versions").fetchall()
+            (schema,) = connection.execute("SELECT schema FROM sicot.versions").fetchall()
             schemas = connection.execute(
                 "SELECT nspname FROM pg_namespace WHERE nspname LIKE 'sicot%'"
             ).fetchall()
-            assert sorted(schemas) == [("sicot",), found]
-            assert "v000001" in found[0]
+            assert sorted(schemas) == [("sicot",), schema]
+            assert "v000001" in schema[0]
         with pytest.raises(
             InputError,
             match=r"has no copy of .*v000002; make it with `sicot index publish --index",

@@ -33,16 +33,16 @@ ALL = PRODUCTS * PHOTOS + 9  # candidates
 
 @contextlib.contextmanager
 def opened(index):
-    made = open_index(layout.current_version(index))
+    opened_index = open_index(layout.current_version(index))
     try:
-        yield made
+        yield opened_index
     finally:
-        made.close()
+        opened_index.close()
 
 
 @pytest.fixture
 def changed(index, tmp_path):
-    """With a later product, one that is withdrawn, one that moved, and a withdrawn photo."""
+    """With an added, a deleted and a recategorised product, and a deleted photo."""
     rows = [
         {"image": f"{n}.jpg", "sku": "new", "category": "fresh", "title": "t", "price": "2"}
         for n in range(3)
@@ -63,14 +63,14 @@ def queries(count=10):
     return np.random.default_rng(1).random((count, WIDTH)).astype(np.float32)
 
 
-def image_ids(made, near):
-    """Of photos, whose places differ."""
+def image_ids(opened_index, near):
+    """Identifies neighbours by image id, as the rows of the same photo differ."""
     ids = {}
-    parts = made.shards if isinstance(made, ShardedIndex) else [made]
+    parts = opened_index.shards if isinstance(opened_index, ShardedIndex) else [opened_index]
     for shard, part in enumerate(parts):
-        for place, image_id in part.store.connection.execute("SELECT row, image_id FROM photos"):
-            ids[place * len(parts) + shard] = image_id
-    # The order in which a product is summed depends on the lines beside it.
+        for row, image_id in part.store.connection.execute("SELECT row, image_id FROM photos"):
+            ids[row * len(parts) + shard] = image_id
+    # The order of summation of a dot product depends on the neighbouring rows.
     return [(n.product_id, ids[n.row], pytest.approx(n.similarity, abs=1e-6)) for n in near]
 
 
@@ -79,23 +79,26 @@ def test_shards_answer_as_one_index(changed, tmp_path, count):
     """With more shards than products some are empty."""
     split_index(changed, tmp_path / "split", count)
     assert verify_version(layout.current_version(tmp_path / "split"), checksums=True) == []
-    with opened(changed) as unsharded, opened(tmp_path / "split") as made:
-        assert isinstance(made, ShardedIndex)
-        assert len(made.shards) == count
+    with opened(changed) as unsharded, opened(tmp_path / "split") as sharded_index:
+        assert isinstance(sharded_index, ShardedIndex)
+        assert len(sharded_index.shards) == count
         for category in (None, "kind 0", "kind 1", "fresh", "nothing"):
             one, other = (
                 index.nearest(queries(), 4, num_photos=5, category=category, candidates=ALL)
-                for index in (unsharded, made)
+                for index in (unsharded, sharded_index)
             )
-            for mine, theirs in zip(one, other, strict=True):
+            for unsharded_near, sharded_near in zip(one, other, strict=True):
                 for part in ("products", "photos"):
-                    assert image_ids(unsharded, getattr(mine, part)) == image_ids(
-                        made, getattr(theirs, part)
+                    assert image_ids(unsharded, getattr(unsharded_near, part)) == image_ids(
+                        sharded_index, getattr(sharded_near, part)
                     )
-        assert made.counts() == {"products": PRODUCTS, "photos": (PRODUCTS - 1) * PHOTOS + 2}
-        assert made.manifest.num_photos == made.counts()["photos"]
-        assert made.manifest.model_sha256 == unsharded.manifest.model_sha256
-        mine, theirs = made.active_products(), unsharded.active_products()
+        assert sharded_index.counts() == {
+            "products": PRODUCTS,
+            "photos": (PRODUCTS - 1) * PHOTOS + 2,
+        }
+        assert sharded_index.manifest.num_photos == sharded_index.counts()["photos"]
+        assert sharded_index.manifest.model_sha256 == unsharded.manifest.model_sha256
+        mine, theirs = sharded_index.active_products(), unsharded.active_products()
         for field in ("deleted", "new_products", "kernel", "bias"):
             np.testing.assert_array_equal(getattr(mine, field), getattr(theirs, field))
         assert mine.category_names == ("fresh", "kind 0", "kind 1")
@@ -109,31 +112,33 @@ def test_shards_answer_as_one_index(changed, tmp_path, count):
 def test_recognition_is_the_same(changed, tmp_path):
     split_index(changed, tmp_path / "split", 3)
     fusion = read_fusion(layout.current_version(tmp_path / "split") / layout.CATEGORY_FUSION)
-    with opened(changed) as unsharded, opened(tmp_path / "split") as made:
+    with opened(changed) as unsharded, opened(tmp_path / "split") as sharded_index:
         for embedding in queries(5):
             logits = embedding[:PRODUCTS]
             one, other = (
                 Searcher(index, category_fusion=fusion).answer(
                     Query(embedding, logits, k=4, num_similar=5)
                 )
-                for index in (unsharded, made)
+                for index in (unsharded, sharded_index)
             )
             for part in ("matches", "similar"):
-                mine, theirs = (
+                unsharded_scores, sharded_scores = (
                     [(s.product.sku, pytest.approx(s.score)) for s in getattr(a, part)]
                     for a in (one, other)
                 )
-                assert mine == theirs
-                assert len(mine) >= 3
+                assert unsharded_scores == sharded_scores
+                assert len(unsharded_scores) >= 3
             assert one.searched_category == other.searched_category
             assert dict(one.category.top) == pytest.approx(dict(other.category.top))
 
 
 def test_records_and_pictures_are_read_from_their_shards(changed, tmp_path):
     split_index(changed, tmp_path / "split", 2)
-    with opened(changed) as unsharded, opened(tmp_path / "split") as made:
+    with opened(changed) as unsharded, opened(tmp_path / "split") as sharded_index:
         numbers = [6, 0, 2, 3, 0]
-        for one, other in zip(unsharded.products(numbers), made.products(numbers), strict=True):
+        for one, other in zip(
+            unsharded.products(numbers), sharded_index.products(numbers), strict=True
+        ):
             if one is None:
                 assert other is None
                 continue
@@ -142,32 +147,37 @@ def test_records_and_pictures_are_read_from_their_shards(changed, tmp_path):
             )
             assert (
                 [unsharded.picture(p) for p in one.picture_rows]
-                == [made.picture(p) for p in other.picture_rows]
+                == [sharded_index.picture(p) for p in other.picture_rows]
                 != []
             )
-            assert made.product(one.sku) == other
-            assert made.count_photos(one.product_id) == unsharded.count_photos(one.product_id)
-        assert made.product("nobody") is None
-        assert made.product(sku(2)) is None
-        assert made.picture(10_000) is None
+            assert sharded_index.product(one.sku) == other
+            assert sharded_index.count_photos(one.product_id) == unsharded.count_photos(
+                one.product_id
+            )
+        assert sharded_index.product("nobody") is None
+        assert sharded_index.product(sku(2)) is None
+        assert sharded_index.picture(10_000) is None
 
 
 def test_few_candidates_are_at_least_as_good(changed, tmp_path):
     """Each shard ranks as many candidates as one index would."""
     split_index(changed, tmp_path / "split", 3)
-    with opened(changed) as unsharded, opened(tmp_path / "split") as made:
+    with opened(changed) as unsharded, opened(tmp_path / "split") as sharded_index:
         for one, other in zip(
             *(
                 index.nearest(queries(), 2, num_photos=3, candidates=4)
-                for index in (unsharded, made)
+                for index in (unsharded, sharded_index)
             ),
             strict=True,
         ):
             for part in ("products", "photos"):
-                mine, theirs = (
+                unsharded_similarities, sharded_similarities = (
                     [n.similarity for n in getattr(near, part)] for near in (one, other)
                 )
-                assert all(b >= a - 1e-6 for a, b in zip(mine, theirs, strict=True))
+                assert all(
+                    b >= a - 1e-6
+                    for a, b in zip(unsharded_similarities, sharded_similarities, strict=True)
+                )
 
 
 def test_fitted_files_are_copied(index, tmp_path, monkeypatch):
@@ -201,7 +211,7 @@ def test_shard_is_an_index_with_lists(index, tmp_path, monkeypatch):
         assert {n.product_id for n in part.nearest(queries(1), 9)[0].products} == {1, 3, 5}
 
 
-def test_damaged_shard_is_found(index, tmp_path):
+def test_damaged_shard_is_detected(index, tmp_path):
     split_index(index, tmp_path / "split", 2)
     version = layout.current_version(tmp_path / "split")
     codes = shard_folder(version, 1) / layout.CODES
@@ -250,10 +260,10 @@ def test_sharded_index_cannot_be_changed(index, tmp_path, capsys):
 def test_active_products_by_hand():
     """Products 0 and 2 are of the first shard, 1 and 3 of the second; 3 and 4 are new."""
 
-    def part(withdrawn, products, names, category):
+    def part(deleted, products, names, category):
         rows = np.full((len(products), 2), 7.0, np.float32) * (np.array(products)[:, None] + 1)
         return ActiveProducts(
-            np.array(withdrawn),
+            np.array(deleted),
             np.array(products, int),
             rows,
             rows[:, 0],
@@ -261,7 +271,7 @@ def test_active_products_by_hand():
             np.array(category),
         )
 
-    # Of products that a part has not, it knows no category: K of its own.
+    # A part knows no category of products that it lacks: there it stores its number of categories.
     merged = sharded._merge_active(
         [part([2], [4], ("b",), [0, 1, 1, 1, 0]), part([1], [3], ("a", "c"), [2, 2, 2, 1])]
     )
@@ -276,7 +286,7 @@ def test_active_products_by_hand():
 def test_refresh_sees_changes_of_a_shard(index, tmp_path):
     split_index(index, tmp_path / "split", 2)
     version = layout.current_version(tmp_path / "split")
-    with opened(tmp_path / "split") as made:
+    with opened(tmp_path / "split") as sharded_index:
         from sicot_jax.index.storage.products import ProductStore
 
         with (
@@ -286,10 +296,10 @@ def test_refresh_sees_changes_of_a_shard(index, tmp_path):
             store.transaction(),
         ):
             store.connection.execute("UPDATE products SET deleted = 1 WHERE product_id = 3")
-        assert made.refresh()
-        assert not made.refresh()
-        assert made.active_products().deleted.tolist() == [3]
-        assert {n.product_id for n in made.nearest(queries(1), 9)[0].products} == set(
+        assert sharded_index.refresh()
+        assert not sharded_index.refresh()
+        assert sharded_index.active_products().deleted.tolist() == [3]
+        assert {n.product_id for n in sharded_index.nearest(queries(1), 9)[0].products} == set(
             range(PRODUCTS)
         ) - {3}
 

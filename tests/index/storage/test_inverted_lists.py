@@ -28,44 +28,46 @@ def plane(degrees):
 
 
 @pytest.fixture
-def made(tmp_path, monkeypatch):
+def plane_lists(tmp_path, monkeypatch):
     monkeypatch.setattr(inverted_lists, "ROWS_PER_LIST", 3)
     write_inverted_lists(tmp_path, plane(ANGLES).astype(np.float16), [(6, 12), (0, 6)])
     return InvertedLists(tmp_path, 12, 2)
 
 
-def test_list_is_a_cluster(made):
+def test_list_is_a_cluster(plane_lists):
     """The nearest list of each cluster has its rows, ascending; centroids are the cluster means."""
     for degrees, rows in ((1, [0, 2, 4]), (91, [1, 3, 5]), (46, [6, 8, 10]), (140, [7, 9, 11])):
-        assert made.probe(plane(degrees), 0, 12, 3).tolist() == rows
+        assert plane_lists.probe(plane(degrees), 0, 12, 3).tolist() == rows
     np.testing.assert_allclose(
-        sorted(made._centroids[:, 0]), sorted(plane([2, 92, 47, 137])[:, 0]), atol=1e-3
+        sorted(plane_lists._centroids[:, 0]), sorted(plane([2, 92, 47, 137])[:, 0]), atol=1e-3
     )
 
 
-def test_probes_enough_lists(made):
+def test_probes_enough_lists(plane_lists):
     """From 20 degrees the centroids at 2, 47, 92 and 137 are 18, 27, 72 and 117 away."""
-    found = [made.probe(plane(20), 0, 12, wanted).tolist() for wanted in (1, 3, 4, 7, 12, 99)]
+    probed = [
+        plane_lists.probe(plane(20), 0, 12, wanted).tolist() for wanted in (1, 3, 4, 7, 12, 99)
+    ]
     in_order = [0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11]
-    assert found == [in_order[:n] for n in (3, 3, 6, 9, 12, 12)]
+    assert probed == [in_order[:n] for n in (3, 3, 6, 9, 12, 12)]
 
 
-def test_probes_lists_of_the_category_alone(made):
-    assert made.probe(plane(1), 6, 12, 3).tolist() == [6, 8, 10]
-    assert made.probe(plane(46), 0, 6, 3).tolist() in ([0, 2, 4], [1, 3, 5])
-    assert sorted(made.probe(plane(46), 0, 6, 6).tolist()) == list(range(6))
+def test_probes_lists_of_the_category_alone(plane_lists):
+    assert plane_lists.probe(plane(1), 6, 12, 3).tolist() == [6, 8, 10]
+    assert plane_lists.probe(plane(46), 0, 6, 3).tolist() in ([0, 2, 4], [1, 3, 5])
+    assert sorted(plane_lists.probe(plane(46), 0, 6, 6).tolist()) == list(range(6))
 
 
-def test_damaged_lists_are_found(made, tmp_path):
-    assert made.find_faults([(0, 6), (6, 12)]) == []
-    assert "lie across categories" in made.find_faults([(0, 5), (5, 12)])[0]
+def test_damaged_lists_are_detected(plane_lists, tmp_path):
+    assert plane_lists.find_faults([(0, 6), (6, 12)]) == []
+    assert "lie across categories" in plane_lists.find_faults([(0, 5), (5, 12)])[0]
     with pytest.raises(
         InputError,
         match=r"posting_lists.i32: 12 rows in 4 lists of 2 numbers, wanted 13 of 2; build the",
     ):
         InvertedLists(tmp_path, 13, 2)
     stored = np.fromfile(tmp_path / layout.POSTING_LISTS, np.int32)
-    stored[5] = stored[6]  # a line twice, another one lost
+    stored[5] = stored[6]  # a row twice, another one lost
     stored.tofile(tmp_path / layout.POSTING_LISTS)
     assert (
         "rows 0 to 6 are not each in one list"
@@ -102,11 +104,11 @@ def listed(index, monkeypatch):
 
 @contextlib.contextmanager
 def opened(folder):
-    made = LocalIndex(folder)
+    local_index = LocalIndex(folder)
     try:
-        yield made
+        yield local_index
     finally:
-        made.close()
+        local_index.close()
 
 
 def queries(count=10):
@@ -125,21 +127,23 @@ def test_proposes_the_nearest_rows_of_probed_lists(index, listed):
         ),
     )
     built = PRODUCTS * PHOTOS
-    with opened(listed) as made:
-        view = made._snapshot
+    with opened(listed) as local_index:
+        snapshot = local_index._snapshot
         for query in l2_normalize(queries()):
-            code = made.encoder.encode(query[None])[0]
-            rows = np.append(made._lists.probe(query, 0, built, 6), [built, built + 1])
-            assert len(rows) < len(view.codes)
-            all_distances = np.unpackbits(view.codes[rows] ^ code, axis=1).sum(1)
-            found = made._propose(view, query, code, (0, len(view.codes)), 2)
-            distances = np.unpackbits(view.codes[found] ^ code, axis=1).sum(1)
-            assert set(found) <= set(rows)
+            code = local_index.encoder.encode(query[None])[0]
+            rows = np.append(local_index._lists.probe(query, 0, built, 6), [built, built + 1])
+            assert len(rows) < len(snapshot.codes)
+            all_distances = np.unpackbits(snapshot.codes[rows] ^ code, axis=1).sum(1)
+            proposed = local_index._propose(snapshot, query, code, (0, len(snapshot.codes)), 2)
+            distances = np.unpackbits(snapshot.codes[proposed] ^ code, axis=1).sum(1)
+            assert set(proposed) <= set(rows)
             assert distances.tolist() == np.sort(all_distances)[:2].tolist()
         # An added photo is nearest to itself, in all categories and in its category.
-        feature = np.asarray(view.features[built], np.float32)
+        feature = np.asarray(snapshot.features[built], np.float32)
         for category in (None, "kind 1"):
-            near = made.nearest(feature[None], 1, num_photos=1, category=category, candidates=2)[0]
+            near = local_index.nearest(
+                feature[None], 1, num_photos=1, category=category, candidates=2
+            )[0]
             assert near.photos[0].row == built
             assert near.products[0].product_id == PRODUCTS
 
@@ -150,12 +154,12 @@ def test_deleted_and_recategorized_photos_with_lists(listed, index, tmp_path):
     remove_products(index, [], photos=[f"{0:032x}"])
     (tmp_path / "move.csv").write_text("sku,category\nsku-1,kind 0\n")
     update_products(index, tmp_path / "move.csv")
-    with opened(listed) as made:
+    with opened(listed) as local_index:
         flat = LocalIndex(listed)
         flat._lists = None
         for category, k in ((None, 3), ("kind 0", 3), ("kind 1", 2)):
             for candidates in (2, 4):  # three rows for each: of 12 in a category, of 24 in all
-                narrow = made.nearest(
+                narrow = local_index.nearest(
                     queries(), 3, num_photos=4, category=category, candidates=candidates
                 )
                 wide = flat.nearest(queries(), 3, num_photos=4, category=category, candidates=99)
@@ -170,7 +174,7 @@ def test_deleted_and_recategorized_photos_with_lists(listed, index, tmp_path):
         flat.close()
 
 
-def test_verify_and_open_find_damaged_lists(index, listed):
+def test_verify_and_open_detect_damaged_lists(index, listed):
     assert verify_version(listed, checksums=True) == []
     stored = np.fromfile(listed / layout.POSTING_LISTS, np.int32)
     stored[-1] = stored[-2]
@@ -196,12 +200,12 @@ def test_import_writes_lists_anew(index, listed, tmp_path, monkeypatch):
         layout.read_index_manifest(folder).sha256
     )
     assert verify_version(folder, checksums=True) == []
-    with opened(folder) as made:
-        assert len(made._lists._rows) == (PRODUCTS - 1) * PHOTOS
+    with opened(folder) as local_index:
+        assert len(local_index._lists._rows) == (PRODUCTS - 1) * PHOTOS
 
 
 def test_small_index_has_no_lists(index, small_version):
     folder = publish_copy(index, small_version)
     assert not (folder / layout.POSTING_LISTS).exists()
-    with opened(folder) as made:
-        assert made._lists is None
+    with opened(folder) as local_index:
+        assert local_index._lists is None

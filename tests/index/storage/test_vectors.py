@@ -32,26 +32,26 @@ def test_memmap_keeps_its_rows_while_others_are_added(tmp_path):
 
 def test_cosine_similarities_of_float16(monkeypatch):
     """Also of subnormal numbers; equal rows have equal results in every chunk; NaN gives -inf."""
-    monkeypatch.setattr(vectors, "_CHUNK_BYTES", 64 * 200)  # 64 lines
+    monkeypatch.setattr(vectors, "_CHUNK_BYTES", 64 * 200)  # 64 rows
     rng = np.random.default_rng(0)
     features = l2_normalize(
         rng.normal(size=(300, 100)) * 10.0 ** rng.uniform(-9, 0, (300, 100))
     ).astype(np.float16)
     features[200] = features[7]
     assert 0 < np.mean((features != 0) & (np.abs(features) < 2.0**-14)) < 1
-    query, lines = l2_normalize(rng.normal(size=100)), rng.permutation(300)[:259]
-    lines[:2] = 200, 7
-    similarity = cosine_similarities(features, lines, query)
+    query, rows = l2_normalize(rng.normal(size=100)), rng.permutation(300)[:259]
+    rows[:2] = 200, 7
+    similarity = cosine_similarities(features, rows, query)
     np.testing.assert_allclose(
-        similarity, features[lines].astype(np.float64) @ query, rtol=0, atol=1e-6
+        similarity, features[rows].astype(np.float64) @ query, rtol=0, atol=1e-6
     )
     assert similarity.dtype == np.float32
     assert similarity[0] == similarity[1]
-    assert cosine_similarities(features, lines[:0], query).shape == (0,)
+    assert cosine_similarities(features, rows[:0], query).shape == (0,)
     damaged = features.copy()
-    damaged[lines[3], 5] = np.nan  # the others stay as they are
+    damaged[rows[3], 5] = np.nan  # the others stay as they are
     np.testing.assert_array_equal(
-        cosine_similarities(damaged, lines, query),
+        cosine_similarities(damaged, rows, query),
         np.where(np.arange(259) == 3, -np.inf, similarity),
     )
-    assert np.all(cosine_similarities(features, lines, query * np.nan) == -np.inf)
+    assert np.all(cosine_similarities(features, rows, query * np.nan) == -np.inf)
