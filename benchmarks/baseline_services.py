@@ -42,7 +42,7 @@ def _torch_logits(version: Path) -> Callable[[np.ndarray], np.ndarray]:
     )
 
     def logits(batch: np.ndarray) -> np.ndarray:
-        image = torch.from_numpy(converted.preprocessing.normalise(batch).transpose(0, 3, 1, 2))
+        image = torch.from_numpy(converted.preprocessing.normalize(batch).transpose(0, 3, 1, 2))
         with torch.inference_mode():
             return network_module(image).numpy()
 

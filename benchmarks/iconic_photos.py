@@ -55,7 +55,7 @@ def embed_photos(
         visual = nnx.merge(*parts, copy=True)
         if uncropped:
             visual.box = None
-        return visual.embed(preprocessing.normalise(image), train=False)
+        return visual.embed(preprocessing.normalize(image), train=False)
 
     with jax.set_mesh(predictor.mesh):
         batches = [photos[first : first + _BATCH] for first in range(0, len(photos), _BATCH)]

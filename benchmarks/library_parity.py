@@ -111,7 +111,7 @@ def largest_differences(
     preprocessing = Preprocessing(
         height=height, width=width, resize_height=height, resize_width=width
     )
-    images = np.asarray(preprocessing.normalise(photos)).transpose(0, 3, 1, 2)
+    images = np.asarray(preprocessing.normalize(photos)).transpose(0, 3, 1, 2)
     with torch.inference_mode():
         wanted = [output.numpy() for output in run(torch.from_numpy(np.ascontiguousarray(images)))]
     ours = visual_outputs_jax(model, preprocessing, arrays, list(photos))

@@ -109,7 +109,7 @@ class RunPredictor:
         def predict_batch(parts, weights, image):
             visual = nnx.merge(*parts, copy=True)
             embedding, box = visual.embed_and_localize(
-                self.run.config.preprocessing.normalise(image), train=False
+                self.run.config.preprocessing.normalize(image), train=False
             )
             logits = embedding @ weights.kernel.T + weights.bias
             box = (
@@ -135,7 +135,7 @@ class RunPredictor:
                 return jnp.sum(jnp.max(embedding @ weights.kernel.T + weights.bias, -1))
 
             return jnp.max(
-                jnp.abs(jax.grad(best)(self.run.config.preprocessing.normalise(image))), -1
+                jnp.abs(jax.grad(best)(self.run.config.preprocessing.normalize(image))), -1
             )
 
         with jax.set_mesh(self.mesh):

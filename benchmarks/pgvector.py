@@ -62,9 +62,7 @@ def timed_publish() -> Iterator[dict[str, float]]:
 
 def main() -> None:
     parser = vector_search.make_parser(__doc__ or "", [10_000, 100_000])
-    parser.add_argument(
-        "--database", default="", metavar="URL", help="default: a temporary server"
-    )
+    parser.add_argument("--database", default="", metavar="URL", help="default: a temporary server")
     options = parser.parse_args()
     print_machine()
     with contextlib.ExitStack() as stack:

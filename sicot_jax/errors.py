@@ -1,6 +1,6 @@
 """Errors that a user can fix.
 
-The command line prints their one line (what, got, wanted, remedy) without a traceback.
+The command line prints their one line (what, got, wanted, advice) without a traceback.
 """
 
 

@@ -312,21 +312,23 @@ def compile_engine(
     """
     import jax
 
+    from sicot_jax.classifier.class_weights import ClassWeights
     from sicot_jax.weights.batch_norm_folding import fold_batch_norms, folded_forward
 
+    class_weights = ClassWeights.from_named_arrays(arrays)
     weights = jax.device_put(
         {
             **fold_batch_norms(arrays),
-            "fc.kernel": arrays["fc.weight"].T,
-            "fc.bias": arrays["fc.bias"],
+            "kernel": class_weights.kernel.T,
+            "bias": class_weights.bias,
         },
         jax.devices()[0],
     )
 
     @jax.jit
     def forward(weights: Any, photos: Any) -> EngineOutputs:
-        embedding, box = folded_forward(spec, weights, preprocessing.normalise(photos))
-        logits = embedding @ weights["fc.kernel"] + weights["fc.bias"]
+        embedding, box = folded_forward(spec, weights, preprocessing.normalize(photos))
+        logits = embedding @ weights["kernel"] + weights["bias"]
         return EngineOutputs(embedding, logits, box)  # type: ignore[arg-type]
 
     def engine(photos: np.ndarray) -> EngineOutputs:

@@ -48,7 +48,7 @@ class TrainBatchLoader:
 
     A batch holds image (uint8 [B, H, W, 3]) and label (int32 [B]); token_ids (int32
     [B, max_tokens]) where titles are read; box (float32 [B, 4], zero where unknown) where
-    `with_boxes`. With `preloaded_token_ids` the photos lie on the devices already: the batch holds
+    `with_boxes`. With `preloaded_token_ids` the photos are on the devices already: the batch holds
     index (int32 [B]) in place of image, and no record is read.
 
     Attributes:

@@ -67,7 +67,7 @@ def _signals_blocked() -> Iterator[None]:
     process, which needs its batches until it has saved, and then ends its workers. A worker could
     ignore them itself only seconds after its start.
     """
-    resource_tracker.ensure_running()  # its own start would unblock them
+    resource_tracker.ensure_running()  # started later, it would unblock them
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield

@@ -16,7 +16,9 @@ from sicot_jax.config import Config
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
-_SHUFFLE_EPOCH = -1 % 2**63  # an epoch that training never reaches: not the order of any of its own
+_SHUFFLE_EPOCH = (
+    -1 % 2**63
+)  # an epoch that training never reaches, so its order differs from theirs
 
 
 class TitleVariantReader:
@@ -52,7 +54,7 @@ class TitleVariantReader:
 
         Args:
           record: record `index` of the training split.
-          index: its number; query photos, which lie behind the split's records, have no title.
+          index: its number; query photos, which follow the split's records, have no title.
 
         Returns:
           int32 [max_tokens].

@@ -23,7 +23,7 @@ WORDS_FILE = "words.txt"
 SENTENCEPIECE_FILE = "sentencepiece.model"
 PIECES_FILE = "pieces.txt"
 WORD_START = "\u2581"  # how a piece begins that begins a word
-# More pieces than this turn sentencepiece into a list of whole phrases.
+# More pieces than this turn sentencepiece into a list of complete phrases.
 MAX_PIECES = 32_000
 
 _APOSTROPHES = re.compile("['\u2019\u02bc]")
@@ -44,7 +44,7 @@ def _word_pattern() -> re.Pattern[str]:
     return re.compile(rf"[^\W_](?:[^\W_]|[{ranges}])*")
 
 
-def _normalise(text: str) -> str:
+def _normalize(text: str) -> str:
     if text.isascii():
         return text.lower()
     # Lower-casing may undo the composition ("İ" becomes two characters), hence NFKC twice.
@@ -63,10 +63,10 @@ def split_words(text: str) -> list[str]:
       The words in text order. Apostrophes join ("men's" -> "mens"), any other punctuation
       separates ("t-shirt" -> "t", "shirt") and is dropped.
     """
-    normalised = _APOSTROPHES.sub("", _normalise(text))
-    if normalised.isascii():
-        return re.findall(r"[a-z0-9]+", normalised)
-    return _word_pattern().findall(normalised)
+    normalized = _APOSTROPHES.sub("", _normalize(text))
+    if normalized.isascii():
+        return re.findall(r"[a-z0-9]+", normalized)
+    return _word_pattern().findall(normalized)
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:

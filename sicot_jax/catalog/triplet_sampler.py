@@ -1,4 +1,4 @@
-"""Samples training batches that hold triplets from clicks beside ordinary records."""
+"""Samples training batches that mix triplets from clicks with ordinary records."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The losses compare the photos of a batch by their labels. So a query photo becomes a training
 record with the label of the product that was clicked, and a photo of the product that was not
-clicked lies in the same batch: the triplet loss, the background suppression loss and the
+clicked is in the same batch: the triplet loss, the background suppression loss and the
 classifier see it like any other photo. Triplets are drawn in proportion to their weights, so no
 loss needs to know these.
 """
@@ -308,7 +308,7 @@ def _add_query_records(
     """Returns each triplet's query record, int64 [T], and the split with those records.
 
     There is one record for each source and class clicked with it. A training record that has that
-    class already stands for itself.
+    class already is used itself.
     """
     pairs, pair_of_row = np.unique(source_number * len(sku) + clicked, return_inverse=True)
     record_of_pair = np.zeros(len(pairs), np.int64)

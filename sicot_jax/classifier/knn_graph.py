@@ -43,7 +43,7 @@ def knn_graph(
 
     Args:
       kernel: float32 [C padded, D], divided over devices by class.
-      num_classes: C; rows beyond it are padding, and nobody's neighbours.
+      num_classes: C; rows beyond it are padding, and neighbours of none.
       k: number of neighbours, less than the number of classes.
       queries: rows compared at a time.
       chunk: rows they are compared with at a time.
@@ -124,8 +124,8 @@ def grouped_top_k(
 ) -> tuple[Float[Array, "R {k}"], Int[Array, "R {k}"]]:
     """Returns `lax.top_k` of long rows in less time.
 
-    The k largest lie in the k groups of TOP_K_GROUP entries with the largest maxima, since a group
-    left out has k maxima no smaller than its own; so only their entries are sorted. Groups are
+    The k largest are in the k groups of TOP_K_GROUP entries with the largest maxima, since a group
+    left out has k maxima no smaller than its maximum; so only their entries are sorted. Groups are
     strided: their maxima are those of complete vectors.
 
     Args:

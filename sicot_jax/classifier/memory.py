@@ -106,7 +106,7 @@ def _exact_bytes(sizes: HeadSizes, chunk: int, *, keeps_logits: bool) -> float:
 
 def _sampled_bytes(sizes: HeadSizes, chunk: int, *, rest: int) -> float:
     part, logits = 4 * chunk * sizes.width, 4 * chunk * sizes.rows
-    # Rows are gathered and brought up to date; the last, shorter chunk has logits of its own.
+    # Rows are gathered and brought up to date; the last, shorter chunk has separate logits.
     size = 4 * rest * sizes.rows + (1.25 * part if sizes.is_narrow else 0)
     if not sizes.is_trained:
         return size + part + 2 * logits

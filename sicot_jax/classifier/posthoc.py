@@ -38,7 +38,7 @@ def adjust_logits(
     return ClassWeights(weights.kernel, weights.bias - tau * log_prior)
 
 
-def normalise_rows(
+def tau_normalize(
     weights: ClassWeights, log_prior: Float[Array, " C"], *, tau: float
 ) -> ClassWeights:
     """Returns rows w_c / |w_c|^tau without bias, since rows of frequent classes are the longest.
@@ -60,9 +60,9 @@ def normalise_rows(
 
 # From the full prior returned to one and a half of it removed: the trade-off of head and tail.
 ADJUSTMENTS = (-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
-NORMALISATIONS = (0.25, 0.5, 0.75, 1.0)
+NORMALIZATIONS = (0.25, 0.5, 0.75, 1.0)
 
 POSTHOC_VARIANTS: dict[str, Adjustment] = {
     **{f"logit_adjustment_{t:g}": functools.partial(adjust_logits, tau=t) for t in ADJUSTMENTS},
-    **{f"tau_norm_{t:g}": functools.partial(normalise_rows, tau=t) for t in NORMALISATIONS},
+    **{f"tau_norm_{t:g}": functools.partial(tau_normalize, tau=t) for t in NORMALIZATIONS},
 }

@@ -60,7 +60,7 @@ class RowUpdate:
       bring_up_to_date: applies to the state of rows what they missed, before they are used; None
         where rows never miss a step.
       trust_ratio: trust ratio of an optimizer that scales by the norms of the complete kernel
-        (LARS): costs a pass of its own (two products more, or one with kept logits), and is given
+        (LARS): costs an extra pass (two products more, or one with kept logits), and is given
         to `apply`.
     """
 

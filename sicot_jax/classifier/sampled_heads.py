@@ -1,6 +1,7 @@
 """Heads that update only some classes in each step: random ones, or the labels' neighbours.
 
-Rows that take no part stand still, and are brought up to date when they do.
+Rows of inactive classes are not updated. The momentum and decay that they missed are applied when
+their class is active again.
 """
 
 from __future__ import annotations

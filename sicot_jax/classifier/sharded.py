@@ -67,7 +67,7 @@ def loss_and_update(
         rows of a chunk, dtype of the products.
       row_update: optimizer step of a chunk: from the rows' weights, optimizer state and gradient to
         their new ones.
-      active: row indices (in a device's own rows) of the classes that take part, -1 for an empty
+      active: row indices (among a device's rows) of the classes that take part, -1 for an empty
         slot, int32 [devices * A], divided over devices; the labels' classes must be among them, and
         none twice. None for all classes.
 

@@ -257,7 +257,7 @@ class ActiveRows:
         if self.indices is None:
             return jax.tree.map(lambda x, new: update_rows(x, new, first), tree, chunk)
         rows = self._rows(first, size)
-        # Empty slots write out of bounds, each to a row of its own, as unique_indices promises.
+        # Empty slots write out of bounds, each to a different row, as unique_indices promises.
         rows = jnp.where(rows < 0, self.shard_rows + jnp.arange(size), rows)
         return jax.tree.map(
             lambda x, new: x.at[rows].set(new, mode="drop", unique_indices=True), tree, chunk

@@ -72,7 +72,7 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_photo_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, default=ImportSettings.seed, help="of the splits")
+    parser.add_argument("--seed", type=int, default=ImportSettings.seed, help="seed of the splits")
     parser.add_argument(
         "--short-side",
         type=int,

@@ -7,8 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sicot_jax.cli.options import add_command, add_group, add_out_option
-from sicot_jax.events.bots import BotLimits
+from sicot_jax.cli.options import (
+    add_bot_options,
+    add_command,
+    add_group,
+    add_out_option,
+    bot_limits,
+)
 from sicot_jax.events.store import PURCHASE_WEIGHT
 
 if TYPE_CHECKING:
@@ -108,7 +113,7 @@ def _add_triplets(group: Commands) -> None:
         required=True,
         help="Parquet file to write; the report gets the same name with .md",
     )
-    _add_bot_options(parser)
+    add_bot_options(parser)
     parser.add_argument(
         "--eta",
         type=float,
@@ -139,42 +144,6 @@ def _add_triplets(group: Commands) -> None:
         "each other",
     )
     _add_resource_options(parser)
-
-
-def _add_bot_options(parser: argparse.ArgumentParser) -> None:
-    """Limits beyond which a visitor is a bot, whose events are left out."""
-    parser.add_argument(
-        "--max-views-per-day",
-        type=int,
-        default=BotLimits.max_views_per_day,
-        help="visitors with more result lists on a day are bots (default: 200)",
-    )
-    parser.add_argument(
-        "--max-clicks-per-day",
-        type=int,
-        default=BotLimits.max_clicks_per_day,
-        help="visitors with more clicks on a day are bots (default: 100)",
-    )
-    parser.add_argument(
-        "--max-click-share",
-        type=float,
-        default=BotLimits.max_click_share,
-        help="visitors who click a larger share of what they are shown on a day are bots "
-        "(default: 0.5)",
-    )
-    parser.add_argument(
-        "--min-interval",
-        type=float,
-        default=BotLimits.min_interval,
-        help="visitors with a shorter median interval between events of a day, in seconds, are "
-        "bots (default: 1)",
-    )
-    parser.add_argument(
-        "--min-events",
-        type=int,
-        default=BotLimits.min_events,
-        help="events of a day from which click share and interval are judged (default: 20)",
-    )
 
 
 def _add_resource_options(parser: argparse.ArgumentParser) -> None:
@@ -216,13 +185,7 @@ def _triplets(args: argparse.Namespace, _: Sequence[str]) -> None:
     from sicot_jax.events import triplets
 
     settings = triplets.TripletSettings(
-        bot_limits=BotLimits(
-            max_views_per_day=args.max_views_per_day,
-            max_clicks_per_day=args.max_clicks_per_day,
-            max_click_share=args.max_click_share,
-            min_interval=args.min_interval,
-            min_events=args.min_events,
-        ),
+        bot_limits=bot_limits(args),
         eta=args.eta,
         max_weight=args.max_weight,
         purchase_weight=args.purchase_weight,

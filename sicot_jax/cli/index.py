@@ -8,7 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sicot_jax.cli.options import Handler, add_command, add_group, add_out_option
+from sicot_jax.cli.options import (
+    Handler,
+    add_bot_options,
+    add_command,
+    add_group,
+    add_out_option,
+    bot_limits,
+)
 from sicot_jax.errors import InputError
 from sicot_jax.index.storage.binary_codes import CODE_KINDS, PCA
 
@@ -146,8 +153,9 @@ def _add_rank(group: Commands) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="folder of sicot serve --keep-queries: visitors' photos",
+        help="folder of sicot serve --keep-queries: query photos",
     )
+    add_bot_options(parser)
 
 
 def _add_copy_commands(group: Commands) -> None:
@@ -243,7 +251,7 @@ def _remove(args: argparse.Namespace, _: Sequence[str]) -> None:
 def _rank(args: argparse.Namespace, _: Sequence[str]) -> None:
     from sicot_jax.indexing.fit_ranker import fit_index_ranker
 
-    print(fit_index_ranker(args.index, args.events, args.queries))
+    print(fit_index_ranker(args.index, args.events, args.queries, bot_limits(args)))
 
 
 def _export(args: argparse.Namespace, _: Sequence[str]) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sicot_jax.events.bots import BotLimits
+
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -70,14 +72,76 @@ def add_config_option(
     )
 
 
-def add_workdir_option(parser: argparse.ArgumentParser) -> None:
-    """Adds an optional `--workdir`.
+def add_workdir_option(parser: argparse.ArgumentParser, what: str, *, named_after: str) -> None:
+    """Adds an optional `--workdir`; see `default_workdir`.
+
+    Args:
+      parser: parser of the command.
+      what: what the command writes there, for the help.
+      named_after: what gives the default folder its name, for the help.
+    """
+    parser.add_argument(
+        "--workdir",
+        type=Path,
+        help=f"{what} (default: runs/NAME, NAME being {named_after} without suffix)",
+    )
+
+
+def add_bot_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the limits beyond which a visitor counts as a bot, whose events are left out.
 
     Args:
       parser: parser of the command.
     """
     parser.add_argument(
-        "--workdir", type=Path, help="run folder; default: runs/NAME of the config or manifest"
+        "--max-views-per-day",
+        type=int,
+        default=BotLimits.max_views_per_day,
+        help="visitors with more result lists on a day are bots (default: 200)",
+    )
+    parser.add_argument(
+        "--max-clicks-per-day",
+        type=int,
+        default=BotLimits.max_clicks_per_day,
+        help="visitors with more clicks on a day are bots (default: 100)",
+    )
+    parser.add_argument(
+        "--max-click-share",
+        type=float,
+        default=BotLimits.max_click_share,
+        help="visitors who click a larger share of what they are shown on a day are bots "
+        "(default: 0.5)",
+    )
+    parser.add_argument(
+        "--min-interval",
+        type=float,
+        default=BotLimits.min_interval,
+        help="visitors with a shorter median interval between events of a day, in seconds, are "
+        "bots (default: 1)",
+    )
+    parser.add_argument(
+        "--min-events",
+        type=int,
+        default=BotLimits.min_events,
+        help="events of a day from which click share and interval are judged (default: 20)",
+    )
+
+
+def bot_limits(args: argparse.Namespace) -> BotLimits:
+    """Returns the limits given by the options of `add_bot_options`.
+
+    Args:
+      args: parsed arguments.
+
+    Returns:
+      The limits.
+    """
+    return BotLimits(
+        max_views_per_day=args.max_views_per_day,
+        max_clicks_per_day=args.max_clicks_per_day,
+        max_click_share=args.max_click_share,
+        min_interval=args.min_interval,
+        min_events=args.min_events,
     )
 
 
@@ -107,7 +171,7 @@ def add_out_option(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def default_workdir(args: argparse.Namespace) -> Path:
-    """Returns the run folder: `--workdir`, or one named after the manifest or config.
+    """Returns the folder to write: `--workdir`, or one named after the manifest or config.
 
     Args:
       args: parsed arguments with `workdir`, `config` and perhaps `manifest`.

@@ -19,7 +19,9 @@ def add_report_commands(commands: Commands) -> None:
     Args:
       commands: sub-parsers object that the command is added to.
     """
-    group = add_group(commands, "report", "report on finished runs, or on visitors' conversion")
+    group = add_group(
+        commands, "report", "report on finished runs, or on conversion rates of the service"
+    )
 
     parser = add_command(group, "runs", _report_runs, "write tables and figures of finished runs")
     parser.add_argument(
@@ -36,7 +38,8 @@ def add_report_commands(commands: Commands) -> None:
         nargs="+",
         default=[],
         metavar="PATTERN",
-        help="of run tables: names of runs or of their folders, such as 'grocery_small/*/rate_0.1'",
+        help="runs to read from run tables: names of runs or of their folders, such as "
+        "'grocery_small/*/rate_0.1'",
     )
     parser.add_argument(
         "--x",

@@ -35,7 +35,7 @@ def add_train_commands(commands: Commands) -> None:
         commands, "train", _train, "train one run and evaluate it; the same command resumes it"
     )
     add_config_option(parser)
-    add_workdir_option(parser)
+    add_workdir_option(parser, "run folder", named_after="the config's file name")
     add_distributed_option(parser)
 
     parser = add_command(
@@ -59,7 +59,11 @@ def add_train_commands(commands: Commands) -> None:
         "train and evaluate with and without text on one catalogue, and write a report",
     )
     add_config_option(parser, required=False, note=" (default: generated, or base with --manifest)")
-    add_workdir_option(parser)
+    add_workdir_option(
+        parser,
+        "folder of the two run folders and of the report",
+        named_after="the manifest's name, or else the config file's",
+    )
     parser.add_argument(
         "--manifest",
         type=Path,
@@ -79,13 +83,18 @@ def _add_sweep(commands: Commands) -> None:
         "command resumes it",
     )
     add_config_option(parser)
-    add_workdir_option(parser)
+    add_workdir_option(
+        parser,
+        "folder of the run folders, the run table and the report",
+        named_after="the config file's name",
+    )
     parser.add_argument(
         "--variants",
         nargs="+",
         default=list(_DEFAULT_VARIANTS),
         metavar="VARIANT",
-        help=f"of {', '.join(VARIANTS)} (default: {' '.join(_DEFAULT_VARIANTS)})",
+        help=f"variants to train, of {', '.join(VARIANTS)} "
+        f"(default: {' '.join(_DEFAULT_VARIANTS)})",
     )
     parser.add_argument(
         "--rates",
@@ -120,16 +129,19 @@ def _add_evaluate(commands: Commands) -> None:
         group,
         "search",
         _evaluate_search,
-        "evaluate an index's search on a catalogue's test photos, with each module switched off "
-        "in turn",
+        "search an index for the test photos of a catalogue, and report how often it answers "
+        "right: with all modules, and with each module switched off in turn",
     )
-    parser.add_argument("--catalog", required=True, help="the catalogue")
+    parser.add_argument(
+        "--catalog", required=True, help="imported catalogue whose test photos are the queries"
+    )
     parser.add_argument(
         "--index",
         type=Path,
         nargs="+",
         required=True,
-        help="folders of sicot index build, of one seed each",
+        help="index folder, written by sicot index build; several, from runs that differ in their "
+        "seed, are averaged",
     )
 
 

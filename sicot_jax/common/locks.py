@@ -19,7 +19,7 @@ def file_lock(path: Path, refusal: InputError) -> Iterator[None]:
 
     Args:
       path: the lock file; it is created where there is none.
-      refusal: the error to raise where another process holds the lock: who does, and the remedy.
+      refusal: error to raise where another process holds the lock; says who, and what to do.
 
     Yields:
       None, while the lock is held.

@@ -1,4 +1,4 @@
-"""Checks that every section of the config makes of its own fields."""
+"""Checks that every section of the config makes of its fields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sicot_jax.errors import InputError
 
 
 class ConfigError(InputError):
-    """A config that cannot be run; the message is one line: what, got, wanted, remedy."""
+    """A config that cannot be run; the message is one line: what, got, wanted, advice."""
 
 
 def closest_match_hint(value: object, known: Sequence[str]) -> str:

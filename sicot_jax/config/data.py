@@ -27,10 +27,10 @@ class GeneratedSpec:
         mark, series) is in a title; otherwise a promotion word takes its position, or nothing.
       word_sharing: 0 to 1, share of the informative words that head and tail classes have in
         common; the others exist in one form for head classes and in another for tail classes. Of
-        the whole informative vocabulary that is word_sharing / (2 - word_sharing). For experiments
+        the informative vocabulary that is word_sharing / (2 - word_sharing). For experiments
         on how much of the gain from titles comes through shared words (docs/results/titles.md).
       seed: seed of the generator; another seed gives other products, for repeats over catalogues.
-        The run's own `seed` leaves the catalogue as it is.
+        The run's `seed` leaves the catalogue as it is.
       word_vectors: "word2vec" (trained on at most 10,000 training titles) or "random".
       word_vector_width: E, the width of the word vectors.
 
@@ -85,8 +85,8 @@ class DataConfig:
         file of `sicot export-arrays`).
       path: folder or file of the catalogue, for "imported" and "arrays".
       generated: the catalogue of "generated".
-      head_boundary: a class with more training photos belongs to the head; -1 uses the catalogue's
-        own boundary.
+      head_boundary: a class with more training photos belongs to the head; -1 uses the boundary
+        of the catalogue.
       title: "raw", "masked" (words of SKU and category removed), "shuffled" (another photo's
         title), "shuffled_within_class" or "none".
       max_tokens: T, the words of a title that are read.

@@ -44,12 +44,12 @@ class ModelConfig:
       width: channels of its first stage.
       stem: "imagenet", or "half" and "small" for small photos.
       last_stride: 1 or 2, stride of the last stage.
-      embedding_width: D; 0 uses the ResNet's own output width without a projection.
+      embedding_width: D; 0 uses the ResNet's output width without a projection.
       text: the semantic stream.
       tag_vocabulary: tags (the most frequent words of the training titles) that get a score, where
         `loss.tag_prediction` or `shared_word_weights` needs scores. Classifier rows are longer by
         that many columns while training; lower it where they do not fit in memory.
-      shared_word_weights: adds the mean tag score of a class's title words to its own logit, so
+      shared_word_weights: adds the mean tag score of a class's title words to its logit, so
         that classes share weights through words. Folded into plain class weights before testing.
       code_bits: length of the binary code of `loss.codes`, a multiple of 8; more bits cost index
         memory and gain recall.
@@ -177,8 +177,8 @@ class HeadConfig:
       keep_logits: "no" computes the logits a second time for the gradient; "bfloat16" or "float32"
         keeps all logits of a step instead: one matrix product of four less, for 2 * batch * classes
         / devices numbers. Set it where that much memory is free.
-      sample_rate: share of each device's classes that take part in a step, besides the labels' own
-        ("sampled", "knn").
+      sample_rate: share of each device's classes that take part in a step, besides the classes of
+        the labels ("sampled", "knn").
       neighbours: K, the nearest classes that the graph of "knn" holds for each class.
       rebuild_steps: steps between two builds of that graph; lower it where classes move quickly.
 

@@ -21,7 +21,7 @@ class OptimConfig:
       momentum: momentum of "sgd" and "lars".
       nesterov: Nesterov momentum.
       weight_decay: weight decay of arrays with two axes or more.
-      trust_coefficient: trust coefficient of "lars": the share of its own norm by which a kernel
+      trust_coefficient: trust coefficient of "lars": the share of its norm by which a kernel
         moves per step at learning rate 1 (You et al. 2017).
       schedule: "step", "exponential", "cosine" or "constant".
       gamma: factor of "step" and "exponential" every `decay_epochs`.
@@ -159,7 +159,7 @@ class TrainConfig:
         return self.batch_size // self.micro_batches
 
     def total_steps(self, train_photos: int) -> int:
-        """Returns the steps of the whole run.
+        """Returns the steps of the complete run.
 
         Args:
           train_photos: N, training photos of the catalogue.

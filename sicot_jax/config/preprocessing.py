@@ -93,7 +93,7 @@ class Preprocessing:
         """
         return self.centre_crop(np.stack([self.load(photo) for photo in photos]))
 
-    def normalise(self, image: Any) -> Any:
+    def normalize(self, image: Any) -> Any:
         """Computes (x / 255 - mean) / std.
 
         Args:
@@ -132,7 +132,7 @@ class Preprocessing:
           (left, top, right, bottom) as fractions of the photo; below 0 and above 1 for the white
           margin of "pad".
         """
-        # Along either side the original photo has `size` pixels of the resized one, and lies in its
+        # Along either side the original photo has `size` pixels of the resized one, and is in its
         # middle: the input starts at (corner of the centre crop - (resized - size) / 2) / size.
         scale = max if self.fit == "crop" else min
         ratio = scale(self.resize_height / height, self.resize_width / width)

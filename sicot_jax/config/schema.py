@@ -37,7 +37,7 @@ FREE_ON_RESUME = (
 class Config:
     """Everything that decides a run's result; where it writes is `--workdir`.
 
-    Every section checks its own fields when it is made; rules between sections are checked here.
+    Every section checks its fields when it is made; rules between sections are checked here.
 
     Attributes:
       seed: seed of initialisation, sampling and augmentation, 0 to 2^32 - 1.

@@ -1,4 +1,4 @@
-"""DuckDB over files of events: more rows than memory holds, spilling into a folder of its own."""
+"""DuckDB over files of events: more rows than memory holds, spilling into a scratch folder."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def open_duckdb(
     except RuntimeError as error:
         if str(error) != "Query interrupted":
             raise
-        raise KeyboardInterrupt from error  # DuckDB replaces the signal's own exception
+        raise KeyboardInterrupt from error  # DuckDB replaces the signal's exception
     finally:
         database.close()
 

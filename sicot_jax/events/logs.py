@@ -59,7 +59,7 @@ def row_reason() -> str:
         "isnan(time)": "without a time that can be read",
         f"time < {_EARLIEST!r} OR time > {latest!r}": "at an impossible time",
         "kind = 'impression' AND len(shown) = 0": "impressions with nothing shown",
-        "kind = 'impression' AND sku <> ''": "impressions with a sku of their own",
+        "kind = 'impression' AND sku <> ''": "impressions with a sku",
         "kind <> 'impression' AND sku = ''": "clicks or purchases without sku",
         "kind <> 'impression' AND len(shown) > 0": "clicks or purchases with a list",
         "len(shown) > 1000": "with more than 1000 SKUs in a list",

@@ -137,7 +137,7 @@ def estimate_propensity(
             np.ones(num_positions),
             log_error,
             num_clicks.astype(int),
-            "none: no item stands at several positions for one query; every position weighs 1",
+            "none: no item was shown at several positions for one query; every position weighs 1",
         )
     log_propensity, covariance = _fit_newton(kept, np.flatnonzero(estimable)[1:], num_positions)
     log_error[estimable] = np.sqrt(np.concatenate([[0], np.diag(covariance)]))

@@ -1,7 +1,7 @@
 """Click simulator: logs of visitors whose true behaviour is known, for tests and benchmarks.
 
 Position-based model (Richardson et al. 2007): a visitor examines position r (from 1) of a result
-list with probability r^-eta, whatever lies there; clicks an examined item with its click
+list with probability r^-eta, whatever item is there; clicks an examined item with its click
 probability, and buys a clicked item with its purchase probability. So P(click at r) = r^-eta *
 click probability. Some lists are shown in random order, which position bias can be estimated from.
 Bots and errors of logging are added on request.

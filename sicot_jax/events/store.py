@@ -121,7 +121,7 @@ def _check_kind(values: Mapping[str, Any]) -> None:
     if kind not in EVENT_KINDS:
         raise InputError(f"kind={kind!r}, wanted one of {', '.join(EVENT_KINDS)}")
     if kind == "impression" and (not shown or sku):
-        raise InputError("an impression has the SKUs that were shown, and no sku of its own")
+        raise InputError("an impression has the SKUs that were shown, and no sku")
     if kind != "impression" and (not sku or shown):
         raise InputError(f"a {kind} has the sku it is of, and nothing shown")
 

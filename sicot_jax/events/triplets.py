@@ -19,7 +19,7 @@ Rules, in this order:
    too.
 3. Weight of a click: the inverse examination propensity of its position, at most `max_weight`
    (`propensity.estimate_propensity`), times `purchase_weight` where the item was bought. So the
-   clicks of an item weigh, on average, what its relevance says, wherever it stood.
+   clicks of an item weigh, on average, what its relevance says, whatever its position.
 4. Negatives: items above a click, at most `max_skips` positions, and the next one below, since they
    were examined; without items that the same query clicks in any other list, and without the same
    product as the clicked one (`products`).

@@ -27,7 +27,7 @@ def compared_configs(config: Config) -> dict[str, Config]:
     """
     if not (config.loss.with_text or config.model.shared_word_weights):
         raise ConfigError(
-            "compare wants a config with text, got loss.mixed and loss.tag_prediction 0 and "
+            "comparing needs a config that uses text, got loss.mixed and loss.tag_prediction 0 and "
             "model.shared_word_weights=False; set loss.mixed=1"
         )
     name = "co_training" if config.loss.with_semantic else "tag_prediction"

@@ -1,4 +1,4 @@
-"""Trains variants x learning rates x seeds on one catalogue, each cell a run in its own folder.
+"""Trains variants x learning rates x seeds on one catalogue, each cell a run in a separate folder.
 
     variants.py -> configs -> train (one run each) -> run table -> report
 
@@ -177,7 +177,7 @@ def check_grid_with_catalog(catalog: Catalog, config: Config, grid: SweepGrid) -
 def run_sweep(config: Config, grid: SweepGrid, *, workdir: Path, table: Path) -> list[str]:
     """Trains what is not trained yet and adds each run to a run table.
 
-    A row of the table without its run folder, from another machine, stands for the run where config
+    A row of the table without its run folder, from another machine, counts as the run where config
     and data are the same. Runs go seed by seed, so that a sweep that is stopped has all variants at
     the seeds that it has. Seeds and learning rates of a variant share its compiled step, which is
     kept in `workdir`, or where JAX's compilation cache is already.
@@ -262,7 +262,7 @@ class _Sweep:
             and _is_same_run(row, config, self.catalog)
         ):
             print(
-                f"{row.name}: finished elsewhere; its row in {self.table} stands", file=sys.stderr
+                f"{row.name}: finished elsewhere; its row in {self.table} is used", file=sys.stderr
             )
             return row
         _train_unless_diverged(config, folder, self.catalog)

@@ -44,12 +44,12 @@ def open_title_transfer(workdir: Path, *, path: str = "") -> TitleTransfer:
     """
     device_mesh = mesh.make_mesh()
     run = fit_run_to_devices(read_run(workdir), device_mesh, catalog_path=path)
-    remedy = "give the one it was trained on (--titles-catalog)"
+    advice = "give the one it was trained on (--titles-catalog)"
     try:
         catalog = open_catalog(run.config.data)
     except InputError as error:
-        raise InputError(f"the catalogue of run {workdir}: {error}; or {remedy}") from error
-    check_catalog_of_run(run, catalog, remedy)
+        raise InputError(f"the catalogue of run {workdir}: {error}; or {advice}") from error
+    check_catalog_of_run(run, catalog, advice)
     train = catalog.splits["train"]
     titles = [train[i]["title"] for i in range(len(train))]
     titled = np.flatnonzero([bool(title.strip()) for title in titles])
@@ -89,7 +89,7 @@ class TitleTransfer:
 
     Attributes:
       model: the network of the finished run.
-      device_mesh: the devices that its parameters lie on.
+      device_mesh: the devices that its parameters are on.
       catalog: the run's catalogue.
       titled: training records with a title, int [N].
       titles: their N titles.

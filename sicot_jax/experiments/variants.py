@@ -9,7 +9,7 @@ from sicot_jax.config import TEXT_ENCODERS, Config, ConfigError, override_config
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What a variant changes; everything else is the config's own.
+    """What a variant changes; everything else is as in the config.
 
     Attributes:
       overrides: fields and values, "section.field=value".
@@ -29,7 +29,7 @@ _CO_TRAINING = ("loss.visual=1", "loss.mixed=1", *_NO_TAGS)
 _TAGS = ("loss.tag_prediction=1", "model.shared_word_weights=True")
 _BALANCED = ("loss.logit_adjustment=1",)
 # Classifier retraining after Kang et al. 2020: the classifier alone, classes equally often; here it
-# starts from the trained one, in the paper anew.
+# starts from the trained one, in the paper from random weights.
 _RETRAINING = (*_BASELINE, "optim.trainable=classifier", "data.sampling=class_balanced")
 
 VARIANTS: dict[str, Variant] = {

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from sicot_jax.catalog.tokenizer import load_tokenizer
+from sicot_jax.classifier.class_weights import BIAS_NAME, KERNEL_NAME
 from sicot_jax.common.files import atomic_directory, check_not_there, file_sha256, read_json
 from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
@@ -122,7 +123,7 @@ def _check_network(stored: dict[str, Any]) -> None:
 
 
 _LABEL = "PyTorch against JAX"
-_CLASSIFIER = ("fc.weight", "fc.bias")
+_CLASSIFIER = (KERNEL_NAME, BIAS_NAME)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,8 +248,8 @@ def _complete_arrays(
     initial = visual_to_torch(*map(nnx.to_pure_dict, trees))
     expected: dict[str, tuple[int, ...]] = {name: a.shape for name, a in initial.items()}
     if spec.num_classes:
-        expected["fc.weight"] = (spec.num_classes, stream.embedding_width)
-        expected["fc.bias"] = (spec.num_classes,)
+        expected[KERNEL_NAME] = (spec.num_classes, stream.embedding_width)
+        expected[BIAS_NAME] = (spec.num_classes,)
     actual = {name: array.shape for name, array in arrays.items()}
     if faults := describe_mismatches(actual, expected, allow_missing=allow_missing):
         raise InputError(

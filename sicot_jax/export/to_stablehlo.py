@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from sicot_jax.classifier.class_weights import BIAS_NAME, KERNEL_NAME
 from sicot_jax.common.files import atomic_directory
 from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.export.from_run import export_run, write_recognizer_config
@@ -32,7 +33,7 @@ def to_stablehlo(workdir: Path, out: Path) -> list[ParityReport]:
 
     The program takes (weights, photos), photos uint8 [batch, height, width, 3], and gives
     {"embedding" [batch, D], "logits" [batch, C]}, and "box" [batch, 4] where the model has a
-    localisation branch. Its weights, with batch norms folded, lie in the same folder.
+    localisation branch. Its weights, with batch norms folded, are in the same folder.
 
     Args:
       workdir: Run folder.
@@ -77,8 +78,8 @@ def serialize_program(
     """
 
     def recognize(weights: dict[str, jax.Array], photos: jax.Array) -> dict[str, jax.Array]:
-        embedding, box = folded_forward(spec, weights, preprocessing.normalise(photos))
-        logits = embedding @ weights["fc.weight"].T + weights["fc.bias"]
+        embedding, box = folded_forward(spec, weights, preprocessing.normalize(photos))
+        logits = embedding @ weights[KERNEL_NAME].T + weights[BIAS_NAME]
         outputs = {"embedding": embedding, "logits": logits}
         return outputs if box is None else outputs | {"box": box}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sicot_jax.classifier.class_weights import BIAS_NAME, KERNEL_NAME
 from sicot_jax.common.files import atomic_directory
 from sicot_jax.export.from_run import ExportedRun, export_run, write_recognizer
 from sicot_jax.weights.bundle import WEIGHTS_FILE, read_bundle_config, write_bundle_manifest
@@ -97,7 +98,7 @@ def bundle_outputs_torch(folder: Path, photos: Sequence[np.ndarray]) -> ModelOut
         load_torch_arrays(recognizer, {name: file.get_tensor(name) for name in names})
         outputs = visual_outputs_torch(recognizer, photos)
         embedding = torch.from_numpy(outputs.embedding)
-        kernel, bias = file.get_slice("fc.weight"), file.get_tensor("fc.bias")
+        kernel, bias = file.get_slice(KERNEL_NAME), file.get_tensor(BIAS_NAME)
         step = max(1, _CHUNK_SIZE // embedding.shape[1])
         logits = [
             embedding @ kernel[start : start + step].T + bias[start : start + step]

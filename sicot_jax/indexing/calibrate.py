@@ -11,6 +11,7 @@ import numpy as np
 
 from sicot_jax.catalog.batches import evenly_spaced
 from sicot_jax.catalog.catalog import Split
+from sicot_jax.classifier.class_weights import ClassWeights
 from sicot_jax.index.backends.base import ActiveProducts, Neighbour, Neighbours
 from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.storage import layout
@@ -65,7 +66,7 @@ class _ValidationPhotos:
     bias: np.ndarray
 
     def scores(self) -> Iterator[ProductScores]:
-        """Computed anew each time: a million logits of each photo would not fit."""
+        """Computed again each time: a million logits of each photo would not fit."""
         for first in range(0, len(self.embeddings), _BATCH_SIZE):
             batch = self.embeddings[first : first + _BATCH_SIZE]
             for embedding, logits in zip(batch, batch @ self.kernel.T + self.bias, strict=True):
@@ -123,13 +124,14 @@ def _search_photos(
         embeddings, NUM_CONFIDENCE_NEIGHBOURS + 1, num_photos=NUM_NEIGHBOURS + _SPARE_NEIGHBOURS
     )
     arrays = safetensors.numpy.load_file(converted.folder / WEIGHTS_FILE)
+    class_weights = ClassWeights.from_named_arrays(arrays)
     return _ValidationPhotos(
         index.active_products(),
         embeddings,
         np.array(products),
         neighbours,
-        arrays["fc.weight"],
-        arrays["fc.bias"],
+        class_weights.kernel,
+        class_weights.bias,
     )
 
 

@@ -299,7 +299,7 @@ def photo_embedder(recognizer: ExportedRun) -> Iterator[EmbedBatches]:
         @jax.jit
         def compute(weights: Any, image: jax.Array) -> jax.Array:
             preprocessing = recognizer.preprocessing
-            image = preprocessing.normalise(preprocessing.centre_crop(image))
+            image = preprocessing.normalize(preprocessing.centre_crop(image))
             return mesh.replicate(folded_forward(recognizer.model, weights, image)[0])
 
         def embed(batches: Iterator[HostBatch]) -> Iterator[tuple[str, np.ndarray]]:

@@ -118,27 +118,30 @@ _GROUPS = {
 _ListWithPhoto = tuple[ShownList, Path]
 
 
-def fit_index_ranker(index: Path, events: Sequence[Path], queries: Path) -> str:
+def fit_index_ranker(
+    index: Path, events: Sequence[Path], queries: Path, limits: BotLimits | None = None
+) -> str:
     """Fits the ranker and writes it where it is better than similarity on held-out visitors.
 
     Args:
       index: index folder.
       events: event files of the service, or folders of `sicot events import`.
       queries: folder of `sicot serve --keep-queries`, or photos named by their query_image_id.
+      limits: limits beyond which a visitor is a bot and left out; None for the standard ones.
 
     Returns:
       The report, Markdown.
 
     Raises:
       InputError: too few clicked lists whose photo is there, a ranker that is not better, or an
-        index that was built anew meanwhile; the previous ranker stays.
+        index that was rebuilt in the meantime; the previous ranker stays.
     """
     folder = layout.current_version(index)
     manifest = layout.read_unsharded_manifest(folder)
     photo_of = query_photos(queries)
     with contextlib.ExitStack() as stack:
         stores = [stack.enter_context(contextlib.closing(open_events(path))) for path in events]
-        all_lists = shown_lists(itertools.chain.from_iterable(stores))
+        all_lists = shown_lists(itertools.chain.from_iterable(stores), limits)
     with_photo = [
         (shown, path)
         for shown in all_lists
@@ -170,7 +173,7 @@ def fit_index_ranker(index: Path, events: Sequence[Path], queries: Path) -> str:
         )
     with layout.write_lock(index):
         if layout.current_version(index) != folder:
-            raise InputError(f"{index}: was built anew meanwhile; give the command again")
+            raise InputError(f"{index}: was rebuilt in the meantime; run the command again")
         ranker = Ranker(manifest.model_sha256, statistics, model, report)
         version = write_ranker(folder / layout.RANKER, ranker)
     return (

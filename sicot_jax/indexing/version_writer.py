@@ -13,6 +13,7 @@ import numpy as np
 
 from sicot_jax._version import __version__
 from sicot_jax.catalog.batches import evenly_spaced
+from sicot_jax.classifier.class_weights import BIAS_NAME, KERNEL_NAME
 from sicot_jax.classifier.imprint import (
     NUM_REFERENCE_PRODUCTS,
     first_photos,
@@ -154,7 +155,9 @@ def _begin(folder: Path, inputs: VersionInputs) -> str:
         if read_json(progress, "the state of an unfinished build") == state:
             shutil.rmtree(model)
             return model_sha256
-        print(f"{folder}: of another model, catalogue or version; built anew", file=sys.stderr)
+        print(
+            f"{folder}: of another model, catalogue or version; built from scratch", file=sys.stderr
+        )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     model.rename(folder / layout.MODEL)
@@ -222,7 +225,7 @@ def _embedding_width(folder: Path) -> int:
     import safetensors
 
     with safetensors.safe_open(folder / layout.MODEL / WEIGHTS_FILE, framework="numpy") as file:
-        return file.get_slice("fc.weight").get_shape()[1]
+        return file.get_slice(KERNEL_NAME).get_shape()[1]
 
 
 def _fit_weight_imprinter(
@@ -257,7 +260,7 @@ def _read_class_weights(folder: Path, products: np.ndarray) -> tuple[np.ndarray,
     import safetensors
 
     with safetensors.safe_open(folder / layout.MODEL / WEIGHTS_FILE, framework="numpy") as file:
-        kernel, bias = file.get_slice("fc.weight"), file.get_slice("fc.bias")
+        kernel, bias = file.get_slice(KERNEL_NAME), file.get_slice(BIAS_NAME)
         num_classes, width = kernel.get_shape()
         chosen = np.array([kernel[int(c) : int(c) + 1][0] for c in products])
         mean_kernel, mean_bias = np.zeros(width), 0.0

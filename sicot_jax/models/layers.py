@@ -52,7 +52,7 @@ def batch_moments(
     ) / share
 
 
-def _normalise(x: Array, mean: Array, variance: Array, scale: Array, bias: Array) -> Array:
+def _normalize(x: Array, mean: Array, variance: Array, scale: Array, bias: Array) -> Array:
     # (x - mean) / sqrt(variance + epsilon) * scale + bias as one multiply and one add, in x's
     # dtype.
     factor = scale * jax.lax.rsqrt(variance + BATCH_NORM_EPSILON)
@@ -93,14 +93,14 @@ class BatchNorm(nnx.Module):
           normalised activations, the shape and dtype of x.
         """
         if not train:
-            return _normalise(x, self.mean[...], self.var[...], self.scale[...], self.bias[...])
+            return _normalize(x, self.mean[...], self.var[...], self.scale[...], self.bias[...])
         mean, variance = batch_moments(x, mask)
         rate = jnp.float32(1 - BATCH_NORM_MOMENTUM)
         if mask is not None:
             rate = jnp.where(mean_over_devices(jnp.mean(mask)) > 0, rate, 0.0)
         self.mean[...] = self.mean[...] + rate * (mean - self.mean[...])
         self.var[...] = self.var[...] + rate * (variance - self.var[...])
-        return _normalise(x, mean, variance, self.scale[...], self.bias[...])
+        return _normalize(x, mean, variance, self.scale[...], self.bias[...])
 
 
 class Conv(nnx.Module):

@@ -22,7 +22,7 @@ from sicot_jax.models.layers import BatchNorm, Conv, Linear
 from sicot_jax.parallel.array_types import Array, Float
 
 MASK_SHARPNESS = 60.0  # k of the mask: it rises from 0.05 to 0.95 within a tenth of the photo
-# The mask's edge lies this far outside the box: the mask is 0.88 along the box's sides and 0.78 in
+# The mask's edge is this far outside the box: the mask is 0.88 along the box's sides and 0.78 in
 # its corners.
 _MARGIN = 2 / MASK_SHARPNESS
 _HIDDEN_CHANNELS = 64
@@ -122,7 +122,7 @@ def soft_mask(
 def foreground_mask(
     box: Float[Array, "B 4"], height: int, width: int
 ) -> Float[Array, "B {height} {width} 1"]:
-    """Returns the soft mask that keeps the box's content; its edge lies just outside the box.
+    """Returns the soft mask that keeps the box's content; its edge is just outside the box.
 
     Args:
       box: left, top, right, bottom as fractions of the photo, float [B, 4].

@@ -37,7 +37,7 @@ class SicotOutputs:
       tag_logits: scores of the tag vocabulary, [B, V].
       foreground: v at length 1, [B, D].
       box: left, top, right, bottom of the product as fractions of the photo, [B, 4].
-      background: embedding of what lies outside the box, at length 1, [B, D].
+      background: embedding of what is outside the box, at length 1, [B, D].
       unit_visual: v at length 1 without a gradient, [B, D]: the target of the binary code.
       binary_code: bit probabilities, [B, bits].
     """

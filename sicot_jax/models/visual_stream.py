@@ -81,7 +81,7 @@ class VisualStream(nnx.Module):
             if num_tags
             else None
         )
-        # The optional parts draw from generators of their own, so that the rest starts from the
+        # The optional parts draw from separate generators, so that the rest starts from the
         # same values with and without them.
         code_rng, localization_rng = rng.spawn(1)[0], rng.spawn(1)[0]
         # Float32 whatever the streams compute in, so that bits agree with those of the index.
@@ -197,7 +197,7 @@ class VisualStream(nnx.Module):
     def background_embedding(
         self, image: Float[Array, "B H W 3"], box: Float[Array, "B 4"]
     ) -> Float[Array, "B D"]:
-        """Returns the embedding of what lies outside a box.
+        """Returns the embedding of what is outside a box.
 
         Parameters are constants here and batch norms use running statistics, so that the gradient
         reaches the box alone.

@@ -2,7 +2,7 @@
 
 Every process runs the same program over all devices of all of them. With one process these
 functions cost nothing. What decides whether a process enters a collective must be equal everywhere,
-or the others wait for ever.
+or the others wait forever.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ def initialize() -> None:
         )
     except (ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        remedy = (
-            "check that it can be reached and that nobody else uses its port"
+        advice = (
+            "check that it can be reached and that no other process uses its port"
             if address
             else "start it by srun or on every worker of a TPU slice, or set "
             f"{', '.join(_VARIABLES)} for each process"
         )
         where = f" at {address}" if address else ""
         raise InputError(
-            f"--distributed: the processes did not meet{where} ({reason}); {remedy}"
+            f"--distributed: the processes did not meet{where} ({reason}); {advice}"
         ) from error
 
 
@@ -155,13 +155,13 @@ def broadcast_from_primary(flag: bool) -> bool:
     return bool(all_gather(np.asarray(flag))[0])
 
 
-def check_same_on_all(what: str, digest: str, remedy: str) -> None:
+def check_same_on_all(what: str, digest: str, advice: str) -> None:
     """Raises InputError, in every process, unless a digest is the same in all of them.
 
     Args:
       what: what the digest is of, for the message.
       digest: hexadecimal, of one length in all processes.
-      remedy: what to do, for the message.
+      advice: what to do, for the message.
 
     Raises:
       InputError: the digests differ.
@@ -173,7 +173,7 @@ def check_same_on_all(what: str, digest: str, remedy: str) -> None:
     if different:
         raise InputError(
             f"{what} of process {different[0]} is {digests[different[0]].tobytes().hex()[:12]}, "
-            f"that of process 0 is {digests[0].tobytes().hex()[:12]}; {remedy}"
+            f"that of process 0 is {digests[0].tobytes().hex()[:12]}; {advice}"
         )
 
 

@@ -2,7 +2,8 @@
 
 `NAME.parquet` has a row per run: where it comes from (config, hashes, commit, hardware), its
 accuracies, its validation log, and whether each test photo was a hit, a bit per photo. Labels and
-training counts of the test photos are shared by many runs and are in `test_sets.parquet` beside it.
+training counts of the test photos are shared by many runs and are next to it, in
+`test_sets.parquet`.
 Predicted classes, embeddings and training losses are not kept.
 """
 
@@ -78,7 +79,7 @@ def add_to_run_table(path: Path, runs: Sequence[FinishedRun]) -> None:
     Processes that write to one folder wait for each other; readers never see half a table.
 
     Args:
-      path: table to write, `*.parquet`; its test sets go into `test_sets.parquet` beside it.
+      path: table to write, `*.parquet`; its test sets go into `test_sets.parquet` next to it.
       runs: runs to add; their names are the rows' names.
 
     Raises:

@@ -161,7 +161,7 @@ def check_comparable(runs: Sequence[FinishedRun]) -> None:
         )
 
 
-DIVERGED_FILE = "diverged.json"  # stands in a run folder whose training diverged
+DIVERGED_FILE = "diverged.json"  # file in a run folder whose training diverged
 _PREDICTIONS = ("label", "image_id", "top_classes", "train_counts")
 _ADJUSTED = ("post_hoc_names", "post_hoc")
 
@@ -218,7 +218,7 @@ def _validation_log(workdir: Path, log: str) -> list[dict[str, float]]:
 
 def _read_predictions(workdir: Path) -> dict[str, Any]:
     """Reads `predictions.npz`: test set and hits, as arguments of `FinishedRun`."""
-    remedy = f"write it again: sicot evaluate run --workdir={workdir}"
+    advice = f"write it again: sicot evaluate run --workdir={workdir}"
     with (workdir / "predictions.npz").open("rb") as file:
         try:
             with np.load(file) as arrays:
@@ -226,9 +226,9 @@ def _read_predictions(workdir: Path) -> dict[str, Any]:
                     name: arrays[name] for name in (*_PREDICTIONS, *_ADJUSTED) if name in arrays
                 }
         except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, ValueError) as error:
-            raise InputError(f"{file.name} is damaged ({error}); {remedy}") from error
+            raise InputError(f"{file.name} is damaged ({error}); {advice}") from error
     if missing := [name for name in _PREDICTIONS if name not in stored]:
-        raise InputError(f"{workdir}/predictions.npz lacks {', '.join(missing)}; {remedy}")
+        raise InputError(f"{workdir}/predictions.npz lacks {', '.join(missing)}; {advice}")
     order = np.lexsort((stored["label"], stored["image_id"]))
     label = stored["label"][order].astype(np.int64)
     top_classes, counts = stored["top_classes"][order], stored["train_counts"].astype(np.int64)

@@ -42,7 +42,7 @@ class VariantRuns:
 
     @property
     def first_run(self) -> FinishedRun:
-        """The run that stands for the variant where one is enough."""
+        """The run that represents the variant where one is enough."""
         return self.runs[0]
 
     @property
@@ -105,7 +105,7 @@ def group_by_variant(runs: Sequence[FinishedRun]) -> list[VariantRuns]:
     """Groups runs whose configs differ in the seed alone.
 
     Of a variant that a sweep trained at several learning rates, the one that is best on validation
-    stands for all. A second run of the same config and seed becomes a variant of its own.
+    represents all. A second run of the same config and seed becomes a separate variant.
 
     Args:
       runs: runs to group.

@@ -82,7 +82,7 @@ def simplest_text_variant(
 def main_text_variants(
     variants: Sequence[VariantRuns], reference: VariantRuns
 ) -> list[VariantRuns]:
-    """Returns the variants that stand for the use of text where there is no room for all.
+    """Returns the variants that represent the use of text where there is no room for all.
 
     Args:
       variants: all variants of a report.

@@ -66,7 +66,7 @@ def fit_category_fusion(data: CategoryFitData) -> CategoryFusion:
     1. T and one shared weight a maximise the mean log p of the right category. A single branch is
        kept where it is as good by the one-standard-error rule on reciprocal ranks: by likelihood
        any mixture would improve an overconfident branch.
-    2. Each category gets its own weight: the one that maximises the log likelihood of "is c" and
+    2. Each category gets a weight: the one that maximises the log likelihood of "is c" and
        "is not c" under a_c m_c + (1 - a_c) s_c, less r (a_c - a)^2. r is the strongest penalty of
        `PENALTIES` that is as good in ten-fold cross-validation over products.
     3. b is left at 1; `fit_rescaling_exponent` fits it.

@@ -1,4 +1,4 @@
-"""Scores how far a photo lies outside a catalogue, by the Mahalanobis distance of its embedding.
+"""Scores how far a photo is outside a catalogue, by the Mahalanobis distance of its embedding.
 
 A Gaussian with a few principal components and one variance for every other direction (probabilistic
 PCA, Tipping & Bishop 1999) is fitted to the embeddings of half of the validation photos. A photo's
@@ -25,7 +25,8 @@ class NoveltyDetector:
       components: Orthonormal principal directions, float64 [D, K].
       explained_variances: Variance along each component, float64 [K].
       residual_variance: Variance along every other direction.
-      reference_distances: Squared distances of held-out photos, ascending, float64 [M].
+      reference_distances: Squared distances of the M held-out reference photos, ascending,
+        float64 [M].
     """
 
     mean: np.ndarray
@@ -55,8 +56,9 @@ class NoveltyDetector:
         """Returns the conformal p-value of a photo under the catalogue's distribution.
 
         The p-value is (1 + number of reference photos at least as distant) / (1 + M), with M the
-        number of reference photos (`reference_distances`). Beyond the most distant reference photo it is multiplied by the ratio of squared distances, because
-        with few reference photos 1 / (1 + M) alone is not small.
+        number of reference photos (`reference_distances`). Beyond the most distant one it is
+        multiplied by the ratio of squared distances, because with few reference photos 1 / (1 + M)
+        alone is not small.
 
         Args:
           embedding: Embedding of one photo, float [D].
@@ -125,7 +127,7 @@ def fit_novelty_detector(embeddings: np.ndarray) -> NoveltyDetector:
 def cross_fitted_p_values(embeddings: np.ndarray) -> np.ndarray:
     """Returns p-values of the photos a detector is fitted to, as if each were a new photo.
 
-    Each photo is scored by the Gaussian of the half it is not part of; its own distance is left
+    Each photo is scored by the Gaussian of the half it is not part of; its distance there is left
     out of the reference distances.
 
     Args:

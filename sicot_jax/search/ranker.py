@@ -176,7 +176,7 @@ class RankingModel:
         """
         if not len(features):
             return np.zeros(0)
-        # One thread: LightGBM's own threads take milliseconds to wake up.
+        # One thread: threads of LightGBM take milliseconds to wake up.
         trees = self.trees.predict(features, raw_score=True, num_threads=1)
         return self.regression(features) + trees
 
@@ -244,7 +244,7 @@ def fit_examination_propensity(lists: RankingLists) -> np.ndarray:
     Regression-based expectation maximisation (Wang et al. 2018, doi:10.1145/3159652.3159732): the
     two factors of E[gain] = p exp(score) are fitted in turn, a regression to gain / p, then
     p_k = sum of gains / sum of exp(score) over position k. It separates the two as far as products
-    of equal features stand at different positions of different lists. A visitor's photo is asked
+    of equal features are at different positions of different lists. A visitor's photo is asked
     with once, so the comparison of positions for repeated queries (`events.propensity`) does not
     apply.
 
@@ -306,12 +306,12 @@ def read_ranker(path: Path) -> Ranker | None:
     if not path.exists():
         return None
     stored = read_json(path, "the ranker of an index")
-    remedy = "run `sicot index rank` again"
+    advice = "run `sicot index rank` again"
     if stored.get("format") != FORMAT or stored.get("features") != list(FEATURES):
-        raise InputError(f"{path}: of another format, this version reads {FORMAT}; {remedy}")
+        raise InputError(f"{path}: of another format, this version reads {FORMAT}; {advice}")
     version = stored.pop("sha256", None)
     if version != _digest(stored):
-        raise InputError(f"{path}: damaged, its sha256 does not match; {remedy}")
+        raise InputError(f"{path}: damaged, its sha256 does not match; {advice}")
     trees = _import_lightgbm().Booster(model_str=stored["trees"])
     fields = dataclasses.fields(PoissonRegression)
     regression = PoissonRegression(*(np.asarray(stored["regression"][f.name]) for f in fields))

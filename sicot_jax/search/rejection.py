@@ -4,7 +4,7 @@ A photo whose answer is rejected counts as not in the catalogue.
 
 A logistic regression on three features of an answer. It is fitted to validation photos twice: as
 they are, and with their product removed from classifier and index, so that every answer is wrong.
-The second set stands for photos of products that are not in the catalogue, of the hardest kind:
+The second set represents photos of products that are not in the catalogue, of the hardest kind:
 from the same catalogue. No second data set is needed. Photos unlike the catalogue altogether have
 their confidence lowered (`novelty`).
 """
@@ -137,7 +137,7 @@ def fit_calibration(
       unknown: Features of answers to photos that show no product of the catalogue.
       novelty: Detector of photos unlike the catalogue, stored with the calibration.
       target_precision: Wanted precision of the answers that are given.
-      open_set_prior: Share of all query photos that `unknown` stands for.
+      open_set_prior: Share of all query photos that `unknown` represents.
 
     Returns:
       The calibration.

@@ -34,7 +34,7 @@ class Box(NamedTuple):
         return Box(self.left - x, self.top - y, self.right + x, self.bottom + y).clipped()
 
     def clipped(self) -> Box:
-        """Returns the part of the box that lies in the photo."""
+        """Returns the part of the box inside the photo."""
         return Box(*(min(max(side, 0.0), 1.0) for side in self))
 
     def to_photo(self, inner: Sequence[float]) -> Box:

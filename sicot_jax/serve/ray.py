@@ -46,7 +46,7 @@ class RayArguments(BaseModel, extra="forbid", hide_input_in_errors=True):
 def app(arguments: RayArguments) -> Application:
     """Builds the Ray Serve application of an index.
 
-    A replica makes its own FastAPI app, and gets requests once its model and index are loaded.
+    A replica makes a FastAPI app, and gets requests once its model and index are loaded.
 
     Args:
       arguments: settings of the service and of its replicas.
@@ -74,7 +74,7 @@ def app(arguments: RayArguments) -> Application:
         max_ongoing_requests=MAX_CONCURRENT_REQUESTS,
         max_queued_requests=MAX_CONCURRENT_REQUESTS,
         graceful_shutdown_timeout_s=math.ceil(settings.timeout_seconds) + 1,
-        logging_config={"enable_access_log": False},  # the service writes its own, without SKUs
+        logging_config={"enable_access_log": False},  # the service writes a log without SKUs
     )
     return deployment(serve.ingress(make)()).bind()
 

@@ -90,7 +90,7 @@ def check_settings(settings: ServiceSettings) -> None:
 
 
 def create_worker_app() -> FastAPI:
-    """Returns the app of a worker process, with a GPU of its own."""
+    """Returns the app of a worker process, with a GPU to itself."""
     claim_gpu()
     return create_logging_app(read_from_environment())
 

@@ -44,7 +44,7 @@ class ErasingBoxes(NamedTuple):
 
     Attributes:
       box: float32 [B, 4], left, top, right, bottom as fractions of the photo.
-      mode: int32 [B], one of SHOW_ALL, SHOW_BOX (only what lies in the box), HIDE_BOX.
+      mode: int32 [B], one of SHOW_ALL, SHOW_BOX (only what is in the box), HIDE_BOX.
     """
 
     box: jax.Array
@@ -76,7 +76,7 @@ def resize_matrix(
     outside the photo have no weight.
 
     Args:
-      start: first pixel of the window, float [...] (may lie between pixels).
+      start: first pixel of the window, float [...] (may be between pixels).
       length: length of the window in pixels, float [...].
       inputs: pixels of the photo along this axis.
       outputs: pixels of the result along this axis.
@@ -105,7 +105,7 @@ def random_windows(
       height: rows of the photos in pixels.
       width: columns of the photos in pixels.
       min_area: smallest share of the photo's area.
-      max_ratio: largest aspect ratio relative to the photo's own, and 1 / smallest.
+      max_ratio: largest aspect ratio relative to that of the photo, and 1 / smallest.
 
     Returns:
       (top, left, rows, columns), float32 [B] each, in pixels.
@@ -306,9 +306,9 @@ def network_input(
     """
     crops, erasing = augmentation
     if crops is None:
-        return preprocessing.normalise(preprocessing.centre_crop(image))
+        return preprocessing.normalize(preprocessing.centre_crop(image))
     cropped = crop(image, crops, height=preprocessing.height, width=preprocessing.width)
-    normalized = preprocessing.normalise(cropped)
+    normalized = preprocessing.normalize(cropped)
     return normalized if erasing is None else erase(normalized, erasing)
 
 

@@ -138,7 +138,7 @@ def _finished_results(workdir: Path, config: Config, catalog: Catalog) -> dict[s
     if not distributed.broadcast_from_primary(path.exists()):
         return None
     start_or_resume(workdir, config, catalog)
-    distributed.print_primary(f"{workdir}: finished before; its results stand in {path.name}")
+    distributed.print_primary(f"{workdir}: finished before; its results are in {path.name}")
     return read_json(path, "the results of a finished run; remove it to evaluate again")
 
 
@@ -298,7 +298,7 @@ class _Loop:
     def _due_after(self, step: int, signals: StopSignals) -> _Due:
         config = self.config.train
         validate = self._validates_after(step)
-        # Clocks and signals are each process's own; asking the others waits for the step.
+        # Clocks and signals differ between processes; asking the others waits for the step.
         asks = not distributed.is_multiprocess() or validate or step % config.log_every_steps == 0
         stop = asks and distributed.any_process(signals.received is not None)
         elapsed = time.monotonic() - self.last_save

@@ -172,7 +172,7 @@ def make_embed_step(
 
 
 def _input(preprocessing: Preprocessing, image: jax.Array) -> jax.Array:
-    return preprocessing.normalise(preprocessing.centre_crop(image))
+    return preprocessing.normalize(preprocessing.centre_crop(image))
 
 
 def predict_split(

@@ -147,8 +147,8 @@ def describe_run(config: Config, catalog: Catalog) -> dict[str, Any]:
 def start_or_resume(workdir: Path, config: Config, catalog: Catalog) -> None:
     """Writes the files that describe a new run, or checks that the folder holds this very run.
 
-    A folder without a checkpoint holds nothing that another config could spoil, and is started
-    anew. Fields of FREE_ON_RESUME (mesh, paths, ...) may differ; their new values are kept.
+    A folder without a checkpoint holds nothing that another config could spoil, and is started from
+    scratch. Fields of FREE_ON_RESUME (mesh, paths, ...) may differ; their new values are kept.
 
     Args:
       workdir: the run folder.
@@ -227,13 +227,13 @@ def check_same_on_all_processes(config: Config, catalog: Catalog) -> None:
     )
 
 
-def check_catalog_of_run(run: Run, catalog: Catalog, remedy: str) -> None:
+def check_catalog_of_run(run: Run, catalog: Catalog, advice: str) -> None:
     """Raises InputError unless a catalogue is the one that a run was trained on.
 
     Args:
       run: the run.
       catalog: opened by the run's config.
-      remedy: end of the message: what to do.
+      advice: end of the message: what to do.
 
     Raises:
       InputError: another catalogue.
@@ -243,7 +243,7 @@ def check_catalog_of_run(run: Run, catalog: Catalog, remedy: str) -> None:
         raise InputError(
             f"{run.workdir} was trained on data {run.data_hash[:12]}"
             f"{version_hint(data, run.data_hash)}; "
-            f"{data.path or 'the catalogue'} is {catalog.data_hash[:12]}; {remedy}"
+            f"{data.path or 'the catalogue'} is {catalog.data_hash[:12]}; {advice}"
         )
 
 
@@ -261,7 +261,7 @@ def version_hint(data: DataConfig, data_hash: str) -> str:
         from sicot_jax.catalog.sources import imported
 
         for folder in imported.version_folders(imported.newest_version(Path(data.path)).parent):
-            with contextlib.suppress(InputError):  # a damaged version that nobody asked for
+            with contextlib.suppress(InputError):  # a damaged version cannot be the wanted one
                 if imported.read_description(folder)["data_hash"] == data_hash:
                     return f", which {folder} holds"
     return ""

@@ -74,7 +74,7 @@ def make_train_step(
     Args:
       setup: the run's setup.
       extra_losses: name -> function of (network outputs, batch) that returns a float32 scalar,
-        added to the total loss besides the config's own auxiliary losses.
+        added to the total loss besides the auxiliary losses of the config.
 
     Returns:
       The step. Its batch holds "image" uint8 [B, H, W, 3], "label" int32 [B] and, as the config

@@ -51,7 +51,7 @@ def imprint_new_rows(
     """
     known = np.flatnonzero(source_rows >= 0)
     if not len(known):
-        distributed.print_primary("no product in common: all rows start anew")
+        distributed.print_primary("no product in common: all rows keep their initial values")
         return state
     reference = known[evenly_spaced(len(known), imprint.NUM_REFERENCE_PRODUCTS)]
     chosen = np.concatenate([new_classes, reference])
@@ -75,7 +75,7 @@ def imprint_new_rows(
     missing = len(new_classes) - count
     distributed.print_primary(
         f"{pluralize(len(new_classes), 'product')} new: rows of {count} from their photos"
-        + (f", {missing} without one start anew" if missing else "")
+        + (f", {missing} without a photo keep their initial values" if missing else "")
     )
     classifier = dataclasses.replace(state.classifier, weights=weights)
     return dataclasses.replace(state, classifier=classifier)
@@ -192,14 +192,14 @@ def warm_start(state: TrainState, setup: Setup, catalog: Catalog) -> TrainState:
     """
     pretrained = read_pretrained(state, setup, catalog)
     same_vocabulary = pretrained.vocabulary_hash == vocabulary_hash(catalog.tokenizer)
-    fresh = _fresh_parts(state, pretrained, same_vocabulary)
-    state = _with_streams(state, pretrained, same_vocabulary, fresh)
+    kept_parts = _kept_parts(state, pretrained, same_vocabulary)
+    state = _with_streams(state, pretrained, same_vocabulary, kept_parts)
     if pretrained.class_weights is None:
         return state
     keeps_factors = (
         setup.config.model.shared_word_weights
         and pretrained.shares_word_weights
-        and "tag_head" not in fresh
+        and "tag_head" not in kept_parts
     )
     weights = (
         pretrained.class_weights
@@ -209,26 +209,26 @@ def warm_start(state: TrainState, setup: Setup, catalog: Catalog) -> TrainState:
     return _with_rows(state, weights, pretrained, setup, catalog)
 
 
-def _fresh_parts(
+def _kept_parts(
     state: TrainState, pretrained: PretrainedWeights, same_vocabulary: bool
 ) -> set[str]:
-    """Parts of the visual stream that stay as they are in the new run."""
-    here, there = state.params["visual"], pretrained.params["visual"]
+    """Parts of the visual stream that keep the initial values of the new run."""
+    initial, loaded = state.params["visual"], pretrained.params["visual"]
 
     def in_both(part: str) -> bool:
-        return part in here and part in there
+        return part in initial and part in loaded
 
     taken = {
         "tag_head": same_vocabulary and in_both("tag_head"),
         "code_head": in_both("code_head")
-        and here["code_head"]["bias"].shape == there["code_head"]["bias"].shape,
+        and initial["code_head"]["bias"].shape == loaded["code_head"]["bias"].shape,
         "localization": in_both("localization"),
     }
     return {part for part, is_taken in taken.items() if not is_taken}
 
 
 def _with_streams(
-    state: TrainState, pretrained: PretrainedWeights, same_vocabulary: bool, fresh: set[str]
+    state: TrainState, pretrained: PretrainedWeights, same_vocabulary: bool, kept_parts: set[str]
 ) -> TrainState:
     params, batch_stats = {**state.params}, {**state.batch_stats}
     for stream in state.params.keys() & pretrained.params.keys():
@@ -236,21 +236,25 @@ def _with_streams(
         batch_stats[stream] = pretrained.batch_stats[stream]
     if "semantic" in state.params and "semantic" in pretrained.params and not same_vocabulary:
         distributed.print_primary(
-            f"{pretrained.source}: another vocabulary; word vectors are the catalogue's own"
+            f"{pretrained.source}: another vocabulary; word vectors are those of the catalogue"
         )
         word_vectors = state.params["semantic"]["word_vectors"]
         params["semantic"] = {**params["semantic"], "word_vectors": word_vectors}
-    params["visual"] = _merge(state.params["visual"], params["visual"], fresh)
-    batch_stats["visual"] = _merge(state.batch_stats["visual"], batch_stats["visual"], fresh)
+    params["visual"] = _merge_parts(state.params["visual"], params["visual"], kept_parts)
+    batch_stats["visual"] = _merge_parts(
+        state.batch_stats["visual"], batch_stats["visual"], kept_parts
+    )
     if faults := describe_differences(leaf_shapes(params), leaf_shapes(state.params)):
         raise CheckpointError(f"{pretrained.source}: another model: {faults}")
     return dataclasses.replace(state, params=params, batch_stats=batch_stats)
 
 
-def _merge(here: dict[str, Any], there: dict[str, Any], fresh: set[str]) -> dict[str, Any]:
-    """Parts from `there`, except the `fresh` ones, which are from `here`."""
-    taken = {part: tree for part, tree in there.items() if part not in fresh}
-    return taken | {part: tree for part, tree in here.items() if part in fresh}
+def _merge_parts(
+    initial: dict[str, Any], loaded: dict[str, Any], kept_parts: set[str]
+) -> dict[str, Any]:
+    """Loaded parts, except `kept_parts`, which are the initial ones."""
+    taken = {part: tree for part, tree in loaded.items() if part not in kept_parts}
+    return taken | {part: tree for part, tree in initial.items() if part in kept_parts}
 
 
 def _with_rows(
@@ -260,20 +264,20 @@ def _with_rows(
     setup: Setup,
     catalog: Catalog,
 ) -> TrainState:
-    skus, here = list(catalog.classes.sku), state.classifier.weights
+    skus, initial = list(catalog.classes.sku), state.classifier.weights
     # Discontinued products keep their class ids, and nothing else.
     is_sold = ~np.asarray(catalog.classes.discontinued, bool)
-    source_rows = _source_rows(skus, is_sold, pretrained, len(here.bias))
+    source_rows = _source_rows(skus, is_sold, pretrained, len(initial.bias))
     num_taken = int((source_rows >= 0).sum())
     distributed.print_primary(
         f"{pretrained.source}: {pluralize(num_taken, 'row')} of products that both have, "
         f"{pluralize(len(pretrained.skus) - num_taken, 'row')} left behind"
     )
     merged = replace_rows(
-        here,
+        initial,
         weights,
         mesh.shard_class_vector(source_rows, setup.mesh),
-        here.width - num_word_columns(setup.config, setup.shape),
+        initial.width - num_word_columns(setup.config, setup.shape),
     )
     classifier = dataclasses.replace(state.classifier, weights=merged)
     state = dataclasses.replace(state, classifier=classifier)

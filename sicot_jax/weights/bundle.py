@@ -242,7 +242,7 @@ def read_bundle_classes(bundle: WeightsBundle) -> ClassTable:
     if len(table) != bundle.model.num_classes:
         raise InputError(
             f"{path}: {len(table)} classes, and the model has {bundle.model.num_classes}; "
-            "give it its own table"
+            "use the table of this model"
         )
     return table
 

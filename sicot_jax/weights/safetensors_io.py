@@ -141,7 +141,7 @@ def write_safetensors(
 ) -> None:
     """Writes float32 arrays in the safetensors format, with one chunk in memory at a time.
 
-    The library's own writer needs every array in memory. Format: 8 bytes, the length of the
+    The library's writer needs every array in memory. Format: 8 bytes, the length of the
     header; the header as JSON, padded with spaces to a multiple of 8; the bytes of the arrays
     (https://github.com/huggingface/safetensors, 2023).
 

@@ -92,7 +92,7 @@ def semantic_to_torch(params: Any, batch_stats: Any) -> dict[str, np.ndarray]:
 
 
 def semantic_from_torch(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """Returns `tree` with each array replaced by the PyTorch array of the same name, in flax layout.
+    """Returns `tree` with each array replaced by the PyTorch array of that name, in flax layout.
 
     Shapes are not checked.
 

@@ -9,6 +9,7 @@ from flax import nnx
 
 from sicot_jax.catalog.catalog import SPLITS, ClassTable
 from sicot_jax.catalog.sources.tables import write_class_table
+from sicot_jax.classifier.class_weights import BIAS_NAME, KERNEL_NAME
 from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.weights.bundle import (
     CLASS_TABLE_FILE,
@@ -42,8 +43,8 @@ def write_untrained_bundle(folder: str | Path, *, num_classes: int = 5) -> Path:
     _, *trees = nnx.split(init_visual_stream(spec), nnx.Param, nnx.BatchStat)
     arrays = visual_to_torch(*map(nnx.to_pure_dict, trees))
     rng = np.random.default_rng(0)
-    arrays["fc.weight"] = rng.normal(size=(num_classes, spec.embedding_width)).astype(np.float32)
-    arrays["fc.bias"] = np.zeros(num_classes, np.float32)
+    arrays[KERNEL_NAME] = rng.normal(size=(num_classes, spec.embedding_width)).astype(np.float32)
+    arrays[BIAS_NAME] = np.zeros(num_classes, np.float32)
     write_weights(folder / WEIGHTS_FILE, arrays)
     write_bundle_config(
         WeightsBundle(folder, spec, Preprocessing(32, 32, 32, 32), {"from": "untrained"})

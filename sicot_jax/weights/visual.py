@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sicot_jax.classifier.class_weights import BIAS_NAME, KERNEL_NAME
 from sicot_jax.common.trees import path_name
 from sicot_jax.config import ModelConfig
 from sicot_jax.config.preprocessing import Preprocessing
@@ -144,7 +145,7 @@ def visual_outputs_jax(
     @jax.jit
     def forward(trees: Any, image: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         stream = nnx.merge(graphdef, *trees, copy=True)
-        embedding, box = stream.embed_and_localize(preprocessing.normalise(image), train=False)
+        embedding, box = stream.embed_and_localize(preprocessing.normalize(image), train=False)
         return embedding, clip_box(box)
 
     batch = preprocessing.batch(photos)
@@ -153,7 +154,7 @@ def visual_outputs_jax(
     with jax.default_matmul_precision("highest"), jax.set_mesh(single_device):
         filled = [visual_from_torch(nnx.to_pure_dict(tree), arrays) for tree in trees]
         embedding, box = jax.tree.map(np.asarray, forward(filled, batch))
-    logits = embedding @ arrays["fc.weight"].T + arrays["fc.bias"] if spec.num_classes else None
+    logits = embedding @ arrays[KERNEL_NAME].T + arrays[BIAS_NAME] if spec.num_classes else None
     return ModelOutputs(embedding, logits, box)
 
 
@@ -173,7 +174,7 @@ def torch_template() -> ModuleType:
 
 
 def visual_outputs_torch(recognizer: Any, photos: Sequence[np.ndarray]) -> ModelOutputs:
-    """Runs a PyTorch recogniser, with its own preprocessing.
+    """Runs a PyTorch recogniser with its preprocessing.
 
     Args:
       recognizer: A `SicotRecognizer` with weights.
@@ -196,7 +197,7 @@ def visual_outputs_torch(recognizer: Any, photos: Sequence[np.ndarray]) -> Model
 
 
 def load_module(path: Path) -> ModuleType:
-    """Imports a Python file as a module of its own.
+    """Imports a Python file as a separate module.
 
     Args:
       path: The file.

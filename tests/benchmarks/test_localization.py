@@ -68,8 +68,8 @@ def test_a_row_counts_by_area():
 
 
 def test_nearer_counts_by_hand():
-    """The first is nearest to the right picture, the second has three nearer ones; ties count for the
-    right picture.
+    """The first is nearest to the right picture, the second has three nearer ones; ties count
+    for the right picture.
     """
     pictures = np.array([[1.0, 0], [0.8, 0.6], [0, 1], [0.8, 0.6]])
     queries = np.array([[1.0, 0], [1.0, 0], [0.8, 0.6]])

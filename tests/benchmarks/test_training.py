@@ -200,7 +200,7 @@ def test_convolution():
 
 
 def test_class_weights_from_titles(tmp_path):
-    """Rows computed from the titles are predicted, random ones are not; a finished run has a table."""
+    """Rows computed from titles are predicted, random ones are not; a finished run has a table."""
     from benchmarks.class_weights_from_titles import r_squared_by_group
 
     rng = np.random.default_rng(0)

@@ -290,7 +290,7 @@ def test_the_triplet_loss_trains_localization_and_backbone(clicks_config, one_de
     shape = DataShape.of(open_generated(clicks_config.data.generated))
     graph, params, rest = nnx.split(build_model(clicks_config, shape), nnx.Param, ...)
     trained = trained_parts(clicks_config.optim, nnx.to_pure_dict(params))
-    pixels = jnp.asarray(clicks_config.preprocessing.normalise(batch["image"]))
+    pixels = jnp.asarray(clicks_config.preprocessing.normalize(batch["image"]))
     token_ids, label = jnp.asarray(batch["token_ids"]), jnp.asarray(batch["label"])
 
     def loss(params):

@@ -16,7 +16,7 @@ from sicot_jax.parallel import mesh
 
 @pytest.mark.parametrize(("width", "k"), [(160, 3), (1600, 99), (160, 10), (161, 3), (5, 5)])
 def test_grouped_top_k_equals_top_k(width, k):
-    """Grouped where there are more groups than k, else that of XLA; nine in ten entries are equal."""
+    """Grouped with more groups than k, else that of XLA; nine in ten entries are equal."""
     x = np.random.default_rng(0).normal(size=(20, width)).astype(np.float32)
     x[:, ::10] += 3
     values, columns = jax.jit(lambda x: grouped_top_k(x, k))(np.maximum(x, 1))

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sicot_jax.classifier.class_weights import ClassWeights
-from sicot_jax.classifier.posthoc import POSTHOC_VARIANTS, adjust_logits, normalise_rows
+from sicot_jax.classifier.posthoc import POSTHOC_VARIANTS, adjust_logits, tau_normalize
 
 KERNEL = np.array([[3.0, 4.0], [0.0, 1.0], [0.0, 0.0]], np.float32)  # the last row is padding
 WEIGHTS = ClassWeights(KERNEL, np.ones(3, np.float32))
@@ -20,10 +20,10 @@ def test_logit_adjustment_by_hand():
 
 def test_tau_normalisation_by_hand():
     """Rows of length 5 and 1; a padding row stays zero."""
-    half = normalise_rows(WEIGHTS, LOG_PRIOR, tau=0.5)
+    half = tau_normalize(WEIGHTS, LOG_PRIOR, tau=0.5)
     np.testing.assert_allclose(half.kernel, KERNEL / np.sqrt([[5.0], [1.0], [1.0]]), rtol=1e-6)
     assert not half.bias.any()
-    full = normalise_rows(WEIGHTS, LOG_PRIOR, tau=1.0)
+    full = tau_normalize(WEIGHTS, LOG_PRIOR, tau=1.0)
     np.testing.assert_allclose(full.kernel[0], [0.6, 0.8], rtol=1e-6)
 
 

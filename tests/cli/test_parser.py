@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from sicot_jax.cli import main as cli
+from sicot_jax.cli.options import bot_limits
+from sicot_jax.events.bots import BotLimits
 
 
 def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
@@ -43,3 +45,27 @@ def test_help_imports_nothing_heavy():
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+_LIMITS = BotLimits(
+    max_views_per_day=7, max_clicks_per_day=6, max_click_share=0.25, min_interval=2.5, min_events=5
+)
+_LIMIT_OPTIONS = [
+    *("--max-views-per-day=7", "--max-clicks-per-day=6", "--max-click-share=0.25"),
+    *("--min-interval=2.5", "--min-events=5"),
+]
+_RANK = ["index", "rank", "--index=i", "--events", "e", "--queries=q"]
+
+
+@pytest.mark.parametrize("command", [["events", "triplets", "e", "--out=o"], _RANK])
+def test_triplets_and_ranker_have_the_same_bot_options(command):
+    parser = cli.make_parser()
+    assert bot_limits(parser.parse_args(command)) == BotLimits()
+    assert bot_limits(parser.parse_args([*command, *_LIMIT_OPTIONS])) == _LIMITS
+
+
+def test_ranker_is_given_the_bot_limits(monkeypatch, capsys):
+    fit_ranker = pytest.importorskip("sicot_jax.indexing.fit_ranker")
+    monkeypatch.setattr(fit_ranker, "fit_index_ranker", lambda *arguments: arguments[-1])
+    assert cli.main([*_RANK, *_LIMIT_OPTIONS]) == 0
+    assert capsys.readouterr().out == f"{_LIMITS}\n"

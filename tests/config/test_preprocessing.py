@@ -86,7 +86,7 @@ def test_normalise_by_hand():
     image = np.array([[[0, 0, 0], [255, 255, 255], [51, 51, 51]]], np.uint8)
     wanted = [[[-1, -1, 0], [1, 3, 0.5], [-0.6, -0.2, 0.1]]]  # 51 / 255 = 0.2
     for numbers in (image, image.astype(np.float32), jnp.asarray(image)):
-        actual = settings.normalise(numbers)
+        actual = settings.normalize(numbers)
         assert actual.dtype == np.float32
         assert isinstance(actual, jax.Array if isinstance(numbers, jax.Array) else np.ndarray)
         np.testing.assert_allclose(
@@ -95,7 +95,7 @@ def test_normalise_by_hand():
 
 
 def test_normalise_takes_imagenet_numbers_by_default():
-    actual = Preprocessing().normalise(np.full((1, 1, 3), 255, np.uint8))
+    actual = Preprocessing().normalize(np.full((1, 1, 3), 255, np.uint8))
     np.testing.assert_allclose(
         actual[0, 0], [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225], rtol=1e-6
     )

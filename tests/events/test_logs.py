@@ -87,7 +87,7 @@ def test_a_log_that_is_right(tmp_path, capsys):
         ("e9,r1,12,v1,a,click,q1,y,", "at an impossible time"),
         (f"e9,r1,{T}000,v1,a,click,q1,y,", "at an impossible time"),
         (f"e9,r1,{T},v1,a,impression,q1,,", "impressions with nothing shown"),
-        (f"e9,r1,{T},v1,a,impression,q1,x,x|y", "impressions with a sku of their own"),
+        (f"e9,r1,{T},v1,a,impression,q1,x,x|y", "impressions with a sku"),
         (f"e9,r1,{T},v1,a,click,q1,,", "clicks or purchases without sku"),
         (f"e9,r1,{T},v1,a,click,q1,x,x|y", "clicks or purchases with a list"),
         (f"e9,r1,{T},v1,a,impression,q1,,x||y", "with a bad SKU in the list"),
@@ -146,8 +146,8 @@ def test_events_with_only_the_required_fields(tmp_path):
 
 
 def test_columns_and_words_of_another_system(tmp_path):
-    """No event_id and no variant, numbers as SKUs, times in milliseconds, other field names; lines that
-    are no JSON are bad.
+    """No event_id and no variant, numbers as SKUs, times in milliseconds, other field names; lines
+    that are no JSON are bad.
     """
     page_view = {
         "page": 7,

@@ -303,7 +303,7 @@ def test_build_of_other_settings_is_not_continued(run, tmp_path, monkeypatch, ca
     manifest = layout.read_index_manifest(build_index(run, tmp_path, bits=128))
     assert manifest.bits == 128
     assert set(layout.INVERTED_LISTS) <= set(manifest.sha256)
-    assert "of another model, catalogue or version; built anew" in capsys.readouterr().err
+    assert "of another model, catalogue or version; built from scratch" in capsys.readouterr().err
 
 
 def changed_catalog(catalog):

@@ -169,3 +169,5 @@ def test_shown_lists_by_hand():
     before, shown_list = shown_lists(events)
     assert (before.request_id, before.gain) == ("before", {})
     assert (shown_list.shown, shown_list.gain) == (("a", "b", "c"), {"b": 1.0, "c": 5.0})
+    lenient = BotLimits(max_views_per_day=1000, min_interval=0)
+    assert "bot0" in {entry.request_id for entry in shown_lists(events, lenient)}

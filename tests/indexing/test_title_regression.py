@@ -12,8 +12,8 @@ from sicot_jax.indexing.title_regression import (
 
 
 def shop(count=200, width=8, seed=0):
-    """Products of four colours and three kinds; a direction is the sum of both, and a little of its
-    own.
+    """Products of four colours and three kinds; a direction is the sum of both and a little
+    noise.
     """
     rng = np.random.default_rng(seed)
     colours, kinds = rng.normal(size=(2, 4, width))

@@ -171,8 +171,8 @@ def test_stopped_addition_changes_nothing(index, tmp_path, monkeypatch, after):
         else:
             write = VectorFiles.write_rows
 
-            def stopping(self, name, at, lines):
-                write(self, name, at, lines)
+            def stopping(self, name, at, rows):
+                write(self, name, at, rows)
                 if name == after:
                     raise Killed
 

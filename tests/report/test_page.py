@@ -228,7 +228,7 @@ def test_groups_are_those_of_metrics():
 
 
 def test_post_hoc_adjustments(tmp_path):
-    """The tau with the best class mean on validation, and what text adds with the same adjustment."""
+    """The tau with the best class mean on validation, and the gain of text with that adjustment."""
     seen = {
         name: {"overall": 1.0, "head": 1.0, "tail": 1.0, "class_mean": 30.0}
         for name in ADJUSTMENT_NAMES
@@ -263,8 +263,8 @@ def test_post_hoc_adjustments(tmp_path):
 
 
 def test_text_encoders_are_set_side_by_side(tmp_path):
-    """Variants that differ in the encoder, at whatever learning rate, under the best baseline; others
-    are no encoder's.
+    """Variants that differ in the encoder, at whatever learning rate, under the best baseline;
+    others are no encoder's.
     """
     runs = [make_run(tmp_path / "base", FIRST, loss=NO_TEXT)]
     for name, best, rate in [("bilinear", SECOND, 0.1), ("mean", FIRST, 0.2)]:

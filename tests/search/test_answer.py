@@ -94,7 +94,7 @@ class FakeIndex:
 
 
 def test_confidence_does_not_depend_on_the_number_of_similar_products():
-    """The product is the 15th nearest; the confidence is computed from 10 neighbours in every case."""
+    """The product is the 15th nearest; the confidence always comes from 10 neighbours."""
     logits = np.zeros(40, np.float32)
     logits[14] = 9
     calibration = Calibration([0.0, 0.0, -10.0], 1.0, 0.5, 0.95, 0.95, 0.2, 100, [], None)

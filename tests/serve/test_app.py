@@ -228,7 +228,7 @@ def test_products_and_pictures(client):
         assert status_and_code(client.get(path)) == (404, "not_found")
 
 
-def test_skus_that_look_like_paths(index, tmp_path):
+def test_skus_that_resemble_paths(index, tmp_path):
     """A slash, dots, a question mark, letters beyond ASCII: products and pictures by the addresses
     in answers.
     """

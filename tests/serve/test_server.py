@@ -64,21 +64,20 @@ def test_a_port_that_is_taken_and_an_index_that_is_none(index, tmp_path):
     assert server.lines[-1].startswith(f"sicot serve: {tmp_path}: no product index there")
 
 
-def hostile(rng):
-    """One request of a fixed mix, and what its sender does then, as `Server.raw` takes them."""
+SIDES = ["0", "0.5", "1", "-1", "nan", "inf", "1e400", "0.01", "x", "%00", "%ed%a0%80", "9" * 5_000]
+PNG = jpeg(np.zeros((8, 8, 3), np.uint8), "PNG")
 
-    def post(body, kind, path="/v1/recognize", length=None, more=""):
-        head = (
-            f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-            f"Content-Type: {kind}\r\n{more}"
-        )
-        return (
-            f"{head}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode()
-            + body
-        )
 
-    noise = rng.randbytes(rng.randrange(2_000))
-    cut = PHOTO[: rng.randrange(len(PHOTO))]
+def post(body, kind, path="/v1/recognize", length=None, more=""):
+    """A POST request as bytes; `length` and `more` replace the true length and add headers."""
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: {kind}\r\n{more}"
+    return (
+        f"{head}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body
+    )
+
+
+def photo_requests(rng, noise, cut):
+    """Constructors of photo uploads: valid, cut, damaged, in forms and with wrong lengths."""
     changed = bytearray(PHOTO)
     for _ in range(rng.randrange(1, 30)):
         changed[rng.randrange(len(changed))] = rng.randrange(256)
@@ -87,85 +86,92 @@ def hostile(rng):
         + cut
         + b"\r\n--b--\r\n"
     )
-    png = jpeg(np.zeros((8, 8, 3), np.uint8), "PNG")
-    sized = png[:16] + rng.randbytes(8) + png[24:]  # any width and height
-    sides = [
-        "0",
-        "0.5",
-        "1",
-        "-1",
-        "nan",
-        "inf",
-        "1e400",
-        "0.01",
-        "x",
-        "%00",
-        "%ed%a0%80",
-        "9" * 5_000,
-    ]  # of boxes
-    kinds = [
+    sized = PNG[:16] + rng.randbytes(8) + PNG[24:]  # any width and height
+    multipart = "multipart/form-data; boundary="
+    return [
         lambda: (post(PHOTO, "image/jpeg"), "wait"),
         lambda: (post(cut, "image/jpeg"), "wait"),
         lambda: (post(bytes(changed), "image/jpeg"), "wait"),
         lambda: (post(noise, "image/png"), "wait"),
         lambda: (post(sized, "image/png"), "wait"),
-        lambda: (post(form, "multipart/form-data; boundary=b"), "wait"),
-        lambda: (post(form[: rng.randrange(len(form))], "multipart/form-data; boundary=b"), "wait"),
-        lambda: (post(noise, f"multipart/form-data; boundary={'b' * rng.randrange(200)}"), "wait"),
+        lambda: (post(form, f"{multipart}b"), "wait"),
+        lambda: (post(form[: rng.randrange(len(form))], f"{multipart}b"), "wait"),
+        lambda: (post(noise, f"{multipart}{'b' * rng.randrange(200)}"), "wait"),
+    ]
+
+
+def json_requests(rng, noise, cut):
+    """Constructors of JSON bodies, valid and not, for photos and events."""
+    encoded = base64.b64encode(cut).decode()
+    lone_surrogate = b'[{"event_id": "\\ud800", "kind": 1}]'
+    return [
         lambda: (post(b"[" * rng.randrange(50_000), "application/json"), "wait"),
-        lambda: (
-            post(
-                json.dumps({"photo": base64.b64encode(cut).decode()}).encode(), "application/json"
-            ),
-            "wait",
-        ),
+        lambda: (post(json.dumps({"photo": encoded}).encode(), "application/json"), "wait"),
         lambda: (post(b'{"photo": ' + noise, "application/json"), "wait"),
         lambda: (post(noise, "application/json", "/v1/events"), "wait"),
         lambda: (post(b"[" * 100_000, "application/json", "/v1/events"), "wait"),
-        lambda: (
-            post(b'[{"event_id": "\\ud800", "kind": 1}]', "application/json", "/v1/events"),
-            "wait",
-        ),
+        lambda: (post(lone_surrogate, "application/json", "/v1/events"), "wait"),
+    ]
+
+
+def length_requests(cut):
+    """Constructors of uploads whose length is not that of the body."""
+    return [
         lambda: (post(cut, "image/jpeg", length=10**12), "wait"),
         lambda: (post(cut, "image/jpeg", length="-1"), "wait"),
         lambda: (post(cut, "image/jpeg", length=len(cut) + 1000), "leave"),
         lambda: (post(cut, "image/jpeg", more="Transfer-Encoding: chunked\r\n"), "wait"),
-        lambda: (
-            post(
-                PHOTO,
-                "image/jpeg",
-                f"/v1/recognize?k={rng.randrange(-5, 300)}&similar={rng.choice('ax%9')}",
-            ),
-            True,
-        ),
-        lambda: (
-            post(
-                PHOTO,
-                "image/jpeg",
-                f"/v1/recognize?box={','.join(rng.choices(sides, k=rng.choice([3, 4, 4, 5])))}",
-            ),
-            "wait",
-        ),
-        lambda: (
-            post(PHOTO, "image/jpeg", f"/v1/search?category={'%00' * rng.randrange(9)}..%2f"),
-            "wait",
-        ),
-        lambda: (
-            b"GET /v1/products/" + b"..%2f" * rng.randrange(60) + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-            "wait",
-        ),
-        lambda: (
-            b"GET /v1/products/x/images/"
-            + str(rng.randrange(-(10**30), 10**30)).encode()
-            + b" HTTP/1.0\r\n\r\n",
-            True,
-        ),
+    ]
+
+
+def parameter_requests(rng):
+    """Constructors of requests with wrong parameters and paths."""
+
+    def counts():
+        return f"k={rng.randrange(-5, 300)}&similar={rng.choice('ax%9')}"
+
+    def box():
+        return f"box={','.join(rng.choices(SIDES, k=rng.choice([3, 4, 4, 5])))}"
+
+    def category():
+        return f"category={'%00' * rng.randrange(9)}..%2f"
+
+    def image_number():
+        return str(rng.randrange(-(10**30), 10**30)).encode()
+
+    host = b" HTTP/1.1\r\nHost: x\r\n\r\n"
+    return [
+        lambda: (post(PHOTO, "image/jpeg", f"/v1/recognize?{counts()}"), True),
+        lambda: (post(PHOTO, "image/jpeg", f"/v1/recognize?{box()}"), "wait"),
+        lambda: (post(PHOTO, "image/jpeg", f"/v1/search?{category()}"), "wait"),
+        lambda: (b"GET /v1/products/" + b"..%2f" * rng.randrange(60) + host, "wait"),
+        lambda: (b"GET /v1/products/x/images/" + image_number() + b" HTTP/1.0\r\n\r\n", True),
+    ]
+
+
+def protocol_requests(rng, noise):
+    """Constructors of what is not HTTP, or not as the service knows it."""
+    long_header = b"GET / HTTP/1.1\r\nX: "
+    return [
         lambda: (b"GET /" + noise.replace(b"\n", b"") + b" HTTP/1.1\r\nHost: x\r\n\r\n", "end"),
         lambda: (noise, "end"),
-        lambda: (b"GET / HTTP/1.1\r\nX: " + b"a" * rng.randrange(100_000) + b"\r\n\r\n", "wait"),
+        lambda: (long_header + b"a" * rng.randrange(100_000) + b"\r\n\r\n", "wait"),
         lambda: (b"BREW /v1/recognize HTTP/1.1\r\nHost: x\r\n\r\n", "wait"),
     ]
-    return rng.choice(kinds)()
+
+
+def hostile(rng):
+    """One request of a fixed mix, and what its sender does then, as `Server.raw` takes them."""
+    noise = rng.randbytes(rng.randrange(2_000))
+    cut = PHOTO[: rng.randrange(len(PHOTO))]
+    constructors = [
+        *photo_requests(rng, noise, cut),
+        *json_requests(rng, noise, cut),
+        *length_requests(cut),
+        *parameter_requests(rng),
+        *protocol_requests(rng, noise),
+    ]
+    return rng.choice(constructors)()
 
 
 @pytest.mark.slow

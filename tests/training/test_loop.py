@@ -159,7 +159,7 @@ def test_a_checkpoint_of_eight_devices_continues_on_fewer(tmp_path, monkeypatch,
     """11 classes are padded to 16 rows on eight devices, to 12 on four, to 11 on one.
 
     With softplus instead of ReLU, whose derivative jumps: sums over devices are added in another
-      order, and a value that is zero but for rounding gives its whole share of the gradient on one
+      order, and a value that is zero but for rounding gives its full share of the gradient on one
       mesh and nothing on the other. Where that happens is chance. Measured with jax 0.12: one step
       moves one bias of a batch norm's 64 by 2.0e-3 of the largest, the other 63 by 1.1e-6 at most,
       and the next step carries that everywhere (0.17); with jax 0.10 nothing here, but 1.3e-3 at

@@ -63,7 +63,7 @@ def test_init_from_takes_no_word_vectors_of_another_vocabulary(finished_run, cap
     source.params["semantic"].pop("word_vectors")
     for a, b in zip(jax.tree.leaves(started.params), jax.tree.leaves(source.params), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert "another vocabulary; word vectors are the catalogue's own" in capsys.readouterr().err
+    assert "another vocabulary; word vectors are those of the catalogue" in capsys.readouterr().err
 
 
 @pytest.mark.slow

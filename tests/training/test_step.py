@@ -336,10 +336,10 @@ def test_a_batch_that_grew_equals_the_step_on_the_bigger_batch(monkeypatch):
     """A step on 8 rows and, grown, one on 16 in two micro-batches, against the same with 16 in one
     piece.
 
-    Each part normalises by its own statistics; the second batch is made of the same rows twice, so
-    the parts and the full batch agree. With softplus instead of ReLU, whose derivative jumps: statistics summed
-    in another order move activations by 1e-7, and one that crosses zero would let its whole
-    gradient through or not (up to 3e-2 of an array's norm).
+    Each part normalises by the statistics of that part; the second batch holds the same rows twice,
+    so the parts and the full batch agree. With softplus instead of ReLU, whose derivative jumps:
+    statistics summed in another order move activations by 1e-7, and one that crosses zero would
+    change its gradient to or from 0 (up to 3e-2 of an array's norm).
     """
     monkeypatch.setattr(jax.nn, "relu", jax.nn.softplus)
     first = {name: array[BATCH // 2 :] for name, array in host_batch().items()}

@@ -80,7 +80,7 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
     """Base class of all catalogues on disk; a subclass yields rows and says how photos are read.
 
     ShardBasedBuilder and not GeneratorBasedBuilder: the latter's shuffle needs TensorFlow for a
-    split above 1 GB. Records lie in the order of a hash of (seed, image_id), so that the order
+    split above 1 GB. Records are in the order of a hash of (seed, image_id), so that the order
     depends on neither rows nor workers.
     """
 

@@ -70,7 +70,7 @@ def read_manifest(
 def read_folders(root: Path) -> Iterator[ManifestRow | DroppedRow]:
     """Returns an iterator over the photos of a folder with one folder per SKU.
 
-    The folder name is the SKU, the title is empty. Photos may lie deeper inside a SKU's folder;
+    The folder name is the SKU, the title is empty. Photos may be deeper inside a SKU's folder;
     hidden files are ignored, other files are reported as dropped.
 
     Args:

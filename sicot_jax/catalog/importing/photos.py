@@ -60,7 +60,7 @@ class FolderPhotos:
         path = self.root / image
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            # A pipe would block for ever, a device may have no end.
+            # A pipe would block forever, a device may have no end.
             raise ImageError("not a file: wanted a photo file, not a folder, pipe or device")
         size = status.st_size
         if size > MAX_FILE_BYTES:

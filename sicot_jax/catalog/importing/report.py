@@ -90,7 +90,7 @@ class TitleTransferReport:
 
     def __str__(self) -> str:
         if not self.photos_without_title:
-            return "transferred titles: none, every train photo has its own"
+            return "transferred titles: none, every train photo has a title"
         median = self.median_similarity
         middle = "" if median is None else f", median similarity {median:.3f}"
         commit = f", commit {self.commit[:12]}" if self.commit else ""

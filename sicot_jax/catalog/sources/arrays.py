@@ -176,7 +176,7 @@ class _ArrayFileReader:
         with open(self.path, "rb") as file:
             start = self._starts[f"{name}.npy"]
             file.seek(start)
-            # The local header's own lengths: its extra field may differ from the central
+            # Lengths of the local header: its extra field may differ from the central
             # directory's.
             name_length, extra_length = struct.unpack("<HH", file.read(30)[26:30])
             file.seek(start + 30 + name_length + extra_length)

@@ -34,7 +34,7 @@ class ProductAppearance:
       colour: hue, saturation, value in [0, 1], of the body.
       second_colour: hue, saturation, value, of the pattern.
       mark_colour: hue, saturation, value, of the mark.
-      aspect: width over height, times the shape's own.
+      aspect: width over height, times that of the shape.
       pattern_angle: radians.
       pattern_frequency: radians a shape unit.
       mark_position: number in [0, 1) that chooses one of the body's mark positions.
@@ -73,7 +73,7 @@ class _Pose(NamedTuple):
 
     x: float
     y: float
-    sx: float  # size of one shape unit along the shape's own axes
+    sx: float  # size of one shape unit along the axes of the shape
     sy: float
     angle: float
     # (left, top, right, bottom) about (x, y), which holds the shape.
@@ -181,7 +181,7 @@ def _draw_product(canvas: np.ndarray, product: ProductAppearance, pose: _Pose) -
     mx, my = mark_x * pose.sx, mark_y * pose.sy
     x, y = pose.x + cos * mx - sin * my, pose.y + sin * mx + cos * my
     side = product.mark_size * math.sqrt(pose.sx * pose.sy)
-    # A ground of the other lightness parts the mark from a body of its own colour.
+    # A ground of the other lightness parts the mark from a body of the same colour.
     _draw_plain(
         layer,
         "disc",
@@ -199,7 +199,7 @@ def _pose_in_canvas(
 ) -> tuple[_Pose, tuple[float, ...]]:
     """Returns a pose and its tight box, which covers `area` of the canvas where it fits.
 
-    x, y in [0, 1] choose a position among those where the box lies on the canvas.
+    x, y in [0, 1] choose a position among those where the box is on the canvas.
     """
     ax, ay = math.sqrt(product.aspect), 1 / math.sqrt(product.aspect)
     left, top, right, bottom = _silhouette_extent(load_shape(BODIES[product.body]), ax, ay, angle)
@@ -279,7 +279,7 @@ def render_photo(
     product = _vary_product(product, draw)
     low, high = box_area
     angle = 0.7 * (draw() - 0.5)
-    # In proportion, not by difference: else most boxes are large, lie in the middle, and one guess
+    # In proportion, not by difference: else most boxes are large and central, and one guess
     # finds them.
     pose, box = _pose_in_canvas(product, low * (high / low) ** draw(), angle, draw(), draw())
 
@@ -316,7 +316,7 @@ def _draw_distractor(
 ) -> None:
     """Draws another product of at most a quarter of the product's area.
 
-    Its middle lies outside the product's box where there is room.
+    Its middle is outside the product's box where there is room.
     """
     area = (0.1 + 0.15 * draw()) * (box[2] - box[0]) * (box[3] - box[1])
     x, y = draw(), draw()

@@ -25,7 +25,7 @@ BODIES = (
 )
 MARKS = ("disc", "square", "triangle", "star", "ring", "cross", "heart", "moon", "bolt", "diamond")
 TABLE_SIZE = 256  # texels along a side of a distance table
-TABLE_EXTENT = 1.5  # a table covers [-1.5, 1.5] on both axes; shapes lie within about [-1, 1]
+TABLE_EXTENT = 1.5  # a table covers [-1.5, 1.5] on both axes; shapes are within about [-1, 1]
 TEXELS_PER_UNIT = TABLE_SIZE / (2 * TABLE_EXTENT)
 
 
@@ -37,7 +37,7 @@ class Shape:
       distance: float32 [TABLE_SIZE * TABLE_SIZE], in shape units, negative inside.
       hull: float64 [2, P], x and y of the silhouette's convex hull.
       radius: greatest distance of the silhouette from its origin.
-      mark_positions: (x, y) where a mark may lie.
+      mark_positions: (x, y) where a mark may be.
     """
 
     distance: np.ndarray

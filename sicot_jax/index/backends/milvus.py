@@ -58,7 +58,7 @@ def publish_codes(index: Path, address: str) -> str:
             client.upsert(name, [{"row": row, "code": codes[row].tobytes()} for row in chunk])
     except milvus_error as error:
         raise InputError(
-            f"{address}: {one_line_error(error)}; repair it and give the command again"
+            f"{address}: {one_line_error(error)}; repair it and run the command again"
         ) from error
     finally:
         client.close()

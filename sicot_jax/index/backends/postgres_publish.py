@@ -83,13 +83,13 @@ def publish_to_postgres(index: Path, url: str) -> PublishReport:
                     )
                 _prepare(connection)
                 report = layout.open_current(index, lambda folder: _copy(connection, folder))
-            # A transaction of its own: it has to wait for readers of these versions.
+            # A separate transaction: it has to wait for readers of these versions.
             with connection.transaction():
                 if _try_lock(connection):
                     _drop_older(connection)
         except psycopg.Error as error:
             raise InputError(
-                f"{address}: {one_line_error(error, 300)}; repair it and give the command again"
+                f"{address}: {one_line_error(error, 300)}; repair it and run the command again"
             ) from error
     return report
 

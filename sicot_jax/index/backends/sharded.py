@@ -1,11 +1,11 @@
 """The shards of a split index as one `ProductIndex`.
 
     INDEX/v000001/              recogniser, fitted files, a manifest with the number of shards
-    INDEX/v000001/shard-0/ ...  a version of some products: product p lies in shard p mod N, with
+    INDEX/v000001/shard-0/ ...  a version of some products: product p is in shard p mod N, with
                                 all of its photos
 
 Shards keep their products' ids; row r of shard s is row r N + s of the index. A shard may be served
-alone, on a machine of its own. `indexing/split.py` writes them.
+alone, on a separate machine. `indexing/split.py` writes them.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def fit_binary_encoder(
 
     "pca": the principal directions, as many as there are bits and variance for, turned by a random
       rotation, so that each bit has its share of the variance.
-    "itq": the same, turned so that embeddings lie near their codes (`itq_rotation`).
+    "itq": the same, turned so that embeddings are near their codes (`itq_rotation`).
       Bits beyond the principal directions come from further rotations of the same subspace.
     "lsh": random directions; two vectors at angle t differ in each bit with probability t / pi
       (Charikar 2002).

@@ -4,7 +4,7 @@
     posting_lists.i32   end of each list, int32 [L + 1] with 0 first; then the rows of all lists,
                         int32 [N], ascending in each
 
-Lists are ordered by category, and each lies within one category: the rows of a category's lists are
+Lists are ordered by category, and each is within one category: the rows of a category's lists are
 its range. Only rows of the build are in a list; rows that were added later are compared one by one.
 """
 
@@ -184,7 +184,9 @@ class InvertedLists:
         if np.any(np.diff(self._ends) < 0) or not {0, *(last for _, last in ranges)} <= set(
             self._ends.tolist()
         ):
-            return [f"{layout.POSTING_LISTS}: lists that end nowhere, or lie across categories"]
+            return [
+                f"{layout.POSTING_LISTS}: list ends out of order, or lists that span categories"
+            ]
         for first, last in ranges:
             if not np.array_equal(np.sort(self._rows[first:last]), np.arange(first, last)):
                 return [

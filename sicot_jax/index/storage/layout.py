@@ -46,7 +46,7 @@ MODEL, ONNX_MODEL = "model", "onnx"
 APPENDABLE = (FEATURES, CODES, ROW_PRODUCTS)  # grow when photos are added
 # Written once by the build; the ranker is replaced by `sicot index rank`.
 FITTED = (BINARY_ENCODER, IMPRINT, TITLE_REGRESSION, REJECTION, CATEGORY_FUSION, RANKER)
-# Depend on the order of the rows: written anew whenever rows are reordered.
+# Depend on the order of the rows: written again whenever rows are reordered.
 INVERTED_LISTS = (CENTROIDS, POSTING_LISTS)
 _VERSION = re.compile(r"v(\d{6})")
 _Index = TypeVar("_Index")
@@ -254,7 +254,7 @@ def publish_version(index: Path, folder: Path) -> Path:
 def file_digests(folder: Path) -> dict[str, str]:
     """Returns digests of the files of a version that is being written.
 
-    The ranker is left out: it may be replaced, and holds its own digest.
+    The ranker is left out: it may be replaced, and holds its digest.
 
     Args:
       folder: version folder.

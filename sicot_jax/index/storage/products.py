@@ -317,7 +317,11 @@ class ProductStore:
         return line[0] if line else None
 
     def all_products(self) -> Iterator[ProductRecord]:
-        """Yields all records that are not deleted, by id."""
+        """Reads all records that are not deleted.
+
+        Yields:
+          The records, by id.
+        """
         ids = _integers(
             self.connection, "SELECT product_id FROM products WHERE NOT deleted ORDER BY 1"
         )

@@ -19,7 +19,7 @@ def cosine_similarities(features: np.ndarray, rows: np.ndarray, query: np.ndarra
 
     FAISS widens halves in the processor's registers: numpy's `astype` would take most of the time
     of a search. Features are read in chunks that the allocator can reuse; for megabytes the system
-    is asked anew each time, which takes longer than all the rest.
+    is asked again each time, which takes longer than all the rest.
 
     Args:
       features: unit embeddings, float16 [N, D].
@@ -117,7 +117,7 @@ class VectorFiles:
         return np.memmap(path, dtype, "r+" if writable else "r", shape=(num_rows, *shape))
 
     def allocate(self, num_rows: int) -> None:
-        """Makes all files anew, with rows of zeros.
+        """Creates all files with rows of zeros, and replaces existing ones.
 
         Args:
           num_rows: how many rows.

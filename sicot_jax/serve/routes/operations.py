@@ -14,9 +14,13 @@ from sicot_jax.serve.state import service_state
 router = APIRouter(tags=["operation"])
 
 
-@router.get("/healthz")
+@router.get("/healthz", description="Reports that the process is alive.")
 async def healthz() -> dict[str, str]:
-    """Returns that the process is alive."""
+    """Reports that the process is alive.
+
+    Returns:
+      JSON with the status "alive".
+    """
     return {"status": "alive"}
 
 

@@ -154,14 +154,14 @@ class DoesNotFitError(InputError):
         self.plan, self.memory = plan, memory
         self.alternatives: list[Alternative] = find_alternatives(plan, memory)
         best = self.alternatives[0] if self.alternatives else None
-        remedy = (
+        advice = (
             f"{'add' if best.overrides else 'take'} {best}"
             if best
             else "take more devices or a smaller model"
         )
         super().__init__(
             f"{what}, more than {USABLE_SHARE:.0%} of the {format_size(memory)} that a device has; "
-            f"{remedy}"
+            f"{advice}"
         )
 
 

@@ -85,12 +85,12 @@ def gradient_ratio_lines(plan: MemoryPlan) -> list[str]:
     ratio = plan.config.train.gradient_ratio
     if ratio == 1 or ratio * plan.devices < 1 < plan.devices:
         return []
-    remedy = (
+    advice = (
         f"below {1 / plan.devices:g} it would"
         if plan.devices > 1
         else "one device sends nothing; set it to 1"
     )
-    return [f"train.gradient_ratio={ratio:g} saves nothing on {plan.devices} devices: {remedy}"]
+    return [f"train.gradient_ratio={ratio:g} saves nothing on {plan.devices} devices: {advice}"]
 
 
 def alternative_lines(plan: MemoryPlan, alternatives: list[Alternative], memory: int) -> list[str]:

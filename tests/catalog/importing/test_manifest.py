@@ -49,11 +49,11 @@ def test_parquet_and_jsonl_read_like_csv(tmp_path):
         {"image": ["a.jpg", "b.jpg"], "sku": ["0012", "7"], "title": ["NA", None], "other": [1, 2]}
     )
     parquet.write_table(table, tmp_path / "m.parquet")
-    lines = [
+    records = [
         {"image": "a.jpg", "sku": "0012", "title": "NA"},
         {"image": "b.jpg", "sku": 7, "title": None},
     ]
-    from_json = rows_of(tmp_path, "\n".join(map(json.dumps, lines)), "m.jsonl")
+    from_json = rows_of(tmp_path, "\n".join(map(json.dumps, records)), "m.jsonl")
     assert list(read_manifest(tmp_path / "m.parquet")) == from_json
     assert [(row.sku, row.title) for row in from_json] == [("0012", "NA"), ("7", "")]
 

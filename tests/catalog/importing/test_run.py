@@ -775,7 +775,7 @@ def test_title_source_is_not_called_when_every_photo_has_a_title(tmp_path, sourc
     titles = FakeTitleSource()
     result = import_catalog(source, tmp_path, settings=SMALL, workers=1, title_source=titles)
     assert not titles.received
-    assert "transferred titles: none, every train photo has its own" in result.report.summary()
+    assert "transferred titles: none, every train photo has a title" in result.report.summary()
     assert open_imported(result.folder).data_hash == open_imported(imported.folder).data_hash
 
 

@@ -98,14 +98,19 @@ def test_shards_answer_as_one_index(changed, tmp_path, count):
         }
         assert sharded_index.manifest.num_photos == sharded_index.counts()["photos"]
         assert sharded_index.manifest.model_sha256 == unsharded.manifest.model_sha256
-        mine, theirs = sharded_index.active_products(), unsharded.active_products()
+        sharded_active, unsharded_active = (
+            sharded_index.active_products(),
+            unsharded.active_products(),
+        )
         for field in ("deleted", "new_products", "kernel", "bias"):
-            np.testing.assert_array_equal(getattr(mine, field), getattr(theirs, field))
-        assert mine.category_names == ("fresh", "kind 0", "kind 1")
-        names = [[*one.category_names, None] for one in (mine, theirs)]
+            np.testing.assert_array_equal(
+                getattr(sharded_active, field), getattr(unsharded_active, field)
+            )
+        assert sharded_active.category_names == ("fresh", "kind 0", "kind 1")
+        names = [[*one.category_names, None] for one in (sharded_active, unsharded_active)]
         there = [n for n in range(PRODUCTS + 1) if n != 2]
-        assert [names[0][n] for n in mine.product_category[there]] == [
-            names[1][n] for n in theirs.product_category[there]
+        assert [names[0][n] for n in sharded_active.product_category[there]] == [
+            names[1][n] for n in unsharded_active.product_category[there]
         ]
 
 

@@ -60,7 +60,7 @@ def test_probes_lists_of_the_category_alone(plane_lists):
 
 def test_damaged_lists_are_detected(plane_lists, tmp_path):
     assert plane_lists.find_faults([(0, 6), (6, 12)]) == []
-    assert "lie across categories" in plane_lists.find_faults([(0, 5), (5, 12)])[0]
+    assert "span categories" in plane_lists.find_faults([(0, 5), (5, 12)])[0]
     with pytest.raises(
         InputError,
         match=r"posting_lists.i32: 12 rows in 4 lists of 2 numbers, wanted 13 of 2; build the",
