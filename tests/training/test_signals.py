@@ -90,7 +90,7 @@ def test_a_signal_to_the_process_group_stops_the_run_and_its_workers(tmp_path, n
     assert process.returncode == 3
     assert f"{name}: saved at step 4" in rest
     assert "Traceback" not in rest
-    assert process.is_gone()
+    assert process.has_exited()
 
 
 @pytest.mark.slow
@@ -98,7 +98,7 @@ def test_workers_end_with_a_killed_run(tmp_path):
     with RunProcessGroup(tmp_path) as process:
         process.wait_for("step 4/")
         process.kill()
-    assert process.is_gone()
+    assert process.has_exited()
 
 
 class RunProcessGroup(subprocess.Popen):
