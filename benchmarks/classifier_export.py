@@ -75,7 +75,7 @@ def read_checkpoint(options: argparse.Namespace) -> dict[str, float]:
     devices = mesh.make_mesh(data=1, model=jax.device_count())
     with jax.set_mesh(devices), tempfile.TemporaryDirectory(dir=options.out) as folder:
         state = _random_classifier(options, devices)
-        size = state.kernel.nbytes
+        size = state.weights.kernel.nbytes
         target = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )

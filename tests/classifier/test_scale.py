@@ -99,6 +99,7 @@ def test_million_class_head_sends_only_embeddings_within_its_memory(data, model,
     np.testing.assert_allclose(memory.temp_size_in_bytes, temporary, rtol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("data", "model"), [(8, 1), (2, 4)])
 def test_million_class_step_sends_nothing_that_grows_with_classes(data, model):
     config = config_lib.load_config("1m")

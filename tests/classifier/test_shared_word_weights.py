@@ -102,6 +102,7 @@ def test_plain_class_weights_have_the_same_logits(device_mesh):
         assert fold_shared_word_weights(plain, None) is plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "device_mesh",
     [(4, 2), *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(1, 1), (1, 8)])],

@@ -38,7 +38,7 @@ def test_configs_differ_in_their_use_of_text_alone(name, flags, title, changed):
 
 def test_without_text_there_is_nothing_to_compare():
     config = config_lib.load_config("base", ["loss.mixed=0"])
-    with pytest.raises(config_lib.ConfigError, match="wants a config with text"):
+    with pytest.raises(config_lib.ConfigError, match="comparing needs a config that uses text"):
         compared_configs(config)
     rows = dataclasses.replace(
         config, model=dataclasses.replace(config.model, shared_word_weights=True)

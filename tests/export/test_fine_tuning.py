@@ -22,6 +22,7 @@ torch = pytest.importorskip("torch", reason="conversion needs the extra torch")
 RATE, MOMENTUM = 0.003, 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "width"), [(18, 0), (18, 12), (50, 0)])
 def test_the_loss_after_a_step_equals_pytorch_s(depth, width):
     """SGD with momentum on mean cross entropy; width of the projection, 0 for none. Torch's running

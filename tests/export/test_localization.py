@@ -143,6 +143,7 @@ def random_weights(model: RecognizerSpec, *, seed: int) -> dict[str, np.ndarray]
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [pytest.param("image", marks=pytest.mark.slow), "features"])
 @pytest.mark.parametrize(
     ("height", "width"), [(40, 30), pytest.param(64, 64, marks=pytest.mark.slow)]

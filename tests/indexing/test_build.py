@@ -190,6 +190,7 @@ def test_calibration_photos_have_cross_fitted_p_values(run, version, monkeypatch
         assert without.nearest_similarity <= with_product.nearest_similarity
 
 
+@pytest.mark.slow
 def test_prices_and_ranker_survive_a_build(run, version, tmp_path, capsys):
     """A ranker of another model does not: it was fitted to other similarities."""
     pytest.importorskip("lightgbm", reason="the ranker needs the service's extra")

@@ -108,6 +108,7 @@ def test_sharded_step_equals_dense(reference, shape):
     assert gradient > 1e-3  # not two times nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(4, 2), pytest.param((8, 1), marks=pytest.mark.slow)])
 def test_tag_prediction_loss_is_the_same_on_every_mesh(shape):
     """Without a semantic stream; the tag head learns. The classifier has v as its only input."""
@@ -231,6 +232,7 @@ def with_box():
     return boxed(on(1, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape",
     [(4, 2), *(pytest.param(shape, marks=pytest.mark.slow) for shape in [(8, 1), (1, 8), (2, 4)])],
@@ -243,6 +245,7 @@ def test_boxes_are_learned_on_every_mesh(with_box, shape):
     )  # temperature 0.1 enlarges roundings of cosines
 
 
+@pytest.mark.slow
 def test_localization_losses_train_the_localization_branch_alone(with_box):
     """The losses of the box move the branch, and nothing else."""
     before, after, losses = with_box
@@ -332,6 +335,7 @@ def test_micro_batches_of_the_classifier_alone_equal_the_full_batch():
     assert_close(parts[2], unsplit[2], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_batch_that_grew_equals_the_step_on_the_bigger_batch(monkeypatch):
     """A step on 8 rows and, grown, one on 16 in two micro-batches, against the same with 16 in one
     piece.
@@ -388,6 +392,7 @@ def test_a_batch_that_micro_batches_do_not_divide_is_refused():
             jax.eval_shape(make_train_step(setup), state, batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "micro_batches"), [((1, 1), 1), ((4, 2), 1), ((2, 2), 2)])
 def test_an_extra_loss_reaches_the_parameters(shape, micro_batches):
     """A term a * mean |v|^2 adds its value to the total and its gradient to the visual stream, not
@@ -434,6 +439,7 @@ def test_baseline_has_no_semantic_stream():
     assert set(losses) == {"total", "visual"}
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
     """A loose bound: bfloat16 has eight bits; parameters, momentum and statistics stay float32."""
     full = one_step(tiny(), on(1, 1))
@@ -448,6 +454,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
     assert half[2]["total"] != full[2]["total"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "micro_batches"), [((8, 1), 1), ((2, 2), 2)])
 def test_a_step_that_sends_every_entry_is_the_dense_step(shape, micro_batches):
     """1 - 1e-9 of the entries, rounded up, is all of them."""
@@ -461,6 +468,7 @@ def test_a_step_that_sends_every_entry_is_the_dense_step(shape, micro_batches):
     assert_close(dataclasses.replace(sparse, residual={}), dense)
 
 
+@pytest.mark.slow
 def test_a_step_with_a_ratio_moves_that_share_of_each_kernel():
     device_mesh = on(8, 1)
     before, after, _ = one_step(tiny(train={"gradient_ratio": 0.01}), device_mesh)

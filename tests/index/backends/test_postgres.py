@@ -284,7 +284,7 @@ def test_refresh_sees_published_changes(index, url, tmp_path):
             assert copy.counts() == files.counts()
             everything = range(PRODUCTS + 1)
             assert copy.products(everything) == files.products(everything)
-            assert copy.product(sku(3)).quality == {"price": 2.5}
+            assert copy.product(sku(3)).quality["price"] == 2.5
             assert copy.count_photos(1) == files.count_photos(1) == PHOTOS + 1
             for category in (None, "fresh", "kind 0", "kind 1"):
                 near_in_copy, near_in_files = (
@@ -330,7 +330,9 @@ def test_class_weights_are_deleted(index, url, tmp_path):
         assert copy.active_products().new_products.tolist() == []
 
 
-@pytest.mark.parametrize("where", ["_update", "_count", "postgres_schema.create_indexes", "_one"])
+@pytest.mark.parametrize(
+    "where", ["_update", "_update_state", "postgres_schema.create_indexes", "_fetch_value"]
+)
 def test_stopped_publish_leaves_the_old_version(index, url, small_version, monkeypatch, where):
     publish_to_postgres(index, url)
     with reading(index, url) as copy:
