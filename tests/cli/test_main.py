@@ -162,7 +162,10 @@ import grain, orbax.checkpoint, tensorboardX, tensorflow_datasets
         ),
         (["evaluate", "run", "--workdir=nowhere"], "wanted the config.json of a training run"),
         (["report", "runs", "nowhere", "--out=report"], "not a finished run"),
-        (["compare", "--config=tiny", "--config.loss.mixed=0"], "comparing needs a config that uses text"),
+        (
+            ["compare", "--config=tiny", "--config.loss.mixed=0"],
+            "comparing needs a config that uses text",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(tmp_path, monkeypatch, capsys, arguments, message):
