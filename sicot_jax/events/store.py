@@ -24,9 +24,9 @@ EVENT_KINDS = ("impression", "click", "purchase")
 PURCHASE_WEIGHT = 5.0
 """Clicks that a purchase is worth, in triplets and in the ranker's gains.
 
-As in the evaluation of Expedia's hotel rankings (ICDM 2013 challenge, booking, 1 for a
-arXiv:1311.7679, section 1): 5 for a booking, 1 for a click. A purchase is rarer than a click and
-costs the visitor more, so it says more of relevance.
+As in the evaluation of Expedia's hotel rankings (ICDM 2013 challenge, arXiv:1311.7679, section 1):
+5 for a booking, 1 for a click. A purchase is rarer than a click and costs the visitor more, so it
+says more of relevance.
 """
 _ROW_GROUP = 65_536  # rows of a Parquet row group
 # Texts without control characters and lone surrogates.
