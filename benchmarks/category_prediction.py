@@ -28,7 +28,7 @@ from sicot_jax.index.storage import layout
 from sicot_jax.index.storage.products import ProductStore
 from sicot_jax.index.storage.vectors import VectorFiles
 from sicot_jax.search import category
-from sicot_jax.search.category_fit import CategoryFitData, fit_category_fusion
+from sicot_jax.search.category import CategoryFitData, fit_category_fusion
 
 CATEGORY_HEAD, CLASSIFIER, NEIGHBOURS, FUSED = (
     "category head",

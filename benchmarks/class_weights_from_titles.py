@@ -28,7 +28,7 @@ from benchmarks.finished_runs import (
 )
 from sicot_jax import config
 from sicot_jax.catalog.catalog import Catalog
-from sicot_jax.classifier.shared_word_weights import class_word_shares
+from sicot_jax.classifier.class_weights import class_word_shares
 from sicot_jax.config import Config
 from sicot_jax.errors import InputError
 from sicot_jax.parallel import mesh

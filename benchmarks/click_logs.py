@@ -25,7 +25,7 @@ from pyarrow import parquet
 
 from benchmarks import timing
 from sicot_jax.events import simulator
-from sicot_jax.events.simulated_rows import TYPICAL_NOISE, ClickModel
+from sicot_jax.events.simulator import TYPICAL_NOISE, ClickModel
 
 QUERIES, PRODUCTS, POSITIONS = 20_000, 100_000, 20
 

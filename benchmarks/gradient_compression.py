@@ -21,8 +21,7 @@ from benchmarks import run_comparison, timing
 from sicot_jax import config as config_lib
 from sicot_jax.config import Config
 from sicot_jax.training import loop as train
-from sicot_jax.training.memory.collectives import step_collectives
-from sicot_jax.training.memory.plan import make_memory_plan
+from sicot_jax.training.memory.plan import make_memory_plan, step_collectives
 from sicot_jax.training.run import mesh_of_config, read_run
 
 

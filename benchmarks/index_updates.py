@@ -26,9 +26,8 @@ import numpy as np
 
 from benchmarks import timing
 from benchmarks.finished_runs import open_run_catalog
-from sicot_jax.catalog.batches import HostBatch, PhotoBatchLoader
+from sicot_jax.catalog.batches import HostBatch, PhotoBatchLoader, prefetch
 from sicot_jax.catalog.catalog import Catalog
-from sicot_jax.catalog.prefetch import prefetch
 from sicot_jax.export.from_run import ExportedRun, export_run
 from sicot_jax.indexing import build as building
 from sicot_jax.indexing import embed as embedding

@@ -28,9 +28,8 @@ import numpy as np
 
 from benchmarks import timing
 from sicot_jax import config as config_lib
-from sicot_jax.catalog.batches import train_batch_loader
+from sicot_jax.catalog.batches import prefetch, train_batch_loader
 from sicot_jax.catalog.catalog import Catalog
-from sicot_jax.catalog.prefetch import prefetch
 from sicot_jax.catalog.sources.arrays import open_array_file, write_array_file
 from sicot_jax.catalog.sources.generated import open_generated
 from sicot_jax.config import Config, DataConfig, GeneratedSpec

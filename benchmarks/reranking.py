@@ -27,7 +27,7 @@ from scipy import stats
 
 from benchmarks import timing
 from sicot_jax.events import simulator
-from sicot_jax.events.simulated_rows import ClickModel, SimulatedResults
+from sicot_jax.events.simulator import ClickModel, SimulatedResults
 from sicot_jax.indexing.fit_ranker import shown_lists
 from sicot_jax.search import ranker as rerank
 from sicot_jax.search.ranker import NDCG_CUTOFF, RankingLists, ndcg

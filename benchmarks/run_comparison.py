@@ -9,7 +9,7 @@ from typing import Any
 from sicot_jax.config import Config
 from sicot_jax.report.differences import variant_differences
 from sicot_jax.report.runs import read_run_folder
-from sicot_jax.report.variant_groups import VariantRuns
+from sicot_jax.report.variant_roles import VariantRuns
 
 HEADER = ("top-1", "top-3", "head", "tail", "class mean", "difference of top-1 to the first")
 

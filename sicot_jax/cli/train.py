@@ -174,7 +174,7 @@ def _plan(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def _compare(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     from sicot_jax.config import load_config
-    from sicot_jax.experiments.compare import compare
+    from sicot_jax.experiments.sweep import compare
 
     args.config = args.config or ("base" if args.manifest else "generated")
     workdir = default_workdir(args)
@@ -190,7 +190,7 @@ def _compare(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def _imported(manifest: Path, catalog: Path) -> Path:
     """Imports `manifest` into `catalog`, unless the same import is there already."""
-    from sicot_jax.catalog.importing.fingerprint import source_sha256
+    from sicot_jax.catalog.importing.photos import source_sha256
     from sicot_jax.catalog.importing.run import import_catalog
     from sicot_jax.catalog.sources.imported import read_import_source
 

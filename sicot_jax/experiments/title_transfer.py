@@ -14,7 +14,7 @@ import numpy as np
 
 from sicot_jax.catalog.batches import PhotoBatchLoader
 from sicot_jax.catalog.catalog import Catalog, Record, Split
-from sicot_jax.catalog.importing.title_source import TransferredTitle
+from sicot_jax.catalog.importing.settings import TransferredTitle
 from sicot_jax.catalog.open import open_catalog
 from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.errors import InputError

@@ -17,10 +17,11 @@ from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.storage import layout
 from sicot_jax.recognizer import jax_engine
 from sicot_jax.search.answer import NUM_CONFIDENCE_NEIGHBOURS, confidence_features
-from sicot_jax.search.category import NUM_NEIGHBOURS, CategoryFusion
-from sicot_jax.search.category_fit import (
+from sicot_jax.search.category import (
     EXPONENTS,
+    NUM_NEIGHBOURS,
     CategoryFitData,
+    CategoryFusion,
     fit_category_fusion,
     fit_rescaling_exponent,
 )

@@ -14,9 +14,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from sicot_jax.catalog.batches import HostBatch, PhotoBatchLoader
+from sicot_jax.catalog.batches import HostBatch, PhotoBatchLoader, prefetch
 from sicot_jax.catalog.catalog import Catalog, ClassTable, Record, Split
-from sicot_jax.catalog.prefetch import prefetch
 from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.errors import InputError
 from sicot_jax.export.from_run import ExportedRun

@@ -22,8 +22,7 @@ from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.common.text import markdown_table
 from sicot_jax.errors import InputError
 from sicot_jax.events.bots import BotLimits, find_bots, visitor_days
-from sicot_jax.events.query_photos import query_photos
-from sicot_jax.events.store import PURCHASE_WEIGHT, Event, open_events
+from sicot_jax.events.store import PURCHASE_WEIGHT, Event, open_events, query_photos
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage.products import ProductRecord, ProductStore
 from sicot_jax.index.storage.vectors import VectorFiles

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sicot_jax.catalog.importing.fingerprint import source_sha256
+from sicot_jax.catalog.importing.photos import source_sha256
 from sicot_jax.catalog.importing.run import import_catalog
 from sicot_jax.catalog.sources.imported import (
     newest_version,

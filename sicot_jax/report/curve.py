@@ -14,8 +14,7 @@ from sicot_jax.report.differences import GroupDifferences, paired_runs, variant_
 from sicot_jax.report.document import Block, Figure, Heading, Paragraph, Table
 from sicot_jax.report.page import read_runs, rename_runs, write_pages
 from sicot_jax.report.runs import FinishedRun, check_comparable, config_differences
-from sicot_jax.report.variant_groups import VariantRuns, group_by_variant
-from sicot_jax.report.variant_roles import plain_baselines
+from sicot_jax.report.variant_roles import VariantRuns, group_by_variant, plain_baselines
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sicot_jax.report.differences import GroupDifferences
-from sicot_jax.report.variant_groups import VariantRuns
+from sicot_jax.report.variant_roles import VariantRuns
 
 # Okabe & Ito's palette, distinct for colour-blind readers and in print.
 _COLORS = ("#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999999")

@@ -14,8 +14,7 @@ from sicot_jax.report import sections, tables
 from sicot_jax.report.document import Block, Heading, Paragraph, render_html, render_markdown
 from sicot_jax.report.run_table import is_run_table, is_sweep_folder, read_run_table
 from sicot_jax.report.runs import DIVERGED_FILE, FinishedRun, check_comparable, read_run_folder
-from sicot_jax.report.variant_groups import group_by_variant
-from sicot_jax.report.variant_roles import choose_reference
+from sicot_jax.report.variant_roles import choose_reference, group_by_variant
 
 
 def read_runs(inputs: Sequence[Path], select: Sequence[str] = ()) -> list[FinishedRun]:

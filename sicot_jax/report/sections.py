@@ -9,13 +9,12 @@ import numpy as np
 
 from sicot_jax.common.text import pluralize
 from sicot_jax.report import figures, tables
-from sicot_jax.report.differences import paired_runs, variant_differences
+from sicot_jax.report.differences import paired_runs, paper_table, variant_differences
 from sicot_jax.report.document import Block, Figure, Heading, Paragraph, WeightedTitles
-from sicot_jax.report.paper import paper_table
 from sicot_jax.report.runs import FinishedRun, config_differences, is_still_improving
 from sicot_jax.report.tables import UNCERTAIN
-from sicot_jax.report.variant_groups import VariantRuns
 from sicot_jax.report.variant_roles import (
+    VariantRuns,
     counterpart_with_raw_titles,
     judge_convergence,
     longer_training_pairs,

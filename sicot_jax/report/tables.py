@@ -15,11 +15,13 @@ from sicot_jax.report.differences import (
 )
 from sicot_jax.report.document import Table
 from sicot_jax.report.runs import FEW, GROUPS, FinishedRun, group_masks
-from sicot_jax.report.variant_groups import SEED_FIELDS, VariantRuns, restrict_to_shared_seeds
 from sicot_jax.report.variant_roles import (
+    SEED_FIELDS,
+    VariantRuns,
     choose_adjustment,
     counterpart_with_raw_titles,
     counterpart_without_text,
+    restrict_to_shared_seeds,
 )
 
 UNCERTAIN = "~"  # marks a difference whose interval contains zero

@@ -15,11 +15,10 @@ from sicot_jax.serve.api_keys import read_api_keys
 from sicot_jax.serve.errors import add_error_handlers
 from sicot_jax.serve.middleware import RequestMiddleware
 from sicot_jax.serve.model_manager import ModelManager, ServingModel, load_serving_model
-from sicot_jax.serve.query_store import QueryStore
 from sicot_jax.serve.routes import events, operations, products, recognize
 from sicot_jax.serve.routes.operations import create_page_router
 from sicot_jax.serve.settings import ServiceSettings
-from sicot_jax.serve.state import ServiceState
+from sicot_jax.serve.state import QueryStore, ServiceState
 
 _CLEAN_INTERVAL_SECONDS = 60
 _log = logging.getLogger("sicot")

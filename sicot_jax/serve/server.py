@@ -17,14 +17,13 @@ from sicot_jax.events.store import EventStore
 from sicot_jax.index.backends.open import open_index
 from sicot_jax.index.storage import layout
 from sicot_jax.serve.api_keys import read_api_keys
-from sicot_jax.serve.engines import available_engines
-from sicot_jax.serve.gpus import claim_gpu, create_gpu_pool
-from sicot_jax.serve.query_store import QueryStore
+from sicot_jax.serve.engines import available_engines, claim_gpu, create_gpu_pool
 from sicot_jax.serve.settings import (
     ServiceSettings,
     read_from_environment,
     write_to_environment,
 )
+from sicot_jax.serve.state import QueryStore
 
 MAX_CONCURRENT_REQUESTS = 1000  # of a worker
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"

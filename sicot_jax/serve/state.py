@@ -1,4 +1,4 @@
-"""State of a running service, shared by its request handlers."""
+"""State of a running service, shared by its request handlers, and the query photos it keeps."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
+import logging
 import os
+import secrets
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -19,8 +22,50 @@ from sicot_jax.index.backends.base import ProductIndex
 from sicot_jax.serve import metrics
 from sicot_jax.serve.model_manager import ModelManager
 from sicot_jax.serve.photo import PixelBudget
-from sicot_jax.serve.query_store import QueryStore
 from sicot_jax.serve.settings import ServiceSettings
+
+_CLEAN_SECONDS = 3600.0
+_log = logging.getLogger("sicot")
+
+
+class QueryStore:
+    """A folder of `REQUEST_ID-RANDOM.photo`; expired photos are removed at the start and hourly.
+
+    Args:
+      folder: made if missing, readable by its owner alone.
+      days: days for which a photo is kept.
+    """
+
+    def __init__(self, folder: Path, days: int):
+        self.folder, self.seconds, self._cleaned = folder, days * 86_400.0, 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        self.remove_expired()
+
+    def save(self, request_id: str, data: bytes) -> None:
+        """Saves a photo; a failure is logged and does not fail the request.
+
+        Args:
+          request_id: id of the request.
+          data: the photo's bytes.
+        """
+        try:
+            # Clients may choose the id: the rest of the name keeps their photos apart.
+            (self.folder / f"{request_id}-{secrets.token_hex(4)}.photo").write_bytes(data)
+        except OSError as error:
+            _log.error("%s not kept: %s", request_id, error)
+
+    def remove_expired(self) -> None:
+        """Removes expired photos, at most once an hour."""
+        now = time.time()
+        if now - self._cleaned < _CLEAN_SECONDS:
+            return
+        self._cleaned = now
+        for path in self.folder.glob("*.photo"):
+            with contextlib.suppress(OSError):  # another worker was first
+                if now - path.stat().st_mtime > self.seconds:
+                    path.unlink()
+
 
 _Result = TypeVar("_Result")
 

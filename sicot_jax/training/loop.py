@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from sicot_jax.catalog.batches import HostBatch, train_batch_loader
+from sicot_jax.catalog.batches import HostBatch, prefetch, train_batch_loader
 from sicot_jax.catalog.catalog import SPLITS, Catalog
 from sicot_jax.catalog.open import open_catalog
-from sicot_jax.catalog.prefetch import prefetch
 from sicot_jax.catalog.statistics import head_mask
 from sicot_jax.common.files import read_json
 from sicot_jax.config import Config

@@ -14,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sicot_jax.catalog.batches import HostBatch, PhotoBatchLoader, photo_batch_loader
+from sicot_jax.catalog.batches import HostBatch, PhotoBatchLoader, photo_batch_loader, prefetch
 from sicot_jax.catalog.catalog import Split
-from sicot_jax.catalog.prefetch import prefetch
 from sicot_jax.classifier.class_weights import ClassWeights
 from sicot_jax.classifier.posthoc import POSTHOC_VARIANTS
+from sicot_jax.classifier.sharded import log_prob_top_k
 from sicot_jax.classifier.state import ClassifierState
-from sicot_jax.classifier.top_k import log_prob_top_k
 from sicot_jax.config import Config
 from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError

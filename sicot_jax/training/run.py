@@ -25,8 +25,7 @@ from sicot_jax._version import __version__
 from sicot_jax.catalog.catalog import Catalog, ClassTable, Tokenizer
 from sicot_jax.catalog.sources.tables import CLASSES_FILE, read_class_table, write_class_table
 from sicot_jax.catalog.tokenizer import load_tokenizer
-from sicot_jax.common.files import read_json, write_json
-from sicot_jax.common.locks import file_lock
+from sicot_jax.common.files import file_lock, read_json, write_json
 from sicot_jax.config import (
     CONFIG_FORMAT,
     FREE_ON_RESUME,

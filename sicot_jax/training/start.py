@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from sicot_jax.catalog.catalog import Catalog
-from sicot_jax.classifier.shared_word_weights import class_word_shares, set_word_columns
+from sicot_jax.classifier.class_weights import class_word_shares, set_word_columns
 from sicot_jax.config import Config
 from sicot_jax.errors import InputError
 from sicot_jax.models.semantic_stream import set_word_vectors

@@ -10,8 +10,7 @@ import pytest
 from sicot_jax.classifier import losses
 from sicot_jax.classifier.class_weights import ClassWeights
 from sicot_jax.classifier.row_state import RowState, RowUpdate, StreamingOptions
-from sicot_jax.classifier.sharded import loss_and_update
-from sicot_jax.classifier.top_k import log_prob_top_k
+from sicot_jax.classifier.sharded import log_prob_top_k, loss_and_update
 from sicot_jax.parallel import mesh
 
 STREAM_WEIGHTS = {"visual": 1.0, "mixed": 0.5, "semantic": 2.0}

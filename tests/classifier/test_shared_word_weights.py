@@ -11,8 +11,11 @@ import pytest
 from sicot_jax import config as config_lib
 from sicot_jax.catalog.batches import train_batch_loader
 from sicot_jax.catalog.open import open_catalog
-from sicot_jax.classifier.class_weights import fold_shared_word_weights
-from sicot_jax.classifier.shared_word_weights import class_word_shares, set_word_columns
+from sicot_jax.classifier.class_weights import (
+    class_word_shares,
+    fold_shared_word_weights,
+    set_word_columns,
+)
 from sicot_jax.config import ConfigError
 from sicot_jax.parallel import mesh
 from sicot_jax.training import device_batches

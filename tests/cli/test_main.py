@@ -1,9 +1,12 @@
 """The `sicot` command as users type it: exit codes, one-line messages, the main job end to end."""
 
+import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,8 @@ from PIL import Image
 
 from sicot_jax.catalog.sources.arrays import open_array_file
 from sicot_jax.cli import main as cli
+from sicot_jax.cli.options import bot_limits
+from sicot_jax.events.bots import BotLimits
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--config=tiny", "--config.mesh.data=1", "--config.train.steps=4"]
@@ -224,3 +229,97 @@ def test_an_array_file_knows_how_its_photos_were_resized(tmp_path, capsys):
         assert catalog.resized_by == {"resize_height": 24, "resize_width": 24, "fit": fit}
         hashes.add(catalog.data_hash)
     assert len(hashes) == 2
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """All parsers without sub-commands."""
+    groups = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    for group in groups:
+        for child in group.choices.values():
+            yield from parsers(child)
+    if not groups:
+        yield parser
+
+
+def test_every_argument_has_help():
+    for parser in parsers(cli.make_parser()):
+        assert parser.description, parser.prog
+        assert callable(parser.get_default("run")), parser.prog
+        for action in parser._actions:
+            assert action.help, (parser.prog, action.dest)
+        assert parser.format_help()
+
+
+@pytest.mark.parametrize("command", ["report", "evaluate", "convert", "index", "events"])
+def test_a_group_needs_a_command(command, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([command])
+    assert "the following arguments are required: COMMAND" in capsys.readouterr().err
+
+
+def test_help_imports_nothing_heavy():
+    program = (
+        "import sys\nfrom sicot_jax.cli.main import make_parser\nmake_parser().format_help()\n"
+        "heavy = {'jax', 'tensorflow_datasets', 'PIL', 'pyarrow', 'gensim', 'fastapi'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+_LIMITS = BotLimits(
+    max_views_per_day=7, max_clicks_per_day=6, max_click_share=0.25, min_interval=2.5, min_events=5
+)
+_LIMIT_OPTIONS = [
+    *("--max-views-per-day=7", "--max-clicks-per-day=6", "--max-click-share=0.25"),
+    *("--min-interval=2.5", "--min-events=5"),
+]
+_RANK = ["index", "rank", "--index=i", "--events", "e", "--queries=q"]
+
+
+@pytest.mark.parametrize("command", [["events", "triplets", "e", "--out=o"], _RANK])
+def test_triplets_and_ranker_have_the_same_bot_options(command):
+    parser = cli.make_parser()
+    assert bot_limits(parser.parse_args(command)) == BotLimits()
+    assert bot_limits(parser.parse_args([*command, *_LIMIT_OPTIONS])) == _LIMITS
+
+
+def test_ranker_is_given_the_bot_limits(monkeypatch, capsys):
+    fit_ranker = pytest.importorskip("sicot_jax.indexing.fit_ranker")
+    monkeypatch.setattr(fit_ranker, "fit_index_ranker", lambda *arguments: arguments[-1])
+    assert cli.main([*_RANK, *_LIMIT_OPTIONS]) == 0
+    assert capsys.readouterr().out == f"{_LIMITS}\n"
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    lines = ["image,sku,title"]
+    for i in range(28):
+        pixels = np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        lines.append(f"{i}.png,sku{i % 4},word{i % 4} red")
+    (folder / "products.csv").write_text("\n".join(lines) + "\n")
+    return folder / "products.csv"
+
+
+def test_an_import_prints_a_summary(tmp_path, manifest, capsys):
+    command = ["import", os.fspath(manifest), "--out", os.fspath(tmp_path / "out")]
+    assert cli.main([*command, "--workers=1", "--short-side=16"]) == 0
+    out = capsys.readouterr().out
+    assert "28 rows read, 28 photos kept in 4 classes" in out
+    assert "report.md" in out
+
+
+def test_an_import_wants_one_source_and_a_folder_to_write(tmp_path, manifest, capsys):
+    source = os.fspath(manifest)
+    for arguments, message in (
+        (["--out", os.fspath(tmp_path)], "--dataset NAME --from DIR"),
+        ([source, "--from", source, "--out", os.fspath(tmp_path)], "--dataset NAME --from DIR"),
+        ([source, "--out", source], "products.csv: File exists; check --out"),
+        ([source, "--out", os.fspath(tmp_path), "--titles-catalog=x"], "give --titles-from"),
+    ):
+        assert cli.main(["import", *arguments]) == cli.INPUT_ERROR
+        err = capsys.readouterr().err
+        assert message in err
+        assert len(err.splitlines()) == 1

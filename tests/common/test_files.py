@@ -2,7 +2,7 @@
 
 import pytest
 
-from sicot_jax.common.files import atomic_directory, atomic_file, read_json, write_json
+from sicot_jax.common.files import atomic_directory, atomic_file, file_lock, read_json, write_json
 from sicot_jax.errors import InputError
 
 
@@ -64,4 +64,28 @@ def test_a_folder_appears_at_the_end_or_not_at_all(tmp_path):
         assert not out.exists()
     assert [path.name for path in out.iterdir()] == ["file"]
     with pytest.raises(InputError, match="exists; give another --out"), atomic_directory(out):
+        pass
+
+
+class RefusedError(InputError):
+    pass
+
+
+def test_a_second_holder_is_refused_until_the_first_one_ends(tmp_path):
+    path = tmp_path / ".lock"
+    with file_lock(path, RefusedError("first")):
+        with pytest.raises(RefusedError, match="second"), file_lock(path, RefusedError("second")):
+            pass
+        assert path.exists()
+    with file_lock(path, RefusedError("third")):
+        pass
+
+
+def test_the_lock_is_freed_with_an_exception(tmp_path):
+    with (
+        pytest.raises(ValueError, match="inside"),
+        file_lock(tmp_path / ".lock", RefusedError("first")),
+    ):
+        raise ValueError("inside")
+    with file_lock(tmp_path / ".lock", RefusedError("second")):
         pass

@@ -6,7 +6,7 @@ import pytest
 from sicot_jax.events import simulator
 from sicot_jax.events.bots import BotLimits, VisitorDays, find_bots, visitor_days
 from sicot_jax.events.duckdb_engine import open_duckdb, sql_literal
-from sicot_jax.events.simulated_rows import LogNoise
+from sicot_jax.events.simulator import LogNoise
 from sicot_jax.events.store import Event
 from sicot_jax.events.triplet_tables import create_bots
 

@@ -16,7 +16,7 @@ from sicot_jax.errors import InputError
 from sicot_jax.events import simulator, store
 from sicot_jax.events.log_readers import LogSettings
 from sicot_jax.events.logs import import_logs
-from sicot_jax.events.simulated_rows import LogNoise
+from sicot_jax.events.simulator import LogNoise
 from sicot_jax.events.store import Event, EventStore
 
 HEADER = "event_id,request_id,time,visitor,variant,kind,query_image_id,sku,shown"

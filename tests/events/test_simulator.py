@@ -7,7 +7,7 @@ import pytest
 
 from sicot_jax.errors import InputError
 from sicot_jax.events import simulator, store
-from sicot_jax.events.simulated_rows import BOT_PREFIX, ClickModel, LogNoise, SimulatedResults
+from sicot_jax.events.simulator import BOT_PREFIX, ClickModel, LogNoise, SimulatedResults
 
 
 def one_list(**chances):

@@ -10,7 +10,8 @@ import pytest
 from sicot_jax.cli import main as cli
 from sicot_jax.errors import InputError
 from sicot_jax.events import store as events
-from sicot_jax.events.store import Event, EventStore
+from sicot_jax.events.store import Event, EventStore, query_photos
+from sicot_jax.serve.state import QueryStore
 
 
 def impression(**changes):
@@ -164,3 +165,19 @@ def test_events_are_read_from_parquet_as_from_the_service(tmp_path):
         list(events.open_events(tmp_path / "bad.parquet"))
     with pytest.raises(InputError, match="no such file, wanted events of"):
         events.open_events(tmp_path)
+
+
+def test_the_request_goes_before_the_name_and_two_are_none(tmp_path):
+    folder = tmp_path / "kept"
+    queries = QueryStore(folder, days=1)
+    for request in ("r-1", "r2", "r2"):
+        queries.save(request, b"")
+    for name in ("q1.jpg", "q2.jpg", "q2.png"):
+        (folder / name).touch()
+    find = query_photos(folder)
+    assert find("r-1", "q1").name.startswith("r-1-")
+    assert find("r2", "q1") is None  # two photos under one id: which one is not known
+    assert find("r3", "q1").name == "q1.jpg"
+    assert find("r3", "q2") is find("r3", "q3") is find("", "") is None
+    with pytest.raises(InputError, match="no folder, wanted that of `sicot serve --keep-queries`"):
+        query_photos(folder / "q1.jpg")

@@ -10,7 +10,7 @@ from pyarrow import parquet
 from sicot_jax.cli import main as cli
 from sicot_jax.events import simulator, triplets
 from sicot_jax.events.bots import BotLimits
-from sicot_jax.events.simulated_rows import BOT_PREFIX, TYPICAL_NOISE, ClickModel
+from sicot_jax.events.simulator import BOT_PREFIX, TYPICAL_NOISE, ClickModel
 from sicot_jax.events.store import Event, EventStore
 from sicot_jax.events.triplets import TripletSettings, make_triplets
 

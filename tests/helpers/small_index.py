@@ -34,7 +34,7 @@ from sicot_jax.indexing.version_writer import (
 )
 from sicot_jax.search.category import CategoryFusion
 from sicot_jax.search.rejection import Calibration
-from sicot_jax.serve.query_store import QueryStore
+from sicot_jax.serve.state import QueryStore
 from sicot_jax.weights.bundle import RecognizerSpec
 from sicot_jax.weights.visual import init_visual_stream, visual_outputs_jax, visual_to_torch
 

@@ -10,9 +10,9 @@ import pytest
 from flax import nnx
 
 from sicot_jax.config import TEXT_ENCODERS, ModelConfig, TextConfig
-from sicot_jax.models.lstm import BiLSTM
 from sicot_jax.models.sicot import Sicot, mix
 from sicot_jax.models.text_encoder import (
+    BiLSTM,
     TextEncoder,
     attention_weights,
     bilinear_features,

@@ -71,7 +71,7 @@ def test_both_variants_train_on_real_photos(imported, tmp_path):
     import dataclasses
 
     from sicot_jax import config
-    from sicot_jax.experiments import compare
+    from sicot_jax.experiments import sweep
     from sicot_jax.report.runs import read_run_folder
 
     fashion = config.load_config(
@@ -82,7 +82,7 @@ def test_both_variants_train_on_real_photos(imported, tmp_path):
         model=dataclasses.replace(fashion.model, width=8),
         eval=dataclasses.replace(fashion.eval, max_photos=256),
     )
-    compare.compare(fashion, tmp_path)
+    sweep.compare(fashion, tmp_path)
     for variant in ("baseline", "co_training"):
         finished = read_run_folder(tmp_path / variant)
         accuracy = finished.results["accuracy"]

@@ -1,5 +1,7 @@
 """The report on hand-written run folders: cells, intervals, refusals."""
 
+import re
+
 import numpy as np
 import pytest
 from helpers.finished_runs import (
@@ -18,10 +20,12 @@ from PIL import Image
 
 from sicot_jax.common.bootstrap import paired_interval
 from sicot_jax.errors import InputError
-from sicot_jax.report import runs
+from sicot_jax.report import figures, runs
+from sicot_jax.report.document import Table, render_html
+from sicot_jax.report.figures import plot_histogram
 from sicot_jax.report.page import write_report
 from sicot_jax.report.runs import GROUPS, FinishedRun
-from sicot_jax.report.variant_groups import VariantRuns
+from sicot_jax.report.variant_roles import VariantRuns
 from sicot_jax.training.metrics import accuracy
 
 
@@ -358,3 +362,105 @@ def test_an_unfinished_run_in_a_folder_of_runs_is_refused_by_name(tmp_path):
     (make_run(tmp_path / "runs" / "cut", SECOND) / "results.json").unlink()
     with pytest.raises(InputError, match="runs/cut: not a finished run"):
         write_report([tmp_path / "runs"], tmp_path / "out")
+
+
+def test_the_page_needs_no_other_file(tmp_path):
+    write_report([make_run(tmp_path / "one", FIRST)], tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text()
+    sources = re.findall(r"""(?:src|href)\s*=\s*["']?([^"'> ]{0,10})""", page)
+    assert sources
+    assert all(source.startswith("data:image") for source in sources)
+    assert "url(" not in page
+    assert "@import" not in page
+    assert "<script" not in page
+
+
+def test_differences_are_coloured_by_what_they_show(tmp_path):
+    page = render_html(
+        [
+            Table(
+                ["a", "b"],
+                [
+                    ["x", "+1.00 [+0.50, +2.00]"],
+                    ["y", "-1.00 [-2.00, -0.50]"],
+                    ["z", "~+1.00"],
+                    ["-", "-"],
+                ],
+            )
+        ],
+        tmp_path,
+        title="t",
+    )
+    assert re.findall(r"<td class=(up|down|uncertain)>(.)", page) == [
+        ("up", "+"),
+        ("down", "-"),
+        ("uncertain", "~"),
+    ]
+
+
+RED, BLUE = (0xD1, 0x49, 0x5B), (0x30, 0x63, 0x8E)
+
+
+def areas(path):
+    """Pixels of the head's and of the tail's colour, the legend's small samples included."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    return [int((pixels == colour).all(-1).sum()) for colour in (RED, BLUE)]
+
+
+def falling(classes):
+    return np.maximum(1, (500 / np.arange(1, classes + 1)).astype(int))[
+        np.random.default_rng(0).permutation(classes)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("counts", "boundary", "head", "tail"),
+    [
+        (falling(60), 50, True, True),
+        (falling(1000), 20, True, True),
+        (falling(60), 0, True, False),
+        (falling(60), 500, False, True),
+        (np.array([40, 3, 1]), 5, True, True),  # a head of one class
+        (
+            np.array([40, 0]),
+            5,
+            True,
+            False,
+        ),  # the only tail class has no photo, so no area but in the legend
+        (np.array([7]), 9, False, True),
+    ],
+)
+def test_histogram_shows_head_and_tail(tmp_path, counts, boundary, head, tail):
+    """A group without a class has no pixel of its colour, the others an area."""
+    plot_histogram(counts, boundary, tmp_path / "histogram.png")
+    in_head, in_tail = areas(tmp_path / "histogram.png")
+    for area, present in [(in_head, head), (in_tail, tail)]:
+        assert area > 2000 if present else area < 500
+
+
+def test_histogram_of_many_classes_is_quick_and_keeps_the_head_in_sight(tmp_path):
+    """A million classes, 100 of them head: on a linear axis that is a tenth of a pixel."""
+    counts = np.ones(1_000_000, int)
+    counts[:100] = np.arange(100, 200)
+    plot_histogram(counts, 50, tmp_path / "histogram.png")
+    assert all(area > 2000 for area in areas(tmp_path / "histogram.png"))
+
+
+def test_figures_show_the_reference_among_many_variants(tmp_path, monkeypatch):
+    runs = [
+        make_run(tmp_path / f"smooth_{i}", FIRST, loss=NO_TEXT | {"label_smoothing": i / 100})
+        for i in range(1, 9)
+    ]
+    runs += [make_run(tmp_path / "base", FIRST, loss=NO_TEXT), make_run(tmp_path / "co", SECOND)]
+    drawn = []
+    original = figures.plot_frequency
+    monkeypatch.setattr(
+        figures,
+        "plot_frequency",
+        lambda variants, path: (drawn.extend(variants), original(variants, path)),
+    )
+    write_report(runs, tmp_path / "report")
+    assert [variant.name for variant in drawn[:3]] == ["base", "co", "smooth_1"]
+    assert len(drawn) == 8
+    assert "Figures show 8 of the 10 variants" in (tmp_path / "report" / "report.md").read_text()

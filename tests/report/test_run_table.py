@@ -1,6 +1,8 @@
 """The run table makes the reports that run folders make, is small, and is what docs/results has."""
 
 import json
+import re
+import runpy
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -8,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from helpers.finished_runs import ADJUSTMENT_NAMES, FIRST, SECOND, cells, make_run
+from helpers.finished_runs import ADJUSTMENT_NAMES, FIRST, SECOND, make_run
 from pyarrow import parquet
 
 from sicot_jax.errors import InputError
-from sicot_jax.report.curve import write_curve
 from sicot_jax.report.page import read_runs, write_report
 from sicot_jax.report.run_table import TEST_SETS_FILE, add_to_run_table, read_run_table
-from sicot_jax.report.runs import read_run_folder
+from sicot_jax.report.runs import is_still_improving, read_run_folder
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
@@ -176,17 +177,55 @@ def test_committed_runs_are_read():
         np.testing.assert_allclose(100 * run.top3_hits.mean(), accuracy["top3"], atol=1e-4)
 
 
-def test_committed_pages_are_generated_from_the_table(tmp_path):
-    """A page and a curve, to the digit."""
-    table, page = RESULTS / "runs.parquet", "generated_1k_20000_photos_informativeness_0.5"
-    write_report([table], tmp_path, select=["generated_1k/20000_*"])
-    assert (tmp_path / "report.md").read_text() == (RESULTS / page / "report.md").read_text()
-    write_curve(
-        [table],
-        tmp_path,
-        field="data.generated.word_sharing",
-        select=["generated_1k/6000_*_informativeness_1.0_*"],
-    )
-    page = RESULTS / "generated_1k_over_word_sharing" / "report.md"
-    assert (tmp_path / "report.md").read_text() == page.read_text()
-    assert len(cells(page.read_text())) > 3
+@pytest.mark.slow
+def test_gains_that_the_results_quote_come_from_the_table(tmp_path):
+    """Every gain with an interval on the page about titles, to the digit."""
+    runpy.run_path(str(RESULTS.parent / "hooks" / "reports.py"))["write_reports"](tmp_path)
+    made = "".join(path.read_text() for path in tmp_path.glob("*/report.md"))
+    gain = r"[-+]\d+\.\d\d \[[-+]\d+\.\d\d, [-+]\d+\.\d\d\]"
+    quoted = set(re.findall(gain, (RESULTS / "titles.md").read_text()))
+    assert len(quoted) > 100
+    assert not [gain for gain in quoted if gain not in made]
+
+
+@pytest.mark.parametrize("keep", [0, 3, 300, -30])
+def test_a_damaged_predictions_file_is_a_one_line_error(tmp_path, keep):
+    run = make_run(tmp_path / "cut", FIRST)
+    content = (run / "predictions.npz").read_bytes()
+    (run / "predictions.npz").write_bytes(content[:keep])
+    with pytest.raises(
+        InputError,
+        match=r"predictions.npz is damaged .*; write it again: sicot evaluate run --workdir=",
+    ):
+        read_run_folder(run)
+
+
+@pytest.mark.parametrize("missing", ["results.json", "config.json", "predictions.npz", "log.jsonl"])
+def test_unfinished_run_is_refused_by_name(tmp_path, missing):
+    run = make_run(tmp_path / "half_done", FIRST)
+    (run / missing).unlink()
+    with pytest.raises(
+        InputError,
+        match=rf"half_done: not a finished run, {missing} is missing; train it to its end",
+    ):
+        write_report([make_run(tmp_path / "one", FIRST), run], tmp_path / "report")
+    with pytest.raises(InputError, match=r"nowhere: not a finished run"):
+        read_run_folder(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("validation", "rising"),
+    [
+        ((10.0, 20.0, 20.4, 20.8), False),
+        ((10.0, 20.0, 20.2, 20.8), True),
+        ((30.0, 20.0, 20.0, 29.0), False),
+        ((40.0,), False),
+        ((), False),
+    ],
+)
+def test_still_improving(tmp_path, validation, rising):
+    """The last of four validations is in the last quarter; it must beat the best before by more
+    than half a point.
+    """
+    run = make_run(tmp_path / "a_run", FIRST, validation=validation)
+    assert is_still_improving(read_run_folder(run)) == rising

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sicot_jax.errors import InputError
-from sicot_jax.search import category, category_fit
-from sicot_jax.search.category import CategoryFusion
-from sicot_jax.search.category_fit import CategoryFitData, fit_category_fusion
+from sicot_jax.search import category
+from sicot_jax.search.category import CategoryFitData, CategoryFusion, fit_category_fusion
 
 
 def fusion(weights, temperature=0.05, exponent=0.5, confident_from=None, default=0.5):
@@ -148,21 +147,20 @@ def test_the_one_standard_error_rule_by_hand():
     standard error 0.5 / sqrt(2) = 0.354.
     """
     products, values = np.arange(2), np.array([[0, 1], [1, 1], [1, 0]])
-    assert category_fit.one_standard_error_choice(values, products) == 1
+    assert category.one_standard_error_choice(values, products) == 1
     assert (
-        category_fit.one_standard_error_choice(np.array([[0.9, 1], [1, 0.8], [0.9, 1]]), products)
-        == 0
+        category.one_standard_error_choice(np.array([[0.9, 1], [1, 0.8], [0.9, 1]]), products) == 0
     )
-    assert category_fit.one_standard_error_choice(np.array([[0.9, 0.9], [1.2, 0.8]]), products) == 0
-    assert category_fit.one_standard_error_choice(np.zeros((3, 1)), products[:1]) == 0
-    assert category_fit.one_standard_error_choice(np.array([[1, 1], [1, 1 + 1e-12]]), products) == 0
+    assert category.one_standard_error_choice(np.array([[0.9, 0.9], [1.2, 0.8]]), products) == 0
+    assert category.one_standard_error_choice(np.zeros((3, 1)), products[:1]) == 0
+    assert category.one_standard_error_choice(np.array([[1, 1], [1, 1 + 1e-12]]), products) == 0
 
 
 def test_reciprocal_ranks_by_hand():
     """Rank 1; rank 2; one of two ties for ranks 1 and 2, so 1.5."""
     posterior = np.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2], [0.4, 0.4, 0.2]])
     np.testing.assert_allclose(
-        category_fit._reciprocal_ranks(posterior, np.array([0, 1, 0])), [1, 1 / 2, 1 / 1.5]
+        category._reciprocal_ranks(posterior, np.array([0, 1, 0])), [1, 1 / 2, 1 / 1.5]
     )
 
 
@@ -171,8 +169,8 @@ def test_photos_of_a_product_are_one_cluster():
     sqrt(4 x 0.25) / 4 = 0.25 for four products, sqrt(1 + 1) / 4 = 0.354 for two.
     """
     values = np.array([[0, 0, 0, 0], [0.8, 0.8, -0.2, -0.2]])
-    assert category_fit.one_standard_error_choice(values, np.arange(4)) == 1
-    assert category_fit.one_standard_error_choice(values, np.array([7, 7, 9, 9])) == 0
+    assert category.one_standard_error_choice(values, np.arange(4)) == 1
+    assert category.one_standard_error_choice(values, np.array([7, 7, 9, 9])) == 0
 
 
 def test_where_the_classifier_decides_the_temperature_is_the_best_of_the_vote():
@@ -192,13 +190,13 @@ def test_the_rescaling_exponent_is_the_smallest_that_is_as_good():
     Where two gain it and one loses it, the mean gain of 0.125 is within its standard error, the
     deviation of (0.5, 0.5, -0.5, 0) over sqrt(4) = 0.207: b = 0.
     """
-    later = category_fit.EXPONENTS >= 0.5
+    later = category.EXPONENTS >= 0.5
     every = np.where(later[:, None], 1.0, np.full(4, 0.5))
-    assert category_fit.fit_rescaling_exponent(every, np.arange(4)) == 0.5
+    assert category.fit_rescaling_exponent(every, np.arange(4)) == 0.5
     some = np.where(later[:, None], [1.0, 1.0, 0.5, 0.5], [0.5, 0.5, 1.0, 0.5])
-    assert category_fit.fit_rescaling_exponent(some, np.arange(4)) == 0
-    assert category_fit.fit_rescaling_exponent(np.tile(some, 100), np.arange(400)) == 0.5
-    assert category_fit.fit_rescaling_exponent(np.zeros((11, 0)), np.zeros(0, int)) == 0
+    assert category.fit_rescaling_exponent(some, np.arange(4)) == 0
+    assert category.fit_rescaling_exponent(np.tile(some, 100), np.arange(400)) == 0.5
+    assert category.fit_rescaling_exponent(np.zeros((11, 0)), np.zeros(0, int)) == 0
 
 
 def test_the_confidence_threshold_has_99_percent_precision():
@@ -207,21 +205,19 @@ def test_the_confidence_threshold_has_99_percent_precision():
     """
     probability, right = np.linspace(1, 0.5, 400), np.ones(400, bool)
     right[149::50] = False
-    assert category_fit._confidence_threshold(probability, right, 20) == probability[248]
-    assert category_fit._confidence_threshold(probability, np.zeros(400, bool), 20) is None
+    assert category._confidence_threshold(probability, right, 20) == probability[248]
+    assert category._confidence_threshold(probability, np.zeros(400, bool), 20) is None
 
 
 def test_a_confidence_threshold_needs_a_minimum_of_photos():
     probability, right = np.linspace(1, 0.5, 400), np.arange(400) < 19
-    assert category_fit._confidence_threshold(probability, right, 20) is None
-    assert (
-        category_fit._confidence_threshold(probability, np.arange(400) < 20, 20) == probability[19]
-    )
+    assert category._confidence_threshold(probability, right, 20) is None
+    assert category._confidence_threshold(probability, np.arange(400) < 20, 20) == probability[19]
 
 
 def test_equal_probabilities_are_accepted_together():
     probability, right = np.array([0.9] * 50 + [0.8] * 50), np.arange(100) < 75
-    assert category_fit._confidence_threshold(probability, right, 20) == 0.9
+    assert category._confidence_threshold(probability, right, 20) == 0.9
 
 
 def test_a_fit_without_photos():

@@ -8,7 +8,7 @@ import pytest
 from sicot_jax.cli import main as cli
 from sicot_jax.errors import InputError
 from sicot_jax.serve.api_keys import add_api_key, read_api_keys
-from sicot_jax.serve.query_store import QueryStore
+from sicot_jax.serve.state import QueryStore
 
 
 def test_keys_are_created_and_resolved(tmp_path, capsys):

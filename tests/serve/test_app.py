@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from helpers.made_photos import jpeg, photo, sku, write_manifest_csv
-from helpers.service_client import post_photo, status_and_code, wait_until
+from helpers.service_process import post_photo, status_and_code, wait_until
 from helpers.small_index import PHOTOS, PREPROCESSING, PRODUCTS, build_small_index, publish_copy
 from PIL import Image
 

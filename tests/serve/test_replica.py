@@ -13,7 +13,7 @@ from sicot_jax.serve.settings import ServiceSettings
 psycopg = pytest.importorskip("psycopg", reason="a database is used with the extra postgres")
 testclient = pytest.importorskip("fastapi.testclient", reason="the service needs its extra")
 
-from helpers.service_client import post_photo, status_and_code, wait_until  # noqa: E402
+from helpers.service_process import post_photo, status_and_code, wait_until  # noqa: E402
 
 from sicot_jax.index.backends.postgres_publish import publish_to_postgres  # noqa: E402
 from sicot_jax.serve.app import create_app  # noqa: E402

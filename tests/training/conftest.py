@@ -1,7 +1,7 @@
 """A finished run that the tests of training share; a test that changes it copies it first."""
 
 import pytest
-from helpers.training_runs import tiny_run_config
+from helpers.finished_runs import tiny_run_config
 
 from sicot_jax.training.loop import train
 

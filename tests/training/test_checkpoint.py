@@ -5,7 +5,7 @@ import shutil
 
 import jax
 import pytest
-from helpers.training_runs import tiny_run_config
+from helpers.finished_runs import tiny_run_config
 
 from sicot_jax.catalog.open import open_catalog
 from sicot_jax.training.checkpoint import CheckpointError, Checkpoints

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers.training_runs import last_state, tiny_run_config
+from helpers.finished_runs import last_state, tiny_run_config
 
 from sicot_jax import config as config_lib
 from sicot_jax.catalog.open import open_catalog

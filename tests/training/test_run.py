@@ -6,7 +6,7 @@ import shutil
 import subprocess
 
 import pytest
-from helpers.training_runs import ROOT, tiny_run_config
+from helpers.finished_runs import ROOT, tiny_run_config
 
 from sicot_jax import config as config_lib
 from sicot_jax.catalog.open import open_catalog

@@ -24,12 +24,16 @@ from sicot_jax.catalog.importing.catalog_tables import (
     product_text,
     write_tables,
 )
-from sicot_jax.catalog.importing.fingerprint import source_sha256
 from sicot_jax.catalog.importing.manifest import read_folders, read_manifest
 from sicot_jax.catalog.importing.manifest_rows import DroppedRow, ManifestError, ManifestRow
-from sicot_jax.catalog.importing.photos import FolderPhotos, PhotoReader, prepare_photos
+from sicot_jax.catalog.importing.photos import (
+    FolderPhotos,
+    PhotoReader,
+    prepare_photos,
+    source_sha256,
+)
 from sicot_jax.catalog.importing.report import ImportReport, ReportInputs, TitleTransferReport
-from sicot_jax.catalog.importing.settings import CatalogImportError, ImportSettings
+from sicot_jax.catalog.importing.settings import CatalogImportError, ImportSettings, TitleSource
 from sicot_jax.catalog.importing.splits import (
     SplitAssignment,
     SplitPhoto,
@@ -44,7 +48,6 @@ from sicot_jax.catalog.importing.spool import (
     StoredPhoto,
     split_shards,
 )
-from sicot_jax.catalog.importing.title_source import TitleSource
 from sicot_jax.catalog.sources.tables import CATALOG_FILE, FORMAT_VERSION
 from sicot_jax.catalog.statistics import default_head_boundary
 

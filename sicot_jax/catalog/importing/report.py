@@ -14,9 +14,9 @@ import numpy as np
 from sicot_jax.catalog.catalog import SPLITS, ClassTable
 from sicot_jax.catalog.importing.catalog_tables import CatalogTables
 from sicot_jax.catalog.importing.manifest_rows import DroppedRow
+from sicot_jax.catalog.importing.settings import TransferredTitle
 from sicot_jax.catalog.importing.splits import SplitAssignment
 from sicot_jax.catalog.importing.spool import StoredPhoto
-from sicot_jax.catalog.importing.title_source import TransferredTitle
 from sicot_jax.catalog.statistics import default_head_boundary, head_mask, vocabulary_overlap
 from sicot_jax.common.text import pluralize
 

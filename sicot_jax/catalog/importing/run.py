@@ -27,12 +27,12 @@ from sicot_jax.catalog.sources.tables import (
     read_class_table,
     read_split_table,
 )
-from sicot_jax.common.locks import file_lock
+from sicot_jax.common.files import file_lock
 
 if TYPE_CHECKING:
     from sicot_jax.catalog.importing.builder import CatalogBuilder, ImportJob
     from sicot_jax.catalog.importing.report import ImportReport
-    from sicot_jax.catalog.importing.title_source import TitleSource
+    from sicot_jax.catalog.importing.settings import TitleSource
 
 DATA_SETS = ("fashion_products", "generated", "grocery_store", "imaterialist", "webvision1k")
 

@@ -1,8 +1,10 @@
-"""Settings of an import; has no heavy imports, so that the command line starts quickly."""
+"""Settings of an import, and the interface of a source of titles; without heavy imports."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from sicot_jax.errors import InputError
 
@@ -94,3 +96,36 @@ class ImportSettings:
                 f"test_share={self.test_share} with test_per_class={self.test_per_class}; "
                 "give one of the two"
             )
+
+
+class TransferredTitle(NamedTuple):
+    """The title of another photo, given to a photo without one.
+
+    Attributes:
+      title: the title.
+      similarity: cosine similarity of the two photos' embeddings, 0 to 1.
+      image_id: the photo that the title comes from.
+    """
+
+    title: str
+    similarity: float
+    image_id: str
+
+
+class TitleSource(Protocol):
+    """Finds titles for photos that have none."""
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """Where titles come from: {"run", "data_hash", "commit"}."""
+
+    def find_titles(self, photos: Sequence[tuple[str, bytes]]) -> Sequence[TransferredTitle | None]:
+        """Returns a title for each photo.
+
+        Args:
+          photos: (image_id, encoded photo) of N photos.
+
+        Returns:
+          N titles, None where there is none to give.
+        """
+        ...

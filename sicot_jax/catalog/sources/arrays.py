@@ -20,7 +20,7 @@ from typing import IO
 import numpy as np
 
 from sicot_jax.catalog.catalog import SPLITS, Catalog, ClassTable, Record, Split, Tokenizer
-from sicot_jax.catalog.sources.lazy_strings import (
+from sicot_jax.catalog.sources.tables import (
     LazyStrings,
     checked_index,
     pack_strings,

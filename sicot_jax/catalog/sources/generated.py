@@ -20,8 +20,8 @@ from sicot_jax.catalog.sources.generated_products import (
     ProductWorld,
     catalog_stream,
 )
-from sicot_jax.catalog.sources.lazy_strings import LazyStrings, checked_index
 from sicot_jax.catalog.sources.render import render_photo
+from sicot_jax.catalog.sources.tables import LazyStrings, checked_index
 from sicot_jax.catalog.tokenizer import WordTokenizer
 from sicot_jax.catalog.word_vectors import random_word_vectors, train_word_vectors
 from sicot_jax.config import GeneratedSpec

@@ -18,13 +18,13 @@ from typing import Any, TypeVar
 
 from sicot_jax.common.files import (
     atomic_file,
+    file_lock,
     file_sha256,
     read_json,
     sync_to_disk,
     write_json,
 )
 from sicot_jax.common.json_types import check_field_types
-from sicot_jax.common.locks import file_lock
 from sicot_jax.errors import InputError
 
 FORMAT = 6

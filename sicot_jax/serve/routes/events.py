@@ -10,8 +10,7 @@ from starlette.exceptions import HTTPException
 from sicot_jax.errors import InputError
 from sicot_jax.events.store import Event, parse_event
 from sicot_jax.serve.errors import ERROR_RESPONSES
-from sicot_jax.serve.photo import PhotoError
-from sicot_jax.serve.request_photo import parse_json
+from sicot_jax.serve.photo import PhotoError, parse_json
 from sicot_jax.serve.state import service_state
 
 _MAX_EVENTS = 1000

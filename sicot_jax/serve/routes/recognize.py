@@ -18,8 +18,7 @@ from sicot_jax.serve import metrics
 from sicot_jax.serve.box import Box, parse_box
 from sicot_jax.serve.errors import ANSWER_RESPONSE, PHOTO_BODY, PHOTO_ERRORS, error_response
 from sicot_jax.serve.model_manager import ServingModel
-from sicot_jax.serve.photo import DecodedPhoto, decode_query_photo
-from sicot_jax.serve.request_photo import read_photo
+from sicot_jax.serve.photo import DecodedPhoto, decode_query_photo, read_photo
 from sicot_jax.serve.routes.products import scored_product_json
 from sicot_jax.serve.state import ServiceState, service_state
 

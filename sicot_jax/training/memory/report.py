@@ -12,7 +12,6 @@ from sicot_jax.errors import InputError
 from sicot_jax.parallel import mesh
 from sicot_jax.parallel.device_memory import DEVICE_KINDS, GIB, format_size, memory_per_device
 from sicot_jax.training.memory import fit
-from sicot_jax.training.memory.collectives import step_collectives
 from sicot_jax.training.memory.fit import Alternative, find_alternatives
 from sicot_jax.training.memory.plan import (
     USABLE_SHARE,
@@ -20,6 +19,7 @@ from sicot_jax.training.memory.plan import (
     divides_batches,
     make_memory_plan,
     max_classes,
+    step_collectives,
 )
 from sicot_jax.training.model import DataShape
 

@@ -24,7 +24,7 @@ from sicot_jax.catalog.importing.settings import CatalogImportError, ImportSetti
 from sicot_jax.catalog.sources.imported import open_imported
 from sicot_jax.config import load_config
 from sicot_jax.errors import InputError
-from sicot_jax.experiments.compare import compare
+from sicot_jax.experiments.sweep import compare
 
 SMALL = ImportSettings(word_width=4, word_epochs=1, min_count=1, min_photos=1)
 STYLES = """\

@@ -10,8 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from sicot_jax.catalog.importing.manifest import read_folders, read_manifest
-from sicot_jax.catalog.importing.manifest_csv import read_csv_rows
+from sicot_jax.catalog.importing.manifest import read_csv_rows, read_folders, read_manifest
 from sicot_jax.catalog.importing.manifest_rows import NO_BOX, DroppedRow, ManifestError, ManifestRow
 
 

@@ -24,12 +24,14 @@ from PIL import Image
 
 from sicot_jax.catalog.catalog import SPLITS
 from sicot_jax.catalog.importing import catalog_tables
-from sicot_jax.catalog.importing.fingerprint import source_sha256
 from sicot_jax.catalog.importing.manifest_rows import ManifestError
-from sicot_jax.catalog.importing.photos import FolderPhotos, prepare_photos
+from sicot_jax.catalog.importing.photos import FolderPhotos, prepare_photos, source_sha256
 from sicot_jax.catalog.importing.run import import_catalog
-from sicot_jax.catalog.importing.settings import CatalogImportError, ImportSettings
-from sicot_jax.catalog.importing.title_source import TransferredTitle
+from sicot_jax.catalog.importing.settings import (
+    CatalogImportError,
+    ImportSettings,
+    TransferredTitle,
+)
 from sicot_jax.catalog.sources.imported import CatalogError, open_imported, read_import_source
 from sicot_jax.common.image import decode_photo, image_id
 

@@ -15,7 +15,7 @@ from PIL import Image
 from sicot_jax.catalog.catalog import SPLITS, Catalog, Record
 from sicot_jax.catalog.sources.arrays import open_array_file, resize_catalog, write_array_file
 from sicot_jax.catalog.sources.generated import open_generated
-from sicot_jax.catalog.sources.lazy_strings import pack_strings, unpack_strings
+from sicot_jax.catalog.sources.tables import pack_strings, unpack_strings
 from sicot_jax.catalog.tokenizer import build_tokenizer
 from sicot_jax.config import GeneratedSpec
 from sicot_jax.config.preprocessing import Preprocessing

@@ -23,8 +23,8 @@ from sicot_jax.training import device_batches
 from sicot_jax.training.checkpoint import Checkpoints
 from sicot_jax.training.memory import fit, plan
 from sicot_jax.training.memory import report as plan_report
-from sicot_jax.training.memory.collectives import Collective, step_collectives
 from sicot_jax.training.memory.fit import Alternative, find_alternatives
+from sicot_jax.training.memory.plan import Collective, step_collectives
 from sicot_jax.training.model import DataShape
 from sicot_jax.training.setup import make_setup
 from sicot_jax.training.state import abstract_state, initial_state
