@@ -35,6 +35,7 @@ from sicot_jax.catalog.catalog import SPLITS, Catalog
 from sicot_jax.catalog.importing.run import import_catalog
 from sicot_jax.catalog.importing.settings import ImportSettings
 from sicot_jax.catalog.open import open_catalog
+from sicot_jax.common.bootstrap import FixedDraws
 from sicot_jax.config import DataConfig
 from sicot_jax.index.backends.local import LocalIndex
 from sicot_jax.index.storage import layout
@@ -233,15 +234,15 @@ def bootstrap_interval(
     mean = float(
         np.mean([statistic([np.ones(len(g)) for g in groups], seed) for seed in range(seeds)])
     )
-    rng, resampled = np.random.default_rng(0), []
+    draws, resampled = FixedDraws(0), []
     rows = [np.unique(g, return_inverse=True) for g in groups]
     for _ in range(NUM_RESAMPLES):
         counts = [
-            rng.multinomial(len(names), np.full(len(names), 1 / len(names))) for names, _ in rows
+            draws.counts(len(names), np.full(len(names), 1 / len(names)), 1)[0] for names, _ in rows
         ]
         weights = [count[row].astype(float) for count, (_, row) in zip(counts, rows, strict=True)]
         resampled.append(
-            np.mean([statistic(weights, seed) for seed in rng.integers(seeds, size=seeds)])
+            np.mean([statistic(weights, seed) for seed in draws.integers(seeds, (seeds,))])
         )
     low, high = np.quantile(resampled, [0.025, 0.975])
     return mean, float(low), float(high)

@@ -228,12 +228,13 @@ def raw_logistic(lists: RankingLists, propensity: np.ndarray):
 
 
 def trees_alone(lists: RankingLists, propensity: np.ndarray, count: int = 200):
-    """Fits as many trees as help without a regression before them."""
+    """Fits as many trees as help without a regression before them; they read no indicators."""
     import lightgbm
 
     weight = propensity[lists.position]
+    constraints = rerank.TREE_PARAMS["monotone_constraints"][: len(FEATURES)]
     return lightgbm.train(
-        rerank.TREE_PARAMS,
+        rerank.TREE_PARAMS | {"monotone_constraints": constraints},
         lightgbm.Dataset(lists.features, lists.gain / weight, weight=weight),
         count,
     )

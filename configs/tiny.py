@@ -42,7 +42,7 @@ def get_config() -> Config:
         preprocessing=Preprocessing(height=24, width=24, resize_height=24, resize_width=24),
         augment=AugmentConfig(flip=False),
         model=ModelConfig(
-            depth=18,
+            depth=10,
             width=8,
             stem="small",
             embedding_width=16,

@@ -11,6 +11,7 @@ import numpy as np
 
 from sicot_jax.catalog.catalog import ClassTable
 from sicot_jax.catalog.sources.tables import read_class_table
+from sicot_jax.common.text import one_line_error
 from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
 from sicot_jax.weights.bundle import (
@@ -22,6 +23,7 @@ from sicot_jax.weights.bundle import (
     is_bundle,
     read_bundle,
     read_bundle_classes,
+    written_with,
 )
 
 if TYPE_CHECKING:
@@ -30,6 +32,15 @@ if TYPE_CHECKING:
 # A file, its bytes, uint8 [H, W, 3], or a Pillow image.
 Photo: TypeAlias = "str | Path | bytes | np.ndarray | Image.Image"
 MAX_BATCH = 32
+_CPU_PROVIDER = "CPUExecutionProvider"
+# What builds of ONNX Runtime for GPUs offer. Others, such as "AzureExecutionProvider", are no
+# device of this machine.
+_GPU_PROVIDERS = (
+    "TensorrtExecutionProvider",
+    "CUDAExecutionProvider",
+    "ROCMExecutionProvider",
+    "MIGraphXExecutionProvider",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +100,32 @@ class Engine(Protocol):
           The outputs.
         """
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceEngine:
+    """An engine that says where it runs.
+
+    Attributes:
+      run: Computes the outputs.
+      provider: What runs it: JAX's platform, "cpu", "gpu" or "tpu", or ONNX Runtime's execution
+        provider, such as "CUDAExecutionProvider".
+      fallback: Why it runs on the CPU although this machine's packages were made for more; ""
+        where it does not.
+    """
+
+    run: Engine
+    provider: str
+    fallback: str = ""
+
+    def __call__(self, photos: np.ndarray) -> EngineOutputs:
+        """Computes embeddings, logits and boxes; see `Engine`."""
+        return self.run(photos)
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether no accelerator runs it."""
+        return self.provider in ("cpu", _CPU_PROVIDER)
 
 
 class Recognizer:
@@ -268,7 +305,7 @@ def load_recognizer(path: str | Path) -> Recognizer:
     return Recognizer(engine, exported.preprocessing, read_class_table(exported.class_table))
 
 
-def jax_engine(bundle: WeightsBundle) -> Engine:
+def jax_engine(bundle: WeightsBundle) -> DeviceEngine:
     """Builds a JAX engine from the weights of a bundle, with batch norms folded.
 
     Args:
@@ -297,7 +334,7 @@ def jax_engine(bundle: WeightsBundle) -> Engine:
 
 def compile_engine(
     spec: RecognizerSpec, preprocessing: Preprocessing, arrays: Mapping[str, np.ndarray]
-) -> Engine:
+) -> DeviceEngine:
     """Builds a JAX engine from arrays, with batch norms folded.
 
     It compiles a program for each power of two, up to which batches are padded.
@@ -316,13 +353,14 @@ def compile_engine(
     from sicot_jax.weights.batch_norm_folding import fold_batch_norms, folded_forward
 
     class_weights = ClassWeights.from_named_arrays(arrays)
+    device = jax.devices()[0]
     weights = jax.device_put(
         {
             **fold_batch_norms(arrays),
             "kernel": class_weights.kernel.T,
             "bias": class_weights.bias,
         },
-        jax.devices()[0],
+        device,
     )
 
     @jax.jit
@@ -337,10 +375,10 @@ def compile_engine(
         padded[:count] = photos
         return jax.tree.map(lambda array: np.asarray(array)[:count], forward(weights, padded))
 
-    return engine
+    return DeviceEngine(engine, device.platform)
 
 
-def onnx_engine(folder: Path, *, threads: int = 0) -> Engine:
+def onnx_engine(folder: Path, *, threads: int = 0) -> DeviceEngine:
     """Builds an ONNX Runtime engine from the graph of a bundle.
 
     Args:
@@ -351,7 +389,8 @@ def onnx_engine(folder: Path, *, threads: int = 0) -> Engine:
       The engine.
 
     Raises:
-      InputError: ONNX Runtime is not installed, or the graph gives no logits.
+      InputError: ONNX Runtime is not installed or cannot read the graph, or the graph gives no
+        logits.
     """
     try:
         import onnxruntime
@@ -364,9 +403,17 @@ def onnx_engine(folder: Path, *, threads: int = 0) -> Engine:
     # Idle threads sleep: spinning ones hold cores that photos are decoded on (a fifth more photos
     # a second).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(
-        str(folder / ONNX_FILE), options, providers=onnxruntime.get_available_providers()
-    )
+    available = onnxruntime.get_available_providers()
+    try:
+        session = onnxruntime.InferenceSession(
+            str(folder / ONNX_FILE), options, providers=available
+        )
+    except Exception as error:  # its exceptions have no common base
+        raise InputError(
+            f"{folder}: ONNX Runtime {onnxruntime.__version__} cannot load the graph "
+            f"({one_line_error(error, 160)}), written with {written_with(folder, 'onnxruntime')}; "
+            "install that version or a newer one, or convert again"
+        ) from error
     outputs = [output.name for output in session.get_outputs()]
     if "logits" not in outputs:
         raise InputError(
@@ -374,6 +421,29 @@ def onnx_engine(folder: Path, *, threads: int = 0) -> Engine:
             "convert without --top-k to load it here"
         )
     names = [name for name in EngineOutputs._fields if name in outputs]
-    return lambda photos: EngineOutputs(
-        **dict(zip(names, session.run(names, {"photos": photos}), strict=True))
+    return DeviceEngine(
+        lambda photos: EngineOutputs(
+            **dict(zip(names, session.run(names, {"photos": photos}), strict=True))
+        ),
+        *_provider_in_use(available, session.get_providers()),
+    )
+
+
+def _provider_in_use(available: Sequence[str], used: Sequence[str]) -> tuple[str, str]:
+    """Returns the provider that computes, and why it is the CPU where a GPU's was available.
+
+    ONNX Runtime goes on without a provider whose libraries or device are missing, and says so on
+    standard error alone.
+
+    Args:
+      available: Providers that the installed package was built with.
+      used: Providers of a session, first choice first.
+    """
+    provider = next((name for name in used if name in _GPU_PROVIDERS), _CPU_PROVIDER)
+    wanted = [name for name in available if name in _GPU_PROVIDERS]
+    if provider != _CPU_PROVIDER or not wanted:
+        return provider, ""
+    return provider, (
+        f"ONNX Runtime could not start {' or '.join(wanted)} and runs on the CPU; see its lines "
+        "above: often CUDA's or cuDNN's libraries of another version, or no visible GPU"
     )

@@ -1,7 +1,10 @@
 """CPU with eight devices; skips in CI only where tests/allowed_skips.txt says so."""
 
+import fcntl
+import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import helpers.shape_checks  # noqa: F401 (the hook below finds it by name)
@@ -89,11 +92,45 @@ def shared_data():
 
 
 @pytest.fixture(scope="session")
-def small_version(tmp_path_factory):
+def make_once(tmp_path_factory):
+    """Function (name, make) -> folder, made by make(folder) in one worker and read by all."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = shared / "made" / name, shared / "made" / f"{name}.made"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (shared / "made" / f"{name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                make(folder)
+                made.touch()
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def small_version(make_once):
     """The version folder of a small index, to be copied; see `helpers.small_index`."""
     from helpers.small_index import build_small_index
 
-    return build_small_index(tmp_path_factory.mktemp("small") / "index")
+    from sicot_jax.index.storage import layout
+
+    folder = make_once("small", lambda folder: build_small_index(folder / "index"))
+    return layout.current_version(folder / "index")
+
+
+@pytest.fixture(scope="session")
+def finished_run(make_once):
+    """(run folder, config, results) of six steps; a test that changes the folder copies it."""
+    from helpers.finished_runs import tiny_run_config
+
+    from sicot_jax.training.loop import train
+
+    config = tiny_run_config(steps=6, checkpoint_every_steps=3)
+    workdir = make_once("finished", lambda folder: train(config, folder / "run")) / "run"
+    return workdir, config, json.loads((workdir / "results.json").read_text())
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from sicot_jax.recognizer import EngineOutputs, onnx_engine
-from sicot_jax.weights.bundle import ONNX_FILE
+from sicot_jax.errors import InputError
+from sicot_jax.recognizer import DeviceEngine, EngineOutputs, onnx_engine
+from sicot_jax.weights.bundle import MANIFEST_FILE, ONNX_FILE
 
 onnx = pytest.importorskip("onnx", reason="ONNX needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="ONNX needs the extra onnx")
@@ -57,3 +58,33 @@ def test_outputs_per_photo():
     assert [one.box for one in outputs._replace(box=None).per_photo()] == [None, None]
     with pytest.raises(ValueError, match="zip"):
         list(outputs._replace(logits=np.ones((1, 3))).per_photo())
+
+
+def test_the_provider_in_use_is_named_and_a_fall_back_from_a_gpu_is_said(tmp_path, monkeypatch):
+    import onnxruntime
+
+    made = engine(tmp_path, ("embedding", 3), ("logits", 3))
+    assert (made.provider, made.fallback, made.on_cpu) == ("CPUExecutionProvider", "", True)
+    # A build for CUDA where CUDA cannot be started: sessions have the CPU's provider alone.
+    available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    session = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda path, options, providers: session(path, options, providers=providers[1:]),
+    )
+    made = onnx_engine(tmp_path)
+    assert made.provider == "CPUExecutionProvider"
+    assert "could not start CUDAExecutionProvider and runs on the CPU" in made.fallback
+    assert not DeviceEngine(made.run, "CUDAExecutionProvider").on_cpu
+
+
+def test_a_graph_that_this_onnx_runtime_cannot_read_names_the_version_that_wrote_it(tmp_path):
+    engine(tmp_path, ("embedding", 3), ("logits", 3))
+    graph = onnx.load(tmp_path / ONNX_FILE)
+    graph.ir_version = 99
+    (tmp_path / ONNX_FILE).write_bytes(graph.SerializeToString())
+    (tmp_path / MANIFEST_FILE).write_text('{"versions": {"onnxruntime": "9.9"}}')
+    with pytest.raises(InputError, match=r"cannot load the graph .*, written with 9\.9; install"):
+        onnx_engine(tmp_path)

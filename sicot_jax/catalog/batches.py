@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import re
+import shutil
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from multiprocessing import resource_tracker
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,6 +25,33 @@ from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
 
 HostBatch = dict[str, np.ndarray]
+SHARED_MEMORY = Path("/dev/shm")  # where there is one; containers often limit it to 64 MiB
+
+
+class BatchLoader(Protocol):
+    """Makes host batches by number."""
+
+    def __call__(self, number: int) -> HostBatch:
+        """Returns a batch.
+
+        Args:
+          number: number of the batch.
+
+        Returns:
+          The batch.
+        """
+        ...
+
+    def photo_bytes(self, number: int) -> int:
+        """Returns the bytes of a batch's photos, which are nearly all of it.
+
+        Args:
+          number: number of the batch.
+
+        Returns:
+          Bytes.
+        """
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +119,11 @@ class TrainBatchLoader:
         if self.titles is not None:
             batch["token_ids"] = np.stack([self.preloaded_token_ids[i] for i in indices])
         return batch
+
+    def photo_bytes(self, step: int) -> int:
+        """Returns the bytes of the photos in this process's part of a step's batch."""
+        rows = self.shard.rows(len(self.sampler(step)))
+        return (rows.stop - rows.start) * _resized_bytes(self.preprocessing)
 
     def _read_records(self, indices: np.ndarray) -> HostBatch:
         images, labels, tokens, boxes = [], [], [], []
@@ -180,6 +215,11 @@ class PhotoBatchLoader:
         """Returns the number of batches."""
         return -(-len(self.indices) // self.batch_size)
 
+    def photo_bytes(self, number: int) -> int:
+        """Returns the bytes of the photos in this process's part of any batch."""
+        rows = self.shard.rows(self.batch_size)
+        return (rows.stop - rows.start) * _resized_bytes(self.preprocessing)
+
     def __call__(self, number: int) -> HostBatch:
         """Returns this process's part of batch `number`."""
         rows = self.shard.rows(self.batch_size)
@@ -243,11 +283,15 @@ def _resized_photo(preprocessing: Preprocessing, record: Record) -> np.ndarray:
         ) from error
 
 
+def _resized_bytes(preprocessing: Preprocessing) -> int:
+    return preprocessing.resize_height * preprocessing.resize_width * 3
+
+
 _BUFFER_SIZE = 4  # host batches made in advance
 
 
 def prefetch(
-    make_batch: Callable[[int], HostBatch], start: int, stop: int, *, workers: int, source: str
+    make_batch: BatchLoader, start: int, stop: int, *, workers: int, source: str
 ) -> Generator[HostBatch]:
     """Yields make_batch(start), ..., make_batch(stop - 1) in order, prepared in advance by grain.
 
@@ -260,6 +304,9 @@ def prefetch(
 
     Yields:
       Host batches.
+
+    Raises:
+      InputError: the batches of all workers do not fit in shared memory, or a worker was killed.
     """
     if source == "arrays":
         # The device runs asynchronously, so the next batch is copied while it computes. And a bare
@@ -276,6 +323,8 @@ def prefetch(
         return
     from absl import flags
 
+    if stop > start:
+        _check_shared_memory(make_batch.photo_bytes(stop - 1), workers)  # the largest is the last
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl flags
     options = grain.MultiprocessingOptions(num_workers=workers)
@@ -284,10 +333,45 @@ def prefetch(
             options, _start_worker
         )
     )
-    with contextlib.closing(iterator):
+    with contextlib.closing(iterator), _killed_worker_as_one_line():
         with _signals_blocked():
             first = list(itertools.islice(iterator, 1))  # starts the workers
         yield from itertools.chain(first, iterator)
+
+
+def _check_shared_memory(batch_bytes: int, workers: int) -> None:
+    """Raises InputError where workers would be killed (SIGBUS) for want of shared memory.
+
+    Four batches of every worker and four more were seen in it at once (grain 0.2.18).
+    """
+    if not SHARED_MEMORY.is_dir():
+        return
+    needed, free = (4 * workers + 4) * batch_bytes, shutil.disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        fitting = max(0, (free // max(batch_bytes, 1) - 4) // 4)
+        raise InputError(
+            f"data.workers={workers} needs {needed >> 20} MiB of shared memory, {SHARED_MEMORY} "
+            f"has {free >> 20} MiB free; give the container more (docker run --shm-size), or set "
+            f"data.workers={fitting}"
+        )
+
+
+@contextlib.contextmanager
+def _killed_worker_as_one_line() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        killed = re.search(r"terminated unexpectedly with exit code -(\d+)", str(error))
+        if killed is None:
+            raise
+        number = int(killed[1])
+        reason = {
+            signal.SIGKILL: "the system was out of memory, most likely; lower data.workers",
+            signal.SIGBUS: f"{SHARED_MEMORY} is full; enlarge it, or lower data.workers",
+        }.get(signal.Signals(number), "data.workers=0 decodes without such processes")
+        raise InputError(
+            f"a process of data.workers was killed by {signal.Signals(number).name}: {reason}"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -18,10 +18,16 @@ _FEISTEL_ROUNDS = 6
 ORDER_STREAM, CLASS_STREAM, TRIPLET_STREAM = range(3)
 
 
-def random_stream(purpose: int, seed: int, number: int) -> np.random.Generator:
+def _random_bits(purpose: int, seed: int, number: int) -> np.random.Philox:
+    # The purpose is the highest word of the counter: streams of one key never overlap.
+    return np.random.Philox(key=[seed, number], counter=[0, 0, 0, purpose])
+
+
+def random_stream(purpose: int, seed: int, number: int) -> np.random.RandomState:
     """Returns random numbers that depend on purpose, seed and number alone.
 
-    The purpose is the highest word of Philox's counter: streams of one key never overlap.
+    Streams never overlap. They are the same with every version of NumPy, which those of
+    `numpy.random.Generator` need not be (NEP 19): a run may be resumed under another version.
 
     Args:
       purpose: `ORDER_STREAM`, `CLASS_STREAM` or `TRIPLET_STREAM`.
@@ -31,7 +37,7 @@ def random_stream(purpose: int, seed: int, number: int) -> np.random.Generator:
     Returns:
       A generator.
     """
-    return np.random.Generator(np.random.Philox(key=[seed, number], counter=[0, 0, 0, purpose]))
+    return np.random.RandomState(_random_bits(purpose, seed, number))
 
 
 def permute(index: np.ndarray, *, size: int, seed: int, epoch: int) -> np.ndarray:
@@ -51,9 +57,7 @@ def permute(index: np.ndarray, *, size: int, seed: int, epoch: int) -> np.ndarra
     """
     half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)
-    keys = random_stream(ORDER_STREAM, seed, epoch).integers(
-        0, 2**63, _FEISTEL_ROUNDS, dtype=np.uint64
-    )
+    keys = _random_bits(ORDER_STREAM, seed, epoch).random_raw(_FEISTEL_ROUNDS) >> np.uint64(1)
 
     def network(x: np.ndarray) -> np.ndarray:
         left, right = x >> np.uint64(half), x & mask

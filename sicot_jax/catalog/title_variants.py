@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 
 import numpy as np
 
-from sicot_jax.catalog.catalog import Catalog, Record
+from sicot_jax.catalog.catalog import Catalog, Record, Split, Tokenizer
 from sicot_jax.catalog.sampling import permute
-from sicot_jax.catalog.tokenizer import split_words
+from sicot_jax.catalog.tokenizer import find_words, split_words
 from sicot_jax.config import Config
 
 # Scripts written without spaces between words: Thai, Lao, Khmer, Burmese, Chinese, Japanese.
@@ -96,6 +97,32 @@ class TitleVariantReader:
         return int(self._by_class[start + (self._rank[index] - start + shift) % count])
 
 
+@dataclasses.dataclass(frozen=True)
+class EncodedSplit:
+    """Records of a split with the token ids of another tokenizer.
+
+    Attributes:
+      split: the records.
+      tokenizer: maps their titles and tags to token ids.
+    """
+
+    split: Split
+    tokenizer: Tokenizer
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class ids, int32 [N]."""
+        return self.split.labels
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.split[index]
+        ids = self.tokenizer.encode(f"{record['title']} {record['tags']}")
+        return Record(**{**record, "token_ids": ids})  # type: ignore[typeddict-item]
+
+
 def mask_label_words(title: str, label_text: str) -> str:
     """Removes the words of a label (SKU and category) from a title.
 
@@ -108,21 +135,32 @@ def mask_label_words(title: str, label_text: str) -> str:
       label_text: text whose words must not remain.
 
     Returns:
-      The remaining words, normalised, in order, joined by spaces.
+      The title with a space in place of each of these words, otherwise as it was: a tokenizer that
+      cuts text into pieces sees the rest as in an unmasked title. A title that loses a word is in
+      NFKC, one that loses none is returned unchanged.
     """
     label_words = split_words(label_text)
     joined = [a + b for a, b in itertools.pairwise(label_words)]
     masked = set().union(*(_singular_forms(word) for word in (*label_words, *joined)))
-    title_words = split_words(title)
-    keep = [masked.isdisjoint(_singular_forms(word)) for word in title_words]
-    for i, (a, b) in enumerate(itertools.pairwise(title_words)):
+    text, spans = find_words(title)
+    words = split_words(title)
+    hidden = [
+        span
+        for word, span in zip(words, spans, strict=True)
+        if not masked.isdisjoint(_singular_forms(word))
+    ]
+    for i, (a, b) in enumerate(itertools.pairwise(words)):
         if not masked.isdisjoint(_singular_forms(a + b)):
-            keep[i] = keep[i + 1] = False
-    kept = [word for word, shown in zip(title_words, keep, strict=True) if shown]
-    for label_word in label_words:
-        if _UNSPACED.search(label_word):
-            kept = [word.replace(label_word, " ").strip() for word in kept]
-    return " ".join(" ".join(kept).split())
+            hidden.append((spans[i][0], spans[i + 1][1]))
+    for word in filter(_UNSPACED.search, label_words):
+        hidden += [match.span() for match in re.finditer(re.escape(word), text, re.IGNORECASE)]
+    if not hidden:
+        return title
+    kept, end = [], 0
+    for start, stop in sorted(hidden):
+        kept.append(text[end:start])
+        end = max(end, stop)
+    return " ".join((*kept, text[end:]))
 
 
 def _singular_forms(word: str) -> set[str]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sicot_jax.catalog.catalog import Tokenizer
+from sicot_jax.catalog.sampling import permute
 from sicot_jax.common.text import one_line_error
 from sicot_jax.errors import InputError
 
@@ -25,12 +26,18 @@ PIECES_FILE = "pieces.txt"
 WORD_START = "\u2581"  # how a piece begins that begins a word
 # More pieces than this turn sentencepiece into a list of complete phrases.
 MAX_PIECES = 32_000
+_MAX_SENTENCES = 2_000_000
+_MAX_SENTENCE_BYTES = 4192  # sentencepiece leaves out longer ones
+_RESERVED = "\u2585"  # sentencepiece's own sign; it leaves out every sentence that holds one
 
-_APOSTROPHES = re.compile("['\u2019\u02bc]")
+_APOSTROPHE = "'\u2019\u02bc"
+_APOSTROPHES = re.compile(f"[{_APOSTROPHE}]")
+_ASCII_WORD = re.compile("[A-Za-z0-9][A-Za-z0-9']*")
 
 
 @functools.cache
-def _word_pattern() -> re.Pattern[str]:
+def _word_pattern(inside: str = "") -> re.Pattern[str]:
+    """Returns the pattern of a word, which may hold these characters but not begin with one."""
     # `\w` leaves out combining marks, which would cut the words of Hindi, Thai or Arabic at their
     # vowels.
     marks = [
@@ -41,7 +48,8 @@ def _word_pattern() -> re.Pattern[str]:
     starts = [code for i, code in enumerate(marks) if i == 0 or marks[i - 1] != code - 1]
     ends = [code for i, code in enumerate(marks) if i == len(marks) - 1 or marks[i + 1] != code + 1]
     ranges = "".join(f"{chr(a)}-{chr(b)}" for a, b in zip(starts, ends, strict=True))
-    return re.compile(rf"[^\W_](?:[^\W_]|[{ranges}])*")
+    not_first = f"(?![{inside}])" if inside else ""
+    return re.compile(rf"{not_first}[^\W_](?:[^\W_]|[{ranges}{inside}])*")
 
 
 def _normalize(text: str) -> str:
@@ -67,6 +75,23 @@ def split_words(text: str) -> list[str]:
     if normalized.isascii():
         return re.findall(r"[a-z0-9]+", normalized)
     return _word_pattern().findall(normalized)
+
+
+def find_words(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """Finds where the words of a text are.
+
+    Args:
+      text: a title.
+
+    Returns:
+      The text in NFKC, and (start, stop) of each word of `split_words` in it, with the apostrophes
+      that the word holds.
+    """
+    if text.isascii():
+        pattern = _ASCII_WORD
+    else:
+        text, pattern = unicodedata.normalize("NFKC", text), _word_pattern(_APOSTROPHE)
+    return text, [match.span() for match in pattern.finditer(text)]
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:
@@ -175,14 +200,15 @@ def build_tokenizer(
     """Builds a tokenizer from the training titles.
 
     Args:
-      texts: training titles.
+      texts: training titles, of any length.
       kind: "words" (one id a word) or "sentencepiece" (a unigram model of at most
-        min(max_vocabulary, 32,000) pieces).
+        min(max_vocabulary, 32,000) pieces; other versions of sentencepiece make other pieces).
       drop_top_share: share of the most frequent words to drop: floor(drop_top_share * W) of W
         distinct words; words only.
       min_count: rarer words are dropped; words only.
       max_vocabulary: number of words or pieces kept at most.
-      seed: chooses sentencepiece's sentences where there are more than two million.
+      seed: chooses sentencepiece's sentences where there are more than two million; a sentence is
+        a title, or a part of at most 4,192 bytes.
 
     Returns:
       The tokenizer; word ids follow (count descending, word). Texts without a single word give
@@ -214,23 +240,20 @@ def build_tokenizer(
 
 
 def _build_sentencepiece(texts: Iterable[str], max_vocabulary: int, seed: int) -> Tokenizer:
-    sentences: Iterator[str] = (" ".join(text.split()) for text in texts if split_words(text))
-    first = next(sentences, None)
-    if first is None:
+    sentences = _sentences(texts, seed)
+    if not sentences:
         return WordTokenizer([""])
     import sentencepiece
 
-    sentencepiece.set_random_generator_seed(seed)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=itertools.chain([first], sentences),
+            sentence_iterator=iter(sentences),
             model_writer=model,
             vocab_size=min(max_vocabulary, MAX_PIECES),
             hard_vocab_limit=False,  # a small catalogue has fewer pieces than asked for
             normalization_rule_name="nmt_nfkc_cf",
-            input_sentence_size=2_000_000,
-            shuffle_input_sentence=True,
+            max_sentence_length=_MAX_SENTENCE_BYTES,
             num_threads=4,  # a fixed number: partial sums, and with them the pieces, depend on it
             pad_id=0,
             unk_id=1,
@@ -240,12 +263,41 @@ def _build_sentencepiece(texts: Iterable[str], max_vocabulary: int, seed: int) -
         )
     except RuntimeError as error:
         reason = one_line_error(error)
-        raise InputError(
-            f"sentencepiece failed ({reason}); raise max_vocabulary={max_vocabulary} or use words"
-        ) from error
+        more = "Vocabulary size" in reason and max_vocabulary < MAX_PIECES
+        remedy = f"raise max_vocabulary={max_vocabulary} or use words" if more else "use words"
+        raise InputError(f"sentencepiece failed ({reason}); {remedy}") from error
     processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     pieces = ["", *(processor.id_to_piece(i) for i in range(1, processor.get_piece_size()))]
     return SentencePieceTokenizer(model.getvalue(), pieces)
+
+
+def _sentences(texts: Iterable[str], seed: int) -> list[str]:
+    """Returns sentences that sentencepiece reads to the last one, at most `_MAX_SENTENCES`."""
+    sentences = [
+        part
+        for text in texts
+        if split_words(text)
+        for part in _split_long(" ".join(text.replace(_RESERVED, " ").split()), _MAX_SENTENCE_BYTES)
+    ]
+    if len(sentences) <= _MAX_SENTENCES:
+        return sentences
+    # Drawn here: sentencepiece draws others in every process, whatever its seed.
+    drawn = permute(np.arange(_MAX_SENTENCES), size=len(sentences), seed=seed, epoch=0)
+    return [sentences[i] for i in np.sort(drawn)]
+
+
+def _split_long(sentence: str, max_bytes: int) -> Iterator[str]:
+    """Yields the sentence in parts of at most `max_bytes` bytes, cut at blanks where it has any."""
+    rest = sentence.encode()
+    while len(rest) > max_bytes:
+        cut = rest.rfind(b" ", 1, max_bytes + 1)
+        if cut < 0:
+            cut = max_bytes
+            while rest[cut] & 0xC0 == 0x80:  # inside a character
+                cut -= 1
+        yield rest[:cut].decode()
+        rest = rest[cut:].lstrip()
+    yield rest.decode()
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -10,6 +10,7 @@ import numpy as np
 # Below this many tokens no occurrence is dropped: subsampling would leave a small catalogue hardly
 # any pairs.
 _SUBSAMPLE_FROM = 1_000_000
+_MAX_SENTENCE_WORDS = 10_000  # gensim ignores what a longer sentence holds beyond
 
 
 def random_word_vectors(vocabulary_size: int, width: int, seed: int) -> np.ndarray:
@@ -50,6 +51,13 @@ class _Sentences:
             yield [self._names[i] for i in ids]
 
 
+def _parts(ids: np.ndarray) -> Sequence[np.ndarray]:
+    """Returns a title in parts of about equal length that gensim reads to their ends."""
+    if len(ids) <= _MAX_SENTENCE_WORDS:
+        return [ids]
+    return np.array_split(ids, -(-len(ids) // _MAX_SENTENCE_WORDS))
+
+
 def train_word_vectors(
     token_ids: Sequence[np.ndarray],
     *,
@@ -60,7 +68,8 @@ def train_word_vectors(
 ) -> np.ndarray:
     """Trains word2vec (skip-gram, 5 negatives; Mikolov et al. 2013) over titles.
 
-    Equal input gives equal vectors: one worker.
+    Equal input gives equal vectors on one machine (one worker is used). Another processor gives
+    vectors that differ by rounding: BLAS has other routines for it.
 
     Args:
       token_ids: [N], int [number of words] of each title, ids in 1..V-1.
@@ -85,7 +94,8 @@ def train_word_vectors(
             f"token ids from {low} to {high}, wanted 1 to {vocabulary_size - 1}: "
             "encode with one tokenizer"
         )
-    titles = [ids for ids in token_ids if len(ids) > 1]  # a lone word has no context
+    # A lone word has no context.
+    titles = [part for ids in token_ids if len(ids) > 1 for part in _parts(ids)]
     if not titles:
         return vectors
     log = logging.getLogger("gensim")

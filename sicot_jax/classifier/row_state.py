@@ -46,7 +46,7 @@ class StreamingOptions(LossOptions):
       chunk: classes at a time on a device; temporary memory is a few times chunk * (S * B + D)
         numbers.
       keep_logits: dtype in which all logits [C / devices, S * B] are kept for the second pass; None
-        computes them again.
+        computes them again. Loss and gradients are those of logits rounded to that dtype.
     """
 
     chunk: int = 4096

@@ -63,6 +63,9 @@ class ShardPasses:
     ) -> tuple[Float[Array, " R"], Float[Array, " R"] | None, Shaped[Array, "n R"] | None]:
         """Runs the first pass.
 
+        Logits that are kept in fewer bits are rounded first, for the sums too: with the log-sum-exp
+        of others the probabilities of the second pass would not sum to 1.
+
         Returns:
           Log-sum-exp of the logits over all devices, float32 [R]; sum of this device's logits,
           float32 [R], None without smoothing; kept logits [n, R], None without `keep_logits`.
@@ -73,7 +76,7 @@ class ShardPasses:
         def add_chunk(carry: Any, first: Any, size: int) -> Any:
             running, logit_sum, kept = carry
             state = self._up_to_date(self._read(self.per_class, first, size))
-            logits = self._logits(state.weights, first, size)
+            logits = _rounded(self._logits(state.weights, first, size), keep_logits)
             if kept is not None:
                 kept = update_rows(kept, _pack(logits, keep_logits), first)
             if smoothing:
@@ -121,6 +124,7 @@ class ShardPasses:
             dtype=options.dtype,
             bring_up_to_date=self._up_to_date,
         )
+        target_logit = _rounded(target_logit, options.keep_logits)
         if options.smoothing:
             mean = lax.psum(logit_sum, mesh.AXES).reshape(num_streams, batch) / options.num_classes
             target_logit = (1 - options.smoothing) * target_logit + options.smoothing * mean
@@ -263,6 +267,14 @@ def label_logits(
     )
     offset = logit_offset(state.weights.bias, rows.read(log_prior, 0, batch), label, tau)
     return lax.psum(jnp.where(is_here, logits + offset, 0.0), mesh.AXES)
+
+
+def _rounded(logits: Array, keep_logits: DTypeLike | None) -> Array:
+    if keep_logits is None:
+        return logits
+    # Not by a cast and back, which XLA may remove (xla_allow_excess_precision, on by default).
+    kept = jnp.finfo(keep_logits)
+    return lax.reduce_precision(logits, exponent_bits=kept.nexp, mantissa_bits=kept.nmant)
 
 
 def _pack(logits: Array, dtype: DTypeLike | None) -> Array:

@@ -32,7 +32,11 @@ def add_convert_commands(commands: Commands) -> None:
         _from_torch,
         "convert a ResNet's weights, for --config.model.init_from",
     )
-    parser.add_argument("path", type=Path, help=".safetensors, .pth, or a folder of to-torch")
+    parser.add_argument(
+        "path",
+        type=Path,
+        help=".safetensors, .pth, or a folder of to-torch, Hugging Face or timm",
+    )
     add_out_option(parser, "folder")
     parser.add_argument("--stem", default="", help="half or small, for a 3x3 first convolution")
     parser.add_argument(
@@ -41,6 +45,13 @@ def add_convert_commands(commands: Commands) -> None:
         default=[],
         metavar="NAME",
         help="prefix of names of arrays that may be missing; can be repeated",
+    )
+
+    parser.add_argument(
+        "--prefix",
+        default="",
+        help="what stands before the names of the ResNet to take, such as backbone.; needed where "
+        "there are other arrays beside it",
     )
 
     def add_export(name: str, handler: Handler, description: str) -> argparse.ArgumentParser:
@@ -71,7 +82,13 @@ def add_convert_commands(commands: Commands) -> None:
 def _from_torch(args: argparse.Namespace, _: Sequence[str]) -> None:
     from sicot_jax.export.from_torch import from_torch
 
-    reports = from_torch(args.path, args.out, stem=args.stem, allow_missing=args.allow_missing)
+    reports = from_torch(
+        args.path,
+        args.out,
+        stem=args.stem,
+        allow_missing=args.allow_missing,
+        prefix=args.prefix,
+    )
     _print_parity(args, reports)
 
 

@@ -140,7 +140,7 @@ def _add_triplets(group: Commands) -> None:
     parser.add_argument(
         "--products",
         type=Path,
-        help="CSV or Parquet with columns sku, product: SKUs of one product are no negatives of "
+        help="CSV, Parquet or JSON with columns sku, product: SKUs of one product are no negatives of "
         "each other",
     )
     _add_resource_options(parser)

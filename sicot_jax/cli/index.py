@@ -16,8 +16,10 @@ from sicot_jax.cli.options import (
     add_out_option,
     bot_limits,
 )
+from sicot_jax.common.sku import normalize_skus
 from sicot_jax.errors import InputError
 from sicot_jax.index.storage.binary_codes import CODE_KINDS, PCA
+from sicot_jax.indexing.mass_changes import MAX_CHANGE_SHARE
 
 if TYPE_CHECKING:
     from sicot_jax.cli.options import Commands
@@ -76,6 +78,7 @@ def _add_build(group: Commands) -> None:
     parser.add_argument(
         "--bits", type=int, default=256, help="bits of a photo's code (default: 256)"
     )
+    _add_change_limit(parser)
 
 
 def _add_nightly(group: Commands) -> None:
@@ -103,6 +106,18 @@ def _add_nightly(group: Commands) -> None:
         help="publish to this database too: postgresql://USER@HOST/DATABASE",
     )
     parser.add_argument("--report", type=Path, help="JSON file to write a report to")
+    _add_change_limit(parser)
+
+
+def _add_change_limit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-change-share",
+        type=float,
+        default=MAX_CHANGE_SHARE,
+        metavar="S",
+        help="stop if more than this share of the products would be withdrawn, renamed, lose title "
+        "or category, or get the price 0 (default: 0.2; 1 for no limit)",
+    )
 
 
 def _add_change_commands(group: Commands) -> None:
@@ -120,7 +135,8 @@ def _add_change_commands(group: Commands) -> None:
         _update,
         "update titles, tags, categories, price, sales, conversion and rating",
     )
-    parser.add_argument("source", type=Path, help="CSV with a column sku")
+    parser.add_argument("source", type=Path, help="CSV, Parquet or JSON with a column sku")
+    _add_change_limit(parser)
 
     parser = _add_index_command(group, "remove", _remove, "delete products, or single photos")
     parser.add_argument("skus", nargs="*", metavar="SKU", help="products to delete")
@@ -132,6 +148,7 @@ def _add_change_commands(group: Commands) -> None:
         metavar="IMAGE_ID",
         help="a photo to delete; can be repeated",
     )
+    _add_change_limit(parser)
 
 
 def _add_rank(group: Commands) -> None:
@@ -209,7 +226,12 @@ def _build(args: argparse.Namespace, _: Sequence[str]) -> None:
     from sicot_jax.indexing.build import build_index
 
     version = build_index(
-        args.workdir, args.out, catalog_path=args.catalog, code_kind=args.codes, bits=args.bits
+        args.workdir,
+        args.out,
+        catalog_path=args.catalog,
+        code_kind=args.codes,
+        bits=args.bits,
+        max_change_share=args.max_change_share,
     )
     print(f"{version} is in use: sicot serve --index {args.out}")
 
@@ -218,7 +240,13 @@ def _nightly(args: argparse.Namespace, _: Sequence[str]) -> None:
     from sicot_jax.indexing.nightly import NightlyPaths, run_nightly
 
     paths = NightlyPaths(args.manifest, args.catalog, args.workdir, args.index)
-    print(run_nightly(paths, database=args.database, report_file=args.report).summary())
+    report = run_nightly(
+        paths,
+        database=args.database,
+        report_file=args.report,
+        max_change_share=args.max_change_share,
+    )
+    print(report.summary())
 
 
 def _add(args: argparse.Namespace, _: Sequence[str]) -> None:
@@ -235,17 +263,20 @@ def _add(args: argparse.Namespace, _: Sequence[str]) -> None:
 def _update(args: argparse.Namespace, _: Sequence[str]) -> None:
     from sicot_jax.indexing.update import update_products
 
-    print(f"{update_products(args.index, args.source)} products updated")
+    updated = update_products(args.index, args.source, max_change_share=args.max_change_share)
+    print(f"{updated} products updated")
 
 
 def _remove(args: argparse.Namespace, _: Sequence[str]) -> None:
-    from sicot_jax.indexing.update import remove_products
+    from sicot_jax.indexing.update import read_sku_list, remove_products
 
-    skus = [*args.skus, *(args.file.read_text().split("\n") if args.file else [])]
-    skus = [sku.strip() for sku in skus if sku.strip()]
+    skus = [*normalize_skus(args.skus), *(read_sku_list(args.file) if args.file else [])]
     if not skus and not args.photo:
         raise InputError("nothing to remove: give SKUs, --file or --photo")
-    print(f"{remove_products(args.index, skus, photos=args.photo)} deleted")
+    removed = remove_products(
+        args.index, skus, photos=args.photo, max_change_share=args.max_change_share
+    )
+    print(f"{removed} deleted")
 
 
 def _rank(args: argparse.Namespace, _: Sequence[str]) -> None:

@@ -36,6 +36,12 @@ def add_serve_commands(commands: Commands) -> None:
     )
     parser.add_argument("--port", type=int, default=8000, help="port (default: 8000)")
     parser.add_argument(
+        "--root-path",
+        default="",
+        metavar="PREFIX",
+        help="prefix under which a proxy offers the service, such as /find (default: none)",
+    )
+    parser.add_argument(
         "--workers",
         type=int,
         default=1,
@@ -58,6 +64,11 @@ def _add_request_options(parser: argparse.ArgumentParser) -> None:
         "--engine", default="auto", help="onnx, jax or auto, the faster one (default: auto)"
     )
     parser.add_argument(
+        "--require-gpu",
+        action="store_true",
+        help="do not start where the engine would run on the CPU",
+    )
+    parser.add_argument(
         "--max-batch",
         type=int,
         default=32,
@@ -73,7 +84,7 @@ def _add_request_options(parser: argparse.ArgumentParser) -> None:
         "--max-wait-ms",
         type=float,
         default=500.0,
-        help="answer 503 where a photo would wait longer for the engine (default: 500)",
+        help="answer 503 where a photo would wait longer, in all stages together (default: 500)",
     )
     parser.add_argument(
         "--max-photo-bytes",
@@ -122,6 +133,7 @@ def _serve(args: argparse.Namespace, _: Sequence[str]) -> None:
         index=str(args.index),
         database=args.database,
         engine=args.engine,
+        require_gpu=args.require_gpu,
         max_batch=args.max_batch,
         threads=max((os.cpu_count() or 1) // max(args.workers, 1), 1),
         timeout_seconds=args.timeout,
@@ -131,6 +143,7 @@ def _serve(args: argparse.Namespace, _: Sequence[str]) -> None:
         events=str(args.events or ""),
         keep_queries=str(args.keep_queries or ""),
         keep_days=args.keep_days,
+        root_path=args.root_path.rstrip("/"),
     )
     serve(settings, host=args.host, port=args.port, workers=args.workers)
 

@@ -194,6 +194,18 @@ def check_not_there(out: Path) -> None:
         raise InputError(f"{out} exists; give another --out, or remove it")
 
 
+def relative_note(path: Path) -> str:
+    """Returns what to say about a path that was not found: a config may hold it for another folder.
+
+    Args:
+      path: the path.
+
+    Returns:
+      " (relative to FOLDER)", or "" for an absolute path.
+    """
+    return "" if path.is_absolute() else f" (relative to {Path.cwd()})"
+
+
 def file_sha256(path: Path) -> str:
     """Returns the SHA-256 of a file.
 

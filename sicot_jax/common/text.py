@@ -1,8 +1,47 @@
-"""Text helpers: plurals, one-line errors, Markdown tables."""
+"""Text helpers: plurals, one-line errors, Markdown tables, text without HTML markup."""
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Sequence
+
+_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
+_HIDDEN_MARKUP = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+# Of elements inside a word nothing remains; others separate words.
+_INLINE_TAG = re.compile(
+    r"</?(?:a|abbr|b|big|em|font|i|mark|s|small|span|strong|strike|sub|sup|u|wbr)"
+    r"(?:\s[^<>]*)?/?>",
+    re.IGNORECASE,
+)
+_BLOCK_TAG = re.compile(
+    r"<!\[CDATA\[|\]\]>|</?(?:article|blockquote|body|br|center|code|dd|div|dl|dt|footer|h[1-6]|head|"
+    r"header|hr|html|img|label|li|link|meta|nav|ol|p|pre|section|table|tbody|td|tfoot|th|thead|"
+    r"title|tr|ul)(?:\s[^<>]*)?/?>",
+    re.IGNORECASE,
+)
+_MAX_ESCAPES = 3  # of text that was escaped again by each program it went through
+
+
+def strip_markup(text: str) -> str:
+    """Returns the text that HTML shows; text without tags and entities is returned as it is.
+
+    Args:
+      text: `<b>Salt &amp; Pepper</b><br/>Gr&uuml;n`; may have been escaped several times.
+
+    Returns:
+      `Salt & Pepper Grün`; angle brackets that are no tag of HTML, as in `5 < 6`, stay.
+    """
+    if "&" not in text and "<" not in text:
+        return text
+    shown = text
+    for _ in range(_MAX_ESCAPES):
+        unescaped = _ENTITY.sub(lambda match: html.unescape(match[0]), shown)
+        if unescaped == shown:
+            break
+        shown = unescaped
+    shown = _BLOCK_TAG.sub(" ", _INLINE_TAG.sub("", _HIDDEN_MARKUP.sub(" ", shown)))
+    return text if shown == text else " ".join(shown.split())
 
 
 def pluralize(number: int, noun: str) -> str:

@@ -40,7 +40,7 @@ class ModelConfig:
     """Sets the visual stream (a ResNet, see `models/resnet.py`) and its heads: `model.*`.
 
     Attributes:
-      depth: layers of the ResNet: 18, 34, 50, 101 or 152.
+      depth: layers of the ResNet: 10, 18, 34, 50, 101 or 152.
       width: channels of its first stage.
       stem: "imagenet", or "half" and "small" for small photos.
       last_stride: 1 or 2, stride of the last stage.

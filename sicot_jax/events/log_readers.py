@@ -10,7 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sicot_jax.errors import InputError
-from sicot_jax.events.duckdb_engine import events_as_parquet, sql_literal, sql_name
+from sicot_jax.events.duckdb_engine import (
+    events_as_parquet,
+    sku_key_sql,
+    sql_files,
+    sql_literal,
+    sql_name,
+)
 from sicot_jax.events.store import EVENT_FIELDS, EVENT_KINDS, is_parquet
 
 REQUIRED_FIELDS = ("request_id", "time", "visitor", "kind", "query_image_id", "sku", "shown")
@@ -137,14 +143,35 @@ def _expressions(texts: Mapping[str, str], settings: LogSettings) -> dict[str, s
     number = f"try_cast({texts['time']} AS DOUBLE) * {TIME_UNITS[settings.time_unit]!r}"
     timestamp = f"epoch(try_cast({texts['time']} AS TIMESTAMPTZ))"
     shown = texts["shown"]
-    as_json = f"CAST(try_cast({shown} AS JSON) AS VARCHAR[])"
+    # A list of numbers, without quotes, may have gone through floats.
+    numbers = f"regexp_replace({shown}, '\\.0([,\\] ])', '\\1', 'g')"
+    unquoted = f"CASE WHEN contains({shown}, '\"') THEN {shown} ELSE {numbers} END"
+    as_json = f"CAST(try_cast({unquoted} AS JSON) AS VARCHAR[])"
     as_list = f"string_split({shown}, {sql_literal(settings.split)})"
+    shown_list = (
+        f"CASE WHEN coalesce({shown}, '') = '' THEN NULL "
+        f"WHEN {shown} LIKE '[%' THEN {as_json} ELSE {as_list} END"
+    )
     return {
         **texts,
+        **({"sku": sku_key_sql(texts["sku"])} if "sku" in texts else {}),
         "time": f"coalesce({number}, {timestamp})",
-        "shown": f"CASE WHEN coalesce({shown}, '') = '' THEN NULL "
-        f"WHEN {shown} LIKE '[%' THEN {as_json} ELSE {as_list} END",
+        "shown": _sku_keys_sql(shown_list),
     }
+
+
+def _sku_keys_sql(skus: str) -> str:
+    return f"list_transform({skus}, lambda s: {sku_key_sql('s')})"
+
+
+def _number_text_sql(number: str) -> str:
+    """SQL of a float as the text that it was: 4006381333931.0 as 4006381333931, NaN as none."""
+    whole = f"{number} = trunc({number}) AND abs({number}) <= {2**53}"
+    return (
+        f"CASE WHEN isnan({number}) THEN NULL "
+        f"WHEN {whole} THEN CAST(CAST({number} AS BIGINT) AS VARCHAR) "
+        f"ELSE CAST({number} AS VARCHAR) END"
+    )
 
 
 def _open_csv(
@@ -157,7 +184,7 @@ def _open_csv(
     existing = _existing_columns(log, columns, header)
     types = ", ".join(f"{sql_literal(column)}: 'VARCHAR'" for column in header)
     relation = (
-        f"read_csv({sql_literal(log)}, auto_detect=false, header=true, delim=',', quote='\"', "
+        f"read_csv({sql_files(log)}, auto_detect=false, header=true, delim=',', quote='\"', "
         f"escape='\"', columns={{{types}}}, store_rejects=true, "
         f"rejects_table='{rejects_table}', rejects_scan='{rejects_table}_scan')"
     )
@@ -177,12 +204,15 @@ def _open_jsonl(log: Path, columns: Mapping[str, str], settings: LogSettings) ->
             elif not missing:
                 break
     existing = _existing_columns(log, columns, list(names))
-    texts = {
-        field: f"json_extract_string(json, {sql_literal('$.' + sql_name(column))})"
-        for field, column in existing.items()
-    }
+    texts = {}
+    for field, column in existing.items():
+        path = sql_literal("$." + sql_name(column))
+        texts[field] = f"json_extract_string(json, {path})"
+        if field == "sku":  # a whole number that went through a float
+            number = f"suffix({texts[field]}, '.0') AND json_type(json, {path}) = 'DOUBLE'"
+            texts[field] = f"CASE WHEN {number} THEN {texts[field]}[:-3] ELSE {texts[field]} END"
     return LogSource(
-        f"read_ndjson_objects({sql_literal(log)}, ignore_errors=true)",
+        f"read_ndjson_objects({sql_files(log)}, ignore_errors=true)",
         _expressions(texts, settings),
         is_row="coalesce(json_type(json) = 'OBJECT', false)",
     )
@@ -193,7 +223,12 @@ def _open_parquet(log: Path, columns: Mapping[str, str], settings: LogSettings) 
 
     schema = parquet.read_schema(log)
     existing = _existing_columns(log, columns, schema.names)
-    texts = {field: f"CAST({sql_name(column)} AS VARCHAR)" for field, column in existing.items()}
+    texts = {
+        field: _number_text_sql(sql_name(column))
+        if types.is_floating(schema.field(column).type)
+        else f"CAST({sql_name(column)} AS VARCHAR)"
+        for field, column in existing.items()
+    }
     expressions = _expressions(texts, settings)
     time, shown = (sql_name(existing[field]) for field in ("time", "shown"))
     time_type, shown_type = (schema.field(existing[field]).type for field in ("time", "shown"))
@@ -202,5 +237,8 @@ def _open_parquet(log: Path, columns: Mapping[str, str], settings: LogSettings) 
     elif types.is_timestamp(time_type):
         expressions["time"] = f"epoch({time})"
     if types.is_list(shown_type) or types.is_large_list(shown_type):
-        expressions["shown"] = f"CAST({shown} AS VARCHAR[])"
-    return LogSource(f"read_parquet({sql_literal(log)})", expressions)
+        items = f"CAST({shown} AS VARCHAR[])"
+        if types.is_floating(shown_type.value_type):
+            items = f"list_transform({shown}, lambda x: {_number_text_sql('x')})"
+        expressions["shown"] = _sku_keys_sql(items)
+    return LogSource(f"read_parquet({sql_files(log)})", expressions)

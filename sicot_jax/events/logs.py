@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from sicot_jax.common.files import atomic_directory
 from sicot_jax.common.text import markdown_table
 from sicot_jax.errors import InputError
-from sicot_jax.events.duckdb_engine import open_duckdb, sql_literal
+from sicot_jax.events.duckdb_engine import open_duckdb, sql_files, sql_literal
 from sicot_jax.events.log_readers import REQUIRED_FIELDS, LogSettings, open_log
 from sicot_jax.events.store import EVENT_FIELDS, EVENT_KINDS, EVENTS_FILE
 
@@ -45,7 +45,7 @@ def row_reason() -> str:
     texts = [field for field in EVENT_FIELDS if field not in ("time", "shown")]
     joined = f"concat({', '.join(texts)}, array_to_string(shown, ''))"
     longest = f"greatest({', '.join(f'length({field})' for field in texts)})"
-    bad_skus = "list_filter(shown, lambda s: s IS NULL OR s = '' OR length(s) > 200)"
+    bad_skus = "list_filter(shown, lambda s: s IS NULL OR s = '' OR length(s) > 256)"
     latest = time.time() + SECONDS_PER_DAY
     cases = {
         "NOT is_row": "no row of the table",
@@ -53,7 +53,7 @@ def row_reason() -> str:
             f"{field} = ''": f"without {field}"
             for field in ("event_id", "request_id", "visitor", "variant", "kind")
         },
-        f"{longest} > 200": "with a text of more than 200 characters",
+        f"{longest} > 256": "with a text of more than 256 characters",
         f"regexp_matches({joined}, '[\\x00-\\x1f\\x7f]')": "with a control character",
         f"kind NOT IN ({', '.join(map(sql_literal, EVENT_KINDS))})": "of an unknown kind",
         "isnan(time)": "without a time that can be read",
@@ -235,7 +235,7 @@ def _import_logs(
     database.execute("CREATE TABLE rejected (row BIGINT, reason VARCHAR, bad BOOLEAN)")
     for number, log in enumerate(logs):
         _stage_log(database, log, number, work, settings)
-    database.execute(f"CREATE VIEW staged AS FROM read_parquet({sql_literal(work / '*.staged')})")
+    database.execute(f"CREATE VIEW staged AS FROM read_parquet({sql_files(work, '*.staged')})")
     database.execute(
         "INSERT INTO rejected SELECT row, reason, true FROM staged WHERE reason IS NOT NULL"
     )
@@ -246,7 +246,7 @@ def _import_logs(
         f"TO {sql_literal(folder / EVENTS_FILE)} (FORMAT parquet, ROW_GROUP_SIZE 65536)"
     )
     kinds = database.execute(
-        f"SELECT kind, count(*) FROM {sql_literal(folder / EVENTS_FILE)} GROUP BY kind"
+        f"SELECT kind, count(*) FROM read_parquet({sql_files(folder / EVENTS_FILE)}) GROUP BY kind"
     ).fetchall()
     reasons = database.execute(
         f"SELECT reason, bad, count(*) AS n, min(row, {_MAX_EXAMPLES}) FROM rejected "

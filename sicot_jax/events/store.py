@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sicot_jax.common.files import atomic_file, check_not_there
+from sicot_jax.common.sku import normalize_sku
 from sicot_jax.common.text import one_line_error
 from sicot_jax.errors import InputError
 
@@ -33,7 +34,7 @@ says more of relevance.
 """
 _ROW_GROUP = 65_536  # rows of a Parquet row group
 # Texts without control characters and lone surrogates.
-_TEXT = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,200}")
+_TEXT = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,256}")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
   event_id TEXT PRIMARY KEY, request_id TEXT NOT NULL, time REAL NOT NULL, visitor TEXT NOT NULL,
@@ -79,7 +80,7 @@ def parse_event(values: Mapping[str, Any]) -> Event:
       values: field -> value.
 
     Returns:
-      The event.
+      The event; its SKUs as `normalize_sku` spells them.
 
     Raises:
       InputError: a field is missing, unknown, of another type, too long, or one that its kind does
@@ -92,18 +93,21 @@ def parse_event(values: Mapping[str, Any]) -> Event:
     for name in ("event_id", "request_id", "visitor", "variant", "kind"):
         if not isinstance(values.get(name), str) or not _TEXT.fullmatch(values[name]):
             raise InputError(
-                f"{name}={values.get(name)!r:.60}: wanted a text of 1 to 200 characters"
+                f"{name}={values.get(name)!r:.60}: wanted a text of 1 to 256 characters"
             )
     for name in ("query_image_id", "sku"):
         value = values.get(name, "")
         if not isinstance(value, str) or (value and not _TEXT.fullmatch(value)):
-            raise InputError(f"{name}={value!r:.60}: wanted a text of at most 200 characters")
+            raise InputError(f"{name}={value!r:.60}: wanted a text of at most 256 characters")
     _check_time(values.get("time"))
     _check_shown(values.get("shown", ()))
     _check_kind(values)
-    return Event(
-        **{**values, "time": float(values["time"]), "shown": tuple(values.get("shown", ()))}
-    )
+    read = {
+        "time": float(values["time"]),
+        "sku": normalize_sku(values.get("sku", "")),
+        "shown": tuple(map(normalize_sku, values.get("shown", ()))),
+    }
+    return Event(**{**values, **read})
 
 
 def _check_time(value: object) -> None:
@@ -117,7 +121,7 @@ def _check_shown(value: object) -> None:
             "shown: wanted a list of at most 1000 SKUs in the order of their positions"
         )
     if not all(isinstance(sku, str) and _TEXT.fullmatch(sku) for sku in value):
-        raise InputError("shown: wanted SKUs, texts of 1 to 200 characters")
+        raise InputError("shown: wanted SKUs, texts of 1 to 256 characters")
 
 
 def _check_kind(values: Mapping[str, Any]) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sicot_jax.common.sku import SkuError, SkuReader
+from sicot_jax.common.table_files import DroppedRow, TableColumns, read_table
+from sicot_jax.errors import InputError
 from sicot_jax.events.bots import SECONDS_PER_DAY, BotLimits, VisitorDays, find_bots
 from sicot_jax.events.duckdb_engine import sql_literal
 from sicot_jax.events.propensity import PositionCounts
 
 if TYPE_CHECKING:
     import duckdb
+    import pyarrow as pa
 
 
 def fetch_row(database: duckdb.DuckDBPyConnection, statement: str) -> tuple[Any, ...]:
@@ -157,24 +162,62 @@ def count_by_pair_and_position(database: duckdb.DuckDBPyConnection) -> PositionC
     return PositionCounts(*(counts[key] for key in ("pair", "position", "views", "clicks")))
 
 
+_PRODUCT_COLUMNS = TableColumns(("sku", "product"), ("sku", "product"))
+
+
+def read_product_table(path: Path) -> pa.Table:
+    """Reads which SKUs are one product; all values are text.
+
+    Args:
+      path: table that `common.table_files` reads, with the columns sku and product; rows without
+        a product are left out.
+
+    Returns:
+      Columns "sku" and "product", text, one row per SKU.
+
+    Raises:
+      InputError: no such file, a row that cannot be used, or a SKU of two products.
+    """
+    import pyarrow as pa
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such file, wanted a table with the columns sku and product")
+    skus, products = SkuReader(), dict[str, str]()
+    for location, values in read_table(path, _PRODUCT_COLUMNS, []):
+        if isinstance(values, DroppedRow):
+            raise InputError(f"{path}: {values}; correct this row")
+        try:
+            sku, product = skus.key(values.get("sku", "")), values.get("product", "").strip()
+        except SkuError as error:
+            raise InputError(f"{path}: {location}: {error}; correct this row") from None
+        if product and products.setdefault(sku, product) != product:
+            raise InputError(
+                f"{path}: {location}: SKU {sku!r} is of product {product!r}, and of "
+                f"{products[sku]!r} before, wanted one product; correct one of these rows"
+            )
+    for line in skus.warnings():
+        print(f"WARNING: {path}: {line}", file=sys.stderr)
+    columns = {"sku": list(products), "product": list(products.values())}
+    return pa.table(columns, schema=pa.schema([(name, pa.string()) for name in columns]))
+
+
 def create_pairs(
-    database: duckdb.DuckDBPyConnection, *, max_skips: int, products: Path | None
+    database: duckdb.DuckDBPyConnection, *, max_skips: int, products: pa.Table | None
 ) -> dict[str, int]:
     """Makes `pairs` of a click and an examined item that was not clicked.
 
     Args:
       database: database with `views`, `clicks` and `unique_clicks`.
       max_skips: positions above a click that count as examined.
-      products: CSV or Parquet file with the columns sku and product, or None.
+      products: columns "sku" and "product" of `read_product_table`, or None.
 
     Returns:
       Reason -> pairs that are marked as no negatives.
     """
     same_product = "false"
     if products is not None:
-        database.execute(
-            f"CREATE TABLE products AS SELECT sku, product FROM {sql_literal(products)}"
-        )
+        database.register("product_table", products)
+        database.execute("CREATE TABLE products AS SELECT sku, product FROM product_table")
         same_product = (
             "coalesce((SELECT any_value(product) FROM products WHERE products.sku = near.sku) = "
             "(SELECT any_value(product) FROM products WHERE products.sku = near.other), false)"

@@ -37,7 +37,7 @@ from sicot_jax.common.files import check_not_there, scratch_directory
 from sicot_jax.common.text import markdown_table
 from sicot_jax.errors import InputError
 from sicot_jax.events.bots import BotLimits
-from sicot_jax.events.duckdb_engine import events_as_parquet, open_duckdb, sql_literal
+from sicot_jax.events.duckdb_engine import events_as_parquet, open_duckdb, sql_files
 from sicot_jax.events.propensity import (
     ExaminationPropensity,
     estimate_propensity,
@@ -51,11 +51,13 @@ from sicot_jax.events.triplet_tables import (
     create_clicks,
     create_pairs,
     fetch_row,
+    read_product_table,
     write_triplets,
 )
 
 if TYPE_CHECKING:
     import duckdb
+    import pyarrow as pa
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +70,7 @@ class TripletSettings:
       max_weight: largest inverse propensity.
       purchase_weight: clicks that a purchase is worth.
       max_skips: positions above a click that count as examined.
-      products: CSV or Parquet file with the columns sku and product: which SKUs are one product.
+      products: table with the columns sku and product: which SKUs are one product.
       memory_mb: working memory, MB; more goes to disk.
       threads: threads to use; 0 for as many as there are cores.
     """
@@ -188,10 +190,11 @@ def make_triplets(
     report_path = out.with_suffix(".md")
     for path in (out, report_path):
         check_not_there(path)
+    products = settings.products and read_product_table(settings.products)
     with scratch_directory(out) as work:
         with open_duckdb(work, memory_mb=settings.memory_mb, threads=settings.threads) as database:
             parquet = events_as_parquet(events, work)
-            report = _make_triplets(database, parquet, work / "triplets", settings)
+            report = _make_triplets(database, parquet, work / "triplets", settings, products)
         if not report.triplets:
             raise InputError(
                 f"{events}: no triplet in {report.views:,} lists with {report.clicks:,} clicks; "
@@ -208,11 +211,15 @@ def _count_rows(counts: dict[str, int]) -> list[list[str]]:
 
 
 def _make_triplets(
-    database: duckdb.DuckDBPyConnection, events: Path, out: Path, settings: TripletSettings
+    database: duckdb.DuckDBPyConnection,
+    events: Path,
+    out: Path,
+    settings: TripletSettings,
+    products: pa.Table | None,
 ) -> TripletReport:
     database.execute(
         "CREATE VIEW events AS SELECT *, file_row_number AS row "
-        f"FROM read_parquet({sql_literal(events)}, file_row_number=true)"
+        f"FROM read_parquet({sql_files(events)}, file_row_number=true)"
     )
     bots = create_bots(database, settings.bot_limits)
     create_clicks(database)
@@ -223,7 +230,7 @@ def _make_triplets(
         else estimate_propensity(count_by_pair_and_position(database), num_positions=len(views_at))
     )
     weights = propensity.weights(settings.max_weight)
-    excluded = create_pairs(database, max_skips=settings.max_skips, products=settings.products)
+    excluded = create_pairs(database, max_skips=settings.max_skips, products=products)
     write_triplets(database, out, weights, settings.purchase_weight)
     (bot_views,) = fetch_row(
         database,
@@ -234,7 +241,7 @@ def _make_triplets(
     clicks, purchases = fetch_row(
         database, "SELECT count(*), count(*) FILTER (bought) FROM unique_clicks"
     )
-    (triplets,) = fetch_row(database, f"SELECT count(*) FROM read_parquet({sql_literal(out)})")
+    (triplets,) = fetch_row(database, f"SELECT count(*) FROM read_parquet({sql_files(out)})")
     return TripletReport(
         bots=bots,
         num_bots=num_bots,

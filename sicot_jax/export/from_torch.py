@@ -33,7 +33,7 @@ from sicot_jax.weights.bundle import (
     write_bundle_manifest,
 )
 from sicot_jax.weights.parity import ParityReport, check_parity, parity_photos
-from sicot_jax.weights.safetensors_io import read_weights, write_weights
+from sicot_jax.weights.safetensors_io import find_weights, read_weights, write_weights
 from sicot_jax.weights.semantic import TOKENIZER_FILES, semantic_shapes, write_text_encoder
 from sicot_jax.weights.torch_names import (
     describe_mismatches,
@@ -135,18 +135,25 @@ class _Imported:
 
 
 def from_torch(
-    path: Path, out: Path, *, stem: str = "", allow_missing: Sequence[str] = ()
+    path: Path,
+    out: Path,
+    *,
+    stem: str = "",
+    allow_missing: Sequence[str] = (),
+    prefix: str = "",
 ) -> list[ParityReport]:
-    """Converts a file of PyTorch weights, or a folder of `to_torch`, to a weights bundle.
+    """Converts PyTorch weights, or a folder of `to_torch`, to a weights bundle.
 
     The classifier of a foreign network is left out, because its classes are other products. That of
     a folder of `to_torch` is kept, with its class table.
 
     Args:
-      path: File (.safetensors, .pth) or folder.
+      path: File (.safetensors, .pth), folder of Hugging Face, timm or `to_torch`.
       out: Folder to write, which must not exist.
       stem: Kind of the first convolution, needed where its kernel is 3x3 and its stride unknown.
       allow_missing: Prefixes of names of arrays that need not be there and get initial values.
+      prefix: What stands before the names of the ResNet to take, needed where there are several,
+        or other arrays beside it.
 
     Returns:
       Parity checks of PyTorch and JAX.
@@ -156,14 +163,14 @@ def from_torch(
         of another shape (all are listed); PyTorch and JAX do not agree; `out` exists.
     """
     check_not_there(out)
+    torch_template()  # fails here without PyTorch, before anything is read
     if is_ours := _is_our_bundle(path):
         path = path if path.is_dir() else path.parent
         check_trainable(path)
-    # Hugging Face calls the weights in its folders model.safetensors too.
-    file = path / WEIGHTS_FILE if path.is_dir() else path
+    file = find_weights(path)
     arrays = read_weights(file)
     try:
-        arrays = _with_torchvision_names(arrays)
+        arrays = _with_torchvision_names(arrays, prefix)
         if is_ours:
             imported = _check_our_bundle(path, arrays, stem, allow_missing)
         else:
@@ -181,9 +188,9 @@ def _is_our_bundle(path: Path) -> bool:
     return (folder / MANIFEST_FILE).exists() and (path.is_dir() or path.name == WEIGHTS_FILE)
 
 
-def _with_torchvision_names(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _with_torchvision_names(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     renamed: dict[str, np.ndarray] = {}
-    for name, torchvision_name in torchvision_names(arrays).items():
+    for name, torchvision_name in torchvision_names(arrays, prefix).items():
         if torchvision_name in renamed:
             raise InputError(
                 f"two arrays for {torchvision_name}, one of them {name}; wanted one; "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from sicot_jax.classifier.class_weights import BIAS_NAME, KERNEL_NAME
 from sicot_jax.common.files import atomic_directory
 from sicot_jax.config.preprocessing import Preprocessing
+from sicot_jax.errors import InputError
 from sicot_jax.export.from_run import export_run, write_recognizer_config
 from sicot_jax.weights.batch_norm_folding import fold_batch_norms, folded_forward
 from sicot_jax.weights.bundle import (
@@ -20,9 +21,12 @@ from sicot_jax.weights.bundle import (
     RecognizerSpec,
     read_bundle_config,
     write_bundle_manifest,
+    written_with,
 )
 from sicot_jax.weights.parity import ModelOutputs, ParityReport, check_parity, parity_photos
 from sicot_jax.weights.safetensors_io import write_weights
+
+Program = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _LABEL = "JAX against StableHLO"
@@ -43,8 +47,9 @@ def to_stablehlo(workdir: Path, out: Path) -> list[ParityReport]:
       Parity check of JAX and the written program.
 
     Raises:
-      InputError: No finished run, the two do not agree, or `out` exists.
+      InputError: No finished run, no flatbuffers, the two do not agree, or `out` exists.
     """
+    _check_flatbuffers()
     photos = parity_photos()
     with atomic_directory(out) as new:
         with export_run(workdir) as exported:
@@ -61,6 +66,15 @@ def to_stablehlo(workdir: Path, out: Path) -> list[ParityReport]:
         reports = [check_parity(expected, stablehlo_outputs(new, photos), label=_LABEL)]
         write_bundle_manifest(new, reports)
     return reports
+
+
+def _check_flatbuffers() -> None:
+    try:
+        import flatbuffers  # noqa: F401 (jax.export needs it, and jax does not install it)
+    except ImportError as error:
+        raise InputError(
+            "no flatbuffers here for StableHLO; install it: pip install flatbuffers"
+        ) from error
 
 
 def serialize_program(
@@ -90,6 +104,41 @@ def serialize_program(
         return bytes(program(weights, photos).serialize())
 
 
+def load_program(folder: Path) -> Program:
+    """Loads the program of a folder with its weights.
+
+    Args:
+      folder: Folder of `to_stablehlo`.
+
+    Returns:
+      Photos, uint8 [batch, height, width, 3] -> outputs by name, see `to_stablehlo`.
+
+    Raises:
+      InputError: No flatbuffers, or an older jax than the one that wrote the program: it may fail
+        at its first call only (0.10.2 does with programs of 0.12).
+    """
+    _check_flatbuffers()
+    written = written_with(folder, "jax")
+    if _release(written) > _release(jax.__version__):
+        raise InputError(
+            f"{folder}: a program of jax {written}, here is jax {jax.__version__}; wanted that "
+            f"version or a newer one: pip install 'jax>={written}', or convert the run here"
+        )
+    return _read_program(folder)
+
+
+def _read_program(folder: Path) -> Program:
+    import safetensors.numpy
+
+    program = jax.export.deserialize(bytearray((folder / STABLEHLO_FILE).read_bytes()))
+    weights = safetensors.numpy.load_file(folder / WEIGHTS_FILE)
+    return lambda photos: jax.tree.map(np.asarray, program.call(weights, photos))
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in version.split(".")[:2])
+
+
 def stablehlo_outputs(folder: Path, photos: Sequence[np.ndarray]) -> ModelOutputs:
     """Runs the program of a folder on this machine's device.
 
@@ -100,9 +149,5 @@ def stablehlo_outputs(folder: Path, photos: Sequence[np.ndarray]) -> ModelOutput
     Returns:
       Embeddings, logits and boxes.
     """
-    import safetensors.numpy
-
     batch = read_bundle_config(folder).preprocessing.batch(photos)
-    program = jax.export.deserialize(bytearray((folder / STABLEHLO_FILE).read_bytes()))
-    outputs = program.call(safetensors.numpy.load_file(folder / WEIGHTS_FILE), batch)
-    return ModelOutputs(**jax.tree.map(np.asarray, outputs))
+    return ModelOutputs(**_read_program(folder)(batch))

@@ -9,16 +9,19 @@ import dataclasses
 import importlib.util
 import itertools
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from sicot_jax.catalog.importing.manifest import (
+from sicot_jax.catalog.importing.manifest import read_source
+from sicot_jax.catalog.importing.manifest_rows import (
+    NO_BOX,
+    ROLES,
     DroppedRow,
     ManifestRow,
-    read_folders,
-    read_manifest,
+    SourceNotes,
 )
 from sicot_jax.catalog.importing.photos import FolderPhotos, PreparedPhoto, prepare_photos
 from sicot_jax.catalog.importing.settings import ImportSettings
@@ -56,18 +59,30 @@ class AdditionReport:
       new_photos: photos that were added.
       known_photos: photos that the products had already.
       dropped: rows that could not be used, a line each.
+      left_out: reason -> files and rows that were left out on purpose.
+      notes: what the reader of the source has to say.
     """
 
     new_products: int = 0
     new_photos: int = 0
     known_photos: int = 0
     dropped: list[str] = dataclasses.field(default_factory=list)
+    left_out: Counter[str] = dataclasses.field(default_factory=Counter)
+    notes: SourceNotes = dataclasses.field(default_factory=SourceNotes)
 
     def summary(self) -> str:
-        """Returns the report as one line."""
+        """Returns the report: a line of counts, then what was left out, changed or is doubtful."""
         known = f", {self.known_photos} photos were there" if self.known_photos else ""
         dropped = f", {len(self.dropped)} rows dropped" if self.dropped else ""
-        return f"{self.new_products} products and {self.new_photos} photos new{known}{dropped}"
+        left_out = [f"left out: {number} {reason}" for reason, number in self.left_out.items()]
+        return "\n".join(
+            [
+                f"{self.new_products} products and {self.new_photos} photos new{known}{dropped}",
+                *left_out,
+                *self.notes.remarks(),
+                *(f"WARNING: {line}" for line in self.notes.warnings()),
+            ]
+        )
 
 
 def add_products(index: Path, source: Path) -> AdditionReport:
@@ -88,12 +103,14 @@ def add_products(index: Path, source: Path) -> AdditionReport:
     """
     report = AdditionReport()
     with open_for_writing(index) as (folder, manifest, store):
-        rows = read_folders(source) if source.is_dir() else read_manifest(source)
+        rows = read_source(source, report.notes)
         reader = FolderPhotos(source if source.is_dir() else source.parent)
         adder = _PhotoAdder(folder, manifest, store)
         for chunk in _chunks(rows, _PHOTOS_PER_COMMIT):
             usable = [row for row in chunk if isinstance(row, ManifestRow)]
-            report.dropped += [str(row) for row in chunk if isinstance(row, DroppedRow) and row.bad]
+            unusable = [row for row in chunk if isinstance(row, DroppedRow)]
+            report.dropped += [str(row) for row in unusable if row.bad]
+            report.left_out.update(row.reason for row in unusable if not row.bad)
             photos = prepare_photos(
                 reader,
                 [row.image for row in usable],
@@ -104,6 +121,8 @@ def add_products(index: Path, source: Path) -> AdditionReport:
             report.dropped += [
                 f"{row.image}: {photo.error}" for row, photo in prepared if photo.error
             ]
+            ignored = _ignored_columns(usable)
+            report.notes.unused_columns += sorted(ignored - set(report.notes.unused_columns))
             adder.commit([(row, photo) for row, photo in prepared if not photo.error], report)
         store.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     if report.dropped and not report.new_photos + report.known_photos:
@@ -125,6 +144,20 @@ def open_index_engine(folder: Path) -> Engine:
     if (folder / layout.ONNX_MODEL).is_dir() and importlib.util.find_spec("onnxruntime"):
         return onnx_engine(folder / layout.ONNX_MODEL)
     return jax_engine(read_bundle(folder / layout.MODEL))
+
+
+def _ignored_columns(rows: Sequence[ManifestRow]) -> set[str]:
+    """Columns of a manifest that only an import reads, where some row has a value."""
+    return {
+        name
+        for row in rows
+        for name, value in (
+            ("box", row.box != NO_BOX),
+            ("role", row.role != ROLES[0]),
+            ("split", row.split),
+        )
+        if value
+    }
 
 
 def _chunks(rows: Iterator, size: int) -> Iterator[tuple]:

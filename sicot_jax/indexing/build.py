@@ -25,6 +25,7 @@ from sicot_jax.index.storage.binary_codes import (
 )
 from sicot_jax.indexing.calibrate import calibrate_version
 from sicot_jax.indexing.embed import IndexSource, PhotoReading, match_catalog
+from sicot_jax.indexing.mass_changes import MAX_CHANGE_SHARE, check_new_version
 from sicot_jax.indexing.verify import verify_version
 from sicot_jax.indexing.version_writer import (
     CodeSettings,
@@ -46,6 +47,7 @@ def build_index(
     catalog_path: str = "",
     code_kind: str = PCA,
     bits: int = DEFAULT_BITS,
+    max_change_share: float = MAX_CHANGE_SHARE,
 ) -> Path:
     """Builds a new index version from a finished run and makes it the version in use.
 
@@ -58,18 +60,21 @@ def build_index(
       catalog_path: catalogue folder instead of the run's: it was moved, or has grown.
       code_kind: one of `binary_codes.CODE_KINDS`.
       bits: bits of a code, a multiple of 8.
+      max_change_share: share of the products of the version in use that may be withdrawn, renamed,
+        or lose title or category.
 
     Returns:
       Folder of the new version.
 
     Raises:
-      InputError: an unfinished run, no photo, another process at work in `index`, or "learned" of
-        a run without a code layer.
+      InputError: an unfinished run, no photo, more changes than allowed, another process at work
+        in `index`, or "learned" of a run without a code layer.
     """
     check_code_bits(bits)
     run = read_run(workdir)
     run = fit_run_to_devices(run, mesh_of_config(run.config), catalog_path=catalog_path)
     source = match_catalog(open_catalog(run.config.data), run.class_table())
+    check_new_version(index, source, max_change_share)
     results, data = workdir / "results.json", run.config.data
     with layout.write_lock(index, create=True):
         folder = index / layout.BUILDING

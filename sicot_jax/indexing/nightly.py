@@ -24,6 +24,7 @@ from sicot_jax.index.storage import layout
 from sicot_jax.index.storage.binary_codes import PCA
 from sicot_jax.index.storage.products import ProductStore
 from sicot_jax.indexing.build import DEFAULT_BITS, build_index
+from sicot_jax.indexing.mass_changes import MAX_CHANGE_SHARE
 from sicot_jax.training.provenance import utc_now
 from sicot_jax.training.run import read_run
 
@@ -88,7 +89,11 @@ class NightlyReport:
 
 
 def run_nightly(
-    paths: NightlyPaths, *, database: str = "", report_file: Path | None = None
+    paths: NightlyPaths,
+    *,
+    database: str = "",
+    report_file: Path | None = None,
+    max_change_share: float = MAX_CHANGE_SHARE,
 ) -> NightlyReport:
     """Imports the manifest, builds the next version of the index and publishes it.
 
@@ -99,12 +104,14 @@ def run_nightly(
       paths: folders and files.
       database: URL to publish to; "" for none.
       report_file: JSON file for the report.
+      max_change_share: share of the products that may be withdrawn, renamed, or lose title or
+        category; beyond it the version in use stays.
 
     Returns:
       What was done.
 
     Raises:
-      InputError: a step fails.
+      InputError: a step fails, or more products would change than allowed.
     """
     seconds: dict[str, float] = {}
     built_from = _read_built_from(paths.index)
@@ -115,7 +122,7 @@ def run_nightly(
             import_catalog(paths.manifest, paths.catalog)
     with _timed(seconds, "build"):
         before = _active_skus(paths.index)
-        switched = _build_if_changed(paths, built_from)
+        switched = _build_if_changed(paths, built_from, max_change_share)
     with _timed(seconds, "publish"):
         published = publish_index(paths.index, database) if database else ""
     (skus_before, photos_before), (skus, photos) = before, _active_skus(paths.index)
@@ -148,7 +155,9 @@ def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
     seconds[step] = time.perf_counter() - start
 
 
-def _build_if_changed(paths: NightlyPaths, built_from: layout.IndexManifest | None) -> bool:
+def _build_if_changed(
+    paths: NightlyPaths, built_from: layout.IndexManifest | None, max_change_share: float
+) -> bool:
     """Builds the next version where catalogue or run changed; returns whether they did."""
     run = read_run(paths.workdir)
     if run.config.data.source != "imported":
@@ -166,7 +175,12 @@ def _build_if_changed(paths: NightlyPaths, built_from: layout.IndexManifest | No
         return False
     kind, bits = (built_from.code_kind, built_from.bits) if built_from else (PCA, DEFAULT_BITS)
     build_index(
-        paths.workdir, paths.index, catalog_path=str(paths.catalog), code_kind=kind, bits=bits
+        paths.workdir,
+        paths.index,
+        catalog_path=str(paths.catalog),
+        code_kind=kind,
+        bits=bits,
+        max_change_share=max_change_share,
     )
     return True
 

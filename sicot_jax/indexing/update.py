@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import math
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from sicot_jax.common.sku import normalize_sku, normalize_skus
+from sicot_jax.common.table_files import (
+    DroppedRow,
+    EmptyTableError,
+    TableColumns,
+    encoding_error,
+    read_table,
+)
+from sicot_jax.common.text import strip_markup
 from sicot_jax.errors import InputError
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage.products import (
@@ -19,10 +27,12 @@ from sicot_jax.index.storage.products import (
     merge_quality,
 )
 from sicot_jax.index.storage.vectors import VectorFiles
+from sicot_jax.indexing.mass_changes import MAX_CHANGE_SHARE, MassChanges, ProductState
 from sicot_jax.indexing.new_products import imprint_products, load_weight_imprinter
 from sicot_jax.weights.bundle import read_bundle_config
 
 _TEXTS = ("title", "tags", "category")
+_COLUMNS = TableColumns(("sku", *_TEXTS, *QUALITY), ("sku",))
 
 
 @contextlib.contextmanager
@@ -46,27 +56,60 @@ def open_for_writing(index: Path) -> Iterator[tuple[Path, layout.IndexManifest, 
             yield folder, manifest, store
 
 
-def remove_products(index: Path, skus: Sequence[str], *, photos: Sequence[str] = ()) -> int:
+def read_sku_list(path: Path) -> list[str]:
+    """Reads a file with a SKU per line.
+
+    Args:
+      path: text in UTF-8, with or without a byte order mark; empty lines do not count.
+
+    Returns:
+      The SKUs, as `normalize_sku` spells them.
+
+    Raises:
+      InputError: no such file, or not UTF-8.
+    """
+    try:
+        return normalize_skus(path.read_text(encoding="utf-8-sig").split("\n"))
+    except UnicodeDecodeError:
+        raise encoding_error(path) from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}, wanted a file with a SKU per line") from error
+
+
+def remove_products(
+    index: Path,
+    skus: Sequence[str],
+    *,
+    photos: Sequence[str] = (),
+    max_change_share: float = MAX_CHANGE_SHARE,
+) -> int:
     """Marks products and single photos as deleted.
 
     Args:
       index: index folder.
       skus: products.
       photos: image ids.
+      max_change_share: share of all products that may be removed.
 
     Returns:
       How many of both were not deleted before.
 
     Raises:
-      InputError: an unknown SKU or image id; nothing is changed.
+      InputError: an unknown SKU or image id, or more products than allowed; nothing is changed.
     """
     with open_for_writing(index) as (folder, manifest, store):
+        skus = [normalize_sku(sku) for sku in skus]
         ids = store.product_ids(skus)
         if unknown := [sku for sku, known in zip(skus, ids, strict=True) if known is None]:
             raise InputError(
                 f"{index}: no product {unknown[0]!r} ({len(unknown)} of {len(skus)} are unknown); "
                 "none was removed"
             )
+        withdrawn = MassChanges(store.counts()["products"])
+        for record in store.products(sorted({known for known in ids if known is not None})):
+            if record is not None:
+                withdrawn.compare(record.sku, ProductState(record.title, record.category), None)
+        withdrawn.check(index, max_change_share)
         query = "SELECT 1 FROM photos WHERE image_id = ?"
         for image_id in photos:
             if store.connection.execute(query, (image_id,)).fetchone() is None:
@@ -107,22 +150,27 @@ def _products_of_photos(connection: sqlite3.Connection, photos: Sequence[str]) -
     return [line[0] for photo in photos for line in connection.execute(query, (photo,))]
 
 
-def update_products(index: Path, source: Path) -> int:
+def update_products(
+    index: Path, source: Path, *, max_change_share: float = MAX_CHANGE_SHARE
+) -> int:
     """Changes titles, tags, categories and quality numbers of products.
 
     Args:
       index: index folder.
-      source: CSV in UTF-8 with a column "sku" and some of title, tags, category, price, sales,
-        conversion, rating; an empty cell leaves the stored value.
+      source: table that `common.table_files` reads, with a column "sku" and some of title, tags,
+        category, price, sales, conversion, rating; an empty cell leaves the stored value.
+      max_change_share: share of all products that may be renamed, or get the price 0.
 
     Returns:
       How many products were changed.
 
     Raises:
-      InputError: an unknown column or SKU, or a cell that is no number; nothing is changed.
+      InputError: an unknown column or SKU, a cell that is no number, or more changes than allowed;
+        nothing is changed.
     """
     with open_for_writing(index) as (folder, manifest, store):
         changes = _read_changes(source, store)
+        _check_mass_changes(source, changes, store, max_change_share)
         with store.transaction() as connection:
             for change in changes:
                 for name, value in change.texts.items():
@@ -146,28 +194,30 @@ class _ProductChange:
 
 
 def _read_changes(source: Path, store: ProductStore) -> list[_ProductChange]:
-    try:
-        with source.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            names = rows.fieldnames or []
-            allowed = ("sku", *_TEXTS, *QUALITY)
-            if "sku" not in names or (unknown := [name for name in names if name not in allowed]):
-                wrong = "no column sku" if "sku" not in names else f"a column {unknown[0]!r}"
-                raise InputError(
-                    f"{source}: {wrong}, wanted sku and some of {', '.join(allowed[1:])}; "
-                    "nothing was changed"
-                )
-            return [_read_change(f"{source}: line {rows.line_num}", row, store) for row in rows]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{source}: {error}; wanted a CSV in UTF-8 with a column sku") from error
+    if not source.is_file():
+        raise InputError(f"{source}: no such file, wanted a table with a column sku")
+    unknown: list[str] = []
+    rows = []
+    with contextlib.suppress(EmptyTableError):  # of an evening without changes
+        for location, values in read_table(source, _COLUMNS, unknown):
+            rows.append(_read_change(f"{source}: {location}", values, store))
+    if unknown:
+        raise InputError(
+            f"{source}: a column {unknown[0]!r}, wanted sku and some of "
+            f"{', '.join(_COLUMNS.names[1:])}; nothing was changed"
+        )
+    return rows
 
 
-def _read_change(where: str, row: dict[str, str], store: ProductStore) -> _ProductChange:
-    if None in row or None in row.values():
-        raise InputError(f"{where}: more or fewer cells than columns; nothing was changed")
-    product_id = store.product_ids([row["sku"].strip()])[0]
+def _read_change(
+    where: str, row: Mapping[str, str] | DroppedRow, store: ProductStore
+) -> _ProductChange:
+    if isinstance(row, DroppedRow):
+        raise InputError(f"{where}: {row.reason}, {row.detail}; nothing was changed")
+    sku = normalize_sku(row.get("sku", ""))
+    product_id = store.product_ids([sku])[0]
     if product_id is None:
-        raise InputError(f"{where}: no product {row['sku']!r}; nothing was changed")
+        raise InputError(f"{where}: no product {sku!r}; nothing was changed")
     quality = {}
     for name in QUALITY:
         if row.get(name, "").strip():
@@ -179,5 +229,22 @@ def _read_change(where: str, row: dict[str, str], store: ProductStore) -> _Produ
                 raise InputError(
                     f"{where}: {name}={row[name]!r}, wanted a number; nothing was changed"
                 )
-    texts = {name: row[name] for name in _TEXTS if row.get(name, "").strip()}
+    texts = {name: strip_markup(row[name]) for name in _TEXTS if row.get(name, "").strip()}
     return _ProductChange(product_id, texts, quality)
+
+
+def _check_mass_changes(
+    source: Path, changes: Sequence[_ProductChange], store: ProductStore, max_share: float
+) -> None:
+    counted = MassChanges(store.counts()["products"])
+    records = store.products([change.product_id for change in changes])
+    for change, record in zip(changes, records, strict=True):
+        if record is not None:
+            before = ProductState(record.title, record.category, record.quality.get("price"))
+            after = ProductState(
+                change.texts.get("title", before.title),
+                change.texts.get("category", before.category),
+                change.quality.get("price", before.price),
+            )
+            counted.compare(record.sku, before, after)
+    counted.check(source, max_share)

@@ -1,6 +1,7 @@
-"""ResNet-18 to 152, v1.5 (stride in the 3x3 convolution), with torchvision's padding and names.
+"""ResNet-10 to 152, v1.5 (stride in the 3x3 convolution), with torchvision's padding and names.
 
-He et al. 2015, arXiv:1512.03385.
+He et al. 2015, arXiv:1512.03385. ResNet-10 is the network of many long-tail benchmarks (Liu et al.
+2019, arXiv:1904.05160).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from sicot_jax.parallel.array_types import Array, Float
 
 # depth -> residual blocks of each stage
 STAGES = {
+    10: (1, 1, 1, 1),
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
     50: (3, 4, 6, 3),
@@ -114,7 +116,7 @@ class ResNet(nnx.Module):
         """Initialises the stages.
 
         Args:
-          depth: 18, 34, 50, 101 or 152.
+          depth: 10, 18, 34, 50, 101 or 152.
           width: channels of the first stage, 64 in the paper.
           stem: "imagenet" (7x7 stride 2, max pool); for small photos "half" (3x3 stride 2) or
             "small" (3x3 stride 1), without pooling.

@@ -6,10 +6,12 @@ Works on an engine's embedding and logits and on a product index; there is no HT
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Sequence
 
 import numpy as np
 
+from sicot_jax.errors import InputError
 from sicot_jax.index.backends.base import Neighbour, ProductIndex
 from sicot_jax.index.storage.products import ProductRecord
 from sicot_jax.search.category import NUM_NEIGHBOURS, CategoryFusion
@@ -24,6 +26,7 @@ from sicot_jax.search.rejection import Calibration, ConfidenceFeatures
 
 NUM_CONFIDENCE_NEIGHBOURS = 10  # nearest products that the confidence is computed from
 _CANDIDATES_PER_RESULT = 2  # products that a ranker chooses each similar one from
+_MIN_NAME_RATIO = 0.5  # of difflib, for a category that may be meant
 _MAX_LOOKUPS = 3  # repeated where products are deleted between two reads of the index
 
 
@@ -131,6 +134,26 @@ class Searcher:
     calibration: Calibration | None = None
     category_fusion: CategoryFusion | None = None
     ranker: Ranker | None = None
+
+    def check_category(self, category: str) -> None:
+        """Raises an error for a category that the index does not have.
+
+        Args:
+          category: Category that similar products are to be restricted to.
+
+        Raises:
+          InputError: An unknown category; the message names the nearest ones.
+        """
+        names = self.index.active_products().category_names
+        if category in names:
+            return
+        folded = {name.casefold(): name for name in names}
+        nearest = difflib.get_close_matches(category.casefold(), folded, cutoff=_MIN_NAME_RATIO)
+        wanted = ", ".join(repr(folded[name]) for name in nearest) or "one of the catalogue's"
+        raise InputError(
+            f"category={category!r:.100}: no such category, wanted {wanted}; "
+            "leave it out for all categories"
+        )
 
     def answer(self, query: Query) -> Answer:
         """Recognises the product of a photo and finds similar products.

@@ -6,12 +6,15 @@
 A Poisson regression of the features, then gradient-boosted trees on its residual; both minimise the
 Poisson loss of gain / p (inverse propensity weighting; Joachims et al. 2017, arXiv:1608.04468) with
 sample weight p: without it, one click at a position that is hardly examined would decide. Trees are
-LightGBM's (Ke et al. 2017), which learn at each split where products with a missing value go; the
-regression has a coefficient for that. Trees that feed a logistic regression (He et al. 2014), trees
+LightGBM's (Ke et al. 2017). To both, an unknown value is the mean of the known ones and an
+indicator that it is unknown. LightGBM's own missing values are not used: where a feature is NaN or
+positive in the training data, it scores zero and negative values as it scores NaN (4.7.0), so that
+a product without a sale would be ranked as one whose sales nobody knows. Values beyond those of the
+training data are scored as the nearest of these. Trees that feed a logistic regression (He et al. 2014), trees
 alone and the regression alone are measured in docs/results/ranking.md.
 
 Scores are monotone: of two products that differ only in similarity, sales, conversion or rating,
-the one with more never ranks lower. New lists have few events, and candidates are ranked that no
+both known, the one with more never ranks lower. New lists have few events, and candidates are ranked that no
 list has shown yet.
 """
 
@@ -35,10 +38,11 @@ from sicot_jax.search.ranking_features import (
     ranking_features,
 )
 
-FORMAT = 2
+FORMAT = 3
 NUM_TREES = 50
 L2_PENALTY = 0.01  # of the regression, on squared coefficients of standardised features
 _MONOTONE = {"similarity": 1, "similarity gap": -1, "sales": 1, "conversion": 1, "rating": 1}
+_MONOTONE_SIGNS = [_MONOTONE.get(name, 0) for name in FEATURES]
 _EM_STEPS = 10
 _MIN_PROPENSITY = 0.01
 TREE_PARAMS = {
@@ -46,7 +50,8 @@ TREE_PARAMS = {
     "num_leaves": 3,
     "learning_rate": 0.1,
     "min_data_in_leaf": 50,
-    "monotone_constraints": [_MONOTONE.get(name, 0) for name in FEATURES],
+    "monotone_constraints": [*_MONOTONE_SIGNS, *(0 for _ in FEATURES)],  # of `inputs`
+    "use_missing": False,
     "deterministic": True,
     "force_row_wise": True,
     "num_threads": 1,
@@ -87,20 +92,25 @@ class RankingLists:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PoissonRegression:
-    """Log-linear model of standardised features, with a coefficient for missing values.
+    """Log-linear model of standardised features, with a coefficient for unknown values.
 
-    log E = intercept + sum_i coef_i (x_i - mean_i) / scale_i, or missing_coef_i where x_i is NaN.
+    log E = intercept + sum_i coef_i z_i, or missing_coef_i where x_i is NaN,
+    z_i = (x_i - mean_i) / scale_i,  x_i clipped to [low_i, high_i]
 
     Attributes:
       mean: Mean of each feature, float64 [F].
       scale: Standard deviation of each feature, 1 where it is constant, float64 [F].
+      low: Smallest known value of each feature, float64 [F].
+      high: Greatest known value, float64 [F].
       coef: Coefficients, float64 [F].
-      missing_coef: What replaces the term of a missing feature, float64 [F].
+      missing_coef: What replaces the term of an unknown feature, float64 [F].
       intercept: Float64 [].
     """
 
     mean: np.ndarray
     scale: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
     coef: np.ndarray
     missing_coef: np.ndarray
     intercept: np.ndarray
@@ -112,7 +122,7 @@ class PoissonRegression:
         """Fits the regression; a coefficient that would violate a monotone constraint becomes 0.
 
         Args:
-          features: Ranking features, float64 [N, F]; NaN where missing.
+          features: Ranking features, float64 [N, F]; NaN where unknown.
           target: Non-negative target, float64 [N].
           sample_weight: Weights, float64 [N].
 
@@ -125,20 +135,40 @@ class PoissonRegression:
         count = np.maximum(present.sum(0), 1)
         mean = np.where(present, features, 0).sum(0) / count
         scale = np.sqrt(np.where(present, (features - mean) ** 2, 0).sum(0) / count)
-        zeros = np.zeros(len(mean))
-        unfitted = cls(mean, np.where(scale > 0, scale, 1.0), zeros, zeros, np.zeros(()))
+        low = np.min(features, 0, where=present, initial=np.inf)
+        high = np.max(features, 0, where=present, initial=-np.inf)
+        never, zeros = low > high, np.zeros(len(mean))  # never known: its mean is 0
+        unfitted = cls(
+            mean,
+            np.where(scale > 0, scale, 1.0),
+            np.where(never, 0.0, low),
+            np.where(never, 0.0, high),
+            zeros,
+            zeros,
+            np.zeros(()),
+        )
         model = PoissonRegressor(alpha=L2_PENALTY, solver="newton-cholesky")
-        inputs = np.hstack([unfitted._standardized(features), ~present])
-        model.fit(inputs, target, sample_weight=sample_weight)
+        model.fit(unfitted.inputs(features), target, sample_weight=sample_weight)
         coef, missing_coef = np.split(model.coef_, 2)
-        coef = np.where(coef * TREE_PARAMS["monotone_constraints"] < 0, 0.0, coef)
+        coef = np.where(coef * _MONOTONE_SIGNS < 0, 0.0, coef)
         intercept = np.asarray(model.intercept_)
         return dataclasses.replace(
             unfitted, coef=coef, missing_coef=missing_coef, intercept=intercept
         )
 
-    def _standardized(self, features: np.ndarray) -> np.ndarray:
-        return np.where(np.isnan(features), 0.0, (features - self.mean) / self.scale)
+    def inputs(self, features: np.ndarray) -> np.ndarray:
+        """Returns what regression and trees read of features.
+
+        Args:
+          features: Ranking features, float64 [N, F]; NaN where unknown.
+
+        Returns:
+          Standardised features, 0 where unknown, and 1 where unknown, 0 where known,
+          float64 [N, 2 F].
+        """
+        unknown = np.isnan(features)
+        known = (np.clip(features, self.low, self.high) - self.mean) / self.scale
+        return np.hstack([np.where(unknown, 0.0, known), unknown])
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """Returns log expectations.
@@ -149,8 +179,7 @@ class PoissonRegression:
         Returns:
           Float64 [N].
         """
-        missing = np.isnan(features) @ self.missing_coef
-        return self._standardized(features) @ self.coef + missing + self.intercept
+        return self.inputs(features) @ np.append(self.coef, self.missing_coef) + self.intercept
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -177,7 +206,9 @@ class RankingModel:
         if not len(features):
             return np.zeros(0)
         # One thread: threads of LightGBM take milliseconds to wake up.
-        trees = self.trees.predict(features, raw_score=True, num_threads=1)
+        trees = self.trees.predict(
+            self.regression.inputs(features), raw_score=True, num_threads=1
+        )
         return self.regression(features) + trees
 
 
@@ -228,12 +259,13 @@ def fit_ranking_model(lists: RankingLists, propensity: np.ndarray) -> RankingMod
     lightgbm = _import_lightgbm()
     examined = propensity[lists.position]
     regression = PoissonRegression.fit(lists.features, lists.gain / examined, examined)
+    names = [name.replace(" ", "_") for name in FEATURES]
     data = lightgbm.Dataset(
-        lists.features,
+        regression.inputs(lists.features),
         lists.gain / examined,
         weight=examined,
         init_score=regression(lists.features),
-        feature_name=[name.replace(" ", "_") for name in FEATURES],
+        feature_name=[*names, *(f"{name}_unknown" for name in names)],
     )
     return RankingModel(regression, lightgbm.train(TREE_PARAMS, data, NUM_TREES))
 

@@ -7,7 +7,8 @@
 | sales          | log(1 + sales)                                                            |
 | conversion     | share of visitors of the product that bought it, as the shop reports it   |
 | rating         | as the shop reports it                                                    |
-| price          | log(price / median price of the product's category)                       |
+| price          | log(price / median price of the product's category); a free product has   |
+|                | `MIN_PRICE_RATIO` of it, a negative price is unknown                      |
 | sharpness      | log(1 + Laplacian variance of the first image) (Pech-Pacheco et al. 2000) |
 | title words    | number of distinct words of the title                                     |
 | common words   | share of them that occur in the titles of other products                  |
@@ -39,6 +40,7 @@ FEATURES = (
     "common words",
 )
 MIN_PRICES = 3  # prices of a category that make a median
+MIN_PRICE_RATIO = 1e-3  # of a median price: that of a free product, whose logarithm is none
 # Short side, in pixels, of the image whose sharpness is measured: about the size of a thumbnail, so
 # that images of different resolution can be compared.
 SHARPNESS_SIDE = 128
@@ -122,9 +124,10 @@ def ranking_features(
     features[:, 1] = np.max(features[:, 0], initial=-np.inf) - features[:, 0]
     if len(products):
         features[:, 2:] = [_product_values(product, catalog_statistics) for product in products]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(invalid="ignore"):
         features[:, 2] = np.log1p(np.maximum(features[:, 2], 0))
-        features[:, 5] = np.log(features[:, 5])
+        ratio = features[:, 5]
+        features[:, 5] = np.log(np.where(ratio < 0, _UNKNOWN, np.maximum(ratio, MIN_PRICE_RATIO)))
         features[:, 6] = np.log1p(features[:, 6])
     features[~np.isfinite(features)] = np.nan
     return features

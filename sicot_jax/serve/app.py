@@ -60,8 +60,11 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app.add_middleware(
         RequestMiddleware,
         api_keys=read_api_keys(Path(settings.keys)) if settings.keys else None,
-        # base64, and what multipart adds around a photo
-        max_body_bytes=settings.limits.bytes * 4 // 3 + 10_000,
+        # base64 with line breaks and escaped characters ("\r\n", "\u002B" for each plus sign of
+        # .NET: 13 % more than base64), and what multipart adds around a photo
+        max_body_bytes=settings.limits.bytes * 8 // 5 + 10_000,
+        is_busy=lambda: app.state.service is not None and app.state.service.is_busy,
+        root_path=settings.root_path,
     )
     add_error_handlers(app)
     for group in (operations, recognize, products, events):
@@ -77,7 +80,9 @@ async def _running(settings: ServiceSettings) -> AsyncIterator[ServiceState]:
     model = await loop.run_in_executor(None, load_serving_model, settings)
     _log_ready(model)
     state = ServiceState.create(settings, ModelManager(settings, model))
-    background = asyncio.gather(state.models.watch(), _remove_expired(state.queries))
+    background = asyncio.gather(
+        state.models.watch(), state.admission.watch_lag(), _remove_expired(state.queries)
+    )
     try:
         yield state
     finally:
@@ -90,9 +95,10 @@ async def _running(settings: ServiceSettings) -> AsyncIterator[ServiceState]:
 def _log_ready(model: ServingModel) -> None:
     engine = model.engine
     _log.info(
-        "ready: index %s, engine %s, batches up to %d (%s)",
+        "ready: index %s, engine %s on %s, batches up to %d (%s)",
         model.version,
         engine.kind,
+        engine.provider,
         engine.batch_size,
         ", ".join(f"{size}: {ms:.1f} ms" for size, ms in engine.batch_ms.items()),
     )

@@ -7,6 +7,7 @@ import fcntl
 import importlib.util
 import itertools
 import json
+import logging
 import os
 import re
 import statistics
@@ -22,10 +23,11 @@ import numpy as np
 from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
 from sicot_jax.index.storage import layout
-from sicot_jax.recognizer import Engine, jax_engine, onnx_engine
+from sicot_jax.recognizer import DeviceEngine, Engine, jax_engine, onnx_engine
 from sicot_jax.serve.batcher import MAX_CONCURRENT_CALLS
 from sicot_jax.weights.bundle import read_bundle
 
+_log = logging.getLogger("sicot")
 ENGINE_KINDS = ("onnx", "jax")
 _REPEATS = 5
 _REPEATS_UNDER_LOAD = 3
@@ -44,6 +46,7 @@ class SelectedEngine:
       batch_ms: batch size -> median time of a call in milliseconds, where MAX_CONCURRENT_CALLS
         calls share the machine, divided by that number.
       batch_size: the batch size in use.
+      provider: what runs it, as `recognizer.DeviceEngine.provider`.
     """
 
     kind: str
@@ -52,6 +55,7 @@ class SelectedEngine:
     num_classes: int
     batch_ms: dict[int, float]
     batch_size: int
+    provider: str
 
     @property
     def photo_ms(self) -> float:
@@ -60,7 +64,12 @@ class SelectedEngine:
 
 
 def select_engine(
-    version: Path, kind: str = "auto", *, largest: int = 32, threads: int = 0
+    version: Path,
+    kind: str = "auto",
+    *,
+    largest: int = 32,
+    threads: int = 0,
+    require_gpu: bool = False,
 ) -> SelectedEngine:
     """Selects the engine that answers a single photo soonest, and its batch size.
 
@@ -72,15 +81,21 @@ def select_engine(
       kind: "auto", or one of ENGINE_KINDS.
       largest: maximum batch size.
       threads: threads of ONNX Runtime, 0 for all cores.
+      require_gpu: leave out engines that run on the CPU.
 
     Returns:
       The engine.
 
     Raises:
-      InputError: no engine can be loaded.
+      InputError: no engine can be loaded, or each runs on the CPU and `require_gpu` is given.
     """
     converted = read_bundle(version / layout.MODEL)
     loaded = _load_engines(version, kind, threads)
+    for engine in loaded.values():
+        if engine.fallback:
+            _log.warning("%s; --require-gpu refuses that", engine.fallback)
+    if require_gpu:
+        loaded = _engines_on_accelerators(loaded)
     shape = converted.preprocessing.height, converted.preprocessing.width, 3
     alone = {name: _call_ms(engine, shape, 1, concurrent=1) for name, engine in loaded.items()}
     name = min(alone, key=lambda name: alone[name])
@@ -93,7 +108,27 @@ def select_engine(
         if batch_ms[size] / size < (1 - _MIN_GAIN) * batch_ms[best] / best:
             best = size
     return SelectedEngine(
-        name, engine, converted.preprocessing, converted.model.num_classes, batch_ms, best
+        name,
+        engine,
+        converted.preprocessing,
+        converted.model.num_classes,
+        batch_ms,
+        best,
+        engine.provider,
+    )
+
+
+def _engines_on_accelerators(loaded: dict[str, DeviceEngine]) -> dict[str, DeviceEngine]:
+    if kept := {name: engine for name, engine in loaded.items() if not engine.on_cpu}:
+        return kept
+    found = ", ".join(f"{name} on {engine.provider}" for name, engine in loaded.items())
+    reasons = [engine.fallback for engine in loaded.values() if engine.fallback]
+    raise InputError(
+        f"--require-gpu, and no engine here runs on one: {found}; "
+        + (
+            "; ".join(reasons)
+            or "install onnxruntime-gpu or 'sicot_jax[cuda]', and look for the GPU with nvidia-smi"
+        )
     )
 
 
@@ -129,8 +164,8 @@ def available_engines(version: Path, kind: str) -> list[str]:
     return names
 
 
-def _load_engines(version: Path, kind: str, threads: int) -> dict[str, Engine]:
-    makers: dict[str, Callable[[], Engine]] = {
+def _load_engines(version: Path, kind: str, threads: int) -> dict[str, DeviceEngine]:
+    makers: dict[str, Callable[[], DeviceEngine]] = {
         "onnx": lambda: onnx_engine(version / layout.ONNX_MODEL, threads=threads),
         "jax": lambda: jax_engine(read_bundle(version / layout.MODEL)),
     }

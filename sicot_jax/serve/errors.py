@@ -72,7 +72,10 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def handle_http(request: Request, error: HTTPException) -> Response:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "error")
-        return error_response(request, error.status_code, code, str(error.detail), error.headers)
+        headers = dict(error.headers or {})
+        if headers.get("Allow") == "GET":
+            headers["Allow"] = "GET, HEAD"  # by RequestMiddleware
+        return error_response(request, error.status_code, code, str(error.detail), headers)
 
 
 PHOTO_BODY = {
@@ -126,7 +129,7 @@ _PRODUCT_EXAMPLE = {
     "title": "red cotton shirt",
     "tags": "",
     "category": "Shirts",
-    "images": ["/v1/products/0012/images/0"],
+    "images": ["v1/products/0012/images/0"],
 }
 _ANSWER_EXAMPLE = {
     "request_id": "9f86d081884c7d65",

@@ -7,15 +7,17 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sicot_jax.serve import metrics
+from sicot_jax.serve.admission import BUSY
 from sicot_jax.serve.api_keys import ApiKeys
 
 _log = logging.getLogger("sicot")
+PHOTO_ROUTES = ("/v1/recognize", "/v1/search")
 _WITHOUT_KEY = ("/healthz", "/readyz")  # for what monitors the process
 _REQUEST_ID = re.compile(rb"[\w.-]{1,64}")
 _Headers = Sequence[tuple[bytes, bytes]]
@@ -37,11 +39,20 @@ class _BodyTooLargeError(Exception):
 class _Exchange:
     """Receives one request and sends its response; knows the response's status."""
 
-    def __init__(self, receive: Receive, send: Send, request_id: str, max_body_bytes: int):
+    def __init__(
+        self,
+        receive: Receive,
+        send: Send,
+        *,
+        request_id: str,
+        max_body_bytes: int,
+        without_body: bool,
+    ):
         self._receive, self._send = receive, send
         self._request_id, self._max_body_bytes = request_id, max_body_bytes
-        self._received_bytes = 0
+        self._received_bytes, self._without_body = 0, without_body
         self.status, self.started = 500, False
+        self.route = ""  # where it is known before the app has looked for it
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -55,6 +66,8 @@ class _Exchange:
             self.status, self.started = message["status"], True
             added = [*_SECURITY_HEADERS, (b"x-request-id", self._request_id.encode())]
             message = {**message, "headers": [*message.get("headers", []), *added]}
+        elif self._without_body:
+            message = {**message, "body": b""}
         await self._send(message)
 
     async def refuse(self, status: int, code: str, text: str, headers: _Headers = ()) -> None:
@@ -79,10 +92,22 @@ class RequestMiddleware:
       app: the application.
       api_keys: keys that may call /v1 and /metrics; None lets everyone.
       max_body_bytes: maximum size of a request's body.
+      is_busy: whether a photo that comes now would wait too long. Asked before the app sees the
+        request and before its body is read: a refusal has to cost a fraction of an answer.
+      root_path: prefix under which a proxy offers the service; "" for that of the server.
     """
 
-    def __init__(self, app: ASGIApp, *, api_keys: ApiKeys | None, max_body_bytes: int):
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        api_keys: ApiKeys | None,
+        max_body_bytes: int,
+        is_busy: Callable[[], bool],
+        root_path: str = "",
+    ):
         self.app, self.api_keys, self.max_body_bytes = app, api_keys, max_body_bytes
+        self.is_busy, self.root_path = is_busy, root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one ASGI connection.
@@ -100,10 +125,21 @@ class RequestMiddleware:
             client_id.decode() if _REQUEST_ID.fullmatch(client_id) else secrets.token_hex(8)
         )
         scope.setdefault("state", {})["request_id"] = request_id
-        start, exchange = (
-            time.perf_counter(),
-            _Exchange(receive, send, request_id, self.max_body_bytes),
+        start, method = time.perf_counter(), scope["method"]
+        exchange = _Exchange(
+            receive,
+            send,
+            request_id=request_id,
+            max_body_bytes=self.max_body_bytes,
+            without_body=method == "HEAD",
         )
+        # HEAD is answered by the route of GET, as load balancers and monitors expect.
+        scope = {
+            **scope,
+            "method": "GET" if method == "HEAD" else method,
+            "root_path": self.root_path or scope.get("root_path", ""),
+            "query_string": _without_empty(scope["query_string"]),
+        }
         try:
             await self._answer(scope, exchange)
         except _BodyTooLargeError:
@@ -122,13 +158,14 @@ class RequestMiddleware:
                 500, "internal", "the service failed; its log has this request id"
             )
         finally:
-            seconds, route = time.perf_counter() - start, _route_pattern(scope)
+            seconds = time.perf_counter() - start
+            route = exchange.route or _route_pattern(scope)
             metrics.REQUESTS.labels(route, str(exchange.status)).inc()
             metrics.REQUEST_SECONDS.labels(route).observe(seconds)
             _log.info(
                 "%s %s %s %d %.1f ms",
                 request_id,
-                scope["method"],
+                method,
                 route,
                 exchange.status,
                 seconds * 1e3,
@@ -136,7 +173,8 @@ class RequestMiddleware:
 
     async def _answer(self, scope: Scope, exchange: _Exchange) -> None:
         headers = dict(scope["headers"])
-        if not self._authorized(scope["path"], headers):
+        path = _path_below_root(scope)
+        if not self._authorized(path, headers):
             await exchange.refuse(
                 401,
                 "no_key",
@@ -147,6 +185,10 @@ class RequestMiddleware:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self.max_body_bytes:
             raise _BodyTooLargeError
+        if path in PHOTO_ROUTES and scope["method"] == "POST" and self.is_busy():
+            exchange.route = path
+            await exchange.refuse(503, "error", BUSY, [(b"retry-after", b"1")])
+            return
         await self.app(scope, exchange.receive, exchange.send)
 
     def _authorized(self, path: str, headers: dict[bytes, bytes]) -> bool:
@@ -157,6 +199,18 @@ class RequestMiddleware:
         authorization = headers.get(b"authorization", b"").decode("latin-1")
         scheme, _, key = authorization.partition(" ")
         return scheme.lower() == "bearer" and self.api_keys.owner(key.strip()) is not None
+
+
+def _path_below_root(scope: Scope) -> str:
+    """Returns the path without the prefix under which a proxy offers the service."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "").rstrip("/")
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
+
+
+def _without_empty(query: bytes) -> bytes:
+    """Returns a query string without parameters of no value: forms send those for "not given"."""
+    return b"&".join(part for part in query.split(b"&") if part.partition(b"=")[2])
 
 
 def _route_pattern(scope: Scope) -> str:

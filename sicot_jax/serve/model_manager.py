@@ -90,7 +90,11 @@ def load_serving_model(
             )
         _limit_blas_threads()
         engine = select_engine(
-            folder, settings.engine, largest=settings.max_batch, threads=settings.threads
+            folder,
+            settings.engine,
+            largest=settings.max_batch,
+            threads=settings.threads,
+            require_gpu=settings.require_gpu,
         )
         batcher = Batcher(engine.run, max_batch=engine.batch_size)
         return ServingModel(folder.name, searcher, engine, batcher, stamp)

@@ -18,12 +18,16 @@ from fastapi import Request
 from PIL import Image
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from sicot_jax.common.image import ImageError, decode_photo
+from sicot_jax.common.image import HEIF_FORMATS, ImageError, decode_photo, wanted_formats
 from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
+from sicot_jax.serve.admission import PhotoClock
 from sicot_jax.serve.box import FULL_PHOTO, Box
 
-QUERY_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# base64 of JSON clients: URL-safe, with line breaks
+_STANDARD_ALPHABET, _WHITE_SPACE = bytes.maketrans(b"-_", b"+/"), b" \t\r\n\f\v"
+_NO_CLOCK = contextlib.nullcontext()
+QUERY_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", *HEIF_FORMATS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +96,8 @@ def decode_base64(text: str, limits: PhotoLimits) -> bytes:
     """Returns the photo of a JSON request.
 
     Args:
-      text: base64, also as a data URL.
+      text: base64 in the standard or the URL-safe alphabet, with or without padding and line
+        breaks, also as a data URL.
       limits: limits of the photo.
 
     Returns:
@@ -101,16 +106,19 @@ def decode_base64(text: str, limits: PhotoLimits) -> bytes:
     Raises:
       PhotoError: too large, or not base64.
     """
-    if text.startswith("data:"):
+    if text[:5].lower() == "data:":
         text = text.partition(",")[2]
-    if len(text) > limits.bytes * 4 // 3 + 4:
-        raise PhotoError(
-            413, "photo_too_large", f"the photo has more than {limits.bytes} bytes; make it smaller"
-        )
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise PhotoError(400, "bad_base64", f"photo is no base64 ({error})") from error
+        encoded = text.encode("ascii").translate(_STANDARD_ALPHABET, _WHITE_SPACE).rstrip(b"=")
+        if len(encoded) > limits.bytes * 4 // 3 + 4:
+            raise PhotoError(
+                413,
+                "photo_too_large",
+                f"the photo has more than {limits.bytes} bytes; make it smaller",
+            )
+        return base64.b64decode(encoded + b"=" * (-len(encoded) % 4), validate=True)
+    except (binascii.Error, UnicodeEncodeError) as error:
+        raise PhotoError(400, "bad_base64", f"photo is no base64 ({error!s:.100})") from error
 
 
 class DecodedPhoto(NamedTuple):
@@ -131,6 +139,7 @@ def decode_query_photo(
     limits: PhotoLimits,
     budget: PixelBudget,
     box: Box | None = None,
+    clock: PhotoClock | None = None,
 ) -> DecodedPhoto:
     """Decodes a query photo and prepares it for the engine.
 
@@ -144,11 +153,13 @@ def decode_query_photo(
       budget: limits the photos that are decoded at the same time.
       box: this part is prepared as if it were the full photo, with a margin as wide as what the
         centre crop removes.
+      clock: the photo's clock; None where it may wait for as long as it takes.
 
     Returns:
       Pixels and the part of the photo that they show.
 
     Raises:
+      BusyError: the photo has waited too long.
       PhotoError: empty, too large, no photo, another format, or broken.
     """
     if not data:
@@ -159,7 +170,7 @@ def decode_query_photo(
             "photo_too_large",
             f"{len(data)} bytes, at most {limits.bytes}; make the photo smaller",
         )
-    with budget.reserve(_pixels_in_header(data, limits)):
+    with budget.reserve(_pixels_in_header(data, limits)), clock.work() if clock else _NO_CLOCK:
         try:
             pixels = decode_photo(data, max_pixels=limits.pixels)
         except ImageError as error:
@@ -188,7 +199,7 @@ def _pixels_in_header(data: bytes, limits: PhotoLimits) -> int:
                 413, "too_many_pixels", f"more than {limits.pixels} pixels; make it smaller"
             ) from None
         raise PhotoError(
-            415, "not_a_photo", f"not a photo; wanted one of {', '.join(QUERY_FORMATS)}"
+            415, "not_a_photo", f"not a photo; {wanted_formats(QUERY_FORMATS, data)}"
         ) from None
     if width * height > limits.pixels or max(width, height) > limits.side:
         raise PhotoError(

@@ -32,6 +32,7 @@ class RayArguments(BaseModel, extra="forbid", hide_input_in_errors=True):
     cpus: int = Field(1, ge=1, description="of a replica, and threads of its engine")
     gpus: float = Field(0, ge=0, description="of a replica")
     engine: str = "auto"
+    require_gpu: bool = False
     max_batch: int = 32
     timeout: float = Field(10.0, description="seconds")
     max_wait_ms: float = 500.0
@@ -41,6 +42,7 @@ class RayArguments(BaseModel, extra="forbid", hide_input_in_errors=True):
     events: Path | None = None
     keep_queries: Path | None = None
     keep_days: int = 30
+    root_path: str = ""
 
 
 def app(arguments: RayArguments) -> Application:
@@ -87,6 +89,7 @@ def _service_settings(arguments: RayArguments) -> ServiceSettings:
         index=absolute(arguments.index),
         database=arguments.database,
         engine=arguments.engine,
+        require_gpu=arguments.require_gpu,
         max_batch=arguments.max_batch,
         threads=arguments.cpus,
         timeout_seconds=arguments.timeout,
@@ -96,6 +99,7 @@ def _service_settings(arguments: RayArguments) -> ServiceSettings:
         events=absolute(arguments.events),
         keep_queries=absolute(arguments.keep_queries),
         keep_days=arguments.keep_days,
+        root_path=arguments.root_path.rstrip("/"),
     )
 
 

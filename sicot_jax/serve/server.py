@@ -6,6 +6,7 @@ import atexit
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -26,6 +27,9 @@ from sicot_jax.serve.settings import (
 from sicot_jax.serve.state import QueryStore
 
 MAX_CONCURRENT_REQUESTS = 1000  # of a worker
+# The event loop gives up the GIL at every read and write. Until it has it back, from a thread that
+# searches or decodes, by default 5 ms pass: requests wait for that several times each.
+_SWITCH_SECONDS = 0.001
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
@@ -91,6 +95,7 @@ def check_settings(settings: ServiceSettings) -> None:
 def create_worker_app() -> FastAPI:
     """Returns the app of a worker process, with a GPU to itself."""
     claim_gpu()
+    sys.setswitchinterval(_SWITCH_SECONDS)
     return create_logging_app(read_from_environment())
 
 

@@ -10,7 +10,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,11 +19,12 @@ from starlette.exceptions import HTTPException
 
 from sicot_jax.events.store import EventStore
 from sicot_jax.index.backends.base import ProductIndex
-from sicot_jax.serve import metrics
+from sicot_jax.serve.admission import Admission
 from sicot_jax.serve.model_manager import ModelManager
 from sicot_jax.serve.photo import PixelBudget
 from sicot_jax.serve.settings import ServiceSettings
 
+_MIN_THREADS = 2  # one decodes while the other waits for the index
 _CLEAN_SECONDS = 3600.0
 _log = logging.getLogger("sicot")
 
@@ -81,7 +82,7 @@ class ServiceState:
       events: store of events; None where none are kept.
       queries: store of query photos; None where none are kept.
       budget: limits the pixels that are decoded at the same time.
-      pending_photos: photos that are being processed.
+      admission: admits photos, or refuses them.
     """
 
     settings: ServiceSettings
@@ -90,7 +91,7 @@ class ServiceState:
     events: EventStore | None
     queries: QueryStore | None
     budget: PixelBudget
-    pending_photos: int = 0
+    admission: Admission
 
     @classmethod
     def create(cls, settings: ServiceSettings, models: ModelManager) -> ServiceState:
@@ -106,33 +107,32 @@ class ServiceState:
         return cls(
             settings,
             models,
-            concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1, "decode"),
+            concurrent.futures.ThreadPoolExecutor(
+                max(settings.threads or os.cpu_count() or 1, _MIN_THREADS), "decode"
+            ),
             EventStore(Path(settings.events)) if settings.events else None,
             QueryStore(Path(settings.keep_queries), settings.keep_days)
             if settings.keep_queries
             else None,
             PixelBudget(settings.limits.pixels),
+            Admission(settings.max_wait_seconds),
         )
+
+    @property
+    def photo_seconds(self) -> float:
+        """Time of the engine in use for a photo, in full batches, in seconds."""
+        return self.models.current.engine.photo_ms / 1e3
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a photo that comes now would wait too long."""
+        return self.admission.is_busy(self.photo_seconds)
 
     def close(self) -> None:
         """Ends the threads and closes the store of events."""
         self.threads.shutdown()
         if self.events is not None:
             self.events.close()
-
-    @contextlib.contextmanager
-    def count_photo(self) -> Iterator[None]:
-        """Counts a photo as pending while the context lasts.
-
-        Yields:
-          None.
-        """
-        self.pending_photos += 1
-        try:
-            with metrics.IN_FLIGHT.track_inprogress():
-                yield
-        finally:
-            self.pending_photos -= 1
 
 
 def service_state(request: Request) -> ServiceState:

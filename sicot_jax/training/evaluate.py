@@ -26,6 +26,7 @@ from sicot_jax.training.run import (
     fit_run_to_devices,
     read_run,
     run_lock,
+    with_words_of,
 )
 
 
@@ -105,7 +106,9 @@ def evaluate_locked_run(
             boundary,
             catalog.classes.sku,
         ),
-        "attention": title_attention(model, catalog) if config.loss.with_semantic else {},
+        "attention": title_attention(model, with_words_of(run, catalog))
+        if config.loss.with_semantic
+        else {},
         "step": model.step,
         "step_of_end": run.total_steps(),
         "when": utc_now(),

@@ -29,10 +29,12 @@ from sicot_jax.weights.bundle import (
     read_bundle_classes,
     read_bundle_config,
 )
+from sicot_jax.weights.safetensors_io import SAFETENSORS_SUFFIXES, TORCH_SUFFIXES
 from sicot_jax.weights.semantic import semantic_from_torch, semantic_to_torch
 from sicot_jax.weights.torch_names import describe_mismatches
 from sicot_jax.weights.visual import visual_from_torch, visual_shapes
 
+_WEIGHTS_SUFFIXES = SAFETENSORS_SUFFIXES + TORCH_SUFFIXES
 _MAX_MESSAGE = 600  # characters of a list of differences
 
 
@@ -73,6 +75,7 @@ def check_source(config: Config) -> None:
     """
     path = Path(config.model.init_from)
     source = f"model.init_from={path}"
+    _check_converted(path, source)
     if is_bundle(path):
         check_trainable(path)
         before: Any = read_bundle_config(path)
@@ -91,6 +94,18 @@ def check_source(config: Config) -> None:
             distributed.print_primary(
                 f"{source}: trained with model.{name}={old}, goes on with {new}"
             )
+
+
+def _check_converted(path: Path, source: str) -> None:
+    """Refuses weights of other programs, as a file or a folder of Hugging Face or timm."""
+    if is_bundle(path):
+        return
+    entries = path.iterdir() if path.is_dir() else [path]  # a run has no weights at its top
+    if any(entry.is_file() and entry.suffix in _WEIGHTS_SUFFIXES for entry in entries):
+        raise ConfigError(
+            f"{source}: weights of PyTorch, wanted a run or converted weights; convert them: "
+            f"`sicot convert from-torch {path} --out=DIR`, then --config.model.init_from=DIR"
+        )
 
 
 def read_pretrained(state: TrainState, setup: Setup, catalog: Catalog) -> PretrainedWeights:

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from sicot_jax.catalog.catalog import Catalog, Tokenizer
-from sicot_jax.common.files import file_sha256
+from sicot_jax.common.files import file_sha256, relative_note
 from sicot_jax.config import DataConfig
 from sicot_jax.errors import InputError
 
@@ -104,6 +104,6 @@ def triplets_hash(data: DataConfig) -> str:
         return file_sha256(Path(data.triplets))
     except OSError as error:
         raise InputError(
-            f"data.triplets={data.triplets}: {error.strerror}; wanted the Parquet file of "
-            "`sicot events triplets`"
+            f"data.triplets={data.triplets}{relative_note(Path(data.triplets))}: "
+            f"{error.strerror}; wanted the Parquet file of `sicot events triplets`"
         ) from error

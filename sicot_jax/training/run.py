@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from sicot_jax._version import __version__
 from sicot_jax.catalog.catalog import Catalog, ClassTable, Tokenizer
 from sicot_jax.catalog.sources.tables import CLASSES_FILE, read_class_table, write_class_table
+from sicot_jax.catalog.title_variants import EncodedSplit
 from sicot_jax.catalog.tokenizer import load_tokenizer
 from sicot_jax.common.files import file_lock, read_json, write_json
 from sicot_jax.config import (
@@ -193,6 +195,14 @@ def _differences(path: Path, config: Config, catalog: Catalog) -> list[str]:
             f"data: {data['hash'][:12]} -> {catalog.data_hash[:12]}"
             f"{version_hint(config.data, data['hash'])}"
         )
+    elif config.loss.with_text and (
+        data["vocabulary"] != (words := vocabulary_hash(catalog.tokenizer))
+    ):
+        differences.append(
+            f"words of equal titles: {data['vocabulary'][:12]} -> {words[:12]}, as another version "
+            "of sentencepiece or Python makes them; import with the first ones, or copy the "
+            "catalogue"
+        )
     triplets = data["triplets"], triplets_hash(config.data)
     if triplets[0] != triplets[1]:
         differences.append(
@@ -211,7 +221,7 @@ def check_same_on_all_processes(config: Config, catalog: Catalog) -> None:
       catalog: this process's catalogue.
 
     Raises:
-      InputError: config, version or catalogue differ between processes.
+      InputError: config, version, catalogue or its word vectors differ between processes.
     """
     with distributed.sync_errors():
         triplets = triplets_hash(config.data)
@@ -224,6 +234,16 @@ def check_same_on_all_processes(config: Config, catalog: Catalog) -> None:
     distributed.check_same_on_all(
         "the catalogue", catalog.data_hash, "give every process the same one"
     )
+    # The data hash does not cover what depends on processor and library versions.
+    advice = "copy one import to all machines: other processors or versions make other ones"
+    distributed.check_same_on_all("the vocabulary", vocabulary_hash(catalog.tokenizer), advice)
+    if distributed.is_multiprocess() and config.loss.with_semantic:
+        vectors = hashlib.sha256(np.ascontiguousarray(catalog.word_vectors).tobytes()).hexdigest()
+        distributed.check_same_on_all(
+            "the word vectors",
+            vectors,
+            f"{advice}; a generated catalogue takes --config.data.generated.word_vectors=random",
+        )
 
 
 def check_catalog_of_run(run: Run, catalog: Catalog, advice: str) -> None:
@@ -244,6 +264,27 @@ def check_catalog_of_run(run: Run, catalog: Catalog, advice: str) -> None:
             f"{version_hint(data, run.data_hash)}; "
             f"{data.path or 'the catalogue'} is {catalog.data_hash[:12]}; {advice}"
         )
+
+
+def with_words_of(run: Run, catalog: Catalog) -> Catalog:
+    """Returns a run's catalogue with training titles in the words of the run.
+
+    Equal data may have other words where another version of sentencepiece or Python made them.
+
+    Args:
+      run: the run.
+      catalog: catalogue that it was trained on.
+
+    Returns:
+      The catalogue itself where its words are the run's.
+    """
+    if vocabulary_hash(catalog.tokenizer) == run.vocabulary_hash:
+        return catalog
+    tokenizer = run.tokenizer()
+    train = EncodedSplit(catalog.splits["train"], tokenizer)
+    return dataclasses.replace(
+        catalog, tokenizer=tokenizer, splits={**catalog.splits, "train": train}
+    )
 
 
 def version_hint(data: DataConfig, data_hash: str) -> str:

@@ -39,6 +39,8 @@ STABLEHLO_FILE = "model.stablehlo"
 CONFIG_FILE = "config.json"
 CLASS_TABLE_FILE = CLASSES_FILE
 MANIFEST_FILE = "manifest.json"
+# Packages that made a bundle, or that its graph or program asks a version of.
+_VERSIONED = ("jax", "jaxlib", "numpy", "torch", "onnx", "onnxscript", "onnxruntime")
 _EXPECTED = "a folder of `sicot convert`"
 
 
@@ -47,7 +49,7 @@ class RecognizerSpec:
     """Architecture of a recogniser: the visual stream and its classifier.
 
     Attributes:
-      depth: Layers of the ResNet: 18, 34, 50, 101 or 152.
+      depth: Layers of the ResNet: 10, 18, 34, 50, 101 or 152.
       width: Channels of its first stage.
       stem: First convolution, as `ModelConfig.stem`.
       last_stride: Stride of the last stage.
@@ -263,6 +265,25 @@ def write_bundle_config(bundle: WeightsBundle) -> None:
     write_json(bundle.folder / CONFIG_FILE, {"format": FORMAT, "version": __version__, **fields})
 
 
+def written_with(folder: Path, package: str) -> str:
+    """Returns the version of a package that a bundle was written with.
+
+    Args:
+      folder: The bundle.
+      package: Name of the package, such as "jax".
+
+    Returns:
+      The version.
+
+    Raises:
+      InputError: The manifest is damaged or does not name the package.
+    """
+    versions = read_json(folder / MANIFEST_FILE, _EXPECTED).get("versions")
+    if not isinstance(versions, dict) or package not in versions:
+        raise InputError(f"{folder / MANIFEST_FILE}: names no version of {package}; convert again")
+    return str(versions[package])
+
+
 def write_bundle_manifest(folder: Path, reports: Sequence[ParityReport]) -> None:
     """Writes the manifest, the last file of a bundle: digests of all others, versions, parity.
 
@@ -272,7 +293,7 @@ def write_bundle_manifest(folder: Path, reports: Sequence[ParityReport]) -> None
     """
     files = [path for path in sorted(folder.iterdir()) if path.name != MANIFEST_FILE]
     versions = {"sicot_jax": __version__}
-    for name in ("jax", "numpy", "torch", "onnxruntime"):
+    for name in _VERSIONED:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     manifest = {

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
 
+import ml_dtypes
 import numpy as np
 
 from sicot_jax.common.text import one_line_error
@@ -22,9 +23,47 @@ SAFETENSORS_SUFFIXES = (".safetensors",)
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 _MAGIC_BYTES = (b"PK", b"\x80")  # zip archives, and the pickles of older versions of torch
 _STATE_DICT_KEYS = ("state_dict", "model", "model_state_dict")  # in training checkpoints
+# Types of numbers that numpy has not, by their names in safetensors.
+_EXTENSION_DTYPES = {
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+}
+_NUMPY_DTYPES = ("F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+# Hugging Face's names, those of a folder of `sicot convert` among them.
+_FILES_IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
 
 RowChunks = Callable[[], Iterable[np.ndarray]]  # gives consecutive rows of one array
 ShapedRows = tuple[tuple[int, ...], RowChunks]  # shape of the array, and its rows
+
+
+def find_weights(path: Path) -> Path:
+    """Returns the file of weights that a path means.
+
+    Args:
+      path: A file, or a folder as Hugging Face, timm or `sicot convert` make it.
+
+    Returns:
+      The file: `path` itself, or model.safetensors or pytorch_model.bin in the folder.
+
+    Raises:
+      InputError: A folder with neither, such as one whose weights are in several files.
+    """
+    if not path.is_dir():
+        return path
+    for name in _FILES_IN_FOLDERS:
+        if (path / name).exists():
+            return path / name
+    names = sorted(entry.name for entry in path.iterdir())
+    wanted = f"wanted {' or '.join(_FILES_IN_FOLDERS)}"
+    if parts := [name for name in names if name.endswith(".index.json")]:
+        raise InputError(
+            f"{path}: weights in several files ({parts[0]}), {wanted}; write them as one: "
+            "save_pretrained(folder, max_shard_size='100GB')"
+        )
+    raise InputError(
+        f"{path}: {wanted}, it holds {', '.join(names[:5]) or 'nothing'}; give the file itself"
+    )
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
@@ -36,7 +75,7 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
       path: The file.
 
     Returns:
-      Name -> float32 array.
+      Name -> float32 array; numbers of 8 and 16 bits have the same values in it.
 
     Raises:
       InputError: The file is missing, of another kind, damaged, or holds NaN or infinity.
@@ -68,29 +107,66 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             np.errstate(over="ignore"),  # `read_weights` refuses the infinity that this makes
             safetensors.safe_open(path, framework="numpy") as file,
         ):
-            names = file.keys()
-            return {name: np.asarray(file.get_tensor(name), FLOAT32) for name in names}
-    # AttributeError: an eight-bit number, which numpy has no type for.
-    except (safetensors.SafetensorError, TypeError, ValueError, AttributeError) as error:
+            dtypes = {name: str(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
+            _check_dtypes(path, dtypes)
+            if _EXTENSION_DTYPES.keys().isdisjoint(dtypes.values()):
+                return {name: np.asarray(file.get_tensor(name), FLOAT32) for name in dtypes}
+            return {
+                name: _extension_array(array)
+                for name, array in safetensors.deserialize(path.read_bytes())
+            }
+    except (safetensors.SafetensorError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: no safetensors file, or a damaged one ({one_line_error(error, 160)}); "
             "download it again"
         ) from error
 
 
+def _check_dtypes(path: Path, dtypes: Mapping[str, str]) -> None:
+    known = (*_EXTENSION_DTYPES, *_NUMPY_DTYPES)
+    if others := sorted(name for name, dtype in dtypes.items() if dtype not in known):
+        raise InputError(
+            f"{path}: {others[0]} is {dtypes[others[0]]}, wanted float32, bfloat16, float16 or "
+            "float8; save it as float32: tensor.float()"
+        )
+
+
+def _extension_array(stored: Mapping[str, Any]) -> np.ndarray:
+    """Returns the float32 array of an entry of `safetensors.deserialize`."""
+    name = stored["dtype"]
+    # safetensors' name is a letter for the kind and the number of bits.
+    dtype = _EXTENSION_DTYPES.get(name) or np.dtype(
+        "?" if name == "BOOL" else f"<{name[0].lower()}{int(name[1:]) // 8}"
+    )
+    return np.frombuffer(stored["data"], dtype).reshape(stored["shape"]).astype(FLOAT32)
+
+
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
     torch = import_torch("read a file of torch.save")
-    content = _load_tensors(path, torch)
+    tensors = _find_state_dict(path, _load_tensors(path, torch), torch)
+    return {str(name): value.detach().float().numpy() for name, value in tensors.items()}
+
+
+def _find_state_dict(path: Path, content: Any, torch: ModuleType) -> dict[Any, Any]:
+    """Returns the one dictionary of tensors in what a file holds, whatever its key is."""
+
+    def is_state_dict(value: Any) -> bool:
+        return isinstance(value, dict) and all(isinstance(x, torch.Tensor) for x in value.values())
+
     for key in _STATE_DICT_KEYS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(
-        isinstance(value, torch.Tensor) for value in content.values()
-    ):
-        raise InputError(
-            f"{path}: holds {type(content).__name__}, wanted a state_dict: names of tensors"
-        )
-    return {str(name): value.detach().float().numpy() for name, value in content.items()}
+    if is_state_dict(content):
+        return content
+    wanted = "wanted a state_dict: names of tensors"
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds {type(content).__name__}, {wanted}")
+    inside = {key: value for key, value in content.items() if value and is_state_dict(value)}
+    if len(inside) != 1:
+        keys = ", ".join(repr(key) for key in list(inside or content)[:6])
+        found = "several under the keys" if inside else "a dictionary with the keys"
+        raise InputError(f"{path}: holds {found} {keys}; {wanted}; save that one alone")
+    return next(iter(inside.values()))
 
 
 def _load_tensors(path: Path, torch: ModuleType) -> Any:

@@ -19,6 +19,15 @@ BATCH_NORM_PARTS = {
     "mean": "running_mean",
     "var": "running_var",
 }
+# The first convolution's name, a prefix before it, and an array of the first block with the same
+# prefix: by torchvision and by Hugging Face.
+_FIRST_ARRAYS = (
+    (re.compile(r"(.*?)()conv1\.weight"), "layer1.0.conv1.weight"),
+    (
+        re.compile(r"(.*?)(resnet\.)?embedder\.embedder\.convolution\.weight"),
+        "encoder.stages.0.layers.0.layer.0.convolution.weight",
+    ),
+)
 _BATCH_COUNTER = ".num_batches_tracked"  # of torch's batch norms; nothing here reads it
 
 
@@ -105,22 +114,60 @@ def from_torch_layout(array: np.ndarray) -> np.ndarray:
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
-def torchvision_names(names: Iterable[str]) -> dict[str, str]:
+def torchvision_names(names: Iterable[str], prefix: str = "") -> dict[str, str]:
     """Returns torchvision's name for each array of a weights file.
 
-    Knows torchvision's and timm's names (the same), those of Hugging Face's `ResNetModel` and
-    `ResNetForImageClassification`, and the prefix of `DistributedDataParallel`.
+    Knows torchvision's and timm's names (the same) and those of Hugging Face's `ResNetModel` and
+    `ResNetForImageClassification`, all with any prefix: "module." of `DistributedDataParallel`,
+    "_orig_mod." of `torch.compile`, "backbone." or "model." of a network around the ResNet.
 
     Args:
       names: Names in the file.
+      prefix: The prefix of the ResNet to take, whose end may be left out; arrays without it are
+        left out. By default that of the only ResNet in the file.
 
     Returns:
       File name -> torchvision's name; unknown names stay as they are, batch counters are left
       out.
+
+    Raises:
+      InputError: Several ResNets, other arrays beside the one with a prefix, or no array with
+        `prefix`.
     """
     names = [name for name in names if not name.endswith(_BATCH_COUNTER)]
-    prefix = "module." if names and all(name.startswith("module.") for name in names) else ""
-    return {name: _from_hugging_face(name.removeprefix(prefix)) for name in names}
+    found = _resnet_prefixes(names)
+    if prefix:
+        prefix = prefix.removesuffix(".") + "."
+        names = [name for name in names if name.startswith(prefix)]
+        if not names:
+            raise InputError(
+                f"no array with the prefix {prefix}; wanted "
+                f"{' or '.join(filter(None, found)) or 'none, the names have no prefix'}"
+            )
+        # The prefix may stand for the network around the ResNet.
+        found = [one for one in found if one.startswith(prefix)] or [prefix]
+    if len(found) > 1:
+        raise InputError(
+            f"several ResNets, before whose names stand {', '.join(map(repr, found))}; "
+            "say which with --prefix"
+        )
+    stripped = found[0] if found else ""
+    renamed = {name: _from_hugging_face(name.removeprefix(stripped)) for name in names}
+    if others := sorted(name for name in names if not name.startswith(stripped)):
+        raise InputError(
+            f"{len(others)} arrays without the prefix {stripped} of the ResNet: "
+            f"{', '.join(others[:5])}; leave them out with --prefix {stripped}"
+        )
+    return renamed
+
+
+def _resnet_prefixes(names: Iterable[str]) -> list[str]:
+    """Returns what stands before the first convolution of each ResNet, once each."""
+    known = set(names)
+    matches = [(first.fullmatch(name), block) for name in known for first, block in _FIRST_ARRAYS]
+    return sorted(
+        {match[1] for match, block in matches if match and match.expand(r"\1\2") + block in known}
+    )
 
 
 def _from_hugging_face(name: str) -> str:

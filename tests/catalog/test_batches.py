@@ -1,8 +1,12 @@
 """Host batches: by hand, of several processes, growing, and photo batches without text."""
 
 import dataclasses
+import os
 import re
+import shutil
+import signal
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -174,3 +178,44 @@ def test_a_broken_photo_is_named_in_one_line(workers):
     with pytest.raises(InputError) as error:
         list(prefetch(batches, 0, len(batches), workers=workers, source="imported"))
     assert re.fullmatch("photo 17: not a photo.*; import the catalogue again", str(error.value))
+
+
+def test_workers_that_need_more_shared_memory_than_there_is_are_refused(monkeypatch):
+    """A worker would die of SIGBUS. A batch of 8 photos of 10 x 9 is 2160 bytes: two workers and
+    four more batches need 12 of them.
+    """
+    batches = photo_batch_loader(TextlessSplit(), SMALL, batch_size=8)
+    assert batches.photo_bytes(0) == batches(0)["image"].nbytes == 2160
+    free = SimpleNamespace(free=12 * 2160 - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    with pytest.raises(InputError, match=r"data.workers=2 needs .* or set data.workers=1"):
+        next(prefetch(batches, 0, 1, workers=2, source="imported"))
+    train = train_batch_loader(open_generated(SPEC), batch_config())
+    assert train.photo_bytes(3) == train(3)["image"].nbytes
+
+
+class SplitThatKills(TextlessSplit):
+    """Reading photo 17 ends the process by a signal."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __getitem__(self, index):
+        if index == 17:
+            os.kill(os.getpid(), self.number)
+        return super().__getitem__(index)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (signal.SIGKILL, "SIGKILL: the system was out of memory, most likely; lower data.workers"),
+        (signal.SIGBUS, "SIGBUS: .* is full; enlarge it, or lower data.workers"),
+        (signal.SIGSEGV, "SIGSEGV: data.workers=0 decodes without such processes"),
+    ],
+)
+def test_a_killed_worker_is_one_line(number, said):
+    batches = photo_batch_loader(SplitThatKills(number), SMALL, batch_size=8)
+    with pytest.raises(InputError, match=f"a process of data.workers was killed by {said}"):
+        list(prefetch(batches, 0, len(batches), workers=1, source="imported"))

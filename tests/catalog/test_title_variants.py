@@ -7,7 +7,8 @@ import pytest
 from helpers.batch_catalog import SPEC, HandMadeSplit, batch_config, hand_made_catalog
 
 from sicot_jax.catalog.sources.generated import open_generated
-from sicot_jax.catalog.title_variants import TitleVariantReader, mask_label_words
+from sicot_jax.catalog.title_variants import EncodedSplit, TitleVariantReader, mask_label_words
+from sicot_jax.catalog.tokenizer import WordTokenizer, build_tokenizer, split_words
 from sicot_jax.config import DataConfig, LossConfig
 
 
@@ -115,4 +116,48 @@ def test_shuffled_within_class_moves_every_title_for_every_seed(seed):
     ],
 )
 def test_masking_by_hand(title, label, masked):
+    assert split_words(mask_label_words(title, label)) == masked.split()
+
+
+@pytest.mark.parametrize(
+    "title", ["Men's T-Shirt, BLUE (new!) ", "\uff26\uff35\uff2c\uff2c Caf\u00e9 ", ""]
+)
+def test_a_title_without_a_word_of_the_label_stays_as_it_is(title):
+    assert mask_label_words(title, "watch 123") == title
+
+
+@pytest.mark.parametrize(
+    ("title", "label", "masked"),
+    [
+        ("Men's T-Shirt, BLUE!", "tshirts", "Men's  , BLUE!"),
+        ("'Shoes' & Co., Size-10.", "shoe", "'  & Co., Size-10."),
+        ("NIKE\u7ea2\u8272T\u6064-2XL", "t\u6064", "NIKE\u7ea2\u8272 -2XL"),
+    ],
+)
+def test_what_is_left_of_a_title_is_as_it_was(title, label, masked):
     assert mask_label_words(title, label) == masked
+
+
+def test_pieces_are_masked_with_the_words_of_the_label_alone():
+    """Pieces depend on what stands between words: "T-Shirt" is not "t shirt"."""
+    texts = ["Men's T-Shirt, blue-red", "Fuel/Band watch (new!)", "Roadster's watch"] * 20
+    tokenizer = build_tokenizer(texts, kind="sentencepiece", max_vocabulary=60)
+    catalog = dataclasses.replace(hand_made_catalog(), tokenizer=tokenizer)
+    reader = TitleVariantReader(catalog, batch_config(title="masked", max_tokens=40))
+    for text in dict.fromkeys(texts):
+        record = {"title": text, "tags": "", "sku": "k12", "category": "Bags"}
+        assert [i for i in reader(record, 0).tolist() if i] == tokenizer.encode(text).tolist()
+    record = {"title": texts[1], "tags": "", "sku": "k12", "category": "Watches"}
+    left = tokenizer.encode("Fuel/Band   (new!)").tolist()
+    assert [i for i in reader(record, 0).tolist() if i] == left
+
+
+def test_titles_of_an_encoded_split_are_in_the_words_of_its_tokenizer():
+    split = open_generated(SPEC).splits["train"]
+    tokenizer = WordTokenizer(["", *split_words(split[0]["title"])[::-1]])
+    encoded = EncodedSplit(split, tokenizer)
+    assert len(encoded) == len(split)
+    np.testing.assert_array_equal(encoded.labels, split.labels)
+    words = [tokenizer.vocabulary[i] for i in encoded[0]["token_ids"]]
+    assert words == split_words(split[0]["title"])
+    assert encoded[0]["image_id"] == split[0]["image_id"]

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import subprocess
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,7 +11,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sicot_jax.catalog.tokenizer import build_tokenizer, load_tokenizer, split_words
+from sicot_jax.catalog import tokenizer as tokenizer_lib
+from sicot_jax.catalog.tokenizer import (
+    build_tokenizer,
+    find_words,
+    load_tokenizer,
+    split_words,
+)
 from sicot_jax.errors import InputError
 from sicot_jax.indexing.title_regression import fit_title_regression
 from sicot_jax.search.ranking_features import FEATURES, CatalogStatistics, ranking_features
@@ -90,6 +98,69 @@ def test_sentencepiece(tmp_path, capfd):
         assert again.encode("红色运动鞋").tolist() == tokenizer.encode("红色运动鞋").tolist()
 
 
+LONG = 2000  # 6,000 bytes of Chinese; sentencepiece leaves out texts above 4,192
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\u7ea2\u8272\u8fd0\u52a8\u978b" * (LONG // 5),
+        "\u7ea2\u8272 \u8fd0\u52a8\u978b " * (LONG // 5),
+        "\u7ea2\u8272 \u2585 \u8fd0\u52a8\u978b",  # sentencepiece's own sign
+    ],
+    ids=["without blanks", "with blanks", "reserved"],
+)
+def test_sentencepiece_learns_from_every_text(text):
+    tokenizer = build_tokenizer([text] * 10 + ["blue shoe"] * 10, kind="sentencepiece")
+    assert {"\u7ea2", "\u978b"} <= set("".join(tokenizer.vocabulary))
+    assert tokenizer.encode(text).size > 1
+    alone = build_tokenizer([text] * 10, kind="sentencepiece")
+    assert "\u978b" in "".join(alone.vocabulary)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.sampled_from("a \u00e9\u7ea2\U0001f45f"), max_size=60))
+def test_parts_of_a_long_text_are_short_and_lose_nothing(text):
+    text = " ".join(text.split())
+    parts = list(tokenizer_lib._split_long(text, 10))
+    assert all(0 < len(part.encode()) <= 10 for part in parts if text)
+    assert "".join(parts).replace(" ", "") == text.replace(" ", "")
+
+
+def test_sentencepiece_says_what_helps(monkeypatch):
+    texts = ["".join(map(chr, range(0x4E00, 0x4E00 + 300)))] * 5
+    with pytest.raises(InputError, match=r"required_chars.*; raise max_vocabulary=50 or use words"):
+        build_tokenizer(texts, kind="sentencepiece", max_vocabulary=50)
+
+    def fail(**_):
+        raise RuntimeError("Internal: no reason that more pieces would remove")
+
+    monkeypatch.setattr("sentencepiece.SentencePieceTrainer.train", fail)
+    with pytest.raises(InputError, match=r"sentencepiece failed \(Internal.*\); use words$"):
+        build_tokenizer(texts, kind="sentencepiece")
+
+
+_SAMPLED = """
+import hashlib, sys
+from sicot_jax.catalog import tokenizer
+tokenizer._MAX_SENTENCES = 40
+texts = [f"{a}{b}{a} {b}{c}{b}{c}" for a in "abcdefg" for b in "hijklm" for c in "nopqrs"]
+made = tokenizer.build_tokenizer(texts, kind="sentencepiece", seed=int(sys.argv[1]))
+print(hashlib.sha256(made.model).hexdigest())
+"""
+
+
+def test_sampled_sentences_depend_on_the_seed_alone():
+    """Sentencepiece 0.2.3 samples others in every process, whatever its seed."""
+    digests = [
+        subprocess.run(
+            [sys.executable, "-c", _SAMPLED, seed], capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("0", "0", "1")
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_bad_arguments_and_missing_file(tmp_path):
     with pytest.raises(ValueError, match="wanted 'words' or 'sentencepiece'"):
         build_tokenizer([], kind="chars")
@@ -157,6 +228,19 @@ def test_all_four_users_split_titles_of_many_scripts_alike() -> None:
     for title in _EXAMPLES:
         assert split_words(title)
         assert_same_words(title)
+
+
+@settings(max_examples=300, deadline=None)
+@given(_AWKWARD)
+@example("\u02bctis a\u02bcb ROCK'N'ROLL \uff76\uff9e \u0391\u03a3.\u0391")
+def test_words_are_found_where_they_are(title: str) -> None:
+    text, spans = find_words(title)
+    found = [split_words(text[start:stop]) for start, stop in spans]
+    assert all(len(words) == 1 for words in found)
+    # A sigma is a final one or not by what follows, also beyond the word.
+    assert [w.replace("\u03c2", "\u03c3") for (w,) in found] == [
+        w.replace("\u03c2", "\u03c3") for w in split_words(title)
+    ]
 
 
 @settings(max_examples=200, deadline=None)

@@ -29,6 +29,15 @@ def test_word2vec_groups_words_and_is_deterministic():
     )
 
 
+def test_words_beyond_gensims_longest_sentence_are_trained():
+    """Words 3 and 4 follow 10,000 others in one title; gensim reads 10,000 of a sentence."""
+    title = np.repeat([[1, 2], [3, 4]], 5_000, axis=0).ravel().astype(np.int32)
+    vectors = train_word_vectors([title], vocabulary_size=5, width=16, epochs=1)
+    unit = vectors[1:] / np.linalg.norm(vectors[1:], axis=1, keepdims=True)
+    assert unit[0] @ unit[1] > 0.5
+    assert unit[2] @ unit[3] > 0.5
+
+
 def test_nothing_to_train():
     for titles in ([], [np.zeros(0, np.int32)]):
         vectors = train_word_vectors(titles, vocabulary_size=1, width=4)

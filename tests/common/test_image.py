@@ -5,24 +5,22 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from helpers.photo_zoo import SRGB, WIDE, colours, icc_profile, photo_zoo, saved, unwritable_exif
+from PIL import Image, ImageCms, ImageOps
 
 from sicot_jax.common.image import (
     ImageError,
     decode_photo,
     image_id,
+    photo_pixels,
     prepare_photo,
     resize_short_side,
+    wanted_formats,
 )
-
-
-def saved(image, format="PNG", **options):
-    out = io.BytesIO()
-    image.save(out, format, **options)
-    return out.getvalue()
 
 
 def corners():
@@ -75,9 +73,7 @@ def test_broken_exif_does_not_matter():
 
 def test_the_orientation_is_applied_where_other_exif_fields_are_broken():
     """A field of which Pillow can read the value but not write it back."""
-    fields = struct.pack("<HHII", 0x0112, 3, 1, 6) + struct.pack("<HHII", 0x9999, 16, 1, 38)
-    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + fields + struct.pack("<IQ", 0, 2**63)
-    data = saved(corners(), "JPEG", exif=exif)
+    data = saved(corners(), "JPEG", exif=unwritable_exif())
     with Image.open(io.BytesIO(data)) as image, pytest.raises(struct.error):
         ImageOps.exif_transpose(image)
     assert decode_photo(data).shape == (20, 10, 3)
@@ -220,7 +216,7 @@ def test_plain_jpeg_keeps_its_bytes():
 def test_stored_photo_is_upright_and_resized():
     exif = Image.Exif()
     exif[0x0112] = 6
-    _, stored = prepare_photo(saved(corners(), "JPEG", exif=exif), short_side=8)
+    stored = prepare_photo(saved(corners(), "JPEG", exif=exif), short_side=8)[1]
     with Image.open(io.BytesIO(stored)) as image:
         assert image.size == (8, 16)
         assert not image.getexif()
@@ -235,3 +231,97 @@ def test_image_id_names_the_pixels():
     assert len(png[0]) == 32
     assert image_id(np.zeros((2, 3, 3), np.uint8)) != image_id(np.zeros((3, 2, 3), np.uint8))
     assert image_id(np.asarray(corners())[:, ::2]) == image_id(np.asarray(corners())[:, ::2].copy())
+
+
+def encode_srgb(linear):
+    linear = np.clip(linear, 0, 1)
+    low = linear * 12.92
+    return 255 * np.where(linear < 0.0031308, low, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def test_a_colour_profile_is_converted_to_srgb():
+    pixels = np.asarray(colours())
+    linear = (pixels / 255) ** 2.2
+    expected = encode_srgb(linear @ (np.linalg.inv(SRGB) @ WIDE).T)
+    decoded = decode_photo(saved(colours(), icc_profile=icc_profile(WIDE, 2.2)))
+    # Dark values differ by the straight start of sRGB's curve, and by rounding.
+    np.testing.assert_allclose(decoded, expected, atol=3)
+    assert np.abs(decoded - pixels.astype(int)).max() > 30
+
+
+def test_the_profile_of_a_grey_photo_is_converted():
+    grey = np.arange(256, dtype=np.uint8)[None]
+    decoded = decode_photo(saved(Image.fromarray(grey), icc_profile=icc_profile(None, 1.8)))
+    expected = np.repeat(encode_srgb((grey / 255) ** 1.8)[..., None], 3, -1)
+    np.testing.assert_allclose(decoded, expected, atol=2)
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [icc_profile(SRGB, 2.2), icc_profile(None, 1.0), icc_profile(WIDE, 2.2)[:150], b"nonsense"],
+    ids=["sRGB in other words", "of grey", "damaged", "nonsense"],
+)
+def test_profiles_that_leave_the_pixels_alone(profile):
+    """The curve of sRGB is not quite a power of 2.2: the dark colours are left out here."""
+    light = Image.fromarray(np.maximum(np.asarray(colours()), 60))
+    decoded = decode_photo(saved(light, icc_profile=profile))
+    assert np.abs(decoded - np.asarray(light, int)).max() <= 5
+
+
+def test_a_photo_with_an_srgb_profile_keeps_its_bytes_and_one_with_another_does_not():
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    data = saved(colours(), "JPEG", icc_profile=srgb)
+    np.testing.assert_array_equal(decode_photo(data), decode_photo(saved(colours(), "JPEG")))
+    assert prepare_photo(data, short_side=20)[1] is data
+    wide = saved(colours(), "JPEG", icc_profile=icc_profile(WIDE, 2.2), quality=95)
+    stored = prepare_photo(wide, short_side=20)[1]
+    with Image.open(io.BytesIO(stored)) as image:
+        assert "icc_profile" not in image.info
+    assert np.abs(decode_photo(stored).astype(int) - decode_photo(wide)).max() < 40
+
+
+@pytest.mark.parametrize("name", photo_zoo())
+def test_the_zoo_is_decoded_or_refused(name):
+    data = photo_zoo()[name]
+    if name.startswith("refused"):
+        with pytest.raises(ImageError):
+            decode_photo(data)
+        return
+    pixels = decode_photo(data)
+    assert pixels.dtype == np.uint8
+    assert pixels.ndim == 3
+    assert np.ptp(pixels) > 100  # neither white nor black
+    with Image.open(io.BytesIO(data)) as opened:
+        np.testing.assert_array_equal(photo_pixels(opened), pixels)
+
+
+def test_threads_convert_colours_alike():
+    data = saved(colours(200, 300), icc_profile=icc_profile(WIDE, 2.2))
+    expected = decode_photo(data)
+    with ThreadPoolExecutor(8) as pool:
+        for pixels in pool.map(decode_photo, [data] * 32):
+            np.testing.assert_array_equal(pixels, expected)
+
+
+def test_heic_without_its_library_names_the_remedy():
+    heic = b"\0\0\0\x18ftypheic" + bytes(100)
+    assert wanted_formats(("JPEG", "PNG"), heic) == (
+        "HEIC, wanted JPEG, PNG; install sicot_jax[heif], or save it as JPEG"
+    )
+    assert wanted_formats(("JPEG",), b"\0\0\0\x18ftypmp42") == "wanted one of JPEG"
+    assert wanted_formats(("HEIF",), heic) == "wanted one of HEIF"
+
+
+def test_heic_is_decoded_upright():
+    heif = pytest.importorskip("pillow_heif")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(colours(40, 64), "HEIF", quality=-1, chroma=444, exif=exif.tobytes())
+    assert heif.is_supported(data)
+    decoded = decode_photo(data)
+    assert decoded.shape == (64, 40, 3)
+    upright = np.asarray(colours(40, 64).transpose(Image.Transpose.ROTATE_270), int)
+    assert np.abs(decoded - upright).max() < 8
+    for end in (100, len(data) // 2):
+        with pytest.raises(ImageError):
+            decode_photo(data[:end])

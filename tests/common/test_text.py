@@ -2,7 +2,13 @@
 
 import pytest
 
-from sicot_jax.common.text import markdown_table, one_line, one_line_error, pluralize
+from sicot_jax.common.text import (
+    markdown_table,
+    one_line,
+    one_line_error,
+    pluralize,
+    strip_markup,
+)
 
 
 @pytest.mark.parametrize(
@@ -27,3 +33,28 @@ def test_markdown_table():
         "| a\\|b   | 1.25 |",
         "| longer |    - |",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("<b>Salt &amp; Pepper</b><br/>Gr&uuml;n", "Salt & Pepper Gr\u00fcn"),
+        ("Gr<b>\u00fcn</b>, 5&nbsp;kg", "Gr\u00fcn, 5 kg"),
+        (
+            "a &lt;b&gt;word&lt;/b&gt; escaped twice: Gr&amp;uuml;n",
+            "a word escaped twice: Gr\u00fcn",
+        ),
+        ("<p>one</p><p class='x'>two</p><script>if (a<b) {}</script>", "one two"),
+        ("<![CDATA[shoe]]><!-- <b>no</b> -->", "shoe"),
+        ("&#214;l &#x26; Essig", "\u00d6l & Essig"),
+    ],
+)
+def test_markup_becomes_the_text_that_it_shows(text, shown):
+    assert strip_markup(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text", ["5 < 6 & 7 > 2", "AT&T, R&D", "I <3 it", "<new>  two  blanks", "a&b;", '15" screen']
+)
+def test_text_without_markup_stays(text):
+    assert strip_markup(text) == text

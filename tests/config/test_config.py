@@ -480,7 +480,7 @@ OVERRIDES = st.fixed_dictionaries(
         "preprocessing.mean": st.tuples(*[st.floats(-10, 10)] * 3),
         "augment.flip": st.booleans(),
         "augment.max_ratio": st.floats(1, 1e300),
-        "model.depth": st.sampled_from((18, 34, 50, 101, 152)),
+        "model.depth": st.sampled_from((10, 18, 34, 50, 101, 152)),
         "model.text.encoder": st.sampled_from(("mean", "bilinear", "lstm")),
         "model.init_from": st.text(max_size=20),
         "loss.mixed": st.floats(0, 1e300),

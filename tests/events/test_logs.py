@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 
+import duckdb
+import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 from sicot_jax.cli import main as cli
 from sicot_jax.errors import InputError
-from sicot_jax.events import simulator, store
+from sicot_jax.events import duckdb_engine, simulator, store
 from sicot_jax.events.log_readers import LogSettings
 from sicot_jax.events.logs import import_logs
 from sicot_jax.events.simulator import LogNoise
@@ -71,6 +73,74 @@ def test_a_log_that_is_right(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("name", ["logs [2024]", "*", "sku=1", "kind=b's"])
+def test_the_path_of_a_log_is_no_pattern_and_no_column(tmp_path, name):
+    """DuckDB would read the log of the folder beside it too, or every SKU as 1."""
+    folders = tmp_path / name, tmp_path / "logs2"
+    for folder in folders:
+        folder.mkdir()
+        import_logs([csv_of(folder, *GOOD)], folder / "from_csv", SOME)
+        import_logs([folder / "from_csv" / "events.parquet"], folder / "again", SOME)
+        lines = [
+            json.dumps({**vars(event), "time": event.time}) for event in rows_of(folder / "again")
+        ]
+        (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
+        import_logs([folder / "log.jsonl"], folder / "from_jsonl", SOME)
+    for step in ("from_csv", "again", "from_jsonl"):
+        events = rows_of(folders[0] / step)
+        assert [event.event_id for event in events] == ["e1", "e2", "e3"], step
+        assert (events[1].kind, events[1].sku) == ("click", "y"), step
+
+
+def test_a_question_mark_in_the_path_of_the_result_is_refused(tmp_path):
+    """DuckDB 2.0.1 puts the end of the name of its log of changes before it."""
+    (tmp_path / "logs?").mkdir()
+    with pytest.raises(InputError, match=r"takes what follows a \? .*; give an --out without one"):
+        import_logs([csv_of(tmp_path, *GOOD)], tmp_path / "logs?" / "out", SOME)
+    import_logs([csv_of(tmp_path / "logs?", *GOOD)], tmp_path / "out", SOME)
+    assert len(rows_of(tmp_path / "out")) == 3
+
+
+def test_skus_are_spelled_as_in_the_catalogue(tmp_path):
+    """Unicode forms and kinds of blanks; numbers that went through floats."""
+    rows = (
+        f"e1,r1,{T},v1,a,impression,q1,,Stu\u0308hle\u00a01| y ",
+        f"e2,r1,{T},v1,a,click,q1,\u00a0St\u00fchle 1,",
+    )
+    import_logs([csv_of(tmp_path, *rows)], tmp_path / "csv", SOME)
+    first, second = rows_of(tmp_path / "csv")
+    assert (first.shown, second.sku) == (("St\u00fchle 1", "y"), "St\u00fchle 1")
+    common = {"request_id": "r", "time": T, "visitor": "v", "query_image_id": "q"}
+    impression = {**common, "kind": "impression", "sku": None, "shown": [4006381333931.0, 1.5]}
+    click = {**common, "kind": "click", "sku": 4006381333931.0, "shown": None}
+    (tmp_path / "l.jsonl").write_text("\n".join(map(json.dumps, (impression, click))))
+    columns = {name: [impression[name], click[name]] for name in impression}
+    columns["sku"] = pa.array([float("nan"), 4006381333931.0], from_pandas=False)
+    parquet.write_table(pa.table(columns), tmp_path / "l.parquet")
+    for name in ("l.jsonl", "l.parquet"):
+        import_logs([tmp_path / name], tmp_path / f"of {name}", SOME)
+        shown, clicked = rows_of(tmp_path / f"of {name}")
+        assert (shown.shown, shown.sku) == (("4006381333931", "1.5"), "")
+        assert clicked.sku == "4006381333931"
+
+
+def test_threads_have_room_in_memory(tmp_path, monkeypatch):
+    """As many threads as cores, but no more than the memory has room for."""
+    monkeypatch.setattr(duckdb_engine, "_num_cores", lambda: 64)
+    for threads, wanted in ((0, 12), (3, 3)):
+        with duckdb_engine.open_duckdb(tmp_path, memory_mb=1000, threads=threads) as database:
+            (found,) = database.execute("SELECT current_setting('threads')").fetchone()
+        assert found == wanted
+
+
+def test_too_little_memory_is_said_with_the_threads(tmp_path):
+    with (
+        pytest.raises(InputError, match="with 2 threads; give more, or fewer --threads"),
+        duckdb_engine.open_duckdb(tmp_path, memory_mb=200, threads=2),
+    ):
+        raise duckdb.OutOfMemoryException("no memory")
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -80,7 +150,7 @@ def test_a_log_that_is_right(tmp_path, capsys):
         (f"e9,r1,{T},,a,click,q1,y,", "without visitor"),
         (f"e9,r1,{T},v1,a,,q1,y,", "without kind"),
         (f"e9,r1,{T},v1,a,look,q1,y,", "of an unknown kind"),
-        (f"e9,r1,{T},{'v' * 201},a,click,q1,y,", "with a text of more than 200 characters"),
+        (f"e9,r1,{T},{'v' * 257},a,click,q1,y,", "with a text of more than 256 characters"),
         (f"e9,r1,{T},v\x071,a,click,q1,y,", "with a control character"),
         ("e9,r1,soon,v1,a,click,q1,y,", "without a time that can be read"),
         ("e9,r1,,v1,a,click,q1,y,", "without a time that can be read"),

@@ -94,7 +94,7 @@ def test_events_as_parquet(tmp_path, capsys):
     [
         (impression(event_id=None), "event_id=None: wanted a text"),
         (impression(visitor=""), "visitor='': wanted a text"),
-        (impression(visitor="x" * 201), "wanted a text of 1 to 200"),
+        (impression(visitor="x" * 257), "wanted a text of 1 to 256"),
         (impression(visitor="a\nb"), "wanted a text"),
         (impression(visitor="\ud800"), "wanted a text"),
         (impression(kind="look"), "kind='look', wanted one of impression, click, purchase"),

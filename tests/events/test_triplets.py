@@ -4,14 +4,17 @@ import math
 import re
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
 from sicot_jax.cli import main as cli
+from sicot_jax.errors import InputError
 from sicot_jax.events import simulator, triplets
 from sicot_jax.events.bots import BotLimits
 from sicot_jax.events.simulator import BOT_PREFIX, TYPICAL_NOISE, ClickModel
 from sicot_jax.events.store import Event, EventStore
+from sicot_jax.events.triplet_tables import read_product_table
 from sicot_jax.events.triplets import TripletSettings, make_triplets
 
 DAY = 86_400
@@ -127,6 +130,40 @@ def test_the_same_product_is_no_negative(tmp_path):
     )
     assert set(rows) == {("q", "c", "b"), ("q", "c", "d")}
     assert report.excluded["the same product as the clicked one"] == 1
+
+
+def test_product_tables_are_text(tmp_path):
+    """SKUs that are equal as numbers are different ones; one text among numbers is no error."""
+    shown = ("100000", "1E5", "1e05", "0012", "12", "1.1", "1.10", "x\u00a0y")
+    table = "sku,product\n" + "".join(f"{sku},{n}\n" for n, sku in enumerate(shown))
+    path = tmp_path / "products.csv"
+    path.write_text(table.replace("0012,3", "0012,007").replace("12,4", "12,7"))
+    _, report = Log().add("v", "q", shown, "1.10").triplets(tmp_path, products=path)
+    assert report.triplets == len(shown) - 1
+    (tmp_path / "t.parquet").unlink()
+    (tmp_path / "t.md").unlink()
+    products = read_product_table(path).to_pylist()
+    assert [row["sku"] for row in products] == [*shown[:-1], "x y"]
+    pa_table = pa.table({"sku": [100000.0, float("nan")], "product": [1.0, 2.0]})
+    parquet.write_table(pa_table.slice(0, 1), tmp_path / "p.parquet")
+    assert read_product_table(tmp_path / "p.parquet").to_pylist() == [
+        {"sku": "100000", "product": "1"}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sku,product\na,1\na,2\n", "line 3: SKU 'a' is of product '2', and of '1' before"),
+        ("sku,product\n4.00638E+12,1\n", "line 2: SKU in scientific notation"),
+        ("sku,product\na\n", "line 2: wrong number of fields"),
+        ("sku,code\na,1\n", "no column product"),
+    ],
+)
+def test_product_tables_that_are_refused(tmp_path, text, said):
+    (tmp_path / "products.csv").write_text(text)
+    with pytest.raises(InputError, match=said):
+        read_product_table(tmp_path / "products.csv")
 
 
 def test_what_happens_again_counts_once(tmp_path):

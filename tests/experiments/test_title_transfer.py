@@ -48,11 +48,14 @@ def number_of(record) -> int:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(make_once):
     """`titled` imported and trained on for two steps as `run`; `near` holds near copies of its
     photos by SKU, `same` copies.
     """
-    root = tmp_path_factory.mktemp("world")
+    return make_once("world", make_world)
+
+
+def make_world(root):
     lines = ["image,sku,title,split"]
     for i in range(PHOTOS + 6):
         split = "train" if i < PHOTOS else ("validation", "test")[i % 2]
@@ -75,7 +78,6 @@ def world(tmp_path_factory):
     assert (
         cli.main(["train", "--config=tiny", f"--workdir={root / 'run'}", *data, *size, *short]) == 0
     )
-    return root
 
 
 def import_with_titles(world, source, out, *options):

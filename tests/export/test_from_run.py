@@ -18,6 +18,7 @@ from sicot_jax import config as config_lib
 from sicot_jax.catalog.open import open_catalog
 from sicot_jax.cli import main as cli
 from sicot_jax.errors import InputError
+from sicot_jax.export.to_stablehlo import load_program
 from sicot_jax.training.loop import train
 from sicot_jax.training.run import read_run
 from sicot_jax.weights.bundle import read_bundle
@@ -35,18 +36,18 @@ def tiny(*overrides):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(make_once):
     """A run on eight devices; with 11 classes the last devices hold padding rows."""
-    workdir = tmp_path_factory.mktemp("convert") / "run"
-    train(tiny(), workdir)
-    return workdir
+    return make_once("convert", lambda folder: train(tiny(), folder / "run")) / "run"
 
 
 @pytest.fixture(scope="module")
-def in_torch(run):
-    out = run.parent / "in_torch"
-    assert cli.main(["convert", "to-torch", f"--workdir={run}", f"--out={out}"]) == 0
-    return out
+def in_torch(run, make_once):
+    def convert(folder):
+        command = ["convert", "to-torch", f"--workdir={run}", f"--out={folder / 'in_torch'}"]
+        assert cli.main(command) == 0
+
+    return make_once("converted", convert) / "in_torch"
 
 
 def fails_with(capsys, command):
@@ -177,6 +178,14 @@ def test_best_classes_in_another_order_do_not_agree():
         check_parity(outputs, other, label="a against b")
 
 
+def test_without_flatbuffers_stablehlo_fails_before_any_work(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "flatbuffers", None)
+    monkeypatch.setattr("sicot_jax.export.to_stablehlo.parity_photos", None)
+    command = ["convert", "to-stablehlo", f"--workdir={run}", f"--out={tmp_path / 'out'}"]
+    assert cli.main(command) == 2
+    assert "no flatbuffers here for StableHLO; install it" in capsys.readouterr().err
+
+
 def test_stablehlo_runs_any_batch_size_from_its_folder_alone(run, tmp_path):
     import safetensors.numpy
 
@@ -195,6 +204,13 @@ def test_stablehlo_runs_any_batch_size_from_its_folder_alone(run, tmp_path):
         np.testing.assert_allclose(
             outputs["embedding"], recognizer.embed(photos), rtol=1e-4, atol=1e-5
         )
+    np.testing.assert_array_equal(load_program(out)(batch)["logits"], outputs["logits"])
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["versions"].keys() >= {"sicot_jax", "jax", "jaxlib", "numpy"}
+    manifest["versions"]["jax"] = "0.99.1"
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"a program of jax 0\.99\.1, here is .*'jax>=0\.99\.1'"):
+        load_program(out)
     with pytest.raises(InputError, match=r"StableHLO is loaded by jax\.export"):
         sicot_jax.load(out)
     with pytest.raises(

@@ -8,6 +8,8 @@ import pytest
 
 from sicot_jax.cli import main as cli
 from sicot_jax.common import files
+from sicot_jax.config import ConfigError, load_config
+from sicot_jax.training.pretrained import check_source
 from sicot_jax.weights.bundle import RecognizerSpec, read_bundle
 from sicot_jax.weights.safetensors_io import read_weights
 
@@ -108,7 +110,7 @@ def test_missing_arrays_that_are_allowed_get_initial_values(tmp_path):
 
 
 def test_other_networks_and_nan_are_refused(tmp_path, capsys):
-    assert "no ResNet-18/34/50/101/152" in import_error(
+    assert "no ResNet-10/18/34/50/101/152" in import_error(
         tmp_path, capsys, {"vit.weight": torch.zeros(3)}
     )
     broken = state_dict()
@@ -141,9 +143,32 @@ def test_without_torch_the_error_says_what_to_install(tmp_path, capsys, monkeypa
         == 2
     )
     assert (
-        "no PyTorch here to read a file of torch.save; install it: pip install 'sicot_jax[torch]'"
+        "no PyTorch here to convert; install it: pip install 'sicot_jax[torch]'"
         in capsys.readouterr().err
     )
+
+
+def test_a_folder_of_hugging_face_and_a_network_around_the_resnet(tmp_path):
+    weights = {f"backbone.{name}": x for name, x in state_dict().items()}
+    folder, out = tmp_path / "folder", tmp_path / "out"
+    folder.mkdir()
+    torch.save(weights | {"head.weight": torch.zeros(2)}, folder / "pytorch_model.bin")
+    (folder / "config.json").write_text('{"model_type": "resnet"}')
+    command = ["convert", "from-torch", str(folder), f"--out={out}"]
+    assert cli.main(command) == 2
+    assert cli.main([*command, "--prefix=backbone"]) == 0
+    assert read_bundle(out).model == RecognizerSpec(18, 8, "imagenet", 2, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "folder/model.safetensors"])
+def test_weights_of_pytorch_as_a_start_name_the_command_that_converts_them(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    (path.parent / "config.json").write_text("{}")
+    given = path.parent if "/" in name else path
+    with pytest.raises(ConfigError, match=rf"weights of PyTorch.*from-torch {given} --out=DIR"):
+        check_source(load_config("tiny", [f"--config.model.init_from={given}"]))
 
 
 def test_two_names_for_one_array_are_refused(tmp_path, capsys):

@@ -50,18 +50,18 @@ from sicot_jax.weights.bundle import read_bundle
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(make_once):
     """11 classes, 160 training and 55 validation photos; a code layer of 64 bits."""
-    workdir = tmp_path_factory.mktemp("build") / "run"
     options = ["data.generated.validation_per_class=5", "loss.codes=1", "model.code_bits=64"]
-    train(load_config("tiny", [f"--config.{option}" for option in options]), workdir)
-    return workdir
+    config = load_config("tiny", [f"--config.{option}" for option in options])
+    return make_once("build", lambda folder: train(config, folder / "run")) / "run"
 
 
 @pytest.fixture(scope="module")
-def version(run):
+def version(run, make_once):
     """The version folder of an index of that run."""
-    return build_index(run, run.parent / "index")
+    folder = make_once("built", lambda folder: build_index(run, folder / "index"))
+    return layout.current_version(folder / "index")
 
 
 def catalog_of(run):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -106,6 +107,43 @@ def test_nightly_builds_skips_and_builds_again(night):
     nearest = opened.nearest(features[owners == 9][:1], 1)[0].products[0]
     assert nearest.product_id == 9
     opened.close()
+
+
+@pytest.mark.slow
+def test_mass_changes_stop_before_the_switch(night):
+    """A feed that was cut, one without titles, and one with other SKUs: the index stays.
+
+    The whole feed again, and a change that is allowed, go on.
+    """
+    folder, index, run = night
+    assert run()[0] == 0
+    whole = (folder / "products.csv").read_text()
+    header, *lines = whole.splitlines()
+    feeds = {
+        "6 of 9 products would be withdrawn, such as 'sku-3'": whole.splitlines()[:37],
+        "9 of 9 products would lose the title": [
+            re.sub("fine thing number .,", ",", line) for line in whole.splitlines()
+        ],
+        "9 of 9 products would be renamed": whole.replace("fine", "coarse").splitlines(),
+        "9 of 9 products would be withdrawn": whole.replace("sku-", "0sku-").splitlines(),
+        "would be withdrawn; at most 20 %": [header, *lines[::3]],  # photos
+    }
+    for said, feed in feeds.items():
+        (folder / "products.csv").write_text("\n".join(feed) + "\n")
+        for _ in range(2):  # also where the import is done already
+            code, printed, _ = run()
+            assert code == cli.INPUT_ERROR
+            assert said in printed.err.replace("20%", "20 %")
+            assert "give --max-change-share 1 once if this is right" in printed.err
+            assert layout.current_version(index).name == "v000001"
+    (folder / "products.csv").write_text(whole)
+    code, printed, report = run()
+    assert code == 0
+    assert report["products"]["now"] == 9
+    (folder / "products.csv").write_text("\n".join(whole.splitlines()[:37]) + "\n")
+    code, printed, report = run("--max-change-share=1")
+    assert code == 0
+    assert report["products"] == {"before": 9, "now": 3, "new": 0, "deleted": 6}
 
 
 @pytest.mark.slow

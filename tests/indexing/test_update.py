@@ -142,6 +142,90 @@ def test_unusable_rows_are_reported_and_others_added(index, tmp_path, capsys):
     assert counts_of(index)["products"] == PRODUCTS + 1
 
 
+def test_what_an_addition_does_not_read_is_named(index, tmp_path, capsys):
+    """As an import does: columns, other files, texts with HTML and doubtful SKUs."""
+    names = {"a.jpg": jpeg(photo(NEW))}
+    row = {"image": "a.jpg", "sku": "NA", "titel": "x", "price": "9.99", "tags": "<b>x</b>"}
+    source = write_manifest_csv(tmp_path / "feed", [{**row, "split": "test"}], names)
+    assert cli.main(["index", "add", "--index", str(index), str(source)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "1 products and 1 photos new",
+        "unused columns: titel (did you mean title?), price, split",
+        "HTML turned into text: 1 row, such as '<b>x</b>'",
+        "WARNING: SKUs that may stand for a missing one: 'NA'; check the source",
+    ]
+    folder = tmp_path / "folders" / "shoe"
+    folder.mkdir(parents=True)
+    (folder / "1.jpg").write_bytes(jpeg(photo(NEW)))
+    (folder / "notes.txt").write_text("x")
+    assert add_products(index, tmp_path / "folders").left_out == {"no photo file": 1}
+
+
+@pytest.mark.parametrize("written", ["Stu\u0308hle\u00a01", "\u3000St\u00fchle 1"])
+def test_a_sku_is_found_however_it_is_written(index, tmp_path, capsys, written):
+    """Other Unicode forms and kinds of blanks, in additions, updates and lists of SKUs."""
+    add_products(index, feed(tmp_path / "feed", [NEW], sku="St\u00fchle 1"))
+    (tmp_path / "u.csv").write_text(f"sku, title\n{written},new &amp; <i>fine</i>\n")
+    assert update_products(index, tmp_path / "u.csv") == 1
+    store = ProductStore(layout.current_version(index) / layout.PRODUCTS)
+    assert store.product("St\u00fchle 1").title == "new & fine"
+    store.close()
+    (tmp_path / "r.txt").write_bytes(b"\xef\xbb\xbf" + f"{written}\r\n\r\n".encode())
+    command = ["index", "remove", "--index", str(index), "--file", str(tmp_path / "r.txt")]
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out.endswith("1 deleted\n")
+
+
+def test_a_list_of_skus_that_cannot_be_read(index, tmp_path, capsys):
+    command = ["index", "remove", "--index", str(index), "--file", str(tmp_path / "r.txt")]
+    assert cli.main(command) == cli.INPUT_ERROR
+    assert "wanted a file with a SKU per line" in capsys.readouterr().err
+    (tmp_path / "r.txt").write_bytes(b"sku-0\nGr\xfcn\n")
+    assert cli.main(command) == cli.INPUT_ERROR
+    assert "r.txt is not UTF-8 (line 2); save it again as UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (["sku,price", "sku-0,0", "sku-1,0.00"], "2 of 6 products would get the price 0, such as"),
+        (["sku,title", "sku-0,x", "sku-1,y"], "2 of 6 products would be renamed"),
+    ],
+)
+def test_mass_updates_stop(index, tmp_path, capsys, rows, said):
+    """At most a fifth of the products at once, or one; a flag goes on."""
+    path = tmp_path / "u.csv"
+    path.write_text("\n".join(rows) + "\n")
+    command = ["index", "update", "--index", str(index), str(path)]
+    assert cli.main(command) == cli.INPUT_ERROR
+    error = capsys.readouterr().err
+    assert said in error
+    assert "give --max-change-share 1 once if this is right" in error
+    path.write_text("\n".join(rows[:2]) + "\n")
+    assert cli.main(command) == 0
+    path.write_text("\n".join(rows) + "\n")
+    assert cli.main([*command, "--max-change-share", "1"]) == 0
+    path.write_text("sku\n")
+    assert update_products(index, path) == 0
+
+
+def test_mass_removals_stop(index, capsys):
+    command = ["index", "remove", "--index", str(index), "sku-0", "sku-1", "sku-2"]
+    assert cli.main(command) == cli.INPUT_ERROR
+    assert "3 of 6 products would be withdrawn" in capsys.readouterr().err
+    assert counts_of(index)["products"] == PRODUCTS
+    assert cli.main([*command, "--max-change-share", "0.5"]) == 0
+    assert counts_of(index)["products"] == PRODUCTS - 3
+
+
+def test_updates_from_other_tables(index, tmp_path):
+    (tmp_path / "u.json").write_text('[{"sku": "sku-0", "price": 2.5}]')
+    assert update_products(index, tmp_path / "u.json") == 1
+    store = ProductStore(layout.current_version(index) / layout.PRODUCTS)
+    assert shop_numbers(store.products([0])[0]) == {"price": 2.5}
+    store.close()
+
+
 def test_manifest_without_usable_rows_fails(index, tmp_path, capsys):
     source = write_manifest_csv(tmp_path / "feed", [{"image": "a.jpg", "sku": "x"}], {})
     assert cli.main(["index", "add", "--index", str(index), str(source)]) == cli.INPUT_ERROR
@@ -232,8 +316,8 @@ def test_records_are_updated(index, tmp_path, capsys):
         ("sku,price\nsku-0,1\nnope,2\n", "line 3: no product 'nope'; nothing was changed"),
         ("sku,price\nsku-0,cheap\n", "line 2: price='cheap', wanted a number"),
         ("sku,price\nsku-0,nan\n", "line 2: price='nan', wanted a number"),
-        ("sku,price\nsku-0\n", "line 2: more or fewer cells"),
-        ("sku,price\nsku-0,1,2\n", "line 2: more or fewer cells"),
+        ("sku,price\nsku-0\n", "line 2: wrong number of fields, 1 fields, wanted 2"),
+        ("sku,price\nsku-0,1,2\n", "line 2: wrong number of fields, 3 fields"),
     ],
 )
 def test_invalid_update_changes_nothing(index, tmp_path, text, message):

@@ -64,7 +64,7 @@ def torch_resnet(torch, depth, width):
         nn.MaxPool2d(3, 2, 1),
     ]
     inputs, blocks = width, []
-    for stage, count in enumerate({18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}[depth]):
+    for stage, count in enumerate({10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}[depth]):
         for number in range(count):
             blocks.append(Block(inputs, width * 2**stage, 2 if stage and not number else 1))
             inputs = width * 2**stage * (4 if depth >= 50 else 1)
@@ -85,7 +85,7 @@ def copy_norm(norm, torch_norm):
         getattr(norm, name)[...] = jnp.asarray(value.detach().numpy())
 
 
-@pytest.mark.parametrize("depth", [18, 50])
+@pytest.mark.parametrize("depth", [10, 18, 50])
 def test_features_equal_torch(depth):
     torch = pytest.importorskip("torch")
     generator = torch.Generator().manual_seed(0)
@@ -279,7 +279,7 @@ def test_bfloat16_computes_but_is_not_stored():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"depth": 20}, r"model.depth=20, wanted one of \(18, 34, 50, 101, 152\)"),
+        ({"depth": 20}, r"model.depth=20, wanted one of \(10, 18, 34, 50, 101, 152\)"),
         ({"stem": "tiny"}, r"model.stem='tiny', wanted one of \('imagenet', 'half', 'small'\)"),
     ],
 )

@@ -104,6 +104,31 @@ def test_features_may_be_missing():
     assert scores[0] > scores[1] > scores[2]
 
 
+def test_sales_of_0_and_1_and_unknown():
+    """Learned where sales are unknown, and wanted most, or 1 at least: 0 is scored like the
+    smallest known value, not like unknown; and a free product like the cheapest.
+    """
+    rng = np.random.default_rng(0)
+    shown = ranking_lists(lambda by_name: np.zeros(4000))
+    sales = np.where(rng.random(4000) < 0.5, np.nan, rng.integers(1, 100, 4000))
+    price = np.where(rng.random(4000) < 0.5, np.nan, rng.uniform(0.5, 2.0, 4000))
+    shown.features[:, FEATURES.index("sales")] = np.log1p(sales)
+    shown.features[:, FEATURES.index("price")] = np.log(price)
+    gain = np.where(np.isnan(sales), 1.0, (1 + sales) / 50) * np.where(np.isnan(price), 2.0, 0.5)
+    model = fit(dataclasses.replace(shown, gain=gain))
+
+    def score(**quality):
+        statistics = CatalogStatistics({"": 1.0}, frozenset())
+        described = [Product(quality={"sales": 50.0, "price": 1.0} | quality)]
+        return Ranker("r", statistics, model, {}).scores(np.full(1, 0.5), described)[0]
+
+    assert score(sales=0.0) == score(sales=1.0) < score(sales=2.0) < score(sales=50.0)
+    unknown = score(sales=np.nan)
+    assert np.exp(unknown - score(sales=0.0)) == pytest.approx(25, rel=0.3)
+    assert score(price=0.0) == score(price=0.5)
+    assert np.exp(score(price=np.nan) - score(price=0.0)) == pytest.approx(4.0, rel=0.2)
+
+
 def test_scores_are_monotone_in_similarity_sales_conversion_and_rating():
     """Even where noisy gains suggest otherwise."""
     noise = np.random.default_rng(1)
@@ -111,6 +136,7 @@ def test_scores_are_monotone_in_similarity_sales_conversion_and_rating():
         ranking_lists(
             lambda by_name: noise.exponential(2 - by_name["similarity"] - by_name["rating"]),
             count=100,
+            missing=0.2,
         )
     )
     rows = np.repeat(noise.random((20, 1, len(FEATURES))), 50, 1)
@@ -122,7 +148,7 @@ def test_scores_are_monotone_in_similarity_sales_conversion_and_rating():
         ("rating", 1),
     ):
         varied = rows.copy()
-        varied[:, :, FEATURES.index(name)] = np.linspace(0, 1, 50)
+        varied[:, :, FEATURES.index(name)] = np.linspace(-1, 2, 50)
         scores = model(varied.reshape(-1, len(FEATURES))).reshape(20, 50)
         assert (sign * np.diff(scores, axis=1) >= 0).all(), name
 

@@ -11,6 +11,7 @@ from PIL import Image, ImageFilter
 from sicot_jax.search.ranker import ndcg, ndcg_per_list
 from sicot_jax.search.ranking_features import (
     FEATURES,
+    MIN_PRICE_RATIO,
     SHARPNESS_SIDE,
     CatalogStatistics,
     image_sharpness,
@@ -38,7 +39,8 @@ def test_prices_are_relative_to_the_median_of_the_category():
     odd = [Product("", "shoes", {"price": 0.0}), Product("", "shoes", {"price": -3.0}), Product("")]
     price = column(ranking_features(np.zeros(7), products + odd, catalog_statistics), "price")
     np.testing.assert_allclose(price[:3], [-math.log(2), 0, math.log(2)], atol=1e-12)
-    assert np.isnan(price[3:]).all()
+    assert price[4] == math.log(MIN_PRICE_RATIO)  # free, not unknown
+    assert np.isnan(price[[3, 5, 6]]).all()
 
 
 def test_similarity_and_numbers_of_the_shop():
@@ -61,6 +63,14 @@ def test_similarity_and_numbers_of_the_shop():
         0,
         len(FEATURES),
     )
+
+
+def test_no_sale_is_not_unknown():
+    products = [Product("", quality={"sales": sales}) for sales in (0.0, 1.0, -2.0)]
+    rows = ranking_features(
+        np.zeros(4), [*products, Product("")], CatalogStatistics({}, frozenset())
+    )
+    np.testing.assert_allclose(column(rows, "sales"), [0, math.log(2), 0, np.nan])
 
 
 def test_title_words_and_the_share_that_other_titles_use():

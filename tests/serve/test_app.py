@@ -5,7 +5,10 @@ import dataclasses
 import io
 import json
 import logging
+import re
 import time
+from pathlib import Path
+from urllib.parse import quote, urljoin
 
 import numpy as np
 import pytest
@@ -78,7 +81,6 @@ def test_similar_products_of_a_category(client):
     assert "products" not in answer
     assert len(answer["similar"]) == PRODUCTS // 2
     assert {product["category"] for product in answer["similar"]} == {"kind 1"}
-    assert post_photo(client, 2, "/v1/search", category="nothing").json()["similar"] == []
 
 
 def test_similar_products_are_limited_to_a_confident_category(client):
@@ -192,7 +194,7 @@ def test_a_predicted_box_is_clipped_to_the_photo(client, monkeypatch):
 
 @pytest.mark.parametrize("path", ["/v1/recognize", "/v1/search"])
 @pytest.mark.parametrize(
-    "box", ["", "1", "0,0,1", "a,b,c,d", "nan,0,1,1", "0,0,inf,1", "0.6,0,0.4,1", "0,0,0.01,1"]
+    "box", ["1", "0,0,1", "a,b,c,d", "nan,0,1,1", "0,0,inf,1", "0.6,0,0.4,1", "0,0,0.01,1"]
 )
 def test_malformed_boxes_are_refused(client, path, box):
     response = post_photo(client, 1, path, box=box)
@@ -245,6 +247,131 @@ def test_skus_that_resemble_paths(index, tmp_path):
             assert client.get(similar["images"][0]).content == photos[f"{n}.jpg"]
 
 
+def test_the_address_of_a_card_and_of_a_picture_differ(index, tmp_path):
+    """Also for SKUs that end like the address of a picture, and for dots, which clients resolve."""
+    odd = [f"{sku(1)}/images/0", "a/images/b", "..", "."]
+    rows = [{"image": f"{n}.jpg", "sku": name} for n, name in enumerate(odd)]
+    photos = {f"{n}.jpg": jpeg(photo(20 + n)) for n in range(len(odd))}
+    add_products(index, write_manifest_csv(tmp_path / "feed", rows, photos))
+    with testclient.TestClient(create_app(settings(index))) as client:
+        for n, name in enumerate(odd):
+            card = client.get("/v1/products", params={"sku": name}).json()
+            assert card["sku"] == name
+            assert client.get(card["images"][0]).content == photos[f"{n}.jpg"]
+            if not name.startswith("."):
+                assert client.get(f"/v1/products/{quote(name, safe='')}").json() == card
+        # As an HTTP client makes it of /v1/products/../images/0:
+        assert client.get("/v1/images/0").content == photos["2.jpg"]
+        assert client.get(f"/v1/products/{sku(1)}/images/0").headers["content-type"] == "image/jpeg"
+        for path in (f"/v1/products/{sku(1)}/images/x", "/v1/images/0?sku=x", "/v1/products?sku=x"):
+            assert status_and_code(client.get(path)) == (404, "not_found")
+        for path in ("/v1/images/x", "/v1/images/-1", "/v1/products"):
+            assert client.get(path).status_code in (404, 422)
+
+
+def test_head_is_answered_where_get_is(client, index, tmp_path):
+    """With the same status and headers, and nothing more."""
+    record = client.get(f"/v1/products/{sku(3)}").json()
+    paths = ["/", "/page.js", "/healthz", "/readyz", "/metrics", "/openapi.json"]
+    for path in [*paths, f"/v1/products/{sku(3)}", f"/{record['images'][0]}", "/v1/products/x"]:
+        head, get = client.head(path), client.get(path)
+        assert (head.status_code, head.content) == (get.status_code, b"")
+        assert head.headers["content-type"] == get.headers["content-type"]
+        if path != "/metrics":
+            assert head.headers["content-length"] == str(len(get.content))
+    refused = client.head("/v1/recognize")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+    assert client.post("/healthz").headers["allow"] == "GET, HEAD"
+    add_api_key(tmp_path / "keys", "shop")
+    with testclient.TestClient(
+        create_app(settings(index, keys=str(tmp_path / "keys")))
+    ) as with_keys:
+        assert with_keys.head("/v1/products/sku-1").status_code == 401
+        assert with_keys.head("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("stripped", [True, False])
+def test_behind_a_prefix(index, tmp_path, stripped):
+    """Whether the proxy removes it from the path or not; keys are asked for all the same."""
+    key = add_api_key(tmp_path / "keys", "shop")
+    made = create_app(settings(index, keys=str(tmp_path / "keys"), root_path="/find"))
+    prefix = "" if stripped else "/find"
+    with testclient.TestClient(made) as client:
+        assert client.get(f"{prefix}/").text.startswith("<!doctype html>")
+        assert client.get(f"{prefix}/healthz").status_code == 200
+        for path in ("/v1/products/sku-1", "/metrics", "/openapi.json"):
+            assert status_and_code(client.get(prefix + path)) == (401, "no_key")
+        client.headers["Authorization"] = f"Bearer {key}"
+        assert client.get(f"{prefix}/openapi.json").json()["servers"] == [{"url": "/find"}]
+        photo_file = {"photo": jpeg(photo(1, 99))}
+        (product,) = client.post(f"{prefix}/v1/recognize?k=1", files=photo_file).json()["products"]
+        page = f"http://shop.example{prefix}/"
+        assert client.get(urljoin(page, product["images"][0])).content[:2] == b"\xff\xd8"
+
+
+def test_addresses_hold_behind_a_prefix_that_the_service_does_not_know(client):
+    """Relative to the page's."""
+    for image in post_photo(client, 1, k=1).json()["products"][0]["images"]:
+        assert urljoin("https://shop.example/find/", image).startswith(
+            f"https://shop.example/find/v1/products/{sku(1)}/images/"
+        )
+
+
+def test_keys_are_asked_for_below_the_root_path_of_a_server(index, tmp_path):
+    """Servers such as Ray Serve set the prefix of a connection themselves."""
+    add_api_key(tmp_path / "keys", "shop")
+    made = create_app(settings(index, keys=str(tmp_path / "keys")))
+    with testclient.TestClient(made, root_path="/find") as client:
+        assert status_and_code(client.get("/find/v1/products/sku-1")) == (401, "no_key")
+
+
+def test_parameters_without_a_value_are_not_given(client):
+    """As a form sends them, and as the documentation once listed them."""
+    plain = post_photo(client, 1).json()
+    empty = post_photo(client, 1, category="", any_category="", rerank="", box="", k="").json()
+    assert empty["similar"] == plain["similar"]
+    assert empty["products"] == plain["products"]
+    assert empty["searched"] == plain["searched"]
+
+
+@pytest.mark.parametrize("path", ["/v1/recognize", "/v1/search"])
+@pytest.mark.parametrize("category", ["KIND 1", "kinds 1"])
+def test_an_unknown_category_is_refused_with_the_nearest(client, path, category):
+    response = post_photo(client, 2, path, category=category)
+    assert status_and_code(response) == (422, "bad_input")
+    message = response.json()["error"]["message"]
+    assert f"category={category!r}: no such category, wanted 'kind 1', 'kind 0'; " in message
+    other = post_photo(client, 2, path, category="q")
+    assert "wanted one of the catalogue's" in other.json()["error"]["message"]
+
+
+HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "serve.md"
+
+
+def test_the_documented_addresses_are_answered(client):
+    """Every request and parameter of the tables, as it is written there."""
+    text = HOW_TO.read_text()
+    image = {"files": {"photo": jpeg(photo(1, 99))}}
+    gets = re.findall(r"`(?:GET )?(/[\w/.?=]*)`", text)
+    assert {"/healthz", "/readyz", "/metrics", "/openapi.json", "/v1/products/SKU"} <= set(gets)
+    for path in gets:
+        response = client.get(path.replace("SKU", sku(1)).replace("/N", "/0"))
+        assert response.status_code == 200, path
+    posts = re.findall(r"`POST (/\S+)`", text)
+    assert len(posts) == 3
+    queries = re.findall(r"`([a-z_]+=[^` ]+)`", text)
+    assert len(queries) >= 4
+    for path in posts:
+        if path == "/v1/events":
+            assert client.post(path, json=[]).status_code == 202
+            continue
+        for query in ("", *queries):
+            address = path + ("&" if "?" in path else "?") + query.replace("NAME", "kind 1")
+            assert client.post(address, **image).status_code == 200, address
+    (curl,) = re.findall(r"curl -F photo=@photo.jpg 'http://127.0.0.1:8000(\S+)'", text)
+    assert len(client.post(curl, **image).json()["products"]) == 3
+
+
 @pytest.mark.parametrize(
     ("request_", "wanted"),
     [
@@ -255,6 +382,7 @@ def test_skus_that_resemble_paths(index, tmp_path):
         ({"json": {}}, (400, "no_photo")),
         ({"json": [1]}, (400, "no_photo")),
         ({"json": {"photo": "??"}}, (400, "bad_base64")),
+        ({"json": {"photo": "ä"}}, (400, "bad_base64")),
         ({"content": b"{", "headers": {"Content-Type": "application/json"}}, (400, "bad_json")),
         (
             {"content": b"[" * 100_000, "headers": {"Content-Type": "application/json"}},
@@ -459,11 +587,11 @@ def test_a_request_times_out(index, monkeypatch):
 def test_a_busy_service_refuses_at_once(index, monkeypatch):
     """With more photos pending than the engine processes within the maximum wait."""
     with testclient.TestClient(create_app(settings(index))) as client:
-        client.app.state.service.pending_photos = 10**6
+        client.app.state.service.admission.pending = 10**6
         response = post_photo(client, 1)
         assert response.status_code == 503
         assert response.headers["retry-after"] == "1"
-        client.app.state.service.pending_photos = 0
+        client.app.state.service.admission.pending = 0
         assert post_photo(client, 1).status_code == 200
 
 
@@ -528,6 +656,8 @@ def test_settings_that_cannot_be_served(index, tmp_path):
         ServiceSettings(index=str(tmp_path / "nothing"))
     with pytest.raises(InputError, match="timeout_seconds=0, wanted more than 0"):
         ServiceSettings(index=str(index), timeout_seconds=0)
+    with pytest.raises(InputError, match="root_path='find', wanted a path such as /find"):
+        ServiceSettings(index=str(index), root_path="find")
     with pytest.raises(InputError, match="engine 'torch', wanted auto, onnx or jax"):
         load_serving_model(settings(index, engine="torch"))
     with pytest.raises(InputError, match="holds no ONNX graph"):

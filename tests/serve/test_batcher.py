@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sicot_jax.recognizer import EngineOutputs
+from sicot_jax.serve.admission import PhotoClock
 from sicot_jax.serve.batcher import MAX_CONCURRENT_CALLS, Batcher
 
 
@@ -41,7 +42,7 @@ def test_waiting_photos_are_batched():
         engine.go.clear()
         waiting = []
         for number in range(10):
-            waiting.append(asyncio.create_task(batcher(photo(number))))
+            waiting.append(asyncio.create_task(batcher(photo(number), PhotoClock(60))))
             await asyncio.sleep(0.02)
         assert len(batcher) == 10 - MAX_CONCURRENT_CALLS
         engine.go.set()
@@ -60,11 +61,11 @@ def test_a_cancelled_request_is_left_out():
         engine.go.clear()
         first = []
         for number in (1, 2, 4):  # the third waits
-            first.append(asyncio.create_task(batcher(photo(number))))
+            first.append(asyncio.create_task(batcher(photo(number), PhotoClock(60))))
             await asyncio.sleep(0.02)
         cancelled, stays = (
-            asyncio.create_task(batcher(photo(9))),
-            asyncio.create_task(batcher(photo(3))),
+            asyncio.create_task(batcher(photo(9), PhotoClock(60))),
+            asyncio.create_task(batcher(photo(3), PhotoClock(60))),
         )
         await asyncio.sleep(0.02)
         cancelled.cancel()
@@ -80,8 +81,8 @@ def test_a_failing_engine_fails_a_single_batch():
     async def scenario():
         batcher = Batcher(Engine(), max_batch=4)
         with pytest.raises(RuntimeError, match="the engine failed"):
-            await batcher(photo(255))
-        assert int((await batcher(photo(7)))[0][0]) == 7
+            await batcher(photo(255), PhotoClock(60))
+        assert int((await batcher(photo(7), PhotoClock(60)))[0][0]) == 7
 
     asyncio.run(scenario())
 
@@ -93,11 +94,11 @@ def test_a_photo_that_arrives_as_both_calls_end_is_answered():
         engine, loop = Engine(), asyncio.get_running_loop()
         batcher = Batcher(engine, max_batch=1)
         engine.go.clear()
-        first = [asyncio.create_task(batcher(photo(number))) for number in range(2)]
+        first = [asyncio.create_task(batcher(photo(number), PhotoClock(60))) for number in range(2)]
 
         async def third():
             await loop.run_in_executor(None, lambda: (engine.go.wait(10), time.sleep(0.02)))
-            return await batcher(photo(2))
+            return await batcher(photo(2), PhotoClock(60))
 
         late = asyncio.create_task(third())
         await asyncio.sleep(0.02)
@@ -117,7 +118,7 @@ def test_an_engine_with_too_few_results_is_an_error():
             lambda photos: EngineOutputs(np.zeros((1, 2)), np.zeros((2, 3))), max_batch=4
         )
         with pytest.raises(ValueError, match="zip"):
-            await asyncio.wait_for(batcher(photo(1)), 5)
+            await asyncio.wait_for(batcher(photo(1), PhotoClock(60)), 5)
 
     asyncio.run(scenario())
 
@@ -128,7 +129,7 @@ def test_boxes_come_with_their_photos():
 
     async def scenario(engine):
         return await asyncio.gather(
-            *(Batcher(engine, max_batch=4)(photo(number)) for number in (1, 2))
+            *(Batcher(engine, max_batch=4)(photo(number), PhotoClock(60)) for number in (1, 2))
         )
 
     def boxed(photos):

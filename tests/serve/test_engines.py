@@ -9,6 +9,7 @@ from helpers.small_index import PRODUCTS
 
 from sicot_jax.errors import InputError
 from sicot_jax.index.storage import layout
+from sicot_jax.recognizer import DeviceEngine
 from sicot_jax.serve import engines
 from sicot_jax.serve import engines as gpu_pool
 from sicot_jax.serve.engines import claim_gpu, create_gpu_pool, visible_gpus
@@ -18,18 +19,19 @@ from sicot_jax.serve.engines import claim_gpu, create_gpu_pool, visible_gpus
 def select(index, monkeypatch):
     """choose() where a call of `name` with `size` photos takes times[name](size) milliseconds."""
 
-    def select_by_times(times, alone=None, **more):
+    def select_by_times(times, alone=None, providers=None, **more):
         monkeypatch.setattr(
-            engines, "_load_engines", lambda version, kind, threads: {name: name for name in times}
+            engines,
+            "_load_engines",
+            lambda version, kind, threads: {
+                name: DeviceEngine(name, *(providers or {}).get(name, ("cpu",))) for name in times
+            },
         )
 
         def milliseconds(engine, shape, size, concurrent):
             assert size == 1 or concurrent == 2, "batches are timed as under load"
-            return (
-                times[engine](size)
-                if concurrent == 2
-                else (alone or {}).get(engine, times[engine](1))
-            )
+            name = engine.run
+            return times[name](size) if concurrent == 2 else (alone or {}).get(name, times[name](1))
 
         monkeypatch.setattr(engines, "_call_ms", milliseconds)
         return engines.select_engine(layout.current_version(index), **more)
@@ -40,8 +42,25 @@ def select(index, monkeypatch):
 def test_the_engine_that_answers_one_photo_soonest(select):
     selected = select({"onnx": lambda size: 20.0 * size, "jax": lambda size: 30.0})
     assert selected.kind == "onnx"
-    assert selected.run == "onnx"
+    assert selected.run.run == "onnx"
     assert selected.num_classes == PRODUCTS
+
+
+FALLEN_BACK = "CPUExecutionProvider", "ONNX Runtime could not start CUDAExecutionProvider"
+
+
+def test_an_engine_on_the_cpu_is_refused_where_a_gpu_is_required(select, caplog):
+    times = {"onnx": lambda size: 1.0 * size, "jax": lambda size: 30.0}
+    providers = {"onnx": FALLEN_BACK, "jax": ("gpu",)}
+    assert select(times, providers=providers).provider == "CPUExecutionProvider"
+    assert "could not start CUDAExecutionProvider" in caplog.text
+    assert select(times, providers=providers, require_gpu=True).provider == "gpu"
+    with pytest.raises(
+        InputError, match=r"no engine.*onnx on CPUExecutionProvider, jax on cpu; .*not start CUDA"
+    ):
+        select(times, providers={"onnx": FALLEN_BACK}, require_gpu=True)
+    with pytest.raises(InputError, match=r"onnx on cpu, jax on cpu; install onnxruntime-gpu or"):
+        select(times, require_gpu=True)
 
 
 def test_the_engine_is_chosen_by_one_photo_alone_and_its_batches_under_load(select):

@@ -10,6 +10,7 @@ import zlib
 import numpy as np
 import pytest
 from helpers.made_photos import jpeg
+from helpers.photo_zoo import photo_zoo
 from helpers.small_index import PREPROCESSING
 from PIL import Image
 
@@ -58,6 +59,20 @@ def test_supported_formats(kind):
     )
 
 
+def test_heic_without_the_extra_is_refused_with_the_remedy(monkeypatch):
+    monkeypatch.setattr("sicot_jax.serve.photo.QUERY_FORMATS", ("JPEG", "PNG"))
+    heic = b"\0\0\0\x18ftypheic" + bytes(100)
+    with pytest.raises(PhotoError, match=r"HEIC, wanted JPEG, PNG; install sicot_jax\[heif\]"):
+        decode_query_photo(heic, PREPROCESSING, LIMITS, BUDGET)
+
+
+@pytest.mark.parametrize("name", ["wide colours", "16-bit grey", "damaged EXIF"])
+def test_a_query_is_decoded_as_the_catalogue_is(name):
+    data = photo_zoo()[name]
+    answered = decode_query_photo(data, PREPROCESSING, LIMITS, BUDGET).pixels
+    np.testing.assert_array_equal(answered, PREPROCESSING.batch([data])[0])
+
+
 def refused(data, limits=LIMITS):
     with pytest.raises(PhotoError) as caught:
         decode_query_photo(data, PREPROCESSING, limits, BUDGET)
@@ -97,13 +112,25 @@ def test_a_bomb_is_refused_before_it_is_decoded():
 
 def test_base64():
     data = some()
+    while len(data) % 3 == 0:
+        data += b"\0"
     text = base64.b64encode(data).decode()
+    assert "+" in text
+    assert text.endswith("=")
     assert (
         decode_base64(text, LIMITS)
         == decode_base64(f"data:image/jpeg;base64,{text}", LIMITS)
         == data
     )
-    for bad, status in (("???", 400), ("abc", 400), ("a" * 70_000, 413)):
+    for other in (
+        base64.encodebytes(data).decode(),  # a line break after 76 characters
+        base64.encodebytes(data).decode().replace("\n", "\r\n"),
+        base64.urlsafe_b64encode(data).decode(),
+        text.rstrip("="),
+        f"DATA:image/jpeg;base64,{text}",
+    ):
+        assert decode_base64(other, LIMITS) == data
+    for bad, status in (("???", 400), ("abcde", 400), ("a" * 70_000, 413)):
         with pytest.raises(PhotoError) as caught:
             decode_base64(bad, LIMITS)
         assert caught.value.status == status

@@ -28,13 +28,14 @@ class SmallState:
 jax.tree_util.register_dataclass(SmallState, ["step", "weight"], [])
 
 
+def shapes_of(state: SmallState) -> SmallState:
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+
 def small_state(step: int) -> SmallState:
     return SmallState(jax.numpy.asarray(step), jax.numpy.full(3, step, float))
-
-
-def steps_in(checkpoints: Checkpoints, kind: str) -> list[int]:
-    checkpoints.wait()
-    return sorted(checkpoints.managers[kind].all_steps())
 
 
 @pytest.fixture
@@ -54,9 +55,7 @@ jax.tree_util.register_dataclass(LargerState, ["step", "weight", "later"], [])
 
 def test_parts_of_the_state_that_are_empty_may_be_missing_in_a_checkpoint(checkpoints):
     checkpoints.save(small_state(4), 4)
-    target = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), small_state(0)
-    )
+    target = shapes_of(small_state(0))
     restored = checkpoints.restore(LargerState(target.step, target.weight, {}))
     assert (int(restored.step), restored.weight.tolist(), restored.later) == (4, [4.0] * 3, {})
     with pytest.raises(CheckpointError, match="another model: later/x missing"):
@@ -71,7 +70,7 @@ def test_a_step_that_is_not_saved_is_an_error(checkpoints):
         ):
             checkpoints.save(small_state(step), step)
     checkpoints.save(small_state(6), 6)  # also while the one before is still being written
-    assert steps_in(checkpoints, "last") == [4, 6]
+    assert checkpoints.steps("last") == [4, 6]
 
 
 def test_a_run_saves_after_a_damaged_checkpoint(checkpoints, tmp_path):
@@ -80,20 +79,84 @@ def test_a_run_saves_after_a_damaged_checkpoint(checkpoints, tmp_path):
         checkpoints.save(small_state(step), step)
     checkpoints.wait()
     shutil.rmtree(tmp_path / "checkpoints" / "last" / "8" / "state")
-    target = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), small_state(0)
-    )
+    target = shapes_of(small_state(0))
     for later in (6, 7):
         assert checkpoints.resume(target).step == {6: 4, 7: 6}[later]
         checkpoints.save(small_state(later), later)
-    assert steps_in(checkpoints, "last") == [6, 7]
+    assert checkpoints.steps("last") == [6, 7]
     assert (tmp_path / "checkpoints" / "last" / "damaged-8").is_dir()
+
+
+DAMAGES = {
+    "missing": None,
+    "cut": lambda content: content[: len(content) // 2],
+    "emptied": lambda content: b"",
+    "zeroed": lambda content: bytes(len(content)),
+    "first bit flipped": lambda content: bytes([content[0] ^ 1]) + content[1:],
+    "last bit flipped": lambda content: content[:-1] + bytes([content[-1] ^ 128]),
+    "longer": lambda content: content + b"\n",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_any_damaged_file_leads_to_the_checkpoint_before(checkpoints, tmp_path, capfd, damage):
+    """Every file of a checkpoint, Orbax's own and that of the checksums."""
+    for step in (4, 8):
+        checkpoints.save(small_state(step), step)
+    newest = tmp_path / "checkpoints" / "last" / "8"
+    assert checkpoints.steps() == [4, 8]
+    files = [path for path in newest.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for path in files:
+        content = path.read_bytes()
+        path.write_bytes(damage(content)) if damage else path.unlink()
+        reader = Checkpoints(tmp_path, num_classes=3)
+        capfd.readouterr()
+        restored = reader.restore(shapes_of(small_state(0)))
+        assert (int(restored.step), restored.weight.tolist()) == (4, [4.0] * 3), path
+        assert reader.info("last")["step"] == 4
+        lines = capfd.readouterr().err.splitlines()
+        assert len(lines) == 2, lines  # one for each reading
+        assert lines[0].startswith(f"{newest}: damaged ("), lines
+        path.write_bytes(content)
+        reader.close()
+    assert Checkpoints(tmp_path, num_classes=3).restore(shapes_of(small_state(0))).step == 8
+
+
+@pytest.mark.parametrize("name", ["a [2024]", "a*b?c", "a%41#b", "{a,b} 'c' \"d\""])
+def test_a_run_folder_is_no_pattern(tmp_path, monkeypatch, name):
+    """Orbax alone trains to the end in a folder with brackets, and keeps nothing."""
+    links = tmp_path / "links"
+    links.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(links))
+    (tmp_path / "a 2" / "checkpoints" / "last").mkdir(parents=True)
+    for writer in (True, False):
+        checkpoints = Checkpoints(tmp_path / name, num_classes=3, writer=writer)
+        if writer:
+            checkpoints.save(small_state(4), 4)
+        restored = checkpoints.restore(shapes_of(small_state(0)))
+        assert (int(restored.step), restored.weight.tolist()) == (4, [4.0] * 3)
+        checkpoints.close()
+    assert (tmp_path / name / "checkpoints" / "last" / "4").is_dir()
+    assert not list(links.iterdir())
+
+
+def test_a_checkpoint_that_was_killed_while_it_was_written_is_none(checkpoints, tmp_path):
+    """The older one is removed only when the new one has its name."""
+    checkpoints.save(small_state(4), 4, kind="best")
+    checkpoints.wait()
+    folder = tmp_path / "checkpoints" / "best"
+    before = {entry.name for entry in folder.iterdir()}
+    shutil.copytree(folder / "4", folder / "8.tmp")
+    assert (checkpoints.steps("best"), before) == ([4], {"4"})
+    Checkpoints(tmp_path, num_classes=3, writer=True).close()
+    assert {entry.name for entry in folder.iterdir()} == {"4"}
 
 
 def test_a_new_best_checkpoint_replaces_one_of_a_later_step(checkpoints):
     for step in (8, 6, 6, 7):
         checkpoints.save(small_state(step), step, kind="best", info={"validation": step})
-        assert steps_in(checkpoints, "best") == [step]
+        assert checkpoints.steps("best") == [step]
         assert checkpoints.info("best")["validation"] == step
 
 

@@ -5,16 +5,20 @@ import json
 import shutil
 import subprocess
 
+import jax
+import numpy as np
 import pytest
 from helpers.finished_runs import ROOT, tiny_run_config
 
 from sicot_jax import config as config_lib
 from sicot_jax.catalog.open import open_catalog
 from sicot_jax.catalog.sources import tables
+from sicot_jax.catalog.tokenizer import WordTokenizer
 from sicot_jax.config import ConfigError
+from sicot_jax.training.evaluate import evaluate_locked_run
 from sicot_jax.training.loop import train
 from sicot_jax.training.provenance import code_commit
-from sicot_jax.training.run import read_run, run_lock, version_hint
+from sicot_jax.training.run import mesh_of_config, read_run, run_lock, version_hint
 
 
 def test_another_config_in_the_same_workdir_is_refused_by_name(finished_run):
@@ -42,6 +46,40 @@ def test_a_field_that_a_run_lacks_has_its_default(tmp_path, finished_run, capsys
             ),
             workdir,
         )
+
+
+def with_other_words(catalog):
+    """The same data, as another version of sentencepiece would cut its titles."""
+    tokenizer = WordTokenizer(["", *catalog.tokenizer.vocabulary[:0:-1]])
+    return dataclasses.replace(catalog, tokenizer=tokenizer)
+
+
+def test_a_catalogue_with_other_words_is_not_resumed_and_says_why(finished_run):
+    workdir, config, _ = finished_run
+    assert config.loss.with_text
+    catalog = with_other_words(open_catalog(config.data))
+    with pytest.raises(ConfigError, match=r"words of equal titles: \w+ -> \w+.*sentencepiece"):
+        train(config, workdir, catalog=catalog)
+
+
+def test_a_catalogue_with_other_word_vectors_is_the_same(finished_run, capsys):
+    """OpenBLAS rounds them otherwise on another processor."""
+    workdir, config, _ = finished_run
+    catalog = open_catalog(config.data)
+    other = dataclasses.replace(catalog, word_vectors=catalog.word_vectors * np.float32(1.001))
+    train(config, workdir, catalog=other)
+    assert "finished before" in "".join(capsys.readouterr())
+
+
+def test_an_evaluation_reads_titles_in_the_words_of_the_run(tmp_path, finished_run):
+    workdir, config, results = finished_run
+    shutil.copytree(workdir, tmp_path / "run")
+    catalog, run = with_other_words(open_catalog(config.data)), read_run(tmp_path / "run")
+    device_mesh = mesh_of_config(config)
+    with jax.set_mesh(device_mesh):
+        again = evaluate_locked_run(run, catalog, device_mesh)
+    assert again["attention"] == results["attention"]
+    assert again["accuracy"] == results["accuracy"]
 
 
 def test_a_workdir_in_use_is_refused(tmp_path):

@@ -29,10 +29,8 @@ def tiny(*overrides):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("warm") / "run"
-    train(tiny("loss.mixed=0"), workdir)
-    return workdir
+def run(make_once):
+    return make_once("warm", lambda folder: train(tiny("loss.mixed=0"), folder / "run")) / "run"
 
 
 def train_frozen(config, workdir, catalog=None) -> tuple[Run, np.ndarray, np.ndarray]:
@@ -164,7 +162,7 @@ def test_weights_of_another_width_or_depth_are_one_line(run, tmp_path):
     to_torch(run, tmp_path / "out")
     with pytest.raises(
         InputError,
-        match=r"a ResNet-18 of width 8, and model.depth=34, model.width=8 want other arrays",
+        match=r"a ResNet-10 of width 8, and model.depth=34, model.width=8 want other arrays",
     ):
         train(tiny(f"model.init_from={tmp_path / 'out'}", "model.depth=34"), tmp_path / "run")
     with pytest.raises(

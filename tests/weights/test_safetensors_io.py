@@ -12,7 +12,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sicot_jax.errors import InputError
-from sicot_jax.weights.safetensors_io import as_rows, read_weights, write_safetensors
+from sicot_jax.weights.safetensors_io import (
+    as_rows,
+    find_weights,
+    read_weights,
+    write_safetensors,
+)
 
 torch = pytest.importorskip("torch", reason="conversion needs the extra torch")
 ARRAYS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float32([1.5])}
@@ -60,7 +65,29 @@ def test_files_of_the_library_are_read(tmp_path):
     assert_same(read_weights(tmp_path / "a.safetensors"), {**ARRAYS, "half": np.float32([2.0])})
 
 
-@pytest.mark.parametrize("inside", [None, "state_dict", "model"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "bfloat16", "int64", "bool"])
+def test_numbers_of_all_kinds_keep_their_values(tmp_path, dtype, suffix):
+    """Of which numpy has no float8 and no bfloat16."""
+    import safetensors.torch
+
+    values = torch.tensor([[0.0, 1.0], [2.0, 3.5]]).to(getattr(torch, dtype))
+    content = {"a": values, "b": torch.tensor([1.5])}
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".pth":
+        torch.save(content, path)
+    else:
+        safetensors.torch.save_file(content, path)
+    assert_same(read_weights(path), {"a": values.float().numpy(), "b": np.float32([1.5])})
+
+
+def test_other_kinds_of_numbers_are_named(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(other_dtype("F8_E8M0", [24]))
+    assert "a is F8_E8M0, wanted float32" in read_error(path)
+
+
+@pytest.mark.parametrize("inside", [None, "state_dict", "model", "net"])
 def test_a_file_of_torch_save_is_read(tmp_path, inside):
     tensors = {name: torch.from_numpy(array) for name, array in ARRAYS.items()}
     torch.save({inside: tensors, "epoch": 3} if inside else tensors, tmp_path / "a.pth")
@@ -141,8 +168,33 @@ def test_other_paths_are_read_error(tmp_path):
     (tmp_path / "a.h5").write_bytes(b"1")
     assert "wanted weights, .safetensors, .pth" in read_error(tmp_path / "a.h5")
     assert "holds no array" in read_error(write(tmp_path / "none.safetensors", {}))
+    for content, said in (
+        (
+            {"a": 1, "epoch": 2},
+            "holds a dictionary with the keys 'a', 'epoch'; wanted a state_dict",
+        ),
+        (
+            {name: {"w": torch.zeros(1)} for name in ("net", "ema")},
+            "holds several under the keys 'net', 'ema'; wanted a state_dict: names of tensors; "
+            "save that one alone",
+        ),
+    ):
+        torch.save(content, tmp_path / "keys.pth")
+        assert said in read_error(tmp_path / "keys.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     assert "holds list, wanted a state_dict" in read_error(tmp_path / "list.pth")
+
+
+def test_weights_in_folders(tmp_path):
+    assert find_weights(tmp_path / "a.pth") == tmp_path / "a.pth"
+    with pytest.raises(InputError, match="wanted model.safetensors or pytorch_model.bin, it holds"):
+        find_weights(tmp_path)
+    (tmp_path / "model.safetensors.index.json").touch()
+    with pytest.raises(InputError, match=r"in several files .*write them as one: save_pretrained"):
+        find_weights(tmp_path)
+    for name in ("pytorch_model.bin", "model.safetensors"):
+        (tmp_path / name).touch()
+        assert find_weights(tmp_path) == tmp_path / name
 
 
 HEADER = {

@@ -90,15 +90,11 @@ def test_every_encoder_gives_the_same_embeddings_in_pytorch(
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("text") / "run"
-    train(
-        config_lib.load_config(
-            "tiny", ["--config.train.steps=3", "--config.model.text.encoder=lstm_attention"]
-        ),
-        workdir,
+def run(make_once):
+    config = config_lib.load_config(
+        "tiny", ["--config.train.steps=3", "--config.model.text.encoder=lstm_attention"]
     )
-    return workdir
+    return make_once("text", lambda folder: train(config, folder / "run")) / "run"
 
 
 @pytest.mark.slow

@@ -85,6 +85,34 @@ def test_names_of_hugging_face_and_of_distributed_training(depth):
     assert torchvision_names(["classifier.1.weight"]) == {"classifier.1.weight": "fc.weight"}
 
 
+PLAIN = ["conv1.weight", "bn1.bias", "layer1.0.conv1.weight", "fc.weight"]
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "backbone.", "model.", "module.net.", "resnet."])
+def test_any_prefix_is_removed(prefix):
+    for plain in (PLAIN, [hugging_face_name(name) for name in PLAIN[:3]]):
+        assert (
+            list(torchvision_names([prefix + name for name in plain]).values())
+            == (PLAIN[: len(plain)])
+        )
+
+
+def test_several_networks_or_other_arrays_need_a_prefix():
+    names = [f"{prefix}.{name}" for prefix in ("model", "ema") for name in PLAIN]
+    with pytest.raises(InputError, match=r"several ResNets.*'ema.', 'model.'; say which with --p"):
+        torchvision_names(names)
+    assert torchvision_names(names, "ema") == {f"ema.{name}": name for name in PLAIN}
+    assert torchvision_names(names, "ema.") == torchvision_names(names, "ema")
+    with pytest.raises(InputError, match=r"no array with the prefix other.; wanted ema. or model."):
+        torchvision_names(names, "other")
+    with_head = [*(f"backbone.{name}" for name in PLAIN), "head.weight"]
+    with pytest.raises(
+        InputError, match=r"1 arrays without the prefix backbone.*: head.weight; leave them out"
+    ):
+        torchvision_names(with_head)
+    assert list(torchvision_names(with_head, "backbone").values()) == PLAIN
+
+
 @pytest.mark.parametrize("depth", TORCHVISION)
 def test_depth_and_width_are_inferred_from_shapes(depth):
     assert infer_backbone(shapes_of(depth)) == BackboneShape(depth, 64, 7)
@@ -92,7 +120,8 @@ def test_depth_and_width_are_inferred_from_shapes(depth):
 
 def test_other_arrays_are_not_a_resnet():
     with pytest.raises(
-        InputError, match=r"no ResNet-18/34/50/101/152: .*, arrays fc1.weight, ...; wanted weights"
+        InputError,
+        match=r"no ResNet-10/18/34/50/101/152: .*, arrays fc1.weight, ...; wanted weights",
     ):
         infer_backbone({"fc1.weight": (3, 3)})
 

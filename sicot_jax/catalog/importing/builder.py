@@ -24,8 +24,14 @@ from sicot_jax.catalog.importing.catalog_tables import (
     product_text,
     write_tables,
 )
-from sicot_jax.catalog.importing.manifest import read_folders, read_manifest
-from sicot_jax.catalog.importing.manifest_rows import DroppedRow, ManifestError, ManifestRow
+from sicot_jax.catalog.importing.manifest import read_source
+from sicot_jax.catalog.importing.manifest_rows import (
+    DroppedRow,
+    ManifestError,
+    ManifestRow,
+    SourceNotes,
+)
+from sicot_jax.catalog.importing.near_copies import find_near_copies
 from sicot_jax.catalog.importing.photos import (
     FolderPhotos,
     PhotoReader,
@@ -98,7 +104,7 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
     def __init__(self, job: ImportJob):
         self.job = job
         self.source = Path(job.source)
-        self.unused_columns: list[str] = []  # `rows` may add some
+        self.notes = SourceNotes()  # `rows` may add some
         self.name = job.name or self.name
         self.VERSION = tfds.core.Version(job.version)
         self.report: ImportReport | None = None
@@ -286,7 +292,7 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
                     self._check_bad_share(bad_rows, total, seen=len(stored) + len(bad_rows))
                     continue
                 stored.append(StoredPhoto(row, photo.image_id, spool.tell(), len(photo.image)))
-                spool.write(photo.image)
+                spool.write(photo.image + photo.fingerprint)
         return stored, bad_rows[before:]
 
     def _check_bad_share(self, bad: Sequence[DroppedRow], total: int, *, seen: int) -> None:
@@ -309,8 +315,8 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             official_test=self.OFFICIAL_TEST,
         )
         photos = [
-            SplitPhoto(photo.image_id, photo.row.sku, photo.row.image, photo.row.split)
-            for photo in stored
+            SplitPhoto(photo.image_id, photo.row.sku, photo.row.image, photo.row.split, copies)
+            for photo, copies in zip(stored, find_near_copies(self._spool, stored), strict=True)
         ]
         return assign_splits(photos, rules, self.job.previous_splits)
 
@@ -367,7 +373,7 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
                 name=self.name,
                 version=str(self.version),
                 source=self.source.name,
-                unused_columns=self.unused_columns,
+                notes=self.notes,
                 dropped=dropped,
                 assignment=assignment,
                 photos=stored,
@@ -388,7 +394,7 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             "version": str(self.version),
             "source": self.source.name,
             "source_sha256": self._source_sha256,
-            "data_hash": data_hash(folder, by_split, tables.labels, settings.short_side),
+            "data_hash": data_hash(folder, by_split, tables.labels, settings),
             "num_classes": len(tables.classes),
             "num_photos": {split: len(photos) for split, photos in by_split.items()},
             "vocabulary_size": len(tables.tokenizer.vocabulary),
@@ -401,9 +407,11 @@ class CatalogBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         )
 
 
-def _first_bad(bad: Iterable[DroppedRow]) -> str:
-    first = [str(drop) for drop in bad if drop.bad][:3]
-    return f"first: {'; '.join(first)}" if first else "all rows were left out on purpose"
+def _first_bad(dropped: Iterable[DroppedRow]) -> str:
+    """The first bad rows; where there are none, the first rows that were left out."""
+    dropped = list(dropped)
+    first = [drop for drop in dropped if drop.bad] or dropped
+    return f"first: {'; '.join(map(str, first[:3]))}" if first else "it has no rows"
 
 
 class ManifestBuilder(CatalogBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -411,9 +419,7 @@ class ManifestBuilder(CatalogBuilder, skip_registration=True):  # type: ignore[c
 
     def rows(self) -> Iterable[ManifestRow | DroppedRow]:
         """Returns the rows of the manifest or folder."""
-        if self.source.is_dir():
-            return read_folders(self.source)
-        return read_manifest(self.source, self.unused_columns)
+        return read_source(self.source, self.notes)
 
     def photos(self) -> FolderPhotos:
         """Returns a reader of photos relative to the manifest or folder."""

@@ -13,11 +13,9 @@ import numpy as np
 from sicot_jax.catalog.catalog import SPLITS, ClassTable, Tokenizer
 from sicot_jax.catalog.importing.manifest_rows import ManifestRow
 from sicot_jax.catalog.importing.settings import ImportSettings
-from sicot_jax.catalog.importing.spool import SPOOL_FILE, PhotosBySplit
+from sicot_jax.catalog.importing.spool import PhotosBySplit
 from sicot_jax.catalog.sources.tables import (
-    CATALOG_FILE,
     CLASSES_FILE,
-    REPORT_FILES,
     SPLITS_FILE,
     VECTORS_FILE,
     write_class_table,
@@ -168,20 +166,38 @@ def write_tables(
     write_split_table(folder / SPLITS_FILE, {**previous_splits, **splits})
 
 
+# Settings that change words, their numbers or their vectors.
+_WORD_SETTINGS = (
+    "seed",
+    "tokenizer",
+    "drop_top_share",
+    "min_count",
+    "max_vocabulary",
+    "word_width",
+    "word_epochs",
+)
+
+
 def data_hash(
-    folder: Path, by_split: PhotosBySplit, labels: Mapping[str, np.ndarray], short_side: int
+    folder: Path,
+    by_split: PhotosBySplit,
+    labels: Mapping[str, np.ndarray],
+    settings: ImportSettings,
 ) -> str:
     """Computes the digest by which a run recognises the catalogue it was trained on.
 
     It covers image id, class, split, title, tags, category, box and role of every photo, the
-    tables of classes and words, and the settings that change stored pixels (`short_side` and the
-    JPEG quality). The order of the photos does not change it.
+    tables of classes and labels, and the settings that change stored pixels (`short_side` and the
+    JPEG quality) or words. It does not cover what floating-point libraries make of these:
+    vocabulary and word vectors depend on the processor and on the versions of sentencepiece and
+    gensim. `provenance.vocabulary_hash` tells vocabularies apart where that matters. The order of
+    the photos does not change it.
 
     Args:
       folder: version folder with its tables.
       by_split: photos of each split, in the order of the records.
       labels: split -> class ids int32 [N].
-      short_side: shorter side of a stored photo at most, pixels.
+      settings: settings of the import.
 
     Returns:
       64 hexadecimal digits (sha256).
@@ -205,10 +221,9 @@ def data_hash(
     )
     for line in lines:
         digest.update(line.encode() + b"\n")
-    # The table of splits also remembers photos of earlier versions.
-    others = (SPOOL_FILE, CATALOG_FILE, SPLITS_FILE, *REPORT_FILES)
-    tables = [file for file in folder.iterdir() if file.name not in others]
-    for file in sorted(tables):
-        digest.update(file.name.encode() + b"\n" + file.read_bytes())
-    digest.update(json.dumps([short_side, JPEG_QUALITY]).encode())
+    digest.update((folder / CLASSES_FILE).read_bytes())
+    for split in SPLITS:
+        digest.update(split.encode() + b"\n" + labels[split].astype("<i4").tobytes())
+    words = [getattr(settings, name) for name in _WORD_SETTINGS]
+    digest.update(json.dumps([settings.short_side, JPEG_QUALITY, *words]).encode())
     return digest.hexdigest()

@@ -10,6 +10,7 @@ import os
 import signal
 import stat
 import threading
+import unicodedata
 import zipfile
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
+from sicot_jax.catalog.importing.folders import walk_folder
 from sicot_jax.catalog.importing.manifest import read_manifest
 from sicot_jax.catalog.importing.manifest_rows import ManifestRow
 from sicot_jax.catalog.importing.settings import CatalogImportError
@@ -43,6 +45,32 @@ class PhotoReader(Protocol):
         ...
 
 
+def _unicode_forms(name: str) -> tuple[str, str, str]:
+    return name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)
+
+
+def photo_path(root: Path, image: str) -> Path:
+    """Returns the path of a photo, also where an accent is one character here and two there.
+
+    Archives of a Mac hold decomposed names (NFD), tables composed ones (NFC); they look the same.
+
+    Args:
+      root: folder that `image` may be relative to.
+      image: path of the photo, as a table has it.
+
+    Returns:
+      The path; `root / image` where there is no such file in any form.
+    """
+    wanted = root / image
+    if image.isascii() or wanted.exists():
+        return wanted
+    paths = [root]  # both forms of a folder may be there
+    for part in Path(image).parts:
+        forms = dict.fromkeys(path / form for path in paths for form in _unicode_forms(part))
+        paths = [form for form in forms if form.exists()]
+    return paths[0] if paths else wanted
+
+
 @dataclasses.dataclass(frozen=True)
 class FolderPhotos:
     """Photos by path, relative to `root` or absolute."""
@@ -62,7 +90,7 @@ class FolderPhotos:
           ImageError: not a regular file, or larger than MAX_FILE_BYTES.
           OSError: missing or unreadable.
         """
-        path = self.root / image
+        path = photo_path(self.root, image)
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             # A pipe would block forever, a device may have no end.
@@ -95,7 +123,8 @@ class ZipPhotos:
         """
         if self._file is None:
             self._file = zipfile.ZipFile(self.path)
-        info = self._file.getinfo(image)
+        members = self._file.NameToInfo
+        info = self._file.getinfo(next((n for n in _unicode_forms(image) if n in members), image))
         if info.file_size > MAX_FILE_BYTES:
             raise ImageError(f"file too large: {info.file_size} bytes, at most {MAX_FILE_BYTES}")
         return self._file.read(info)
@@ -117,11 +146,13 @@ class PreparedPhoto:
     Attributes:
       image_id: hash of the decoded pixels.
       image: bytes of the stored JPEG.
+      fingerprint: `photo_fingerprint` of the photo.
       error: why the photo cannot be used; the other fields are then empty.
     """
 
     image_id: str = ""
     image: bytes = b""
+    fingerprint: bytes = b""
     error: str = ""
 
 
@@ -224,14 +255,9 @@ def source_sha256(source: Path) -> str:
     source = Path(source)
     digest = hashlib.sha256()
     if source.is_dir():
-        # The walk of read_folders: hidden files are ignored, a SKU's folder may be a link.
-        entries = [entry for entry in source.iterdir() if not entry.name.startswith(".")]
-        files = [
-            file for entry in entries for file in (entry.rglob("*") if entry.is_dir() else [entry])
-        ]
         root = source
         names = [
-            os.fspath(file.relative_to(root)) for file in files if not file.name.startswith(".")
+            entry.name for entry in walk_folder(source) if not entry.fault and not entry.is_folder
         ]
     elif source.is_file():
         with source.open("rb") as manifest:
@@ -245,7 +271,7 @@ def source_sha256(source: Path) -> str:
         )
     for name in sorted(set(names)):
         with contextlib.suppress(OSError):  # a missing photo counts once it appears
-            status = (root / name).stat()
+            status = photo_path(root, name).stat()
             if not stat.S_ISDIR(status.st_mode):
                 digest.update(os.fsencode(f"{name}\0{status.st_size} {status.st_mtime_ns}\0"))
     return digest.hexdigest()

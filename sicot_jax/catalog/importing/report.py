@@ -13,7 +13,7 @@ import numpy as np
 
 from sicot_jax.catalog.catalog import SPLITS, ClassTable
 from sicot_jax.catalog.importing.catalog_tables import CatalogTables
-from sicot_jax.catalog.importing.manifest_rows import DroppedRow
+from sicot_jax.catalog.importing.manifest_rows import DroppedRow, SourceNotes
 from sicot_jax.catalog.importing.settings import TransferredTitle
 from sicot_jax.catalog.importing.splits import SplitAssignment
 from sicot_jax.catalog.importing.spool import StoredPhoto
@@ -110,7 +110,7 @@ class ReportInputs:
       name: name of the catalogue.
       version: version of the catalogue.
       source: file or folder name of the source.
-      unused_columns: columns of the source that were ignored.
+      notes: what the reader of the source has to say.
       dropped: rows that were not imported.
       assignment: split of every decoded photo.
       photos: the decoded photos, as `assignment` numbers them.
@@ -122,7 +122,7 @@ class ReportInputs:
     name: str
     version: str
     source: str
-    unused_columns: Sequence[str]
+    notes: SourceNotes
     dropped: Sequence[DroppedRow]
     assignment: SplitAssignment
     photos: Sequence[StoredPhoto]
@@ -148,10 +148,13 @@ class ImportReport:
       new_skus: SKUs with photos now and not in the previous version.
       newly_discontinued: SKUs with photos in the previous version and not now.
       unchanged_splits: photos that keep the split of the previous version.
-      unused_columns: ignored columns, each with the column it may be a misspelling of.
+      remarks: lines on ignored columns and on texts that were changed.
+      doubtful_skus: a warning for each kind of doubtful SKUs.
       first_bad: the first bad rows.
       dropped: reason -> {"bad": bool, "count": int, "rows": names}.
       conflicting: identical photos under several SKUs, which are in train only.
+      near_copies: near-identical photos of one SKU, but for one of each picture.
+      divided: near-identical photos that are trained on and tested with.
       surplus_copies: number of identical photos dropped.
       surplus: paths of these photos.
       tail_cut: train photos removed by `--tail-cut`.
@@ -180,10 +183,13 @@ class ImportReport:
     new_skus: int
     newly_discontinued: int
     unchanged_splits: int
-    unused_columns: Sequence[str]
+    remarks: Sequence[str]
+    doubtful_skus: Sequence[str]
     first_bad: Sequence[str]
     dropped: Mapping[str, Mapping[str, Any]]
     conflicting: Sequence[Mapping[str, Any]]
+    near_copies: int
+    divided: Sequence[Sequence[str]]
     surplus_copies: int
     surplus: Sequence[str]
     tail_cut: int
@@ -228,7 +234,8 @@ class ImportReport:
             new_skus=len(now - before),
             newly_discontinued=len(before - now),
             unchanged_splits=assignment.unchanged,
-            unused_columns=inputs.unused_columns,
+            remarks=inputs.notes.remarks(),
+            doubtful_skus=inputs.notes.warnings(),
             first_bad=[str(drop) for drop in inputs.dropped if drop.bad][:_MAX_LISTED_IN_SUMMARY],
             dropped=_by_reason(inputs.dropped),
             conflicting=[
@@ -240,6 +247,8 @@ class ImportReport:
                 }
                 for image_id, group in assignment.conflicting
             ],
+            near_copies=assignment.near_copies,
+            divided=[[photos[i].row.image for i in group] for group in assignment.divided],
             surplus_copies=len(assignment.surplus),
             surplus=[photos[i].row.image for i in assignment.surplus],
             tail_cut=len(assignment.tail_removed),
@@ -265,8 +274,9 @@ class ImportReport:
           folder: version folder.
         """
         text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
-        (folder / "report.json").write_text(text + "\n", encoding="utf-8")
-        (folder / "report.md").write_text(self.markdown(), encoding="utf-8")
+        # A file name or text that is no Unicode must not end an import after its photos.
+        for name, content in (("report.json", text + "\n"), ("report.md", self.markdown())):
+            (folder / name).write_text(content, encoding="utf-8", errors="backslashreplace")
 
     def summary(self) -> str:
         """Returns a few lines for the terminal."""
@@ -287,10 +297,14 @@ class ImportReport:
             f"identical photos: {self.surplus_copies} surplus dropped, "
             f"{len(self.conflicting)} under several SKUs (train only)",
         ]
+        if self.near_copies:
+            lines.append(
+                f"near-identical photos: {self.near_copies} of a picture that came before, "
+                "kept in its split"
+            )
         if self.title_transfer:
             lines.append(str(self.title_transfer))
-        if self.unused_columns:
-            lines.append(f"unused columns: {', '.join(self.unused_columns)}")
+        lines += self.remarks
         if self.tail_cut:
             lines.append(f"tail cut: {pluralize(self.tail_cut, 'train photo')} removed")
         if self.discontinued:
@@ -310,12 +324,18 @@ class ImportReport:
         return "\n".join(lines + [f"WARNING: {line}" for line in self._warnings()])
 
     def _warnings(self) -> list[str]:
-        lines = []
+        lines = list(self.doubtful_skus)
         if self.previous_skus and 2 * self.newly_discontinued > self.previous_skus:
             lines.append(
                 f"{self.newly_discontinued} of {pluralize(self.previous_skus, 'SKU')} "
                 "discontinued, more than half; if this source is another catalogue, "
                 "import it with another --out"
+            )
+        if self.divided:
+            lines.append(
+                f"near-identical photos in several splits: {len(self.divided)} pictures "
+                f"({', '.join(self.divided[0][:2])}), by the source or an earlier version; "
+                "the accuracy measured with them is too high"
             )
         for split in ("test", "validation"):
             if not self.photos[split]:
@@ -343,7 +363,7 @@ class ImportReport:
             *(f"- {line}" for line in self.summary().splitlines()),
         ]
         for reason, entry in self.dropped.items():
-            kind = "bad" if entry["bad"] else "left out on purpose"
+            kind = "bad" if entry["bad"] else "left out"
             parts += [
                 f"\n## Dropped: {reason} ({entry['count']}, {kind})\n",
                 *_bullets(entry["rows"], entry["count"]),
@@ -360,6 +380,10 @@ class ImportReport:
         if self.surplus:
             parts += [f"\n## Surplus identical copies ({len(self.surplus)})\n"]
             parts += _bullets(self.surplus, len(self.surplus))
+        if self.divided:
+            lines = [", ".join(f"`{image}`" for image in group) for group in self.divided]
+            parts += [f"\n## Near-identical photos in several splits ({len(lines)})\n"]
+            parts += _bullets(lines, len(lines))
         if self.title_transfer and self.title_transfer.rows:
             transfer = self.title_transfer
             parts += [

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import sicot_jax
 from sicot_jax.catalog.importing.settings import CatalogImportError, ImportSettings
 from sicot_jax.catalog.sources.imported import data_set_folders, read_description, version_folders
+from sicot_jax.catalog.sources.integrity import write_catalog_checksums
 from sicot_jax.catalog.sources.tables import (
     CLASSES_FILE,
     SPLITS_FILE,
@@ -161,6 +162,7 @@ def _write(builder: CatalogBuilder, out: Path) -> None:
         # TFDS announces downloads and makes folders for them; there are none.
         with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as downloads:
             builder.download_and_prepare(download_dir=downloads, file_format="array_record")
+        write_catalog_checksums(Path(builder.data_path))
     finally:
         # An empty data set folder of a stopped import would be left behind.
         with contextlib.suppress(OSError):
@@ -172,7 +174,7 @@ def _cpu_count() -> int:
 
 
 def _default_name(source: Path) -> str:
-    stem = source.name if source.is_dir() else source.stem
+    stem = source.name if source.is_dir() else Path(source.name.removesuffix(".gz")).stem
     cleaned = re.sub(r"[^a-z0-9]+", "_", stem.lower()).strip("_")
     return cleaned if _NAME.fullmatch(cleaned) else "catalogue"
 

@@ -13,6 +13,8 @@ MAX_HELD_OUT = 20
 # Of identical copies the most held-out one stays: dropping it from train keeps an official test set
 # complete.
 _HELD_OUT_FIRST = {"test": 0, "validation": 1, "train": 2, "": 3}
+# The split that further near-identical photos join, where earlier ones lie in several.
+_JOINED_FIRST = ("train", "test", "validation")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -24,12 +26,19 @@ class SplitPhoto:
       label: class of the photo.
       reference: path of the photo in the source.
       source_split: the split named by the source, or empty.
+      copies: near-identical photos of one label have the same; None is a photo without any.
     """
 
     image_id: str
     label: Hashable
     reference: str
     source_split: str = ""
+    copies: Hashable = None
+
+    @property
+    def picture(self) -> Hashable:
+        """What the photo shows: near-identical photos of one label have the same."""
+        return (self.image_id, self.label) if self.copies is None else (self.copies, self.label)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +89,9 @@ class SplitAssignment:
       split: split of photo i, empty where the photo is dropped.
       surplus: indices of photos dropped because another of the same label is identical.
       conflicting: (image_id, indices of the photos kept of it) under two labels or more.
+      near_copies: number of photos with a near-identical one of the same label, but for one each.
+      divided: indices of near-identical photos that are trained on and tested with, by picture: the
+        source or an earlier version says so.
       small_classes: labels with fewer than MIN_TESTED photos: trained, not tested.
       untested_classes: labels with enough photos, but too few that may be tested.
       uneven_classes: labels tested with another number of photos than `test_per_class`.
@@ -90,6 +102,8 @@ class SplitAssignment:
     split: list[str]
     surplus: list[int]
     conflicting: list[tuple[str, list[int]]]
+    near_copies: int
+    divided: list[list[int]]
     small_classes: list[Hashable]
     untested_classes: list[Hashable]
     uneven_classes: list[Hashable]
@@ -187,7 +201,8 @@ def assign_splits(
        `split_sizes(n)`: new photos fill what is missing, test first, in the order of `order_key`,
        and leave at least one for train. With `test_per_class` the source's test photos count too,
        and a class that cannot reach it gets no new one. With `official_test` no photo is tested
-       but the source's, and validation = held_out(n) of a class that is tested.
+       but the source's, and validation = held_out(n) of a class that is tested. Near-identical
+       photos count as one and get one split.
     5. `tail_cut` removes train photos down to `tail_targets`, the last in the order of `order_key`
        first; classes are ranked by (count, label).
 
@@ -228,10 +243,30 @@ def assign_splits(
     removed = _tail_removed(classes, split, rules.tail_cut)
     for i in removed:
         split[i] = ""
-    unchanged = sum(previous.get(photos[i].image_id) == split[i] for i in kept)
+    pictures = _pictures(photos, kept)
     return SplitAssignment(
-        split, sorted(surplus), conflicting, small, untested, uneven, sorted(removed), unchanged
+        split=split,
+        surplus=sorted(surplus),
+        conflicting=conflicting,
+        near_copies=len(kept) - len(pictures),
+        divided=[
+            sorted(group)
+            for group in pictures.values()
+            if len({split[i] for i in group if split[i]}) > 1
+        ],
+        small_classes=small,
+        untested_classes=untested,
+        uneven_classes=uneven,
+        tail_removed=sorted(removed),
+        unchanged=sum(previous.get(photos[i].image_id) == split[i] for i in kept),
     )
+
+
+def _pictures(photos: Sequence[SplitPhoto], kept: Sequence[int]) -> dict[Hashable, list[int]]:
+    pictures: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for i in sorted(kept, key=lambda i: photos[i].reference):
+        pictures[photos[i].picture].append(i)
+    return pictures
 
 
 def _conflicting(photos: Sequence[SplitPhoto], kept: Sequence[int]) -> list[tuple[str, list[int]]]:
@@ -250,15 +285,18 @@ def _fill_class(
     rules: SplitRules,
 ) -> None:
     """Applies rule 4 to one class: gives every member without a split one."""
-    free = [i for i in members if not split[i]]
-    eligible = [
-        i
+    placed: dict[Hashable, str] = {}  # by picture
+    for i in sorted((i for i in members if split[i]), key=lambda i: _JOINED_FIRST.index(split[i])):
+        placed.setdefault(photos[i].picture, split[i])
+    eligible = dict.fromkeys(
+        photos[i].picture
         for i in members
         if i in train_only
         or not photos[i].source_split
         or (rules.test_per_class is not None and photos[i].source_split == "test")
-    ]
-    have = Counter(split[i] for i in eligible)
+    )
+    free = [picture for picture in eligible if picture not in placed]
+    have = Counter(placed.get(picture, "") for picture in eligible)
     _, validation, test = split_sizes(
         len(eligible), test_per_class=rules.test_per_class, test_share=rules.test_share
     )
@@ -275,9 +313,11 @@ def _fill_class(
     else:
         validation = 0
     validation = min(validation, spare - test)
-    for position, i in enumerate(free):
+    for position, picture in enumerate(free):
         held = "test" if position < test else "validation"
-        split[i] = held if position < test + validation else "train"
+        placed[picture] = held if position < test + validation else "train"
+    for i in members:
+        split[i] = split[i] or placed[photos[i].picture]
 
 
 def _drop_copies(photos: Sequence[SplitPhoto]) -> tuple[list[int], list[int]]:

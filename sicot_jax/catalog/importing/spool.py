@@ -23,7 +23,7 @@ class StoredPhoto:
       row: its row of the source.
       image_id: hash of its pixels.
       offset: first byte in the spool file.
-      size: number of bytes.
+      size: number of bytes; the photo's fingerprint follows them.
     """
 
     row: ManifestRow

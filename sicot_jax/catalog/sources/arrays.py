@@ -159,7 +159,8 @@ class _ArrayFileReader:
                 meta = json.loads(archive.read(_METADATA_MEMBER))
         except FileNotFoundError:
             raise InputError(
-                f"no array file {path}; write it with export-arrays, or correct the path"
+                f"no array file {path}; write it with sicot export-arrays, or say where it is now: "
+                "--catalog, of sicot train --config.data.path"
             ) from None
         except (zipfile.BadZipFile, KeyError, ValueError) as error:
             raise InputError(

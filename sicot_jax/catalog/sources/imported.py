@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sicot_jax.catalog.catalog import SPLITS, Catalog, Record
+from sicot_jax.catalog.sources.integrity import allow_open_files, check_shards, check_tables
 from sicot_jax.catalog.sources.tables import (
     CATALOG_FILE,
     CLASSES_FILE,
@@ -21,6 +22,7 @@ from sicot_jax.catalog.sources.tables import (
     read_class_table,
 )
 from sicot_jax.catalog.tokenizer import load_tokenizer
+from sicot_jax.common.files import relative_note
 from sicot_jax.common.text import one_line_error
 from sicot_jax.errors import InputError
 
@@ -54,9 +56,15 @@ class ImportedSplit:
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of split {self.split}, wanted 0 to {len(self) - 1}")
-        if self._source is None:
-            self._source = _open_source(self.folder, self.split)
-        stored = self._source[int(index)]
+        try:
+            if self._source is None:
+                self._source = _open_source(self.folder, self.split)
+            stored = self._source[int(index)]
+        except RuntimeError as error:  # of ArrayRecord
+            raise CatalogError(
+                f"{self.folder}: photo {index} of split {self.split} cannot be read "
+                f"({one_line_error(error)}); restore its files, or import the catalogue again"
+            ) from error
         return Record(
             image_id=stored["image_id"].decode(),
             image=stored["image"],
@@ -86,6 +94,8 @@ def _open_source(folder: Path, split: str) -> Any:
         import tensorflow_datasets as tfds
 
         builder = tfds.builder_from_directory(folder)
+        allow_open_files(sum(info.num_shards for info in builder.info.splits.values()))
+        check_shards(folder, builder.info.splits[split].filenames)
         source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         if len(source):
             source[0]
@@ -155,7 +165,10 @@ def newest_version(directory: Path) -> Path:
     """
     directory = Path(directory)
     if not directory.is_dir():
-        raise CatalogError(f"catalogue {directory} not found; make one with `sicot import`")
+        raise CatalogError(
+            f"catalogue {directory} not found{relative_note(directory)}; make one with `sicot "
+            "import`, or say where it is now: --catalog, of sicot train --config.data.path"
+        )
     version = _find_version(directory)
     if version is not None:
         return version
@@ -233,6 +246,7 @@ def open_imported(directory: Path | str) -> Catalog:
     """
     folder = newest_version(Path(directory)).absolute()
     description: Mapping[str, Any] = read_description(folder)
+    check_tables(folder)
     try:
         classes = read_class_table(folder / CLASSES_FILE)
         splits = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import overload
@@ -10,13 +11,14 @@ from typing import overload
 import numpy as np
 
 from sicot_jax.catalog.catalog import SPLITS, ClassTable
+from sicot_jax.common.text import one_line_error
+from sicot_jax.errors import InputError
 
 FORMAT_VERSION = 1
 CATALOG_FILE = "catalog.json"
 CLASSES_FILE = "classes.csv"
 VECTORS_FILE = "word_vectors.npy"
 SPLITS_FILE = "splits.csv"
-REPORT_FILES = ("report.json", "report.md")
 CLASS_COLUMNS = ("class_id", "sku", "title", "category", *SPLITS, "discontinued")
 
 
@@ -37,34 +39,44 @@ def write_class_table(path: Path, table: ClassTable) -> None:
 
 
 def read_class_table(path: Path) -> ClassTable:
-    """Reads the table that `write_class_table` wrote.
+    """Reads the table that `write_class_table` wrote, also where a spreadsheet saved it again.
 
     Args:
-      path: path of the file.
+      path: path of the file; a byte order mark does not count.
 
     Returns:
       The classes.
 
     Raises:
-      ValueError: the file has other columns.
+      InputError: other columns, a row that is cut, classes in another order, a SKU twice (a
+        spreadsheet took them for numbers), or not UTF-8.
     """
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.reader(file)
-        header = next(rows, [])
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header, *rows = [*csv.reader(file)] or [[]]
         if tuple(header) != CLASS_COLUMNS:
-            raise ValueError(
-                f"{path} has columns {header}, wanted {list(CLASS_COLUMNS)}; "
-                "import the catalogue again"
-            )
+            raise ValueError(f"columns {header}, wanted {list(CLASS_COLUMNS)}")
+        if any(len(row) != len(CLASS_COLUMNS) for row in rows):
+            raise ValueError("a row of another length than the header")
         columns = list(zip(*rows, strict=True)) or [()] * len(CLASS_COLUMNS)
-    values = dict(zip(CLASS_COLUMNS, columns, strict=True))
-    return ClassTable(
-        sku=list(values["sku"]),
-        title=list(values["title"]),
-        category=list(values["category"]),
-        counts={split: np.array(values[split], np.int64) for split in SPLITS},
-        discontinued=np.array(values["discontinued"], np.int64).astype(bool),
-    )
+        values = dict(zip(CLASS_COLUMNS, columns, strict=True))
+        if values["class_id"] != tuple(map(str, range(len(rows)))):
+            raise ValueError("class ids in another order than 0, 1, 2")
+        (sku, count), *_ = [*Counter(values["sku"]).most_common(1), ("", 1)]
+        if count > 1:
+            raise ValueError(f"SKU {sku!r} {count} times, as a spreadsheet makes of long numbers")
+        return ClassTable(
+            sku=list(values["sku"]),
+            title=list(values["title"]),
+            category=list(values["category"]),
+            counts={split: np.array(values[split], np.int64) for split in SPLITS},
+            discontinued=np.array(values["discontinued"], np.int64).astype(bool),
+        )
+    except (ValueError, csv.Error) as error:
+        raise InputError(
+            f"{path}: {one_line_error(error)}; wanted the table of classes as it was written: take "
+            "it from a copy, or make the catalogue, run or export again"
+        ) from error
 
 
 def write_split_table(path: Path, splits: Mapping[str, str]) -> None:
@@ -87,8 +99,18 @@ def read_split_table(path: Path) -> dict[str, str]:
 
     Returns:
       image_id -> split.
+
+    Raises:
+      InputError: another line than image id and split.
     """
-    return dict(line.split(",") for line in path.read_text(encoding="ascii").splitlines())  # type: ignore[misc]
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return {image_id: split for image_id, split in (line.split(",") for line in lines)}
+    except ValueError as error:
+        raise InputError(
+            f"{path}: {one_line_error(error)}; wanted an image id and a split in every line: take "
+            "it from a copy"
+        ) from error
 
 
 class LazyStrings(Sequence[str]):

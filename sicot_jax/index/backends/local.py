@@ -1,4 +1,4 @@
-"""A version folder as a `ProductIndex`: codes in a memory map, features for the order, SQLite."""
+"""A version folder as a `ProductIndex`: codes, features and product ids in memory maps, SQLite."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ import numpy as np
 
 from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.errors import InputError
+from sicot_jax.index.backends.approximate_search import (
+    nearest_codes,
+    rank_photos,
+    take_codes,
+)
 from sicot_jax.index.backends.base import (
     CANDIDATES,
     MAX_WIDENING,
     ActiveProducts,
     IndexUnavailableError,
-    Neighbour,
     Neighbours,
 )
 from sicot_jax.index.storage import inverted_lists, layout
 from sicot_jax.index.storage.binary_codes import BinaryEncoder
 from sicot_jax.index.storage.inverted_lists import InvertedLists
 from sicot_jax.index.storage.products import ProductRecord, ProductStore
-from sicot_jax.index.storage.vectors import VectorFiles, cosine_similarities, import_faiss
+from sicot_jax.index.storage.vectors import VectorFiles, import_faiss
 
 # Photos outside their category's range: added after the build, or of a product that changed its
 # category. CROSS JOIN: few products have, so begin with them.
@@ -90,7 +94,7 @@ class LocalIndex:
           InputError: there is no version, or it is sharded or damaged.
         """
         self.folder, self.manifest = folder, layout.read_unsharded_manifest(folder)
-        self._faiss = import_faiss()
+        import_faiss()  # where there is none, said before the first search
         self.encoder = BinaryEncoder.load(folder / layout.BINARY_ENCODER)
         self._vectors = VectorFiles(folder, self.manifest.width, self.manifest.bits)
         self._lists = (
@@ -235,7 +239,7 @@ class LocalIndex:
     ) -> Neighbours:
         """Widens the candidates of one query until they belong to k products.
 
-        `counts`: products, photos and candidates.
+        And until a quarter of them is not deleted. `counts`: products, photos and candidates.
         """
         k, num_photos, candidates = counts
         most = min(candidates * MAX_WIDENING, scope.size)
@@ -246,12 +250,14 @@ class LocalIndex:
                 rows = rows[~snapshot.out_of_range[rows]]
             if scope.extra:
                 extra_rows, extra_codes = scope.extra
-                rows = np.concatenate(
-                    [rows, extra_rows[self._nearest_codes(code, extra_codes, count)]]
+                rows = np.append(rows, _nearest(snapshot, code, extra_rows, extra_codes, count))
+            rows = rows[~snapshot.deleted[rows]]
+            if count == most or len(rows) >= candidates // 4:
+                result = rank_photos(
+                    snapshot.features, snapshot.row_products, query, rows, (k, num_photos)
                 )
-            result = _rank_rows(snapshot, query, rows[~snapshot.deleted[rows]], k, num_photos)
-            if len(result.products) == k or count == most:
-                return result
+                if len(result.products) == k or count == most:
+                    return result
             count = min(count * 4, most)
 
     def _propose(
@@ -269,21 +275,13 @@ class LocalIndex:
         first, last = scope
         probed = inverted_lists.PROBE_FACTOR * count
         if self._lists is None or last - first < max(inverted_lists.MIN_ROWS, probed):
-            return self._nearest_codes(code, snapshot.codes[first:last], count) + first
+            codes, deleted = snapshot.codes[first:last], snapshot.deleted[first:last]
+            return nearest_codes(code, codes, count, deleted.take) + first
         built = min(last, self.manifest.num_photos)
         rows = np.concatenate(
             [self._lists.probe(query, first, built, probed), np.arange(built, last)]
         )
-        return rows[self._nearest_codes(code, _take_codes(snapshot.codes, rows), count)]
-
-    def _nearest_codes(self, code: np.ndarray, codes: np.ndarray, count: int) -> np.ndarray:
-        """Indices of the `count` codes nearest by Hamming distance."""
-        if not len(codes):
-            return np.zeros(0, np.int64)
-        # Of this thread: a request has one thread, more would wait for each other.
-        self._faiss.omp_set_num_threads(1)
-        count = min(count, len(codes))
-        return self._faiss.knn_hamming(code[None], codes, count, variant="hc")[1][0]
+        return _nearest(snapshot, code, rows, take_codes(snapshot.codes, rows), count)
 
     def products(self, product_ids: Sequence[int]) -> list[ProductRecord | None]:
         """Reads records.
@@ -351,26 +349,8 @@ def _reading() -> Iterator[None]:
         raise IndexUnavailableError(f"product store: {error}") from error
 
 
-def _take_codes(codes: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Eight bytes at a time where codes have as many: twice as fast."""
-    words = codes.view(np.uint64) if codes.shape[1] % 8 == 0 else codes
-    return words.take(rows, axis=0).view(np.uint8)
-
-
-def _rank_rows(
-    snapshot: Snapshot, query: np.ndarray, rows: np.ndarray, k: int, num_photos: int
-) -> Neighbours:
-    """The k products with the photos of largest cosine among `rows`, and the first photos."""
-    rows = np.sort(rows)  # reads the map in one direction
-    similarity = cosine_similarities(snapshot.features, rows, query)
-    order = np.argsort(-similarity, kind="stable")
-    products = snapshot.row_products[rows[order]]
-    _, first = np.unique(products, return_index=True)
-
-    def neighbours(ranks: np.ndarray) -> list[Neighbour]:
-        at = order[ranks]
-        columns = products[ranks].tolist(), rows[at].tolist(), similarity[at].tolist()
-        return [Neighbour(*line) for line in zip(*columns, strict=True)]
-
-    photos = np.arange(min(num_photos, len(order)))
-    return Neighbours(neighbours(np.sort(first)[:k]), neighbours(photos))
+def _nearest(
+    snapshot: Snapshot, code: np.ndarray, rows: np.ndarray, codes: np.ndarray, count: int
+) -> np.ndarray:
+    """Those of some rows, whose codes these are, that are nearest by code."""
+    return rows[nearest_codes(code, codes, count, lambda at: snapshot.deleted[rows[at]])]

@@ -44,17 +44,43 @@ _SETTINGS = {
 }
 # A vector, not a halfvec: the query keeps its precision. The inner product: lengths are 1, and a
 # query of zeros has no cosine.
+_PHOTOS = """
+  SELECT code, product_id, row, -(feature::vector <#> %(query)s::vector) AS similarity
+  FROM photos WHERE NOT deleted AND {of_products}"""
+_ALL_PRODUCTS = (
+    "NOT EXISTS (SELECT FROM products WHERE products.product_id = photos.product_id AND deleted)"
+)
+_OF_CATEGORY = (
+    "EXISTS (SELECT FROM products WHERE products.product_id = photos.product_id AND NOT deleted "
+    "AND category = %(category)s)"
+)
+# Photos of the nearest codes, `most` of each. LIMIT keeps PostgreSQL from joining them before it
+# asks the graph.
+_NEAR = """
+  SELECT photo.* FROM codes nearest CROSS JOIN LATERAL (
+    {photos} AND photos.code = nearest.code ORDER BY row LIMIT {most}) photo
+  ORDER BY nearest.{distance} LIMIT {count}"""
+# The same, of so many codes that have any.
+_NEAR_CODES = """
+  SELECT near_codes.code, photo.* FROM (
+    SELECT nearest.code, product_ids, rows, similarities FROM {codes} nearest CROSS JOIN LATERAL (
+      SELECT array_agg(product_id) product_ids, array_agg(row) AS rows,
+        array_agg(similarity) similarities
+      FROM ({photos} AND photos.code = nearest.code ORDER BY row LIMIT {most}) one) of_code
+    WHERE of_code.rows IS NOT NULL {order} LIMIT {count}) near_codes,
+  unnest(product_ids, rows, similarities) photo (product_id, row, similarity)"""
+# Each line with what was compared: photos, codes, photos of the code that has most.
 _SEARCH = """
-WITH near AS MATERIALIZED (
-  SELECT product_id, row, -(feature::vector <#> %(query)s::vector) AS similarity
-  FROM photos JOIN products USING (product_id)
-  WHERE NOT photos.deleted AND NOT products.deleted {category} {nearest})
-(SELECT product_id, row, similarity, (SELECT count(*) FROM near), true
+WITH near AS MATERIALIZED ({near}),
+of_code AS (SELECT count(*) AS photos FROM near GROUP BY code),
+sizes AS MATERIALIZED (
+  SELECT sum(photos) AS photos, count(*) AS codes, max(photos) AS largest FROM of_code)
+(SELECT product_id, row, similarity, photos, codes, largest, true
  FROM (SELECT DISTINCT ON (product_id) * FROM near
-       ORDER BY product_id, similarity DESC, row) best
+       ORDER BY product_id, similarity DESC, row) best, sizes
  ORDER BY similarity DESC, row LIMIT %(k)s)
-UNION ALL (SELECT product_id, row, similarity, (SELECT count(*) FROM near), false
- FROM near ORDER BY similarity DESC, row LIMIT %(photos)s)
+UNION ALL (SELECT product_id, row, similarity, photos, codes, largest, false
+ FROM near, sizes ORDER BY similarity DESC, row LIMIT %(photos)s)
 """
 _RECORD = """
 SELECT product_id, sku, title, tags, category, quality,
@@ -78,6 +104,16 @@ class DatabaseSnapshot:
     active: ActiveProducts
     counts: dict[str, int]
     category_sizes: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """Answer to one statement, and what was compared: photos, codes, photos of the largest code."""
+
+    neighbours: Neighbours
+    photos: int
+    codes: int
+    largest: int
 
 
 class PostgresIndex:
@@ -220,37 +256,56 @@ class PostgresIndex:
 
         Of few photos (`size`) all are compared.
         """
+        if size <= _EXACT:
+            return self._execute(connection, values, "all", size).neighbours
         count, most = candidates, min(candidates * MAX_WIDENING, size)
-        result, compared = Neighbours([], []), 0
-        while size > _EXACT:
-            result, compared = self._execute(connection, values, count)
-            if len(result.products) == values["k"] or count >= most or compared < count:
+        while True:
+            found = self._execute(connection, values, "photos", count)
+            compared = found.photos
+            if found.largest == _most_of_code(count):  # a crowd: it may have thousands more
+                found = self._execute(connection, values, "codes", count)
+                compared = found.codes
+            if compared < count:
                 break
+            if len(found.neighbours.products) == values["k"] or count >= most:
+                return found.neighbours
             count = min(count * 4, most)
-        # The graph may end too early.
-        if not compared or (len(result.products) < values["k"] and compared < count):
-            result, _ = self._execute(connection, values, None)
-        return result
+        # The graph ended too early, or there are no more codes. Where it ends early in a category,
+        # that is a small one.
+        scope = "all codes" if values["category"] is None else "all"
+        return self._execute(connection, values, scope, count).neighbours
 
     def _execute(
-        self, connection: psycopg.Connection, values: dict[str, Any], count: int | None
-    ) -> tuple[Neighbours, int]:
-        """Searches the `count` photos nearest by code, or all; and how many were compared."""
-        nearest = f"ORDER BY code <~> %(code)s::bit({self.manifest.bits}) LIMIT {count}"
-        text = _SEARCH.format(
-            category="AND category = %(category)s" if values["category"] is not None else "",
-            nearest=nearest if count else "",
-        )
+        self, connection: psycopg.Connection, values: dict[str, Any], scope: str, count: int
+    ) -> _Found:
+        """Searches among the `count` nearest "photos" or "codes" that the graph finds.
+
+        Or among the nearest of "all codes", compared one by one, or of "all" photos.
+        """
+        category = values["category"]
+        near = _PHOTOS.format(of_products=_ALL_PRODUCTS if category is None else _OF_CATEGORY)
+        if scope != "all":
+            distance = f"code <~> %(code)s::bit({self.manifest.bits})"
+            # OFFSET: sorted before photos are looked up.
+            all_codes = f"(SELECT code FROM codes ORDER BY ({distance}) + 0 OFFSET 0)"
+            near = (_NEAR if scope == "photos" else _NEAR_CODES).format(
+                photos=near,
+                distance=distance,
+                codes=all_codes if scope == "all codes" else "codes",
+                order="" if scope == "all codes" else f"ORDER BY nearest.{distance}",
+                most=_most_of_code(count) if scope == "photos" else MAX_WIDENING * count,
+                count=count,
+            )
         with connection.pipeline():  # one round trip
-            ef_search = str(min(count or 1, _MAX_EF_SEARCH))
+            ef_search = str(min(count, _MAX_EF_SEARCH))
             connection.execute("SELECT set_config('hnsw.ef_search', %s, false)", [ef_search])
-            lines = connection.execute(text.encode(), values).fetchall()
+            lines = connection.execute(_SEARCH.format(near=near).encode(), values).fetchall()
         lines.sort(key=lambda line: (-line[2], line[1]))  # a union has no order
         products, photos = (
-            [Neighbour(*line[:3]) for line in lines if line[4] == of_product]
+            [Neighbour(*line[:3]) for line in lines if line[6] == of_product]
             for of_product in (True, False)
         )
-        return Neighbours(products, photos), lines[0][3] if lines else 0
+        return _Found(Neighbours(products, photos), *(lines[0][3:6] if lines else (0, 0, 0)))
 
     def products(self, product_ids: Sequence[int]) -> list[ProductRecord | None]:
         """Reads records.
@@ -312,6 +367,11 @@ class PostgresIndex:
     def close(self) -> None:
         """Closes the connections."""
         self._pool.close()
+
+
+def _most_of_code(count: int) -> int:
+    """Photos of one code among `count` nearest photos; a code that has as many is a crowd."""
+    return max(count // 8, 9)
 
 
 def _read_revision(connection: psycopg.Connection, schema: str) -> int:

@@ -129,7 +129,8 @@ def _copy_version(connection: psycopg.Connection, folder: Path) -> PublishReport
         if is_new or new_photos or changes:
             _update_state(connection, store.connection, counts)
     if is_new:
-        postgres_schema.create_indexes(connection, manifest, num_rows)
+        num_codes = _fetch_value(connection, "SELECT count(*) FROM codes")
+        postgres_schema.create_indexes(connection, manifest, num_codes)
     connection.execute(
         "INSERT INTO sicot.versions SELECT %s, coalesce(max(published), 0) + 1 FROM sicot.versions "
         "ON CONFLICT (schema) DO UPDATE SET published = excluded.published",
@@ -175,6 +176,10 @@ def _add_photos(
         "SELECT row, product_id, jpeg FROM pictures WHERE row >= ? ORDER BY row", (first,)
     )
     _copy_in(connection, "pictures", pictures, ["int4", "int4", "bytea"])
+    connection.execute(
+        "INSERT INTO codes SELECT DISTINCT code FROM photos WHERE row >= %s ON CONFLICT DO NOTHING",
+        [first],
+    )
     return added
 
 

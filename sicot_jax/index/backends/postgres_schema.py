@@ -1,10 +1,14 @@
 """Connection, tables and indexes of a product index in PostgreSQL with pgvector.
 
     sicot.versions              published versions, in order
-    sicot_3_v000001_0a1b2c3d4e  schema of a version: format of the tables, its name, the start of
+    sicot_4_v000001_0a1b2c3d4e  schema of a version: format of the tables, its name, the start of
                                 its manifest's sha256
 
 A database holds one index. Product ids and rows are those of the version folder.
+
+The HNSW graph is over distinct codes, in a table to which lines are only added. In a graph over
+photos equal codes are an island that a scan does not leave (pgvector 0.8.5): those of many photos
+without a picture, and of one photo whose line was updated often.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from sicot_jax.common.text import one_line_error
 from sicot_jax.errors import InputError
 from sicot_jax.index.storage import layout
 
-FORMAT = 3
+FORMAT = 4
 MIN_PGVECTOR = (0, 8)  # scans that go on until enough photos pass a filter
 _ADDRESS = "postgresql://USER@HOST/DATABASE"
 _TABLES = """
@@ -30,11 +34,13 @@ CREATE TABLE state (revision bigint NOT NULL, products bigint NOT NULL, photos b
 CREATE TABLE categories (category text NOT NULL, photos bigint NOT NULL);
 CREATE TABLE products (
   product_id integer PRIMARY KEY, sku text NOT NULL UNIQUE, title text NOT NULL,
-  tags text NOT NULL, category text NOT NULL, quality jsonb NOT NULL, deleted boolean NOT NULL);
+  tags text NOT NULL, category text NOT NULL, quality jsonb NOT NULL, deleted boolean NOT NULL)
+  WITH (fillfactor = 50);
 CREATE TABLE photos (
   row integer PRIMARY KEY, product_id integer NOT NULL, image_id text NOT NULL,
   deleted boolean NOT NULL, code bit({bits}) NOT NULL, feature halfvec({width}) NOT NULL);
 ALTER TABLE photos ALTER feature SET STORAGE plain;
+CREATE TABLE codes (code bit({bits}) PRIMARY KEY);
 CREATE TABLE pictures (
   row integer PRIMARY KEY, product_id integer NOT NULL, jpeg bytea NOT NULL);
 CREATE TABLE class_weights (
@@ -42,13 +48,15 @@ CREATE TABLE class_weights (
 """
 # After the load: many times faster than row by row. A hash takes categories of any length.
 _INDEXES = """
-CREATE INDEX photos_by_code ON photos USING hnsw (code bit_hamming_ops);
+CREATE INDEX nearest_codes ON codes USING hnsw (code bit_hamming_ops);
+CREATE INDEX photos_of_code ON photos (code, row);
 CREATE INDEX photos_of_product ON photos (product_id);
 CREATE INDEX pictures_of_product ON pictures (product_id);
+CREATE INDEX deleted_products ON products (product_id) WHERE deleted;
 CREATE INDEX products_of_category ON products USING hash (category);
-ANALYZE products; ANALYZE photos; ANALYZE pictures; ANALYZE class_weights;
+ANALYZE products; ANALYZE photos; ANALYZE codes; ANALYZE pictures; ANALYZE class_weights;
 """
-_GRAPH_BYTES = 760  # of a photo in the HNSW index while it is made, without its code
+_GRAPH_BYTES = 760  # of a code in the HNSW index while it is made, without its code
 
 
 def connection_parameters(url: str) -> dict[str, Any]:
@@ -200,7 +208,7 @@ def create_tables(
 
 
 def create_indexes(
-    connection: psycopg.Connection, manifest: layout.IndexManifest, num_photos: int
+    connection: psycopg.Connection, manifest: layout.IndexManifest, num_codes: int
 ) -> None:
     """Creates the indexes of a loaded version.
 
@@ -209,9 +217,9 @@ def create_indexes(
     Args:
       connection: inside a transaction.
       manifest: manifest of the version.
-      num_photos: rows of the table.
+      num_codes: distinct codes.
     """
-    needed = f"{min(num_photos * (_GRAPH_BYTES + manifest.bits // 8) // 2**20 + 4, 4096)}MB"
+    needed = f"{min(num_codes * (_GRAPH_BYTES + manifest.bits // 8) // 2**20 + 4, 4096)}MB"
     connection.execute(
         "SELECT set_config('maintenance_work_mem', %(needed)s, true) WHERE "
         "pg_size_bytes(%(needed)s) > pg_size_bytes(current_setting('maintenance_work_mem'))",

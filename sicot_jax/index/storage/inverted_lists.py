@@ -72,29 +72,35 @@ def write_inverted_lists(
             _, indices = faiss.knn(chunk, centroids, 1, metric=faiss.METRIC_INNER_PRODUCT)
             nearest[start - first : start - first + len(chunk)] = indices[:, 0]
         rows.append((first + np.argsort(nearest, kind="stable")).astype(np.int32))
-        ends += (first + np.cumsum(np.bincount(nearest, minlength=len(centroids)))).tolist()
-        graph.add(centroids)
+        # Without empty lists: they would be probed in place of others.
+        filled, sizes = np.unique(nearest, return_counts=True)
+        ends += (first + np.cumsum(sizes)).tolist()
+        graph.add(centroids[filled])
     faiss.write_index(graph, str(folder / layout.CENTROIDS))
     np.concatenate([np.array(ends, np.int32), *rows]).tofile(folder / layout.POSTING_LISTS)
 
 
 def _fit_centroids(faiss: Any, features: np.ndarray) -> np.ndarray:
-    """Unit float32 [lists, D]."""
-    count = max(round(len(features) / ROWS_PER_LIST), 1)
-    rng = np.random.default_rng(0)
-    sample = np.sort(
-        rng.choice(len(features), min(_FIT_ROWS * count, len(features)), replace=False)
-    )
+    """Unit float32 [lists, D], at most one for each distinct photo of the sample.
+
+    Many photos may be equal ("no picture yet"): k-means would begin many lists with them, whose
+    centroids are equal, and an HNSW graph cannot be left from equal ones.
+    """
+    count, rng = max(round(len(features) / ROWS_PER_LIST), 1), np.random.default_rng(0)
+    rows = np.sort(rng.choice(len(features), min(_FIT_ROWS * count, len(features)), replace=False))
+    whole_rows = np.ascontiguousarray(features[rows]).view(f"V{features[0].nbytes}")
+    sample = np.unique(whole_rows).view(features.dtype).reshape(-1, features.shape[1])
+    sample = rng.permutation(sample).astype(np.float32)
     kmeans = faiss.Kmeans(
         features.shape[1],
-        count,
+        min(count, len(sample)),
         niter=10,
         spherical=True,
         seed=1,
         min_points_per_centroid=1,
         max_points_per_centroid=_FIT_ROWS,
     )
-    kmeans.train(np.asarray(features[sample], np.float32))
+    kmeans.train(sample)
     return kmeans.centroids
 
 
@@ -157,20 +163,29 @@ class InvertedLists:
         """
         start, end = np.searchsorted(self._ends, [first, last])
         count = min(-(-num_rows * (end - start) // max(last - first, 1)), end - start)
-        lists = self._nearest(query, int(start), int(end), int(count))
+        while True:
+            lists = self._nearest(query, int(start), int(end), int(count))
+            found = int((self._ends[lists + 1] - self._ends[lists]).sum())
+            # Lists of an index may be empty, or one hold most rows.
+            if found >= min(num_rows, last - first) // 2 or count == end - start:
+                break
+            count = min(2 * count, end - start)
         return np.concatenate([self._rows[self._ends[n] : self._ends[n + 1]] for n in lists])
 
     def _nearest(self, query: np.ndarray, start: int, end: int, count: int) -> np.ndarray:
         faiss = self._faiss
         faiss.omp_set_num_threads(1)
         # A category has few lists, and a graph cannot be entered for them alone.
-        if end - start < self._graph.ntotal:
-            metric = faiss.METRIC_INNER_PRODUCT
-            _, indices = faiss.knn(query[None], self._centroids[start:end], count, metric=metric)
-            return start + indices[0]
-        parameters = faiss.SearchParametersHNSW(efSearch=2 * count)
-        indices = self._graph.search(query[None], count, params=parameters)[1][0]
-        return indices[indices >= 0]
+        if end - start == self._graph.ntotal:
+            parameters = faiss.SearchParametersHNSW(efSearch=2 * count)
+            indices = self._graph.search(query[None], count, params=parameters)[1][0]
+            if indices[-1] >= 0:
+                return indices
+            # Equal centroids, which older indexes have, are an island that no search leaves.
+        metric = faiss.METRIC_INNER_PRODUCT
+        return (
+            start + faiss.knn(query[None], self._centroids[start:end], count, metric=metric)[1][0]
+        )
 
     def find_faults(self, ranges: Sequence[tuple[int, int]]) -> list[str]:
         """Checks that the lists of every category hold each of its rows once.

@@ -119,8 +119,9 @@ async function recognise() {
     if (request !== recognition) return;
     const [first, ...others] = answer.products;
     $("match").replaceChildren(...(first ? [matchBox(first, answer)] : [createElement("p", "", "The catalogue is empty.")]));
-    $("alternatives").replaceChildren(...others.map((p) => productCard(p, percent(p.probability))));
-    $("alternatives-part").hidden = !others.length;
+    const candidates = others.map((p) => [p, percent(p.probability)]).filter(([, text]) => text !== "0.0 %");
+    $("alternatives").replaceChildren(...candidates.map(([p, text]) => productCard(p, text)));
+    $("alternatives-part").hidden = !candidates.length;
     showCategories(answer);
     showSimilar(answer);
     showBox(answer);

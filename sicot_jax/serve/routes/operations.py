@@ -49,6 +49,7 @@ async def readyz(request: Request) -> dict[str, Any]:
         "index": model.version,
         "model": model.model_id,
         "engine": engine.kind,
+        "provider": engine.provider,
         "max_batch": engine.batch_size,
         "milliseconds": engine.batch_ms,
         **model.index.counts(),

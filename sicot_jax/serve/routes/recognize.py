@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from sicot_jax.recognizer import EngineOutputs
 from sicot_jax.search.answer import Answer, Query
 from sicot_jax.serve import metrics
+from sicot_jax.serve.admission import PhotoClock
 from sicot_jax.serve.box import Box, parse_box
 from sicot_jax.serve.errors import ANSWER_RESPONSE, PHOTO_BODY, PHOTO_ERRORS, error_response
 from sicot_jax.serve.model_manager import ServingModel
@@ -129,7 +130,7 @@ async def recognize(
     Raises:
       HTTPException: 503 where the service is not ready, busy or too slow.
       PhotoError: the request has no usable photo.
-      InputError: a malformed box.
+      InputError: a malformed box, or an unknown category.
     """
     wanted = PhotoRequest(k, similar, category, any_category, rerank, _requested_box(box))
     return await _answer_request(request, wanted)
@@ -167,7 +168,7 @@ async def search(
     Raises:
       HTTPException: 503 where the service is not ready, busy or too slow.
       PhotoError: the request has no usable photo.
-      InputError: a malformed box.
+      InputError: a malformed box, or an unknown category.
     """
     wanted = PhotoRequest(0, similar, category, any_category, rerank, _requested_box(box))
     return await _answer_request(request, wanted)
@@ -179,7 +180,11 @@ def _requested_box(text: str | None) -> Box | None:
 
 async def _answer_request(request: Request, wanted: PhotoRequest) -> Response:
     state, timer = service_state(request), _StageTimer()
-    seconds = state.settings.timeout_seconds
+    model, seconds = state.models.current, state.settings.timeout_seconds
+    if wanted.category is not None:
+        await asyncio.get_running_loop().run_in_executor(
+            state.threads, model.searcher.check_category, wanted.category
+        )
     try:
         async with asyncio.timeout(seconds):
             data = await read_photo(request, state.settings.limits)
@@ -188,13 +193,11 @@ async def _answer_request(request: Request, wanted: PhotoRequest) -> Response:
             request, 408, "too_slow", f"no complete photo within {seconds:g} seconds"
         )
     timer.stop("read")
-    model = state.models.current
-    with state.count_photo():  # only once the photo is here: a slow sender blocks nobody
-        if state.pending_photos > _max_pending(state, model):
-            raise HTTPException(503, "busy; try again")
+    # Counted only once the photo is here: a slow sender blocks nobody.
+    with state.admission.photo(state.photo_seconds) as clock:
         try:
             async with asyncio.timeout(seconds):
-                content = await _answer_photo(state, model, data, wanted, timer)
+                content = await _answer_photo(state, model, data, wanted, clock, timer)
         except TimeoutError:
             raise HTTPException(
                 503, f"not answered within {seconds:g} seconds; try again"
@@ -205,29 +208,35 @@ async def _answer_request(request: Request, wanted: PhotoRequest) -> Response:
     return JSONResponse({"request_id": request_id, **content})
 
 
-def _max_pending(state: ServiceState, model: ServingModel) -> float:
-    """Returns how many photos the engine gets through in the time that one may wait."""
-    in_time = state.settings.max_wait_seconds * 1e3 / model.engine.photo_ms
-    return max(2 * model.engine.batch_size, in_time)
-
-
 async def _answer_photo(
-    state: ServiceState, model: ServingModel, data: bytes, wanted: PhotoRequest, timer: _StageTimer
+    state: ServiceState,
+    model: ServingModel,
+    data: bytes,
+    wanted: PhotoRequest,
+    clock: PhotoClock,
+    timer: _StageTimer,
 ) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
-    photo = await loop.run_in_executor(
-        state.threads,
-        decode_query_photo,
-        data,
-        model.engine.preprocessing,
-        state.settings.limits,
-        state.budget,
-        wanted.box,
-    )
+
+    def decode() -> DecodedPhoto:
+        return decode_query_photo(
+            data,
+            model.engine.preprocessing,
+            state.settings.limits,
+            state.budget,
+            wanted.box,
+            clock,
+        )
+
+    def search(query: Query) -> Answer:
+        with clock.work():
+            return model.searcher.answer(query)
+
+    photo = await loop.run_in_executor(state.threads, decode)
     timer.stop("decode")
-    result = await model.batcher(photo.pixels)
+    result = await model.batcher(photo.pixels, clock)
     timer.stop("engine")
-    answer = await loop.run_in_executor(state.threads, model.searcher.answer, wanted.query(result))
+    answer = await loop.run_in_executor(state.threads, search, wanted.query(result))
     timer.stop("search")
     if wanted.k and answer.known is False:
         metrics.REJECTED.inc()

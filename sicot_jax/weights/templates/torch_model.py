@@ -4,25 +4,39 @@
     for product in recognizer.recognize("photo.jpg"):
         print(product["sku"], product["probability"])
 
-Needs torch, numpy, Pillow and safetensors. `sicot convert to-torch` writes this file next to the
-weights; edit it as you like.
+Needs torch, numpy, Pillow and safetensors, and pillow-heif for HEIC photos. `sicot convert
+to-torch` writes this file next to the weights; edit it as you like.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import functools
+import io
 import json
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from safetensors.torch import load_file
 from torch import nn
 
+try:
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+    HEIF_FORMATS: tuple[str, ...] = ("HEIF",)
+except ImportError:
+    HEIF_FORMATS = ()
+
 # Residual blocks of each stage, by depth.
 BLOCKS = {
+    10: (1, 1, 1, 1),
     18: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
     50: (3, 4, 6, 3),
@@ -36,6 +50,160 @@ STEMS = {"imagenet": (7, 2), "half": (3, 2), "small": (3, 1)}
 MASK_SHARPNESS, MASK_MARGIN = 60.0, 2 / 60
 # The box is refined so many times, within a window so much larger than itself, with soft edges.
 REFINEMENTS, WINDOW_SCALE, WINDOW_SHARPNESS = 4, 1.15, 30.0
+
+# Photos are decoded as `sicot` decodes them, to the same pixels.
+PHOTO_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *HEIF_FORMATS)
+MAX_PIXELS = 100_000_000
+EXIF_ORIENTATION = 0x0112
+TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Colour spaces of ICC profiles that an image of a mode can have; others do not belong to it.
+PROFILE_SPACE = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}
+MAX_PROFILE_BYTES, SRGB_TOLERANCE = 4 << 20, 2
+
+
+@contextlib.contextmanager
+def photo_errors() -> Iterator[None]:
+    """Turns whatever a damaged photo raises into a ValueError.
+
+    Yields:
+      Nothing.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except Exception as error:
+            raise ValueError(f"photo: {error or type(error).__name__}") from error
+
+
+def open_photo(file: str | Path) -> Image.Image:
+    """Reads a photo file.
+
+    Args:
+      file: Its path.
+
+    Returns:
+      The photo as stored, in one of PHOTO_FORMATS.
+
+    Raises:
+      ValueError: Another format, more than MAX_PIXELS, truncated or damaged.
+    """
+    data = Path(file).read_bytes()
+    with photo_errors():
+        photo = Image.open(io.BytesIO(data), formats=PHOTO_FORMATS)
+        if photo.width * photo.height > MAX_PIXELS:
+            raise ValueError(f"{photo.width} x {photo.height} pixels, at most {MAX_PIXELS}")
+        photo.load()
+        return photo
+
+
+def upright_rgb(photo: Image.Image) -> Image.Image:
+    """Converts a photo of any mode to sRGB and turns it upright.
+
+    Args:
+      photo: The photo, with its colour profile and EXIF block.
+
+    Returns:
+      The photo, of mode RGB; what is transparent is white.
+
+    Raises:
+      ValueError: Floating-point pixels, or a mode that Pillow cannot convert.
+    """
+    with photo_errors():
+        try:
+            orientation = int(photo.getexif().get(EXIF_ORIENTATION, 1))
+        except Exception:
+            orientation = 1  # an unreadable EXIF block says nothing about the pixels
+        rgb = to_rgb(photo)
+        return rgb.transpose(TRANSPOSE[orientation]) if orientation in TRANSPOSE else rgb
+
+
+def to_rgb(photo: Image.Image) -> Image.Image:
+    """Converts a photo of any mode to sRGB.
+
+    Args:
+      photo: The photo, with its colour profile.
+
+    Returns:
+      The photo, of mode RGB, not turned.
+
+    Raises:
+      ValueError: Floating-point pixels.
+    """
+    profile = photo.info.get("icc_profile")
+    if photo.mode.startswith("I;16") or photo.mode == "I":
+        # Pillow's conversion clips 16-bit grey to white.
+        grey = np.clip(np.asarray(photo, dtype=np.int64), 0, 65535)
+        scaled = Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))
+        return convert_colours(scaled, profile)
+    if photo.mode == "F":
+        raise ValueError("floating-point pixels, wanted 8 or 16 bit")
+    if photo.has_transparency_data:
+        rgba = photo.convert("RGBA")
+        if profile:
+            opaque = rgba.convert("L" if photo.mode == "LA" else "RGB")
+            alpha, rgba = rgba.getchannel("A"), convert_colours(opaque, profile)
+            rgba.putalpha(alpha)
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    if photo.mode not in ("L", "CMYK"):
+        photo = photo.convert("RGB")
+    return convert_colours(photo, profile)
+
+
+def convert_colours(photo: Image.Image, profile: bytes | None) -> Image.Image:
+    """Converts a photo to sRGB by its colour profile.
+
+    Args:
+      photo: Photo of mode RGB, L or CMYK.
+      profile: ICC profile; None is sRGB.
+
+    Returns:
+      The photo, of mode RGB.
+    """
+    transform = to_srgb(profile, photo.mode) if profile else None
+    return ImageCms.applyTransform(photo, transform) if transform else photo.convert("RGB")
+
+
+@functools.lru_cache(maxsize=16)
+def to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Returns the transform of a colour profile to sRGB.
+
+    Args:
+      profile: ICC profile.
+      mode: RGB, L or CMYK.
+
+    Returns:
+      The transform; None for sRGB in other words, another kind of image or a damaged profile.
+    """
+    if len(profile) > MAX_PROFILE_BYTES:
+        return None
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if source.profile.xcolor_space != PROFILE_SPACE[mode]:
+            return None
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return None
+    if mode == "CMYK":
+        return transform
+    ramp = np.linspace(0, 255, 9).round().astype(np.uint8)
+    if mode == "RGB":
+        levels = np.stack(np.meshgrid(ramp, ramp, ramp, indexing="ij"), -1).reshape(27, 27, 3)
+    else:
+        levels = np.tile(ramp, (9, 1))
+    sample = Image.fromarray(levels)
+    converted = np.asarray(ImageCms.applyTransform(sample, transform), np.int16)
+    change = np.abs(converted - np.asarray(sample.convert("RGB"), np.int16)).max()
+    return None if change <= SRGB_TOLERANCE else transform
 
 
 def convolution(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
@@ -275,17 +443,16 @@ class SicotRecognizer(nn.Module):
 
         Returns:
           Float32 [3, height, width].
+
+        Raises:
+          ValueError: A damaged photo, or one of another format.
         """
         settings = self.preprocessing
         if isinstance(photo, np.ndarray):
             photo = Image.fromarray(photo)
         elif not isinstance(photo, Image.Image):
-            photo = Image.open(photo)
-        photo = ImageOps.exif_transpose(photo)
-        if photo.has_transparency_data:
-            white = Image.new("RGBA", photo.size, (255, 255, 255, 255))
-            photo = Image.alpha_composite(white, photo.convert("RGBA"))
-        photo = photo.convert("RGB")
+            photo = open_photo(photo)
+        photo = upright_rgb(photo)
         size = settings["resize_width"], settings["resize_height"]
         bilinear = Image.Resampling.BILINEAR
         if photo.size != size:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import decimal
+import gzip
 import json
 import random
+import re
 
 import pyarrow as pa
 import pytest
@@ -10,8 +13,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from sicot_jax.catalog.importing.manifest import read_csv_rows, read_folders, read_manifest
-from sicot_jax.catalog.importing.manifest_rows import NO_BOX, DroppedRow, ManifestError, ManifestRow
+from sicot_jax.catalog.importing.manifest import read_manifest
+from sicot_jax.catalog.importing.manifest_rows import (
+    MANIFEST_COLUMNS,
+    NO_BOX,
+    DroppedRow,
+    ManifestError,
+    ManifestRow,
+    SourceNotes,
+)
+from sicot_jax.common.table_files import TableError, read_table
 
 
 def rows_of(tmp_path, text, name="m.csv", encoding="utf-8"):
@@ -75,7 +86,7 @@ def test_a_parquet_column_of_another_type_is_named(tmp_path, value):
         pa.table({"image": ["a"], "sku": ["A"], "tags": [value]}), tmp_path / "m.parquet"
     )
     with pytest.raises(
-        ManifestError, match=r"column tags is (list<)?(struct|element: struct|binary).*; convert it"
+        TableError, match=r"column tags is (list<)?(struct|element: struct|binary).*; convert it"
     ):
         list(read_manifest(tmp_path / "m.parquet"))
 
@@ -122,7 +133,7 @@ def test_line_numbers_are_right_in_any_text(tmp_path):
                 ["\n", "\r\n", "\r", "\n\n", "\r\n\n"]
             )
         (tmp_path / "m.csv").write_bytes(text.encode())
-        numbered = read_csv_rows(tmp_path / "m.csv", [])
+        numbered = read_table(tmp_path / "m.csv", MANIFEST_COLUMNS, [])
         assert {
             where: row.reason if isinstance(row, DroppedRow) else row["image"]
             for where, row in numbered
@@ -130,23 +141,133 @@ def test_line_numbers_are_right_in_any_text(tmp_path):
 
 
 def test_columns_that_are_not_read_are_named(tmp_path):
-    unused: list[str] = []
+    notes = SourceNotes()
     (tmp_path / "m.csv").write_text("image,sku,titel,Split,price,category\na.jpg,A,t,test,1,c\n")
-    list(read_manifest(tmp_path / "m.csv", unused))
-    assert unused == ["titel (did you mean title?)", "Split (did you mean split?)", "price"]
+    list(read_manifest(tmp_path / "m.csv", notes))
+    assert notes.unused_columns == [
+        "titel (did you mean title?)",
+        "Split (did you mean split?)",
+        "price",
+    ]
     for name, write in [("m.jsonl", None), ("m.parquet", parquet.write_table)]:
-        unused.clear()
+        notes = SourceNotes()
         if write:
             write(pa.table({"image": ["a"], "sku": ["b"], "Boxes": ["c"]}), tmp_path / name)
         else:
             (tmp_path / name).write_text('{"image": "a", "sku": "b", "Boxes": "c"}\n')
-        list(read_manifest(tmp_path / name, unused))
-        assert unused == ["Boxes (did you mean box?)"]
+        list(read_manifest(tmp_path / name, notes))
+        assert notes.unused_columns == ["Boxes (did you mean box?)"]
 
 
 def test_one_sku_written_in_two_ways_is_one(tmp_path):
     rows = rows_of(tmp_path, "image,sku\na.jpg,caf\u00e9\nb.jpg,cafe\u0301\n")
     assert [row.sku for row in rows] == ["caf\u00e9"] * 2
+
+
+def float_table(path, skus, kind):
+    images = [f"{i}.jpg" for i in range(len(skus))]
+    array = pa.array(skus, kind, from_pandas=False)
+    parquet.write_table(pa.table({"image": images, "sku": array, "title": array}), path)
+    return list(read_manifest(path))
+
+
+def test_numbers_in_a_float_column_are_the_texts_they_were(tmp_path):
+    """What pandas makes of a column of barcodes with a gap; above 2^53 digits are lost."""
+    rows = float_table(
+        tmp_path / "m.parquet", [4006381333931.0, float("nan"), None, 1.1, 2.0**60], pa.float64()
+    )
+    assert [(row.sku, row.title) for row in rows if isinstance(row, ManifestRow)] == [
+        ("4006381333931", "4006381333931"),
+        ("1.1", "1.1"),
+    ]
+    dropped = [(row.row, row.reason) for row in rows if isinstance(row, DroppedRow)]
+    assert dropped == [
+        ("row 2", "empty SKU"),
+        ("row 3", "empty SKU"),
+        ("row 5", "SKU in scientific notation"),
+    ]
+    (exact, lost) = float_table(tmp_path / "m.parquet", [2.0**24, 4006381333931.0], pa.float32())
+    assert exact.sku == "16777216"
+    assert lost.reason == "SKU in scientific notation"
+    (row,) = float_table(
+        tmp_path / "m.parquet", [decimal.Decimal(4006381333931)], pa.decimal128(20, 2)
+    )
+    assert row.sku == "4006381333931"
+
+
+def test_categorical_columns_of_pandas(tmp_path):
+    columns = {"image": ["a", "b"], "sku": pa.array(["0012", "7"]).dictionary_encode()}
+    columns["title"] = pa.array([1.0, None]).dictionary_encode()
+    parquet.write_table(pa.table(columns), tmp_path / "m.parquet")
+    rows = list(read_manifest(tmp_path / "m.parquet"))
+    assert [(row.sku, row.title) for row in rows] == [("0012", "1"), ("7", "")]
+
+
+def test_numbers_of_json(tmp_path):
+    numbers = ("4006381333931.0", "4.006381333931e12", "0.10", "12", "NaN", "1e999", '"1e5"')
+    text = "".join(f'{{"image": "{i}.jpg", "sku": {n}}}\n' for i, n in enumerate(numbers))
+    rows = rows_of(tmp_path, text, "m.jsonl")
+    assert [getattr(row, "sku", "dropped") for row in rows] == [
+        *("4006381333931", "4006381333931", "0.10", "12", "dropped", "1e999", "1e5")
+    ]
+
+
+@pytest.mark.parametrize("name", ["m.json", "m.jsonl"])
+def test_a_json_array(tmp_path, name):
+    text = '\n[{"image": "a", "sku": 12.0},\n {"image": "b"}, 7,\n {"image": "c", " sku ": "C"}]\n'
+    rows = rows_of(tmp_path, text, name)
+    assert [getattr(row, "sku", "") for row in rows] == ["12", "", "", "C"]
+    assert [row.row for row in rows if isinstance(row, DroppedRow)] == ["row 2", "row 3"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_compressed_manifest(tmp_path, suffix):
+    plain = VALID[suffix]
+    (tmp_path / f"m{suffix}").write_bytes(plain)
+    packed = tmp_path / f"m{suffix}.gz"
+    packed.write_bytes(gzip.compress(plain))
+    assert list(read_manifest(packed)) == list(read_manifest(tmp_path / f"m{suffix}"))
+    packed.write_bytes(gzip.compress(b"image,code\na,b\n" if suffix == ".csv" else b"{}"))
+    with pytest.raises(TableError, match=re.escape(str(packed))):
+        list(read_manifest(packed))
+    packed.write_bytes(gzip.compress(plain)[:-9])
+    with pytest.raises(TableError, match="cannot be unpacked"):
+        list(read_manifest(packed))
+
+
+def test_blanks_around_column_names(tmp_path):
+    notes = SourceNotes()
+    (tmp_path / "m.csv").write_text("image, sku,\u00a0title , price\na.jpg,A,t,1\n")
+    (row,) = read_manifest(tmp_path / "m.csv", notes)
+    assert (row.image, row.sku, row.title) == ("a.jpg", "A", "t")
+    assert notes.unused_columns == ["price"]
+    with pytest.raises(TableError, match="'sku' more than once"):
+        rows_of(tmp_path, "image,sku, sku\na,b,c\n")
+    with pytest.raises(TableError, match="no column sku; found 'image', 'SKU;x'"):
+        rows_of(tmp_path, "image, SKU;x\na,b\n")
+
+
+def test_html_in_texts_is_shown_as_text_and_counted(tmp_path):
+    notes = SourceNotes()
+    text = "image,sku,title,category\na,A,<b>Gr&uuml;n</b>,Tea &amp; Co\nb,B,5 < 6,Tea\n"
+    (tmp_path / "m.csv").write_text(text)
+    rows = list(read_manifest(tmp_path / "m.csv", notes))
+    assert [(row.title, row.category) for row in rows] == [
+        ("Gr\u00fcn", "Tea & Co"),
+        ("5 < 6", "Tea"),
+    ]
+    assert notes.remarks() == ["HTML turned into text: 1 row, such as '<b>Gr&uuml;n</b>'"]
+
+
+def test_doubtful_skus_are_named(tmp_path):
+    notes = SourceNotes()
+    (tmp_path / "m.csv").write_text("image,sku\na,0012\nb,12\nc,NA\nd,#N/A\n")
+    rows = list(read_manifest(tmp_path / "m.csv", notes))
+    assert [getattr(row, "sku", "dropped") for row in rows] == ["0012", "12", "NA", "dropped"]
+    assert [line.partition(":")[2] for line in notes.warnings()] == [
+        " '0012' and '12'; check the source",
+        " 'NA'; check the source",
+    ]
 
 
 def test_jsonl_lists_and_broken_lines(tmp_path):
@@ -156,9 +277,7 @@ def test_jsonl_lists_and_broken_lines(tmp_path):
     assert rows[0].tags == "x y"
     assert rows[0].box == (0, 0, 0.5, 1)
     assert [row.row for row in rows[1:]] == ["line 2", "line 3", "line 4"]
-    assert all(
-        isinstance(row, DroppedRow) and row.reason == "unreadable JSON line" for row in rows[1:]
-    )
+    assert all(isinstance(row, DroppedRow) and row.reason == "unreadable JSON" for row in rows[1:])
 
 
 @pytest.mark.parametrize(
@@ -231,13 +350,21 @@ def test_lone_surrogate_is_a_bad_row(tmp_path):
         ("m.jsonl", b'{"image": "a", "code": "b"}\n', ["no column sku"]),
         ("m.jsonl", '{"image": "caf\u00e9"}\n'.encode("latin-1"), ["not UTF-8 (line 1)"]),
         ("m.parquet", b"not parquet", ["cannot be read"]),
-        ("m.xlsx", b"", ["'.xlsx'", ".csv, .parquet, .jsonl"]),
+        ("m.xlsx", b"", ["'.xlsx'", ".csv, .parquet, .jsonl", "save it as 'CSV UTF-8'"]),
+        ("m.tsv", b"", ["'.tsv'", "save it as CSV"]),
+        ("m.feed", b"", ["'.feed'", "convert it to one of them"]),
+        ("m.csv", b"PK\3\4 excel", ["is a spreadsheet or zip file", "save it as 'CSV UTF-8'"]),
+        ("m.csv", b"\x1f\x8b", ["is compressed by gzip", "let its name end in .gz"]),
+        ("m.jsonl", b"PAR1", ["is a Parquet file"]),
+        ("m.json", b'{\n"products": [\n{"image": 1}\n]}', ["no column sku; found 'image'"]),
+        ("m.json", b'[{"image": "a", "sku"', ["nothing in it can be read, such as line 1:"]),
+        ("m.csv", b"a,b\n1,2\n", ["no column image and sku; found 'a', 'b', wanted"]),
     ],
 )
 def test_unreadable_manifest_is_one_line(tmp_path, name, content, words):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(ManifestError) as caught:
+    with pytest.raises(TableError) as caught:
         list(read_manifest(path))
     message = str(caught.value)
     assert "\n" not in message
@@ -255,7 +382,7 @@ def stray(quote_row=11, later="plain"):
 @pytest.mark.parametrize("later", ["plain", '"a, b"', '",x"', '"two ""words"""', 'a 15" screen, "'])
 def test_an_unclosed_quote_is_refused_where_it_begins(tmp_path, later):
     with pytest.raises(
-        ManifestError, match=r"the quote that begins in line 12 is not closed"
+        TableError, match=r"the quote that begins in line 12 is not closed"
     ) as caught:
         rows_of(tmp_path, stray(later=later))
     assert "\n" not in str(caught.value)
@@ -292,7 +419,7 @@ def test_quotes_that_are_no_mistake(tmp_path):
 def test_a_binary_csv_is_one_clean_line(tmp_path, capfd, start):
     path = tmp_path / "m.csv"
     path.write_bytes(start + random.Random(0).randbytes(5000))
-    with pytest.raises(ManifestError, match=r"not UTF-8 \(line \d\)") as caught:
+    with pytest.raises(TableError, match=r"not UTF-8 \(line \d\)") as caught:
         list(read_manifest(path))
     assert str(caught.value).isprintable()
     assert capfd.readouterr().err == ""
@@ -308,35 +435,6 @@ def test_messages_hold_no_control_characters():
 def test_missing_manifest(tmp_path):
     with pytest.raises(ManifestError, match="not found"):
         read_manifest(tmp_path / "none.csv")
-
-
-def test_one_folder_per_sku(tmp_path):
-    for name in (
-        "0012/a.jpg",
-        "0012/deep/b.PNG",
-        "NA/a.jpg",
-        "NA/.hidden.jpg",
-        "NA/notes.txt",
-        "loose.jpg",
-        "m.txt",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    rows = list(read_folders(tmp_path))
-    values = [(row.image, row.sku, row.title) for row in rows if isinstance(row, ManifestRow)]
-    assert values == [
-        ("0012/a.jpg", "0012", ""),
-        ("0012/deep/b.PNG", "0012", ""),
-        ("NA/a.jpg", "NA", ""),
-    ]
-    dropped = [(row.row, row.bad) for row in rows if isinstance(row, DroppedRow)]
-    assert dropped == [("loose.jpg", True), ("NA/notes.txt", False)]
-
-
-def test_folder_without_folders(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(b"x")
-    with pytest.raises(ManifestError, match="one folder per SKU"):
-        read_folders(tmp_path)
 
 
 VALID = {

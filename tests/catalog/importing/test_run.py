@@ -228,6 +228,52 @@ def test_order_and_hash_depend_on_neither_rows_nor_workers(tmp_path, rows, sourc
     assert open_imported(seeded.folder).data_hash != first.data_hash
 
 
+def made_elsewhere(build):
+    """What a library makes of the same input with another processor or version."""
+
+    def build_otherwise(*args, **kwargs):
+        made = build(*args, **kwargs)
+        if isinstance(made, np.ndarray):
+            return np.nextafter(made, np.float32(1))
+        made.vocabulary = ["", *made.vocabulary[:0:-1]]
+        return made
+
+    return build_otherwise
+
+
+@pytest.mark.parametrize("tokenizer", ["words", "sentencepiece"])
+def test_hash_covers_what_was_read_and_not_what_libraries_make_of_it(
+    tmp_path, source, tokenizer, monkeypatch
+):
+    settings = dataclasses.replace(SMALL, tokenizer=tokenizer)
+    first = open_imported(import_catalog(source, tmp_path / "one", settings=settings).folder)
+    for name in ("train_word_vectors", "build_tokenizer"):
+        monkeypatch.setattr(catalog_tables, name, made_elsewhere(getattr(catalog_tables, name)))
+    second = open_imported(import_catalog(source, tmp_path / "two", settings=settings).folder)
+    assert (first.word_vectors != second.word_vectors).any()
+    assert list(first.tokenizer.vocabulary) != list(second.tokenizer.vocabulary)
+    assert first.data_hash == second.data_hash
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"word_width": 9},
+        {"word_epochs": 2},
+        {"min_count": 2},
+        {"max_vocabulary": 3},
+        {"drop_top_share": 0.5},
+        {"tokenizer": "sentencepiece"},
+        {"short_side": 25},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_hash_covers_the_settings_of_words_and_pixels(tmp_path, source, imported, change):
+    settings = dataclasses.replace(SMALL, **change)
+    changed = open_imported(import_catalog(source, tmp_path / "out", settings=settings).folder)
+    assert changed.data_hash != open_imported(imported.folder).data_hash
+
+
 def test_class_ids_are_append_only(tmp_path, rows, source):
     folder = source.parent
     out = tmp_path / "out"

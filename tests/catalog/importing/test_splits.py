@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import Counter
 
@@ -320,21 +321,71 @@ def test_an_official_test_split_is_kept_and_validation_held_out():
     ]
 
 
+def test_near_identical_photos_count_as_one_and_stay_together():
+    """Five pictures of four sizes each: one picture is tested, one validated, three trained."""
+    photos = [
+        SplitPhoto(f"{picture} {size}", "a", f"{picture}-{size}.jpg", copies=picture)
+        for picture in range(5)
+        for size in range(4)
+    ]
+    result = assign_splits(photos, SplitRules(seed=0))
+    assert count(photos, result, "a") == {"train": 12, "validation": 4, "test": 4}
+    for picture in range(5):
+        assert len(set(result.split[4 * picture : 4 * picture + 4])) == 1
+    assert (result.near_copies, result.divided) == (15, [])
+    # Without the copies the pictures have the same number in each split.
+    assert split_sizes(5) == (3, 1, 1)
+    # All of one picture: nothing is left to test with.
+    one = [SplitPhoto(f"{i}", "a", f"{i}", copies=0) for i in range(9)]
+    result = assign_splits(one, SplitRules(seed=0))
+    assert result.split == ["train"] * 9
+    assert result.untested_classes == ["a"]
+
+
+def test_a_new_copy_joins_the_split_of_its_picture():
+    photos = [
+        SplitPhoto("test", "a", "1", "test", copies=1),
+        SplitPhoto("new", "a", "2", copies=1),
+        SplitPhoto("earlier", "a", "3", copies=2),
+        SplitPhoto("newer", "a", "4", copies=2),
+        SplitPhoto("trained", "a", "5", "train", copies=3),
+        SplitPhoto("tested", "a", "6", "test", copies=3),
+        SplitPhoto("newest", "a", "7", copies=3),
+    ]
+    result = assign_splits(photos, SplitRules(seed=0), previous={"earlier": "validation"})
+    expected = ["test", "test", "validation", "validation", "train", "test", "train"]
+    assert result.split == expected
+    assert result.divided == [[4, 5, 6]]
+    # Copies of one picture under two labels are two pictures.
+    others = [SplitPhoto("x", "a", "1", copies=1), SplitPhoto("y", "b", "2", copies=1)]
+    assert assign_splits(others, SplitRules(seed=0)).near_copies == 0
+
+
 LABELS = st.sampled_from("abc")
 # Few image ids, so that many photos are copies of each other, under one label or several.
 PHOTOS = st.lists(
     st.tuples(
-        st.integers(0, 60), LABELS, st.sampled_from(("", "", "", "train", "validation", "test"))
+        st.integers(0, 60),
+        LABELS,
+        st.sampled_from(("", "", "", "train", "validation", "test")),
+        st.booleans(),
     ),
     max_size=60,
 ).map(
+    # Some images are near-identical to two others.
     lambda rows: [
-        SplitPhoto(f"image {image}", label, f"{position}.jpg", source_split)
-        for position, (image, label, source_split) in enumerate(rows)
+        SplitPhoto(
+            f"image {image}",
+            label,
+            f"{position}.jpg",
+            source_split,
+            image // 3 if image % 9 < 3 and has_copies else None,
+        )
+        for position, (image, label, source_split, has_copies) in enumerate(rows)
     ]
 )
 UNPINNED_PHOTOS = PHOTOS.map(
-    lambda photos: [SplitPhoto(photo.image_id, photo.label, photo.reference) for photo in photos]
+    lambda photos: [dataclasses.replace(photo, source_split="") for photo in photos]
 )
 RULES = st.builds(
     lambda seed, sizes, tail_cut, official_test: SplitRules(
@@ -382,6 +433,17 @@ def test_copies_of_a_photo_never_lie_in_two_splits(photos, rules):
     assert all(len(of_one) == 1 for of_one in splits.values())
     for image_id, _ in result.conflicting:
         assert splits.get(image_id, {"train"}) == {"train"}
+
+
+@given(UNPINNED_PHOTOS, RULES)
+def test_near_identical_photos_of_a_label_never_lie_in_two_splits(photos, rules):
+    result = assign_splits(photos, rules)
+    assert not result.divided
+    splits = {}
+    for photo, split in zip(photos, result.split, strict=True):
+        if split:
+            splits.setdefault(photo.picture, set()).add(split)
+    assert all(len(of_one) == 1 for of_one in splits.values())
 
 
 @given(PHOTOS, RULES, st.randoms(use_true_random=False))

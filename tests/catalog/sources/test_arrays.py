@@ -254,7 +254,7 @@ def test_refused(source, tmp_path):
     with pytest.raises(InputError, match="wanted uint8"):
         write_array_file(source, path, to_image=lambda record: np.zeros((16, 16, 3), np.float32))
     assert not path.exists()
-    with pytest.raises(InputError, match=r"no array file .*correct the path"):
+    with pytest.raises(InputError, match=r"no array file .*where it is now: --catalog"):
         open_array_file(path)
     write_array_file(source, path, to_image=_image)
     path.write_bytes(path.read_bytes()[:-100])

@@ -115,6 +115,15 @@ def test_equal_in_another_process():
         assert pool.apply(_first_prints, (SMALL,)) == _first_prints(SMALL)
 
 
+def test_draws_are_those_of_this_generator_version():
+    """NumPy may change the streams of `Generator`: then GENERATOR_VERSION must be raised."""
+    split = open_generated(SMALL).splits["train"]
+    assert [split[i]["title"] for i in (0, 250)] == [
+        "shirt plain diamondlogo discount new arrival veri",
+        "discount gift free shipping shirt free shipping ringlogo lanex",
+    ]
+
+
 def test_hash_and_validation():
     changes = {
         "num_classes": 21, "train_photos": 301, "zipf_exponent": 1.1, "validation_per_class": 1,

@@ -179,12 +179,12 @@ def test_widening_is_limited(opened, monkeypatch):
     from sicot_jax.index.backends import local
 
     num_ranked = []
-    rank_rows = local._rank_rows
+    rank_photos = local.rank_photos
     monkeypatch.setattr(
         local,
-        "_rank_rows",
-        lambda snapshot, q, rows, *n: (
-            num_ranked.append(len(rows)) or rank_rows(snapshot, q, rows, *n)
+        "rank_photos",
+        lambda features, products, q, rows, counts: (
+            num_ranked.append(len(rows)) or rank_photos(features, products, q, rows, counts)
         ),
     )
     monkeypatch.setattr(local, "MAX_WIDENING", 2)

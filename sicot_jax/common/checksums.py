@@ -1,0 +1,49 @@
+"""Checksums of all files of a folder, kept in it as a file that `sha256sum --check` reads too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sicot_jax.common.files import file_sha256
+
+CHECKSUM_FILE = "checksums.sha256"
+
+
+def write_checksums(folder: Path) -> None:
+    """Writes the checksums of a complete folder into it.
+
+    Args:
+      folder: a folder that no file will be added to.
+    """
+    (folder / CHECKSUM_FILE).write_bytes(_checksums(folder))
+
+
+def describe_damage(folder: Path) -> str:
+    """Returns how a folder differs from its checksums; reads every byte of it.
+
+    Args:
+      folder: a folder that `write_checksums` was called for.
+
+    Returns:
+      The first file that is missing, changed or new; "" where every byte is as it was.
+    """
+    try:
+        stored, actual = (folder / CHECKSUM_FILE).read_bytes(), _checksums(folder)
+    except OSError as error:
+        return f"{Path(error.filename or folder).name}: {error.strerror}"
+    if stored == actual:
+        return ""
+    # What follows 64 digits and two blanks in a line is the path.
+    differing = {line[66:] for line in {*stored.splitlines()} ^ {*actual.splitlines()}}
+    first = min(differing, default=b"").decode(errors="replace") or CHECKSUM_FILE
+    return f"{first!r} is not as it was written"
+
+
+def _checksums(folder: Path) -> bytes:
+    paths = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if not path.is_dir() and path.name != CHECKSUM_FILE
+    )
+    lines = (f"{file_sha256(folder / path)}  {path}\n" for path in paths)
+    return "".join(lines).encode()

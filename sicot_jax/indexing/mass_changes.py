@@ -1,0 +1,156 @@
+"""Stops a change of many products at once: a feed that was cut off, or columns that moved."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sqlite3
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sicot_jax.common.text import pluralize
+from sicot_jax.errors import InputError
+from sicot_jax.index.storage import layout
+from sicot_jax.index.storage.products import ProductStore, parse_quality
+
+if TYPE_CHECKING:
+    from sicot_jax.indexing.embed import IndexSource
+
+MAX_CHANGE_SHARE = 0.2
+_MAX_EXAMPLES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class ProductState:
+    """What is compared of a product.
+
+    Attributes:
+      title: text.
+      category: name, "" for none.
+      price: its price; None where it is unknown.
+    """
+
+    title: str
+    category: str
+    price: float | None = None
+
+
+class MassChanges:
+    """Counts the products of an index by kind of change."""
+
+    def __init__(self, total: int):
+        """Begins to count.
+
+        Args:
+          total: products that are not deleted before the change.
+        """
+        self.total = total
+        self._skus: dict[str, list[str]] = {}
+        self._photos = (0, 0)
+
+    def compare(self, sku: str, before: ProductState, after: ProductState | None) -> None:
+        """Counts one product.
+
+        Args:
+          sku: its key.
+          before: as the version in use has it.
+          after: as it will be; None where it is withdrawn.
+        """
+        if after is None:
+            self._count("be withdrawn", sku)
+            return
+        if before.title.split() != after.title.split() and before.title.strip():
+            self._count("be renamed" if after.title.strip() else "lose the title", sku)
+        if before.category and not after.category:
+            self._count("lose the category", sku)
+        if after.price == 0 and before.price != 0:
+            self._count("get the price 0", sku)
+
+    def compare_photos(self, before: int, after: int) -> None:
+        """Counts photos.
+
+        Args:
+          before: photos of the version in use.
+          after: photos of the next one.
+        """
+        self._photos = before, after
+
+    def _count(self, kind: str, sku: str) -> None:
+        self._skus.setdefault(kind, []).append(sku)
+
+    def check(self, source: Path, max_share: float) -> None:
+        """Refuses more changes of a kind than are allowed.
+
+        Args:
+          source: where the changes come from, for the message.
+          max_share: share of all products that may change in the same way; one always may, unless
+            the share is 0.
+
+        Raises:
+          InputError: more than that, or no share.
+        """
+        if not 0 <= max_share <= 1:
+            raise InputError(f"--max-change-share {max_share}, wanted a share from 0 to 1")
+        allowed = max(max_share * self.total, 1 if max_share else 0)
+        found = [
+            f"{len(skus)} of {pluralize(self.total, 'product')} would {kind}, such as "
+            f"{', '.join(map(repr, skus[:_MAX_EXAMPLES]))}"
+            for kind, skus in self._skus.items()
+            if len(skus) > allowed
+        ]
+        photos, left = self._photos
+        if photos - left > max_share * photos:
+            found.append(f"{photos - left} of {pluralize(photos, 'photo')} would be withdrawn")
+        if found:
+            raise InputError(
+                f"{source}: {'; '.join(found)}; at most {max_share:.0%} may at once, and the index "
+                "stays as it is; check whether the source is whole, or give --max-change-share 1 "
+                "once if this is right"
+            )
+
+
+def check_new_version(index: Path, source: IndexSource, max_share: float) -> None:
+    """Compares the products of the version in use with those of the next one.
+
+    Args:
+      index: index folder; without a version in use nothing is compared.
+      source: what the next version is built from.
+      max_share: as for `MassChanges.check`.
+
+    Raises:
+      InputError: too many products would be withdrawn, renamed, or lose title or category.
+    """
+    if not (index / layout.CURRENT).exists():
+        return
+    try:
+        before, photos = _read_states(layout.current_version(index) / layout.PRODUCTS)
+    except (InputError, sqlite3.Error) as error:
+        print(f"changes are not compared with the version in use: {error}", file=sys.stderr)
+        return
+    products = source.catalog.classes
+    after = {
+        products.sku[c]: ProductState(products.title[c], products.category[c])
+        for c in range(len(products))
+        if not products.discontinued[c]
+    }
+    changes = MassChanges(len(before))
+    for sku, state in before.items():
+        changes.compare(sku, state, after.get(sku))
+    changes.compare_photos(photos, len(source.photos))
+    changes.check(Path(source.catalog.name), max_share)
+
+
+def _read_states(path: Path) -> tuple[dict[str, ProductState], int]:
+    """Products by SKU, and their photos; none of them deleted."""
+    photos = (
+        "SELECT count(*) FROM photos JOIN products USING (product_id) "
+        "WHERE NOT photos.deleted AND NOT products.deleted"
+    )
+    query = "SELECT sku, title, category, quality FROM products WHERE NOT deleted"
+    with contextlib.closing(ProductStore(path)) as store:
+        states = {
+            sku: ProductState(title, category, parse_quality(quality).get("price"))
+            for sku, title, category, quality in store.connection.execute(query)
+        }
+        return states, store.connection.execute(photos).fetchone()[0]
