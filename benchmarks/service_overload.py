@@ -216,8 +216,12 @@ def measure(scenario: Scenario, seconds: float) -> list[list[str]]:
         service = ServiceProcess.start_sicot(
             scenario.index, workers, f"--max-wait-ms={max_wait_ms:g}"
         )
-        service.wait()
-        asyncio.run(closed_loop(service.port, request, 2, 1.0))  # whatever is made once
+        try:
+            service.wait()
+            asyncio.run(closed_loop(service.port, request, 2, 1.0))  # whatever is made once
+        except RuntimeError:
+            service.stop()
+            raise
         return service
 
     service = started(60_000.0)

@@ -31,7 +31,7 @@ SHARED_MEMORY = Path("/dev/shm")  # where there is one; containers often limit i
 class BatchLoader(Protocol):
     """Makes host batches by number."""
 
-    def __call__(self, number: int) -> HostBatch:
+    def __call__(self, number: int, /) -> HostBatch:
         """Returns a batch.
 
         Args:
@@ -42,7 +42,7 @@ class BatchLoader(Protocol):
         """
         ...
 
-    def photo_bytes(self, number: int) -> int:
+    def photo_bytes(self, number: int, /) -> int:
         """Returns the bytes of a batch's photos, which are nearly all of it.
 
         Args:

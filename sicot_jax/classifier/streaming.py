@@ -36,7 +36,7 @@ def first_class_id(shard_rows: int) -> Int[Array, ""]:
     return lax.axis_index(mesh.AXES) * shard_rows
 
 
-def to_varying(x: Shaped[Array, ...]) -> Shaped[Array, ...]:
+def to_varying(x: Shaped[Array, "*_"]) -> Shaped[Array, "*_"]:
     """Marks a value that is equal on all devices as one that may differ between them.
 
     Args:
@@ -48,7 +48,7 @@ def to_varying(x: Shaped[Array, ...]) -> Shaped[Array, ...]:
     return lax.pcast(x, mesh.AXES, to="varying")
 
 
-def pass_to_previous_device(x: Shaped[Array, ...]) -> Shaped[Array, ...]:
+def pass_to_previous_device(x: Shaped[Array, "*_"]) -> Shaped[Array, "*_"]:
     """Sends an array once round the ring of devices, to the device before.
 
     Args:

@@ -24,7 +24,7 @@ def add_data_commands(commands: Commands) -> None:
       commands: sub-parsers object that the command is added to.
     """
     parser = add_command(
-        commands, "import", _import, "import a manifest (CSV, Parquet, JSONL) or a folder per SKU"
+        commands, "import", _import, "import a manifest (CSV, Parquet, JSON) or a folder per SKU"
     )
     _add_source_options(parser)
     _add_photo_options(parser)
@@ -43,7 +43,7 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
         "source",
         nargs="?",
         type=Path,
-        help="manifest (csv, parquet, jsonl) or folder with one folder per SKU",
+        help="manifest (csv, parquet, jsonl, json, also .gz) or folder with one folder per SKU",
     )
     parser.add_argument(
         "--dataset", choices=DATA_SETS, help="a public data set in its owner's layout, in --from"

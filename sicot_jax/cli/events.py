@@ -140,8 +140,8 @@ def _add_triplets(group: Commands) -> None:
     parser.add_argument(
         "--products",
         type=Path,
-        help="CSV, Parquet or JSON with columns sku, product: SKUs of one product are no negatives of "
-        "each other",
+        help="CSV, Parquet or JSON with columns sku, product: SKUs of one product are no negatives "
+        "of each other",
     )
     _add_resource_options(parser)
 
@@ -153,7 +153,9 @@ def _add_resource_options(parser: argparse.ArgumentParser) -> None:
         default=1000,
         help="memory for tables; more goes to disk (default: 1000)",
     )
-    parser.add_argument("--threads", type=int, default=0, help="default: one per core")
+    parser.add_argument(
+        "--threads", type=int, default=0, help="default: one per core, if the memory has room"
+    )
 
 
 def _pair(text: str) -> tuple[str, str]:

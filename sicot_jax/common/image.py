@@ -136,7 +136,7 @@ def _to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     else:
         levels = np.tile(ramp, (9, 1))
     sample = Image.fromarray(levels)
-    converted = np.asarray(ImageCms.applyTransform(sample, transform), np.int16)
+    converted = np.asarray(transform.apply(sample), np.int16)
     change = np.abs(converted - np.asarray(sample.convert("RGB"), np.int16)).max()
     return None if change <= _SRGB_TOLERANCE else transform
 
@@ -146,7 +146,7 @@ def _convert_colours(photo: Image.Image, profile: bytes | None) -> Image.Image:
     transform = _to_srgb(profile, photo.mode) if profile else None
     if transform is None:
         return photo.convert("RGB")
-    return ImageCms.applyTransform(photo, transform)
+    return transform.apply(photo)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -408,7 +408,7 @@ def _text_column(path: Path, name: str, column: pa.Array) -> list[str]:
             ]
         if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
             # Above, whole numbers are not exact in the type: they keep their exponent.
-            exact = {16: 2**11, 32: 2**24, 64: _EXACT_FLOAT}.get(kind.bit_width, math.inf)
+            exact: float = {16: 2**11, 32: 2**24, 64: _EXACT_FLOAT}.get(kind.bit_width, math.inf)
             return [_number_text(value, exact) for value in column.to_pylist()]
         return column.cast(pa.string()).fill_null("").to_pylist()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -424,7 +424,8 @@ def _number_text(value: float | decimal.Decimal | None, exact: float) -> str:
         return ""
     if math.isinf(value) or value != int(value):
         return str(value)
-    return str(int(value)) if abs(value) <= exact else f"{value:.16e}"
+    whole = int(value)
+    return str(whole) if abs(whole) <= exact else f"{value:.16e}"
 
 
 def _read_json(path: Path, columns: TableColumns, unused: list[str]) -> Iterator[RawRow]:

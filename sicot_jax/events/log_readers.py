@@ -209,8 +209,8 @@ def _open_jsonl(log: Path, columns: Mapping[str, str], settings: LogSettings) ->
         path = sql_literal("$." + sql_name(column))
         texts[field] = f"json_extract_string(json, {path})"
         if field == "sku":  # a whole number that went through a float
-            number = f"suffix({texts[field]}, '.0') AND json_type(json, {path}) = 'DOUBLE'"
-            texts[field] = f"CASE WHEN {number} THEN {texts[field]}[:-3] ELSE {texts[field]} END"
+            is_float = f"suffix({texts[field]}, '.0') AND json_type(json, {path}) = 'DOUBLE'"
+            texts[field] = f"CASE WHEN {is_float} THEN {texts[field]}[:-3] ELSE {texts[field]} END"
     return LogSource(
         f"read_ndjson_objects({sql_files(log)}, ignore_errors=true)",
         _expressions(texts, settings),

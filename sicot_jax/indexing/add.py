@@ -25,7 +25,6 @@ from sicot_jax.catalog.importing.manifest_rows import (
 )
 from sicot_jax.catalog.importing.photos import FolderPhotos, PreparedPhoto, prepare_photos
 from sicot_jax.catalog.importing.settings import ImportSettings
-from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.errors import InputError
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage.binary_codes import BinaryEncoder
@@ -39,7 +38,7 @@ from sicot_jax.index.storage.products import (
     set_num_rows,
     upsert_products,
 )
-from sicot_jax.index.storage.vectors import VectorFiles
+from sicot_jax.index.storage.vectors import VectorFiles, unit_features
 from sicot_jax.indexing.new_products import imprint_products, load_weight_imprinter
 from sicot_jax.indexing.update import open_for_writing
 from sicot_jax.recognizer import Engine, jax_engine, onnx_engine
@@ -183,7 +182,7 @@ class _PhotoAdder:
         num_rows = self.store.num_rows()
         ids = self._assign_ids(sorted({row.sku for row, _ in photos}), report)
         new_photos = self._unknown_photos(photos, ids, report)
-        features = self._embed([photo.image for _, photo in new_photos])
+        features = self._embed([photo for _, photo in new_photos])
         row_products = np.array([product_id for product_id, _ in new_photos], np.int32)
         self.vectors.write_rows(layout.FEATURES, num_rows, features)
         self.vectors.write_rows(layout.CODES, num_rows, self.encoder.encode(features))
@@ -225,12 +224,14 @@ class _PhotoAdder:
             seen.add(key)
         return unknown
 
-    def _embed(self, photos: Sequence[bytes]) -> np.ndarray:
+    def _embed(self, photos: Sequence[PreparedPhoto]) -> np.ndarray:
         """Unit float16 [N, D]."""
         features = [np.zeros((0, self.vectors.width), np.float16)]
         for first in range(0, len(photos), _BATCH_SIZE):
-            batch = self.preprocessing.batch(photos[first : first + _BATCH_SIZE])
-            features.append(l2_normalize(self.engine(batch).embedding).astype(np.float16))
+            chunk = photos[first : first + _BATCH_SIZE]
+            batch = self.preprocessing.batch([photo.image for photo in chunk])
+            image_ids = [photo.image_id for photo in chunk]
+            features.append(unit_features(self.engine(batch).embedding, image_ids))
         return np.concatenate(features)
 
     def _records(

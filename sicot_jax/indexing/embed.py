@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from sicot_jax.catalog.batches import HostBatch, PhotoBatchLoader, prefetch
 from sicot_jax.catalog.catalog import Catalog, ClassTable, Record, Split
-from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.errors import InputError
 from sicot_jax.export.from_run import ExportedRun
 from sicot_jax.index.storage import layout
@@ -28,7 +27,7 @@ from sicot_jax.index.storage.products import (
     merge_quality,
     set_num_rows,
 )
-from sicot_jax.index.storage.vectors import VectorFiles, category_ranges
+from sicot_jax.index.storage.vectors import VectorFiles, category_ranges, unit_features
 from sicot_jax.parallel import mesh
 from sicot_jax.search.ranking_features import image_sharpness
 from sicot_jax.training import device_batches
@@ -316,5 +315,5 @@ def photo_embedder(recognizer: ExportedRun) -> Iterator[EmbedBatches]:
 
 def _unit_embeddings(embeddings: jax.Array, batch: HostBatch) -> Iterator[tuple[str, np.ndarray]]:
     real = batch["label"] >= 0
-    features = l2_normalize(np.asarray(embeddings)[real]).astype(np.float16)
-    return zip(batch["image_id"][real], features, strict=True)
+    image_ids = batch["image_id"][real]
+    return zip(image_ids, unit_features(np.asarray(embeddings)[real], image_ids), strict=True)

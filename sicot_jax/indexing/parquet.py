@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from sicot_jax.common.files import atomic_directory
-from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.common.text import one_line_error
 from sicot_jax.errors import InputError
 from sicot_jax.index.storage import layout
@@ -33,7 +32,7 @@ from sicot_jax.index.storage.products import (
     set_num_rows,
     upsert_products,
 )
-from sicot_jax.index.storage.vectors import VectorFiles, category_ranges
+from sicot_jax.index.storage.vectors import VectorFiles, category_ranges, unit_features
 from sicot_jax.indexing.new_products import imprint_all_new_products, load_weight_imprinter
 from sicot_jax.indexing.verify import verify_version
 from sicot_jax.weights.bundle import read_bundle, read_bundle_classes
@@ -284,8 +283,8 @@ def _import_photos(
     for lines in _read(photos.file, ["image_id", "embedding", "picture"]):
         chunk = slice(first, first + len(lines))
         rows = row_of[chunk]
-        embeddings = l2_normalize(np.array([line["embedding"] for line in lines], np.float32))
-        features[rows] = embeddings.astype(np.float16)
+        embeddings = np.array([line["embedding"] for line in lines], np.float32)
+        features[rows] = unit_features(embeddings, [line["image_id"] for line in lines])
         codes[rows] = encoder.encode(features[rows])
         row_products[rows] = products[chunk]
         with store.transaction() as connection:

@@ -121,7 +121,7 @@ def topk_allreduce(
     def sync_shard(stacked: PyTree, residual: Residual) -> tuple[PyTree, Residual]:
         kept: Residual = {}
 
-        def sync_array(path: tuple[Any, ...], local: Float[Array, ...]) -> Float[Array, ...]:
+        def sync_array(path: tuple[Any, ...], local: Float[Array, "*_"]) -> Float[Array, "*_"]:
             name = path_name(path)
             if name not in residual:
                 return lax.psum(local, mesh.AXES)

@@ -207,7 +207,7 @@ def shard_class_vector(x: Shaped[np.ndarray, " C"], mesh: Mesh) -> Shaped[Array,
     return jax.make_array_from_callback(x.shape, class_sharding(mesh), lambda index: x[index])
 
 
-def shard_rows(shape: tuple[int, ...], rows: Any, mesh: Mesh) -> Float[Array, ...]:
+def shard_rows(shape: tuple[int, ...], rows: Any, mesh: Mesh) -> Float[Array, "*_"]:
     """Shards the classifier's rows by class, padded with zeros.
 
     Args:
@@ -283,7 +283,7 @@ def replicate_tree(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
-def mean_over_devices(x: Float[Array, ...]) -> Float[Array, ...]:
+def mean_over_devices(x: Float[Array, "*_"]) -> Float[Array, "*_"]:
     """Averages over devices inside `shard_map`; outside, an array is of all devices already.
 
     Args:
@@ -320,7 +320,7 @@ def shard_leading_axis(x: Shaped[Array, "N ..."]) -> Shaped[Array, "N ..."]:
     return jax.reshard(x, batch_spec(x.ndim))
 
 
-def replicate(x: Shaped[Array, ...]) -> Shaped[Array, ...]:
+def replicate(x: Shaped[Array, "*_"]) -> Shaped[Array, "*_"]:
     """Gathers an array to every device, inside or outside `jit`.
 
     Args:

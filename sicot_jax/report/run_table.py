@@ -271,7 +271,7 @@ def _rows(path: Path, schema: pa.Schema) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        table = parquet.read_table(path)
+        table = parquet.read_table(path, partitioning=None)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: {one_line(error)}; wanted a run table") from error
     if missing := [name for name in schema.names if name not in table.column_names]:

@@ -21,7 +21,6 @@ from sicot_jax.catalog.tokenizer import (
 from sicot_jax.errors import InputError
 from sicot_jax.indexing.title_regression import fit_title_regression
 from sicot_jax.search.ranking_features import FEATURES, CatalogStatistics, ranking_features
-from sicot_jax.weights.templates import torch_text
 
 
 def test_split_words_by_hand():
@@ -201,6 +200,9 @@ class Product:
 
 
 def assert_same_words(title: str) -> None:
+    torch_text = pytest.importorskip(
+        "sicot_jax.weights.templates.torch_text", reason="the exported text.py needs torch"
+    )
     words = split_words(title)
     assert torch_text.split_words(title) == words
     vocabulary = build_tokenizer([title], min_count=1, drop_top_share=0).vocabulary

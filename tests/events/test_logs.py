@@ -29,7 +29,7 @@ SOME = LogSettings(max_bad_share=1, threads=1)
 def rows_of(folder):
     return [
         Event(**{**row, "shown": tuple(row["shown"])})
-        for row in parquet.read_table(folder / "events.parquet").to_pylist()
+        for row in parquet.read_table(folder / "events.parquet", partitioning=None).to_pylist()
     ]
 
 

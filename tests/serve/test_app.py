@@ -217,6 +217,7 @@ def test_a_box_does_not_make_a_photo_of_other_bytes(client):
 def test_products_and_pictures(client):
     record = client.get(f"/v1/products/{sku(3)}").json()
     assert record["title"] == f"title {sku(3)}"
+    assert client.get(f"/v1/products/\u3000{sku(3)}\u00a0").json() == record  # other blanks
     assert record["photos"] == len(record["images"]) == PHOTOS
     picture = client.get(record["images"][1])
     assert picture.headers["content-type"] == "image/jpeg"

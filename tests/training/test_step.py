@@ -95,7 +95,11 @@ def reference():
     return one_step(tiny(head=dense, loss=loss), on(1, 1)), loss
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (8, 1), (1, 8), (4, 2), (2, 4)])
+# The classifier alone is compared on all five meshes in each fast run (tests/classifier).
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1), (4, 2), *(pytest.param(s, marks=pytest.mark.slow) for s in [(8, 1), (1, 8), (2, 4)])],
+)
 def test_sharded_step_equals_dense(reference, shape):
     """Loss, gradients (rate 1: the change of parameters), batch statistics and momentum."""
     (before, after, losses), loss = reference

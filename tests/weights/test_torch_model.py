@@ -15,7 +15,10 @@ from sicot_jax.common.image import (
     photo_pixels,
 )
 from sicot_jax.config.preprocessing import Preprocessing
-from sicot_jax.weights.templates import torch_model
+
+torch_model = pytest.importorskip(
+    "sicot_jax.weights.templates.torch_model", reason="the exported model.py needs torch"
+)
 
 SETTINGS = Preprocessing(height=12, width=10, resize_height=16, resize_width=14)
 

@@ -92,6 +92,11 @@ def import_catalog(
     workers = _cpu_count() if workers is None else workers
     if workers < 1:
         raise CatalogImportError(f"workers={workers}, wanted at least 1")
+    if os.fsencode(out) != str(out).encode(errors="replace"):
+        raise CatalogImportError(
+            f"--out {str(out)!a}: the path is not UTF-8, which the photos' files need; "
+            "give another --out, or rename its folder"
+        )
     if not source.is_file() and not source.is_dir():
         raise CatalogImportError(
             f"{source} not found as a file or folder; wanted a manifest, or a folder with photos"

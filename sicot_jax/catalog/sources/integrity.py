@@ -28,8 +28,9 @@ def write_catalog_checksums(folder: Path) -> None:
     Args:
       folder: the version folder.
     """
-    paths = sorted(path for path in folder.iterdir() if path.is_file())
-    write_json(folder / CHECKSUMS_FILE, {path.name: _digest(path) for path in paths})
+    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    digests = {name: _digest(folder / name) for name in names if name != CHECKSUMS_FILE}
+    write_json(folder / CHECKSUMS_FILE, digests)
 
 
 def check_tables(folder: Path) -> None:

@@ -3,7 +3,8 @@
 `sicot index publish --database milvus+http://HOST:19530` writes, `sicot serve --database` of the
 same address reads. A file (milvus+FILE.db) is Milvus Lite, in the process itself. Deletions and
 changed categories are read from the files at once; a photo that was added later is proposed once it
-is published too.
+is published too. Where Milvus returns too few photos, or a crowd of equal codes, the codes of the
+files are compared.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from sicot_jax.common.files import file_sha256
 from sicot_jax.common.text import one_line_error
 from sicot_jax.errors import InputError
+from sicot_jax.index.backends.approximate_search import find_crowds, take_codes
 from sicot_jax.index.backends.base import IndexUnavailableError
 from sicot_jax.index.backends.local import LocalIndex, Snapshot
 from sicot_jax.index.storage import layout
@@ -126,20 +128,24 @@ class MilvusIndex(LocalIndex):
         count: int,
     ) -> np.ndarray:
         first, last = scope
-        if first == last:
-            return np.zeros(0, np.int64)
+        wanted = min(count, last - first)
+        if not wanted or wanted > _MAX_RESULTS:
+            return super()._propose(snapshot, query, code, scope, count)
         try:
             result = self._client.search(
                 self._collection,
                 data=[code.tobytes()],
                 anns_field="code",
-                limit=min(count, _MAX_RESULTS),
+                limit=wanted,
                 filter=f"row >= {first} and row < {last}",
                 search_params={"metric_type": "HAMMING"},
             )
         except self._milvus_error as error:
             raise IndexUnavailableError(f"Milvus: {one_line_error(error)}") from error
-        return np.array(result[0].ids, np.int64)
+        rows = np.array(result[0].ids, np.int64)
+        if len(rows) < wanted or len(find_crowds(take_codes(snapshot.codes, rows))):
+            return super()._propose(snapshot, query, code, scope, count)
+        return rows
 
     def close(self) -> None:
         """Closes files and connection."""

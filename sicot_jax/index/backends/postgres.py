@@ -45,7 +45,7 @@ _SETTINGS = {
 # A vector, not a halfvec: the query keeps its precision. The inner product: lengths are 1, and a
 # query of zeros has no cosine.
 _PHOTOS = """
-  SELECT code, product_id, row, -(feature::vector <#> %(query)s::vector) AS similarity
+  SELECT product_id, row, -(feature::vector <#> %(query)s::vector) AS similarity, {number} AS n
   FROM photos WHERE NOT deleted AND {of_products}"""
 _ALL_PRODUCTS = (
     "NOT EXISTS (SELECT FROM products WHERE products.product_id = photos.product_id AND deleted)"
@@ -62,19 +62,19 @@ _NEAR = """
   ORDER BY nearest.{distance} LIMIT {count}"""
 # The same, of so many codes that have any.
 _NEAR_CODES = """
-  SELECT near_codes.code, photo.* FROM (
-    SELECT nearest.code, product_ids, rows, similarities FROM {codes} nearest CROSS JOIN LATERAL (
+  SELECT photo.* FROM (
+    SELECT product_ids, rows, similarities FROM {codes} nearest CROSS JOIN LATERAL (
       SELECT array_agg(product_id) product_ids, array_agg(row) AS rows,
         array_agg(similarity) similarities
       FROM ({photos} AND photos.code = nearest.code ORDER BY row LIMIT {most}) one) of_code
     WHERE of_code.rows IS NOT NULL {order} LIMIT {count}) near_codes,
-  unnest(product_ids, rows, similarities) photo (product_id, row, similarity)"""
-# Each line with what was compared: photos, codes, photos of the code that has most.
+  unnest(product_ids, rows, similarities) WITH ORDINALITY photo (product_id, row, similarity, n)"""
+# n: number of a photo among those of its code. Each line says what was compared: photos, codes, and
+# photos of the code that has most.
 _SEARCH = """
 WITH near AS MATERIALIZED ({near}),
-of_code AS (SELECT count(*) AS photos FROM near GROUP BY code),
 sizes AS MATERIALIZED (
-  SELECT sum(photos) AS photos, count(*) AS codes, max(photos) AS largest FROM of_code)
+  SELECT count(*) AS photos, count(*) FILTER (WHERE n = 1) AS codes, max(n) AS largest FROM near)
 (SELECT product_id, row, similarity, photos, codes, largest, true
  FROM (SELECT DISTINCT ON (product_id) * FROM near
        ORDER BY product_id, similarity DESC, row) best, sizes
@@ -283,7 +283,10 @@ class PostgresIndex:
         Or among the nearest of "all codes", compared one by one, or of "all" photos.
         """
         category = values["category"]
-        near = _PHOTOS.format(of_products=_ALL_PRODUCTS if category is None else _OF_CATEGORY)
+        near = _PHOTOS.format(
+            of_products=_ALL_PRODUCTS if category is None else _OF_CATEGORY,
+            number="row_number() OVER (ORDER BY row)" if scope == "photos" else "1",
+        )
         if scope != "all":
             distance = f"code <~> %(code)s::bit({self.manifest.bits})"
             # OFFSET: sorted before photos are looked up.
@@ -297,7 +300,7 @@ class PostgresIndex:
                 count=count,
             )
         with connection.pipeline():  # one round trip
-            ef_search = str(min(count, _MAX_EF_SEARCH))
+            ef_search = str(min(max(count, 1), _MAX_EF_SEARCH))
             connection.execute("SELECT set_config('hnsw.ef_search', %s, false)", [ef_search])
             lines = connection.execute(_SEARCH.format(near=near).encode(), values).fetchall()
         lines.sort(key=lambda line: (-line[2], line[1]))  # a union has no order

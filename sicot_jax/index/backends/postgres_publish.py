@@ -23,7 +23,7 @@ from sicot_jax.errors import InputError
 from sicot_jax.index.backends import postgres_schema
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage.products import ProductStore
-from sicot_jax.index.storage.vectors import VectorFiles
+from sicot_jax.index.storage.vectors import VectorFiles, check_finite
 
 _LOCK = 0x51C07  # advisory lock of the process that publishes
 _CHUNK = 4096
@@ -83,6 +83,8 @@ def publish_to_postgres(index: Path, url: str) -> PublishReport:
                     )
                 _prepare(connection)
                 report = layout.open_current(index, lambda folder: _copy(connection, folder))
+            if report.new_photos + report.changes:
+                postgres_schema.vacuum(connection)
             # A separate transaction: it has to wait for readers of these versions.
             with connection.transaction():
                 if _try_lock(connection):
@@ -164,6 +166,7 @@ def _add_photos(
         )
         while lines := cursor.fetchmany(_CHUNK):
             rows = [line[0] for line in lines]
+            check_finite(features[rows], [line[2] for line in lines])
             for line, code, feature in zip(
                 lines, code_fields(codes[rows]), feature_fields(features[rows]), strict=True
             ):

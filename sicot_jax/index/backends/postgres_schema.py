@@ -28,6 +28,9 @@ from sicot_jax.index.storage import layout
 
 FORMAT = 4
 MIN_PGVECTOR = (0, 8)  # scans that go on until enough photos pass a filter
+# Numbers of an embedding that are sure to fit: a line lies in one page of 8 KiB with its embedding,
+# which is read for each candidate, so it is not stored apart (PostgreSQL 18, pgvector 0.8.5).
+MAX_WIDTH = 4040
 _ADDRESS = "postgresql://USER@HOST/DATABASE"
 _TABLES = """
 CREATE TABLE state (revision bigint NOT NULL, products bigint NOT NULL, photos bigint NOT NULL);
@@ -201,10 +204,33 @@ def create_tables(
       connection: inside a transaction.
       schema: its name.
       manifest: manifest of the version.
+
+    Raises:
+      InputError: embeddings of more than `MAX_WIDTH` numbers.
     """
+    if manifest.width > MAX_WIDTH:
+        raise InputError(
+            f"embeddings of {manifest.width} numbers, wanted at most {MAX_WIDTH}, as many as a "
+            f"line of PostgreSQL holds; train with --config.model.embedding_width={MAX_WIDTH}, "
+            "or serve from files (copies, workers) or Milvus, which have no such limit"
+        )
     connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(schema)))
     connection.execute(_TABLES.format(bits=manifest.bits, width=manifest.width).encode())
     connection.execute("INSERT INTO state VALUES (0, 0, 0)")
+
+
+def vacuum(connection: psycopg.Connection) -> None:
+    """Frees lines that were replaced or deleted, and refreshes what the planner knows.
+
+    Each night may replace all products (prices); the server's own vacuum comes when it likes.
+
+    Args:
+      connection: outside a transaction; its names are those of a version.
+    """
+    connection.execute(
+        "VACUUM (ANALYZE, SKIP_LOCKED) products, photos, codes, pictures, class_weights, "
+        "categories, state"
+    )
 
 
 def create_indexes(

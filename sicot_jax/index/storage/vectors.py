@@ -3,15 +3,52 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.errors import InputError
 from sicot_jax.index.storage import layout
 
 _CHUNK_BYTES = 1 << 19  # of features
+
+
+def unit_features(embeddings: np.ndarray, image_ids: Sequence[str]) -> np.ndarray:
+    """Makes embeddings what an index stores.
+
+    Args:
+      embeddings: float [N, D].
+      image_ids: photo of each, [N].
+
+    Returns:
+      Unit embeddings, float16 [N, D]; zeros stay.
+
+    Raises:
+      InputError: an embedding has a NaN or an infinite number.
+    """
+    embeddings = np.asarray(embeddings)
+    check_finite(embeddings, image_ids)
+    return l2_normalize(embeddings).astype(np.float16)
+
+
+def check_finite(embeddings: np.ndarray, image_ids: Sequence[str]) -> None:
+    """Raises InputError where an embedding has a NaN or an infinite number; names its photo.
+
+    Args:
+      embeddings: float [N, D].
+      image_ids: photo of each, [N].
+    """
+    finite = np.isfinite(embeddings).all(axis=1)
+    if not finite.all():
+        number = int(np.argmin(finite))
+        raise InputError(
+            f"photo {image_ids[number]}: its embedding has numbers that are NaN or infinite, as "
+            f"{np.count_nonzero(~finite)} of {len(finite)} here; wanted finite ones: check the "
+            "network's weights and build the index again, or leave the photo out"
+        )
 
 
 def cosine_similarities(features: np.ndarray, rows: np.ndarray, query: np.ndarray) -> np.ndarray:

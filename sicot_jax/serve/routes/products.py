@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from sicot_jax.common.sku import normalize_sku
 from sicot_jax.index.backends.base import ProductIndex
 from sicot_jax.index.storage.products import ProductRecord
 from sicot_jax.search.answer import ScoredProduct
@@ -128,7 +129,7 @@ async def picture_by_sku(
     """
 
     def read(index: ProductIndex) -> bytes | None:
-        product = index.product(sku)
+        product = index.product(normalize_sku(sku))
         if product is None or not 0 <= number < len(product.picture_rows):
             return None
         return index.picture(product.picture_rows[number])
@@ -182,7 +183,7 @@ async def product(request: Request, sku: str) -> Response:
     """
 
     def read(index: ProductIndex) -> dict[str, Any] | None:
-        product = index.product(sku)
+        product = index.product(normalize_sku(sku))
         if product is None:
             return None
         return {

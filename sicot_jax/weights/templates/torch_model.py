@@ -170,7 +170,7 @@ def convert_colours(photo: Image.Image, profile: bytes | None) -> Image.Image:
       The photo, of mode RGB.
     """
     transform = to_srgb(profile, photo.mode) if profile else None
-    return ImageCms.applyTransform(photo, transform) if transform else photo.convert("RGB")
+    return transform.apply(photo) if transform else photo.convert("RGB")
 
 
 @functools.lru_cache(maxsize=16)
@@ -201,7 +201,7 @@ def to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     else:
         levels = np.tile(ramp, (9, 1))
     sample = Image.fromarray(levels)
-    converted = np.asarray(ImageCms.applyTransform(sample, transform), np.int16)
+    converted = np.asarray(transform.apply(sample), np.int16)
     change = np.abs(converted - np.asarray(sample.convert("RGB"), np.int16)).max()
     return None if change <= SRGB_TOLERANCE else transform
 

@@ -228,6 +228,14 @@ def test_names_that_are_not_utf8_do_not_end_an_import(tmp_path):
     assert "SKU folder without a photo, left out: 1 (M\\xf6bel)" in result.report.summary()
 
 
+def test_an_out_that_is_not_utf8_is_refused_before_the_photos(tmp_path):
+    write_photos(tmp_path / "shop/A", 5)
+    out = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    with pytest.raises(CatalogImportError, match="the path is not UTF-8"):
+        import_catalog(tmp_path / "shop", out, settings=SMALL, workers=1)
+    assert not out.exists()
+
+
 def test_a_blank_in_front_of_a_folder_name_is_part_of_the_path(tmp_path):
     write_photos(tmp_path / "shop/ A", 5)
     result = import_catalog(tmp_path / "shop", tmp_path / "out", settings=SMALL, workers=1)

@@ -1,6 +1,7 @@
 """An index in PostgreSQL against the same in files: a real server with pgvector."""
 
 import contextlib
+import dataclasses
 import itertools
 import shutil
 import sys
@@ -213,6 +214,43 @@ def five_thousand(tmp_path_factory, small_version):
     return folder / "index"
 
 
+def test_hundred_nights_beside_a_long_transaction(five_thousand, url, tmp_path):
+    """Each night new prices, a product withdrawn and back: answers and graph stay whole."""
+    index = tmp_path / "index"
+    shutil.copytree(five_thousand, index)
+    publish_to_postgres(index, url)
+    query_vectors = vector_search.GaussianVectors(WIDTH)(10, np.random.default_rng(5))
+    store = ProductStore(layout.current_version(index) / layout.PRODUCTS, writable=True)
+    size = "SELECT pg_relation_size('nearest_codes')"
+    with (
+        contextlib.closing(store),
+        psycopg.connect(url) as long,
+        psycopg.connect(url, autocommit=True) as connection,
+        reading(index, url) as copy,
+    ):
+        long.execute("SELECT count(*) FROM pg_class")  # holds its snapshot until the end
+        long.execute("SELECT pg_current_xact_id()")
+        schema = postgres_schema.schema_name(layout.current_version(index))
+        postgres_schema.use_schema(connection, schema)
+        before = connection.execute(size).fetchone()
+        answers = copy.nearest(query_vectors, 10, num_photos=100)
+        for night in range(100):
+            with store.transaction() as changed:
+                changed.execute(
+                    "UPDATE products SET quality = ?, deleted = (product_id = 7 AND ?)",
+                    (f'{{"price": {night}.5}}', night % 2 == 0),
+                )
+            assert publish_to_postgres(index, url).changes == 5_000
+        assert copy.refresh()
+        assert connection.execute(size).fetchone() == before
+        assert copy.nearest(query_vectors, 10, num_photos=100) == answers
+        with copy._connection() as searching:
+            values = {"k": 10, "photos": 100, "category": None}
+            values |= {"query": f"[{','.join(['0.1'] * WIDTH)}]", "code": "01" * 128}
+            assert copy._execute(searching, values, "photos", 1000).photos == 1000
+        assert copy.product(sku(3)).quality == {"price": 99.5}
+
+
 def test_recall(five_thousand, url):
     """Of all products, of a category, and with deleted ones, none of which the graph knows."""
     publish_to_postgres(five_thousand, url)
@@ -231,13 +269,14 @@ def test_recall(five_thousand, url):
 
         with copy._connection() as connection:
             plan = connection.execute(
-                "EXPLAIN SELECT row FROM photos WHERE NOT deleted "
+                "EXPLAIN SELECT code FROM codes "
                 f"ORDER BY code <~> '{'0' * 256}'::bit(256) LIMIT 100"
             ).fetchall()
-        assert "photos_by_code" in str(plan)
+        assert "nearest_codes" in str(plan)
         assert recall() >= 0.95
         assert recall(category="kind 3") == 1 == recall(category="rare")
-        remove_products(five_thousand, [sku(n) for n in range(0, 5_000, 2)])
+        even = [sku(n) for n in range(0, 5_000, 2)]
+        remove_products(five_thousand, even, max_change_share=1)
         publish_to_postgres(five_thousand, url)
         assert {
             n.product_id % 2 for q in query_vectors for n in copy.nearest(q[None], 10)[0].products
@@ -310,6 +349,39 @@ def test_refresh_sees_published_changes(index, url, tmp_path):
                     record.category if record else f"kind {n % 2}"
                     for n, record in enumerate(one.products(everything))
                 ]
+
+
+def test_embeddings_that_no_line_holds_are_refused(index, url):
+    """Before anything is copied; the widest that fit are copied, whatever the code and the id."""
+    version = layout.current_version(index)
+    manifest = layout.read_index_manifest(version)
+    layout.write_index_manifest(version, dataclasses.replace(manifest, width=4041))
+    with pytest.raises(
+        InputError, match=r"of 4041 numbers, wanted at most 4040, .*embedding_width=4040, or serve"
+    ):
+        publish_to_postgres(index, url)
+    rng = np.random.default_rng(0)
+    with psycopg.connect(url) as connection:
+        postgres_schema.create_extension(connection)
+        for bits in (8, 256, 4096):
+            widest = dataclasses.replace(manifest, width=postgres_schema.MAX_WIDTH, bits=bits)
+            connection.execute("SELECT set_config('search_path', %s, false)", [f"s{bits}, public"])
+            postgres_schema.create_tables(connection, f"s{bits}", widest)
+            feature = publishing.feature_fields(rng.random((1, 4040)).astype(np.float16))[0]
+            code = publishing.code_fields(rng.integers(0, 256, (1, bits // 8), np.uint8))[0]
+            line = (1, 1, rng.bytes(60).hex(), False, code, feature)
+            types = ["int4", "int4", "text", "bool", "bytea", "bytea"]
+            assert publishing._copy_in(connection, "photos", [line], types) == 1
+
+
+def test_photo_without_a_finite_embedding_is_named(index, url):
+    version = layout.current_version(index)
+    vectors = VectorFiles(version, WIDTH, layout.read_index_manifest(version).bits)
+    features = vectors.memmap(layout.FEATURES, PRODUCTS * PHOTOS, writable=True)
+    features[5, 3] = np.nan
+    features.flush()
+    with pytest.raises(InputError, match=rf"photo {5:032x}: its embedding has numbers .* 1 of 24"):
+        publish_to_postgres(index, url)
 
 
 def test_class_weights_are_deleted(index, url, tmp_path):
