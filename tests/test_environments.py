@@ -25,7 +25,8 @@ LOG = "event_id,request_id,time,visitor,variant,kind,query_image_id,sku,shown\n"
     f"e{n},r{n // 2},{1_700_000_000 + n},v{n // 2},a,{kind},q{n // 2},{clicked},sku-0|sku-1\n"
     for n, (kind, clicked) in enumerate([("impression", ""), ("click", "sku-1")] * 3)
 )
-INSTALLED_ELSEWHERE = ("cuda", "tpu", "milvus")  # milvus: tests/index/backends/test_milvus.py
+# milvus: tests/index/backends/test_milvus.py; heif: its package is not among those of the tests.
+INSTALLED_ELSEWHERE = ("cuda", "tpu", "milvus", "heif")
 
 
 def pins(name):

@@ -250,7 +250,7 @@ def source_sha256(source: Path) -> str:
 
     Raises:
       CatalogImportError: neither a file nor a folder.
-      ManifestError: a manifest that cannot be read.
+      TableError: a manifest that cannot be read.
     """
     source = Path(source)
     digest = hashlib.sha256()

@@ -87,6 +87,7 @@ def import_catalog(
     Raises:
       CatalogImportError: wrong arguments, too many bad rows, or `out` cannot be written.
       ManifestError: the source cannot be read.
+      TableError: the manifest cannot be read.
     """
     source, out = Path(source).absolute(), Path(out).absolute()
     workers = _cpu_count() if workers is None else workers
