@@ -9,16 +9,13 @@ Contenders, each a process on a free port of this machine: `sicot serve`; "plain
 classes, as one writes it in twenty lines: no limits, no batches, no search. Clients are threads of
 one more process, each with a connection that it keeps, one request after the other; they take a
 share of the same cores. Photos are JPEGs of four sizes. All contenders run in every round. Cold
-start: from the command to the first answer.
-Overload: requests start at twice the rate that the service reached, whether earlier ones are
-answered or not; a photo may wait for half a second, as by default.
+start: from the command to the first answer. Beyond the rate that it carries: service_overload.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
-import concurrent.futures
 import dataclasses
 import http.client
 import io
@@ -118,38 +115,6 @@ def closed_loop(
     }
 
 
-def overload(
-    service: ServiceProcess, images: list[bytes], rate: float, seconds: float
-) -> dict[str, float]:
-    """Sends requests at a fixed rate, whatever is answered."""
-    statuses: collections.Counter[int] = collections.Counter()
-    times: list[float] = []
-
-    def send_one(number: int) -> None:
-        try:
-            status, milliseconds = send(service, images[number % len(images)])
-        except OSError:
-            statuses[0] += 1
-            return
-        statuses[status] += 1
-        if status == 200:
-            times.append(milliseconds)
-
-    with concurrent.futures.ThreadPoolExecutor(256) as pool:
-        start = time.perf_counter()
-        for number in range(int(rate * seconds)):
-            time.sleep(max(start + number / rate - time.perf_counter(), 0))
-            pool.submit(send_one, number)
-    percentiles = statistics.quantiles(times, n=100)
-    total = sum(statuses.values())
-    return {
-        "p50": percentiles[49],
-        "p99": percentiles[98],
-        "accepted": statuses[200] / total,
-        "shed": statuses[503] / total,
-    }
-
-
 def in_process_latency(index: Path, images: list[bytes], rounds: int = 60) -> tuple[float, float]:
     """Measures one photo at a time in this process.
 
@@ -182,24 +147,22 @@ class Measurements:
     Attributes:
       load: (contender, clients) -> percentiles and rate of each round.
       startup: contender -> seconds of each round.
-      overloaded: of each round.
       in_process: milliseconds of the graph alone, and from photo to logits, of each round.
     """
 
     load: dict[tuple[str, int], list[dict[str, float]]]
     startup: dict[str, list[float]]
-    overloaded: list[dict[str, float]]
     in_process: list[tuple[float, float]]
 
 
 def measure(options: argparse.Namespace) -> Measurements:
-    """Runs all contenders in every round, then the overload of `sicot serve`."""
+    """Runs all contenders in every round."""
     images = example_jpegs()
-    measured = Measurements(collections.defaultdict(list), collections.defaultdict(list), [], [])
+    measured = Measurements(collections.defaultdict(list), collections.defaultdict(list), [])
     for _ in range(options.rounds):
         measured.in_process.append(in_process_latency(options.index, images))
         for name in CONTENDERS:
-            # No request is refused but in the overload: all contenders answer the same requests.
+            # No request is refused: all contenders answer the same requests.
             service = start_contender(name, options.index, images[0], "--max-wait-ms=60000")
             try:
                 measured.startup[name].append(service.startup_seconds)
@@ -209,14 +172,6 @@ def measure(options: argparse.Namespace) -> Measurements:
                     )
             finally:
                 service.stop()
-        reached_rate = max(
-            measured.load[CONTENDERS[0], clients][-1]["rate"] for clients in options.clients
-        )
-        service = start_contender(CONTENDERS[0], options.index, images[0])
-        try:
-            measured.overloaded.append(overload(service, images, 2 * reached_rate, options.seconds))
-        finally:
-            service.stop()
     return measured
 
 
@@ -276,16 +231,6 @@ def main() -> None:
         for name, seconds in measured.startup.items()
     ]
     timing.print_table("Cold start, s", ["service", "median", "least to greatest"], rows)
-    cells = {
-        key: timing.median_text(
-            [result[key] for result in measured.overloaded],
-            3 if key in ("accepted", "shed") else 1,
-        )
-        for key in measured.overloaded[0]
-    }
-    timing.print_table(
-        "sicot serve at twice the rate it reached", list(cells), [list(cells.values())]
-    )
 
 
 if __name__ == "__main__":

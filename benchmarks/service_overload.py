@@ -8,10 +8,10 @@ What `--max-wait-ms` promises is measured where a visitor feels it: from the con
 to the last byte of its answer. For each index, size of the photos and number of workers: the
 service's own work is the time of a request when there is no other; the rate it carries is that of
 twice as many clients as cores, plus eight, that wait for their answers, with no photo refused. Then
-requests start at two, five and ten times that rate, each on a connection of its own, whether earlier
-ones are answered or not, but for at most `CLIENTS` at once. The 99th percentile of the answered ones
-is to be at most the limit plus the 99th percentile of the own work. Clients are one process, with an
-event loop, on the same cores: the rate column says which rate they reached.
+requests start at two, five and ten times that rate, each on a connection of its own, whether
+earlier ones are answered or not, but for at most `CLIENTS` at once. The 99th percentile of the
+answered ones is to be at most the limit plus the 99th percentile of the own work. Clients are one
+process, with an event loop, on the same cores: the rate column says which rate they reached.
 """
 
 from __future__ import annotations
@@ -195,7 +195,9 @@ async def overload(port: int, request: bytes, rate: float, seconds: float) -> Ov
 
 def percentile(times: Sequence[float], share: float) -> float:
     """Returns a percentile; NaN of fewer than two times."""
-    return statistics.quantiles(times, n=1000)[round(share * 1000) - 1] if len(times) > 1 else np.nan
+    return (
+        statistics.quantiles(times, n=1000)[round(share * 1000) - 1] if len(times) > 1 else np.nan
+    )
 
 
 def measure(scenario: Scenario, seconds: float) -> list[list[str]]:
@@ -240,10 +242,9 @@ def measure(scenario: Scenario, seconds: float) -> list[list[str]]:
             p99 = percentile(result.answered, 0.99)
             rows.append(
                 [
-                    f"{scenario.index.name}, {scenario.photos}, {scenario.workers}",
+                    f"{scenario.index.name}, {scenario.photos}, {scenario.workers}, {factor}",
                     f"{percentile(alone, 0.5):.0f} / {own:.0f}",
                     f"{carried:.0f}",
-                    f"{factor}",
                     f"{result.rate:.0f}",
                     f"{len(result.answered) / seconds:.0f}",
                     f"{percentile(result.answered, 0.5):.0f} / {p99:.0f}",
@@ -275,15 +276,12 @@ def main() -> None:
         for index in options.index
         for photos in options.photos
         for workers in options.workers
-        for row in measure(
-            Scenario(index, photos, workers, options.max_wait_ms), options.seconds
-        )
+        for row in measure(Scenario(index, photos, workers, options.max_wait_ms), options.seconds)
     ]
     header = [
-        "index, photos, workers",
+        "index, photos, workers, times the rate",
         "own work, p50 / p99, ms",
         "carried, photos/s",
-        "times that",
         "sent, photos/s",
         "answered, photos/s",
         "answered, p50 / p99, ms",

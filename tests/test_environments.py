@@ -22,8 +22,9 @@ TRAINING = (
     "--config.train.steps=2",
 )
 LOG = "event_id,request_id,time,visitor,variant,kind,query_image_id,sku,shown\n" + "".join(
-    f"e{n},r{n // 2},{1_700_000_000 + n},v{n // 2},a,{kind},q{n // 2},{clicked},sku-0|sku-1\n"
-    for n, (kind, clicked) in enumerate([("impression", ""), ("click", "sku-1")] * 3)
+    f"i{n},r{n},{1_700_000_000 + 9 * n},v{n},a,impression,q{n},,sku-0|sku-1\n"
+    f"c{n},r{n},{1_700_000_001 + 9 * n},v{n},a,click,q{n},sku-1,\n"
+    for n in range(3)
 )
 # milvus: tests/index/backends/test_milvus.py; heif: its package is not among those of the tests.
 INSTALLED_ELSEWHERE = ("cuda", "tpu", "milvus", "heif")
@@ -128,9 +129,9 @@ def test_commands_that_need_no_extra(environment, shop, command):
             "service",
         ),
         ("serve --index=catalog", "service"),
+        ("index rank --index=none --events log.csv --queries=img", "service"),
         ("events import log.csv --out=out", "events"),
         ("events triplets log.csv --out=out", "events"),
-        ("report conversion --events log.csv", "events"),
     ],
 )
 def test_a_missing_extra_is_named_before_any_work(environment, shop, command, extra):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import re
 
@@ -97,22 +96,17 @@ class TitleVariantReader:
         return int(self._by_class[start + (self._rank[index] - start + shift) % count])
 
 
-@dataclasses.dataclass(frozen=True)
 class EncodedSplit:
     """Records of a split with the token ids of another tokenizer.
 
     Attributes:
       split: the records.
       tokenizer: maps their titles and tags to token ids.
+      labels: int32 [N], class ids.
     """
 
-    split: Split
-    tokenizer: Tokenizer
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Class ids, int32 [N]."""
-        return self.split.labels
+    def __init__(self, split: Split, tokenizer: Tokenizer) -> None:
+        self.split, self.tokenizer, self.labels = split, tokenizer, split.labels
 
     def __len__(self) -> int:
         return len(self.split)

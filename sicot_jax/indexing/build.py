@@ -23,6 +23,7 @@ from sicot_jax.index.storage.binary_codes import (
     check_code_bits,
     encoder_from_layer,
 )
+from sicot_jax.index.storage.vectors import import_faiss
 from sicot_jax.indexing.calibrate import calibrate_version
 from sicot_jax.indexing.embed import IndexSource, PhotoReading, match_catalog
 from sicot_jax.indexing.mass_changes import MAX_CHANGE_SHARE, check_new_version
@@ -71,6 +72,7 @@ def build_index(
         in `index`, or "learned" of a run without a code layer.
     """
     check_code_bits(bits)
+    import_faiss()  # fails here without it, before anything is computed
     run = read_run(workdir)
     run = fit_run_to_devices(run, mesh_of_config(run.config), catalog_path=catalog_path)
     source = match_catalog(open_catalog(run.config.data), run.class_table())

@@ -315,5 +315,5 @@ def photo_embedder(recognizer: ExportedRun) -> Iterator[EmbedBatches]:
 
 def _unit_embeddings(embeddings: jax.Array, batch: HostBatch) -> Iterator[tuple[str, np.ndarray]]:
     real = batch["label"] >= 0
-    image_ids = batch["image_id"][real]
+    image_ids = batch["image_id"][real].tolist()
     return zip(image_ids, unit_features(np.asarray(embeddings)[real], image_ids), strict=True)

@@ -34,6 +34,7 @@ from sicot_jax.search.ranker import (
     RankingModel,
     fit_examination_propensity,
     fit_ranking_model,
+    import_lightgbm,
     ndcg_per_list,
     write_ranker,
 )
@@ -135,6 +136,7 @@ def fit_index_ranker(
       InputError: too few clicked lists whose photo is there, a ranker that is not better, or an
         index that was rebuilt in the meantime; the previous ranker stays.
     """
+    import_lightgbm()  # fails here without it, before any photo is embedded
     folder = layout.current_version(index)
     manifest = layout.read_unsharded_manifest(folder)
     photo_of = query_photos(queries)

@@ -71,7 +71,7 @@ class MassChanges:
         """Counts photos.
 
         Args:
-          before: photos of the version in use.
+          before: photos that the version in use has of products that stay.
           after: photos of the next one.
         """
         self._photos = before, after
@@ -101,7 +101,9 @@ class MassChanges:
         ]
         photos, left = self._photos
         if photos - left > max_share * photos:
-            found.append(f"{photos - left} of {pluralize(photos, 'photo')} would be withdrawn")
+            found.append(
+                f"{photos - left} of {pluralize(photos, 'photo')} of products that stay would go"
+            )
         if found:
             raise InputError(
                 f"{source}: {'; '.join(found)}; at most {max_share:.0%} may at once, and the index "
@@ -137,20 +139,21 @@ def check_new_version(index: Path, source: IndexSource, max_share: float) -> Non
     changes = MassChanges(len(before))
     for sku, state in before.items():
         changes.compare(sku, state, after.get(sku))
-    changes.compare_photos(photos, len(source.photos))
+    kept = sum(number for sku, number in photos.items() if sku in after)
+    changes.compare_photos(kept, len(source.photos))
     changes.check(Path(source.catalog.name), max_share)
 
 
-def _read_states(path: Path) -> tuple[dict[str, ProductState], int]:
-    """Products by SKU, and their photos; none of them deleted."""
-    photos = (
-        "SELECT count(*) FROM photos JOIN products USING (product_id) "
-        "WHERE NOT photos.deleted AND NOT products.deleted"
-    )
+def _read_states(path: Path) -> tuple[dict[str, ProductState], dict[str, int]]:
+    """Products by SKU, and the number of photos of each; none of them deleted."""
     query = "SELECT sku, title, category, quality FROM products WHERE NOT deleted"
+    photos = (
+        "SELECT sku, count(*) FROM photos JOIN products USING (product_id) "
+        "WHERE NOT photos.deleted AND NOT products.deleted GROUP BY product_id"
+    )
     with contextlib.closing(ProductStore(path)) as store:
         states = {
             sku: ProductState(title, category, parse_quality(quality).get("price"))
             for sku, title, category, quality in store.connection.execute(query)
         }
-        return states, store.connection.execute(photos).fetchone()[0]
+        return states, dict(store.connection.execute(photos).fetchall())

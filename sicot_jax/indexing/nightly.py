@@ -23,6 +23,7 @@ from sicot_jax.index.backends.open import publish_index
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage.binary_codes import PCA
 from sicot_jax.index.storage.products import ProductStore
+from sicot_jax.index.storage.vectors import import_faiss
 from sicot_jax.indexing.build import DEFAULT_BITS, build_index
 from sicot_jax.indexing.mass_changes import MAX_CHANGE_SHARE
 from sicot_jax.training.provenance import utc_now
@@ -113,6 +114,7 @@ def run_nightly(
     Raises:
       InputError: a step fails, or more products would change than allowed.
     """
+    import_faiss()  # fails here without it, before anything is imported
     seconds: dict[str, float] = {}
     built_from = _read_built_from(paths.index)
     with _timed(seconds, "import"):

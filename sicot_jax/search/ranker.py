@@ -10,8 +10,8 @@ LightGBM's (Ke et al. 2017). To both, an unknown value is the mean of the known 
 indicator that it is unknown. LightGBM's own missing values are not used: where a feature is NaN or
 positive in the training data, it scores zero and negative values as it scores NaN (4.7.0), so that
 a product without a sale would be ranked as one whose sales nobody knows. Values beyond those of the
-training data are scored as the nearest of these. Trees that feed a logistic regression (He et al. 2014), trees
-alone and the regression alone are measured in docs/results/ranking.md.
+training data are scored as the nearest of these. Trees that feed a logistic regression (He et al.
+2014), trees alone and the regression alone are measured in docs/results/ranking.md.
 
 Scores are monotone: of two products that differ only in similarity, sales, conversion or rating,
 both known, the one with more never ranks lower. New lists have few events, and candidates are ranked that no
@@ -206,9 +206,7 @@ class RankingModel:
         if not len(features):
             return np.zeros(0)
         # One thread: threads of LightGBM take milliseconds to wake up.
-        trees = self.trees.predict(
-            self.regression.inputs(features), raw_score=True, num_threads=1
-        )
+        trees = self.trees.predict(self.regression.inputs(features), raw_score=True, num_threads=1)
         return self.regression(features) + trees
 
 
@@ -256,7 +254,7 @@ def fit_ranking_model(lists: RankingLists, propensity: np.ndarray) -> RankingMod
     Raises:
       InputError: LightGBM is not installed.
     """
-    lightgbm = _import_lightgbm()
+    lightgbm = import_lightgbm()
     examined = propensity[lists.position]
     regression = PoissonRegression.fit(lists.features, lists.gain / examined, examined)
     names = [name.replace(" ", "_") for name in FEATURES]
@@ -344,7 +342,7 @@ def read_ranker(path: Path) -> Ranker | None:
     version = stored.pop("sha256", None)
     if version != _digest(stored):
         raise InputError(f"{path}: damaged, its sha256 does not match; {advice}")
-    trees = _import_lightgbm().Booster(model_str=stored["trees"])
+    trees = import_lightgbm().Booster(model_str=stored["trees"])
     fields = dataclasses.fields(PoissonRegression)
     regression = PoissonRegression(*(np.asarray(stored["regression"][f.name]) for f in fields))
     statistics = CatalogStatistics(stored["median_prices"], frozenset(stored["common_words"]))
@@ -356,12 +354,13 @@ def _digest(stored: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(stored, sort_keys=True).encode()).hexdigest()
 
 
-def _import_lightgbm() -> Any:
+def import_lightgbm() -> Any:
+    """Returns the module `lightgbm`; raises InputError where it is not installed."""
     try:
         import lightgbm
     except (ImportError, OSError) as error:  # the library, or a system library that it needs
         raise InputError(
-            f"LightGBM is not installed ({error}); pip install 'sicot_jax[service]'"
+            f"LightGBM is not installed ({error}); install it: pip install 'sicot_jax[service]'"
         ) from error
     return lightgbm
 

@@ -7,9 +7,10 @@ latest photos, divided by the photos that were there before them, say how long a
 
     expected wait = pending photos * max(mean wait / mean number ahead, engine's time for a photo)
 
-A photo that would wait longer than the limit is refused when it comes. One that was admitted and has
-waited that long all the same, as in the first burst after a quiet hour, is refused before its next
-stage begins. So a photo that is answered has waited no longer than the limit before its last stage.
+A photo that would wait longer than the limit is refused when it comes. One that was admitted and
+has waited that long all the same, as in the first burst after a quiet hour, is refused before its
+next stage begins. So a photo that is answered has waited no longer than the limit before its last
+stage.
 """
 
 from __future__ import annotations
@@ -105,10 +106,13 @@ class Admission:
         self._mean_wait = self._mean_ahead = 0.0
 
     def is_busy(self, photo_seconds: float) -> bool:
-        """Returns whether a photo that comes now would wait too long.
+        """Estimates how long a photo that comes now would wait.
 
         Args:
           photo_seconds: time of the engine for a photo, in full batches.
+
+        Returns:
+          Whether it would wait too long.
         """
         wait_per_photo = max(self._mean_wait / max(self._mean_ahead, 1.0), photo_seconds)
         expected = self.lag + self.pending * wait_per_photo

@@ -69,6 +69,9 @@ def serve(settings: ServiceSettings, *, host: str, port: int, workers: int) -> N
         server_header=False,
         # Also where httptools is installed: with it hostile requests leak half a kB each.
         http="h11",
+        # uvloop (0.23.0) accepts one connection a turn of its loop: under load they wait in the
+        # kernel, where neither --max-wait-ms nor /metrics see it (findings/).
+        loop="asyncio",
     )
 
 

@@ -281,10 +281,9 @@ def with_words_of(run: Run, catalog: Catalog) -> Catalog:
     if vocabulary_hash(catalog.tokenizer) == run.vocabulary_hash:
         return catalog
     tokenizer = run.tokenizer()
-    train = EncodedSplit(catalog.splits["train"], tokenizer)
-    return dataclasses.replace(
-        catalog, tokenizer=tokenizer, splits={**catalog.splits, "train": train}
-    )
+    splits = {**catalog.splits}
+    splits["train"] = EncodedSplit(catalog.splits["train"], tokenizer)
+    return dataclasses.replace(catalog, tokenizer=tokenizer, splits=splits)
 
 
 def version_hint(data: DataConfig, data_hash: str) -> str:

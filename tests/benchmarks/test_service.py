@@ -32,9 +32,7 @@ def run_and_index(imported, tmp_path_factory):
 
 
 def test_service(run_and_index):
-    """Every contender answers at every number of clients, and the overloaded one turns requests
-    away or answers them.
-    """
+    """Every contender answers at every number of clients."""
     for name in ("torch", "onnxruntime", "onnxscript"):
         pytest.importorskip(name, reason="a contender needs it")
     printed = rows(
@@ -47,8 +45,20 @@ def test_service(run_and_index):
         "the graph alone",
         "from photo to logits",
     }
-    accepted, shed = (float(cell) for cell in list(printed.values())[-1][1:])
-    assert accepted + shed == pytest.approx(1, abs=2e-3)
+
+
+def test_service_overload(run_and_index):
+    """Photos of both sizes are answered or refused, none fails, at every rate."""
+    index = str(run_and_index[1])
+    printed = printed_by("service_overload", "--index", index, "--seconds", "1", "--workers", "1")
+    assert set(printed) >= {
+        f"index, {photos}, 1, {factor}"
+        for photos in ("small", "12 megapixels")
+        for factor in (2, 5, 10)
+    }
+    assert {cells[-1] for name, cells in printed.items() if name.startswith("index, s")} == {
+        "0.000"
+    }
 
 
 def test_vector_search_and_binary_codes(run_and_index):

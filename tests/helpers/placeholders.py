@@ -73,7 +73,7 @@ def near_placeholder(version: Path) -> np.ndarray:
     candidates; unit float32 [QUERIES, D].
     """
     vectors, features = VectorsWithPlaceholders(0), _features(version)
-    drawn = vectors(20 * QUERIES, np.random.default_rng(5)) + 0.4 * vectors.placeholder
+    drawn = vectors(40 * QUERIES, np.random.default_rng(5)) + 0.65 * vectors.placeholder
     queries = l2_normalize(drawn)
     nearest = np.partition(queries @ features.T, -K, axis=1)[:, -K]
     return queries[nearest > queries @ vectors.placeholder + 0.01][:QUERIES]

@@ -33,6 +33,7 @@ from sicot_jax.catalog.importing.settings import (
 )
 from sicot_jax.catalog.sources.imported import CatalogError, open_imported, read_import_source
 from sicot_jax.common.image import decode_photo, image_id
+from sicot_jax.common.table_files import TableError
 
 ROOT = Path(__file__).parents[3]
 SMALL = ImportSettings(word_width=8, word_epochs=1, min_count=1, short_side=24)

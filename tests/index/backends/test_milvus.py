@@ -10,8 +10,10 @@ import subprocess
 import sys
 import venv
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from helpers import placeholders
 from helpers.made_photos import jpeg, photo, sku, write_manifest_csv
 
 from sicot_jax.cli import main as cli
@@ -114,6 +116,42 @@ def test_milvus_equals_files(index, python, tmp_path):
         for from_files, from_milvus in zip(one, other, strict=True):
             assert len(from_files["photos"]) == len(from_milvus["photos"])
             assert from_files["products"][:1] == from_milvus["products"][:1]
+
+
+NEAR_PLACEHOLDERS = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from sicot_jax.index.storage import layout
+from sicot_jax.index.backends.open import open_index, publish_index
+
+index, database = Path(sys.argv[1]), sys.argv[2]
+publish_index(index, database)
+opened_index = open_index(layout.current_version(index), database)
+near = opened_index.nearest(np.load(sys.argv[3]), 10, candidates=1000)
+print(json.dumps([[n.similarity for n in one.products] for one in near]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.database
+def test_recall_among_equal_codes(python, tmp_path):
+    version = placeholders.write_index(tmp_path / "index")
+    queries = placeholders.near_placeholder(version)
+    np.save(tmp_path / "queries.npy", queries)
+    arguments = [version.parent, f"milvus+{tmp_path / 'codes.db'}", tmp_path / "queries.npy"]
+    done = subprocess.run(
+        [python, "-c", NEAR_PLACEHOLDERS, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    without = placeholders.recall_without(version, queries)
+    assert placeholders.recall(version, queries, found) >= without
 
 
 def test_missing_package_is_one_line(index, capsys, monkeypatch):

@@ -7,7 +7,7 @@ from sicot_jax.common.linalg import l2_normalize
 from sicot_jax.errors import InputError
 from sicot_jax.index.storage import layout
 from sicot_jax.index.storage import vectors as vectors
-from sicot_jax.index.storage.vectors import VectorFiles, cosine_similarities
+from sicot_jax.index.storage.vectors import VectorFiles, cosine_similarities, unit_features
 
 
 def test_write_overwrites_rows_of_a_stopped_change(tmp_path):
@@ -55,3 +55,15 @@ def test_cosine_similarities_of_float16(monkeypatch):
         np.where(np.arange(259) == 3, -np.inf, similarity),
     )
     assert np.all(cosine_similarities(features, rows, query * np.nan) == -np.inf)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_photo_without_a_finite_embedding_is_named(number):
+    embeddings = np.array([[3, 4], [1, number], [0, 0]], np.float32)
+    with pytest.raises(
+        InputError, match=r"photo b: its embedding has numbers that are NaN .* 1 of 3"
+    ):
+        unit_features(embeddings, ["a", "b", "c"])
+    np.testing.assert_array_equal(
+        unit_features(embeddings[::2], ["a", "c"]), np.array([[0.6, 0.8], [0, 0]], np.float16)
+    )

@@ -1,0 +1,221 @@
+"""Admission by the wait that is measured, on a clock of the test."""
+
+import asyncio
+import contextlib
+import io
+import threading
+import time
+
+import numpy as np
+import pytest
+from helpers.made_photos import jpeg, photo
+from PIL import Image
+
+from sicot_jax.serve import admission
+from sicot_jax.serve.admission import Admission, BusyError, PhotoClock
+from sicot_jax.serve.settings import ServiceSettings
+
+testclient = pytest.importorskip("fastapi.testclient", reason="the service needs its extra")
+
+from sicot_jax.serve.app import create_app  # noqa: E402
+
+
+class Clock:
+    """A clock that the test sets."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr(admission, "time", made)
+    return made
+
+
+def test_work_is_no_wait(clock):
+    waiting = PhotoClock(0.5)
+    clock.now += 0.2
+    with waiting.work():
+        clock.now += 3.0
+    assert waiting.waited == pytest.approx(0.2)
+    clock.now += 2.3
+    waiting.add_work(2.0)
+    assert waiting.waited == pytest.approx(0.5)
+    clock.now += 0.01
+    assert waiting.expired
+    with pytest.raises(BusyError), waiting.work():
+        raise AssertionError("the work began")
+
+
+def simulate(clock, *, service, rate, seconds, engine=0.0005, lag=0.0):
+    """One server that works on one photo after the other, `service` seconds each, and photos that
+    come at a rate.
+
+    Returns:
+      Waits of the answered photos, and how many were refused when they came, and later.
+    """
+    gate, answered, refused, late = Admission(0.5), [], 0, 0
+    gate.lag = lag
+    queue, free = [], clock.now
+    start = clock.now
+    for number in range(int(rate * seconds)):
+        arrival = start + number / rate
+        while queue and max(free, queue[0][0]) <= arrival:
+            came, context, waiting = queue.pop(0)
+            clock.now = max(free, came)
+            try:
+                with waiting.work():
+                    clock.now += service
+                answered.append(waiting.waited)
+            except BusyError:
+                late += 1
+            free = clock.now
+            context.__exit__(None, None, None)
+        clock.now = arrival
+        try:
+            context = gate.photo(engine)
+            queue.append((arrival, context, context.__enter__()))
+        except BusyError:
+            refused += 1
+    return answered, refused, late
+
+
+@pytest.mark.parametrize("factor", [2, 5, 10])
+@pytest.mark.parametrize("service", [0.006, 0.025, 0.1], ids=["small", "large", "12 megapixels"])
+def test_photos_are_refused_at_once_whatever_limits_the_service(clock, service, factor):
+    """The engine takes 0.5 ms a photo: what it costs otherwise is found out by waiting."""
+    answered, refused, late = simulate(clock, service=service, rate=factor / service, seconds=30)
+    assert max(answered) <= 0.5
+    assert len(answered) * service > 0.9 * 30  # it is never idle
+    assert late < 0.1 * (len(answered) + 0.5 / service * factor)
+    assert refused > 0.8 * (1 - 1 / factor) * (refused + late + len(answered))
+
+
+def test_a_service_that_keeps_up_refuses_nothing(clock):
+    answered, refused, late = simulate(clock, service=0.1, rate=8, seconds=60)
+    assert (refused, late) == (0, 0)
+    assert len(answered) > 470
+
+
+def test_a_burst_after_photos_that_cost_more_is_admitted_again(clock):
+    """What was learned of large photos does not refuse small ones for long."""
+    gate = Admission(0.5)
+
+    def burst(count, service):
+        contexts = [gate.photo(0.0005) for _ in range(count)]
+        admitted = []
+        for context in contexts:
+            with contextlib.suppress(BusyError):
+                admitted.append((context, context.__enter__()))
+        for context, waiting in admitted:
+            with waiting.work():
+                clock.now += service
+            context.__exit__(None, None, None)
+        return len(admitted)
+
+    for _ in range(20):
+        assert burst(5, 0.09) >= 4
+    assert burst(50, 0.001) < 50
+    for _ in range(10):
+        admitted = burst(50, 0.001)
+    assert admitted == 50
+
+
+def test_time_before_the_service_sees_a_request_counts(clock):
+    """Where the event loop is what is late."""
+    gate = Admission(0.5)
+    gate.pending = 10
+    assert not gate.is_busy(0.001)
+    gate.lag = 0.45
+    assert gate.is_busy(0.001)
+    gate.pending = 0
+    with gate.photo(0.001) as waiting:
+        assert waiting.waited == pytest.approx(0.45)
+
+
+def test_the_lag_of_the_loop_is_measured():
+    async def scenario():
+        gate = Admission(0.5)
+        task = asyncio.create_task(gate.watch_lag())
+        await asyncio.sleep(0.1)
+        time.sleep(0.3)
+        await asyncio.sleep(0.005)
+        task.cancel()
+        return gate.lag
+
+    assert asyncio.run(scenario()) > 0.3
+
+
+def large_photo():
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(noise).resize((4000, 3000)).save(out, "JPEG")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("stage", ["decode", "engine", "search"])
+def test_a_photo_that_waits_too_long_for_any_stage_gets_503(index, monkeypatch, stage):
+    """Before that stage begins, with the service's threads busy elsewhere."""
+    settings = ServiceSettings(index=str(index), engine="jax", max_batch=2, max_wait_seconds=0.2)
+    with testclient.TestClient(create_app(settings)) as client:
+        state, release = client.app.state.service, threading.Event()
+        batcher = state.models.current.batcher
+        blocked = {"decode": state.threads, "engine": batcher._threads, "search": state.threads}
+        threads = blocked[stage]
+
+        def block():
+            waiting = [threads.submit(release.wait, 10) for _ in range(threads._max_workers)]
+            timer = threading.Timer(0.5, release.set)
+            timer.start()
+            return waiting
+
+        if stage == "search":
+            call = batcher._call
+            monkeypatch.setattr(batcher, "_call", lambda photos: (block(), call(photos))[1])
+        elif stage == "engine":
+            # Two calls that take long; the photo waits in the queue behind them.
+            engine = batcher.engine
+            monkeypatch.setattr(batcher, "engine", lambda photos: time.sleep(0.5) or engine(photos))
+            others = [threading.Thread(target=post, args=(client,)) for _ in range(4)]
+            for other in others:
+                other.start()
+            time.sleep(0.1)
+        else:
+            block()
+        response = post(client)
+        assert response.status_code == 503
+        assert response.headers["retry-after"] == "1"
+        assert response.json()["error"]["message"] == "busy; try again"
+        release.set()
+        if stage == "engine":
+            for other in others:
+                other.join()
+
+
+def post(client, data=None):
+    return client.post("/v1/recognize", files={"photo": data or jpeg(photo(1, 99))})
+
+
+def test_the_own_work_of_a_large_photo_is_no_wait(index):
+    """12 megapixels take longer to decode than a photo may wait."""
+    settings = ServiceSettings(index=str(index), engine="jax", max_batch=2, max_wait_seconds=0.04)
+    with testclient.TestClient(create_app(settings)) as client:
+        data = large_photo()
+        statuses = [post(client, data).status_code for _ in range(5)]
+        assert 200 in statuses
+
+
+def test_a_busy_service_refuses_before_it_reads_the_photo(index):
+    settings = ServiceSettings(index=str(index), engine="jax", max_batch=2)
+    with testclient.TestClient(create_app(settings)) as client:
+        client.app.state.service.admission.pending = 10**6
+        refused = client.post("/v1/search", content=b"", headers={"Content-Type": "image/png"})
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
+        assert 'route="/v1/search",status="503"' in client.get("/metrics").text
+        client.app.state.service.admission.pending = 0
