@@ -121,7 +121,14 @@ class TrainBatchLoader:
         return batch
 
     def photo_bytes(self, step: int) -> int:
-        """Returns the bytes of the photos in this process's part of a step's batch."""
+        """Returns the bytes of the photos in this process's part of a step's batch.
+
+        Args:
+          step: number of the batch.
+
+        Returns:
+          Bytes.
+        """
         rows = self.shard.rows(len(self.sampler(step)))
         return (rows.stop - rows.start) * _resized_bytes(self.preprocessing)
 
@@ -216,7 +223,14 @@ class PhotoBatchLoader:
         return -(-len(self.indices) // self.batch_size)
 
     def photo_bytes(self, number: int) -> int:
-        """Returns the bytes of the photos in this process's part of any batch."""
+        """Returns the bytes of the photos in this process's part of any batch.
+
+        Args:
+          number: number of the batch.
+
+        Returns:
+          Bytes.
+        """
         rows = self.shard.rows(self.batch_size)
         return (rows.stop - rows.start) * _resized_bytes(self.preprocessing)
 

@@ -14,8 +14,8 @@ training data are scored as the nearest of these. Trees that feed a logistic reg
 2014), trees alone and the regression alone are measured in docs/results/ranking.md.
 
 Scores are monotone: of two products that differ only in similarity, sales, conversion or rating,
-both known, the one with more never ranks lower. New lists have few events, and candidates are ranked that no
-list has shown yet.
+both known, the one with more never ranks lower. New lists have few events, and candidates are
+ranked that no list has shown yet.
 """
 
 from __future__ import annotations

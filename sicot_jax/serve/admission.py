@@ -28,7 +28,7 @@ BUSY = "busy; try again"
 _SMOOTHING = 0.1  # weight of the latest photo in the means
 # Of the limit: photos that wait as long as that are admitted. The rest is for the scatter of the
 # waits: a photo that is refused late has cost work.
-_SHARE = 0.8
+_SHARE = 0.6
 _STEPS_BEFORE, _LAG_INTERVAL, _SMOOTHING_LAG = 3, 0.02, 0.5
 _ALWAYS_ADMITTED = 4  # pending photos: with fewer, nothing can be learnt of the wait
 

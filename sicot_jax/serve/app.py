@@ -57,13 +57,18 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         description="Recognises the product in a photo and finds similar products.",
     )
     app.state.service = None
+
+    def is_busy() -> bool:
+        return app.state.service is not None and app.state.service.is_busy
+
+    app.state.is_busy = is_busy
     app.add_middleware(
         RequestMiddleware,
         api_keys=read_api_keys(Path(settings.keys)) if settings.keys else None,
         # base64 with line breaks and escaped characters ("\r\n", "\u002B" for each plus sign of
         # .NET: 13 % more than base64), and what multipart adds around a photo
         max_body_bytes=settings.limits.bytes * 8 // 5 + 10_000,
-        is_busy=lambda: app.state.service is not None and app.state.service.is_busy,
+        is_busy=is_busy,
         root_path=settings.root_path,
     )
     add_error_handlers(app)

@@ -201,6 +201,29 @@ class RequestMiddleware:
         return scheme.lower() == "bearer" and self.api_keys.owner(key.strip()) is not None
 
 
+def busy_response(request_id: str) -> bytes:
+    """Makes the response to a photo that is refused at once, after which the connection ends.
+
+    Args:
+      request_id: id of the request.
+
+    Returns:
+      The bytes of the response.
+    """
+    error = {"code": "error", "message": BUSY, "request_id": request_id}
+    body = json.dumps({"error": error}).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"retry-after", b"1"),
+        (b"connection", b"close"),
+        (b"x-request-id", request_id.encode()),
+        *_SECURITY_HEADERS,
+    ]
+    lines = [b"HTTP/1.1 503 Service Unavailable", *(b": ".join(header) for header in headers)]
+    return b"\r\n".join([*lines, b"", body])
+
+
 def _path_below_root(scope: Scope) -> str:
     """Returns the path without the prefix under which a proxy offers the service."""
     path: str = scope["path"]

@@ -24,6 +24,7 @@ from sicot_jax.serve.settings import (
     read_from_environment,
     write_to_environment,
 )
+from sicot_jax.serve.shedding import SheddingProtocol
 from sicot_jax.serve.state import QueryStore
 
 MAX_CONCURRENT_REQUESTS = 1000  # of a worker
@@ -68,7 +69,7 @@ def serve(settings: ServiceSettings, *, host: str, port: int, workers: int) -> N
         limit_concurrency=MAX_CONCURRENT_REQUESTS,
         server_header=False,
         # Also where httptools is installed: with it hostile requests leak half a kB each.
-        http="h11",
+        http=SheddingProtocol,
         # uvloop (0.23.0) accepts one connection a turn of its loop: under load they wait in the
         # kernel, where neither --max-wait-ms nor /metrics see it (findings/).
         loop="asyncio",
@@ -99,7 +100,11 @@ def create_worker_app() -> FastAPI:
     """Returns the app of a worker process, with a GPU to itself."""
     claim_gpu()
     sys.setswitchinterval(_SWITCH_SECONDS)
-    return create_logging_app(read_from_environment())
+    settings = read_from_environment()
+    app = create_logging_app(settings)
+    SheddingProtocol.is_busy = staticmethod(app.state.is_busy)
+    SheddingProtocol.root_path = settings.root_path
+    return app
 
 
 def create_logging_app(settings: ServiceSettings) -> FastAPI:

@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import http.client
 import io
+import json
 import threading
 import time
 
 import numpy as np
 import pytest
 from helpers.made_photos import jpeg, photo
+from helpers.service_process import free_port, wait_until
 from PIL import Image
 
 from sicot_jax.serve import admission
@@ -18,6 +21,7 @@ from sicot_jax.serve.settings import ServiceSettings
 testclient = pytest.importorskip("fastapi.testclient", reason="the service needs its extra")
 
 from sicot_jax.serve.app import create_app  # noqa: E402
+from sicot_jax.serve.shedding import SheddingProtocol  # noqa: E402
 
 
 class Clock:
@@ -219,3 +223,51 @@ def test_a_busy_service_refuses_before_it_reads_the_photo(index):
         assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
         assert 'route="/v1/search",status="503"' in client.get("/metrics").text
         client.app.state.service.admission.pending = 0
+
+
+@contextlib.contextmanager
+def served(app):
+    """Yields the port of an app under the protocol of `sicot serve`."""
+    import uvicorn
+
+    port = free_port()
+    config = uvicorn.Config(app, port=port, http=SheddingProtocol, loop="asyncio", log_config=None)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        yield port
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.mark.parametrize("prefix", ["", "/find"])
+def test_a_busy_worker_refuses_by_the_first_bytes(index, monkeypatch, prefix):
+    """A whole answer in the service's format, while megabytes are on their way; what monitors the
+    service is answered, and photos again on the next connection.
+    """
+    settings = ServiceSettings(index=str(index), engine="jax", max_batch=2, root_path=prefix)
+    app = create_app(settings)
+    monkeypatch.setattr(SheddingProtocol, "is_busy", staticmethod(app.state.is_busy))
+    monkeypatch.setattr(SheddingProtocol, "root_path", prefix)
+
+    def answer(method, path, body=None):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, {"Content-Type": "image/jpeg"})
+            response = connection.getresponse()
+            return response.status, response.headers, json.loads(response.read())
+
+    with served(app) as port:
+        gate = app.state.service.admission
+        gate.pending = 10**6
+        status, headers, content = answer("POST", f"{prefix}/v1/recognize?k=1", b"\0" * 3_000_000)
+        assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
+        assert headers["x-content-type-options"] == "nosniff"
+        assert content["error"]["message"] == "busy; try again"
+        assert content["error"]["request_id"] == headers["x-request-id"]
+        assert answer("GET", f"{prefix}/healthz")[0] == answer("GET", f"{prefix}/readyz")[0] == 200
+        gate.pending = 0
+        assert answer("POST", f"{prefix}/v1/recognize?k=1", jpeg(photo(1, 99)))[0] == 200
