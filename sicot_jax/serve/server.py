@@ -103,7 +103,7 @@ def create_worker_app() -> FastAPI:
     settings = read_from_environment()
     app = create_logging_app(settings)
     SheddingProtocol.is_busy = staticmethod(app.state.is_busy)
-    SheddingProtocol.root_path = settings.root_path
+    SheddingProtocol.prefix = settings.root_path
     return app
 
 

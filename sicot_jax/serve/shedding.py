@@ -27,11 +27,11 @@ class SheddingProtocol(H11Protocol):
 
     Attributes:
       is_busy: whether a photo that comes now would wait too long.
-      root_path: prefix under which a proxy offers the service.
+      prefix: path under which a proxy offers the service.
     """
 
     is_busy: ClassVar[Callable[[], bool]] = staticmethod(lambda: False)
-    root_path: ClassVar[str] = ""
+    prefix: ClassVar[str] = ""
     _refused = False
 
     def data_received(self, data: bytes) -> None:
@@ -44,7 +44,7 @@ class SheddingProtocol(H11Protocol):
             return
         if self.conn.their_state is h11.IDLE and data.startswith(b"POST "):
             path = data[5:200].partition(b" ")[0].partition(b"?")[0].decode("latin-1")
-            route = path.removeprefix(self.root_path)
+            route = path.removeprefix(self.prefix)
             if route in PHOTO_ROUTES and self.is_busy():
                 self._refuse(route)
                 return

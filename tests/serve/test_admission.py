@@ -251,7 +251,7 @@ def test_a_busy_worker_refuses_by_the_first_bytes(index, monkeypatch, prefix):
     settings = ServiceSettings(index=str(index), engine="jax", max_batch=2, root_path=prefix)
     app = create_app(settings)
     monkeypatch.setattr(SheddingProtocol, "is_busy", staticmethod(app.state.is_busy))
-    monkeypatch.setattr(SheddingProtocol, "root_path", prefix)
+    monkeypatch.setattr(SheddingProtocol, "prefix", prefix)
 
     def answer(method, path, body=None):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
