@@ -224,6 +224,8 @@ FLOOR_TESTS = (
     "tests/index/storage/test_inverted_lists.py",
     "tests/search/test_ranker.py",
     "tests/events/test_logs.py",
+    "tests/serve/test_app.py::test_every_product_is_recognised",
+    "tests/serve/test_app.py::test_requests_without_a_photo_are_client_errors",
 )
 
 

@@ -29,7 +29,8 @@ _SMOOTHING = 0.1  # weight of the latest photo in the means
 # Of the limit: photos that wait as long as that are admitted. The rest is for the scatter of the
 # waits: a photo that is refused late has cost work.
 _SHARE = 0.6
-_STEPS_BEFORE, _LAG_INTERVAL, _SMOOTHING_LAG = 3, 0.02, 0.5
+# One stall, of a disk or another process, is not an overload: it takes several.
+_STEPS_BEFORE, _LAG_INTERVAL, _SMOOTHING_LAG = 3, 0.02, 0.2
 _ALWAYS_ADMITTED = 4  # pending photos: with fewer, nothing can be learnt of the wait
 
 

@@ -45,7 +45,7 @@ class SheddingProtocol(H11Protocol):
         if self.conn.their_state is h11.IDLE and data.startswith(b"POST "):
             path = data[5:200].partition(b" ")[0].partition(b"?")[0].decode("latin-1")
             route = path.removeprefix(self.prefix)
-            if route in PHOTO_ROUTES and self.is_busy():
+            if route in PHOTO_ROUTES and type(self).is_busy():
                 self._refuse(route)
                 return
         super().data_received(data)

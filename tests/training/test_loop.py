@@ -191,8 +191,8 @@ def test_a_checkpoint_of_eight_devices_continues_on_fewer(tmp_path, monkeypatch,
     states = [unpadded(last_state(tmp_path / name, few)) for name in ("moved", "eight")]
     for a, b in zip(*states, strict=True):
         # Relative to the largest of each array; arrays that are noise altogether (the attention's
-        # first bias, 2e-5 and less) are bounded absolutely: 1.6e-9 was seen. 1.4e-5 was seen with jax 0.12, whose
-        # sums go in another order with each number of devices.
+        # first bias, 2e-5 and less) are bounded absolutely: 1.6e-9 was seen. 1.4e-5 was seen with
+        # jax 0.12, whose sums go in another order with each number of devices.
         finite = np.isfinite(b)
         np.testing.assert_array_equal(np.isfinite(a), finite)
         a, b = np.where(finite, a, 0), np.where(finite, b, 0)

@@ -34,6 +34,7 @@ from sicot_jax.catalog.importing.settings import (
 from sicot_jax.catalog.sources.imported import CatalogError, open_imported, read_import_source
 from sicot_jax.common.image import decode_photo, image_id
 from sicot_jax.common.table_files import TableError
+from sicot_jax.errors import InputError
 
 ROOT = Path(__file__).parents[3]
 SMALL = ImportSettings(word_width=8, word_epochs=1, min_count=1, short_side=24)
@@ -893,6 +894,9 @@ def test_unusable_folders_are_refused_on_opening(tmp_path, imported):
     damaged = tmp_path / "damaged"
     shutil.copytree(imported.folder, damaged)
     (damaged / "labels_test.npy").write_bytes(b"")
+    with pytest.raises(InputError, match=r"labels_test\.npy: not as it was imported"):
+        open_imported(damaged)
+    (damaged / "checksums.json").unlink()  # as of an earlier release
     with pytest.raises(CatalogError, match="is damaged"):
         open_imported(damaged)
     two = tmp_path / "two"
