@@ -78,6 +78,10 @@ SLOWER_HEADS = [
 ]
 
 
+# Of tests that compile nothing, and whose sums of bytes are of this network.
+DEEPER = "--config.model.depth=18"
+
+
 def wide(*overrides):
     """The tiny config with a head that outweighs its streams."""
     sizes = [f"--config.model.embedding_width={WIDTH}", f"--config.train.batch_size={BATCH}"]
@@ -390,7 +394,7 @@ def test_what_does_not_train_has_no_gradient():
     ],
 )
 def test_what_would_fit_instead_does_by_the_same_formulas(options, activations, memory, first):
-    config, memory = wide(*options), memory * device_memory.MIB
+    config, memory = wide(DEEPER, *options), memory * device_memory.MIB
     new = planned(config, activations=activations * device_memory.MIB)
     assert not new.fits(memory)
     others = find_alternatives(new, memory)
@@ -462,7 +466,7 @@ def test_devices_that_are_one_host_share_its_memory(monkeypatch):
 
 
 def test_a_device_without_memory_for_the_state_is_refused_without_a_compiler(monkeypatch):
-    config = wide("--config.train.micro_batches=8")
+    config = wide(DEEPER, "--config.train.micro_batches=8")
     monkeypatch.setattr(fit, "memory_per_device", lambda devices: 20 * device_memory.MIB)
     monkeypatch.setattr(
         fit, "with_activations", lambda new: planned(config, activations=device_memory.MIB)
