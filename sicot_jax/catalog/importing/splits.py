@@ -202,7 +202,7 @@ def assign_splits(
        and leave at least one for train. With `test_per_class` the source's test photos count too,
        and a class that cannot reach it gets no new one. With `official_test` no photo is tested
        but the source's, and validation = held_out(n) of a class that is tested. Near-identical
-       photos count as one and get one split.
+       photos count as one and get one split; those with fewer copies are held out first.
     5. `tail_cut` removes train photos down to `tail_targets`, the last in the order of `order_key`
        first; classes are ranked by (count, label).
 
@@ -295,7 +295,9 @@ def _fill_class(
         or not photos[i].source_split
         or (rules.test_per_class is not None and photos[i].source_split == "test")
     )
-    free = [picture for picture in eligible if picture not in placed]
+    copies = Counter(photos[i].picture for i in members)
+    # A picture with many copies would weigh as much in the test as many pictures.
+    free = sorted((p for p in eligible if p not in placed), key=copies.__getitem__)
     have = Counter(placed.get(picture, "") for picture in eligible)
     _, validation, test = split_sizes(
         len(eligible), test_per_class=rules.test_per_class, test_share=rules.test_share
