@@ -24,6 +24,9 @@ def free_port():
 class Server:
     """The process, and requests to it."""
 
+    # A busy machine may keep a photo waiting; tests of the limit give their own.
+    FLAGS = ("--max-batch", "2", "--max-wait-ms", "30000")
+
     def __init__(self, index, *flags):
         self.port = free_port()
         command = [
@@ -37,7 +40,7 @@ class Server:
             "jax",
         ]
         self.process = subprocess.Popen(
-            [*command, "--max-batch", "2", "--port", str(self.port), *flags],
+            [*command, *self.FLAGS, "--port", str(self.port), *flags],
             stderr=subprocess.PIPE, text=True,
             env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip

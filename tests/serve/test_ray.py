@@ -150,7 +150,9 @@ def test_two_replicas_answer_as_the_plain_app(index, small_version, tmp_path):
         index=str(index), engine="jax", max_batch=2, keys=str(tmp_path / "keys")
     )
     with (
-        running(APP, "replicas=2", "engine=jax", "max_batch=2", "max_wait_ms=1", *given) as cluster,
+        running(
+            APP, "replicas=2", "engine=jax", "max_batch=2", "max_wait_ms=300", *given
+        ) as cluster,
         testclient.TestClient(
             create_app(plain), headers={"Authorization": f"Bearer {key}"}
         ) as client,
