@@ -146,6 +146,7 @@ def running(*arguments):
 def test_two_replicas_answer_as_the_plain_app(index, small_version, tmp_path):
     key = add_api_key(tmp_path / "keys", "shop")
     given = [f"index={index}", f"keys={tmp_path / 'keys'}", f"events={tmp_path / 'events'}"]
+    given += ["max_batch=2", "max_wait_ms=300"]
     plain = ServiceSettings(
         index=str(index), engine="jax", max_batch=2, keys=str(tmp_path / "keys")
     )
