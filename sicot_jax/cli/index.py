@@ -273,9 +273,9 @@ def _remove(args: argparse.Namespace, _: Sequence[str]) -> None:
     skus = [*normalize_skus(args.skus), *(read_sku_list(args.file) if args.file else [])]
     if not skus and not args.photo:
         raise InputError("nothing to remove: give SKUs, --file or --photo")
-    removed = remove_products(
-        args.index, skus, photos=args.photo, max_change_share=args.max_change_share
-    )
+    # SKUs that were typed one by one are meant.
+    share = args.max_change_share if args.file else 1.0
+    removed = remove_products(args.index, skus, photos=args.photo, max_change_share=share)
     print(f"{removed} deleted")
 
 

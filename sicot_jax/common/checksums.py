@@ -27,7 +27,8 @@ def describe_damage(folder: Path) -> str:
       folder: a folder that `write_checksums` was called for.
 
     Returns:
-      The first file that is missing, changed or new; "" where every byte is as it was.
+      The first file that is missing, changed or new; "" where every byte is as it was. Files that
+      file browsers add (.DS_Store, Thumbs.db) do not count.
     """
     try:
         stored, actual = (folder / CHECKSUM_FILE).read_bytes(), _checksums(folder)
@@ -36,9 +37,18 @@ def describe_damage(folder: Path) -> str:
     if stored == actual:
         return ""
     # What follows 64 digits and two blanks in a line is the path.
-    differing = {line[66:] for line in {*stored.splitlines()} ^ {*actual.splitlines()}}
-    first = min(differing, default=b"").decode(errors="replace") or CHECKSUM_FILE
-    return f"{first!r} is not as it was written"
+    lines, found = {*stored.splitlines()}, {*actual.splitlines()}
+    paths = [line[66:].decode(errors="replace") for line in lines ^ found if line not in found]
+    paths += [path for line in found - lines if not _is_foreign(path := line[66:].decode())]
+    if not paths and lines <= found:
+        return ""
+    return f"{min(paths, default='') or CHECKSUM_FILE!r} is not as it was written"
+
+
+def _is_foreign(path: str) -> bool:
+    """Whether a file browser, or a file system that synchronises, may have added a file."""
+    name = path.rpartition("/")[2]
+    return name.startswith(".") or name.lower() in ("thumbs.db", "desktop.ini")
 
 
 def _checksums(folder: Path) -> bytes:

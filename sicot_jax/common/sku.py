@@ -21,16 +21,21 @@ _REFUSED_CATEGORIES = ("Cc", "Zl", "Zp", "Cs", "Cf")
 _PLACEHOLDERS = frozenset(
     [
         *("nan", "-nan", "null", "(null)", "\\n", "none", "nil", "nat", "<na>", "undefined"),
+        *("[null]", "(blank)", "inf", "-inf", "#n/a n/a"),
         *("#n/a", "#na", "#null!", "#ref!", "#value!", "#name?", "#div/0!", "#num!"),
+        *("#nv", "#wert!", "#bezug!", "#zahl!", "#valeur!", "#nombre!", "#nom?", "#¡valor!"),
     ]
 )
-# As spreadsheets (4.00638E+12, 4,00638E+12) and float columns (4.006381333931e+12) write numbers.
-_SCIENTIFIC = re.compile(r"[+-]?\d+(?:[.,]\d+)?[eE]\+\d{2,}")
+# As spreadsheets (4.00638E+12, 4,00638E+12), float columns (4.006381333931e+12) and Java (4.006E12)
+# write numbers.
+_SCIENTIFIC = re.compile(r"[+-]?(?:\d+(?:[.,]\d+)?[eE]\+\d{2,}|\d+[.,]\d+[eE][+-]?\d{1,3})")
 # Words that some shop may use as a product number.
 _UNLIKELY = frozenset(
     ("na", "n/a", "n.a.", "-", "--", "---", "?", ".", "0", "unknown", "missing", "empty", "tbd")
 )
-_WITH_POINT_ZERO = re.compile(r"\d+[.,]0")
+_WITH_POINT_ZERO = re.compile(r"\d+[.,]0+")
+_GROUPED = re.compile(r"\d{1,3}(?:[.,']\d{3}){2,}")
+_TOO_NARROW = re.compile(r"#{3,}")  # a spreadsheet's column is too narrow for the number
 
 
 class SkuError(ValueError):
@@ -69,7 +74,7 @@ def read_sku(text: str) -> str:
     key = normalize_sku(text)
     if len(key) > MAX_SKU_LENGTH:
         raise SkuError(f"SKU too long: {len(key)} characters, at most {MAX_SKU_LENGTH}")
-    if key.lower() in _PLACEHOLDERS:
+    if key.lower() in _PLACEHOLDERS or _TOO_NARROW.fullmatch(key):
         raise SkuError(f"placeholder in place of a SKU: {key!r}")
     if _SCIENTIFIC.fullmatch(key):
         raise SkuError(
@@ -123,6 +128,8 @@ class SkuReader:
                 "are whole numbers with .0, as a program writes that took them for numbers",
                 repr(key),
             )
+        if _GROUPED.fullmatch(key):
+            self.doubt("are numbers with separators between thousands", repr(key))
         if key[0] in "='\"":
             self.doubt("begin like a formula or quote of a spreadsheet", repr(key))
         # Compatibility forms too: full-width digits.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sicot_jax.catalog.catalog import Tokenizer
+from sicot_jax.catalog.sources.tables import read_class_table, write_class_table
 from sicot_jax.classifier.class_weights import ClassWeights
 from sicot_jax.config.preprocessing import Preprocessing
 from sicot_jax.errors import InputError
@@ -199,4 +199,4 @@ def write_recognizer_config(folder: Path, exported: ExportedRun) -> None:
     write_bundle_config(
         WeightsBundle(folder, exported.model, exported.preprocessing, exported.source, text)
     )
-    shutil.copy(exported.class_table, folder / CLASS_TABLE_FILE)
+    write_class_table(folder / CLASS_TABLE_FILE, read_class_table(exported.class_table))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sicot_jax.indexing.embed import IndexSource
 
 MAX_CHANGE_SHARE = 0.2
+_FEW = 5  # products that may always change, if they are not more than a third of all
 _MAX_EXAMPLES = 3
 
 
@@ -84,7 +85,7 @@ class MassChanges:
 
         Args:
           source: where the changes come from, for the message.
-          max_share: share of all products that may change in the same way; one always may, unless
+          max_share: share of all products that may change in the same way; a few always may, unless
             the share is 0.
 
         Raises:
@@ -92,7 +93,8 @@ class MassChanges:
         """
         if not 0 <= max_share <= 1:
             raise InputError(f"--max-change-share {max_share}, wanted a share from 0 to 1")
-        allowed = max(max_share * self.total, 1 if max_share else 0)
+        few = max(1, min(_FEW, self.total // 3)) if max_share else 0
+        allowed = max(max_share * self.total, few)
         found = [
             f"{len(skus)} of {pluralize(self.total, 'product')} would {kind}, such as "
             f"{', '.join(map(repr, skus[:_MAX_EXAMPLES]))}"
@@ -140,7 +142,8 @@ def check_new_version(index: Path, source: IndexSource, max_share: float) -> Non
     for sku, state in before.items():
         changes.compare(sku, state, after.get(sku))
     kept = sum(number for sku, number in photos.items() if sku in after)
-    changes.compare_photos(kept, len(source.photos))
+    remaining = sum(products.sku[c] in before for c in source.labels.tolist())
+    changes.compare_photos(kept, remaining)
     changes.check(Path(source.catalog.name), max_share)
 
 

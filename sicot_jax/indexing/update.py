@@ -229,7 +229,8 @@ def _read_change(
                 raise InputError(
                     f"{where}: {name}={row[name]!r}, wanted a number; nothing was changed"
                 )
-    texts = {name: strip_markup(row[name]) for name in _TEXTS if row.get(name, "").strip()}
+    texts = {name: strip_markup(row.get(name, "")) for name in _TEXTS}
+    texts = {name: text for name, text in texts.items() if text.strip()}  # blank: as it is stored
     return _ProductChange(product_id, texts, quality)
 
 

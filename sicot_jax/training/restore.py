@@ -94,7 +94,7 @@ def restore_params(
     graphs = model_graphs(run.config, run.shape)
     checkpoints = Checkpoints(run.workdir, num_classes=run.shape.num_classes)
     try:
-        kind = "best" if checkpoints.latest_step("best") is not None else "last"
+        kind = "best" if checkpoints.info("best") is not None else "last"  # or a damaged one
         target = _abstract_weights(graphs, run.shape.num_classes, device_mesh)
         stored: StoredWeights = checkpoints.restore(target, kind, partial=True)
         step = int(stored.step)

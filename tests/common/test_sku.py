@@ -34,6 +34,8 @@ def test_text_stays_as_it_is(text):
         ("4,00638E+12", "SKU in scientific notation"),
         ("4.006381333931e+12", "SKU in scientific notation"),
         *((word, "placeholder in place of a SKU") for word in ("nan", "#N/A", "NULL", "None")),
+        *((word, "placeholder in place of a SKU") for word in ("#NV", "#WERT!", "[NULL]", "####")),
+        *((word, "SKU in scientific notation") for word in ("4.00638133393E12", "4,006E12")),
         *((word, "placeholder in place of a SKU") for word in (" NaN ", "#REF!", "<NA>", "\\N")),
         ("x\u200by", "SKU with a line break, tab or invisible character"),
         ("x" * 257, "SKU too long"),

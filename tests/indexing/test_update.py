@@ -188,12 +188,15 @@ def test_a_list_of_skus_that_cannot_be_read(index, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        (["sku,price", "sku-0,0", "sku-1,0.00"], "2 of 6 products would get the price 0, such as"),
-        (["sku,title", "sku-0,x", "sku-1,y"], "2 of 6 products would be renamed"),
+        (
+            ["sku,price", "sku-0,0", "sku-1,0.00", "sku-2,0"],
+            "3 of 6 products would get the price 0, such as",
+        ),
+        (["sku,title", "sku-0,x", "sku-1,y", "sku-2,z"], "3 of 6 products would be renamed"),
     ],
 )
 def test_mass_updates_stop(index, tmp_path, capsys, rows, said):
-    """At most a fifth of the products at once, or one; a flag goes on."""
+    """At most a fifth of the products at once, or a few; a flag goes on."""
     path = tmp_path / "u.csv"
     path.write_text("\n".join(rows) + "\n")
     command = ["index", "update", "--index", str(index), str(path)]
@@ -201,7 +204,7 @@ def test_mass_updates_stop(index, tmp_path, capsys, rows, said):
     error = capsys.readouterr().err
     assert said in error
     assert "give --max-change-share 1 once if this is right" in error
-    path.write_text("\n".join(rows[:2]) + "\n")
+    path.write_text("\n".join(rows[:3]) + "\n")
     assert cli.main(command) == 0
     path.write_text("\n".join(rows) + "\n")
     assert cli.main([*command, "--max-change-share", "1"]) == 0
@@ -209,13 +212,19 @@ def test_mass_updates_stop(index, tmp_path, capsys, rows, said):
     assert update_products(index, path) == 0
 
 
-def test_mass_removals_stop(index, capsys):
-    command = ["index", "remove", "--index", str(index), "sku-0", "sku-1", "sku-2"]
+def test_mass_removals_stop(index, tmp_path, capsys):
+    """Those of a file; what is typed is meant."""
+    skus = ["sku-0", "sku-1", "sku-2"]
+    (tmp_path / "gone.txt").write_text("\n".join(skus))
+    command = ["index", "remove", "--index", str(index), "--file", str(tmp_path / "gone.txt")]
     assert cli.main(command) == cli.INPUT_ERROR
     assert "3 of 6 products would be withdrawn" in capsys.readouterr().err
     assert counts_of(index)["products"] == PRODUCTS
     assert cli.main([*command, "--max-change-share", "0.5"]) == 0
     assert counts_of(index)["products"] == PRODUCTS - 3
+    typed = ["index", "remove", "--index", str(index), "sku-3", "sku-4"]
+    assert cli.main(typed) == 0
+    assert counts_of(index)["products"] == PRODUCTS - 5
 
 
 def test_updates_from_other_tables(index, tmp_path):
@@ -463,3 +472,19 @@ def test_category_changes_repeatedly(index, tmp_path):
         "other 3" if number == 1 else f"kind {number % 2}" for number in range(PRODUCTS)
     ]
     opened.close()
+
+
+def test_markup_alone_is_an_empty_cell(index, tmp_path):
+    (tmp_path / "u.csv").write_text("sku,title\nsku-0,&nbsp;\nsku-1,<p></p>\n")
+    titles = [record.title for record in products_of(index, [0, 1])]
+    assert all(titles)
+    assert update_products(index, tmp_path / "u.csv") == 2
+    assert [record.title for record in products_of(index, [0, 1])] == titles
+
+
+def products_of(index, ids):
+    store = ProductStore(layout.current_version(index) / layout.PRODUCTS)
+    try:
+        return store.products(ids)
+    finally:
+        store.close()

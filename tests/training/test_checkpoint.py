@@ -9,6 +9,7 @@ from helpers.finished_runs import tiny_run_config
 
 from sicot_jax.catalog.open import open_catalog
 from sicot_jax.training.checkpoint import CheckpointError, Checkpoints
+from sicot_jax.training.restore import restore_params
 from sicot_jax.training.run import mesh_of_config, read_run, start_or_resume
 from sicot_jax.training.setup import make_setup
 from sicot_jax.training.state import abstract_state
@@ -200,3 +201,28 @@ def test_restoring_another_class_count_is_refused(finished_run):
     with pytest.raises(CheckpointError, match=r"num_classes=11, the catalogue has 12"):
         checkpoints.restore(None)
     checkpoints.close()
+
+
+def test_files_of_a_file_browser_are_no_damage(checkpoints, tmp_path):
+    for step in (4, 8):
+        checkpoints.save(small_state(step), step)
+    newest = tmp_path / "checkpoints" / "last" / "8"
+    checkpoints.wait()
+    (newest / ".DS_Store").touch()
+    assert Checkpoints(tmp_path, num_classes=3).restore(shapes_of(small_state(0))).step == 8
+    (newest / "more").touch()
+    assert Checkpoints(tmp_path, num_classes=3).restore(shapes_of(small_state(0))).step == 4
+
+
+def test_a_damaged_best_checkpoint_leads_to_the_last_one(finished_run, tmp_path, capfd):
+    workdir = shutil.copytree(finished_run[0], tmp_path / "run")
+    best = workdir / "checkpoints" / "best"
+    run = read_run(workdir)
+    device_mesh = mesh_of_config(run.config)
+    next(path for path in best.rglob("*") if path.is_file() and path.stat().st_size).write_bytes(
+        b""
+    )
+    with jax.set_mesh(device_mesh):
+        restored = restore_params(run, device_mesh)
+    assert restored.step == restored.trained_steps == 6
+    assert "damaged (" in capfd.readouterr().err

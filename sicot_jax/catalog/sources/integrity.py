@@ -16,6 +16,7 @@ from sicot_jax.common.files import file_sha256, read_json, write_json
 from sicot_jax.errors import InputError
 
 CHECKSUMS_FILE = "checksums.json"
+_REPORTS = ("report.json", "report.md")  # for people, who may edit them
 # An ArrayRecord file begins with its first chunk, whose header holds a hash of the records, and
 # ends with the table of all chunks.
 _EDGE_BYTES = 1 << 16
@@ -29,7 +30,8 @@ def write_catalog_checksums(folder: Path) -> None:
       folder: the version folder.
     """
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    digests = {name: _digest(folder / name) for name in names if name != CHECKSUMS_FILE}
+    left_out = (CHECKSUMS_FILE, *_REPORTS)
+    digests = {name: _digest(folder / name) for name in names if name not in left_out}
     write_json(folder / CHECKSUMS_FILE, digests)
 
 

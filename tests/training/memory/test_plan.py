@@ -78,7 +78,7 @@ SLOWER_HEADS = [
 ]
 
 
-# Of tests that compile nothing, and whose sums of bytes are of this network.
+# Of tests whose sums of bytes are of this network.
 DEEPER = "--config.model.depth=18"
 
 
@@ -283,7 +283,7 @@ def test_the_step_by_formula_is_what_the_compiled_step_takes_and_sends(
 @pytest.mark.slow
 def test_what_is_said_of_more_micro_batches_holds_once_they_are_compiled():
     config = config_lib.load_config(
-        "tiny", ["--config.train.batch_size=2048", "--config.train.micro_batches=4"]
+        "tiny", [DEEPER, "--config.train.batch_size=2048", "--config.train.micro_batches=4"]
     )
     few = fit.with_activations(plan.make_memory_plan(config, SMALL, devices=1, platform="gpu"))
     memory = 27 * device_memory.MIB
