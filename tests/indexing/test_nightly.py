@@ -186,7 +186,7 @@ def test_nightly_publishes_to_a_database(night, database_server):
     assert layout.current_version(index).name == "v000001"
     code, printed, report = run(flag)
     assert code == 0
-    assert "v000001 stays in use\ndatabase: v000001, revision 1: 72 photos new" in printed.out
+    assert "v000001 stays in use\ndatabase: v000001, revision 1: 74 photos new" in printed.out
     assert not report["switched"]
     assert report["published"].startswith("v000001, revision 1")
     code, printed, report = run(flag)
