@@ -183,3 +183,15 @@ def test_allowed_skips_are_tests_that_exist():
         if name not in {node.name for node in ast.walk(tree) if isinstance(node, Function)}:
             missing.append(test_id)
     assert not missing
+
+
+def test_glossary_names_modules_that_exist():
+    glossary = (PACKAGE.parent / "docs" / "glossary.md").read_text()
+    named = {
+        f"sicot_jax.{name}"
+        for row in glossary.splitlines()
+        if row.startswith("| ")
+        for name in re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)`", row.split("|")[-2])
+    }
+    assert len(named) > 50
+    assert not sorted(named - set(MODULES))

@@ -1,4 +1,4 @@
-"""Heads: loss, gradient and update of the classifier in one step, by the kind that a config names.
+"""Classifier heads (dense, class-sharded, sampled, KNN): loss, gradient and update in one step.
 
 A head owns all three, so that it may update rows as it goes, or only some of them.
 """

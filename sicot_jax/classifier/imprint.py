@@ -100,7 +100,7 @@ def mean_directions(
 def first_photos(
     products: Int[np.ndarray, " N"], chosen: Int[np.ndarray, " K"]
 ) -> Int[np.ndarray, " M"]:
-    """Returns the first `MAX_PHOTOS` photos of each of some products.
+    """Returns the indices of up to `MAX_PHOTOS` photos, the first ones, of each chosen product.
 
     Args:
       products: the product of each photo, int [N].

@@ -1,8 +1,8 @@
 """Chooses which classes take part in a step of a sampled head, each device among its rows.
 
 Sizes are fixed, so that a step compiles once: a device takes the classes of the labels and a fixed
-  number of others; slots without a class, or with one that is there already, are -1. All streams
-  share one set.
+number of others; slots without a class, or with one that is there already, are -1. All streams
+share one set.
 """
 
 from __future__ import annotations

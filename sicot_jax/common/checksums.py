@@ -37,12 +37,13 @@ def describe_damage(folder: Path) -> str:
     if stored == actual:
         return ""
     # What follows 64 digits and two blanks in a line is the path.
-    lines, found = {*stored.splitlines()}, {*actual.splitlines()}
-    paths = [line[66:].decode(errors="replace") for line in lines ^ found if line not in found]
-    paths += [path for line in found - lines if not _is_foreign(path := line[66:].decode())]
-    if not paths and lines <= found:
+    stored_lines, actual_lines = {*stored.splitlines()}, {*actual.splitlines()}
+    changed = [line[66:].decode(errors="replace") for line in stored_lines - actual_lines]
+    added = [line[66:].decode() for line in actual_lines - stored_lines]
+    paths = changed + [path for path in added if not _is_foreign(path)]
+    if not paths:
         return ""
-    return f"{min(paths, default='') or CHECKSUM_FILE!r} is not as it was written"
+    return f"{min(paths) or CHECKSUM_FILE!r} is not as it was written"
 
 
 def _is_foreign(path: str) -> bool:

@@ -424,8 +424,8 @@ def _number_text(value: float | decimal.Decimal | None, exact: float) -> str:
         return ""
     if math.isinf(value) or value != int(value):
         return str(value)
-    whole = int(value)
-    return str(whole) if abs(whole) <= exact else f"{value:.16e}"
+    integer = int(value)
+    return str(integer) if abs(integer) <= exact else f"{value:.16e}"
 
 
 def _read_json(path: Path, columns: TableColumns, unused: list[str]) -> Iterator[RawRow]:

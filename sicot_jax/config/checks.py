@@ -1,4 +1,4 @@
-"""Checks that every section of the config makes of its fields."""
+"""Validation helpers that all config sections share."""
 
 from __future__ import annotations
 

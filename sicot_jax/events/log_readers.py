@@ -166,10 +166,10 @@ def _sku_keys_sql(skus: str) -> str:
 
 def _number_text_sql(number: str) -> str:
     """SQL of a float as the text that it was: 4006381333931.0 as 4006381333931, NaN as none."""
-    whole = f"{number} = trunc({number}) AND abs({number}) <= {2**53}"
+    is_integer = f"{number} = trunc({number}) AND abs({number}) <= {2**53}"
     return (
         f"CASE WHEN isnan({number}) THEN NULL "
-        f"WHEN {whole} THEN CAST(CAST({number} AS BIGINT) AS VARCHAR) "
+        f"WHEN {is_integer} THEN CAST(CAST({number} AS BIGINT) AS VARCHAR) "
         f"ELSE CAST({number} AS VARCHAR) END"
     )
 

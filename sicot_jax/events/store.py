@@ -273,7 +273,7 @@ def event_schema() -> pa.Schema:
 
 
 def export_events(path: Path, out: Path) -> int:
-    """Writes all events as a Parquet file in the order of time; the service may go on meanwhile.
+    """Writes all events to Parquet, ordered by time; safe while the service is recording.
 
     Args:
       path: SQLite file of a service, Parquet file of events, or folder of an import.

@@ -95,7 +95,7 @@ class MassChanges:
             raise InputError(f"--max-change-share {max_share}, wanted a share from 0 to 1")
         few = max(1, min(_FEW, self.total // 3)) if max_share else 0
         allowed = max(max_share * self.total, few)
-        found = [
+        refusals = [
             f"{len(skus)} of {pluralize(self.total, 'product')} would {kind}, such as "
             f"{', '.join(map(repr, skus[:_MAX_EXAMPLES]))}"
             for kind, skus in self._skus.items()
@@ -103,14 +103,14 @@ class MassChanges:
         ]
         photos, left = self._photos
         if photos - left > max_share * photos:
-            found.append(
+            refusals.append(
                 f"{photos - left} of {pluralize(photos, 'photo')} of products that stay would go"
             )
-        if found:
+        if refusals:
             raise InputError(
-                f"{source}: {'; '.join(found)}; at most {max_share:.0%} may at once, and the index "
-                "stays as it is; check whether the source is whole, or give --max-change-share 1 "
-                "once if this is right"
+                f"{source}: {'; '.join(refusals)}; at most {max_share:.0%} may at once, and the "
+                "index stays as it is; check whether the source is complete, or give "
+                "--max-change-share 1 once if this is right"
             )
 
 

@@ -34,7 +34,7 @@ WHERE NOT photos.deleted AND NOT products.deleted AND product_id % ? = ?
 def split_index(index: Path, out: Path, num_shards: int) -> Path:
     """Copies the active products of an index into a new, sharded index.
 
-    Deleted photos are left out, and photos are ordered by category again.
+    Deleted photos are left out, and photos are re-sorted by category.
 
     Args:
       index: index folder.

@@ -96,7 +96,7 @@ def _bags_of_words(words: Sequence[str], texts: Sequence[TitleAndCategory]) -> n
 
 
 def save_title_regression(path: Path, regression: TitleRegression) -> None:
-    """Writes a regression.
+    """Writes a title regression to an .npz file.
 
     Args:
       path: file, .npz.

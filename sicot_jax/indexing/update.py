@@ -105,11 +105,11 @@ def remove_products(
                 f"{index}: no product {unknown[0]!r} ({len(unknown)} of {len(skus)} are unknown); "
                 "none was removed"
             )
-        withdrawn = MassChanges(store.counts()["products"])
+        changes = MassChanges(store.counts()["products"])
         for record in store.products(sorted({known for known in ids if known is not None})):
             if record is not None:
-                withdrawn.compare(record.sku, ProductState(record.title, record.category), None)
-        withdrawn.check(index, max_change_share)
+                changes.compare(record.sku, ProductState(record.title, record.category), None)
+        changes.check(index, max_change_share)
         query = "SELECT 1 FROM photos WHERE image_id = ?"
         for image_id in photos:
             if store.connection.execute(query, (image_id,)).fetchone() is None:

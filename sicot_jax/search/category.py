@@ -8,7 +8,7 @@
 Product probabilities are then rescaled by (p_c / m_c)^b. Both branches and the vote of 30 follow
 Pailitao (Zhang et al. 2018, arXiv:2102.04674), whose classifier branch is a separate network; here
 it is the product classifier itself, whose sum is more accurate than a category head fitted to the
-embeddings (docs/results/ranking.md). a, b and T are fitted to photos that neither classifier nor
+embeddings (docs/results/ranking.md). a_c, b and T are fitted to photos that neither classifier nor
 index have seen (`fit_category_fusion`).
 
 Categories are integers from 0 to num_categories - 1; num_categories itself means "no category".

@@ -116,7 +116,7 @@ def fit_novelty_detector(embeddings: np.ndarray) -> NoveltyDetector:
     """Fits a detector: the Gaussian to every second photo, reference distances from the others.
 
     Args:
-      embeddings: Embeddings of the catalogue's photos in random order, float [N, D], N >= 4.
+      embeddings: Embeddings of validation photos in random order, float [N, D], N >= 4.
 
     Returns:
       The fitted detector.

@@ -121,10 +121,10 @@ def select_engine(
 def _engines_on_accelerators(loaded: dict[str, DeviceEngine]) -> dict[str, DeviceEngine]:
     if kept := {name: engine for name, engine in loaded.items() if not engine.on_cpu}:
         return kept
-    found = ", ".join(f"{name} on {engine.provider}" for name, engine in loaded.items())
+    providers = ", ".join(f"{name} on {engine.provider}" for name, engine in loaded.items())
     reasons = [engine.fallback for engine in loaded.values() if engine.fallback]
     raise InputError(
-        f"--require-gpu, and no engine here runs on one: {found}; "
+        f"--require-gpu, and no engine here runs on one: {providers}; "
         + (
             "; ".join(reasons)
             or "install onnxruntime-gpu or 'sicot_jax[cuda]', and look for the GPU with nvidia-smi"

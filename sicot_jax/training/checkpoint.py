@@ -76,7 +76,7 @@ class Checkpoints:
         )
         self._thread = ThreadPoolExecutor(1)
         self._unfinished: Future[None] | None = None
-        self._whole: set[Path] = set()  # checkpoints whose checksums were right
+        self._verified: set[Path] = set()  # checkpoints whose checksums were right
 
     def steps(self, kind: str = "last") -> list[int]:
         """Lists the steps that were saved, in ascending order, after waiting for the newest.
@@ -143,7 +143,7 @@ class Checkpoints:
         if distributed.is_primary():
             write_checksums(partial)
             shutil.rmtree(folder / step, ignore_errors=True)  # an earlier best of this step
-            self._whole.discard(folder / step)
+            self._verified.discard(folder / step)
             partial.rename(folder / step)
             older = {entry.name for entry in folder.iterdir() if entry.name.isdecimal()} - {step}
             for name in sorted(older, key=int)[: len(older) + 1 - _KEPT[folder.name]]:
@@ -168,19 +168,19 @@ class Checkpoints:
         """`read` of the newest checkpoint that is not damaged; None where there is none."""
         for step in reversed(self.steps(kind)):
             folder = self.folders[kind] / str(step)
-            if self._is_whole(folder):
+            if self._is_intact(folder):
                 return read(folder)
         return None
 
-    def _is_whole(self, folder: Path) -> bool:
+    def _is_intact(self, folder: Path) -> bool:
         # One process reads all of it, for all of them.
         damage = ""
-        if folder not in self._whole and distributed.is_primary():
+        if folder not in self._verified and distributed.is_primary():
             damage = describe_damage(folder)
         if distributed.broadcast_from_primary(bool(damage)):
             distributed.print_primary(f"{folder}: damaged ({damage}), trying the one before")
             return False
-        self._whole.add(folder)
+        self._verified.add(folder)
         return True
 
     def _info(self, folder: Path) -> dict[str, Any]:

@@ -164,8 +164,8 @@ def _find_state_dict(path: Path, content: Any, torch: ModuleType) -> dict[Any, A
     inside = {key: value for key, value in content.items() if value and is_state_dict(value)}
     if len(inside) != 1:
         keys = ", ".join(repr(key) for key in list(inside or content)[:6])
-        found = "several under the keys" if inside else "a dictionary with the keys"
-        raise InputError(f"{path}: holds {found} {keys}; {wanted}; save that one alone")
+        content = "several under the keys" if inside else "a dictionary with the keys"
+        raise InputError(f"{path}: holds {content} {keys}; {wanted}; save that one alone")
     return next(iter(inside.values()))
 
 

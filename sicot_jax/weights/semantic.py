@@ -1,4 +1,4 @@
-"""Converts the semantic stream between our parameter trees and torch arrays, and runs both sides.
+"""Converts the semantic stream to torch arrays and back, and runs it in JAX and in PyTorch.
 
 Its files in a weights bundle:
 

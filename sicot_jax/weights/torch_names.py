@@ -135,23 +135,23 @@ def torchvision_names(names: Iterable[str], prefix: str = "") -> dict[str, str]:
         `prefix`.
     """
     names = [name for name in names if not name.endswith(_BATCH_COUNTER)]
-    found = _resnet_prefixes(names)
+    prefixes = _resnet_prefixes(names)
     if prefix:
         prefix = prefix.removesuffix(".") + "."
         names = [name for name in names if name.startswith(prefix)]
         if not names:
             raise InputError(
                 f"no array with the prefix {prefix}; wanted "
-                f"{' or '.join(filter(None, found)) or 'none, the names have no prefix'}"
+                f"{' or '.join(filter(None, prefixes)) or 'none, the names have no prefix'}"
             )
         # The prefix may stand for the network around the ResNet.
-        found = [one for one in found if one.startswith(prefix)] or [prefix]
-    if len(found) > 1:
+        prefixes = [one for one in prefixes if one.startswith(prefix)] or [prefix]
+    if len(prefixes) > 1:
         raise InputError(
-            f"several ResNets, before whose names stand {', '.join(map(repr, found))}; "
+            f"several ResNets, before whose names stand {', '.join(map(repr, prefixes))}; "
             "say which with --prefix"
         )
-    stripped = found[0] if found else ""
+    stripped = prefixes[0] if prefixes else ""
     renamed = {name: _from_hugging_face(name.removeprefix(stripped)) for name in names}
     if others := sorted(name for name in names if not name.startswith(stripped)):
         raise InputError(

@@ -171,13 +171,13 @@ class _FolderReader:
     def rows(self) -> Iterator[RawRow]:
         for entry in walk_folder(self.root):
             parts = entry.name.split(os.sep)
-            beside = bool(self.splits) and parts[0] not in self.splits
-            if beside and len(parts) > 1:
+            outside = bool(self.splits) and parts[0] not in self.splits
+            if outside and len(parts) > 1:
                 continue  # its folder was named
             if entry.fault:
                 yield self._drop(entry.name, entry.fault, lost=entry.fault != _HIDDEN)
-            elif beside and entry.is_folder:
-                yield self._drop(entry.name, "folder beside the folders of the splits")
+            elif outside and entry.is_folder:
+                yield self._drop(entry.name, "folder outside of the folders of the splits")
             elif entry.is_folder:
                 if len(parts) == self.depth:
                     self.folders.setdefault(parts[-1], entry.name)

@@ -287,8 +287,8 @@ def open_array_file(path: str | Path) -> Catalog:
 def resize_catalog(catalog: Catalog, preprocessing: Preprocessing) -> Catalog:
     """Returns the catalogue with decoded photos of one size, ready for `write_array_file`.
 
-    Other photos are other data: the data hash is computed of the catalogue's and of how the photos
-    are resized.
+    Resizing changes the data, so the new data hash combines the catalogue's hash with the resize
+    settings.
 
     Args:
       catalog: photos of any size, encoded or decoded.

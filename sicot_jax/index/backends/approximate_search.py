@@ -36,8 +36,7 @@ def nearest_codes(
 
     Returns:
       Indices, int64: the `count` nearest; where crowds are among them, `count` of other codes and
-      the first of each crowd that are not deleted,
-      some `MAX_WIDENING` times `count`.
+      the first of each crowd that are not deleted, some `MAX_WIDENING` times `count`.
     """
     count = min(count, len(codes))
     if not count:
@@ -67,7 +66,7 @@ def nearest_codes(
 
 
 def find_crowds(codes: np.ndarray) -> np.ndarray:
-    """Finds codes that fill a list of candidates.
+    """Finds crowds: codes that so many rows share that they fill the list of candidates.
 
     Args:
       codes: codes of the list, uint8 [N, bits / 8].

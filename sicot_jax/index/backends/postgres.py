@@ -260,15 +260,15 @@ class PostgresIndex:
             return self._execute(connection, values, "all", size).neighbours
         count, most = candidates, min(candidates * MAX_WIDENING, size)
         while True:
-            found = self._execute(connection, values, "photos", count)
-            compared = found.photos
-            if found.largest == _most_of_code(count):  # a crowd: it may have thousands more
-                found = self._execute(connection, values, "codes", count)
-                compared = found.codes
+            result = self._execute(connection, values, "photos", count)
+            compared = result.photos
+            if result.largest == _most_of_code(count):  # a crowd: it may have thousands more
+                result = self._execute(connection, values, "codes", count)
+                compared = result.codes
             if compared < count:
                 break
-            if len(found.neighbours.products) == values["k"] or count >= most:
-                return found.neighbours
+            if len(result.neighbours.products) == values["k"] or count >= most:
+                return result.neighbours
             count = min(count * 4, most)
         # The graph ended too early, or there are no more codes. Where it ends early in a category,
         # that is a small one.

@@ -165,9 +165,9 @@ class InvertedLists:
         count = min(-(-num_rows * (end - start) // max(last - first, 1)), end - start)
         while True:
             lists = self._nearest(query, int(start), int(end), int(count))
-            found = int((self._ends[lists + 1] - self._ends[lists]).sum())
+            num_rows_probed = int((self._ends[lists + 1] - self._ends[lists]).sum())
             # Lists of an index may be empty, or one hold most rows.
-            if found >= min(num_rows, last - first) // 2 or count == end - start:
+            if num_rows_probed >= min(num_rows, last - first) // 2 or count == end - start:
                 break
             count = min(2 * count, end - start)
         return np.concatenate([self._rows[self._ends[n] : self._ends[n + 1]] for n in lists])

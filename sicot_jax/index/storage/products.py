@@ -407,7 +407,7 @@ def upsert_class_weights(
 
 
 def parse_quality(stored: str) -> dict[str, float]:
-    """Parses the stored form of `ProductRecord.quality`.
+    """Parses the JSON of a product's quality signals (price, sales, ...).
 
     Args:
       stored: value of the column `quality`.

@@ -74,7 +74,7 @@ def collective_lines(plan: MemoryPlan) -> list[str]:
 
 
 def gradient_ratio_lines(plan: MemoryPlan) -> list[str]:
-    """Warns where `train.gradient_ratio` saves no traffic.
+    """Warns where `train.gradient_ratio` (share of the entries sent) saves no traffic.
 
     Args:
       plan: the plan.

@@ -186,7 +186,7 @@ def test_split_folders_give_the_split(tmp_path):
     ]
     assert reasons(dropped) == {
         "test/loose.jpg": "photo outside a SKU folder",
-        "x": "folder beside the folders of the splits",
+        "x": "folder outside of the folders of the splits",
         "test/EMPTY": "SKU folder without a photo",
     }
     assert len(warnings) == 2
