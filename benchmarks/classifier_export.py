@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import json
 import os
 import subprocess
@@ -100,6 +99,7 @@ def convert(method: str, options: argparse.Namespace) -> dict[str, float]:
     import safetensors.numpy
     from flax import nnx
 
+    from sicot_jax.catalog.sources.tables import write_class_table
     from sicot_jax.config.preprocessing import Preprocessing
     from sicot_jax.export.from_run import ExportedRun
     from sicot_jax.export.to_torch import write_torch
@@ -115,10 +115,7 @@ def convert(method: str, options: argparse.Namespace) -> dict[str, float]:
     with jax.set_mesh(devices), tempfile.TemporaryDirectory(dir=options.out) as folder:
         classifier = _random_classifier(options, devices)
         table = Path(folder, "classes.csv")
-        with table.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(("class_id", "sku", "title"))
-            writer.writerows((c, f"sku-{c}", "") for c in range(options.classes))
+        write_class_table(table, _classes(options.classes))
         arrays = visual_to_torch(*map(nnx.to_pure_dict, trees))
         exported = ExportedRun(
             model,
@@ -143,6 +140,16 @@ def convert(method: str, options: argparse.Namespace) -> dict[str, float]:
                     new / "model.safetensors",
                 )
     return {**used, "shard": classifier.weights.kernel.nbytes / jax.device_count()}
+
+
+def _classes(count: int) -> Any:
+    import numpy as np
+
+    from sicot_jax.catalog.catalog import SPLITS, ClassTable
+
+    photos, no = np.zeros(count, np.int64), np.zeros(count, bool)
+    sku = [f"sku-{c}" for c in range(count)]
+    return ClassTable(sku, [""] * count, [""] * count, {s: photos for s in SPLITS}, no)
 
 
 def _random_classifier(options: argparse.Namespace, devices: Any) -> Any:
