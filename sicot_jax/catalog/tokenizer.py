@@ -99,7 +99,8 @@ def _write_lines(path: Path, lines: Sequence[str]) -> None:
 
 
 def _read_lines(path: Path) -> list[str]:
-    return path.read_bytes().decode("utf-8").split("\n")[:-1]
+    lines = path.read_bytes().decode("utf-8-sig").split("\n")[:-1]
+    return [line.removesuffix("\r") for line in lines]  # an editor may have saved it again
 
 
 class WordTokenizer:

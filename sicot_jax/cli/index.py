@@ -128,6 +128,7 @@ def _add_change_commands(group: Commands) -> None:
         "add products and photos of a manifest, or of a folder with one folder per SKU",
     )
     parser.add_argument("source", type=Path, help="manifest or folder")
+    _add_change_limit(parser)
 
     parser = _add_index_command(
         group,
@@ -188,6 +189,7 @@ def _add_copy_commands(group: Commands) -> None:
         group, "import", _import, "use an export as the next version of an index"
     )
     parser.add_argument("source", type=Path, help="folder of sicot index export")
+    _add_change_limit(parser)
 
     parser = _add_index_command(
         group,
@@ -252,7 +254,7 @@ def _nightly(args: argparse.Namespace, _: Sequence[str]) -> None:
 def _add(args: argparse.Namespace, _: Sequence[str]) -> None:
     from sicot_jax.indexing.add import add_products
 
-    report = add_products(args.index, args.source)
+    report = add_products(args.index, args.source, max_change_share=args.max_change_share)
     for line in report.dropped[:_MAX_DROPPED_LINES]:
         print(f"dropped: {line}", file=sys.stderr)
     if len(report.dropped) > _MAX_DROPPED_LINES:
@@ -295,7 +297,8 @@ def _export(args: argparse.Namespace, _: Sequence[str]) -> None:
 def _import(args: argparse.Namespace, _: Sequence[str]) -> None:
     from sicot_jax.indexing.parquet import import_index
 
-    print(f"{import_index(args.source, args.index)} is in use")
+    version = import_index(args.source, args.index, max_change_share=args.max_change_share)
+    print(f"{version} is in use")
 
 
 def _publish(args: argparse.Namespace, _: Sequence[str]) -> None:

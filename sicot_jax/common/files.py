@@ -81,7 +81,7 @@ def read_json(path: Path, wanted: str) -> dict[str, Any]:
       InputError: the file is missing, is no JSON, or holds no object.
     """
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: {type(error).__name__}, wanted {wanted}; check the folder"

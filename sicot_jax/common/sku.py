@@ -1,7 +1,7 @@
-"""Product numbers as keys: one spelling of what files hold; what cannot be one, what is doubtful.
+"""Product numbers and categories as keys: one spelling of what files hold; what cannot be one.
 
-Every reader of SKUs takes them through here, so that the same product has the same key in a
-manifest, an index, a list of withdrawn products and a log.
+Every reader of SKUs and categories takes them through here, so that the same product has the same
+key in a manifest, an index, a list of withdrawn products, a log and a request.
 """
 
 from __future__ import annotations
@@ -149,6 +149,20 @@ class SkuReader:
             shown = ", ".join(list(skus)[:_MAX_EXAMPLES])
             lines.append(f"SKUs that {kind}: {shown}{more}; check the source")
         return lines
+
+
+def normalize_category(text: str) -> str:
+    """Returns the one spelling of a category, by which photos are grouped and filtered.
+
+    Args:
+      text: as it stands in a file or request.
+
+    Returns:
+      Unicode form NFC, runs of any kind of blank as one space, none at the ends; empty where a
+      placeholder such as NULL stands in place of a category.
+    """
+    name = " ".join(unicodedata.normalize("NFC", text).split())
+    return "" if name.lower() in _PLACEHOLDERS else name
 
 
 def normalize_skus(texts: Iterable[str]) -> list[str]:

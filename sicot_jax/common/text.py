@@ -10,10 +10,12 @@ _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,
 _HIDDEN_MARKUP = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
 # Of elements inside a word nothing remains; others separate words.
 _INLINE_TAG = re.compile(
-    r"</?(?:a|abbr|b|big|em|font|i|mark|s|small|span|strong|strike|sub|sup|u|wbr)"
+    r"</?(?:a|abbr|b|big|em|font|i|mark|small|span|strong|strike|sub|sup|u|wbr)"
     r"(?:\s[^<>]*)?/?>",
     re.IGNORECASE,
 )
+# Only with its end: a title may name the size <S>.
+_STRUCK = re.compile(r"<s(?:\s[^<>]*)?>(.*?)</s\s*>", re.DOTALL | re.IGNORECASE)
 _BLOCK_TAG = re.compile(
     r"<!\[CDATA\[|\]\]>|</?(?:article|blockquote|body|br|center|code|dd|div|dl|dt|footer|h[1-6]|head|"
     r"header|hr|html|img|label|li|link|meta|nav|ol|p|pre|section|table|tbody|td|tfoot|th|thead|"
@@ -40,7 +42,8 @@ def strip_markup(text: str) -> str:
         if unescaped == shown:
             break
         shown = unescaped
-    shown = _BLOCK_TAG.sub(" ", _INLINE_TAG.sub("", _HIDDEN_MARKUP.sub(" ", shown)))
+    shown = _STRUCK.sub(r"\1", _HIDDEN_MARKUP.sub(" ", shown))
+    shown = _BLOCK_TAG.sub(" ", _INLINE_TAG.sub("", shown))
     return text if shown == text else " ".join(shown.split())
 
 

@@ -68,7 +68,7 @@ def _config_path(name: str) -> Path:
 
 def _read_json(path: Path) -> Config:
     try:
-        stored = json.loads(path.read_text())
+        stored = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: no JSON ({error}); wanted the config.json of a run") from error
     if not isinstance(stored, dict) or "config" not in stored:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import gzip
+import io
 import json
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO, cast
 
 from sicot_jax.errors import InputError
 from sicot_jax.events.duckdb_engine import (
@@ -111,13 +115,14 @@ def open_log(log: Path, folder: Path, settings: LogSettings, rejects_table: str)
         log = events_as_parquet(log, folder)
     if is_parquet(log):
         return _open_parquet(log, columns, settings)
-    if log.suffix.lower() == ".csv":
+    suffix = Path(log.name.lower().removesuffix(".gz")).suffix
+    if suffix == ".csv":
         return _open_csv(log, columns, settings, rejects_table)
-    if log.suffix.lower() in (".jsonl", ".ndjson"):
+    if suffix in (".jsonl", ".ndjson"):
         return _open_jsonl(log, columns, settings)
     raise InputError(
-        f"{log}: ends in {log.suffix!r}, wanted .csv, .jsonl, .ndjson, a Parquet file or a "
-        "service's events"
+        f"{log}: ends in {log.suffix!r}, wanted .csv, .jsonl, .ndjson (also with .gz), a "
+        "Parquet file or a service's events"
     )
 
 
@@ -174,11 +179,24 @@ def _number_text_sql(number: str) -> str:
     )
 
 
+@contextlib.contextmanager
+def _open_plain(log: Path) -> Iterator[IO[bytes]]:
+    packed = log.suffix.lower() == ".gz"
+    with log.open("rb") as plain:
+        try:
+            yield cast(IO[bytes], gzip.GzipFile(fileobj=plain)) if packed else plain
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise InputError(
+                f"{log} cannot be unpacked ({error}), wanted a whole gzip file; copy it again"
+            ) from None
+
+
 def _open_csv(
     log: Path, columns: Mapping[str, str], settings: LogSettings, rejects_table: str
 ) -> LogSource:
-    with log.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        header = next(csv.reader(file), [])
+    with _open_plain(log) as file:
+        text = io.TextIOWrapper(file, "utf-8-sig", errors="replace", newline="")
+        header = [column.strip() for column in next(csv.reader(text), [])]
     if repeated := sorted({column for column in header if header.count(column) > 1}):
         raise InputError(f"{log}: column {repeated[0]!r} more than once, wanted once; remove one")
     existing = _existing_columns(log, columns, header)
@@ -194,7 +212,7 @@ def _open_csv(
 
 def _open_jsonl(log: Path, columns: Mapping[str, str], settings: LogSettings) -> LogSource:
     names, missing = dict[str, None](), {column.encode() for column in columns.values()}
-    with log.open("rb") as file:  # to its end: a log may begin with impressions, which lack a SKU
+    with _open_plain(log) as file:  # to its end: a log may begin with impressions, which lack a SKU
         for number, line in enumerate(file):
             if number < _SCANNED_LINES or any(column in line for column in missing):
                 with contextlib.suppress(ValueError):

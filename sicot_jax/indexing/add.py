@@ -39,6 +39,7 @@ from sicot_jax.index.storage.products import (
     upsert_products,
 )
 from sicot_jax.index.storage.vectors import VectorFiles, unit_features
+from sicot_jax.indexing.mass_changes import MAX_CHANGE_SHARE, check_added_rows
 from sicot_jax.indexing.new_products import imprint_products, load_weight_imprinter
 from sicot_jax.indexing.update import open_for_writing
 from sicot_jax.recognizer import Engine, jax_engine, onnx_engine
@@ -84,7 +85,9 @@ class AdditionReport:
         )
 
 
-def add_products(index: Path, source: Path) -> AdditionReport:
+def add_products(
+    index: Path, source: Path, *, max_change_share: float = MAX_CHANGE_SHARE
+) -> AdditionReport:
     """Adds the products and photos of a manifest.
 
     An existing product gets the photos that it lacks and the manifest's texts; a deleted one is
@@ -93,15 +96,19 @@ def add_products(index: Path, source: Path) -> AdditionReport:
     Args:
       index: index folder.
       source: manifest, or a folder with one folder per SKU.
+      max_change_share: share of all products that may be renamed.
 
     Returns:
       What was added, and rows that could not be used.
 
     Raises:
-      InputError: no such source, or no row of it can be used.
+      InputError: no such source, no row of it can be used, or more changes than allowed; nothing
+        is changed.
     """
     report = AdditionReport()
     with open_for_writing(index) as (folder, manifest, store):
+        known = (row for row in read_source(source) if isinstance(row, ManifestRow))
+        check_added_rows(store, known, source, max_change_share)
         rows = read_source(source, report.notes)
         reader = FolderPhotos(source if source.is_dir() else source.parent)
         adder = _PhotoAdder(folder, manifest, store)

@@ -6,9 +6,13 @@ import contextlib
 import dataclasses
 import sqlite3
 import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sicot_jax.catalog.importing.manifest import read_source
+from sicot_jax.catalog.importing.manifest_rows import ManifestRow
 from sicot_jax.common.text import pluralize
 from sicot_jax.errors import InputError
 from sicot_jax.index.storage import layout
@@ -125,6 +129,105 @@ def check_new_version(index: Path, source: IndexSource, max_share: float) -> Non
     Raises:
       InputError: too many products would be withdrawn, renamed, or lose title or category.
     """
+    products = source.catalog.classes
+    after = {
+        products.sku[c]: ProductState(products.title[c], products.category[c])
+        for c in range(len(products))
+        if not products.discontinued[c]
+    }
+    photos = Counter(products.sku[c] for c in source.labels.tolist())
+    _compare(index, lambda sku, _: after.get(sku), photos, Path(source.catalog.name), max_share)
+
+
+def check_source(index: Path, source: Path, max_share: float) -> None:
+    """Compares the products of the version in use with a source that is not imported yet.
+
+    Args:
+      index: index folder; without a version in use nothing is compared.
+      source: manifest, or a folder with one folder per SKU.
+      max_share: as for `MassChanges.check`.
+
+    Raises:
+      InputError: as `check_new_version`.
+      TableError: the manifest cannot be read.
+    """
+    titles: defaultdict[str, list[str]] = defaultdict(list)
+    category: dict[str, str] = {}
+    photos: Counter[str] = Counter()
+    for row in read_source(source):
+        if isinstance(row, ManifestRow):
+            if row.title not in titles[row.sku]:
+                titles[row.sku].append(row.title)
+            category[row.sku] = category.get(row.sku) or row.category
+            photos[row.sku] += 1
+
+    def state(sku: str, before: ProductState) -> ProductState:
+        # Rows of one product may differ; an import chooses one of their titles.
+        same = [title for title in titles[sku] if title.split() == before.title.split()]
+        return ProductState((same or titles[sku])[0], category[sku], before.price)
+
+    _compare(
+        index,
+        lambda sku, before: state(sku, before) if sku in photos else None,
+        photos,
+        source,
+        max_share,
+    )
+
+
+def check_imported_version(index: Path, folder: Path, source: Path, max_share: float) -> None:
+    """Compares the products of the version in use with those of an imported one.
+
+    Args:
+      index: index folder; without a version in use nothing is compared.
+      folder: folder of the imported version.
+      source: where it comes from, for the message.
+      max_share: as for `MassChanges.check`.
+
+    Raises:
+      InputError: as `check_new_version`.
+    """
+    after, photos = _read_states(folder / layout.PRODUCTS)
+    _compare(index, lambda sku, _: after.get(sku), photos, source, max_share)
+
+
+def check_added_rows(
+    store: ProductStore, rows: Iterable[ManifestRow], source: Path, max_share: float
+) -> None:
+    """Compares the texts of products with those that rows to be added give them.
+
+    Args:
+      store: products of the index.
+      rows: the rows; what they leave empty stays as it is.
+      source: where they come from, for the message.
+      max_share: as for `MassChanges.check`.
+
+    Raises:
+      InputError: too many products would be renamed.
+    """
+    texts: dict[str, tuple[str, str]] = {}
+    for row in rows:
+        title, category = texts.get(row.sku, ("", ""))
+        texts[row.sku] = title or row.title, category or row.category
+    changes, skus = MassChanges(store.counts()["products"]), list(texts)
+    known = zip(skus, store.product_ids(skus), strict=True)
+    ids = {product: sku for sku, product in known if product is not None}
+    for record in store.products(list(ids)):
+        if record is not None:  # a deleted product is restored
+            title, category = texts[record.sku]
+            before = ProductState(record.title, record.category)
+            after = ProductState(title or record.title, category or record.category)
+            changes.compare(record.sku, before, after)
+    changes.check(source, max_share)
+
+
+def _compare(
+    index: Path,
+    after: Callable[[str, ProductState], ProductState | None],
+    photos_after: Mapping[str, int],
+    source: Path,
+    max_share: float,
+) -> None:
     if not (index / layout.CURRENT).exists():
         return
     try:
@@ -132,19 +235,14 @@ def check_new_version(index: Path, source: IndexSource, max_share: float) -> Non
     except (InputError, sqlite3.Error) as error:
         print(f"changes are not compared with the version in use: {error}", file=sys.stderr)
         return
-    products = source.catalog.classes
-    after = {
-        products.sku[c]: ProductState(products.title[c], products.category[c])
-        for c in range(len(products))
-        if not products.discontinued[c]
-    }
     changes = MassChanges(len(before))
+    kept = 0
     for sku, state in before.items():
-        changes.compare(sku, state, after.get(sku))
-    kept = sum(number for sku, number in photos.items() if sku in after)
-    remaining = sum(products.sku[c] in before for c in source.labels.tolist())
+        changes.compare(sku, state, new := after(sku, state))
+        kept += photos.get(sku, 0) if new is not None else 0
+    remaining = sum(number for sku, number in photos_after.items() if sku in before)
     changes.compare_photos(kept, remaining)
-    changes.check(Path(source.catalog.name), max_share)
+    changes.check(source, max_share)
 
 
 def _read_states(path: Path) -> tuple[dict[str, ProductState], dict[str, int]]:

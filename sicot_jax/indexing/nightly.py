@@ -25,7 +25,7 @@ from sicot_jax.index.storage.binary_codes import PCA
 from sicot_jax.index.storage.products import ProductStore
 from sicot_jax.index.storage.vectors import import_faiss
 from sicot_jax.indexing.build import DEFAULT_BITS, build_index
-from sicot_jax.indexing.mass_changes import MAX_CHANGE_SHARE
+from sicot_jax.indexing.mass_changes import MAX_CHANGE_SHARE, check_source
 from sicot_jax.training.provenance import utc_now
 from sicot_jax.training.run import read_run
 
@@ -121,6 +121,8 @@ def run_nightly(
         source = read_import_source(paths.catalog)
         imported = source is None or source["source_sha256"] != source_sha256(paths.manifest)
         if imported:
+            # Before the import: a refused source must not become the newest catalogue.
+            check_source(paths.index, paths.manifest, max_change_share)
             import_catalog(paths.manifest, paths.catalog)
     with _timed(seconds, "build"):
         before = _active_skus(paths.index)

@@ -33,6 +33,7 @@ from sicot_jax.index.storage.products import (
     upsert_products,
 )
 from sicot_jax.index.storage.vectors import VectorFiles, category_ranges, unit_features
+from sicot_jax.indexing.mass_changes import MAX_CHANGE_SHARE, check_imported_version
 from sicot_jax.indexing.new_products import imprint_all_new_products, load_weight_imprinter
 from sicot_jax.indexing.verify import verify_version
 from sicot_jax.weights.bundle import read_bundle, read_bundle_classes
@@ -139,18 +140,21 @@ def _row_groups(lines: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]
         yield group
 
 
-def import_index(source: Path, index: Path) -> Path:
+def import_index(source: Path, index: Path, *, max_change_share: float = MAX_CHANGE_SHARE) -> Path:
     """Makes the next version of an index from an export; photos are ordered by category again.
 
     Args:
       source: folder that `export_index` wrote.
       index: index folder; made where there is none.
+      max_change_share: share of the products of the version in use that may be withdrawn, renamed,
+        or lose title or category.
 
     Returns:
       Folder of the new version.
 
     Raises:
-      InputError: no export, a damaged file, or photos of no product; the version in use stays.
+      InputError: no export, a damaged file, photos of no product, or more changes than allowed; the
+        version in use stays.
     """
     manifest = layout.read_index_manifest(source)
     products, photos = _open(source / PRODUCTS), _open(source / PHOTOS)
@@ -189,6 +193,7 @@ def import_index(source: Path, index: Path) -> Path:
         )
         if faults := verify_version(folder):
             raise InputError(f"{source}: {faults[0]}; export again")
+        check_imported_version(index, folder, source, max_change_share)
         return layout.publish_version(index, folder)
 
 

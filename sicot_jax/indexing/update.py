@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import math
+import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from sicot_jax.common.sku import normalize_sku, normalize_skus
+from sicot_jax.common.sku import normalize_category, normalize_sku, normalize_skus
 from sicot_jax.common.table_files import (
     DroppedRow,
     EmptyTableError,
@@ -33,6 +35,7 @@ from sicot_jax.weights.bundle import read_bundle_config
 
 _TEXTS = ("title", "tags", "category")
 _COLUMNS = TableColumns(("sku", *_TEXTS, *QUALITY), ("sku",))
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
 @contextlib.contextmanager
@@ -60,7 +63,8 @@ def read_sku_list(path: Path) -> list[str]:
     """Reads a file with a SKU per line.
 
     Args:
-      path: text in UTF-8, with or without a byte order mark; empty lines do not count.
+      path: text in UTF-8, with or without a byte order mark, with a SKU in each line, also in
+        quotes; or a CSV whose header has a column sku. Empty lines do not count.
 
     Returns:
       The SKUs, as `normalize_sku` spells them.
@@ -69,11 +73,21 @@ def read_sku_list(path: Path) -> list[str]:
       InputError: no such file, or not UTF-8.
     """
     try:
-        return normalize_skus(path.read_text(encoding="utf-8-sig").split("\n"))
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise encoding_error(path) from None
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}, wanted a file with a SKU per line") from error
+    delimiter = max(",;\t|", key=lines[0].count)
+    header = [name.strip().lower() for name in next(csv.reader(lines[:1], delimiter=delimiter), [])]
+    if "sku" in header:
+        column = header.index("sku")
+        cells = (row[column : column + 1] for row in csv.reader(lines[1:], delimiter=delimiter))
+        return normalize_skus(cell for row in cells for cell in row)
+    quoted = (line.strip() for line in lines)
+    return normalize_skus(
+        next(csv.reader([line]))[0] if _QUOTED.fullmatch(line) else line for line in quoted
+    )
 
 
 def remove_products(
@@ -230,6 +244,7 @@ def _read_change(
                     f"{where}: {name}={row[name]!r}, wanted a number; nothing was changed"
                 )
     texts = {name: strip_markup(row.get(name, "")) for name in _TEXTS}
+    texts["category"] = normalize_category(texts["category"])
     texts = {name: text for name, text in texts.items() if text.strip()}  # blank: as it is stored
     return _ProductChange(product_id, texts, quality)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,6 +28,7 @@ from sicot_jax.search.rejection import Calibration, ConfidenceFeatures
 NUM_CONFIDENCE_NEIGHBOURS = 10  # nearest products that the confidence is computed from
 _CANDIDATES_PER_RESULT = 2  # products that a ranker chooses each similar one from
 _MIN_NAME_RATIO = 0.5  # of difflib, for a category that may be meant
+_MAX_COMPARED_NAMES = 300
 _MAX_LOOKUPS = 3  # repeated where products are deleted between two reads of the index
 
 
@@ -147,8 +149,13 @@ class Searcher:
         names = self.index.active_products().category_names
         if category in names:
             return
-        folded = {name.casefold(): name for name in names}
-        nearest = difflib.get_close_matches(category.casefold(), folded, cutoff=_MIN_NAME_RATIO)
+        asked, folded = category.casefold(), {name.casefold(): name for name in names}
+        # Comparing 10,000 names would take as long as many photos: those with a word or the
+        # beginning in common first.
+        words = set(asked.split())
+        alike = [n for n in folded if n[:2] == asked[:2] or not words.isdisjoint(n.split())]
+        compared = itertools.islice(dict.fromkeys([*alike, *folded]), _MAX_COMPARED_NAMES)
+        nearest = difflib.get_close_matches(asked, compared, cutoff=_MIN_NAME_RATIO)
         wanted = ", ".join(repr(folded[name]) for name in nearest) or "one of the catalogue's"
         raise InputError(
             f"category={category!r:.100}: no such category, wanted {wanted}; "

@@ -61,7 +61,7 @@ def read_api_keys(path: Path) -> ApiKeys:
 
 def _read_hashes(path: Path) -> dict[str, bytes]:
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path}: {error}; make keys with `sicot serve-key NAME --file {path}`"

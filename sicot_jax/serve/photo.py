@@ -9,6 +9,7 @@ import dataclasses
 import io
 import json
 import threading
+import urllib.parse
 import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -25,7 +26,8 @@ from sicot_jax.serve.admission import PhotoClock
 from sicot_jax.serve.box import FULL_PHOTO, Box
 
 # base64 of JSON clients: URL-safe, with line breaks
-_STANDARD_ALPHABET, _WHITE_SPACE = bytes.maketrans(b"-_", b"+/"), b" \t\r\n\f\v"
+_STANDARD_ALPHABET, _LINE_BREAKS = bytes.maketrans(b"-_", b"+/"), b"\t\r\n\f\v"
+_SHORTEST_LINE = 60  # of base64 that is broken into lines
 _NO_CLOCK = contextlib.nullcontext()
 QUERY_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", *HEIF_FORMATS)
 
@@ -97,7 +99,7 @@ def decode_base64(text: str, limits: PhotoLimits) -> bytes:
 
     Args:
       text: base64 in the standard or the URL-safe alphabet, with or without padding and line
-        breaks, also as a data URL.
+        breaks, also as a data URL, percent-escaped, or with blanks that a form made of `+`.
       limits: limits of the photo.
 
     Returns:
@@ -109,7 +111,10 @@ def decode_base64(text: str, limits: PhotoLimits) -> bytes:
     if text[:5].lower() == "data:":
         text = text.partition(",")[2]
     try:
-        encoded = text.encode("ascii").translate(_STANDARD_ALPHABET, _WHITE_SPACE).rstrip(b"=")
+        if "%" in text:
+            text = urllib.parse.unquote(text, errors="strict")
+        plain = text.strip().encode("ascii").translate(_STANDARD_ALPHABET, _LINE_BREAKS)
+        encoded = _form_blanks(plain).rstrip(b"=")
         if len(encoded) > limits.bytes * 4 // 3 + 4:
             raise PhotoError(
                 413,
@@ -119,6 +124,15 @@ def decode_base64(text: str, limits: PhotoLimits) -> bytes:
         return base64.b64decode(encoded + b"=" * (-len(encoded) % 4), validate=True)
     except (binascii.Error, UnicodeEncodeError) as error:
         raise PhotoError(400, "bad_base64", f"photo is no base64 ({error!s:.100})") from error
+
+
+def _form_blanks(encoded: bytes) -> bytes:
+    """Base64 without blanks: with those as `+` that a form made of `+`, without those of lines."""
+    lines = encoded.split(b" ")
+    same_length = len({len(line) for line in lines[:-1]}) < 2 and len(lines[0]) >= _SHORTEST_LINE
+    if b"+" in encoded or same_length:
+        return encoded.replace(b" ", b"")
+    return encoded.replace(b" ", b"+")
 
 
 class DecodedPhoto(NamedTuple):

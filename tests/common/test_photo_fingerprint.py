@@ -7,6 +7,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import sparse
 
 from sicot_jax.common import photo_fingerprint as module
 from sicot_jax.common.photo_fingerprint import (
@@ -71,6 +72,20 @@ def test_copies_of_copies_are_one_group(monkeypatch, block):
     is_chain = order < 20
     assert len(set(groups[is_chain])) == 1
     assert len(set(groups)) == 3
+
+
+def test_groups_are_those_of_all_pairs(monkeypatch):
+    monkeypatch.setattr(module, "_BLOCK", 16)
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (30, FINGERPRINT_BYTES))
+    noise = rng.integers(-2, 3, (120, FINGERPRINT_BYTES))
+    prints = np.clip(pictures[rng.integers(0, 30, 120)] + noise, 0, 255).astype(np.uint8)
+    distances = np.square(prints[:, None].astype(float) - prints).mean(-1) ** 0.5
+    graph = distances <= module.MAX_DIFFERENCE
+    wanted = sparse.csgraph.connected_components(graph, directed=False)[1]
+    groups = near_identical(prints)
+    np.testing.assert_array_equal(groups[:, None] == groups, wanted[:, None] == wanted)
+    assert 1 < len(set(groups)) < 120
 
 
 def test_no_photo_and_one_photo():

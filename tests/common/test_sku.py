@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sicot_jax.common.sku import SkuError, SkuReader, normalize_sku, read_sku
+from sicot_jax.common.sku import SkuError, SkuReader, normalize_category, normalize_sku, read_sku
 from sicot_jax.events.duckdb_engine import open_duckdb, sku_key_sql
 
 
@@ -20,6 +20,20 @@ from sicot_jax.events.duckdb_engine import open_duckdb, sku_key_sql
 )
 def test_unicode_forms_and_kinds_of_blanks_are_one_key(text):
     assert normalize_sku(text) == read_sku(text) == "St\u00fchle 1"
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (" Stu\u0308hle\u00a0 und \n Tische ", "St\u00fchle und Tische"),
+        ("NULL", ""),
+        ("#N/A", ""),
+        (" ", ""),
+        ("A > B", "A > B"),
+    ],
+)
+def test_spelling_of_a_category(text, key):
+    assert normalize_category(text) == key
 
 
 @pytest.mark.parametrize("text", ["0012", "12", "1e5", "1E5", "1.10", "NA", "nan-1", "4E+1", "a b"])

@@ -54,7 +54,16 @@ def test_markup_becomes_the_text_that_it_shows(text, shown):
 
 
 @pytest.mark.parametrize(
-    "text", ["5 < 6 & 7 > 2", "AT&T, R&D", "I <3 it", "<new>  two  blanks", "a&b;", '15" screen']
+    "text",
+    [
+        "5 < 6 & 7 > 2",
+        "AT&T, R&D",
+        "I <3 it",
+        "<new>  two  blanks",
+        "a&b;",
+        '15" screen',
+        "Shirt <S>",
+    ],
 )
 def test_text_without_markup_stays(text):
     assert strip_markup(text) == text

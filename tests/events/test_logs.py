@@ -2,6 +2,7 @@
 a result never stays.
 """
 
+import gzip
 import json
 import signal
 import subprocess
@@ -99,6 +100,23 @@ def test_a_question_mark_in_the_path_of_the_result_is_refused(tmp_path):
         import_logs([csv_of(tmp_path, *GOOD)], tmp_path / "logs?" / "out", SOME)
     import_logs([csv_of(tmp_path / "logs?", *GOOD)], tmp_path / "out", SOME)
     assert len(rows_of(tmp_path / "out")) == 3
+
+
+def test_a_compressed_log_and_blanks_in_its_header(tmp_path):
+    header = HEADER.replace(",", " , ")
+    plain = csv_of(tmp_path, *GOOD, header=header)
+    packed = tmp_path / "log.csv.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    import_logs([plain], tmp_path / "plain", SOME)
+    import_logs([packed], tmp_path / "packed", SOME)
+    assert rows_of(tmp_path / "packed") == rows_of(tmp_path / "plain")
+    lines = [json.dumps({**vars(event), "time": T}) for event in rows_of(tmp_path / "plain")]
+    (tmp_path / "log.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    import_logs([tmp_path / "log.jsonl.gz"], tmp_path / "lines", SOME)
+    assert len(rows_of(tmp_path / "lines")) == 3
+    packed.write_bytes(packed.read_bytes()[:40])
+    with pytest.raises(InputError, match=r"log\.csv\.gz cannot be unpacked .*; copy it again"):
+        import_logs([packed], tmp_path / "cut", SOME)
 
 
 def test_skus_are_spelled_as_in_the_catalogue(tmp_path):

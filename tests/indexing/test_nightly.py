@@ -136,6 +136,9 @@ def test_mass_changes_stop_before_the_switch(night):
             assert said in printed.err.replace("20%", "20 %")
             assert "give --max-change-share 1 once if this is right" in printed.err
             assert layout.current_version(index).name == "v000001"
+    # What was refused is not the newest catalogue, which a training would take.
+    versions = {path.parent.name for path in (folder.parent / "catalog").rglob("classes.csv")}
+    assert versions == {"1.0.0"}
     (folder / "products.csv").write_text(whole)
     code, printed, report = run()
     assert code == 0

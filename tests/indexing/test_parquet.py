@@ -4,6 +4,7 @@ import contextlib
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from helpers.made_photos import jpeg, photo, sku, write_manifest_csv
 from helpers.small_index import BITS, PHOTOS, PRODUCTS, WIDTH
@@ -83,6 +84,20 @@ def test_export_and_import(changed, tmp_path, capsys):
     assert opened.active_products().deleted.tolist() == [2]  # the model still knows it
     assert opened.picture(opened.product("new").picture_rows[0]) == jpeg(photo(8, 0))
     opened.close()
+
+
+def test_imports_that_change_most_products_stop(changed, tmp_path, capsys):
+    index_parquet.export_index(changed, tmp_path / "out")
+    path = tmp_path / "out" / index_parquet.PRODUCTS
+    table = parquet.read_table(path)
+    titles = pa.array(["another thing"] * len(table))
+    parquet.write_table(table.set_column(table.column_names.index("title"), "title", titles), path)
+    command = ["index", "import", "--index", str(changed), str(tmp_path / "out")]
+    before = layout.current_version(changed)
+    assert cli.main(command) == cli.INPUT_ERROR
+    assert "products would be renamed" in capsys.readouterr().err
+    assert layout.current_version(changed) == before
+    assert cli.main([*command, "--max-change-share", "1"]) == 0
 
 
 def test_exported_columns(changed, tmp_path):

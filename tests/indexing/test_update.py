@@ -17,7 +17,7 @@ from sicot_jax.index.storage.vectors import VectorFiles
 from sicot_jax.indexing import add
 from sicot_jax.indexing.add import add_products, open_index_engine
 from sicot_jax.indexing.title_regression import load_title_regression
-from sicot_jax.indexing.update import remove_products, update_products
+from sicot_jax.indexing.update import read_sku_list, remove_products, update_products
 from sicot_jax.indexing.verify import verify_version
 from sicot_jax.search.answer import Query, Searcher
 
@@ -225,6 +225,29 @@ def test_mass_removals_stop(index, tmp_path, capsys):
     typed = ["index", "remove", "--index", str(index), "sku-3", "sku-4"]
     assert cli.main(typed) == 0
     assert counts_of(index)["products"] == PRODUCTS - 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sku-0\nsku-1\n",
+        '"sku-0"\n"sku-1"\n',
+        "SKU\r\nsku-0\r\n\r\nsku-1\r\n",
+        "title;sku;\nx;sku-0;\ny;sku-1;\n",
+        '\ufeffsku,title\n"sku-0","a, b"\nsku-1,c\n',
+    ],
+)
+def test_lists_of_skus(tmp_path, text):
+    (tmp_path / "gone").write_text(text, encoding="utf-8")
+    assert read_sku_list(tmp_path / "gone") == ["sku-0", "sku-1"]
+
+
+def test_additions_that_rename_most_products_stop(index, tmp_path, capsys):
+    path = feed(tmp_path / "feed", range(4), photos=1, title="another thing")
+    command = ["index", "add", "--index", str(index), str(path)]
+    assert cli.main(command) == cli.INPUT_ERROR
+    assert "4 of 6 products would be renamed" in capsys.readouterr().err
+    assert cli.main([*command, "--max-change-share=1"]) == 0
 
 
 def test_updates_from_other_tables(index, tmp_path):

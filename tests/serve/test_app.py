@@ -335,6 +335,14 @@ def test_parameters_without_a_value_are_not_given(client):
     assert empty["searched"] == plain["searched"]
 
 
+def test_a_category_is_spelled_as_people_type_it(client):
+    wanted = post_photo(client, 2, "/v1/search", similar=9, category="kind 1").json()["similar"]
+    for category in (" kind\u00a0 1 ", "kind 1\n"):
+        answer = post_photo(client, 2, "/v1/search", similar=9, category=category).json()
+        assert answer["similar"] == wanted
+    assert post_photo(client, 2, "/v1/search", category=" ").status_code == 200
+
+
 @pytest.mark.parametrize("path", ["/v1/recognize", "/v1/search"])
 @pytest.mark.parametrize("category", ["KIND 1", "kinds 1"])
 def test_an_unknown_category_is_refused_with_the_nearest(client, path, category):

@@ -5,6 +5,7 @@ import io
 import struct
 import threading
 import time
+import urllib.parse
 import zlib
 
 import numpy as np
@@ -128,6 +129,9 @@ def test_base64():
         base64.urlsafe_b64encode(data).decode(),
         text.rstrip("="),
         f"DATA:image/jpeg;base64,{text}",
+        f"data:image/jpeg;charset=utf-8;base64,{urllib.parse.quote(text, safe='')}",
+        text.replace("+", " "),  # by a form
+        base64.encodebytes(data).decode().replace("\n", " "),
     ):
         assert decode_base64(other, LIMITS) == data
     for bad, status in (("???", 400), ("abcde", 400), ("a" * 70_000, 413)):

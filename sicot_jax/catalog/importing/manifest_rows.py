@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 
 from sicot_jax.catalog.catalog import SPLITS
-from sicot_jax.common.sku import SkuError, SkuReader
+from sicot_jax.common.sku import SkuError, SkuReader, normalize_category
 from sicot_jax.common.table_files import DroppedRow, RawRow, RowError, TableColumns
 from sicot_jax.common.text import pluralize
 from sicot_jax.errors import InputError
@@ -149,7 +149,7 @@ def parse_row(values: Mapping[str, str], skus: SkuReader) -> ManifestRow:
         sku=sku,
         title=values.get("title", ""),
         tags=values.get("tags", ""),
-        category=values.get("category", ""),
+        category=normalize_category(values.get("category", "")),
         box=_parse_box(values.get("box", "")),
         role=role,
         split=split,

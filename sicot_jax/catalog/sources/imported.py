@@ -195,7 +195,7 @@ def read_description(folder: Path) -> dict[str, Any]:
       CatalogError: it cannot be read, or has a newer format.
     """
     try:
-        description = json.loads((folder / CATALOG_FILE).read_text(encoding="utf-8"))
+        description = json.loads((folder / CATALOG_FILE).read_text(encoding="utf-8-sig"))
         version = int(description["format_version"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CatalogError(

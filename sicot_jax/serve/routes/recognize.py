@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from sicot_jax.common.sku import normalize_category
 from sicot_jax.recognizer import EngineOutputs
 from sicot_jax.search.answer import Answer, Query
 from sicot_jax.serve import metrics
@@ -132,7 +133,9 @@ async def recognize(
       PhotoError: the request has no usable photo.
       InputError: a malformed box, or an unknown category.
     """
-    wanted = PhotoRequest(k, similar, category, any_category, rerank, _requested_box(box))
+    wanted = PhotoRequest(
+        k, similar, _asked_category(category), any_category, rerank, _requested_box(box)
+    )
     return await _answer_request(request, wanted)
 
 
@@ -170,7 +173,9 @@ async def search(
       PhotoError: the request has no usable photo.
       InputError: a malformed box, or an unknown category.
     """
-    wanted = PhotoRequest(0, similar, category, any_category, rerank, _requested_box(box))
+    wanted = PhotoRequest(
+        0, similar, _asked_category(category), any_category, rerank, _requested_box(box)
+    )
     return await _answer_request(request, wanted)
 
 
@@ -178,13 +183,13 @@ def _requested_box(text: str | None) -> Box | None:
     return None if text is None else parse_box(text)
 
 
+def _asked_category(text: str | None) -> str | None:
+    return None if text is None else normalize_category(text) or None
+
+
 async def _answer_request(request: Request, wanted: PhotoRequest) -> Response:
     state, timer = service_state(request), _StageTimer()
     model, seconds = state.models.current, state.settings.timeout_seconds
-    if wanted.category is not None:
-        await asyncio.get_running_loop().run_in_executor(
-            state.threads, model.searcher.check_category, wanted.category
-        )
     try:
         async with asyncio.timeout(seconds):
             data = await read_photo(request, state.settings.limits)
@@ -219,6 +224,8 @@ async def _answer_photo(
     loop = asyncio.get_running_loop()
 
     def decode() -> DecodedPhoto:
+        if wanted.category is not None:
+            model.searcher.check_category(wanted.category)
         return decode_query_photo(
             data,
             model.engine.preprocessing,

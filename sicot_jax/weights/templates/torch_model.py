@@ -418,10 +418,10 @@ class SicotRecognizer(nn.Module):
           The recogniser, in evaluation mode.
         """
         folder = Path(folder)
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))
         skus, discontinued = [], []
         if config["model"]["num_classes"]:
-            with (folder / "classes.csv").open(encoding="utf-8", newline="") as file:
+            with (folder / "classes.csv").open(encoding="utf-8-sig", newline="") as file:
                 products = list(csv.DictReader(file))
             skus = [row["sku"] for row in products]
             discontinued = [c for c, row in enumerate(products) if row["discontinued"] == "1"]

@@ -75,7 +75,7 @@ class SicotTextEncoder(nn.Module):
           The stream, in evaluation mode.
         """
         folder = Path(folder)
-        text = json.loads((folder / "config.json").read_text())["text"]
+        text = json.loads((folder / "config.json").read_text(encoding="utf-8-sig"))["text"]
         weights = load_file(folder / "text.safetensors")
         encoder = cls(text, len(weights["words.weight"]), read_tokenizer(folder))
         counters = {
