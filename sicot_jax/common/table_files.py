@@ -7,10 +7,12 @@ is written without point and exponent, and no number (NaN, null) is an empty tex
 from __future__ import annotations
 
 import codecs
+import contextlib
 import dataclasses
 import decimal
 import difflib
 import gzip
+import itertools
 import json
 import math
 import mmap
@@ -252,12 +254,12 @@ def _read_csv(path: Path, columns: TableColumns, unused: list[str]) -> Iterator[
 
     def skip(row: csv.InvalidRow) -> str:
         wanted = f"wanted {row.expected_columns}; quote fields that contain commas"
-        broken[row.number] = f"{row.actual_columns} fields, {wanted}"
+        broken[row.number - _first_row(path)] = f"{row.actual_columns} fields, {wanted}"
         return "skip"
 
     # Values may hold line breaks inside quotes. One thread: the parser numbers rows only then.
     parse = csv.ParseOptions(newlines_in_values=True, invalid_row_handler=skip)
-    read = csv.ReadOptions(use_threads=False)
+    read = csv.ReadOptions(use_threads=False, skip_rows=_first_row(path))
     try:
         with csv.open_csv(path, read_options=read, parse_options=parse) as header:
             known = columns.find(path, header.schema.names, unused)
@@ -281,7 +283,8 @@ def _numbered_rows(
     path: Path, batches: Iterable[pa.RecordBatch], broken: Mapping[int, str]
 ) -> Iterator[RawRow]:
     """Merges parsed rows with `broken`, the rows pyarrow skipped by number (the header is 1)."""
-    lines = enumerate(_row_lines(path), start=1)
+    rows = itertools.islice(_row_lines(path), _first_row(path), None)
+    lines = enumerate(rows, start=1)
     _, line = next(lines)
     values = None
     for batch in batches:
@@ -296,6 +299,13 @@ def _numbered_rows(
             yield _wrong_fields(line, broken[number])
     if values is None:
         raise no_rows_error(path)
+
+
+def _first_row(path: Path) -> int:
+    """1 where the first row is Excel's `sep=,`, which says how columns are separated; else 0."""
+    with path.open("rb") as file:
+        begin = file.read(16).removeprefix(codecs.BOM_UTF8)
+    return int(re.match(rb'"?sep=.?"?[\r\n]', begin) is not None)
 
 
 def _renamed(batches: Iterable[pa.RecordBatch], names: list[str]) -> Iterator[pa.RecordBatch]:
@@ -471,15 +481,27 @@ def _json_values(path: Path) -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def _json_array(file: TextIO) -> list[object] | None:
-    """The values of a file that is one array; None where it is lines."""
-    if not next((line for line in file if line.strip()), "").lstrip().startswith("["):
+    """The values of a file that is one array, or an object with one of objects; None for lines."""
+    first = next((line for line in file if line.strip()), "").lstrip()
+    if first[:1] not in ("[", "{"):
         return None
+    if first[0] == "{":
+        with contextlib.suppress(ValueError, RecursionError):
+            return _listed_objects(_parse_json(first))  # the first of many lines, or all
     file.seek(0)
     try:
         value = _parse_json(file.read())
     except (ValueError, RecursionError):
         return None  # then each line is read, and has its error
-    return value if isinstance(value, list) else None
+    return value if isinstance(value, list) else _listed_objects(value)
+
+
+def _listed_objects(value: object) -> list[object] | None:
+    """The rows of {"products": [{...}, {...}]}; None for other values, such as a row."""
+    values = value.values() if isinstance(value, dict) else ()
+    lists = [item for item in values if isinstance(item, list)]
+    are_objects = len(lists) == 1 and all(isinstance(item, dict) for item in lists[0])
+    return lists[0] if are_objects and lists[0] else None
 
 
 def _itself(value: object) -> object:

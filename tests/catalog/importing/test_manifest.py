@@ -235,6 +235,23 @@ def test_a_compressed_manifest(tmp_path, suffix):
         list(read_manifest(packed))
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_object_with_the_list_of_rows(tmp_path, indent):
+    rows = [{"image": f"{n}.jpg", "sku": "a", "title": "x"} for n in range(2)]
+    path = tmp_path / "m.json"
+    path.write_text(json.dumps({"total": 2, "products": rows}, indent=indent))
+    assert [row.image for row in read_manifest(path)] == ["0.jpg", "1.jpg"]
+
+
+@pytest.mark.parametrize("first", ["sep=,\n", '\ufeff"sep=,"\r\n'])
+def test_the_line_by_which_excel_names_the_separator(tmp_path, first):
+    path = tmp_path / "m.csv"
+    path.write_text(f"{first}image,sku\na.jpg,1\nb.jpg\nc.jpg,2\n", encoding="utf-8")
+    one, broken, two = read_manifest(path)
+    assert (one.sku, two.sku) == ("1", "2")
+    assert (broken.row, broken.reason) == ("line 4", "wrong number of fields")
+
+
 def test_blanks_around_column_names(tmp_path):
     notes = SourceNotes()
     (tmp_path / "m.csv").write_text("image, sku,\u00a0title , price\na.jpg,A,t,1\n")
