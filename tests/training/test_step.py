@@ -3,6 +3,9 @@ what trains.
 """
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -505,3 +508,18 @@ def test_golden_step():
 
 
 GOLDEN = [4.785869, 4.636126]
+
+
+@pytest.mark.slow
+def test_golden_step_of_optimised_code():
+    """As users compile it; see tests/conftest.py."""
+    flags = {"XLA_FLAGS": "--xla_backend_optimization_level=3"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(
+        [*command, "-k", "test_golden_step and not optimised"],
+        env={k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | flags,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
